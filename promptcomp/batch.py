@@ -1,0 +1,153 @@
+"""Example and Batch: the contract between data and methods.
+
+Shape legend (used in the whole package): G contexts, N queries, M targets, C context tokens, Q query tokens,
+T target tokens, K slots, D hidden size, H heads, L layers, V vocabulary.
+
+A batch is a small forest: M targets hang on N queries, which hang on G contexts. Training has one target to a query
+(M = N); option scoring has one target to each option; several queries may share one context, which is then compressed
+once. Contexts and queries are padded on the left and targets on the right, so `[query | target]` has no hole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTarget:
+    """Token ids of one candidate continuation of a query."""
+
+    ids: tuple[int, ...]
+    choice: int = 0
+    """Which option of its example this is."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQuery:
+    """Token ids of one query with the targets to be trained on or scored.
+
+    In channel scoring one example gives one query for each option, so the example is named apart from the query.
+    """
+
+    ids: tuple[int, ...]
+    targets: tuple[EncodedTarget, ...]
+    example: int = 0
+    """Number of the example within its split (stable over runs and methods)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedContext:
+    """Token ids of one context (demonstrations or an instruction; no BOS) with the queries that share it."""
+
+    ids: tuple[int, ...]
+    queries: tuple[EncodedQuery, ...]
+    task: int = 0
+    """Number of the task in the datamodule's `task_names` (per-task prompts need it)."""
+    teacher_ids: tuple[int, ...] | None = None
+    """What the teacher reads when its token budget differs; None: the same ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a compressor reads. `ids`, `mask`: [G, C], left-padded; `task`: [G]."""
+
+    ids: Tensor
+    mask: Tensor
+    task: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch of contexts, queries and targets (see the module docstring for the forest and the padding)."""
+
+    context: Context
+    teacher_context: Context
+    """The context as the teacher reads it; the same object as `context` unless its token budget differs."""
+    query_ids: Tensor  # [N, Q] left-padded
+    query_mask: Tensor  # [N, Q] bool
+    target_ids: Tensor  # [M, T] right-padded
+    target_mask: Tensor  # [M, T] bool
+    context_of: Tensor  # [N] row of each query's context
+    query_of: Tensor  # [M] row of each target's query
+    example: Tensor  # [M] number of the example each target belongs to
+    choice: Tensor  # [M] which option of its example each target is
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        shared = self.teacher_context is self.context
+        moved = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}
+        if shared:
+            moved["teacher_context"] = moved["context"]
+        return replace(self, **moved)
+
+    @property
+    def num_tokens(self) -> int:
+        """Real (unpadded) tokens of contexts, queries and targets."""
+        return int(self.context.mask.sum() + self.query_mask.sum() + self.target_mask.sum())
+
+
+def _move(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Context):
+        return Context(value.ids.to(device), value.mask.to(device), value.task.to(device))
+    return value.to(device)
+
+
+@dataclass(slots=True)
+class _Columns:
+    ids: list[Sequence[int]] = field(default_factory=list)
+    parent: list[int] = field(default_factory=list)
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[Tensor, Tensor]:
+    """Pad token rows on `side` ("left" or "right"). Returns ids and a bool mask, both [rows, longest]."""
+    width = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        if row:
+            where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+            ids[i, where] = torch.tensor(row, dtype=torch.long)
+            mask[i, where] = True
+    return ids, mask
+
+
+def collate(contexts: Sequence[EncodedContext], pad_id: int) -> Batch:
+    """Make a Batch of encoded contexts; the only place where padding is decided."""
+    queries, targets = _Columns(), _Columns()
+    example: list[int] = []
+    choice: list[int] = []
+    for g, context in enumerate(contexts):
+        for query in context.queries:
+            for target in query.targets:
+                targets.ids.append(target.ids)
+                targets.parent.append(len(queries.ids))
+                example.append(query.example)
+                choice.append(target.choice)
+            queries.ids.append(query.ids)
+            queries.parent.append(g)
+    task = torch.tensor([context.task for context in contexts], dtype=torch.long)
+    context_ids, context_mask = pad([context.ids for context in contexts], pad_id, "left")
+    student = Context(context_ids, context_mask, task)
+    teacher = student
+    if any(context.teacher_ids is not None for context in contexts):
+        teacher_rows = [c.ids if c.teacher_ids is None else c.teacher_ids for c in contexts]
+        teacher = Context(*pad(teacher_rows, pad_id, "left"), task)
+    query_ids, query_mask = pad(queries.ids, pad_id, "left")
+    target_ids, target_mask = pad(targets.ids, pad_id, "right")
+    return Batch(
+        context=student,
+        teacher_context=teacher,
+        query_ids=query_ids,
+        query_mask=query_mask,
+        target_ids=target_ids,
+        target_mask=target_mask,
+        context_of=torch.tensor(queries.parent, dtype=torch.long),
+        query_of=torch.tensor(targets.parent, dtype=torch.long),
+        example=torch.tensor(example, dtype=torch.long),
+        choice=torch.tensor(choice, dtype=torch.long),
+    )

@@ -1,0 +1,140 @@
+"""Configuration: a strict pydantic base, YAML files, `key=value` overrides and errors a person can act on.
+
+Order of precedence: code defaults < YAML file < overrides, left to right. All mistakes are reported at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class ConfigError(ValueError):
+    """A mistake of the user's, told in one message; the CLI prints it and exits with code 2."""
+
+
+class Config(BaseModel):
+    """Base of every configuration section: unknown keys refused, frozen, field docstrings become the help text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, not UTF-8, not YAML, or not a mapping with text keys.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(f"{path}: expected a mapping such as 'method: {{name: mend}}', found {type(tree).__name__}")
+    return tree
+
+
+def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of `tree` with `a.b=value` assignments applied in order; values are read as YAML.
+
+    Raises:
+        ConfigError: an assignment has no `=`, an empty path, goes through a value, or its value is not YAML.
+    """
+    result = _copy(tree)
+    for override in overrides:
+        path, equals, raw = override.partition("=")
+        keys = path.split(".")
+        if not equals or not all(keys):
+            raise ConfigError(f"{override!r}: an override is written section.key=value, for example optim.lr=1e-4")
+        node = result
+        for key in keys[:-1]:
+            child = node.setdefault(key, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"{override!r}: {key!r} holds the value {child!r} and has no keys below it")
+            node = child
+        try:
+            node[keys[-1]] = yaml.safe_load(raw)
+        except yaml.YAMLError:
+            raise ConfigError(f"{override!r}: the value is not valid YAML; quote it, for example key='\"a: b\"'") from None
+    return result
+
+
+def build(schema: type[ConfigType], tree: Mapping[str, Any], source: str = "configuration") -> ConfigType:
+    """Validate `tree` against `schema`.
+
+    Raises:
+        ConfigError: lists every mistake with its dotted path, the value found and the nearest known key.
+    """
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        lines = [_describe(dict(item), schema) for item in error.errors(include_url=False)]
+        raise ConfigError("\n".join([f"{source}:", *(f"  {line}" for line in lines)])) from None
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML that `build` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
+    path: list[str] = []
+    parents: list[type[BaseModel]] = [schema]
+    last_fields: tuple[str, ...] = tuple(schema.model_fields)
+    for part in error["loc"]:
+        tagged = [model for model in parents if _tag(model) == part]
+        if tagged:  # the discriminator of a tagged union is no key of the file
+            parents = tagged
+            last_fields = tuple(parents[0].model_fields)
+            continue
+        path.append(str(part))
+        last_fields = tuple(dict.fromkeys(name for model in parents for name in model.model_fields))
+        parents = [m for p in parents if part in p.model_fields for m in _models(p.model_fields[part].annotation)]
+    dotted = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], last_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(last_fields)}"
+        return f"{dotted}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{dotted}: missing"
+    if error["type"] == "union_tag_invalid":
+        known = [str(_tag(model)) for model in parents]
+        found = str(error["ctx"]["tag"])
+        near = difflib.get_close_matches(found, known, n=1)
+        return f"{dotted}.name = {found!r}: " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+    if error["type"] == "union_tag_not_found":
+        return f"{dotted}.name: missing; known: {', '.join(str(_tag(model)) for model in parents)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{dotted} = {error['input']!r}: {message}" if dotted else message
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration classes inside an annotation (unions and Annotated unwrapped)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType) or origin is not None:
+        return [model for part in get_args(annotation) for model in _models(part)]
+    return []
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    field = model.model_fields.get("name")
+    return field.default if field is not None else None

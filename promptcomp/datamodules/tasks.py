@@ -1,0 +1,46 @@
+"""The rows and tasks that in-context-learning data is made of, whatever file or generator they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+TaskKind = Literal["classification", "multi_choice", "free_form"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One labelled example of a task. `options` is empty for free-form tasks, otherwise it holds `output`."""
+
+    input: str
+    output: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task: rows to show as demonstrations and rows to ask.
+
+    `demonstrations` and `queries` may be the same sequence (MetaICL's training tasks); a query is then never shown as
+    its own demonstration. `seed` names the data seed that made the demonstration pool (MetaICL: 100, 13, 21, 42, 87).
+    """
+
+    name: str
+    kind: TaskKind
+    demonstrations: Sequence[Row]
+    queries: Sequence[Row]
+    seed: int | None = None
+
+
+class TaskSource(Protocol):
+    """Anything that can list tasks. Both members are pure functions of the source's configuration."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names that `tasks` accepts: "train", a "dev" split where there is one, and one or more test splits."""
+        ...
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of a split; the sequence may build each task when it is indexed."""
+        ...
