@@ -1,0 +1,33 @@
+"""Fixtures shared by all tests: where the optional reference material is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _shared() -> Path | None:
+    """The folder with golden numbers and real data, if this checkout has it beside it (it is not part of the project)."""
+    named = os.environ.get("PROMPTCOMP_SHARED")
+    candidates = [Path(named)] if named else [Path(__file__).resolve().parents[2] / "shared"]
+    return next((path for path in candidates if path.is_dir()), None)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Numbers made by running the papers' original code; tests that need them skip where they are absent."""
+    shared = _shared()
+    if shared is None or not (shared / "golden").is_dir():
+        pytest.skip("the golden folder is not beside this checkout (set PROMPTCOMP_SHARED)")
+    return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data in the original file formats; tests that need them skip where they are absent."""
+    shared = _shared()
+    if shared is None or not (shared / "data").is_dir():
+        pytest.skip("the data folder is not beside this checkout (set PROMPTCOMP_SHARED)")
+    return shared / "data"
