@@ -1,8 +1,8 @@
 """The embedded world: a generator of in-context classification tasks that a 0.4M-parameter LM can really learn.
 
 Words: 24 categories of 12 words, 16 of nouns (animals, tools, countries ...) and 8 of adjectives (joy, warm, small
-...). A task draws 2-4 categories of one group and gives each a random label ("foo", "west", "b" ...), so its labels can be
-known from demonstrations only:
+...). A task draws 2-4 categories of one group and gives each a random label ("foo", "west", "b" ...), so its labels can
+be known from demonstrations only:
 
     about lion today => west
     my hammer is grumpy today => foo
