@@ -37,7 +37,9 @@ class Architecture(Config):
     positional_start: PositionalStart | None = None
 
 
-def build_model(architecture: Architecture, vocab_size: int, pad_id: int, bos_id: int | None, eos_id: int) -> PreTrainedModel:
+def build_model(
+    architecture: Architecture, vocab_size: int, pad_id: int, bos_id: int | None, eos_id: int
+) -> PreTrainedModel:
     """A freshly initialised model; initial weights follow torch's global seed.
 
     Raises:

@@ -37,7 +37,12 @@ def repeated_words(length: int, rng: random.Random) -> tuple[list[str], int]:
 
 
 def draw_document(
-    kind: DocumentKind, num_rows: int, num_classes: int, rng: random.Random, two_slot_share: float, split: str = "pretrain"
+    kind: DocumentKind,
+    num_rows: int,
+    num_classes: int,
+    rng: random.Random,
+    two_slot_share: float,
+    split: str = "pretrain",
 ) -> Document:
     """One document of labelled rows.
 

@@ -75,9 +75,7 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
         config.architecture, len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
     )
     optim = config.optim
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
     total = min(lessons.total_steps, config.steps or lessons.total_steps)
     history: list[dict[str, Any]] = []
     start = time.perf_counter()
