@@ -46,7 +46,7 @@ class ToyCurriculum(Config):
     stages: tuple[Stage, ...] = Field(min_length=1)
     two_slot_share: float = Field(default=0.3, ge=0, le=1)
     other_token_weight: float = 0.1
-    """Weight of the mean loss over tokens that cannot be known (words, first labels) beside that over those that can."""
+    """Weight of the mean loss over tokens that cannot be known (words, first labels); known answers have 1."""
     skill_documents: int = 64
 
 
