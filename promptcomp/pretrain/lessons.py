@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -42,4 +42,8 @@ class Lessons(Protocol):
 
     def skills(self, model: PreTrainedModel) -> dict[str, float]:
         """What the model can do now (may end the current part of the schedule)."""
+        ...
+
+    def report(self, model: PreTrainedModel) -> dict[str, Any]:
+        """What the finished model can do, for `recipe.json`."""
         ...

@@ -99,9 +99,10 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
             numbers |= lessons.skills(model)
             seconds = round(time.perf_counter() - start, 1)
             history.append({"step": step, "stage": stage, "seconds": seconds, **_rounded(numbers)})
-            save_base(model, lessons, config, history, output_dir)
+            save_base(model, lessons, config, {"history": history}, output_dir)
         if on_step is not None:
             on_step(step, total, numbers)
+    save_base(model, lessons, config, {"metrics": lessons.report(model), "history": history}, output_dir)
     return output_dir
 
 
@@ -113,9 +114,9 @@ def make_lessons(config: PretrainConfig) -> Lessons:
 
 
 def save_base(
-    model: PreTrainedModel, lessons: Lessons, config: PretrainConfig, history: list[dict[str, Any]], output_dir: Path
+    model: PreTrainedModel, lessons: Lessons, config: PretrainConfig, record: Mapping[str, Any], output_dir: Path
 ) -> None:
-    """Write the folder whole: weights, configuration, tokenizer, recipe."""
+    """Write the folder whole: weights, configuration, tokenizer and `recipe.json` with `record` in it."""
     recipe = {
         "config": config.model_dump(mode="json"),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -126,7 +127,7 @@ def save_base(
             "python": platform.python_version(),
         },
         "threads": torch.get_num_threads(),
-        "history": history,
+        **record,
     }
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +104,10 @@ class TextLessons:
         loss = _next_token_loss(model, self._held_out).item()
         model.train()
         return {"held_out_loss": loss}
+
+    def report(self, model: PreTrainedModel) -> dict[str, Any]:
+        """The same as the skills."""
+        return dict(self.skills(model))
 
     def _shuffled_documents(self) -> list[str]:
         documents = list(self._texts)
