@@ -15,7 +15,7 @@ from promptcomp.config import Config, ConfigError
 class PositionalStart(Config):
     """Start heads of the first layer as "look n tokens back" heads (Llama with `attention_bias`).
 
-    A constant query and key bias, turned by RoPE, is a kernel over relative positions; its maximum is put n tokens back.
+    A constant query and key bias, turned by RoPE, is a kernel over relative positions; its maximum lies n tokens back.
     Without it the copying circuit of the smallest models did not form in 900 steps; with it, in 400-700.
     """
 
@@ -50,7 +50,7 @@ def build_model(
         config = AutoConfig.for_model(architecture.model_type, **{**settings, **architecture.settings})
     except ValueError:
         raise ConfigError(
-            f"architecture.model_type = {architecture.model_type!r}: transformers knows no such model; try llama, gpt2 or t5"
+            f"architecture.model_type = {architecture.model_type!r}: not known to transformers; try llama, gpt2 or t5"
         ) from None
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = auto_class.from_config(config)
