@@ -156,7 +156,9 @@ def compare(
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (toy_decoder, toy_t5, text) or a YAML file.")],
     overrides: Overrides = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model; must not exist.")] = Path("model"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the model; default: models/RECIPE.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a small base LM from scratch, for offline use: the embedded world's, or one for your own text."""
