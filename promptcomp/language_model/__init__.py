@@ -1,0 +1,6 @@
+"""Language models behind one face: decoder-only and encoder-decoder, with or without a Memory in front."""
+
+from promptcomp.language_model.loading import LanguageModelConfig
+from promptcomp.language_model.model import LanguageModel, Logits, Scores, TextEncoder
+
+__all__ = ["LanguageModel", "LanguageModelConfig", "Logits", "Scores", "TextEncoder"]
