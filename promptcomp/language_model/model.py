@@ -402,6 +402,16 @@ def _first(value: int | list[int] | None, default: int) -> int:
     return default if value is None else value
 
 
+def open_window(config: LanguageModelConfig) -> int | None:
+    """Most positions that the LM can read, from its architecture alone; None: no limit (T5).
+
+    Raises:
+        ConfigError: the architecture cannot be read.
+    """
+    architecture = loading.open_architecture(config)
+    return None if architecture.is_encoder_decoder else _window(architecture)
+
+
 def _window(config: PretrainedConfig) -> int:
     """Longest sequence: the position table, or the sliding window where layers have one (our masks do not slide)."""
     settings = config.to_dict()

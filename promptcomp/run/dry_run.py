@@ -80,12 +80,13 @@ def estimate(experiment: Experiment) -> Estimate:
     batch = max(1, experiment.trainer.batch_size // experiment.trainer.accumulate)
     queries = experiment.data.queries_per_context if isinstance(experiment.data, ICLConfig) else 1
     activations = flops = 0.0
-    for work in module.step_work(context, example, slots, queries):
-        shape = shape_of_config(work.architecture, work.parameters)
-        tokens = work.tokens * batch
-        if work.keeps_activations:
-            activations += _activation_bytes(shape, work.length, tokens, _BYTES[experiment.trainer.precision])
-        flops += tokens * work.parameters * (2 + 2 * work.keeps_activations + 2 * work.trained)
+    for each in module.passes(context, example, queries):
+        parameters = sum(p.numel() for p in each.model.parameters())
+        shape = shape_of_config(each.model.config.to_dict(), parameters)
+        tokens = each.tokens * batch
+        if each.gradient:
+            activations += _activation_bytes(shape, each.length, tokens, _BYTES[experiment.trainer.precision])
+        flops += tokens * parameters * (2 + 2 * each.gradient + 2 * each.trained)
     static = sum(part.weight_bytes + part.training_bytes for part in parts)
     return Estimate(
         parts=parts,

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
 from rich.progress import Progress
+from transformers.utils.logging import disable_progress_bar
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError, apply_overrides, build, dump, read_yaml
@@ -27,10 +28,10 @@ from promptcomp.datamodules.base import ContextDataModule, ICLConfig
 from promptcomp.evaluation.records import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
-from promptcomp.language_model import LanguageModel
+from promptcomp.language_model import open_tokenizer, open_window
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.report import print_results
+from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
 from promptcomp.run.callbacks import (
     AtomicCheckpoints,
@@ -71,7 +72,7 @@ class Outcome:
             console.print(f"Stopped after step {self.step}; the run is complete up to there.")
             console.print(f"Continue with: promptcomp fit --resume {self.run}", highlight=False, soft_wrap=True)
         elif self.results is not None:
-            print_results(self.results, self.run, console=console)
+            print_report(self.results, console, self.run)
 
 
 def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outcome | None:
@@ -120,7 +121,7 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
         datamodule, module = _parts(experiment)
         module.configure_model()
         if module.trainable:
-            module.load_weights(_weights(run))
+            module.load_trained(_weights(run))
         step = 0
         target.path.mkdir(parents=True, exist_ok=True)
         write_text(target.config, dump(experiment))
@@ -139,7 +140,10 @@ def _fit(experiment: Experiment, run: RunDirectory, console: Console, resume: bo
             _announce(experiment, run, console)
         cost, stopped, step = Cost(), False, 0
         if module.trainable and experiment.trainer.max_steps:
-            trainer, stop = _trainer(experiment, run, module, console, resume)
+            progress, stop = TrainingProgress(console, experiment.trainer.max_steps), StopAtSignal(run)
+            trainer = _trainer(experiment, run, [progress, stop], resume)
+            if "dev" in datamodule.eval_splits:
+                module.watch(datamodule.examples("dev"))
             seconds = time.monotonic()
             checkpoint = run.last if resume and run.last.is_file() else None
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -147,11 +151,12 @@ def _fit(experiment: Experiment, run: RunDirectory, console: Console, resume: bo
             step, stopped = trainer.global_step, stop.stopped
             if not trainer.is_global_zero:
                 return None
-            cost = Cost(train_seconds=seconds, steps=step, tokens_per_second=module.tokens_seen / max(seconds, 1e-9))
+            cost = Cost(train_seconds=seconds, steps=step, tokens_per_second=progress.tokens / max(seconds, 1e-9))
             if stopped:
                 run.write_log(f"stopped by a signal after step {step}")
                 return Outcome(run.path, None, step, interrupted=True)
-            module.load_weights(_weights(run))
+            trainer.save_checkpoint(run.last)
+            module.load_trained(_weights(run))
         else:
             module.configure_model()
         results = _evaluate(experiment, module, datamodule, run, console, cost)
@@ -161,13 +166,12 @@ def _fit(experiment: Experiment, run: RunDirectory, console: Console, resume: bo
 
 def _parts(experiment: Experiment) -> tuple[ContextDataModule, CompressionModule]:
     """The data and the module of an experiment; the module builds its models in `configure_model`."""
-    tokenizer = LanguageModel.open_tokenizer(experiment.lm)
     datamodule = build_datamodule(
         experiment.data,
-        tokenizer,
+        open_tokenizer(experiment.lm),
         seed=experiment.seed,
         batch_size=experiment.trainer.batch_size // experiment.trainer.accumulate,
-        window=LanguageModel.open_window(experiment.lm),
+        window=open_window(experiment.lm),
     )
     module = METHODS[experiment.method.name].module(
         experiment.method,
@@ -180,31 +184,26 @@ def _parts(experiment: Experiment) -> tuple[ContextDataModule, CompressionModule
     return datamodule, module
 
 
-def _trainer(
-    experiment: Experiment, run: RunDirectory, module: CompressionModule, console: Console, resume: bool
-) -> tuple[L.Trainer, StopAtSignal]:
+def _trainer(experiment: Experiment, run: RunDirectory, extra: list[Callback], resume: bool) -> L.Trainer:
     config = experiment.trainer
     monitor, mode = ("dev/loss", "min") if not isinstance(experiment.data, ICLConfig) else ("dev/accuracy", "max")
-    stop = StopAtSignal(run)
     callbacks: list[Callback] = [
         StepSeed(experiment.seed),
-        TrainingProgress(console, config.max_steps),
         BestCheckpoint(run, monitor, mode),
         LastCheckpoint(run, config.checkpoint_every),
-        stop,
+        *extra,
     ]
     if config.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
     resumed_step = 0
     if resume and run.last.is_file():
         resumed_step = int(torch.load(run.last, map_location="cpu", weights_only=True)["global_step"])
-    trainer = L.Trainer(
+    return L.Trainer(
         accelerator=config.accelerator,
         devices=_devices(config.devices),
         precision=config.precision,
         max_steps=config.max_steps,
         accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=experiment.optim.clip_norm,
         val_check_interval=config.eval_every * config.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
@@ -217,7 +216,6 @@ def _trainer(
         enable_model_summary=False,
         default_root_dir=run.path,
     )
-    return trainer, stop
 
 
 def _devices(devices: int | str) -> int | str:
@@ -267,10 +265,8 @@ def _evaluate(
             predictions += found[split].predictions
     first = next(iter(found.values()))
     size, prefill = measure(module, first.sizes, experiment.lm.layout, config) if config.bounds else (Size(), Cost())
-    spec = METHODS[experiment.method.name]
     results = Results(
         method=experiment.method.name,
-        title=spec.title,
         family=module.lm.family,
         data=experiment.data.name,
         lm=experiment.lm.path,
@@ -312,8 +308,9 @@ def _quiet(run: RunDirectory | None) -> Iterator[None]:
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO if logger.name.startswith("lightning") else logging.WARNING)
     logging.captureWarnings(True)
+    disable_progress_bar()
     try:
         with warnings.catch_warnings():
             yield

@@ -6,10 +6,14 @@ import time
 from typing import Any
 
 import lightning as L
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 _SMOOTHING = 0.95
+_REFRESH = 0.25
+"""Seconds between two updates of the bar."""
 
 
 class TrainingProgress(L.Callback):
@@ -18,7 +22,9 @@ class TrainingProgress(L.Callback):
     def __init__(self, console: Console, max_steps: int) -> None:
         self.console = console
         self.max_steps = max_steps
-        self._loss: float | None = None
+        self._loss: Tensor | None = None
+        self._tokens: Tensor | int = 0
+        self._shown = 0.0
         self._dev = ""
         self._started = 0.0
         self._first_step = 0
@@ -52,12 +58,20 @@ class TrainingProgress(L.Callback):
         """Move the bar."""
         if not trainer.is_global_zero:
             return
-        loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
-        self._loss = loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
-        if self._progress is not None:
+        self._tokens = batch.num_tokens + self._tokens
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
+        self._loss = loss if self._loss is None else torch.lerp(loss, self._loss, _SMOOTHING)
+        now = time.monotonic()
+        if self._progress is not None and (now - self._shown > _REFRESH or trainer.global_step == self.max_steps):
+            self._shown = now  # reading the loss waits for the device, so not at every step
             self._progress.update(
-                self._bar, completed=trainer.global_step, loss=f"loss {self._loss:.3f}", dev=self._dev
+                self._bar, completed=trainer.global_step, loss=f"loss {float(self._loss):.3f}", dev=self._dev
             )
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens trained on by this process since the start or the resumption."""
+        return int(self._tokens)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the dev result."""
@@ -71,10 +85,11 @@ class TrainingProgress(L.Callback):
             spent = time.monotonic() - self._started
             rate = (done - self._first_step) / max(spent, 1e-9)
             left = (self.max_steps - done) / max(rate, 1e-9)
-            loss = "" if self._loss is None else f"  loss {self._loss:.3f}"
+            loss = "" if self._loss is None else f"  loss {float(self._loss):.3f}"
             self.console.print(
                 f"step {done}/{self.max_steps}{loss}  {'  '.join(parts)}  {rate:.2f} steps/s  {left:.0f} s left",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
