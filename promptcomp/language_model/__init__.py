@@ -1,6 +1,7 @@
 """Language models behind one face: decoder-only and encoder-decoder, with or without a Memory in front."""
 
 from promptcomp.language_model.loading import LanguageModelConfig
-from promptcomp.language_model.model import LanguageModel, Logits, Scores, TextEncoder
+from promptcomp.language_model.model import LanguageModel, Logits, Scores, at_least_float32
+from promptcomp.language_model.parts import TextEncoder, token_table
 
-__all__ = ["LanguageModel", "LanguageModelConfig", "Logits", "Scores", "TextEncoder"]
+__all__ = ["LanguageModel", "LanguageModelConfig", "Logits", "Scores", "TextEncoder", "at_least_float32", "token_table"]

@@ -128,9 +128,8 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
             raise ConfigError(_unreadable(config.path, "model", error)) from None
     if found.is_encoder_decoder and found.model_type not in ENCODER_DECODERS:
         known = ", ".join(ENCODER_DECODERS)
-        raise ConfigError(
-            f"{config.path}: encoder-decoder models of type {found.model_type!r} are not supported; known types: {known}"
-        )
+        kind = found.model_type
+        raise ConfigError(f"{config.path}: encoder-decoder models of type {kind!r} are not supported; known: {known}")
     return found
 
 
