@@ -8,6 +8,7 @@ tokens or a corrected bias). Every forward lays its queries and targets out as t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -16,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
-from promptcomp.language_model import loading
+from promptcomp.language_model import generation, loading
 from promptcomp.language_model.loading import LanguageModelConfig
 from promptcomp.language_model.packing import MAX_ROW_TOKENS, Packed, additive, close_gaps, pack, tree_mask
 from promptcomp.language_model.parts import (
@@ -86,7 +87,7 @@ class LanguageModel(nn.Module):
         self.bos_id: int | None = self._bos_id(bos)
         self.block_classes: frozenset[str] = frozenset(hf._no_split_modules or ())
         """Names of the classes that sharding keeps whole."""
-        self._start_id: int = settings.get("decoder_start_token_id") or 0
+        self.start_id: int = settings.get("decoder_start_token_id") or 0
         self._end_id: int = first_of(settings.get("eos_token_id"), 1)
         self._logit_factor = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
         self._logit_cap: float | None = settings.get("final_logit_softcapping")
@@ -178,7 +179,7 @@ class LanguageModel(nn.Module):
         else:
             packed = self._pack(batch.query_ids, batch.query_mask, batch.context_of, batch, where == "all")
             states = self._decode(memory, packed)
-        values = self._head(states.flatten(0, 1)[packed.nodes])
+        values = self.head(states.flatten(0, 1)[packed.nodes])
         return Logits(values, packed.predictor, packed.label, packed.target_of)
 
     def score(self, memory: Memory | None, batch: Batch) -> Scores:
@@ -192,7 +193,32 @@ class LanguageModel(nn.Module):
             torch.zeros_like(batch.query_of).index_add(0, logits.target_of, ones),
         )
 
-    def _head(self, hidden: Tensor) -> Tensor:
+    def generate(
+        self,
+        memory: Memory | None,
+        batch: Batch,
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int] = (),
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:
+        """Continuations of the batch's N queries (its targets are not looked at), without the stop token.
+
+        `temperature` 0 takes the likeliest token; otherwise tokens are drawn with `generator`. No query may be empty.
+        """
+        return generation.generate(
+            self,
+            memory,
+            batch,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+            temperature=temperature,
+            generator=generator,
+        )
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of final hidden states."""
         head: Any = self.hf.get_output_embeddings()
         values: Tensor = head(hidden)
         if self._logit_factor != 1.0:
@@ -227,7 +253,7 @@ class LanguageModel(nn.Module):
                 past_key_values=reading(memory),
                 use_cache=False,
             ).last_hidden_state
-        prefix, mask = self._soft_prefix(memory, packed.context_of)
+        prefix, mask = self.soft_prefix(memory, packed.context_of)
         position = torch.cat([positions(mask), mask.sum(-1, keepdim=True) + packed.position], 1)
         sees = tree_mask(packed, mask, with_prefix_rows=True)
         hidden = self.hf.base_model(
@@ -238,7 +264,7 @@ class LanguageModel(nn.Module):
         ).last_hidden_state
         return hidden[:, mask.shape[1] :]
 
-    def _soft_prefix(self, memory: Memory | None, context_of: Tensor) -> tuple[Tensor, Tensor]:
+    def soft_prefix(self, memory: Memory | None, context_of: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [R, K, D] and mask in front of the rows: BOS where the model uses one, then the slots."""
         rows = context_of.shape[0]
         weight = token_table(self.hf).weight
@@ -266,12 +292,12 @@ class LanguageModel(nn.Module):
 
     def _decode_t5(self, memory: Memory | None, batch: Batch, everywhere: bool) -> tuple[Tensor, Packed]:
         """Decoder states [R, S, D] and the layout of the rows (encoder-decoder)."""
-        encoded = self._encoder_side(memory, batch)
+        encoded = self.encoder_side(memory, batch)
         if self.query_in_encoder:
-            start = torch.full_like(batch.context_of, self._start_id)[:, None]
+            start = torch.full_like(batch.context_of, self.start_id)[:, None]
             ids, mask, parent = start, torch.ones_like(start, dtype=torch.bool), torch.arange(len(start)).to(start)
         else:
-            ids, mask = prepend(batch.query_ids, batch.query_mask, self._start_id)
+            ids, mask = prepend(batch.query_ids, batch.query_mask, self.start_id)
             parent = batch.context_of
         packed = self._pack(ids, mask, parent, batch, everywhere)
         encoded = memory_rows(encoded, packed.context_of)
@@ -284,7 +310,7 @@ class LanguageModel(nn.Module):
         ).last_hidden_state
         return hidden, packed
 
-    def _encoder_side(self, memory: Memory | None, batch: Batch) -> EncoderStates:
+    def encoder_side(self, memory: Memory | None, batch: Batch) -> EncoderStates:
         """What the decoder attends to: a row for each context, or for each query when the encoder reads queries."""
         if (
             memory is not None
