@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.language_model.parts import window_of
 
 EMBEDDED = "embedded:"
 ENCODER_DECODERS = ("t5", "mt5")
@@ -128,9 +129,8 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
             raise ConfigError(_unreadable(config.path, "model", error)) from None
     if found.is_encoder_decoder and found.model_type not in ENCODER_DECODERS:
         known = ", ".join(ENCODER_DECODERS)
-        raise ConfigError(
-            f"{config.path}: encoder-decoder models of type {found.model_type!r} are not supported; known types: {known}"
-        )
+        kind = found.model_type
+        raise ConfigError(f"{config.path}: encoder-decoder models of type {kind!r} are not supported; known: {known}")
     return found
 
 
@@ -173,6 +173,16 @@ def open_tokenizer(config: LanguageModelConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(locate(config.path), revision=config.revision)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(_unreadable(config.path, "tokenizer", error)) from None
+
+
+def open_window(config: LanguageModelConfig) -> int | None:
+    """Most positions that the LM can read, from its architecture alone; None: no limit (T5).
+
+    Raises:
+        ConfigError: the architecture cannot be read.
+    """
+    architecture = open_architecture(config)
+    return None if architecture.is_encoder_decoder else window_of(architecture)
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

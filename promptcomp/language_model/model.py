@@ -8,22 +8,31 @@ tokens or a corrected bias). Every forward lays its queries and targets out as t
 
 from __future__ import annotations
 
-import math
-from typing import Literal, NamedTuple, Self, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
-from promptcomp.language_model import loading
+from promptcomp.language_model import generation, loading
 from promptcomp.language_model.loading import LanguageModelConfig
 from promptcomp.language_model.packing import MAX_ROW_TOKENS, Packed, additive, close_gaps, pack, tree_mask
+from promptcomp.language_model.parts import (
+    TextEncoder,
+    first_of,
+    kv_bytes_per_token,
+    memory_rows,
+    positions,
+    prepend,
+    reading,
+    stored,
+    token_table,
+    window_of,
+)
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
-
-MemoryType = TypeVar("MemoryType", SoftPrompt, KVCache, EncoderStates)
 
 
 class Logits(NamedTuple):
@@ -70,16 +79,16 @@ class LanguageModel(nn.Module):
             "encoder_decoder" if hf.config.is_encoder_decoder else "decoder"
         )
         self.query_in_encoder = self.family == "encoder_decoder" and layout == "query_in_encoder"
-        self.hidden_size: int = hf.get_input_embeddings().embedding_dim
-        self.vocab_size: int = hf.get_input_embeddings().num_embeddings
+        self.hidden_size: int = token_table(hf).embedding_dim
+        self.vocab_size: int = token_table(hf).num_embeddings
         self.num_layers: int = hf.config.num_hidden_layers
-        self.window: int | None = _window(hf.config) if self.family == "decoder" else None
-        self.kv_bytes_per_token: int = _kv_bytes_per_token(hf)
+        self.window: int | None = window_of(hf.config) if self.family == "decoder" else None
+        self.kv_bytes_per_token: int = kv_bytes_per_token(hf)
         self.bos_id: int | None = self._bos_id(bos)
         self.block_classes: frozenset[str] = frozenset(hf._no_split_modules or ())
         """Names of the classes that sharding keeps whole."""
-        self._start_id: int = settings.get("decoder_start_token_id") or 0
-        self._end_id: int = _first(settings.get("eos_token_id"), 1)
+        self.start_id: int = settings.get("decoder_start_token_id") or 0
+        self._end_id: int = first_of(settings.get("eos_token_id"), 1)
         self._logit_factor = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
         self._logit_cap: float | None = settings.get("final_logit_softcapping")
         if self.family == "encoder_decoder" and settings.get("scale_decoder_outputs"):
@@ -127,12 +136,12 @@ class LanguageModel(nn.Module):
 
     def text_encoder(self) -> TextEncoder:
         """The LM without its head (T5: the encoder alone), sharing the weights with this object."""
-        body = self.hf.get_encoder() if self.family == "encoder_decoder" else self.hf.base_model
+        body: Any = self.hf.get_encoder() if self.family == "encoder_decoder" else self.hf.base_model
         return TextEncoder(body, self.family, self.window, self.bos_id)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [..., D] of token ids."""
-        return self.hf.get_input_embeddings()(ids)
+        return token_table(self.hf)(ids)
 
     def encode(self, context: Context) -> Memory | None:
         """The full prompt as a memory; None when no context has a token (and there is no BOS)."""
@@ -141,7 +150,7 @@ class LanguageModel(nn.Module):
                 return None
             embeds = self.embed(context.ids)
             return SoftPrompt(embeds, context.mask) if self.query_in_encoder else self._encode_t5(embeds, context.mask)
-        ids, mask = _prepend(context.ids, context.mask, self.bos_id)
+        ids, mask = prepend(context.ids, context.mask, self.bos_id)
         if not ids.shape[1]:
             return None
         self._check_window(mask)
@@ -149,11 +158,11 @@ class LanguageModel(nn.Module):
         output = self.hf.base_model(
             input_ids=ids,
             attention_mask=mask.long(),
-            position_ids=_positions(mask),
+            position_ids=positions(mask),
             past_key_values=cache,
             use_cache=True,
         )
-        layers = tuple((layer.keys, layer.values) for layer in cache.layers)
+        layers = stored(cache)
         if torch.is_grad_enabled():  # FSDP2 needs every part that gets a gradient to come from a module's output
             anchor = output.last_hidden_state.sum() * 0
             layers = tuple((keys + anchor, values + anchor) for keys, values in layers)
@@ -170,7 +179,7 @@ class LanguageModel(nn.Module):
         else:
             packed = self._pack(batch.query_ids, batch.query_mask, batch.context_of, batch, where == "all")
             states = self._decode(memory, packed)
-        values = self._head(states.flatten(0, 1)[packed.nodes])
+        values = self.head(states.flatten(0, 1)[packed.nodes])
         return Logits(values, packed.predictor, packed.label, packed.target_of)
 
     def score(self, memory: Memory | None, batch: Batch) -> Scores:
@@ -184,8 +193,34 @@ class LanguageModel(nn.Module):
             torch.zeros_like(batch.query_of).index_add(0, logits.target_of, ones),
         )
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        values = self.hf.get_output_embeddings()(hidden)
+    def generate(
+        self,
+        memory: Memory | None,
+        batch: Batch,
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int] = (),
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:
+        """Continuations of the batch's N queries (its targets are not looked at), without the stop token.
+
+        `temperature` 0 takes the likeliest token; otherwise tokens are drawn with `generator`. No query may be empty.
+        """
+        return generation.generate(
+            self,
+            memory,
+            batch,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+            temperature=temperature,
+            generator=generator,
+        )
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of final hidden states."""
+        head: Any = self.hf.get_output_embeddings()
+        values: Tensor = head(hidden)
         if self._logit_factor != 1.0:
             values = values * self._logit_factor
         if self._logit_cap is not None:
@@ -208,18 +243,18 @@ class LanguageModel(nn.Module):
         """Hidden states [R, S, D] of the packed rows behind the memory (decoder-only)."""
         embeds = self.embed(packed.ids)
         if isinstance(memory, KVCache):
-            memory = _rows(memory, packed.context_of)
+            memory = memory_rows(memory, packed.context_of)
             position = memory.next_position[:, None] + packed.position
             sees = tree_mask(packed, memory.mask, with_prefix_rows=False)
             return self.hf.base_model(
                 inputs_embeds=embeds,
                 attention_mask=additive(sees, embeds.dtype),
                 position_ids=position,
-                past_key_values=_reading(memory),
+                past_key_values=reading(memory),
                 use_cache=False,
             ).last_hidden_state
-        prefix, mask = self._soft_prefix(memory, packed.context_of)
-        position = torch.cat([_positions(mask), mask.sum(-1, keepdim=True) + packed.position], 1)
+        prefix, mask = self.soft_prefix(memory, packed.context_of)
+        position = torch.cat([positions(mask), mask.sum(-1, keepdim=True) + packed.position], 1)
         sees = tree_mask(packed, mask, with_prefix_rows=True)
         hidden = self.hf.base_model(
             inputs_embeds=torch.cat([prefix, embeds], 1),
@@ -229,10 +264,10 @@ class LanguageModel(nn.Module):
         ).last_hidden_state
         return hidden[:, mask.shape[1] :]
 
-    def _soft_prefix(self, memory: Memory | None, context_of: Tensor) -> tuple[Tensor, Tensor]:
+    def soft_prefix(self, memory: Memory | None, context_of: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [R, K, D] and mask in front of the rows: BOS where the model uses one, then the slots."""
         rows = context_of.shape[0]
-        weight = self.hf.get_input_embeddings().weight
+        weight = token_table(self.hf).weight
         prefix = weight.new_zeros(rows, 0, self.hidden_size)
         mask = torch.zeros(rows, 0, dtype=torch.bool, device=context_of.device)
         if self.bos_id is not None:
@@ -242,11 +277,11 @@ class LanguageModel(nn.Module):
             return prefix, mask
         if not isinstance(memory, SoftPrompt):
             raise ConfigError(f"a decoder-only LM cannot read {type(memory).__name__}; it reads SoftPrompt or KVCache")
-        memory = _rows(memory, context_of)
+        memory = memory_rows(memory, context_of)
         return torch.cat([prefix, memory.embeds.to(prefix.dtype)], 1), torch.cat([mask, memory.mask], 1)
 
     def _encode_t5(self, embeds: Tensor, mask: Tensor) -> EncoderStates:
-        """The encoder's output; a row without a token gets a lone end of sequence, as T5's tokenizer makes of no text."""
+        """The encoder's output; a row without tokens gets an end of sequence, as T5's tokenizer makes of no text."""
         empty = ~mask.any(-1, keepdim=True)
         if empty.any():
             end = self.embed(torch.full_like(empty, self._end_id, dtype=torch.long)).to(embeds.dtype)
@@ -257,15 +292,15 @@ class LanguageModel(nn.Module):
 
     def _decode_t5(self, memory: Memory | None, batch: Batch, everywhere: bool) -> tuple[Tensor, Packed]:
         """Decoder states [R, S, D] and the layout of the rows (encoder-decoder)."""
-        encoded = self._encoder_side(memory, batch)
+        encoded = self.encoder_side(memory, batch)
         if self.query_in_encoder:
-            start = torch.full_like(batch.context_of, self._start_id)[:, None]
+            start = torch.full_like(batch.context_of, self.start_id)[:, None]
             ids, mask, parent = start, torch.ones_like(start, dtype=torch.bool), torch.arange(len(start)).to(start)
         else:
-            ids, mask = _prepend(batch.query_ids, batch.query_mask, self._start_id)
+            ids, mask = prepend(batch.query_ids, batch.query_mask, self.start_id)
             parent = batch.context_of
         packed = self._pack(ids, mask, parent, batch, everywhere)
-        encoded = _rows(encoded, packed.context_of)
+        encoded = memory_rows(encoded, packed.context_of)
         hidden = self.hf.get_decoder()(
             inputs_embeds=self.embed(packed.ids),
             attention_mask=self._t5_mask(packed),
@@ -275,8 +310,8 @@ class LanguageModel(nn.Module):
         ).last_hidden_state
         return hidden, packed
 
-    def _encoder_side(self, memory: Memory | None, batch: Batch) -> EncoderStates:
-        """What the decoder attends to: one row for each context, or for each query when the encoder reads the queries."""
+    def encoder_side(self, memory: Memory | None, batch: Batch) -> EncoderStates:
+        """What the decoder attends to: a row for each context, or for each query when the encoder reads queries."""
         if (
             memory is not None
             and not isinstance(memory, SoftPrompt)
@@ -296,9 +331,9 @@ class LanguageModel(nn.Module):
         return self._encode_t5(embeds, mask)
 
     def _t5_mask(self, packed: Packed) -> Tensor:
-        """Additive mask [R, 1 or H, S, S]; in shared rows it also turns T5's bias by index into the bias by position."""
+        """Additive mask [R, 1 or H, S, S]; in shared rows it also turns T5's bias by index into one by position."""
         none = torch.zeros(packed.ids.shape[0], 0, dtype=torch.bool, device=packed.ids.device)
-        mask = additive(tree_mask(packed, none, with_prefix_rows=False), self.hf.get_input_embeddings().weight.dtype)
+        mask = additive(tree_mask(packed, none, with_prefix_rows=False), token_table(self.hf).weight.dtype)
         if packed.shares_nothing:
             return mask
         attention = self.hf.get_decoder().block[0].layer[0].SelfAttention
@@ -320,119 +355,3 @@ class LanguageModel(nn.Module):
                     f"a context of {longest} tokens does not fit the LM's window of {self.window}; "
                     "lower data.max_context_tokens or data.num_demonstrations"
                 )
-
-
-class TextEncoder(nn.Module):
-    """An LM without its head, as distillers use it: embeddings in, final hidden states out."""
-
-    def __init__(self, body: PreTrainedModel, family: str, window: int | None, bos_id: int | None) -> None:
-        super().__init__()
-        self.body = body
-        self.family = family
-        self.window = window
-        self.bos_id = bos_id
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the embeddings."""
-        return self.body.get_input_embeddings().embedding_dim
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Input embeddings [..., D]."""
-        return self.body.get_input_embeddings()(ids)
-
-    def with_bos(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Left-padded ids and mask with BOS in front where the model uses one."""
-        return _prepend(ids, mask, self.bos_id)
-
-    def forward(self, embeds: Tensor, mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, S, D]. Real tokens must be contiguous for a T5; `position_ids` default to their count."""
-        if self.family == "encoder_decoder":
-            return self.body(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
-        position_ids = _positions(mask) if position_ids is None else position_ids
-        return self.body(
-            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=position_ids, use_cache=False
-        ).last_hidden_state
-
-
-class _ReadOnlyLayer(DynamicLayer):
-    """A cache layer that is read together with the new tokens and keeps none of them."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
-
-
-def _reading(memory: KVCache) -> Cache:
-    cache = DynamicCache()
-    cache.layers = [_ReadOnlyLayer(keys, values) for keys, values in memory.layers]
-    return cache
-
-
-def _rows(memory: MemoryType, index: Tensor) -> MemoryType:
-    """`memory.rows(index)`, without a copy where the index changes nothing."""
-    same = len(index) == memory.mask.shape[0] and torch.equal(index, torch.arange(len(index), device=index.device))
-    return memory if same else memory.rows(index)
-
-
-def _prepend(ids: Tensor, mask: Tensor, token: int | None) -> tuple[Tensor, Tensor]:
-    """Left-padded ids [B, S] and mask with `token` before the first real token of each row."""
-    if token is None:
-        return ids, mask
-    rows, width = ids.shape
-    place = (width - mask.sum(-1, keepdim=True)).long()
-    wide = torch.cat([ids.new_zeros(rows, 1), ids], 1).scatter(1, place, token)
-    return wide, torch.cat([mask.new_zeros(rows, 1), mask], 1).scatter(1, place, True)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    """Position ids that count real tokens only [B, S]."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def _first(value: int | list[int] | None, default: int) -> int:
-    if isinstance(value, list):
-        return value[0]
-    return default if value is None else value
-
-
-def open_window(config: LanguageModelConfig) -> int | None:
-    """Most positions that the LM can read, from its architecture alone; None: no limit (T5).
-
-    Raises:
-        ConfigError: the architecture cannot be read.
-    """
-    architecture = loading.open_architecture(config)
-    return None if architecture.is_encoder_decoder else _window(architecture)
-
-
-def _window(config: PretrainedConfig) -> int:
-    """Longest sequence: the position table, or the sliding window where layers have one (our masks do not slide)."""
-    settings = config.to_dict()
-    limits = [config.max_position_embeddings]
-    if settings.get("sliding_window") and settings.get("use_sliding_window", True):
-        limits.append(settings["sliding_window"])
-    return min(limits)
-
-
-def _kv_bytes_per_token(hf: PreTrainedModel) -> int:
-    """Bytes that one prompt token holds in the cache a decoder reads (T5: keys and values of cross-attention)."""
-    settings = hf.config.to_dict()
-    if hf.config.is_encoder_decoder:
-        layers, width = settings["num_decoder_layers"], settings["num_heads"] * settings["d_kv"]
-    else:
-        heads = hf.config.num_attention_heads
-        head_size = settings.get("head_dim") or hf.config.hidden_size // heads
-        layers, width = hf.config.num_hidden_layers, (settings.get("num_key_value_heads") or heads) * head_size
-    return 2 * layers * width * torch.empty((), dtype=hf.dtype).element_size()
-
-
-def scale_of_tokens(weight: Tensor) -> float:
-    """Root mean square of one coordinate of the token embeddings."""
-    return math.sqrt(float(weight.detach().float().square().mean()))

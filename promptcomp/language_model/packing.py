@@ -123,7 +123,7 @@ def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def close_gaps(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the real columns of `values` [B, S, ...] to the right end in their order; needed where positions are indices."""
+    """Move the real columns of `values` [B, S, ...] to the right end in order, for where positions are indices."""
     order = mask.long().argsort(dim=1, stable=True)
     index = order.view(*order.shape, *[1] * (values.dim() - 2)).expand_as(values)
     return values.gather(1, index), mask.gather(1, order)

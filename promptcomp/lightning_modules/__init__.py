@@ -56,7 +56,13 @@ METHODS: dict[str, MethodSpec] = {
             "contexts",
         ),
         MethodSpec(
-            "no_prompt", NoPromptConfig, NoPrompt, "negative control: the LM reads the query alone", "", _BOTH, "queries"
+            "no_prompt",
+            NoPromptConfig,
+            NoPrompt,
+            "negative control: the LM reads the query alone",
+            "",
+            _BOTH,
+            "queries",
         ),
         MethodSpec(
             "prompt_tuning",

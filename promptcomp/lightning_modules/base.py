@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import lightning as L
 import torch
@@ -52,7 +53,8 @@ class OptimConfig(Config):
     """Largest gradient norm; null: no clipping."""
 
 
-class LossTerm(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LossTerm:
     """One part of the objective as a sum and a count, so that ranks of different size average correctly."""
 
     name: str

@@ -14,6 +14,7 @@ from torch import nn
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
+from promptcomp.language_model import token_table
 from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig
 from promptcomp.memory import Memory, SoftPrompt
 
@@ -80,7 +81,7 @@ class PromptTuning(CompressionModule):
 
     def build(self) -> None:
         """The prompts [tasks or 1, K, D]."""
-        table = self.lm.hf.get_input_embeddings().weight.detach()
+        table = token_table(self.lm.hf).weight.detach()
         shared = self.method.share == "shared"
         if not shared and not self.task_names:
             raise ConfigError("method.share = 'per_task': the data names no tasks; use method.share=shared")

@@ -30,8 +30,7 @@ from torch.nn import functional as F
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.cost import decoder_flops, encoder_flops, shape_of_config
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, TextEncoder
-from promptcomp.language_model.model import at_least_float32
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, TextEncoder, at_least_float32, token_table
 from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig, Pass
 from promptcomp.memory import SoftPrompt
 
@@ -64,8 +63,10 @@ class MendConfig(MethodConfig):
     """all: after every token of query and answer, as in the paper; targets: only where an answer token is predicted."""
 
 
-def distil(encoder: TextEncoder, slots: Tensor, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
-    """Final hidden states at the slots [B, K, d] after reading `ids` [B, C]; `position_ids` [B, C + K] as given or counted."""
+def distil(
+    encoder: TextEncoder, slots: Tensor, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
+    """Final hidden states at the slots [B, K, d] after reading `ids` [B, C]; `position_ids` [B, C + K] are optional."""
     rows, num_slots = ids.shape[0], slots.shape[0]
     embeds = torch.cat([encoder.embed(ids), slots.expand(rows, -1, -1)], 1)
     whole = torch.cat([mask, mask.new_ones(rows, num_slots)], 1)
@@ -117,7 +118,7 @@ class Mend(CompressionModule):
         return other.text_encoder()
 
     def _initial_slots(self, width: int) -> Tensor:
-        table = self.distiller.body.get_input_embeddings().weight.detach()
+        table = token_table(self.distiller.body).weight.detach()
         if self.method.slot_init == "vocabulary":
             # The reference draws ids from 100 upwards, past special tokens and single bytes.
             first = 100 if table.shape[0] > 200 else 0
@@ -132,9 +133,7 @@ class Mend(CompressionModule):
         if kind == "auto":
             kind = "none" if width == goal else "tanh"
         if kind == "none" and width != goal:
-            raise ConfigError(
-                f"method.projection = 'none': the distiller's width {width} is not the LM's {goal}; use 'tanh' or 'linear'"
-            )
+            raise ConfigError(f"method.projection = 'none': the distiller has width {width}, the LM {goal}; use 'tanh'")
         if self.method.projection_init == "identity" and kind != "linear":
             raise ConfigError(f"method.projection_init = 'identity' goes with method.projection=linear, not {kind!r}")
         if kind == "none":
@@ -152,7 +151,7 @@ class Mend(CompressionModule):
         was_training = self.distiller.training
         hidden = distil(self.distiller.eval(), self.slots, ids, torch.ones_like(ids, dtype=torch.bool))
         self.distiller.train(was_training)
-        length = self.lm.hf.get_input_embeddings().weight.norm(dim=-1).mean() / hidden.norm(dim=-1).mean()
+        length = token_table(self.lm.hf).weight.norm(dim=-1).mean() / hidden.norm(dim=-1).mean()
         nn.init.eye_(linear.weight).mul_(length)
         nn.init.zeros_(linear.bias)
 
@@ -208,7 +207,8 @@ class Mend(CompressionModule):
         room = window - self.slots.shape[0] - (self.distiller.bos_id is not None)
         if room < 1:
             raise ConfigError(
-                f"method.num_slots = {self.slots.shape[0]}: no room for demonstrations in the distiller's window of {window}"
+                f"method.num_slots = {self.slots.shape[0]} leaves no room for demonstrations in the distiller's window "
+                f"of {window}; use fewer slots"
             )
         return room if limit is None else min(limit, room)
 
@@ -242,7 +242,7 @@ def check_same_tokenizer(lm: LanguageModel, other: LanguageModel, path: str) -> 
             odd = sum(1 for token, number in theirs.items() if ours.get(token) != number)
             raise ConfigError(
                 f"method.distiller.path = {path!r}: its tokenizer is not the LM's ({len(theirs)} tokens, {odd} of them "
-                f"unknown to the LM or numbered otherwise; the LM has {len(ours)}); choose a distiller of the LM's family"
+                f"unknown to the LM or numbered otherwise; the LM has {len(ours)}); choose one of the LM's family"
             )
     if other.vocab_size < (lm.vocab_size if lm.tokenizer is None else len(lm.tokenizer)):
         raise ConfigError(

@@ -51,7 +51,9 @@ def check_trained(
     if missing or unknown:
         found = f"{len(missing)} tensors missing ({', '.join(missing[:3])})" if missing else ""
         extra = f"{len(unknown)} tensors too many ({', '.join(unknown[:3])})" if unknown else ""
-        raise ConfigError(f"{source}: does not fit this configuration: {'; '.join(part for part in (found, extra) if part)}")
+        raise ConfigError(
+            f"{source}: does not fit this configuration: {'; '.join(part for part in (found, extra) if part)}"
+        )
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             was, now = tuple(tensors[name].shape), tuple(shape)
@@ -104,7 +106,9 @@ def _checkpoint_of(run: Path) -> Path:
     found = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     named = [folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()]
     if not found:
-        raise ConfigError(f"{path_hint(run)}: no trained weights there; give a run directory, an export or a .ckpt file")
+        raise ConfigError(
+            f"{path_hint(run)}: no trained weights there; give a run directory, an export or a .ckpt file"
+        )
     return named[0] if named else found[-1]
 
 
