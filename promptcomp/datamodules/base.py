@@ -1,4 +1,4 @@
-"""What all datamodules share: the options of in-context-learning data, example records, loaders and eval batches.
+"""What all datamodules share: example records and loaders.
 
 A datamodule says which training items there are, encodes one item, and lists the contexts of an evaluation split. This
 file turns that into loaders: training through `StepSampler`, evaluation in batches that depend on the data alone.
@@ -7,101 +7,23 @@ file turns that into loaders: training through `StepSampler`, evaluation in batc
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
 
 import lightning as L
 import torch
-from pydantic import Field, model_validator
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from promptcomp.batch import Batch, EncodedContext, collate
-from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.rendering import Scoring, SeparatorName, Truncation
+from promptcomp.batch import EncodedContext, collate
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart, eval_batches
+from promptcomp.datamodules.options import ICLConfig, LoaderConfig
 from promptcomp.datamodules.sampler import Draw, StepSampler
 from promptcomp.datamodules.tasks import TaskKind
 
-Perturbation = Literal["none", "no_labels", "no_inputs", "random_labels", "wrong_labels"]
-
-
-class LoaderConfig(Config):
-    """Options of batching; every data section has them."""
-
-    length_window: int = Field(default=32, ge=1)
-    """Batches of a shuffled window that are sorted by length before they are cut; 1 = plain random order."""
-    max_batch_tokens: int | None = Field(default=None, ge=1)
-    """Form training batches by padded tokens instead of by number of contexts; None = by number."""
-    eval_batch_contexts: int = Field(default=16, ge=1)
-    """Most contexts in one evaluation batch."""
-    eval_batch_targets: int = Field(default=128, ge=1)
-    """Most targets (queries times options) in one evaluation batch; large tasks are split into several batches."""
-    num_workers: int = Field(default=0, ge=0)
-    """Processes that prepare batches beside the training process; 0 = none."""
-
-
-class ICLConfig(LoaderConfig):
-    """Options of in-context-learning data, whatever its source."""
-
-    num_demonstrations: int = Field(default=16, ge=0)
-    """Demonstrations in a context."""
-    sampling: Literal["fixed", "fresh"] = "fresh"
-    """fixed: one list for each task and data seed (MetaICL); fresh: drawn anew for every context (MEND)."""
-    order: Literal["shuffled", "as_given", "reversed"] = "shuffled"
-    """Order of the demonstrations: random, as in the file, or the file's order backwards."""
-    balance: Literal["examples", "tasks"] = "examples"
-    """A training epoch visits every example once (large tasks weigh more; MEND), or every task once."""
-    separator: SeparatorName = "none"
-    """none: nothing (MEND); space and newlines: as MetaICL; arrow: "input => output \\n" (the embedded world)."""
-    output_space: bool = True
-    """A space in front of outputs, where no separator already ends in white space (byte-level vocabularies)."""
-    max_example_tokens: int = Field(default=256, ge=4)
-    """Most tokens of one input with its output; the input is cut on the right."""
-    max_context_tokens: int | None = Field(default=None, ge=0)
-    """Most tokens of all demonstrations; None = what the LM's window leaves."""
-    teacher_max_context_tokens: int | None = Field(default=None, ge=0)
-    """The teacher's own budget, as in MEND's release; None = the teacher reads the very same tokens."""
-    truncation: Truncation = "whole_demonstrations"
-    """Over the budget: whole_demonstrations keeps those that fit; reference cuts the input of the next one too (MEND);
-    left keeps the last tokens (MetaICL)."""
-    perturbation: Perturbation = "none"
-    """Damage to the demonstrations, to ask what a method reads in them."""
-    scoring: Scoring = "direct"
-    """direct: P(output | demonstrations, input); channel: P(input | demonstrations, output)."""
-    calibration: Literal["none", "pmi"] = "none"
-    """pmi: subtract the score under the input "N/A" (direct scoring only)."""
-    queries_per_context: int = Field(default=1, ge=1)
-    """Training queries that share one context; 1 = MEND."""
-    eval_queries_per_context: int | None = Field(default=None, ge=1)
-    """Evaluation queries that share one context; None = all of a task and data seed; 1 with fresh sampling = MEND."""
-    eval_seed: int = Field(default=0, ge=0)
-    """Seed of everything drawn for evaluation; apart from the run's seed, so that runs are tested on the same prompts."""
-    metric: Literal["accuracy", "task"] = "task"
-    """task: macro-F1 for classification, accuracy otherwise, mean over data seeds and then tasks; accuracy: of all."""
-    max_dev_tasks: int | None = Field(default=None, ge=1)
-    """Most tasks of the dev split; None = all."""
-    max_dev_queries: int | None = Field(default=16, ge=1)
-    """Most queries of each task (and data seed) of the dev split; None = all."""
-    max_eval_tasks: int | None = Field(default=None, ge=1)
-    """Most tasks of each test split; None = all."""
-    max_eval_queries: int | None = Field(default=None, ge=1)
-    """Most queries of each task and data seed of the test splits; None = all."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ICLConfig:
-        if self.calibration == "pmi" and self.scoring == "channel":
-            raise ValueError("calibration 'pmi' replaces the input and so needs scoring 'direct'")
-        for name in ("max_context_tokens", "teacher_max_context_tokens"):
-            budget = getattr(self, name)
-            needs_one = self.num_demonstrations > 0 and self.truncation == "whole_demonstrations"
-            if budget is not None and needs_one and budget < self.max_example_tokens:
-                raise ValueError(
-                    f"{name} {budget} is less than max_example_tokens {self.max_example_tokens}, so a long first "
-                    "demonstration would leave the context empty; lower max_example_tokens"
-                )
-        return self
+__all__ = ["ContextDataModule", "Draw", "ExampleInfo", "ICLConfig", "LoaderConfig", "StepSampler"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,33 +43,6 @@ class ExampleInfo:
     options: tuple[str, ...]
     input: str
     output: str
-
-
-class EvalPart(NamedTuple):
-    """Queries `start:stop` of one evaluation context."""
-
-    context: int
-    start: int
-    stop: int
-
-
-class EvalContexts:
-    """The contexts of an evaluation split, encoded when asked for."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def length(self, context: int) -> int:
-        """Tokens of a context (its place in the order of batches)."""
-
-    @abstractmethod
-    def targets(self, context: int) -> Sequence[int]:
-        """Number of targets of each query of a context."""
-
-    @abstractmethod
-    def encode(self, part: EvalPart) -> EncodedContext:
-        """A context with some of its queries."""
 
 
 class _TrainItems(Dataset[EncodedContext]):
@@ -244,8 +139,11 @@ class ContextDataModule(L.LightningDataModule):
         assert self.trainer is not None
         return self.trainer.global_step * self.trainer.accumulate_grad_batches
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Endless batches for this process, from the trainer's current step on (Lightning's own sampler must be off)."""
+    def train_dataloader(self) -> DataLoader[EncodedContext]:
+        """Endless batches for this process, from the trainer's current step on.
+
+        The trainer needs `use_distributed_sampler=False`: the sampler divides the work itself.
+        """
         if self.trainer is None:
             sampler = self.train_sampler()
         else:
@@ -262,21 +160,21 @@ class ContextDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[EncodedContext]:
         """Batches of the dev split for this process; without a dev split, no batches."""
         if "dev" not in self.eval_splits:
-            return DataLoader(_EvalItems(_NoContexts()), batch_sampler=[], collate_fn=self._collate)
+            return DataLoader(_NoItems(), batch_sampler=[], collate_fn=self._collate)
         if self.trainer is None:
             return self.eval_dataloader("dev")
         return self.eval_dataloader("dev", rank=self.trainer.global_rank, world_size=self.trainer.world_size)
 
-    def null_dataloader(self, split: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
+    def null_dataloader(self, split: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[EncodedContext]:
         """As `eval_dataloader` with every input replaced by "N/A" (for PMI calibration); the same example numbers."""
         return self.eval_dataloader(split, rank=rank, world_size=world_size, null=True)
 
     def eval_dataloader(
         self, split: str, *, rank: int = 0, world_size: int = 1, null: bool = False
-    ) -> DataLoader[Batch]:
+    ) -> DataLoader[EncodedContext]:
         """Batches with every option of every query of a split, long contexts first; always the same batches.
 
         With several processes each gets every `world_size`-th batch, and all get the same number of batches.
@@ -292,61 +190,5 @@ class ContextDataModule(L.LightningDataModule):
         return DataLoader(_EvalItems(contexts), batch_sampler=batches[rank::world_size], collate_fn=self._collate)
 
 
-class _NoContexts(EvalContexts):
-    def __len__(self) -> int:
-        return 0
-
-
-def eval_batches(
-    contexts: EvalContexts, max_contexts: int, max_targets: int, world_size: int = 1
-) -> list[list[EvalPart]]:
-    """Cut a split into batches of at most `max_contexts` contexts and about `max_targets` targets.
-
-    The number of batches is a multiple of `world_size` (sharded models need every process to run as often as the
-    others), which is reached by halving the largest batches.
-
-    Raises:
-        ConfigError: there are fewer queries than processes.
-    """
-    batches: list[list[EvalPart]] = []
-    current: list[EvalPart] = []
-    targets = 0
-    for part, size in _parts(contexts, max_targets):
-        if current and (len(current) == max_contexts or targets + size > max_targets):
-            batches.append(current)
-            current, targets = [], 0
-        current.append(part)
-        targets += size
-    if current:
-        batches.append(current)
-    while len(batches) % world_size:
-        batches.sort(key=_num_queries, reverse=True)  # stable, so the same on every process
-        if _num_queries(batches[0]) < 2:
-            raise ConfigError(f"{len(batches)} evaluation queries are too few for {world_size} processes")
-        batches.extend(_halves(batches.pop(0)))
-    return batches
-
-
-def _parts(contexts: EvalContexts, max_targets: int) -> Iterator[tuple[EvalPart, int]]:
-    """Parts of contexts with at most `max_targets` targets (but at least one query), long contexts first."""
-    for context in sorted(range(len(contexts)), key=lambda i: (-contexts.length(i), i)):
-        start, size = 0, 0
-        counts = contexts.targets(context)
-        for query, count in enumerate(counts):
-            if query > start and size + count > max_targets:
-                yield EvalPart(context, start, query), size
-                start, size = query, 0
-            size += count
-        yield EvalPart(context, start, len(counts)), size
-
-
-def _num_queries(batch: Sequence[EvalPart]) -> int:
-    return sum(part.stop - part.start for part in batch)
-
-
-def _halves(batch: Sequence[EvalPart]) -> tuple[list[EvalPart], list[EvalPart]]:
-    if len(batch) > 1:
-        return list(batch[: len(batch) // 2]), list(batch[len(batch) // 2 :])
-    context, start, stop = batch[0]
-    middle = (start + stop) // 2
-    return [EvalPart(context, start, middle)], [EvalPart(context, middle, stop)]
+class _NoItems(Dataset[EncodedContext]):
+    """The items of a dev split that does not exist."""

@@ -21,7 +21,7 @@ from typing import Literal
 from pydantic import Field
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ICLConfig
+from promptcomp.datamodules.options import ICLConfig
 from promptcomp.datamodules.rows import JsonlRows
 from promptcomp.datamodules.splits import hold_out
 from promptcomp.datamodules.tasks import Task, TaskKind

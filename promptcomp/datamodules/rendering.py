@@ -30,7 +30,7 @@ class Separator:
     after_example: str = ""
     """After each demonstration."""
     collapse: bool = False
-    """Whether separators around an empty part shrink as MetaICL's newlines do."""
+    """Whether separators around an empty part shrink, as MetaICL's newlines (and not its spaces) do."""
 
 
 SEPARATORS: dict[SeparatorName, Separator] = {
@@ -79,7 +79,7 @@ class Renderer:
         rule = self.separator
         one, two = (input_text, output) if self.scoring == "direct" else (output, input_text)
         before = "" if first else rule.before_example
-        between = rule.before_second if two else ""
+        between = rule.before_second if two or not rule.collapse else ""
         if rule.collapse and self.scoring == "direct" and not one:
             before = before[:-1]
         if rule.collapse and self.scoring == "channel" and not one:

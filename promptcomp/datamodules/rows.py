@@ -36,7 +36,7 @@ class Columns(Config):
     output: str = "output"
     """Column with the answer."""
     options: str | None = "options"
-    """Column with the list of options (in CSV: joined by `|`); None or absent: free-form, or see options_from_outputs."""
+    """Column with the list of options (in CSV: joined by `|`); None or absent: none."""
     task: str | None = "task"
     """Column with the task's name; None or absent: the whole file is one task, named after the file."""
     seed: str | None = "seed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -14,7 +14,8 @@ from promptcomp.config import ConfigError
 _EPOCH_STREAM, _WINDOW_STREAM = 0, 1
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True, slots=True, order=True)
+class Draw:
     """One training item: `index` says which, `number` counts all items ever drawn.
 
     Whatever is random about the item is a pure function of (seed, number), so that a resumed run, a data-loading worker
@@ -148,8 +149,8 @@ class StepSampler(Sampler[list[Draw]]):
             if current and longest * (len(current) + 1) > max_tokens:
                 if len(current) < self.world_size:
                     raise ConfigError(
-                        f"max_batch_tokens = {max_tokens} holds {len(current)} context(s) of {longest} tokens, fewer than "
-                        f"the {self.world_size} processes; use at least {self.world_size * longest}"
+                        f"max_batch_tokens = {max_tokens} holds {len(current)} context(s) of {longest} tokens, "
+                        f"fewer than the {self.world_size} processes; use at least {self.world_size * longest}"
                     )
                 batches.append([member for _, member in current])
                 current = deque()

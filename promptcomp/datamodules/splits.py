@@ -25,7 +25,7 @@ def hold_out(tasks: Sequence[Task], share: float, what: str) -> tuple[tuple[Task
     """
     if len(tasks) < 2:
         raise ConfigError(
-            f"{what}: with one training task none can be held out as the dev split; name a dev set or none"
+            f"{what}: of one training task none can be held out as the dev split; name a dev set or switch it off"
         )
     count = min(math.ceil(share * len(tasks)), len(tasks) - 1)
     order = sorted(tasks, key=lambda task: (task.kind == "free_form", hashlib.sha256(task.name.encode()).digest()))
