@@ -23,7 +23,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Look at data: what can be read, rows as the model sees them, bad rows.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Look at data: what can be read, rows as the model sees them, bad rows.", no_args_is_help=True
+)
 app.add_typer(data_app, name="data")
 
 INTERRUPTED = 130
@@ -139,7 +141,9 @@ def evaluate(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories (or results.json files); the first is the base.")],
-    split: Annotated[str | None, typer.Option("--split", help="Split to compare; default: the first they share.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Split to compare; default: the first they share.")
+    ] = None,
     format_: Annotated[str, typer.Option("--format", "-f", help="table, csv, markdown or json.")] = "table",
     allow_different: Annotated[
         bool, typer.Option("--allow-different", help="Show runs with other test examples, unranked.")

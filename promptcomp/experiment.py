@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -76,9 +76,9 @@ class Experiment(Config):
 
     name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
     """Name of the run directory; empty: method and data."""
-    method: Annotated[Union[tuple(spec.config for spec in METHODS.values())], Field(discriminator="name")]  # type: ignore[valid-type]
+    method: Annotated[tuple(spec.config for spec in METHODS.values()), Field(discriminator="name")]  # type: ignore[valid-type]
     """The compression method or control, chosen by `method.name`."""
-    data: Annotated[Union[tuple(DATASETS.values())], Field(discriminator="name")]  # type: ignore[valid-type]
+    data: Annotated[tuple(DATASETS.values()), Field(discriminator="name")]  # type: ignore[valid-type]
     """The data, chosen by `data.name`."""
     lm: LanguageModelConfig
     """The language model that reads the compressed prompt."""

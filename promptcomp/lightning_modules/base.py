@@ -64,7 +64,8 @@ class LossTerm:
     weight: float = 1.0
 
 
-class Pass(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Pass:
     """One model reading tokens in a training step, for estimates before a run; numbers are for one context."""
 
     model: PreTrainedModel

@@ -131,9 +131,7 @@ def bound_memory(module: CompressionModule, row: str, context: Context) -> Memor
     return module.lm.encode(context) if row == "full_prompt" else None
 
 
-def measure(
-    module: CompressionModule, sizes: _Sizes, layout: str, config: EvaluationConfig
-) -> tuple[Size, Cost]:
+def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: EvaluationConfig) -> tuple[Size, Cost]:
     """Mean sizes over the contexts of a split, analytic FLOPs, and milliseconds measured on this machine."""
     lm = module.lm
     contexts, queries = max(sizes.contexts, 1), max(sizes.queries, 1)
@@ -149,7 +147,9 @@ def measure(
         query_tokens=query_tokens,
     )
     shape = cost.shape_of_config(
-        lm.hf.config.to_dict(), sum(p.numel() for p in lm.parameters()), torch.empty((), dtype=lm.hf.dtype).element_size()
+        lm.hf.config.to_dict(),
+        sum(p.numel() for p in lm.parameters()),
+        torch.empty((), dtype=lm.hf.dtype).element_size(),
     )
     flops = cost.prefill_flops(
         shape,
@@ -160,7 +160,7 @@ def measure(
         layout=layout,  # type: ignore[arg-type]
         compress_flops=module.compress_flops(context_tokens),
     )
-    timed = _time(module, sizes.first_batch) if config.measure_cost and sizes.first_batch is not None else {}
+    timed = _time(module, sizes.first_batch) if config.measure_cost and sizes.first_batch is not None else Cost()
     return size, Cost(
         flops_ratio=flops.ratio,
         compress_flops=flops.compress,
@@ -169,12 +169,14 @@ def measure(
         cached_full_prefill_flops=flops.cached_full,
         no_prompt_prefill_flops=flops.no_prompt,
         break_even_queries=flops.break_even_queries,
-        **timed,
+        compress_ms=timed.compress_ms,
+        prefill_ms=timed.prefill_ms,
+        full_prefill_ms=timed.full_prefill_ms,
     )
 
 
 @torch.inference_mode()
-def _time(module: CompressionModule, batch: Batch) -> dict[str, float]:
+def _time(module: CompressionModule, batch: Batch) -> Cost:
     """Medians of warm runs for one context and one query."""
     one = first_query(batch)
     memory = module.compress(one.context)
@@ -183,11 +185,11 @@ def _time(module: CompressionModule, batch: Batch) -> dict[str, float]:
     def full_prefill() -> None:
         module.lm.score(module.lm.encode(one.context), one)
 
-    return {
-        "compress_ms": cost.measure_ms(lambda: module.compress(one.context), device=device),
-        "prefill_ms": cost.measure_ms(lambda: module.lm.score(memory, one), device=device),
-        "full_prefill_ms": cost.measure_ms(full_prefill, device=device),
-    }
+    return Cost(
+        compress_ms=cost.measure_ms(lambda: module.compress(one.context), device=device),
+        prefill_ms=cost.measure_ms(lambda: module.lm.score(memory, one), device=device),
+        full_prefill_ms=cost.measure_ms(full_prefill, device=device),
+    )
 
 
 def first_query(batch: Batch) -> Batch:

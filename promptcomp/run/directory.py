@@ -1,12 +1,12 @@
 """A run directory: its layout, the record of the environment, and the step series.
 
-    config.yaml        the resolved configuration; `promptcomp fit --config RUN/config.yaml` repeats the run
-    environment.json   versions, hardware, git commit
-    metrics.csv        one row for each logged step
-    checkpoints/       last.ckpt (what --resume continues from), best.ckpt (what is evaluated)
-    predictions.jsonl  one line for each evaluated example
-    results.json       what the run found
-    log.txt            messages with their times
+config.yaml        the resolved configuration; `promptcomp fit --config RUN/config.yaml` repeats the run
+environment.json   versions, hardware, git commit
+metrics.csv        one row for each logged step
+checkpoints/       last.ckpt (what --resume continues from), best.ckpt (what is evaluated)
+predictions.jsonl  one line for each evaluated example
+results.json       what the run found
+log.txt            messages with their times
 """
 
 from __future__ import annotations

@@ -85,7 +85,9 @@ def _writable() -> Finding:
         with tempfile.TemporaryFile(dir=Path.cwd()):
             pass
     except OSError as error:
-        return Finding(subject="run directories", ok=False, detail=f"cannot write here: {error.strerror}; set output_dir")
+        return Finding(
+            subject="run directories", ok=False, detail=f"cannot write here: {error.strerror}; set output_dir"
+        )
     return Finding(subject="run directories", ok=True, detail="can be written here")
 
 
@@ -95,12 +97,10 @@ def _embedded() -> Finding:
 
     names = ("toy_decoder", "toy_t5")
     try:
-        sizes = [
-            f"{name} {sum(p.numel() for p in LanguageModel.from_config(LanguageModelConfig(path=f'embedded:{name}')).parameters()):,} parameters"
-            for name in names
-        ]
+        models = {name: LanguageModel.from_config(LanguageModelConfig(path=f"embedded:{name}")) for name in names}
     except (ConfigError, OSError) as error:
         return Finding(subject="embedded models", ok=False, detail=f"{error}; reinstall the package")
+    sizes = [f"{name} {sum(p.numel() for p in model.parameters()):,} parameters" for name, model in models.items()]
     return Finding(subject="embedded models", ok=True, detail=", ".join(sizes))
 
 

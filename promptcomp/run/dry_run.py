@@ -5,7 +5,7 @@ context is taken at its token budget and a query with its target at `data.max_ex
 
 Memory of one training step, in bytes: weights, gradients and AdamW's two moments of what is trained, and the
 activations that the backward pass needs, counted as Korthikanti et al. 2022 (arXiv 2205.05198) count a layer without
-recomputation: S B D (34 + 5 H S / D) for 2-byte values, twice that for 4-byte ones; a pass without gradients keeps none.
+recomputation: S B D (34 + 5 H S / D) for 2-byte values, twice that for 4-byte ones; passes without gradients keep none.
 FLOPs of a step: 2 a parameter and token forward, 2 backward through a frozen model, 4 backward through a trained one.
 """
 
@@ -122,7 +122,8 @@ def print_estimate(experiment: Experiment, console: Console, as_json: bool) -> N
         highlight=False,
     )
     console.print(
-        f"memory of a step: {_size(found.total_bytes)} on one device, of which activations {_size(found.activation_bytes)}",
+        f"memory of a step: {_size(found.total_bytes)} on one device "
+        f"(activations {_size(found.activation_bytes)}, without checkpointing)",
         highlight=False,
     )
     console.print(
@@ -149,7 +150,9 @@ def _parts(module: CompressionModule, value_bytes: int) -> list[Part]:
                 name=name,
                 parameters=total,
                 trained=trained,
-                weight_bytes=sum(p.numel() * (value_bytes if p.requires_grad else p.element_size()) for p in parameters),
+                weight_bytes=sum(
+                    p.numel() * (value_bytes if p.requires_grad else p.element_size()) for p in parameters
+                ),
                 training_bytes=3 * trained * value_bytes,
             )
         )

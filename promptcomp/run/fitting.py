@@ -219,7 +219,7 @@ def _trainer(experiment: Experiment, run: RunDirectory, extra: list[Callback], r
 
 
 def _devices(devices: int | str) -> int | str:
-    """"auto" is one process on CPU."""
+    """ "auto" is one process on CPU."""
     return devices if devices != "auto" or torch.cuda.is_available() or torch.backends.mps.is_available() else 1
 
 
@@ -300,7 +300,9 @@ def _set_threads(experiment: Experiment) -> None:
 @contextmanager
 def _quiet(run: RunDirectory | None) -> Iterator[None]:
     """Lightning's and torch's remarks go to log.txt, not between the lines a person reads."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers", "py.warnings")]
+    loggers = [
+        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers", "py.warnings")
+    ]
     previous = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     handler: logging.Handler = logging.NullHandler()
     if run is not None:

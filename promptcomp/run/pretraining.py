@@ -38,9 +38,7 @@ def find_recipe(name: str) -> Path:
     raise ConfigError(f"{name!r} is no recipe; {hint}")
 
 
-def run_pretrain(
-    recipe: str, overrides: Sequence[str], output: Path | None, console: Console, as_json: bool
-) -> None:
+def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, console: Console, as_json: bool) -> None:
     """Train, show loss and skills, and say how to use the model.
 
     Raises:

@@ -78,7 +78,11 @@ class TrainingProgress(L.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
-        parts = [f"dev {name} {float(metrics[f'dev/{name}']):.3f}" for name in ("accuracy", "loss") if f"dev/{name}" in metrics]
+        parts = [
+            f"dev {name} {float(metrics[f'dev/{name}']):.3f}"
+            for name in ("accuracy", "loss")
+            if f"dev/{name}" in metrics
+        ]
         self._dev = parts[0] if parts else ""
         if self._progress is None:
             done = trainer.global_step

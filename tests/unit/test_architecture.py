@@ -37,7 +37,11 @@ def _imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("promptcomp"):
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "promptcomp" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "promptcomp"
+                else [node.module]
+            )
             found |= {name for name in names if not name.endswith("__version__")}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.startswith("promptcomp.")}
