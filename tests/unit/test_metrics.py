@@ -347,3 +347,20 @@ def test_option_accuracy_counts_examples():
     assert metric.compute().item() == pytest.approx(3 / 4)
     metric.reset()
     assert metric.total == 0
+
+
+def test_option_accuracy_is_that_of_all_ranks():
+    """Two ranks with unequal shares, 1 of 1 and 1 of 2 right; the gather of torch.distributed is stood in for."""
+    ranks = [OptionAccuracy(), OptionAccuracy()]
+    shares = [([-1.0, -2.0], [0, 0], [0, 1], [0, 0]), ([-1.0, -2.0, -3.0, -1.0], [1, 1, 2, 2], [0, 1] * 2, [0] * 4)]
+    for metric, share in zip(ranks, shares, strict=True):
+        metric.update(*(torch.tensor(column) for column in share))
+
+    def gather(value: torch.Tensor, group: object) -> list[torch.Tensor]:
+        name = "correct" if value is ranks[0].correct else "total"
+        return [getattr(metric, name) for metric in ranks]
+
+    ranks[0].sync(dist_sync_fn=gather, distributed_available=lambda: True)
+    assert (ranks[0].correct.item(), ranks[0].total.item()) == (2, 3)
+    ranks[0].unsync()
+    assert ranks[0].total.item() == 1
