@@ -15,7 +15,7 @@ from promptcomp.evaluation.metrics import METRICS, Array, Group, MetricName, met
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-_CHUNK_VALUES = 4_000_000  # bounds the memory of the drawn weights
+_CHUNK_VALUES = 1_000_000  # bounds the memory of the drawn weights
 
 Interval = tuple[float, float]
 

@@ -223,6 +223,14 @@ def test_free_form_examples_have_a_loss_and_retained_of_the_loss():
     assert "accuracy" not in result.rows["method"]
 
 
+def test_a_missing_loss_spoils_the_loss_alone():
+    predictions = sample(60)
+    predictions[3] = predictions[3].model_copy(update={"loss": dict.fromkeys(ROWS)})
+    result = summarise(predictions, "accuracy", resamples=50)
+    assert result.others["loss"] is None
+    assert result.retained is not None
+
+
 def test_summary_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="without examples"):
         summarise([], "accuracy")
