@@ -94,7 +94,7 @@ def cost_table(results: Results, width: int) -> Table:
         ("no_prompt", 0.0, None, 0.0, cost.no_prompt_prefill_flops, None, None),
         (
             "method", size.memory_slots, size.memory_bytes, size.memory_kv_bytes,
-            cost.prefill_flops, cost.prefill_ms, None,
+            cost.prefill_flops, cost.prefill_ms, cost.cached_prefill_flops,
         ),
         (
             "full_prompt", size.context_tokens, None, size.context_bytes,
@@ -131,9 +131,8 @@ def findings(results: Results) -> list[Text]:
             faster = f", {cost.full_prefill_ms / cost.prefill_ms:.1f}x less time"
         lines.append(("prefill", f"{cost.flops_ratio:.1f}x fewer FLOPs{faster}"))
     if cost.cached_full_prefill_flops is not None:
-        lines.append(
-            ("prefix cache", f"with the full context's KV kept: {flops_text(cost.cached_full_prefill_flops)} a query")
-        )
+        kept = flops_text(cost.cached_full_prefill_flops)
+        lines.append(("prefix cache", f"a query takes {kept} once the full context's KV is cached"))
     once = [text for value, text in _compress_once(results) if value is not None]
     if once:
         lines.append(("compressing once", ", ".join(once)))
@@ -205,11 +204,9 @@ def _two_of_task(split: SplitResult, found: set[str]) -> list[str]:
 def _remarks(split: SplitResult) -> list[Text]:
     lines = []
     if split.no_headroom and split.headroom is not None:
-        error = "" if split.headroom_se is None else f" (standard error {split.headroom_se:.3f})"
-        lines.append(
-            f"no headroom: the full context gains only {split.headroom:+.3f}{error} over no context;"
-            " a share of that would be noise"
-        )
+        error = "" if split.headroom_se is None else f" with a standard error of {split.headroom_se:.3f}"
+        gain = f"the full context gains {split.headroom:+.3f} over no context{error}"
+        lines.append(f"no headroom: {gain}; a share of that would be noise")
     if split.metric == "task" and len({task.kind for task in split.tasks}) > 1:
         lines.append("score: macro-F1 of classification tasks, accuracy of the others, mean over tasks")
     if 0 < split.num_contexts < 10:

@@ -48,8 +48,8 @@ def to_markdown(comparison: Comparison) -> str:
     """One table for each split."""
     parts = []
     for split in comparison.splits:
-        head, rows = _cells(comparison, split, wide=True)
-        lines = [f"### {_title(split)}", "", _line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
+        head, rows = _cells(comparison, split, detail=2)
+        lines = [f"### {_title(split)}", "", _line(head), _line([*["---"] * 3, *["---:"] * (len(head) - 3)])]
         lines += [_line(row) for row in rows]
         notes = [*(_seed_text(mean) for mean in split.seed_means), *split.notes]
         parts.append("\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip())
@@ -127,7 +127,7 @@ def _seed_record(mean: SeedMean) -> dict[str, Any]:
 
 
 def _split_table(comparison: Comparison, split: SplitComparison, wide: bool) -> Table:
-    head, rows = _cells(comparison, split, wide)
+    head, rows = _cells(comparison, split, detail=int(wide))
     table = Table(
         title=_title(split),
         title_justify="left",
@@ -137,40 +137,41 @@ def _split_table(comparison: Comparison, split: SplitComparison, wide: bool) -> 
         pad_edge=False,
         collapse_padding=True,
     )
-    for i, column in enumerate(head):
-        is_name = column == "run"
+    for column in head:
         table.add_column(
-            column, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold", header_style="bold"
+            column,
+            justify="left" if column in ("run", "method") else "right",
+            no_wrap=column != "run",
+            overflow="fold",
         )
-        if i == 0:
-            table.columns[0].justify = "right"
     for cells, row in zip(rows, split.rows, strict=True):
         table.add_row(*cells, style="bold" if row.rank == 1 else "")
     return table
 
 
-def _cells(comparison: Comparison, split: SplitComparison, wide: bool) -> tuple[list[str], list[list[str]]]:
-    """Head and body of a split's table; the same text in a terminal and in Markdown."""
-    title = METRIC_TITLES.get(split.metric, split.metric)
-    head = ["#", "run", title, "delta", "retained", "ratio"]
-    if wide:
-        head = ["#", "run", "method", title, "delta", "no prompt", "full prompt", "retained", "ratio", "memory"]
+def _cells(comparison: Comparison, split: SplitComparison, detail: int) -> tuple[list[str], list[list[str]]]:
+    """Head and body of a split's table: 0 for a narrow terminal, 1 for a wide one, 2 for a page."""
+    score = METRIC_TITLES.get(split.metric, split.metric)
+    head = [("#", 0), ("run", 0), ("method", 1), (score, 0), ("delta", 0), ("no prompt", 1), ("full prompt", 1)]
+    head += [("retained", 0), ("ratio", 0), ("memory", 2)]
+    shown = [level <= detail for _, level in head]
     body = []
     for row in split.rows:
-        size = row.run.results.size
-        rank = "-" if row.rank is None else str(row.rank)
-        score = value_text(row.method, row.method_ci)
-        kept = "no headroom" if row.no_headroom else value_text(row.retained, row.retained_ci if wide else None, 2)
-        ratio = "-" if size.compression is None else f"{size.compression:.1f}x"
-        bounds = [value_text(row.no_prompt, None), value_text(row.full_prompt, None)]
-        if wide:
-            name = [rank, row.run.label, row.run.results.title or row.run.results.method]
-            body.append(
-                [*name, score, _delta_text(comparison, row), *bounds, kept, ratio, bytes_text(size.memory_bytes)]
-            )
-        else:
-            body.append([rank, row.run.label, score, _delta_text(comparison, row), kept, ratio])
-    return head, body
+        results = row.run.results
+        cells = [
+            "-" if row.rank is None else str(row.rank),
+            row.run.label,
+            results.title or results.method,
+            value_text(row.method, row.method_ci),
+            _delta_text(comparison, row),
+            value_text(row.no_prompt, None),
+            value_text(row.full_prompt, None),
+            "no headroom" if row.no_headroom else value_text(row.retained, row.retained_ci if detail > 1 else None, 2),
+            "-" if results.size.compression is None else f"{results.size.compression:.1f}x",
+            bytes_text(results.size.memory_bytes),
+        ]
+        body.append([cell for cell, wanted in zip(cells, shown, strict=True) if wanted])
+    return [title for (title, _), wanted in zip(head, shown, strict=True) if wanted], body
 
 
 def _delta_text(comparison: Comparison, row: Row) -> str:

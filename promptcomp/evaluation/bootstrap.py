@@ -15,7 +15,7 @@ from promptcomp.evaluation.metrics import METRICS, Array, Group, MetricName, met
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-_CHUNK_VALUES = 4_000_000  # bounds the memory of the drawn weights
+_CHUNK_VALUES = 1_000_000  # bounds the memory of the drawn weights
 
 Interval = tuple[float, float]
 
@@ -95,7 +95,7 @@ def resample_metric(
 
 
 def retained(samples: Samples, name: MetricName, confidence: float = CONFIDENCE) -> Retained:
-    """Quality retained with a paired interval (peers.md 6.1).
+    """Quality retained with a paired interval.
 
     Resamples in which the bounds change places say nothing about a ratio and are left out of the interval; headroom of
     two standard errors makes them rare.

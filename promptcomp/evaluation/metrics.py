@@ -1,8 +1,8 @@
 """Accuracy and macro-F1, and how they are averaged over seeds and tasks.
 
-Two flavours of macro-F1 (mend.md 3.5): "sklearn", as MEND uses it, averages over the classes of the gold labels and of
-the predictions; "metaicl" averages over the classes of the gold labels alone and strips white space. They differ when
-a predicted class never occurs in the gold labels.
+Two flavours of macro-F1: "sklearn", as MEND (arXiv 2403.06914) uses it, averages over the classes of the gold labels
+and of the predictions; "metaicl" averages over the classes of the gold labels alone and strips white space. They differ
+when a predicted class never occurs in the gold labels.
 
 Everything is kept as counts for each context, so that a weighted sum over contexts gives the metric of any resample.
 """

@@ -135,6 +135,8 @@ class Cost(_Section):
     full_prefill_flops: float | None = None
     cached_full_prefill_flops: float | None = None
     """Query after the full context whose keys and values are cached."""
+    cached_prefill_flops: float | None = None
+    """Query after the memory once its keys and values are cached."""
     no_prompt_prefill_flops: float | None = None
     break_even_queries: int | None = None
     """Queries on one context from which compressing costs fewer FLOPs than reading the full context each time."""

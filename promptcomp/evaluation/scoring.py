@@ -1,6 +1,6 @@
 """From log probabilities of options to predictions.
 
-The score of an option is its mean log probability per token (MEND and MetaICL, mend.md 3.5). PMI (MetaICL's
+The score of an option is its mean log probability per token (MEND, arXiv 2403.06914; MetaICL). PMI (MetaICL's
 calibration) subtracts the score of the same option with the input replaced by "N/A". The highest score wins, the first
 on ties. A score that is not a number never wins: the original code let an empty 0/0 option win silently.
 """

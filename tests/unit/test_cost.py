@@ -15,15 +15,8 @@ from transformers import (
 )
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.cost import (
-    ModelShape,
-    PrefillFlops,
-    decoder_flops,
-    measure_ms,
-    memory_bytes,
-    prefill_flops,
-    shape_of_config,
-)
+from promptcomp.evaluation.cost import cost_section, measure_ms, memory_bytes, size_section
+from promptcomp.evaluation.flops import ModelShape, PrefillFlops, decoder_flops, prefill_flops, shape_of_config
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 
 LLAMA_8B = ModelShape("decoder", 32, 32, 8, 128, 4096, 14336, 128256, 8_030_261_248, 2, gated_mlp=True)
@@ -94,15 +87,26 @@ def test_worked_example_of_an_eight_billion_model():
     assert cache.compressed / 1e12 == pytest.approx(0.90, abs=0.01)
     assert soft.compressed / 1e12 == pytest.approx(1.12, abs=0.01)
     assert decoder_flops(LLAMA_8B, 2064) / 1e12 == pytest.approx(30.0, abs=0.1)
+    assert soft.cached_compressed == cache.compressed
     assert LLAMA_8B.kv_bytes_per_token == 128 * 1024
 
 
+def test_sections_of_results():
+    flops = prefill_flops(LLAMA_8B, context_tokens=96, memory_slots=8, query_tokens=4, compress_flops=1e12)
+    size = size_section(LLAMA_8B, context_tokens=96, memory_slots=8, stored_bytes=100.0, query_tokens=4)
+    cost = cost_section(flops, steps=5, prefill_ms=1.0)
+    assert (size.compression, size.context_bytes, size.memory_kv_bytes) == (12.0, 96 * 131072, 8 * 131072)
+    assert (cost.steps, cost.flops_ratio, cost.break_even_queries) == (5, flops.ratio, flops.break_even_queries)
+    nothing = size_section(LLAMA_8B, context_tokens=96, memory_slots=0, stored_bytes=0.0, query_tokens=4)
+    assert (nothing.compression, nothing.memory_kv_bytes) == (None, 0)
+
+
 def test_ratio_and_break_even():
-    costs = PrefillFlops(no_prompt=1, compressed=2, full=10, cached_full=1.5, compress=17)
+    costs = PrefillFlops(no_prompt=1, compressed=2, full=10, cached_full=1.5, cached_compressed=1.1, compress=17)
     assert costs.ratio == 5
     assert costs.break_even_queries == 3
-    assert PrefillFlops(1, 10, 10, 1, 5).break_even_queries is None
-    assert PrefillFlops(1, 2, 10, 1, 0).break_even_queries == 1
+    assert PrefillFlops(1, 10, 10, 1, 1, 5).break_even_queries is None
+    assert PrefillFlops(1, 2, 10, 1, 1, 0).break_even_queries == 1
 
 
 def test_encoder_states_cost_no_encoder_pass():

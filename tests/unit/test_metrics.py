@@ -223,6 +223,14 @@ def test_free_form_examples_have_a_loss_and_retained_of_the_loss():
     assert "accuracy" not in result.rows["method"]
 
 
+def test_a_missing_loss_spoils_the_loss_alone():
+    predictions = sample(60)
+    predictions[3] = predictions[3].model_copy(update={"loss": dict.fromkeys(ROWS)})
+    result = summarise(predictions, "accuracy", resamples=50)
+    assert result.others["loss"] is None
+    assert result.retained is not None
+
+
 def test_summary_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="without examples"):
         summarise([], "accuracy")
@@ -347,3 +355,20 @@ def test_option_accuracy_counts_examples():
     assert metric.compute().item() == pytest.approx(3 / 4)
     metric.reset()
     assert metric.total == 0
+
+
+def test_option_accuracy_is_that_of_all_ranks():
+    """Two ranks with unequal shares, 1 of 1 and 1 of 2 right; the gather of torch.distributed is stood in for."""
+    ranks = [OptionAccuracy(), OptionAccuracy()]
+    shares = [([-1.0, -2.0], [0, 0], [0, 1], [0, 0]), ([-1.0, -2.0, -3.0, -1.0], [1, 1, 2, 2], [0, 1] * 2, [0] * 4)]
+    for metric, share in zip(ranks, shares, strict=True):
+        metric.update(*(torch.tensor(column) for column in share))
+
+    def gather(value: torch.Tensor, group: object) -> list[torch.Tensor]:
+        name = "correct" if value is ranks[0].correct else "total"
+        return [getattr(metric, name) for metric in ranks]
+
+    ranks[0].sync(dist_sync_fn=gather, distributed_available=lambda: True)
+    assert (ranks[0].correct.item(), ranks[0].total.item()) == (2, 3)
+    ranks[0].unsync()
+    assert ranks[0].total.item() == 1

@@ -5,12 +5,24 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.files import write_atomic
-from promptcomp.evaluation.results import Cost, Results, Size, SplitResult, read_results, write_results
+from promptcomp.evaluation.records import Prediction
+from promptcomp.evaluation.results import (
+    Cost,
+    Estimate,
+    Results,
+    Size,
+    SplitResult,
+    TaskResult,
+    read_results,
+    write_results,
+)
 
 
 def make(**changes) -> Results:
@@ -119,3 +131,10 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, call):
 def test_a_missing_folder_is_told(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         write_atomic(tmp_path / "none" / "a.txt", "x")
+
+
+def test_every_key_is_documented():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "results_format.md").read_text(encoding="utf-8")
+    for model in (Results, SplitResult, TaskResult, Estimate, Size, Cost, Prediction):
+        for name, field in model.model_fields.items():
+            assert re.search(rf"[`{{, ]{field.alias or name}[`}},]", page), f"{model.__name__}.{name}"
