@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Union
 
 from pydantic import Field, model_validator
 
@@ -46,8 +46,6 @@ class TrainerConfig(Config):
     """Micro-batches whose gradients are summed into one optimiser step."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of each process; null: torch's choice."""
-    num_workers: int = Field(0, ge=0)
-    """Processes that prepare batches; 0: the training process itself."""
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainerConfig:
@@ -76,9 +74,9 @@ class Experiment(Config):
 
     name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
     """Name of the run directory; empty: method and data."""
-    method: Annotated[tuple(spec.config for spec in METHODS.values()), Field(discriminator="name")]  # type: ignore[valid-type]
+    method: Annotated[Union[tuple(s.config for s in METHODS.values())], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
     """The compression method or control, chosen by `method.name`."""
-    data: Annotated[tuple(DATASETS.values()), Field(discriminator="name")]  # type: ignore[valid-type]
+    data: Annotated[Union[tuple(DATASETS.values())], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
     """The data, chosen by `data.name`."""
     lm: LanguageModelConfig
     """The language model that reads the compressed prompt."""

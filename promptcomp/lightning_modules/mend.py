@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.cost import decoder_flops, encoder_flops, shape_of_config
+from promptcomp.evaluation.flops import decoder_flops, encoder_flops, shape_of_config
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, TextEncoder, at_least_float32, token_table
 from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig, Pass
 from promptcomp.memory import SoftPrompt

@@ -9,7 +9,7 @@ import torch
 
 from promptcomp.batch import Batch, Context
 from promptcomp.datamodules.base import ContextDataModule
-from promptcomp.evaluation import cost
+from promptcomp.evaluation import cost, flops
 from promptcomp.evaluation.metrics import MetricName
 from promptcomp.evaluation.records import Prediction
 from promptcomp.evaluation.results import Cost, Size, SplitResult
@@ -33,7 +33,7 @@ class _Sizes:
     memory_bytes: float = 0.0
     queries: int = 0
     query_tokens: int = 0
-    kind: cost.MemoryKind | None = None
+    kind: flops.MemoryKind | None = None
     first_batch: Batch | None = None
 
     def add(self, batch: Batch, memory: Memory | None) -> None:
@@ -59,7 +59,7 @@ class Assessment:
     sizes: _Sizes = field(default_factory=_Sizes)
 
 
-def memory_kind(memory: Memory) -> cost.MemoryKind:
+def memory_kind(memory: Memory) -> flops.MemoryKind:
     """The name that the cost formulas have for a memory."""
     match memory:
         case SoftPrompt():
@@ -137,21 +137,12 @@ def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: Evalu
     contexts, queries = max(sizes.contexts, 1), max(sizes.queries, 1)
     context_tokens, slots = sizes.context_tokens / contexts, sizes.slots / contexts
     query_tokens = sizes.query_tokens / queries
-    size = Size(
-        context_tokens=context_tokens,
-        memory_slots=slots,
-        compression=context_tokens / slots if slots else None,
-        context_bytes=context_tokens * lm.kv_bytes_per_token,
-        memory_bytes=sizes.memory_bytes / contexts,
-        memory_kv_bytes=slots * lm.kv_bytes_per_token,
-        query_tokens=query_tokens,
-    )
-    shape = cost.shape_of_config(
+    shape = flops.shape_of_config(
         lm.hf.config.to_dict(),
         sum(p.numel() for p in lm.parameters()),
         torch.empty((), dtype=lm.hf.dtype).element_size(),
     )
-    flops = cost.prefill_flops(
+    prefill = flops.prefill_flops(
         shape,
         context_tokens=context_tokens,
         memory_slots=slots,
@@ -160,15 +151,16 @@ def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: Evalu
         layout=layout,  # type: ignore[arg-type]
         compress_flops=module.compress_flops(context_tokens),
     )
+    size = cost.size_section(
+        shape,
+        context_tokens=context_tokens,
+        memory_slots=slots,
+        stored_bytes=sizes.memory_bytes / contexts,
+        query_tokens=query_tokens,
+    )
     timed = _time(module, sizes.first_batch) if config.measure_cost and sizes.first_batch is not None else Cost()
-    return size, Cost(
-        flops_ratio=flops.ratio,
-        compress_flops=flops.compress,
-        prefill_flops=flops.compressed,
-        full_prefill_flops=flops.full,
-        cached_full_prefill_flops=flops.cached_full,
-        no_prompt_prefill_flops=flops.no_prompt,
-        break_even_queries=flops.break_even_queries,
+    return size, cost.cost_section(
+        prefill,
         compress_ms=timed.compress_ms,
         prefill_ms=timed.prefill_ms,
         full_prefill_ms=timed.full_prefill_ms,

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from promptcomp.config import dump
 from promptcomp.datamodules.base import ICLConfig
-from promptcomp.evaluation.cost import ModelShape, shape_of_config
+from promptcomp.evaluation.flops import ModelShape, shape_of_config
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
