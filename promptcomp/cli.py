@@ -141,8 +141,8 @@ def evaluate(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories (or results.json files); the first is the base.")],
-    split: Annotated[
-        str | None, typer.Option("--split", help="Split to compare; default: the first they share.")
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="accuracy, task, macro_f1 or loss; default: the runs' own.")
     ] = None,
     format_: Annotated[str, typer.Option("--format", "-f", help="table, csv, markdown or json.")] = "table",
     allow_different: Annotated[
@@ -150,10 +150,17 @@ def compare(
     ] = False,
 ) -> None:
     """One table over several runs, with differences and intervals; refuses to rank runs with other test examples."""
-    from promptcomp.compare import compare_runs, render
+    from promptcomp.compare import FORMATS, print_comparison
+    from promptcomp.compare import compare as compare_runs
+    from promptcomp.config import ConfigError
 
-    comparison = compare_runs(runs, split=split, allow_different=allow_different)
-    print(render(comparison, format_), end="")
+    if format_ != "table" and format_ not in FORMATS:
+        raise ConfigError(f"--format {format_!r} is not known; choose table, {', '.join(FORMATS)}")
+    comparison = compare_runs(runs, metric=metric, allow_different=allow_different)
+    if format_ == "table":
+        print_comparison(comparison, _console(False))
+    else:
+        print(FORMATS[format_](comparison), end="")
 
 
 @app.command()

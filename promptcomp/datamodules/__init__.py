@@ -6,16 +6,22 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.base import ContextDataModule, ExampleInfo, ICLConfig
+from promptcomp.datamodules.hub import HFData, HFSource
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
 from promptcomp.datamodules.sampler import Draw, StepSampler
+from promptcomp.datamodules.tables import TableData, TableSource
 from promptcomp.datamodules.tasks import TaskSource
+from promptcomp.datamodules.text import TextConfig, TextDataModule
 from promptcomp.datamodules.toy import ToySource
 from promptcomp.datamodules.toy_icl import ToyICLData
 
 DATASETS: dict[str, type[Config]] = {
     "toy_icl": ToyICLData,
     "metaicl": MetaICLData,
+    "hf_icl": HFData,
+    "table_icl": TableData,
+    "text": TextConfig,
 }
 """Data sections by the `name` that a configuration gives."""
 
@@ -30,6 +36,10 @@ def build_source(config: ICLConfig) -> TaskSource:
         return ToySource(config.world)
     if isinstance(config, MetaICLData):
         return MetaICLSource(config)
+    if isinstance(config, HFData):
+        return HFSource(config)
+    if isinstance(config, TableData):
+        return TableSource(config)
     raise ConfigError(f"data section {type(config).__name__} is not registered")
 
 
@@ -48,6 +58,8 @@ def build_datamodule(
     Raises:
         ConfigError: files are missing or bad, or budgets do not fit the window.
     """
+    if isinstance(config, TextConfig):
+        return TextDataModule(config, tokenizer, seed=seed, batch_size=batch_size, window=window)
     if isinstance(config, ICLConfig):
         return ICLDataModule(config, build_source(config), tokenizer, seed=seed, batch_size=batch_size, window=window)
     raise ConfigError(f"data section {type(config).__name__} is not registered")
@@ -61,6 +73,7 @@ __all__ = [
     "ICLConfig",
     "ICLDataModule",
     "StepSampler",
+    "TextDataModule",
     "build_datamodule",
     "build_source",
 ]

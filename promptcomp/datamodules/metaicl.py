@@ -171,15 +171,23 @@ def read_partition(folder: Path, name: str) -> dict[str, list[str]]:
     if not path.is_file():
         known = sorted(found.stem for found in (folder / "config").glob("*.json"))
         raise ConfigError(f"data.partition {name!r}: no file {path}; known: {', '.join(known) or 'none'}")
-    found = _read_json(path)
-    lists = {split: tasks for split, tasks in found.items() if isinstance(tasks, list) and split not in ("dev",)}
+    return read_task_lists(path)
+
+
+def read_task_lists(path: Path) -> dict[str, list[str]]:
+    """The lists of a partition file.
+
+    Raises:
+        ConfigError: the file is missing or malformed, or "train" or "test" is empty.
+    """
+    lists = {split: tasks for split, tasks in _read_json(path).items() if isinstance(tasks, list)}
     for split in ("train", "test"):
         if not lists.get(split):
             raise ConfigError(f"{path}: {split!r} should be a list of task names and is missing or empty")
     for split, tasks in lists.items():
         if not all(isinstance(task, str) for task in tasks):
             raise ConfigError(f"{path}: {split!r} should hold task names only")
-    return {split: list(dict.fromkeys(tasks)) for split, tasks in lists.items() if tasks}
+    return {split: list(dict.fromkeys(tasks)) for split, tasks in lists.items() if tasks and split != "dev"}
 
 
 def _read_json(path: Path) -> Mapping[str, object]:

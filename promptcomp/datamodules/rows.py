@@ -73,6 +73,24 @@ def row_problems(record: Any, columns: Columns) -> list[str]:
     return found
 
 
+def seed_problems(record: Any, columns: Columns) -> list[str]:
+    """What is wrong with the data seed of a record, in words."""
+    value = record.get(columns.seed) if isinstance(record, dict) and columns.seed else None
+    try:
+        int(value or 0)
+    except (TypeError, ValueError):
+        return [f"{columns.seed!r} {value!r} is no whole number"]
+    return []
+
+
+def place_of(record: Mapping[str, Any], columns: Columns, stem: str) -> tuple[str, int | None, str | None]:
+    """Task, data seed and role of a record; without a task column the task is `stem`."""
+    task = record.get(columns.task) if columns.task else None
+    seed = record.get(columns.seed) if columns.seed else None
+    role = record.get(columns.split) if columns.split else None
+    return str(task or stem), None if seed in (None, "") else int(seed), str(role) if role else None
+
+
 def row_warnings(record: Mapping[str, Any], columns: Columns) -> list[str]:
     """What looks odd about a good record."""
     found = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,10 @@ def same(mine: float, theirs: float | None) -> bool:
 def test_losses_and_predictions(case: dict[str, Any], tokenizer: PreTrainedTokenizerFast, llm: GPT2LMHeadModel) -> None:
     dm = build(case, tokenizer)
     losses = [[nll(llm, option) for option in options] for options in sequences(dm, case["max_length"])]
-    assert all(same(a, b) for a, b in zip(sum(losses, []), case["losses"], strict=True))
+    assert all(same(a, b) for a, b in zip(chain(*losses), case["losses"], strict=True))
     if case["calibrated"]:
         null = [[nll(llm, option) for option in options] for options in sequences(dm, case["max_length"], null=True)]
-        assert all(same(a, b) for a, b in zip(sum(null, []), case["bias_losses"], strict=True))
+        assert all(same(a, b) for a, b in zip(chain(*null), case["bias_losses"], strict=True))
         losses = [[a - b for a, b in zip(one, two, strict=True)] for one, two in zip(losses, null, strict=True)]
     for options, theirs in zip(losses, case["per_option_losses"], strict=True):
         assert all(same(a, b) for a, b in zip(options, theirs, strict=True))
@@ -160,7 +161,7 @@ def draw_without(rng: np.random.RandomState, total: int, count: int, excluded: s
     return drawn
 
 
-def test_training_tensors(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_training_tensors(tokenizer: PreTrainedTokenizerFast, llm: GPT2LMHeadModel) -> None:
     case = REFERENCE["train"]
     pool = to_rows(case["pool"])
     renderer = Renderer(TokenCache(tokenizer), SEPARATORS["newlines"], "direct", True, EXAMPLE_CAP - 2)
@@ -176,6 +177,7 @@ def test_training_tensors(tokenizer: PreTrainedTokenizerFast) -> None:
         assert mine == ids[i][: len(mine)].tolist()
         assert not ids[i][len(mine) :].any()
         assert types[i].sum() == types[i][len(mine) - len(two) : len(mine)].sum() == len(two)
+        assert same(nll(llm, (mine, len(mine) - len(two))), case["per_sequence_losses"][i])
 
 
 @pytest.mark.parametrize("number", range(len(REFERENCE["format_cases"])))

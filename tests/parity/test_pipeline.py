@@ -116,7 +116,7 @@ def test_training_items(tokenizer: PreTrainedTokenizerFast, reference: dict[str,
 
 
 def test_training_items_cut_to_tight_budgets(tokenizer: PreTrainedTokenizerFast, reference: dict[str, Any]) -> None:
-    """The first demonstration that does not fit joins with its input cut; teacher and student have their own budgets."""
+    """The first demonstration that does not fit joins with its input cut; the teacher has its own budget."""
     task = sentiment(reference)
     case = reference["train_items_tight_budget"]
     dm = module(tokenizer, task, case["s_max_length"], case["t_max_length"])
