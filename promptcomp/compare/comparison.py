@@ -77,7 +77,7 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
 
-def compare_runs(
+def compare(
     paths: Sequence[Path],
     *,
     split: str | None = None,

@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from promptcomp.compare.comparison import Comparison, Row, SeedMean, SplitComparison
-from promptcomp.config import ConfigError
 from promptcomp.evaluation.formatting import METRIC_TITLES, bytes_text, value_text
 from promptcomp.evaluation.results import Interval
 
@@ -79,26 +78,6 @@ def to_json(comparison: Comparison) -> str:
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {"csv": to_csv, "markdown": to_markdown, "json": to_json}
 """Renderings that do not depend on a terminal."""
-
-
-def render(comparison: Comparison, format_name: str, width: int | None = None) -> str:
-    """A comparison as text.
-
-    Args:
-        comparison: what to show.
-        format_name: "table" or one of `FORMATS`.
-        width: columns of a table; None: those of the terminal, 80 without one.
-
-    Raises:
-        ConfigError: the format is unknown.
-    """
-    if format_name == "table":
-        out = io.StringIO()
-        print_comparison(comparison, Console(file=out, width=width))
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-    if format_name not in FORMATS:
-        raise ConfigError(f"unknown format {format_name!r}; known: table, {', '.join(FORMATS)}")
-    return FORMATS[format_name](comparison)
 
 
 def _records(comparison: Comparison) -> list[dict[str, Any]]:
