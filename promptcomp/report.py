@@ -133,7 +133,7 @@ def findings(results: Results) -> list[Text]:
     if cost.cached_full_prefill_flops is not None:
         kept = flops_text(cost.cached_full_prefill_flops)
         lines.append(("prefix cache", f"a query takes {kept} once the full context's KV is cached"))
-    once = [text for value, text in _compress_once(results) if value is not None]
+    once = [text for value, text in _compress_once(results) if value]
     if once:
         lines.append(("compressing once", ", ".join(once)))
     return [Text.assemble((f"{label:<18}", "bold"), text) for label, text in lines]

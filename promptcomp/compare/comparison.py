@@ -80,15 +80,17 @@ class Comparison:
 def compare(
     paths: Sequence[Path],
     *,
+    split: str | None = None,
     metric: str | None = None,
     allow_different: bool = False,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
-    """Compare runs on every split that all of them evaluated.
+    """Compare runs on every split that all of them evaluated, or on one.
 
     Args:
         paths: run directories or results.json files; the first is the baseline.
+        split: the only split to compare; None: all that the runs share.
         metric: one of `metrics.METRICS`; None: the headline metric of the runs.
         allow_different: show runs with different test examples anyway, without ranks and deltas.
         resamples: bootstrap resamples.
@@ -101,23 +103,29 @@ def compare(
     if not paths:
         raise ConfigError("nothing to compare: give one or more run directories, for example runs/*")
     runs = load(paths)
-    shared = [split for split in runs[0].results.splits if all(split in run.results.splits for run in runs)]
-    if not shared:
-        listed = "; ".join(f"{run.label}: {', '.join(run.results.splits) or 'none'}" for run in runs)
-        raise ConfigError(f"the runs have no evaluated split in common ({listed}); evaluate them on the same data")
-    left_out = sorted({split for run in runs for split in run.results.splits} - set(shared))
+    shared = _shared_splits(runs, split)
+    left_out = sorted({name for run in runs for name in run.results.splits} - set(shared)) if split is None else []
     notes = (f"splits that not all runs evaluated are left out: {', '.join(left_out)}",) if left_out else ()
-    chosen = {split: metric_of(runs, split, metric) for split in shared}
-    different = {split: different_examples(runs, split) for split in shared}
+    chosen = {name: metric_of(runs, name, metric) for name in shared}
+    different = {name: different_examples(runs, name) for name in shared}
     if any(different.values()) and not allow_different:
-        split = next(split for split in shared if different[split])
-        raise ConfigError(refusal(runs, split, different[split]))
+        name = next(name for name in shared if different[name])
+        raise ConfigError(refusal(runs, name, different[name]))
     predictions = _read_all_predictions(runs) if len(runs) > 1 else {}
     compared = tuple(
-        _compare_split(runs, split, chosen[split], not different[split], predictions, resamples, seed)
-        for split in shared
+        _compare_split(runs, name, chosen[name], not different[name], predictions, resamples, seed) for name in shared
     )
     return Comparison(tuple(runs), compared, notes)
+
+
+def _shared_splits(runs: Sequence[Run], wanted: str | None) -> list[str]:
+    shared = [name for name in runs[0].results.splits if all(name in run.results.splits for run in runs)]
+    listed = "; ".join(f"{run.label}: {', '.join(run.results.splits) or 'none'}" for run in runs)
+    if wanted is not None and wanted not in shared:
+        raise ConfigError(f"split {wanted!r} was not evaluated by all runs ({listed})")
+    if not shared:
+        raise ConfigError(f"the runs have no evaluated split in common ({listed}); evaluate them on the same data")
+    return shared if wanted is None else [wanted]
 
 
 def _read_all_predictions(runs: Sequence[Run]) -> dict[str, list[Prediction]]:

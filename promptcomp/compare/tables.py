@@ -77,7 +77,7 @@ def to_json(comparison: Comparison) -> str:
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {"csv": to_csv, "markdown": to_markdown, "json": to_json}
-"""Renderings as text, by the name that a command line takes."""
+"""Renderings that do not depend on a terminal."""
 
 
 def _records(comparison: Comparison) -> list[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""What a context costs: bytes of a memory, measured milliseconds, and the sections of results.json that hold them."""
+"""What a context costs: bytes of a memory and measured milliseconds.
+
+The analytic half is in `promptcomp.evaluation.flops` (no torch) and offered here too.
+"""
 
 from __future__ import annotations
 
@@ -8,53 +11,30 @@ from collections.abc import Callable
 
 import torch
 
-from promptcomp.evaluation.flops import ModelShape, PrefillFlops
-from promptcomp.evaluation.results import Cost, Size
+from promptcomp.evaluation.flops import (
+    MemoryKind,
+    ModelShape,
+    PrefillFlops,
+    cross_decoder_flops,
+    decoder_flops,
+    encoder_flops,
+    prefill_flops,
+    shape_of_config,
+)
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
 
-
-def size_section(
-    shape: ModelShape, *, context_tokens: float, memory_slots: float, stored_bytes: float, query_tokens: float
-) -> Size:
-    """The `size` section of results.json; lengths and bytes are means over contexts."""
-    return Size(
-        context_tokens=context_tokens,
-        memory_slots=memory_slots,
-        compression=context_tokens / memory_slots if memory_slots else None,
-        context_bytes=context_tokens * shape.kv_bytes_per_token,
-        memory_bytes=stored_bytes,
-        memory_kv_bytes=memory_slots * shape.kv_bytes_per_token,
-        query_tokens=query_tokens,
-    )
-
-
-def cost_section(
-    flops: PrefillFlops,
-    *,
-    train_seconds: float | None = None,
-    steps: int | None = None,
-    tokens_per_second: float | None = None,
-    compress_ms: float | None = None,
-    prefill_ms: float | None = None,
-    full_prefill_ms: float | None = None,
-) -> Cost:
-    """The `cost` section of results.json."""
-    return Cost(
-        train_seconds=train_seconds,
-        steps=steps,
-        tokens_per_second=tokens_per_second,
-        compress_ms=compress_ms,
-        prefill_ms=prefill_ms,
-        full_prefill_ms=full_prefill_ms,
-        flops_ratio=flops.ratio,
-        compress_flops=flops.compress,
-        prefill_flops=flops.compressed,
-        full_prefill_flops=flops.full,
-        cached_full_prefill_flops=flops.cached_full,
-        cached_prefill_flops=flops.cached_compressed,
-        no_prompt_prefill_flops=flops.no_prompt,
-        break_even_queries=flops.break_even_queries if flops.compress else None,
-    )
+__all__ = [
+    "MemoryKind",
+    "ModelShape",
+    "PrefillFlops",
+    "cross_decoder_flops",
+    "decoder_flops",
+    "encoder_flops",
+    "measure_ms",
+    "memory_bytes",
+    "prefill_flops",
+    "shape_of_config",
+]
 
 
 def memory_bytes(memory: Memory | None) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from promptcomp.compare import compare, print_comparison, to_csv, to_json, to_markdown
+from promptcomp.compare import FORMATS, compare, print_comparison
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.records import ROWS, Prediction, write_predictions
 from promptcomp.evaluation.results import Results, Size, write_results
@@ -133,7 +133,7 @@ def test_runs_of_one_setting_get_a_mean_over_seeds(tmp_path):
     values = [row.method for row in split.rows if row.run.label.startswith("seed")]
     assert split.seed_means[0].method == pytest.approx(np.mean(values))
     assert split.seed_means[0].method_std == pytest.approx(np.std(values, ddof=1))
-    assert "mean of 3 seeds" in to_markdown(compare(paths, resamples=20))
+    assert "mean of 3 seeds" in FORMATS["markdown"](compare(paths, resamples=20))
 
 
 def test_labels_are_as_long_as_needed(tmp_path):
@@ -147,20 +147,23 @@ def test_splits_must_be_shared(tmp_path, runs):
     other = make_run(tmp_path / "other", 0.7, split="test_far")
     with pytest.raises(ConfigError, match="no evaluated split in common"):
         compare([runs[0], other])
+    with pytest.raises(ConfigError, match=r"split 'dev' was not evaluated by all runs .base: test; better: test"):
+        compare(runs[:2], split="dev")
+    assert [s.split for s in compare(runs, split="test", resamples=20).splits] == ["test"]
     with pytest.raises(ConfigError, match="nothing to compare"):
         compare([])
 
 
 def test_text_renderings(runs):
     comparison = compare(runs, resamples=50)
-    table = list(csv.DictReader(io.StringIO(to_csv(comparison))))
+    table = list(csv.DictReader(io.StringIO(FORMATS["csv"](comparison))))
     assert [line["run"] for line in table] == ["better", "base", "worse"]
     assert table[1]["delta"] == ""
     assert float(table[0]["value"]) == comparison.splits[0].rows[0].method
-    tree = json.loads(to_json(comparison))
+    tree = json.loads(FORMATS["json"](comparison))
     assert tree["baseline"] == "base"
     assert tree["splits"][0]["rows"][0]["rank"] == 1
-    markdown = to_markdown(comparison).splitlines()
+    markdown = FORMATS["markdown"](comparison).splitlines()
     assert markdown[0] == "### test: 200 examples, best first"
     assert len({line.count("|") for line in markdown if line.startswith("|")}) == 1
 

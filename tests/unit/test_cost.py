@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.cost import cost_section, measure_ms, memory_bytes, size_section
+from promptcomp.evaluation.cost import measure_ms, memory_bytes
 from promptcomp.evaluation.flops import ModelShape, PrefillFlops, decoder_flops, prefill_flops, shape_of_config
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 
@@ -89,16 +89,6 @@ def test_worked_example_of_an_eight_billion_model():
     assert decoder_flops(LLAMA_8B, 2064) / 1e12 == pytest.approx(30.0, abs=0.1)
     assert soft.cached_compressed == cache.compressed
     assert LLAMA_8B.kv_bytes_per_token == 128 * 1024
-
-
-def test_sections_of_results():
-    flops = prefill_flops(LLAMA_8B, context_tokens=96, memory_slots=8, query_tokens=4, compress_flops=1e12)
-    size = size_section(LLAMA_8B, context_tokens=96, memory_slots=8, stored_bytes=100.0, query_tokens=4)
-    cost = cost_section(flops, steps=5, prefill_ms=1.0)
-    assert (size.compression, size.context_bytes, size.memory_kv_bytes) == (12.0, 96 * 131072, 8 * 131072)
-    assert (cost.steps, cost.flops_ratio, cost.break_even_queries) == (5, flops.ratio, flops.break_even_queries)
-    nothing = size_section(LLAMA_8B, context_tokens=96, memory_slots=0, stored_bytes=0.0, query_tokens=4)
-    assert (nothing.compression, nothing.memory_kv_bytes) == (None, 0)
 
 
 def test_ratio_and_break_even():
