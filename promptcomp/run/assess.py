@@ -140,7 +140,7 @@ def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: Evalu
     shape = flops.shape_of_config(
         lm.hf.config.to_dict(),
         sum(p.numel() for p in lm.parameters()),
-        torch.empty((), dtype=lm.hf.dtype).element_size(),
+        lm.hf.dtype.itemsize,
     )
     prefill = flops.prefill_flops(
         shape,
@@ -151,19 +151,28 @@ def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: Evalu
         layout=layout,  # type: ignore[arg-type]
         compress_flops=module.compress_flops(context_tokens),
     )
-    size = cost.size_section(
-        shape,
+    size = Size(
         context_tokens=context_tokens,
         memory_slots=slots,
-        stored_bytes=sizes.memory_bytes / contexts,
+        compression=context_tokens / slots if slots else None,
+        context_bytes=context_tokens * shape.kv_bytes_per_token,
+        memory_bytes=sizes.memory_bytes / contexts,
+        memory_kv_bytes=slots * shape.kv_bytes_per_token,
         query_tokens=query_tokens,
     )
     timed = _time(module, sizes.first_batch) if config.measure_cost and sizes.first_batch is not None else Cost()
-    return size, cost.cost_section(
-        prefill,
+    return size, Cost(
         compress_ms=timed.compress_ms,
         prefill_ms=timed.prefill_ms,
         full_prefill_ms=timed.full_prefill_ms,
+        flops_ratio=prefill.ratio,
+        compress_flops=prefill.compress,
+        prefill_flops=prefill.compressed,
+        full_prefill_flops=prefill.full,
+        cached_full_prefill_flops=prefill.cached_full,
+        cached_prefill_flops=prefill.cached_compressed,
+        no_prompt_prefill_flops=prefill.no_prompt,
+        break_even_queries=prefill.break_even_queries if prefill.compress else None,
     )
 
 
