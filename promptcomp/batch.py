@@ -52,16 +52,19 @@ class EncodedContext:
     """What the teacher reads when its token budget differs; None: the same ids."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Context:
-    """What a compressor reads. `ids`, `mask`: [G, C], left-padded; `task`: [G]."""
+    """What a compressor reads. `ids`, `mask`: [G, C], left-padded; `task`: [G].
+
+    Not frozen, like Batch, because Lightning's true half and double precision refuse to convert frozen dataclasses.
+    """
 
     ids: Tensor
     mask: Tensor
     task: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """One batch of contexts, queries and targets (see the module docstring for the forest and the padding)."""
 

@@ -217,7 +217,7 @@ class CompressionModule(L.LightningModule):
             FloatingPointError: the loss is not finite.
         """
         terms = self.losses(batch)
-        counts = torch.stack([torch.as_tensor(term.count, device=self.device, dtype=torch.float32) for term in terms])
+        counts = torch.stack([torch.as_tensor(t.count, device=self.device, dtype=t.total.dtype) for t in terms])
         local = counts.clone()
         world_size = self.trainer.world_size
         if world_size > 1:
