@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from promptcomp.cli import main
 
-def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The real program in a process of its own."""
-    command = [sys.executable, "-m", "promptcomp", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+
+class Done(NamedTuple):
+    """How the program ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Done]:
+    """The program's entry point, in an empty working directory."""
+
+    def call(*words: str) -> Done:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["promptcomp", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        printed = capsys.readouterr()
+        return Done(int(stop.value.code or 0), printed.out, printed.err)
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -33,16 +53,18 @@ def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str
         (("data", "show", "--method", "mend", "--split", "tset"), "tset"),
     ],
 )
-def test_one_message_and_exit_code_2(words: tuple[str, ...], expected: str, tmp_path: Path) -> None:
-    done = run(*words, cwd=tmp_path)
+def test_one_message_and_exit_code_2(
+    words: tuple[str, ...], expected: str, tmp_path: Path, run: Callable[..., Done]
+) -> None:
+    done = run(*words)
     assert done.returncode == 2, done.stdout + done.stderr
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert not any(tmp_path.iterdir())  # a refused run leaves nothing behind
 
 
-def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
-    done = run("fit", "--method", "mend", "optim.lr=-1", "method.num_slot=2", "trainer.max_steps=x", cwd=tmp_path)
+def test_every_mistake_is_told_at_once(run: Callable[..., Done]) -> None:
+    done = run("fit", "--method", "mend", "optim.lr=-1", "method.num_slot=2", "trainer.max_steps=x")
     assert done.returncode == 2
     for part in ("optim.lr = -1", "did you mean 'num_slots'?", "trainer.max_steps = 'x'"):
         assert part in done.stderr
@@ -59,15 +81,15 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
         (b"method: {num_slots: 3}\n", "method.name: missing"),
     ],
 )
-def test_bad_files(content: bytes, expected: str, tmp_path: Path) -> None:
+def test_bad_files(content: bytes, expected: str, tmp_path: Path, run: Callable[..., Done]) -> None:
     (tmp_path / "bad.yaml").write_bytes(content)
-    done = run("fit", "--config", "bad.yaml", cwd=tmp_path)
+    done = run("fit", "--config", "bad.yaml")
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_version_and_help() -> None:
+def test_version_and_help(run: Callable[..., Done]) -> None:
     assert run("--version").stdout.startswith("promptcomp ")
     text = run("--help").stdout
     for command in ("fit", "evaluate", "compare", "pretrain", "methods", "data", "doctor"):
