@@ -51,6 +51,8 @@ def main() -> NoReturn:
         app()
     except ConfigError as error:
         _fail(str(error), 2)
+    except FloatingPointError as error:
+        _fail(f"{error}; lower optim.lr or set optim.clip_norm, then start a new run", 1)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise

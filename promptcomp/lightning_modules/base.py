@@ -226,7 +226,9 @@ class CompressionModule(L.LightningModule):
         scale = (world_size / counts.clamp(min=1.0)).unbind()
         loss = torch.stack([t.weight * t.total * s for t, s in zip(terms, scale, strict=True)]).sum()
         if not torch.isfinite(loss):
-            values = ", ".join(f"{t.name} {float(t.total):g} over {int(n)}" for t, n in zip(terms, local, strict=True))
+            values = ", ".join(
+                f"{t.name} {float(t.total.detach()):g} over {int(n)}" for t, n in zip(terms, local, strict=True)
+            )
             raise FloatingPointError(f"the loss of step {self.global_step} is not finite ({values})")
         logs = {f"train/{t.name}": t.total.detach() / n.clamp(min=1.0) for t, n in zip(terms, local, strict=True)}
         size = batch.context.ids.shape[0]

@@ -77,19 +77,28 @@ class StepSeed(L.Callback):
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
 
 
-class StopAtSignal(L.Callback):
-    """Ctrl-C and SIGTERM end the run after the step in progress, with a checkpoint; a second signal kills it.
+class Stopped(Exception):
+    """A run that a signal has ended; its state is in last.ckpt."""
 
-    The handler only sets a flag (saving inside a handler can meet a half-done optimiser step); the ranks agree on it
-    at the end of a batch.
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+class SaveBetweenSteps(L.Callback):
+    """Writes last.ckpt every few steps, and when Ctrl-C or SIGTERM has come; then it ends the run.
+
+    The signal handler only sets a flag (saving inside a handler can meet a half-done optimiser step); the ranks agree on
+    it before the next step and all raise `Stopped`. A second signal kills the run. All saving is done before a step,
+    when the logs and the dev evaluation of the last one are done, so that a resumed run neither repeats nor skips them.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, every: int) -> None:
         self.run = run
+        self.every = every
         self.received: int | None = None
-        self.stopped = False
         self._previous: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -106,16 +115,18 @@ class StopAtSignal(L.Callback):
         for each in self.signals:
             signal.signal(each, self._previous.get(each, signal.SIG_DFL))
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Stop every rank at the same step."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        """Save when it is time, and stop every rank at the same step."""
+        if batch_idx % trainer.accumulate_grad_batches:
             return
-        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-            self.stopped = True
-            trainer.save_checkpoint(self.run.last)
-            trainer.should_stop = True
+        step = trainer.global_step
+        stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+        if stop or (step > 0 and step % self.every == 0):
+            save_between_steps(trainer, self.run.last)
+        if stop:
+            raise Stopped(step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the handlers back."""
@@ -146,18 +157,17 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """The newest state, as checkpoints/last.ckpt, every few steps."""
-
-    def __init__(self, run: RunDirectory, every: int) -> None:
-        super().__init__(
-            dirpath=run.last.parent,
-            filename=run.last.stem,
-            every_n_train_steps=every,
-            save_top_k=1,
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-        )
+def save_between_steps(trainer: L.Trainer, path: Path) -> None:
+    """Save the state as of the last finished step, although Lightning has counted the next batch as ready."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    counters = (progress.total, progress.current)
+    for counter in counters:
+        counter.ready -= 1
+    try:
+        trainer.save_checkpoint(path)
+    finally:
+        for counter in counters:
+            counter.ready += 1
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

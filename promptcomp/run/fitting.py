@@ -31,15 +31,16 @@ from promptcomp.experiment import Experiment
 from promptcomp.language_model import open_tokenizer, open_window
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.trained import read_checkpoint
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
 from promptcomp.run.callbacks import (
     AtomicCheckpoints,
     BestCheckpoint,
-    LastCheckpoint,
     MetricsLogger,
+    SaveBetweenSteps,
     StepSeed,
-    StopAtSignal,
+    Stopped,
 )
 from promptcomp.run.directory import (
     RUN_DIRECTORY_VARIABLE,
@@ -138,23 +139,24 @@ def _fit(experiment: Experiment, run: RunDirectory, console: Console, resume: bo
         if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
             write_environment(run)
             _announce(experiment, run, console)
-        cost, stopped, step = Cost(), False, 0
+        cost, step = Cost(), 0
         if module.trainable and experiment.trainer.max_steps:
-            progress, stop = TrainingProgress(console, experiment.trainer.max_steps), StopAtSignal(run)
-            trainer = _trainer(experiment, run, [progress, stop], resume)
+            progress = TrainingProgress(console, experiment.trainer.max_steps)
+            trainer = _trainer(experiment, run, progress, resume)
             if "dev" in datamodule.eval_splits:
                 module.watch(datamodule.examples("dev"))
             seconds = time.monotonic()
             checkpoint = run.last if resume and run.last.is_file() else None
-            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+            try:
+                trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+            except Stopped as stopped:
+                run.write_log(str(stopped))
+                return Outcome(run.path, None, stopped.step, interrupted=True) if trainer.is_global_zero else None
             seconds = time.monotonic() - seconds
-            step, stopped = trainer.global_step, stop.stopped
+            step = trainer.global_step
             if not trainer.is_global_zero:
                 return None
             cost = Cost(train_seconds=seconds, steps=step, tokens_per_second=progress.tokens / max(seconds, 1e-9))
-            if stopped:
-                run.write_log(f"stopped by a signal after step {step}")
-                return Outcome(run.path, None, step, interrupted=True)
             trainer.save_checkpoint(run.last)
             module.load_trained(_weights(run))
         else:
@@ -184,20 +186,20 @@ def _parts(experiment: Experiment) -> tuple[ContextDataModule, CompressionModule
     return datamodule, module
 
 
-def _trainer(experiment: Experiment, run: RunDirectory, extra: list[Callback], resume: bool) -> L.Trainer:
+def _trainer(experiment: Experiment, run: RunDirectory, progress: TrainingProgress, resume: bool) -> L.Trainer:
     config = experiment.trainer
     monitor, mode = ("dev/loss", "min") if not isinstance(experiment.data, ICLConfig) else ("dev/accuracy", "max")
     callbacks: list[Callback] = [
         StepSeed(experiment.seed),
         BestCheckpoint(run, monitor, mode),
-        LastCheckpoint(run, config.checkpoint_every),
-        *extra,
+        SaveBetweenSteps(run, config.checkpoint_every),
+        progress,
     ]
     if config.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
     resumed_step = 0
     if resume and run.last.is_file():
-        resumed_step = int(torch.load(run.last, map_location="cpu", weights_only=True)["global_step"])
+        resumed_step = int(read_checkpoint(run.last)["global_step"])
     return L.Trainer(
         accelerator=config.accelerator,
         devices=_devices(config.devices),
@@ -267,6 +269,7 @@ def _evaluate(
     size, prefill = measure(module, first.sizes, experiment.lm.layout, config) if config.bounds else (Size(), Cost())
     results = Results(
         method=experiment.method.name,
+        title=METHODS[experiment.method.name].title,
         family=module.lm.family,
         data=experiment.data.name,
         lm=experiment.lm.path,

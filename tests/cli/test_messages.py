@@ -2,37 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from promptcomp.cli import main
-
-
-class Done(NamedTuple):
-    """How the program ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Done]:
-    """The program's entry point, in an empty working directory."""
-
-    def call(*words: str) -> Done:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["promptcomp", *words])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        printed = capsys.readouterr()
-        return Done(int(stop.value.code or 0), printed.out, printed.err)
-
-    return call
+from tests.cli.conftest import Run
 
 
 @pytest.mark.parametrize(
@@ -53,9 +27,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (("data", "show", "--method", "mend", "--split", "tset"), "tset"),
     ],
 )
-def test_one_message_and_exit_code_2(
-    words: tuple[str, ...], expected: str, tmp_path: Path, run: Callable[..., Done]
-) -> None:
+def test_one_message_and_exit_code_2(words: tuple[str, ...], expected: str, tmp_path: Path, run: Run) -> None:
     done = run(*words)
     assert done.returncode == 2, done.stdout + done.stderr
     assert expected in done.stderr
@@ -63,7 +35,7 @@ def test_one_message_and_exit_code_2(
     assert not any(tmp_path.iterdir())  # a refused run leaves nothing behind
 
 
-def test_every_mistake_is_told_at_once(run: Callable[..., Done]) -> None:
+def test_every_mistake_is_told_at_once(run: Run) -> None:
     done = run("fit", "--method", "mend", "optim.lr=-1", "method.num_slot=2", "trainer.max_steps=x")
     assert done.returncode == 2
     for part in ("optim.lr = -1", "did you mean 'num_slots'?", "trainer.max_steps = 'x'"):
@@ -81,7 +53,7 @@ def test_every_mistake_is_told_at_once(run: Callable[..., Done]) -> None:
         (b"method: {num_slots: 3}\n", "method.name: missing"),
     ],
 )
-def test_bad_files(content: bytes, expected: str, tmp_path: Path, run: Callable[..., Done]) -> None:
+def test_bad_files(content: bytes, expected: str, tmp_path: Path, run: Run) -> None:
     (tmp_path / "bad.yaml").write_bytes(content)
     done = run("fit", "--config", "bad.yaml")
     assert done.returncode == 2
@@ -89,7 +61,7 @@ def test_bad_files(content: bytes, expected: str, tmp_path: Path, run: Callable[
     assert "Traceback" not in done.stderr
 
 
-def test_version_and_help(run: Callable[..., Done]) -> None:
+def test_version_and_help(run: Run) -> None:
     assert run("--version").stdout.startswith("promptcomp ")
     text = run("--help").stdout
     for command in ("fit", "evaluate", "compare", "pretrain", "methods", "data", "doctor"):
