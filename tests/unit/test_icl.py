@@ -328,7 +328,7 @@ def test_the_window_gives_the_default_budget(tokenizer: PreTrainedTokenizerFast)
 
 
 def test_contradictory_options() -> None:
-    with pytest.raises(ConfigError, match="pmi.*needs scoring 'direct'"):
+    with pytest.raises(ConfigError, match=r"pmi.*needs scoring 'direct'"):
         build(ICLConfig, {"scoring": "channel", "calibration": "pmi"})
     with pytest.raises(ConfigError, match="max_context_tokens 100 is less than max_example_tokens 256"):
         build(ICLConfig, {"max_context_tokens": 100})
