@@ -52,16 +52,19 @@ class EncodedContext:
     """What the teacher reads when its token budget differs; None: the same ids."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Context:
-    """What a compressor reads. `ids`, `mask`: [G, C], left-padded; `task`: [G]."""
+    """What a compressor reads. `ids`, `mask`: [G, C], left-padded; `task`: [G].
+
+    Not frozen, like Batch, because Lightning's true half and double precision refuse to convert frozen dataclasses.
+    """
 
     ids: Tensor
     mask: Tensor
     task: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """One batch of contexts, queries and targets (see the module docstring for the forest and the padding)."""
 
@@ -86,9 +89,9 @@ class Batch:
         return replace(self, **moved)
 
     @property
-    def num_tokens(self) -> int:
-        """Real (unpadded) tokens of contexts, queries and targets."""
-        return int(self.context.mask.sum() + self.query_mask.sum() + self.target_mask.sum())
+    def num_tokens(self) -> Tensor:
+        """Real (unpadded) tokens of contexts, queries and targets, a scalar on the batch's device."""
+        return self.context.mask.sum() + self.query_mask.sum() + self.target_mask.sum()
 
 
 def _move(value: Any, device: torch.device | str) -> Any:

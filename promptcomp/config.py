@@ -68,7 +68,9 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         try:
             node[keys[-1]] = yaml.safe_load(raw)
         except yaml.YAMLError:
-            raise ConfigError(f"{override!r}: the value is not valid YAML; quote it, for example key='\"a: b\"'") from None
+            raise ConfigError(
+                f"{override!r}: the value is not valid YAML; quote it, for example key='\"a: b\"'"
+            ) from None
     return result
 
 

@@ -19,8 +19,8 @@ Splits, made of fixed facts and not of a seed:
   a dev (test) task has at least one dev (test) pair and otherwise train pairs. So a dev or test class set is neither
   among the train sets nor contained in one (and the same between dev and test).
 - Words, templates and labels are shared between train, dev and test: what is held out is the combination.
-- The base LM (`promptcomp.pretrain`) has seen all 24 categories, but no task in which a dev, test or test_hard pair
-  occurs together ("pretrain" below).
+- The base LM (`promptcomp.pretrain`) has seen all 24 categories. None of its tasks of 2-4 classes has a dev, test or
+  test_hard pair; its tasks of 5 and 6 classes, a size that occurs in no evaluation, may have any ("pretrain" below).
 """
 
 from __future__ import annotations
@@ -120,11 +120,12 @@ def pair_splits() -> Mapping[frozenset[str], str]:
 def class_sets(split: str, group: Group, size: int) -> tuple[tuple[str, ...], ...]:
     """All sets of `size` categories of one group that belong to `split`.
 
-    `split` may also be "pretrain": the sets without any dev, test or test_hard pair, held-out categories included.
+    `split` may also be "pretrain", with the held-out categories: sets of up to 4 without any dev, test or test_hard
+    pair, and all larger sets (a base LM that never has to tell two categories apart does not learn to).
     """
     allowed = {split, "train"} if split in ("dev", "test") else {split}
     if split == "pretrain":
-        allowed = {"train", "mixed"}
+        allowed = {"train", "mixed"} if size <= 4 else {"train", "mixed", "dev", "test", "test_hard"}
     splits = pair_splits()
     found = []
     for names in combinations(sorted(NOUNS if group == "nouns" else ADJECTIVES), size):

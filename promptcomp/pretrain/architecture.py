@@ -15,7 +15,7 @@ from promptcomp.config import Config, ConfigError
 class PositionalStart(Config):
     """Start heads of the first layer as "look n tokens back" heads (Llama with `attention_bias`).
 
-    A constant query and key bias, turned by RoPE, is a kernel over relative positions; its maximum is put n tokens back.
+    A constant query and key bias, turned by RoPE, is a kernel over relative positions; its maximum lies n tokens back.
     Without it the copying circuit of the smallest models did not form in 900 steps; with it, in 400-700.
     """
 
@@ -37,7 +37,9 @@ class Architecture(Config):
     positional_start: PositionalStart | None = None
 
 
-def build_model(architecture: Architecture, vocab_size: int, pad_id: int, bos_id: int | None, eos_id: int) -> PreTrainedModel:
+def build_model(
+    architecture: Architecture, vocab_size: int, pad_id: int, bos_id: int | None, eos_id: int
+) -> PreTrainedModel:
     """A freshly initialised model; initial weights follow torch's global seed.
 
     Raises:
@@ -48,7 +50,7 @@ def build_model(architecture: Architecture, vocab_size: int, pad_id: int, bos_id
         config = AutoConfig.for_model(architecture.model_type, **{**settings, **architecture.settings})
     except ValueError:
         raise ConfigError(
-            f"architecture.model_type = {architecture.model_type!r}: transformers knows no such model; try llama, gpt2 or t5"
+            f"architecture.model_type = {architecture.model_type!r}: not known to transformers; try llama, gpt2 or t5"
         ) from None
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = auto_class.from_config(config)

@@ -23,7 +23,7 @@ _ALL_WORDS: tuple[str, ...] = tuple(word for words in CATEGORIES.values() for wo
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Labelled rows in the order in which they are read. `knowable[i]`: the label of row i follows from the rows before."""
+    """Labelled rows in reading order. `knowable[i]`: the label of row i follows from the rows before it."""
 
     rows: tuple[Row, ...]
     knowable: tuple[bool, ...]
@@ -37,7 +37,12 @@ def repeated_words(length: int, rng: random.Random) -> tuple[list[str], int]:
 
 
 def draw_document(
-    kind: DocumentKind, num_rows: int, num_classes: int, rng: random.Random, two_slot_share: float, split: str = "pretrain"
+    kind: DocumentKind,
+    num_rows: int,
+    num_classes: int,
+    rng: random.Random,
+    two_slot_share: float,
+    split: str = "pretrain",
 ) -> Document:
     """One document of labelled rows.
 

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import transformers
@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 import promptcomp
 from promptcomp.config import Config
 from promptcomp.pretrain.architecture import Architecture, build_model
+from promptcomp.pretrain.lessons import Lessons
+from promptcomp.pretrain.text_lessons import TextCorpus, TextLessons
 from promptcomp.pretrain.toy_lessons import ToyCurriculum, ToyLessons
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
@@ -40,7 +42,7 @@ class PretrainConfig(Config):
     """A base LM trained from scratch."""
 
     architecture: Architecture
-    data: ToyCurriculum
+    data: Annotated[ToyCurriculum | TextCorpus, Field(discriminator="name")]
     optim: PretrainOptim = PretrainOptim()
     batch_size: int = Field(default=64, ge=1)
     seed: int = 0
@@ -69,15 +71,13 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    lessons = ToyLessons(config.data, config.batch_size, config.seed)
+    lessons = make_lessons(config)
     tokenizer = lessons.tokenizer
     model = build_model(
         config.architecture, len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
     )
     optim = config.optim
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
     total = min(lessons.total_steps, config.steps or lessons.total_steps)
     history: list[dict[str, Any]] = []
     start = time.perf_counter()
@@ -99,16 +99,24 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
             numbers |= lessons.skills(model)
             seconds = round(time.perf_counter() - start, 1)
             history.append({"step": step, "stage": stage, "seconds": seconds, **_rounded(numbers)})
-            save_base(model, lessons, config, history, output_dir)
+            save_base(model, lessons, config, {"history": history}, output_dir)
         if on_step is not None:
             on_step(step, total, numbers)
+    save_base(model, lessons, config, {"metrics": lessons.report(model), "history": history}, output_dir)
     return output_dir
 
 
+def make_lessons(config: PretrainConfig) -> Lessons:
+    """The lessons that the configuration names."""
+    if isinstance(config.data, TextCorpus):
+        return TextLessons(config.data, config.batch_size, config.seed)
+    return ToyLessons(config.data, config.batch_size, config.seed)
+
+
 def save_base(
-    model: PreTrainedModel, lessons: ToyLessons, config: PretrainConfig, history: list[dict[str, Any]], output_dir: Path
+    model: PreTrainedModel, lessons: Lessons, config: PretrainConfig, record: Mapping[str, Any], output_dir: Path
 ) -> None:
-    """Write the folder whole: weights, configuration, tokenizer, recipe."""
+    """Write the folder whole: weights, configuration, tokenizer and `recipe.json` with `record` in it."""
     recipe = {
         "config": config.model_dump(mode="json"),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -119,7 +127,7 @@ def save_base(
             "python": platform.python_version(),
         },
         "threads": torch.get_num_threads(),
-        "history": history,
+        **record,
     }
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")

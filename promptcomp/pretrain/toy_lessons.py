@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from promptcomp.batch import pad
 from promptcomp.config import Config
-from promptcomp.datamodules.toy import toy_tokenizer
+from promptcomp.datamodules.tasks import Row
+from promptcomp.datamodules.toy import ToyConfig, ToySource, toy_tokenizer
 from promptcomp.datamodules.toy_words import ARROW, NEWLINE
-from promptcomp.pretrain.curriculum import Document, DocumentKind, draw_document, repeated_words
+from promptcomp.pretrain.curriculum import DocumentKind, draw_document, repeated_words
 
 
 class Stage(Config):
@@ -46,8 +48,11 @@ class ToyCurriculum(Config):
     stages: tuple[Stage, ...] = Field(min_length=1)
     two_slot_share: float = Field(default=0.3, ge=0, le=1)
     other_token_weight: float = 0.1
-    """Weight of the mean loss over tokens that cannot be known (words, first labels) beside that over those that can."""
-    skill_documents: int = 64
+    """Weight of the mean loss over tokens that cannot be known (words, first labels); known answers have 1."""
+    skill_documents: int = Field(default=64, ge=1)
+    """Documents behind each skill."""
+    report_documents: int = Field(default=512, ge=1)
+    """Documents behind each cell of the final report."""
 
 
 class ToyLessons:
@@ -99,38 +104,61 @@ class ToyLessons:
 
     @torch.no_grad()
     def skills(self, model: PreTrainedModel) -> dict[str, float]:
-        """Accuracy on the last row of fresh 4-class documents, by kind; leaves the stage where it has been learned."""
+        """Accuracy on the last of 16 rows of 4-class documents, by kind; leaves a stage whose skills are there."""
         kinds: tuple[DocumentKind, ...] = ("lookup", "words", "classification")
-        found = {kind: self.accuracy(model, kind, "pretrain", 4, 16, self.config.skill_documents)[-1] for kind in kinds}
+        share = self.config.two_slot_share
+        found: dict[str, float] = {}
+        for kind in kinds:
+            rng = random.Random(f"{self._skill_seed}/{kind}/pretrain/4/16")
+            documents = [draw_document(kind, 16, 4, rng, share) for _ in range(self.config.skill_documents)]
+            found[kind] = self.row_accuracy(model, [document.rows for document in documents])[-1]
         if not self.finished:
             until = self.config.stages[self._stage].until
-            if until and all(found[kind] > value for kind, value in until.items() if kind in found):
+            if until and all(found[kind] > value for kind, value in until.items()):
                 self._next_stage()
-        return {str(kind): value for kind, value in found.items()}
+        return found
 
     @torch.no_grad()
-    def accuracy(
-        self, model: PreTrainedModel, kind: DocumentKind, split: str, classes: int, num_rows: int, count: int
-    ) -> list[float]:
-        """Accuracy among the task's labels at each row of `count` documents (row 0 has no demonstrations)."""
-        rng = random.Random(f"{self._skill_seed}/{kind}/{split}/{classes}/{num_rows}")
-        share = self.config.two_slot_share
-        documents = [draw_document(kind, num_rows, classes, rng, share, split) for _ in range(count)]
+    def report(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Accuracy on classification tasks by split, number of classes and number of demonstrations read before.
+
+        Every task gives one document of 24 demonstrations and one query, so a cell's standard error is that of
+        `documents` independent answers.
+        """
+        count, share = self.config.report_documents, self.config.two_slot_share
+        shown = (0, 1, 2, 4, 8, 16, 24)
+        cells: dict[str, Any] = {}
+        for split in ("train", "dev", "test", "test_hard"):
+            for classes in (2, 3, 4):
+                config = ToyConfig(min_classes=classes, max_classes=classes, num_queries=1, two_slot_share=share)
+                source = ToySource(config.model_copy(update={"num_dev_tasks": count, "num_test_tasks": count}))
+                documents = [(*t.demonstrations, *t.queries) for t in source.tasks(split)[:count]]
+                accuracy = self.row_accuracy(model, documents)
+                error = math.sqrt(accuracy[24] * (1 - accuracy[24]) / count)
+                cells[f"{split}/{classes}"] = {
+                    "documents": count,
+                    "accuracy_by_demonstrations": {str(n): round(accuracy[n], 4) for n in shown},
+                    "standard_error_at_24": round(error, 4),
+                }
+        return cells
+
+    @torch.no_grad()
+    def row_accuracy(self, model: PreTrainedModel, documents: Sequence[Sequence[Row]]) -> list[float]:
+        """Share of right answers among the row's options at each row of documents of equal length [rows]."""
         model.eval()
-        correct = torch.zeros(num_rows)
-        for start in range(0, count, self._batch_size):
+        correct = torch.zeros(len(documents[0]))
+        for start in range(0, len(documents), self._batch_size):
             part = documents[start : start + self._batch_size]
-            encoded = [self._encode(document) for document in part]
-            ids, _ = pad([row[0] for row in encoded], 0, "right")
+            ids, _ = pad([self._encode(rows, (True,) * len(rows))[0] for rows in part], 0, "right")
             logits = model(input_ids=ids, use_cache=False).logits
-            for i, document in enumerate(part):
-                options = [self._ids[label] for label in document.rows[0].options]
+            for i, rows in enumerate(part):
+                options = [self._ids[label] for label in rows[0].options]
                 arrows = (ids[i] == self._ids[ARROW]).nonzero().flatten()
                 answers = logits[i, arrows][:, options].argmax(-1)
-                gold = torch.tensor([document.rows[0].options.index(row.output) for row in document.rows])
+                gold = torch.tensor([row.options.index(row.output) for row in rows])
                 correct += (answers == gold).float()
         model.train()
-        return (correct / count).tolist()
+        return (correct / len(documents)).tolist()
 
     def _next_stage(self) -> None:
         self._stage += 1
@@ -151,14 +179,15 @@ class ToyLessons:
             ids = [self._ids[word] for word in words]
             return [1, *ids], [0] * (1 + period) + [1] * (len(ids) - period)
         num_classes = self._rng.randint(*classes)
-        return self._encode(draw_document(kind, num_rows, num_classes, self._rng, self.config.two_slot_share))
+        document = draw_document(kind, num_rows, num_classes, self._rng, self.config.two_slot_share)
+        return self._encode(document.rows, document.knowable)
 
-    def _encode(self, document: Document) -> tuple[list[int], list[int]]:
+    def _encode(self, rows: Sequence[Row], knowable: Sequence[bool]) -> tuple[list[int], list[int]]:
         """Token ids with BOS, and 1 where a token is an answer that can be known."""
         ids: list[int] = [1]
         answers: list[int] = [0]
-        for row, knowable in zip(document.rows, document.knowable, strict=True):
+        for row, is_knowable in zip(rows, knowable, strict=True):
             words: Sequence[int] = [self._ids[word] for word in row.input.split()]
             ids += [*words, self._ids[ARROW], self._ids[row.output], self._ids[NEWLINE]]
-            answers += [0] * (len(words) + 1) + [int(knowable), 0]
+            answers += [0] * (len(words) + 1) + [int(is_knowable), 0]
         return ids, answers

@@ -1,0 +1,357 @@
+"""LanguageModel: the one place that knows decoder-only from encoder-decoder.
+
+What a Memory means: `SoftPrompt` vectors stand where the context's token embeddings would stand (in front of the query,
+or on an encoder's input); `KVCache` is the prefix of a decoder-only LM; `EncoderStates` is what a decoder attends to.
+Padding never moves anything: position ids count real tokens only (T5, whose positions are indices, gets contiguous
+tokens or a corrected bias). Every forward lays its queries and targets out as trees (see packing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from promptcomp.batch import Batch, Context
+from promptcomp.config import ConfigError
+from promptcomp.language_model import generation, loading
+from promptcomp.language_model.loading import LanguageModelConfig
+from promptcomp.language_model.packing import MAX_ROW_TOKENS, Packed, additive, close_gaps, pack, tree_mask
+from promptcomp.language_model.parts import (
+    TextEncoder,
+    first_of,
+    kv_bytes_per_token,
+    memory_rows,
+    positions,
+    prepend,
+    reading,
+    stored,
+    token_table,
+    window_of,
+)
+from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+
+
+class Logits(NamedTuple):
+    """Next-token logits at P positions and which of them predict the E scored target tokens.
+
+    The positions and their order depend on the batch alone, not on the memory, so a student's and a teacher's logits
+    of the same batch align row by row.
+    """
+
+    values: Tensor  # [P, V]
+    predictor: Tensor  # [E] row of `values`
+    label: Tensor  # [E] the token that came
+    target_of: Tensor  # [E] row of the batch's targets
+
+    def log_probs(self) -> Tensor:
+        """log p(label) of each scored target token [E], in at least float32."""
+        values = at_least_float32(self.values)
+        return values[self.predictor, self.label] - values.logsumexp(-1)[self.predictor]
+
+
+class Scores(NamedTuple):
+    """Log likelihood of each target given its query and memory."""
+
+    sum_log_prob: Tensor  # [M]
+    num_tokens: Tensor  # [M]
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision widened, anything wider unchanged."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+class LanguageModel(nn.Module):
+    """A Hugging Face LM with its tokenizer. Shapes as in promptcomp.batch; memories have one row for each context."""
+
+    def __init__(
+        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, layout: str, bos: bool | None
+    ) -> None:
+        super().__init__()
+        self.hf = hf
+        self.tokenizer = tokenizer
+        settings = hf.config.to_dict()
+        self.family: Literal["decoder", "encoder_decoder"] = (
+            "encoder_decoder" if hf.config.is_encoder_decoder else "decoder"
+        )
+        self.query_in_encoder = self.family == "encoder_decoder" and layout == "query_in_encoder"
+        self.hidden_size: int = token_table(hf).embedding_dim
+        self.vocab_size: int = token_table(hf).num_embeddings
+        self.num_layers: int = hf.config.num_hidden_layers
+        self.window: int | None = window_of(hf.config) if self.family == "decoder" else None
+        self.kv_bytes_per_token: int = kv_bytes_per_token(hf)
+        self.bos_id: int | None = self._bos_id(bos)
+        self.block_classes: frozenset[str] = frozenset(hf._no_split_modules or ())
+        """Names of the classes that sharding keeps whole."""
+        self.start_id: int = settings.get("decoder_start_token_id") or 0
+        self._end_id: int = first_of(settings.get("eos_token_id"), 1)
+        self._logit_factor = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
+        self._logit_cap: float | None = settings.get("final_logit_softcapping")
+        if self.family == "encoder_decoder" and settings.get("scale_decoder_outputs"):
+            self._logit_factor *= hf.config.d_model**-0.5
+
+    def _bos_id(self, bos: bool | None) -> int | None:
+        if self.family == "encoder_decoder" or self.tokenizer is None:
+            return None
+        wanted = loading.adds_bos(self.tokenizer) if bos is None else bos
+        if wanted and self.tokenizer.bos_token_id is None:
+            raise ConfigError("lm.bos = true, but the tokenizer has no BOS token; set lm.bos=false")
+        return self.tokenizer.bos_token_id if wanted else None
+
+    @classmethod
+    def from_config(cls, config: LanguageModelConfig) -> Self:
+        """Open the weights and the tokenizer.
+
+        Raises:
+            ConfigError: something is missing, unreadable or unsupported.
+        """
+        hf = loading.open_model(config, loading.open_architecture(config))
+        return cls(hf, loading.open_tokenizer(config), config.layout, config.bos)
+
+    @classmethod
+    def skeleton(cls, config: LanguageModelConfig) -> Self:
+        """Shapes on the meta device, without weights or tokenizer; well-known names need no network.
+
+        Raises:
+            ConfigError: the architecture cannot be read.
+        """
+        hf = loading.open_skeleton(config, loading.open_architecture(config, offline_table=True))
+        return cls(hf, None, config.layout, False)
+
+    @classmethod
+    def from_parts(
+        cls,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        layout: Literal["query_in_decoder", "query_in_encoder"] = "query_in_decoder",
+        bos: bool | None = None,
+    ) -> Self:
+        """Wrap a model that is already there."""
+        return cls(hf, tokenizer, layout, bos)
+
+    def text_encoder(self) -> TextEncoder:
+        """The LM without its head (T5: the encoder alone), sharing the weights with this object."""
+        body: Any = self.hf.get_encoder() if self.family == "encoder_decoder" else self.hf.base_model
+        return TextEncoder(body, self.family, self.window, self.bos_id)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings [..., D] of token ids."""
+        return token_table(self.hf)(ids)
+
+    def encode(self, context: Context) -> Memory | None:
+        """The full prompt as a memory; None when no context has a token (and there is no BOS)."""
+        if self.family == "encoder_decoder":
+            if not context.ids.shape[1]:
+                return None
+            embeds = self.embed(context.ids)
+            return SoftPrompt(embeds, context.mask) if self.query_in_encoder else self._encode_t5(embeds, context.mask)
+        ids, mask = prepend(context.ids, context.mask, self.bos_id)
+        if not ids.shape[1]:
+            return None
+        self._check_window(mask)
+        cache = DynamicCache()
+        output = self.hf.base_model(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=positions(mask),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        layers = stored(cache)
+        if torch.is_grad_enabled():  # FSDP2 needs every part that gets a gradient to come from a module's output
+            anchor = output.last_hidden_state.sum() * 0
+            layers = tuple((keys + anchor, values + anchor) for keys, values in layers)
+        return KVCache(layers, mask, mask.sum(-1))
+
+    def forward(self, memory: Memory | None, batch: Batch, where: Literal["targets", "all"] = "targets") -> Logits:
+        """Logits where a target token is predicted ("targets") or after every query and target token ("all").
+
+        Raises:
+            ConfigError: the memory is of a kind that this model or layout cannot read.
+        """
+        if self.family == "encoder_decoder":
+            states, packed = self._decode_t5(memory, batch, where == "all")
+        else:
+            packed = self._pack(batch.query_ids, batch.query_mask, batch.context_of, batch, where == "all")
+            states = self._decode(memory, packed)
+        values = self.head(states.flatten(0, 1)[packed.nodes])
+        return Logits(values, packed.predictor, packed.label, packed.target_of)
+
+    def score(self, memory: Memory | None, batch: Batch) -> Scores:
+        """Log likelihood of every target; context and query are read once for all of them."""
+        logits = self(memory, batch, "targets")
+        log_probs = logits.log_probs()
+        zeros = log_probs.new_zeros(batch.target_ids.shape[0])
+        ones = torch.ones_like(logits.target_of)
+        return Scores(
+            zeros.index_add(0, logits.target_of, log_probs),
+            torch.zeros_like(batch.query_of).index_add(0, logits.target_of, ones),
+        )
+
+    def generate(
+        self,
+        memory: Memory | None,
+        batch: Batch,
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int] = (),
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:
+        """Continuations of the batch's N queries (its targets are not looked at), without the stop token.
+
+        `temperature` 0 takes the likeliest token; otherwise tokens are drawn with `generator`. No query may be empty.
+        """
+        return generation.generate(
+            self,
+            memory,
+            batch,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+            temperature=temperature,
+            generator=generator,
+        )
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of final hidden states."""
+        head: Any = self.hf.get_output_embeddings()
+        values: Tensor = head(hidden)
+        if self._logit_factor != 1.0:
+            values = values * self._logit_factor
+        if self._logit_cap is not None:
+            values = torch.tanh(values / self._logit_cap) * self._logit_cap
+        return values
+
+    def _pack(self, query_ids: Tensor, query_mask: Tensor, parent: Tensor, batch: Batch, everywhere: bool) -> Packed:
+        return pack(
+            query_ids,
+            query_mask,
+            parent,
+            batch.target_ids,
+            batch.target_mask,
+            batch.query_of,
+            all_positions=everywhere,
+            max_row_tokens=MAX_ROW_TOKENS // 2 if self.family == "encoder_decoder" else MAX_ROW_TOKENS,
+        )
+
+    def _decode(self, memory: Memory | None, packed: Packed) -> Tensor:
+        """Hidden states [R, S, D] of the packed rows behind the memory (decoder-only)."""
+        embeds = self.embed(packed.ids)
+        if isinstance(memory, KVCache):
+            memory = memory_rows(memory, packed.context_of)
+            position = memory.next_position[:, None] + packed.position
+            sees = tree_mask(packed, memory.mask, with_prefix_rows=False)
+            return self.hf.base_model(
+                inputs_embeds=embeds,
+                attention_mask=additive(sees, embeds.dtype),
+                position_ids=position,
+                past_key_values=reading(memory),
+                use_cache=False,
+            ).last_hidden_state
+        prefix, mask = self.soft_prefix(memory, packed.context_of)
+        position = torch.cat([positions(mask), mask.sum(-1, keepdim=True) + packed.position], 1)
+        sees = tree_mask(packed, mask, with_prefix_rows=True)
+        hidden = self.hf.base_model(
+            inputs_embeds=torch.cat([prefix, embeds], 1),
+            attention_mask=additive(sees, embeds.dtype),
+            position_ids=position,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[:, mask.shape[1] :]
+
+    def soft_prefix(self, memory: Memory | None, context_of: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings [R, K, D] and mask in front of the rows: BOS where the model uses one, then the slots."""
+        rows = context_of.shape[0]
+        weight = token_table(self.hf).weight
+        prefix = weight.new_zeros(rows, 0, self.hidden_size)
+        mask = torch.zeros(rows, 0, dtype=torch.bool, device=context_of.device)
+        if self.bos_id is not None:
+            prefix = self.embed(context_of.new_full((rows, 1), self.bos_id))
+            mask = mask.new_ones(rows, 1)
+        if memory is None:
+            return prefix, mask
+        if not isinstance(memory, SoftPrompt):
+            raise ConfigError(f"a decoder-only LM cannot read {type(memory).__name__}; it reads SoftPrompt or KVCache")
+        memory = memory_rows(memory, context_of)
+        return torch.cat([prefix, memory.embeds.to(prefix.dtype)], 1), torch.cat([mask, memory.mask], 1)
+
+    def _encode_t5(self, embeds: Tensor, mask: Tensor) -> EncoderStates:
+        """The encoder's output; a row without tokens gets an end of sequence, as T5's tokenizer makes of no text."""
+        empty = ~mask.any(-1, keepdim=True)
+        if empty.any():
+            end = self.embed(torch.full_like(empty, self._end_id, dtype=torch.long)).to(embeds.dtype)
+            embeds, mask = torch.cat([embeds, end], 1), torch.cat([mask, empty], 1)
+        embeds, mask = close_gaps(embeds, mask)
+        hidden = self.hf.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
+        return EncoderStates((hidden,), mask)
+
+    def _decode_t5(self, memory: Memory | None, batch: Batch, everywhere: bool) -> tuple[Tensor, Packed]:
+        """Decoder states [R, S, D] and the layout of the rows (encoder-decoder)."""
+        encoded = self.encoder_side(memory, batch)
+        if self.query_in_encoder:
+            start = torch.full_like(batch.context_of, self.start_id)[:, None]
+            ids, mask, parent = start, torch.ones_like(start, dtype=torch.bool), torch.arange(len(start)).to(start)
+        else:
+            ids, mask = prepend(batch.query_ids, batch.query_mask, self.start_id)
+            parent = batch.context_of
+        packed = self._pack(ids, mask, parent, batch, everywhere)
+        encoded = memory_rows(encoded, packed.context_of)
+        hidden = self.hf.get_decoder()(
+            inputs_embeds=self.embed(packed.ids),
+            attention_mask=self._t5_mask(packed),
+            encoder_hidden_states=encoded.layers[-1],
+            encoder_attention_mask=encoded.mask.long(),
+            use_cache=False,
+        ).last_hidden_state
+        return hidden, packed
+
+    def encoder_side(self, memory: Memory | None, batch: Batch) -> EncoderStates:
+        """What the decoder attends to: a row for each context, or for each query when the encoder reads queries."""
+        if (
+            memory is not None
+            and not isinstance(memory, SoftPrompt)
+            and (self.query_in_encoder or not isinstance(memory, EncoderStates))
+        ):
+            layout = "query_in_encoder" if self.query_in_encoder else "query_in_decoder"
+            raise ConfigError(f"an encoder-decoder LM with lm.layout={layout} cannot read {type(memory).__name__}")
+        if isinstance(memory, EncoderStates):
+            return memory
+        embeds = self.embed(batch.context.ids[:, :0])
+        mask = batch.context.mask[:, :0]
+        if memory is not None:
+            embeds, mask = memory.embeds.to(embeds.dtype), memory.mask
+        if self.query_in_encoder:
+            embeds = torch.cat([embeds[batch.context_of], self.embed(batch.query_ids)], 1)
+            mask = torch.cat([mask[batch.context_of], batch.query_mask], 1)
+        return self._encode_t5(embeds, mask)
+
+    def _t5_mask(self, packed: Packed) -> Tensor:
+        """Additive mask [R, 1 or H, S, S]; in shared rows it also turns T5's bias by index into one by position."""
+        none = torch.zeros(packed.ids.shape[0], 0, dtype=torch.bool, device=packed.ids.device)
+        mask = additive(tree_mask(packed, none, with_prefix_rows=False), token_table(self.hf).weight.dtype)
+        if packed.shares_nothing:
+            return mask
+        attention = self.hf.get_decoder().block[0].layer[0].SelfAttention
+        bucket = attention._relative_position_bucket(
+            packed.position[:, None, :] - packed.position[:, :, None],
+            bidirectional=False,
+            num_buckets=attention.relative_attention_num_buckets,
+            max_distance=attention.relative_attention_max_distance,
+        )
+        wanted = attention.relative_attention_bias(bucket).permute(0, 3, 1, 2)
+        width = packed.ids.shape[1]
+        return mask + (wanted - attention.compute_bias(width, width))
+
+    def _check_window(self, mask: Tensor) -> None:
+        if self.window is not None and mask.shape[1] > self.window:
+            longest = int(mask.sum(-1).max())
+            if longest > self.window:
+                raise ConfigError(
+                    f"a context of {longest} tokens does not fit the LM's window of {self.window}; "
+                    "lower data.max_context_tokens or data.num_demonstrations"
+                )

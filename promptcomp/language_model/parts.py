@@ -1,0 +1,135 @@
+"""Parts that language models are made of: the headless text encoder, prefixes, positions and cache sizes."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
+
+MemoryType = TypeVar("MemoryType", SoftPrompt, KVCache, EncoderStates)
+
+
+def token_table(hf: PreTrainedModel) -> nn.Embedding:
+    """The input embeddings of a model."""
+    table = hf.get_input_embeddings()
+    assert isinstance(table, nn.Embedding)
+    return table
+
+
+class TextEncoder(nn.Module):
+    """An LM without its head, as distillers use it: embeddings in, final hidden states out."""
+
+    def __init__(self, body: PreTrainedModel, family: str, window: int | None, bos_id: int | None) -> None:
+        super().__init__()
+        self.body = body
+        self.family = family
+        self.window = window
+        self.bos_id = bos_id
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the embeddings."""
+        return token_table(self.body).embedding_dim
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings [..., D]."""
+        return token_table(self.body)(ids)
+
+    def with_bos(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Left-padded ids and mask with BOS in front where the model uses one."""
+        return prepend(ids, mask, self.bos_id)
+
+    def forward(self, embeds: Tensor, mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Final hidden states [B, S, D]; a T5 needs contiguous tokens, others count `position_ids` where not given."""
+        if self.family == "encoder_decoder":
+            return self.body(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
+        position_ids = positions(mask) if position_ids is None else position_ids
+        return self.body(
+            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+
+
+class _ReadOnlyLayer(DynamicLayer):
+    """A cache layer that is read together with the new tokens and keeps none of them."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
+
+
+def reading(memory: KVCache) -> Cache:
+    cache = DynamicCache()
+    cache.layers = [_ReadOnlyLayer(keys, values) for keys, values in memory.layers]
+    return cache
+
+
+def stored(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Keys and values of every layer of a filled cache."""
+    layers = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        layers.append((layer.keys, layer.values))
+    return tuple(layers)
+
+
+def memory_rows(memory: MemoryType, index: Tensor) -> MemoryType:
+    """`memory.rows(index)`, without a copy where the index changes nothing."""
+    same = len(index) == memory.mask.shape[0] and torch.equal(index, torch.arange(len(index), device=index.device))
+    return memory if same else memory.rows(index)
+
+
+def prepend(ids: Tensor, mask: Tensor, token: int | None) -> tuple[Tensor, Tensor]:
+    """Left-padded ids [B, S] and mask with `token` before the first real token of each row."""
+    if token is None:
+        return ids, mask
+    rows, width = ids.shape
+    place = (width - mask.sum(-1, keepdim=True)).long()
+    wide = torch.cat([ids.new_zeros(rows, 1), ids], 1).scatter(1, place, token)
+    return wide, torch.cat([mask.new_zeros(rows, 1), mask], 1).scatter(1, place, True)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids that count real tokens only [B, S]."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def first_of(value: int | list[int] | None, default: int) -> int:
+    if isinstance(value, list):
+        return value[0]
+    return default if value is None else value
+
+
+def window_of(config: PretrainedConfig) -> int:
+    """Longest sequence: the position table, or the sliding window where layers have one (our masks do not slide)."""
+    settings = config.to_dict()
+    limits = [config.max_position_embeddings]
+    if settings.get("sliding_window") and settings.get("use_sliding_window", True):
+        limits.append(settings["sliding_window"])
+    return min(limits)
+
+
+def kv_bytes_per_token(hf: PreTrainedModel) -> int:
+    """Bytes that one prompt token holds in the cache a decoder reads (T5: keys and values of cross-attention)."""
+    settings = hf.config.to_dict()
+    if hf.config.is_encoder_decoder:
+        layers, width = settings["num_decoder_layers"], settings["num_heads"] * settings["d_kv"]
+    else:
+        heads = hf.config.num_attention_heads
+        head_size = settings.get("head_dim") or hf.config.hidden_size // heads
+        layers, width = hf.config.num_hidden_layers, (settings.get("num_key_value_heads") or heads) * head_size
+    return 2 * layers * width * torch.empty((), dtype=hf.dtype).element_size()

@@ -1,0 +1,87 @@
+"""The methods, in one explicit list."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig, OptimConfig
+from promptcomp.lightning_modules.controls import (
+    FullPrompt,
+    FullPromptConfig,
+    NoPrompt,
+    NoPromptConfig,
+    PromptTuning,
+    PromptTuningConfig,
+)
+from promptcomp.lightning_modules.mend import Mend, MendConfig
+from promptcomp.lightning_modules.metaicl import MetaICL, MetaICLConfig
+
+__all__ = ["METHODS", "CompressionModule", "LossTerm", "MethodConfig", "MethodSpec", "OptimConfig"]
+
+
+class MethodSpec(NamedTuple):
+    """One entry of the registry."""
+
+    name: str
+    config: type[MethodConfig]
+    module: type[CompressionModule]
+    summary: str
+    paper: str
+    families: tuple[str, ...]
+    needs: str
+    """What the data must offer."""
+
+
+_BOTH = ("decoder", "encoder_decoder")
+
+METHODS: dict[str, MethodSpec] = {
+    spec.name: spec
+    for spec in (
+        MethodSpec(
+            "mend",
+            MendConfig,
+            Mend,
+            "a distiller LM turns demonstrations into vectors for a frozen LM",
+            "Li et al. 2024, arXiv 2403.06914",
+            _BOTH,
+            "contexts (demonstrations, instructions or text)",
+        ),
+        MethodSpec(
+            "full_prompt",
+            FullPromptConfig,
+            FullPrompt,
+            "positive control: the LM reads the whole context",
+            "",
+            _BOTH,
+            "contexts",
+        ),
+        MethodSpec(
+            "no_prompt",
+            NoPromptConfig,
+            NoPrompt,
+            "negative control: the LM reads the query alone",
+            "",
+            _BOTH,
+            "queries",
+        ),
+        MethodSpec(
+            "prompt_tuning",
+            PromptTuningConfig,
+            PromptTuning,
+            "learned vectors per task or for all tasks, independent of the context",
+            "Lester et al. 2021, arXiv 2104.08691",
+            _BOTH,
+            "task names (per task)",
+        ),
+        MethodSpec(
+            "metaicl",
+            MetaICLConfig,
+            MetaICL,
+            "the LM itself is fine-tuned on full demonstrations",
+            "Min et al. 2022, arXiv 2110.15943",
+            _BOTH,
+            "contexts",
+        ),
+    )
+}
+"""Every method by name."""

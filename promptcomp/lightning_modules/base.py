@@ -1,0 +1,354 @@
+"""What every method shares and no paper describes: freezing, the optimiser, logging, sharding and checkpoints.
+
+A method is `build()` (make the trainable parts), `compress(context)` and `losses(batch)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import lightning as L
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
+
+from promptcomp.batch import Batch, Context
+from promptcomp.config import Config, ConfigError
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
+from promptcomp.lightning_modules.trained import Origin, check_trained, read_trained, write_export
+from promptcomp.memory import Memory
+
+
+class MethodConfig(Config):
+    """Base of the methods' sections; each adds a literal `name`."""
+
+
+class OptimConfig(Config):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Highest learning rate."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay, on matrices only (no biases, no norms)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's two moments."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps in which the learning rate rises linearly."""
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """Where the schedule ends, as a share of `lr`."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest gradient norm; null: no clipping."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerm:
+    """One part of the objective as a sum and a count, so that ranks of different size average correctly."""
+
+    name: str
+    total: Tensor
+    """Sum over `count` items on this rank."""
+    count: Tensor | int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One model reading tokens in a training step, for estimates before a run; numbers are for one context."""
+
+    model: PreTrainedModel
+    tokens: float
+    """Tokens read."""
+    length: float
+    """Tokens of one sequence (attention grows with it)."""
+    gradient: bool
+    """Whether a gradient flows through it, so that its activations are kept."""
+    trained: bool
+    """Whether its weights get a gradient."""
+
+
+class ExampleGold(Protocol):
+    """What the running accuracy needs to know of an example."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def gold(self) -> int: ...
+
+
+def learning_rate_factor(step: int, max_steps: int, optim: OptimConfig) -> float:
+    """Share of `optim.lr` in the step with this number (from 0)."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - optim.warmup_steps) / max(1, max_steps - optim.warmup_steps))
+    falling = 1.0 - progress if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * falling
+
+
+class CompressionModule(L.LightningModule):
+    """Base of all methods.
+
+    Args:
+        method: the method's section of the configuration.
+        lm: which LM to use, or one that is there already.
+        optim: optimiser and schedule.
+        max_steps: length of the learning-rate schedule in optimiser steps.
+        seed: seeds the initial values of what is trained.
+        task_names: the datamodule's tasks in the order of `Context.task`.
+        skeleton: shapes only, on the meta device (for a dry run); nothing is read or computed.
+    """
+
+    trainable: ClassVar[bool] = True
+    """Whether there is anything to train."""
+    trains_lm: ClassVar[bool] = False
+    """Whether the LM itself is trained; otherwise it is frozen and stays in eval mode."""
+    lm: LanguageModel
+
+    def __init__(
+        self,
+        method: MethodConfig,
+        lm: LanguageModelConfig | LanguageModel,
+        optim: OptimConfig,
+        *,
+        max_steps: int,
+        seed: int,
+        task_names: tuple[str, ...] = (),
+        skeleton: bool = False,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold trained tensors only; check_trained is the strict part
+        self.method = method
+        self.optim = optim
+        self.max_steps = max_steps
+        self.seed = seed
+        self.task_names = task_names
+        self.skeleton = skeleton
+        self.lm_config = lm if isinstance(lm, LanguageModelConfig) else None
+        if isinstance(lm, LanguageModel):
+            self.lm = lm
+        self._is_built = False
+        self._gold: dict[int, int] = {}
+        self.dev_loss = MeanMetric()
+        self.dev_accuracy = MeanMetric()
+
+    def build(self) -> None:
+        """Make the trainable parts; `self.lm` is there."""
+
+    def compress(self, context: Context) -> Memory | None:
+        """The memory of each context; None stands for no prompt."""
+        raise NotImplementedError
+
+    def losses(self, batch: Batch) -> list[LossTerm]:
+        """The terms of the training objective on this batch."""
+        raise NotImplementedError
+
+    def num_memory_slots(self, context_tokens: int) -> int:
+        """Positions that the memory of a context of this length takes."""
+        raise NotImplementedError
+
+    def compress_flops(self, context_tokens: float) -> float:
+        """FLOPs of making the memory of one context; 0 where nothing is computed."""
+        return 0.0
+
+    def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
+        """What a training step reads for one context with `queries` queries of `example_tokens` tokens each."""
+        read = self.num_memory_slots(context_tokens)
+        return [Pass(self.lm.hf, read + queries * example_tokens, read + example_tokens, True, self.trains_lm)]
+
+    def score(self, batch: Batch) -> Scores:
+        """Log likelihood of every target given the compressed context."""
+        return self.lm.score(self.compress(batch.context), batch)
+
+    def open_lm(self, config: LanguageModelConfig) -> LanguageModel:
+        """An LM of this configuration: with weights, or its skeleton in a dry run."""
+        return LanguageModel.skeleton(config) if self.skeleton else LanguageModel.from_config(config)
+
+    def configure_model(self) -> None:
+        """Open the LM, build the trainable parts and shard them where the strategy asks for it (runs once)."""
+        if self._is_built:
+            return
+        self._is_built = True
+        if self.lm_config is not None:
+            self.lm = self.open_lm(self.lm_config)
+        self.lm.requires_grad_(self.trains_lm)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.build()
+        self.train(self.training)
+        if self.device_mesh is not None:
+            self._shard()
+
+    def _shard(self) -> None:
+        assert self.device_mesh is not None
+        mesh = self.device_mesh["data_parallel"]
+        blocks = self.lm.block_classes
+        for module in list(self.modules()):
+            if type(module).__name__ in blocks:
+                fully_shard(module, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+        for name in ("training_step", "validation_step", "compress", "score"):
+            register_fsdp_forward_method(self, name)
+
+    def train(self, mode: bool = True) -> CompressionModule:
+        """Training mode for the trained parts alone: a frozen LM must not use dropout."""
+        super().train(mode)
+        if self._is_built and not self.trains_lm:
+            self.lm.eval()
+        return self
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The weighted sum of the terms, each divided by its count over all ranks.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        terms = self.losses(batch)
+        counts = torch.stack([torch.as_tensor(t.count, device=self.device, dtype=t.total.dtype) for t in terms])
+        local = counts.clone()
+        world_size = self.trainer.world_size
+        if world_size > 1:
+            torch.distributed.all_reduce(counts)
+        # DDP and FSDP average gradients over ranks, hence the factor world_size.
+        scale = (world_size / counts.clamp(min=1.0)).unbind()
+        loss = torch.stack([t.weight * t.total * s for t, s in zip(terms, scale, strict=True)]).sum()
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{t.name} {float(t.total):g} over {int(n)}" for t, n in zip(terms, local, strict=True))
+            raise FloatingPointError(f"the loss of step {self.global_step} is not finite ({values})")
+        logs = {f"train/{t.name}": t.total.detach() / n.clamp(min=1.0) for t, n in zip(terms, local, strict=True)}
+        size = batch.context.ids.shape[0]
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        self.log_dict({**logs, "train/tokens": batch.num_tokens.float()}, batch_size=size)
+        return loss
+
+    def watch(self, examples: Sequence[ExampleGold]) -> None:
+        """Name the gold option of each example of the dev split; without it only the first option's loss is known."""
+        self._gold = {example.number: example.gold for example in examples}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Running accuracy (best mean log likelihood among the options) and loss of the gold option."""
+        scores = self.score(batch)
+        mean = (scores.sum_log_prob / scores.num_tokens.clamp(min=1)).tolist()
+        options: dict[int, list[tuple[int, float]]] = {}
+        is_gold = []
+        for example, choice, value in zip(batch.example.tolist(), batch.choice.tolist(), mean, strict=True):
+            options.setdefault(example, []).append((choice, value))
+            is_gold.append(choice == self._gold.get(example, 0))
+        gold = torch.tensor(is_gold, device=self.device)
+        tokens = scores.num_tokens[gold].sum()
+        if tokens > 0:
+            self.dev_loss.update(-scores.sum_log_prob[gold].sum() / tokens, tokens)
+        for example, scored in options.items():
+            if len(scored) > 1:
+                best = max(scored, key=lambda pair: pair[1])[0]
+                self.dev_accuracy.update(float(best == self._gold.get(example, 0)))
+        size = batch.context.ids.shape[0]
+        self.log("dev/loss", self.dev_loss, on_epoch=True, batch_size=size)
+        if any(len(scored) > 1 for scored in options.values()):
+            self.log("dev/accuracy", self.dev_accuracy, on_epoch=True, prog_bar=True, batch_size=size)
+
+    def trained_names(self) -> list[str]:
+        """Names of the tensors that training changes; a checkpoint holds these and no others."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the trainable parameters by name, and the schedule."""
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        if not named:
+            raise ConfigError(f"method {self.origin().method!r} has nothing to train; use evaluate instead of fit")
+        groups = [
+            {"params": [(n, p) for n, p in named if p.dim() >= 2], "weight_decay": self.optim.weight_decay},
+            {"params": [(n, p) for n, p in named if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.optim.lr,
+            betas=self.optim.betas,
+            eps=self.optim.eps,
+        )
+        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.max_steps, self.optim))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by `optim.clip_norm`; the trainer's own setting is not used."""
+        self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip_norm, gradient_clip_algorithm="norm")
+
+    def origin(self) -> Origin:
+        """What a checkpoint or an export of this module says of itself."""
+        name = type(self.method).model_fields["name"].default
+        path = self.lm_config.path if self.lm_config is not None else "in memory"
+        return Origin(method=name, family=self.lm.family, lm=path)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trained tensors only and say what they are."""
+        kept = set(self.trained_names())
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        layout = "plain" if self.device_mesh is None else "sharded"
+        checkpoint["promptcomp"] = {**self.origin().model_dump(), "optimizer_layout": layout}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another method, family, shape or (for resuming) sharding.
+
+        Raises:
+            ConfigError: names the difference.
+        """
+        info: Mapping[str, Any] = checkpoint.get("promptcomp", {})
+        expected = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        check_trained(checkpoint["state_dict"], info, expected, self.origin(), "the checkpoint")
+        layout = "plain" if self.device_mesh is None else "sharded"
+        found = info.get("optimizer_layout", layout)
+        if checkpoint.get("optimizer_states") and found != layout:
+            raise ConfigError(
+                f"the checkpoint was written by a {found} run and cannot be resumed by a {layout} one "
+                "(the optimiser's state would be mixed up); resume with the strategy it was written with"
+            )
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The trained tensors by name (gathered where they are sharded)."""
+        kept = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return {name: full_tensor(parameter) for name, parameter in kept.items()}
+
+    def load_trained(self, path: Path) -> None:
+        """Load the trained parts from a run directory, an export or a checkpoint file.
+
+        Raises:
+            ConfigError: nothing readable is there, or it belongs to another method, family or shape.
+        """
+        tensors, info = read_trained(path)
+        expected = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        check_trained(tensors, info, expected, self.origin(), str(path))
+        self.load_state_dict(tensors, strict=False)
+
+    def export(self, folder: Path) -> None:
+        """Write the trained parts (safetensors) and what they are (JSON) to `folder`."""
+        lm = self.lm_config.model_dump(mode="json") if self.lm_config is not None else None
+        description = {
+            "origin": self.origin().model_dump(),
+            "method": self.method.model_dump(mode="json"),
+            "lm": lm,
+            "task_names": list(self.task_names),
+        }
+        write_export(folder, self.trained_tensors(), description)
+
+
+def full_tensor(parameter: Tensor) -> Tensor:
+    """The whole tensor of a sharded parameter (a collective), or the parameter itself."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()

@@ -1,0 +1,250 @@
+"""MEND: Meta dEmonstratioN Distillation (Li et al., ICLR 2024, https://arxiv.org/abs/2403.06914).
+
+A small LM, the distiller, reads demonstrations D followed by l learned slot embeddings S; its final hidden states at
+the slots, projected by tanh(Linear) where the sizes differ, are l vectors V put in front of the query in a frozen LM.
+The teacher is the same frozen LM reading D itself. Stage 1 ("pretrain") minimises KL(teacher || student) on plain text
+split 80/20; stage 2 ("finetune") minimises CE on the answers + lambda * KL on meta-training tasks.
+
+Symbols: l = num_slots, S = slots, V = compress(D), lambda = kl_weight, T = temperature. KL averages over all tokens of
+query and answer of the whole batch, both sides divided by T, without a factor T^2; CE is a token mean over the batch.
+
+Deviations from the released code, all on purpose: the frozen LM is in eval mode (there: dropout in teacher and
+student); position ids count real tokens (there: padding shifts the slots); the teacher reads the student's
+demonstrations unless the data section gives it a budget of its own; demonstrations beyond the distiller's window are
+distilled in chunks whose vectors are concatenated (there: only the last group's vectors were kept); other distillers
+than GPT-2, T5 included. Training with `kl_weight: 0` is the HyperTuning-like ablation.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from promptcomp.batch import Batch, Context
+from promptcomp.config import ConfigError
+from promptcomp.evaluation.flops import decoder_flops, encoder_flops, shape_of_config
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, TextEncoder, at_least_float32, token_table
+from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig, Pass
+from promptcomp.memory import SoftPrompt
+
+
+class MendConfig(MethodConfig):
+    """MEND: a distiller LM turns demonstrations into vectors for a frozen LM."""
+
+    name: Literal["mend"] = "mend"
+    stage: Literal["pretrain", "finetune"] = "finetune"
+    """pretrain: KL only (stage 1, plain text); finetune: CE + kl_weight * KL (stage 2, tasks)."""
+    init_from: str | None = None
+    """A stage-1 run directory, export or checkpoint that training starts from."""
+    num_slots: int = Field(100, gt=0)
+    """Vectors that a chunk of demonstrations becomes (l in the paper)."""
+    slot_init: Literal["random", "vocabulary"] = "random"
+    """random: N(0, the distiller's initializer_range); vocabulary: embeddings of random tokens."""
+    distiller: LanguageModelConfig | None = None
+    """The distiller's starting point, any LM with the same tokenizer; null: a copy of the LM."""
+    projection: Literal["auto", "none", "linear", "tanh"] = "auto"
+    """From the distiller's width to the LM's; auto: tanh(Linear) where they differ, otherwise none."""
+    projection_init: Literal["default", "identity"] = "default"
+    """identity (linear only): start with the hidden states themselves at the scale of the LM's token embeddings."""
+    max_chunk_tokens: int | None = Field(None, gt=0)
+    """Distil longer contexts in chunks of this many tokens; null: as many as the distiller's window holds."""
+    kl_weight: float = Field(1.0, ge=0)
+    """lambda of stage 2; 0: no teacher."""
+    temperature: float = Field(1.0, gt=0)
+    """T: both distributions are taken at this temperature."""
+    kl_positions: Literal["all", "targets"] = "all"
+    """all: after every token of query and answer, as in the paper; targets: only where an answer token is predicted."""
+
+
+def distil(
+    encoder: TextEncoder, slots: Tensor, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
+    """Final hidden states at the slots [B, K, d] after reading `ids` [B, C]; `position_ids` [B, C + K] are optional."""
+    rows, num_slots = ids.shape[0], slots.shape[0]
+    embeds = torch.cat([encoder.embed(ids), slots.expand(rows, -1, -1)], 1)
+    whole = torch.cat([mask, mask.new_ones(rows, num_slots)], 1)
+    return encoder(embeds, whole, position_ids)[:, -num_slots:]
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Sum over the rows of KL(teacher || student) of logits [P, V], both divided by the temperature (no T^2)."""
+    log_student = F.log_softmax(at_least_float32(student) / temperature, -1)
+    log_teacher = F.log_softmax(at_least_float32(teacher) / temperature, -1)
+    return F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+
+
+def split_into_chunks(context: Context, size: int) -> tuple[Tensor, Tensor]:
+    """Left-padded contexts [G, C] as chunks [G, chunks, size], counted from the end so that padding moves no border."""
+    rows, width = context.ids.shape
+    chunks = max(1, -(-width // size))
+    if chunks == 1:
+        return context.ids[:, None], context.mask[:, None]
+    short = chunks * size - width
+    return (
+        F.pad(context.ids, (short, 0)).view(rows, chunks, size),
+        F.pad(context.mask, (short, 0)).view(rows, chunks, size),
+    )
+
+
+class Mend(CompressionModule):
+    """See the module docstring."""
+
+    method: MendConfig
+
+    def build(self) -> None:
+        """The distiller, the slots and the projection."""
+        method = self.method
+        self.distiller = self._open_distiller()
+        self.distiller.requires_grad_(True)
+        width = self.distiller.hidden_size
+        self.slots = nn.Parameter(self._initial_slots(width))
+        self.projection = self._make_projection(width)
+        if method.init_from is not None and not self.skeleton:
+            self.load_trained(Path(method.init_from))
+
+    def _open_distiller(self) -> TextEncoder:
+        config = self.method.distiller
+        if config is None:
+            return copy.deepcopy(self.lm.text_encoder())
+        other = self.open_lm(config)
+        check_same_tokenizer(self.lm, other, config.path)
+        return other.text_encoder()
+
+    def _initial_slots(self, width: int) -> Tensor:
+        table = token_table(self.distiller.body).weight.detach()
+        if self.method.slot_init == "vocabulary":
+            # The reference draws ids from 100 upwards, past special tokens and single bytes.
+            first = 100 if table.shape[0] > 200 else 0
+            return table[torch.randint(first, table.shape[0], (self.method.num_slots,))].clone()
+        std = self.distiller.body.config.to_dict().get("initializer_range")
+        if std is None:  # T5 has no such number; its own embeddings give the scale
+            std = 1.0 if self.skeleton else float(table.square().mean().sqrt())
+        return torch.randn(self.method.num_slots, width, dtype=table.dtype, device=table.device) * std
+
+    def _make_projection(self, width: int) -> nn.Module:
+        kind, goal = self.method.projection, self.lm.hidden_size
+        if kind == "auto":
+            kind = "none" if width == goal else "tanh"
+        if kind == "none" and width != goal:
+            raise ConfigError(f"method.projection = 'none': the distiller has width {width}, the LM {goal}; use 'tanh'")
+        if self.method.projection_init == "identity" and kind != "linear":
+            raise ConfigError(f"method.projection_init = 'identity' goes with method.projection=linear, not {kind!r}")
+        if kind == "none":
+            return nn.Identity()
+        weight = self.slots
+        linear = nn.Linear(width, goal, dtype=weight.dtype, device=weight.device)
+        if self.method.projection_init == "identity" and not self.skeleton:
+            self._start_at_identity(linear)
+        return nn.Sequential(linear, nn.Tanh()) if kind == "tanh" else linear
+
+    @torch.no_grad()
+    def _start_at_identity(self, linear: nn.Linear) -> None:
+        """Make the first vectors hidden states of the length of the LM's token embeddings."""
+        ids = torch.randint(0, self.lm.vocab_size, (8, 32), device=linear.weight.device)
+        was_training = self.distiller.training
+        hidden = distil(self.distiller.eval(), self.slots, ids, torch.ones_like(ids, dtype=torch.bool))
+        self.distiller.train(was_training)
+        length = token_table(self.lm.hf).weight.norm(dim=-1).mean() / hidden.norm(dim=-1).mean()
+        nn.init.eye_(linear.weight).mul_(length)
+        nn.init.zeros_(linear.bias)
+
+    def compress(self, context: Context) -> SoftPrompt:
+        """num_slots vectors for each chunk of each context; slots of chunks that hold no token are masked."""
+        ids, mask = split_into_chunks(context, self._chunk_size())
+        rows, chunks, _ = ids.shape
+        present = mask.any(-1)
+        present[:, -1] = True  # an empty context still gets its slots
+        ids, mask = self.distiller.with_bos(ids.flatten(0, 1), mask.flatten(0, 1))
+        vectors = self.projection(distil(self.distiller, self.slots, ids, mask))
+        num_slots = self.slots.shape[0]
+        return SoftPrompt(
+            vectors.reshape(rows, chunks * num_slots, -1),
+            present[:, :, None].expand(-1, -1, num_slots).reshape(rows, chunks * num_slots),
+        )
+
+    def num_memory_slots(self, context_tokens: int) -> int:
+        """num_slots for each chunk."""
+        return self.slots.shape[0] * max(1, -(-context_tokens // self._chunk_size()))
+
+    def compress_flops(self, context_tokens: float) -> float:
+        """The distiller reads demonstrations and slots; then the projection."""
+        shape = shape_of_config(self.distiller.body.config.to_dict(), 0)
+        slots = self.num_memory_slots(math.ceil(context_tokens))
+        chunks = slots // self.slots.shape[0]
+        length = context_tokens / chunks + self.slots.shape[0]
+        if self.distiller.family == "encoder_decoder":
+            read = encoder_flops(shape, length)
+        else:
+            read = decoder_flops(shape, length) - shape.head_flops
+        return chunks * read + 2.0 * slots * sum(p.numel() for p in self.projection.parameters() if p.dim() == 2)
+
+    def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
+        """Distiller, student and teacher."""
+        slots = self.num_memory_slots(context_tokens)
+        read = context_tokens + slots
+        student = slots + example_tokens
+        found = [
+            Pass(self.distiller.body, read, min(read, self._chunk_size() + self.slots.shape[0]), True, True),
+            Pass(self.lm.hf, queries * student, student, True, False),
+        ]
+        if self.method.stage == "pretrain" or self.method.kl_weight > 0:
+            whole = context_tokens + example_tokens
+            found.append(Pass(self.lm.hf, context_tokens + queries * example_tokens, whole, False, False))
+        return found
+
+    def _chunk_size(self) -> int:
+        limit = self.method.max_chunk_tokens
+        window = self.distiller.window
+        if window is None:
+            return limit if limit is not None else 1 << 30
+        room = window - self.slots.shape[0] - (self.distiller.bos_id is not None)
+        if room < 1:
+            raise ConfigError(
+                f"method.num_slots = {self.slots.shape[0]} leaves no room for demonstrations in the distiller's window "
+                f"of {window}; use fewer slots"
+            )
+        return room if limit is None else min(limit, room)
+
+    def losses(self, batch: Batch) -> list[LossTerm]:
+        """Stage 1: KL. Stage 2: CE + kl_weight * KL."""
+        method = self.method
+        pretrain = method.stage == "pretrain"
+        with_kl = pretrain or method.kl_weight > 0
+        where: Literal["all", "targets"] = "all" if with_kl and method.kl_positions == "all" else "targets"
+        student = self.lm(self.compress(batch.context), batch, where)
+        terms = []
+        if not pretrain:
+            terms.append(LossTerm("ce", -student.log_probs().sum(), student.label.shape[0]))
+        if with_kl:
+            with torch.no_grad():
+                teacher = self.lm(self.lm.encode(batch.teacher_context), batch, where)
+            total = kl_divergence(student.values, teacher.values, method.temperature)
+            terms.append(LossTerm("kl", total, student.values.shape[0], 1.0 if pretrain else method.kl_weight))
+        return terms
+
+
+def check_same_tokenizer(lm: LanguageModel, other: LanguageModel, path: str) -> None:
+    """Demonstrations reach distiller and LM as the same ids, so both must mean the same by them.
+
+    Raises:
+        ConfigError: the tokenizers or the vocabularies differ.
+    """
+    if lm.tokenizer is not None and other.tokenizer is not None:
+        ours, theirs = lm.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+        if ours != theirs:
+            odd = sum(1 for token, number in theirs.items() if ours.get(token) != number)
+            raise ConfigError(
+                f"method.distiller.path = {path!r}: its tokenizer is not the LM's ({len(theirs)} tokens, {odd} of them "
+                f"unknown to the LM or numbered otherwise; the LM has {len(ours)}); choose one of the LM's family"
+            )
+    if other.vocab_size < (lm.vocab_size if lm.tokenizer is None else len(lm.tokenizer)):
+        raise ConfigError(
+            f"method.distiller.path = {path!r}: {other.vocab_size} token embeddings are fewer than the LM's vocabulary"
+        )

@@ -1,0 +1,121 @@
+"""The trained parts of a method as files: what a checkpoint says of itself, reading, checking and exporting."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from promptcomp.config import Config, ConfigError
+
+TENSORS = "trained.safetensors"
+DESCRIPTION = "promptcomp.json"
+
+
+class Origin(Config):
+    """Which method on which LM trained tensors belong to."""
+
+    format: int = 1
+    method: str
+    family: str
+    lm: str
+
+
+def check_trained(
+    tensors: Mapping[str, Tensor],
+    info: Mapping[str, Any],
+    expected: Mapping[str, torch.Size],
+    origin: Origin,
+    source: str,
+) -> None:
+    """Check that `tensors`, described by `info`, are exactly what the module `origin` trains.
+
+    Raises:
+        ConfigError: names the first difference: format, method, family, missing or unknown tensors, shapes.
+    """
+    if info.get("format") != origin.format:
+        raise ConfigError(f"{source}: not written by this version of promptcomp (format {info.get('format')!r})")
+    for key, ours in (("method", origin.method), ("family", origin.family)):
+        if info.get(key) != ours:
+            raise ConfigError(f"{source}: made with {key} {info.get(key)!r}, but this run uses {key} {ours!r}")
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unknown:
+        found = f"{len(missing)} tensors missing ({', '.join(missing[:3])})" if missing else ""
+        extra = f"{len(unknown)} tensors too many ({', '.join(unknown[:3])})" if unknown else ""
+        raise ConfigError(
+            f"{source}: does not fit this configuration: {'; '.join(part for part in (found, extra) if part)}"
+        )
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            was, now = tuple(tensors[name].shape), tuple(shape)
+            raise ConfigError(f"{source}: {name} has shape {was}, but this configuration needs {now} (slots, sizes?)")
+
+
+def read_trained(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Trained tensors and their description from an export folder, a checkpoint file or a run directory.
+
+    Raises:
+        ConfigError: there is nothing of the kind, or it cannot be read.
+    """
+    for folder in (path, path / "export"):
+        if (folder / TENSORS).is_file():
+            return _read_export(folder)
+    file = path if path.is_file() else _checkpoint_of(path)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"{file}: cannot be read as a checkpoint ({_line(error)})") from None
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ConfigError(f"{file}: is not a checkpoint of promptcomp")
+    return checkpoint["state_dict"], checkpoint.get("promptcomp", {})
+
+
+def write_export(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write tensors and description; a reader never sees half a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    partial = folder / f"{TENSORS}.partial"
+    save_file(whole, partial)
+    os.replace(partial, folder / TENSORS)
+    partial = folder / f"{DESCRIPTION}.partial"
+    partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / DESCRIPTION)
+
+
+def _read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        info = Origin.model_validate(description["origin"]).model_dump()
+        return load_file(folder / TENSORS), info
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, SafetensorError, ValidationError) as error:
+        raise ConfigError(f"{folder}: the export cannot be read ({_line(error)})") from None
+
+
+def _checkpoint_of(run: Path) -> Path:
+    """The best checkpoint of a run directory, else the last, else the newest."""
+    folder = run / "checkpoints"
+    found = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    named = [folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()]
+    if not found:
+        raise ConfigError(
+            f"{path_hint(run)}: no trained weights there; give a run directory, an export or a .ckpt file"
+        )
+    return named[0] if named else found[-1]
+
+
+def path_hint(path: Path) -> str:
+    """The path, marked when it does not exist at all."""
+    return str(path) if path.exists() else f"{path} (does not exist)"
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,84 @@
+"""Tiny random language models of every supported kind, made in memory."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from promptcomp.language_model import LanguageModel
+
+VOCABULARY = 64
+MODELS = ("llama", "gpt2", "opt", "t5_query_in_decoder", "t5_query_in_encoder")
+
+
+def tiny_hf(kind: str, seed: int = 0, width: int = 32) -> PreTrainedModel:
+    """A random model of this kind ("llama", "gpt2", "opt", "t5")."""
+    none = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "llama":
+            sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2}
+            heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1}
+            return LlamaForCausalLM(
+                LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=128, **sizes, **heads, **none)
+            ).eval()
+        if kind == "gpt2":
+            config = GPT2Config(
+                vocab_size=VOCABULARY, n_positions=128, n_embd=width, n_layer=2, n_head=4, initializer_range=0.1, **none
+            )
+            return GPT2LMHeadModel(config).eval()
+        if kind == "opt":
+            sizes = {"hidden_size": width, "ffn_dim": 2 * width, "num_hidden_layers": 2, "word_embed_proj_dim": width}
+            return OPTForCausalLM(
+                OPTConfig(
+                    vocab_size=VOCABULARY, num_attention_heads=4, max_position_embeddings=128, init_std=0.1, **sizes
+                )
+            ).eval()
+        config = T5Config(
+            vocab_size=VOCABULARY,
+            d_model=width,
+            d_kv=8,
+            d_ff=2 * width,
+            num_layers=2,
+            num_heads=4,
+            relative_attention_num_buckets=8,
+            relative_attention_max_distance=16,
+            decoder_start_token_id=0,
+        )
+        return T5ForConditionalGeneration(config).eval()
+
+
+def tiny_lm(name: str, seed: int = 0, width: int = 32) -> LanguageModel:
+    """One of MODELS."""
+    kind, _, layout = name.partition("_")
+    chosen: Literal["query_in_decoder", "query_in_encoder"] = (
+        "query_in_encoder" if layout == "query_in_encoder" else "query_in_decoder"
+    )
+    return LanguageModel.from_parts(tiny_hf(kind, seed, width), layout=chosen)
+
+
+def naive_score(lm: LanguageModel, context: tuple[int, ...], query: tuple[int, ...], target: tuple[int, ...]) -> float:
+    """log p(target) by one plain forward of the Hugging Face model, without batch, padding or cache."""
+    with torch.no_grad():
+        if lm.family == "decoder":
+            sequence = context + query + target
+            logits = lm.hf(torch.tensor([sequence])).logits[0]
+        else:
+            encoder = (context + query if lm.query_in_encoder else context) or (1,)
+            sequence = (0, *target) if lm.query_in_encoder else (0, *query, *target)
+            logits = lm.hf(input_ids=torch.tensor([encoder]), decoder_input_ids=torch.tensor([sequence])).logits[0]
+    first = len(sequence) - len(target)
+    log_probs = logits.log_softmax(-1)
+    return sum(float(log_probs[first + i - 1, token]) for i, token in enumerate(target))
