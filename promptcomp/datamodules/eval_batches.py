@@ -43,7 +43,7 @@ def eval_batches(
     """Cut a split into batches of at most `max_contexts` contexts and about `max_targets` targets.
 
     The number of batches is a multiple of `world_size` (sharded models need every process to run as often as the
-    others), which is reached by halving the largest batches.
+    others), which is reached by halving the largest batches, or joining single queries.
 
     Raises:
         ConfigError: there are fewer queries than processes.
@@ -61,9 +61,15 @@ def eval_batches(
         batches.append(current)
     while len(batches) % world_size:
         batches.sort(key=_num_queries, reverse=True)  # stable, so the same on every process
-        if _num_queries(batches[0]) < 2:
+        if _num_queries(batches[0]) > 1:
+            batches.extend(_halves(batches.pop(0)))
+        elif len(batches) < world_size:
             raise ConfigError(f"{len(batches)} evaluation queries are too few for {world_size} processes")
-        batches.extend(_halves(batches.pop(0)))
+        else:  # single queries only: a few batches get two
+            rest = len(batches) % world_size
+            for i, surplus in enumerate(batches[-rest:]):
+                batches[i] = [*batches[i], *surplus]
+            del batches[-rest:]
     return batches
 
 

@@ -118,7 +118,6 @@ class ICLDataModule(ContextDataModule):
     def train_context(self, draw: Draw) -> EncodedContext:
         """The training item of a draw."""
         plan = self.train_plan(draw)
-        self.tokenize([plan])
         return self.encode(plan, (self.train_query(plan.task.queries[i]) for i in plan.queries))
 
     def train_query(self, row: Row) -> EncodedQuery:

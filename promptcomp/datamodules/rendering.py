@@ -99,8 +99,10 @@ class Renderer:
                 see the same input.
         """
         cap = self.max_example_tokens
+        reserved = max(len(second), longest_second or 0)
+        if len(first) + (reserved if self.scoring == "direct" else len(second)) <= cap:
+            return Parts(first, second)
         if self.scoring == "direct":
-            reserved = max(len(second), longest_second or 0)
             room = max(cap - reserved, 1 if len(first) else 0)
             kept_first = first[:room]
             kept_second = second[: cap - len(kept_first)]

@@ -118,7 +118,7 @@ def _csv_records(path: Path, columns: Columns) -> Iterator[tuple[int, Any, str |
         line = path.read_bytes().count(b"\n", 0, _bad_byte(path)) + 1
         raise ConfigError(f"{path}:{line}: not UTF-8 text ({error.reason})") from None
     except csv.Error as error:
-        raise ConfigError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
+        raise ConfigError(f"{path}:{reader.reader.line_num}: not valid CSV: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 

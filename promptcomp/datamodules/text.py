@@ -6,7 +6,7 @@ document before it, as in the release (which never predicts the first token of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from promptcomp.datamodules.arrow import TextColumn, open_table
 from promptcomp.datamodules.base import ContextDataModule, ExampleInfo
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.options import LoaderConfig
-from promptcomp.datamodules.rows import json_lines
+from promptcomp.datamodules.rows import Problem, json_lines
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tokens import TokenCache
 
@@ -207,24 +207,64 @@ def load_texts(config: TextConfig) -> Sequence[str]:
 
 
 def _file_texts(path: Path, column: str) -> list[str]:
+    found: list[str] = []
+    for line, text, problem in _file_documents(path, column):
+        if problem is not None:
+            raise ConfigError(str(Problem(str(path), line, problem)))
+        found.append(text)
+    return found
+
+
+def text_problems(config: TextConfig) -> Iterator[Problem]:
+    """Everything that is wrong with text files; documents that are too short come as warnings."""
+    for path in config.paths:
+        count = 0
+        try:
+            for line, text, problem in _file_documents(path, config.text_column):
+                count += 1
+                if problem is not None:
+                    yield Problem(str(path), line, problem)
+                elif len(text.encode()) < config.min_tokens:
+                    yield Problem(str(path), line, f"shorter than min_tokens = {config.min_tokens}", "warning")
+        except ConfigError as error:
+            yield Problem(str(path), None, str(error).removeprefix(f"{path}: "))
+            continue
+        if not count:
+            yield Problem(str(path), None, "the file has no documents")
+    if config.hub is not None:
+        load_texts(config)
+
+
+def _file_documents(path: Path, column: str) -> Iterator[tuple[int, str, str | None]]:
+    """Line, text and problem of every document of a file."""
     if path.suffix == ".jsonl":
-        texts = []
         for line in json_lines(path):
-            record = line.record
-            good = isinstance(record, dict) and isinstance(record.get(column), str)
-            if not good:
-                raise ConfigError(f"{path}:{line.number}: {line.problem or f'no text in {column!r}'}")
-            texts.append(record[column])
-        return texts
+            text = line.record.get(column) if isinstance(line.record, dict) else None
+            problem = line.problem or (None if isinstance(text, str) else f"no text in {column!r}")
+            yield line.number, text if isinstance(text, str) else "", problem
+        return
     if path.suffix != ".txt":
         raise ConfigError(f"{path}: a text file should end in .txt or .jsonl")
     try:
-        content = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        line_number = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}:{line_number}: not UTF-8 text") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    return [document.strip() for document in content.split("\n\n") if document.strip()]
+    line_number, block = 1, b""
+    start = 1
+    for raw_line in [*raw.splitlines(keepends=True), b"\n"]:
+        if raw_line.strip():
+            start = line_number if not block else start
+            block += raw_line
+        elif block:
+            yield _decoded(start, block)
+            block = b""
+        line_number += 1
+
+
+def _decoded(start: int, block: bytes) -> tuple[int, str, str | None]:
+    try:
+        return start, block.decode("utf-8").strip(), None
+    except UnicodeDecodeError as error:
+        return start + block.count(b"\n", 0, error.start), "", "not UTF-8 text"

@@ -19,7 +19,9 @@ from transformers import PreTrainedTokenizerFast
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.options import ICLConfig, Perturbation
 from promptcomp.datamodules.plans import Plan
+from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import Row, Task
+from promptcomp.datamodules.text import TextConfig, TextDataModule
 
 DATA = Path(__file__).parent / "data"
 EXAMPLE_CAP, STUDENT_LENGTH, TEACHER_LENGTH, NUM_DEMONSTRATIONS = 48, 140, 160, 4
@@ -191,3 +193,20 @@ def test_no_demonstration_is_dropped_without_a_reason(
     config = ICLConfig(num_demonstrations=8, eval_queries_per_context=1)
     dm = ICLDataModule(config, OneTask(task), tokenizer, seed=0, batch_size=1)
     assert [len(plan.demonstrations) for plan in dm.eval_plans("test")] == [8] * 4
+
+
+def test_plain_text(tokenizer: PreTrainedTokenizerFast, reference: dict[str, Any], tmp_path: Path) -> None:
+    """Stage 1: 80 % of a document's tokens for the distiller, the rest to be completed.
+
+    Ours names the first token of the rest the query and the others the target; together they are the release's
+    sequence, over all of which the KL is taken.
+    """
+    case = reference["c4_items"]
+    corpus = tmp_path / "c4.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in case["texts"]))
+    config = TextConfig(paths=(corpus,), min_tokens=4, max_tokens=160, dev_documents=0)
+    dm = TextDataModule(config, tokenizer, seed=0, batch_size=1)
+    ours = [dm.train_context(Draw(i, i)) for i in range(dm.num_train_items())]
+    found = {(c.ids, (*c.queries[0].ids, *c.queries[0].targets[0].ids)) for c in ours}
+    assert found == {(tuple(item["demo_ids"]), tuple(item["input_ids"])) for item in case["items"]}
+    assert sorted((len(context), len(rest)) for context, rest in found) == [(4, 2), (16, 4), (57, 15), (128, 32)]
