@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -149,7 +151,7 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attn_implementation,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(_unreadable(config.path, "weights", error)) from None
     return hf.eval()
 
@@ -158,9 +160,13 @@ def open_skeleton(config: LanguageModelConfig, architecture: PretrainedConfig) -
     """The model on the meta device: shapes without weights."""
     factory = AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        return factory.from_config(
+        hf = factory.from_config(
             architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attn_implementation
         ).eval()
+    if architecture.is_encoder_decoder and not architecture.scale_decoder_outputs:
+        # T5 1.1 has an output head of its own, which transformers learns from the checkpoint only.
+        hf.lm_head.weight = nn.Parameter(torch.empty_like(hf.lm_head.weight), requires_grad=False)
+    return hf
 
 
 def open_tokenizer(config: LanguageModelConfig) -> PreTrainedTokenizerBase:

@@ -93,6 +93,7 @@ class LanguageModel(nn.Module):
         self._logit_cap: float | None = settings.get("final_logit_softcapping")
         if self.family == "encoder_decoder" and settings.get("scale_decoder_outputs"):
             self._logit_factor *= hf.config.d_model**-0.5
+        self.train(hf.training)
 
     def _bos_id(self, bos: bool | None) -> int | None:
         if self.family == "encoder_decoder" or self.tokenizer is None:

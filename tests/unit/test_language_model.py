@@ -1,0 +1,189 @@
+"""Opening models, skeletons, generation and the memories a model can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import MODELS, VOCABULARY, tiny_hf, tiny_lm
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
+from promptcomp.config import ConfigError
+from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.language_model.loading import KNOWN_ARCHITECTURES
+from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
+
+
+def save_tokenizer(folder: Path, *, bos: bool = False, words: int = VOCABULARY) -> None:
+    """A word-level tokenizer whose words are numbers."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(words)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="w0", bos_token="w1" if bos else None
+    ).save_pretrained(folder)
+
+
+BATCH = collate(
+    [
+        EncodedContext((5, 6, 7, 8), (EncodedQuery((9, 10), (EncodedTarget((11,)),)), EncodedQuery((12,), ()))),
+        EncodedContext((13,), (EncodedQuery((14, 15, 16), (EncodedTarget((17,)),)),)),
+    ],
+    0,
+)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_folder_round_trip(kind: str, tmp_path: Path) -> None:
+    hf = tiny_hf(kind)
+    hf.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    lm = LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
+    assert not lm.training
+    assert lm.bos_id is None
+    assert (lm.hidden_size, lm.num_layers, lm.vocab_size) == (32, 2, VOCABULARY)
+    assert lm.window == (None if kind == "t5" else 128)
+    values = [model(model.encode(BATCH.context), BATCH).values for model in (lm, LanguageModel.from_parts(hf))]
+    torch.testing.assert_close(values[0], values[1])
+
+
+def test_bos_is_what_the_tokenizer_adds_unless_said_otherwise(tmp_path: Path) -> None:
+    hf = tiny_hf("llama")
+    hf.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, bos=True)
+    lm = LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
+    assert lm.bos_id == 1
+    assert LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path), bos=False)).bos_id is None
+    with torch.no_grad():
+        ours = lm(lm.encode(BATCH.context), BATCH).values[0]
+        expected = hf(torch.tensor([[1, 5, 6, 7, 8, 9, 10]])).logits[0, -1]
+        torch.testing.assert_close(ours, expected)
+        soft = lm(SoftPrompt(lm.embed(BATCH.context.ids), BATCH.context.mask), BATCH).values[0]
+        torch.testing.assert_close(soft, expected)
+        torch.testing.assert_close(lm(None, BATCH).values[0], hf(torch.tensor([[1, 9, 10]])).logits[0, -1])
+    save_tokenizer(tmp_path)
+    with pytest.raises(ConfigError, match="no BOS token"):
+        LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path), bos=True))
+
+
+def test_unreadable_models_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the model cannot be read"):
+        LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
+    with pytest.raises(ConfigError, match="no such embedded model"):
+        LanguageModel.from_config(LanguageModelConfig(path="embedded:nothing"))
+    hf = tiny_hf("gpt2")
+    hf.config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="the weights cannot be read"):
+        LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ConfigError, match="the weights cannot be read"):
+        LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
+    (tmp_path / "config.json").write_text('{"model_type": "bart"}', encoding="utf-8")
+    with pytest.raises(ConfigError, match="type 'bart' are not supported"):
+        LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters", "kv_bytes"),
+    [
+        ("gpt2", 124_439_808, 2 * 12 * 768 * 4),
+        ("gpt2-large", 774_030_080, 2 * 36 * 1280 * 4),
+        ("gpt2-xl", 1_557_611_200, 2 * 48 * 1600 * 4),
+        ("t5-large", 737_668_096, 2 * 24 * 1024 * 4),
+        ("google/flan-t5-base", 247_577_856, 2 * 12 * 768 * 4),
+    ],
+)
+def test_skeletons_of_well_known_models(path: str, parameters: int, kv_bytes: int) -> None:
+    lm = LanguageModel.skeleton(LanguageModelConfig(path=path))
+    assert {p.device.type for p in lm.parameters()} == {"meta"}
+    assert lm.kv_bytes_per_token == kv_bytes
+    assert sum(p.numel() for p in lm.parameters()) == parameters
+
+
+def test_every_known_architecture_can_be_built() -> None:
+    from transformers import AutoConfig
+
+    for name, sizes in KNOWN_ARCHITECTURES.items():
+        settings = dict(sizes)
+        assert AutoConfig.for_model(settings.pop("model_type"), **settings).hidden_size > 0, name
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("with_context", [True, False])
+def test_generation_takes_the_likeliest_tokens(name: str, with_context: bool) -> None:
+    lm = tiny_lm(name)
+    memory = lm.encode(BATCH.context) if with_context else None
+    texts = lm.generate(memory, BATCH, max_new_tokens=4)
+    queries = [((5, 6, 7, 8), (9, 10)), ((5, 6, 7, 8), (12,)), ((13,), (14, 15, 16))]
+    for (context, query), text in zip(queries, texts, strict=True):
+        context = context if with_context else ()
+        for length in range(4):
+            done = text[:length]
+            with torch.no_grad():
+                if lm.family == "decoder":
+                    logits = lm.hf(torch.tensor([[*context, *query, *done]])).logits
+                else:
+                    encoder = (context + query if lm.query_in_encoder else context) or (1,)
+                    decoder = [0, *done] if lm.query_in_encoder else [0, *query, *done]
+                    logits = lm.hf(input_ids=torch.tensor([encoder]), decoder_input_ids=torch.tensor([decoder])).logits
+            assert int(logits[0, -1].argmax()) == text[length]
+    stopped = lm.generate(memory, BATCH, max_new_tokens=4, stop_ids=[texts[0][1]])
+    assert stopped[0] == texts[0][: texts[0].index(texts[0][1])]
+    drawn = [
+        lm.generate(memory, BATCH, max_new_tokens=4, temperature=1.0, generator=torch.Generator().manual_seed(3))
+        for _ in range(2)
+    ]
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+def test_soft_prompt_of_token_embeddings_is_the_full_prompt(name: str) -> None:
+    lm = tiny_lm(name)
+    with torch.no_grad():
+        soft = SoftPrompt(lm.embed(BATCH.context.ids), BATCH.context.mask)
+        for where in ("all", "targets"):
+            torch.testing.assert_close(
+                lm(soft, BATCH, where).values, lm(lm.encode(BATCH.context), BATCH, where).values, rtol=0, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MODELS)
+def test_half_precision_stays_finite(name: str, dtype: torch.dtype) -> None:
+    lm = tiny_lm(name).to(dtype)
+    exact = tiny_lm(name)
+    with torch.no_grad():
+        ours = lm.score(lm.encode(BATCH.context), BATCH)
+        full = exact.score(exact.encode(BATCH.context), BATCH)
+    assert ours.sum_log_prob.dtype == torch.float32
+    torch.testing.assert_close(ours.sum_log_prob, full.sum_log_prob, rtol=0.05, atol=0.1)
+
+
+def test_memories_of_another_family_are_refused() -> None:
+    decoder, t5, in_encoder = tiny_lm("gpt2"), tiny_lm("t5_query_in_decoder"), tiny_lm("t5_query_in_encoder")
+    cache, states = decoder.encode(BATCH.context), t5.encode(BATCH.context)
+    assert isinstance(cache, KVCache)
+    assert isinstance(states, EncoderStates)
+    for lm, memory in ((decoder, states), (t5, cache), (in_encoder, states), (in_encoder, cache)):
+        with pytest.raises(ConfigError, match="cannot read"):
+            lm(memory, BATCH)
+
+
+def test_contexts_beyond_the_window_are_refused() -> None:
+    lm = tiny_lm("gpt2")
+    batch = collate([EncodedContext(tuple([5] * 130), (EncodedQuery((6,), (EncodedTarget((7,)),)),))], 0)
+    with pytest.raises(ConfigError, match="130 tokens does not fit the LM's window of 128"):
+        lm.encode(batch.context)
+
+
+def test_a_batch_without_any_context_token() -> None:
+    batch = collate([EncodedContext((), (EncodedQuery((6,), (EncodedTarget((7,)),)),))], 0)
+    for name in MODELS:
+        lm = tiny_lm(name)
+        assert lm.encode(batch.context) is None
+        with torch.no_grad():
+            assert torch.isfinite(lm.score(None, batch).sum_log_prob).all()
