@@ -69,7 +69,7 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
         `output_dir`.
     """
     if config.threads is not None:
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.threads)  # of the whole process
     torch.manual_seed(config.seed)
     lessons = make_lessons(config)
     tokenizer = lessons.tokenizer
@@ -131,15 +131,19 @@ def save_base(
     }
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
-    model.save_pretrained(partial)
-    lessons.tokenizer.save_pretrained(partial)
-    (partial / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
     old = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.old")
-    if output_dir.exists():
-        output_dir.rename(old)
-    partial.rename(output_dir)
-    if old.exists():
-        shutil.rmtree(old)
+    try:
+        model.save_pretrained(partial)
+        lessons.tokenizer.save_pretrained(partial)
+        (partial / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+        if output_dir.exists():
+            output_dir.rename(old)
+        partial.rename(output_dir)
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+        if old.exists() and output_dir.exists():  # else an interrupt came between the two renames: keep the old one
+            shutil.rmtree(old)
 
 
 def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
