@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +16,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
 from rich.progress import Progress
-from transformers.utils.logging import disable_progress_bar
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError, apply_overrides, build, dump, read_yaml
@@ -51,6 +47,7 @@ from promptcomp.run.directory import (
     write_text,
 )
 from promptcomp.run.progress import TrainingProgress
+from promptcomp.run.quiet import quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +114,7 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
     target = RunDirectory(output or run.path / "evaluations" / stamp)
     if target.path.exists() and any(target.path.iterdir()):
         raise ConfigError(f"{target.path} is not empty; name another folder with --output")
-    with _quiet(None):
+    with quiet():
         _set_threads(experiment)
         datamodule, module = _parts(experiment)
         module.configure_model()
@@ -132,7 +129,7 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
 
 
 def _fit(experiment: Experiment, run: RunDirectory, console: Console, resume: bool) -> Outcome | None:
-    with _quiet(run):
+    with quiet(run):
         _set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
         datamodule, module = _parts(experiment)
@@ -298,30 +295,3 @@ def _announce(experiment: Experiment, run: RunDirectory, console: Console) -> No
 def _set_threads(experiment: Experiment) -> None:
     if experiment.trainer.threads is not None:
         torch.set_num_threads(experiment.trainer.threads)
-
-
-@contextmanager
-def _quiet(run: RunDirectory | None) -> Iterator[None]:
-    """Lightning's and torch's remarks go to log.txt, not between the lines a person reads."""
-    loggers = [
-        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers", "py.warnings")
-    ]
-    previous = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
-    handler: logging.Handler = logging.NullHandler()
-    if run is not None:
-        handler = logging.FileHandler(run.log, encoding="utf-8", delay=True)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
-    for logger in loggers:
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO if logger.name.startswith("lightning") else logging.WARNING)
-    logging.captureWarnings(True)
-    disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            yield
-    finally:
-        logging.captureWarnings(False)
-        for logger, (level, propagate, handlers) in zip(loggers, previous, strict=True):
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
-        handler.close()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from promptcomp.datamodules import DATASETS
+from promptcomp.datamodules.inspect import ShownRow, show, validate
 from promptcomp.experiment import Experiment, load, shipped
+from promptcomp.language_model import open_tokenizer, open_window
 from promptcomp.lightning_modules import METHODS
+from promptcomp.run.quiet import quiet
 
 
 def print_methods(console: Console, as_json: bool) -> None:
@@ -53,3 +57,78 @@ def print_data(console: Console, as_json: bool) -> None:
 
 def _experiment(method: str | None, config: Path | None, overrides: Sequence[str]) -> Experiment:
     return load(method, config, overrides)
+
+
+def print_rows(
+    method: str | None,
+    config: Path | None,
+    overrides: Sequence[str],
+    split: str,
+    count: int,
+    console: Console,
+    as_json: bool,
+) -> None:
+    """The first rows of a split, decoded from the ids that the model gets.
+
+    Raises:
+        ConfigError: a mistake in the configuration or the data, or an unknown split.
+    """
+    experiment = _experiment(method, config, overrides)
+    with quiet():
+        rows = show(
+            experiment.data,
+            open_tokenizer(experiment.lm),
+            split,
+            count,
+            seed=experiment.seed,
+            window=open_window(experiment.lm),
+        )
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    for row in rows:
+        _print_row(row, console)
+
+
+def _print_row(row: ShownRow, console: Console) -> None:
+    """One query with its context; line ends are shown as \\n."""
+    seed = "" if row.seed is None else f", data seed {row.seed}"
+    console.rule(f"task {row.task}{seed}", align="left")
+    lost = [f"{row.dropped} demonstrations over the budget left out"] if row.dropped else []
+    lost += [f"{row.cut_tokens} tokens cut"] if row.cut_tokens else []
+    teacher = f", teacher {row.teacher_tokens}" if row.teacher_tokens != row.context_tokens else ""
+    parts = [f"{row.context_tokens} tokens in {len(row.demonstrations)} demonstrations{teacher}", *lost]
+    console.print(f"[bold]context[/] ({'; '.join(parts)})", highlight=False)
+    for piece in row.demonstrations:
+        console.print("  " + _visible(piece), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"[bold]query[/] ({row.query_tokens} tokens)", highlight=False)
+    console.print("  " + _visible(row.query), highlight=False, markup=False, soft_wrap=True)
+    console.print("[bold]targets[/] (the right one marked)", highlight=False)
+    for number, (option, tokens) in enumerate(zip(row.options, row.target_tokens, strict=True)):
+        mark = "*" if number == row.gold else " "
+        console.print(f"{mark} {_visible(option)}  ({tokens})", highlight=False, markup=False, soft_wrap=True)
+
+
+def _visible(text: str) -> str:
+    return text.replace("\n", "\\n").replace("\t", "\\t")
+
+
+def print_problems(
+    method: str | None, config: Path | None, overrides: Sequence[str], console: Console, as_json: bool
+) -> bool:
+    """Every problem of the data, with file and line. Returns whether there is an error (warnings are none).
+
+    Raises:
+        ConfigError: a mistake in the configuration.
+    """
+    experiment = _experiment(method, config, overrides)
+    with quiet():
+        problems = validate(experiment.data)
+    errors = sum(problem.severity == "error" for problem in problems)
+    if as_json:
+        print(json.dumps([asdict(problem) for problem in problems]))
+        return errors > 0
+    for problem in problems:
+        console.print(str(problem), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{errors} errors, {len(problems) - errors} warnings", highlight=False)
+    return errors > 0
