@@ -108,7 +108,7 @@ class ContextDataModule(L.LightningDataModule):
 
     @abstractmethod
     def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
-        """Tokens of the longest path (context, query, target) of each draw."""
+        """Tokens of each draw: its context, and its queries with their targets padded to the longest."""
 
     @abstractmethod
     def eval_contexts(self, split: str, *, null: bool = False) -> EvalContexts:

@@ -357,7 +357,7 @@ def test_training_lengths_are_those_of_the_batch(tokenizer: PreTrainedTokenizerF
     draws = [Draw(i, i) for i in range(12)]
     for draw, length in zip(draws, dm.train_lengths(draws), strict=True):
         context = dm.train_context(draw)
-        assert length == len(context.ids) + max(len(q.ids) + len(q.targets[0].ids) for q in context.queries)
+        assert length == len(context.ids) + 2 * max(len(q.ids) + len(q.targets[0].ids) for q in context.queries)
 
 
 def test_training_batches(tokenizer: PreTrainedTokenizerFast) -> None:
