@@ -28,6 +28,7 @@ from promptcomp.datamodules.options import ICLConfig
 from promptcomp.datamodules.rendering import SEPARATORS, Renderer, assemble
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.evaluation.metrics import accuracy, macro_f1
 
 DATA = Path(__file__).parent / "data"
 EXAMPLE_CAP = 56
@@ -150,7 +151,10 @@ def test_losses_and_predictions(case: dict[str, Any], tokenizer: PreTrainedToken
     # NaN: the released code silently takes the first option; np.argmin does the same
     predictions = [row.options[int(np.argmin(options))] for row, options in zip(rows, losses, strict=True)]
     assert predictions == case["predictions"]
-    assert [row.output for row in rows] == case["groundtruth"]
+    truth = [row.output for row in rows]
+    assert truth == case["groundtruth"]
+    metric = macro_f1(predictions, truth, "metaicl") if case["is_classification"] else accuracy(predictions, truth)
+    assert metric == pytest.approx(case["metric"], abs=1e-12)
 
 
 def draw_without(rng: np.random.RandomState, total: int, count: int, excluded: set[int]) -> list[int]:

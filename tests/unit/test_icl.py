@@ -403,6 +403,8 @@ def test_free_form_examples_have_their_output_as_the_only_option(tokenizer: PreT
     dm = ICLDataModule(ICLConfig(), Memory(test=[free]), tokenizer, seed=0, batch_size=1)
     assert [(e.gold, e.options) for e in dm.examples("test")] == [(0, ("free 0",)), (0, ("free 1",))]
     assert first_context(dm).choice.tolist() == [0, 0]
+    assert not dm.has_options("test")
+    assert module(tokenizer).has_options("test")
 
 
 def test_workers_give_the_same_batches(tokenizer: PreTrainedTokenizerFast) -> None:
