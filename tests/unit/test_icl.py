@@ -19,6 +19,7 @@ from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.options import ICLConfig
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import Row, Task
+from promptcomp.datamodules.tokens import TokenCache
 from promptcomp.datamodules.toy import ToyConfig, ToySource, toy_tokenizer
 from promptcomp.datamodules.toy_icl import ToyICLData
 
@@ -74,6 +75,18 @@ def module(tokenizer: PreTrainedTokenizerFast, seed: int = 0, batch_size: int = 
 def text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int] | Tensor) -> str:
     tokens = tokenizer.convert_ids_to_tokens([int(i) for i in ids if int(i)])
     return "".join(tokens).replace("Ġ", " ").replace("Ċ", "\n")
+
+
+# ---- tokens
+
+
+def test_few_and_many_texts_are_tokenised_alike(tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = [f"text {i} " * (1 + i % 3) for i in range(300)]
+    few, many = TokenCache(tokenizer), TokenCache(tokenizer)
+    many.add(texts)
+    tokenizer(texts[:2], padding="max_length", max_length=4, truncation=True)  # someone else's business
+    assert [few(text) for text in texts] == [many(text) for text in texts]
+    assert len(few("")) == 0
 
 
 # ---- sampling
