@@ -157,6 +157,7 @@ class ContextDataModule(L.LightningDataModule):
             collate_fn=self._collate,
             num_workers=workers,
             persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,  # workers share the rows and the token cache
             pin_memory=torch.cuda.is_available(),
         )
 
