@@ -1,8 +1,8 @@
 """MetaICL's own tensors, losses and predictions (released code on toy tasks and a tiny random GPT-2; see data/).
 
 Compared: the ids and the scored positions of every (query, option) for direct and channel scoring, newlines and spaces,
-with and without demonstrations, cut on the left to a total length; training items; and, where the weights are at hand,
-the loss of every option, PMI calibration and the predictions.
+with and without demonstrations, cut on the left to a total length; training items; the loss of every option, PMI
+calibration, predictions and metrics.
 
 Where we knowingly differ from MetaICL: a task without options gets the newline between input and output too. (MetaICL's
 "has no label" test is vacuously true for an empty list of options, so its free-form training tasks have none.)
@@ -48,12 +48,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module")
-def llm(golden: Path) -> GPT2LMHeadModel:
+def llm() -> GPT2LMHeadModel:
     """The LM of all cases, in float64."""
     config = GPT2Config(vocab_size=384, n_positions=192, n_embd=48, n_layer=3, n_head=4)
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     model = GPT2LMHeadModel(config).double().eval()
-    weights = load_file(golden / "mend" / "weights_A_pooled.safetensors")
+    weights = load_file(DATA / "mend" / "weights_A_pooled.safetensors")
     state = {name.removeprefix("llm."): value.double() for name, value in weights.items() if name.startswith("llm.")}
     left = model.load_state_dict(state, strict=False)
     assert not left.unexpected_keys
