@@ -108,7 +108,7 @@ class ContextDataModule(L.LightningDataModule):
 
     @abstractmethod
     def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
-        """Tokens of the longest path (context, query, target) of each draw."""
+        """Tokens of each draw: its context, and its queries with their targets padded to the longest."""
 
     @abstractmethod
     def eval_contexts(self, split: str, *, null: bool = False) -> EvalContexts:
@@ -157,13 +157,20 @@ class ContextDataModule(L.LightningDataModule):
             collate_fn=self._collate,
             num_workers=workers,
             persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,  # workers share the rows and the token cache
             pin_memory=torch.cuda.is_available(),
         )
 
+    def has_options(self, split: str) -> bool:
+        """Whether a split has examples to choose an option in; without any, there is a loss and no accuracy."""
+        return any(len(example.options) > 1 for example in self.examples(split))
+
     def val_dataloader(self) -> DataLoader[EncodedContext]:
-        """Batches of the dev split for this process; without a dev split, no batches."""
-        if "dev" not in self.eval_splits:
-            return DataLoader(_NoItems(), batch_sampler=[], collate_fn=self._collate)
+        """Batches of the dev split for this process.
+
+        Raises:
+            ConfigError: there is no dev split (the trainer then needs `limit_val_batches=0`).
+        """
         if self.trainer is None:
             return self.eval_dataloader("dev")
         return self.eval_dataloader("dev", rank=self.trainer.global_rank, world_size=self.trainer.world_size)
@@ -188,7 +195,3 @@ class ContextDataModule(L.LightningDataModule):
         config = self.loader_config
         batches = eval_batches(contexts, config.eval_batch_contexts, config.eval_batch_targets, world_size)
         return DataLoader(_EvalItems(contexts), batch_sampler=batches[rank::world_size], collate_fn=self._collate)
-
-
-class _NoItems(Dataset[EncodedContext]):
-    """The items of a dev split that does not exist."""

@@ -131,14 +131,14 @@ class ICLDataModule(ContextDataModule):
         return self.config.num_demonstrations == 0
 
     def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
-        """Tokens of the context and of the longest query with its target, for each draw."""
+        """Tokens of the context and of its queries, all padded to the longest one with its target, for each draw."""
         plans = [self.train_plan(draw) for draw in draws]
         self.tokenize(plans)
         return [self._train_length(plan) for plan in plans]
 
     def _train_length(self, plan: Plan) -> int:
         queries = [self.train_query(plan.task.queries[i]) for i in plan.queries]
-        return self.context_length(plan) + max(len(q.ids) + len(q.targets[0].ids) for q in queries)
+        return self.context_length(plan) + len(queries) * max(len(q.ids) + len(q.targets[0].ids) for q in queries)
 
     # ---- contexts
 

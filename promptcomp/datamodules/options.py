@@ -18,7 +18,7 @@ class LoaderConfig(Config):
     length_window: int = Field(default=32, ge=1)
     """Batches of a shuffled window that are sorted by length before they are cut; 1 = plain random order."""
     max_batch_tokens: int | None = Field(default=None, ge=1)
-    """Form training batches by padded tokens instead of by number of contexts; None = by number."""
+    """Form training batches by padded tokens (contexts, queries, targets) instead of by number of contexts."""
     eval_batch_contexts: int = Field(default=16, ge=1)
     """Most contexts in one evaluation batch."""
     eval_batch_targets: int = Field(default=128, ge=1)

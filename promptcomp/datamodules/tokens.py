@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _MAX_CACHED_TOKENS = 64_000_000  # 4 bytes each, and about as much again for the texts
@@ -38,10 +40,20 @@ class TokenCache:
             self._ids[text] = array("i", ids)
             self._num_tokens += len(ids)
 
+    @cached_property
+    def _backend(self) -> Tokenizer | None:
+        """A copy of the tokenizer's core, so that no one's padding or truncation reaches it; None if it has none."""
+        if not isinstance(self._tokenizer, PreTrainedTokenizerFast):
+            return None
+        backend = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        return backend
+
     def _encode(self, texts: Sequence[str]) -> Iterable[Sequence[int]]:
         tokenizer = self._tokenizer
-        if len(texts) < _FEW_TEXTS and isinstance(tokenizer, PreTrainedTokenizerFast):
-            backend = tokenizer.backend_tokenizer
+        backend = self._backend if len(texts) < _FEW_TEXTS else None
+        if backend is not None:
             return (backend.encode(text, add_special_tokens=False).ids for text in texts)
         encoded = tokenizer(
             list(texts),

@@ -1,8 +1,8 @@
 """MetaICL's own tensors, losses and predictions (released code on toy tasks and a tiny random GPT-2; see data/).
 
 Compared: the ids and the scored positions of every (query, option) for direct and channel scoring, newlines and spaces,
-with and without demonstrations, cut on the left to a total length; training items; and, where the weights are at hand,
-the loss of every option, PMI calibration and the predictions.
+with and without demonstrations, cut on the left to a total length; training items; the loss of every option, PMI
+calibration, predictions and metrics.
 
 Where we knowingly differ from MetaICL: a task without options gets the newline between input and output too. (MetaICL's
 "has no label" test is vacuously true for an empty list of options, so its free-form training tasks have none.)
@@ -28,6 +28,7 @@ from promptcomp.datamodules.options import ICLConfig
 from promptcomp.datamodules.rendering import SEPARATORS, Renderer, assemble
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.evaluation.metrics import accuracy, macro_f1
 
 DATA = Path(__file__).parent / "data"
 EXAMPLE_CAP = 56
@@ -47,12 +48,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module")
-def llm(golden: Path) -> GPT2LMHeadModel:
+def llm() -> GPT2LMHeadModel:
     """The LM of all cases, in float64."""
     config = GPT2Config(vocab_size=384, n_positions=192, n_embd=48, n_layer=3, n_head=4)
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     model = GPT2LMHeadModel(config).double().eval()
-    weights = load_file(golden / "mend" / "weights_A_pooled.safetensors")
+    weights = load_file(DATA / "mend" / "weights_A_pooled.safetensors")
     state = {name.removeprefix("llm."): value.double() for name, value in weights.items() if name.startswith("llm.")}
     left = model.load_state_dict(state, strict=False)
     assert not left.unexpected_keys
@@ -150,7 +151,10 @@ def test_losses_and_predictions(case: dict[str, Any], tokenizer: PreTrainedToken
     # NaN: the released code silently takes the first option; np.argmin does the same
     predictions = [row.options[int(np.argmin(options))] for row, options in zip(rows, losses, strict=True)]
     assert predictions == case["predictions"]
-    assert [row.output for row in rows] == case["groundtruth"]
+    truth = [row.output for row in rows]
+    assert truth == case["groundtruth"]
+    metric = macro_f1(predictions, truth, "metaicl") if case["is_classification"] else accuracy(predictions, truth)
+    assert metric == pytest.approx(case["metric"], abs=1e-12)
 
 
 def draw_without(rng: np.random.RandomState, total: int, count: int, excluded: set[int]) -> list[int]:

@@ -19,6 +19,7 @@ from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.options import ICLConfig
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import Row, Task
+from promptcomp.datamodules.tokens import TokenCache
 from promptcomp.datamodules.toy import ToyConfig, ToySource, toy_tokenizer
 from promptcomp.datamodules.toy_icl import ToyICLData
 
@@ -74,6 +75,18 @@ def module(tokenizer: PreTrainedTokenizerFast, seed: int = 0, batch_size: int = 
 def text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int] | Tensor) -> str:
     tokens = tokenizer.convert_ids_to_tokens([int(i) for i in ids if int(i)])
     return "".join(tokens).replace("Ġ", " ").replace("Ċ", "\n")
+
+
+# ---- tokens
+
+
+def test_few_and_many_texts_are_tokenised_alike(tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = [f"text {i} " * (1 + i % 3) for i in range(300)]
+    few, many = TokenCache(tokenizer), TokenCache(tokenizer)
+    many.add(texts)
+    tokenizer(texts[:2], padding="max_length", max_length=4, truncation=True)  # someone else's business
+    assert [few(text) for text in texts] == [many(text) for text in texts]
+    assert len(few("")) == 0
 
 
 # ---- sampling
@@ -357,7 +370,7 @@ def test_training_lengths_are_those_of_the_batch(tokenizer: PreTrainedTokenizerF
     draws = [Draw(i, i) for i in range(12)]
     for draw, length in zip(draws, dm.train_lengths(draws), strict=True):
         context = dm.train_context(draw)
-        assert length == len(context.ids) + max(len(q.ids) + len(q.targets[0].ids) for q in context.queries)
+        assert length == len(context.ids) + 2 * max(len(q.ids) + len(q.targets[0].ids) for q in context.queries)
 
 
 def test_training_batches(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -403,6 +416,8 @@ def test_free_form_examples_have_their_output_as_the_only_option(tokenizer: PreT
     dm = ICLDataModule(ICLConfig(), Memory(test=[free]), tokenizer, seed=0, batch_size=1)
     assert [(e.gold, e.options) for e in dm.examples("test")] == [(0, ("free 0",)), (0, ("free 1",))]
     assert first_context(dm).choice.tolist() == [0, 0]
+    assert not dm.has_options("test")
+    assert module(tokenizer).has_options("test")
 
 
 def test_workers_give_the_same_batches(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from promptcomp.batch import Batch
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules import build_datamodule
 from promptcomp.datamodules.inspect import show, validate
@@ -87,7 +90,8 @@ def test_held_out_documents(corpus: Path, tokenizer: PreTrainedTokenizerFast) ->
 def test_no_dev_split(corpus: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     dm = module(corpus, tokenizer, dev_documents=0)
     assert dm.eval_splits == ()
-    assert list(dm.val_dataloader()) == []
+    with pytest.raises(ConfigError, match="split 'dev' is unknown; this data has none"):
+        dm.val_dataloader()
 
 
 def test_json_lines(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -137,3 +141,38 @@ def test_contradictory_options(corpus: Path, tokenizer: PreTrainedTokenizerFast)
         build(TextConfig, {})
     with pytest.raises(ConfigError, match="max_tokens = 100 exceeds the LM's window of 64"):
         module(corpus, tokenizer, max_tokens=100)
+
+
+class Step(L.LightningModule):
+    """Trains one number and validates nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        return self.weight.sum()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        raise AssertionError("there is no dev split")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_training_without_a_dev_split(corpus: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    trainer = L.Trainer(
+        max_steps=4,
+        limit_val_batches=0,  # what a trainer needs for data without a dev split
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(Step(), datamodule=module(corpus, tokenizer, dev_documents=0))
+    assert trainer.global_step == 4
