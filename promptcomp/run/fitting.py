@@ -116,7 +116,7 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
         raise ConfigError(f"{target.path} is not empty; name another folder with --output")
     with quiet():
         _set_threads(experiment)
-        datamodule, module = _parts(experiment)
+        datamodule, module = make_parts(experiment)
         module.configure_model()
         if module.trainable:
             module.load_trained(_weights(run))
@@ -132,14 +132,14 @@ def _fit(experiment: Experiment, run: RunDirectory, console: Console, resume: bo
     with quiet(run):
         _set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
-        datamodule, module = _parts(experiment)
+        datamodule, module = make_parts(experiment)
         if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
             write_environment(run)
             _announce(experiment, run, console)
         cost, step = Cost(), 0
         if module.trainable and experiment.trainer.max_steps:
             progress = TrainingProgress(console, experiment.trainer.max_steps)
-            trainer = _trainer(experiment, run, progress, resume)
+            trainer = make_trainer(experiment, run, datamodule, progress, resume)
             if "dev" in datamodule.eval_splits:
                 module.watch(datamodule.examples("dev"))
             seconds = time.monotonic()
@@ -163,7 +163,7 @@ def _fit(experiment: Experiment, run: RunDirectory, console: Console, resume: bo
     return Outcome(run.path, results, step)
 
 
-def _parts(experiment: Experiment) -> tuple[ContextDataModule, CompressionModule]:
+def make_parts(experiment: Experiment) -> tuple[ContextDataModule, CompressionModule]:
     """The data and the module of an experiment; the module builds its models in `configure_model`."""
     datamodule = build_datamodule(
         experiment.data,
@@ -183,17 +183,20 @@ def _parts(experiment: Experiment) -> tuple[ContextDataModule, CompressionModule
     return datamodule, module
 
 
-def _trainer(experiment: Experiment, run: RunDirectory, progress: TrainingProgress, resume: bool) -> L.Trainer:
+def make_trainer(
+    experiment: Experiment, run: RunDirectory, datamodule: ContextDataModule, progress: TrainingProgress, resume: bool
+) -> L.Trainer:
+    """The Lightning trainer of a run."""
     config = experiment.trainer
-    monitor, mode = ("dev/loss", "min") if not isinstance(experiment.data, ICLConfig) else ("dev/accuracy", "max")
-    callbacks: list[Callback] = [
-        StepSeed(experiment.seed),
-        BestCheckpoint(run, monitor, mode),
-        SaveBetweenSteps(run, config.checkpoint_every),
-        progress,
-    ]
-    if config.patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
+    has_dev = "dev" in datamodule.eval_splits
+    callbacks: list[Callback] = [StepSeed(experiment.seed), SaveBetweenSteps(run, config.checkpoint_every), progress]
+    if has_dev:
+        monitor, mode = ("dev/accuracy", "max") if datamodule.has_options("dev") else ("dev/loss", "min")
+        callbacks.append(BestCheckpoint(run, monitor, mode))
+        if config.patience is not None:
+            callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
+    elif config.patience is not None:
+        raise ConfigError("trainer.patience needs a dev split to look at, and this data has none; set it to null")
     resumed_step = 0
     if resume and run.last.is_file():
         resumed_step = int(read_checkpoint(run.last)["global_step"])
@@ -205,6 +208,7 @@ def _trainer(experiment: Experiment, run: RunDirectory, progress: TrainingProgre
         accumulate_grad_batches=config.accumulate,
         val_check_interval=config.eval_every * config.accumulate,
         check_val_every_n_epoch=None,
+        limit_val_batches=None if has_dev else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         logger=MetricsLogger(run, resumed_step),
