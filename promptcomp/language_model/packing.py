@@ -15,6 +15,10 @@ from torch import Tensor
 MAX_ROW_TOKENS = 512
 """A context's queries are split over several rows beyond this, as attention inside a row is quadratic in its length."""
 
+HIDDEN = -3e4
+"""Added to the score of what a token must not see: its weight becomes exactly 0. Finite even in float16 (also when
+autocast narrows it) with a position bias on top, as a padding row of nothing but -inf would be NaN."""
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
@@ -114,12 +118,9 @@ def tree_mask(packed: Packed, prefix_mask: Tensor, *, with_prefix_rows: bool) ->
 
 
 def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as numbers to add to attention scores: 0 or a large negative value, [R, 1, rows, columns].
-
-    Half of the smallest number, so that adding a position bias cannot overflow to -inf (a row of -inf is NaN).
-    """
-    hidden = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
-    return hidden.masked_fill_(~sees, torch.finfo(dtype).min / 2).unsqueeze(1)
+    """The mask as numbers to add to attention scores: 0 or HIDDEN, [R, 1, rows, columns]."""
+    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+    return mask.masked_fill_(~sees, HIDDEN).unsqueeze(1)
 
 
 def close_gaps(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

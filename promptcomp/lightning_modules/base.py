@@ -70,6 +70,8 @@ class ExampleGold(Protocol):
     def number(self) -> int: ...
     @property
     def gold(self) -> int: ...
+    @property
+    def options(self) -> Sequence[str]: ...
 
 
 def learning_rate_factor(step: int, max_steps: int, optim: OptimConfig) -> float:
@@ -187,6 +189,7 @@ class CompressionModule(L.LightningModule):
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        self._seed_step(batch_idx)
         terms = self.losses(batch)
         counts = torch.stack([torch.as_tensor(t.count, device=self.device, dtype=t.total.dtype) for t in terms])
         local = counts.clone()
@@ -205,30 +208,36 @@ class CompressionModule(L.LightningModule):
         self.log_dict({**logs, "train/tokens": float(batch.num_tokens)}, batch_size=size)
         return loss
 
+    def _seed_step(self, batch_idx: int) -> None:
+        """Make dropout a function of (seed, step, rank), so that a resumed run draws what it would have drawn."""
+        accumulate = self.trainer.accumulate_grad_batches
+        micro_batch = self.global_step * accumulate + batch_idx % accumulate
+        number = (self.seed * 1_000_003 + micro_batch) * 4099 + self.global_rank
+        torch.manual_seed(number % (1 << 63))
+
     def watch(self, examples: Sequence[ExampleGold]) -> None:
-        """Name the gold option of each example of the dev split; without it only the first option's loss is known."""
-        self._gold = {example.number: example.gold for example in examples}
+        """Name the gold options of the dev split; without this (or without options) only a loss is logged."""
+        self._gold = {example.number: example.gold for example in examples if len(example.options) > 1}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Running accuracy (best mean log likelihood among the options) and loss of the gold option."""
         scores = self.score(batch)
         mean = (scores.sum_log_prob / scores.num_tokens.clamp(min=1)).tolist()
-        options: dict[int, list[tuple[int, float]]] = {}
         is_gold = []
+        best: dict[int, tuple[float, int]] = {}
         for example, choice, value in zip(batch.example.tolist(), batch.choice.tolist(), mean, strict=True):
-            options.setdefault(example, []).append((choice, value))
             is_gold.append(choice == self._gold.get(example, 0))
+            best[example] = max(best.get(example, (-math.inf, 0)), (value, choice))
         gold = torch.tensor(is_gold, device=self.device)
         tokens = scores.num_tokens[gold].sum()
         if tokens > 0:
             self.dev_loss.update(-scores.sum_log_prob[gold].sum() / tokens, tokens)
-        for example, scored in options.items():
-            if len(scored) > 1:
-                best = max(scored, key=lambda pair: pair[1])[0]
-                self.dev_accuracy.update(float(best == self._gold.get(example, 0)))
         size = batch.context.ids.shape[0]
         self.log("dev/loss", self.dev_loss, on_epoch=True, batch_size=size)
-        if any(len(scored) > 1 for scored in options.values()):
+        if self._gold:
+            for example, (_, choice) in best.items():
+                if example in self._gold:
+                    self.dev_accuracy.update(float(choice == self._gold[example]))
             self.log("dev/accuracy", self.dev_accuracy, on_epoch=True, prog_bar=True, batch_size=size)
 
     def trained_names(self) -> list[str]:
