@@ -89,9 +89,9 @@ class Batch:
         return replace(self, **moved)
 
     @property
-    def num_tokens(self) -> int:
-        """Real (unpadded) tokens of contexts, queries and targets."""
-        return int(self.context.mask.sum() + self.query_mask.sum() + self.target_mask.sum())
+    def num_tokens(self) -> Tensor:
+        """Real (unpadded) tokens of contexts, queries and targets, a scalar on the batch's device."""
+        return self.context.mask.sum() + self.query_mask.sum() + self.target_mask.sum()
 
 
 def _move(value: Any, device: torch.device | str) -> Any:

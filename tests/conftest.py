@@ -9,7 +9,7 @@ import pytest
 
 
 def _shared() -> Path | None:
-    """The folder with golden numbers and real data, if this checkout has it beside it (it is not part of the project)."""
+    """The folder with golden numbers and real data, if this checkout has it beside it."""
     named = os.environ.get("PROMPTCOMP_SHARED")
     candidates = [Path(named)] if named else [Path(__file__).resolve().parents[2] / "shared"]
     return next((path for path in candidates if path.is_dir()), None)

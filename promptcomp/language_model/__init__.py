@@ -1,7 +1,17 @@
 """Language models behind one face: decoder-only and encoder-decoder, with or without a Memory in front."""
 
-from promptcomp.language_model.loading import LanguageModelConfig
+from promptcomp.language_model.loading import LanguageModelConfig, open_tokenizer, open_window
 from promptcomp.language_model.model import LanguageModel, Logits, Scores, at_least_float32
 from promptcomp.language_model.parts import TextEncoder, token_table
 
-__all__ = ["LanguageModel", "LanguageModelConfig", "Logits", "Scores", "TextEncoder", "at_least_float32", "token_table"]
+__all__ = [
+    "LanguageModel",
+    "LanguageModelConfig",
+    "Logits",
+    "Scores",
+    "TextEncoder",
+    "at_least_float32",
+    "open_tokenizer",
+    "open_window",
+    "token_table",
+]

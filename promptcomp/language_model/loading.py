@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.language_model.parts import window_of
 
 EMBEDDED = "embedded:"
 ENCODER_DECODERS = ("t5", "mt5")
@@ -178,6 +179,16 @@ def open_tokenizer(config: LanguageModelConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(locate(config.path), revision=config.revision)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(_unreadable(config.path, "tokenizer", error)) from None
+
+
+def open_window(config: LanguageModelConfig) -> int | None:
+    """Most positions that the LM can read, from its architecture alone; None: no limit (T5).
+
+    Raises:
+        ConfigError: the architecture cannot be read.
+    """
+    architecture = open_architecture(config)
+    return None if architecture.is_encoder_decoder else window_of(architecture)
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -23,6 +23,8 @@ class MethodSpec(NamedTuple):
     """One entry of the registry."""
 
     name: str
+    title: str
+    """The name in tables."""
     config: type[MethodConfig]
     module: type[CompressionModule]
     summary: str
@@ -39,6 +41,7 @@ METHODS: dict[str, MethodSpec] = {
     for spec in (
         MethodSpec(
             "mend",
+            "MEND",
             MendConfig,
             Mend,
             "a distiller LM turns demonstrations into vectors for a frozen LM",
@@ -48,6 +51,7 @@ METHODS: dict[str, MethodSpec] = {
         ),
         MethodSpec(
             "full_prompt",
+            "full prompt",
             FullPromptConfig,
             FullPrompt,
             "positive control: the LM reads the whole context",
@@ -57,6 +61,7 @@ METHODS: dict[str, MethodSpec] = {
         ),
         MethodSpec(
             "no_prompt",
+            "no prompt",
             NoPromptConfig,
             NoPrompt,
             "negative control: the LM reads the query alone",
@@ -66,6 +71,7 @@ METHODS: dict[str, MethodSpec] = {
         ),
         MethodSpec(
             "prompt_tuning",
+            "prompt tuning",
             PromptTuningConfig,
             PromptTuning,
             "learned vectors per task or for all tasks, independent of the context",
@@ -75,6 +81,7 @@ METHODS: dict[str, MethodSpec] = {
         ),
         MethodSpec(
             "metaicl",
+            "MetaICL",
             MetaICLConfig,
             MetaICL,
             "the LM itself is fine-tuned on full demonstrations",

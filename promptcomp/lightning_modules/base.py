@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import Config, ConfigError
@@ -61,6 +62,21 @@ class LossTerm:
     """Sum over `count` items on this rank."""
     count: Tensor | int
     weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One model reading tokens in a training step, for estimates before a run; numbers are for one context."""
+
+    model: PreTrainedModel
+    tokens: float
+    """Tokens read."""
+    length: float
+    """Tokens of one sequence (attention grows with it)."""
+    gradient: bool
+    """Whether a gradient flows through it, so that its activations are kept."""
+    trained: bool
+    """Whether its weights get a gradient."""
 
 
 class ExampleGold(Protocol):
@@ -142,6 +158,19 @@ class CompressionModule(L.LightningModule):
         """The terms of the training objective on this batch."""
         raise NotImplementedError
 
+    def num_memory_slots(self, context_tokens: int) -> int:
+        """Positions that the memory of a context of this length takes."""
+        raise NotImplementedError
+
+    def compress_flops(self, context_tokens: float) -> float:
+        """FLOPs of making the memory of one context; 0 where nothing is computed."""
+        return 0.0
+
+    def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
+        """What a training step reads for one context with `queries` queries of `example_tokens` tokens each."""
+        read = self.num_memory_slots(context_tokens)
+        return [Pass(self.lm.hf, read + queries * example_tokens, read + example_tokens, True, self.trains_lm)]
+
     def score(self, batch: Batch) -> Scores:
         """Log likelihood of every target given the compressed context."""
         return self.lm.score(self.compress(batch.context), batch)
@@ -200,12 +229,14 @@ class CompressionModule(L.LightningModule):
         scale = (world_size / counts.clamp(min=1.0)).unbind()
         loss = torch.stack([t.weight * t.total * s for t, s in zip(terms, scale, strict=True)]).sum()
         if not torch.isfinite(loss):
-            values = ", ".join(f"{t.name} {float(t.total):g} over {int(n)}" for t, n in zip(terms, local, strict=True))
+            values = ", ".join(
+                f"{t.name} {float(t.total.detach()):g} over {int(n)}" for t, n in zip(terms, local, strict=True)
+            )
             raise FloatingPointError(f"the loss of step {self.global_step} is not finite ({values})")
         logs = {f"train/{t.name}": t.total.detach() / n.clamp(min=1.0) for t, n in zip(terms, local, strict=True)}
         size = batch.context.ids.shape[0]
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        self.log_dict({**logs, "train/tokens": float(batch.num_tokens)}, batch_size=size)
+        self.log_dict({**logs, "train/tokens": batch.num_tokens.float()}, batch_size=size)
         return loss
 
     def _seed_step(self, batch_idx: int) -> None:

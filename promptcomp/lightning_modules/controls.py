@@ -52,6 +52,10 @@ class FullPrompt(CompressionModule):
         """The context itself."""
         return self.lm.encode(context)
 
+    def num_memory_slots(self, context_tokens: int) -> int:
+        """Every token of it."""
+        return context_tokens
+
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Cross-entropy of the targets (nothing is trained by it)."""
         logits = self.lm(self.compress(batch.context), batch, "targets")
@@ -64,6 +68,10 @@ class NoPrompt(FullPrompt):
     def compress(self, context: Context) -> None:
         """Nothing."""
         return
+
+    def num_memory_slots(self, context_tokens: int) -> int:
+        """None."""
+        return 0
 
 
 class PromptTuning(CompressionModule):
@@ -89,6 +97,10 @@ class PromptTuning(CompressionModule):
         row = torch.zeros_like(context.task) if self.method.share == "shared" else context.task
         embeds = self.prompts[row]
         return SoftPrompt(embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device))
+
+    def num_memory_slots(self, context_tokens: int) -> int:
+        """The prompt's length, whatever the context's."""
+        return self.method.num_slots
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Cross-entropy of the targets, a token mean."""

@@ -18,6 +18,7 @@ than GPT-2, T5 included. Training with `kl_weight: 0` is the HyperTuning-like ab
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +29,9 @@ from torch.nn import functional as F
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
+from promptcomp.evaluation.flops import decoder_flops, encoder_flops, shape_of_config
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, TextEncoder, at_least_float32, token_table
-from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig
+from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig, Pass
 from promptcomp.memory import SoftPrompt
 
 
@@ -166,6 +168,36 @@ class Mend(CompressionModule):
             vectors.reshape(rows, chunks * num_slots, -1),
             present[:, :, None].expand(-1, -1, num_slots).reshape(rows, chunks * num_slots),
         )
+
+    def num_memory_slots(self, context_tokens: int) -> int:
+        """num_slots for each chunk."""
+        return self.slots.shape[0] * max(1, -(-context_tokens // self._chunk_size()))
+
+    def compress_flops(self, context_tokens: float) -> float:
+        """The distiller reads demonstrations and slots; then the projection."""
+        shape = shape_of_config(self.distiller.body.config.to_dict(), 0)
+        slots = self.num_memory_slots(math.ceil(context_tokens))
+        chunks = slots // self.slots.shape[0]
+        length = context_tokens / chunks + self.slots.shape[0]
+        if self.distiller.family == "encoder_decoder":
+            read = encoder_flops(shape, length)
+        else:
+            read = decoder_flops(shape, length) - shape.head_flops
+        return chunks * read + 2.0 * slots * sum(p.numel() for p in self.projection.parameters() if p.dim() == 2)
+
+    def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
+        """Distiller, student and teacher."""
+        slots = self.num_memory_slots(context_tokens)
+        read = context_tokens + slots
+        student = slots + example_tokens
+        found = [
+            Pass(self.distiller.body, read, min(read, self._chunk_size() + self.slots.shape[0]), True, True),
+            Pass(self.lm.hf, queries * student, student, True, False),
+        ]
+        if self.method.stage == "pretrain" or self.method.kl_weight > 0:
+            whole = context_tokens + example_tokens
+            found.append(Pass(self.lm.hf, context_tokens + queries * example_tokens, whole, False, False))
+        return found
 
     def _chunk_size(self) -> int:
         limit = self.method.max_chunk_tokens

@@ -33,6 +33,10 @@ class MetaICL(CompressionModule):
         """The context itself, read by the weights of the moment."""
         return self.lm.encode(context)
 
+    def num_memory_slots(self, context_tokens: int) -> int:
+        """Every token of the context."""
+        return context_tokens
+
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Cross-entropy of the answers."""
         logits = self.lm(self.compress(batch.context), batch, "targets")

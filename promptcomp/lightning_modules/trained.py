@@ -69,14 +69,23 @@ def read_trained(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for folder in (path, path / "export"):
         if (folder / TENSORS).is_file():
             return _read_export(folder)
-    file = path if path.is_file() else _checkpoint_of(path)
+    checkpoint = read_checkpoint(path if path.is_file() else _checkpoint_of(path))
+    return checkpoint["state_dict"], checkpoint.get("promptcomp", {})
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint that training wrote, on the CPU.
+
+    Raises:
+        ConfigError: it cannot be read, or is none of ours.
+    """
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ConfigError(f"{file}: cannot be read as a checkpoint ({_line(error)})") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ConfigError(f"{file}: is not a checkpoint of promptcomp")
-    return checkpoint["state_dict"], checkpoint.get("promptcomp", {})
+    return checkpoint
 
 
 def write_export(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

@@ -1,0 +1,250 @@
+"""The `promptcomp` command. Nothing heavy is imported until a command runs, so that help appears at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from promptcomp import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="promptcomp",
+    help="Train prompt compressors, measure what they keep beside their bounds, ship the file.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(
+    help="Look at data: what can be read, rows as the model sees them, bad rows.", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
+INTERRUPTED = 130
+"""Exit code of a run that was stopped by a signal and can be resumed (128 + SIGINT)."""
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Configuration overrides, for example optim.lr=1e-4; the last wins."),
+]
+MethodOption = Annotated[
+    str | None, typer.Option("--method", "-m", help="A shipped experiment; 'promptcomp methods' lists them.")
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with a whole experiment.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, no tables.")]
+
+
+def main() -> NoReturn:
+    """Run the command line. A user's mistake becomes one message and exit code 2, a full disk one and exit code 1."""
+    from promptcomp.config import ConfigError
+
+    try:
+        app()
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except FloatingPointError as error:
+        _fail(f"{error}; lower optim.lr or set optim.clip_norm, then start a new run", 1)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        _fail(f"cannot write{where}: {error.strerror}; what was finished is kept", 1)
+    sys.exit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"promptcomp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@app.command()
+def fit(
+    overrides: Overrides = None,
+    method: MethodOption = None,
+    config: ConfigOption = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Continue an interrupted run in its own directory.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Directory of the new run; default: one under output_dir.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Train nothing: print the resolved configuration, parameters, memory, FLOPs."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a compressor (or a control) and measure it beside its bounds on held-out tasks."""
+    from promptcomp.config import ConfigError
+
+    console = _console(as_json)
+    if resume is not None:
+        if method or config or overrides or run_dir or dry_run:
+            raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
+        from promptcomp.run import resume_fit
+
+        outcome = resume_fit(resume, console)
+    else:
+        from promptcomp import experiment
+
+        chosen = experiment.load(method, config, overrides or ())
+        if dry_run:
+            from promptcomp.run.dry_run import print_estimate
+
+            print_estimate(chosen, console, as_json)
+            return
+        from promptcomp.run import fit as run_fit
+
+        outcome = run_fit(chosen, run_dir, console)
+    _finish(outcome, console, as_json)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory made by 'promptcomp fit'.")],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Directory for the new results; default: RUN/evaluations/<time>."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a trained run again, with other splits or data (overrides), without touching its own results."""
+    from promptcomp.run import evaluate as run_evaluate
+
+    console = _console(as_json)
+    _finish(run_evaluate(run, overrides or (), output, console), console, as_json)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories (or results.json files); the first is the base.")],
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="accuracy, task, macro_f1 or loss; default: the runs' own.")
+    ] = None,
+    format_: Annotated[str, typer.Option("--format", "-f", help="table, csv, markdown or json.")] = "table",
+    allow_different: Annotated[
+        bool, typer.Option("--allow-different", help="Show runs with other test examples, unranked.")
+    ] = False,
+) -> None:
+    """One table over several runs, with differences and intervals; refuses to rank runs with other test examples."""
+    from promptcomp.compare import FORMATS, print_comparison
+    from promptcomp.compare import compare as compare_runs
+    from promptcomp.config import ConfigError
+
+    if format_ != "table" and format_ not in FORMATS:
+        raise ConfigError(f"--format {format_!r} is not known; choose table, {', '.join(FORMATS)}")
+    comparison = compare_runs(runs, metric=metric, allow_different=allow_different)
+    if format_ == "table":
+        print_comparison(comparison, _console(False))
+    else:
+        print(FORMATS[format_](comparison), end="")
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (toy_decoder, toy_t5, text) or a YAML file.")],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the model; default: models/RECIPE.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a small base LM from scratch, for offline use: the embedded world's, or one for your own text."""
+    from promptcomp.run.pretraining import run_pretrain
+
+    run_pretrain(recipe, overrides or [], output, _console(as_json), as_json)
+
+
+@app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """List the methods and controls, and the shipped experiments."""
+    from promptcomp.run.listing import print_methods
+
+    print_methods(_console(as_json), as_json)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Check this machine: versions, devices, disk, embedded models, a tiny training step."""
+    from promptcomp.run.doctor import print_report
+
+    if not print_report(_console(as_json), as_json):
+        raise typer.Exit(1)
+
+
+@data_app.command("list")
+def data_list(as_json: JsonOption = False) -> None:
+    """List the kinds of data and their keys."""
+    from promptcomp.run.listing import print_data
+
+    print_data(_console(as_json), as_json)
+
+
+@data_app.command("show")
+def data_show(
+    overrides: Overrides = None,
+    method: MethodOption = None,
+    config: ConfigOption = None,
+    split: Annotated[str, typer.Option("--split", help="Which split.")] = "train",
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many contexts.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Print rows of an experiment's data exactly as the model will see them."""
+    from promptcomp.run.listing import print_rows
+
+    print_rows(method, config, overrides or (), split, count, _console(as_json), as_json)
+
+
+@data_app.command("validate")
+def data_validate(
+    overrides: Overrides = None, method: MethodOption = None, config: ConfigOption = None, as_json: JsonOption = False
+) -> None:
+    """Find every bad row of an experiment's data, with file and line. Exit code 1 when there is one."""
+    from promptcomp.run.listing import print_problems
+
+    if print_problems(method, config, overrides or (), _console(as_json), as_json):
+        raise typer.Exit(1)
+
+
+def _console(as_json: bool) -> Console:
+    """Where people read: standard output, or standard error when standard output carries JSON."""
+    from rich.console import Console
+
+    return Console(stderr=as_json, soft_wrap=False)
+
+
+def _finish(outcome: Any, console: Console, as_json: bool) -> None:
+    """Print what a run found; a stopped run exits with its own code."""
+    if outcome is None:  # not rank 0
+        return
+    if as_json:
+        print(json.dumps(outcome.as_json()))
+    else:
+        outcome.print(console)
+    if outcome.interrupted:
+        raise typer.Exit(INTERRUPTED)

@@ -1,0 +1,273 @@
+"""`promptcomp compare`: one table over finished runs, ranked only where they answered the same questions.
+
+Deltas are against the first run. Their intervals are paired: both runs' predictions are resampled by the same contexts
+(by task and data seed when the runs grouped their examples into contexts differently).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from promptcomp.compare.runs import PREDICTIONS, Run, different_examples, load, metric_of, refusal, setting_of
+from promptcomp.config import ConfigError
+from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample_metric
+from promptcomp.evaluation.metrics import MetricName, group
+from promptcomp.evaluation.records import Prediction, read_predictions
+from promptcomp.evaluation.results import Estimate, Interval, SplitResult
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run in the table of one split. Values are of the split's metric."""
+
+    run: Run
+    rank: int | None
+    """1 is the best; None when the runs must not be ranked."""
+    method: float | None
+    method_ci: Interval | None
+    no_prompt: float | None
+    full_prompt: float | None
+    retained: float | None
+    retained_ci: Interval | None
+    no_headroom: bool
+    delta: float | None
+    """method less the first run's method; None for the first run and for other examples."""
+    delta_ci: Interval | None
+    """Paired; None when predictions are missing or one context is all there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeedMean:
+    """Several runs of one setting that differ by their training seed alone."""
+
+    labels: tuple[str, ...]
+    method: float
+    method_std: float
+    """Sample standard deviation over the runs."""
+    retained: float | None
+    """None unless every run has one."""
+    retained_std: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SplitComparison:
+    """All runs on one split."""
+
+    split: str
+    metric: MetricName
+    same_examples: bool
+    rows: tuple[Row, ...]
+    """Best first when ranked, otherwise in the order given."""
+    count: int
+    """Examples of the first run."""
+    seed_means: tuple[SeedMean, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What `compare` found; the first run is the baseline of all deltas."""
+
+    runs: tuple[Run, ...]
+    splits: tuple[SplitComparison, ...]
+    notes: tuple[str, ...] = ()
+
+
+def compare(
+    paths: Sequence[Path],
+    *,
+    split: str | None = None,
+    metric: str | None = None,
+    allow_different: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Compare runs on every split that all of them evaluated, or on one.
+
+    Args:
+        paths: run directories or results.json files; the first is the baseline.
+        split: the only split to compare; None: all that the runs share.
+        metric: one of `metrics.METRICS`; None: the headline metric of the runs.
+        allow_different: show runs with different test examples anyway, without ranks and deltas.
+        resamples: bootstrap resamples.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ConfigError: a file cannot be read, the runs share no split, they have different headline metrics, or their
+            test examples differ and `allow_different` is not set.
+    """
+    if not paths:
+        raise ConfigError("nothing to compare: give one or more run directories, for example runs/*")
+    runs = load(paths)
+    shared = _shared_splits(runs, split)
+    left_out = sorted({name for run in runs for name in run.results.splits} - set(shared)) if split is None else []
+    notes = (f"splits that not all runs evaluated are left out: {', '.join(left_out)}",) if left_out else ()
+    chosen = {name: metric_of(runs, name, metric) for name in shared}
+    different = {name: different_examples(runs, name) for name in shared}
+    if any(different.values()) and not allow_different:
+        name = next(name for name in shared if different[name])
+        raise ConfigError(refusal(runs, name, different[name]))
+    predictions = _read_all_predictions(runs) if len(runs) > 1 else {}
+    compared = tuple(
+        _compare_split(runs, name, chosen[name], not different[name], predictions, resamples, seed) for name in shared
+    )
+    return Comparison(tuple(runs), compared, notes)
+
+
+def _shared_splits(runs: Sequence[Run], wanted: str | None) -> list[str]:
+    shared = [name for name in runs[0].results.splits if all(name in run.results.splits for run in runs)]
+    listed = "; ".join(f"{run.label}: {', '.join(run.results.splits) or 'none'}" for run in runs)
+    if wanted is not None and wanted not in shared:
+        raise ConfigError(f"split {wanted!r} was not evaluated by all runs ({listed})")
+    if not shared:
+        raise ConfigError(f"the runs have no evaluated split in common ({listed}); evaluate them on the same data")
+    return shared if wanted is None else [wanted]
+
+
+def _read_all_predictions(runs: Sequence[Run]) -> dict[str, list[Prediction]]:
+    return {run.label: read_predictions(run.predictions) for run in runs if run.predictions.is_file()}
+
+
+def _compare_split(
+    runs: Sequence[Run],
+    split: str,
+    metric: MetricName,
+    same: bool,
+    predictions: dict[str, list[Prediction]],
+    resamples: int,
+    seed: int,
+) -> SplitComparison:
+    first = runs[0]
+    own = {label: [p for p in found if p.split == split] for label, found in predictions.items()}
+    rows, notes = [], []
+    for run in runs:
+        interval: Interval | None = None
+        if same and run is not first:
+            interval, note = _paired(own.get(first.label, []), own.get(run.label, []), metric, resamples, seed)
+            if note:
+                notes.append(f"{run.label}: {note}")
+        rows.append(_row(run, split, metric, first if same else None, interval))
+    if not same:
+        notes.append("the runs answered different test examples: no ranks, no deltas")
+    ordered = _ranked(rows, metric) if same else rows
+    return SplitComparison(
+        split, metric, same, tuple(ordered), first.results.splits[split].count, _seed_means(rows), tuple(notes)
+    )
+
+
+def _row(run: Run, split: str, metric: MetricName, baseline: Run | None, interval: Interval | None) -> Row:
+    result = run.results.splits[split]
+    headline = result.metric == metric
+    value = {row: _estimate(result, row, metric) for row in ("method", "no_prompt", "full_prompt")}
+    delta = None
+    if baseline is not None and baseline is not run:
+        reference = _estimate(baseline.results.splits[split], "method", metric).value
+        mine = value["method"].value
+        delta = None if mine is None or reference is None else mine - reference
+    return Row(
+        run=run,
+        rank=None,
+        method=value["method"].value,
+        method_ci=value["method"].ci,
+        no_prompt=value["no_prompt"].value,
+        full_prompt=value["full_prompt"].value,
+        retained=result.retained if headline else None,
+        retained_ci=result.retained_ci if headline else None,
+        no_headroom=result.no_headroom and headline,
+        delta=delta,
+        delta_ci=interval,
+    )
+
+
+def _estimate(result: SplitResult, row: str, metric: str) -> Estimate:
+    """A value from the detailed table, or the headline keys of a file that has no such table."""
+    detailed = result.rows.get(row, {}).get(metric)
+    if detailed is not None or result.metric != metric:
+        return detailed or Estimate(value=None)
+    headline = {
+        "method": (result.method, result.method_ci),
+        "no_prompt": (result.no_prompt, result.no_prompt_ci),
+        "full_prompt": (result.full_prompt, result.full_prompt_ci),
+    }
+    value, interval = headline[row]
+    return Estimate(value=value, ci=interval)
+
+
+def _ranked(rows: Sequence[Row], metric: str) -> list[Row]:
+    """Best first; equal values share a rank and runs without a value come last, unranked."""
+    sign = 1.0 if metric == "loss" else -1.0
+    scored = sorted((row for row in rows if row.method is not None), key=lambda row: sign * (row.method or 0.0))
+    ranked: list[Row] = []
+    for i, row in enumerate(scored, start=1):
+        rank = ranked[-1].rank if ranked and ranked[-1].method == row.method else i
+        ranked.append(replace(row, rank=rank))
+    return ranked + [row for row in rows if row.method is None]
+
+
+def _paired(
+    first: Sequence[Prediction], other: Sequence[Prediction], metric: MetricName, resamples: int, seed: int
+) -> tuple[Interval | None, str]:
+    """Interval of the difference other - first, or the reason why there is none."""
+    if not first or not other:
+        return None, f"no {PREDICTIONS} in this run or the first, so the delta has no interval"
+    by_number = {p.example: p for p in first}
+    if set(by_number) != {p.example for p in other}:
+        return None, f"{PREDICTIONS} does not hold the same examples, so the delta has no interval"
+    same_contexts = _same_partition([(by_number[p.example].context, p.context) for p in other])
+    both = [_joined(by_number[p.example], p, same_contexts) for p in other]
+    groups = group(both, ("first", "other"))
+    samples = resample_metric(groups, ("first", "other"), metric, resamples=resamples, seed=seed)
+    interval = percentile_interval(samples.difference(metric, "other", "first"), samples.num_contexts, CONFIDENCE)
+    note = "" if same_contexts else "other contexts than the first run; the delta is resampled by task and data seed"
+    return interval, note
+
+
+def _joined(first: Prediction, other: Prediction, same_contexts: bool) -> Prediction:
+    """One prediction with the two runs' methods as its rows."""
+    return first.model_copy(
+        update={
+            "context": first.context if same_contexts else 0,
+            "prediction": {"first": first.prediction.get("method"), "other": other.prediction.get("method")},
+            "correct": {"first": first.correct.get("method"), "other": other.correct.get("method")},
+            "loss": {"first": first.loss.get("method"), "other": other.loss.get("method")},
+        }
+    )
+
+
+def _same_partition(pairs: Sequence[tuple[int, int]]) -> bool:
+    """Whether two numberings of contexts put the same examples together."""
+    distinct = set(pairs)
+    return len(distinct) == len({a for a, _ in distinct}) == len({b for _, b in distinct})
+
+
+def _seed_means(rows: Sequence[Row]) -> tuple[SeedMean, ...]:
+    """Mean and spread of runs that share a setting, in the order of their first run."""
+    settings: list[tuple[object, list[Row]]] = []
+    for row in rows:
+        setting = setting_of(row.run)
+        known = next((members for other, members in settings if setting is not None and other == setting), None)
+        if known is None:
+            settings.append((setting, [row]))
+        else:
+            known.append(row)
+    return tuple(made for _, members in settings if (made := _seed_mean(members)) is not None)
+
+
+def _seed_mean(rows: Sequence[Row]) -> SeedMean | None:
+    method = [row.method for row in rows if row.method is not None]
+    seeds = {row.run.results.seed for row in rows}
+    if len(method) < 2 or len(method) < len(rows) or len(seeds) < len(rows):
+        return None
+    kept = [row.retained for row in rows if row.retained is not None]
+    complete = len(kept) == len(rows)
+    return SeedMean(
+        labels=tuple(row.run.label for row in rows),
+        method=float(np.mean(method)),
+        method_std=float(np.std(method, ddof=1)),
+        retained=float(np.mean(kept)) if complete else None,
+        retained_std=float(np.std(kept, ddof=1)) if complete else None,
+    )

@@ -1,0 +1,79 @@
+"""Data: one configuration section for each kind, and the datamodule that each section describes."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from promptcomp.config import Config, ConfigError
+from promptcomp.datamodules.base import ContextDataModule, ExampleInfo, ICLConfig
+from promptcomp.datamodules.hub import HFData, HFSource
+from promptcomp.datamodules.icl import ICLDataModule
+from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
+from promptcomp.datamodules.sampler import Draw, StepSampler
+from promptcomp.datamodules.tables import TableData, TableSource
+from promptcomp.datamodules.tasks import TaskSource
+from promptcomp.datamodules.text import TextConfig, TextDataModule
+from promptcomp.datamodules.toy import ToySource
+from promptcomp.datamodules.toy_icl import ToyICLData
+
+DATASETS: dict[str, type[Config]] = {
+    "toy_icl": ToyICLData,
+    "metaicl": MetaICLData,
+    "hf_icl": HFData,
+    "table_icl": TableData,
+    "text": TextConfig,
+}
+"""Data sections by the `name` that a configuration gives."""
+
+
+def build_source(config: ICLConfig) -> TaskSource:
+    """The tasks that a section of in-context-learning data describes.
+
+    Raises:
+        ConfigError: files are missing or bad, or the section is of no known kind.
+    """
+    if isinstance(config, ToyICLData):
+        return ToySource(config.world)
+    if isinstance(config, MetaICLData):
+        return MetaICLSource(config)
+    if isinstance(config, HFData):
+        return HFSource(config)
+    if isinstance(config, TableData):
+        return TableSource(config)
+    raise ConfigError(f"data section {type(config).__name__} is not registered")
+
+
+def build_datamodule(
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, seed: int, batch_size: int, window: int | None
+) -> ContextDataModule:
+    """The datamodule that a data section describes.
+
+    Args:
+        config: One of the sections in `DATASETS`.
+        tokenizer: The LM's tokenizer.
+        seed: The run's seed.
+        batch_size: Contexts of one micro-batch over all processes.
+        window: Most positions the LM can read; None: no limit.
+
+    Raises:
+        ConfigError: files are missing or bad, or budgets do not fit the window.
+    """
+    if isinstance(config, TextConfig):
+        return TextDataModule(config, tokenizer, seed=seed, batch_size=batch_size, window=window)
+    if isinstance(config, ICLConfig):
+        return ICLDataModule(config, build_source(config), tokenizer, seed=seed, batch_size=batch_size, window=window)
+    raise ConfigError(f"data section {type(config).__name__} is not registered")
+
+
+__all__ = [
+    "DATASETS",
+    "ContextDataModule",
+    "Draw",
+    "ExampleInfo",
+    "ICLConfig",
+    "ICLDataModule",
+    "StepSampler",
+    "TextDataModule",
+    "build_datamodule",
+    "build_source",
+]

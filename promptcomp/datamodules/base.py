@@ -1,0 +1,194 @@
+"""What all datamodules share: example records and loaders.
+
+A datamodule says which training items there are, encodes one item, and lists the contexts of an evaluation split. This
+file turns that into loaders: training through `StepSampler`, evaluation in batches that depend on the data alone.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from promptcomp.batch import EncodedContext, collate
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart, eval_batches
+from promptcomp.datamodules.options import ICLConfig, LoaderConfig
+from promptcomp.datamodules.sampler import Draw, StepSampler
+from promptcomp.datamodules.tasks import TaskKind
+
+__all__ = ["ContextDataModule", "Draw", "ExampleInfo", "ICLConfig", "LoaderConfig", "StepSampler"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleInfo:
+    """What evaluation needs to know about one example of a split."""
+
+    number: int
+    """Number within the split; `Batch.example` refers to it."""
+    task: str
+    kind: TaskKind
+    seed: int | None
+    """Data seed of the task."""
+    context: int
+    """Number of the shared context within the split; examples with one number belong to one cluster."""
+    gold: int
+    """Index of the output among the options; 0 for free-form examples, whose only option is their output."""
+    options: tuple[str, ...]
+    input: str
+    output: str
+
+
+class _TrainItems(Dataset[EncodedContext]):
+    def __init__(self, module: ContextDataModule) -> None:
+        self._module = module
+
+    def __getitem__(self, draw: Draw) -> EncodedContext:
+        return self._module.train_context(draw)
+
+
+class _EvalItems(Dataset[EncodedContext]):
+    def __init__(self, contexts: EvalContexts) -> None:
+        self._contexts = contexts
+
+    def __getitem__(self, part: EvalPart) -> EncodedContext:
+        return self._contexts.encode(part)
+
+
+class ContextDataModule(L.LightningDataModule):
+    """Loaders over contexts with queries. Subclasses give the items; see the module docstring.
+
+    Attributes:
+        eval_splits: Splits that `eval_dataloader` and `examples` accept ("dev" and the test splits).
+        task_names: Names of the tasks that `Batch.context.task` counts.
+    """
+
+    eval_splits: tuple[str, ...]
+
+    def __init__(
+        self,
+        config: LoaderConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        batch_size: int,
+    ) -> None:
+        """
+        Args:
+            config: The batching options.
+            tokenizer: Makes ids; its padding id is used for padding (0 where it has none: padding is masked).
+            seed: The run's seed; it decides the order and the draws of training, not of evaluation.
+            batch_size: Contexts of one step (micro-batch) over all processes.
+        """
+        super().__init__()
+        self.loader_config = config
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.batch_size = batch_size
+        pad_id = tokenizer.pad_token_id
+        self._collate = partial(collate, pad_id=0 if pad_id is None else pad_id)
+
+    @property
+    @abstractmethod
+    def task_names(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def num_train_items(self) -> int:
+        """Items in one epoch."""
+
+    @abstractmethod
+    def train_context(self, draw: Draw) -> EncodedContext:
+        """The training item of a draw, a pure function of (seed, draw)."""
+
+    @abstractmethod
+    def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
+        """Tokens of the longest path (context, query, target) of each draw."""
+
+    @abstractmethod
+    def eval_contexts(self, split: str, *, null: bool = False) -> EvalContexts:
+        """The contexts of an evaluation split; `null` replaces the inputs by "N/A"."""
+
+    @abstractmethod
+    def examples(self, split: str) -> Sequence[ExampleInfo]:
+        """The examples of an evaluation split; example i is at place i."""
+
+    def train_sampler(
+        self, *, rank: int = 0, world_size: int = 1, start_step: int = 0, follow_trainer: bool = False
+    ) -> StepSampler:
+        """The order of training; `follow_trainer` starts every iteration at the attached trainer's step."""
+        config = self.loader_config
+        return StepSampler(
+            self.num_train_items(),
+            self.batch_size,
+            self.seed,
+            rank=rank,
+            world_size=world_size,
+            start_step=self._trainer_step if follow_trainer else start_step,
+            window=config.length_window,
+            lengths_of=self.train_lengths,
+            max_tokens=config.max_batch_tokens,
+        )
+
+    def _trainer_step(self) -> int:
+        assert self.trainer is not None
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches
+
+    def train_dataloader(self) -> DataLoader[EncodedContext]:
+        """Endless batches for this process, from the trainer's current step on.
+
+        The trainer needs `use_distributed_sampler=False`: the sampler divides the work itself.
+        """
+        if self.trainer is None:
+            sampler = self.train_sampler()
+        else:
+            sampler = self.train_sampler(
+                rank=self.trainer.global_rank, world_size=self.trainer.world_size, follow_trainer=True
+            )
+        workers = self.loader_config.num_workers
+        return DataLoader(
+            _TrainItems(self),
+            batch_sampler=sampler,
+            collate_fn=self._collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[EncodedContext]:
+        """Batches of the dev split for this process; without a dev split, no batches."""
+        if "dev" not in self.eval_splits:
+            return DataLoader(_NoItems(), batch_sampler=[], collate_fn=self._collate)
+        if self.trainer is None:
+            return self.eval_dataloader("dev")
+        return self.eval_dataloader("dev", rank=self.trainer.global_rank, world_size=self.trainer.world_size)
+
+    def null_dataloader(self, split: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[EncodedContext]:
+        """As `eval_dataloader` with every input replaced by "N/A" (for PMI calibration); the same example numbers."""
+        return self.eval_dataloader(split, rank=rank, world_size=world_size, null=True)
+
+    def eval_dataloader(
+        self, split: str, *, rank: int = 0, world_size: int = 1, null: bool = False
+    ) -> DataLoader[EncodedContext]:
+        """Batches with every option of every query of a split, long contexts first; always the same batches.
+
+        With several processes each gets every `world_size`-th batch, and all get the same number of batches.
+
+        Raises:
+            ConfigError: the split is unknown, or has fewer queries than there are processes.
+        """
+        if split not in self.eval_splits:
+            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
+        contexts = self.eval_contexts(split, null=null)
+        config = self.loader_config
+        batches = eval_batches(contexts, config.eval_batch_contexts, config.eval_batch_targets, world_size)
+        return DataLoader(_EvalItems(contexts), batch_sampler=batches[rank::world_size], collate_fn=self._collate)
+
+
+class _NoItems(Dataset[EncodedContext]):
+    """The items of a dev split that does not exist."""

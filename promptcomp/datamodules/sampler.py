@@ -1,0 +1,158 @@
+"""StepSampler: batches whose content is a pure function of (seed, step), the same for every number of processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from promptcomp.config import ConfigError
+
+_EPOCH_STREAM, _WINDOW_STREAM = 0, 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Draw:
+    """One training item: `index` says which, `number` counts all items ever drawn.
+
+    Whatever is random about the item is a pure function of (seed, number), so that a resumed run, a data-loading worker
+    and another number of processes all see the same item.
+    """
+
+    index: int
+    number: int
+
+
+class StepSampler(Sampler[list[Draw]]):
+    """An endless batch sampler: rank r of W processes yields its slice of one global batch per step.
+
+    Position p of the endless sequence of draws belongs to epoch p // num_items and is the item at place p % num_items
+    of that epoch's permutation; the permutation is made of (seed, epoch) alone. Batches are cut from windows of
+    `window * batch_size` consecutive positions: sorted by length, cut, and the batches shuffled, so that a batch pads
+    little and the order still looks random. A window does not stop at the end of an epoch.
+
+    With `max_tokens`, a batch holds as many draws as fit when padded to the longest one. What does not fill a batch at
+    the end of a window joins the next window, and the direction of filling alternates so that nothing waits for long.
+    The batches before `start_step` then have to be planned again (not encoded), because their number is not known
+    beforehand.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int | Callable[[], int] = 0,
+        window: int = 1,
+        lengths_of: Callable[[Sequence[Draw]], Sequence[int]] | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        """
+        Args:
+            num_items: Items in one epoch.
+            batch_size: Global number of draws in a step (with `max_tokens`: only the unit of the window's size).
+            seed: Seed of all orders.
+            rank: This process.
+            world_size: Number of processes.
+            start_step: Step (micro-batch) to begin with; a callable is asked whenever an iteration begins, so that a
+                loader that is iterated again goes on where the training stands.
+            window: Batches in a window; 1 leaves the plain random order.
+            lengths_of: Padded-relevant lengths [tokens] of draws; needed for `window > 1` and for `max_tokens`.
+            max_tokens: Most padded tokens in a global batch.
+
+        Raises:
+            ConfigError: there are no items, or a step cannot give every process at least one item.
+        """
+        if num_items < 1:
+            raise ConfigError("there is nothing to train on: the train split is empty")
+        if batch_size < world_size:
+            raise ConfigError(
+                f"batch_size = {batch_size} gives some of the {world_size} processes nothing to do; "
+                f"use at least {world_size} (it counts the contexts of all processes)"
+            )
+        if lengths_of is None and max_tokens is not None:
+            raise ValueError("max_tokens needs lengths_of")
+        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
+        self.rank, self.world_size, self.start_step = rank, world_size, start_step
+        self.window = window if lengths_of is not None else 1
+        self._lengths_of, self._max_tokens = lengths_of, max_tokens
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        start = self.start_step if isinstance(self.start_step, int) else self.start_step()
+        for batch in self.global_batches(start):
+            yield batch[self.rank :: self.world_size]
+
+    def global_batches(self, start: int = 0) -> Iterator[list[Draw]]:
+        """The batches of all processes together, from step `start` on."""
+        if self._max_tokens is not None:
+            yield from self._by_tokens(start)
+        number = start // self.window
+        skip = start % self.window
+        while True:
+            yield from self._window_batches(number)[skip:]
+            number, skip = number + 1, 0
+
+    def _draws(self, window: int) -> list[Draw]:
+        size = self.window * self.batch_size
+        return [self._draw(position) for position in range(window * size, (window + 1) * size)]
+
+    def _draw(self, position: int) -> Draw:
+        epoch, place = divmod(position, self.num_items)
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            generator = np.random.default_rng((self.seed, _EPOCH_STREAM, epoch))
+            self._orders[epoch] = generator.permutation(self.num_items)
+        return Draw(int(self._orders[epoch][place]), position)
+
+    def _shuffled(self, batches: list[list[Draw]], window: int) -> list[list[Draw]]:
+        order = np.random.default_rng((self.seed, _WINDOW_STREAM, window)).permutation(len(batches))
+        return [batches[i] for i in order]
+
+    def _window_batches(self, window: int) -> list[list[Draw]]:
+        draws = self._draws(window)
+        if self.window > 1 and self._lengths_of is not None:
+            lengths = self._lengths_of(draws)
+            draws = [draws[i] for i in sorted(range(len(draws)), key=lambda i: (lengths[i], i))]
+        batches = [draws[i : i + self.batch_size] for i in range(0, len(draws), self.batch_size)]
+        return self._shuffled(batches, window) if self.window > 1 else batches
+
+    def _by_tokens(self, start: int) -> Iterator[list[Draw]]:
+        assert self._lengths_of is not None
+        assert self._max_tokens is not None
+        step, window = 0, 0
+        waiting: deque[tuple[int, Draw]] = deque()
+        while True:
+            draws = self._draws(window)
+            pool = sorted([*waiting, *zip(self._lengths_of(draws), draws, strict=True)], reverse=window % 2 == 0)
+            batches, waiting = self._fill(pool, self._max_tokens)
+            for batch in self._shuffled(batches, window):
+                if step >= start:
+                    yield batch
+                step += 1
+            window += 1
+
+    def _fill(
+        self, pool: Sequence[tuple[int, Draw]], max_tokens: int
+    ) -> tuple[list[list[Draw]], deque[tuple[int, Draw]]]:
+        """Full batches of a pool sorted by length (either way), and what is left over."""
+        batches: list[list[Draw]] = []
+        current: deque[tuple[int, Draw]] = deque()
+        for length, draw in pool:
+            longest = max([length, *(other for other, _ in current)])
+            if current and longest * (len(current) + 1) > max_tokens:
+                if len(current) < self.world_size:
+                    raise ConfigError(
+                        f"max_batch_tokens = {max_tokens} holds {len(current)} context(s) of {longest} tokens, "
+                        f"fewer than the {self.world_size} processes; use at least {self.world_size * longest}"
+                    )
+                batches.append([member for _, member in current])
+                current = deque()
+            current.append((length, draw))
+        return batches, current

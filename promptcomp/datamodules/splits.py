@@ -1,0 +1,36 @@
+"""Holding out a part of the training tasks to select checkpoints on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.tasks import Task
+
+
+def hold_out(tasks: Sequence[Task], share: float, what: str) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+    """Split tasks into (training, held out). The choice depends on the tasks' names alone.
+
+    Tasks with options are held out first, because only they can be scored; free-form tasks serve for the loss.
+
+    Args:
+        tasks: At least two.
+        share: Share of all tasks that is held out (rounded up).
+        what: Where the tasks come from, for the error message.
+
+    Raises:
+        ConfigError: fewer than two tasks.
+    """
+    if len(tasks) < 2:
+        raise ConfigError(
+            f"{what}: of one training task none can be held out as the dev split; name a dev set or switch it off"
+        )
+    count = min(math.ceil(share * len(tasks)), len(tasks) - 1)
+    order = sorted(tasks, key=lambda task: (task.kind == "free_form", hashlib.sha256(task.name.encode()).digest()))
+    chosen = {task.name for task in order[:count]}
+    return (
+        tuple(task for task in tasks if task.name not in chosen),
+        tuple(task for task in tasks if task.name in chosen),
+    )

@@ -1,0 +1,270 @@
+"""Plain text for stage 1 of MEND: the first 80 % of a document stand for the demonstrations, the rest is completed.
+
+The first token of the rest is the query and the others are the target, so that each training target has a token of the
+document before it, as in the release (which never predicts the first token of the rest either).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+from transformers import PreTrainedTokenizerBase
+
+from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.arrow import TextColumn, open_table
+from promptcomp.datamodules.base import ContextDataModule, ExampleInfo
+from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
+from promptcomp.datamodules.options import LoaderConfig
+from promptcomp.datamodules.rows import Problem, json_lines
+from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.tokens import TokenCache
+
+_SPLIT_STREAM = 7
+
+
+class TextConfig(LoaderConfig):
+    """Plain text, cut into pseudo-demonstrations and completions."""
+
+    name: Literal["text"] = "text"
+    paths: tuple[Path, ...] = ()
+    """Files: .txt (documents between blank lines) or .jsonl (one document a line)."""
+    hub: str | None = None
+    """A dataset of the Hugging Face hub, or a folder that `datasets` can load; instead of `paths`."""
+    hub_config: str | None = None
+    """Configuration of the hub's dataset ("en" of allenai/c4)."""
+    hub_split: str = "validation"
+    """Split of the hub's dataset (MEND uses C4's validation split)."""
+    text_column: str = "text"
+    """Column or key with the text."""
+    context_share: float = Field(default=0.8, gt=0, lt=1)
+    """Share of a document's tokens that becomes the context."""
+    min_tokens: int = Field(default=16, ge=4)
+    """Documents with fewer tokens are passed over."""
+    max_tokens: int = Field(default=1024, ge=4)
+    """Longer documents are cut on the right."""
+    dev_documents: int = Field(default=64, ge=0)
+    """Documents that are held out as the dev split (chosen by a fixed seed); 0 = no dev split."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TextConfig:
+        if bool(self.paths) == (self.hub is not None):
+            raise ValueError("give either `paths` or `hub`")
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is larger than max_tokens {self.max_tokens}")
+        return self
+
+
+class TextDataModule(ContextDataModule):
+    """Documents as contexts with one query and one target each. Evaluation knows a loss only: there are no options."""
+
+    def __init__(
+        self,
+        config: TextConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        batch_size: int,
+        window: int | None = None,
+    ) -> None:
+        """
+        Raises:
+            ConfigError: a file is missing or bad, there are too few documents, or they do not fit the LM's window.
+        """
+        super().__init__(config, tokenizer, seed=seed, batch_size=batch_size)
+        if window is not None and config.max_tokens > window:
+            raise ConfigError(
+                f"data.max_tokens = {config.max_tokens} exceeds the LM's window of {window}; use at most {window}"
+            )
+        self.config = config
+        self._cache = TokenCache(tokenizer)
+        self.eval_splits = ("dev",) if config.dev_documents else ()
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """All text is one task."""
+        return ("text",)
+
+    @cached_property
+    def _texts(self) -> Sequence[str]:
+        return load_texts(self.config)
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        """Places of the documents in a fixed random order: the dev split, then the train split."""
+        config = self.config
+        # a token is at least one byte, so the others are surely too short; the rest is found out when it is tokenised
+        long_enough = [i for i, text in enumerate(self._texts) if len(text.encode()) >= config.min_tokens]
+        if len(long_enough) <= config.dev_documents:
+            raise ConfigError(
+                f"{len(long_enough)} document(s) of at least data.min_tokens = {config.min_tokens} tokens; that is not "
+                f"more than data.dev_documents = {config.dev_documents}, so nothing is left to train on"
+            )
+        return np.array(long_enough)[np.random.default_rng((0, _SPLIT_STREAM)).permutation(len(long_enough))]
+
+    def _text(self, place: int) -> str:
+        return self._texts[int(self._order[place])]
+
+    def num_train_items(self) -> int:
+        """Training documents."""
+        return len(self._order) - self.config.dev_documents
+
+    def _ids(self, split: str, index: int) -> Sequence[int]:
+        """Ids of a document; of a document that is too short, those of the next one of the split that is not."""
+        size = self.num_train_items() if split == "train" else self.config.dev_documents
+        first = self.config.dev_documents if split == "train" else 0
+        for step in range(size):
+            ids = self._cache(self._text(first + (index + step) % size))
+            if len(ids) >= self.config.min_tokens:
+                return ids[: self.config.max_tokens]
+        raise ConfigError(f"no document of the {split} split has data.min_tokens = {self.config.min_tokens} tokens")
+
+    def _context(self, split: str, index: int, example: int) -> EncodedContext:
+        context, rest = split_document(self._ids(split, index), self.config.context_share)
+        query = EncodedQuery(tuple(rest[:1]), (EncodedTarget(tuple(rest[1:])),), example)
+        return EncodedContext(tuple(context), (query,))
+
+    def train_context(self, draw: Draw) -> EncodedContext:
+        """The document of a draw."""
+        return self._context("train", draw.index, 0)
+
+    def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
+        """Tokens of each drawn document."""
+        first = self.config.dev_documents
+        self._cache.add(self._text(first + draw.index) for draw in draws)
+        return [len(self._ids("train", draw.index)) for draw in draws]
+
+    def eval_contexts(self, split: str, *, null: bool = False) -> EvalContexts:
+        """The held-out documents; `null` has no meaning without options.
+
+        Raises:
+            ConfigError: `null` was asked for.
+        """
+        if null:
+            raise ConfigError("calibration 'pmi' needs examples with options; text has none")
+        return _TextContexts(self)
+
+    def examples(self, split: str) -> Sequence[ExampleInfo]:
+        """The held-out documents as free-form examples.
+
+        Raises:
+            ConfigError: the split is unknown.
+        """
+        if split not in self.eval_splits:
+            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
+        found = []
+        for number in range(self.config.dev_documents):
+            context, rest = split_document(self._ids("dev", number), self.config.context_share)
+            texts = [str(self.tokenizer.decode(list(ids))) for ids in (context, rest)]
+            found.append(ExampleInfo(number, "text", "free_form", None, number, 0, (texts[1],), texts[0], texts[1]))
+        return found
+
+    def dev_context(self, number: int) -> EncodedContext:
+        """Held-out document number `number`."""
+        return self._context("dev", number, number)
+
+
+class _TextContexts(EvalContexts):
+    def __init__(self, module: TextDataModule) -> None:
+        self._module = module
+
+    def __len__(self) -> int:
+        return self._module.config.dev_documents
+
+    def length(self, context: int) -> int:
+        return len(self._module.dev_context(context).ids)
+
+    def targets(self, context: int) -> Sequence[int]:
+        return (1,)
+
+    def encode(self, part: EvalPart) -> EncodedContext:
+        return self._module.dev_context(part.context)
+
+
+def split_document(ids: Sequence[int], share: float) -> tuple[Sequence[int], Sequence[int]]:
+    """The first `int(share * length)` tokens and the rest; the rest has at least two tokens, the first part one."""
+    border = max(1, min(int(share * len(ids)), len(ids) - 2))
+    return ids[:border], ids[border:]
+
+
+def load_texts(config: TextConfig) -> Sequence[str]:
+    """The documents that a configuration names.
+
+    Raises:
+        ConfigError: a file is missing, bad or of an unknown kind, or the dataset cannot be loaded.
+    """
+    if config.hub is not None:
+        return TextColumn(open_table(config.hub, config.hub_config, config.hub_split), config.text_column)
+    found: list[str] = []
+    for path in config.paths:
+        found.extend(_file_texts(path, config.text_column))
+    return found
+
+
+def _file_texts(path: Path, column: str) -> list[str]:
+    found: list[str] = []
+    for line, text, problem in _file_documents(path, column):
+        if problem is not None:
+            raise ConfigError(str(Problem(str(path), line, problem)))
+        found.append(text)
+    return found
+
+
+def text_problems(config: TextConfig) -> Iterator[Problem]:
+    """Everything that is wrong with text files; documents that are too short come as warnings."""
+    for path in config.paths:
+        count = 0
+        try:
+            for line, text, problem in _file_documents(path, config.text_column):
+                count += 1
+                if problem is not None:
+                    yield Problem(str(path), line, problem)
+                elif len(text.encode()) < config.min_tokens:
+                    yield Problem(str(path), line, f"shorter than min_tokens = {config.min_tokens}", "warning")
+        except ConfigError as error:
+            yield Problem(str(path), None, str(error).removeprefix(f"{path}: "))
+            continue
+        if not count:
+            yield Problem(str(path), None, "the file has no documents")
+    if config.hub is not None:
+        load_texts(config)
+
+
+def _file_documents(path: Path, column: str) -> Iterator[tuple[int, str, str | None]]:
+    """Line, text and problem of every document of a file."""
+    if path.suffix == ".jsonl":
+        for line in json_lines(path):
+            text = line.record.get(column) if isinstance(line.record, dict) else None
+            problem = line.problem or (None if isinstance(text, str) else f"no text in {column!r}")
+            yield line.number, text if isinstance(text, str) else "", problem
+        return
+    if path.suffix != ".txt":
+        raise ConfigError(f"{path}: a text file should end in .txt or .jsonl")
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    line_number, block = 1, b""
+    start = 1
+    for raw_line in [*raw.splitlines(keepends=True), b"\n"]:
+        if raw_line.strip():
+            start = line_number if not block else start
+            block += raw_line
+        elif block:
+            yield _decoded(start, block)
+            block = b""
+        line_number += 1
+
+
+def _decoded(start: int, block: bytes) -> tuple[int, str, str | None]:
+    try:
+        return start, block.decode("utf-8").strip(), None
+    except UnicodeDecodeError as error:
+        return start + block.count(b"\n", 0, error.start), "", "not UTF-8 text"

@@ -1,0 +1,53 @@
+"""Token ids of text pieces, each distinct text tokenised once."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+_MAX_CACHED_TOKENS = 64_000_000  # 4 bytes each, and about as much again for the texts
+_FEW_TEXTS = 256  # fewer are not worth waking the tokenizer's threads: measured 3 ms a call on busy cores
+
+
+class TokenCache:
+    """Tokenises without special tokens and remembers the result in compact arrays."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._ids: dict[str, array[int]] = {"": array("i")}
+        self._num_tokens = 0
+
+    def __call__(self, text: str) -> array[int]:
+        """Token ids of one text; do not change the array."""
+        found = self._ids.get(text)
+        if found is None:
+            self.add((text,))
+            found = self._ids[text]
+        return found
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Tokenise the texts that are not known yet, many of them in one call of the tokenizer."""
+        new = list(dict.fromkeys(text for text in texts if text not in self._ids))
+        if not new:
+            return
+        if self._num_tokens > _MAX_CACHED_TOKENS:
+            self._ids, self._num_tokens = {"": array("i")}, 0
+        for text, ids in zip(new, self._encode(new), strict=True):
+            self._ids[text] = array("i", ids)
+            self._num_tokens += len(ids)
+
+    def _encode(self, texts: Sequence[str]) -> Iterable[Sequence[int]]:
+        tokenizer = self._tokenizer
+        if len(texts) < _FEW_TEXTS and isinstance(tokenizer, PreTrainedTokenizerFast):
+            backend = tokenizer.backend_tokenizer
+            return (backend.encode(text, add_special_tokens=False).ids for text in texts)
+        encoded = tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return encoded["input_ids"]

@@ -1,0 +1,144 @@
+"""Paired bootstrap over contexts.
+
+Examples that share a context share its luck, so whole contexts are drawn with replacement; every row (method and
+bounds) is worked out on the same draws, which makes differences and ratios paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from promptcomp.evaluation.metrics import METRICS, Array, Group, MetricName, metric, statistics
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+_CHUNK_VALUES = 1_000_000  # bounds the memory of the drawn weights
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Every metric on the examples themselves and on R resamples of their contexts."""
+
+    values: dict[str, dict[str, Array]]
+    """metric -> row -> [1 + R]; the first value is the estimate."""
+    num_contexts: int
+
+    def estimate(self, name: MetricName, row: str) -> float | None:
+        """The metric on all examples; None where it has no meaning (no classification task, no finite loss)."""
+        return _finite(float(self.values[name][row][0]))
+
+    def interval(self, name: MetricName, row: str, confidence: float = CONFIDENCE) -> Interval | None:
+        """Percentile interval of the metric."""
+        values = self.values[name][row]
+        if name != "loss" and values[0] in (0.0, 1.0):
+            return _at_the_edge(float(values[0]), self.num_contexts, confidence)
+        return percentile_interval(values, self.num_contexts, confidence)
+
+    def difference(self, name: MetricName, row: str, other: str) -> Array:
+        """Metric of `row` less that of `other`, paired [1 + R]."""
+        return self.values[name][row] - self.values[name][other]
+
+
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """How much of the gap between the two bounds a method keeps."""
+
+    value: float | None
+    """(method - no_prompt) / (full_prompt - no_prompt); None without headroom."""
+    interval: Interval | None
+    headroom: float | None
+    """full_prompt - no_prompt (for a loss: no_prompt - full_prompt)."""
+    standard_error: float | None
+    """Of the headroom."""
+    no_headroom: bool
+    """The bounds are closer than two standard errors, or the wrong way round: a ratio would be noise."""
+
+
+def context_weights(num_contexts: int, resamples: int, seed: int) -> Iterator[Array]:
+    """How often each context is drawn: chunks [r, contexts], R resamples in all.
+
+    The draws depend on the seed and the number of contexts alone, so runs over the same contexts are paired.
+    """
+    generator = np.random.default_rng(seed)
+    step = max(1, _CHUNK_VALUES // max(1, num_contexts))
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = generator.integers(num_contexts, size=(rows, num_contexts))
+        flat = (drawn + num_contexts * np.arange(rows)[:, None]).ravel()
+        yield np.bincount(flat, minlength=rows * num_contexts).reshape(rows, num_contexts).astype(np.float64)
+
+
+def resample(groups: Sequence[Group], rows: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0) -> Samples:
+    """Work out every metric of every row on all examples and on `resamples` draws of contexts."""
+    num_contexts = sum(g.num_contexts for g in groups)
+    parts = [statistics(groups, rows, np.ones((1, num_contexts)))]
+    parts += [statistics(groups, rows, weights) for weights in context_weights(num_contexts, resamples, seed)]
+    values: dict[str, dict[str, Array]] = {
+        name: {row: np.concatenate([part[name][row] for part in parts]) for row in rows} for name in METRICS
+    }
+    return Samples(values, num_contexts)
+
+
+def resample_metric(
+    groups: Sequence[Group], rows: Sequence[str], name: MetricName, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Samples:
+    """The same as `resample` for one metric only."""
+    num_contexts = sum(g.num_contexts for g in groups)
+    weights = [np.ones((1, num_contexts)), *context_weights(num_contexts, resamples, seed)]
+    values = {row: np.concatenate([metric(groups, row, chunk, name) for chunk in weights]) for row in rows}
+    return Samples({name: values}, num_contexts)
+
+
+def retained(samples: Samples, name: MetricName, confidence: float = CONFIDENCE) -> Retained:
+    """Quality retained with a paired interval.
+
+    Resamples in which the bounds change places say nothing about a ratio and are left out of the interval; headroom of
+    two standard errors makes them rare.
+    """
+    if any(row not in samples.values[name] for row in ("method", "full_prompt", "no_prompt")):
+        return Retained(None, None, None, None, False)
+    sign = -1.0 if name == "loss" else 1.0
+    gap = sign * samples.difference(name, "full_prompt", "no_prompt")
+    gained = sign * samples.difference(name, "method", "no_prompt")
+    headroom, error = _finite(float(gap[0])), standard_error(gap, samples.num_contexts)
+    if headroom is None or not np.isfinite(gained[0]):
+        return Retained(None, None, headroom, error, False)
+    if headroom <= 0 or (error is not None and headroom < 2 * error):
+        return Retained(None, None, headroom, error, True)
+    ratio = np.where(gap > 0, gained / np.where(gap > 0, gap, 1.0), np.nan)
+    return Retained(
+        float(ratio[0]), percentile_interval(ratio, samples.num_contexts, confidence), headroom, error, False
+    )
+
+
+def standard_error(values: Array, num_contexts: int) -> float | None:
+    """Standard deviation over the resamples (all but the first value); None when nothing can vary."""
+    drawn = values[1:][np.isfinite(values[1:])]
+    return float(drawn.std(ddof=1)) if num_contexts > 1 and len(drawn) > 1 else None
+
+
+def percentile_interval(values: Array, num_contexts: int, confidence: float = CONFIDENCE) -> Interval | None:
+    """Interval that holds the share `confidence` of the resamples (all but the first value); None for one context."""
+    drawn = values[1:][np.isfinite(values[1:])]
+    if num_contexts < 2 or len(drawn) < 2:
+        return None
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _at_the_edge(value: float, num_contexts: int, confidence: float) -> Interval | None:
+    """Exact binomial (Clopper-Pearson) limit over contexts when all or none is right: every resample is then equal."""
+    if num_contexts < 2:
+        return None
+    limit = float(((1 - confidence) / 2) ** (1 / num_contexts))
+    return (limit, 1.0) if value == 1.0 else (0.0, 1.0 - limit)
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,75 @@
+"""What a context costs: bytes of a memory and measured milliseconds.
+
+The analytic half is in `promptcomp.evaluation.flops` (no torch) and offered here too.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from promptcomp.evaluation.flops import (
+    MemoryKind,
+    ModelShape,
+    PrefillFlops,
+    cross_decoder_flops,
+    decoder_flops,
+    encoder_flops,
+    prefill_flops,
+    shape_of_config,
+)
+from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+
+__all__ = [
+    "MemoryKind",
+    "ModelShape",
+    "PrefillFlops",
+    "cross_decoder_flops",
+    "decoder_flops",
+    "encoder_flops",
+    "measure_ms",
+    "memory_bytes",
+    "prefill_flops",
+    "shape_of_config",
+]
+
+
+def memory_bytes(memory: Memory | None) -> float:
+    """Bytes of a memory as stored, real slots only, mean over its rows [B]."""
+    if memory is None:
+        return 0.0
+    match memory:
+        case SoftPrompt(embeds=embeds):
+            per_slot = embeds.shape[-1] * embeds.element_size()
+        case KVCache(layers=pairs):
+            per_slot = sum(part.shape[1] * part.shape[-1] * part.element_size() for pair in pairs for part in pair)
+        case EncoderStates(layers=states):
+            per_slot = sum(state.shape[-1] * state.element_size() for state in states)
+    return float(memory.num_slots.double().mean()) * per_slot
+
+
+def measure_ms(
+    function: Callable[[], object], *, warmup: int = 3, repeats: int = 20, device: torch.device | str = "cpu"
+) -> float:
+    """Median wall-clock milliseconds of a call, after `warmup` calls; an accelerator is waited for around each."""
+    device = torch.device(device)
+    for _ in range(warmup):
+        function()
+    times = []
+    for _ in range(repeats):
+        _synchronise(device)
+        start = time.perf_counter()
+        function()
+        _synchronise(device)
+        times.append(1000.0 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

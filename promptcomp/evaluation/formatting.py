@@ -1,0 +1,57 @@
+"""Numbers as people read them; `-` for what was not measured."""
+
+from __future__ import annotations
+
+from promptcomp.evaluation.results import Interval
+
+METRIC_TITLES = {
+    "accuracy": "accuracy",
+    "task_accuracy": "accuracy, mean of tasks",
+    "macro_f1": "macro-F1",
+    "macro_f1_metaicl": "macro-F1 (MetaICL)",
+    "task": "score",
+    "loss": "loss",
+}
+
+
+def value_text(value: float | None, interval: Interval | None, digits: int = 3) -> str:
+    """A value with `digits` decimals and its interval with two."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if interval is None else f"{value:.{digits}f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def number_text(value: float | None) -> str:
+    """A count, with one decimal when it is a mean."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
+def bytes_text(value: float | None) -> str:
+    """Bytes with a binary unit."""
+    if value is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def flops_text(value: float | None) -> str:
+    """FLOPs with a decimal unit."""
+    if value is None:
+        return "-"
+    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} PFLOP"
+
+
+def ms_text(value: float | None) -> str:
+    """Milliseconds, or seconds when there are many."""
+    if value is None:
+        return "-"
+    return f"{value / 1000:.3g} s" if value >= 1000 else f"{value:.3g} ms"

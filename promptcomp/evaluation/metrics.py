@@ -1,0 +1,227 @@
+"""Accuracy and macro-F1, and how they are averaged over seeds and tasks.
+
+Two flavours of macro-F1: "sklearn", as MEND (arXiv 2403.06914) uses it, averages over the classes of the gold labels
+and of the predictions; "metaicl" averages over the classes of the gold labels alone and strips white space. They differ
+when a predicted class never occurs in the gold labels.
+
+Everything is kept as counts for each context, so that a weighted sum over contexts gives the metric of any resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from promptcomp.evaluation.records import UNSCORED, Prediction
+
+Flavour = Literal["sklearn", "metaicl"]
+MetricName = Literal["accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl", "task", "loss"]
+METRICS: tuple[MetricName, ...] = ("accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl", "task", "loss")
+"""accuracy: of all examples, pooled. task_accuracy: mean over tasks of the mean over seeds. macro_f1 and
+macro_f1_metaicl: the same of macro-F1, over classification tasks. task: macro-F1 of classification tasks and accuracy
+of the others, mean over seeds, then over tasks (MetaICL's headline). loss: nats per gold token, pooled; less is better.
+"""
+
+Array = NDArray[np.float64]
+
+
+def accuracy(predictions: Sequence[Hashable], gold: Sequence[Hashable | Sequence[Hashable]]) -> float:
+    """Share of right predictions; a list as gold label holds several right answers. NaN when empty."""
+    if len(predictions) != len(gold):
+        raise ValueError(f"{len(predictions)} predictions for {len(gold)} gold labels")
+    hits = [p in g if isinstance(g, list | tuple) else p == g for p, g in zip(predictions, gold, strict=True)]
+    return sum(hits) / len(hits) if hits else float("nan")
+
+
+def macro_f1(predictions: Sequence[str], gold: Sequence[str], flavour: Flavour = "sklearn") -> float:
+    """Unweighted mean of the classes' F1 (see the module docstring for the flavours). NaN when empty."""
+    if len(predictions) != len(gold):
+        raise ValueError(f"{len(predictions)} predictions for {len(gold)} gold labels")
+    if flavour == "metaicl":
+        predictions, gold = [p.strip() for p in predictions], [g.strip() for g in gold]
+    classes = {label: i for i, label in enumerate(dict.fromkeys([*gold, *predictions]))}
+    index_gold = np.array([classes[label] for label in gold], dtype=np.int64)
+    index_predicted = np.array([classes[label] for label in predictions], dtype=np.int64)
+    hits = np.bincount(index_gold[index_gold == index_predicted], minlength=len(classes))
+    counts_gold = np.bincount(index_gold, minlength=len(classes))
+    counts_predicted = np.bincount(index_predicted, minlength=len(classes))
+    return float(f1_from_counts(hits[None], counts_gold[None], counts_predicted[None], flavour)[0])
+
+
+def f1_from_counts(hits: NDArray, gold: NDArray, predicted: NDArray, flavour: Flavour) -> Array:
+    """Macro-F1 of each row [R] from counts for each class [R, K]: true positives, gold labels, predictions.
+
+    A class without gold labels and predictions does not exist; a row without classes is NaN.
+    """
+    either = (gold + predicted).astype(np.float64)
+    f1 = 2.0 * hits / np.where(either > 0, either, 1.0)
+    present = gold > 0 if flavour == "metaicl" else either > 0
+    return _divide((f1 * present).sum(1), present.sum(1))
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """What one row (method or bound) did in the contexts of a group: [n] and [n, K] arrays."""
+
+    correct: Array
+    hits: Array
+    predicted: Array
+    loss: Array
+    """Sum of the losses of all gold tokens, in nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The examples of one task under one data seed, counted for each of their n contexts."""
+
+    task: str
+    seed: int | None
+    kind: str
+    clusters: slice
+    """Where the contexts stand among all contexts of the split."""
+    num_seeds: int
+    """Groups (seeds) of this task."""
+    num_examples: int
+    count: Array
+    """Examples with a choice, for each context [n]."""
+    tokens: Array
+    """Gold tokens, for each context [n]."""
+    gold: Array
+    """Gold labels of each class, for each context [n, K]; K is 0 unless the task is a classification."""
+    rows: Mapping[str, RowCounts]
+
+    @property
+    def num_contexts(self) -> int:
+        """Contexts of this group."""
+        return len(self.count)
+
+
+def group(predictions: Iterable[Prediction], rows: Sequence[str]) -> list[Group]:
+    """Count predictions by (task, seed) and context, for the given rows (all must be present in every prediction)."""
+    members: dict[tuple[str, int | None], list[Prediction]] = {}
+    for prediction in predictions:
+        members.setdefault((prediction.task, prediction.seed), []).append(prediction)
+    num_seeds: dict[str, int] = {}
+    for task, _ in members:
+        num_seeds[task] = num_seeds.get(task, 0) + 1
+    groups, start = [], 0
+    for (task, seed), found in members.items():
+        made = _count(task, seed, found, rows, start, num_seeds[task])
+        start += made.num_contexts
+        groups.append(made)
+    return groups
+
+
+def _count(
+    task: str, seed: int | None, found: Sequence[Prediction], rows: Sequence[str], start: int, num_seeds: int
+) -> Group:
+    kind = found[0].kind
+    numbers = {context: i for i, context in enumerate(dict.fromkeys(p.context for p in found))}
+    n = len(numbers)
+    where = np.array([numbers[p.context] for p in found], dtype=np.int64)
+    tokens = np.array([p.gold_tokens for p in found], dtype=np.float64)
+    classes = _classes(found, rows) if kind == "classification" else {}
+    gold = np.array([classes.get(_label(p, p.gold), UNSCORED) for p in found], dtype=np.int64)
+    counted = {}
+    for row in rows:
+        correct = np.array([bool(p.correct.get(row)) for p in found])
+        predicted = np.array([classes.get(_label(p, p.prediction.get(row)), UNSCORED) for p in found], dtype=np.int64)
+        loss = np.array([_number(p.loss.get(row)) for p in found], dtype=np.float64)
+        counted[row] = RowCounts(
+            correct=_sums(where, correct, n),
+            hits=_table(where, np.where(gold == predicted, gold, UNSCORED), n, len(classes)),
+            predicted=_table(where, predicted, n, len(classes)),
+            loss=_sums(where, np.where(tokens > 0, loss * tokens, 0.0), n),
+        )
+    choices = np.full(len(found), kind != "free_form")
+    return Group(
+        task=task,
+        seed=seed,
+        kind=kind,
+        clusters=slice(start, start + n),
+        num_seeds=num_seeds,
+        num_examples=len(found),
+        count=_sums(where, choices, n),
+        tokens=_sums(where, tokens, n),
+        gold=_table(where, gold, n, len(classes)),
+        rows=counted,
+    )
+
+
+def statistics(groups: Sequence[Group], rows: Sequence[str], weights: NDArray) -> dict[str, dict[str, Array]]:
+    """Every metric of every row under R weightings of the contexts.
+
+    Means over seeds and tasks weight a group by the share of its contexts that was drawn; with weights of one this is
+    the plain mean over tasks of the mean over seeds. A metric without any example is NaN.
+
+    Args:
+        groups: from `group`.
+        rows: rows to work out.
+        weights: how often each context counts, [R, contexts of the split].
+
+    Returns:
+        metric -> row -> [R].
+    """
+    return {name: {row: metric(groups, row, weights, name) for row in rows} for name in METRICS}
+
+
+def metric(groups: Sequence[Group], row: str, weights: NDArray, name: MetricName) -> Array:
+    """One metric of one row under R weightings of the contexts [R]; see `statistics`."""
+    above, below = np.zeros(len(weights)), np.zeros(len(weights))
+    for g in groups:
+        drawn = weights[:, g.clusters]
+        if name == "loss":
+            above += drawn @ g.rows[row].loss
+            below += drawn @ g.tokens
+        elif name == "accuracy":
+            above += drawn @ g.rows[row].correct
+            below += drawn @ g.count
+        else:
+            value = _group_value(g, row, drawn, name)
+            share = np.where(np.isnan(value), 0.0, drawn.sum(1) / (g.num_contexts * g.num_seeds))
+            above += share * np.nan_to_num(value)
+            below += share
+    return _divide(above, below)
+
+
+def _group_value(g: Group, row: str, drawn: NDArray, name: MetricName) -> Array:
+    counts = g.rows[row]
+    if name == "task_accuracy" or (name == "task" and g.kind != "classification"):
+        return _divide(drawn @ counts.correct, drawn @ g.count)
+    flavour: Flavour = "metaicl" if name == "macro_f1_metaicl" else "sklearn"
+    return f1_from_counts(drawn @ counts.hits, drawn @ g.gold, drawn @ counts.predicted, flavour)
+
+
+def _classes(found: Sequence[Prediction], rows: Sequence[str]) -> dict[str, int]:
+    """Numbers of the classes that occur as gold label or prediction; options may be ordered anew in every example."""
+    labels = [_label(p, index) for p in found for index in (p.gold, *(p.prediction.get(row) for row in rows))]
+    return {label: i for i, label in enumerate(dict.fromkeys(label for label in labels if label))}
+
+
+def _label(prediction: Prediction, index: int | None) -> str:
+    return "" if index is None or index < 0 or not prediction.options else prediction.options[index].strip()
+
+
+def _sums(where: NDArray, values: NDArray, num_contexts: int) -> Array:
+    """Sum of the values in each context [contexts]."""
+    return np.bincount(where, weights=values, minlength=num_contexts).astype(np.float64)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _table(where: NDArray, labels: NDArray, num_contexts: int, num_classes: int) -> Array:
+    """Counts [contexts, classes] of labels; UNSCORED labels are not counted."""
+    known = labels >= 0
+    flat = where[known] * num_classes + labels[known]
+    return np.bincount(flat, minlength=num_contexts * num_classes).reshape(num_contexts, num_classes).astype(np.float64)
+
+
+def _divide(above: NDArray, below: NDArray) -> Array:
+    """above / below, NaN where below is 0."""
+    return np.where(below > 0, above / np.where(below > 0, below, 1.0), np.nan)

@@ -1,0 +1,215 @@
+"""results.json (schema 1): what a run found. `compare`, `sweep` and `report` read nothing else.
+
+Keys may be added in later versions and unknown keys are kept when a file is read; no key changes its meaning. A number
+that could not be measured, or is not finite, is null.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from promptcomp.config import Config, ConfigError
+from promptcomp.evaluation.files import read_text, write_atomic
+
+SCHEMA = 1
+FILE_NAME = "results.json"
+
+Interval = tuple[float, float]
+
+
+class _Section(Config):
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+
+class Estimate(_Section):
+    """A metric of one row of one split."""
+
+    value: float | None
+    """The metric on all examples."""
+    ci: Interval | None = None
+    """Bootstrap interval over contexts; null for fewer than two contexts."""
+    std: float | None = None
+    """Sample standard deviation over the data seeds; null for one seed."""
+    worst: float | None = None
+    """Value of the worst data seed; null for one seed."""
+
+
+class TaskResult(_Section):
+    """One task: the mean over its data seeds."""
+
+    task: str
+    kind: str
+    count: int
+    """Examples, all seeds together."""
+    seeds: int
+    """Data seeds."""
+    metric: str
+    """macro_f1 for a classification, accuracy for multiple choice, loss for a free-form task."""
+    method: float | None = None
+    full_prompt: float | None = None
+    no_prompt: float | None = None
+    method_std: float | None = None
+    """Sample standard deviation of the method over the data seeds."""
+
+
+class SplitResult(_Section):
+    """One evaluated split. `method`, `full_prompt` and `no_prompt` are values of `metric` on the same examples."""
+
+    metric: str
+    """Headline metric: accuracy (pooled), task (see metrics.METRICS) or loss (nats per token, lower is better)."""
+    count: int
+    """Examples."""
+    method: float | None
+    full_prompt: float | None
+    no_prompt: float | None
+    retained: float | None = None
+    """(method - no_prompt) / (full_prompt - no_prompt); null without headroom or without bounds."""
+    retained_ci: Interval | None = None
+    others: dict[str, float | None] = {}
+    """Other metrics of the method."""
+    method_ci: Interval | None = None
+    full_prompt_ci: Interval | None = None
+    no_prompt_ci: Interval | None = None
+    headroom: float | None = None
+    """full_prompt - no_prompt (for a loss the other way round)."""
+    headroom_se: float | None = None
+    """Standard error of the headroom."""
+    no_headroom: bool = False
+    """The bounds are closer than two standard errors, or the wrong way round; `retained` is then null."""
+    gap_to_full: float | None = None
+    """method - full_prompt."""
+    gap_to_full_ci: Interval | None = None
+    rows: dict[str, dict[str, Estimate]] = {}
+    """Row -> metric -> estimate, for every metric that applies."""
+    tasks: tuple[TaskResult, ...] = ()
+    seeds: dict[str, dict[str, float | None]] = {}
+    """Data seed -> row -> headline metric; empty when the data has no seeds."""
+    num_tasks: int = 0
+    num_contexts: int = 0
+    """Distinct contexts: the units of the bootstrap."""
+    confidence: float = 0.95
+    resamples: int = 0
+    examples_sha256: str = ""
+    """Identity of the examples; runs are ranked only when it is equal."""
+
+
+class Size(_Section):
+    """How much is kept of a context (means over the contexts of the first test split)."""
+
+    context_tokens: float | None = None
+    """Tokens of the full context."""
+    memory_slots: float | None = None
+    """Positions that the memory takes in the LM."""
+    compression: float | None = None
+    """context_tokens / memory_slots."""
+    context_bytes: float | None = None
+    """Bytes of keys and values of the full context in the LM."""
+    memory_bytes: float | None = None
+    """Bytes of the memory as stored."""
+    memory_kv_bytes: float | None = None
+    """Bytes of keys and values of the memory once it is loaded into the LM."""
+    query_tokens: float | None = None
+    """Tokens of a query (mean), the length that the prefill costs are worked out for."""
+
+
+class Cost(_Section):
+    """What training took and what answering takes. Milliseconds are medians of warm runs, FLOPs are analytic."""
+
+    train_seconds: float | None = None
+    steps: int | None = None
+    tokens_per_second: float | None = None
+    compress_ms: float | None = None
+    """Making the memory of one context."""
+    prefill_ms: float | None = None
+    """Query after the memory."""
+    full_prefill_ms: float | None = None
+    """Query after the full context, nothing cached."""
+    flops_ratio: float | None = None
+    """full_prefill_flops / prefill_flops: how many times cheaper a query is, compressing not counted."""
+    compress_flops: float | None = None
+    prefill_flops: float | None = None
+    full_prefill_flops: float | None = None
+    cached_full_prefill_flops: float | None = None
+    """Query after the full context whose keys and values are cached."""
+    cached_prefill_flops: float | None = None
+    """Query after the memory once its keys and values are cached."""
+    no_prompt_prefill_flops: float | None = None
+    break_even_queries: int | None = None
+    """Queries on one context from which compressing costs fewer FLOPs than reading the full context each time."""
+
+
+class Results(_Section):
+    """What a run found."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    method: str
+    """Registry name of the method."""
+    family: str
+    """decoder or encoder_decoder."""
+    data: str
+    """Name of the data section."""
+    lm: str
+    """The language model, as in the configuration."""
+    seed: int
+    """Training seed."""
+    splits: dict[str, SplitResult]
+    size: Size = Size()
+    cost: Cost = Cost()
+    title: str = ""
+    """The method's name for people; empty: `method`."""
+    context_kind: Literal["demonstrations", "prompt"] = "prompt"
+    """What the contexts are, for the rows of tables."""
+    version: str = ""
+    """Version of promptcomp that wrote the file."""
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Write results.json atomically; numbers that are not finite become null.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    write_atomic(path, results.model_dump_json(by_alias=True, indent=2) + "\n")
+
+
+def read_results(path: Path) -> Results:
+    """Read the results of a run.
+
+    Args:
+        path: a results.json or a run directory that holds one.
+
+    Raises:
+        ConfigError: the file is missing, torn, foreign, or of a newer schema.
+    """
+    if path.is_dir():
+        path = path / FILE_NAME
+    text = read_text(path, "results file")
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path}: not valid JSON (line {error.lineno}: {error.msg}); the file is torn or edited,"
+            " write it anew with `promptcomp evaluate`"
+        ) from None
+    version = tree.get("schema") if isinstance(tree, dict) else None
+    if not isinstance(version, int):
+        raise ConfigError(f"{path}: not a results file of promptcomp (it has no whole number under 'schema')")
+    if version > SCHEMA:
+        raise ConfigError(
+            f"{path}: written by a newer promptcomp (schema {version}, this version reads {SCHEMA}); upgrade promptcomp"
+        )
+    try:
+        return Results.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: not a complete results file: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    items: list[Any] = list(error.errors(include_url=False))
+    place = ".".join(str(part) for part in items[0]["loc"])
+    more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
+    return f"{place}: {items[0]['msg']}{more}"

@@ -1,0 +1,126 @@
+"""The schema of everything that can be configured, and how a configuration is found.
+
+`fit --method mend` loads the shipped `experiments/mend.yaml`; `--config` any file; `key=value` overrides come last.
+Method and data are tagged unions: their `name` chooses the class and so the keys that are known.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, Union
+
+from pydantic import Field, model_validator
+
+from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
+from promptcomp.datamodules import DATASETS
+from promptcomp.language_model import LanguageModelConfig
+from promptcomp.lightning_modules import METHODS
+from promptcomp.lightning_modules.base import OptimConfig
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+
+
+class TrainerConfig(Config):
+    """How long, on what and how often."""
+
+    max_steps: int = Field(1000, ge=0)
+    """Optimiser steps. 0 trains nothing and only evaluates."""
+    batch_size: int = Field(8, ge=1)
+    """Contexts in one optimiser step, over all devices and accumulated micro-batches."""
+    eval_every: int = Field(100, ge=1)
+    """Steps between two looks at the dev split (also when the best weights are chosen)."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between two checkpoints that `--resume` continues from."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many dev evaluations without a better result; null: never."""
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    """Where to run."""
+    devices: int | Literal["auto"] = "auto"
+    """Number of devices; on CPU, of processes ("auto": one)."""
+    precision: Precision = "32-true"
+    """Arithmetic of the training steps."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches whose gradients are summed into one optimiser step."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of each process; null: torch's choice."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TrainerConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"trainer.batch_size={self.batch_size} is not a multiple of trainer.accumulate={self.accumulate}"
+            )
+        return self
+
+
+class EvaluationConfig(Config):
+    """What is measured after training."""
+
+    splits: tuple[str, ...] | None = None
+    """Splits to evaluate; null: every test split of the data."""
+    bounds: bool = True
+    """Also score the full prompt and no prompt with the same weights on the same examples."""
+    bootstrap_resamples: int = Field(2000, ge=100)
+    """Resamples of contexts behind each 95 % interval."""
+    measure_cost: bool = True
+    """Time compression and prefill on this machine (a few seconds)."""
+
+
+class Experiment(Config):
+    """One run: a method, data, a language model, and how to train and evaluate."""
+
+    name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
+    """Name of the run directory; empty: method and data."""
+    method: Annotated[Union[tuple(s.config for s in METHODS.values())], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
+    """The compression method or control, chosen by `method.name`."""
+    data: Annotated[Union[tuple(DATASETS.values())], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
+    """The data, chosen by `data.name`."""
+    lm: LanguageModelConfig
+    """The language model that reads the compressed prompt."""
+    optim: OptimConfig = OptimConfig()
+    """The optimiser and its schedule."""
+    trainer: TrainerConfig = TrainerConfig()
+    """Length, devices, checkpoints."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured after training."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the weights, the data order and the dropout masks."""
+    output_dir: str = "runs"
+    """Folder that run directories are made in."""
+
+    @property
+    def title(self) -> str:
+        """The run's name, made from method and data where none was given."""
+        return self.name or f"{self.method.name}-{self.data.name}"
+
+
+def shipped() -> dict[str, Path]:
+    """The experiments that come with the package, by name ("mend", "paper/mend_gpt2_large_pretrain", ...)."""
+    root = Path(str(resources.files("promptcomp"))) / "experiments"
+    files = sorted(path for path in root.rglob("*.yaml") if "pretrain" not in path.relative_to(root).parts[:-1])
+    return {str(path.relative_to(root).with_suffix("")): path for path in files}
+
+
+def load(method: str | None, config: Path | None, overrides: Iterable[str] = ()) -> Experiment:
+    """The experiment of a shipped method, or of a file, with overrides applied.
+
+    Raises:
+        ConfigError: neither or both of `method` and `config`, an unknown method, or any mistake in the configuration.
+    """
+    if (method is None) == (config is None):
+        raise ConfigError("give either --method NAME (a shipped experiment) or --config FILE")
+    if method is not None:
+        known = shipped()
+        if method not in known:
+            raise ConfigError(f"--method {method!r} is not known; {_suggest(method, list(known))}")
+        config = known[method]
+    assert config is not None
+    return build(Experiment, apply_overrides(read_yaml(config), overrides), source=str(config.name))
+
+
+def _suggest(value: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(value, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -1,0 +1,186 @@
+"""Pretraining a decoder-only LM on text files or MetaICL tasks: byte-level BPE and packed next-token loss.
+
+Rows of MetaICL tasks are read as documents of many rows of one task, so that the LM may learn to read demonstrations.
+Documents are shuffled anew in every epoch, joined with <bos> between them, and cut into blocks of equal length.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from promptcomp.config import Config, ConfigError
+
+
+class TextCorpus(Config):
+    """Pretraining on real text."""
+
+    name: Literal["text"] = "text"
+    files: tuple[Path, ...] = ()
+    """Text files; every paragraph (text between blank lines) is a document."""
+    metaicl_dir: Path | None = None
+    """A folder in MetaICL's layout, with `data/<task>/<task>_*_train.jsonl` and `config/<partition>.json`."""
+    metaicl_partition: str | None = None
+    """Name of the partition whose tasks are read, for example class_to_class."""
+    metaicl_split: Literal["train", "test"] = "train"
+    """Which side of the partition; keep "train" for a base model that is evaluated on the other."""
+    rows_per_document: int = Field(default=16, ge=1)
+    """Rows of one task that make a document."""
+    separators: tuple[str, str] = ("\n", "\n\n\n")
+    """Between input and output, and after each row (the datamodule's `newlines` preset)."""
+    vocab_size: int = Field(default=4096, ge=300)
+    block_tokens: int = Field(default=256, ge=8)
+    steps: int = Field(default=1000, ge=1)
+    final_lr_scale: float = Field(default=0.05, ge=0, le=1)
+    """Learning rate of the last step relative to the first (cosine)."""
+    held_out_blocks: int = Field(default=8, ge=1)
+    """Blocks kept for the measured loss."""
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> TextCorpus:
+        if not self.files and self.metaicl_dir is None:
+            raise ValueError("give files or metaicl_dir")
+        if self.metaicl_dir is not None and self.metaicl_partition is None:
+            raise ValueError("metaicl_dir needs metaicl_partition, the name of a file in its config folder")
+        return self
+
+
+class TextLessons:
+    """Packed next-token prediction."""
+
+    def __init__(self, config: TextCorpus, batch_size: int, seed: int) -> None:
+        self.config = config
+        self._batch_size = batch_size
+        self._rng = random.Random(f"text/{seed}")
+        self._texts = _paragraphs(config.files)
+        self._tasks = _metaicl_rows(config)
+        documents = self._shuffled_documents()
+        self.tokenizer = train_tokenizer(documents, config.vocab_size)
+        self._step = 0
+        self._blocks = self._endless_blocks()
+        self._held_out = torch.tensor([next(self._blocks) for _ in range(config.held_out_blocks)])
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the schedule."""
+        return self.config.steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule is over."""
+        return self._step >= self.config.steps
+
+    @property
+    def stage_name(self) -> str:
+        """There is one stage."""
+        return "text"
+
+    @property
+    def lr_scale(self) -> float:
+        """Cosine from 1 to `final_lr_scale`."""
+        low = self.config.final_lr_scale
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * self._step / self.config.steps))
+
+    def loss(self, model: PreTrainedModel) -> Tensor:
+        """Mean next-token loss on the next blocks."""
+        self._step += 1
+        return _next_token_loss(model, torch.tensor([next(self._blocks) for _ in range(self._batch_size)]))
+
+    @torch.no_grad()
+    def skills(self, model: PreTrainedModel) -> dict[str, float]:
+        """Loss on the blocks kept apart (nats a token); their rows may come again in documents of later epochs."""
+        model.eval()
+        loss = _next_token_loss(model, self._held_out).item()
+        model.train()
+        return {"held_out_loss": loss}
+
+    def report(self, model: PreTrainedModel) -> dict[str, Any]:
+        """The same as the skills."""
+        return dict(self.skills(model))
+
+    def _shuffled_documents(self) -> list[str]:
+        documents = list(self._texts)
+        for rows in self._tasks:
+            order = self._rng.sample(rows, len(rows))
+            size = self.config.rows_per_document
+            documents += ["".join(order[i : i + size]) for i in range(0, len(order), size)]
+        self._rng.shuffle(documents)
+        return documents
+
+    def _endless_blocks(self) -> Iterator[list[int]]:
+        buffer: list[int] = []
+        width = self.config.block_tokens
+        while True:
+            for document in self._shuffled_documents():
+                buffer += [self.tokenizer.bos_token_id, *self.tokenizer(document).input_ids]
+                while len(buffer) >= width:
+                    yield buffer[:width]
+                    del buffer[:width]
+
+
+def train_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: any text survives encoding and decoding. Ids: <pad> 0, <bos> 1, <eos> 2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _next_token_loss(model: PreTrainedModel, blocks: Tensor) -> Tensor:
+    logits = model(input_ids=blocks, use_cache=False).logits[:, :-1]  # [B, T - 1, V]
+    return F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten())
+
+
+def _paragraphs(files: tuple[Path, ...]) -> list[str]:
+    found = []
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(f"data.files: {file} is no file")
+        found += [part for part in file.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+    return found
+
+
+def _metaicl_rows(config: TextCorpus) -> list[list[str]]:
+    """Rendered rows of each task of the partition."""
+    if config.metaicl_dir is None:
+        return []
+    partition = config.metaicl_dir / "config" / f"{config.metaicl_partition}.json"
+    if not partition.is_file():
+        known = ", ".join(sorted(path.stem for path in partition.parent.glob("*.json"))) or "none"
+        raise ConfigError(f"data.metaicl_partition: no file {partition}; found: {known}")
+    after_input, after_row = config.separators
+    tasks = []
+    for name in json.loads(partition.read_text(encoding="utf-8"))[config.metaicl_split]:
+        rows: dict[str, None] = {}  # an ordered set: classification tasks repeat rows over their seeds
+        for file in sorted((config.metaicl_dir / "data" / name).glob(f"{name}_*_train.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                rows[f"{row['input']}{after_input}{row['output']}{after_row}"] = None
+        if not rows:
+            raise ConfigError(f"data.metaicl_dir: task {name!r} has no *_train.jsonl in {config.metaicl_dir / 'data'}")
+        tasks.append(list(rows))
+    return tasks

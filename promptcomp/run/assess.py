@@ -1,0 +1,213 @@
+"""Scoring a module and its bounds on the same examples in one pass, and turning the scores into results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from promptcomp.batch import Batch, Context
+from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.evaluation import cost, flops
+from promptcomp.evaluation.metrics import MetricName
+from promptcomp.evaluation.records import Prediction
+from promptcomp.evaluation.results import Cost, Size, SplitResult
+from promptcomp.evaluation.scoring import OptionScores, examples_sha256, make_predictions
+from promptcomp.evaluation.summary import summarise
+from promptcomp.experiment import EvaluationConfig
+from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+
+OnBatch = Callable[[int, int], None]
+"""Called with (batches done, batches in all)."""
+
+
+@dataclass(slots=True)
+class _Sizes:
+    """Running sums over contexts and queries."""
+
+    contexts: int = 0
+    context_tokens: int = 0
+    slots: int = 0
+    memory_bytes: float = 0.0
+    queries: int = 0
+    query_tokens: int = 0
+    kind: flops.MemoryKind | None = None
+    first_batch: Batch | None = None
+
+    def add(self, batch: Batch, memory: Memory | None) -> None:
+        contexts = len(batch.context.mask)
+        self.contexts += contexts
+        self.context_tokens += int(batch.context.mask.sum())
+        self.queries += len(batch.query_mask)
+        self.query_tokens += int(batch.query_mask.sum())
+        if memory is not None:
+            self.kind = memory_kind(memory)
+            self.slots += int(memory.num_slots.sum())
+            self.memory_bytes += cost.memory_bytes(memory) * contexts
+        if self.first_batch is None:
+            self.first_batch = batch
+
+
+@dataclass(slots=True)
+class Assessment:
+    """What was found on one split."""
+
+    predictions: list[Prediction]
+    result: SplitResult
+    sizes: _Sizes = field(default_factory=_Sizes)
+
+
+def memory_kind(memory: Memory) -> flops.MemoryKind:
+    """The name that the cost formulas have for a memory."""
+    match memory:
+        case SoftPrompt():
+            return "soft_prompt"
+        case KVCache():
+            return "kv_cache"
+        case EncoderStates():
+            return "encoder_states"
+
+
+def assess(
+    module: CompressionModule,
+    datamodule: ContextDataModule,
+    split: str,
+    metric: MetricName,
+    config: EvaluationConfig,
+    *,
+    calibrated: bool = False,
+    on_batch: OnBatch = lambda done, total: None,
+) -> Assessment:
+    """Score a split with the method's memory and, in the same pass, with the full prompt and with no prompt.
+
+    Args:
+        module: A built module in eval mode.
+        datamodule: Data with an `eval_dataloader`.
+        split: One of `datamodule.eval_splits`.
+        metric: The headline metric ("accuracy", "task" or "loss").
+        config: Bounds on or off, bootstrap resamples.
+        calibrated: Subtract the scores under the input "N/A" (PMI).
+        on_batch: Progress callback.
+    """
+    examples = datamodule.examples(split)
+    sizes = _Sizes()
+    scores = _score(module, datamodule.eval_dataloader(split), config.bounds, on_batch, sizes)
+    null = None
+    if calibrated:
+        null = _score(module, datamodule.null_dataloader(split), config.bounds, on_batch, _Sizes())
+    predictions = make_predictions(split, examples, scores, null)
+    result = summarise(
+        predictions,
+        metric,
+        examples_sha256=examples_sha256(examples),
+        resamples=config.bootstrap_resamples,
+    )
+    return Assessment(predictions, result, sizes)
+
+
+@torch.inference_mode()
+def _score(
+    module: CompressionModule, batches: Iterable[Batch], bounds: bool, on_batch: OnBatch, sizes: _Sizes
+) -> dict[str, OptionScores | None]:
+    rows = ("method", "full_prompt", "no_prompt") if bounds else ("method",)
+    collected = {row: OptionScores() for row in rows}
+    total = len(batches)  # type: ignore[arg-type]
+    for done, batch in enumerate(batches, start=1):
+        batch = batch.to(module.device)
+        memory = module.compress(batch.context)
+        sizes.add(batch, memory)
+        for row in rows:
+            scored = memory if row == "method" else bound_memory(module, row, batch.context)
+            sums, counts = module.lm.score(scored, batch)
+            collected[row].add(batch.example.tolist(), batch.choice.tolist(), sums.tolist(), counts.tolist())
+        on_batch(done, total)
+    return dict(collected)
+
+
+def bound_memory(module: CompressionModule, row: str, context: Context) -> Memory | None:
+    """The memory of a bound: the whole prompt as the LM reads it, or nothing."""
+    return module.lm.encode(context) if row == "full_prompt" else None
+
+
+def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: EvaluationConfig) -> tuple[Size, Cost]:
+    """Mean sizes over the contexts of a split, analytic FLOPs, and milliseconds measured on this machine."""
+    lm = module.lm
+    contexts, queries = max(sizes.contexts, 1), max(sizes.queries, 1)
+    context_tokens, slots = sizes.context_tokens / contexts, sizes.slots / contexts
+    query_tokens = sizes.query_tokens / queries
+    shape = flops.shape_of_config(
+        lm.hf.config.to_dict(),
+        sum(p.numel() for p in lm.parameters()),
+        lm.hf.dtype.itemsize,
+    )
+    prefill = flops.prefill_flops(
+        shape,
+        context_tokens=context_tokens,
+        memory_slots=slots,
+        query_tokens=query_tokens,
+        memory_kind=sizes.kind or "soft_prompt",
+        layout=layout,  # type: ignore[arg-type]
+        compress_flops=module.compress_flops(context_tokens),
+    )
+    size = Size(
+        context_tokens=context_tokens,
+        memory_slots=slots,
+        compression=context_tokens / slots if slots else None,
+        context_bytes=context_tokens * shape.kv_bytes_per_token,
+        memory_bytes=sizes.memory_bytes / contexts,
+        memory_kv_bytes=slots * shape.kv_bytes_per_token,
+        query_tokens=query_tokens,
+    )
+    timed = _time(module, sizes.first_batch) if config.measure_cost and sizes.first_batch is not None else Cost()
+    return size, Cost(
+        compress_ms=timed.compress_ms,
+        prefill_ms=timed.prefill_ms,
+        full_prefill_ms=timed.full_prefill_ms,
+        flops_ratio=prefill.ratio,
+        compress_flops=prefill.compress,
+        prefill_flops=prefill.compressed,
+        full_prefill_flops=prefill.full,
+        cached_full_prefill_flops=prefill.cached_full,
+        cached_prefill_flops=prefill.cached_compressed,
+        no_prompt_prefill_flops=prefill.no_prompt,
+        break_even_queries=prefill.break_even_queries if prefill.compress else None,
+    )
+
+
+@torch.inference_mode()
+def _time(module: CompressionModule, batch: Batch) -> Cost:
+    """Medians of warm runs for one context and one query."""
+    one = first_query(batch)
+    memory = module.compress(one.context)
+    device = module.device
+
+    def full_prefill() -> None:
+        module.lm.score(module.lm.encode(one.context), one)
+
+    return Cost(
+        compress_ms=cost.measure_ms(lambda: module.compress(one.context), device=device),
+        prefill_ms=cost.measure_ms(lambda: module.lm.score(memory, one), device=device),
+        full_prefill_ms=cost.measure_ms(full_prefill, device=device),
+    )
+
+
+def first_query(batch: Batch) -> Batch:
+    """The first context of a batch with its first query and that query's first target."""
+    query = int((batch.context_of == 0).nonzero()[0])
+    target = int((batch.query_of == query).nonzero()[0])
+    context = Context(batch.context.ids[:1], batch.context.mask[:1], batch.context.task[:1])
+    zero = torch.zeros(1, dtype=torch.long, device=batch.query_ids.device)
+    return Batch(
+        context=context,
+        teacher_context=context,
+        query_ids=batch.query_ids[query : query + 1],
+        query_mask=batch.query_mask[query : query + 1],
+        target_ids=batch.target_ids[target : target + 1],
+        target_mask=batch.target_mask[target : target + 1],
+        context_of=zero,
+        query_of=zero,
+        example=batch.example[target : target + 1],
+        choice=batch.choice[target : target + 1],
+    )

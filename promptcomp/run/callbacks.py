@@ -1,0 +1,188 @@
+"""Lightning callbacks and the logger of every run: step series, exact randomness, a clean stop."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+from promptcomp.run.directory import MetricsFile, RunDirectory
+
+
+class MetricsLogger(Logger):
+    """Writes what the modules log to metrics.csv, one row a step."""
+
+    def __init__(self, run: RunDirectory, resumed_step: int) -> None:
+        super().__init__()
+        self._file = MetricsFile(run.metrics)
+        if self._file.rows:
+            self._file.truncate(resumed_step)
+        self._save_dir = str(run.path)
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for one."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for one."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run directory."""
+        return self._save_dir
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MetricsFile:
+        """The file itself."""
+        return self._file
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """One row; Lightning counts steps from 0, people from 1."""
+        values = {name: float(value) for name, value in metrics.items() if name != "epoch"}
+        if values:
+            self._file.append((step or 0) + 1, values)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml is in the run directory."""
+
+
+class StepSeed(L.Callback):
+    """Makes all randomness of a step (dropout) a pure function of (seed, step, rank): nothing to save, exact resume."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Reseed before every micro-batch."""
+        text = f"{self.seed}/{trainer.global_step}/{batch_idx % trainer.accumulate_grad_batches}/{trainer.global_rank}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+
+
+class Stopped(Exception):
+    """A run that a signal has ended; its state is in last.ckpt."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+class SaveBetweenSteps(L.Callback):
+    """Writes last.ckpt every few steps, and when Ctrl-C or SIGTERM has come; then it ends the run.
+
+    The signal handler only sets a flag (saving inside a handler can meet a half-done optimiser step); the ranks agree on
+    it before the next step and all raise `Stopped`. A second signal kills the run. All saving is done before a step,
+    when the logs and the dev evaluation of the last one are done, so that a resumed run neither repeats nor skips them.
+    """
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, run: RunDirectory, every: int) -> None:
+        self.run = run
+        self.every = every
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+        self._process = os.getpid()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Install the handlers."""
+        self._process = os.getpid()
+        for number in self.signals:
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked data worker
+            return
+        self.received = number
+        for each in self.signals:
+            signal.signal(each, self._previous.get(each, signal.SIG_DFL))
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is time, and stop every rank at the same step."""
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        step = trainer.global_step
+        stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+        if stop or (step > 0 and step % self.every == 0):
+            save_between_steps(trainer, self.run.last)
+        if stop:
+            raise Stopped(step)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the handlers back."""
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Put the handlers back."""
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """The weights with the best dev result, as checkpoints/best.ckpt."""
+
+    def __init__(self, run: RunDirectory, monitor: str, mode: str) -> None:
+        super().__init__(
+            dirpath=run.best.parent,
+            filename=run.best.stem,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+
+
+def save_between_steps(trainer: L.Trainer, path: Path) -> None:
+    """Save the state as of the last finished step, although Lightning has counted the next batch as ready."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    counters = (progress.total, progress.current)
+    for counter in counters:
+        counter.ready -= 1
+    try:
+        trainer.save_checkpoint(path)
+    finally:
+        for counter in counters:
+            counter.ready += 1
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside the old one and then renames it: a kill or a full disk leaves the old one usable."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write, flush to the disk, rename."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

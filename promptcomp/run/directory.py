@@ -1,0 +1,225 @@
+"""A run directory: its layout, the record of the environment, and the step series.
+
+config.yaml        the resolved configuration; `promptcomp fit --config RUN/config.yaml` repeats the run
+environment.json   versions, hardware, git commit
+metrics.csv        one row for each logged step
+checkpoints/       last.ckpt (what --resume continues from), best.ckpt (what is evaluated)
+predictions.jsonl  one line for each evaluated example
+results.json       what the run found
+log.txt            messages with their times
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from promptcomp.config import ConfigError
+
+RUN_DIRECTORY_VARIABLE = "PROMPTCOMP_RUN_DIRECTORY"
+"""Tells the processes that a strategy starts which directory rank 0 has made."""
+_PACKAGES = ("promptcomp", "torch", "lightning", "transformers", "datasets", "torchmetrics", "pydantic", "safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Paths inside one run directory."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, hardware, git commit."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The step series."""
+        return self.path / "metrics.csv"
+
+    @property
+    def predictions(self) -> Path:
+        """One line for each evaluated example."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """What the run found."""
+        return self.path / "results.json"
+
+    @property
+    def log(self) -> Path:
+        """Messages with their times."""
+        return self.path / "log.txt"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that `--resume` continues from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best dev result."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    def write_log(self, message: str) -> None:
+        """Append one line to log.txt."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {message}\n")
+
+
+def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
+    """Make a new run directory: `chosen`, or `output_dir/<title>-<time>`.
+
+    Raises:
+        ConfigError: `chosen` already holds something, or the folder cannot be written.
+    """
+    inherited = os.environ.get(RUN_DIRECTORY_VARIABLE)
+    if inherited:
+        return RunDirectory(Path(inherited))
+    if chosen is not None and chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
+        raise ConfigError(f"{chosen} is not empty; continue it with 'promptcomp fit --resume {chosen}' or name another")
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = chosen or next(p for p in _candidates(output_dir / f"{title}-{stamp}") if not p.exists())
+    try:
+        (path / "checkpoints").mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: the run directory cannot be made ({error.strerror})") from None
+    os.environ[RUN_DIRECTORY_VARIABLE] = str(path)
+    return RunDirectory(path)
+
+
+def _candidates(first: Path) -> Any:
+    yield first
+    number = 2
+    while True:
+        yield first.with_name(f"{first.name}-{number}")
+        number += 1
+
+
+def open_existing(path: Path) -> RunDirectory:
+    """An existing run directory.
+
+    Raises:
+        ConfigError: it is not there or has no config.yaml.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such run directory")
+    run = RunDirectory(path)
+    if not run.config.is_file():
+        raise ConfigError(f"{path} is no run directory: it has no config.yaml")
+    return run
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and the git commit of the code that runs."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "git_commit": _git_commit(),
+    }
+
+
+def write_environment(run: RunDirectory) -> None:
+    """Record the environment; a resumed run keeps the earlier records too."""
+    history: list[Any] = []
+    if run.environment.is_file():
+        history = json.loads(run.environment.read_text(encoding="utf-8"))["history"]
+    write_text(run.environment, json.dumps({"history": [*history, environment()]}, indent=2) + "\n")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of a checkout this package is run from; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+class MetricsFile:
+    """metrics.csv: a row for each logged step; the header grows when a new column appears.
+
+    Lightning's CSV logger deletes the earlier rows when a run is resumed, so this one is ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                self.rows = list(csv.DictReader(file))
+        self.columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["step"]
+
+    def truncate(self, step: int) -> None:
+        """Drop the rows after `step` (a resumed run writes them again)."""
+        self.rows = [row for row in self.rows if int(row["step"]) <= step]
+        self._rewrite()
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the row of one step."""
+        row = {"step": str(step), **{name: f"{value:.10g}" for name, value in values.items()}}
+        self.rows.append(row)
+        new = [name for name in row if name not in self.columns]
+        if new or not self.path.is_file():
+            self.columns += new
+            self._rewrite()
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def _rewrite(self) -> None:
+        lines = [self.columns, *([row.get(name) or "" for name in self.columns] for row in self.rows)]
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(lines)
+        temporary.replace(self.path)

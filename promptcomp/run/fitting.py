@@ -1,0 +1,327 @@
+"""Training, resuming and evaluating a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from rich.console import Console
+from rich.progress import Progress
+from transformers.utils.logging import disable_progress_bar
+
+from promptcomp import __version__
+from promptcomp.config import ConfigError, apply_overrides, build, dump, read_yaml
+from promptcomp.datamodules import build_datamodule
+from promptcomp.datamodules.base import ContextDataModule, ICLConfig
+from promptcomp.evaluation.records import Prediction, write_predictions
+from promptcomp.evaluation.results import Cost, Results, Size, write_results
+from promptcomp.experiment import Experiment
+from promptcomp.language_model import open_tokenizer, open_window
+from promptcomp.lightning_modules import METHODS
+from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.trained import read_checkpoint
+from promptcomp.report import print_report
+from promptcomp.run.assess import Assessment, assess, measure
+from promptcomp.run.callbacks import (
+    AtomicCheckpoints,
+    BestCheckpoint,
+    MetricsLogger,
+    SaveBetweenSteps,
+    StepSeed,
+    Stopped,
+)
+from promptcomp.run.directory import (
+    RUN_DIRECTORY_VARIABLE,
+    RunDirectory,
+    create,
+    open_existing,
+    write_environment,
+    write_text,
+)
+from promptcomp.run.progress import TrainingProgress
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command has to show."""
+
+    run: Path
+    results: Results | None
+    step: int
+    interrupted: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The outcome for machines; `results` is results.json."""
+        results = None if self.results is None else json.loads(self.results.model_dump_json(by_alias=True))
+        return {"run": str(self.run), "step": self.step, "interrupted": self.interrupted, "results": results}
+
+    def print(self, console: Console) -> None:
+        """The outcome for people."""
+        if self.interrupted:
+            console.print(f"Stopped after step {self.step}; the run is complete up to there.")
+            console.print(f"Continue with: promptcomp fit --resume {self.run}", highlight=False, soft_wrap=True)
+        elif self.results is not None:
+            print_report(self.results, console, self.run)
+
+
+def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outcome | None:
+    """Train in a new run directory and evaluate. Returns None on ranks other than 0.
+
+    Raises:
+        ConfigError: a mistake in the configuration or the data.
+    """
+    inherited = RUN_DIRECTORY_VARIABLE in os.environ
+    run = create(Path(experiment.output_dir), experiment.title, run_dir)
+    try:
+        if not inherited:
+            write_text(run.config, dump(experiment))
+        return _fit(experiment, run, console, resume=False)
+    finally:
+        if not inherited:
+            del os.environ[RUN_DIRECTORY_VARIABLE]
+
+
+def resume_fit(path: Path, console: Console) -> Outcome | None:
+    """Continue a run from its last checkpoint (or from the start, if it has none) and evaluate.
+
+    Raises:
+        ConfigError: no run directory, or a checkpoint that does not belong to its configuration.
+    """
+    run = open_existing(path)
+    experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
+    return _fit(experiment, run, console, resume=True)
+
+
+def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console: Console) -> Outcome:
+    """Measure a trained run again, with overrides of its data, splits or seeds, in a directory of its own.
+
+    Raises:
+        ConfigError: no run, no trained weights, or a mistake in the overrides.
+    """
+    run = open_existing(path)
+    tree = apply_overrides(read_yaml(run.config), overrides)
+    experiment = build(Experiment, tree, source=str(run.config))
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    target = RunDirectory(output or run.path / "evaluations" / stamp)
+    if target.path.exists() and any(target.path.iterdir()):
+        raise ConfigError(f"{target.path} is not empty; name another folder with --output")
+    with _quiet(None):
+        _set_threads(experiment)
+        datamodule, module = _parts(experiment)
+        module.configure_model()
+        if module.trainable:
+            module.load_trained(_weights(run))
+        step = 0
+        target.path.mkdir(parents=True, exist_ok=True)
+        write_text(target.config, dump(experiment))
+        write_environment(target)
+        results = _evaluate(experiment, module, datamodule, target, console, Cost())
+    return Outcome(target.path, results, step)
+
+
+def _fit(experiment: Experiment, run: RunDirectory, console: Console, resume: bool) -> Outcome | None:
+    with _quiet(run):
+        _set_threads(experiment)
+        L.seed_everything(experiment.seed, verbose=False)
+        datamodule, module = _parts(experiment)
+        if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
+            write_environment(run)
+            _announce(experiment, run, console)
+        cost, step = Cost(), 0
+        if module.trainable and experiment.trainer.max_steps:
+            progress = TrainingProgress(console, experiment.trainer.max_steps)
+            trainer = _trainer(experiment, run, progress, resume)
+            if "dev" in datamodule.eval_splits:
+                module.watch(datamodule.examples("dev"))
+            seconds = time.monotonic()
+            checkpoint = run.last if resume and run.last.is_file() else None
+            try:
+                trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+            except Stopped as stopped:
+                run.write_log(str(stopped))
+                return Outcome(run.path, None, stopped.step, interrupted=True) if trainer.is_global_zero else None
+            seconds = time.monotonic() - seconds
+            step = trainer.global_step
+            if not trainer.is_global_zero:
+                return None
+            cost = Cost(train_seconds=seconds, steps=step, tokens_per_second=progress.tokens / max(seconds, 1e-9))
+            trainer.save_checkpoint(run.last)
+            module.load_trained(_weights(run))
+        else:
+            module.configure_model()
+        results = _evaluate(experiment, module, datamodule, run, console, cost)
+        run.write_log("finished")
+    return Outcome(run.path, results, step)
+
+
+def _parts(experiment: Experiment) -> tuple[ContextDataModule, CompressionModule]:
+    """The data and the module of an experiment; the module builds its models in `configure_model`."""
+    datamodule = build_datamodule(
+        experiment.data,
+        open_tokenizer(experiment.lm),
+        seed=experiment.seed,
+        batch_size=experiment.trainer.batch_size // experiment.trainer.accumulate,
+        window=open_window(experiment.lm),
+    )
+    module = METHODS[experiment.method.name].module(
+        experiment.method,
+        experiment.lm,
+        experiment.optim,
+        max_steps=experiment.trainer.max_steps,
+        seed=experiment.seed,
+        task_names=datamodule.task_names,
+    )
+    return datamodule, module
+
+
+def _trainer(experiment: Experiment, run: RunDirectory, progress: TrainingProgress, resume: bool) -> L.Trainer:
+    config = experiment.trainer
+    monitor, mode = ("dev/loss", "min") if not isinstance(experiment.data, ICLConfig) else ("dev/accuracy", "max")
+    callbacks: list[Callback] = [
+        StepSeed(experiment.seed),
+        BestCheckpoint(run, monitor, mode),
+        SaveBetweenSteps(run, config.checkpoint_every),
+        progress,
+    ]
+    if config.patience is not None:
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
+    resumed_step = 0
+    if resume and run.last.is_file():
+        resumed_step = int(read_checkpoint(run.last)["global_step"])
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=_devices(config.devices),
+        precision=config.precision,
+        max_steps=config.max_steps,
+        accumulate_grad_batches=config.accumulate,
+        val_check_interval=config.eval_every * config.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        logger=MetricsLogger(run, resumed_step),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=run.path,
+    )
+
+
+def _devices(devices: int | str) -> int | str:
+    """ "auto" is one process on CPU."""
+    return devices if devices != "auto" or torch.cuda.is_available() or torch.backends.mps.is_available() else 1
+
+
+def _weights(run: RunDirectory) -> Path:
+    """The checkpoint to evaluate: the best on dev, or the last where nothing was selected.
+
+    Raises:
+        ConfigError: the run has neither.
+    """
+    for path in (run.best, run.last):
+        if path.is_file():
+            return path
+    raise ConfigError(f"{run.path} holds no trained weights yet; train it with 'promptcomp fit --resume {run.path}'")
+
+
+def _evaluate(
+    experiment: Experiment,
+    module: CompressionModule,
+    datamodule: ContextDataModule,
+    run: RunDirectory,
+    console: Console,
+    cost: Cost,
+) -> Results:
+    """Score every test split with its bounds; write predictions.jsonl and results.json."""
+    module.eval()
+    data, config = experiment.data, experiment.evaluation
+    is_icl = isinstance(data, ICLConfig)
+    tests = tuple(split for split in datamodule.eval_splits if split != "dev") or datamodule.eval_splits
+    found: dict[str, Assessment] = {}
+    predictions: list[Prediction] = []
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        for split in config.splits or tests:
+            bar = progress.add_task(f"evaluate {split}", total=None)
+            found[split] = assess(
+                module,
+                datamodule,
+                split,
+                data.metric if is_icl else "loss",
+                config,
+                calibrated=is_icl and data.calibration == "pmi",
+                on_batch=lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
+            )
+            predictions += found[split].predictions
+    first = next(iter(found.values()))
+    size, prefill = measure(module, first.sizes, experiment.lm.layout, config) if config.bounds else (Size(), Cost())
+    results = Results(
+        method=experiment.method.name,
+        title=METHODS[experiment.method.name].title,
+        family=module.lm.family,
+        data=experiment.data.name,
+        lm=experiment.lm.path,
+        seed=experiment.seed,
+        splits={split: assessment.result for split, assessment in found.items()},
+        size=size,
+        cost=prefill.model_copy(update=cost.model_dump(exclude_none=True)),
+        context_kind="demonstrations" if is_icl else "prompt",
+        version=__version__,
+    )
+    write_predictions(run.predictions, predictions)
+    write_results(run.results, results)
+    return results
+
+
+def _announce(experiment: Experiment, run: RunDirectory, console: Console) -> None:
+    console.print(
+        f"[bold]{experiment.method.name}[/] on {experiment.data.name} with {experiment.lm.path}, "
+        f"seed {experiment.seed}, in {run.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    run.write_log(f"started: {experiment.title}, seed {experiment.seed}")
+
+
+def _set_threads(experiment: Experiment) -> None:
+    if experiment.trainer.threads is not None:
+        torch.set_num_threads(experiment.trainer.threads)
+
+
+@contextmanager
+def _quiet(run: RunDirectory | None) -> Iterator[None]:
+    """Lightning's and torch's remarks go to log.txt, not between the lines a person reads."""
+    loggers = [
+        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers", "py.warnings")
+    ]
+    previous = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    handler: logging.Handler = logging.NullHandler()
+    if run is not None:
+        handler = logging.FileHandler(run.log, encoding="utf-8", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO if logger.name.startswith("lightning") else logging.WARNING)
+    logging.captureWarnings(True)
+    disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, (level, propagate, handlers) in zip(loggers, previous, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        handler.close()

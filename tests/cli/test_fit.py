@@ -1,0 +1,180 @@
+"""`fit`, `evaluate` and `compare` on a tiny random LM: the run directory, stopping, resuming, faults."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from promptcomp.lightning_modules.base import CompressionModule
+from tests.cli.conftest import Run
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    """The trained tensors of the last checkpoint."""
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def series(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without empty cells."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send SIGINT to this process in the middle of the forward pass of a step."""
+    original = CompressionModule.training_step
+    sent = []
+
+    def stepping(self: CompressionModule, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == step and not sent:
+            sent.append(batch_idx)
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(CompressionModule, "training_step", stepping)
+
+
+def test_run_directory_and_results(tiny_run: Run, tmp_path: Path) -> None:
+    done = tiny_run("one")
+    assert done.returncode == 0, done.stderr
+    for name in ("no demonstrations", "MEND", "full demonstrations", "compression", "run directory"):
+        assert name in done.stdout
+    found = {path.name for path in (tmp_path / "one").iterdir()}
+    expected = {"config.yaml", "environment.json", "metrics.csv", "predictions.jsonl", "checkpoints", "results.json"}
+    assert found == expected | {"log.txt"}
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert results["schema"] == 1
+    assert set(results["splits"]) == {"test", "test_hard"}
+    assert results["splits"]["test"]["count"] == 16
+    assert results["size"]["memory_slots"] == 2
+    assert results["cost"]["steps"] == 8
+    assert len((tmp_path / "one" / "predictions.jsonl").read_text().splitlines()) == 32
+
+
+def test_the_written_configuration_repeats_the_run(tiny_run: Run, run: Run, tmp_path: Path) -> None:
+    assert tiny_run("one").returncode == 0
+    assert run("fit", "--config", "one/config.yaml", "--run-dir", "two").returncode == 0
+    first, second = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (tmp_path / "one/predictions.jsonl").read_text() == (tmp_path / "two/predictions.jsonl").read_text()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("step", [0, 3, 6])
+def test_a_stopped_run_resumes_bit_for_bit(
+    tiny_run: Run, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, accumulate: int
+) -> None:
+    assert tiny_run("whole", f"trainer.accumulate={accumulate}").returncode == 0
+    with monkeypatch.context() as patch:
+        signal_at(patch, step)
+        stopped = tiny_run("part", f"trainer.accumulate={accumulate}")
+    assert stopped.returncode == 130
+    assert "promptcomp fit --resume part" in stopped.stdout
+    assert not (tmp_path / "part" / "results.json").exists()
+    resumed = run("fit", "--resume", "part")
+    assert resumed.returncode == 0, resumed.stderr
+    first, second = tensors(tmp_path / "whole"), tensors(tmp_path / "part")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert series(tmp_path / "whole") == series(tmp_path / "part")
+    assert (tmp_path / "whole/predictions.jsonl").read_text() == (tmp_path / "part/predictions.jsonl").read_text()
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(
+    tiny_run: Run, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = torch.save, []
+
+    def failing(value: Any, file: Any) -> None:
+        calls.append(file)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(file.name))
+        save(value, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", failing)
+        done = tiny_run("run")
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    assert tensors(tmp_path / "run")
+    assert run("fit", "--resume", "run").returncode == 0
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
+def test_a_loss_that_is_not_finite_ends_with_one_message(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = tiny_run("run", "optim.lr=1e30", "optim.clip_norm=null")
+    assert done.returncode == 1
+    assert "is not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluate_writes_beside_the_run(tiny_run: Run, run: Run, tmp_path: Path) -> None:
+    assert tiny_run("one").returncode == 0
+    before = (tmp_path / "one" / "results.json").read_text()
+    done = run("evaluate", "one", "evaluation.splits=[test]", "data.perturbation=wrong_labels", "--output", "again")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads((tmp_path / "again" / "results.json").read_text())["splits"]) == {"test"}
+    assert (tmp_path / "one" / "results.json").read_text() == before
+    same = run("evaluate", "one", "--json")
+    assert json.loads(same.stdout)["results"]["splits"] == json.loads(before)["splits"]
+
+
+def test_compare_ranks_and_refuses(tiny_run: Run, run: Run) -> None:
+    assert tiny_run("one").returncode == 0
+    assert tiny_run("two", "seed=1").returncode == 0
+    assert tiny_run("other", "data.world.num_test_tasks=3").returncode == 0
+    done = run("compare", "one", "two")
+    assert done.returncode == 0, done.stderr
+    assert "one" in done.stdout
+    assert json.loads(run("compare", "one", "two", "--format", "json").stdout)
+    refused = run("compare", "one", "other")
+    assert refused.returncode == 2
+    assert "other" in refused.stderr
+    assert run("compare", "one", "other", "--allow-different").returncode == 0
+    assert run("compare", "one", "--format", "xml").returncode == 2
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tiny_run: Run, run: Run, tmp_path: Path) -> None:
+    assert tiny_run("one").returncode == 0
+    done = run("evaluate", "one", "method.num_slots=3")
+    assert done.returncode == 2
+    assert "slots" in done.stderr
+    config = (tmp_path / "one" / "config.yaml").read_text()
+    (tmp_path / "one" / "config.yaml").write_text(config.replace("num_slots: 2", "num_slots: 3"))
+    assert run("fit", "--resume", "one").returncode == 2
+
+
+def test_a_torn_checkpoint_is_named(tiny_run: Run, run: Run, tmp_path: Path) -> None:
+    assert tiny_run("one").returncode == 0
+    last = tmp_path / "one" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    done = run("fit", "--resume", "one")
+    assert done.returncode == 2
+    assert "last.ckpt" in done.stderr
+
+
+def test_a_run_directory_in_use_is_refused(tiny_run: Run) -> None:
+    assert tiny_run("one", "trainer.max_steps=1").returncode == 0
+    done = tiny_run("one")
+    assert done.returncode == 2
+    assert "--resume" in done.stderr
+
+
+@pytest.mark.parametrize("method", ["full_prompt", "no_prompt"])
+def test_controls_need_no_training(run: Run, tiny_lm: Path, method: str) -> None:
+    done = run(
+        "fit", "--method", method, "--json", f"lm.path={tiny_lm}", "data.num_demonstrations=4",
+        "data.world.num_test_tasks=3", "data.world.num_queries=3", "evaluation.measure_cost=false",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    test = json.loads(done.stdout)["results"]["splits"]["test"]
+    assert test["method"] == test[method]

@@ -1,0 +1,68 @@
+"""What a person reads after a mistake: one message, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("fit",), "give either --method NAME"),
+        (("fit", "--method", "mned"), "did you mean 'mend'?"),
+        (("fit", "--method", "mend", "optim.lrr=1"), "optim.lrr: unknown key; did you mean 'lr'?"),
+        (("fit", "--method", "mend", "optim.lr=fast", "seeed=1"), "seeed: unknown key; did you mean 'seed'?"),
+        (("fit", "--method", "mend", "method.name=mned"), "did you mean 'mend'?"),
+        (("fit", "--method", "mend", "trainer.max_steps"), "an override is written section.key=value"),
+        (("fit", "--config", "nowhere.yaml"), "nowhere.yaml: no such configuration file"),
+        (("fit", "--resume", "nowhere"), "nowhere: no such run directory"),
+        (("fit", "--resume", "x", "seed=1"), "--resume continues a run as it was configured"),
+        (("evaluate", "nowhere"), "nowhere: no such run directory"),
+        (("compare", "nowhere"), "nowhere"),
+        (("pretrain", "toy_decodre"), "did you mean 'toy_decoder'?"),
+        (("data", "show", "--method", "mend", "--split", "tset"), "tset"),
+    ],
+)
+def test_one_message_and_exit_code_2(words: tuple[str, ...], expected: str, tmp_path: Path, run: Run) -> None:
+    done = run(*words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())  # a refused run leaves nothing behind
+
+
+def test_every_mistake_is_told_at_once(run: Run) -> None:
+    done = run("fit", "--method", "mend", "optim.lr=-1", "method.num_slot=2", "trainer.max_steps=x")
+    assert done.returncode == 2
+    for part in ("optim.lr = -1", "did you mean 'num_slots'?", "trainer.max_steps = 'x'"):
+        assert part in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "expected a mapping"),
+        (b"- a\n- b\n", "expected a mapping"),
+        (b"method: {name: mend", "not valid YAML"),
+        (b"\xff\xfe\x00bad", "cannot be read"),
+        (b"method: {name: mend}\n", "data: missing"),
+        (b"method: {num_slots: 3}\n", "method.name: missing"),
+    ],
+)
+def test_bad_files(content: bytes, expected: str, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "bad.yaml").write_bytes(content)
+    done = run("fit", "--config", "bad.yaml")
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_version_and_help(run: Run) -> None:
+    assert run("--version").stdout.startswith("promptcomp ")
+    text = run("--help").stdout
+    for command in ("fit", "evaluate", "compare", "pretrain", "methods", "data", "doctor"):
+        assert command in text

@@ -1,0 +1,69 @@
+"""Strict configuration: precedence, round trips, and messages that name the nearest fix."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from promptcomp.config import Config, ConfigError, apply_overrides, build, dump
+
+
+class First(Config):
+    name: Literal["first"] = "first"
+    width: int = Field(4, gt=0)
+
+
+class Second(Config):
+    name: Literal["second"] = "second"
+    rate: float = 0.5
+
+
+class Whole(Config):
+    part: Annotated[First | Second, Field(discriminator="name")]
+    numbers: tuple[int, ...] = ()
+    other: First = First()
+
+
+def message(tree: dict[str, object], *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build(Whole, apply_overrides(tree, overrides))
+    return str(caught.value)
+
+
+def test_overrides_win_from_left_to_right_and_leave_the_tree_alone() -> None:
+    tree = {"part": {"name": "first", "width": 1}}
+    assert build(Whole, apply_overrides(tree, ["part.width=2", "part.width=3", "numbers=[1, 2]"])).numbers == (1, 2)
+    assert tree == {"part": {"name": "first", "width": 1}}
+
+
+def test_exponents_are_numbers() -> None:
+    assert build(Whole, apply_overrides({"part": {"name": "second"}}, ["part.rate=1e-4"])).part.rate == 1e-4
+
+
+def test_round_trip() -> None:
+    import yaml
+
+    whole = build(Whole, {"part": {"name": "second", "rate": 1e-5}, "numbers": [3]})
+    assert build(Whole, yaml.safe_load(dump(whole))) == whole
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["part.name=frist"], "part.name = 'frist': did you mean 'first'?"),
+        (["part.name=zzz"], "part.name = 'zzz': known: first, second"),
+        (["part.wdith=1"], "part.wdith: unknown key; did you mean 'width'?"),
+        (["part.rate=1"], "part.rate: unknown key; known keys: name, width"),
+        (["other.wdith=1"], "other.wdith: unknown key; did you mean 'width'?"),
+        (["part.width=two"], "part.width = 'two': "),
+        (["numbers=[1, x]"], "numbers.1 = 'x': "),
+        (["part.width.deep=1"], "holds the value 1 and has no keys below it"),
+        (["part"], "an override is written section.key=value"),
+        (["=1"], "an override is written section.key=value"),
+        (["part.width={"], "not valid YAML"),
+    ],
+)
+def test_messages(overrides: list[str], expected: str) -> None:
+    assert expected in message({"part": {"name": "first", "width": 1}}, *overrides)

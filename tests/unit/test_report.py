@@ -1,0 +1,133 @@
+"""The final table: readable at 80 and 120 columns, honest without headroom."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text, number_text, value_text
+from promptcomp.evaluation.results import Cost, Estimate, Results, Size, SplitResult, TaskResult
+from promptcomp.report import print_report
+
+
+def estimates(value: float, *metrics: str) -> dict[str, Estimate]:
+    return {metric: Estimate(value=value, ci=(value - 0.02, value + 0.02)) for metric in metrics}
+
+
+def make_split(metric: str = "accuracy", metrics=("accuracy", "macro_f1", "loss"), **changes) -> SplitResult:
+    values = {"no_prompt": 0.25, "method": 0.93, "full_prompt": 0.96}
+    rows = {row: estimates(value, *metrics) for row, value in values.items()}
+    fields = {"metric": metric, "count": 512, "retained": 0.958, "retained_ci": (0.93, 0.98), "num_tasks": 32}
+    return SplitResult(**(fields | values | {"rows": rows, "num_contexts": 128} | changes))
+
+
+RESULTS = Results(
+    method="mend",
+    title="MEND",
+    context_kind="demonstrations",
+    family="decoder",
+    data="toy_icl",
+    lm="embedded:toy_decoder",
+    seed=0,
+    splits={"test": make_split()},
+    size=Size(
+        context_tokens=99.6, memory_slots=8, compression=12.45, context_bytes=203980.8, memory_bytes=4096,
+        memory_kv_bytes=16384,
+    ),
+    cost=Cost(
+        compress_ms=3.4, prefill_ms=1.4, full_prefill_ms=5.22, flops_ratio=8.2, compress_flops=2.2e8,
+        prefill_flops=2.1e7, full_prefill_flops=1.7e8, cached_full_prefill_flops=1.1e7, no_prompt_prefill_flops=8.2e6,
+        break_even_queries=2,
+    ),
+)  # fmt: skip
+
+
+def printed(results: Results, width: int, run: Path | None = None) -> str:
+    out = io.StringIO()
+    print_report(results, Console(file=out, width=width), run)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_everything_is_readable(width):
+    text = printed(RESULTS, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    lines = [line for line in text.splitlines() if "0.930 [0.91, 0.95]" in line]
+    assert lines[0].split("  ")[0] == "MEND"
+    assert lines[0].count("[") == (4 if width == 120 else 3)
+    for expected in (
+        "test: 512 examples, 32 tasks, 128 contexts; 95% intervals",
+        "no demonstrations",
+        "full demonstrations",
+        "macro-F1",
+        "quality retained  0.958 [0.93, 0.98] of the gap on test",
+        "compression       12.4x: 99.6 tokens in 8 positions",
+        "memory            49.8x: 4.0 KiB stored for 199.2 KiB of KV",
+        "prefill           8.2x fewer FLOPs, 3.7x less time",
+        "compressing once  220 MFLOP, 3.4 ms, pays from query 2 on",
+    ):
+        assert expected in text
+
+
+def test_run_directory_and_next_steps():
+    text = printed(RESULTS, 80, Path("runs/my run"))
+    assert "run directory  runs/my run" in text
+    assert "promptcomp compare 'runs/my run' OTHER_RUN" in text
+    out = io.StringIO()
+    print_report(RESULTS, Console(file=out, width=80), Path("r"), ["do this"])
+    assert out.getvalue().endswith("next           do this\n")
+
+
+def test_no_headroom_is_said():
+    split = make_split(retained=None, retained_ci=None, no_headroom=True, headroom=0.01, headroom_se=0.02)
+    text = printed(RESULTS.model_copy(update={"splits": {"test": split}}), 80)
+    assert "quality retained  no headroom on test" in text
+    assert "gains +0.010 over no context with a standard error of 0.020" in " ".join(text.split())
+
+
+def test_bounds_that_do_not_apply_are_absent():
+    split = make_split(retained=None, retained_ci=None, num_contexts=3)
+    split = split.model_copy(update={"rows": {"method": split.rows["method"]}})
+    bare = Results(
+        method="metaicl", family="decoder", data="d", lm="l", seed=0, splits={"test": split}, context_kind="prompt"
+    )
+    text = printed(bare, 80)
+    assert "metaicl" in text
+    assert "no prompt" not in text.split("cost of one query")[0]
+    assert "only 3 contexts: the intervals are rough" in text
+    assert "quality retained" not in text
+
+
+def test_metric_columns_follow_the_data():
+    kinds = [
+        TaskResult(task=kind, kind=kind, count=1, seeds=1, metric="m") for kind in ("classification", "multi_choice")
+    ]
+    mixed = make_split("task", ("task", "accuracy", "macro_f1", "loss"), tasks=kinds)
+    text = printed(RESULTS.model_copy(update={"splits": {"test": mixed}}), 80)
+    assert "score" in text
+    assert "score: macro-F1 of classification tasks, accuracy of the others" in text
+    pure = make_split("task", ("task", "accuracy", "macro_f1", "loss"), tasks=kinds[:1])
+    text = printed(RESULTS.model_copy(update={"splits": {"test": pure}}), 80)
+    assert "score" not in text
+    assert "macro-F1" in text
+    loss = printed(RESULTS.model_copy(update={"splits": {"dev": make_split("loss", ("loss",))}}), 80)
+    assert "loss" in loss
+    assert "accuracy" not in loss
+
+
+def test_numbers_as_people_read_them():
+    assert [number_text(v) for v in (None, 8.0, 99.57, 12000)] == ["-", "8", "99.6", "12,000"]
+    assert [bytes_text(v) for v in (None, 0, 1023, 4096, 3 * 2**30, 2**41)] == [
+        "-", "0 B", "1023 B", "4.0 KiB", "3.0 GiB", "2.0 TiB",
+    ]  # fmt: skip
+    assert [flops_text(v) for v in (None, 12, 8.2e6, 3.07e13, 2e16)] == [
+        "-", "12 FLOP", "8.2 MFLOP", "30.7 TFLOP", "20 PFLOP",
+    ]  # fmt: skip
+    assert [ms_text(v) for v in (None, 0.1234, 15.55, 2500)] == ["-", "0.123 ms", "15.6 ms", "2.5 s"]
+    assert [value_text(0.5, None), value_text(None, None), value_text(-0.5, (-1, 0.25), 2)] == [
+        "0.500", "-", "-0.50 [-1.00, 0.25]",
+    ]  # fmt: skip
