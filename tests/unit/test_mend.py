@@ -10,8 +10,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from test_language_model import save_tokenizer
-from tiny_models import tiny_hf, tiny_lm
 from torch.utils.data import DataLoader, IterableDataset
 
 from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, EncodedTarget, collate
@@ -20,6 +18,7 @@ from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import learning_rate_factor
 from promptcomp.lightning_modules.mend import Mend, MendConfig, distil, kl_divergence, split_into_chunks
+from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
 
 
 def mend(model: str = "llama", lm: Any = None, **options: Any) -> Mend:
