@@ -8,6 +8,7 @@ once for all its queries, and a query once for all its options, with the numbers
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,6 +122,27 @@ def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask as numbers to add to attention scores: 0 or HIDDEN, [R, 1, rows, columns]."""
     mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
     return mask.masked_fill_(~sees, HIDDEN).unsqueeze(1)
+
+
+def t5_mask(decoder: Any, packed: Packed, dtype: torch.dtype) -> Tensor:
+    """Additive mask [R, 1 or H, S, S] of a T5 decoder's packed rows.
+
+    Where rows are shared it also turns the bias that T5 takes from column numbers into one from positions.
+    """
+    none = torch.zeros(packed.ids.shape[0], 0, dtype=torch.bool, device=packed.ids.device)
+    mask = additive(tree_mask(packed, none, with_prefix_rows=False), dtype)
+    if packed.shares_nothing:
+        return mask
+    attention = decoder.block[0].layer[0].SelfAttention
+    bucket = attention._relative_position_bucket(
+        packed.position[:, None, :] - packed.position[:, :, None],
+        bidirectional=False,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
+    wanted = attention.relative_attention_bias(bucket).permute(0, 3, 1, 2)
+    width = packed.ids.shape[1]
+    return mask + (wanted - attention.compute_bias(width, width))
 
 
 def close_gaps(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

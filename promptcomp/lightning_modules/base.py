@@ -9,11 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import lightning as L
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -24,33 +23,13 @@ from transformers import PreTrainedModel
 from promptcomp.batch import Batch, Context
 from promptcomp.config import Config, ConfigError
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
+from promptcomp.lightning_modules.optim import OptimConfig, learning_rate_factor, make_optimizer
 from promptcomp.lightning_modules.trained import Origin, check_trained, read_trained, write_export
 from promptcomp.memory import Memory
 
 
 class MethodConfig(Config):
     """Base of the methods' sections; each adds a literal `name`."""
-
-
-class OptimConfig(Config):
-    """AdamW and its learning-rate schedule."""
-
-    lr: float = Field(1e-3, gt=0)
-    """Highest learning rate."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay, on matrices only (no biases, no norms)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's two moments."""
-    eps: float = Field(1e-8, gt=0)
-    """AdamW's epsilon."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after the warm-up."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps in which the learning rate rises linearly."""
-    min_lr_ratio: float = Field(0.0, ge=0, le=1)
-    """Where the schedule ends, as a share of `lr`."""
-    clip_norm: float | None = Field(1.0, gt=0)
-    """Largest gradient norm; null: no clipping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +67,6 @@ class ExampleGold(Protocol):
     def gold(self) -> int: ...
     @property
     def options(self) -> Sequence[str]: ...
-
-
-def learning_rate_factor(step: int, max_steps: int, optim: OptimConfig) -> float:
-    """Share of `optim.lr` in the step with this number (from 0)."""
-    if step < optim.warmup_steps:
-        return (step + 1) / optim.warmup_steps
-    if optim.schedule == "constant":
-        return 1.0
-    progress = min(1.0, (step - optim.warmup_steps) / max(1, max_steps - optim.warmup_steps))
-    falling = 1.0 - progress if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-    return optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * falling
 
 
 class CompressionModule(L.LightningModule):
@@ -280,16 +248,7 @@ class CompressionModule(L.LightningModule):
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         if not named:
             raise ConfigError(f"method {self.origin().method!r} has nothing to train; use evaluate instead of fit")
-        groups = [
-            {"params": [(n, p) for n, p in named if p.dim() >= 2], "weight_decay": self.optim.weight_decay},
-            {"params": [(n, p) for n, p in named if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.optim.lr,
-            betas=self.optim.betas,
-            eps=self.optim.eps,
-        )
+        optimizer = make_optimizer(named, self.optim)
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.max_steps, self.optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
