@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -13,6 +15,7 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -82,3 +85,14 @@ def naive_score(lm: LanguageModel, context: tuple[int, ...], query: tuple[int, .
     first = len(sequence) - len(target)
     log_probs = logits.log_softmax(-1)
     return sum(float(log_probs[first + i - 1, token]) for i, token in enumerate(target))
+
+
+def save_tokenizer(folder: Path, *, bos: bool = False, words: int = VOCABULARY) -> None:
+    """A word-level tokenizer whose words are numbers."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(words)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="w0", bos_token="w1" if bos else None
+    ).save_pretrained(folder)

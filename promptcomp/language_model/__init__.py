@@ -1,8 +1,8 @@
 """Language models behind one face: decoder-only and encoder-decoder, with or without a Memory in front."""
 
 from promptcomp.language_model.loading import LanguageModelConfig, open_tokenizer, open_window
-from promptcomp.language_model.model import LanguageModel, Logits, Scores, at_least_float32
-from promptcomp.language_model.parts import TextEncoder, token_table
+from promptcomp.language_model.model import LanguageModel
+from promptcomp.language_model.parts import Logits, Scores, TextEncoder, at_least_float32, token_table
 
 __all__ = [
     "LanguageModel",

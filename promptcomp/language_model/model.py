@@ -9,7 +9,7 @@ tokens or a corrected bias). Every forward lays its queries and targets out as t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,10 @@ from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.language_model import generation, loading
 from promptcomp.language_model.loading import LanguageModelConfig
-from promptcomp.language_model.packing import MAX_ROW_TOKENS, Packed, additive, close_gaps, pack, tree_mask
+from promptcomp.language_model.packing import MAX_ROW_TOKENS, Packed, additive, close_gaps, pack, t5_mask, tree_mask
 from promptcomp.language_model.parts import (
+    Logits,
+    Scores,
     TextEncoder,
     first_of,
     kv_bytes_per_token,
@@ -33,36 +35,6 @@ from promptcomp.language_model.parts import (
     window_of,
 )
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
-
-
-class Logits(NamedTuple):
-    """Next-token logits at P positions and which of them predict the E scored target tokens.
-
-    The positions and their order depend on the batch alone, not on the memory, so a student's and a teacher's logits
-    of the same batch align row by row.
-    """
-
-    values: Tensor  # [P, V]
-    predictor: Tensor  # [E] row of `values`
-    label: Tensor  # [E] the token that came
-    target_of: Tensor  # [E] row of the batch's targets
-
-    def log_probs(self) -> Tensor:
-        """log p(label) of each scored target token [E], in at least float32."""
-        values = at_least_float32(self.values)
-        return values[self.predictor, self.label] - values.logsumexp(-1)[self.predictor]
-
-
-class Scores(NamedTuple):
-    """Log likelihood of each target given its query and memory."""
-
-    sum_log_prob: Tensor  # [M]
-    num_tokens: Tensor  # [M]
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision widened, anything wider unchanged."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 class LanguageModel(nn.Module):
@@ -304,7 +276,7 @@ class LanguageModel(nn.Module):
         encoded = memory_rows(encoded, packed.context_of)
         hidden = self.hf.get_decoder()(
             inputs_embeds=self.embed(packed.ids),
-            attention_mask=self._t5_mask(packed),
+            attention_mask=t5_mask(self.hf.get_decoder(), packed, token_table(self.hf).weight.dtype),
             encoder_hidden_states=encoded.layers[-1],
             encoder_attention_mask=encoded.mask.long(),
             use_cache=False,
@@ -330,23 +302,6 @@ class LanguageModel(nn.Module):
             embeds = torch.cat([embeds[batch.context_of], self.embed(batch.query_ids)], 1)
             mask = torch.cat([mask[batch.context_of], batch.query_mask], 1)
         return self._encode_t5(embeds, mask)
-
-    def _t5_mask(self, packed: Packed) -> Tensor:
-        """Additive mask [R, 1 or H, S, S]; in shared rows it also turns T5's bias by index into one by position."""
-        none = torch.zeros(packed.ids.shape[0], 0, dtype=torch.bool, device=packed.ids.device)
-        mask = additive(tree_mask(packed, none, with_prefix_rows=False), token_table(self.hf).weight.dtype)
-        if packed.shares_nothing:
-            return mask
-        attention = self.hf.get_decoder().block[0].layer[0].SelfAttention
-        bucket = attention._relative_position_bucket(
-            packed.position[:, None, :] - packed.position[:, :, None],
-            bidirectional=False,
-            num_buckets=attention.relative_attention_num_buckets,
-            max_distance=attention.relative_attention_max_distance,
-        )
-        wanted = attention.relative_attention_bias(bucket).permute(0, 3, 1, 2)
-        width = packed.ids.shape[1]
-        return mask + (wanted - attention.compute_bias(width, width))
 
     def _check_window(self, mask: Tensor) -> None:
         if self.window is not None and mask.shape[1] > self.window:

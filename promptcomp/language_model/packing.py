@@ -8,12 +8,17 @@ once for all its queries, and a query once for all its options, with the numbers
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 MAX_ROW_TOKENS = 512
 """A context's queries are split over several rows beyond this, as attention inside a row is quadratic in its length."""
+
+HIDDEN = -3e4
+"""Added to the score of what a token must not see: its weight becomes exactly 0. Finite even in float16 (also when
+autocast narrows it) with a position bias on top, as a padding row of nothing but -inf would be NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +119,30 @@ def tree_mask(packed: Packed, prefix_mask: Tensor, *, with_prefix_rows: bool) ->
 
 
 def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as numbers to add to attention scores: 0 or a large negative value, [R, 1, rows, columns].
+    """The mask as numbers to add to attention scores: 0 or HIDDEN, [R, 1, rows, columns]."""
+    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+    return mask.masked_fill_(~sees, HIDDEN).unsqueeze(1)
 
-    Half of the smallest number, so that adding a position bias cannot overflow to -inf (a row of -inf is NaN).
+
+def t5_mask(decoder: Any, packed: Packed, dtype: torch.dtype) -> Tensor:
+    """Additive mask [R, 1 or H, S, S] of a T5 decoder's packed rows.
+
+    Where rows are shared it also turns the bias that T5 takes from column numbers into one from positions.
     """
-    hidden = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
-    return hidden.masked_fill_(~sees, torch.finfo(dtype).min / 2).unsqueeze(1)
+    none = torch.zeros(packed.ids.shape[0], 0, dtype=torch.bool, device=packed.ids.device)
+    mask = additive(tree_mask(packed, none, with_prefix_rows=False), dtype)
+    if packed.shares_nothing:
+        return mask
+    attention = decoder.block[0].layer[0].SelfAttention
+    bucket = attention._relative_position_bucket(
+        packed.position[:, None, :] - packed.position[:, :, None],
+        bidirectional=False,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
+    wanted = attention.relative_attention_bias(bucket).permute(0, 3, 1, 2)
+    width = packed.ids.shape[1]
+    return mask + (wanted - attention.compute_bias(width, width))
 
 
 def close_gaps(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""Parts that language models are made of: the headless text encoder, prefixes, positions and cache sizes."""
+"""Parts that language models are made of: results, the headless text encoder, prefixes, positions, cache sizes."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,36 @@ from transformers.cache_utils import DynamicLayer
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 
 MemoryType = TypeVar("MemoryType", SoftPrompt, KVCache, EncoderStates)
+
+
+class Logits(NamedTuple):
+    """Next-token logits at P positions and which of them predict the E scored target tokens.
+
+    The positions and their order depend on the batch alone, not on the memory, so a student's and a teacher's logits
+    of the same batch align row by row.
+    """
+
+    values: Tensor  # [P, V]
+    predictor: Tensor  # [E] row of `values`
+    label: Tensor  # [E] the token that came
+    target_of: Tensor  # [E] row of the batch's targets
+
+    def log_probs(self) -> Tensor:
+        """log p(label) of each scored target token [E], in at least float32."""
+        values = at_least_float32(self.values)
+        return values[self.predictor, self.label] - values.logsumexp(-1)[self.predictor]
+
+
+class Scores(NamedTuple):
+    """Log likelihood of each target given its query and memory."""
+
+    sum_log_prob: Tensor  # [M]
+    num_tokens: Tensor  # [M]
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision widened, anything wider unchanged."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def token_table(hf: PreTrainedModel) -> nn.Embedding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig, OptimConfig
+from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig
 from promptcomp.lightning_modules.controls import (
     FullPrompt,
     FullPromptConfig,
@@ -15,6 +15,7 @@ from promptcomp.lightning_modules.controls import (
 )
 from promptcomp.lightning_modules.mend import Mend, MendConfig
 from promptcomp.lightning_modules.metaicl import MetaICL, MetaICLConfig
+from promptcomp.lightning_modules.optim import OptimConfig
 
 __all__ = ["METHODS", "CompressionModule", "LossTerm", "MethodConfig", "MethodSpec", "OptimConfig"]
 

@@ -9,11 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import lightning as L
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -24,33 +23,13 @@ from transformers import PreTrainedModel
 from promptcomp.batch import Batch, Context
 from promptcomp.config import Config, ConfigError
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
+from promptcomp.lightning_modules.optim import OptimConfig, learning_rate_factor, make_optimizer
 from promptcomp.lightning_modules.trained import Origin, check_trained, read_trained, write_export
 from promptcomp.memory import Memory
 
 
 class MethodConfig(Config):
     """Base of the methods' sections; each adds a literal `name`."""
-
-
-class OptimConfig(Config):
-    """AdamW and its learning-rate schedule."""
-
-    lr: float = Field(1e-3, gt=0)
-    """Highest learning rate."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay, on matrices only (no biases, no norms)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's two moments."""
-    eps: float = Field(1e-8, gt=0)
-    """AdamW's epsilon."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after the warm-up."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps in which the learning rate rises linearly."""
-    min_lr_ratio: float = Field(0.0, ge=0, le=1)
-    """Where the schedule ends, as a share of `lr`."""
-    clip_norm: float | None = Field(1.0, gt=0)
-    """Largest gradient norm; null: no clipping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +65,8 @@ class ExampleGold(Protocol):
     def number(self) -> int: ...
     @property
     def gold(self) -> int: ...
-
-
-def learning_rate_factor(step: int, max_steps: int, optim: OptimConfig) -> float:
-    """Share of `optim.lr` in the step with this number (from 0)."""
-    if step < optim.warmup_steps:
-        return (step + 1) / optim.warmup_steps
-    if optim.schedule == "constant":
-        return 1.0
-    progress = min(1.0, (step - optim.warmup_steps) / max(1, max_steps - optim.warmup_steps))
-    falling = 1.0 - progress if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-    return optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * falling
+    @property
+    def options(self) -> Sequence[str]: ...
 
 
 class CompressionModule(L.LightningModule):
@@ -216,6 +186,7 @@ class CompressionModule(L.LightningModule):
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        self._seed_step(batch_idx)
         terms = self.losses(batch)
         counts = torch.stack([torch.as_tensor(t.count, device=self.device, dtype=t.total.dtype) for t in terms])
         local = counts.clone()
@@ -236,30 +207,36 @@ class CompressionModule(L.LightningModule):
         self.log_dict({**logs, "train/tokens": batch.num_tokens.float()}, batch_size=size)
         return loss
 
+    def _seed_step(self, batch_idx: int) -> None:
+        """Make dropout a function of (seed, step, rank), so that a resumed run draws what it would have drawn."""
+        accumulate = self.trainer.accumulate_grad_batches
+        micro_batch = self.global_step * accumulate + batch_idx % accumulate
+        number = (self.seed * 1_000_003 + micro_batch) * 4099 + self.global_rank
+        torch.manual_seed(number % (1 << 63))
+
     def watch(self, examples: Sequence[ExampleGold]) -> None:
-        """Name the gold option of each example of the dev split; without it only the first option's loss is known."""
-        self._gold = {example.number: example.gold for example in examples}
+        """Name the gold options of the dev split; without this (or without options) only a loss is logged."""
+        self._gold = {example.number: example.gold for example in examples if len(example.options) > 1}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Running accuracy (best mean log likelihood among the options) and loss of the gold option."""
         scores = self.score(batch)
         mean = (scores.sum_log_prob / scores.num_tokens.clamp(min=1)).tolist()
-        options: dict[int, list[tuple[int, float]]] = {}
         is_gold = []
+        best: dict[int, tuple[float, int]] = {}
         for example, choice, value in zip(batch.example.tolist(), batch.choice.tolist(), mean, strict=True):
-            options.setdefault(example, []).append((choice, value))
             is_gold.append(choice == self._gold.get(example, 0))
+            best[example] = max(best.get(example, (-math.inf, 0)), (value, choice))
         gold = torch.tensor(is_gold, device=self.device)
         tokens = scores.num_tokens[gold].sum()
         if tokens > 0:
             self.dev_loss.update(-scores.sum_log_prob[gold].sum() / tokens, tokens)
-        for example, scored in options.items():
-            if len(scored) > 1:
-                best = max(scored, key=lambda pair: pair[1])[0]
-                self.dev_accuracy.update(float(best == self._gold.get(example, 0)))
         size = batch.context.ids.shape[0]
         self.log("dev/loss", self.dev_loss, on_epoch=True, batch_size=size)
-        if any(len(scored) > 1 for scored in options.values()):
+        if self._gold:
+            for example, (_, choice) in best.items():
+                if example in self._gold:
+                    self.dev_accuracy.update(float(choice == self._gold[example]))
             self.log("dev/accuracy", self.dev_accuracy, on_epoch=True, prog_bar=True, batch_size=size)
 
     def trained_names(self) -> list[str]:
@@ -271,16 +248,7 @@ class CompressionModule(L.LightningModule):
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         if not named:
             raise ConfigError(f"method {self.origin().method!r} has nothing to train; use evaluate instead of fit")
-        groups = [
-            {"params": [(n, p) for n, p in named if p.dim() >= 2], "weight_decay": self.optim.weight_decay},
-            {"params": [(n, p) for n, p in named if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.optim.lr,
-            betas=self.optim.betas,
-            eps=self.optim.eps,
-        )
+        optimizer = make_optimizer(named, self.optim)
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.max_steps, self.optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

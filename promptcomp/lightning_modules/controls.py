@@ -95,6 +95,9 @@ class PromptTuning(CompressionModule):
     def compress(self, context: Context) -> SoftPrompt:
         """The prompt of each context's task, whatever the context says."""
         row = torch.zeros_like(context.task) if self.method.share == "shared" else context.task
+        if (last := int(row.max())) >= self.prompts.shape[0]:
+            known = self.prompts.shape[0]
+            raise ConfigError(f"task {last} has no prompt, only the {known} tasks of training have; use share=shared")
         embeds = self.prompts[row]
         return SoftPrompt(embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device))
 

@@ -190,9 +190,11 @@ class Mend(CompressionModule):
         slots = self.num_memory_slots(context_tokens)
         read = context_tokens + slots
         student = slots + example_tokens
+        # Queries share the row that holds the slots, unless an encoder reads each query with them.
+        student_tokens = queries * student if self.lm.query_in_encoder else slots + queries * example_tokens
         found = [
             Pass(self.distiller.body, read, min(read, self._chunk_size() + self.slots.shape[0]), True, True),
-            Pass(self.lm.hf, queries * student, student, True, False),
+            Pass(self.lm.hf, student_tokens, student, True, False),
         ]
         if self.method.stage == "pretrain" or self.method.kl_weight > 0:
             whole = context_tokens + example_tokens

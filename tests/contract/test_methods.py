@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_models import MODELS, tiny_lm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,6 +16,7 @@ from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, Encod
 from promptcomp.config import ConfigError, build, dump
 from promptcomp.lightning_modules import METHODS, CompressionModule, MethodConfig, OptimConfig
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt, load_memory, save_memory
+from tests.tiny_models import MODELS, tiny_lm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),

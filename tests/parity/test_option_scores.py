@@ -7,11 +7,11 @@ import random
 import pytest
 import torch
 from golden_mend import DATA, Case, RawPositions, make
-from tiny_models import MODELS, naive_score, tiny_lm
 from torch import Tensor
 
 from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.lightning_modules.mend import MendConfig
+from tests.tiny_models import MODELS, naive_score, tiny_lm
 
 
 def means(module: RawPositions, batch: Batch, *, prompt: bool) -> list[list[float]]:

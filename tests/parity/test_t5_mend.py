@@ -24,7 +24,7 @@ SCALAR = 1e-7  # T5's layer norm takes its variance in float32 even in a float64
 
 
 class RawT5(RawPositions):
-    """The independent code pads demonstrations on the right and appends the slots; T5 counts the padding as distance."""
+    """The independent code pads demonstrations on the right; T5 counts the padding as distance to the slots."""
 
     def compress(self, context: Context) -> SoftPrompt:
         if not self.raw:

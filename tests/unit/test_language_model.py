@@ -6,27 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import MODELS, VOCABULARY, tiny_hf, tiny_lm
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import KNOWN_ARCHITECTURES
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
-
-
-def save_tokenizer(folder: Path, *, bos: bool = False, words: int = VOCABULARY) -> None:
-    """A word-level tokenizer whose words are numbers."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(words)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="w0", bos_token="w1" if bos else None
-    ).save_pretrained(folder)
-
+from tests.tiny_models import MODELS, VOCABULARY, save_tokenizer, tiny_hf, tiny_lm
 
 BATCH = collate(
     [

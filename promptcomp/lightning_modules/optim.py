@@ -1,0 +1,55 @@
+"""The optimiser that all methods share: AdamW over named parameters and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from promptcomp.config import Config
+
+
+class OptimConfig(Config):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Highest learning rate."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay, on matrices only (no biases, no norms)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's two moments."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps in which the learning rate rises linearly."""
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """Where the schedule ends, as a share of `lr`."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest gradient norm; null: no clipping."""
+
+
+def learning_rate_factor(step: int, max_steps: int, optim: OptimConfig) -> float:
+    """Share of `optim.lr` in the step with this number (from 0)."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - optim.warmup_steps) / max(1, max_steps - optim.warmup_steps))
+    falling = 1.0 - progress if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * falling
+
+
+def make_optimizer(named: Sequence[tuple[str, nn.Parameter]], optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over named parameters; matrices decay, vectors do not."""
+    groups: list[dict[str, Any]] = [
+        {"params": [(n, p) for n, p in named if p.dim() >= 2], "weight_decay": optim.weight_decay},
+        {"params": [(n, p) for n, p in named if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    kept = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(kept, lr=optim.lr, betas=optim.betas, eps=optim.eps)

@@ -1,0 +1,115 @@
+"""Controls, the loop they share with every method, and precisions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
+from promptcomp.config import ConfigError
+from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
+from promptcomp.memory import SoftPrompt
+from tests.tiny_models import tiny_lm
+
+
+class Example(NamedTuple):
+    """What the running accuracy asks of an example."""
+
+    number: int
+    gold: int
+    options: tuple[str, ...]
+
+
+def make(name: str, model: str = "llama", tasks: tuple[str, ...] = ("a", "b"), **options: Any) -> CompressionModule:
+    spec = METHODS[name]
+    module = spec.module(spec.config(**options), tiny_lm(model), OptimConfig(), max_steps=4, seed=0, task_names=tasks)
+    module.configure_model()
+    return module.eval()
+
+
+def batch(tasks: tuple[int, int] = (0, 1)) -> Batch:
+    """Two tasks; the first example has three options of different length, the second two."""
+    first = EncodedQuery((3, 4), tuple(EncodedTarget(ids, i) for i, ids in enumerate([(5,), (6, 7), (8, 9, 10)])), 0)
+    second = EncodedQuery((11,), tuple(EncodedTarget(ids, i) for i, ids in enumerate([(12,), (13, 14)])), 1)
+    return collate([EncodedContext((20, 21, 22), (first,), tasks[0]), EncodedContext((23,), (second,), tasks[1])], 0)
+
+
+def trainer(**options: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def loader(count: int = 1) -> DataLoader[Batch]:
+    return DataLoader([batch()] * count, batch_size=None)  # type: ignore[arg-type]
+
+
+def test_metaicl_averages_answers_before_batches() -> None:
+    for average in ("sequence", "token"):
+        module = make("metaicl", loss_average=average)
+        (term,) = module.losses(batch())
+        with torch.no_grad():
+            total, count = module.score(batch())
+        expected = -(total / count).mean() if average == "sequence" else -total.sum() / count.sum()
+        torch.testing.assert_close(term.total / term.count, expected)
+
+
+def test_prompts_per_task_and_shared() -> None:
+    each, shared = make("prompt_tuning", num_slots=2), make("prompt_tuning", num_slots=2, share="shared")
+    for module, rows in ((each, [1, 0]), (shared, [0, 0])):
+        memory = module.compress(batch((1, 0)).context)
+        assert isinstance(memory, SoftPrompt)
+        assert torch.equal(memory.embeds, module.get_parameter("prompts")[rows])
+    with pytest.raises(ConfigError, match="names no tasks"):
+        make("prompt_tuning", tasks=())
+    with pytest.raises(ConfigError, match="task 5 has no prompt"):
+        each.compress(batch((0, 5)).context)
+
+
+def test_running_accuracy_and_loss_of_the_gold_option() -> None:
+    module = make("full_prompt")
+    with torch.no_grad():
+        total, count = module.score(batch())
+    mean = total / count
+    best = [int(mean[:3].argmax()), int(mean[3:].argmax())]
+    module.watch([Example(0, best[0], ("x", "y", "z")), Example(1, 1 - best[1], ("x", "y"))])
+    (logged,) = trainer().validate(module, loader(), verbose=False)
+    assert logged["dev/accuracy"] == 0.5
+    gold = torch.tensor([best[0], 3 + 1 - best[1]])
+    assert logged["dev/loss"] == pytest.approx(float(-total[gold].sum() / count[gold].sum()), rel=1e-5)
+
+
+def test_without_gold_options_only_the_loss_is_known() -> None:
+    module = make("no_prompt")
+    module.watch([Example(0, 0, ()), Example(1, 0, ())])
+    (logged,) = trainer().validate(module, loader(), verbose=False)
+    assert set(logged) == {"dev/loss"}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    module = make("prompt_tuning", num_slots=2)
+    with torch.no_grad():
+        module.get_parameter("prompts").fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="loss of step 0 is not finite"):
+        trainer(max_steps=1, num_sanity_val_steps=0).fit(module, loader(), loader())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize("model", ["llama", "gpt2", "t5_query_in_decoder"])
+@pytest.mark.parametrize("name", ["mend", "metaicl"])
+def test_precisions(name: str, model: str, precision: str) -> None:
+    options = {"num_slots": 2, "projection": "tanh"} if name == "mend" else {}
+    module = make(name, model, **options)
+    fit = trainer(max_steps=2, precision=precision, num_sanity_val_steps=0)
+    fit.fit(module, loader(2), loader())
+    assert torch.isfinite(fit.callback_metrics["train/loss"])
+    assert torch.isfinite(fit.callback_metrics["dev/loss"])
