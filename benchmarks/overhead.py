@@ -106,9 +106,10 @@ def main() -> None:
     if losses["bare"] != losses["fit"]:
         raise SystemExit(f"the two sides did not train the same: {losses}")
     bare, fit = (statistics.median(times[side]) for side in ("bare", "fit"))
-    print(f"bare loop {options.steps / bare:.2f} steps/s, fit {options.steps / fit:.2f} steps/s, ratio {bare / fit:.3f}")
+    rates = f"bare loop {options.steps / bare:.2f} steps/s, fit {options.steps / fit:.2f} steps/s"
+    print(f"{rates}, ratio {bare / fit:.3f}; the same last loss {losses['fit']:.6f}")
     ratios = sorted(b / f for b, f in zip(times["bare"], times["fit"], strict=True))
-    print(f"ratios of the {options.rounds} rounds: {', '.join(f'{r:.3f}' for r in ratios)}; the same last loss: {losses['fit']:.6f}")
+    print(f"ratios of the {options.rounds} rounds: {', '.join(f'{r:.3f}' for r in ratios)}")
     if options.profile:
         profile = cProfile.Profile()
         profile.runcall(with_fit, config, batches)

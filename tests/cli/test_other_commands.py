@@ -1,0 +1,92 @@
+"""`methods`, `data`, `doctor`, `pretrain` and `fit --dry-run`, as a person or a script calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from promptcomp.experiment import load, shipped
+from tests.cli.conftest import Run
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_experiment_is_valid_and_has_a_dry_run(
+    name: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert load(name, None).method.name in name or name.startswith("paper/")
+    done = run("fit", "--method", name, "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    estimate = json.loads(done.stdout)["estimate"]
+    assert estimate["total_bytes"] > 0
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_paper_configuration_has_the_paper_sizes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = run("fit", "--method", "paper/mend_gpt2_large_class_to_class", "--dry-run", "--json")
+    estimate = json.loads(done.stdout)["estimate"]
+    parts = {part["name"]: part for part in estimate["parts"]}
+    assert sum(part["trained"] for part in parts.values()) == 125_500_928  # dossier of the paper: small -> large
+    assert parts["slots"]["parameters"] == 100 * 768
+    assert parts["projection"]["parameters"] == 984_320
+    assert parts["lm"]["trained"] == 0
+    assert estimate["memory_slots"] == 100
+
+
+def test_a_dry_run_for_people(run: Run) -> None:
+    done = run("fit", "--method", "mend", "--dry-run")
+    for part in ("num_slots:", "distiller", "slots", "memory of a step", "FLOP"):
+        assert part in done.stdout
+
+
+def test_methods_and_data_are_listed(run: Run) -> None:
+    listed = json.loads(run("methods", "--json").stdout)
+    assert {"mend", "full_prompt", "no_prompt", "prompt_tuning", "metaicl"} <= {m["name"] for m in listed["methods"]}
+    assert "mend" in run("methods").stdout
+    assert {"toy_icl", "metaicl", "text"} <= set(json.loads(run("data", "list", "--json").stdout))
+    assert "num_demonstrations" in run("data", "list").stdout
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test", "test_hard"])
+def test_rows_are_shown_as_the_model_sees_them(run: Run, split: str) -> None:
+    (row,) = json.loads(run("data", "show", "--method", "mend", "--split", split, "--json").stdout)
+    assert len(row["demonstrations"]) == 24
+    assert row["query"].endswith("=>")
+    shown = run("data", "show", "--method", "mend", "--split", split).stdout
+    assert row["demonstrations"][0].replace("\n", "\\n") in shown
+
+
+def test_bad_rows_are_found_with_file_and_line(run: Run, tmp_path: Path) -> None:
+    rows = [
+        '{"task": "a", "input": "x", "output": "yes", "options": ["yes", "no"]}',
+        '{"task": "a", "input": "x", "output": "maybe", "options": ["yes", "no"]}',
+        "{broken",
+        '{"task": "a", "input": "y"}',
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "own.yaml").write_text(
+        "method: {name: full_prompt}\nlm: {path: 'embedded:toy_decoder', bos: true}\n"
+        "data: {name: table_icl, train: [rows.jsonl]}\n"
+    )
+    done = run("data", "validate", "--config", "own.yaml")
+    assert done.returncode == 1, done.stdout + done.stderr
+    for line in (2, 3, 4):
+        assert f"rows.jsonl:{line}:" in done.stdout
+    assert run("data", "validate", "--method", "mend").returncode == 0
+
+
+def test_doctor(run: Run) -> None:
+    findings = json.loads(run("doctor", "--json").stdout)
+    assert {"python", "packages", "devices", "embedded models"} <= {finding["subject"] for finding in findings}
+    assert all(finding["ok"] for finding in findings), findings
+
+
+def test_pretrain_makes_a_model_that_fit_takes(run: Run, tmp_path: Path) -> None:
+    done = run("pretrain", "toy_decoder", "steps=2", "batch_size=2", "check_every=2", "--output", "base", "--json")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "base" / "model.safetensors").is_file()
+    assert run("pretrain", "toy_decoder", "--output", "base").returncode == 2
+    assert run("fit", "--method", "mend", "--dry-run", "lm.path=base").returncode == 0
