@@ -1,8 +1,7 @@
-"""Lightning callbacks and the logger of every run: step series, exact randomness, a clean stop."""
+"""Lightning callbacks and the logger of every run: step series, checkpoints, a clean stop."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 from collections.abc import Mapping
@@ -63,20 +62,6 @@ class MetricsLogger(Logger):
         """Nothing: config.yaml is in the run directory."""
 
 
-class StepSeed(L.Callback):
-    """Makes all randomness of a step (dropout) a pure function of (seed, step, rank): nothing to save, exact resume."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Reseed before every micro-batch."""
-        text = f"{self.seed}/{trainer.global_step}/{batch_idx % trainer.accumulate_grad_batches}/{trainer.global_rank}"
-        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
-
-
 class Stopped(Exception):
     """A run that a signal has ended; its state is in last.ckpt."""
 
@@ -88,9 +73,9 @@ class Stopped(Exception):
 class SaveBetweenSteps(L.Callback):
     """Writes last.ckpt every few steps, and when Ctrl-C or SIGTERM has come; then it ends the run.
 
-    The signal handler only sets a flag (saving inside a handler can meet a half-done optimiser step); the ranks agree on
-    it before the next step and all raise `Stopped`. A second signal kills the run. All saving is done before a step,
-    when the logs and the dev evaluation of the last one are done, so that a resumed run neither repeats nor skips them.
+    The signal handler only sets a flag (saving inside a handler can meet a half-done optimiser step); the ranks agree
+    on it before the next step and all raise `Stopped`. A second signal kills the run. All saving is done before a step,
+    when the logs and the dev evaluation of the last one are done: a resumed run neither repeats nor skips them.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)

@@ -35,7 +35,6 @@ from promptcomp.run.callbacks import (
     BestCheckpoint,
     MetricsLogger,
     SaveBetweenSteps,
-    StepSeed,
     Stopped,
 )
 from promptcomp.run.directory import (
@@ -189,7 +188,7 @@ def make_trainer(
     """The Lightning trainer of a run."""
     config = experiment.trainer
     has_dev = "dev" in datamodule.eval_splits
-    callbacks: list[Callback] = [StepSeed(experiment.seed), SaveBetweenSteps(run, config.checkpoint_every), progress]
+    callbacks: list[Callback] = [SaveBetweenSteps(run, config.checkpoint_every), progress]
     if has_dev:
         monitor, mode = ("dev/accuracy", "max") if datamodule.has_options("dev") else ("dev/loss", "min")
         callbacks.append(BestCheckpoint(run, monitor, mode))

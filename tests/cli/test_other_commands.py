@@ -69,7 +69,7 @@ def test_bad_rows_are_found_with_file_and_line(run: Run, tmp_path: Path) -> None
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
     (tmp_path / "own.yaml").write_text(
         "method: {name: full_prompt}\nlm: {path: 'embedded:toy_decoder', bos: true}\n"
-        "data: {name: table_icl, train: [rows.jsonl]}\n"
+        "data: {name: table_icl, test: [rows.jsonl]}\n"
     )
     done = run("data", "validate", "--config", "own.yaml")
     assert done.returncode == 1, done.stdout + done.stderr
