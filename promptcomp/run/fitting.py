@@ -69,6 +69,7 @@ class Outcome:
             console.print(f"Stopped after step {self.step}; the run is complete up to there.")
             console.print(f"Continue with: promptcomp fit --resume {self.run}", highlight=False, soft_wrap=True)
         elif self.results is not None:
+            console.print()
             print_report(self.results, console, self.run)
 
 

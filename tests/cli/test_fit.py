@@ -178,3 +178,42 @@ def test_controls_need_no_training(run: Run, tiny_lm: Path, method: str) -> None
     assert done.returncode == 0, done.stderr
     test = json.loads(done.stdout)["results"]["splits"]["test"]
     assert test["method"] == test[method]
+
+
+def test_stage_1_on_text_starts_stage_2(run: Run, tiny_run: Run, tiny_lm: Path, tmp_path: Path) -> None:
+    words = "we like cat . the dog again . about lion today . my hammer is red . so happy today . "
+    (tmp_path / "text.txt").write_text("\n\n".join(words * n for n in range(2, 10)))
+    (tmp_path / "stage1.yaml").write_text(
+        "method: {name: mend, stage: pretrain, num_slots: 2, projection: linear}\n"
+        f"lm: {{path: {tiny_lm}}}\n"
+        "data: {name: text, paths: [text.txt], max_tokens: 64, min_tokens: 8, dev_documents: 2}\n"
+        "trainer: {max_steps: 4, batch_size: 2, eval_every: 2, accelerator: cpu}\n"
+        "evaluation: {bootstrap_resamples: 100, measure_cost: false}\n"
+    )
+    done = run("fit", "--config", "stage1.yaml", "--run-dir", "stage1")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "stage1" / "results.json").read_text())
+    assert results["splits"]["dev"]["metric"] == "loss"
+    assert tiny_run("stage2", "method.init_from=stage1", "trainer.max_steps=0").returncode == 0
+    first = torch.load(tmp_path / "stage1" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert tiny_run("stage3", "method.init_from=stage1", "optim.lr=1e-30", "trainer.max_steps=1").returncode == 0
+    assert all(torch.equal(first[name], value) for name, value in tensors(tmp_path / "stage3").items())
+    other = tiny_run("other", "method.init_from=stage1", "method.num_slots=3")
+    assert other.returncode == 2
+    assert "slots" in other.stderr
+
+
+def test_free_form_tasks_are_selected_by_loss(run: Run, tiny_lm: Path, tmp_path: Path) -> None:
+    rows = [{"task": f"t{n % 4}", "input": f"we like cat {n}", "output": "the dog again"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.yaml").write_text(
+        f"method: {{name: mend, num_slots: 2}}\nlm: {{path: {tiny_lm}}}\n"
+        "data: {name: table_icl, train: [rows.jsonl], test: [rows.jsonl], num_demonstrations: 3, dev_share: 0.3,\n"
+        "  separator: arrow, max_example_tokens: 32}\n"
+        "trainer: {max_steps: 3, batch_size: 2, eval_every: 2, accelerator: cpu}\n"
+        "evaluation: {bootstrap_resamples: 100, measure_cost: false}\n"
+    )
+    done = run("fit", "--config", "own.yaml", "--run-dir", "one", "--json")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "one" / "checkpoints" / "best.ckpt").is_file()
+    assert json.loads(done.stdout)["results"]["splits"]["test"]["metric"] == "loss"
