@@ -151,10 +151,10 @@ def _fit(experiment: Experiment, run: RunDirectory, console: Console, resume: bo
                 return Outcome(run.path, None, stopped.step, interrupted=True) if trainer.is_global_zero else None
             seconds = time.monotonic() - seconds
             step = trainer.global_step
+            trainer.save_checkpoint(run.last)
             if not trainer.is_global_zero:
                 return None
             cost = Cost(train_seconds=seconds, steps=step, tokens_per_second=progress.tokens / max(seconds, 1e-9))
-            trainer.save_checkpoint(run.last)
             module.load_trained(_weights(run))
         else:
             module.configure_model()
