@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError
+from promptcomp.evaluation.files import write_atomic
 
 RUN_DIRECTORY_VARIABLE = "PROMPTCOMP_RUN_DIRECTORY"
 """Tells the processes that a strategy starts which directory rank 0 has made."""
@@ -126,19 +127,6 @@ def open_existing(path: Path) -> RunDirectory:
     return run
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def environment() -> dict[str, Any]:
     """Versions, hardware and the git commit of the code that runs."""
     import torch
@@ -162,7 +150,7 @@ def write_environment(run: RunDirectory) -> None:
     history: list[Any] = []
     if run.environment.is_file():
         history = json.loads(run.environment.read_text(encoding="utf-8"))["history"]
-    write_text(run.environment, json.dumps({"history": [*history, environment()]}, indent=2) + "\n")
+    write_atomic(run.environment, json.dumps({"history": [*history, environment()]}, indent=2) + "\n")
 
 
 def _version(name: str) -> str | None:

@@ -21,6 +21,7 @@ from promptcomp import __version__
 from promptcomp.config import ConfigError, apply_overrides, build, dump, read_yaml
 from promptcomp.datamodules import build_datamodule
 from promptcomp.datamodules.base import ContextDataModule, ICLConfig
+from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.records import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
@@ -43,10 +44,13 @@ from promptcomp.run.directory import (
     create,
     open_existing,
     write_environment,
-    write_text,
 )
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
+
+
+Parts = tuple[ContextDataModule, CompressionModule]
+"""The data and the module of an experiment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +84,13 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
         ConfigError: a mistake in the configuration or the data.
     """
     inherited = RUN_DIRECTORY_VARIABLE in os.environ
+    with quiet():
+        parts = make_parts(experiment)  # most mistakes show here, before there is a directory
     run = create(Path(experiment.output_dir), experiment.title, run_dir)
     try:
         if not inherited:
-            write_text(run.config, dump(experiment))
-        return _fit(experiment, run, console, resume=False)
+            write_atomic(run.config, dump(experiment))
+        return _fit(experiment, parts, run, console, resume=False)
     finally:
         if not inherited:
             del os.environ[RUN_DIRECTORY_VARIABLE]
@@ -98,7 +104,9 @@ def resume_fit(path: Path, console: Console) -> Outcome | None:
     """
     run = open_existing(path)
     experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
-    return _fit(experiment, run, console, resume=True)
+    with quiet(run):
+        parts = make_parts(experiment)
+    return _fit(experiment, parts, run, console, resume=True)
 
 
 def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console: Console) -> Outcome:
@@ -120,19 +128,18 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
         module.configure_model()
         if module.trainable:
             module.load_trained(_weights(run))
-        step = 0
         target.path.mkdir(parents=True, exist_ok=True)
-        write_text(target.config, dump(experiment))
+        write_atomic(target.config, dump(experiment))
         write_environment(target)
         results = _evaluate(experiment, module, datamodule, target, console, Cost())
-    return Outcome(target.path, results, step)
+    return Outcome(target.path, results, step=0)
 
 
-def _fit(experiment: Experiment, run: RunDirectory, console: Console, resume: bool) -> Outcome | None:
+def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool) -> Outcome | None:
+    datamodule, module = parts
     with quiet(run):
         _set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
-        datamodule, module = make_parts(experiment)
         if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
             write_environment(run)
             _announce(experiment, run, console)
@@ -163,7 +170,7 @@ def _fit(experiment: Experiment, run: RunDirectory, console: Console, resume: bo
     return Outcome(run.path, results, step)
 
 
-def make_parts(experiment: Experiment) -> tuple[ContextDataModule, CompressionModule]:
+def make_parts(experiment: Experiment) -> Parts:
     """The data and the module of an experiment; the module builds its models in `configure_model`."""
     datamodule = build_datamodule(
         experiment.data,

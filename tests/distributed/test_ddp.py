@@ -23,7 +23,12 @@ def fit(folder: Path, devices: int) -> Path:
         "evaluation.measure_cost=false", "evaluation.bootstrap_resamples=100",
     ]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "promptcomp", *words], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "promptcomp", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return run
