@@ -48,7 +48,6 @@ from promptcomp.run.directory import (
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
 
-
 Parts = tuple[ContextDataModule, CompressionModule]
 """The data and the module of an experiment."""
 
