@@ -52,7 +52,7 @@ from promptcomp.datamodules.toy_words import (
     vocabulary,
 )
 
-TaskForm = Literal["classification", "natural", "lookup"]
+TaskForm = Literal["classification", "natural", "lookup", "arbitrary"]
 Group = Literal["nouns", "adjectives"]
 
 HELD_OUT_CATEGORIES: frozenset[str] = frozenset({"clothes", "instruments", "jobs", "weather", "cool", "large"})
@@ -75,8 +75,8 @@ class ToyConfig(Config):
     two_slot_share: float = Field(default=0.3, ge=0, le=1)
     """Share of sentences with a distractor from the other group; 1 is the hard setting."""
     train_forms: tuple[TaskForm, ...] = Field(default=("classification",), min_length=1)
-    """Forms of the training tasks, drawn uniformly: random labels, category names as labels, single words to labels.
-    The other splits hold classification tasks only."""
+    """Forms of the training tasks, drawn uniformly: `classification`, `natural` (category names as labels), `lookup`
+    and `arbitrary` (single words have labels, see `draw_rule`). The other splits hold classification tasks only."""
     num_train_tasks: int = Field(default=100_000, ge=1)
     num_dev_tasks: int = Field(default=64, ge=1)
     num_test_tasks: int = Field(default=128, ge=1)
@@ -190,7 +190,8 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
     Args:
         rng: Source of all choices.
         split: A split of the source, or "pretrain" (see `class_sets`).
-        form: Form of the task. A lookup task maps one or two single words of any category to each label.
+        form: Form of the task. A lookup task maps one or two single words to each label, an arbitrary task two to six,
+            whatever their categories (nothing is told about which categories belong together).
         groups: Groups to choose from. Where a group has no class set so large, smaller sets are used.
         num_classes: Number of classes.
     """
@@ -201,6 +202,9 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
         words = rng.sample([word for c in usable for word in CATEGORIES[c]], 2 * num_classes)
         width = rng.choice((1, 1, 2))
         return ToyRule(form, tuple(tuple(words[i::num_classes][:width]) for i in range(num_classes)), labels, ())
+    if form == "arbitrary":
+        words = rng.sample([word for c in usable for word in CATEGORIES[c]], rng.randint(2, 6) * num_classes)
+        return ToyRule(form, tuple(tuple(words[i::num_classes]) for i in range(num_classes)), labels, ())
     group = rng.choice(groups)
     size = num_classes
     while not class_sets(split, group, size):
@@ -267,7 +271,7 @@ class _ToyTasks(Sequence[Task]):
         num_classes = rng.randint(config.min_classes, config.max_classes)
         rule = draw_rule(rng, self._split, form, groups, num_classes)
         demonstrations = rule.rows(config.num_demonstrations, rng, config.two_slot_share, frozenset())
-        shown = frozenset() if form == "lookup" else frozenset(row.input for row in demonstrations)
+        shown = frozenset() if form in ("lookup", "arbitrary") else frozenset(row.input for row in demonstrations)
         queries = rule.rows(config.num_queries, rng, config.two_slot_share, shown)
         name = f"{self._split}-{index:06d}-{form}-{len(rule.classes)}"
         return Task(name, "classification", demonstrations, queries)

@@ -112,6 +112,14 @@ def test_forms_and_groups_of_training_tasks() -> None:
     assert 5 < len(natural) < 35
     assert all(set(task.demonstrations[0].options) <= set(NOUNS) for task in natural)
     assert all("classification" in task.name for task in source.tasks("test")[:5])
+    for form, most in (("lookup", 2), ("arbitrary", 6)):
+        for task in ToySource(ToyConfig(train_forms=(form,))).tasks("train")[:20]:
+            labels: dict[str, set[str]] = {}
+            for row in (*task.demonstrations, *task.queries):
+                assert CATEGORY_OF[row.input] not in HELD_OUT_CATEGORIES
+                labels.setdefault(row.input, set()).add(row.output)
+            assert all(len(outputs) == 1 for outputs in labels.values())
+            assert len(labels) <= most * len(task.demonstrations[0].options)
 
 
 def test_distractors_follow_their_share() -> None:
