@@ -1,4 +1,4 @@
-"""Building a base LM from a configuration, with the positional start that small Llama-like models need."""
+"""Building a base LM from a configuration, with the special starts that small models need."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.pretrain.t5_start import CopyStart, apply_copy_start
 
 
 class PositionalStart(Config):
@@ -35,6 +36,9 @@ class Architecture(Config):
     settings: dict[str, Any] = Field(default_factory=dict)
     """Keywords of the configuration class; `vocab_size` and the special ids come from the tokenizer."""
     positional_start: PositionalStart | None = None
+    """For Llama with `attention_bias`."""
+    copy_start: CopyStart | None = None
+    """For T5."""
 
 
 def build_model(
@@ -43,7 +47,7 @@ def build_model(
     """A freshly initialised model; initial weights follow torch's global seed.
 
     Raises:
-        ConfigError: transformers has no such model type, or a positional start is asked of a model without RoPE biases.
+        ConfigError: transformers has no such model type, or a special start is asked of a model that cannot have it.
     """
     settings = {"vocab_size": vocab_size, "pad_token_id": pad_id, "bos_token_id": bos_id, "eos_token_id": eos_id}
     try:
@@ -56,6 +60,8 @@ def build_model(
     model = auto_class.from_config(config)
     if architecture.positional_start is not None:
         _start_positions(model, architecture.positional_start)
+    if architecture.copy_start is not None:
+        apply_copy_start(model, architecture.copy_start)
     return model
 
 

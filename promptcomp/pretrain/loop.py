@@ -20,6 +20,7 @@ import promptcomp
 from promptcomp.config import Config
 from promptcomp.pretrain.architecture import Architecture, build_model
 from promptcomp.pretrain.lessons import Lessons
+from promptcomp.pretrain.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
 from promptcomp.pretrain.text_lessons import TextCorpus, TextLessons
 from promptcomp.pretrain.toy_lessons import ToyCurriculum, ToyLessons
 
@@ -35,6 +36,8 @@ class PretrainOptim(Config):
     weight_decay: float = Field(default=0.05, ge=0)
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
+    embedding_lr_scale: float = Field(default=1.0, gt=0)
+    """Learning rate of the token embeddings relative to `lr` (T5's start at standard deviation 1 and move slowly)."""
     warmup_steps: int = Field(default=50, ge=0)
 
 
@@ -42,7 +45,7 @@ class PretrainConfig(Config):
     """A base LM trained from scratch."""
 
     architecture: Architecture
-    data: Annotated[ToyCurriculum | TextCorpus, Field(discriminator="name")]
+    data: Annotated[ToyCurriculum | ToySeq2SeqCurriculum | TextCorpus, Field(discriminator="name")]
     optim: PretrainOptim = PretrainOptim()
     batch_size: int = Field(default=64, ge=1)
     seed: int = 0
@@ -77,15 +80,16 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
         config.architecture, len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
     )
     optim = config.optim
-    optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+    optimizer = _make_optimizer(model, optim)
     total = min(lessons.total_steps, config.steps or lessons.total_steps)
     history: list[dict[str, Any]] = []
     start = time.perf_counter()
     step = 0
     model.train()
     while step < total and not lessons.finished:
+        lr = optim.lr * lessons.lr_scale * min(1.0, (step + 1) / max(1, optim.warmup_steps))
         for group in optimizer.param_groups:
-            group["lr"] = optim.lr * lessons.lr_scale * min(1.0, (step + 1) / max(1, optim.warmup_steps))
+            group["lr"] = lr * group["lr_scale"]
         stage = lessons.stage_name
         loss = lessons.loss(model)
         optimizer.zero_grad()
@@ -106,10 +110,22 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
     return output_dir
 
 
+def _make_optimizer(model: PreTrainedModel, optim: PretrainOptim) -> torch.optim.AdamW:
+    """AdamW with the token embeddings in a group of their own where they have a learning rate of their own."""
+    table = model.get_input_embeddings().weight
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "lr_scale": 1.0}]
+    if optim.embedding_lr_scale != 1.0:
+        groups[0]["params"] = [parameter for parameter in model.parameters() if parameter is not table]
+        groups.append({"params": [table], "lr_scale": optim.embedding_lr_scale})
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+
+
 def make_lessons(config: PretrainConfig) -> Lessons:
     """The lessons that the configuration names."""
     if isinstance(config.data, TextCorpus):
         return TextLessons(config.data, config.batch_size, config.seed)
+    if isinstance(config.data, ToySeq2SeqCurriculum):
+        return ToySeq2SeqLessons(config.data, config.batch_size, config.seed)
     return ToyLessons(config.data, config.batch_size, config.seed)
 
 

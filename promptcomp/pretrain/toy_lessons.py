@@ -41,10 +41,9 @@ class Stage(Config):
     """Learning rate at the stage's start and end, relative to `optim.lr`; linear between."""
 
 
-class ToyCurriculum(Config):
-    """Pretraining on the embedded world."""
+class StagedCurriculum(Config):
+    """What the curricula of both model families have in common."""
 
-    name: Literal["toy_icl"] = "toy_icl"
     stages: tuple[Stage, ...] = Field(min_length=1)
     two_slot_share: float = Field(default=0.3, ge=0, le=1)
     other_token_weight: float = 0.1
@@ -55,10 +54,16 @@ class ToyCurriculum(Config):
     """Documents behind each cell of the final report."""
 
 
+class ToyCurriculum(StagedCurriculum):
+    """Pretraining on the embedded world."""
+
+    name: Literal["toy_icl"] = "toy_icl"
+
+
 class ToyLessons:
     """Batches of the curriculum for a decoder-only LM."""
 
-    def __init__(self, config: ToyCurriculum, batch_size: int, seed: int) -> None:
+    def __init__(self, config: StagedCurriculum, batch_size: int, seed: int) -> None:
         self.config = config
         self.tokenizer: PreTrainedTokenizerFast = toy_tokenizer()
         self._batch_size = batch_size
@@ -97,9 +102,7 @@ class ToyLessons:
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]  # [B, T - 1, V]
         losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         known, other = answers[:, 1:], mask[:, 1:] & ~answers[:, 1:]
-        self._step_in_stage += 1
-        if self._step_in_stage >= self.config.stages[self._stage].steps:
-            self._next_stage()
+        self._count_step()
         return losses[known].mean() + self.config.other_token_weight * losses[other].mean()
 
     @torch.no_grad()
@@ -111,7 +114,7 @@ class ToyLessons:
         for kind in kinds:
             rng = random.Random(f"{self._skill_seed}/{kind}/pretrain/4/16")
             documents = [draw_document(kind, 16, 4, rng, share) for _ in range(self.config.skill_documents)]
-            found[kind] = self.row_accuracy(model, [document.rows for document in documents])[-1]
+            found[kind] = self.last_row_accuracy(model, [document.rows for document in documents])
         if not self.finished:
             until = self.config.stages[self._stage].until
             if until and all(found[kind] > value for kind, value in until.items()):
@@ -159,6 +162,15 @@ class ToyLessons:
                 correct += (answers == gold).float()
         model.train()
         return (correct / len(documents)).tolist()
+
+    def last_row_accuracy(self, model: PreTrainedModel, documents: Sequence[Sequence[Row]]) -> float:
+        """Share of right answers at the last row of documents of equal length."""
+        return self.row_accuracy(model, documents)[-1]
+
+    def _count_step(self) -> None:
+        self._step_in_stage += 1
+        if self._step_in_stage >= self.config.stages[self._stage].steps:
+            self._next_stage()
 
     def _next_stage(self) -> None:
         self._stage += 1

@@ -1,0 +1,135 @@
+"""The encoder-decoder recipe of the embedded world: start, batches, a short form, and the shipped checkpoint."""
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+
+from promptcomp.config import ConfigError, build, read_yaml
+from promptcomp.datamodules.tasks import Row
+from promptcomp.datamodules.toy import ToyConfig, ToySource
+from promptcomp.pretrain import PretrainConfig, pretrain
+from promptcomp.pretrain.architecture import Architecture, build_model
+from promptcomp.pretrain.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
+
+RECIPE = Path(str(files("promptcomp"))) / "experiments" / "pretrain" / "toy_t5.yaml"
+ASSET = Path(str(files("promptcomp"))) / "assets" / "toy_t5"
+
+
+def short_recipe(**changes: Any) -> PretrainConfig:
+    tree = read_yaml(RECIPE)
+    settings = {**tree["architecture"]["settings"], "d_model": 48, "d_kv": 12, "d_ff": 48, "num_heads": 9}
+    tree["architecture"] = {**tree["architecture"], "settings": settings}
+    tree["data"] |= {"report_documents": 2, "skill_documents": 2}
+    tree["data"]["stages"] = [{**tree["data"]["stages"][0], "until": {}, "mix": {"repetition": 1}}]
+    return build(PretrainConfig, {**tree, "batch_size": 8, "check_every": 1000, **changes})
+
+
+def lessons_of(config: PretrainConfig) -> ToySeq2SeqLessons:
+    assert isinstance(config.data, ToySeq2SeqCurriculum)
+    return ToySeq2SeqLessons(config.data, config.batch_size, config.seed)
+
+
+def tiny_model(lessons: ToySeq2SeqLessons, config: PretrainConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return build_model(config.architecture, len(lessons.tokenizer), 0, 1, 2).eval()
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_short_run_leaves_the_uniform_guess_and_repeats(tmp_path: Path) -> None:
+    def run(folder: str, steps: int) -> list[float]:
+        losses: list[float] = []
+
+        def keep(step: int, total: int, numbers: Mapping[str, float]) -> None:
+            losses.append(numbers["loss"])
+
+        pretrain(short_recipe(steps=steps), tmp_path / folder, keep)
+        return losses
+
+    losses = run("a", 60)
+    assert losses[-1] < losses[0] - 0.3
+    assert run("b", 3) == losses[:3]
+    recipe = json.loads((tmp_path / "a" / "recipe.json").read_text())
+    assert recipe["history"][-1]["step"] == 60
+    assert set(recipe["metrics"]) == {f"{s}/{c}" for s in ("train", "dev", "test", "test_hard") for c in (2, 3, 4)}
+
+
+def test_heads_start_at_their_distances() -> None:
+    config = short_recipe()
+    lessons = lessons_of(config)
+    model = tiny_model(lessons, config)
+    start = config.architecture.copy_start
+    assert start is not None
+    for stack, offsets in ((model.get_encoder(), start.encoder_offsets), (model.get_decoder(), start.decoder_offsets)):
+        bias = stack.block[0].layer[0].SelfAttention.compute_bias(12, 12)[0]  # [H, 12, 12]
+        for head, offset in enumerate(offsets):
+            assert bias[head, 6].argmax() == 6 + offset
+
+
+@pytest.mark.parametrize(
+    ("model_type", "start", "message"),
+    [
+        ("t5", {"encoder_offsets": [-9]}, "exact below 8"),
+        ("t5", {"encoder_offsets": [-1], "decoder_offsets": [1]}, "decoder_offsets"),
+        ("t5", {"encoder_offsets": [-1, -2, -3, -4]}, "more than 4 heads"),
+        ("gpt2", {}, "model_type t5"),
+    ],
+)
+def test_impossible_starts_are_refused(model_type: str, start: dict[str, Any], message: str) -> None:
+    sizes = {"d_model": 8, "num_heads": 4, "num_layers": 1} if model_type == "t5" else {"n_embd": 8, "n_head": 2}
+    tree = {"model_type": model_type, "settings": sizes, "copy_start": start}
+    with pytest.raises(ConfigError, match=message):
+        build_model(build(Architecture, tree), 32, 0, 1, 2)
+
+
+def test_queries_that_share_a_decoder_row_do_not_see_each_other() -> None:
+    config = short_recipe()
+    lessons = lessons_of(config)
+    model = tiny_model(lessons, config)
+    lessons._num_queries = 3
+    context, asked = lessons._draw_pair("classification", 8, (3, 3))
+    together = lessons._logits(model, [context], [asked])[0]
+    for number in range(3):
+        where = [i for i, piece in enumerate(asked.piece) if piece == number]
+        alone = model(
+            input_ids=torch.tensor([context]), decoder_input_ids=torch.tensor([[asked.ids[i] for i in where]])
+        ).logits[0]
+        torch.testing.assert_close(together[where], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_only_answers_that_can_be_known_are_targets() -> None:
+    lessons = lessons_of(short_recipe())
+    ids = lessons.tokenizer.get_vocab()
+    for kind in ("lookup", "natural", "words", "classification"):
+        context, asked = lessons._draw_pair(kind, 4, (4, 4))
+        for place in (i for i, token in enumerate(asked.ids) if token == ids["=>"]):
+            label = asked.ids[place + 1]
+            assert asked.known[place] in (label, -100)
+            if asked.known[place] == -100:
+                assert kind != "natural"
+            elif kind != "natural":
+                assert label in context
+            assert asked.other[place + 1 : place + 3] == [ids["\n"], ids["<eos>"]]
+
+
+def test_shipped_checkpoint_learns_in_context() -> None:
+    config = build(PretrainConfig, read_yaml(RECIPE))
+    lessons = lessons_of(config)
+    model = AutoModelForSeq2SeqLM.from_pretrained(ASSET, dtype=torch.float32)
+    assert AutoTokenizer.from_pretrained(ASSET).get_vocab() == lessons.tokenizer.get_vocab()
+    tasks = ToySource(ToyConfig(seed=5, min_classes=3, max_classes=3, num_queries=1)).tasks("test")[:64]
+    nothing: tuple[Row, ...] = ()
+    assert lessons.accuracy(model, [(task.demonstrations, task.queries[0]) for task in tasks]) >= 0.9
+    assert abs(lessons.accuracy(model, [(nothing, task.queries[0]) for task in tasks]) - 1 / 3) < 0.2
