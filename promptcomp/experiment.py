@@ -43,7 +43,7 @@ class TrainerConfig(Config):
     precision: Precision = "32-true"
     """Arithmetic of the training steps."""
     accumulate: int = Field(1, ge=1)
-    """Micro-batches whose gradients are summed into one optimiser step."""
+    """Micro-batches of one optimiser step; their losses are averaged, each normalised by its own counts."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of each process; null: torch's choice."""
 

@@ -57,7 +57,7 @@ def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, con
         print(json.dumps({"model": str(output), "seconds": seconds, "numbers": display.numbers}))
         return
     console.print(f"{output} holds the model, its tokenizer and recipe.json ({seconds:.0f} s).", highlight=False)
-    console.print(f"Use it with: promptcomp fit --method mend lm.path={output}", highlight=False, soft_wrap=True)
+    console.print(f"Use it with any experiment: promptcomp fit ... lm.path={output}", highlight=False, soft_wrap=True)
 
 
 class _Display:
