@@ -141,7 +141,7 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
         L.seed_everything(experiment.seed, verbose=False)
         if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
             write_environment(run)
-            _announce(experiment, run, console)
+            _announce(experiment, run, console, "resumed" if resume else "started")
         cost, step = Cost(), 0
         if module.trainable and experiment.trainer.max_steps:
             progress = TrainingProgress(console, experiment.trainer.max_steps)
@@ -292,14 +292,14 @@ def _evaluate(
     return results
 
 
-def _announce(experiment: Experiment, run: RunDirectory, console: Console) -> None:
+def _announce(experiment: Experiment, run: RunDirectory, console: Console, how: str) -> None:
     console.print(
         f"[bold]{experiment.method.name}[/] on {experiment.data.name} with {experiment.lm.path}, "
         f"seed {experiment.seed}, in {run.path}",
         highlight=False,
         soft_wrap=True,
     )
-    run.write_log(f"started: {experiment.title}, seed {experiment.seed}")
+    run.write_log(f"{how}: {experiment.title}, seed {experiment.seed}")
 
 
 def _set_threads(experiment: Experiment) -> None:
