@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from promptcomp import __version__
+from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +46,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def main() -> NoReturn:
     """Run the command line. A user's mistake becomes one message and exit code 2, a full disk one and exit code 1."""
-    from promptcomp.config import ConfigError
-
     try:
         app()
     except ConfigError as error:
@@ -99,8 +98,6 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Train a compressor (or a control) and measure it beside its bounds on held-out tasks."""
-    from promptcomp.config import ConfigError
-
     console = _console(as_json)
     if resume is not None:
         if method or config or overrides or run_dir or dry_run:
@@ -154,7 +151,6 @@ def compare(
     """One table over several runs, with differences and intervals; refuses to rank runs with other test examples."""
     from promptcomp.compare import FORMATS, print_comparison
     from promptcomp.compare import compare as compare_runs
-    from promptcomp.config import ConfigError
 
     if format_ != "table" and format_ not in FORMATS:
         raise ConfigError(f"--format {format_!r} is not known; choose table, {', '.join(FORMATS)}")

@@ -14,9 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-
-class ConfigError(ValueError):
-    """A mistake of the user's, told in one message; the CLI prints it and exits with code 2."""
+from promptcomp.errors import ConfigError
 
 
 class Config(BaseModel):

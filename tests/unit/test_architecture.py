@@ -18,13 +18,13 @@ LEVELS = (
     ("experiment",),
     ("lightning_modules", "datamodules", "pretrain"),
     ("language_model", "evaluation"),
-    ("memory", "batch", "config", "files"),
+    ("memory", "batch", "config"),
+    ("errors",),
 )
 EXCEPTIONS = {
     ("run", "report"): "a finished run prints its table",
     ("pretrain", "datamodules"): "a base LM is trained on the tasks of the embedded world and on ICL text",
     ("memory", "config"): "errors of artifact files are user errors",
-    ("memory", "files"): "artifact files are written atomically",
 }
 LEVEL = {name: i for i, level in enumerate(LEVELS) for name in level}
 
