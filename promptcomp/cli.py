@@ -140,6 +140,9 @@ def evaluate(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories (or results.json files); the first is the base.")],
+    split: Annotated[
+        str | None, typer.Option("--split", help="The only split to compare; default: all that the runs share.")
+    ] = None,
     metric: Annotated[
         str | None, typer.Option("--metric", help="accuracy, task, macro_f1 or loss; default: the runs' own.")
     ] = None,
@@ -154,7 +157,7 @@ def compare(
 
     if format_ != "table" and format_ not in FORMATS:
         raise ConfigError(f"--format {format_!r} is not known; choose table, {', '.join(FORMATS)}")
-    comparison = compare_runs(runs, metric=metric, allow_different=allow_different)
+    comparison = compare_runs(runs, split=split, metric=metric, allow_different=allow_different)
     if format_ == "table":
         print_comparison(comparison, _console(False))
     else:
