@@ -15,12 +15,14 @@ datamodule (separator preset `arrow`). Chance without demonstrations is 1 / numb
 Splits, made of fixed facts and not of a seed:
 - 6 whole categories (4 of nouns, 2 of adjectives) are in no train, dev or test task, not even as distractors. The tasks
   of "test_hard" are made of nothing else.
-- Every pair of the other categories, within a group, belongs to train, dev or test. A train task has train pairs only;
-  a dev (test) task has at least one dev (test) pair and otherwise train pairs. So a dev or test class set is neither
-  among the train sets nor contained in one (and the same between dev and test).
+- Every pair of the other categories, within a group, belongs to train, dev or test. A train task of 2-4 classes has
+  train pairs only; a dev (test) task has at least one dev (test) pair and otherwise train pairs. So no dev or test
+  class set is a train set or part of a train set of up to 4 classes, and dev and test share none.
+- Train tasks of 5 and 6 classes, a size that is never evaluated, may have any pair of open categories: held-out sets
+  are parts of these. `train_max_classes: 4` leaves them out.
 - Words, templates and labels are shared between train, dev and test: what is held out is the combination.
 - The base LM (`promptcomp.pretrain`) has seen all 24 categories. None of its tasks of 2-4 classes has a dev, test or
-  test_hard pair; its tasks of 5 and 6 classes, a size that occurs in no evaluation, may have any ("pretrain" below).
+  test_hard pair; its tasks of 5 and 6 classes may have any ("pretrain" below).
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ from promptcomp.datamodules.toy_words import (
     vocabulary,
 )
 
-TaskForm = Literal["classification", "natural", "lookup"]
+TaskForm = Literal["classification", "natural", "lookup", "arbitrary"]
 Group = Literal["nouns", "adjectives"]
 
 HELD_OUT_CATEGORIES: frozenset[str] = frozenset({"clothes", "instruments", "jobs", "weather", "cool", "large"})
@@ -66,8 +68,12 @@ class ToyConfig(Config):
     name: Literal["toy_icl"] = "toy_icl"
     seed: int = 0
     """Chooses the tasks of every split; the partition of the class sets does not depend on it."""
-    min_classes: int = Field(default=2, ge=2, le=6)
-    max_classes: int = Field(default=4, ge=2, le=6)
+    min_classes: int = Field(default=2, ge=2, le=4)
+    max_classes: int = Field(default=4, ge=2, le=4)
+    """Fewest and most classes of a task; the train split has its own maximum."""
+    train_max_classes: int = Field(default=6, ge=2, le=6)
+    """Most classes of a training task. Tasks of 5 and 6 classes may hold dev and test pairs; with 4, train class sets
+    have train pairs only, and no held-out set is part of one (a harder setting)."""
     groups: tuple[Group, ...] = Field(default=("nouns", "adjectives"), min_length=1)
     """Groups of categories that tasks are made of; distractors come from the other group in any case."""
     train_groups: tuple[Group, ...] | None = None
@@ -75,8 +81,8 @@ class ToyConfig(Config):
     two_slot_share: float = Field(default=0.3, ge=0, le=1)
     """Share of sentences with a distractor from the other group; 1 is the hard setting."""
     train_forms: tuple[TaskForm, ...] = Field(default=("classification",), min_length=1)
-    """Forms of the training tasks, drawn uniformly: random labels, category names as labels, single words to labels.
-    The other splits hold classification tasks only."""
+    """Forms of the training tasks, drawn uniformly: `classification`, `natural` (category names as labels), `lookup`
+    and `arbitrary` (single words have labels, see `draw_rule`). The other splits hold classification tasks only."""
     num_train_tasks: int = Field(default=100_000, ge=1)
     num_dev_tasks: int = Field(default=64, ge=1)
     num_test_tasks: int = Field(default=128, ge=1)
@@ -88,8 +94,9 @@ class ToyConfig(Config):
 
     @model_validator(mode="after")
     def _classes_in_order(self) -> ToyConfig:
-        if self.min_classes > self.max_classes:
-            raise ValueError(f"min_classes {self.min_classes} is larger than max_classes {self.max_classes}")
+        for name, most in (("max_classes", self.max_classes), ("train_max_classes", self.train_max_classes)):
+            if self.min_classes > most:
+                raise ValueError(f"min_classes {self.min_classes} is larger than {name} {most}")
         return self
 
 
@@ -120,17 +127,18 @@ def pair_splits() -> Mapping[frozenset[str], str]:
 def class_sets(split: str, group: Group, size: int) -> tuple[tuple[str, ...], ...]:
     """All sets of `size` categories of one group that belong to `split`.
 
-    `split` may also be "pretrain", with the held-out categories: sets of up to 4 without any dev, test or test_hard
-    pair, and all larger sets (a base LM that never has to tell two categories apart does not learn to).
+    "train" has the sets of up to 4 with train pairs only, and all larger sets of open categories: a model that never
+    has to tell two categories apart does not learn to. `split` may also be "pretrain", which adds the held-out
+    categories in the same way: up to 4 no dev, test or test_hard pair, above any pair.
     """
-    allowed = {split, "train"} if split in ("dev", "test") else {split}
-    if split == "pretrain":
-        allowed = {"train", "mixed"} if size <= 4 else {"train", "mixed", "dev", "test", "test_hard"}
+    allowed = {"dev": {"dev", "train"}, "test": {"test", "train"}, "pretrain": {"train", "mixed"}}.get(split, {split})
+    if size > 4 and split in ("train", "pretrain"):
+        allowed = allowed | {"dev", "test"} | ({"test_hard"} if split == "pretrain" else set())
     splits = pair_splits()
     found = []
     for names in combinations(sorted(NOUNS if group == "nouns" else ADJECTIVES), size):
         pairs = {splits[frozenset(pair)] for pair in combinations(names, 2)}
-        if pairs <= allowed and (split == "pretrain" or split in pairs):
+        if pairs <= allowed and (split in ("train", "pretrain") or split in pairs):
             found.append(names)
     return tuple(found)
 
@@ -190,7 +198,8 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
     Args:
         rng: Source of all choices.
         split: A split of the source, or "pretrain" (see `class_sets`).
-        form: Form of the task. A lookup task maps one or two single words of any category to each label.
+        form: Form of the task. A lookup task maps one or two single words to each label, an arbitrary task two to six,
+            whatever their categories (nothing is told about which categories belong together).
         groups: Groups to choose from. Where a group has no class set so large, smaller sets are used.
         num_classes: Number of classes.
     """
@@ -201,6 +210,9 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
         words = rng.sample([word for c in usable for word in CATEGORIES[c]], 2 * num_classes)
         width = rng.choice((1, 1, 2))
         return ToyRule(form, tuple(tuple(words[i::num_classes][:width]) for i in range(num_classes)), labels, ())
+    if form == "arbitrary":
+        words = rng.sample([word for c in usable for word in CATEGORIES[c]], rng.randint(2, 6) * num_classes)
+        return ToyRule(form, tuple(tuple(words[i::num_classes]) for i in range(num_classes)), labels, ())
     group = rng.choice(groups)
     size = num_classes
     while not class_sets(split, group, size):
@@ -264,10 +276,10 @@ class _ToyTasks(Sequence[Task]):
         rng = random.Random(f"{config.seed}/{self._split}/{index}")  # text seeds do not depend on PYTHONHASHSEED
         groups = config.train_groups if train and config.train_groups is not None else config.groups
         form = rng.choice(config.train_forms) if train else "classification"
-        num_classes = rng.randint(config.min_classes, config.max_classes)
+        num_classes = rng.randint(config.min_classes, config.train_max_classes if train else config.max_classes)
         rule = draw_rule(rng, self._split, form, groups, num_classes)
         demonstrations = rule.rows(config.num_demonstrations, rng, config.two_slot_share, frozenset())
-        shown = frozenset() if form == "lookup" else frozenset(row.input for row in demonstrations)
+        shown = frozenset() if form in ("lookup", "arbitrary") else frozenset(row.input for row in demonstrations)
         queries = rule.rows(config.num_queries, rng, config.two_slot_share, shown)
         name = f"{self._split}-{index:06d}-{form}-{len(rule.classes)}"
         return Task(name, "classification", demonstrations, queries)

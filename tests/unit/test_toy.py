@@ -69,8 +69,7 @@ def test_every_pair_belongs_to_one_split() -> None:
 @pytest.mark.parametrize("split", ["dev", "test", "test_hard"])
 def test_held_out_sets_are_in_no_training_set(split: str) -> None:
     for group in ("nouns", "adjectives"):
-        seen = [set(c) for size in range(2, 7) for c in class_sets("train", group, size)]
-        seen += [set(c) for size in (2, 3, 4) for c in class_sets("pretrain", group, size)]
+        seen = [set(c) for kind in ("train", "pretrain") for size in (2, 3, 4) for c in class_sets(kind, group, size)]
         for size in (2, 3, 4):
             for names in class_sets(split, group, size):
                 assert not any(set(names) <= known for known in seen)
@@ -86,8 +85,14 @@ def test_splits_hold_the_categories_they_should() -> None:
             else:
                 assert not used & HELD_OUT_CATEGORIES
             pairs = {pair_splits()[frozenset(pair)] for pair in combinations(class_set(task), 2)}
-            assert split in pairs
-            assert pairs <= {split, "train"}
+            if split != "train" or len(class_set(task)) <= 4:
+                assert split in pairs
+                assert pairs <= {split, "train"}
+
+
+def test_a_strict_train_split_has_train_pairs_only() -> None:
+    for task in ToySource(ToyConfig(train_max_classes=4)).tasks("train")[:200]:
+        assert {pair_splits()[frozenset(pair)] for pair in combinations(class_set(task), 2)} == {"train"}
 
 
 def test_rows_are_balanced_and_their_options_hold_the_output() -> None:
@@ -102,8 +107,9 @@ def test_rows_are_balanced_and_their_options_hold_the_output() -> None:
                 assert max(counts.values()) - min(counts.values()) <= 1
                 assert set(counts) == set(rows[0].options)
             assert not {row.input for row in task.demonstrations} & {row.input for row in task.queries}
-            sizes[len(task.demonstrations[0].options)] += 1
-    assert set(sizes) == {2, 3, 4}
+            sizes[split, len(task.demonstrations[0].options)] += 1
+    assert {size for split, size in sizes if split == "train"} == {2, 3, 4, 5, 6}
+    assert {size for split, size in sizes if split != "train"} == {2, 3, 4}
 
 
 def test_forms_and_groups_of_training_tasks() -> None:
@@ -112,6 +118,14 @@ def test_forms_and_groups_of_training_tasks() -> None:
     assert 5 < len(natural) < 35
     assert all(set(task.demonstrations[0].options) <= set(NOUNS) for task in natural)
     assert all("classification" in task.name for task in source.tasks("test")[:5])
+    for form, most in (("lookup", 2), ("arbitrary", 6)):
+        for task in ToySource(ToyConfig(train_forms=(form,))).tasks("train")[:20]:
+            labels: dict[str, set[str]] = {}
+            for row in (*task.demonstrations, *task.queries):
+                assert CATEGORY_OF[row.input] not in HELD_OUT_CATEGORIES
+                labels.setdefault(row.input, set()).add(row.output)
+            assert all(len(outputs) == 1 for outputs in labels.values())
+            assert len(labels) <= most * len(task.demonstrations[0].options)
 
 
 def test_distractors_follow_their_share() -> None:
