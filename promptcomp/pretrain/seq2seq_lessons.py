@@ -132,9 +132,16 @@ class ToySeq2SeqLessons(ToyLessons):
         cells: dict[str, Any] = {}
         for split in ("train", "dev", "test", "test_hard"):
             for classes in (2, 3, 4):
-                config = ToyConfig(min_classes=classes, max_classes=classes, num_queries=1, two_slot_share=share)
-                source = ToySource(config.model_copy(update={"num_dev_tasks": count, "num_test_tasks": count}))
-                tasks = source.tasks(split)[:count]
+                config = ToyConfig(
+                    min_classes=classes,
+                    max_classes=classes,
+                    train_max_classes=classes,
+                    num_dev_tasks=count,
+                    num_test_tasks=count,
+                    num_queries=1,
+                    two_slot_share=share,
+                )
+                tasks = ToySource(config).tasks(split)[:count]
                 accuracy = {
                     shown: self.accuracy(model, [(task.demonstrations[:shown], task.queries[0]) for task in tasks])
                     for shown in (0, 4, 8, 16, 24)
