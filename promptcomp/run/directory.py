@@ -24,12 +24,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from promptcomp import __version__
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.files import write_atomic
 
 RUN_DIRECTORY_VARIABLE = "PROMPTCOMP_RUN_DIRECTORY"
 """Tells the processes that a strategy starts which directory rank 0 has made."""
-_PACKAGES = ("promptcomp", "torch", "lightning", "transformers", "datasets", "torchmetrics", "pydantic", "safetensors")
+_PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "pydantic", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ def environment() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "promptcomp": __version__,
         "packages": {name: _version(name) for name in _PACKAGES},
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from promptcomp.run.quiet import quiet
+
 _MINIMUM_DISK_GIB = 2.0
 
 
@@ -28,7 +30,8 @@ class Finding(BaseModel):
 def report() -> list[Finding]:
     """Every check; a check that fails says what to do."""
     checks: list[Callable[[], Finding]] = [_python, _packages, _devices, _memory, _disk, _writable, _embedded, _step]
-    return [check() for check in checks]
+    with quiet():
+        return [check() for check in checks]
 
 
 def print_report(console: Console, as_json: bool) -> bool:
@@ -57,7 +60,7 @@ def _packages() -> Finding:
     missing = [name for name, version in packages.items() if version is None]
     detail = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
     if missing:
-        detail = f"missing: {', '.join(missing)}; reinstall with pip install promptcomp"
+        detail = f"missing: {', '.join(missing)}; reinstall promptcomp with pip"
     return Finding(subject="packages", ok=not missing, detail=detail)
 
 
