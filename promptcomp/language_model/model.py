@@ -218,6 +218,7 @@ class LanguageModel(nn.Module):
         if isinstance(memory, KVCache):
             memory = memory_rows(memory, packed.context_of)
             position = memory.next_position[:, None] + packed.position
+            self._check_room(position, memory.mask.shape[1])
             sees = tree_mask(packed, memory.mask, with_prefix_rows=False)
             return self.hf.base_model(
                 inputs_embeds=embeds,
@@ -228,6 +229,7 @@ class LanguageModel(nn.Module):
             ).last_hidden_state
         prefix, mask = self.soft_prefix(memory, packed.context_of)
         position = torch.cat([positions(mask), mask.sum(-1, keepdim=True) + packed.position], 1)
+        self._check_room(position, mask.shape[1])
         sees = tree_mask(packed, mask, with_prefix_rows=True)
         hidden = self.hf.base_model(
             inputs_embeds=torch.cat([prefix, embeds], 1),
@@ -310,4 +312,14 @@ class LanguageModel(nn.Module):
                 raise ConfigError(
                     f"a context of {longest} tokens does not fit the LM's window of {self.window}; "
                     "lower data.max_context_tokens or data.num_demonstrations"
+                )
+
+    def _check_room(self, position: Tensor, slots: int) -> None:
+        """Refuse position ids [R, S] beyond the window; they are read only where their number makes it possible."""
+        if self.window is not None and slots + position.shape[1] > self.window:
+            longest = int(position.max()) + 1
+            if longest > self.window:
+                raise ConfigError(
+                    f"{slots} positions of the prompt with a query and its target need {longest}, more than the LM's "
+                    f"window of {self.window}; lower method.num_slots or data.max_example_tokens"
                 )

@@ -147,7 +147,7 @@ class Mend(CompressionModule):
     @torch.no_grad()
     def _start_at_identity(self, linear: nn.Linear) -> None:
         """Make the first vectors hidden states of the length of the LM's token embeddings."""
-        ids = torch.randint(0, self.lm.vocab_size, (8, 32), device=linear.weight.device)
+        ids = torch.randint(0, self.lm.vocab_size, (8, min(32, self._chunk_size())), device=linear.weight.device)
         was_training = self.distiller.training
         hidden = distil(self.distiller.eval(), self.slots, ids, torch.ones_like(ids, dtype=torch.bool))
         self.distiller.train(was_training)

@@ -217,3 +217,13 @@ def test_free_form_tasks_are_selected_by_loss(run: Run, tiny_lm: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "one" / "checkpoints" / "best.ckpt").is_file()
     assert json.loads(done.stdout)["results"]["splits"]["test"]["metric"] == "loss"
+
+
+def test_slots_that_leave_no_room_for_the_query_are_refused(tiny_run: Run) -> None:
+    done = tiny_run("one", "method.num_slots=250", "method.max_chunk_tokens=4", "data.num_demonstrations=2")
+    assert done.returncode == 2
+    assert "window" in done.stderr
+    assert "Traceback" not in done.stderr
+    shared = tiny_run("two", "method={name: prompt_tuning, num_slots: 250, share: shared}")
+    assert shared.returncode == 2
+    assert "lower method.num_slots" in shared.stderr
