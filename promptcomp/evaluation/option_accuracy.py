@@ -40,7 +40,7 @@ class OptionAccuracy(Metric):
 
     def compute(self) -> Tensor:
         """Accuracy; NaN before the first update."""
-        return self.correct.double() / self.total
+        return self.correct.float() / self.total
 
 
 def best_choice(scores: Tensor, example: Tensor, choice: Tensor, gold: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def best_choice(scores: Tensor, example: Tensor, choice: Tensor, gold: Tensor) -
     The best option is -1 when no option of an example has a finite score.
     """
     numbers, row = example.unique(return_inverse=True)  # [E], [M]
-    values = scores.double().masked_fill(~scores.isfinite(), -torch.inf)
+    values = scores.float().masked_fill(~scores.isfinite(), -torch.inf)
     best = values.new_full((len(numbers),), -torch.inf).scatter_reduce(0, row, values, "amax")
     never = torch.iinfo(torch.long).max
     wins = (values == best[row]) & values.isfinite()

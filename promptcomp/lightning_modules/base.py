@@ -5,7 +5,6 @@ A method is `build()` (make the trainable parts), `compress(context)` and `losse
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import Config, ConfigError
+from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
 from promptcomp.lightning_modules.optim import OptimConfig, learning_rate_factor, make_optimizer
 from promptcomp.lightning_modules.trained import Origin, check_trained, read_trained, write_export
@@ -113,7 +113,7 @@ class CompressionModule(L.LightningModule):
         self._is_built = False
         self._gold: dict[int, int] = {}
         self.dev_loss = MeanMetric()
-        self.dev_accuracy = MeanMetric()
+        self.dev_accuracy = OptionAccuracy()
 
     def build(self) -> None:
         """Make the trainable parts; `self.lm` is there."""
@@ -221,22 +221,19 @@ class CompressionModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Running accuracy (best mean log likelihood among the options) and loss of the gold option."""
         scores = self.score(batch)
-        mean = (scores.sum_log_prob / scores.num_tokens.clamp(min=1)).tolist()
-        is_gold = []
-        best: dict[int, tuple[float, int]] = {}
-        for example, choice, value in zip(batch.example.tolist(), batch.choice.tolist(), mean, strict=True):
-            is_gold.append(choice == self._gold.get(example, 0))
-            best[example] = max(best.get(example, (-math.inf, 0)), (value, choice))
-        gold = torch.tensor(is_gold, device=self.device)
-        tokens = scores.num_tokens[gold].sum()
-        if tokens > 0:
-            self.dev_loss.update(-scores.sum_log_prob[gold].sum() / tokens, tokens)
         size = batch.context.ids.shape[0]
+        numbers = batch.example.tolist()
+        gold = torch.tensor([self._gold.get(number, 0) for number in numbers], device=self.device)
+        is_gold = batch.choice == gold
+        tokens = scores.num_tokens[is_gold].sum()
+        if tokens > 0:
+            self.dev_loss.update(-scores.sum_log_prob[is_gold].sum() / tokens, tokens)
         self.log("dev/loss", self.dev_loss, on_epoch=True, batch_size=size)
         if self._gold:
-            for example, (_, choice) in best.items():
-                if example in self._gold:
-                    self.dev_accuracy.update(float(choice == self._gold[example]))
+            has_options = torch.tensor([number in self._gold for number in numbers], device=self.device)
+            mean = scores.sum_log_prob / scores.num_tokens.clamp(min=1)
+            rows = (mean, batch.example, batch.choice, gold)
+            self.dev_accuracy.update(*(values[has_options] for values in rows))
             self.log("dev/accuracy", self.dev_accuracy, on_epoch=True, prog_bar=True, batch_size=size)
 
     def trained_names(self) -> list[str]:
