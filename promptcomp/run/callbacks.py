@@ -159,7 +159,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside the old one and then renames it: a kill or a full disk leaves the old one usable."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write, flush to the disk, rename."""
+        """Write, flush to the disk, rename.
+
+        Raises:
+            OSError: the disk is full or not writable; the checkpoint before is untouched.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
@@ -169,5 +173,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+        except RuntimeError as error:  # torch's zip writer hides a full disk behind an error of its own
+            if isinstance(error.__context__, OSError):
+                raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from None
+            raise
         finally:
             temporary.unlink(missing_ok=True)
