@@ -17,7 +17,7 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 import promptcomp
-from promptcomp.config import Config
+from promptcomp.config import Config, ConfigError
 from promptcomp.pretrain.architecture import Architecture, build_model
 from promptcomp.pretrain.lessons import Lessons
 from promptcomp.pretrain.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
@@ -79,6 +79,13 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
     model = build_model(
         config.architecture, len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
     )
+    reads_pairs = isinstance(config.data, ToySeq2SeqCurriculum)
+    if model.config.is_encoder_decoder != reads_pairs:
+        wanted = "an encoder-decoder" if reads_pairs else "a decoder-only"
+        raise ConfigError(
+            f"data.name = {config.data.name!r} trains {wanted} model, not model_type "
+            f"{config.architecture.model_type!r}; start from the recipe {'toy_t5' if reads_pairs else 'toy_decoder'}"
+        )
     optim = config.optim
     optimizer = _make_optimizer(model, optim)
     total = min(lessons.total_steps, config.steps or lessons.total_steps)

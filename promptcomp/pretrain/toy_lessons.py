@@ -133,7 +133,13 @@ class ToyLessons:
         cells: dict[str, Any] = {}
         for split in ("train", "dev", "test", "test_hard"):
             for classes in (2, 3, 4):
-                config = ToyConfig(min_classes=classes, max_classes=classes, num_queries=1, two_slot_share=share)
+                config = ToyConfig(
+                    min_classes=classes,
+                    max_classes=classes,
+                    train_max_classes=classes,
+                    num_queries=1,
+                    two_slot_share=share,
+                )
                 source = ToySource(config.model_copy(update={"num_dev_tasks": count, "num_test_tasks": count}))
                 documents = [(*t.demonstrations, *t.queries) for t in source.tasks(split)[:count]]
                 accuracy = self.row_accuracy(model, documents)

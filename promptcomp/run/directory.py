@@ -65,6 +65,11 @@ class RunDirectory:
         return self.path / "results.json"
 
     @property
+    def export(self) -> Path:
+        """The trained parts as files for other programs."""
+        return self.path / "export"
+
+    @property
     def log(self) -> Path:
         """Messages with their times."""
         return self.path / "log.txt"

@@ -162,6 +162,7 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
                 return None
             cost = Cost(train_seconds=seconds, steps=step, tokens_per_second=progress.tokens / max(seconds, 1e-9))
             module.load_trained(_weights(run))
+            module.export(run.export)
         else:
             module.configure_model()
         results = _evaluate(experiment, module, datamodule, run, console, cost)

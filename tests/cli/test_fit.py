@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from promptcomp.lightning_modules.base import CompressionModule
 from tests.cli.conftest import Run
@@ -48,7 +49,9 @@ def test_run_directory_and_results(tiny_run: Run, tmp_path: Path) -> None:
         assert name in done.stdout
     found = {path.name for path in (tmp_path / "one").iterdir()}
     expected = {"config.yaml", "environment.json", "metrics.csv", "predictions.jsonl", "checkpoints", "results.json"}
-    assert found == expected | {"log.txt"}
+    assert found == expected | {"log.txt", "export"}
+    exported = load_file(tmp_path / "one" / "export" / "trained.safetensors")
+    assert exported.keys() == tensors(tmp_path / "one").keys()
     results = json.loads((tmp_path / "one" / "results.json").read_text())
     assert results["schema"] == 1
     assert set(results["splits"]) == {"test", "test_hard"}

@@ -91,3 +91,10 @@ def test_pretrain_makes_a_model_that_fit_takes(run: Run, tmp_path: Path) -> None
     assert (tmp_path / "base" / "model.safetensors").is_file()
     assert run("pretrain", "toy_decoder", "--output", "base").returncode == 2
     assert run("fit", "--method", "mend", "--dry-run", "lm.path=base").returncode == 0
+
+
+def test_pretrain_refuses_an_architecture_that_cannot_learn_the_data(run: Run, tmp_path: Path) -> None:
+    done = run("pretrain", "toy_decoder", "architecture={model_type: t5, settings: {d_model: 16}}", "--output", "base")
+    assert done.returncode == 2
+    assert "decoder-only" in done.stderr
+    assert not (tmp_path / "base").exists()
