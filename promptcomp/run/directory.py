@@ -4,6 +4,7 @@ config.yaml        the resolved configuration; `promptcomp fit --config RUN/conf
 environment.json   versions, hardware, git commit
 metrics.csv        one row for each logged step
 checkpoints/       last.ckpt (what --resume continues from), best.ckpt (what is evaluated)
+export/            the trained parts: trained.safetensors, promptcomp.json (method.init_from takes a run)
 predictions.jsonl  one line for each evaluated example
 results.json       what the run found
 log.txt            messages with their times
