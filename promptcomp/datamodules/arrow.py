@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.rows import Columns, to_row
-from promptcomp.datamodules.tasks import Row
+from promptcomp.datamodules.tasks import LazySequence, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +61,7 @@ def column_of(table: pa.Table, column: str) -> Any:
     return table.column(column)
 
 
-class TextColumn(Sequence[str]):
+class TextColumn(LazySequence[str]):
     """A text column, read from disk when indexed."""
 
     def __init__(self, table: pa.Table, column: str) -> None:
@@ -70,17 +70,12 @@ class TextColumn(Sequence[str]):
     def __len__(self) -> int:
         return len(self._values)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def item(self, index: int) -> str:
+        """One text; null is empty."""
         return str(self._values[index].as_py() or "")
 
 
-class ArrowRows(Sequence[Row]):
+class ArrowRows(LazySequence[Row]):
     """Some rows of a table, read from disk when indexed."""
 
     def __init__(self, table: pa.Table, columns: Columns, places: Sequence[int]) -> None:
@@ -92,12 +87,7 @@ class ArrowRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def item(self, index: int) -> Row:
+        """One row."""
         place = int(self._places[index])
         return to_row({name: values[place].as_py() for name, values in self._values.items()}, self._columns)

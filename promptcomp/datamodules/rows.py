@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import mmap
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.tasks import Row, TaskKind
+from promptcomp.datamodules.tasks import LazySequence, Row, TaskKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def _line(number: int, offset: int, raw: bytes) -> Line:
         return Line(number, offset, None, f"not valid JSON: {error.msg} (column {error.colno})")
 
 
-class JsonlRows(Sequence[Row]):
+class JsonlRows(LazySequence[Row]):
     """The rows of a JSON-lines file; every line is checked at once, but only its place is kept in memory."""
 
     def __init__(self, path: Path, columns: Columns = METAICL_COLUMNS) -> None:
@@ -174,13 +174,8 @@ class JsonlRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._offsets)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def item(self, index: int) -> Row:
+        """One row."""
         if self._map is None:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar, overload
 
 TaskKind = Literal["classification", "multi_choice", "free_form"]
+
+
+Item = TypeVar("Item", covariant=True)
+
+
+class LazySequence(Sequence[Item]):
+    """A sequence whose items are read or built when they are indexed. Subclasses give `__len__` and `item`."""
+
+    @abstractmethod
+    def item(self, index: int) -> Item:
+        """The item at `index`, 0 <= index < len(self)."""
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        places = range(len(self))[index]  # an IndexError beyond the ends, as for a list
+        return self.item(places) if isinstance(places, int) else [self.item(place) for place in places]
 
 
 @dataclass(frozen=True, slots=True)

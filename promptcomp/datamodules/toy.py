@@ -33,14 +33,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import combinations
-from typing import Literal, overload
+from typing import Literal
 
 from pydantic import Field, model_validator
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.config import Config
-from promptcomp.datamodules.tasks import Row, Task
+from promptcomp.datamodules.tasks import LazySequence, Row, Task
 from promptcomp.datamodules.toy_words import (
     ADJECTIVE_TEMPLATES,
     ADJECTIVES,
@@ -245,7 +245,7 @@ class ToySource:
         return _ToyTasks(self.config, split)
 
 
-class _ToyTasks(Sequence[Task]):
+class _ToyTasks(LazySequence[Task]):
     def __init__(self, config: ToyConfig, split: str) -> None:
         self._config = config
         self._split = split
@@ -259,18 +259,7 @@ class _ToyTasks(Sequence[Task]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> Task: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Task]: ...
-    def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
-        if isinstance(index, slice):
-            return [self._build(i) for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"task {index} of {len(self)} in split {self._split!r}")
-        return self._build(index % len(self))
-
-    def _build(self, index: int) -> Task:
+    def item(self, index: int) -> Task:
         config = self._config
         train = self._split == "train"
         rng = random.Random(f"{config.seed}/{self._split}/{index}")  # text seeds do not depend on PYTHONHASHSEED
