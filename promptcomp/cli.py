@@ -150,11 +150,14 @@ def compare(
     allow_different: Annotated[
         bool, typer.Option("--allow-different", help="Show runs with other test examples, unranked.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """One table over several runs, with differences and intervals; refuses to rank runs with other test examples."""
     from promptcomp.compare import FORMATS, print_comparison
     from promptcomp.compare import compare as compare_runs
 
+    if as_json:
+        format_ = "json"
     if format_ != "table" and format_ not in FORMATS:
         raise ConfigError(f"--format {format_!r} is not known; choose table, {', '.join(FORMATS)}")
     comparison = compare_runs(runs, split=split, metric=metric, allow_different=allow_different)

@@ -144,7 +144,9 @@ def test_compare_ranks_and_refuses(tiny_run: Run, run: Run) -> None:
     done = run("compare", "one", "two")
     assert done.returncode == 0, done.stderr
     assert "one" in done.stdout
-    assert json.loads(run("compare", "one", "two", "--format", "json").stdout)
+    as_json = run("compare", "one", "two", "--format", "json").stdout
+    assert json.loads(as_json)
+    assert run("compare", "one", "two", "--json").stdout == as_json
     refused = run("compare", "one", "other")
     assert refused.returncode == 2
     assert "other" in refused.stderr
