@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from promptcomp import __version__
+from promptcomp.commands import data
+from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,24 +26,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(
-    help="Look at data: what can be read, rows as the model sees them, bad rows.", no_args_is_help=True
-)
-app.add_typer(data_app, name="data")
+app.add_typer(data.app, name="data")
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by a signal and can be resumed (128 + SIGINT)."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Configuration overrides, for example optim.lr=1e-4; the last wins."),
-]
-MethodOption = Annotated[
-    str | None, typer.Option("--method", "-m", help="A shipped experiment; 'promptcomp methods' lists them.")
-]
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with a whole experiment.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, no tables.")]
 
 
 def main() -> NoReturn:
@@ -98,7 +87,7 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Train a compressor (or a control) and measure it beside its bounds on held-out tasks."""
-    console = _console(as_json)
+    console = console_for(as_json)
     if resume is not None:
         if method or config or overrides or run_dir or dry_run:
             raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
@@ -133,7 +122,7 @@ def evaluate(
     """Measure a trained run again, with other splits or data (overrides), without touching its own results."""
     from promptcomp.run import evaluate as run_evaluate
 
-    console = _console(as_json)
+    console = console_for(as_json)
     _finish(run_evaluate(run, overrides or (), output, console), console, as_json)
 
 
@@ -162,7 +151,7 @@ def compare(
         raise ConfigError(f"--format {format_!r} is not known; choose table, {', '.join(FORMATS)}")
     comparison = compare_runs(runs, split=split, metric=metric, allow_different=allow_different)
     if format_ == "table":
-        print_comparison(comparison, _console(False))
+        print_comparison(comparison, console_for(False))
     else:
         print(FORMATS[format_](comparison), end="")
 
@@ -179,7 +168,7 @@ def pretrain(
     """Train a small base LM from scratch, for offline use: the embedded world's, or one for your own text."""
     from promptcomp.run.pretraining import run_pretrain
 
-    run_pretrain(recipe, overrides or [], output, _console(as_json), as_json)
+    run_pretrain(recipe, overrides or [], output, console_for(as_json), as_json)
 
 
 @app.command()
@@ -187,7 +176,7 @@ def methods(as_json: JsonOption = False) -> None:
     """List the methods and controls, and the shipped experiments."""
     from promptcomp.run.listing import print_methods
 
-    print_methods(_console(as_json), as_json)
+    print_methods(console_for(as_json), as_json)
 
 
 @app.command()
@@ -195,49 +184,8 @@ def doctor(as_json: JsonOption = False) -> None:
     """Check this machine: versions, devices, disk, embedded models, a tiny training step."""
     from promptcomp.run.doctor import print_report
 
-    if not print_report(_console(as_json), as_json):
+    if not print_report(console_for(as_json), as_json):
         raise typer.Exit(1)
-
-
-@data_app.command("list")
-def data_list(as_json: JsonOption = False) -> None:
-    """List the kinds of data and their keys."""
-    from promptcomp.run.listing import print_data
-
-    print_data(_console(as_json), as_json)
-
-
-@data_app.command("show")
-def data_show(
-    overrides: Overrides = None,
-    method: MethodOption = None,
-    config: ConfigOption = None,
-    split: Annotated[str, typer.Option("--split", help="Which split.")] = "train",
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many contexts.")] = 1,
-    as_json: JsonOption = False,
-) -> None:
-    """Print rows of an experiment's data exactly as the model will see them."""
-    from promptcomp.run.listing import print_rows
-
-    print_rows(method, config, overrides or (), split, count, _console(as_json), as_json)
-
-
-@data_app.command("validate")
-def data_validate(
-    overrides: Overrides = None, method: MethodOption = None, config: ConfigOption = None, as_json: JsonOption = False
-) -> None:
-    """Find every bad row of an experiment's data, with file and line. Exit code 1 when there is one."""
-    from promptcomp.run.listing import print_problems
-
-    if print_problems(method, config, overrides or (), _console(as_json), as_json):
-        raise typer.Exit(1)
-
-
-def _console(as_json: bool) -> Console:
-    """Where people read: standard output, or standard error when standard output carries JSON."""
-    from rich.console import Console
-
-    return Console(stderr=as_json, soft_wrap=False)
 
 
 def _finish(outcome: Any, console: Console, as_json: bool) -> None:

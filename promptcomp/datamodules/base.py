@@ -45,6 +45,18 @@ class ExampleInfo:
     output: str
 
 
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """How text that a user types is written around a compressed prompt; a file of the prompt carries it along."""
+
+    query: str
+    """Template of a query, with `{input}` where its text goes."""
+    empty_query: str
+    """What stands for a query without text."""
+    stop_ids: tuple[int, ...]
+    """Tokens that end an answer."""
+
+
 class _TrainItems(Dataset[EncodedContext]):
     def __init__(self, module: ContextDataModule) -> None:
         self._module = module
@@ -117,6 +129,14 @@ class ContextDataModule(L.LightningDataModule):
     @abstractmethod
     def examples(self, split: str) -> Sequence[ExampleInfo]:
         """The examples of an evaluation split; example i is at place i."""
+
+    @abstractmethod
+    def prompt_format(self) -> PromptFormat:
+        """How queries behind a compressed prompt are written."""
+
+    @abstractmethod
+    def context_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a prompt (an instruction, demonstrations) given as text, as training would have written it."""
 
     def train_sampler(
         self, *, rank: int = 0, world_size: int = 1, start_step: int = 0, follow_trainer: bool = False

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ContextDataModule, ExampleInfo
+from promptcomp.datamodules.base import ContextDataModule, ExampleInfo, PromptFormat
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.options import ICLConfig
 from promptcomp.datamodules.plans import Plan, Planner
@@ -171,6 +171,20 @@ class ICLDataModule(ContextDataModule):
         for i in plan.queries:
             row = plan.task.queries[i]
             yield from self.renderer.texts(row.input, row.output, first=self._queries_come_first)
+
+    # ---- text from outside
+
+    def prompt_format(self) -> PromptFormat:
+        """A query as it is written behind demonstrations; an answer ends where the next demonstration would begin."""
+        rule, cache = self.renderer.separator, self.renderer.cache
+        query = self.renderer.texts("{input}", "", first=False)[0]
+        closing = cache(rule.after_example or rule.before_example)[:1]
+        end = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
+        return PromptFormat(query, query.replace("{input}", ""), (*closing, *end))
+
+    def context_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of demonstrations that were written out already."""
+        return tuple(self.renderer.cache(text))
 
     # ---- evaluation
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.arrow import TextColumn, open_table
-from promptcomp.datamodules.base import ContextDataModule, ExampleInfo
+from promptcomp.datamodules.base import ContextDataModule, ExampleInfo, PromptFormat
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.options import LoaderConfig
 from promptcomp.datamodules.rows import Problem, json_lines
@@ -163,6 +163,15 @@ class TextDataModule(ContextDataModule):
             texts = [str(self.tokenizer.decode(list(ids))) for ids in (context, rest)]
             found.append(ExampleInfo(number, "text", "free_form", None, number, 0, (texts[1],), texts[0], texts[1]))
         return found
+
+    def prompt_format(self) -> PromptFormat:
+        """Text goes on as it is."""
+        end = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
+        return PromptFormat("{input}", "", end)
+
+    def context_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of the text itself."""
+        return tuple(self._cache(text))
 
     def dev_context(self, number: int) -> EncodedContext:
         """Held-out document number `number`."""

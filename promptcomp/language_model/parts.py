@@ -32,6 +32,18 @@ class Logits(NamedTuple):
         return values[self.predictor, self.label] - values.logsumexp(-1)[self.predictor]
 
 
+class Prefix(NamedTuple):
+    """Embeddings read in front of the queries, of which the queries see a part only (gist tokens).
+
+    Every real position of the prefix sees the real positions up to itself (an encoder: all of them); whatever comes
+    after the prefix sees its visible positions alone. Position ids count all real positions.
+    """
+
+    embeds: Tensor  # [G, P, D]
+    mask: Tensor  # [G, P] bool, real positions
+    visible: Tensor  # [G, P] bool, a part of `mask`
+
+
 class Scores(NamedTuple):
     """Log likelihood of each target given its query and memory."""
 

@@ -13,6 +13,7 @@ ROOT = Path(promptcomp.__file__).parent
 LEVELS = (
     ("__main__",),
     ("cli",),
+    ("commands",),
     ("sweeps", "cluster", "compare", "report"),
     ("run",),
     ("experiment",),

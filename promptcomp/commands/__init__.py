@@ -1,0 +1,1 @@
+"""The commands of `promptcomp`, by subject; `cli.py` puts them together."""

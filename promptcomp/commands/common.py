@@ -1,0 +1,28 @@
+"""Options and small helpers that commands share. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Configuration overrides, for example optim.lr=1e-4; the last wins."),
+]
+MethodOption = Annotated[
+    str | None, typer.Option("--method", "-m", help="A shipped experiment; 'promptcomp methods' lists them.")
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with a whole experiment.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, no tables.")]
+
+
+def console_for(as_json: bool) -> Console:
+    """Where people read: standard output, or standard error when standard output carries JSON."""
+    from rich.console import Console
+
+    return Console(stderr=as_json, soft_wrap=False)
