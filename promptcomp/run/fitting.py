@@ -115,23 +115,33 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
         ConfigError: no run, no trained weights, or a mistake in the overrides.
     """
     run = open_existing(path)
-    tree = apply_overrides(read_yaml(run.config), overrides)
-    experiment = build(Experiment, tree, source=str(run.config))
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     target = RunDirectory(output or run.path / "evaluations" / stamp)
     if target.path.exists() and any(target.path.iterdir()):
         raise ConfigError(f"{target.path} is not empty; name another folder with --output")
     with quiet():
-        _set_threads(experiment)
-        datamodule, module = make_parts(experiment)
-        module.configure_model()
-        if module.trainable:
-            module.load_trained(_weights(run))
+        experiment, datamodule, module = open_trained(path, overrides)
         target.path.mkdir(parents=True, exist_ok=True)
         write_atomic(target.config, dump(experiment))
         write_environment(target)
         results = _evaluate(experiment, module, datamodule, target, console, Cost())
     return Outcome(target.path, results, step=0)
+
+
+def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment, ContextDataModule, CompressionModule]:
+    """A finished run with its trained weights: the experiment, its data, and the module in eval mode.
+
+    Raises:
+        ConfigError: no run, no trained weights, or a mistake in the overrides.
+    """
+    run = open_existing(path)
+    experiment = build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
+    _set_threads(experiment)
+    datamodule, module = make_parts(experiment)
+    module.configure_model()
+    if module.trainable:
+        module.load_trained(_weights(run))
+    return experiment, datamodule, module.eval()
 
 
 def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool) -> Outcome | None:
