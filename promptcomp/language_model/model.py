@@ -25,6 +25,7 @@ from promptcomp.language_model.loading import LanguageModelConfig
 from promptcomp.language_model.packing import MAX_ROW_TOKENS, Packed, close_gaps, pack, t5_mask, tree_mask
 from promptcomp.language_model.parts import (
     Logits,
+    LogitScale,
     Prefix,
     Scores,
     TextEncoder,
@@ -37,9 +38,9 @@ from promptcomp.language_model.parts import (
     reading,
     stored,
     token_table,
-    window_of,
 )
 from promptcomp.language_model.t5_encoder import Queries, encode_remembered, encode_tokens, read_prefix
+from promptcomp.language_model.window import Window, window_of
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
 
 
@@ -62,6 +63,7 @@ class LanguageModel(nn.Module):
         self.num_layers: int = hf.config.num_hidden_layers
         is_decoder = self.family == "decoder"
         self.window: int | None = window_of(hf.config) if is_decoder else None
+        self._window = Window(self.window)
         self.pattern = AttentionPattern(hf.config, hf.config._attn_implementation) if is_decoder else None
         """How decoder-only layers look back."""
         self.kv_bytes_per_token: int = kv_bytes_per_token(hf)
@@ -70,10 +72,7 @@ class LanguageModel(nn.Module):
         """Names of the classes that sharding keeps whole."""
         self.start_id: int = settings.get("decoder_start_token_id") or 0
         self._end_id: int = first_of(settings.get("eos_token_id"), 1)
-        self._logit_factor = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
-        self._logit_cap: float | None = settings.get("final_logit_softcapping")
-        if self.family == "encoder_decoder" and settings.get("scale_decoder_outputs"):
-            self._logit_factor *= hf.config.d_model**-0.5
+        self._scale = LogitScale.of(hf.config)
         self.train(hf.training)
 
     def _bos_id(self, bos: bool | None) -> int | None:
@@ -166,7 +165,7 @@ class LanguageModel(nn.Module):
 
     def _read(self, embeds: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Keys and values of every layer for left-padded rows (decoder-only)."""
-        self._check_window(mask)
+        self._window.check_context(mask)
         cache = DynamicCache()
         output = self.hf.base_model(
             inputs_embeds=embeds,
@@ -248,12 +247,7 @@ class LanguageModel(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of final hidden states."""
         head: Any = self.hf.get_output_embeddings()
-        values: Tensor = head(hidden)
-        if self._logit_factor != 1.0:
-            values = values * self._logit_factor
-        if self._logit_cap is not None:
-            values = torch.tanh(values / self._logit_cap) * self._logit_cap
-        return values
+        return self._scale(head(hidden))
 
     def _pack(self, query_ids: Tensor, query_mask: Tensor, parent: Tensor, batch: Batch, everywhere: bool) -> Packed:
         return pack(
@@ -274,7 +268,7 @@ class LanguageModel(nn.Module):
         if isinstance(memory, KVCache):
             memory = memory_rows(memory, packed.context_of)
             position = memory.next_position[:, None] + packed.position
-            self._check_room(position, memory.mask.shape[1])
+            self._window.check_room(position, memory.mask.shape[1])
             sees = tree_mask(packed, memory.mask, with_prefix_rows=False)
             columns = torch.cat([slot_positions(memory), position], 1)
             return self.hf.base_model(
@@ -287,7 +281,7 @@ class LanguageModel(nn.Module):
         front = self.front(memory, packed.context_of)
         slots = front.mask.shape[1]
         position = torch.cat([positions(front.mask), front.mask.sum(-1, keepdim=True) + packed.position], 1)
-        self._check_room(position, slots)
+        self._window.check_room(position, slots)
         sees = tree_mask(packed, front.mask, with_prefix_rows=True, visible=front.visible)
         hidden = self.hf.base_model(
             inputs_embeds=torch.cat([front.embeds, embeds], 1),
@@ -362,29 +356,3 @@ class LanguageModel(nn.Module):
 
     def _end_embedding(self) -> Tensor:
         return token_table(self.hf).weight[self._end_id]
-
-    def _check_window(self, mask: Tensor) -> None:
-        if self.window is not None and mask.shape[1] > self.window:
-            longest = int(mask.sum(-1).max())
-            if longest > self.window:
-                raise ConfigError(
-                    f"a context of {longest} tokens does not fit the LM's window of {self.window}; "
-                    "lower data.max_context_tokens or data.num_demonstrations"
-                )
-
-    def _check_room(self, position: Tensor, slots: int) -> None:
-        """Refuse position ids [R, S] beyond the window; they are read only where their number makes it possible."""
-        if self.window is not None and slots + position.shape[1] > self.window:
-            self.check_positions(position.amax(-1))
-
-    def check_positions(self, last: Tensor) -> None:
-        """Refuse rows whose last position id [R] lies beyond the window.
-
-        Raises:
-            ConfigError: says how many positions there are and would have to be.
-        """
-        if self.window is not None and (longest := int(last.max()) + 1) > self.window:
-            raise ConfigError(
-                f"the prompt with a query and its answer needs {longest} positions, more than the LM's window of "
-                f"{self.window}; shorten one of them"
-            )
