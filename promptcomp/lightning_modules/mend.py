@@ -30,8 +30,9 @@ from torch.nn import functional as F
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import decoder_flops, encoder_flops, shape_of_config
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, TextEncoder, at_least_float32, token_table
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, TextEncoder, token_table
 from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig, Pass
+from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.memory import SoftPrompt
 
 
@@ -71,13 +72,6 @@ def distil(
     embeds = torch.cat([encoder.embed(ids), slots.expand(rows, -1, -1)], 1)
     whole = torch.cat([mask, mask.new_ones(rows, num_slots)], 1)
     return encoder(embeds, whole, position_ids)[:, -num_slots:]
-
-
-def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Sum over the rows of KL(teacher || student) of logits [P, V], both divided by the temperature (no T^2)."""
-    log_student = F.log_softmax(at_least_float32(student) / temperature, -1)
-    log_teacher = F.log_softmax(at_least_float32(teacher) / temperature, -1)
-    return F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
 
 
 def split_into_chunks(context: Context, size: int) -> tuple[Tensor, Tensor]:
