@@ -139,6 +139,12 @@ class LanguageModel(nn.Module):
             return None
         return KVCache(self._read(self.embed(ids), mask), mask, mask.sum(-1))
 
+    def whole_prompt(self, context: Context) -> Memory | Prefix | None:
+        """The full prompt to be read once, together with the queries: the numbers of `encode`, in one pass."""
+        if self.family == "encoder_decoder":
+            return self.encode(context)
+        return self.prefix(context) if context.ids.shape[1] else None
+
     def prefix(self, context: Context, slots: Tensor | None = None) -> Prefix:
         """Contexts (after BOS, where the model uses one) followed by slot embeddings [K, D], which alone are visible.
 

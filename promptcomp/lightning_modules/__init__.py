@@ -13,6 +13,7 @@ from promptcomp.lightning_modules.controls import (
     PromptTuning,
     PromptTuningConfig,
 )
+from promptcomp.lightning_modules.gist import Gist, GistConfig
 from promptcomp.lightning_modules.mend import Mend, MendConfig
 from promptcomp.lightning_modules.metaicl import MetaICL, MetaICLConfig
 from promptcomp.lightning_modules.optim import OptimConfig
@@ -50,6 +51,16 @@ METHODS: dict[str, MethodSpec] = {
             "Li et al. 2024, arXiv 2403.06914",
             _BOTH,
             "contexts (demonstrations, instructions or text)",
+        ),
+        MethodSpec(
+            "gist",
+            "gist",
+            GistConfig,
+            Gist,
+            "the LM learns to put a prompt into the activations of a few gist tokens",
+            "Mu, Li, Goodman 2023, arXiv 2304.08467",
+            _BOTH,
+            "contexts (instructions, demonstrations or text)",
         ),
         MethodSpec(
             "full_prompt",

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from promptcomp.batch import ANSWER, RATIONALE, Batch, Context, pad
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Logits
-from promptcomp.language_model.parts import Prefix
-from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig, Pass
+from promptcomp.lightning_modules.adapters import LMTraining
+from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig, LossTerm, Pass
 from promptcomp.lightning_modules.losses import jensen_shannon, kl_divergence, mutual_information
 from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import EncoderStates, Memory
@@ -38,10 +38,12 @@ from promptcomp.memory import EncoderStates, Memory
 NAMES = {ANSWER: "label", RATIONALE: "rationale"}
 
 
-class StepByStepConfig(MethodConfig):
+class StepByStepConfig(LMTrainingConfig):
     """Distilling step-by-step: a teacher's rationales are a second task for a small student."""
 
     name: Literal["step_by_step"] = "step_by_step"
+    train: LMTraining = "lm"
+    """lm: all weights of the student, as in the paper; lora: adapters."""
     alpha: float | None = Field(None, ge=0, le=1)
     """Weight of the labels; rationales weigh 1 - alpha (the released code). null with lambda_ null: 0.5."""
     lambda_: float | None = Field(None, ge=0)
@@ -84,10 +86,12 @@ class StepByStepConfig(MethodConfig):
         return {ANSWER: alpha, RATIONALE: 1.0 - alpha}
 
 
-class FinetuneConfig(MethodConfig):
+class FinetuneConfig(LMTrainingConfig):
     """Baseline: the student learns the labels alone; whose labels is the data section's `label_source`."""
 
     name: Literal["finetune"] = "finetune"
+    train: LMTraining = "lm"
+    """lm: all weights of the student; lora: adapters."""
 
 
 class TaskLogits(NamedTuple):
@@ -105,7 +109,12 @@ class TaskLogits(NamedTuple):
 class Finetune(CompressionModule):
     """See FinetuneConfig."""
 
-    trains_lm = True
+    method: FinetuneConfig | StepByStepConfig
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the student may change."""
+        return self.lm_training != "none"
 
     def compress(self, context: Context) -> Memory | None:
         """The input, where the queries are markers behind it; nothing where the queries hold it."""
@@ -117,7 +126,7 @@ class Finetune(CompressionModule):
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Cross-entropy of the targets, a token mean."""
-        logits = self.lm(shared_input(self.lm, batch.context), batch, "targets")
+        logits = self.lm(self.lm.whole_prompt(batch.context), batch, "targets")
         return [LossTerm("label", -logits.log_probs().sum(), logits.label.shape[0])]
 
 
@@ -217,16 +226,9 @@ class StepByStep(Finetune):
         return found
 
 
-def shared_input(lm: LanguageModel, context: Context) -> Memory | Prefix | None:
-    """The input that both tasks' markers follow; None where the queries hold it. Read together with the queries."""
-    if not context.ids.shape[1]:
-        return None
-    return lm.prefix(context) if lm.family == "decoder" else lm.encode(context)
-
-
 def task_logits(lm: LanguageModel, batch: Batch) -> dict[int, TaskLogits]:
     """The logits of both tasks."""
-    memory = shared_input(lm, batch.context)
+    memory = lm.whole_prompt(batch.context)
     if lm.query_in_encoder:
         encoded = lm.encoder_side(memory, batch)
         return {role: _decode_task(lm, encoded, batch, role) for role in NAMES}
