@@ -91,8 +91,9 @@ class LanguageModelConfig(Config):
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Type of the weights."""
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
-    """Attention code; kernels that take no mask of their own (flash attention) cannot serve."""
+    attn_implementation: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
+    """Attention code; flex_attention (training on GPUs only) skips blocks that a mask hides. Kernels that take no mask
+    of their own (flash attention) cannot serve."""
     layout: Literal["query_in_decoder", "query_in_encoder"] = "query_in_decoder"
     """Encoder-decoder only: where the query goes (the memory is always on the encoder's side)."""
     bos: bool | None = None

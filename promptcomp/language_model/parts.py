@@ -150,6 +150,13 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def last_visible(values: Tensor, visible: Tensor, slots: int) -> Tensor:
+    """The visible positions of keys or values [B, H, P, Dh] at the right end: [B, H, slots, Dh]."""
+    order = visible.long().argsort(dim=1, stable=True)[:, visible.shape[1] - slots :]
+    index = order[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
+    return values.gather(2, index)
+
+
 def first_of(value: int | list[int] | None, default: int) -> int:
     if isinstance(value, list):
         return value[0]
@@ -157,12 +164,8 @@ def first_of(value: int | list[int] | None, default: int) -> int:
 
 
 def window_of(config: PretrainedConfig) -> int:
-    """Longest sequence: the position table, or the sliding window where layers have one (our masks do not slide)."""
-    settings = config.to_dict()
-    limits = [config.max_position_embeddings]
-    if settings.get("sliding_window") and settings.get("use_sliding_window", True):
-        limits.append(settings["sliding_window"])
-    return min(limits)
+    """Longest sequence: the size of the position table (or of what rotary positions were trained for)."""
+    return int(config.max_position_embeddings)
 
 
 def kv_bytes_per_token(hf: PreTrainedModel) -> int:
