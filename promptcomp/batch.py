@@ -12,10 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
+
+ANSWER: Final = 0
+"""Role of a target that answers its query."""
+RATIONALE: Final = 1
+"""Role of a target that explains the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class EncodedTarget:
     ids: tuple[int, ...]
     choice: int = 0
     """Which option of its example this is."""
+    role: int = ANSWER
+    """Which task of its example it is a target of: `ANSWER` or `RATIONALE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ class Batch:
     query_of: Tensor  # [M] row of each target's query
     example: Tensor  # [M] number of the example each target belongs to
     choice: Tensor  # [M] which option of its example each target is
+    role: Tensor  # [M] which task of its example each target belongs to (ANSWER, RATIONALE)
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
@@ -124,6 +132,7 @@ def collate(contexts: Sequence[EncodedContext], pad_id: int) -> Batch:
     queries, targets = _Columns(), _Columns()
     example: list[int] = []
     choice: list[int] = []
+    role: list[int] = []
     for g, context in enumerate(contexts):
         for query in context.queries:
             for target in query.targets:
@@ -131,6 +140,7 @@ def collate(contexts: Sequence[EncodedContext], pad_id: int) -> Batch:
                 targets.parent.append(len(queries.ids))
                 example.append(query.example)
                 choice.append(target.choice)
+                role.append(target.role)
             queries.ids.append(query.ids)
             queries.parent.append(g)
     task = torch.tensor([context.task for context in contexts], dtype=torch.long)
@@ -153,4 +163,5 @@ def collate(contexts: Sequence[EncodedContext], pad_id: int) -> Batch:
         query_of=torch.tensor(targets.parent, dtype=torch.long),
         example=torch.tensor(example, dtype=torch.long),
         choice=torch.tensor(choice, dtype=torch.long),
+        role=torch.tensor(role, dtype=torch.long),
     )
