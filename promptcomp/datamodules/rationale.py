@@ -21,7 +21,7 @@ from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.datamodules.rationale_selection import Account, TrainRow, split_rows, train_rows
 from promptcomp.datamodules.rationale_writing import Writer
 from promptcomp.datamodules.sampler import Draw
-from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
+from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
 
 
 class RationaleDataModule(ContextDataModule):
@@ -162,7 +162,7 @@ class RationaleDataModule(ContextDataModule):
 
     def _info(self, split: str, row: RationaleRow, number: int) -> ExampleInfo:
         options = self.options(split, row)
-        kind = "multi_choice" if options else "free_form"
+        kind: TaskKind = "multi_choice" if options else "free_form"
         gold = options.index(row.label) if options else 0
         return ExampleInfo(
             number, self.data_name, kind, None, number, gold, options or (row.label,), row.input, row.label
