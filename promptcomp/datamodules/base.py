@@ -149,6 +149,14 @@ class ContextDataModule(L.LightningDataModule):
     def context_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a prompt (an instruction, demonstrations) given as text, as training would have written it."""
 
+    def remarks(self) -> list[str]:
+        """What a person should know about the training data, such as rows that are left out or cut."""
+        return []
+
+    def answer_of(self, text: str) -> str:
+        """The answer in a generated text (where something else may stand around it)."""
+        return text
+
     def train_sampler(
         self, *, rank: int = 0, world_size: int = 1, start_step: int = 0, follow_trainer: bool = False
     ) -> StepSampler:
@@ -222,7 +230,16 @@ class ContextDataModule(L.LightningDataModule):
         """
         if split not in self.eval_splits:
             raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
-        contexts = self.eval_contexts(split, null=null)
+        return self.contexts_dataloader(self.eval_contexts(split, null=null), rank=rank, world_size=world_size)
+
+    def contexts_dataloader(
+        self, contexts: EvalContexts, *, rank: int = 0, world_size: int = 1
+    ) -> DataLoader[EncodedContext]:
+        """Batches of evaluation contexts, long ones first; see `eval_dataloader`.
+
+        Raises:
+            ConfigError: there are fewer queries than processes.
+        """
         config = self.loader_config
         batches = eval_batches(contexts, config.eval_batch_contexts, config.eval_batch_targets, world_size)
         return DataLoader(_EvalItems(contexts), batch_sampler=batches[rank::world_size], collate_fn=self._collate)
