@@ -135,7 +135,10 @@ def compare(
         str | None, typer.Option("--split", help="The only split to compare; default: all that the runs share.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", help="accuracy, task, macro_f1 or loss; default: the runs' own.")
+        str | None,
+        typer.Option(
+            "--metric", help="accuracy, task, macro_f1, loss, exact_match, rougeL, ...; default: the runs' own."
+        ),
     ] = None,
     format_: Annotated[str, typer.Option("--format", "-f", help="table, csv, markdown or json.")] = "table",
     allow_different: Annotated[
