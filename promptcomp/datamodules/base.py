@@ -155,7 +155,7 @@ class ContextDataModule(L.LightningDataModule):
 
     def answer_of(self, text: str) -> str:
         """The answer in a generated text (where something else may stand around it)."""
-        return text
+        return text.strip()
 
     def train_sampler(
         self, *, rank: int = 0, world_size: int = 1, start_step: int = 0, follow_trainer: bool = False
