@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.language_model.parts import window_of
+from promptcomp.language_model.window import window_of
 
 EMBEDDED = "embedded:"
 ENCODER_DECODERS = ("t5", "mt5")

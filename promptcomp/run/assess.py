@@ -210,4 +210,5 @@ def first_query(batch: Batch) -> Batch:
         query_of=zero,
         example=batch.example[target : target + 1],
         choice=batch.choice[target : target + 1],
+        role=batch.role[target : target + 1],
     )
