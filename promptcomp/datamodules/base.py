@@ -138,6 +138,10 @@ class ContextDataModule(L.LightningDataModule):
     def context_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a prompt (an instruction, demonstrations) given as text, as training would have written it."""
 
+    def notices(self) -> list[str]:
+        """What a user should know about the data at the start of a run, a sentence each."""
+        return []
+
     def train_sampler(
         self, *, rank: int = 0, world_size: int = 1, start_step: int = 0, follow_trainer: bool = False
     ) -> StepSampler:

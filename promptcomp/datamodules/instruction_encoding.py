@@ -25,7 +25,7 @@ class LongRows:
 
     split: str
     rows: int
-    """Rows that were looked at."""
+    """Rows that were looked at, the whole split or a part of it."""
     long: tuple[int, ...]
     """Places of the rows with a piece over its budget."""
     contexts: int
@@ -38,7 +38,8 @@ class LongRows:
         pieces = {"instruction": self.contexts, "input": self.queries, "output": self.targets}
         which = ", ".join(f"{count} by their {name}" for name, count in pieces.items() if count)
         done = {"cut": "cut on the right", "skip": "left out", "error": "refused"}[too_long]
-        return f"{self.split}: {len(self.long)} of {self.rows} rows are over a token budget ({which}) and are {done}"
+        rows = f"{len(self.long)} of the {self.rows} rows looked at"
+        return f"{self.split}: {rows} are over a token budget ({which}) and are {done}"
 
 
 class InstructionEncoder:

@@ -121,7 +121,8 @@ def _json_list(path: Path) -> list[Any]:
     try:
         found = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}:{raw.count(b'\n', 0, error.start) + 1}: not UTF-8 text ({error.reason})") from None
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 text ({error.reason})") from None
     except json.JSONDecodeError as error:
         hint = "; a file with one object a line should end in .jsonl" if error.msg == "Extra data" else ""
         raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno}){hint}") from None
@@ -187,7 +188,7 @@ class _TableRows(LazySequence[InstructionRow]):
     def __init__(self, table: pa.Table, columns: InstructionColumns, stem: str) -> None:
         self._columns, self._stem, self._size = columns, stem, table.num_rows
         wanted = (columns.instruction, columns.input, columns.output, columns.source)
-        self._values = {name: table.column(name) for name in wanted if name in table.column_names}
+        self._values = {name: table.column(name) for name in wanted if name is not None and name in table.column_names}
 
     def __len__(self) -> int:
         return self._size

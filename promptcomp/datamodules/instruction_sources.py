@@ -38,14 +38,13 @@ class HeldOutConfig(InstructionConfig):
 
 
 class AlpacaPlusData(HeldOutConfig):
-    """Alpaca+ (Mu et al. 2023): a train file and three validation files, as 'promptcomp data build alpaca-plus' makes
-    them."""
+    """Alpaca+ (Mu et al. 2023), in the files that 'promptcomp data build alpaca-plus' makes."""
 
     name: Literal["alpaca_plus"] = "alpaca_plus"
     folder: Path
     """Folder with the files."""
     files: dict[str, str] = ALPACA_PLUS_FILES
-    """File in the folder for each split; name only those you have, for example {seen: alpaca_plus_validation_seen.json}."""
+    """File in the folder for each split; name only those you have: {seen: alpaca_plus_validation_seen.json}."""
     columns: InstructionColumns = InstructionColumns()
     """Names of the keys of a row."""
 
@@ -103,7 +102,9 @@ class HeldOutSource:
     @cached_property
     def _given(self) -> tuple[str, ...]:
         config = self.config
-        return tuple(config.dataset_splits) if isinstance(config, InstructionsData) and self._dataset else (*self.paths,)
+        return (
+            tuple(config.dataset_splits) if isinstance(config, InstructionsData) and self._dataset else (*self.paths,)
+        )
 
     @cached_property
     def _cuts(self) -> dict[str, int]:
@@ -178,7 +179,7 @@ def held_out(
     groups: dict[tuple[str, ...], list[int]] = {}
     for place in places:
         row = rows[place]
-        key = (row.instruction,) if by == "instruction" else (row.instruction, row.input, row.output)
+        key: tuple[str, ...] = (row.instruction,) if by == "instruction" else (row.instruction, row.input, row.output)
         groups.setdefault(key, []).append(place)
     order = sorted(groups, key=lambda key: hashlib.sha256("\0".join((split, *key)).encode()).digest())
     most = min(count, len(places) - 1)

@@ -96,9 +96,7 @@ def _records(path: Path, columns: Columns) -> Iterator[tuple[int, Any, str | Non
         raise ConfigError(f"{path}: a table should end in .jsonl, .csv or .tsv")
 
 
-def csv_records(
-    path: Path, required: Sequence[str], options: str | None
-) -> Iterator[tuple[int, Any, str | None]]:
+def csv_records(path: Path, required: Sequence[str], options: str | None) -> Iterator[tuple[int, Any, str | None]]:
     """Line number, record and problem of every row of a CSV or TSV file.
 
     Args:

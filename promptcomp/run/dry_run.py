@@ -20,6 +20,7 @@ from rich.table import Table
 
 from promptcomp.config import dump
 from promptcomp.datamodules.base import ICLConfig
+from promptcomp.datamodules.instruction_options import InstructionConfig
 from promptcomp.evaluation.flops import ModelShape, shape_of_config
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
@@ -78,7 +79,7 @@ def estimate(experiment: Experiment) -> Estimate:
     context, example = _lengths(experiment, module)
     slots = module.num_memory_slots(context)
     batch = max(1, experiment.trainer.batch_size // experiment.trainer.accumulate)
-    queries = experiment.data.queries_per_context if isinstance(experiment.data, ICLConfig) else 1
+    queries = experiment.data.queries_per_context if isinstance(experiment.data, ICLConfig | InstructionConfig) else 1
     activations = flops = 0.0
     for each in module.passes(context, example, queries):
         parameters = sum(p.numel() for p in each.model.parameters())
@@ -167,6 +168,8 @@ def _lengths(experiment: Experiment, module: CompressionModule) -> tuple[int, in
         room = _MAX_CONTEXT_WITHOUT_WINDOW if window is None else window - data.max_example_tokens - 1
         most = room if data.max_context_tokens is None else data.max_context_tokens
         return min(most, data.num_demonstrations * data.max_example_tokens), data.max_example_tokens
+    if isinstance(data, InstructionConfig):
+        return data.max_context_tokens, data.max_query_tokens + data.max_target_tokens
     context = round(data.context_share * data.max_tokens)
     return context, data.max_tokens - context
 
