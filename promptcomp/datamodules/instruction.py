@@ -236,7 +236,7 @@ class InstructionDataModule(ContextDataModule):
 
     def context_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of an instruction, whatever its length."""
-        return tuple(self._cache(self.template.context_text(text)))
+        return (*self._cache(self.template.context_text(text)), *self.template.context_end)
 
     # ---- evaluation
 
