@@ -12,12 +12,15 @@ from promptcomp.datamodules.instruction import InstructionDataModule
 from promptcomp.datamodules.instruction_options import InstructionConfig
 from promptcomp.datamodules.instruction_sources import AlpacaPlusData, HeldOutSource, InstructionsData
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
+from promptcomp.datamodules.rationale import RationaleDataModule
+from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.datamodules.sampler import Draw, StepSampler
 from promptcomp.datamodules.tables import TableData, TableSource
-from promptcomp.datamodules.tasks import InstructionSource, TaskSource
+from promptcomp.datamodules.tasks import InstructionSource, RationaleSource, TaskSource
 from promptcomp.datamodules.text import TextConfig, TextDataModule
 from promptcomp.datamodules.toy import ToySource
 from promptcomp.datamodules.toy_icl import ToyICLData
+from promptcomp.datamodules.toy_rationales import ToyRationaleData, ToyRationaleSource
 
 DATASETS: dict[str, type[Config]] = {
     "toy_icl": ToyICLData,
@@ -27,6 +30,7 @@ DATASETS: dict[str, type[Config]] = {
     "alpaca_plus": AlpacaPlusData,
     "instructions": InstructionsData,
     "text": TextConfig,
+    "toy_rationales": ToyRationaleData,
 }
 """Data sections by the `name` that a configuration gives."""
 
@@ -56,6 +60,17 @@ def build_instructions(config: InstructionConfig) -> InstructionSource:
     """
     if isinstance(config, AlpacaPlusData | InstructionsData):
         return HeldOutSource(config)
+    raise ConfigError(f"data section {type(config).__name__} is not registered")
+
+
+def build_rationales(config: RationaleConfig) -> RationaleSource:
+    """The rows that a section of rationale data describes.
+
+    Raises:
+        ConfigError: files are missing or bad, or the section is of no known kind.
+    """
+    if isinstance(config, ToyRationaleData):
+        return ToyRationaleSource(config.world)
     raise ConfigError(f"data section {type(config).__name__} is not registered")
 
 
@@ -98,6 +113,9 @@ def build_datamodule(
             query_in_encoder=query_in_encoder,
             writes_bos=writes_bos,
         )
+    if isinstance(config, RationaleConfig):
+        source = build_rationales(config)
+        return RationaleDataModule(config, source, tokenizer, seed=seed, batch_size=batch_size, window=window)
     raise ConfigError(f"data section {type(config).__name__} is not registered")
 
 
@@ -110,9 +128,12 @@ __all__ = [
     "ICLDataModule",
     "InstructionConfig",
     "InstructionDataModule",
+    "RationaleConfig",
+    "RationaleDataModule",
     "StepSampler",
     "TextDataModule",
     "build_datamodule",
     "build_instructions",
+    "build_rationales",
     "build_source",
 ]

@@ -22,6 +22,7 @@ from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.datamodules.templates import make_template
 from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.evaluation.metrics import MetricName
 
 _CHOICE_STREAM = 11
 _LOOKED_AT = 20_000  # rows of a split that are tokenised at the start of a run to tell how many are cut
@@ -30,6 +31,8 @@ _SAMPLED_SOURCES = 10_000  # training rows that are asked for their source; gene
 
 class InstructionDataModule(ContextDataModule):
     """Rows with instructions as batches of contexts, queries and targets. Evaluation has one target to a query."""
+
+    answers_are_generated = True
 
     def __init__(
         self,
@@ -76,6 +79,11 @@ class InstructionDataModule(ContextDataModule):
         self._groups: dict[str, tuple[tuple[int, ...], ...]] = {}
         self._places: dict[str, Sequence[int]] = {}
 
+    @property
+    def headline(self) -> MetricName:
+        """As configured."""
+        return self.config.metric
+
     # ---- rows
 
     def rows(self, split: str) -> Sequence[InstructionRow]:
@@ -100,7 +108,7 @@ class InstructionDataModule(ContextDataModule):
             self._long[split] = find_long_rows(split, self.rows(split), self._encoders[split])
         return self._long[split]
 
-    def notices(self) -> list[str]:
+    def remarks(self) -> list[str]:
         """A sentence for every split with rows over a budget; of many rows that are cut, only some are looked at."""
         found = []
         for split in self.source.splits:
@@ -251,7 +259,16 @@ class InstructionDataModule(ContextDataModule):
         context_of = {number: context for context, group in enumerate(self.groups(split)) for number in group}
         return [
             ExampleInfo(
-                number, row.source, "free_form", None, context_of[number], 0, (row.output,), row.input, row.output
+                number=number,
+                task=row.source,
+                kind="free_form",
+                seed=None,
+                context=context_of[number],
+                gold=0,
+                options=(row.output,),
+                input=row.input,
+                output=row.output,
+                instruction=row.instruction,
             )
             for number, row in enumerate(rows[place] for place in places)
         ]

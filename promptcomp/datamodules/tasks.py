@@ -1,4 +1,4 @@
-"""The rows that data is made of, in tasks or with instructions, whatever file or generator they come from."""
+"""The rows that data is made of: in tasks, with instructions or with rationales, whatever they come from."""
 
 from __future__ import annotations
 
@@ -36,6 +36,39 @@ class Row:
     input: str
     output: str
     options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RationaleRow:
+    """One example with what a teacher wrote about it; the teacher's part is empty where there is none."""
+
+    id: str
+    input: str
+    label: str
+    """The data set's own label; empty where there is none."""
+    llm_label: str = ""
+    """The label that the teacher gave."""
+    llm_rationale: str = ""
+    """The teacher's reasons."""
+    parse_status: str = "ok"
+    """How reading the teacher's text went: a `promptcomp.datamodules.rationale_parsing.ParseStatus`."""
+    teacher: str = ""
+    """Who wrote them."""
+    options: tuple[str, ...] = ()
+    """Labels to choose from; empty where they are free."""
+
+
+class RationaleSource(Protocol):
+    """Anything that lists examples with rationales. Both members are pure functions of the source's configuration."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names that `rows` accepts: "train", "dev" where there is one, and one or more test splits."""
+        ...
+
+    def rows(self, split: str) -> Sequence[RationaleRow]:
+        """The examples of a split, whole: nothing is filtered or subsampled here."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

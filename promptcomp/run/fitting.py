@@ -152,9 +152,9 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
         if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
             write_environment(run)
             _announce(experiment, run, console, "resumed" if resume else "started")
-            for notice in datamodule.notices():
-                console.print(f"[yellow]{notice}[/]", highlight=False, soft_wrap=True)
-                run.write_log(notice)
+            for remark in datamodule.remarks():
+                console.print(f"[yellow]{remark}[/]", highlight=False, soft_wrap=True)
+                run.write_log(remark)
         cost, step = Cost(), 0
         if module.trainable and experiment.trainer.max_steps:
             progress = TrainingProgress(console, experiment.trainer.max_steps)
@@ -282,7 +282,7 @@ def _evaluate(
                 module,
                 datamodule,
                 split,
-                data.metric if is_icl else "loss",
+                datamodule.headline,
                 config,
                 calibrated=is_icl and data.calibration == "pmi",
                 on_batch=lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
