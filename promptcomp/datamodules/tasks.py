@@ -39,6 +39,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class InstructionRow:
+    """An instruction, what it is applied to (may be empty) and the answer. `source` names the row's part or origin."""
+
+    instruction: str
+    input: str
+    output: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A task: rows to show as demonstrations and rows to ask.
 
