@@ -12,10 +12,14 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -23,11 +27,13 @@ from transformers import (
 from promptcomp.language_model import LanguageModel
 
 VOCABULARY = 64
+SLIDING_WINDOW = 7
 MODELS = ("llama", "gpt2", "opt", "t5_query_in_decoder", "t5_query_in_encoder")
 
 
 def tiny_hf(kind: str, seed: int = 0, width: int = 32) -> PreTrainedModel:
-    """A random model of this kind ("llama", "gpt2", "opt", "t5")."""
+    """A random model: "llama", "mistral" (sliding window), "qwen3" (every other layer slides), "gpt2", "opt", "t5"
+    (v1.0) or "t5v11"."""
     none = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -37,6 +43,20 @@ def tiny_hf(kind: str, seed: int = 0, width: int = 32) -> PreTrainedModel:
             return LlamaForCausalLM(
                 LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=128, **sizes, **heads, **none)
             ).eval()
+        if kind in ("mistral", "qwen3"):
+            sizes = {
+                "hidden_size": width,
+                "intermediate_size": 2 * width,
+                "num_hidden_layers": 2,
+                "head_dim": width // 4,
+            }
+            heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1}
+            shape = {"vocab_size": VOCABULARY, "max_position_embeddings": 128, **sizes, **heads, **none}
+            if kind == "mistral":
+                return MistralForCausalLM(MistralConfig(sliding_window=SLIDING_WINDOW, **shape)).eval()
+            layers = ["sliding_attention", "full_attention"]
+            slides = {"use_sliding_window": True, "sliding_window": SLIDING_WINDOW, "layer_types": layers}
+            return Qwen3ForCausalLM(Qwen3Config(**shape, **slides)).eval()
         if kind == "gpt2":
             config = GPT2Config(
                 vocab_size=VOCABULARY, n_positions=128, n_embd=width, n_layer=2, n_head=4, initializer_range=0.1, **none
@@ -59,6 +79,7 @@ def tiny_hf(kind: str, seed: int = 0, width: int = 32) -> PreTrainedModel:
             relative_attention_num_buckets=8,
             relative_attention_max_distance=16,
             decoder_start_token_id=0,
+            feed_forward_proj="gated-gelu" if kind == "t5v11" else "relu",
         )
         return T5ForConditionalGeneration(config).eval()
 

@@ -9,12 +9,15 @@ from promptcomp.datamodules.base import ContextDataModule, ExampleInfo, ICLConfi
 from promptcomp.datamodules.hub import HFData, HFSource
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
+from promptcomp.datamodules.rationale import RationaleDataModule
+from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.datamodules.sampler import Draw, StepSampler
 from promptcomp.datamodules.tables import TableData, TableSource
-from promptcomp.datamodules.tasks import TaskSource
+from promptcomp.datamodules.tasks import RationaleSource, TaskSource
 from promptcomp.datamodules.text import TextConfig, TextDataModule
 from promptcomp.datamodules.toy import ToySource
 from promptcomp.datamodules.toy_icl import ToyICLData
+from promptcomp.datamodules.toy_rationales import ToyRationaleData, ToyRationaleSource
 
 DATASETS: dict[str, type[Config]] = {
     "toy_icl": ToyICLData,
@@ -22,6 +25,7 @@ DATASETS: dict[str, type[Config]] = {
     "hf_icl": HFData,
     "table_icl": TableData,
     "text": TextConfig,
+    "toy_rationales": ToyRationaleData,
 }
 """Data sections by the `name` that a configuration gives."""
 
@@ -40,6 +44,17 @@ def build_source(config: ICLConfig) -> TaskSource:
         return HFSource(config)
     if isinstance(config, TableData):
         return TableSource(config)
+    raise ConfigError(f"data section {type(config).__name__} is not registered")
+
+
+def build_rationales(config: RationaleConfig) -> RationaleSource:
+    """The rows that a section of rationale data describes.
+
+    Raises:
+        ConfigError: files are missing or bad, or the section is of no known kind.
+    """
+    if isinstance(config, ToyRationaleData):
+        return ToyRationaleSource(config.world)
     raise ConfigError(f"data section {type(config).__name__} is not registered")
 
 
@@ -62,6 +77,9 @@ def build_datamodule(
         return TextDataModule(config, tokenizer, seed=seed, batch_size=batch_size, window=window)
     if isinstance(config, ICLConfig):
         return ICLDataModule(config, build_source(config), tokenizer, seed=seed, batch_size=batch_size, window=window)
+    if isinstance(config, RationaleConfig):
+        source = build_rationales(config)
+        return RationaleDataModule(config, source, tokenizer, seed=seed, batch_size=batch_size, window=window)
     raise ConfigError(f"data section {type(config).__name__} is not registered")
 
 
@@ -72,8 +90,11 @@ __all__ = [
     "ExampleInfo",
     "ICLConfig",
     "ICLDataModule",
+    "RationaleConfig",
+    "RationaleDataModule",
     "StepSampler",
     "TextDataModule",
     "build_datamodule",
+    "build_rationales",
     "build_source",
 ]

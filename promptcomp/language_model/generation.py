@@ -1,8 +1,14 @@
-"""Free continuation of queries behind a memory, one token at a time through a growing cache."""
+"""Free continuation of queries behind a memory: greedy, sampled or by beam search, through a growing cache.
+
+Every new token sees what its query sees (the visible part of the prompt) and what came since, never more: what may be
+seen is worked out from positions and kept for each row, not inherited from the last row of the prompt's mask.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,107 +16,196 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from promptcomp.batch import Batch
-from promptcomp.language_model.parts import memory_rows, positions, prepend
+from promptcomp.config import ConfigError
+from promptcomp.language_model.attention import slot_positions
+from promptcomp.language_model.beams import BeamSearch
+from promptcomp.language_model.parts import Prefix, memory_rows, positions, prepend
+from promptcomp.language_model.window import Window
 from promptcomp.memory import KVCache, Memory
 
 if TYPE_CHECKING:
     from promptcomp.language_model.model import LanguageModel
 
-Step = Callable[[Tensor], Tensor]
-"""Takes the tokens that were chosen last [N, 1] and returns the hidden states [N, D] that predict the next ones."""
+OnTokens = Callable[[list[int | None]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """See LanguageModel.generate."""
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    generator: torch.Generator | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    on_tokens: OnTokens | None = None
+
+    def check(self) -> None:
+        """Raise ConfigError for settings without a meaning."""
+        if self.max_new_tokens < 1 or self.num_beams < 1:
+            raise ConfigError("the number of new tokens and of beams must be at least 1")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError("the temperature must not be negative, and top_p must lie in (0, 1]")
+        if self.num_beams > 1 and (self.temperature or self.on_tokens):
+            raise ConfigError("beam search goes with temperature 0 and cannot be streamed; use one beam")
+
+
+class _State(ABC):
+    """Rows that are being continued."""
+
+    hidden: Tensor  # [N, D] final states that predict the next token
+
+    @abstractmethod
+    def step(self, tokens: Tensor) -> None:
+        """Append a token [N] to every row."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> None:
+        """Keep (and repeat) the rows `index`."""
 
 
 @torch.no_grad()
-def generate(
-    lm: LanguageModel,
-    memory: Memory | None,
-    batch: Batch,
-    *,
-    max_new_tokens: int,
-    stop_ids: Sequence[int] = (),
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> list[list[int]]:
+def generate(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, settings: Settings) -> list[list[int]]:
     """See LanguageModel.generate."""
-    hidden, step = (_start_t5 if lm.family == "encoder_decoder" else _start_decoder)(lm, memory, batch)
-    rows = hidden.shape[0]
+    settings.check()
+    state: _State
+    if lm.family == "encoder_decoder":
+        state = _EncoderDecoderRows(lm, memory, batch)
+    else:
+        state = _DecoderRows(lm, memory, batch, settings.max_new_tokens)
+    return _beams(lm, state, settings) if settings.num_beams > 1 else _one_path(lm, state, settings)
+
+
+def _one_path(lm: LanguageModel, state: _State, settings: Settings) -> list[list[int]]:
+    rows = state.hidden.shape[0]
     texts: list[list[int]] = [[] for _ in range(rows)]
     running = [True] * rows
-    for _ in range(max_new_tokens):
-        chosen = _choose(lm.head(hidden), temperature, generator)
+    for number in range(settings.max_new_tokens):
+        chosen = _choose(lm.head(state.hidden), settings)
         for row, token in enumerate(chosen.tolist()):
-            running[row] = running[row] and token not in stop_ids
+            running[row] = running[row] and token not in settings.stop_ids
             if running[row]:
                 texts[row].append(token)
+        if settings.on_tokens is not None:
+            settings.on_tokens([text[-1] if on else None for text, on in zip(texts, running, strict=True)])
         if not any(running):
             break
-        hidden = step(chosen[:, None])
+        if number + 1 < settings.max_new_tokens:
+            state.step(chosen)
     return texts
 
 
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    if temperature == 0:
+def _choose(logits: Tensor, settings: Settings) -> Tensor:
+    if settings.temperature == 0:
         return logits.argmax(-1)
-    return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator).squeeze(-1)
+    probs = (logits.float() / settings.temperature).softmax(-1)
+    if settings.top_p < 1:
+        ranked, order = probs.sort(-1, descending=True)
+        beyond = ranked.cumsum(-1) - ranked >= settings.top_p
+        probs = probs.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
+    return torch.multinomial(probs, 1, generator=settings.generator).squeeze(-1)
 
 
-def _start_decoder(lm: LanguageModel, memory: Memory | None, batch: Batch) -> tuple[Tensor, Step]:
-    cache = DynamicCache()
-    embeds, mask = lm.embed(batch.query_ids), batch.query_mask
-    if isinstance(memory, KVCache):
-        memory = memory_rows(memory, batch.context_of)
-        cache = DynamicCache(memory.layers)
-        position = memory.next_position[:, None] + positions(mask)
-        next_position = memory.next_position + mask.sum(-1)
-        mask = torch.cat([memory.mask, mask], 1)
-    else:
-        prefix, prefix_mask = lm.soft_prefix(memory, batch.context_of)
-        embeds, mask = torch.cat([prefix, embeds], 1), torch.cat([prefix_mask, mask], 1)
-        position, next_position = positions(mask), mask.sum(-1)
+def _beams(lm: LanguageModel, state: _State, settings: Settings) -> list[list[int]]:
+    rows, width = state.hidden.shape[0], settings.num_beams
+    search = BeamSearch(rows, width, settings.stop_ids, settings.length_penalty)
+    state.select(torch.arange(rows, device=state.hidden.device).repeat_interleave(width))
+    for number in range(settings.max_new_tokens):
+        source, tokens = search.advance(lm.head(state.hidden).float().log_softmax(-1))
+        if search.is_done or number + 1 == settings.max_new_tokens:
+            break
+        state.select(source)
+        state.step(tokens)
+    return search.best()
 
-    def read(embeds: Tensor, position: Tensor) -> Tensor:
-        output = lm.hf.base_model(
+
+class _DecoderRows(_State):
+    """A decoder-only LM: a cache, and for each of its columns the position id and whether new tokens see it."""
+
+    def __init__(self, lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, new_tokens: int) -> None:
+        self._lm = lm
+        self._cache = DynamicCache()
+        embeds, mask, context_of = lm.embed(batch.query_ids), batch.query_mask, batch.context_of
+        if isinstance(memory, KVCache):
+            memory = memory_rows(memory, context_of)
+            self._cache = DynamicCache(memory.layers)
+            first = memory.next_position[:, None]
+            self._seen = torch.cat([memory.mask, mask], 1)
+            rows = first + positions(mask)
+            self._columns = torch.cat([slot_positions(memory), rows], 1)
+            sees = self._seen[:, None, :] & (self._columns[:, None, :] <= rows[:, :, None])
+        else:
+            front = lm.front(memory, context_of)
+            first = front.mask.sum(-1, keepdim=True)
+            embeds = torch.cat([front.embeds, embeds], 1)
+            self._seen = torch.cat([front.visible, mask], 1)
+            rows = self._columns = torch.cat([positions(front.mask), first + positions(mask)], 1)
+            readable = torch.cat([front.mask, torch.zeros_like(mask)], 1)
+            in_front = (torch.arange(rows.shape[1], device=rows.device) < front.mask.shape[1])[None, :, None]
+            readable_here = torch.where(in_front, readable[:, None, :], self._seen[:, None, :])
+            sees = readable_here & (rows[:, None, :] <= rows[:, :, None])
+        self._next = first.squeeze(1) + mask.sum(-1)
+        Window(lm.window).check_positions(self._next + new_tokens - 1)
+        self._read(embeds, rows, sees)
+
+    def _read(self, embeds: Tensor, rows: Tensor, sees: Tensor) -> None:
+        assert self._lm.pattern is not None
+        output = self._lm.hf.base_model(
             inputs_embeds=embeds,
-            attention_mask=mask.long(),
-            position_ids=position,
-            past_key_values=cache,
+            attention_mask=self._lm.pattern.mask(sees, rows, self._columns, embeds.dtype, blocks=False),
+            position_ids=rows,
+            past_key_values=self._cache,
             use_cache=True,
         )
-        return output.last_hidden_state[:, -1]
+        self.hidden = output.last_hidden_state[:, -1]
 
-    def step(tokens: Tensor) -> Tensor:
-        nonlocal mask, next_position
-        mask = torch.cat([mask, torch.ones_like(tokens, dtype=torch.bool)], 1)
-        next_position = next_position + 1
-        return read(lm.embed(tokens), next_position[:, None] - 1)
+    def step(self, tokens: Tensor) -> None:
+        rows = self._next[:, None]
+        self._seen = torch.cat([self._seen, torch.ones_like(rows, dtype=torch.bool)], 1)
+        self._columns = torch.cat([self._columns, rows], 1)
+        self._next = self._next + 1
+        self._read(self._lm.embed(tokens[:, None]), rows, self._seen[:, None, :])
 
-    return read(embeds, position), step
+    def select(self, index: Tensor) -> None:
+        self._cache.reorder_cache(index)  # type: ignore[arg-type]
+        self._seen, self._columns, self._next = self._seen[index], self._columns[index], self._next[index]
+        self.hidden = self.hidden[index]
 
 
-def _start_t5(lm: LanguageModel, memory: Memory | None, batch: Batch) -> tuple[Tensor, Step]:
-    encoded = lm.encoder_side(memory, batch)
-    if lm.query_in_encoder:
-        ids = torch.full_like(batch.context_of, lm.start_id)[:, None]
-        mask = torch.ones_like(ids, dtype=torch.bool)
-    else:
-        encoded = memory_rows(encoded, batch.context_of)
-        ids, mask = prepend(batch.query_ids, batch.query_mask, lm.start_id)
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+class _EncoderDecoderRows(_State):
+    """An encoder-decoder LM: the encoder's states of each row and the decoder's cache."""
 
-    def read(tokens: Tensor) -> Tensor:
-        output = lm.hf.get_decoder()(
-            inputs_embeds=lm.embed(tokens),
-            attention_mask=mask.long(),
-            encoder_hidden_states=encoded.layers[-1],
-            encoder_attention_mask=encoded.mask.long(),
-            past_key_values=cache,
+    def __init__(self, lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch) -> None:
+        self._lm = lm
+        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        encoded = lm.encoder_side(memory, batch)
+        if lm.query_in_encoder:
+            ids = torch.full_like(batch.context_of, lm.start_id)[:, None]
+            self._mask = torch.ones_like(ids, dtype=torch.bool)
+        else:
+            encoded = memory_rows(encoded, batch.context_of)
+            ids, self._mask = prepend(batch.query_ids, batch.query_mask, lm.start_id)
+        self._encoded = encoded
+        self._read(ids)
+
+    def _read(self, tokens: Tensor) -> None:
+        output = self._lm.hf.get_decoder()(
+            inputs_embeds=self._lm.embed(tokens),
+            attention_mask=self._mask.long(),
+            encoder_hidden_states=self._encoded.layers[-1],
+            encoder_attention_mask=self._encoded.mask.long(),
+            past_key_values=self._cache,
             use_cache=True,
         )
-        return output.last_hidden_state[:, -1]
+        self.hidden = output.last_hidden_state[:, -1]
 
-    def step(tokens: Tensor) -> Tensor:
-        nonlocal mask
-        mask = torch.cat([mask, torch.ones_like(tokens, dtype=torch.bool)], 1)
-        return read(tokens)
+    def step(self, tokens: Tensor) -> None:
+        self._mask = torch.cat([self._mask, torch.ones_like(tokens[:, None], dtype=torch.bool)], 1)
+        self._read(tokens[:, None])
 
-    return read(ids), step
+    def select(self, index: Tensor) -> None:
+        self._cache.reorder_cache(index)  # type: ignore[arg-type]
+        self._encoded, self._mask = self._encoded.rows(index), self._mask[index]
+        self.hidden = self.hidden[index]

@@ -1,7 +1,9 @@
 """LanguageModel: the one place that knows decoder-only from encoder-decoder.
 
 What a Memory means: `SoftPrompt` vectors stand where the context's token embeddings would stand (in front of the query,
-or on an encoder's input); `KVCache` is the prefix of a decoder-only LM; `EncoderStates` is what a decoder attends to.
+or on an encoder's input); `KVCache` is the prefix of a decoder-only LM; `EncoderStates` is what a decoder attends to,
+and what an encoder that reads queries remembers. A `Prefix` is not read yet: it goes through the LM together with the
+queries, which see a part of it.
 Padding never moves anything: position ids count real tokens only (T5, whose positions are indices, gets contiguous
 tokens or a corrected bias). Every forward lays its queries and targets out as trees (see packing).
 """
@@ -18,22 +20,27 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.language_model import generation, loading
+from promptcomp.language_model.attention import AttentionPattern, slot_positions
 from promptcomp.language_model.loading import LanguageModelConfig
-from promptcomp.language_model.packing import MAX_ROW_TOKENS, Packed, additive, close_gaps, pack, t5_mask, tree_mask
+from promptcomp.language_model.packing import MAX_ROW_TOKENS, Packed, close_gaps, pack, t5_mask, tree_mask
 from promptcomp.language_model.parts import (
     Logits,
+    LogitScale,
+    Prefix,
     Scores,
     TextEncoder,
     first_of,
     kv_bytes_per_token,
+    last_visible,
     memory_rows,
     positions,
     prepend,
     reading,
     stored,
     token_table,
-    window_of,
 )
+from promptcomp.language_model.t5_encoder import Queries, encode_remembered, encode_tokens, read_prefix
+from promptcomp.language_model.window import Window, window_of
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
 
 
@@ -54,17 +61,19 @@ class LanguageModel(nn.Module):
         self.hidden_size: int = token_table(hf).embedding_dim
         self.vocab_size: int = token_table(hf).num_embeddings
         self.num_layers: int = hf.config.num_hidden_layers
-        self.window: int | None = window_of(hf.config) if self.family == "decoder" else None
+        is_decoder = self.family == "decoder"
+        self.window: int | None = window_of(hf.config) if is_decoder else None
+        self._window = Window(self.window)
+        self.pattern = AttentionPattern(hf.config, hf.config._attn_implementation) if is_decoder else None
+        """How decoder-only layers look back."""
         self.kv_bytes_per_token: int = kv_bytes_per_token(hf)
         self.bos_id: int | None = self._bos_id(bos)
         self.block_classes: frozenset[str] = frozenset(hf._no_split_modules or ())
         """Names of the classes that sharding keeps whole."""
         self.start_id: int = settings.get("decoder_start_token_id") or 0
-        self._end_id: int = first_of(settings.get("eos_token_id"), 1)
-        self._logit_factor = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
-        self._logit_cap: float | None = settings.get("final_logit_softcapping")
-        if self.family == "encoder_decoder" and settings.get("scale_decoder_outputs"):
-            self._logit_factor *= hf.config.d_model**-0.5
+        self.end_id: int = first_of(settings.get("eos_token_id"), 1)
+        """The end of sequence."""
+        self._scale = LogitScale.of(hf.config)
         self.train(hf.training)
 
     def _bos_id(self, bos: bool | None) -> int | None:
@@ -122,14 +131,56 @@ class LanguageModel(nn.Module):
             if not context.ids.shape[1]:
                 return None
             embeds = self.embed(context.ids)
-            return SoftPrompt(embeds, context.mask) if self.query_in_encoder else self._encode_t5(embeds, context.mask)
+            if self.query_in_encoder:
+                return SoftPrompt(embeds, context.mask)
+            return encode_tokens(self.hf.get_encoder(), embeds, context.mask, self._end_embedding())
         ids, mask = prepend(context.ids, context.mask, self.bos_id)
         if not ids.shape[1]:
             return None
-        self._check_window(mask)
+        return KVCache(self._read(self.embed(ids), mask), mask, mask.sum(-1))
+
+    def whole_prompt(self, context: Context) -> Memory | Prefix | None:
+        """The full prompt to be read once, together with the queries: the numbers of `encode`, in one pass."""
+        if self.family == "encoder_decoder":
+            return self.encode(context)
+        return self.prefix(context) if context.ids.shape[1] else None
+
+    def prefix(self, context: Context, slots: Tensor | None = None) -> Prefix:
+        """Contexts (after BOS, where the model uses one) followed by slot embeddings [K, D], which alone are visible.
+
+        Without slots the whole context is visible: the full prompt, read in one pass with the queries.
+        """
+        ids, mask = context.ids, context.mask
+        if self.family == "decoder":
+            ids, mask = prepend(ids, mask, self.bos_id)
+        embeds = self.embed(ids)
+        if slots is None:
+            return Prefix(embeds, mask, mask)
+        rows, count = ids.shape[0], slots.shape[0]
+        end = mask.new_ones(rows, count)
+        return Prefix(
+            torch.cat([embeds, slots.to(embeds.dtype).expand(rows, -1, -1)], 1),
+            torch.cat([mask, end], 1),
+            torch.cat([torch.zeros_like(mask), end], 1),
+        )
+
+    def read(self, prefix: Prefix) -> KVCache | EncoderStates:
+        """The activations at the visible positions of a prefix: all that queries will ever see of it."""
+        if self.family == "encoder_decoder":
+            return read_prefix(self.hf.get_encoder(), prefix, every_layer=self.query_in_encoder)
+        layers = self._read(prefix.embeds, prefix.mask)
+        slots = int(prefix.visible.sum(-1).max())
+        kept = tuple(
+            (last_visible(k, prefix.visible, slots), last_visible(v, prefix.visible, slots)) for k, v in layers
+        )
+        return KVCache(kept, close_gaps(prefix.visible, prefix.visible)[0][:, -slots:], prefix.mask.sum(-1))
+
+    def _read(self, embeds: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values of every layer for left-padded rows (decoder-only)."""
+        self._window.check_context(mask)
         cache = DynamicCache()
         output = self.hf.base_model(
-            input_ids=ids,
+            inputs_embeds=embeds,
             attention_mask=mask.long(),
             position_ids=positions(mask),
             past_key_values=cache,
@@ -139,23 +190,45 @@ class LanguageModel(nn.Module):
         if torch.is_grad_enabled():  # FSDP2 needs every part that gets a gradient to come from a module's output
             anchor = output.last_hidden_state.sum() * 0
             layers = tuple((keys + anchor, values + anchor) for keys, values in layers)
-        return KVCache(layers, mask, mask.sum(-1))
+        return layers
 
-    def forward(self, memory: Memory | None, batch: Batch, where: Literal["targets", "all"] = "targets") -> Logits:
+    def forward(
+        self, memory: Memory | Prefix | None, batch: Batch, where: Literal["targets", "all"] = "targets"
+    ) -> Logits:
         """Logits where a target token is predicted ("targets") or after every query and target token ("all").
 
         Raises:
             ConfigError: the memory is of a kind that this model or layout cannot read.
         """
         if self.family == "encoder_decoder":
-            states, packed = self._decode_t5(memory, batch, where == "all")
+            return self.decode(self.encoder_side(memory, batch), batch, where)
+        packed = self._pack(batch.query_ids, batch.query_mask, batch.context_of, batch, where == "all")
+        return self._logits(self._decode(memory, packed), packed)
+
+    def decode(self, encoded: EncoderStates, batch: Batch, where: Literal["targets", "all"] = "targets") -> Logits:
+        """Logits given what the decoder attends to (see `encoder_side`); encoder-decoder only."""
+        if self.query_in_encoder:
+            start = torch.full_like(batch.context_of, self.start_id)[:, None]
+            ids, mask, parent = start, torch.ones_like(start, dtype=torch.bool), torch.arange(len(start)).to(start)
         else:
-            packed = self._pack(batch.query_ids, batch.query_mask, batch.context_of, batch, where == "all")
-            states = self._decode(memory, packed)
-        values = self.head(states.flatten(0, 1)[packed.nodes])
+            ids, mask = prepend(batch.query_ids, batch.query_mask, self.start_id)
+            parent = batch.context_of
+        packed = self._pack(ids, mask, parent, batch, where == "all")
+        encoded = memory_rows(encoded, packed.context_of)
+        hidden = self.hf.get_decoder()(
+            inputs_embeds=self.embed(packed.ids),
+            attention_mask=t5_mask(self.hf.get_decoder(), packed, token_table(self.hf).weight.dtype),
+            encoder_hidden_states=encoded.layers[-1],
+            encoder_attention_mask=encoded.mask.long(),
+            use_cache=False,
+        ).last_hidden_state
+        return self._logits(hidden, packed)
+
+    def _logits(self, hidden: Tensor, packed: Packed) -> Logits:
+        values = self.head(hidden.flatten(0, 1)[packed.nodes])
         return Logits(values, packed.predictor, packed.label, packed.target_of)
 
-    def score(self, memory: Memory | None, batch: Batch) -> Scores:
+    def score(self, memory: Memory | Prefix | None, batch: Batch) -> Scores:
         """Log likelihood of every target; context and query are read once for all of them."""
         logits = self(memory, batch, "targets")
         log_probs = logits.log_probs()
@@ -168,37 +241,45 @@ class LanguageModel(nn.Module):
 
     def generate(
         self,
-        memory: Memory | None,
+        memory: Memory | Prefix | None,
         batch: Batch,
         *,
         max_new_tokens: int,
         stop_ids: Sequence[int] = (),
         temperature: float = 0.0,
+        top_p: float = 1.0,
         generator: torch.Generator | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        on_tokens: generation.OnTokens | None = None,
     ) -> list[list[int]]:
         """Continuations of the batch's N queries (its targets are not looked at), without the stop token.
 
-        `temperature` 0 takes the likeliest token; otherwise tokens are drawn with `generator`. No query may be empty.
+        Args:
+            memory: One row for each context; of a `Prefix` the queries and the new tokens see the visible part.
+            batch: Its queries; none may be empty.
+            max_new_tokens: Most tokens of an answer.
+            stop_ids: Tokens that end an answer.
+            temperature: 0 takes the likeliest token; otherwise tokens are drawn with `generator`.
+            top_p: Draw from the likeliest tokens that hold this much probability together.
+            generator: Source of randomness.
+            num_beams: More than 1: beam search (Hugging Face's rules; goes with temperature 0).
+            length_penalty: Beam scores are divided by length ** length_penalty.
+            on_tokens: Called after every step with the new token of each query, None for those that have ended
+                (not with beams).
+
+        Raises:
+            ConfigError: settings that contradict each other, or answers beyond the LM's window.
         """
-        return generation.generate(
-            self,
-            memory,
-            batch,
-            max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids,
-            temperature=temperature,
-            generator=generator,
+        settings = generation.Settings(
+            max_new_tokens, tuple(stop_ids), temperature, top_p, generator, num_beams, length_penalty, on_tokens
         )
+        return generation.generate(self, memory, batch, settings)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of final hidden states."""
         head: Any = self.hf.get_output_embeddings()
-        values: Tensor = head(hidden)
-        if self._logit_factor != 1.0:
-            values = values * self._logit_factor
-        if self._logit_cap is not None:
-            values = torch.tanh(values / self._logit_cap) * self._logit_cap
-        return values
+        return self._scale(head(hidden))
 
     def _pack(self, query_ids: Tensor, query_mask: Tensor, parent: Tensor, batch: Batch, everywhere: bool) -> Packed:
         return pack(
@@ -212,114 +293,78 @@ class LanguageModel(nn.Module):
             max_row_tokens=MAX_ROW_TOKENS // 2 if self.family == "encoder_decoder" else MAX_ROW_TOKENS,
         )
 
-    def _decode(self, memory: Memory | None, packed: Packed) -> Tensor:
+    def _decode(self, memory: Memory | Prefix | None, packed: Packed) -> Tensor:
         """Hidden states [R, S, D] of the packed rows behind the memory (decoder-only)."""
+        assert self.pattern is not None
         embeds = self.embed(packed.ids)
         if isinstance(memory, KVCache):
             memory = memory_rows(memory, packed.context_of)
             position = memory.next_position[:, None] + packed.position
-            self._check_room(position, memory.mask.shape[1])
+            self._window.check_room(position, memory.mask.shape[1])
             sees = tree_mask(packed, memory.mask, with_prefix_rows=False)
+            columns = torch.cat([slot_positions(memory), position], 1)
             return self.hf.base_model(
                 inputs_embeds=embeds,
-                attention_mask=additive(sees, embeds.dtype),
+                attention_mask=self.pattern.mask(sees, position, columns, embeds.dtype),
                 position_ids=position,
                 past_key_values=reading(memory),
                 use_cache=False,
             ).last_hidden_state
-        prefix, mask = self.soft_prefix(memory, packed.context_of)
-        position = torch.cat([positions(mask), mask.sum(-1, keepdim=True) + packed.position], 1)
-        self._check_room(position, mask.shape[1])
-        sees = tree_mask(packed, mask, with_prefix_rows=True)
+        front = self.front(memory, packed.context_of)
+        slots = front.mask.shape[1]
+        position = torch.cat([positions(front.mask), front.mask.sum(-1, keepdim=True) + packed.position], 1)
+        self._window.check_room(position, slots)
+        sees = tree_mask(packed, front.mask, with_prefix_rows=True, visible=front.visible)
         hidden = self.hf.base_model(
-            inputs_embeds=torch.cat([prefix, embeds], 1),
-            attention_mask=additive(sees, embeds.dtype),
+            inputs_embeds=torch.cat([front.embeds, embeds], 1),
+            attention_mask=self.pattern.mask(sees, position, position, embeds.dtype),
             position_ids=position,
             use_cache=False,
         ).last_hidden_state
-        return hidden[:, mask.shape[1] :]
+        return hidden[:, slots:]
 
-    def soft_prefix(self, memory: Memory | None, context_of: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings [R, K, D] and mask in front of the rows: BOS where the model uses one, then the slots."""
+    def front(self, memory: Memory | Prefix | None, context_of: Tensor) -> Prefix:
+        """What stands in front of rows [R]: a prefix as it is, or BOS (where the model uses one) and the slots."""
+        if isinstance(memory, Prefix):
+            return Prefix(*(tensor[context_of] for tensor in memory))
         rows = context_of.shape[0]
         weight = token_table(self.hf).weight
-        prefix = weight.new_zeros(rows, 0, self.hidden_size)
+        embeds = weight.new_zeros(rows, 0, self.hidden_size)
         mask = torch.zeros(rows, 0, dtype=torch.bool, device=context_of.device)
         if self.bos_id is not None:
-            prefix = self.embed(context_of.new_full((rows, 1), self.bos_id))
+            embeds = self.embed(context_of.new_full((rows, 1), self.bos_id))
             mask = mask.new_ones(rows, 1)
         if memory is None:
-            return prefix, mask
+            return Prefix(embeds, mask, mask)
         if not isinstance(memory, SoftPrompt):
             raise ConfigError(f"a decoder-only LM cannot read {type(memory).__name__}; it reads SoftPrompt or KVCache")
         memory = memory_rows(memory, context_of)
-        return torch.cat([prefix, memory.embeds.to(prefix.dtype)], 1), torch.cat([mask, memory.mask], 1)
+        mask = torch.cat([mask, memory.mask], 1)
+        return Prefix(torch.cat([embeds, memory.embeds.to(embeds.dtype)], 1), mask, mask)
 
-    def _encode_t5(self, embeds: Tensor, mask: Tensor) -> EncoderStates:
-        """The encoder's output; a row without tokens gets an end of sequence, as T5's tokenizer makes of no text."""
-        empty = ~mask.any(-1, keepdim=True)
-        if empty.any():
-            end = self.embed(torch.full_like(empty, self._end_id, dtype=torch.long)).to(embeds.dtype)
-            embeds, mask = torch.cat([embeds, end], 1), torch.cat([mask, empty], 1)
-        embeds, mask = close_gaps(embeds, mask)
-        hidden = self.hf.get_encoder()(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
-        return EncoderStates((hidden,), mask)
+    def encoder_side(self, memory: Memory | Prefix | None, batch: Batch) -> EncoderStates:
+        """What the decoder attends to: a row for each context, or for each query when the encoder reads queries.
 
-    def _decode_t5(self, memory: Memory | None, batch: Batch, everywhere: bool) -> tuple[Tensor, Packed]:
-        """Decoder states [R, S, D] and the layout of the rows (encoder-decoder)."""
-        encoded = self.encoder_side(memory, batch)
+        Raises:
+            ConfigError: the memory is of a kind that this layout cannot read.
+        """
+        encoder: Any = self.hf.get_encoder()
+        queries = None
         if self.query_in_encoder:
-            start = torch.full_like(batch.context_of, self.start_id)[:, None]
-            ids, mask, parent = start, torch.ones_like(start, dtype=torch.bool), torch.arange(len(start)).to(start)
-        else:
-            ids, mask = prepend(batch.query_ids, batch.query_mask, self.start_id)
-            parent = batch.context_of
-        packed = self._pack(ids, mask, parent, batch, everywhere)
-        encoded = memory_rows(encoded, packed.context_of)
-        hidden = self.hf.get_decoder()(
-            inputs_embeds=self.embed(packed.ids),
-            attention_mask=t5_mask(self.hf.get_decoder(), packed, token_table(self.hf).weight.dtype),
-            encoder_hidden_states=encoded.layers[-1],
-            encoder_attention_mask=encoded.mask.long(),
-            use_cache=False,
-        ).last_hidden_state
-        return hidden, packed
-
-    def encoder_side(self, memory: Memory | None, batch: Batch) -> EncoderStates:
-        """What the decoder attends to: a row for each context, or for each query when the encoder reads queries."""
-        if (
-            memory is not None
-            and not isinstance(memory, SoftPrompt)
-            and (self.query_in_encoder or not isinstance(memory, EncoderStates))
-        ):
-            layout = "query_in_encoder" if self.query_in_encoder else "query_in_decoder"
-            raise ConfigError(f"an encoder-decoder LM with lm.layout={layout} cannot read {type(memory).__name__}")
-        if isinstance(memory, EncoderStates):
-            return memory
-        embeds = self.embed(batch.context.ids[:, :0])
-        mask = batch.context.mask[:, :0]
+            queries = Queries(self.embed(batch.query_ids), batch.query_mask, batch.context_of)
+        if isinstance(memory, Prefix | EncoderStates):
+            return encode_remembered(encoder, memory, queries)
+        if memory is not None and not isinstance(memory, SoftPrompt):
+            raise ConfigError(
+                f"an encoder-decoder LM cannot read {type(memory).__name__}; it reads SoftPrompt or EncoderStates"
+            )
+        embeds, mask = self.embed(batch.context.ids[:, :0]), batch.context.mask[:, :0]
         if memory is not None:
             embeds, mask = memory.embeds.to(embeds.dtype), memory.mask
-        if self.query_in_encoder:
-            embeds = torch.cat([embeds[batch.context_of], self.embed(batch.query_ids)], 1)
-            mask = torch.cat([mask[batch.context_of], batch.query_mask], 1)
-        return self._encode_t5(embeds, mask)
+        if queries is not None:
+            embeds = torch.cat([embeds[batch.context_of], queries.embeds], 1)
+            mask = torch.cat([mask[batch.context_of], queries.mask], 1)
+        return encode_tokens(encoder, embeds, mask, self._end_embedding())
 
-    def _check_window(self, mask: Tensor) -> None:
-        if self.window is not None and mask.shape[1] > self.window:
-            longest = int(mask.sum(-1).max())
-            if longest > self.window:
-                raise ConfigError(
-                    f"a context of {longest} tokens does not fit the LM's window of {self.window}; "
-                    "lower data.max_context_tokens or data.num_demonstrations"
-                )
-
-    def _check_room(self, position: Tensor, slots: int) -> None:
-        """Refuse position ids [R, S] beyond the window; they are read only where their number makes it possible."""
-        if self.window is not None and slots + position.shape[1] > self.window:
-            longest = int(position.max()) + 1
-            if longest > self.window:
-                raise ConfigError(
-                    f"{slots} positions of the prompt with a query and its target need {longest}, more than the LM's "
-                    f"window of {self.window}; lower method.num_slots or data.max_example_tokens"
-                )
+    def _end_embedding(self) -> Tensor:
+        return token_table(self.hf).weight[self.end_id]

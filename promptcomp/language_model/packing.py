@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from promptcomp.language_model.attention import additive
+
 MAX_ROW_TOKENS = 512
 """A context's queries are split over several rows beyond this, as attention inside a row is quadratic in its length."""
-
-HIDDEN = -3e4
-"""Added to the score of what a token must not see: its weight becomes exactly 0. Finite even in float16 (also when
-autocast narrows it) with a position bias on top, as a padding row of nothing but -inf would be NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +96,17 @@ def pack(
     )
 
 
-def tree_mask(packed: Packed, prefix_mask: Tensor, *, with_prefix_rows: bool) -> Tensor:
+def tree_mask(packed: Packed, prefix_mask: Tensor, *, with_prefix_rows: bool, visible: Tensor | None = None) -> Tensor:
     """Who sees whom: bool [R, S, K + S], or [R, K + S, K + S] with the (causal) rows of the prefix itself.
 
-    `prefix_mask` is [R, K].
+    `prefix_mask` is [R, K]; queries and targets see the part `visible` [R, K] of it (None: all).
     """
     query, target, position = packed.query, packed.target, packed.position
     same_query = query[:, :, None] == query[:, None, :]
     same_branch = (target[:, None, :] == -1) | (target[:, None, :] == target[:, :, None])
     tree = same_query & same_branch & (position[:, None, :] <= position[:, :, None]) & (query >= 0)[:, :, None]
-    prefix = prefix_mask[:, None, :].expand(-1, tree.shape[1], -1)
-    sees = torch.cat([prefix, tree], -1)
+    seen = prefix_mask if visible is None else visible
+    sees = torch.cat([seen[:, None, :].expand(-1, tree.shape[1], -1), tree], -1)
     if not with_prefix_rows:
         return sees
     num_rows, num_slots = prefix_mask.shape
@@ -116,12 +114,6 @@ def tree_mask(packed: Packed, prefix_mask: Tensor, *, with_prefix_rows: bool) ->
     inside = causal & prefix_mask[:, None, :]
     above = torch.cat([inside, inside.new_zeros(num_rows, num_slots, tree.shape[2])], -1)
     return torch.cat([above, sees], 1)
-
-
-def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as numbers to add to attention scores: 0 or HIDDEN, [R, 1, rows, columns]."""
-    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
-    return mask.masked_fill_(~sees, HIDDEN).unsqueeze(1)
 
 
 def t5_mask(decoder: Any, packed: Packed, dtype: torch.dtype) -> Tensor:

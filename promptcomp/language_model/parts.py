@@ -32,6 +32,27 @@ class Logits(NamedTuple):
         return values[self.predictor, self.label] - values.logsumexp(-1)[self.predictor]
 
 
+class LogitScale(NamedTuple):
+    """What models do to the logits behind the output head: a factor, then a soft cap."""
+
+    factor: float
+    cap: float | None
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> LogitScale:
+        """As the architecture says (T5 1.0 scales by d_model ** -0.5)."""
+        settings = config.to_dict()
+        factor = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
+        if config.is_encoder_decoder and settings.get("scale_decoder_outputs"):
+            factor *= config.d_model**-0.5
+        return cls(factor, settings.get("final_logit_softcapping"))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if self.factor != 1.0:
+            values = values * self.factor
+        return values if self.cap is None else torch.tanh(values / self.cap) * self.cap
+
+
 class Prefix(NamedTuple):
     """Embeddings read in front of the queries, of which the queries see a part only (gist tokens).
 
@@ -150,19 +171,17 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def last_visible(values: Tensor, visible: Tensor, slots: int) -> Tensor:
+    """The visible positions of keys or values [B, H, P, Dh] at the right end: [B, H, slots, Dh]."""
+    order = visible.long().argsort(dim=1, stable=True)[:, visible.shape[1] - slots :]
+    index = order[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
+    return values.gather(2, index)
+
+
 def first_of(value: int | list[int] | None, default: int) -> int:
     if isinstance(value, list):
         return value[0]
     return default if value is None else value
-
-
-def window_of(config: PretrainedConfig) -> int:
-    """Longest sequence: the position table, or the sliding window where layers have one (our masks do not slide)."""
-    settings = config.to_dict()
-    limits = [config.max_position_embeddings]
-    if settings.get("sliding_window") and settings.get("use_sliding_window", True):
-        limits.append(settings["sliding_window"])
-    return min(limits)
 
 
 def kv_bytes_per_token(hf: PreTrainedModel) -> int:

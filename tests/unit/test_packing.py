@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
-from promptcomp.language_model.packing import Packed, additive, close_gaps, pack, tree_mask
+from promptcomp.language_model.attention import additive
+from promptcomp.language_model.packing import Packed, close_gaps, pack, tree_mask
 
 
 def packed(*, all_positions: bool = False, max_row_tokens: int = 512) -> Packed:

@@ -1,0 +1,93 @@
+"""Attention masks in the form that a model's layers take: who sees whom, with sliding windows where layers have one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import PretrainedConfig
+
+from promptcomp.config import ConfigError
+from promptcomp.memory import KVCache
+
+HIDDEN = -3e4
+"""Added to the score of what a token must not see: its weight becomes exactly 0. Finite even in float16 (also when
+autocast narrows it) with a position bias on top, as a padding row of nothing but -inf would be NaN."""
+
+LayerMask = Tensor | BlockMask
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+class AttentionPattern:
+    """How the layers of a decoder-only LM look back.
+
+    transformers makes sliding masks from column numbers, which padding, packed rows and gist memories put elsewhere, so
+    here the distance is taken from position ids.
+    """
+
+    def __init__(self, config: PretrainedConfig, implementation: str | None) -> None:
+        """
+        Args:
+            config: The architecture.
+            implementation: "sdpa", "eager" or "flex_attention".
+
+        Raises:
+            ConfigError: some layers look back in a way that is not supported.
+        """
+        settings = config.to_dict()
+        window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
+        kinds = settings.get("layer_types") or [SLIDING if window else FULL]
+        self.kinds = tuple(dict.fromkeys(kinds))
+        self.window: int | None = window if SLIDING in self.kinds else None
+        self.implementation = implementation
+        if unknown := set(self.kinds) - {FULL, SLIDING}:
+            raise ConfigError(
+                f"models of type {config.model_type!r} have layers of kind {', '.join(sorted(unknown))}, which cannot "
+                f"read packed rows; supported: {FULL}, {SLIDING}"
+            )
+
+    def mask(
+        self, sees: Tensor, row_position: Tensor, column_position: Tensor, dtype: torch.dtype, *, blocks: bool = True
+    ) -> LayerMask | Mapping[str, LayerMask]:
+        """What the model takes as `attention_mask`.
+
+        Args:
+            sees: Who may see whom, bool [B, rows, columns].
+            row_position: Position ids [B, rows].
+            column_position: Position ids [B, columns].
+            dtype: Type of the attention scores.
+            blocks: Allow block masks where the implementation is flex_attention (one is made for each new shape).
+        """
+        as_blocks = blocks and self.implementation == "flex_attention"
+        made = {kind: self._visible(kind, sees, row_position, column_position) for kind in self.kinds}
+        masks = {kind: block_mask(seen) if as_blocks else additive(seen, dtype) for kind, seen in made.items()}
+        return masks if len(masks) > 1 else masks[self.kinds[0]]
+
+    def _visible(self, kind: str, sees: Tensor, row_position: Tensor, column_position: Tensor) -> Tensor:
+        if kind == FULL or self.window is None:
+            return sees
+        return sees & (row_position[:, :, None] - column_position[:, None, :] < self.window)
+
+
+def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as numbers to add to attention scores: 0 or HIDDEN, [R, 1, rows, columns]."""
+    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+    return mask.masked_fill_(~sees, HIDDEN).unsqueeze(1)
+
+
+def block_mask(sees: Tensor) -> BlockMask:
+    """The mask [R, rows, columns] as FlexAttention takes it: blocks that no one sees are skipped."""
+    rows, queries, keys = sees.shape
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sees[row, query, key]
+
+    return create_block_mask(visible, rows, None, queries, keys, device=str(sees.device))
+
+
+def slot_positions(memory: KVCache) -> Tensor:
+    """Position ids [B, K] of the slots of a cache: they end just before the next position."""
+    slots = memory.mask.shape[1]
+    return memory.next_position[:, None] - slots + torch.arange(slots, device=memory.mask.device)

@@ -1,0 +1,121 @@
+"""T5's encoder with a part of its input remembered: what gist caching needs and transformers does not offer.
+
+The encoder is bidirectional, so a remembered part can be reused only if it does not look at what follows. Gist tokens
+do not (Mu et al. 2023, https://arxiv.org/abs/2304.08467, section 3): the prefix sees itself, the query sees the gist
+tokens and itself. Remembered are the inputs of every block at the gist positions and the encoder's output there.
+T5's positions are distances between columns, so real tokens are kept next to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from promptcomp.config import ConfigError
+from promptcomp.language_model.attention import additive
+from promptcomp.language_model.packing import close_gaps
+from promptcomp.language_model.parts import Prefix, memory_rows
+from promptcomp.memory import EncoderStates
+
+
+class Queries(NamedTuple):
+    """Queries that an encoder reads behind contexts: embeds [N, Q, D], mask [N, Q], row of the context [N]."""
+
+    embeds: Tensor
+    mask: Tensor
+    context_of: Tensor
+
+
+def encode_tokens(encoder: Any, embeds: Tensor, mask: Tensor, end: Tensor) -> EncoderStates:
+    """The encoder's output; a row without tokens gets the end of sequence [D], as T5's tokenizer makes of no text."""
+    empty = ~mask.any(-1, keepdim=True)
+    if empty.any():
+        last = end.to(embeds.dtype).expand(len(embeds), 1, -1)
+        embeds, mask = torch.cat([embeds, last], 1), torch.cat([mask, empty], 1)
+    embeds, mask = close_gaps(embeds, mask)
+    hidden = encoder(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
+    return EncoderStates((hidden,), mask)
+
+
+def encode_remembered(encoder: Any, memory: Prefix | EncoderStates, queries: Queries | None) -> EncoderStates:
+    """What the decoder attends to behind a prefix or remembered states, with the queries that the encoder reads.
+
+    Raises:
+        ConfigError: the states lack the layers that queries need.
+    """
+    if isinstance(memory, Prefix):
+        if queries is None:
+            return read_prefix(encoder, memory, every_layer=False)
+        rows = Prefix(*(tensor[queries.context_of] for tensor in memory))
+        return encode_behind_prefix(encoder, rows, queries.embeds, queries.mask)
+    if queries is None:
+        return memory
+    if len(memory.layers) != len(encoder.block) + 1:
+        raise ConfigError(
+            f"an encoder that reads queries (lm.layout=query_in_encoder) cannot read EncoderStates of "
+            f"{len(memory.layers)} layer(s); it needs the inputs of its {len(encoder.block)} blocks and its output, so "
+            "compress with the same layout"
+        )
+    return encode_behind_memory(encoder, memory_rows(memory, queries.context_of), queries.embeds, queries.mask)
+
+
+def read_prefix(encoder: Any, prefix: Prefix, *, every_layer: bool) -> EncoderStates:
+    """The states of the visible positions of a prefix; `every_layer` is needed when queries join the encoder."""
+    mask = prefix.mask
+    sees = mask[:, None, :].expand(-1, mask.shape[1], -1)
+    inputs, output = _run(encoder, prefix.embeds, sees)
+    layers = (*inputs, output) if every_layer else (output,)
+    return EncoderStates(*_visible_part(layers, prefix.visible))
+
+
+def encode_behind_prefix(encoder: Any, prefix: Prefix, embeds: Tensor, mask: Tensor) -> EncoderStates:
+    """Prefix and query in one pass (a row of the prefix for each query): what the decoder may attend to."""
+    whole = torch.cat([prefix.embeds, embeds], 1)
+    is_query = torch.cat([torch.zeros_like(prefix.mask), mask], 1)
+    readable = torch.cat([prefix.visible, mask], 1)
+    real = torch.cat([prefix.mask, mask], 1)
+    whole, moved = close_gaps(whole, real)
+    is_query, readable = close_gaps(is_query, real)[0], close_gaps(readable, real)[0]
+    in_prefix = (moved & ~is_query)[:, None, :]
+    sees = torch.where(is_query[:, :, None], readable[:, None, :], in_prefix)
+    return EncoderStates((_run(encoder, whole, sees)[1],), readable)
+
+
+def encode_behind_memory(encoder: Any, memory: EncoderStates, embeds: Tensor, mask: Tensor) -> EncoderStates:
+    """Queries [N, Q] behind remembered slots (a row of the memory for each query): what the decoder may attend to."""
+    real = torch.cat([memory.mask, mask], 1)
+    slot = torch.cat([memory.mask, torch.zeros_like(mask)], 1)
+    slot, moved = close_gaps(slot, real)
+    empty = embeds.new_zeros(embeds.shape)
+    layers = [close_gaps(torch.cat([layer.to(embeds.dtype), empty], 1), real)[0] for layer in memory.layers]
+    queries = close_gaps(torch.cat([torch.zeros_like(memory.layers[0]), embeds], 1).to(embeds.dtype), real)[0]
+    sees = moved[:, None, :].expand(-1, moved.shape[1], -1)
+    _, output = _run(encoder, queries, sees, slot[:, :, None], layers)
+    return EncoderStates((output,), moved)
+
+
+def _run(
+    encoder: Any, embeds: Tensor, sees: Tensor, slot: Tensor | None = None, remembered: Sequence[Tensor] = ()
+) -> tuple[list[Tensor], Tensor]:
+    """The inputs of the blocks and the output [B, S, D]; at `slot` [B, S, 1] the remembered states take their place."""
+    mask = additive(sees, embeds.dtype)
+    hidden = encoder.dropout(embeds)
+    bias = None
+    inputs = []
+    for number, block in enumerate(encoder.block):
+        if slot is not None:
+            hidden = torch.where(slot, remembered[number], hidden)
+        inputs.append(hidden)
+        hidden, bias, _ = block(hidden, mask, bias)
+    hidden = encoder.dropout(encoder.final_layer_norm(hidden))
+    return inputs, hidden if slot is None else torch.where(slot, remembered[-1], hidden)
+
+
+def _visible_part(layers: Sequence[Tensor], visible: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The visible columns of every layer at the right end, and their mask [B, K]."""
+    slots = int(visible.sum(-1).max())
+    moved = [close_gaps(layer, visible)[0][:, layer.shape[1] - slots :] for layer in layers]
+    return tuple(moved), close_gaps(visible, visible)[0][:, visible.shape[1] - slots :]
