@@ -7,8 +7,8 @@ reversed, each twice, plus after each, minus before each, done at the end, okay 
     keep only the fruits and write them backwards : cat plum red fig  =>  fig plum
 
 What is held out, by fixed facts and not by a seed:
-- Pairs: of the 147 (selection, transform) pairs 28 belong to "unseen", 14 to dev, 105 to training. Every selection is in
-  5 training pairs, every transform in 15.
+- Pairs: of the 147 (selection, transform) pairs 28 belong to "unseen", 14 to dev, 105 to training. Every selection is
+  in 5 training pairs, every transform in 15.
 - Phrasings: every operation has 22-96 ordinary phrasings (verb x object x ...), divided by their MD5 sums: 70%
   training, 10% dev, 20% "recombined". Every word of a recombined phrasing is in training phrasings of some operation.
 - Three more phrasings of every operation are "reworded": other constructions with words that training never has (one of
@@ -73,7 +73,7 @@ class ToyInstructionsConfig(Config):
     min_words: int = Field(default=3, ge=3, le=6)
     max_words: int = Field(default=6, ge=3, le=6)
     """Fewest and most words of an input."""
-    num_train_rows: int = Field(default=1_000_000, ge=1)
+    num_train_rows: int = Field(default=100_000, ge=1)
     """Rows are generated when they are read, so many cost nothing."""
     num_dev_rows: int = Field(default=256, ge=1)
     num_test_rows: int = Field(default=512, ge=1)
