@@ -12,6 +12,7 @@ import typer
 
 from promptcomp import __version__
 from promptcomp.commands import data
+from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
 from promptcomp.errors import ConfigError
 
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data")
+app.command()(bench)
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by a signal and can be resumed (128 + SIGINT)."""
@@ -133,7 +135,10 @@ def compare(
         str | None, typer.Option("--split", help="The only split to compare; default: all that the runs share.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", help="accuracy, task, macro_f1 or loss; default: the runs' own.")
+        str | None,
+        typer.Option(
+            "--metric", help="accuracy, task, macro_f1, loss, exact_match, rougeL, ...; default: the runs' own."
+        ),
     ] = None,
     format_: Annotated[str, typer.Option("--format", "-f", help="table, csv, markdown or json.")] = "table",
     allow_different: Annotated[

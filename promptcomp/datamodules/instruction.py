@@ -22,6 +22,7 @@ from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.datamodules.templates import make_template
 from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.evaluation.metrics import MetricName
 
 _CHOICE_STREAM = 11
 _SAMPLED_SOURCES = 10_000  # training rows that are asked for their source; generated rows cost time
@@ -29,6 +30,8 @@ _SAMPLED_SOURCES = 10_000  # training rows that are asked for their source; gene
 
 class InstructionDataModule(ContextDataModule):
     """Rows with instructions as batches of contexts, queries and targets. Evaluation has one target to a query."""
+
+    answers_are_generated = True
 
     def __init__(
         self,
@@ -74,6 +77,11 @@ class InstructionDataModule(ContextDataModule):
         self._long: dict[str, LongRows] = {}
         self._groups: dict[str, tuple[tuple[int, ...], ...]] = {}
         self._places: dict[str, Sequence[int]] = {}
+
+    @property
+    def headline(self) -> MetricName:
+        """As configured."""
+        return self.config.metric
 
     # ---- rows
 
@@ -248,7 +256,16 @@ class InstructionDataModule(ContextDataModule):
         context_of = {number: context for context, group in enumerate(self.groups(split)) for number in group}
         return [
             ExampleInfo(
-                number, row.source, "free_form", None, context_of[number], 0, (row.output,), row.input, row.output
+                number=number,
+                task=row.source,
+                kind="free_form",
+                seed=None,
+                context=context_of[number],
+                gold=0,
+                options=(row.output,),
+                input=row.input,
+                output=row.output,
+                instruction=row.instruction,
             )
             for number, row in enumerate(rows[place] for place in places)
         ]

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.language_model.random_start import FromScratch, changed_architecture, start_positions
 from promptcomp.language_model.window import window_of
 
 EMBEDDED = "embedded:"
@@ -105,6 +106,8 @@ class LanguageModelConfig(Config):
     """Encoder-decoder only: where the query goes (the memory is always on the encoder's side)."""
     bos: bool | None = None
     """Put the tokenizer's BOS in front of every sequence; null: as the tokenizer itself does."""
+    from_scratch: FromScratch | None = None
+    """Start with random weights; `path` gives the tokenizer and the architecture (embedded:toy_student has no more)."""
 
 
 def locate(path: str) -> str:
@@ -137,6 +140,8 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
             found = AutoConfig.from_pretrained(path, revision=config.revision)
         except (OSError, ValueError) as error:
             raise ConfigError(_unreadable(config.path, "model", error)) from None
+    if config.from_scratch is not None and config.from_scratch.settings:
+        found = changed_architecture(found, config.from_scratch.settings, config.path)
     if found.is_encoder_decoder and found.model_type not in ENCODER_DECODERS:
         known = ", ".join(ENCODER_DECODERS)
         kind = found.model_type
@@ -145,12 +150,14 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
 
 
 def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> PreTrainedModel:
-    """The model with its weights, in eval mode.
+    """The model with its weights, in eval mode; with `from_scratch` they follow torch's global seed.
 
     Raises:
         ConfigError: the weights are missing, unreadable or do not fit the architecture.
     """
     factory = AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
+    if config.from_scratch is not None:
+        return _random_model(config, config.from_scratch, factory, architecture)
     try:
         hf = factory.from_pretrained(
             locate(config.path),
@@ -160,7 +167,22 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
             attn_implementation=config.attn_implementation,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if config.path.startswith(EMBEDDED) and not list(Path(locate(config.path)).glob("*.safetensors")):
+            raise ConfigError(
+                f"{config.path} has no weights; start it with random ones: lm.from_scratch={{}}"
+            ) from None
         raise ConfigError(_unreadable(config.path, "weights", error)) from None
+    return hf.eval()
+
+
+def _random_model(
+    config: LanguageModelConfig, start: FromScratch, factory: Any, architecture: PretrainedConfig
+) -> PreTrainedModel:
+    hf = factory.from_config(
+        architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attn_implementation
+    )
+    if start.positional_start is not None:
+        start_positions(hf, start.positional_start)
     return hf.eval()
 
 

@@ -13,11 +13,14 @@ from promptcomp.evaluation import cost, flops
 from promptcomp.evaluation.metrics import MetricName
 from promptcomp.evaluation.records import Prediction
 from promptcomp.evaluation.results import Cost, Size, SplitResult
+from promptcomp.evaluation.rouge import Rouge
 from promptcomp.evaluation.scoring import OptionScores, examples_sha256, make_predictions
 from promptcomp.evaluation.summary import summarise
+from promptcomp.evaluation.texts import add_texts
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+from promptcomp.run.answers import Answers, answers_for
 
 OnBatch = Callable[[int, int], None]
 """Called with (batches done, batches in all)."""
@@ -82,22 +85,28 @@ def assess(
 ) -> Assessment:
     """Score a split with the method's memory and, in the same pass, with the full prompt and with no prompt.
 
+    Where answers are wanted (`config.generate`) they are written in the same pass too, behind the same memories.
+
     Args:
         module: A built module in eval mode.
         datamodule: Data with an `eval_dataloader`.
         split: One of `datamodule.eval_splits`.
-        metric: The headline metric ("accuracy", "task" or "loss").
-        config: Bounds on or off, bootstrap resamples.
+        metric: The headline metric (one of `metrics.METRICS`).
+        config: Bounds on or off, answers, bootstrap resamples.
         calibrated: Subtract the scores under the input "N/A" (PMI).
         on_batch: Progress callback.
     """
     examples = datamodule.examples(split)
     sizes = _Sizes()
-    scores = _score(module, datamodule.eval_dataloader(split), config.bounds, on_batch, sizes)
+    answers = answers_for(datamodule, config, examples)
+    rouge = Rouge(config.sentences) if answers is not None else None  # now, because its sentence model may be missing
+    scores = _score(module, datamodule.eval_dataloader(split), config.bounds, on_batch, sizes, answers)
     null = None
     if calibrated:
         null = _score(module, datamodule.null_dataloader(split), config.bounds, on_batch, _Sizes())
     predictions = make_predictions(split, examples, scores, null)
+    if answers is not None and rouge is not None:
+        predictions = add_texts(predictions, answers.collected, answers.questions, rouge)
     result = summarise(
         predictions,
         metric,
@@ -109,7 +118,12 @@ def assess(
 
 @torch.inference_mode()
 def _score(
-    module: CompressionModule, batches: Iterable[Batch], bounds: bool, on_batch: OnBatch, sizes: _Sizes
+    module: CompressionModule,
+    batches: Iterable[Batch],
+    bounds: bool,
+    on_batch: OnBatch,
+    sizes: _Sizes,
+    answers: Answers | None = None,
 ) -> dict[str, OptionScores | None]:
     rows = ("method", "full_prompt", "no_prompt") if bounds else ("method",)
     collected = {row: OptionScores() for row in rows}
@@ -118,10 +132,12 @@ def _score(
         batch = batch.to(module.device)
         memory = module.compress(batch.context)
         sizes.add(batch, memory)
+        memories = {row: memory if row == "method" else bound_memory(module, row, batch.context) for row in rows}
         for row in rows:
-            scored = memory if row == "method" else bound_memory(module, row, batch.context)
-            sums, counts = module.lm.score(scored, batch)
+            sums, counts = module.lm.score(memories[row], batch)
             collected[row].add(batch.example.tolist(), batch.choice.tolist(), sums.tolist(), counts.tolist())
+        if answers is not None:
+            answers.add(module, memories, batch)
         on_batch(done, total)
     return dict(collected)
 

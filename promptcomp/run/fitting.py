@@ -277,7 +277,7 @@ def _evaluate(
                 module,
                 datamodule,
                 split,
-                data.metric if is_icl else "loss",
+                datamodule.headline,
                 config,
                 calibrated=is_icl and data.calibration == "pmi",
                 on_batch=lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
