@@ -156,11 +156,17 @@ def points_tables(points: ReferencePoints) -> RenderableType:
             cells = [estimate_text(found.get(metric)) for metric in metrics]
             table.add_row(title, *cells, style="bold" if is_method else "")
         parts += [table, *_points_remarks(points, split), Text()]
-    runs = [
-        f"{points.method if role == 'method' else _role_title(points, role)}: {found.how}, {found.run}"
-        for role, found in points.runs.items()
-    ]
-    return Group(*parts, *(Text(line, style="italic") for line in points.notes), *(Text(line) for line in runs))
+    return Group(*parts)
+
+
+def print_points(points: ReferencePoints, console: Console) -> None:
+    """Print the reference points, remarks, and which run stands for what."""
+    console.print(points_tables(points))
+    for note in points.notes:
+        console.print(Text(note, style="italic"), soft_wrap=True)
+    for role, found in points.runs.items():
+        name = points.method if role == "method" else _role_title(points, role)
+        console.print(f"{name}: {found.how}, {found.run}", highlight=False, soft_wrap=True)
 
 
 def _role_title(points: ReferencePoints, role: str) -> str:

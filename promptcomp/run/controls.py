@@ -24,7 +24,7 @@ from promptcomp.evaluation.results import Results, read_results
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig
-from promptcomp.report import points_tables
+from promptcomp.report import print_points
 from promptcomp.run.directory import RunDirectory
 from promptcomp.run.fitting import Outcome, fit, resume_fit
 from promptcomp.run.lock import locked
@@ -60,7 +60,7 @@ class ControlsOutcome:
             return
         self.method.print(console)
         console.print()
-        console.print(points_tables(self.points))
+        print_points(self.points, console)
         console.print(f"saved as {self.method.run / FILE_NAME}", highlight=False, soft_wrap=True)
 
 

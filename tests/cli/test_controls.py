@@ -135,7 +135,7 @@ def test_answers_are_in_the_predictions(gist_run: Run, tmp_path: Path) -> None:
     assert all(line["instruction"] and line["reference"] in line["options"] for line in lines)
     assert set(lines[0]["metrics"]["method"]) > {"exact_match", "rougeL", "agreement"}
     results = json.loads((tmp_path / "one/results.json").read_text())["splits"]["test"]
-    assert results["metric"] == "task"
+    assert results["metric"] == "accuracy"
     assert results["generated"] == len(lines)
     hits = [line["metrics"]["method"]["exact_match"] for line in lines]
     assert results["rows"]["method"]["exact_match"]["value"] == pytest.approx(sum(hits) / len(hits))
