@@ -86,12 +86,21 @@ def fit(
         bool,
         typer.Option("--dry-run", help="Train nothing: print the resolved configuration, parameters, memory, FLOPs."),
     ] = False,
+    with_controls: Annotated[
+        bool,
+        typer.Option(
+            "--with-controls",
+            help="Also train full_prompt and no_prompt with the same data, steps and seed, and evaluate both untrained;"
+            " runs of the same configuration under output_dir are reused or continued.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a compressor (or a control) and measure it beside its bounds on held-out tasks."""
     console = console_for(as_json)
+    outcome: Any
     if resume is not None:
-        if method or config or overrides or run_dir or dry_run:
+        if method or config or overrides or run_dir or dry_run or with_controls:
             raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
         from promptcomp.run import resume_fit
 
@@ -103,11 +112,20 @@ def fit(
         if dry_run:
             from promptcomp.run.dry_run import print_estimate
 
+            if with_controls:
+                from promptcomp.run.controls import print_plan
+
+                print_plan(chosen, run_dir, console)
             print_estimate(chosen, console, as_json)
             return
-        from promptcomp.run import fit as run_fit
+        if with_controls:
+            from promptcomp.run.controls import fit_with_controls
 
-        outcome = run_fit(chosen, run_dir, console)
+            outcome = fit_with_controls(chosen, run_dir, console)
+        else:
+            from promptcomp.run import fit as run_fit
+
+            outcome = run_fit(chosen, run_dir, console)
     _finish(outcome, console, as_json)
 
 
