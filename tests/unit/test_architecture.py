@@ -14,11 +14,11 @@ LEVELS = (
     ("__main__",),
     ("cli",),
     ("commands",),
-    ("sweeps", "cluster", "compare", "report"),
+    ("sweeps", "cluster", "compare", "report", "judge"),
     ("run",),
     ("experiment",),
     ("lightning_modules", "datamodules", "pretrain"),
-    ("language_model", "evaluation"),
+    ("language_model", "evaluation", "endpoints"),
     ("memory", "batch", "config"),
     ("errors",),
 )
