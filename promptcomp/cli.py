@@ -14,6 +14,7 @@ from promptcomp import __version__
 from promptcomp.commands import data
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
+from promptcomp.commands.judge import judge
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.command()(bench)
+app.command()(judge)
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by a signal and can be resumed (128 + SIGINT)."""
