@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from promptcomp import __version__
-from promptcomp.commands import data
+from promptcomp.commands import data, prompts
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
 from promptcomp.errors import ConfigError
 
@@ -27,6 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data")
+app.command()(prompts.compress)
+app.command()(prompts.inspect)
+app.command()(prompts.generate)
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by a signal and can be resumed (128 + SIGINT)."""

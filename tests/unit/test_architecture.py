@@ -14,7 +14,7 @@ LEVELS = (
     ("__main__",),
     ("cli",),
     ("commands",),
-    ("sweeps", "cluster", "compare", "report"),
+    ("sweeps", "cluster", "compare", "report", "prompts"),
     ("run",),
     ("experiment",),
     ("lightning_modules", "datamodules", "pretrain"),
