@@ -170,5 +170,5 @@ def test_demonstrations_are_written_as_in_training(compressors: dict[tuple[str, 
     text = "".join(
         "".join(compressor.datamodule.renderer.texts(r.input, r.output, first=i == 0, demonstration=True))
         for i, r in enumerate(rows)
-    )  # type: ignore[attr-defined]  # noqa: E501
+    )  # type: ignore[attr-defined]
     assert compressor.datamodule.tokenizer.decode(context.ids[0]).split() == text.split()
