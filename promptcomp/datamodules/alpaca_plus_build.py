@@ -22,6 +22,7 @@ from promptcomp.datamodules.instruction_files import InstructionColumns, read_in
 from promptcomp.datamodules.instruction_sources import ALPACA_PLUS_FILES
 from promptcomp.datamodules.rows import Problem, json_lines
 from promptcomp.datamodules.tasks import InstructionRow
+from promptcomp.evaluation.files import write_atomic
 
 ALPACA, SELF_INSTRUCT = "alpaca", "self_instruct"
 _COLUMNS = InstructionColumns(source=None)
@@ -119,7 +120,7 @@ def check_overlaps(data: AlpacaPlus) -> None:
     for row in data.seen:
         if row.instruction not in trained:
             raise ConfigError(
-                f"no training row has the seen instruction {row.instruction[:80]!r}: its instances are equal"
+                f"no training row has the seen instruction {row.instruction[:80]!r}: its instances have one input"
             )
     for row in data.unseen:
         if row.instruction in trained or row.instruction in seen:
@@ -186,14 +187,10 @@ def write_alpaca_plus(data: AlpacaPlus, folder: Path, overwrite: bool = False) -
         raise ConfigError(f"{folder} holds {', '.join(there)} already; choose another folder or add --overwrite")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        parts = {split: path.with_name(path.name + ".part") for split, path in paths.items()}
-        for split, rows in data.splits().items():
-            text = json.dumps([asdict(row) for row in rows], ensure_ascii=False)
-            parts[split].write_text(text, encoding="utf-8")
-        for split, part in parts.items():
-            part.replace(paths[split])
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror})") from None
+    for split, rows in data.splits().items():
+        write_atomic(paths[split], json.dumps([asdict(row) for row in rows], ensure_ascii=False))
     return paths
 
 
