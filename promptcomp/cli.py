@@ -12,6 +12,7 @@ import typer
 
 from promptcomp import __version__
 from promptcomp.commands import data
+from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
 from promptcomp.errors import ConfigError
 
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data")
+app.command()(bench)
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by a signal and can be resumed (128 + SIGINT)."""

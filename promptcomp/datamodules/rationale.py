@@ -27,6 +27,8 @@ from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
 class RationaleDataModule(ContextDataModule):
     """Examples as contexts with a label query and a rationale query."""
 
+    answers_are_generated = True
+
     def __init__(
         self,
         config: RationaleConfig,
@@ -67,11 +69,6 @@ class RationaleDataModule(ContextDataModule):
     def data_name(self) -> str:
         """Name of the data section."""
         return str(type(self.config).model_fields["name"].default)
-
-    @property
-    def answers_are_generated(self) -> bool:
-        """Labels are written, not chosen (unless `scored_splits` says otherwise)."""
-        return True
 
     def answer_of(self, text: str) -> str:
         """The label in a generated text."""

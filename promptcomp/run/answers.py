@@ -42,8 +42,7 @@ class Answers:
         tokenizer = self.datamodule.tokenizer
         for row, memory in memories.items():
             made = module.lm.generate(memory, batch, max_new_tokens=limit, stop_ids=self.stop_ids)
-            decoded = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in made]
-            texts = [self.datamodule.answer_of(text).strip() for text in decoded]
+            texts = [self.datamodule.answer_of(str(tokenizer.decode(ids, skip_special_tokens=True))) for ids in made]
             cut = [len(ids) >= limit for ids in made]
             self.collected.setdefault(row, GeneratedTexts()).add(numbers, texts, cut)
         contexts = self._contexts(batch)
