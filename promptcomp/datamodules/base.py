@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -85,6 +86,8 @@ class ContextDataModule(L.LightningDataModule):
     """
 
     eval_splits: tuple[str, ...]
+    answers_are_generated: ClassVar[bool] = False
+    """Whether evaluation writes answers unless told otherwise (instructions), or only scores."""
 
     def __init__(
         self,
@@ -108,11 +111,6 @@ class ContextDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         pad_id = tokenizer.pad_token_id
         self._collate = partial(collate, pad_id=0 if pad_id is None else pad_id)
-
-    @property
-    def answers_are_generated(self) -> bool:
-        """Whether evaluation writes answers unless told otherwise (instructions), or only scores."""
-        return False
 
     @property
     def headline(self) -> MetricName:

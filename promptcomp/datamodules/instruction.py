@@ -32,6 +32,8 @@ _SAMPLED_SOURCES = 10_000  # training rows that are asked for their source; gene
 class InstructionDataModule(ContextDataModule):
     """Rows with instructions as batches of contexts, queries and targets. Evaluation has one target to a query."""
 
+    answers_are_generated = True
+
     def __init__(
         self,
         config: InstructionConfig,
@@ -76,11 +78,6 @@ class InstructionDataModule(ContextDataModule):
         self._long: dict[str, LongRows] = {}
         self._groups: dict[str, tuple[tuple[int, ...], ...]] = {}
         self._places: dict[str, Sequence[int]] = {}
-
-    @property
-    def answers_are_generated(self) -> bool:
-        """Always: there is nothing to choose from."""
-        return True
 
     @property
     def headline(self) -> MetricName:

@@ -42,8 +42,7 @@ class Answers:
         tokenizer = self.datamodule.tokenizer
         for row, memory in memories.items():
             made = module.lm.generate(memory, batch, max_new_tokens=limit, stop_ids=self.stop_ids)
-            decoded = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in made]
-            texts = [self.datamodule.answer_of(text).strip() for text in decoded]
+            texts = [self.datamodule.answer_of(str(tokenizer.decode(ids, skip_special_tokens=True))) for ids in made]
             cut = [len(ids) >= limit for ids in made]
             self.collected.setdefault(row, GeneratedTexts()).add(numbers, texts, cut)
         contexts = self._contexts(batch)
@@ -51,6 +50,11 @@ class Answers:
             example = self.examples[number]
             instruction = example.instruction or contexts[context]
             self.questions[number] = (instruction, example.input, example.output.strip())
+
+    def repeat(self, row: str, other: str) -> None:
+        """What `row` answered is what `other` would have."""
+        if row in self.collected:
+            self.collected[other] = self.collected[row]
 
     def _contexts(self, batch: Batch) -> list[str]:
         """The contexts as the tokenizer writes them."""
