@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from promptcomp.batch import EncodedContext
+from promptcomp.batch import RATIONALE, EncodedContext, EncodedQuery
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules import DATASETS, build_datamodule, build_source
+from promptcomp.datamodules import DATASETS, build_datamodule, build_rationales, build_source
 from promptcomp.datamodules.arrow import open_table
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.eval_batches import EvalPart
@@ -21,6 +21,10 @@ from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource, read_partition
 from promptcomp.datamodules.options import ICLConfig
 from promptcomp.datamodules.plans import Plan
+from promptcomp.datamodules.rationale import RationaleDataModule
+from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.rationale_selection import Account
+from promptcomp.datamodules.rationale_sources import FilesSource, FolderSource, HubSource, source_problems
 from promptcomp.datamodules.rendering import assemble
 from promptcomp.datamodules.rows import (
     METAICL_COLUMNS,
@@ -94,6 +98,17 @@ def show(
     return list(islice(rows, count))
 
 
+def remarks(
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, window: int | None = None
+) -> list[str]:
+    """What a person should know about the training data: what is left out, cut or was not read cleanly.
+
+    Raises:
+        ConfigError: the data is bad.
+    """
+    return build_datamodule(config, tokenizer, seed=seed, batch_size=1, window=window).remarks()
+
+
 Item = tuple[Plan | None, EncodedContext, Sequence[int]]
 """The plan of a context (None for text), the context, and the gold option of each query."""
 
@@ -131,7 +146,7 @@ def _shown(
     pieces = tuple(text(context.ids[a:b]) for a, b in zip([0, *borders], borders, strict=False))
     for query, gold in zip(context.queries, golds, strict=True):
         yield ShownRow(
-            task=plan.task.name if plan is not None else "text",
+            task=plan.task.name if plan is not None else _task(module, query),
             seed=plan.task.seed if plan is not None else None,
             demonstrations=pieces,
             dropped=dropped,
@@ -146,6 +161,13 @@ def _shown(
         )
 
 
+def _task(module: ContextDataModule, query: EncodedQuery) -> str:
+    """What a query without a plan asks for."""
+    if not isinstance(module, RationaleDataModule):
+        return "text"
+    return f"{module.data_name}, {'rationale' if query.targets[0].role == RATIONALE else 'label'}"
+
+
 def validate(config: Config) -> list[Problem]:
     """Everything that is wrong with the data of a section, in the order of its files; errors and warnings."""
     try:
@@ -157,6 +179,8 @@ def validate(config: Config) -> list[Problem]:
             return list(_hub_problems(config))
         if isinstance(config, TextConfig):
             return list(text_problems(config))
+        if isinstance(config, RationaleConfig):
+            return list(_rationale_problems(config))
     except ConfigError as error:
         return [_as_problem(error)]
     return []
@@ -262,3 +286,17 @@ def _hub_problems(config: HFData) -> Iterator[Problem]:
                     yield Problem(f"{config.path}[{split}]", place, message)
     if not errors:
         yield from _source_problems(config)
+
+
+def _rationale_problems(config: RationaleConfig) -> Iterator[Problem]:
+    """What is wrong with the files; then, as warnings, how reading the teacher's texts went in each split."""
+    source = build_rationales(config)
+    errors = False
+    if isinstance(source, FolderSource | FilesSource | HubSource):
+        for problem in source_problems(source):
+            errors = errors or problem.severity == "error"
+            yield problem
+    for split in () if errors else source.splits:
+        account = Account.of(source.rows(split), config.metric)
+        for line in account.lines(of_training=False):
+            yield Problem("data", None, f"{split}: {line}", "warning")

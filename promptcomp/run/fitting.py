@@ -152,6 +152,9 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
         if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
             write_environment(run)
             _announce(experiment, run, console, "resumed" if resume else "started")
+            for line in datamodule.remarks():
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                run.write_log(line)
         cost, step = Cost(), 0
         if module.trainable and experiment.trainer.max_steps:
             progress = TrainingProgress(console, experiment.trainer.max_steps)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from promptcomp.datamodules import DATASETS
-from promptcomp.datamodules.inspect import ShownRow, show, validate
+from promptcomp.datamodules.inspect import ShownRow, remarks, show, validate
 from promptcomp.experiment import Experiment, load, shipped
 from promptcomp.language_model import open_tokenizer, open_window
 from promptcomp.lightning_modules import METHODS
@@ -75,14 +75,11 @@ def print_rows(
     """
     experiment = _experiment(method, config, overrides)
     with quiet():
-        rows = show(
-            experiment.data,
-            open_tokenizer(experiment.lm),
-            split,
-            count,
-            seed=experiment.seed,
-            window=open_window(experiment.lm),
-        )
+        tokenizer, window = open_tokenizer(experiment.lm), open_window(experiment.lm)
+        rows = show(experiment.data, tokenizer, split, count, seed=experiment.seed, window=window)
+        notes = remarks(experiment.data, tokenizer, seed=experiment.seed, window=window) if split == "train" else []
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
@@ -98,8 +95,9 @@ def _print_row(row: ShownRow, console: Console) -> None:
     lost += [f"{row.cut_tokens} tokens cut"] if row.cut_tokens else []
     teacher = f", teacher {row.teacher_tokens}" if row.teacher_tokens != row.context_tokens else ""
     parts = [f"{row.context_tokens} tokens in {len(row.demonstrations)} demonstrations{teacher}", *lost]
-    console.print(f"[bold]context[/] ({'; '.join(parts)})", highlight=False)
-    for piece in row.demonstrations:
+    if row.context_tokens:
+        console.print(f"[bold]context[/] ({'; '.join(parts)})", highlight=False)
+    for piece in row.demonstrations if row.context_tokens else ():
         console.print("  " + _visible(piece), highlight=False, markup=False, soft_wrap=True)
     console.print(f"[bold]query[/] ({row.query_tokens} tokens)", highlight=False)
     console.print("  " + _visible(row.query), highlight=False, markup=False, soft_wrap=True)
