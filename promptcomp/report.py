@@ -20,6 +20,7 @@ from promptcomp.evaluation.formatting import (
     value_text,
 )
 from promptcomp.evaluation.records import TEXT_METRICS
+from promptcomp.evaluation.reference_points import ReferencePoints, SplitPoints
 from promptcomp.evaluation.results import Estimate, Results, SplitResult
 
 WIDE = 110
@@ -138,6 +139,49 @@ def findings(results: Results) -> list[Text]:
     if once:
         lines.append(("compressing once", ", ".join(once)))
     return [Text.assemble((f"{label:<18}", "bold"), text) for label, text in lines]
+
+
+def points_tables(points: ReferencePoints) -> RenderableType:
+    """The method between its reference points, a table for each split, and how much it retains."""
+    parts: list[RenderableType] = []
+    for name, split in points.splits.items():
+        counted = f"{name}: {split.count:,} examples, {_many(split.num_contexts, 'context')}"
+        table = _table(f"{counted}; controls with the same data, steps and seed")
+        metrics = [split.metric, *(["agreement"] if split.agreement_with and split.metric != "agreement" else [])]
+        for metric in metrics:
+            table.add_column(METRIC_TITLES.get(metric, metric), justify="right", no_wrap=True)
+        for role, found in split.rows.items():
+            is_method = role == "method"
+            title = points.method if is_method else _role_title(points, role)
+            cells = [estimate_text(found.get(metric)) for metric in metrics]
+            table.add_row(title, *cells, style="bold" if is_method else "")
+        parts += [table, *_points_remarks(points, split), Text()]
+    return Group(*parts)
+
+
+def print_points(points: ReferencePoints, console: Console) -> None:
+    """Print the reference points, remarks, and which run stands for what."""
+    console.print(points_tables(points))
+    for note in points.notes:
+        console.print(Text(note, style="italic"), soft_wrap=True)
+    for role, found in points.runs.items():
+        name = points.method if role == "method" else _role_title(points, role)
+        console.print(f"{name}: {found.how}, {found.run}", highlight=False, soft_wrap=True)
+
+
+def _role_title(points: ReferencePoints, role: str) -> str:
+    which, _, how = role.rpartition("_")
+    return f"{'no' if which == 'no_prompt' else 'full'} {points.context_kind}, {how}"
+
+
+def _points_remarks(points: ReferencePoints, split: SplitPoints) -> list[Text]:
+    lines = []
+    for kind, kept in split.retained.items():
+        text = "no headroom" if kept.no_headroom else value_text(kept.value, kept.ci)
+        lines.append(f"retained between the {kind} controls: {text}")
+    if split.agreement_with is not None:
+        lines.append(f"agreement: the same text as {_role_title(points, split.agreement_with)}")
+    return [Text(line) for line in lines]
 
 
 def _table(title: str) -> Table:

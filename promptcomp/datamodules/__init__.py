@@ -20,6 +20,8 @@ from promptcomp.datamodules.tasks import InstructionSource, RationaleSource, Tas
 from promptcomp.datamodules.text import TextConfig, TextDataModule
 from promptcomp.datamodules.toy import ToySource
 from promptcomp.datamodules.toy_icl import ToyICLData
+from promptcomp.datamodules.toy_instruction_data import ToyInstructionsData
+from promptcomp.datamodules.toy_instructions import ToyInstructionSource
 from promptcomp.datamodules.toy_rationales import ToyRationaleData, ToyRationaleSource
 
 DATASETS: dict[str, type[Config]] = {
@@ -29,6 +31,7 @@ DATASETS: dict[str, type[Config]] = {
     "table_icl": TableData,
     "alpaca_plus": AlpacaPlusData,
     "instructions": InstructionsData,
+    "toy_instructions": ToyInstructionsData,
     "text": TextConfig,
     "toy_rationales": ToyRationaleData,
 }
@@ -58,6 +61,8 @@ def build_instructions(config: InstructionConfig) -> InstructionSource:
     Raises:
         ConfigError: files are missing, or the section is of no known kind.
     """
+    if isinstance(config, ToyInstructionsData):
+        return ToyInstructionSource(config.world)
     if isinstance(config, AlpacaPlusData | InstructionsData):
         return HeldOutSource(config)
     raise ConfigError(f"data section {type(config).__name__} is not registered")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from promptcomp.evaluation.equations import same_value, value_of
 from promptcomp.evaluation.records import ROWS, Prediction
 from promptcomp.evaluation.rouge import Rouge
 
@@ -32,6 +33,11 @@ def exact_match(text: str, reference: str) -> float:
     return float(text.split() == reference.split())
 
 
+def agreement(text: str, full: str) -> float:
+    """1 if a text is the positive control's text, white space inside included (the paper's exact match), else 0."""
+    return float(text.strip() == full.strip())
+
+
 def text_metrics(text: str, reference: str, full: str | None, rouge: Rouge) -> dict[str, float]:
     """The metrics of `records.TEXT_METRICS` of one answer.
 
@@ -42,7 +48,9 @@ def text_metrics(text: str, reference: str, full: str | None, rouge: Rouge) -> d
         rouge: the scorer.
     """
     found = {"exact_match": exact_match(text, reference), **rouge.scores(text, reference)}
-    return found if full is None else {**found, "agreement": float(text.strip() == full.strip())}
+    if value_of(reference) is not None:
+        found["equation"] = float(same_value(text, reference))
+    return found if full is None else {**found, "agreement": agreement(text, full)}
 
 
 def add_texts(

@@ -51,6 +51,11 @@ class Answers:
             instruction = example.instruction or contexts[context]
             self.questions[number] = (instruction, example.input, example.output.strip())
 
+    def repeat(self, row: str, other: str) -> None:
+        """What `row` answered is what `other` would have."""
+        if row in self.collected:
+            self.collected[other] = self.collected[row]
+
     def _contexts(self, batch: Batch) -> list[str]:
         """The contexts as the tokenizer writes them."""
         rows = zip(batch.context.ids, batch.context.mask, strict=True)

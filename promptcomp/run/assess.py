@@ -19,6 +19,7 @@ from promptcomp.evaluation.summary import summarise
 from promptcomp.evaluation.texts import add_texts
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.controls import FullPrompt, NoPrompt
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
 from promptcomp.run.answers import Answers, answers_for
 
@@ -125,7 +126,7 @@ def _score(
     sizes: _Sizes,
     answers: Answers | None = None,
 ) -> dict[str, OptionScores | None]:
-    rows = ("method", "full_prompt", "no_prompt") if bounds else ("method",)
+    rows = ["method", *(row for row in ("full_prompt", "no_prompt") if bounds and row != same_as(module))]
     collected = {row: OptionScores() for row in rows}
     total = len(batches)  # type: ignore[arg-type]
     for done, batch in enumerate(batches, start=1):
@@ -139,7 +140,18 @@ def _score(
         if answers is not None:
             answers.add(module, memories, batch)
         on_batch(done, total)
+    if bounds and (bound := same_as(module)) is not None:
+        collected[bound] = collected["method"]
+        if answers is not None:
+            answers.repeat("method", bound)
     return dict(collected)
+
+
+def same_as(module: CompressionModule) -> str | None:
+    """The bound that a control is itself: it need not be worked out twice."""
+    if isinstance(module, NoPrompt):
+        return "no_prompt"
+    return "full_prompt" if isinstance(module, FullPrompt) else None
 
 
 def bound_memory(module: CompressionModule, row: str, context: Context) -> Memory | None:

@@ -21,6 +21,7 @@ from rich.table import Table
 from promptcomp.config import dump
 from promptcomp.datamodules.base import ICLConfig
 from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.evaluation.flops import ModelShape, shape_of_config
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
@@ -79,7 +80,7 @@ def estimate(experiment: Experiment) -> Estimate:
     context, example = _lengths(experiment, module)
     slots = module.num_memory_slots(context)
     batch = max(1, experiment.trainer.batch_size // experiment.trainer.accumulate)
-    queries = experiment.data.queries_per_context if isinstance(experiment.data, ICLConfig | InstructionConfig) else 1
+    queries = experiment.data.queries_per_context if isinstance(experiment.data, ICLConfig) else 1
     activations = flops = 0.0
     for each in module.passes(context, example, queries):
         parameters = sum(p.numel() for p in each.model.parameters())
@@ -169,7 +170,14 @@ def _lengths(experiment: Experiment, module: CompressionModule) -> tuple[int, in
         most = room if data.max_context_tokens is None else data.max_context_tokens
         return min(most, data.num_demonstrations * data.max_example_tokens), data.max_example_tokens
     if isinstance(data, InstructionConfig):
-        return data.max_context_tokens, data.max_query_tokens + data.max_target_tokens
+        context, query, target = data.limits("train")
+        return context, query + target
+    if isinstance(data, RationaleConfig):
+        text = data.max_input_tokens or module.lm.window or _MAX_CONTEXT_WITHOUT_WINDOW
+        room = text if module.lm.window is None else module.lm.window // 2
+        shared = data.markers == "suffix"
+        target = max(data.max_label_tokens, data.max_rationale_tokens if data.uses_rationales else 0)
+        return (min(text, room), target) if shared else (0, min(text, room) + target)
     context = round(data.context_share * data.max_tokens)
     return context, data.max_tokens - context
 

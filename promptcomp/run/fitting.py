@@ -45,6 +45,7 @@ from promptcomp.run.directory import (
     open_existing,
     write_environment,
 )
+from promptcomp.run.lock import locked
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
 
@@ -89,7 +90,7 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
     try:
         if not inherited:
             write_atomic(run.config, dump(experiment))
-        return _fit(experiment, parts, run, console, resume=False)
+        return _fit_alone(experiment, parts, run, console, resume=False)
     finally:
         if not inherited:
             del os.environ[RUN_DIRECTORY_VARIABLE]
@@ -105,7 +106,7 @@ def resume_fit(path: Path, console: Console) -> Outcome | None:
     experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
     with quiet(run):
         parts = make_parts(experiment)
-    return _fit(experiment, parts, run, console, resume=True)
+    return _fit_alone(experiment, parts, run, console, resume=True)
 
 
 def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console: Console) -> Outcome:
@@ -142,6 +143,16 @@ def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment,
     if module.trainable:
         module.load_trained(_weights(run))
     return experiment, datamodule, module.eval()
+
+
+def _fit_alone(
+    experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool
+) -> Outcome | None:
+    """`_fit`, refused while another process works in the same run directory."""
+    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:  # rank 0 or whoever started the processes holds the lock
+        return _fit(experiment, parts, run, console, resume)
+    with locked(run.config):
+        return _fit(experiment, parts, run, console, resume)
 
 
 def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool) -> Outcome | None:
