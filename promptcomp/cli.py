@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from promptcomp import __version__
-from promptcomp.commands import data
+from promptcomp.commands import data, prompts
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
+from promptcomp.commands.judge import judge
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.add_typer(data.app, name="data")
-app.command()(bench)
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by a signal and can be resumed (128 + SIGINT)."""
@@ -209,6 +208,14 @@ def doctor(as_json: JsonOption = False) -> None:
 
     if not print_report(console_for(as_json), as_json):
         raise typer.Exit(1)
+
+
+app.command()(prompts.compress)
+app.command()(prompts.inspect)
+app.command()(prompts.generate)
+app.command()(bench)
+app.command()(judge)
+app.add_typer(data.app, name="data")
 
 
 def _finish(outcome: Any, console: Console, as_json: bool) -> None:

@@ -192,6 +192,21 @@ class ICLDataModule(ContextDataModule):
         """Token ids of demonstrations that were written out already."""
         return tuple(self.renderer.cache(text))
 
+    def demonstration_ids(self, rows: Sequence[Row]) -> tuple[int, ...]:
+        """Token ids of rows that are shown as demonstrations, all of them and in this order.
+
+        Raises:
+            ConfigError: they do not fit the budget that the method was trained with.
+        """
+        parts = [self.renderer.demonstration(row.input, row.output, first=i == 0) for i, row in enumerate(rows)]
+        ids, borders = assemble(parts, self.budget, "whole_demonstrations")
+        if len(borders) < len(parts):
+            raise ConfigError(
+                f"{len(parts)} demonstrations take {sum(map(len, parts))} tokens, more than the {self.budget} of the "
+                f"run (data.max_context_tokens, or the LM's window); the first {len(borders)} fit"
+            )
+        return tuple(ids)
+
     # ---- evaluation
 
     def eval_plans(self, split: str) -> Sequence[Plan]:

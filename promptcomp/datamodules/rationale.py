@@ -22,6 +22,7 @@ from promptcomp.datamodules.rationale_selection import Account, TrainRow, split_
 from promptcomp.datamodules.rationale_writing import Writer
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
+from promptcomp.evaluation.metrics import MetricName
 
 
 class RationaleDataModule(ContextDataModule):
@@ -64,6 +65,11 @@ class RationaleDataModule(ContextDataModule):
     def task_names(self) -> tuple[str, ...]:
         """All rows belong to one task."""
         return (self.data_name,)
+
+    @property
+    def headline(self) -> MetricName:
+        """As configured."""
+        return self.config.metric
 
     @property
     def data_name(self) -> str:

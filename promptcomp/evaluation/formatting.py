@@ -16,6 +16,7 @@ METRIC_TITLES = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "rougeLsum": "ROUGE-Lsum",
+    "equation": "equation",
     "agreement": "agreement",
 }
 

@@ -21,7 +21,7 @@ from promptcomp.evaluation.records import TEXT_METRICS, UNSCORED, Prediction
 Flavour = Literal["sklearn", "metaicl"]
 MetricName = Literal[
     "accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl", "task", "loss",
-    "exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement",
+    "exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement",
 ]  # fmt: skip
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 """accuracy: of all examples, pooled. task_accuracy: mean over tasks of the mean over seeds. macro_f1 and

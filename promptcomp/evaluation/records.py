@@ -14,7 +14,7 @@ from promptcomp.evaluation.files import read_text, write_atomic
 ROWS = ("no_prompt", "method", "full_prompt")
 """What every example is scored with: nothing, the method's memory, and the whole prompt."""
 
-TEXT_METRICS = ("exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement")
+TEXT_METRICS = ("exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement")
 """What generated texts are measured by (all 0-1): equality with the right answer but for white space; ROUGE F-measures
 with stemming; equality with the text of the full-prompt row."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from promptcomp.evaluation.equations import same_value, value_of
 from promptcomp.evaluation.records import ROWS, Prediction
 from promptcomp.evaluation.rouge import Rouge
 
@@ -47,6 +48,8 @@ def text_metrics(text: str, reference: str, full: str | None, rouge: Rouge) -> d
         rouge: the scorer.
     """
     found = {"exact_match": exact_match(text, reference), **rouge.scores(text, reference)}
+    if value_of(reference) is not None:
+        found["equation"] = float(same_value(text, reference))
     return found if full is None else {**found, "agreement": agreement(text, full)}
 
 

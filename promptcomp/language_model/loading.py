@@ -221,6 +221,15 @@ def open_window(config: LanguageModelConfig) -> int | None:
     return None if architecture.is_encoder_decoder else window_of(architecture)
 
 
+def reads_queries_in_encoder(config: LanguageModelConfig) -> bool:
+    """Whether queries go to an encoder, which expects EOS at the end of what it reads.
+
+    Raises:
+        ConfigError: nothing can be read at the model's path, or its family is not supported.
+    """
+    return config.layout == "query_in_encoder" and bool(open_architecture(config).is_encoder_decoder)
+
+
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer starts a text with BOS by itself (GPT-2 and T5: no; Llama, OPT: yes)."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]

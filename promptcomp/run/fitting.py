@@ -25,7 +25,7 @@ from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.records import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
-from promptcomp.language_model import open_tokenizer, open_window
+from promptcomp.language_model import open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.trained import read_checkpoint
@@ -163,6 +163,9 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
         if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
             write_environment(run)
             _announce(experiment, run, console, "resumed" if resume else "started")
+            for remark in datamodule.remarks():
+                console.print(f"[yellow]{remark}[/]", highlight=False, soft_wrap=True)
+                run.write_log(remark)
         cost, step = Cost(), 0
         if module.trainable and experiment.trainer.max_steps:
             progress = TrainingProgress(console, experiment.trainer.max_steps)
@@ -199,6 +202,8 @@ def make_parts(experiment: Experiment) -> Parts:
         seed=experiment.seed,
         batch_size=experiment.trainer.batch_size // experiment.trainer.accumulate,
         window=open_window(experiment.lm),
+        query_in_encoder=reads_queries_in_encoder(experiment.lm),
+        writes_bos=experiment.lm.bos,
     )
     module = METHODS[experiment.method.name].module(
         experiment.method,

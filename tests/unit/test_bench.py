@@ -50,7 +50,7 @@ def make_subject(method: str = "mend", model: str = "gpt2", **options: object) -
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", ["mend", "full_prompt", "no_prompt"])
+@pytest.mark.parametrize("method", ["gist", "mend", "full_prompt", "no_prompt"])
 def test_analytic_flops_agree_with_counted_ones(method: str, model: str) -> None:
     """The counter takes all pairs of a causal attention; at these sizes that is a few per cent."""
     subject = make_subject(method, model)

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError, build
@@ -316,3 +318,48 @@ def test_dry_run_of_the_papers_sizes(path: str) -> None:
         assert (trained < 0.1 * base) == (config.train == "lora")
         assert module.compress_flops(26) > 0
         assert len(module.passes(26, 40, 1)) == 1 + bool(config.kl_weight)
+
+
+# ---- in a trainer
+
+
+def trainer(**options: Any) -> L.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return L.Trainer(accelerator="cpu", enable_model_summary=False, num_sanity_val_steps=0, **quiet, **options)
+
+
+def loader(count: int) -> DataLoader[Batch]:
+    return DataLoader([batch()] * count, batch_size=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:Found .* in eval mode")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize("model", ["llama", "gpt2", "t5_query_in_encoder"])
+@pytest.mark.parametrize("train", ["lm", "lora"])
+def test_precisions(train: str, model: str, precision: str) -> None:
+    module = gist(model, train=train, kl_weight=0.5)
+    fit = trainer(max_steps=2, precision=precision)
+    fit.fit(module, loader(2), loader(1))
+    assert torch.isfinite(fit.callback_metrics["train/loss"])
+    assert torch.isfinite(fit.callback_metrics["dev/loss"])
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:Found .* in eval mode")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("train", ["lm", "lora"])
+def test_a_resumed_run_ends_with_the_same_weights(train: str, tmp_path: Path) -> None:
+    """With the dropout of T5 and of the adapters."""
+
+    def run(start: int, end: int, checkpoint: Path | None = None) -> tuple[Gist, L.Trainer]:
+        module = gist("t5_query_in_encoder", train=train, kl_weight=0.5, lora={"dropout": 0.2})
+        fit = trainer(max_steps=end)
+        fit.fit(module, loader(end - start), ckpt_path=checkpoint, weights_only=True)
+        return module, fit
+
+    whole, _ = run(0, 4)
+    _, half = run(0, 2)
+    half.save_checkpoint(tmp_path / "half.ckpt", weights_only=False)
+    resumed, _ = run(2, 4, tmp_path / "half.ckpt")
+    expected = whole.trained_tensors()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.trained_tensors().items())
