@@ -22,13 +22,17 @@ from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.datamodules.templates import make_template
 from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.evaluation.metrics import MetricName
 
 _CHOICE_STREAM = 11
+_LOOKED_AT = 20_000  # rows of a split that are tokenised at the start of a run to tell how many are cut
 _SAMPLED_SOURCES = 10_000  # training rows that are asked for their source; generated rows cost time
 
 
 class InstructionDataModule(ContextDataModule):
     """Rows with instructions as batches of contexts, queries and targets. Evaluation has one target to a query."""
+
+    answers_are_generated = True
 
     def __init__(
         self,
@@ -75,6 +79,11 @@ class InstructionDataModule(ContextDataModule):
         self._groups: dict[str, tuple[tuple[int, ...], ...]] = {}
         self._places: dict[str, Sequence[int]] = {}
 
+    @property
+    def headline(self) -> MetricName:
+        """As configured."""
+        return self.config.metric
+
     # ---- rows
 
     def rows(self, split: str) -> Sequence[InstructionRow]:
@@ -99,26 +108,28 @@ class InstructionDataModule(ContextDataModule):
             self._long[split] = find_long_rows(split, self.rows(split), self._encoders[split])
         return self._long[split]
 
-    def notices(self, splits: Iterable[str] | None = None) -> list[str]:
-        """A sentence for every split with rows over a budget, for the start of a run.
-
-        Raises:
-            ConfigError: there are such rows and `too_long` is "error".
-        """
-        found = [self.long_rows(split) for split in (self.source.splits if splits is None else splits)]
-        sentences = [long.describe(self.config.too_long) for long in found if long.long]
-        if sentences and self.config.too_long == "error":
-            raise ConfigError(f"data.too_long = error: {'; '.join(sentences)}; raise the budgets or choose cut or skip")
-        return sentences
+    def remarks(self) -> list[str]:
+        """A sentence for every split with rows over a budget; of many rows that are cut, only some are looked at."""
+        found = []
+        for split in self.source.splits:
+            rows = self.rows(split)
+            if self.config.too_long == "cut" and split not in self._long and len(rows) > _LOOKED_AT:
+                found.append(find_long_rows(split, rows[:: -(-len(rows) // _LOOKED_AT)], self._encoders[split]))
+            else:
+                found.append(self.long_rows(split))
+        return [long.describe(self.config.too_long) for long in found if long.long]
 
     def places(self, split: str) -> Sequence[int]:
         """Places of the rows of a split that are used, in the order of the source."""
         if split not in self._places:
             count: int = len(self.rows(split))
             used: Sequence[int] = range(count)
-            if self.config.too_long == "error":
-                self.notices((split,))
-            elif self.config.too_long == "skip":
+            if self.config.too_long == "error" and self.long_rows(split).long:
+                raise ConfigError(
+                    f"data.too_long = error: {self.long_rows(split).describe('error')}; raise the budgets, or choose "
+                    "cut or skip"
+                )
+            if self.config.too_long == "skip":
                 skipped = set(self.long_rows(split).long)
                 used = [place for place in used if place not in skipped] if skipped else used
             if split != "train":
@@ -233,7 +244,7 @@ class InstructionDataModule(ContextDataModule):
 
     def context_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of an instruction, whatever its length."""
-        return tuple(self._cache(self.template.context_text(text)))
+        return (*self._cache(self.template.context_text(text)), *self.template.context_end)
 
     # ---- evaluation
 
@@ -248,7 +259,16 @@ class InstructionDataModule(ContextDataModule):
         context_of = {number: context for context, group in enumerate(self.groups(split)) for number in group}
         return [
             ExampleInfo(
-                number, row.source, "free_form", None, context_of[number], 0, (row.output,), row.input, row.output
+                number=number,
+                task=row.source,
+                kind="free_form",
+                seed=None,
+                context=context_of[number],
+                gold=0,
+                options=(row.output,),
+                input=row.input,
+                output=row.output,
+                instruction=row.instruction,
             )
             for number, row in enumerate(rows[place] for place in places)
         ]

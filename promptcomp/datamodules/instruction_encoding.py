@@ -25,7 +25,7 @@ class LongRows:
 
     split: str
     rows: int
-    """Rows that were looked at."""
+    """Rows that were looked at, the whole split or a part of it."""
     long: tuple[int, ...]
     """Places of the rows with a piece over its budget."""
     contexts: int
@@ -38,7 +38,8 @@ class LongRows:
         pieces = {"instruction": self.contexts, "input": self.queries, "output": self.targets}
         which = ", ".join(f"{count} by their {name}" for name, count in pieces.items() if count)
         done = {"cut": "cut on the right", "skip": "left out", "error": "refused"}[too_long]
-        return f"{self.split}: {len(self.long)} of {self.rows} rows are over a token budget ({which}) and are {done}"
+        rows = f"{len(self.long)} of the {self.rows} rows looked at"
+        return f"{self.split}: {rows} are over a token budget ({which}) and are {done}"
 
 
 class InstructionEncoder:
@@ -58,11 +59,16 @@ class InstructionEncoder:
         self._limits = limits
         self._cut: dict[tuple[str, str], tuple[int, ...]] = {}
         closing = len(template.end_ids) if template.closes_query else 0
+        self._context_room = limits[0] - len(template.context_end)
         self._query_room = limits[1] - closing
         empty = min(len(cache(template.query_text(""))), len(cache(template.query.replace("{input}", ""))))
         if len(cache(template.empty_query)) + closing == 0:
             raise ConfigError("data.template.empty_query: it has no token, so nothing would ask for the answer")
-        fixed = (len(cache(template.context_text(""))), max(len(cache(template.empty_query)), empty) + closing, 0)
+        fixed = (
+            len(cache(template.context_text(""))) + len(template.context_end),
+            max(len(cache(template.empty_query)), empty) + closing,
+            0,
+        )
         names = ("max_context_tokens", "max_query_tokens")
         for name, needed, limit in zip(names, fixed, limits, strict=False):
             if needed > limit:
@@ -70,7 +76,8 @@ class InstructionEncoder:
 
     def context(self, instruction: str) -> tuple[int, ...]:
         """Ids of a context."""
-        return self._fit("context", instruction, self.template.context_text, self._limits[0])
+        ids = self._fit("context", instruction, self.template.context_text, self._context_room)
+        return (*ids, *self.template.context_end)
 
     def query(self, input_text: str) -> tuple[int, ...]:
         """Ids of a query."""
@@ -100,7 +107,7 @@ class InstructionEncoder:
         """Whether context, query and target of a row are too long."""
         template, cache = self.template, self.cache
         return (
-            len(cache(template.context_text(row.instruction))) > self._limits[0],
+            len(cache(template.context_text(row.instruction))) > self._context_room,
             len(cache(template.query_text(row.input))) > self._query_room,
             len(cache(template.output_text(row.output))) + len(template.end_ids) > self._limits[2],
         )

@@ -47,6 +47,8 @@ class InstructionConfig(LoaderConfig):
     """Most rows of the dev split, chosen at random by eval_seed; null = all."""
     max_eval_examples: int | None = Field(default=None, ge=1)
     """Most rows of each test split, chosen at random by eval_seed; null = all."""
+    metric: Literal["exact_match", "rougeL", "loss"] = "rougeL"
+    """What results are summed up by: exact_match or rougeL of generated answers, or the loss of the right answer."""
     eval_seed: int = Field(default=0, ge=0)
     """Seed of that choice; not the run's seed: all runs are tested on the same rows."""
     allow_empty_instruction: bool = False

@@ -53,6 +53,8 @@ class Template:
     """With `{output}` once."""
     end_ids: tuple[int, ...]
     """Tokens that close an answer (and a query that an encoder reads)."""
+    context_end: tuple[int, ...] = ()
+    """Tokens behind the text of every context."""
     closes_query: bool = False
     """Whether a query ends in `end_ids`, as encoders expect of what they read."""
     trims: bool = False
@@ -109,7 +111,16 @@ def make_template(
     if wanted == "plain":
         return Template("{instruction}", "\n{input}\n", "\n", "{output}", end, closes_query=query_in_encoder)
     if query_in_encoder:
-        return Template("Instruction: {instruction}\n", "\nInput: {input}", "", "{output}", end, closes_query=True)
+        return Template(
+            "Instruction: {instruction}",
+            "\nInput: {input}",
+            "",
+            "{output}",
+            end,
+            context_end=_lone_word_start(tokenizer) if words_start_alone else (),
+            closes_query=True,
+            trims_context=True,
+        )
     # tokenizers that begin every piece with a word lose the line ends around gist tokens in the release
     border = "" if words_start_alone else "\n"
     return Template(
@@ -120,6 +131,12 @@ def make_template(
         end,
         trims_context=True,
     )
+
+
+def _lone_word_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What the release's T5 tokenizer makes of the line end in front of the gist tokens (newer ones drop it)."""
+    found = tokenizer.get_vocab().get(_WORD_START)
+    return () if found is None else (found,)
 
 
 def starts_words(tokenizer: PreTrainedTokenizerBase) -> bool:

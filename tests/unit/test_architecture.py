@@ -18,7 +18,7 @@ LEVELS = (
     ("run",),
     ("experiment",),
     ("lightning_modules", "datamodules", "pretrain"),
-    ("language_model", "evaluation"),
+    ("language_model", "evaluation", "endpoints"),
     ("memory", "batch", "config"),
     ("errors",),
 )
