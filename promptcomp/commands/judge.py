@@ -155,8 +155,10 @@ def _ask_endpoint(session: Session, endpoint: Endpoint, concurrency: int, consol
 def _ask_local(session: Session, path: str, device: str, batch_size: int, console: Console) -> None:
     from promptcomp.judge.local import LocalJudge
     from promptcomp.judge.show import progress
+    from promptcomp.run.quiet import quiet
 
-    judge_model = LocalJudge(path, device)
+    with quiet():
+        judge_model = LocalJudge(path, device)
     with progress(console, len(session.todo)) as seen:
         session.ask_local(judge_model, batch_size, seen)
 
