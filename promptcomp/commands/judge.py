@@ -138,7 +138,7 @@ def _confirm(estimate: Estimate, yes: bool, console: Console) -> None:
         return
     if sys.stdin.isatty():
         if not typer.confirm("Start?", err=True):
-            raise typer.Exit(0)
+            raise typer.Exit(1)
     elif estimate.cost is not None or estimate.calls > ASKS_FROM:
         raise ConfigError(f"{estimate_text(estimate)}: nobody is here to agree; give --yes to start")
 
