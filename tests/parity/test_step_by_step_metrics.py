@@ -1,4 +1,4 @@
-"""Text accuracy is the original's; equations have the value that the original's `eval` gives, where it is arithmetic."""
+"""Text accuracy is the original's; equations have the value that the original's `eval` gives, for arithmetic."""
 
 from __future__ import annotations
 
