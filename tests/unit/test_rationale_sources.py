@@ -66,7 +66,7 @@ def test_what_was_lost_is_told(tmp_path: Path) -> None:
     assert told[-1] == "training rows: 18 of 18"
     tasks = [row.task for row in show(config, tokenizer(), "train", 32)]
     assert (tasks.count("rationale_folder, label"), tasks.count("rationale_folder, rationale")) == (18, 14)
-    assert [problem.severity for problem in validate(config)] == ["warning"] * 4
+    assert {problem.severity for problem in validate(config)} == {"warning"}
     assert "data: train: teacher texts that were not read cleanly: no_marker 4 (ok 16)" in map(str, validate(config))
 
 
