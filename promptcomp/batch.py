@@ -96,10 +96,35 @@ class Batch:
             moved["teacher_context"] = moved["context"]
         return replace(self, **moved)
 
+    def of_role(self, role: int) -> tuple[Self, Tensor]:
+        """The targets of one role and the queries they hang on, and the rows [n] of these queries in this batch."""
+        targets = (self.role == role).nonzero().squeeze(1)
+        queries, query_of = self.query_of[targets].unique(return_inverse=True)
+        ids, mask = _trim(self.target_ids[targets], self.target_mask[targets])
+        chosen = replace(
+            self,
+            query_ids=self.query_ids[queries],
+            query_mask=self.query_mask[queries],
+            context_of=self.context_of[queries],
+            target_ids=ids,
+            target_mask=mask,
+            query_of=query_of,
+            example=self.example[targets],
+            choice=self.choice[targets],
+            role=self.role[targets],
+        )
+        return chosen, queries
+
     @property
     def num_tokens(self) -> Tensor:
         """Real (unpadded) tokens of contexts, queries and targets, a scalar on the batch's device."""
         return self.context.mask.sum() + self.query_mask.sum() + self.target_mask.sum()
+
+
+def _trim(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Right-padded rows without columns of nothing but padding."""
+    width = int(mask.sum(-1).max()) if len(mask) else 0
+    return ids[:, :width], mask[:, :width]
 
 
 def _move(value: Any, device: torch.device | str) -> Any:

@@ -6,6 +6,8 @@ each form carries a mask. `rows` gives each query its context's memory (a view w
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +24,8 @@ from promptcomp.config import ConfigError
 
 FORMAT = 1
 """Version of the files that save_memory writes."""
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_SHAPES = {"mask": 2, "next_position": 1, "embeds": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,44 +106,121 @@ def memory_tensors(memory: Memory) -> dict[str, Tensor]:
 def save_memory(path: Path, memory: Memory, metadata: Mapping[str, Any]) -> None:
     """Write a memory as one safetensors file with `metadata` (anything JSON can hold) in its header.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. Its header has two entries: "promptcomp" (JSON text) and "sha256" (over that
+    text and the tensors, see `file_hash`).
+
+    Raises:
+        ConfigError: the file cannot be written there.
     """
-    header = {"promptcomp": json.dumps({"format": FORMAT, "kind": type(memory).__name__, "metadata": dict(metadata)})}
+    text = json.dumps({"format": FORMAT, "kind": type(memory).__name__, "metadata": dict(metadata)})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in memory_tensors(memory).items()}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=header)
-    os.replace(partial, path)
+    try:
+        save_file(tensors, partial, metadata={"promptcomp": text, "sha256": file_hash(text, tensors)})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written ({error})") from None
 
 
 def load_memory(path: Path, device: str = "cpu") -> tuple[Memory, dict[str, Any]]:
     """Read what save_memory wrote: the memory and its metadata.
 
     Raises:
-        ConfigError: the file is missing, damaged, or no memory of this format.
+        ConfigError: the file is missing, damaged, edited, newer than this program, or no memory at all.
     """
     try:
-        with safe_open(path, "pt", device=device) as file:
-            header = json.loads((file.metadata() or {}).get("promptcomp", "{}"))
+        with safe_open(path, "pt") as file:
+            entries = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        header = json.loads(entries.get("promptcomp", "{}"))
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a memory file ({error})") from None
-    if header.get("format") != FORMAT:
-        raise ConfigError(f"{path}: not a memory file of format {FORMAT} (found {header.get('format')!r})")
+        raise ConfigError(f"{path}: {_unreadable(path, error)}") from None
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise ConfigError(f"{path}: not a memory file of promptcomp; 'promptcomp compress' makes one")
+    if header["format"] > FORMAT:
+        raise ConfigError(f"{path}: has format {header['format']}, this promptcomp reads up to {FORMAT}; update it")
+    if entries.get("sha256") != file_hash(entries["promptcomp"], tensors):
+        raise ConfigError(f"{path}: the content does not match its hash, it was edited or damaged; compress again")
     try:
-        return _assemble(header["kind"], tensors), header["metadata"]
-    except KeyError as error:
-        raise ConfigError(f"{path}: the memory file lacks {error}") from None
+        memory = _assemble(header["kind"], tensors)
+        metadata = dict(header["metadata"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: the memory file is not as format {FORMAT} has it ({error})") from None
+    return memory_to(memory, device), metadata
+
+
+def memory_to(memory: Memory, device: torch.device | str) -> Memory:
+    """The same memory on another device."""
+    return _assemble(type(memory).__name__, {k: t.to(device) for k, t in memory_tensors(memory).items()})
+
+
+def file_hash(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over the header's text and, sorted by name, every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(tensor_label(name, tensors[name]))
+        digest.update(tensor_bytes(tensors[name]))
+    return digest.hexdigest()
+
+
+def tensor_label(name: str, tensor: Tensor) -> bytes:
+    """What a hash says of a tensor before its bytes: a line such as `mask bool [1, 4]` between two line feeds."""
+    return f"\n{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order, not copied where it is a contiguous one of the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why a file is no readable memory, in words."""
+    if path.is_dir():
+        return "is a folder, not a memory file"
+    if isinstance(error, FileNotFoundError):
+        return "cannot be read as a memory file (no such file)"
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        # only now: the length that a good file starts with may look like a pickle's first bytes
+        if file.read(4).startswith(_PICKLES):
+            return "cannot be read as a memory file: it looks like a pickle; promptcomp opens safetensors only"
+    return f"cannot be read as a memory file: truncated, or no safetensors file ({error})"
 
 
 def _assemble(kind: str, tensors: Mapping[str, Tensor]) -> Memory:
+    """The memory of these tensors.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: an unknown kind, a tensor too many, or shapes that do not go together.
+    """
     mask = tensors["mask"]
+    memory: Memory
     if kind == "SoftPrompt":
-        return SoftPrompt(tensors["embeds"], mask)
-    if kind == "EncoderStates":
+        memory = SoftPrompt(tensors["embeds"], mask)
+    elif kind == "EncoderStates":
         count = sum(name.startswith("layers.") for name in tensors)
-        return EncoderStates(tuple(tensors[f"layers.{i}"] for i in range(count)), mask)
-    if kind == "KVCache":
+        memory = EncoderStates(tuple(tensors[f"layers.{i}"] for i in range(count)), mask)
+    elif kind == "KVCache":
         count = sum(name.endswith(".keys") for name in tensors)
         layers = tuple((tensors[f"layers.{i}.keys"], tensors[f"layers.{i}.values"]) for i in range(count))
-        return KVCache(layers, mask, tensors["next_position"])
-    raise ConfigError(f"unknown kind of memory {kind!r}; known: SoftPrompt, KVCache, EncoderStates")
+        memory = KVCache(layers, mask, tensors["next_position"])
+    else:
+        raise ValueError(f"unknown kind of memory {kind!r}; known: SoftPrompt, KVCache, EncoderStates")
+    _check_tensors(memory, tensors)
+    return memory
+
+
+def _check_tensors(memory: Memory, tensors: Mapping[str, Tensor]) -> None:
+    if extra := tensors.keys() - memory_tensors(memory).keys():
+        raise ValueError(f"unknown tensors: {', '.join(sorted(extra))}")
+    mask = tensors["mask"]
+    if mask.dim() != 2 or mask.dtype != torch.bool:
+        raise ValueError("mask must be a bool tensor [rows, slots]")
+    slots_at = 2 if isinstance(memory, KVCache) else 1
+    for name, tensor in tensors.items():
+        wanted = _SHAPES.get(name, slots_at + 2)
+        fits = tensor.dim() == wanted and len(tensor) == len(mask)
+        if not fits or (wanted > 2 and tensor.shape[slots_at] != mask.shape[1]):
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, which does not fit a mask {list(mask.shape)}")

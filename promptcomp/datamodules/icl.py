@@ -22,6 +22,7 @@ from promptcomp.datamodules.rendering import SEPARATORS, Parts, Renderer, assemb
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
 from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.evaluation.metrics import MetricName
 
 NULL_INPUT = "N/A"  # MetaICL's input for PMI calibration
 _KEPT_TASKS = 1024  # tasks of a generated source that are kept after they were built
@@ -69,6 +70,11 @@ class ICLDataModule(ContextDataModule):
         self._examples: dict[str, tuple[ExampleInfo, ...]] = {}
         self._plans: dict[str, tuple[Plan, ...]] = {}
         self._task = lru_cache(maxsize=_KEPT_TASKS)(self._build_task)
+
+    @property
+    def headline(self) -> MetricName:
+        """As configured."""
+        return self.config.metric
 
     # ---- tasks
 
@@ -185,6 +191,21 @@ class ICLDataModule(ContextDataModule):
     def context_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of demonstrations that were written out already."""
         return tuple(self.renderer.cache(text))
+
+    def demonstration_ids(self, rows: Sequence[Row]) -> tuple[int, ...]:
+        """Token ids of rows that are shown as demonstrations, all of them and in this order.
+
+        Raises:
+            ConfigError: they do not fit the budget that the method was trained with.
+        """
+        parts = [self.renderer.demonstration(row.input, row.output, first=i == 0) for i, row in enumerate(rows)]
+        ids, borders = assemble(parts, self.budget, "whole_demonstrations")
+        if len(borders) < len(parts):
+            raise ConfigError(
+                f"{len(parts)} demonstrations take {sum(map(len, parts))} tokens, more than the {self.budget} of the "
+                f"run (data.max_context_tokens, or the LM's window); the first {len(borders)} fit"
+            )
+        return tuple(ids)
 
     # ---- evaluation
 

@@ -22,10 +22,13 @@ from promptcomp.datamodules.rationale_selection import Account, TrainRow, split_
 from promptcomp.datamodules.rationale_writing import Writer
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
+from promptcomp.evaluation.metrics import MetricName
 
 
 class RationaleDataModule(ContextDataModule):
     """Examples as contexts with a label query and a rationale query."""
+
+    answers_are_generated = True
 
     def __init__(
         self,
@@ -64,14 +67,14 @@ class RationaleDataModule(ContextDataModule):
         return (self.data_name,)
 
     @property
+    def headline(self) -> MetricName:
+        """As configured."""
+        return self.config.metric
+
+    @property
     def data_name(self) -> str:
         """Name of the data section."""
         return str(type(self.config).model_fields["name"].default)
-
-    @property
-    def answers_are_generated(self) -> bool:
-        """Labels are written, not chosen (unless `scored_splits` says otherwise)."""
-        return True
 
     def answer_of(self, text: str) -> str:
         """The label in a generated text."""

@@ -1,4 +1,4 @@
-"""The rows and tasks that data is made of, whatever file or generator they come from."""
+"""The rows that data is made of: in tasks, with instructions or with rationales, whatever they come from."""
 
 from __future__ import annotations
 
@@ -96,4 +96,28 @@ class TaskSource(Protocol):
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of a split; the sequence may build each task when it is indexed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionRow:
+    """An instruction with what it is applied to and the answer; `input` may be empty."""
+
+    instruction: str
+    input: str
+    output: str
+    source: str = "instructions"
+    """Where the row comes from ("alpaca", "self_instruct"); evaluation tells sources apart as tasks."""
+
+
+class InstructionSource(Protocol):
+    """Anything that can list rows with instructions. Both members are pure functions of the configuration."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names that `rows` accepts: "train" and "dev" where there are any, and the test splits."""
+        ...
+
+    def rows(self, split: str) -> Sequence[InstructionRow]:
+        """The rows of a split; the sequence may read or build each row when it is indexed."""
         ...

@@ -20,6 +20,7 @@ from promptcomp.config import ConfigError
 from promptcomp.language_model.attention import slot_positions
 from promptcomp.language_model.beams import BeamSearch
 from promptcomp.language_model.parts import Prefix, memory_rows, positions, prepend
+from promptcomp.language_model.window import Window
 from promptcomp.memory import KVCache, Memory
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class _DecoderRows(_State):
             readable_here = torch.where(in_front, readable[:, None, :], self._seen[:, None, :])
             sees = readable_here & (rows[:, None, :] <= rows[:, :, None])
         self._next = first.squeeze(1) + mask.sum(-1)
-        lm.check_positions(self._next + new_tokens - 1)
+        Window(lm.window).check_positions(self._next + new_tokens - 1)
         self._read(embeds, rows, sees)
 
     def _read(self, embeds: Tensor, rows: Tensor, sees: Tensor) -> None:

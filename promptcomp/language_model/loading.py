@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.language_model.parts import window_of
 from promptcomp.language_model.random_start import FromScratch, changed_architecture, start_positions
+from promptcomp.language_model.window import window_of
 
 EMBEDDED = "embedded:"
 ENCODER_DECODERS = ("t5", "mt5")
@@ -29,6 +29,7 @@ ENCODER_DECODERS = ("t5", "mt5")
 
 _GPT2 = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
 _OPT = {"model_type": "opt", "vocab_size": 50272, "max_position_embeddings": 2048}
+_LLAMA = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 2048}
 _T5 = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64}
 _V11 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
@@ -40,6 +41,11 @@ def _gpt2(layers: int, heads: int, width: int) -> dict[str, Any]:
 def _opt(layers: int, heads: int, width: int) -> dict[str, Any]:
     sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width, "ffn_dim": 4 * width}
     return {**_OPT, **sizes, "word_embed_proj_dim": width}
+
+
+def _llama(layers: int, heads: int, width: int, ff: int) -> dict[str, Any]:
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width, "intermediate_size": ff}
+    return {**_LLAMA, **sizes}
 
 
 def _t5(layers: int, heads: int, width: int, ff: int, v11: bool, d_kv: int = 64) -> dict[str, Any]:
@@ -78,6 +84,7 @@ KNOWN_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "facebook/opt-1.3b": _opt(24, 32, 2048),
     "facebook/opt-2.7b": _opt(32, 32, 2560),
     "facebook/opt-6.7b": _opt(32, 32, 4096),
+    "huggyllama/llama-7b": _llama(32, 32, 4096, 11008),
     **_t5_family(),
 }
 """Sizes of well-known models, so that a dry run needs neither weights nor a network."""
@@ -212,6 +219,15 @@ def open_window(config: LanguageModelConfig) -> int | None:
     """
     architecture = open_architecture(config)
     return None if architecture.is_encoder_decoder else window_of(architecture)
+
+
+def reads_queries_in_encoder(config: LanguageModelConfig) -> bool:
+    """Whether queries go to an encoder, which expects EOS at the end of what it reads.
+
+    Raises:
+        ConfigError: nothing can be read at the model's path, or its family is not supported.
+    """
+    return config.layout == "query_in_encoder" and bool(open_architecture(config).is_encoder_decoder)
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

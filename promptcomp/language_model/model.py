@@ -25,6 +25,7 @@ from promptcomp.language_model.loading import LanguageModelConfig
 from promptcomp.language_model.packing import MAX_ROW_TOKENS, Packed, close_gaps, pack, t5_mask, tree_mask
 from promptcomp.language_model.parts import (
     Logits,
+    LogitScale,
     Prefix,
     Scores,
     TextEncoder,
@@ -37,9 +38,9 @@ from promptcomp.language_model.parts import (
     reading,
     stored,
     token_table,
-    window_of,
 )
 from promptcomp.language_model.t5_encoder import Queries, encode_remembered, encode_tokens, read_prefix
+from promptcomp.language_model.window import Window, window_of
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
 
 
@@ -62,6 +63,7 @@ class LanguageModel(nn.Module):
         self.num_layers: int = hf.config.num_hidden_layers
         is_decoder = self.family == "decoder"
         self.window: int | None = window_of(hf.config) if is_decoder else None
+        self._window = Window(self.window)
         self.pattern = AttentionPattern(hf.config, hf.config._attn_implementation) if is_decoder else None
         """How decoder-only layers look back."""
         self.kv_bytes_per_token: int = kv_bytes_per_token(hf)
@@ -69,11 +71,9 @@ class LanguageModel(nn.Module):
         self.block_classes: frozenset[str] = frozenset(hf._no_split_modules or ())
         """Names of the classes that sharding keeps whole."""
         self.start_id: int = settings.get("decoder_start_token_id") or 0
-        self._end_id: int = first_of(settings.get("eos_token_id"), 1)
-        self._logit_factor = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
-        self._logit_cap: float | None = settings.get("final_logit_softcapping")
-        if self.family == "encoder_decoder" and settings.get("scale_decoder_outputs"):
-            self._logit_factor *= hf.config.d_model**-0.5
+        self.end_id: int = first_of(settings.get("eos_token_id"), 1)
+        """The end of sequence."""
+        self._scale = LogitScale.of(hf.config)
         self.train(hf.training)
 
     def _bos_id(self, bos: bool | None) -> int | None:
@@ -139,13 +139,24 @@ class LanguageModel(nn.Module):
             return None
         return KVCache(self._read(self.embed(ids), mask), mask, mask.sum(-1))
 
-    def prefix(self, context: Context, slots: Tensor) -> Prefix:
-        """Contexts (after BOS, where the model uses one) followed by slot embeddings [K, D]; the slots are visible."""
+    def whole_prompt(self, context: Context) -> Memory | Prefix | None:
+        """The full prompt to be read once, together with the queries: the numbers of `encode`, in one pass."""
+        if self.family == "encoder_decoder":
+            return self.encode(context)
+        return self.prefix(context) if context.ids.shape[1] else None
+
+    def prefix(self, context: Context, slots: Tensor | None = None) -> Prefix:
+        """Contexts (after BOS, where the model uses one) followed by slot embeddings [K, D], which alone are visible.
+
+        Without slots the whole context is visible: the full prompt, read in one pass with the queries.
+        """
         ids, mask = context.ids, context.mask
         if self.family == "decoder":
             ids, mask = prepend(ids, mask, self.bos_id)
-        rows, count = ids.shape[0], slots.shape[0]
         embeds = self.embed(ids)
+        if slots is None:
+            return Prefix(embeds, mask, mask)
+        rows, count = ids.shape[0], slots.shape[0]
         end = mask.new_ones(rows, count)
         return Prefix(
             torch.cat([embeds, slots.to(embeds.dtype).expand(rows, -1, -1)], 1),
@@ -166,7 +177,7 @@ class LanguageModel(nn.Module):
 
     def _read(self, embeds: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Keys and values of every layer for left-padded rows (decoder-only)."""
-        self._check_window(mask)
+        self._window.check_context(mask)
         cache = DynamicCache()
         output = self.hf.base_model(
             inputs_embeds=embeds,
@@ -190,11 +201,31 @@ class LanguageModel(nn.Module):
             ConfigError: the memory is of a kind that this model or layout cannot read.
         """
         if self.family == "encoder_decoder":
-            states, packed = self._decode_t5(memory, batch, where == "all")
+            return self.decode(self.encoder_side(memory, batch), batch, where)
+        packed = self._pack(batch.query_ids, batch.query_mask, batch.context_of, batch, where == "all")
+        return self._logits(self._decode(memory, packed), packed)
+
+    def decode(self, encoded: EncoderStates, batch: Batch, where: Literal["targets", "all"] = "targets") -> Logits:
+        """Logits given what the decoder attends to (see `encoder_side`); encoder-decoder only."""
+        if self.query_in_encoder:
+            start = torch.full_like(batch.context_of, self.start_id)[:, None]
+            ids, mask, parent = start, torch.ones_like(start, dtype=torch.bool), torch.arange(len(start)).to(start)
         else:
-            packed = self._pack(batch.query_ids, batch.query_mask, batch.context_of, batch, where == "all")
-            states = self._decode(memory, packed)
-        values = self.head(states.flatten(0, 1)[packed.nodes])
+            ids, mask = prepend(batch.query_ids, batch.query_mask, self.start_id)
+            parent = batch.context_of
+        packed = self._pack(ids, mask, parent, batch, where == "all")
+        encoded = memory_rows(encoded, packed.context_of)
+        hidden = self.hf.get_decoder()(
+            inputs_embeds=self.embed(packed.ids),
+            attention_mask=t5_mask(self.hf.get_decoder(), packed, token_table(self.hf).weight.dtype),
+            encoder_hidden_states=encoded.layers[-1],
+            encoder_attention_mask=encoded.mask.long(),
+            use_cache=False,
+        ).last_hidden_state
+        return self._logits(hidden, packed)
+
+    def _logits(self, hidden: Tensor, packed: Packed) -> Logits:
+        values = self.head(hidden.flatten(0, 1)[packed.nodes])
         return Logits(values, packed.predictor, packed.label, packed.target_of)
 
     def score(self, memory: Memory | Prefix | None, batch: Batch) -> Scores:
@@ -248,12 +279,7 @@ class LanguageModel(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of final hidden states."""
         head: Any = self.hf.get_output_embeddings()
-        values: Tensor = head(hidden)
-        if self._logit_factor != 1.0:
-            values = values * self._logit_factor
-        if self._logit_cap is not None:
-            values = torch.tanh(values / self._logit_cap) * self._logit_cap
-        return values
+        return self._scale(head(hidden))
 
     def _pack(self, query_ids: Tensor, query_mask: Tensor, parent: Tensor, batch: Batch, everywhere: bool) -> Packed:
         return pack(
@@ -274,7 +300,7 @@ class LanguageModel(nn.Module):
         if isinstance(memory, KVCache):
             memory = memory_rows(memory, packed.context_of)
             position = memory.next_position[:, None] + packed.position
-            self._check_room(position, memory.mask.shape[1])
+            self._window.check_room(position, memory.mask.shape[1])
             sees = tree_mask(packed, memory.mask, with_prefix_rows=False)
             columns = torch.cat([slot_positions(memory), position], 1)
             return self.hf.base_model(
@@ -287,7 +313,7 @@ class LanguageModel(nn.Module):
         front = self.front(memory, packed.context_of)
         slots = front.mask.shape[1]
         position = torch.cat([positions(front.mask), front.mask.sum(-1, keepdim=True) + packed.position], 1)
-        self._check_room(position, slots)
+        self._window.check_room(position, slots)
         sees = tree_mask(packed, front.mask, with_prefix_rows=True, visible=front.visible)
         hidden = self.hf.base_model(
             inputs_embeds=torch.cat([front.embeds, embeds], 1),
@@ -316,26 +342,6 @@ class LanguageModel(nn.Module):
         mask = torch.cat([mask, memory.mask], 1)
         return Prefix(torch.cat([embeds, memory.embeds.to(embeds.dtype)], 1), mask, mask)
 
-    def _decode_t5(self, memory: Memory | Prefix | None, batch: Batch, everywhere: bool) -> tuple[Tensor, Packed]:
-        """Decoder states [R, S, D] and the layout of the rows (encoder-decoder)."""
-        encoded = self.encoder_side(memory, batch)
-        if self.query_in_encoder:
-            start = torch.full_like(batch.context_of, self.start_id)[:, None]
-            ids, mask, parent = start, torch.ones_like(start, dtype=torch.bool), torch.arange(len(start)).to(start)
-        else:
-            ids, mask = prepend(batch.query_ids, batch.query_mask, self.start_id)
-            parent = batch.context_of
-        packed = self._pack(ids, mask, parent, batch, everywhere)
-        encoded = memory_rows(encoded, packed.context_of)
-        hidden = self.hf.get_decoder()(
-            inputs_embeds=self.embed(packed.ids),
-            attention_mask=t5_mask(self.hf.get_decoder(), packed, token_table(self.hf).weight.dtype),
-            encoder_hidden_states=encoded.layers[-1],
-            encoder_attention_mask=encoded.mask.long(),
-            use_cache=False,
-        ).last_hidden_state
-        return hidden, packed
-
     def encoder_side(self, memory: Memory | Prefix | None, batch: Batch) -> EncoderStates:
         """What the decoder attends to: a row for each context, or for each query when the encoder reads queries.
 
@@ -361,30 +367,4 @@ class LanguageModel(nn.Module):
         return encode_tokens(encoder, embeds, mask, self._end_embedding())
 
     def _end_embedding(self) -> Tensor:
-        return token_table(self.hf).weight[self._end_id]
-
-    def _check_window(self, mask: Tensor) -> None:
-        if self.window is not None and mask.shape[1] > self.window:
-            longest = int(mask.sum(-1).max())
-            if longest > self.window:
-                raise ConfigError(
-                    f"a context of {longest} tokens does not fit the LM's window of {self.window}; "
-                    "lower data.max_context_tokens or data.num_demonstrations"
-                )
-
-    def _check_room(self, position: Tensor, slots: int) -> None:
-        """Refuse position ids [R, S] beyond the window; they are read only where their number makes it possible."""
-        if self.window is not None and slots + position.shape[1] > self.window:
-            self.check_positions(position.amax(-1))
-
-    def check_positions(self, last: Tensor) -> None:
-        """Refuse rows whose last position id [R] lies beyond the window.
-
-        Raises:
-            ConfigError: says how many positions there are and would have to be.
-        """
-        if self.window is not None and (longest := int(last.max()) + 1) > self.window:
-            raise ConfigError(
-                f"the prompt with a query and its answer needs {longest} positions, more than the LM's window of "
-                f"{self.window}; shorten one of them"
-            )
+        return token_table(self.hf).weight[self.end_id]

@@ -32,6 +32,27 @@ class Logits(NamedTuple):
         return values[self.predictor, self.label] - values.logsumexp(-1)[self.predictor]
 
 
+class LogitScale(NamedTuple):
+    """What models do to the logits behind the output head: a factor, then a soft cap."""
+
+    factor: float
+    cap: float | None
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> LogitScale:
+        """As the architecture says (T5 1.0 scales by d_model ** -0.5)."""
+        settings = config.to_dict()
+        factor = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
+        if config.is_encoder_decoder and settings.get("scale_decoder_outputs"):
+            factor *= config.d_model**-0.5
+        return cls(factor, settings.get("final_logit_softcapping"))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if self.factor != 1.0:
+            values = values * self.factor
+        return values if self.cap is None else torch.tanh(values / self.cap) * self.cap
+
+
 class Prefix(NamedTuple):
     """Embeddings read in front of the queries, of which the queries see a part only (gist tokens).
 
@@ -161,11 +182,6 @@ def first_of(value: int | list[int] | None, default: int) -> int:
     if isinstance(value, list):
         return value[0]
     return default if value is None else value
-
-
-def window_of(config: PretrainedConfig) -> int:
-    """Longest sequence: the size of the position table (or of what rotary positions were trained for)."""
-    return int(config.max_position_embeddings)
 
 
 def kv_bytes_per_token(hf: PreTrainedModel) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -23,6 +23,7 @@ from promptcomp.batch import Batch, Context
 from promptcomp.config import Config, ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
+from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora
 from promptcomp.lightning_modules.optim import OptimConfig, learning_rate_factor, make_optimizer
 from promptcomp.lightning_modules.trained import Origin, check_trained, read_trained, write_export
 from promptcomp.memory import Memory
@@ -30,6 +31,17 @@ from promptcomp.memory import Memory
 
 class MethodConfig(Config):
     """Base of the methods' sections; each adds a literal `name`."""
+
+
+class LMTrainingConfig(MethodConfig):
+    """Base of the sections of methods that may train the LM itself."""
+
+    train: LMTraining = "none"
+    """lm: all weights of the LM; lora: low-rank adapters beside them; none: the LM stays as it is."""
+    lora: LoraConfig = LoraConfig()
+    """The adapters of `train: lora`."""
+    init_from: str | None = None
+    """A run directory, export or checkpoint of the same method whose trained parts training starts from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +94,6 @@ class CompressionModule(L.LightningModule):
         skeleton: shapes only, on the meta device (for a dry run); nothing is read or computed.
     """
 
-    trainable: ClassVar[bool] = True
-    """Whether there is anything to train."""
-    trains_lm: ClassVar[bool] = False
-    """Whether the LM itself is trained; otherwise it is frozen and stays in eval mode."""
     lm: LanguageModel
 
     def __init__(
@@ -115,6 +123,16 @@ class CompressionModule(L.LightningModule):
         self.dev_loss = MeanMetric()
         self.dev_accuracy = OptionAccuracy()
 
+    @property
+    def lm_training(self) -> LMTraining:
+        """What of the LM is trained; "none": it is frozen and stays in eval mode."""
+        return self.method.train if isinstance(self.method, LMTrainingConfig) else "none"
+
+    @property
+    def trainable(self) -> bool:
+        """Whether there is anything to train."""
+        return True
+
     def build(self) -> None:
         """Make the trainable parts; `self.lm` is there."""
 
@@ -137,7 +155,9 @@ class CompressionModule(L.LightningModule):
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """What a training step reads for one context with `queries` queries of `example_tokens` tokens each."""
         read = self.num_memory_slots(context_tokens)
-        return [Pass(self.lm.hf, read + queries * example_tokens, read + example_tokens, True, self.trains_lm)]
+        return [
+            Pass(self.lm.hf, read + queries * example_tokens, read + example_tokens, True, self.lm_training == "lm")
+        ]
 
     def score(self, batch: Batch) -> Scores:
         """Log likelihood of every target given the compressed context."""
@@ -156,13 +176,22 @@ class CompressionModule(L.LightningModule):
             with torch.random.fork_rng(devices=[]):  # an LM that starts from scratch follows the run's seed
                 torch.manual_seed(self.seed)
                 self.lm = self.open_lm(self.lm_config)
-        self.lm.requires_grad_(self.trains_lm)
+        self.lm.requires_grad_(self.lm_training == "lm")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.build()
+            if isinstance(self.method, LMTrainingConfig):
+                self._start(self.method)
         self.train(self.training)
         if self.device_mesh is not None:
             self._shard()
+
+    def _start(self, method: LMTrainingConfig) -> None:
+        """Add adapters (after `build`, which may copy the LM as it was) and load what training starts from."""
+        if method.train == "lora":
+            add_lora(self.lm, method.lora, skeleton=self.skeleton)
+        if method.init_from is not None and not self.skeleton:
+            self.load_trained(Path(method.init_from))
 
     def _shard(self) -> None:
         assert self.device_mesh is not None
@@ -178,7 +207,7 @@ class CompressionModule(L.LightningModule):
     def train(self, mode: bool = True) -> CompressionModule:
         """Training mode for the trained parts alone: a frozen LM must not use dropout."""
         super().train(mode)
-        if self._is_built and not self.trains_lm:
+        if self._is_built and self.lm_training == "none":
             self.lm.eval()
         return self
 

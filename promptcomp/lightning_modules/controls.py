@@ -1,5 +1,7 @@
 """Controls: the bounds of every result (full prompt, no prompt) and soft prompts without a compressor.
 
+Full prompt and no prompt serve untrained, as the bounds of a frozen LM, and as the trained twins of a method that
+trains the LM (`method.train=lm` or `lora`; the controls of Mu et al. 2023, arXiv 2304.08467).
 Prompt tuning: Lester, Al-Rfou, Constant 2021, https://arxiv.org/abs/2104.08691; per task or one prompt for all tasks,
 as MEND's baselines have it. A task that was not trained on has only its initial prompt in the per-task form.
 """
@@ -15,18 +17,19 @@ from torch import nn
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.language_model import token_table
-from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig
+from promptcomp.language_model.parts import Prefix
+from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig, LossTerm, MethodConfig
 from promptcomp.memory import Memory, SoftPrompt
 
 
-class FullPromptConfig(MethodConfig):
-    """Positive control: the LM reads the whole context (vanilla in-context learning)."""
+class FullPromptConfig(LMTrainingConfig):
+    """Positive control: the LM reads the whole context, as it is or after training with the same data as a method."""
 
     name: Literal["full_prompt"] = "full_prompt"
 
 
-class NoPromptConfig(MethodConfig):
-    """Negative control: the LM reads the query alone."""
+class NoPromptConfig(LMTrainingConfig):
+    """Negative control: the LM reads the query alone, as it is or after training with the same data as a method."""
 
     name: Literal["no_prompt"] = "no_prompt"
 
@@ -46,7 +49,10 @@ class PromptTuningConfig(MethodConfig):
 class FullPrompt(CompressionModule):
     """See FullPromptConfig."""
 
-    trainable = False
+    @property
+    def trainable(self) -> bool:
+        """Only where the configuration says so."""
+        return self.lm_training != "none"
 
     def compress(self, context: Context) -> Memory | None:
         """The context itself."""
@@ -57,9 +63,12 @@ class FullPrompt(CompressionModule):
         return context_tokens
 
     def losses(self, batch: Batch) -> list[LossTerm]:
-        """Cross-entropy of the targets (nothing is trained by it)."""
-        logits = self.lm(self.compress(batch.context), batch, "targets")
+        """Cross-entropy of the targets, a token mean."""
+        logits = self.lm(self._read(batch.context), batch, "targets")
         return [LossTerm("ce", -logits.log_probs().sum(), logits.label.shape[0])]
+
+    def _read(self, context: Context) -> Memory | Prefix | None:
+        return self.lm.whole_prompt(context)
 
 
 class NoPrompt(FullPrompt):
@@ -67,6 +76,9 @@ class NoPrompt(FullPrompt):
 
     def compress(self, context: Context) -> None:
         """Nothing."""
+        return
+
+    def _read(self, context: Context) -> None:
         return
 
     def num_memory_slots(self, context_tokens: int) -> int:

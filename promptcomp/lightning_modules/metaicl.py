@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from promptcomp.batch import Batch, Context
+from promptcomp.lightning_modules.adapters import LMTraining
 from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig
 from promptcomp.memory import Memory
 
@@ -27,7 +28,11 @@ class MetaICL(CompressionModule):
     """See the module docstring."""
 
     method: MetaICLConfig
-    trains_lm = True
+
+    @property
+    def lm_training(self) -> LMTraining:
+        """All weights."""
+        return "lm"
 
     def compress(self, context: Context) -> Memory | None:
         """The context itself, read by the weights of the moment."""

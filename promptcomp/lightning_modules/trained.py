@@ -28,6 +28,8 @@ class Origin(Config):
     method: str
     family: str
     lm: str
+    num_slots: int | None = None
+    """Where the shapes of the tensors do not tell it."""
 
 
 def check_trained(
@@ -47,6 +49,9 @@ def check_trained(
     for key, ours in (("method", origin.method), ("family", origin.family)):
         if info.get(key) != ours:
             raise ConfigError(f"{source}: made with {key} {info.get(key)!r}, but this run uses {key} {ours!r}")
+    slots = info.get("num_slots")
+    if None not in (slots, origin.num_slots) and slots != origin.num_slots:
+        raise ConfigError(f"{source}: made with method.num_slots = {slots}, but this run uses {origin.num_slots}")
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
         found = f"{len(missing)} tensors missing ({', '.join(missing[:3])})" if missing else ""
@@ -71,6 +76,22 @@ def read_trained(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return _read_export(folder)
     checkpoint = read_checkpoint(path if path.is_file() else _checkpoint_of(path))
     return checkpoint["state_dict"], checkpoint.get("promptcomp", {})
+
+
+def read_lora(path: Path) -> dict[str, Any]:
+    """The configuration of the adapters in an export folder or a run directory.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for folder in (path, path / "export"):
+        if (folder / DESCRIPTION).is_file():
+            try:
+                found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["method"]["lora"]
+            except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ConfigError(f"{folder}: the export cannot be read ({_line(error)})") from None
+            return dict(found)
+    raise ConfigError(f"{path}: the sizes of its adapters are not known; give a finished run or an export")
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

@@ -32,6 +32,14 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     ],
     "prompt_tuning": [{"num_slots": 3}, {"num_slots": 3, "share": "shared", "slot_init": "random"}],
     "metaicl": [{}, {"loss_average": "token"}],
+    "gist": [
+        {"num_slots": 3},
+        {"num_slots": 3, "arrangement": "split", "shared_embedding": False, "kl_weight": 0.5, "kl_positions": "all"},
+        {"num_slots": 3, "train": "lora", "kl_weight": 0.5, "full_prompt_weight": 0.5},
+        {"num_slots": 3, "train": "none"},
+    ],
+    "full_prompt": [{}, {"train": "lm"}, {"train": "lora", "lora": {"rank": 2}}],
+    "no_prompt": [{}, {"train": "lm"}],
 }
 """Options of a method at this size; methods without an entry are tried with their defaults."""
 
@@ -42,7 +50,8 @@ VARIANTS = [
     for model in MODELS
     if model != "opt"
 ]
-TRAINED = [variant for variant in VARIANTS if METHODS[variant.values[0]].module.trainable]  # type: ignore[index]
+CONTROLS = ("full_prompt", "no_prompt")
+TRAINED = [v for v in VARIANTS if v.values[0] not in CONTROLS or v.values[1]]
 
 
 def make(name: str, options: dict[str, Any], model: str, *, lr: float = 1e-2, steps: int = 40) -> CompressionModule:
@@ -85,6 +94,10 @@ def test_memory_kind_and_slots(name: str, options: dict[str, Any], model: str) -
     if name == "no_prompt":
         assert memory is None
         return
+    if name == "gist":
+        assert isinstance(memory, KVCache if module.lm.family == "decoder" else EncoderStates)
+        assert memory.num_slots.tolist() == [3, 3, 3]
+        return
     if name in ("mend", "prompt_tuning"):
         assert isinstance(memory, SoftPrompt)
         chunk = options.get("max_chunk_tokens")
@@ -117,10 +130,17 @@ def test_extra_padding_columns_change_nothing() -> None:
 @pytest.mark.parametrize(("name", "options", "model"), VARIANTS)
 def test_training_path_is_inference_path(name: str, options: dict[str, Any], model: str, tmp_path: Path) -> None:
     """Logits inside the loss equal logits from the memory that was written to a file and read back."""
+    if name == "step_by_step" and model == "t5_query_in_encoder":
+        return  # decodes its tasks one by one; test_step_by_step compares them with separate rows
     module = make(name, options, model)
     batch = collate(contexts(), 0)
     seen: list[Tensor] = []
-    handle = module.lm.register_forward_hook(lambda _m, _i, output: seen.append(output.values.detach()))
+
+    def note(_module: Any, _inputs: Any, output: Any) -> None:
+        if torch.is_grad_enabled():  # not what a teacher says
+            seen.append(output.values.detach())
+
+    handle = module.lm.register_forward_hook(note)
     module.losses(batch)
     handle.remove()
     with torch.no_grad():
@@ -129,7 +149,7 @@ def test_training_path_is_inference_path(name: str, options: dict[str, Any], mod
             save_memory(tmp_path / "memory.safetensors", memory, {"task": "a"})
             memory, metadata = load_memory(tmp_path / "memory.safetensors")
             assert metadata == {"task": "a"}
-        where = "all" if name == "mend" and options.get("kl_positions") != "targets" else "targets"
+        where = "all" if getattr(module.method, "kl_positions", "targets") == "all" else "targets"
         logits = module.lm(memory, batch, where).values
     torch.testing.assert_close(logits, seen[0], rtol=0, atol=1e-5)
 
@@ -149,11 +169,13 @@ def test_isolation(name: str, options: dict[str, Any], model: str) -> None:
 @pytest.mark.parametrize(("name", "options", "model"), TRAINED)
 def test_only_the_method_gets_gradients(name: str, options: dict[str, Any], model: str) -> None:
     module = make(name, options, model).train()
-    assert module.lm.training is module.trains_lm
+    assert module.lm.training is (module.lm_training != "none")
     terms = module.losses(collate(contexts(), 0))
     torch.stack([term.total for term in terms]).sum().backward()
     for parameter_name, parameter in module.named_parameters():
-        assert parameter.requires_grad == (module.trains_lm or not parameter_name.startswith("lm."))
+        in_lm, in_teacher = parameter_name.startswith("lm."), parameter_name.startswith("teacher.")
+        trained = {"lm": True, "lora": ".lora_" in parameter_name, "none": False}[module.lm_training]
+        assert parameter.requires_grad == (not in_teacher and (trained or not in_lm))
         if not parameter.requires_grad:
             assert parameter.grad is None
         else:
@@ -181,7 +203,7 @@ def loader(batch: Batch, count: int) -> DataLoader[Batch]:
 
 def loss_of(module: CompressionModule, batch: Batch) -> float:
     with torch.no_grad():
-        return sum(float(term.weight * term.total / term.count) for term in module.losses(batch))
+        return sum(float(term.weight * term.total / max(1, int(term.count))) for term in module.losses(batch))
 
 
 @pytest.mark.parametrize(("name", "options", "model"), TRAINED)
@@ -195,10 +217,11 @@ def test_fits_one_batch_and_the_checkpoint_holds_what_was_trained(
     fit = trainer(25)
     fit.fit(module, loader(batch, 25), loader(batch, 1))
     after = loss_of(module.eval(), batch)
-    assert after < (0.9 if name != "prompt_tuning" else 0.995) * before
+    embeddings_alone = name == "prompt_tuning" or options.get("train") == "none"
+    assert after < (0.995 if embeddings_alone else 0.9) * before
     assert "dev/loss" in fit.callback_metrics
-    if not module.trains_lm:
-        assert all(torch.equal(v, frozen[k]) for k, v in module.lm.state_dict().items())
+    if module.lm_training != "lm":
+        assert all(torch.equal(v, frozen[k]) for k, v in module.lm.state_dict().items() if ".lora_" not in k)
 
     file = tmp_path / "last.ckpt"
     fit.save_checkpoint(file, weights_only=False)

@@ -1,0 +1,227 @@
+"""`promptcomp compress`, `inspect` and `generate`: compressed prompts as files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from promptcomp.commands.common import JsonOption, console_for
+from promptcomp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from promptcomp.memory import Memory
+    from promptcomp.prompts import Answer, AnswerSettings, Compressor, PromptSource, Query, Reader
+
+DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
+TextOption = Annotated[str | None, typer.Option("--text", help="The prompt.")]
+FileOption = Annotated[Path | None, typer.Option("--file", help="A UTF-8 file with the prompt.")]
+RowsOption = Annotated[
+    Path | None,
+    typer.Option("--demonstrations", help="JSON lines with input and output, written out as in the run's training."),
+]
+
+
+def compress(
+    run: Annotated[Path, typer.Argument(help="A run directory made by 'promptcomp fit'.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (safetensors).")],
+    text: TextOption = None,
+    file: FileOption = None,
+    stdin: Annotated[bool, typer.Option("--stdin", help="Read the prompt from standard input.")] = False,
+    demonstrations: RowsOption = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="Whose prompt to take (prompt tuning with one for each task).")
+    ] = None,
+    keep_text: Annotated[bool, typer.Option("--keep-text", help="Keep the prompt's text in the file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Compress a prompt with a trained run into a file that 'generate' reads."""
+    if sum((text is not None, file is not None, stdin, demonstrations is not None)) > 1:
+        raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
+    from promptcomp.prompts import open_compressor
+    from promptcomp.prompts.artifact import check_output
+
+    check_output(output, force)
+    compressor = open_compressor(run, device)
+    if text is None and file is None and not stdin and demonstrations is None and compressor.needs_text:
+        raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
+    source = _source(compressor, text, file, demonstrations, stdin)
+    done = compressor.compress(source, task=task, keep_text=keep_text)
+    done.prompt.save(output, force=force)
+    info, size = done.prompt.info, output.stat().st_size
+    found = {
+        "file": str(output),
+        "tokens": info.source_tokens,
+        "slots": info.slots,
+        "ratio": info.source_tokens / info.slots,
+        "file_bytes": size,
+        "kv_bytes": done.kv_bytes,
+        "full_kv_bytes": done.full_kv_bytes,
+        "milliseconds": done.milliseconds,
+    }
+    if as_json:
+        print(json.dumps(found))
+        return
+    from promptcomp.prompts.describe import print_compression
+
+    print_compression(done, output, size, console_for(False))
+
+
+def _source(
+    compressor: Compressor, text: str | None, file: Path | None, demonstrations: Path | None, stdin: bool = False
+) -> PromptSource:
+    from promptcomp.prompts import PromptSource, read_source
+    from promptcomp.prompts.sources import prompt_text
+
+    if stdin:
+        raw = sys.stdin.buffer.read()
+        return PromptSource(prompt_text(raw, "standard input", keep_last_line_break=compressor.is_icl))
+    return read_source(text=text, file=file, demonstrations=demonstrations, is_icl=compressor.is_icl)
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A file made by 'promptcomp compress'.")], as_json: JsonOption = False
+) -> None:
+    """Verify a compressed prompt and show what it says of itself."""
+    from promptcomp.prompts.describe import description, print_description
+
+    found = description(file)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print_description(found, console_for(False))
+
+
+def generate(
+    query: Annotated[str | None, typer.Argument(help="One query; its answer appears as it comes.")] = None,
+    prompt: Annotated[Path | None, typer.Option("--prompt", "-p", help="A compressed prompt.")] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option("--queries", help="Queries: JSON lines with input (and id), or one a line. Default: stdin."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Run directory or LM; default: the one that the prompt names.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="A prompt to read whole, for comparison; with --model RUN.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="As --text, from a UTF-8 file.")] = None,
+    demonstrations: RowsOption = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Default: 128, or what the LM's window leaves.")
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Draw from this much probability.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
+    beams: Annotated[int, typer.Option("--beams", min=1, help="More than 1: beam search.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Queries answered at once.")] = 16,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the answers (JSON lines); default: stdout.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Answer queries behind a compressed prompt (or, for comparison, behind a whole one)."""
+    whole = [value for value in (text, file, demonstrations) if value is not None]
+    if len(whole) + (prompt is not None) != 1:
+        raise ConfigError(
+            "give a compressed prompt with --prompt, or a whole one with --text, --file or --demonstrations"
+        )
+    if query is not None and queries is not None:
+        raise ConfigError("give a query or --queries, not both")
+    from promptcomp.prompts import AnswerSettings
+    from promptcomp.prompts.artifact import check_output
+
+    if output is not None:
+        check_output(output, force)
+    asked = _queries(query, queries)
+    settings = AnswerSettings(max_new_tokens, temperature, top_p, seed, beams, batch_size)
+    memory, reader = _reader(prompt, model, text, file, demonstrations, device)
+    if query is not None and output is None and not as_json:
+        for _ in reader.answers(memory, [query], settings, _show):
+            print()
+        return
+    _answer_all(reader, memory, asked, settings, output, as_json)
+
+
+def _show(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _queries(query: str | None, file: Path | None) -> list[Query]:
+    from promptcomp.prompts import Query, read_queries, text_queries
+
+    if query is not None:
+        return [Query(query)]
+    if file is not None:
+        return read_queries(file)
+    if sys.stdin.isatty():
+        raise ConfigError("no query; write one behind the options, name a file with --queries, or pipe lines in")
+    return text_queries(sys.stdin.buffer.read(), "standard input")
+
+
+def _reader(
+    prompt: Path | None,
+    model: str | None,
+    text: str | None,
+    file: Path | None,
+    demonstrations: Path | None,
+    device: str,
+) -> tuple[Memory | None, Reader]:
+    """The memory in front of the queries and the LM that reads it."""
+    if prompt is not None:
+        from promptcomp.prompts import load_prompt
+
+        stored = load_prompt(prompt, model=model, device=device)
+        return stored.memory, stored.reader
+    if model is None or not (Path(model) / "config.yaml").is_file():
+        raise ConfigError("--model RUN, a run directory, must say how a whole prompt and its queries are written")
+    from promptcomp.prompts import open_compressor
+
+    compressor = open_compressor(model, device)
+    return compressor.uncompressed(_source(compressor, text, file, demonstrations)), compressor.reader
+
+
+def _answer_all(
+    reader: Reader,
+    memory: Memory | None,
+    asked: list[Query],
+    settings: AnswerSettings,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    answers = reader.answers(memory, [query.text for query in asked], settings)
+    records = (_record(query, answer) for query, answer in zip(asked, answers, strict=True))
+    if output is not None:
+        count = _write_lines(output, records)
+        found: dict[str, Any] = {"output": str(output), "answers": count}
+        print(json.dumps(found) if as_json else f"{count} answers in {output}")
+    elif as_json:
+        print(json.dumps({"answers": list(records)}))
+    else:
+        for record in records:
+            print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+def _record(query: Query, answer: Answer) -> dict[str, Any]:
+    name = {} if query.id is None else {"id": query.id}
+    return {**name, "input": query.text, "output": answer.text, "ids": list(answer.ids)}
+
+
+def _write_lines(output: Path, records: Any) -> int:
+    """Write records as they come; the file has its name only when all of them are there."""
+    partial = output.with_name(output.name + ".partial")
+    count = 0
+    with partial.open("w", encoding="utf-8") as lines:
+        for record in records:
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+            lines.flush()
+            count += 1
+    partial.replace(output)
+    return count

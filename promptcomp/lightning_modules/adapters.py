@@ -1,0 +1,86 @@
+"""What of the LM itself a method trains: everything, LoRA adapters, or nothing.
+
+LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685, through peft (the optional extra "lora"). The adapters are put
+into the Hugging Face model in place, so that everything else goes on working with the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from promptcomp.config import Config, ConfigError
+from promptcomp.language_model import LanguageModel
+
+LMTraining = Literal["lm", "lora", "none"]
+"""lm: all weights of the LM; lora: adapters beside its matrices; none: it stays as it is."""
+
+
+class LoraConfig(Config):
+    """Low-rank adapters beside the LM's frozen matrices."""
+
+    rank: int = Field(16, gt=0)
+    """Rank of the update of a matrix."""
+    alpha: float = Field(32.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on what the adapters read."""
+    targets: tuple[str, ...] = ()
+    """Names of the layers that get adapters ("q_proj", "v_proj", ...); empty: every linear layer but the head."""
+
+
+def add_lora(lm: LanguageModel, config: LoraConfig, *, skeleton: bool = False) -> None:
+    """Put adapters into the LM; they alone are trainable afterwards.
+
+    Args:
+        lm: Changed in place.
+        config: Sizes and targets.
+        skeleton: Shapes only, on the meta device.
+
+    Raises:
+        ConfigError: peft is not installed, or `targets` names no layer of this LM.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError(
+            "method.train = 'lora' needs the package peft; install it with: pip install \"promptcomp[lora]\""
+        ) from None
+    layers = _linear_layers(lm.hf)
+    unknown = [name for name in config.targets if name not in layers]
+    if unknown:
+        known = ", ".join(sorted(layers))
+        raise ConfigError(f"method.lora.targets: the LM has no linear layer {unknown[0]!r}; it has {known}")
+    chosen = sorted(config.targets or layers)
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft says int and divides by the rank
+        lora_dropout=config.dropout,
+        target_modules=chosen,
+        fan_in_fan_out=any(layers[name] is Conv1D for name in chosen),
+    )
+    peft.inject_adapter_in_model(settings, lm.hf, low_cpu_mem_usage=skeleton)
+
+
+def _linear_layers(hf: nn.Module) -> dict[str, type[nn.Module]]:
+    """Last part of the name and class of every linear layer, without the output head."""
+    head = hf.get_output_embeddings()  # type: ignore[operator]
+    return {
+        name.rpartition(".")[2]: type(module)
+        for name, module in hf.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+
+
+@contextmanager
+def without_lora(lm: LanguageModel) -> Iterator[None]:
+    """The LM as it was before its adapters, for the time of the block."""
+    from peft.helpers import rescale_adapter_scale
+
+    with rescale_adapter_scale(lm.hf, 0.0):
+        yield

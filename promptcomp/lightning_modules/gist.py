@@ -1,0 +1,228 @@
+"""Gisting: learning to compress prompts with gist tokens (Mu, Li, Goodman 2023, https://arxiv.org/abs/2304.08467).
+
+The LM reads `[prompt t | k gist tokens | query x | output y]` and is trained by the cross-entropy of y. Its attention
+mask lets nothing behind the gist tokens look at anything before them, so the activations G(t) at the gist tokens (keys
+and values of every layer; in a T5 encoder the states) become all that is left of the prompt; they are kept and reused.
+With F and L the places of the first and the last gist token, a query q may look at a key j if
+
+    j <= L  where q <= L,     j >= F  where q > L     (and j <= q in a decoder)
+
+Symbols: t = Context, k = num_slots, x = query, y = target, G = compress.
+
+Deviations from the released code, all on purpose: the mask comes from positions and not from token ids, so a gist
+token cannot get lost, leak or be mistaken (there: rows without one silently see the prompt; answers see it when the
+prompt ends on the gist token); the gist token is a trained parameter and no entry of the tokenizer or the output head;
+position ids count real tokens; padding is never attended; caches hold batches with an offset for each row; the loss is
+a mean over the tokens of the whole batch. Not in the released code and off by default: LoRA, an embedding for each gist
+token, distillation from the full prompt (the objective that motivates the paper; its authors train on y instead),
+cross-entropy behind the full prompt as well. Plain text (data `text`) pretrains gist tokens without further options.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from promptcomp.batch import Batch, Context
+from promptcomp.config import ConfigError
+from promptcomp.evaluation.flops import decoder_flops, encoder_flops, shape_of_config
+from promptcomp.language_model import LanguageModel, token_table
+from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora, without_lora
+from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig, LossTerm, Pass
+from promptcomp.lightning_modules.losses import kl_divergence
+from promptcomp.lightning_modules.trained import Origin, check_trained, read_lora, read_trained
+from promptcomp.memory import EncoderStates, KVCache
+
+NOISE = 0.1
+"""Embeddings of their own start this far apart, in standard deviations of the token embeddings."""
+
+
+class GistConfig(LMTrainingConfig):
+    """Gist tokens: the LM learns to put a prompt into the activations of a few tokens behind it."""
+
+    name: Literal["gist"] = "gist"
+    num_slots: int = Field(1, gt=0)
+    """Gist tokens behind a prompt (k in the paper)."""
+    shared_embedding: bool = True
+    """One embedding for all gist tokens, told apart by their positions, as in the paper; false: one for each."""
+    gist_token: str | None = None
+    """Start from the embedding of this token of the LM's tokenizer ("<GIST>" in the original checkpoints); null: from
+    the mean of the token embeddings."""
+    train: LMTraining = "lm"
+    """lm: all weights of the LM, as in the paper; lora: adapters; none: the gist embedding alone."""
+    arrangement: Literal["joint", "split"] = "joint"
+    """joint: prompt, gist tokens and query in one masked pass; split: the prompt first, then the query behind what is
+    remembered of it. Both give the same numbers; joint is one forward, split reads a prompt once for many queries."""
+    kl_weight: float = Field(0.0, ge=0)
+    """Weight of KL(teacher with the full prompt || LM with gist tokens); 0: no teacher, as in the paper."""
+    temperature: float = Field(1.0, gt=0)
+    """Both distributions are taken at this temperature."""
+    kl_positions: Literal["targets", "all"] = "targets"
+    """targets: only where an output token is predicted; all: after every token of query and output."""
+    teacher: str = "initial"
+    """initial: the LM before training (`train: lm` keeps a frozen copy); self: the LM as it is at the moment; otherwise
+    a run directory or an export of a trained full_prompt with the same LM."""
+    full_prompt_weight: float = Field(0.0, ge=0)
+    """Weight of the cross-entropy behind the full prompt, so that the LM goes on reading prompts as well."""
+
+
+class Gist(CompressionModule):
+    """See the module docstring."""
+
+    method: GistConfig
+
+    def build(self) -> None:
+        """The gist embedding [1 or k, D] and the teacher."""
+        method, window = self.method, self.lm.window
+        if window is not None and method.num_slots + 3 > window:
+            raise ConfigError(
+                f"method.num_slots = {method.num_slots} leaves no room for a prompt and a query in the LM's window of "
+                f"{window}; use at most {window - 3}"
+            )
+        self.gist = nn.Parameter(self._initial_embedding())
+        self.teacher = self._open_teacher()
+
+    def _initial_embedding(self) -> Tensor:
+        method, tokenizer = self.method, self.lm.tokenizer
+        table = token_table(self.lm.hf).weight.detach()
+        if method.gist_token is not None and tokenizer is not None:
+            number = tokenizer.get_vocab().get(method.gist_token)
+            if number is None or number >= len(table):
+                raise ConfigError(
+                    f"method.gist_token = {method.gist_token!r}: the LM's tokenizer has no such token; "
+                    "leave it null to start from the mean of the token embeddings"
+                )
+            start = table[number : number + 1]
+        else:  # a table may have more rows than there are tokens (T5)
+            start = table[: len(table) if tokenizer is None else len(tokenizer)].mean(0, keepdim=True)
+        if method.shared_embedding:
+            return start.clone()
+        start = start.repeat(method.num_slots, 1)
+        return start + NOISE * table.std() * torch.randn_like(start)
+
+    def _open_teacher(self) -> LanguageModel | None:
+        """A frozen LM of its own where the teacher is not to be had from the LM that is trained."""
+        method = self.method
+        if not method.kl_weight or method.teacher == "self":
+            return None
+        if method.teacher == "initial" and method.train != "lm":
+            return None
+        teacher = copy.deepcopy(self.lm, {id(self.lm.tokenizer): self.lm.tokenizer})
+        if method.teacher != "initial" and not self.skeleton:
+            load_teacher(teacher, Path(method.teacher))
+        return teacher.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Gist:
+        """Training mode; never for the teacher."""
+        super().train(mode)
+        if self._is_built and self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def origin(self) -> Origin:
+        """With the number of gist tokens, which a shared embedding does not show."""
+        return super().origin().model_copy(update={"num_slots": self.method.num_slots})
+
+    def slots(self) -> Tensor:
+        """Embeddings of the gist tokens [k, D]."""
+        return self.gist.expand(self.method.num_slots, -1)
+
+    def compress(self, context: Context) -> KVCache | EncoderStates:
+        """G(t): the activations at the gist tokens behind each context."""
+        return self.lm.read(self.lm.prefix(context, self.slots()))
+
+    def num_memory_slots(self, context_tokens: int) -> int:
+        """k, whatever the context's length."""
+        return self.method.num_slots
+
+    def compress_flops(self, context_tokens: float) -> float:
+        """The LM reads the context and the gist tokens."""
+        shape = shape_of_config(self.lm.hf.config.to_dict(), 0)
+        length = context_tokens + self.method.num_slots
+        if self.lm.family == "encoder_decoder":
+            return encoder_flops(shape, length)
+        return decoder_flops(shape, length) - shape.head_flops
+
+    def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
+        """The student; where they are asked for, the LM and the teacher behind the full prompt."""
+        method, lm = self.method, self.lm.hf
+        trained = method.train == "lm"
+        prefix = context_tokens + method.num_slots
+        # An encoder that reads queries meets the prefix again with each of them, unless it was remembered.
+        repeated = queries if self.lm.query_in_encoder and method.arrangement == "joint" else 1
+        read = repeated * prefix + queries * example_tokens
+        whole, length = context_tokens + queries * example_tokens, context_tokens + example_tokens
+        found = [Pass(lm, read, prefix + example_tokens, True, trained)]
+        if method.full_prompt_weight:
+            found.append(Pass(lm, whole, length, True, trained))
+        if method.kl_weight:
+            found.append(Pass(lm if self.teacher is None else self.teacher.hf, whole, length, False, False))
+        return found
+
+    def losses(self, batch: Batch) -> list[LossTerm]:
+        """CE of the outputs; with the options also CE behind the full prompt and KL to the teacher."""
+        method = self.method
+        where: Literal["all", "targets"] = "all" if method.kl_weight and method.kl_positions == "all" else "targets"
+        teacher = self._teach(batch, where) if method.kl_weight else None
+        prefix = self.lm.prefix(batch.context, self.slots())
+        student = self.lm(prefix if method.arrangement == "joint" else self.lm.read(prefix), batch, where)
+        terms = [LossTerm("ce", -student.log_probs().sum(), student.label.shape[0])]
+        if method.full_prompt_weight:
+            full = self.lm(self.lm.encode(batch.context), batch, "targets")
+            terms.append(LossTerm("full_ce", -full.log_probs().sum(), full.label.shape[0], method.full_prompt_weight))
+        if teacher is not None:
+            total = kl_divergence(student.values, teacher, method.temperature)
+            terms.append(LossTerm("kl", total, student.values.shape[0], method.kl_weight))
+        return terms
+
+    @torch.no_grad()
+    def _teach(self, batch: Batch, where: Literal["all", "targets"]) -> Tensor:
+        """The teacher's logits [P, V] behind the full prompt."""
+        if self.teacher is not None:
+            return self.teacher(self.teacher.encode(batch.teacher_context), batch, where).values
+        with self._as_teacher() as lm:
+            return lm(lm.encode(batch.teacher_context), batch, where).values
+
+    @contextmanager
+    def _as_teacher(self) -> Iterator[LanguageModel]:
+        """The LM without dropout and, where the teacher is the initial LM, without adapters."""
+        was_training = self.lm.training
+        self.lm.eval()
+        try:
+            if self.method.teacher == "initial" and self.method.train == "lora":
+                with without_lora(self.lm):
+                    yield self.lm
+            else:
+                yield self.lm
+        finally:
+            self.lm.train(was_training)
+
+
+def load_teacher(lm: LanguageModel, path: Path) -> None:
+    """Give an LM the weights of a run that trained it behind full prompts.
+
+    Args:
+        lm: The LM that the run started from; changed in place.
+        path: A run directory, an export or a checkpoint (of adapters: no checkpoint, as it does not hold their sizes).
+
+    Raises:
+        ConfigError: nothing readable is there, or it belongs to another method, family or shape.
+    """
+    tensors, info = read_trained(path)
+    if any(".lora_" in name for name in tensors):
+        lm.requires_grad_(False)
+        add_lora(lm, LoraConfig.model_validate(read_lora(path)))
+    else:
+        lm.requires_grad_(True)
+    expected = {f"lm.{name}": p.shape for name, p in lm.named_parameters() if p.requires_grad}
+    method = "metaicl" if info.get("method") == "metaicl" else "full_prompt"
+    source = f"method.teacher = {str(path)!r}"
+    check_trained(tensors, info, expected, Origin(method=method, family=lm.family, lm=""), source)
+    lm.load_state_dict({name.removeprefix("lm."): tensor for name, tensor in tensors.items()}, strict=False)

@@ -1,0 +1,233 @@
+"""Compressing a prompt with a trained run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from promptcomp import __version__
+from promptcomp.batch import Context
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.icl import ICLDataModule
+from promptcomp.datamodules.tasks import Row
+from promptcomp.experiment import Experiment
+from promptcomp.language_model import LanguageModelConfig
+from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.controls import PromptTuning
+from promptcomp.memory import Memory, memory_tensors, memory_to
+from promptcomp.prompts.artifact import PromptInfo, StoredPrompt
+from promptcomp.prompts.identity import text_hash, tokenizer_hash, weights_hash
+from promptcomp.prompts.prompt import CompressedPrompt, choose_device
+from promptcomp.prompts.reading import Reader, next_position
+from promptcomp.prompts.sources import PromptSource, read_source
+from promptcomp.run.fitting import open_trained
+from promptcomp.run.quiet import quiet
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """A compressed prompt and what it cost."""
+
+    prompt: CompressedPrompt
+    milliseconds: float
+    """Time of compressing alone, without opening models."""
+    kv_bytes: int
+    """What the memory holds in the cache that the LM's decoder reads."""
+    full_kv_bytes: int
+    """What the whole prompt would hold there."""
+
+
+class Compressor:
+    """A trained run that compresses prompts.
+
+    Args:
+        run: The run's directory (recorded in the prompts).
+        parts: What `open_trained` gives.
+        device: Where to compress.
+    """
+
+    def __init__(
+        self, run: Path, parts: tuple[Experiment, ContextDataModule, CompressionModule], device: str = "auto"
+    ) -> None:
+        self.run = run
+        self.experiment, self.datamodule, self.module = parts
+        self.module.to(choose_device(device))
+        self.reader = Reader(self.module.lm, self.datamodule.prompt_format())
+
+    @cached_property
+    def _hashes(self) -> tuple[str, str]:
+        return weights_hash(self.module.lm.hf), tokenizer_hash(self.reader.tokenizer)
+
+    @property
+    def is_icl(self) -> bool:
+        """Whether the run's prompts are demonstrations."""
+        return isinstance(self.datamodule, ICLDataModule)
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether the method reads the prompt (prompt tuning has learned one instead)."""
+        return not isinstance(self.module, PromptTuning)
+
+    def context(self, source: PromptSource, task: str | None = None) -> Context:
+        """The token ids of a prompt, as training would have written it.
+
+        Raises:
+            ConfigError: it is empty, has demonstrations where the data knows none, or the task is unknown.
+        """
+        if source.rows is not None:
+            if not isinstance(self.datamodule, ICLDataModule):
+                kind = self.experiment.data.name
+                raise ConfigError(f"{self.run}: its data ({kind}) has no demonstrations; give the prompt as text")
+            ids = self.datamodule.demonstration_ids(source.rows)
+        elif source.text.strip():
+            ids = self.datamodule.context_ids(source.text)
+        else:
+            ids = ()
+        if not ids and self.needs_text:
+            raise ConfigError("the prompt is empty or only white space; there is nothing to compress")
+        row = torch.tensor([ids], dtype=torch.long, device=self.module.device)
+        number = torch.tensor([self._task_number(task)], device=self.module.device)
+        return Context(row, torch.ones_like(row, dtype=torch.bool), number)
+
+    def _task_number(self, task: str | None) -> int:
+        names = self.module.task_names
+        if task is None:
+            if isinstance(self.module, PromptTuning) and self.module.method.share == "per_task" and len(names) > 1:
+                raise ConfigError(f"{self.run}: has a prompt for each task; choose one with --task: {_list(names)}")
+            return 0
+        if task not in names:
+            raise ConfigError(f"--task {task!r} is unknown; {self.run} knows {_list(names)}")
+        return names.index(task)
+
+    def compress(self, source: PromptSource, *, task: str | None = None, keep_text: bool = False) -> Compression:
+        """Compress a prompt.
+
+        Raises:
+            ConfigError: the prompt is empty or does not fit the LM's window, or the method makes no memory.
+        """
+        context = self.context(source, task)
+        start = time.perf_counter()
+        memory = self._memory(context, self.module.compress)
+        milliseconds = 1000 * (time.perf_counter() - start)
+        if memory is None:
+            method = self.experiment.method.name
+            raise ConfigError(f"{self.run}: its method ({method}) reads no prompt, so there is nothing to save")
+        tokens = context.ids.shape[1]
+        info = self._info(source, memory, tokens, task, keep_text)
+        per_token = self.module.lm.kv_bytes_per_token
+        prompt = CompressedPrompt(StoredPrompt(memory, info), reader=self.reader)
+        return Compression(prompt, milliseconds, info.slots * per_token, tokens * per_token)
+
+    def uncompressed(self, source: PromptSource) -> Memory | None:
+        """The whole prompt as a memory of the same LM, for comparison (on the CPU)."""
+        context = self.context(source)
+        return self._memory(context, self.module.lm.encode)
+
+    @torch.no_grad()
+    def _memory(self, context: Context, read: Callable[[Context], Memory | None]) -> Memory | None:
+        tokens, window = context.ids.shape[1], self.module.lm.window
+        try:
+            memory = read(context)
+        except ConfigError as error:
+            if window is None or tokens + self.module.num_memory_slots(tokens) <= window:
+                raise
+            raise ConfigError(
+                f"the prompt of {tokens} tokens does not fit the LM's window of {window}; shorten it ({error})"
+            ) from None
+        return None if memory is None else memory_to(memory, "cpu")  # waits for a GPU to finish
+
+    def _info(self, source: PromptSource, memory: Memory, tokens: int, task: str | None, keep_text: bool) -> PromptInfo:
+        lm, experiment, format_ = self.module.lm, self.experiment, self.reader.format
+        weights, tokenizer = self._hashes
+        settings = experiment.method.model_dump(mode="json", exclude={"name"})
+        dtype = next(t.dtype for t in memory_tensors(memory).values() if t.is_floating_point())
+        return PromptInfo(
+            method=experiment.method.name,
+            family=lm.family,
+            lm=_findable(experiment.lm),
+            run=str(self.run.resolve()),
+            lm_is_trained=self.module.lm_training != "none",
+            lm_hash=weights,
+            tokenizer_hash=tokenizer,
+            bos_id=lm.bos_id,
+            slots=int(memory.num_slots[0]),
+            source_tokens=tokens,
+            next_position=next_position(lm, memory),
+            dtype=str(dtype).removeprefix("torch."),
+            source_sha256=text_hash(source.text),
+            text=source.text if keep_text else None,
+            query=format_.query,
+            empty_query=format_.empty_query,
+            stop_ids=format_.stop_ids,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            version=__version__,
+            settings=settings if task is None else {**settings, "task": task},
+        )
+
+
+def _findable(lm: LanguageModelConfig) -> LanguageModelConfig:
+    """The same section with an absolute path, where it names a folder."""
+    folder = Path(lm.path)
+    return lm.model_copy(update={"path": str(folder.resolve())}) if folder.is_dir() else lm
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:8])
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or "no task names"
+
+
+def open_compressor(run: str | Path, device: str = "auto") -> Compressor:
+    """Open a finished run for compressing prompts.
+
+    Raises:
+        ConfigError: no run, no trained weights, or its data cannot be opened.
+    """
+    with quiet():
+        return Compressor(Path(run), open_trained(Path(run)), device)
+
+
+def compress(
+    run: str | Path,
+    *,
+    text: str | None = None,
+    file: str | Path | None = None,
+    demonstrations: Sequence[tuple[str, str]] | str | Path | None = None,
+    task: str | None = None,
+    keep_text: bool = False,
+    device: str = "auto",
+) -> CompressedPrompt:
+    """Compress one prompt with a trained run.
+
+    Args:
+        run: The run's directory.
+        text: The prompt.
+        file: A UTF-8 file with the prompt, instead of `text`.
+        demonstrations: Pairs (input, output), or a JSON-lines file with `input` and `output`, instead of `text`.
+        task: Whose prompt to take (prompt tuning with a prompt for each task).
+        keep_text: Keep the prompt's text in the result and its file.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
+
+    Raises:
+        ConfigError: no such run, or a prompt that is empty, unreadable or too long.
+    """
+    given = [value for value in (text, file, demonstrations) if value is not None]
+    if len(given) > 1:
+        raise ConfigError("give one of text, file and demonstrations")
+    compressor = open_compressor(run, device)
+    if demonstrations is not None and not isinstance(demonstrations, str | Path):
+        source = PromptSource.from_rows([Row(input_text, output) for input_text, output in demonstrations])
+    else:
+        source = read_source(
+            text=text,
+            file=None if file is None else Path(file),
+            demonstrations=None if demonstrations is None else Path(demonstrations),
+            is_icl=compressor.is_icl,
+        )
+    return compressor.compress(source, task=task, keep_text=keep_text).prompt

@@ -1,0 +1,252 @@
+"""The LM that reads compressed prompts: finding it, making sure it is the right one, answering queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+
+from promptcomp.batch import EncodedContext, EncodedQuery, collate
+from promptcomp.config import ConfigError, build, read_yaml
+from promptcomp.datamodules.base import PromptFormat
+from promptcomp.experiment import Experiment
+from promptcomp.language_model import LanguageModel
+from promptcomp.lightning_modules import METHODS
+from promptcomp.memory import KVCache, Memory, memory_to
+from promptcomp.prompts.artifact import PromptInfo
+from promptcomp.prompts.identity import tokenizer_hash, weights_hash
+from promptcomp.run.directory import open_existing
+from promptcomp.run.quiet import quiet
+
+DEFAULT_NEW_TOKENS = 128
+_ONLY_FOR_TRAINING = {"init_from": None, "kl_weight": 0.0}
+"""Settings that open further models, which reading does not need."""
+OnText = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """How answers are generated."""
+
+    max_new_tokens: int | None = None
+    """Most tokens of an answer; None: DEFAULT_NEW_TOKENS, or as many as the LM's window leaves."""
+    temperature: float = 0.0
+    """0: the likeliest token; otherwise tokens are drawn."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that hold this much probability together."""
+    seed: int = 0
+    """Seed of the draws (with a temperature, answers also depend on `batch_size`)."""
+    num_beams: int = 1
+    """More than 1: beam search."""
+    batch_size: int = 16
+    """Queries that are answered at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer as text (without white space around it) and as token ids (without the stop token)."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+class Reader:
+    """An LM that answers queries behind a memory.
+
+    Args:
+        lm: The LM, in eval mode and with its tokenizer.
+        format: How queries are written.
+    """
+
+    def __init__(self, lm: LanguageModel, format: PromptFormat) -> None:
+        if lm.tokenizer is None:
+            raise ConfigError("the LM has no tokenizer; give a folder that holds one beside the weights")
+        self.lm, self.format, self.tokenizer = lm, format, lm.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LM is."""
+        return self.lm.hf.device
+
+    def query_ids(self, query: str) -> tuple[int, ...]:
+        """Token ids of a query, written as in training.
+
+        Raises:
+            ConfigError: nothing would be left for the LM to go on from.
+        """
+        text = self.format.query.replace("{input}", query) if query else self.format.empty_query
+        ids = tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if not ids and self.lm.family == "decoder":
+            raise ConfigError("a query is empty, and this prompt has nothing to stand for it; write at least one word")
+        return ids
+
+    def answers(
+        self,
+        memory: Memory | None,
+        queries: Sequence[str],
+        settings: AnswerSettings,
+        on_text: OnText | None = None,
+    ) -> Iterator[Answer]:
+        """The answer to every query behind a memory with one row, batch by batch.
+
+        Args:
+            memory: What stands in front of each query; None: nothing.
+            queries: Their texts.
+            settings: How to generate.
+            on_text: Called with pieces of the text as they come (one query, one beam).
+
+        Raises:
+            ConfigError: an empty query, or settings that do not fit the LM or each other.
+        """
+        if settings.batch_size < 1:
+            raise ConfigError(f"the batch size must be at least 1, not {settings.batch_size}")
+        if memory is not None:
+            memory = memory_to(memory, self.device)
+        generator = torch.Generator(self.device).manual_seed(settings.seed)
+        ids = [self.query_ids(query) for query in queries]  # an empty one should show before the work
+        for start in range(0, len(ids), settings.batch_size):
+            for found in self._batch(memory, ids[start : start + settings.batch_size], settings, generator, on_text):
+                text = str(self.tokenizer.decode(found, skip_special_tokens=True))
+                yield Answer(text.strip(), tuple(found))
+
+    def _batch(
+        self,
+        memory: Memory | None,
+        queries: Sequence[tuple[int, ...]],
+        settings: AnswerSettings,
+        generator: torch.Generator,
+        on_text: OnText | None,
+    ) -> list[list[int]]:
+        pad_id = self.tokenizer.pad_token_id
+        context = EncodedContext((), tuple(EncodedQuery(ids, ()) for ids in queries))
+        streamer = None if on_text is None else _Streamer(self.tokenizer, on_text)
+        found = self.lm.generate(
+            memory,
+            collate([context], 0 if pad_id is None else pad_id).to(self.device),
+            max_new_tokens=self._new_tokens(memory, max(len(ids) for ids in queries), settings),
+            stop_ids=self.format.stop_ids,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            generator=generator,
+            num_beams=settings.num_beams,
+            on_tokens=None if streamer is None or settings.num_beams > 1 else streamer.on_tokens,
+        )
+        if streamer is not None:
+            if settings.num_beams > 1:
+                streamer.on_tokens_of(found[0])
+            streamer.end()
+        return found
+
+    def _new_tokens(self, memory: Memory | None, query_tokens: int, settings: AnswerSettings) -> int:
+        if settings.max_new_tokens is not None:
+            return settings.max_new_tokens
+        if self.lm.window is None:
+            return DEFAULT_NEW_TOKENS
+        first = next_position(self.lm, memory)
+        return max(1, min(DEFAULT_NEW_TOKENS, self.lm.window - (first or 0) - query_tokens))
+
+
+class _Streamer(TextStreamer):
+    """Hands on the text of one answer in whole words."""
+
+    def __init__(self, tokenizer: Any, on_text: OnText) -> None:
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self._on_text = on_text
+        self._started = False
+
+    def on_tokens(self, tokens: list[int | None]) -> None:
+        """The next token of the only row; None when it has ended."""
+        if tokens[0] is not None:
+            self.put(torch.tensor([tokens[0]]))
+
+    def on_tokens_of(self, ids: Sequence[int]) -> None:
+        """A whole answer at once."""
+        for token in ids:
+            self.on_tokens([token])
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Text that will not change any more; white space in front of the answer is left out."""
+        piece = text if self._started else text.lstrip()
+        if piece:
+            self._started = True
+            self._on_text(piece)
+
+
+def next_position(lm: LanguageModel, memory: Memory | None) -> int | None:
+    """Position id of the first token behind a memory of one row; None for an encoder-decoder LM."""
+    if lm.family == "encoder_decoder":
+        return None
+    if isinstance(memory, KVCache):
+        return int(memory.next_position[0])
+    return (lm.bos_id is not None) + (0 if memory is None else int(memory.num_slots[0]))
+
+
+def open_run_lm(path: Path) -> LanguageModel:
+    """The LM of a run as the run has trained it; neither the run's data nor a teacher is needed.
+
+    Raises:
+        ConfigError: no run, or no trained weights.
+    """
+    run = open_existing(path)
+    experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
+    method = experiment.method
+    unneeded = {key: value for key, value in _ONLY_FOR_TRAINING.items() if key in type(method).model_fields}
+    module = METHODS[method.name].module(
+        method.model_copy(update=unneeded),
+        experiment.lm,
+        experiment.optim,
+        max_steps=experiment.trainer.max_steps,
+        seed=experiment.seed,
+    )
+    if module.lm_training == "none":
+        return LanguageModel.from_config(experiment.lm)
+    module.configure_model()
+    module.load_trained(run.best if run.best.is_file() else run.last)
+    return module.lm.eval()
+
+
+def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> LanguageModel:
+    """The LM that a compressed prompt was made for, after making sure that it is the one.
+
+    Args:
+        info: What the prompt says of itself.
+        model: A run directory or an LM's path to look at instead of where the prompt says it is.
+        source: The prompt's name for messages.
+
+    Raises:
+        ConfigError: it is gone, or it is another one.
+    """
+    place = model if model is not None else (info.run if info.lm_is_trained else info.lm.path)
+    if place is None:
+        raise ConfigError(f"{source}: does not say where its LM is; name a run directory with --model")
+    if model is None and Path(place).is_absolute() and not Path(place).exists():
+        raise ConfigError(f"{source}: the LM it was made for is gone from {place}; say with --model where it is now")
+    with quiet():
+        if (Path(place) / "config.yaml").is_file():
+            lm = open_run_lm(Path(place))
+        else:
+            lm = LanguageModel.from_config(info.lm.model_copy(update={"path": str(place)}))
+    check_identity(info, lm, source, str(place))
+    return lm
+
+
+def check_identity(info: PromptInfo, lm: LanguageModel, source: str, place: str) -> None:
+    """Make sure that a compressed prompt was made for this LM.
+
+    Raises:
+        ConfigError: the family, the tokenizer, BOS or the weights differ.
+    """
+    where = f"{source}: was made for {info.run if info.lm_is_trained else info.lm.path}, and {place}"
+    if lm.family != info.family:
+        raise ConfigError(f"{where} is of another family ({lm.family}, not {info.family}); give the right --model")
+    if lm.tokenizer is None or tokenizer_hash(lm.tokenizer) != info.tokenizer_hash or lm.bos_id != info.bos_id:
+        raise ConfigError(f"{where} has another tokenizer; give the right --model, or compress again for this one")
+    if weights_hash(lm.hf) != info.lm_hash:
+        raise ConfigError(
+            f"{where} has other weights (or the same in another dtype); give the right --model, or compress again "
+            "for this one"
+        )

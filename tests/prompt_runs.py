@@ -1,0 +1,87 @@
+"""Run directories with untrained weights and tiny models, made without fitting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from promptcomp.config import dump
+from promptcomp.datamodules.toy import toy_tokenizer
+from promptcomp.experiment import Experiment
+from promptcomp.lightning_modules import METHODS
+from promptcomp.run.fitting import make_parts
+
+WINDOW = 4096
+DATA = {
+    "name": "toy_icl",
+    "num_demonstrations": 4,
+    "queries_per_context": 2,
+    "world": {"num_test_tasks": 2, "num_dev_tasks": 2, "num_queries": 2},
+}
+"""A small corner of the embedded world."""
+
+
+def save_lm(folder: Path, kind: str, seed: int = 0) -> Path:
+    """A random LM ("gpt2", "llama", "t5") with the embedded world's tokenizer; its answers are no constant."""
+    tokenizer = toy_tokenizer()
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    words = len(tokenizer)
+    model: PreTrainedModel
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "gpt2":
+            shape = {"n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
+            model = GPT2LMHeadModel(GPT2Config(vocab_size=words, **shape, **ids))
+        elif kind == "llama":
+            sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "initializer_range": 0.3}
+            heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": WINDOW}
+            model = LlamaForCausalLM(LlamaConfig(vocab_size=words, **sizes, **heads, **ids))
+        else:
+            sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "initializer_factor": 6.0}
+            model = T5ForConditionalGeneration(
+                T5Config(vocab_size=words, decoder_start_token_id=tokenizer.pad_token_id or 0, **sizes, **ids)
+            )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_run(
+    folder: Path, lm: Path, method: dict[str, Any], *, layout: str = "query_in_decoder", data: dict[str, Any] = DATA
+) -> Path:
+    """A run directory as training leaves it, with random trained parts."""
+    experiment = Experiment.model_validate(
+        {
+            "method": method,
+            "data": data,
+            "lm": {"path": str(lm), "layout": layout},
+            "trainer": {"batch_size": 2},
+        }
+    )
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump(experiment), encoding="utf-8")
+    _, module = make_parts(experiment)
+    module.configure_model()
+    assert module.method.name in METHODS  # type: ignore[attr-defined]
+    if module.trainable:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            for parameter in module.parameters():  # away from where training would start
+                if parameter.requires_grad:
+                    parameter.add_(0.02 * torch.randn_like(parameter))
+        checkpoint: dict[str, Any] = {"state_dict": dict(module.state_dict())}
+        module.on_save_checkpoint(checkpoint)
+        (folder / "checkpoints").mkdir()
+        torch.save(checkpoint, folder / "checkpoints" / "best.ckpt")
+    return folder

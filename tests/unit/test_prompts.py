@@ -1,0 +1,174 @@
+"""Compressed prompts as files: the same answers in another process, for every family, layout and method."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptcomp.batch import EncodedContext, EncodedQuery, collate
+from promptcomp.lightning_modules import CompressionModule
+from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
+from promptcomp.prompts import AnswerSettings, Compressor, PromptSource, load_prompt, open_compressor
+from tests.prompt_runs import save_lm, save_run
+
+METHODS = {
+    "gist": {"name": "gist", "num_slots": 3},
+    "gist_lora": {"name": "gist", "num_slots": 2, "train": "lora"},
+    "gist_alone": {"name": "gist", "num_slots": 1, "train": "none"},
+    "mend": {"name": "mend", "num_slots": 4},
+    "full_prompt": {"name": "full_prompt"},
+    "prompt_tuning": {"name": "prompt_tuning", "num_slots": 3, "share": "shared"},
+}
+LMS = {
+    "gpt2": ("gpt2", "query_in_decoder"),
+    "llama": ("llama", "query_in_decoder"),
+    "t5_query_in_decoder": ("t5", "query_in_decoder"),
+    "t5_query_in_encoder": ("t5", "query_in_encoder"),
+}
+CASES = [(lm, method) for lm in LMS for method in ("gist", "mend")] + [
+    ("gpt2", "full_prompt"),
+    ("gpt2", "prompt_tuning"),
+    ("gpt2", "gist_lora"),
+    ("llama", "gist_alone"),
+    ("t5_query_in_encoder", "full_prompt"),
+]
+TEXT = "ab cd => ef \nab ab gh => ij \nkl => ef \n"
+QUERIES = ("ab cd", "kl ab gh cd ab", "gh")
+NEW = 8
+READ = """
+import json, sys
+import promptcomp
+answers = {}
+for path in sys.argv[1:]:
+    from promptcomp.prompts import AnswerSettings
+    prompt = promptcomp.load_prompt(path, device="cpu")
+    queries = json.loads(sys.stdin.readline())
+    batch = prompt.answers(queries, AnswerSettings(max_new_tokens=8))
+    alone = [prompt.answers([query], AnswerSettings(max_new_tokens=8))[0] for query in queries]
+    answers[path] = [[a.ids for a in batch], [a.ids for a in alone]]
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def compressors(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Compressor]:
+    folder = tmp_path_factory.mktemp("runs")
+    lms = {kind: save_lm(folder / f"lm_{kind}", kind) for kind in ("gpt2", "llama", "t5")}
+    found = {}
+    for lm, method in CASES:
+        kind, layout = LMS[lm]
+        run = save_run(folder / f"{lm}-{method}", lms[kind], METHODS[method], layout=layout)
+        found[lm, method] = open_compressor(run, "cpu")
+    return found
+
+
+@pytest.fixture(scope="module")
+def elsewhere(
+    compressors: dict[tuple[str, str], Compressor], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], list[list[list[int]]]]:
+    """Answers of another process, which has the files alone."""
+    folder = tmp_path_factory.mktemp("files")
+    paths = {}
+    for (lm, method), compressor in compressors.items():
+        path = folder / f"{lm}-{method}.safetensors"
+        compressor.compress(PromptSource(TEXT)).prompt.save(path)
+        paths[lm, method] = str(path)
+    lines = (json.dumps(QUERIES) + "\n") * len(paths)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, *paths.values()], input=lines, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])
+    return {case: answers[path] for case, path in paths.items()}
+
+
+def uncompressed_path(compressor: Compressor, text: str, *, joint: bool = False) -> list[list[int]]:
+    """What the method's own module answers, without a file: a memory for the batch, or one masked pass."""
+    module: CompressionModule = compressor.module
+    ids = compressor.datamodule.context_ids(text)
+    queries = tuple(EncodedQuery(compressor.reader.query_ids(query), ()) for query in QUERIES)
+    batch = collate([EncodedContext(ids, queries)], 0)
+    with torch.no_grad():
+        memory = (
+            module.lm.prefix(batch.context, module.slots())  # type: ignore[operator]
+            if joint
+            else module.compress(batch.context)
+        )
+        stop = compressor.reader.format.stop_ids
+        return module.lm.generate(memory, batch, max_new_tokens=NEW, stop_ids=stop)
+
+
+@pytest.mark.parametrize(("lm", "method"), CASES)
+def test_another_process_gives_the_same_tokens(
+    lm: str,
+    method: str,
+    compressors: dict[tuple[str, str], Compressor],
+    elsewhere: dict[tuple[str, str], list[list[list[int]]]],
+) -> None:
+    compressor = compressors[lm, method]
+    expected = uncompressed_path(compressor, TEXT)
+    assert elsewhere[lm, method] == [expected, expected]
+    if method.startswith("gist"):
+        assert uncompressed_path(compressor, TEXT, joint=True) == expected
+    assert len({tuple(answer) for answer in expected}) > 1  # a model that says the same to everything proves nothing
+
+
+@pytest.mark.parametrize(("lm", "method"), CASES)
+def test_kinds_and_positions(lm: str, method: str, compressors: dict[tuple[str, str], Compressor]) -> None:
+    compressor = compressors[lm, method]
+    prompt = compressor.compress(PromptSource(TEXT)).prompt
+    is_t5 = lm.startswith("t5")
+    soft = method in ("mend", "prompt_tuning") or (lm, method) == ("t5_query_in_encoder", "full_prompt")
+    assert isinstance(prompt.memory, SoftPrompt if soft else EncoderStates if is_t5 else KVCache)
+    info = prompt.info
+    assert info.slots == int(prompt.memory.num_slots[0])
+    assert info.source_tokens == len(compressor.datamodule.context_ids(TEXT))
+    expected = None if is_t5 else info.slots if soft else info.source_tokens + (info.slots if "gist" in method else 0)
+    assert info.next_position == expected
+    assert info.lm_is_trained == (method in ("gist", "gist_lora"))
+
+
+def test_a_prompt_longer_than_2048_tokens(compressors: dict[tuple[str, str], Compressor], tmp_path: Path) -> None:
+    compressor = compressors["llama", "gist"]
+    words = TEXT * 130
+    assert 2048 < len(compressor.datamodule.context_ids(words)) < 4000
+    compressor.compress(PromptSource(words)).prompt.save(tmp_path / "long.safetensors")
+    prompt = load_prompt(tmp_path / "long.safetensors", device="cpu")
+    assert prompt.info.next_position == prompt.info.source_tokens + 3
+    settings = AnswerSettings(max_new_tokens=NEW)
+    expected = uncompressed_path(compressor, words)
+    assert [list(answer.ids) for answer in prompt.answers(QUERIES, settings)] == expected
+    assert uncompressed_path(compressor, words, joint=True) == expected
+    assert (tmp_path / "long.safetensors").stat().st_size < 16_000
+
+
+@pytest.mark.parametrize("lm", ["gpt2", "t5_query_in_encoder"])
+def test_streaming_beams_and_draws(lm: str, compressors: dict[tuple[str, str], Compressor]) -> None:
+    prompt = compressors[lm, "gist"].compress(PromptSource(TEXT)).prompt
+    pieces: list[str] = []
+    assert prompt.generate("ab cd", max_new_tokens=NEW, on_text=pieces.append) == "".join(pieces).strip()
+    beams: list[str] = []
+    searched = prompt.generate("ab cd", max_new_tokens=NEW, num_beams=3, on_text=beams.append)
+    assert searched == "".join(beams).strip()
+    drawn = [prompt.generate(list(QUERIES), max_new_tokens=NEW, temperature=2.0, seed=s) for s in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    nearly_greedy = prompt.generate(list(QUERIES), max_new_tokens=NEW, temperature=1.0, top_p=1e-6)
+    assert nearly_greedy == prompt.generate(list(QUERIES), max_new_tokens=NEW, batch_size=2)
+
+
+def test_demonstrations_are_written_as_in_training(compressors: dict[tuple[str, str], Compressor]) -> None:
+    compressor = compressors["gpt2", "mend"]
+    from promptcomp.datamodules.tasks import Row
+
+    rows = [Row("ab cd", "ef"), Row("kl", "gh")]
+    context = compressor.context(PromptSource.from_rows(rows))
+    text = "".join(
+        "".join(compressor.datamodule.renderer.texts(r.input, r.output, first=i == 0, demonstration=True))
+        for i, r in enumerate(rows)
+    )  # type: ignore[attr-defined]
+    assert compressor.datamodule.tokenizer.decode(context.ids[0]).split() == text.split()
