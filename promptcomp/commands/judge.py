@@ -138,7 +138,7 @@ def _confirm(estimate: Estimate, yes: bool, console: Console) -> None:
         return
     if sys.stdin.isatty():
         if not typer.confirm("Start?", err=True):
-            raise typer.Exit(0)
+            raise typer.Exit(1)
     elif estimate.cost is not None or estimate.calls > ASKS_FROM:
         raise ConfigError(f"{estimate_text(estimate)}: nobody is here to agree; give --yes to start")
 
@@ -155,8 +155,10 @@ def _ask_endpoint(session: Session, endpoint: Endpoint, concurrency: int, consol
 def _ask_local(session: Session, path: str, device: str, batch_size: int, console: Console) -> None:
     from promptcomp.judge.local import LocalJudge
     from promptcomp.judge.show import progress
+    from promptcomp.run.quiet import quiet
 
-    judge_model = LocalJudge(path, device)
+    with quiet():
+        judge_model = LocalJudge(path, device)
     with progress(console, len(session.todo)) as seen:
         session.ask_local(judge_model, batch_size, seen)
 

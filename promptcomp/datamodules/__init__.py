@@ -14,6 +14,14 @@ from promptcomp.datamodules.instruction_sources import AlpacaPlusData, HeldOutSo
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
 from promptcomp.datamodules.rationale import RationaleDataModule
 from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.rationale_sources import (
+    FilesSource,
+    FolderSource,
+    HubSource,
+    RationaleFilesData,
+    RationaleFolderData,
+    RationaleHFData,
+)
 from promptcomp.datamodules.sampler import Draw, StepSampler
 from promptcomp.datamodules.tables import TableData, TableSource
 from promptcomp.datamodules.tasks import InstructionSource, RationaleSource, TaskSource
@@ -34,6 +42,9 @@ DATASETS: dict[str, type[Config]] = {
     "toy_instructions": ToyInstructionsData,
     "text": TextConfig,
     "toy_rationales": ToyRationaleData,
+    "rationale_folder": RationaleFolderData,
+    "rationale_files": RationaleFilesData,
+    "rationale_hf": RationaleHFData,
 }
 """Data sections by the `name` that a configuration gives."""
 
@@ -76,6 +87,12 @@ def build_rationales(config: RationaleConfig) -> RationaleSource:
     """
     if isinstance(config, ToyRationaleData):
         return ToyRationaleSource(config.world)
+    if isinstance(config, RationaleFolderData):
+        return FolderSource(config)
+    if isinstance(config, RationaleFilesData):
+        return FilesSource(config)
+    if isinstance(config, RationaleHFData):
+        return HubSource(config)
     raise ConfigError(f"data section {type(config).__name__} is not registered")
 
 

@@ -116,7 +116,9 @@ def check_overlaps(data: AlpacaPlus) -> None:
     for name, rows in (("seen", data.seen), ("unseen", data.unseen)):
         for row in rows:
             if (row.instruction, row.input, row.source) in train_rows:
-                raise ConfigError(f"a {name} row is a training row too: {row.instruction[:80]!r} ({row.input[:40]!r})")
+                raise ConfigError(
+                    f"a row of the {name} split is a training row too: {row.instruction[:80]!r} ({row.input[:40]!r})"
+                )
     for row in data.seen:
         if row.instruction not in trained:
             raise ConfigError(

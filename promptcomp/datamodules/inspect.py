@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from promptcomp.batch import EncodedContext
+from promptcomp.batch import RATIONALE, EncodedContext, EncodedQuery
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules import DATASETS, build_datamodule, build_source
+from promptcomp.datamodules import DATASETS, build_datamodule, build_rationales, build_source
 from promptcomp.datamodules.arrow import open_table
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.eval_batches import EvalPart
@@ -25,6 +25,10 @@ from promptcomp.datamodules.instruction_sources import AlpacaPlusData, Instructi
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource, read_partition
 from promptcomp.datamodules.options import ICLConfig
 from promptcomp.datamodules.plans import Plan
+from promptcomp.datamodules.rationale import RationaleDataModule
+from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.rationale_selection import Account
+from promptcomp.datamodules.rationale_sources import FilesSource, FolderSource, HubSource, source_problems
 from promptcomp.datamodules.rendering import assemble
 from promptcomp.datamodules.rows import (
     METAICL_COLUMNS,
@@ -147,7 +151,7 @@ def _shown(
     pieces = tuple(text(context.ids[a:b]) for a, b in zip([0, *borders], borders, strict=False))
     for query, gold in zip(context.queries, golds, strict=True):
         yield ShownRow(
-            task=plan.task.name if plan is not None else dict(enumerate(module.task_names)).get(context.task, "text"),
+            task=plan.task.name if plan is not None else _task(module, context, query),
             seed=plan.task.seed if plan is not None else None,
             demonstrations=pieces,
             dropped=dropped,
@@ -162,16 +166,29 @@ def _shown(
         )
 
 
+def _task(module: ContextDataModule, context: EncodedContext, query: EncodedQuery) -> str:
+    """What a query without a plan asks for."""
+    if isinstance(module, RationaleDataModule):
+        return f"{module.data_name}, {'rationale' if query.targets[0].role == RATIONALE else 'label'}"
+    return dict(enumerate(module.task_names)).get(context.task, "text")
+
+
 def remarks(
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    seed: int = 0,
     window: int | None = None,
     query_in_encoder: bool = False,
 ) -> list[str]:
-    """What a person should know about the data of a section, a sentence each (see `ContextDataModule.remarks`)."""
-    module = build_datamodule(config, tokenizer, seed=0, batch_size=1, window=window, query_in_encoder=query_in_encoder)
-    return module.remarks()
+    """What a person should know about the data of a section, a sentence each (see `ContextDataModule.remarks`).
+
+    Raises:
+        ConfigError: the data is bad.
+    """
+    return build_datamodule(
+        config, tokenizer, seed=seed, batch_size=1, window=window, query_in_encoder=query_in_encoder
+    ).remarks()
 
 
 def validate(
@@ -200,6 +217,8 @@ def validate(
             return list(_hub_problems(config))
         if isinstance(config, TextConfig):
             return list(text_problems(config))
+        if isinstance(config, RationaleConfig):
+            return list(_rationale_problems(config))
     except ConfigError as error:
         return [_as_problem(error)]
     return []
@@ -319,3 +338,17 @@ def _hub_problems(config: HFData) -> Iterator[Problem]:
                     yield Problem(f"{config.path}[{split}]", place, message)
     if not errors:
         yield from _source_problems(config)
+
+
+def _rationale_problems(config: RationaleConfig) -> Iterator[Problem]:
+    """What is wrong with the files; then, as warnings, how reading the teacher's texts went in each split."""
+    source = build_rationales(config)
+    errors = False
+    if isinstance(source, FolderSource | FilesSource | HubSource):
+        for problem in source_problems(source):
+            errors = errors or problem.severity == "error"
+            yield problem
+    for split in () if errors else source.splits:
+        account = Account.of(source.rows(split), config.metric)
+        for line in account.lines(of_training=False):
+            yield Problem("data", None, f"{split}: {line}", "warning")

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Account:
     teacher_correct: int = 0
     """Rows whose teacher label is right."""
     judged: int = 0
-    """Rows that have both labels."""
+    """Rows that a teacher answered and that have a label of their own."""
     chosen: int = 0
     """Rows in the subset."""
     used: int = 0
@@ -50,8 +51,18 @@ class Account:
     without_rationale: int = 0
     """Rows that are trained on without a rationale, as the teacher gave none (or it could not be read)."""
 
-    def lines(self) -> list[str]:
-        """The account in words."""
+    @classmethod
+    def of(cls, rows: Sequence[RationaleRow], metric: str) -> Self:
+        """An account of what the teacher wrote about some rows."""
+        account = cls(rows=len(rows), statuses=Counter(row.parse_status for row in rows))
+        for row in rows:
+            if row.label.strip() and row.teacher:
+                account.judged += 1
+                account.teacher_correct += same_label(row.llm_label, row.label, metric)
+        return account
+
+    def lines(self, *, of_training: bool = True) -> list[str]:
+        """The account in words; `of_training`: with what is trained on."""
         found = []
         if self.judged:
             share = self.teacher_correct / self.judged
@@ -67,7 +78,8 @@ class Account:
         ):
             if count:
                 found.append(f"rows {what}: {count}")
-        found.append(f"training rows: {self.used} of {self.rows}")
+        if of_training:
+            found.append(f"training rows: {self.used} of {self.rows}")
         return found
 
 
@@ -127,11 +139,7 @@ def train_rows(config: RationaleConfig, rows: Sequence[RationaleRow], seed: int)
     Raises:
         ConfigError: nothing is left.
     """
-    account = Account(rows=len(rows), statuses=Counter(row.parse_status for row in rows))
-    for row in rows:
-        if row.label.strip() and row.llm_label.strip():
-            account.judged += 1
-            account.teacher_correct += same_label(row.llm_label, row.label, config.metric)
+    account = Account.of(rows, config.metric)
     chosen = choose_rows(config, rows, seed)
     account.chosen = len(chosen)
     if config.shuffle_rationales:

@@ -46,8 +46,10 @@ def _objects(text: str) -> list[Any]:
     while start >= 0:
         try:
             value, end = _DECODER.raw_decode(text, start)
-        except (json.JSONDecodeError, RecursionError):
+        except json.JSONDecodeError:
             end = start + 1
+        except RecursionError:  # no judgement is nested a thousand deep, and trying each brace would take long
+            break
         else:
             values.append(value)
         start = text.find("{", end)

@@ -164,7 +164,7 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
             write_environment(run)
             _announce(experiment, run, console, "resumed" if resume else "started")
             for remark in datamodule.remarks():
-                console.print(f"[yellow]{remark}[/]", highlight=False, soft_wrap=True)
+                console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
                 run.write_log(remark)
         cost, step = Cost(), 0
         if module.trainable and experiment.trainer.max_steps:

@@ -87,7 +87,7 @@ def print_rows(
             query_in_encoder=in_encoder,
             writes_bos=experiment.lm.bos,
         )
-        said = remarks(experiment.data, tokenizer, window=window, query_in_encoder=in_encoder)
+        said = remarks(experiment.data, tokenizer, seed=experiment.seed, window=window, query_in_encoder=in_encoder)
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
@@ -106,8 +106,9 @@ def _print_row(row: ShownRow, is_icl: bool, console: Console) -> None:
     teacher = f", teacher {row.teacher_tokens}" if row.teacher_tokens != row.context_tokens else ""
     pieces = f" in {len(row.demonstrations)} demonstrations" if is_icl else ""
     parts = [f"{row.context_tokens} tokens{pieces}{teacher}", *lost]
-    console.print(f"[bold]context[/] ({'; '.join(parts)})", highlight=False)
-    for piece in row.demonstrations:
+    if row.context_tokens:
+        console.print(f"[bold]context[/] ({'; '.join(parts)})", highlight=False)
+    for piece in row.demonstrations if row.context_tokens else ():
         console.print("  " + _visible(piece), highlight=False, markup=False, soft_wrap=True)
     console.print(f"[bold]query[/] ({row.query_tokens} tokens)", highlight=False)
     console.print("  " + _visible(row.query), highlight=False, markup=False, soft_wrap=True)
