@@ -146,7 +146,7 @@ def points_tables(points: ReferencePoints) -> RenderableType:
     parts: list[RenderableType] = []
     for name, split in points.splits.items():
         counted = f"{name}: {split.count:,} examples, {_many(split.num_contexts, 'context')}"
-        table = _table(f"{counted}; controls with the same data, steps and seed")
+        table = _table(f"{counted}; same data, steps and seed")
         metrics = [split.metric, *(["agreement"] if split.agreement_with and split.metric != "agreement" else [])]
         for metric in metrics:
             table.add_column(METRIC_TITLES.get(metric, metric), justify="right", no_wrap=True)

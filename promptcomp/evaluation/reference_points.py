@@ -28,8 +28,8 @@ class RoleRun(Config):
 
     run: str
     """Its directory."""
-    how: Literal["trained", "resumed", "reused"]
-    """Trained (or evaluated) by this command, continued by it, or found finished."""
+    how: Literal["made", "resumed", "reused"]
+    """Trained and evaluated by this command, continued by it, or found finished."""
 
 
 class RetainedBetween(Config):

@@ -217,7 +217,7 @@ def _ensure(role: Role, wanted: Experiment, run_dir: Path | None, console: Conso
             console.print(f"{role}:", highlight=False)
             outcome = fit(wanted, run_dir, console)
     assert outcome is not None  # one process only
-    return outcome, RoleRun(run=str(outcome.run), how="resumed" if state == "unfinished" else "trained")
+    return outcome, RoleRun(run=str(outcome.run), how="resumed" if state == "unfinished" else "made")
 
 
 def _points(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_five_runs_make_a_table_and_are_reused(gist_run: Run, run: Run, tmp_path
     tree = json.loads(done.stdout)
     points = tree["controls"]
     assert set(points["runs"]) == TRAINED
-    assert {found["how"] for found in points["runs"].values()} == {"trained"}
+    assert {found["how"] for found in points["runs"].values()} == {"made"}
     assert json.loads((Path(tmp_path / tree["run"]) / "controls.json").read_text()) == points
     split = points["splits"]["test"]
     assert list(split["rows"]) == [
@@ -91,7 +92,7 @@ def test_five_runs_make_a_table_and_are_reused(gist_run: Run, run: Run, tmp_path
 
     other = json.loads(gist_run("method={name: gist, num_slots: 1}", "--json").stdout)["controls"]
     assert {role: found["how"] for role, found in other["runs"].items()} == {
-        role: "trained" if role == "method" else "reused" for role in TRAINED
+        role: "made" if role == "method" else "reused" for role in TRAINED
     }
     assert len([path for path in (tmp_path / "runs").iterdir() if path.name != ".locks"]) == 6
 
@@ -104,19 +105,20 @@ def test_the_same_command_continues_after_a_stop(
     original = CompressionModule.training_step
 
     def failing(self: CompressionModule, batch: object, batch_idx: int) -> object:
-        if type(self).__name__ == "NoPrompt" and self.global_step == 1:
-            raise KeyboardInterrupt
+        if type(self).__name__ == "NoPrompt" and self.global_step == 0:
+            signal.raise_signal(signal.SIGINT)
         return original(self, batch, batch_idx)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(CompressionModule, "training_step", failing)
         stopped = gist_run()
-    assert stopped.returncode != 0
+    assert stopped.returncode == 130
+    assert "the same command continues" in stopped.stdout
     made = json.loads(gist_run("--json").stdout)
     how = {role: found["how"] for role, found in made["controls"]["runs"].items()}
     assert how["method"] == how["full_prompt_trained"] == "reused"
     assert how["no_prompt_trained"] == "resumed"
-    assert how["no_prompt_untrained"] == "trained"
+    assert how["no_prompt_untrained"] == "made"
     assert made["controls"]["splits"] == whole["controls"]["splits"]
 
 
