@@ -48,9 +48,9 @@ def save_lm(folder: Path, kind: str, seed: int = 0) -> Path:
             heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": WINDOW}
             model = LlamaForCausalLM(LlamaConfig(vocab_size=words, **sizes, **heads, **ids))
         else:
-            sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "initializer_factor": 6.0}
+            sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "initializer_factor": 3.0}
             model = T5ForConditionalGeneration(
-                T5Config(vocab_size=words, decoder_start_token_id=tokenizer.pad_token_id or 0, **sizes, **ids)
+                T5Config(vocab_size=words, decoder_start_token_id=0, tie_word_embeddings=False, **sizes, **ids)
             )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

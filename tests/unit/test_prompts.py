@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from promptcomp.batch import EncodedContext, EncodedQuery, collate
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.tasks import Row
 from promptcomp.lightning_modules import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from promptcomp.prompts import AnswerSettings, Compressor, PromptSource, load_prompt, open_compressor
@@ -37,8 +39,8 @@ CASES = [(lm, method) for lm in LMS for method in ("gist", "mend")] + [
     ("llama", "gist_alone"),
     ("t5_query_in_encoder", "full_prompt"),
 ]
-TEXT = "ab cd => ef \nab ab gh => ij \nkl => ef \n"
-QUERIES = ("ab cd", "kl ab gh cd ab", "gh")
+TEXT = "cat bench => foo \nangry owl tea => bar \nsalmon => foo \n"
+QUERIES = ("cat tea", "angry boat leek owl violin", "tiny")
 NEW = 8
 READ = """
 import json, sys
@@ -135,7 +137,7 @@ def test_kinds_and_positions(lm: str, method: str, compressors: dict[tuple[str, 
 
 def test_a_prompt_longer_than_2048_tokens(compressors: dict[tuple[str, str], Compressor], tmp_path: Path) -> None:
     compressor = compressors["llama", "gist"]
-    words = TEXT * 130
+    words = TEXT * 150
     assert 2048 < len(compressor.datamodule.context_ids(words)) < 4000
     compressor.compress(PromptSource(words)).prompt.save(tmp_path / "long.safetensors")
     prompt = load_prompt(tmp_path / "long.safetensors", device="cpu")
@@ -151,9 +153,9 @@ def test_a_prompt_longer_than_2048_tokens(compressors: dict[tuple[str, str], Com
 def test_streaming_beams_and_draws(lm: str, compressors: dict[tuple[str, str], Compressor]) -> None:
     prompt = compressors[lm, "gist"].compress(PromptSource(TEXT)).prompt
     pieces: list[str] = []
-    assert prompt.generate("ab cd", max_new_tokens=NEW, on_text=pieces.append) == "".join(pieces).strip()
+    assert prompt.generate("cat tea", max_new_tokens=NEW, on_text=pieces.append) == "".join(pieces).strip()
     beams: list[str] = []
-    searched = prompt.generate("ab cd", max_new_tokens=NEW, num_beams=3, on_text=beams.append)
+    searched = prompt.generate("cat tea", max_new_tokens=NEW, num_beams=3, on_text=beams.append)
     assert searched == "".join(beams).strip()
     drawn = [prompt.generate(list(QUERIES), max_new_tokens=NEW, temperature=2.0, seed=s) for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -163,12 +165,9 @@ def test_streaming_beams_and_draws(lm: str, compressors: dict[tuple[str, str], C
 
 def test_demonstrations_are_written_as_in_training(compressors: dict[tuple[str, str], Compressor]) -> None:
     compressor = compressors["gpt2", "mend"]
-    from promptcomp.datamodules.tasks import Row
-
-    rows = [Row("ab cd", "ef"), Row("kl", "gh")]
+    rows = [Row("cat tea", "foo"), Row("owl", "bar")]
     context = compressor.context(PromptSource.from_rows(rows))
-    text = "".join(
-        "".join(compressor.datamodule.renderer.texts(r.input, r.output, first=i == 0, demonstration=True))
-        for i, r in enumerate(rows)
-    )  # type: ignore[attr-defined]
-    assert compressor.datamodule.tokenizer.decode(context.ids[0]).split() == text.split()
+    written = compressor.datamodule.context_ids("cat tea => foo \nowl => bar \n")
+    assert context.ids[0].tolist() == list(written)
+    with pytest.raises(ConfigError, match=r"demonstrations take .* the first .* fit"):
+        compressor.context(PromptSource.from_rows(rows * 100))
