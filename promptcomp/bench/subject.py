@@ -36,7 +36,6 @@ class Subject:
     module: CompressionModule
     method: str
     lm: str
-    layout: str
     trained: bool
     prompt_pool: Sequence[int]
     """Token ids that prompts are cut from; empty: random ids."""
@@ -102,8 +101,8 @@ def subject_of_architecture(
         task_names=("task",),
     )
     module.configure_model()
-    name, layout = experiment.method.name, experiment.lm.layout
-    return Subject(module.eval(), name, lm, layout, False, (), (), query_tokens or DEFAULT_QUERY_TOKENS)
+    name = experiment.method.name
+    return Subject(module.eval(), name, lm, False, (), (), query_tokens or DEFAULT_QUERY_TOKENS)
 
 
 def random_lm(config: LanguageModelConfig, seed: int) -> LanguageModel:
@@ -144,7 +143,6 @@ def _with_data(
         module=module,
         method=experiment.method.name,
         lm=experiment.lm.path,
-        layout=experiment.lm.layout,
         trained=trained,
         prompt_pool=prompts,
         query_pool=queries,

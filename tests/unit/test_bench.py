@@ -45,8 +45,7 @@ def make_module(method: str, model: str, **options: object) -> CompressionModule
 def make_subject(method: str = "mend", model: str = "gpt2", **options: object) -> Subject:
     if method in ("mend", "prompt_tuning", "gist"):
         options.setdefault("num_slots", 2)
-    layout = "query_in_encoder" if model.endswith("encoder") else "query_in_decoder"
-    return Subject(make_module(method, model, **options), method, model, layout, False, (), (), 5)
+    return Subject(make_module(method, model, **options), method, model, False, (), (), 5)
 
 
 @pytest.mark.parametrize("model", MODELS)
