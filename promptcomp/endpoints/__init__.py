@@ -6,11 +6,11 @@ from promptcomp.endpoints.client import (
     EndpointError,
     Message,
     RefusedError,
-    Reply,
     StoppedError,
     Usage,
 )
 from promptcomp.endpoints.limits import RateLimiter
+from promptcomp.endpoints.replies import Reply
 
 __all__ = [
     "ChatClient",

@@ -7,23 +7,20 @@ made here and not by the library, so that each try passes the rate limits, is co
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import json
 import os
 import random
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict
 
 from promptcomp.endpoints.limits import RateLimiter
+from promptcomp.endpoints.replies import PassingError, Reply, read_reply, retry_after, shorten
 from promptcomp.errors import ConfigError
 
 OPENAI_URL = "https://api.openai.com/v1"
 LONGEST_RETRY_AFTER = 600.0
 """Seconds; a server that asks for a longer wait (a daily quota) is taken as out of service."""
 _RETRIED = (408, 409, 429)
-_SHOWN = 160  # characters of a server's words in a message
 
 
 class Message(TypedDict):
@@ -68,20 +65,6 @@ class Endpoint:
         return (self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL).rstrip("/")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What the model answered."""
-
-    text: str
-    """Empty if the model said nothing."""
-    prompt_tokens: int | None
-    """As counted by the server; None: it does not tell."""
-    completion_tokens: int | None
-    finish_reason: str | None
-    model: str | None
-    """The model's name as the server tells it (often with its version)."""
-
-
 @dataclass(slots=True)
 class Usage:
     """What a client has used so far."""
@@ -98,15 +81,6 @@ class Usage:
 
 class StoppedError(EndpointError):
     """The client was told to stop before this request was answered."""
-
-
-class _PassingError(Exception):
-    """A try failed in a way that may pass."""
-
-    def __init__(self, reason: str, retry_after: float | None = None, limited: bool = False) -> None:
-        super().__init__(reason)
-        self.retry_after = retry_after
-        self.limited = limited
 
 
 class ChatClient:
@@ -169,7 +143,7 @@ class ChatClient:
             self.usage.requests += 1
             try:
                 reply = await self._once(messages, max_tokens, temperature)
-            except _PassingError as error:
+            except PassingError as error:
                 self.usage.failed += 1
                 await self._wait_or_give_up(error, tries)
                 continue
@@ -184,7 +158,7 @@ class ChatClient:
                 slot.tokens = reply.prompt_tokens + (reply.completion_tokens or 0)
             return reply
 
-    async def _wait_or_give_up(self, error: _PassingError, tries: int) -> None:
+    async def _wait_or_give_up(self, error: PassingError, tries: int) -> None:
         where = self.endpoint.url
         if error.retry_after is not None and error.retry_after > LONGEST_RETRY_AFTER:
             raise EndpointError(f"{where}: {error}; it asks to wait {error.retry_after:.0f} s") from None
@@ -219,16 +193,16 @@ class ChatClient:
                     model=self.endpoint.model, messages=list(messages), **options
                 )
         except (TimeoutError, errors.APITimeoutError):
-            raise _PassingError(f"no answer within {self.endpoint.timeout:g} s") from None
+            raise PassingError(f"no answer within {self.endpoint.timeout:g} s") from None
         except errors.APIConnectionError as error:
-            raise _PassingError(f"cannot be reached ({_cause(error)})") from None
+            raise PassingError(f"cannot be reached ({_cause(error)})") from None
         except errors.APIStatusError as error:
             if self._adapt(error):
                 return None
             raise self._status_error(error) from None
         except errors.OpenAIError as error:
-            raise EndpointError(f"{self.endpoint.url}: {_shorten(str(error))}") from None
-        return _reply(raw.text, raw.headers)
+            raise EndpointError(f"{self.endpoint.url}: {shorten(str(error))}") from None
+        return read_reply(raw.text, raw.headers)
 
     def _adapt(self, error: Any) -> bool:
         """Newer models know `max_tokens` by another name and fix the temperature; whether that was the trouble."""
@@ -256,7 +230,7 @@ class ChatClient:
         if status == 429 and error.code == "insufficient_quota":  # waiting does not fill an account
             return EndpointError(f"{where}: the account has no quota left ({words})")
         if status in _RETRIED or status >= 500:
-            return _PassingError(
+            return PassingError(
                 f"answers with status {status} ({words})", retry_after(error.response.headers), status in (429, 503)
             )
         if status in (400, 413, 422):
@@ -268,54 +242,6 @@ class ChatClient:
             self.usage.uncounted += 1
         self.usage.prompt_tokens += reply.prompt_tokens or 0
         self.usage.completion_tokens += reply.completion_tokens or 0
-
-
-def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds that a server asks to wait (`retry-after-ms`, or `Retry-After` in seconds or as a date); None: not told.
-
-    Args:
-        headers: of the response, found whatever their case.
-        now: seconds since the epoch; None: the present.
-    """
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            seconds = float(value) / unit
-        except ValueError:
-            continue
-        return seconds if seconds >= 0 else None  # NaN too
-    date = email.utils.parsedate_tz(headers.get("retry-after"))
-    if date is None:
-        return None
-    return max(0.0, email.utils.mktime_tz(date) - (time.time() if now is None else now))
-
-
-def _reply(text: str, headers: Mapping[str, str]) -> Reply:
-    """The reply in a response's body. Anything but a chat completion is a passing fault: proxies answer for servers."""
-    kind = str(headers.get("content-type", "")).partition(";")[0].strip() or "no content type"
-    try:
-        body = json.loads(text)
-    except ValueError:
-        what = "HTML" if text.lstrip()[:1] == "<" else "no complete JSON"
-        raise _PassingError(f"answers with {what} ({kind}: {_shorten(text)})") from None
-    choices = body.get("choices") if isinstance(body, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise _PassingError(f"answers without choices ({kind}: {_shorten(text)})")
-    message = choices[0].get("message")
-    if not isinstance(message, dict):
-        raise _PassingError(f"answers without a message ({kind}: {_shorten(text)})")
-    usage = body.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    content, reason, model = message.get("content"), choices[0].get("finish_reason"), body.get("model")
-    return Reply(
-        text=content if isinstance(content, str) else "",
-        prompt_tokens=_whole(counts.get("prompt_tokens")),
-        completion_tokens=_whole(counts.get("completion_tokens")),
-        finish_reason=reason if isinstance(reason, str) else None,
-        model=model if isinstance(model, str) else None,
-    )
 
 
 def _import_openai() -> Any:
@@ -340,21 +266,12 @@ def _api_key(endpoint: Endpoint) -> str:
     return "none"  # servers of one's own ask for no key, but the library insists on one
 
 
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
 def _cause(error: BaseException) -> str:
     cause = error.__cause__ or error
-    return _shorten(str(cause)) or type(cause).__name__
+    return shorten(str(cause)) or type(cause).__name__
 
 
 def _server_words(error: Any) -> str:
     body = error.body
     words = body.get("message") if isinstance(body, dict) else None
-    return _shorten(str(words or error.response.text or error.response.reason_phrase or "no words"))
-
-
-def _shorten(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= _SHOWN else flat[:_SHOWN] + "..."
+    return shorten(str(words or error.response.text or error.response.reason_phrase or "no words"))

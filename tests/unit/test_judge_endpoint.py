@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from promptcomp.endpoints import ChatClient, Endpoint, EndpointError, Message, RateLimiter, RefusedError, Reply
-from promptcomp.endpoints.client import StoppedError, retry_after
+from promptcomp.endpoints.client import StoppedError
+from promptcomp.endpoints.replies import retry_after
 from promptcomp.errors import ConfigError
 from tests.judge_server import Answer, JudgeServer, Rule, completion, fault, serving
 

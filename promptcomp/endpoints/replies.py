@@ -1,0 +1,96 @@
+"""Reading a server's responses: the reply, how long to wait, and what went wrong in a few words."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_SHOWN = 160  # characters of a server's words in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model answered."""
+
+    text: str
+    """Empty if the model said nothing."""
+    prompt_tokens: int | None
+    """As counted by the server; None: it does not tell."""
+    completion_tokens: int | None
+    finish_reason: str | None
+    model: str | None
+    """The model's name as the server tells it (often with its version)."""
+
+
+class PassingError(Exception):
+    """A try failed in a way that may pass."""
+
+    def __init__(self, reason: str, retry_after: float | None = None, limited: bool = False) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+        self.limited = limited
+
+
+def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds that a server asks to wait (`retry-after-ms`, or `Retry-After` in seconds or as a date); None: not told.
+
+    Args:
+        headers: of the response, found whatever their case.
+        now: seconds since the epoch; None: the present.
+    """
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) / unit
+        except ValueError:
+            continue
+        return seconds if seconds >= 0 else None  # NaN too
+    date = email.utils.parsedate_tz(headers.get("retry-after"))
+    if date is None:
+        return None
+    return max(0.0, email.utils.mktime_tz(date) - (time.time() if now is None else now))
+
+
+def read_reply(text: str, headers: Mapping[str, str]) -> Reply:
+    """The reply in a response's body. Anything but a chat completion is a passing fault: proxies answer for servers.
+
+    Raises:
+        PassingError: it is something else.
+    """
+    kind = str(headers.get("content-type", "")).partition(";")[0].strip() or "no content type"
+    try:
+        body = json.loads(text)
+    except ValueError:
+        what = "HTML" if text.lstrip()[:1] == "<" else "no complete JSON"
+        raise PassingError(f"answers with {what} ({kind}: {shorten(text)})") from None
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise PassingError(f"answers without choices ({kind}: {shorten(text)})")
+    message = choices[0].get("message")
+    if not isinstance(message, dict):
+        raise PassingError(f"answers without a message ({kind}: {shorten(text)})")
+    usage = body.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    content, reason, model = message.get("content"), choices[0].get("finish_reason"), body.get("model")
+    return Reply(
+        text=content if isinstance(content, str) else "",
+        prompt_tokens=_whole(counts.get("prompt_tokens")),
+        completion_tokens=_whole(counts.get("completion_tokens")),
+        finish_reason=reason if isinstance(reason, str) else None,
+        model=model if isinstance(model, str) else None,
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def shorten(text: str) -> str:
+    """The beginning of a text, on one line."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _SHOWN else flat[:_SHOWN] + "..."
