@@ -12,10 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
+
+ANSWER: Final = 0
+"""Role of a target that answers its query."""
+RATIONALE: Final = 1
+"""Role of a target that explains the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class EncodedTarget:
     ids: tuple[int, ...]
     choice: int = 0
     """Which option of its example this is."""
+    role: int = ANSWER
+    """Which task of its example it is a target of: `ANSWER` or `RATIONALE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ class Batch:
     query_of: Tensor  # [M] row of each target's query
     example: Tensor  # [M] number of the example each target belongs to
     choice: Tensor  # [M] which option of its example each target is
+    role: Tensor  # [M] which task of its example each target belongs to (ANSWER, RATIONALE)
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
@@ -88,10 +96,35 @@ class Batch:
             moved["teacher_context"] = moved["context"]
         return replace(self, **moved)
 
+    def of_role(self, role: int) -> tuple[Self, Tensor]:
+        """The targets of one role and the queries they hang on, and the rows [n] of these queries in this batch."""
+        targets = (self.role == role).nonzero().squeeze(1)
+        queries, query_of = self.query_of[targets].unique(return_inverse=True)
+        ids, mask = _trim(self.target_ids[targets], self.target_mask[targets])
+        chosen = replace(
+            self,
+            query_ids=self.query_ids[queries],
+            query_mask=self.query_mask[queries],
+            context_of=self.context_of[queries],
+            target_ids=ids,
+            target_mask=mask,
+            query_of=query_of,
+            example=self.example[targets],
+            choice=self.choice[targets],
+            role=self.role[targets],
+        )
+        return chosen, queries
+
     @property
     def num_tokens(self) -> Tensor:
         """Real (unpadded) tokens of contexts, queries and targets, a scalar on the batch's device."""
         return self.context.mask.sum() + self.query_mask.sum() + self.target_mask.sum()
+
+
+def _trim(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Right-padded rows without columns of nothing but padding."""
+    width = int(mask.sum(-1).max()) if len(mask) else 0
+    return ids[:, :width], mask[:, :width]
 
 
 def _move(value: Any, device: torch.device | str) -> Any:
@@ -124,6 +157,7 @@ def collate(contexts: Sequence[EncodedContext], pad_id: int) -> Batch:
     queries, targets = _Columns(), _Columns()
     example: list[int] = []
     choice: list[int] = []
+    role: list[int] = []
     for g, context in enumerate(contexts):
         for query in context.queries:
             for target in query.targets:
@@ -131,6 +165,7 @@ def collate(contexts: Sequence[EncodedContext], pad_id: int) -> Batch:
                 targets.parent.append(len(queries.ids))
                 example.append(query.example)
                 choice.append(target.choice)
+                role.append(target.role)
             queries.ids.append(query.ids)
             queries.parent.append(g)
     task = torch.tensor([context.task for context in contexts], dtype=torch.long)
@@ -153,4 +188,5 @@ def collate(contexts: Sequence[EncodedContext], pad_id: int) -> Batch:
         query_of=torch.tensor(targets.parent, dtype=torch.long),
         example=torch.tensor(example, dtype=torch.long),
         choice=torch.tensor(choice, dtype=torch.long),
+        role=torch.tensor(role, dtype=torch.long),
     )

@@ -12,7 +12,9 @@ import typer
 
 from promptcomp import __version__
 from promptcomp.commands import data, prompts
+from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
+from promptcomp.commands.judge import judge
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,10 +28,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.add_typer(data.app, name="data")
-app.command()(prompts.compress)
-app.command()(prompts.inspect)
-app.command()(prompts.generate)
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by a signal and can be resumed (128 + SIGINT)."""
@@ -87,12 +85,21 @@ def fit(
         bool,
         typer.Option("--dry-run", help="Train nothing: print the resolved configuration, parameters, memory, FLOPs."),
     ] = False,
+    with_controls: Annotated[
+        bool,
+        typer.Option(
+            "--with-controls",
+            help="Also train full_prompt and no_prompt with the same data, steps and seed, and evaluate both untrained;"
+            " runs of the same configuration under output_dir are reused or continued.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a compressor (or a control) and measure it beside its bounds on held-out tasks."""
     console = console_for(as_json)
+    outcome: Any
     if resume is not None:
-        if method or config or overrides or run_dir or dry_run:
+        if method or config or overrides or run_dir or dry_run or with_controls:
             raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
         from promptcomp.run import resume_fit
 
@@ -104,11 +111,20 @@ def fit(
         if dry_run:
             from promptcomp.run.dry_run import print_estimate
 
+            if with_controls:
+                from promptcomp.run.controls import print_plan
+
+                print_plan(chosen, run_dir, console)
             print_estimate(chosen, console, as_json)
             return
-        from promptcomp.run import fit as run_fit
+        if with_controls:
+            from promptcomp.run.controls import fit_with_controls
 
-        outcome = run_fit(chosen, run_dir, console)
+            outcome = fit_with_controls(chosen, run_dir, console)
+        else:
+            from promptcomp.run import fit as run_fit
+
+            outcome = run_fit(chosen, run_dir, console)
     _finish(outcome, console, as_json)
 
 
@@ -136,7 +152,10 @@ def compare(
         str | None, typer.Option("--split", help="The only split to compare; default: all that the runs share.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", help="accuracy, task, macro_f1 or loss; default: the runs' own.")
+        str | None,
+        typer.Option(
+            "--metric", help="accuracy, task, macro_f1, loss, exact_match, rougeL, ...; default: the runs' own."
+        ),
     ] = None,
     format_: Annotated[str, typer.Option("--format", "-f", help="table, csv, markdown or json.")] = "table",
     allow_different: Annotated[
@@ -189,6 +208,14 @@ def doctor(as_json: JsonOption = False) -> None:
 
     if not print_report(console_for(as_json), as_json):
         raise typer.Exit(1)
+
+
+app.command()(prompts.compress)
+app.command()(prompts.inspect)
+app.command()(prompts.generate)
+app.command()(bench)
+app.command()(judge)
+app.add_typer(data.app, name="data")
 
 
 def _finish(outcome: Any, console: Console, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS
+from promptcomp.datamodules.base import ICLConfig
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import OptimConfig
@@ -67,6 +68,12 @@ class EvaluationConfig(Config):
     """Resamples of contexts behind each 95 % interval."""
     measure_cost: bool = True
     """Time compression and prefill on this machine (a few seconds)."""
+    generate: bool | Literal["auto"] = "auto"
+    """Write an answer (greedily) to every test example, besides scoring; auto: for instruction data."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest generated answer in tokens; less where the LM's window leaves less."""
+    sentences: Literal["builtin", "nltk"] = "builtin"
+    """How ROUGE-Lsum finds sentences: a built-in list of abbreviations, or nltk's English model (a download)."""
 
 
 class Experiment(Config):
@@ -90,6 +97,12 @@ class Experiment(Config):
     """Seed of the weights, the data order and the dropout masks."""
     output_dir: str = "runs"
     """Folder that run directories are made in."""
+
+    @model_validator(mode="after")
+    def _answers_can_be_written(self) -> Experiment:
+        if self.evaluation.generate is True and isinstance(self.data, ICLConfig) and self.data.scoring == "channel":
+            raise ValueError("evaluation.generate=true needs data.scoring=direct: a channel query holds the answer")
+        return self
 
     @property
     def title(self) -> str:

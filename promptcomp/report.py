@@ -19,6 +19,8 @@ from promptcomp.evaluation.formatting import (
     number_text,
     value_text,
 )
+from promptcomp.evaluation.records import TEXT_METRICS
+from promptcomp.evaluation.reference_points import ReferencePoints, SplitPoints
 from promptcomp.evaluation.results import Estimate, Results, SplitResult
 
 WIDE = 110
@@ -58,7 +60,7 @@ def render(results: Results, width: int) -> RenderableType:
     """The quality table of each split, the cost table, and the findings in words."""
     parts: list[RenderableType] = []
     for name, split in results.splits.items():
-        parts += [quality_table(results, name, split, width), *_remarks(split), Text()]
+        parts += [quality_table(results, name, split, width), *_remarks(results, split), Text()]
     parts += [cost_table(results, width), Text(), *findings(results)]
     return Group(*parts)
 
@@ -139,6 +141,49 @@ def findings(results: Results) -> list[Text]:
     return [Text.assemble((f"{label:<18}", "bold"), text) for label, text in lines]
 
 
+def points_tables(points: ReferencePoints) -> RenderableType:
+    """The method between its reference points, a table for each split, and how much it retains."""
+    parts: list[RenderableType] = []
+    for name, split in points.splits.items():
+        counted = f"{name}: {split.count:,} examples, {_many(split.num_contexts, 'context')}"
+        table = _table(f"{counted}; same data, steps and seed")
+        metrics = [split.metric, *(["agreement"] if split.agreement_with and split.metric != "agreement" else [])]
+        for metric in metrics:
+            table.add_column(METRIC_TITLES.get(metric, metric), justify="right", no_wrap=True)
+        for role, found in split.rows.items():
+            is_method = role == "method"
+            title = points.method if is_method else _role_title(points, role)
+            cells = [estimate_text(found.get(metric)) for metric in metrics]
+            table.add_row(title, *cells, style="bold" if is_method else "")
+        parts += [table, *_points_remarks(points, split), Text()]
+    return Group(*parts)
+
+
+def print_points(points: ReferencePoints, console: Console) -> None:
+    """Print the reference points, remarks, and which run stands for what."""
+    console.print(points_tables(points))
+    for note in points.notes:
+        console.print(Text(note, style="italic"), soft_wrap=True)
+    for role, found in points.runs.items():
+        name = points.method if role == "method" else _role_title(points, role)
+        console.print(f"{name}: {found.how}, {found.run}", highlight=False, soft_wrap=True)
+
+
+def _role_title(points: ReferencePoints, role: str) -> str:
+    which, _, how = role.rpartition("_")
+    return f"{'no' if which == 'no_prompt' else 'full'} {points.context_kind}, {how}"
+
+
+def _points_remarks(points: ReferencePoints, split: SplitPoints) -> list[Text]:
+    lines = []
+    for kind, kept in split.retained.items():
+        text = "no headroom" if kept.no_headroom else value_text(kept.value, kept.ci)
+        lines.append(f"retained between the {kind} controls: {text}")
+    if split.agreement_with is not None:
+        lines.append(f"agreement: the same text as {_role_title(points, split.agreement_with)}")
+    return [Text(line) for line in lines]
+
+
 def _table(title: str) -> Table:
     """An open table that wastes no column of an 80-column terminal; its first column names the rows."""
     table = Table(
@@ -187,6 +232,9 @@ def _shown_metrics(split: SplitResult, wide: bool) -> list[str]:
     found = {metric for estimates in split.rows.values() for metric in estimates}
     if split.metric == "loss":
         return ["loss"]
+    if split.metric in TEXT_METRICS:
+        order = [split.metric, "exact_match", "rougeL", "agreement"]
+        return [metric for metric in dict.fromkeys(order) if metric in found][: 3 if wide else 2]
     first = "task" if split.metric == "task" and "macro_f1" not in found else split.metric
     order = [first, "accuracy", "macro_f1", "loss"] if wide else [first, "accuracy", "macro_f1"]
     shown = [metric for metric in dict.fromkeys(order) if metric in found]
@@ -201,7 +249,7 @@ def _two_of_task(split: SplitResult, found: set[str]) -> list[str]:
     return ["task", "accuracy"]
 
 
-def _remarks(split: SplitResult) -> list[Text]:
+def _remarks(results: Results, split: SplitResult) -> list[Text]:
     lines = []
     if split.no_headroom and split.headroom is not None:
         error = "" if split.headroom_se is None else f" with a standard error of {split.headroom_se:.3f}"
@@ -209,9 +257,17 @@ def _remarks(split: SplitResult) -> list[Text]:
         lines.append(f"no headroom: {gain}; a share of that would be noise")
     if split.metric == "task" and len({task.kind for task in split.tasks}) > 1:
         lines.append("score: macro-F1 of classification tasks, accuracy of the others, mean over tasks")
+    lines += [f"{row_title(results, row)}: {text}" for row, text in _unfinished(split)]
     if 0 < split.num_contexts < 10:
         lines.append(f"only {_many(split.num_contexts, 'context')}: the intervals are rough")
     return [Text(line, style="italic") for line in lines]
+
+
+def _unfinished(split: SplitResult) -> list[tuple[str, str]]:
+    """The rows with answers that were cut off."""
+    found = [(row, split.unfinished.get(row, 0)) for row in ("no_prompt", "method", "full_prompt")]
+    limit = "reached the limit of new tokens"
+    return [(row, f"{cut:,} of {split.generated:,} answers {limit}") for row, cut in found if cut]
 
 
 def _many(count: int, noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,8 @@ import typer
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
 
 app = typer.Typer(help="Look at data: what can be read, rows as the model sees them, bad rows.", no_args_is_help=True)
+build_app = typer.Typer(help="Build published data sets from the files they are made of.", no_args_is_help=True)
+app.add_typer(build_app, name="build")
 
 
 @app.command("list")
@@ -43,3 +46,24 @@ def data_validate(
 
     if print_problems(method, config, overrides or (), console_for(as_json), as_json):
         raise typer.Exit(1)
+
+
+@build_app.command("alpaca-plus")
+def data_build_alpaca_plus(
+    alpaca: Annotated[Path, typer.Option("--alpaca", help="Stanford Alpaca: alpaca_data.json.")],
+    self_instruct: Annotated[Path, typer.Option("--self-instruct", help="Self-Instruct: all_instances_82K.jsonl.")],
+    user_oriented: Annotated[
+        Path, typer.Option("--user-oriented", help="Self-Instruct: user_oriented_instructions.jsonl.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the four files.")],
+    seen: Annotated[int, typer.Option("--seen", min=0, help="Rows of the seen split.")] = 1000,
+    unseen: Annotated[int, typer.Option("--unseen", min=0, help="Rows of the unseen split.")] = 1000,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build Alpaca+ (gisting, Mu et al. 2023) by the published rules, and print what is in it."""
+    from promptcomp.run.building import build_alpaca_plus_files
+
+    build_alpaca_plus_files(
+        alpaca, self_instruct, user_oriented, output, seen, unseen, overwrite, console_for(as_json), as_json
+    )

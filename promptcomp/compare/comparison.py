@@ -16,7 +16,7 @@ from promptcomp.compare.runs import PREDICTIONS, Run, different_examples, load, 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample_metric
 from promptcomp.evaluation.metrics import MetricName, group
-from promptcomp.evaluation.records import Prediction, read_predictions
+from promptcomp.evaluation.records import Prediction, joined, read_predictions
 from promptcomp.evaluation.results import Estimate, Interval, SplitResult
 
 
@@ -218,24 +218,13 @@ def _paired(
     if set(by_number) != {p.example for p in other}:
         return None, f"{PREDICTIONS} does not hold the same examples, so the delta has no interval"
     same_contexts = _same_partition([(by_number[p.example].context, p.context) for p in other])
-    both = [_joined(by_number[p.example], p, same_contexts) for p in other]
+    context = None if same_contexts else 0
+    both = [joined({"first": by_number[p.example], "other": p}, context) for p in other]
     groups = group(both, ("first", "other"))
     samples = resample_metric(groups, ("first", "other"), metric, resamples=resamples, seed=seed)
     interval = percentile_interval(samples.difference(metric, "other", "first"), samples.num_contexts, CONFIDENCE)
     note = "" if same_contexts else "other contexts than the first run; the delta is resampled by task and data seed"
     return interval, note
-
-
-def _joined(first: Prediction, other: Prediction, same_contexts: bool) -> Prediction:
-    """One prediction with the two runs' methods as its rows."""
-    return first.model_copy(
-        update={
-            "context": first.context if same_contexts else 0,
-            "prediction": {"first": first.prediction.get("method"), "other": other.prediction.get("method")},
-            "correct": {"first": first.correct.get("method"), "other": other.correct.get("method")},
-            "loss": {"first": first.loss.get("method"), "other": other.loss.get("method")},
-        }
-    )
 
 
 def _same_partition(pairs: Sequence[tuple[int, int]]) -> bool:

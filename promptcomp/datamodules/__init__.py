@@ -8,20 +8,43 @@ from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.base import ContextDataModule, ExampleInfo, ICLConfig
 from promptcomp.datamodules.hub import HFData, HFSource
 from promptcomp.datamodules.icl import ICLDataModule
+from promptcomp.datamodules.instruction import InstructionDataModule
+from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.instruction_sources import AlpacaPlusData, HeldOutSource, InstructionsData
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
+from promptcomp.datamodules.rationale import RationaleDataModule
+from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.rationale_sources import (
+    FilesSource,
+    FolderSource,
+    HubSource,
+    RationaleFilesData,
+    RationaleFolderData,
+    RationaleHFData,
+)
 from promptcomp.datamodules.sampler import Draw, StepSampler
 from promptcomp.datamodules.tables import TableData, TableSource
-from promptcomp.datamodules.tasks import TaskSource
+from promptcomp.datamodules.tasks import InstructionSource, RationaleSource, TaskSource
 from promptcomp.datamodules.text import TextConfig, TextDataModule
 from promptcomp.datamodules.toy import ToySource
 from promptcomp.datamodules.toy_icl import ToyICLData
+from promptcomp.datamodules.toy_instruction_data import ToyInstructionsData
+from promptcomp.datamodules.toy_instructions import ToyInstructionSource
+from promptcomp.datamodules.toy_rationales import ToyRationaleData, ToyRationaleSource
 
 DATASETS: dict[str, type[Config]] = {
     "toy_icl": ToyICLData,
     "metaicl": MetaICLData,
     "hf_icl": HFData,
     "table_icl": TableData,
+    "alpaca_plus": AlpacaPlusData,
+    "instructions": InstructionsData,
+    "toy_instructions": ToyInstructionsData,
     "text": TextConfig,
+    "toy_rationales": ToyRationaleData,
+    "rationale_folder": RationaleFolderData,
+    "rationale_files": RationaleFilesData,
+    "rationale_hf": RationaleHFData,
 }
 """Data sections by the `name` that a configuration gives."""
 
@@ -43,8 +66,45 @@ def build_source(config: ICLConfig) -> TaskSource:
     raise ConfigError(f"data section {type(config).__name__} is not registered")
 
 
+def build_instructions(config: InstructionConfig) -> InstructionSource:
+    """The rows that a section of instruction data describes.
+
+    Raises:
+        ConfigError: files are missing, or the section is of no known kind.
+    """
+    if isinstance(config, ToyInstructionsData):
+        return ToyInstructionSource(config.world)
+    if isinstance(config, AlpacaPlusData | InstructionsData):
+        return HeldOutSource(config)
+    raise ConfigError(f"data section {type(config).__name__} is not registered")
+
+
+def build_rationales(config: RationaleConfig) -> RationaleSource:
+    """The rows that a section of rationale data describes.
+
+    Raises:
+        ConfigError: files are missing or bad, or the section is of no known kind.
+    """
+    if isinstance(config, ToyRationaleData):
+        return ToyRationaleSource(config.world)
+    if isinstance(config, RationaleFolderData):
+        return FolderSource(config)
+    if isinstance(config, RationaleFilesData):
+        return FilesSource(config)
+    if isinstance(config, RationaleHFData):
+        return HubSource(config)
+    raise ConfigError(f"data section {type(config).__name__} is not registered")
+
+
 def build_datamodule(
-    config: Config, tokenizer: PreTrainedTokenizerBase, *, seed: int, batch_size: int, window: int | None
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    batch_size: int,
+    window: int | None,
+    query_in_encoder: bool = False,
+    writes_bos: bool | None = None,
 ) -> ContextDataModule:
     """The datamodule that a data section describes.
 
@@ -54,6 +114,8 @@ def build_datamodule(
         seed: The run's seed.
         batch_size: Contexts of one micro-batch over all processes.
         window: Most positions the LM can read; None: no limit.
+        query_in_encoder: Whether an encoder reads the queries (instruction data then closes them with EOS).
+        writes_bos: Whether the LM puts BOS in front of a context; None: as the tokenizer itself does.
 
     Raises:
         ConfigError: files are missing or bad, or budgets do not fit the window.
@@ -62,6 +124,20 @@ def build_datamodule(
         return TextDataModule(config, tokenizer, seed=seed, batch_size=batch_size, window=window)
     if isinstance(config, ICLConfig):
         return ICLDataModule(config, build_source(config), tokenizer, seed=seed, batch_size=batch_size, window=window)
+    if isinstance(config, InstructionConfig):
+        return InstructionDataModule(
+            config,
+            build_instructions(config),
+            tokenizer,
+            seed=seed,
+            batch_size=batch_size,
+            window=window,
+            query_in_encoder=query_in_encoder,
+            writes_bos=writes_bos,
+        )
+    if isinstance(config, RationaleConfig):
+        source = build_rationales(config)
+        return RationaleDataModule(config, source, tokenizer, seed=seed, batch_size=batch_size, window=window)
     raise ConfigError(f"data section {type(config).__name__} is not registered")
 
 
@@ -72,8 +148,14 @@ __all__ = [
     "ExampleInfo",
     "ICLConfig",
     "ICLDataModule",
+    "InstructionConfig",
+    "InstructionDataModule",
+    "RationaleConfig",
+    "RationaleDataModule",
     "StepSampler",
     "TextDataModule",
     "build_datamodule",
+    "build_instructions",
+    "build_rationales",
     "build_source",
 ]

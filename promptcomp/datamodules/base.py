@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -22,6 +23,7 @@ from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart, eval_bat
 from promptcomp.datamodules.options import ICLConfig, LoaderConfig
 from promptcomp.datamodules.sampler import Draw, StepSampler
 from promptcomp.datamodules.tasks import TaskKind
+from promptcomp.evaluation.metrics import MetricName
 
 __all__ = ["ContextDataModule", "Draw", "ExampleInfo", "ICLConfig", "LoaderConfig", "StepSampler"]
 
@@ -43,6 +45,8 @@ class ExampleInfo:
     options: tuple[str, ...]
     input: str
     output: str
+    instruction: str = ""
+    """The context as a person wrote it; empty: the context's tokens, decoded, stand for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ class ContextDataModule(L.LightningDataModule):
     """
 
     eval_splits: tuple[str, ...]
+    answers_are_generated: ClassVar[bool] = False
+    """Whether evaluation writes answers unless told otherwise (instructions), or only scores."""
 
     def __init__(
         self,
@@ -105,6 +111,11 @@ class ContextDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         pad_id = tokenizer.pad_token_id
         self._collate = partial(collate, pad_id=0 if pad_id is None else pad_id)
+
+    @property
+    def headline(self) -> MetricName:
+        """The metric that results of this data are summed up by."""
+        return "loss"
 
     @property
     @abstractmethod
@@ -137,6 +148,14 @@ class ContextDataModule(L.LightningDataModule):
     @abstractmethod
     def context_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a prompt (an instruction, demonstrations) given as text, as training would have written it."""
+
+    def remarks(self) -> list[str]:
+        """What a person should know about the training data, such as rows that are left out or cut."""
+        return []
+
+    def answer_of(self, text: str) -> str:
+        """The answer in a generated text (where something else may stand around it)."""
+        return text.strip()
 
     def train_sampler(
         self, *, rank: int = 0, world_size: int = 1, start_step: int = 0, follow_trainer: bool = False
@@ -211,7 +230,16 @@ class ContextDataModule(L.LightningDataModule):
         """
         if split not in self.eval_splits:
             raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
-        contexts = self.eval_contexts(split, null=null)
+        return self.contexts_dataloader(self.eval_contexts(split, null=null), rank=rank, world_size=world_size)
+
+    def contexts_dataloader(
+        self, contexts: EvalContexts, *, rank: int = 0, world_size: int = 1
+    ) -> DataLoader[EncodedContext]:
+        """Batches of evaluation contexts, long ones first; see `eval_dataloader`.
+
+        Raises:
+            ConfigError: there are fewer queries than processes.
+        """
         config = self.loader_config
         batches = eval_batches(contexts, config.eval_batch_contexts, config.eval_batch_targets, world_size)
         return DataLoader(_EvalItems(contexts), batch_sampler=batches[rank::world_size], collate_fn=self._collate)

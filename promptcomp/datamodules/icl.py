@@ -22,6 +22,7 @@ from promptcomp.datamodules.rendering import SEPARATORS, Parts, Renderer, assemb
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
 from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.evaluation.metrics import MetricName
 
 NULL_INPUT = "N/A"  # MetaICL's input for PMI calibration
 _KEPT_TASKS = 1024  # tasks of a generated source that are kept after they were built
@@ -69,6 +70,11 @@ class ICLDataModule(ContextDataModule):
         self._examples: dict[str, tuple[ExampleInfo, ...]] = {}
         self._plans: dict[str, tuple[Plan, ...]] = {}
         self._task = lru_cache(maxsize=_KEPT_TASKS)(self._build_task)
+
+    @property
+    def headline(self) -> MetricName:
+        """As configured."""
+        return self.config.metric
 
     # ---- tasks
 

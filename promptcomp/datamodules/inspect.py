@@ -10,17 +10,25 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from promptcomp.batch import EncodedContext
+from promptcomp.batch import RATIONALE, EncodedContext, EncodedQuery
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules import DATASETS, build_datamodule, build_source
+from promptcomp.datamodules import DATASETS, build_datamodule, build_rationales, build_source
 from promptcomp.datamodules.arrow import open_table
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.eval_batches import EvalPart
 from promptcomp.datamodules.hub import HFData
 from promptcomp.datamodules.icl import ICLDataModule
+from promptcomp.datamodules.instruction import InstructionDataModule
+from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.instruction_problems import module_problems, record_problems
+from promptcomp.datamodules.instruction_sources import AlpacaPlusData, InstructionsData
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource, read_partition
 from promptcomp.datamodules.options import ICLConfig
 from promptcomp.datamodules.plans import Plan
+from promptcomp.datamodules.rationale import RationaleDataModule
+from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.rationale_selection import Account
+from promptcomp.datamodules.rationale_sources import FilesSource, FolderSource, HubSource, source_problems
 from promptcomp.datamodules.rendering import assemble
 from promptcomp.datamodules.rows import (
     METAICL_COLUMNS,
@@ -71,6 +79,8 @@ def show(
     *,
     seed: int = 0,
     window: int | None = None,
+    query_in_encoder: bool = False,
+    writes_bos: bool | None = None,
 ) -> list[ShownRow]:
     """The first rows of a split as the model will see them.
 
@@ -81,11 +91,21 @@ def show(
         count: Most rows.
         seed: The run's seed (it orders the train split).
         window: Most positions the LM can read.
+        query_in_encoder: Whether an encoder reads the queries.
+        writes_bos: Whether the LM puts BOS in front of a context; None: as the tokenizer itself does.
 
     Raises:
         ConfigError: the data is bad or the split unknown.
     """
-    module = build_datamodule(config, tokenizer, seed=seed, batch_size=1, window=window)
+    module = build_datamodule(
+        config,
+        tokenizer,
+        seed=seed,
+        batch_size=1,
+        window=window,
+        query_in_encoder=query_in_encoder,
+        writes_bos=writes_bos,
+    )
     if split == "train":
         contexts = _train_contexts(module)
     else:
@@ -131,7 +151,7 @@ def _shown(
     pieces = tuple(text(context.ids[a:b]) for a, b in zip([0, *borders], borders, strict=False))
     for query, gold in zip(context.queries, golds, strict=True):
         yield ShownRow(
-            task=plan.task.name if plan is not None else "text",
+            task=plan.task.name if plan is not None else _task(module, context, query),
             seed=plan.task.seed if plan is not None else None,
             demonstrations=pieces,
             dropped=dropped,
@@ -146,9 +166,49 @@ def _shown(
         )
 
 
-def validate(config: Config) -> list[Problem]:
-    """Everything that is wrong with the data of a section, in the order of its files; errors and warnings."""
+def _task(module: ContextDataModule, context: EncodedContext, query: EncodedQuery) -> str:
+    """What a query without a plan asks for."""
+    if isinstance(module, RationaleDataModule):
+        return f"{module.data_name}, {'rationale' if query.targets[0].role == RATIONALE else 'label'}"
+    return dict(enumerate(module.task_names)).get(context.task, "text")
+
+
+def remarks(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int = 0,
+    window: int | None = None,
+    query_in_encoder: bool = False,
+) -> list[str]:
+    """What a person should know about the data of a section, a sentence each (see `ContextDataModule.remarks`).
+
+    Raises:
+        ConfigError: the data is bad.
+    """
+    return build_datamodule(
+        config, tokenizer, seed=seed, batch_size=1, window=window, query_in_encoder=query_in_encoder
+    ).remarks()
+
+
+def validate(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    window: int | None = None,
+    query_in_encoder: bool = False,
+) -> list[Problem]:
+    """Everything that is wrong with the data of a section, in the order of its files; errors and warnings.
+
+    Args:
+        config: A data section.
+        tokenizer: The LM's tokenizer, to tell rows over a budget; None: they are not looked for.
+        window: Most positions the LM can read.
+        query_in_encoder: Whether an encoder reads the queries.
+    """
     try:
+        if isinstance(config, InstructionConfig):
+            return list(_instruction_problems(config, tokenizer, window, query_in_encoder))
         if isinstance(config, MetaICLData):
             return list(_metaicl_problems(config))
         if isinstance(config, TableData):
@@ -157,9 +217,25 @@ def validate(config: Config) -> list[Problem]:
             return list(_hub_problems(config))
         if isinstance(config, TextConfig):
             return list(text_problems(config))
+        if isinstance(config, RationaleConfig):
+            return list(_rationale_problems(config))
     except ConfigError as error:
         return [_as_problem(error)]
     return []
+
+
+def _instruction_problems(
+    config: InstructionConfig, tokenizer: PreTrainedTokenizerBase | None, window: int | None, query_in_encoder: bool
+) -> Iterator[Problem]:
+    errors = False
+    for problem in record_problems(config) if isinstance(config, AlpacaPlusData | InstructionsData) else ():
+        errors = errors or problem.severity == "error"
+        yield problem
+    if errors or tokenizer is None:
+        return
+    module = build_datamodule(config, tokenizer, seed=0, batch_size=1, window=window, query_in_encoder=query_in_encoder)
+    if isinstance(module, InstructionDataModule):
+        yield from module_problems(module)
 
 
 def _as_problem(error: ConfigError, where: str = "data") -> Problem:
@@ -262,3 +338,17 @@ def _hub_problems(config: HFData) -> Iterator[Problem]:
                     yield Problem(f"{config.path}[{split}]", place, message)
     if not errors:
         yield from _source_problems(config)
+
+
+def _rationale_problems(config: RationaleConfig) -> Iterator[Problem]:
+    """What is wrong with the files; then, as warnings, how reading the teacher's texts went in each split."""
+    source = build_rationales(config)
+    errors = False
+    if isinstance(source, FolderSource | FilesSource | HubSource):
+        for problem in source_problems(source):
+            errors = errors or problem.severity == "error"
+            yield problem
+    for split in () if errors else source.splits:
+        account = Account.of(source.rows(split), config.metric)
+        for line in account.lines(of_training=False):
+            yield Problem("data", None, f"{split}: {line}", "warning")

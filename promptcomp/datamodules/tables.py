@@ -91,26 +91,36 @@ def _records(path: Path, columns: Columns) -> Iterator[tuple[int, Any, str | Non
         for line in json_lines(path):
             yield line.number, line.record, line.problem
     elif path.suffix in (".csv", ".tsv"):
-        yield from _csv_records(path, columns)
+        yield from csv_records(path, (columns.input, columns.output), columns.options)
     else:
         raise ConfigError(f"{path}: a table should end in .jsonl, .csv or .tsv")
 
 
-def _csv_records(path: Path, columns: Columns) -> Iterator[tuple[int, Any, str | None]]:
+def csv_records(path: Path, required: Sequence[str], options: str | None) -> Iterator[tuple[int, Any, str | None]]:
+    """Line number, record and problem of every row of a CSV or TSV file.
+
+    Args:
+        path: The file.
+        required: Columns that must be there.
+        options: Column whose cells are lists; None: none.
+
+    Raises:
+        ConfigError: the file is missing, lacks a column, or cannot be read as CSV.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
             header = reader.fieldnames or ()
-            for name in (columns.input, columns.output):
+            for name in required:
                 if name not in header:
                     raise ConfigError(f"{path}:1: no column {name!r}; the columns are {', '.join(header) or 'none'}")
             for record in reader:
                 if None in record:
                     yield reader.line_num, None, f"more cells than the {len(header)} columns"
                     continue
-                if columns.options is not None:
-                    cell = record.get(columns.options) or ""
-                    record[columns.options] = cell.split(OPTION_SEPARATOR) if cell else []
+                if options is not None:
+                    cell = record.get(options) or ""
+                    record[options] = cell.split(OPTION_SEPARATOR) if cell else []
                 yield reader.line_num, record, None
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None

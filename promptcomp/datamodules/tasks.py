@@ -1,4 +1,4 @@
-"""The rows and tasks that in-context-learning data is made of, whatever file or generator they come from."""
+"""The rows that data is made of: in tasks, with instructions or with rationales, whatever they come from."""
 
 from __future__ import annotations
 
@@ -39,6 +39,39 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class RationaleRow:
+    """One example with what a teacher wrote about it; the teacher's part is empty where there is none."""
+
+    id: str
+    input: str
+    label: str
+    """The data set's own label; empty where there is none."""
+    llm_label: str = ""
+    """The label that the teacher gave."""
+    llm_rationale: str = ""
+    """The teacher's reasons."""
+    parse_status: str = "ok"
+    """How reading the teacher's text went: a `promptcomp.datamodules.rationale_parsing.ParseStatus`."""
+    teacher: str = ""
+    """Who wrote them."""
+    options: tuple[str, ...] = ()
+    """Labels to choose from; empty where they are free."""
+
+
+class RationaleSource(Protocol):
+    """Anything that lists examples with rationales. Both members are pure functions of the source's configuration."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names that `rows` accepts: "train", "dev" where there is one, and one or more test splits."""
+        ...
+
+    def rows(self, split: str) -> Sequence[RationaleRow]:
+        """The examples of a split, whole: nothing is filtered or subsampled here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A task: rows to show as demonstrations and rows to ask.
 
@@ -63,4 +96,28 @@ class TaskSource(Protocol):
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of a split; the sequence may build each task when it is indexed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionRow:
+    """An instruction with what it is applied to and the answer; `input` may be empty."""
+
+    instruction: str
+    input: str
+    output: str
+    source: str = "instructions"
+    """Where the row comes from ("alpaca", "self_instruct"); evaluation tells sources apart as tasks."""
+
+
+class InstructionSource(Protocol):
+    """Anything that can list rows with instructions. Both members are pure functions of the configuration."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names that `rows` accepts: "train" and "dev" where there are any, and the test splits."""
+        ...
+
+    def rows(self, split: str) -> Sequence[InstructionRow]:
+        """The rows of a split; the sequence may read or build each row when it is indexed."""
         ...

@@ -29,6 +29,10 @@ class TokenCache:
             found = self._ids[text]
         return found
 
+    def once(self, text: str) -> array[int]:
+        """Token ids of a text that is not worth remembering."""
+        return array("i", next(iter(self._encode((text,)))))
+
     def add(self, texts: Iterable[str]) -> None:
         """Tokenise the texts that are not known yet, many of them in one call of the tokenizer."""
         new = list(dict.fromkeys(text for text in texts if text not in self._ids))

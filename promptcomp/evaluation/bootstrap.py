@@ -94,17 +94,25 @@ def resample_metric(
     return Samples({name: values}, num_contexts)
 
 
-def retained(samples: Samples, name: MetricName, confidence: float = CONFIDENCE) -> Retained:
-    """Quality retained with a paired interval.
+def retained(
+    samples: Samples,
+    name: MetricName,
+    confidence: float = CONFIDENCE,
+    *,
+    method: str = "method",
+    full: str = "full_prompt",
+    none: str = "no_prompt",
+) -> Retained:
+    """Quality retained with a paired interval, by the names of the three rows.
 
     Resamples in which the bounds change places say nothing about a ratio and are left out of the interval; headroom of
     two standard errors makes them rare.
     """
-    if any(row not in samples.values[name] for row in ("method", "full_prompt", "no_prompt")):
+    if any(row not in samples.values[name] for row in (method, full, none)):
         return Retained(None, None, None, None, False)
     sign = -1.0 if name == "loss" else 1.0
-    gap = sign * samples.difference(name, "full_prompt", "no_prompt")
-    gained = sign * samples.difference(name, "method", "no_prompt")
+    gap = sign * samples.difference(name, full, none)
+    gained = sign * samples.difference(name, method, none)
     headroom, error = _finite(float(gap[0])), standard_error(gap, samples.num_contexts)
     if headroom is None or not np.isfinite(gained[0]):
         return Retained(None, None, headroom, error, False)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from promptcomp.evaluation.flops import (
     MemoryKind,
@@ -27,6 +29,7 @@ __all__ = [
     "MemoryKind",
     "ModelShape",
     "PrefillFlops",
+    "count_flops",
     "cross_decoder_flops",
     "decoder_flops",
     "encoder_flops",
@@ -34,7 +37,17 @@ __all__ = [
     "memory_bytes",
     "prefill_flops",
     "shape_of_config",
+    "synchronise",
 ]
+
+_aten = torch.ops.aten
+_FUSED_ATTENTION = (
+    _aten._scaled_dot_product_flash_attention_for_cpu,
+    _aten._scaled_dot_product_flash_attention,
+    _aten._scaled_dot_product_efficient_attention,
+    _aten._scaled_dot_product_cudnn_attention,
+    _aten._scaled_dot_product_fused_attention_overrideable,
+)
 
 
 def memory_bytes(memory: Memory | None) -> float:
@@ -60,16 +73,33 @@ def measure_ms(
         function()
     times = []
     for _ in range(repeats):
-        _synchronise(device)
+        synchronise(device)
         start = time.perf_counter()
         function()
-        _synchronise(device)
+        synchronise(device)
         times.append(1000.0 * (time.perf_counter() - start))
     return statistics.median(times)
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def count_flops(function: Callable[[], object]) -> int:
+    """FLOPs of a call as torch's FlopCounterMode counts them: matrix products, all pairs of an attention."""
+    attention: dict[Any, Any] = dict.fromkeys(_FUSED_ATTENTION, _attention_flops)
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        function()
+    return int(counter.get_total_flops())
+
+
+def _attention_flops(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *rest: Any, **named: Any
+) -> int:
+    """Fused attention [B, H, S, Dh]. torch has no count for the CPU kernel, and none where heads share keys."""
+    batch, heads, rows, width = query
+    return 2 * batch * heads * rows * key[2] * (width + value[3])

@@ -107,7 +107,9 @@ def encoder_flops(shape: ModelShape, tokens: float) -> float:
     return 2.0 * weights * tokens + 4.0 * shape.num_layers * shape.num_heads * shape.head_dim * tokens**2
 
 
-def cross_decoder_flops(shape: ModelShape, new: float, encoded: float, *, project: bool = True) -> float:
+def cross_decoder_flops(
+    shape: ModelShape, new: float, encoded: float, *, project: bool = True, cached: float = 0.0
+) -> float:
     """FLOPs of `new` decoder tokens that read `encoded` encoder positions, logits of one position included.
 
     Args:
@@ -115,13 +117,57 @@ def cross_decoder_flops(shape: ModelShape, new: float, encoded: float, *, projec
         new: decoder tokens.
         encoded: encoder positions.
         project: whether the cross-attention keys and values are worked out or were cached.
+        cached: decoder tokens that came before, with their keys and values cached.
     """
     inner = shape.num_heads * shape.head_dim
     kv_weights = 2 * shape.hidden_size * shape.head_dim * shape.num_kv_heads
     own = 2 * shape.attention_weights + shape.mlp_weights - kv_weights
-    attended = new * (new + 1) / 2 + new * encoded
+    attended = new * (new + 1) / 2 + new * (cached + encoded)
     layer = 2.0 * own * new + 4.0 * inner * attended + (2.0 * kv_weights * encoded if project else 0.0)
     return shape.num_decoder_layers * layer + shape.head_flops
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFlops:
+    """FLOPs of one request: up to its first answer token, and of its whole answer."""
+
+    first_token: float
+    answer: float
+
+
+def decoder_request_flops(shape: ModelShape, *, read: float, seen: float, new_tokens: int) -> RequestFlops:
+    """A decoder-only LM reads `read` tokens after `seen` cached positions and writes `new_tokens` tokens."""
+    first = decoder_flops(shape, read, seen)
+    steps = (decoder_flops(shape, 1, seen + read + i) for i in range(new_tokens - 1))
+    return RequestFlops(first, first + sum(steps))
+
+
+def cross_request_flops(
+    shape: ModelShape, *, in_encoder: float, encoded: float, decoded: float, new_tokens: int
+) -> RequestFlops:
+    """An encoder reads `in_encoder` tokens; a decoder reads `decoded` tokens, attends `encoded` positions and writes.
+
+    The keys and values of the cross-attention are worked out for the first token and kept for the others.
+    """
+    first = encoder_flops(shape, in_encoder) + cross_decoder_flops(shape, decoded, encoded)
+    steps = (cross_decoder_flops(shape, 1, encoded, project=False, cached=decoded + i) for i in range(new_tokens - 1))
+    return RequestFlops(first, first + sum(steps))
+
+
+def break_even(
+    ours_once: float, ours_each: float, theirs_once: float, theirs_each: float
+) -> tuple[int | None, int | None]:
+    """Numbers of uses between which `ours` costs no more than `theirs`: (first, last).
+
+    (None, None): never; (first, None): from there on; (1, last): only up to there, because ours costs less to make and
+    more to use.
+    """
+    ahead, gain = theirs_once - ours_once, theirs_each - ours_each
+    if gain > 0:
+        return max(1, math.ceil(-ahead / gain)), None
+    if ahead + gain < 0:
+        return None, None
+    return (1, None) if gain == 0 else (1, math.floor(ahead / -gain))
 
 
 def prefill_flops(

@@ -11,6 +11,13 @@ METRIC_TITLES = {
     "macro_f1_metaicl": "macro-F1 (MetaICL)",
     "task": "score",
     "loss": "loss",
+    "exact_match": "exact match",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+    "equation": "equation",
+    "agreement": "agreement",
 }
 
 

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from promptcomp.evaluation.records import UNSCORED, Prediction
+from promptcomp.evaluation.records import TEXT_METRICS, UNSCORED, Prediction
 
 Flavour = Literal["sklearn", "metaicl"]
-MetricName = Literal["accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl", "task", "loss"]
-METRICS: tuple[MetricName, ...] = ("accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl", "task", "loss")
+MetricName = Literal[
+    "accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl", "task", "loss",
+    "exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement",
+]  # fmt: skip
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
 """accuracy: of all examples, pooled. task_accuracy: mean over tasks of the mean over seeds. macro_f1 and
 macro_f1_metaicl: the same of macro-F1, over classification tasks. task: macro-F1 of classification tasks and accuracy
 of the others, mean over seeds, then over tasks (MetaICL's headline). loss: nats per gold token, pooled; less is better.
+The rest (records.TEXT_METRICS): mean over all examples with generated texts.
 """
 
 Array = NDArray[np.float64]
@@ -63,6 +67,13 @@ def f1_from_counts(hits: NDArray, gold: NDArray, predicted: NDArray, flavour: Fl
     return _divide((f1 * present).sum(1), present.sum(1))
 
 
+class Sums(NamedTuple):
+    """Sum of a metric over the examples of each context, and how many examples have it: two [n] arrays."""
+
+    total: Array
+    examples: Array
+
+
 @dataclass(frozen=True, slots=True)
 class RowCounts:
     """What one row (method or bound) did in the contexts of a group: [n] and [n, K] arrays."""
@@ -72,6 +83,8 @@ class RowCounts:
     predicted: Array
     loss: Array
     """Sum of the losses of all gold tokens, in nats."""
+    texts: Mapping[str, Sums]
+    """Metrics of generated texts; empty where nothing was generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +149,7 @@ def _count(
             hits=_table(where, np.where(gold == predicted, gold, UNSCORED), n, len(classes)),
             predicted=_table(where, predicted, n, len(classes)),
             loss=_sums(where, np.where(tokens > 0, loss * tokens, 0.0), n),
+            texts=_text_sums(found, row, where, n),
         )
     choices = np.full(len(found), kind != "free_form")
     return Group(
@@ -180,6 +194,10 @@ def metric(groups: Sequence[Group], row: str, weights: NDArray, name: MetricName
         elif name == "accuracy":
             above += drawn @ g.rows[row].correct
             below += drawn @ g.count
+        elif name in TEXT_METRICS:
+            if sums := g.rows[row].texts.get(name):
+                above += drawn @ sums.total
+                below += drawn @ sums.examples
         else:
             value = _group_value(g, row, drawn, name)
             share = np.where(np.isnan(value), 0.0, drawn.sum(1) / (g.num_contexts * g.num_seeds))
@@ -204,6 +222,18 @@ def _classes(found: Sequence[Prediction], rows: Sequence[str]) -> dict[str, int]
 
 def _label(prediction: Prediction, index: int | None) -> str:
     return "" if index is None or index < 0 or not prediction.options else prediction.options[index].strip()
+
+
+def _text_sums(found: Sequence[Prediction], row: str, where: NDArray, num_contexts: int) -> dict[str, Sums]:
+    """Metrics of the texts of a row, for each context."""
+    measured = [(p.metrics or {}).get(row, {}) for p in found]
+    sums = {}
+    for name in TEXT_METRICS:
+        has = np.array([name in values for values in measured])
+        if has.any():
+            values = np.array([values.get(name, 0.0) for values in measured], dtype=np.float64)
+            sums[name] = Sums(_sums(where, values, num_contexts), _sums(where, has.astype(np.float64), num_contexts))
+    return sums
 
 
 def _sums(where: NDArray, values: NDArray, num_contexts: int) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,10 @@ from promptcomp.evaluation.files import read_text, write_atomic
 
 ROWS = ("no_prompt", "method", "full_prompt")
 """What every example is scored with: nothing, the method's memory, and the whole prompt."""
+
+TEXT_METRICS = ("exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement")
+"""What generated texts are measured by (all 0-1): equality with the right answer but for white space; ROUGE F-measures
+with stemming; equality with the text of the full-prompt row."""
 
 UNSCORED = -1
 """The prediction when no option has a score; it counts as wrong."""
@@ -52,6 +56,50 @@ class Prediction(Config):
     """Negative log probability per token of the gold target in nats, never calibrated."""
     gold_tokens: int
     """Tokens of the gold target."""
+    texts: dict[str, str | None] | None = None
+    """What was generated under each row. This and the keys below are left out where nothing was generated."""
+    reference: str | None = None
+    """The right answer, which the texts are compared with."""
+    instruction: str | None = None
+    """The context as text."""
+    input: str | None = None
+    """What stands between the context and the answer."""
+    metrics: dict[str, dict[str, float]] | None = None
+    """Row -> metric of `TEXT_METRICS` -> value (0-1); `agreement` is missing where there is no full-prompt text."""
+    unfinished: dict[str, bool] | None = None
+    """Whether the text of a row reached the limit of new tokens before it ended."""
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether texts were generated for this example."""
+        return self.texts is not None
+
+
+_GENERATED_KEYS = {"texts", "reference", "instruction", "input", "metrics", "unfinished"}
+
+
+def joined(members: Mapping[str, Prediction], context: int | None = None) -> Prediction:
+    """One prediction whose rows are the methods of several runs on one example.
+
+    Args:
+        members: row -> the prediction of a run.
+        context: number of the context instead of the first run's.
+    """
+    first = next(iter(members.values()))
+    metrics = {row: p.metrics["method"] for row, p in members.items() if p.metrics and "method" in p.metrics}
+    texts = {row: p.texts.get("method") if p.texts else None for row, p in members.items()}
+    return first.model_copy(
+        update={
+            "context": first.context if context is None else context,
+            "scores": {row: p.scores.get("method") for row, p in members.items()},
+            "prediction": {row: p.prediction.get("method") for row, p in members.items()},
+            "correct": {row: p.correct.get("method") for row, p in members.items()},
+            "loss": {row: p.loss.get("method") for row, p in members.items()},
+            "texts": texts if metrics else None,
+            "metrics": metrics or None,
+            "unfinished": None,
+        }
+    )
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
@@ -60,7 +108,11 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    write_atomic(path, "".join(f"{prediction.model_dump_json()}\n" for prediction in predictions))
+    write_atomic(path, "".join(f"{_line(prediction)}\n" for prediction in predictions))
+
+
+def _line(prediction: Prediction) -> str:
+    return prediction.model_dump_json(exclude=None if prediction.is_generated else _GENERATED_KEYS)
 
 
 def read_predictions(path: Path) -> list[Prediction]:

@@ -48,7 +48,7 @@ class TaskResult(_Section):
     seeds: int
     """Data seeds."""
     metric: str
-    """macro_f1 for a classification, accuracy for multiple choice, loss for a free-form task."""
+    """macro_f1 for a classification, accuracy for multiple choice, loss or a metric of texts for a free-form task."""
     method: float | None = None
     full_prompt: float | None = None
     no_prompt: float | None = None
@@ -60,7 +60,7 @@ class SplitResult(_Section):
     """One evaluated split. `method`, `full_prompt` and `no_prompt` are values of `metric` on the same examples."""
 
     metric: str
-    """Headline metric: accuracy (pooled), task (see metrics.METRICS) or loss (nats per token, lower is better)."""
+    """Headline metric: one of metrics.METRICS; of these only loss (nats per token) is better when it is lower."""
     count: int
     """Examples."""
     method: float | None
@@ -95,6 +95,10 @@ class SplitResult(_Section):
     resamples: int = 0
     examples_sha256: str = ""
     """Identity of the examples; runs are ranked only when it is equal."""
+    generated: int = 0
+    """Examples that texts were generated for."""
+    unfinished: dict[str, int] = {}
+    """Row -> texts that reached the limit of new tokens before they ended."""
 
 
 class Size(_Section):

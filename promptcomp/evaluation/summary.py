@@ -16,7 +16,7 @@ from promptcomp.evaluation.bootstrap import (
     retained,
 )
 from promptcomp.evaluation.metrics import METRICS, Group, MetricName, group, metric
-from promptcomp.evaluation.records import ROWS, Prediction
+from promptcomp.evaluation.records import ROWS, TEXT_METRICS, Prediction
 from promptcomp.evaluation.results import Estimate, SplitResult, TaskResult
 
 
@@ -33,7 +33,8 @@ def summarise(
 
     Args:
         predictions: all predictions of the split.
-        metric_name: the headline metric; "loss" is taken instead where no example has a choice.
+        metric_name: the headline metric; where no example has what it needs (options, generated texts) another is
+            taken instead: see `headline`.
         examples_sha256: identity of the examples (`scoring.examples_sha256`).
         resamples: bootstrap resamples.
         seed: seed of the bootstrap.
@@ -44,8 +45,7 @@ def summarise(
     """
     if not predictions:
         raise ConfigError("a split without examples cannot be evaluated; check the data section's splits and limits")
-    if all(prediction.kind == "free_form" for prediction in predictions):
-        metric_name = "loss"
+    metric_name = headline(predictions, metric_name)
     rows = rows_of(predictions)
     groups = group(predictions, rows)
     samples = resample(groups, rows, resamples=resamples, seed=seed)
@@ -71,14 +71,36 @@ def summarise(
         gap_to_full=None if gap is None else _finite(gap[0]),
         gap_to_full_ci=None if gap is None else percentile_interval(gap, samples.num_contexts, confidence),
         rows=_estimates(groups, rows, samples, confidence),
-        tasks=_tasks(groups, rows),
+        tasks=_tasks(groups, rows, metric_name),
         seeds=_seeds(groups, rows, metric_name),
         num_tasks=len({g.task for g in groups}),
         num_contexts=samples.num_contexts,
         confidence=confidence,
         resamples=resamples,
         examples_sha256=examples_sha256,
+        generated=sum(p.is_generated for p in predictions),
+        unfinished=_unfinished(predictions, rows),
     )
+
+
+def headline(predictions: Sequence[Prediction], wanted: MetricName) -> MetricName:
+    """The wanted metric if it means something for these predictions, otherwise the nearest one that does.
+
+    Free-form examples have no choice: exact match if texts were generated, otherwise the loss. Without texts there is
+    the accuracy of choices, or the loss.
+    """
+    has_choice = any(p.kind != "free_form" for p in predictions)
+    has_texts = any(p.is_generated for p in predictions)
+    if wanted in TEXT_METRICS:
+        return wanted if has_texts else "accuracy" if has_choice else "loss"
+    if wanted == "loss" or has_choice:
+        return wanted
+    return "exact_match" if has_texts else "loss"
+
+
+def _unfinished(predictions: Sequence[Prediction], rows: Sequence[str]) -> dict[str, int]:
+    generated = [p.unfinished for p in predictions if p.unfinished is not None]
+    return {row: sum(cut.get(row, False) for cut in generated) for row in rows} if generated else {}
 
 
 def rows_of(predictions: Sequence[Prediction]) -> tuple[str, ...]:
@@ -106,20 +128,21 @@ def _estimates(
     return found
 
 
-def _tasks(groups: Sequence[Group], rows: Sequence[str]) -> tuple[TaskResult, ...]:
+def _tasks(groups: Sequence[Group], rows: Sequence[str], chosen: MetricName) -> tuple[TaskResult, ...]:
     results = []
     for task in dict.fromkeys(g.task for g in groups):
         own = [g for g in groups if g.task == task]
-        name: MetricName = "loss" if own[0].kind == "free_form" else "task"
+        kind = own[0].kind
+        name: MetricName = _task_metric(own, rows, chosen)
         values = {row: _finite(_plain(own, row, name)) for row in rows}
         per_seed = [v for v in _per_seed(own, "method", name).values() if np.isfinite(v)] if "method" in rows else []
         results.append(
             TaskResult(
                 task=task,
-                kind=own[0].kind,
+                kind=kind,
                 count=sum(g.num_examples for g in own),
                 seeds=len(own),
-                metric={"classification": "macro_f1", "multi_choice": "accuracy"}.get(own[0].kind, "loss"),
+                metric={"classification": "macro_f1", "multi_choice": "accuracy"}[kind] if name == "task" else name,
                 method=values.get("method"),
                 full_prompt=values.get("full_prompt"),
                 no_prompt=values.get("no_prompt"),
@@ -127,6 +150,16 @@ def _tasks(groups: Sequence[Group], rows: Sequence[str]) -> tuple[TaskResult, ..
             )
         )
     return tuple(results)
+
+
+def _task_metric(own: Sequence[Group], rows: Sequence[str], chosen: MetricName) -> MetricName:
+    """task, or what a free-form task is measured by: a metric of its texts, or the loss."""
+    if own[0].kind != "free_form":
+        return "task"
+    generated = any("exact_match" in g.rows[row].texts for g in own for row in rows)
+    if not generated:
+        return "loss"
+    return chosen if chosen in TEXT_METRICS or chosen == "loss" else "exact_match"
 
 
 def _seeds(groups: Sequence[Group], rows: Sequence[str], name: MetricName) -> dict[str, dict[str, float | None]]:

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.language_model.random_start import FromScratch, changed_architecture, start_positions
 from promptcomp.language_model.window import window_of
 
 EMBEDDED = "embedded:"
@@ -28,6 +29,7 @@ ENCODER_DECODERS = ("t5", "mt5")
 
 _GPT2 = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
 _OPT = {"model_type": "opt", "vocab_size": 50272, "max_position_embeddings": 2048}
+_LLAMA = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 2048}
 _T5 = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64}
 _V11 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
@@ -39,6 +41,11 @@ def _gpt2(layers: int, heads: int, width: int) -> dict[str, Any]:
 def _opt(layers: int, heads: int, width: int) -> dict[str, Any]:
     sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width, "ffn_dim": 4 * width}
     return {**_OPT, **sizes, "word_embed_proj_dim": width}
+
+
+def _llama(layers: int, heads: int, width: int, ff: int) -> dict[str, Any]:
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width, "intermediate_size": ff}
+    return {**_LLAMA, **sizes}
 
 
 def _t5(layers: int, heads: int, width: int, ff: int, v11: bool, d_kv: int = 64) -> dict[str, Any]:
@@ -77,6 +84,7 @@ KNOWN_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "facebook/opt-1.3b": _opt(24, 32, 2048),
     "facebook/opt-2.7b": _opt(32, 32, 2560),
     "facebook/opt-6.7b": _opt(32, 32, 4096),
+    "huggyllama/llama-7b": _llama(32, 32, 4096, 11008),
     **_t5_family(),
 }
 """Sizes of well-known models, so that a dry run needs neither weights nor a network."""
@@ -98,6 +106,8 @@ class LanguageModelConfig(Config):
     """Encoder-decoder only: where the query goes (the memory is always on the encoder's side)."""
     bos: bool | None = None
     """Put the tokenizer's BOS in front of every sequence; null: as the tokenizer itself does."""
+    from_scratch: FromScratch | None = None
+    """Start with random weights; `path` gives the tokenizer and the architecture (embedded:toy_student has no more)."""
 
 
 def locate(path: str) -> str:
@@ -130,6 +140,8 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
             found = AutoConfig.from_pretrained(path, revision=config.revision)
         except (OSError, ValueError) as error:
             raise ConfigError(_unreadable(config.path, "model", error)) from None
+    if config.from_scratch is not None and config.from_scratch.settings:
+        found = changed_architecture(found, config.from_scratch.settings, config.path)
     if found.is_encoder_decoder and found.model_type not in ENCODER_DECODERS:
         known = ", ".join(ENCODER_DECODERS)
         kind = found.model_type
@@ -138,12 +150,14 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
 
 
 def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> PreTrainedModel:
-    """The model with its weights, in eval mode.
+    """The model with its weights, in eval mode; with `from_scratch` they follow torch's global seed.
 
     Raises:
         ConfigError: the weights are missing, unreadable or do not fit the architecture.
     """
     factory = AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
+    if config.from_scratch is not None:
+        return _random_model(config, config.from_scratch, factory, architecture)
     try:
         hf = factory.from_pretrained(
             locate(config.path),
@@ -153,7 +167,22 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
             attn_implementation=config.attn_implementation,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if config.path.startswith(EMBEDDED) and not list(Path(locate(config.path)).glob("*.safetensors")):
+            raise ConfigError(
+                f"{config.path} has no weights; start it with random ones: lm.from_scratch={{}}"
+            ) from None
         raise ConfigError(_unreadable(config.path, "weights", error)) from None
+    return hf.eval()
+
+
+def _random_model(
+    config: LanguageModelConfig, start: FromScratch, factory: Any, architecture: PretrainedConfig
+) -> PreTrainedModel:
+    hf = factory.from_config(
+        architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attn_implementation
+    )
+    if start.positional_start is not None:
+        start_positions(hf, start.positional_start)
     return hf.eval()
 
 
@@ -190,6 +219,15 @@ def open_window(config: LanguageModelConfig) -> int | None:
     """
     architecture = open_architecture(config)
     return None if architecture.is_encoder_decoder else window_of(architecture)
+
+
+def reads_queries_in_encoder(config: LanguageModelConfig) -> bool:
+    """Whether queries go to an encoder, which expects EOS at the end of what it reads.
+
+    Raises:
+        ConfigError: nothing can be read at the model's path, or its family is not supported.
+    """
+    return config.layout == "query_in_encoder" and bool(open_architecture(config).is_encoder_decoder)
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

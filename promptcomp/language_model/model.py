@@ -71,7 +71,8 @@ class LanguageModel(nn.Module):
         self.block_classes: frozenset[str] = frozenset(hf._no_split_modules or ())
         """Names of the classes that sharding keeps whole."""
         self.start_id: int = settings.get("decoder_start_token_id") or 0
-        self._end_id: int = first_of(settings.get("eos_token_id"), 1)
+        self.end_id: int = first_of(settings.get("eos_token_id"), 1)
+        """The end of sequence."""
         self._scale = LogitScale.of(hf.config)
         self.train(hf.training)
 
@@ -138,13 +139,24 @@ class LanguageModel(nn.Module):
             return None
         return KVCache(self._read(self.embed(ids), mask), mask, mask.sum(-1))
 
-    def prefix(self, context: Context, slots: Tensor) -> Prefix:
-        """Contexts (after BOS, where the model uses one) followed by slot embeddings [K, D]; the slots are visible."""
+    def whole_prompt(self, context: Context) -> Memory | Prefix | None:
+        """The full prompt to be read once, together with the queries: the numbers of `encode`, in one pass."""
+        if self.family == "encoder_decoder":
+            return self.encode(context)
+        return self.prefix(context) if context.ids.shape[1] else None
+
+    def prefix(self, context: Context, slots: Tensor | None = None) -> Prefix:
+        """Contexts (after BOS, where the model uses one) followed by slot embeddings [K, D], which alone are visible.
+
+        Without slots the whole context is visible: the full prompt, read in one pass with the queries.
+        """
         ids, mask = context.ids, context.mask
         if self.family == "decoder":
             ids, mask = prepend(ids, mask, self.bos_id)
-        rows, count = ids.shape[0], slots.shape[0]
         embeds = self.embed(ids)
+        if slots is None:
+            return Prefix(embeds, mask, mask)
+        rows, count = ids.shape[0], slots.shape[0]
         end = mask.new_ones(rows, count)
         return Prefix(
             torch.cat([embeds, slots.to(embeds.dtype).expand(rows, -1, -1)], 1),
@@ -189,11 +201,31 @@ class LanguageModel(nn.Module):
             ConfigError: the memory is of a kind that this model or layout cannot read.
         """
         if self.family == "encoder_decoder":
-            states, packed = self._decode_t5(memory, batch, where == "all")
+            return self.decode(self.encoder_side(memory, batch), batch, where)
+        packed = self._pack(batch.query_ids, batch.query_mask, batch.context_of, batch, where == "all")
+        return self._logits(self._decode(memory, packed), packed)
+
+    def decode(self, encoded: EncoderStates, batch: Batch, where: Literal["targets", "all"] = "targets") -> Logits:
+        """Logits given what the decoder attends to (see `encoder_side`); encoder-decoder only."""
+        if self.query_in_encoder:
+            start = torch.full_like(batch.context_of, self.start_id)[:, None]
+            ids, mask, parent = start, torch.ones_like(start, dtype=torch.bool), torch.arange(len(start)).to(start)
         else:
-            packed = self._pack(batch.query_ids, batch.query_mask, batch.context_of, batch, where == "all")
-            states = self._decode(memory, packed)
-        values = self.head(states.flatten(0, 1)[packed.nodes])
+            ids, mask = prepend(batch.query_ids, batch.query_mask, self.start_id)
+            parent = batch.context_of
+        packed = self._pack(ids, mask, parent, batch, where == "all")
+        encoded = memory_rows(encoded, packed.context_of)
+        hidden = self.hf.get_decoder()(
+            inputs_embeds=self.embed(packed.ids),
+            attention_mask=t5_mask(self.hf.get_decoder(), packed, token_table(self.hf).weight.dtype),
+            encoder_hidden_states=encoded.layers[-1],
+            encoder_attention_mask=encoded.mask.long(),
+            use_cache=False,
+        ).last_hidden_state
+        return self._logits(hidden, packed)
+
+    def _logits(self, hidden: Tensor, packed: Packed) -> Logits:
+        values = self.head(hidden.flatten(0, 1)[packed.nodes])
         return Logits(values, packed.predictor, packed.label, packed.target_of)
 
     def score(self, memory: Memory | Prefix | None, batch: Batch) -> Scores:
@@ -310,26 +342,6 @@ class LanguageModel(nn.Module):
         mask = torch.cat([mask, memory.mask], 1)
         return Prefix(torch.cat([embeds, memory.embeds.to(embeds.dtype)], 1), mask, mask)
 
-    def _decode_t5(self, memory: Memory | Prefix | None, batch: Batch, everywhere: bool) -> tuple[Tensor, Packed]:
-        """Decoder states [R, S, D] and the layout of the rows (encoder-decoder)."""
-        encoded = self.encoder_side(memory, batch)
-        if self.query_in_encoder:
-            start = torch.full_like(batch.context_of, self.start_id)[:, None]
-            ids, mask, parent = start, torch.ones_like(start, dtype=torch.bool), torch.arange(len(start)).to(start)
-        else:
-            ids, mask = prepend(batch.query_ids, batch.query_mask, self.start_id)
-            parent = batch.context_of
-        packed = self._pack(ids, mask, parent, batch, everywhere)
-        encoded = memory_rows(encoded, packed.context_of)
-        hidden = self.hf.get_decoder()(
-            inputs_embeds=self.embed(packed.ids),
-            attention_mask=t5_mask(self.hf.get_decoder(), packed, token_table(self.hf).weight.dtype),
-            encoder_hidden_states=encoded.layers[-1],
-            encoder_attention_mask=encoded.mask.long(),
-            use_cache=False,
-        ).last_hidden_state
-        return hidden, packed
-
     def encoder_side(self, memory: Memory | Prefix | None, batch: Batch) -> EncoderStates:
         """What the decoder attends to: a row for each context, or for each query when the encoder reads queries.
 
@@ -355,4 +367,4 @@ class LanguageModel(nn.Module):
         return encode_tokens(encoder, embeds, mask, self._end_embedding())
 
     def _end_embedding(self) -> Tensor:
-        return token_table(self.hf).weight[self._end_id]
+        return token_table(self.hf).weight[self.end_id]

@@ -47,5 +47,5 @@ class Window:
         if self.size is not None and (longest := int(last.max()) + 1) > self.size:
             raise ConfigError(
                 f"the prompt with a query and its answer needs {longest} positions, more than the LM's window of "
-                f"{self.size}; shorten one of them"
+                f"{self.size}; shorten the prompt (method.num_slots, data.max_context_tokens) or the query"
             )

@@ -17,6 +17,7 @@ from promptcomp.lightning_modules.gist import Gist, GistConfig
 from promptcomp.lightning_modules.mend import Mend, MendConfig
 from promptcomp.lightning_modules.metaicl import MetaICL, MetaICLConfig
 from promptcomp.lightning_modules.optim import OptimConfig
+from promptcomp.lightning_modules.step_by_step import Finetune, FinetuneConfig, StepByStep, StepByStepConfig
 
 __all__ = ["METHODS", "CompressionModule", "LossTerm", "MethodConfig", "MethodSpec", "OptimConfig"]
 
@@ -100,6 +101,26 @@ METHODS: dict[str, MethodSpec] = {
             "Min et al. 2022, arXiv 2110.15943",
             _BOTH,
             "contexts",
+        ),
+        MethodSpec(
+            "step_by_step",
+            "step-by-step",
+            StepByStepConfig,
+            StepByStep,
+            "a teacher's rationales are a second task for a small student",
+            "Hsieh et al. 2023, arXiv 2305.02301",
+            _BOTH,
+            "rationales",
+        ),
+        MethodSpec(
+            "finetune",
+            "finetuning",
+            FinetuneConfig,
+            Finetune,
+            "baseline of step_by_step: the student learns the labels alone",
+            "",
+            _BOTH,
+            "labels",
         ),
     )
 }

@@ -173,7 +173,9 @@ class CompressionModule(L.LightningModule):
             return
         self._is_built = True
         if self.lm_config is not None:
-            self.lm = self.open_lm(self.lm_config)
+            with torch.random.fork_rng(devices=[]):  # an LM that starts from scratch follows the run's seed
+                torch.manual_seed(self.seed)
+                self.lm = self.open_lm(self.lm_config)
         self.lm.requires_grad_(self.lm_training == "lm")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

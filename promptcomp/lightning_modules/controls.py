@@ -17,6 +17,7 @@ from torch import nn
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.language_model import token_table
+from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig, LossTerm, MethodConfig
 from promptcomp.memory import Memory, SoftPrompt
 
@@ -63,8 +64,11 @@ class FullPrompt(CompressionModule):
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Cross-entropy of the targets, a token mean."""
-        logits = self.lm(self.compress(batch.context), batch, "targets")
+        logits = self.lm(self._read(batch.context), batch, "targets")
         return [LossTerm("ce", -logits.log_probs().sum(), logits.label.shape[0])]
+
+    def _read(self, context: Context) -> Memory | Prefix | None:
+        return self.lm.whole_prompt(context)
 
 
 class NoPrompt(FullPrompt):
@@ -72,6 +76,9 @@ class NoPrompt(FullPrompt):
 
     def compress(self, context: Context) -> None:
         """Nothing."""
+        return
+
+    def _read(self, context: Context) -> None:
         return
 
     def num_memory_slots(self, context_tokens: int) -> int:

@@ -195,12 +195,14 @@ class Gist(CompressionModule):
         """The LM without dropout and, where the teacher is the initial LM, without adapters."""
         was_training = self.lm.training
         self.lm.eval()
-        if self.method.teacher == "initial" and self.method.train == "lora":
-            with without_lora(self.lm):
+        try:
+            if self.method.teacher == "initial" and self.method.train == "lora":
+                with without_lora(self.lm):
+                    yield self.lm
+            else:
                 yield self.lm
-        else:
-            yield self.lm
-        self.lm.train(was_training)
+        finally:
+            self.lm.train(was_training)
 
 
 def load_teacher(lm: LanguageModel, path: Path) -> None:

@@ -30,9 +30,10 @@ from torch.nn import functional as F
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import decoder_flops, encoder_flops, shape_of_config
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, TextEncoder, token_table
+from promptcomp.language_model import LanguageModelConfig, TextEncoder, token_table
 from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
+from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import SoftPrompt
 
 
@@ -108,7 +109,7 @@ class Mend(CompressionModule):
         if config is None:
             return copy.deepcopy(self.lm.text_encoder())
         other = self.open_lm(config)
-        check_same_tokenizer(self.lm, other, config.path)
+        check_same_tokenizer(self.lm, other, f"method.distiller.path = {config.path!r}")
         return other.text_encoder()
 
     def _initial_slots(self, width: int) -> Tensor:
@@ -224,23 +225,3 @@ class Mend(CompressionModule):
             total = kl_divergence(student.values, teacher.values, method.temperature)
             terms.append(LossTerm("kl", total, student.values.shape[0], 1.0 if pretrain else method.kl_weight))
         return terms
-
-
-def check_same_tokenizer(lm: LanguageModel, other: LanguageModel, path: str) -> None:
-    """Demonstrations reach distiller and LM as the same ids, so both must mean the same by them.
-
-    Raises:
-        ConfigError: the tokenizers or the vocabularies differ.
-    """
-    if lm.tokenizer is not None and other.tokenizer is not None:
-        ours, theirs = lm.tokenizer.get_vocab(), other.tokenizer.get_vocab()
-        if ours != theirs:
-            odd = sum(1 for token, number in theirs.items() if ours.get(token) != number)
-            raise ConfigError(
-                f"method.distiller.path = {path!r}: its tokenizer is not the LM's ({len(theirs)} tokens, {odd} of them "
-                f"unknown to the LM or numbered otherwise; the LM has {len(ours)}); choose one of the LM's family"
-            )
-    if other.vocab_size < (lm.vocab_size if lm.tokenizer is None else len(lm.tokenizer)):
-        raise ConfigError(
-            f"method.distiller.path = {path!r}: {other.vocab_size} token embeddings are fewer than the LM's vocabulary"
-        )

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 import promptcomp
 from promptcomp.config import Config, ConfigError
 from promptcomp.pretrain.architecture import Architecture, build_model
+from promptcomp.pretrain.instruction_lessons import InstructionCurriculum, InstructionLessons
 from promptcomp.pretrain.lessons import Lessons
 from promptcomp.pretrain.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
 from promptcomp.pretrain.text_lessons import TextCorpus, TextLessons
@@ -45,7 +46,9 @@ class PretrainConfig(Config):
     """A base LM trained from scratch."""
 
     architecture: Architecture
-    data: Annotated[ToyCurriculum | ToySeq2SeqCurriculum | TextCorpus, Field(discriminator="name")]
+    data: Annotated[
+        ToyCurriculum | ToySeq2SeqCurriculum | InstructionCurriculum | TextCorpus, Field(discriminator="name")
+    ]
     optim: PretrainOptim = PretrainOptim()
     batch_size: int = Field(default=64, ge=1)
     seed: int = 0
@@ -133,6 +136,8 @@ def make_lessons(config: PretrainConfig) -> Lessons:
         return TextLessons(config.data, config.batch_size, config.seed)
     if isinstance(config.data, ToySeq2SeqCurriculum):
         return ToySeq2SeqLessons(config.data, config.batch_size, config.seed)
+    if isinstance(config.data, InstructionCurriculum):
+        return InstructionLessons(config.data, config.batch_size, config.seed)
     return ToyLessons(config.data, config.batch_size, config.seed)
 
 

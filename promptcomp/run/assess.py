@@ -13,11 +13,15 @@ from promptcomp.evaluation import cost, flops
 from promptcomp.evaluation.metrics import MetricName
 from promptcomp.evaluation.records import Prediction
 from promptcomp.evaluation.results import Cost, Size, SplitResult
+from promptcomp.evaluation.rouge import Rouge
 from promptcomp.evaluation.scoring import OptionScores, examples_sha256, make_predictions
 from promptcomp.evaluation.summary import summarise
+from promptcomp.evaluation.texts import add_texts
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.controls import FullPrompt, NoPrompt
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+from promptcomp.run.answers import Answers, answers_for
 
 OnBatch = Callable[[int, int], None]
 """Called with (batches done, batches in all)."""
@@ -82,22 +86,28 @@ def assess(
 ) -> Assessment:
     """Score a split with the method's memory and, in the same pass, with the full prompt and with no prompt.
 
+    Where answers are wanted (`config.generate`) they are written in the same pass too, behind the same memories.
+
     Args:
         module: A built module in eval mode.
         datamodule: Data with an `eval_dataloader`.
         split: One of `datamodule.eval_splits`.
-        metric: The headline metric ("accuracy", "task" or "loss").
-        config: Bounds on or off, bootstrap resamples.
+        metric: The headline metric (one of `metrics.METRICS`).
+        config: Bounds on or off, answers, bootstrap resamples.
         calibrated: Subtract the scores under the input "N/A" (PMI).
         on_batch: Progress callback.
     """
     examples = datamodule.examples(split)
     sizes = _Sizes()
-    scores = _score(module, datamodule.eval_dataloader(split), config.bounds, on_batch, sizes)
+    answers = answers_for(datamodule, config, examples)
+    rouge = Rouge(config.sentences) if answers is not None else None  # now, because its sentence model may be missing
+    scores = _score(module, datamodule.eval_dataloader(split), config.bounds, on_batch, sizes, answers)
     null = None
     if calibrated:
         null = _score(module, datamodule.null_dataloader(split), config.bounds, on_batch, _Sizes())
     predictions = make_predictions(split, examples, scores, null)
+    if answers is not None and rouge is not None:
+        predictions = add_texts(predictions, answers.collected, answers.questions, rouge)
     result = summarise(
         predictions,
         metric,
@@ -109,21 +119,39 @@ def assess(
 
 @torch.inference_mode()
 def _score(
-    module: CompressionModule, batches: Iterable[Batch], bounds: bool, on_batch: OnBatch, sizes: _Sizes
+    module: CompressionModule,
+    batches: Iterable[Batch],
+    bounds: bool,
+    on_batch: OnBatch,
+    sizes: _Sizes,
+    answers: Answers | None = None,
 ) -> dict[str, OptionScores | None]:
-    rows = ("method", "full_prompt", "no_prompt") if bounds else ("method",)
+    rows = ["method", *(row for row in ("full_prompt", "no_prompt") if bounds and row != same_as(module))]
     collected = {row: OptionScores() for row in rows}
     total = len(batches)  # type: ignore[arg-type]
     for done, batch in enumerate(batches, start=1):
         batch = batch.to(module.device)
         memory = module.compress(batch.context)
         sizes.add(batch, memory)
+        memories = {row: memory if row == "method" else bound_memory(module, row, batch.context) for row in rows}
         for row in rows:
-            scored = memory if row == "method" else bound_memory(module, row, batch.context)
-            sums, counts = module.lm.score(scored, batch)
+            sums, counts = module.lm.score(memories[row], batch)
             collected[row].add(batch.example.tolist(), batch.choice.tolist(), sums.tolist(), counts.tolist())
+        if answers is not None:
+            answers.add(module, memories, batch)
         on_batch(done, total)
+    if bounds and (bound := same_as(module)) is not None:
+        collected[bound] = collected["method"]
+        if answers is not None:
+            answers.repeat("method", bound)
     return dict(collected)
+
+
+def same_as(module: CompressionModule) -> str | None:
+    """The bound that a control is itself: it need not be worked out twice."""
+    if isinstance(module, NoPrompt):
+        return "no_prompt"
+    return "full_prompt" if isinstance(module, FullPrompt) else None
 
 
 def bound_memory(module: CompressionModule, row: str, context: Context) -> Memory | None:
@@ -210,4 +238,5 @@ def first_query(batch: Batch) -> Batch:
         query_of=zero,
         example=batch.example[target : target + 1],
         choice=batch.choice[target : target + 1],
+        role=batch.role[target : target + 1],
     )

@@ -20,6 +20,8 @@ from rich.table import Table
 
 from promptcomp.config import dump
 from promptcomp.datamodules.base import ICLConfig
+from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.evaluation.flops import ModelShape, shape_of_config
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
@@ -167,6 +169,15 @@ def _lengths(experiment: Experiment, module: CompressionModule) -> tuple[int, in
         room = _MAX_CONTEXT_WITHOUT_WINDOW if window is None else window - data.max_example_tokens - 1
         most = room if data.max_context_tokens is None else data.max_context_tokens
         return min(most, data.num_demonstrations * data.max_example_tokens), data.max_example_tokens
+    if isinstance(data, InstructionConfig):
+        context, query, target = data.limits("train")
+        return context, query + target
+    if isinstance(data, RationaleConfig):
+        text = data.max_input_tokens or module.lm.window or _MAX_CONTEXT_WITHOUT_WINDOW
+        room = text if module.lm.window is None else module.lm.window // 2
+        shared = data.markers == "suffix"
+        target = max(data.max_label_tokens, data.max_rationale_tokens if data.uses_rationales else 0)
+        return (min(text, room), target) if shared else (0, min(text, room) + target)
     context = round(data.context_share * data.max_tokens)
     return context, data.max_tokens - context
 

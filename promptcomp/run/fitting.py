@@ -25,7 +25,7 @@ from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.records import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
-from promptcomp.language_model import open_tokenizer, open_window
+from promptcomp.language_model import open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.trained import read_checkpoint
@@ -45,6 +45,7 @@ from promptcomp.run.directory import (
     open_existing,
     write_environment,
 )
+from promptcomp.run.lock import locked
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
 
@@ -89,7 +90,7 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
     try:
         if not inherited:
             write_atomic(run.config, dump(experiment))
-        return _fit(experiment, parts, run, console, resume=False)
+        return _fit_alone(experiment, parts, run, console, resume=False)
     finally:
         if not inherited:
             del os.environ[RUN_DIRECTORY_VARIABLE]
@@ -105,7 +106,7 @@ def resume_fit(path: Path, console: Console) -> Outcome | None:
     experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
     with quiet(run):
         parts = make_parts(experiment)
-    return _fit(experiment, parts, run, console, resume=True)
+    return _fit_alone(experiment, parts, run, console, resume=True)
 
 
 def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console: Console) -> Outcome:
@@ -144,6 +145,16 @@ def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment,
     return experiment, datamodule, module.eval()
 
 
+def _fit_alone(
+    experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool
+) -> Outcome | None:
+    """`_fit`, refused while another process works in the same run directory."""
+    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:  # rank 0 or whoever started the processes holds the lock
+        return _fit(experiment, parts, run, console, resume)
+    with locked(run.config):
+        return _fit(experiment, parts, run, console, resume)
+
+
 def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool) -> Outcome | None:
     datamodule, module = parts
     with quiet(run):
@@ -152,6 +163,9 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
         if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
             write_environment(run)
             _announce(experiment, run, console, "resumed" if resume else "started")
+            for remark in datamodule.remarks():
+                console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
+                run.write_log(remark)
         cost, step = Cost(), 0
         if module.trainable and experiment.trainer.max_steps:
             progress = TrainingProgress(console, experiment.trainer.max_steps)
@@ -188,6 +202,8 @@ def make_parts(experiment: Experiment) -> Parts:
         seed=experiment.seed,
         batch_size=experiment.trainer.batch_size // experiment.trainer.accumulate,
         window=open_window(experiment.lm),
+        query_in_encoder=reads_queries_in_encoder(experiment.lm),
+        writes_bos=experiment.lm.bos,
     )
     module = METHODS[experiment.method.name].module(
         experiment.method,
@@ -277,7 +293,7 @@ def _evaluate(
                 module,
                 datamodule,
                 split,
-                data.metric if is_icl else "loss",
+                datamodule.headline,
                 config,
                 calibrated=is_icl and data.calibration == "pmi",
                 on_batch=lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]

@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from promptcomp.datamodules import DATASETS
-from promptcomp.datamodules.inspect import ShownRow, show, validate
+from promptcomp.datamodules import DATASETS, ICLConfig, InstructionConfig
+from promptcomp.datamodules.inspect import ShownRow, remarks, show, validate
 from promptcomp.experiment import Experiment, load, shipped
-from promptcomp.language_model import open_tokenizer, open_window
+from promptcomp.language_model import open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS
 from promptcomp.run.quiet import quiet
 
@@ -75,31 +75,40 @@ def print_rows(
     """
     experiment = _experiment(method, config, overrides)
     with quiet():
+        tokenizer, window = open_tokenizer(experiment.lm), open_window(experiment.lm)
+        in_encoder = reads_queries_in_encoder(experiment.lm)
         rows = show(
             experiment.data,
-            open_tokenizer(experiment.lm),
+            tokenizer,
             split,
             count,
             seed=experiment.seed,
-            window=open_window(experiment.lm),
+            window=window,
+            query_in_encoder=in_encoder,
+            writes_bos=experiment.lm.bos,
         )
+        said = remarks(experiment.data, tokenizer, seed=experiment.seed, window=window, query_in_encoder=in_encoder)
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
     for row in rows:
-        _print_row(row, console)
+        _print_row(row, isinstance(experiment.data, ICLConfig), console)
+    for remark in said:
+        console.print(remark, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_row(row: ShownRow, console: Console) -> None:
+def _print_row(row: ShownRow, is_icl: bool, console: Console) -> None:
     """One query with its context; line ends are shown as \\n."""
     seed = "" if row.seed is None else f", data seed {row.seed}"
     console.rule(f"task {row.task}{seed}", align="left")
     lost = [f"{row.dropped} demonstrations over the budget left out"] if row.dropped else []
     lost += [f"{row.cut_tokens} tokens cut"] if row.cut_tokens else []
     teacher = f", teacher {row.teacher_tokens}" if row.teacher_tokens != row.context_tokens else ""
-    parts = [f"{row.context_tokens} tokens in {len(row.demonstrations)} demonstrations{teacher}", *lost]
-    console.print(f"[bold]context[/] ({'; '.join(parts)})", highlight=False)
-    for piece in row.demonstrations:
+    pieces = f" in {len(row.demonstrations)} demonstrations" if is_icl else ""
+    parts = [f"{row.context_tokens} tokens{pieces}{teacher}", *lost]
+    if row.context_tokens:
+        console.print(f"[bold]context[/] ({'; '.join(parts)})", highlight=False)
+    for piece in row.demonstrations if row.context_tokens else ():
         console.print("  " + _visible(piece), highlight=False, markup=False, soft_wrap=True)
     console.print(f"[bold]query[/] ({row.query_tokens} tokens)", highlight=False)
     console.print("  " + _visible(row.query), highlight=False, markup=False, soft_wrap=True)
@@ -123,7 +132,15 @@ def print_problems(
     """
     experiment = _experiment(method, config, overrides)
     with quiet():
-        problems = validate(experiment.data)
+        if isinstance(experiment.data, InstructionConfig):
+            problems = validate(
+                experiment.data,
+                open_tokenizer(experiment.lm),
+                window=open_window(experiment.lm),
+                query_in_encoder=reads_queries_in_encoder(experiment.lm),
+            )
+        else:
+            problems = validate(experiment.data)
     errors = sum(problem.severity == "error" for problem in problems)
     if as_json:
         print(json.dumps([asdict(problem) for problem in problems]))

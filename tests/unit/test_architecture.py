@@ -14,11 +14,11 @@ LEVELS = (
     ("__main__",),
     ("cli",),
     ("commands",),
-    ("sweeps", "cluster", "compare", "report", "prompts"),
+    ("sweeps", "cluster", "compare", "report", "prompts", "bench", "judge"),
     ("run",),
     ("experiment",),
     ("lightning_modules", "datamodules", "pretrain"),
-    ("language_model", "evaluation"),
+    ("language_model", "evaluation", "endpoints"),
     ("memory", "batch", "config"),
     ("errors",),
 )
@@ -66,7 +66,7 @@ def test_imports_go_one_way() -> None:
 
 def test_methods_do_not_import_methods() -> None:
     folder = ROOT / "lightning_modules"
-    shared = {"base", "adapters", "losses", "optim", "initial", "trained", "__init__"}
+    shared = {"base", "adapters", "losses", "optim", "teachers", "trained", "__init__"}
     for path in folder.glob("*.py"):
         if path.stem not in shared:
             for target in _imports(path):
@@ -79,7 +79,7 @@ def test_help_imports_no_torch() -> None:
         "import sys\n"
         "from typer.testing import CliRunner\n"
         "from promptcomp.cli import app\n"
-        "for words in ([], ['fit'], ['evaluate'], ['compare'], ['data']):\n"
+        "for words in ([], ['fit'], ['evaluate'], ['compare'], ['data'], ['bench']):\n"
         "    assert CliRunner().invoke(app, [*words, '--help']).exit_code == 0\n"
         "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'numpy', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -303,6 +303,8 @@ def test_every_section_round_trips_and_is_described(tmp_path: Path) -> None:
         "hf_icl": {"path": "somewhere"},
         "table_icl": {"test": ["mine.csv"]},
         "text": {"paths": ["mine.txt"]},
+        "alpaca_plus": {"folder": str(tmp_path)},
+        "instructions": {"files": {"train": "mine.jsonl"}},
     }
     for name, section in DATASETS.items():
         config = build(section, {"name": name, **needed.get(name, {})})

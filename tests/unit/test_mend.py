@@ -16,7 +16,8 @@ from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, Encod
 from promptcomp.config import ConfigError
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS, OptimConfig
-from promptcomp.lightning_modules.mend import Mend, MendConfig, distil, kl_divergence, split_into_chunks
+from promptcomp.lightning_modules.losses import kl_divergence
+from promptcomp.lightning_modules.mend import Mend, MendConfig, distil, split_into_chunks
 from promptcomp.lightning_modules.optim import learning_rate_factor
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
 

@@ -15,7 +15,7 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import context_weights, resample, retained
 from promptcomp.evaluation.metrics import METRICS, accuracy, group, macro_f1
 from promptcomp.evaluation.option_accuracy import OptionAccuracy, best_choice
-from promptcomp.evaluation.records import ROWS, Prediction, read_predictions, write_predictions
+from promptcomp.evaluation.records import ROWS, TEXT_METRICS, Prediction, read_predictions, write_predictions
 from promptcomp.evaluation.scoring import OptionScores, choose, examples_sha256, make_predictions, subtract_null
 from promptcomp.evaluation.summary import summarise
 
@@ -45,6 +45,8 @@ def sample(
         data_seed = int(draw.choice([13, 21]))
         options = tuple(draw.permutation(["red", "green", "blue"][: 2 + task % 2]).tolist())
         gold = int(draw.integers(len(options)))
+        measured = {row: {name: float(draw.random()) for name in TEXT_METRICS} for row in rows}
+        generated = {"texts": dict.fromkeys(rows, "text"), "metrics": measured} if i % 3 else {}
         prediction = {row: gold if draw.random() < p else int(draw.integers(len(options))) for row, p in rows.items()}
         made.append(
             Prediction(
@@ -61,6 +63,7 @@ def sample(
                 correct={row: prediction[row] == gold for row in rows},
                 loss={row: float(draw.exponential()) for row in rows},
                 gold_tokens=int(draw.integers(1, 4)),
+                **generated,
             )
         )
     return made
@@ -90,6 +93,8 @@ def naive(drawn: list[Prediction], contexts_of: dict, row: str, shares: dict) ->
         "accuracy": float(np.mean([p.correct[row] for p in drawn])),
         "loss": float((np.array([p.loss[row] for p in drawn]) * tokens).sum() / tokens.sum()),
     }
+    generated = [p.metrics[row] for p in drawn if p.metrics]
+    pooled |= {name: float(np.mean([values[name] for values in generated])) for name in TEXT_METRICS}
     mean = {name: sum(w * v for w, v in pairs) / sum(w for w, _ in pairs) for name, pairs in values.items() if pairs}
     return mean | pooled
 
@@ -211,6 +216,8 @@ def test_free_form_examples_have_a_loss_and_retained_of_the_loss():
             update={
                 "kind": "free_form",
                 "options": (),
+                "texts": None,
+                "metrics": None,
                 "loss": {k: v + 0.01 * (p.example % 7) for k, v in loss.items()},
             }
         )

@@ -1,0 +1,190 @@
+"""What the bench found: one record for each way of serving, prompt length and batch size; JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from promptcomp.evaluation.flops import break_even
+
+Way = Literal["no_cache", "prefix_cache", "compressed", "compressed_cached"]
+WAYS: dict[Way, str] = {
+    "no_cache": "no cache",
+    "prefix_cache": "prefix cache",
+    "compressed": "compressed",
+    "compressed_cached": "compressed+KV",
+}
+"""Titles: the prompt read anew with every query; its whole KV (T5: encoder output) kept; the method's memory; for
+methods that make vectors, the KV of those vectors kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median and quartiles of warm runs."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(statistics.median(values), low, high)
+
+    def overlaps(self, other: Spread) -> bool:
+        """Whether the quartiles do not tell the two apart."""
+        return self.low <= other.high and other.low <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """Uses of a prompt between which compressing costs no more than a rival; see flops.break_even."""
+
+    first: int | None
+    last: int | None
+    sure: bool = True
+    """False: the two times of one use lie within each other's quartiles."""
+
+    @property
+    def text(self) -> str:
+        """ "never", "3", "1 to 7"; "unclear" when the difference is within the spread."""
+        if not self.sure:
+            return "unclear"
+        if self.first is None:
+            return "never"
+        return f"{self.first:,}" if self.last is None else f"{self.first:,} to {self.last:,}"
+
+
+@dataclass(slots=True)
+class Making:
+    """What is done once for a prompt: FLOPs and milliseconds of one prompt, and the file that keeps it."""
+
+    flops: float
+    flops_counted: float
+    ms: Spread
+    file_bytes: int | None = None
+    load_ms: Spread | None = None
+
+
+@dataclass(slots=True)
+class Record:
+    """One way of serving at one length and batch size; FLOPs and bytes are of one query or prompt."""
+
+    way: Way
+    prompt_tokens: int
+    batch_size: int
+    not_possible: str = ""
+    """Why this way does not exist here; the rest is then empty."""
+    positions: float = 0.0
+    """Positions of the prompt that are kept."""
+    held_bytes: float = 0.0
+    """Kept for one prompt between two queries."""
+    kv_bytes: float = 0.0
+    """Keys and values of the prompt's positions while an answer is made."""
+    first_token_flops: float = 0.0
+    first_token_flops_counted: float = 0.0
+    answer_flops: float = 0.0
+    first_token_ms: Spread | None = None
+    """Of the whole batch."""
+    answer_ms: Spread | None = None
+    """Of the whole batch, to its last new token."""
+    tokens_per_second: Spread | None = None
+    """Of the whole batch, after the first token."""
+    making: Making | None = None
+    break_even: dict[Way, dict[str, BreakEven]] = field(default_factory=dict)
+    """Rival ("no_cache", "prefix_cache") -> "first_token_flops", "first_token_seconds", "answer_flops",
+    "answer_seconds". The rival's cache is made once too, and that counts on its side."""
+
+
+@dataclass(slots=True)
+class Bench:
+    """All records and the conditions they were measured under."""
+
+    method: str
+    lm: str
+    trained: bool
+    """False: random weights (the cost is the same)."""
+    device: str
+    dtype: str
+    threads: int
+    query_tokens: int
+    new_tokens: int
+    repeats: int
+    seed: int
+    version: str
+    records: list[Record] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    """Lengths that were not measured, in words."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """The prompt lengths that were measured."""
+        return sorted({record.prompt_tokens for record in self.records})
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The batch sizes."""
+        return sorted({record.batch_size for record in self.records})
+
+    def at(self, prompt_tokens: int, batch_size: int) -> list[Record]:
+        """The ways of serving at one point."""
+        return [r for r in self.records if (r.prompt_tokens, r.batch_size) == (prompt_tokens, batch_size)]
+
+
+def add_break_even(records: Iterable[Record]) -> None:
+    """Fill in `break_even` of the compressed ways from the other ways at the same point."""
+    found = {record.way: record for record in records if not record.not_possible}
+    ours: tuple[Way, ...] = ("compressed", "compressed_cached")
+    rivals: tuple[Way, ...] = ("no_cache", "prefix_cache")
+    for way in ours:
+        for rival in rivals:
+            if way in found and rival in found:
+                found[way].break_even[rival] = _against(found[way], found[rival])
+
+
+def _against(ours: Record, theirs: Record) -> dict[str, BreakEven]:
+    verdicts = {}
+    for key in ("first_token_flops", "answer_flops"):
+        once = [0.0 if r.making is None else r.making.flops for r in (ours, theirs)]
+        verdicts[key] = BreakEven(*break_even(once[0], getattr(ours, key), once[1], getattr(theirs, key)))
+    for key in ("first_token", "answer"):
+        mine, other = getattr(ours, f"{key}_ms"), getattr(theirs, f"{key}_ms")
+        once = [0.0 if r.making is None else r.making.ms.median for r in (ours, theirs)]
+        each = [spread.median / r.batch_size for spread, r in ((mine, ours), (other, theirs))]
+        span = break_even(once[0], each[0], once[1], each[1])
+        verdicts[f"{key}_seconds"] = BreakEven(*span, sure=not mine.overlaps(other))
+    return verdicts
+
+
+def as_json(bench: Bench) -> str:
+    """The whole bench as one JSON document."""
+    return json.dumps(asdict(bench), indent=1)
+
+
+def as_csv(bench: Bench) -> str:
+    """One line for each record, nested names joined by dots."""
+    rows = [_flat(asdict(record)) for record in bench.records]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["method", "lm", *columns], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"method": bench.method, "lm": bench.lm, **row} for row in rows)
+    return text.getvalue()
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        elif value is not None:
+            flat[f"{prefix}{name}"] = value
+    return flat

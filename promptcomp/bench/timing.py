@@ -1,0 +1,202 @@
+"""Timing and counting: warm runs in random order, an accelerator waited for, medians with quartiles."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from promptcomp import __version__
+from promptcomp.bench.requests import Refused, Request, positions_needed, requests
+from promptcomp.bench.results import Bench, Making, Record, Spread, add_break_even
+from promptcomp.bench.subject import Subject
+from promptcomp.config import ConfigError
+from promptcomp.evaluation.cost import count_flops, synchronise
+from promptcomp.memory import load_memory, save_memory
+
+MIN_REPEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure."""
+
+    lengths: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    new_tokens: int
+    repeats: int
+    seed: int
+    device: str
+    """auto, cpu or cuda."""
+    seconds: float = 30.0
+    """About how long one way at one point may take; slow ones are repeated less often, but MIN_REPEATS times."""
+
+
+OnPoint = Callable[[int, int], None]
+"""Called before (prompt tokens, batch size) is measured."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: an unknown name, or no CUDA device here.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device {name!r} is not known; choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@torch.inference_mode()
+def measure(subject: Subject, plan: Plan, on_point: OnPoint = lambda tokens, rows: None) -> Bench:
+    """Every way of serving at every length and batch size.
+
+    Raises:
+        ConfigError: no such device.
+    """
+    device = pick_device(plan.device)
+    lm = subject.module.to(device).lm
+    bench = Bench(
+        method=subject.method,
+        lm=subject.lm,
+        trained=subject.trained,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        dtype=str(lm.hf.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        query_tokens=subject.query_tokens,
+        new_tokens=plan.new_tokens,
+        repeats=plan.repeats,
+        seed=plan.seed,
+        version=__version__,
+    )
+    order = random.Random(plan.seed)
+    for tokens in plan.lengths:
+        needed = positions_needed(subject, tokens, plan.new_tokens)
+        if lm.window is not None and needed > lm.window:
+            bench.skipped.append(
+                f"{tokens:,} prompt tokens: {needed:,} positions with the answer, the LM's window is {lm.window:,}"
+            )
+            continue
+        for rows in plan.batch_sizes:
+            on_point(tokens, rows)
+            bench.records += _point(subject, tokens, rows, device, plan, order)
+    return bench
+
+
+def _point(
+    subject: Subject, tokens: int, rows: int, device: torch.device, plan: Plan, order: random.Random
+) -> list[Record]:
+    batch = subject.batch(tokens, rows, device)
+    ways = requests(subject, batch)
+    possible = [way for way in ways if isinstance(way, Request)]
+    answers, makings = _time(possible, device, plan, order)
+    records = []
+    for way in ways:
+        if isinstance(way, Refused):
+            records.append(Record(way.way, tokens, rows, not_possible=way.reason))
+            continue
+        record = _record(way, tokens, rows, plan.new_tokens, answers[way.way])
+        if way.make is not None:
+            record.making = _making(way, makings[way.way], rows, device, plan)
+        records.append(record)
+    add_break_even(records)
+    return records
+
+
+def _record(way: Request, tokens: int, rows: int, new_tokens: int, stamps: Sequence[tuple[float, float]]) -> Record:
+    analytic = way.flops(new_tokens)
+    speeds = [rows * (new_tokens - 1) / (last - first) for first, last in stamps if new_tokens > 1]
+    return Record(
+        way.way,
+        tokens,
+        rows,
+        positions=way.positions,
+        held_bytes=way.held_bytes,
+        kv_bytes=way.kv_bytes,
+        first_token_flops=analytic.first_token,
+        first_token_flops_counted=count_flops(lambda: way.answer(1, lambda: None)) / rows,
+        answer_flops=analytic.answer,
+        first_token_ms=Spread.of([1000.0 * first for first, _ in stamps]),
+        answer_ms=Spread.of([1000.0 * last for _, last in stamps]),
+        tokens_per_second=Spread.of(speeds) if speeds else None,
+    )
+
+
+def _making(way: Request, seconds: Sequence[float], rows: int, device: torch.device, plan: Plan) -> Making:
+    assert way.make is not None
+    making = Making(
+        flops=way.make_flops,
+        flops_counted=count_flops(way.make) / rows,
+        ms=Spread.of([1000.0 * value / rows for value in seconds]),
+    )
+    if way.memory is not None and rows == 1:
+        making.file_bytes, making.load_ms = _file(way, device, plan.repeats)
+    return making
+
+
+def _file(way: Request, device: torch.device, repeats: int) -> tuple[int, Spread]:
+    """Size of the memory's file and milliseconds to load it to the device (from a warm file cache)."""
+    assert way.memory is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.safetensors"
+        save_memory(path, way.memory, {})
+        load_memory(path, str(device))
+        times = [_seconds(lambda: load_memory(path, str(device)), device) for _ in range(max(MIN_REPEATS, repeats))]
+        return path.stat().st_size, Spread.of([1000.0 * value for value in times])
+
+
+Stamps = dict[str, list[tuple[float, float]]]
+
+
+def _time(
+    ways: Sequence[Request], device: torch.device, plan: Plan, order: random.Random
+) -> tuple[Stamps, dict[str, list[float]]]:
+    """Seconds to the first and the last token of each way, and seconds of making what it keeps.
+
+    Each round runs everything once in a new random order, so that a change of the machine's speed meets all ways.
+    """
+    jobs: list[tuple[str, Request]] = []
+    rounds: dict[tuple[str, str], int] = {}
+    for way in ways:
+        for kind in ("answer", "make") if way.make is not None else ("answer",):
+            warm = _run(kind, way, plan.new_tokens, device)  # the first call warms up and tells how long one takes
+            rounds[kind, way.way] = max(MIN_REPEATS, min(plan.repeats, int(plan.seconds / max(warm[1], 1e-6))))
+            jobs.append((kind, way))
+    answers: Stamps = {way.way: [] for way in ways}
+    makings: dict[str, list[float]] = {way.way: [] for way in ways}
+    for number in range(max(rounds.values())):
+        order.shuffle(jobs)
+        for kind, way in jobs:
+            if number < rounds[kind, way.way]:
+                found = _run(kind, way, plan.new_tokens, device)
+                if kind == "answer":
+                    answers[way.way].append(found)
+                else:
+                    makings[way.way].append(found[1])
+    return answers, makings
+
+
+def _run(kind: str, way: Request, new_tokens: int, device: torch.device) -> tuple[float, float]:
+    if kind == "make":
+        assert way.make is not None
+        return 0.0, _seconds(way.make, device)
+    stamps: list[float] = []
+    synchronise(device)
+    start = time.perf_counter()
+    way.answer(new_tokens, lambda: stamps.append(time.perf_counter()))
+    return stamps[0] - start, stamps[-1] - start
+
+
+def _seconds(function: Callable[[], object], device: torch.device) -> float:
+    synchronise(device)
+    start = time.perf_counter()
+    function()
+    synchronise(device)
+    return time.perf_counter() - start

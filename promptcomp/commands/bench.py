@@ -1,0 +1,64 @@
+"""`promptcomp bench`: what a compressed prompt costs beside the whole prompt, cached and not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
+
+
+def bench(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run directory; without one, give --method or --config."),
+    ] = None,
+    overrides: Overrides = None,
+    method: MethodOption = None,
+    config: ConfigOption = None,
+    lm: Annotated[
+        str | None,
+        typer.Option(
+            "--lm", help="With --method: an LM of this architecture with random weights (they cost the same)."
+        ),
+    ] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, help="With --method: method.num_slots.")] = None,
+    lengths: Annotated[str, typer.Option("--lengths", help="Prompt lengths in tokens.")] = "64,256,1024,2048",
+    batch_sizes: Annotated[
+        str, typer.Option("--batch-sizes", help="Queries served at once, each behind a prompt of its own.")
+    ] = "1,8",
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens of an answer.")] = 32,
+    query_tokens: Annotated[
+        int | None, typer.Option("--query-tokens", min=1, help="Tokens of a query; default: the data's mean, or 32.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=3, help="Warm runs of each measurement.")] = 9,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="About how long one measurement may take; slow ones repeat less.")
+    ] = 30.0,
+    seed: Annotated[int, typer.Option("--seed", help="Order of the measurements.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for bench.json, bench.csv and a plot.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure one query behind a prompt: read anew, behind a cache of the whole prompt, or compressed."""
+    words = list(overrides or ())
+    if run is not None and "=" in run and not Path(run).exists():
+        words, run = [run, *words], None
+    from promptcomp.bench.run import Choice, numbers, run_bench
+    from promptcomp.bench.timing import Plan
+
+    plan = Plan(
+        lengths=numbers(lengths, "--lengths"),
+        batch_sizes=numbers(batch_sizes, "--batch-sizes"),
+        new_tokens=new_tokens,
+        repeats=repeats,
+        seed=seed,
+        device=device,
+        seconds=seconds,
+    )
+    choice = Choice(None if run is None else Path(run), method, config, lm, slots, tuple(words), query_tokens)
+    run_bench(choice, plan, output, console_for(as_json), as_json)

@@ -1,0 +1,179 @@
+"""`promptcomp judge A B`: which of two runs' texts a language model prefers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from promptcomp.commands.common import JsonOption, console_for
+from promptcomp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from promptcomp.endpoints import Endpoint
+    from promptcomp.judge.session import Estimate, Session
+
+ASKS_FROM = 200
+"""More calls than this, or any price, need --yes where nobody can be asked."""
+INTERRUPTED = 130
+
+_SIDE = "A run directory, a folder with predictions.jsonl, or a JSONL/CSV file with id, instruction, input, text."
+
+
+def judge(
+    a: Annotated[Path, typer.Argument(metavar="A", help=f"The side whose win rate is wanted. {_SIDE}")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The other side, likewise.")],
+    model: Annotated[str | None, typer.Option("--model", help="The judge's name at an endpoint.")] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option("--base-url", help="OpenAI-compatible server, up to /v1; default: OPENAI_BASE_URL, else OpenAI."),
+    ] = None,
+    api_key_env: Annotated[
+        str, typer.Option("--api-key-env", help="Environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    local: Annotated[
+        str | None,
+        typer.Option("--local", metavar="PATH", help="Judge with a local causal LM instead (folder or hub)."),
+    ] = None,
+    row_a: Annotated[str, typer.Option("--row-a", help="Row of a run: method, full_prompt, no_prompt.")] = "method",
+    row_b: Annotated[str, typer.Option("--row-b", help="The same for B.")] = "method",
+    split: Annotated[list[str] | None, typer.Option("--split", help="Only this split; may be repeated.")] = None,
+    examples: Annotated[int | None, typer.Option("--examples", min=1, help="Most examples of each split.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the order of answers and the choice of examples.")] = 42,
+    prompt: Annotated[Path | None, typer.Option("--prompt", help="A judge prompt of your own (docs/judge.md).")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of the judge's answer.")] = 300,
+    attempts: Annotated[int, typer.Option("--attempts", min=1, help="Most times to ask for readable JSON.")] = 3,
+    malformed: Annotated[str, typer.Option("--malformed", help="Unread answers: drop them or count a tie.")] = "drop",
+    retry_malformed: Annotated[
+        bool, typer.Option("--retry-malformed", help="Ask anew where an earlier call got no readable answer.")
+    ] = False,
+    ask_identical: Annotated[
+        bool, typer.Option("--ask-identical", help="Ask about identical answers too; else they are ties for free.")
+    ] = False,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Most requests at a time.")] = 4,
+    rpm: Annotated[int | None, typer.Option("--rpm", min=1, help="Most requests in a minute.")] = None,
+    tpm: Annotated[int | None, typer.Option("--tpm", min=1, help="Most tokens in a minute.")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.01, help="Seconds for one request.")] = 120.0,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries after a passing fault.")] = 5,
+    device: Annotated[str, typer.Option("--device", help="For --local: auto, cpu, cuda.")] = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="For --local.")] = 8,
+    price_in: Annotated[float | None, typer.Option("--price-in", min=0, help="Per million prompt tokens.")] = None,
+    price_out: Annotated[float | None, typer.Option("--price-out", min=0, help="Per million answer tokens.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File of judgements; default: in A, named after both sides.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pairwise win rate of A over B, judged by a language model. The same command continues where it was stopped."""
+    if (model is None) == (local is None):
+        raise ConfigError("name the judge: either --model NAME (with --base-url URL) or --local PATH")
+    if malformed not in ("drop", "tie"):
+        raise ConfigError(f"--malformed {malformed!r} is not known; choose drop or tie")
+    from promptcomp.endpoints import Endpoint
+    from promptcomp.judge.asking import JudgeStopped
+    from promptcomp.judge.session import Comparison, Prices, Session
+    from promptcomp.judge.show import print_result
+    from promptcomp.judge.summary import Malformed
+
+    policy: Malformed = "tie" if malformed == "tie" else "drop"
+    endpoint = None
+    if model is not None:
+        endpoint = Endpoint(
+            model=model,
+            base_url=base_url,
+            api_key_env=api_key_env,
+            timeout=timeout,
+            retries=retries,
+            requests_per_minute=rpm,
+            tokens_per_minute=tpm,
+        )
+    comparison = Comparison(
+        a=a,
+        b=b,
+        judge=model if model is not None else _local_identity(str(local)),
+        url=endpoint.url if endpoint else None,
+        row_a=row_a,
+        row_b=row_b,
+        splits=tuple(split or ()),
+        examples=examples,
+        seed=seed,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        attempts=attempts,
+        ask_identical=ask_identical,
+        retry_malformed=retry_malformed,
+        output=output,
+    )
+    console, prices = console_for(as_json), Prices(price_in, price_out)
+    with Session(comparison) as session:
+        try:
+            if session.todo and endpoint is not None:
+                _confirm(session.estimate(prices), yes, console)
+                _ask_endpoint(session, endpoint, concurrency, console)
+            elif session.todo:
+                _ask_local(session, str(local), device, batch_size, console)
+        except JudgeStopped as stop:
+            _print_stop(session, stop)
+            raise typer.Exit(INTERRUPTED if stop.interrupted else 1) from None
+        result = session.result(policy, prices)
+        session.write_result(policy, prices)
+        if as_json:
+            print(json.dumps(result))
+        else:
+            print_result(session, result, console)
+
+
+def _confirm(estimate: Estimate, yes: bool, console: Console) -> None:
+    """Tell what is about to be asked, and ask whether it should be."""
+    from promptcomp.judge.show import estimate_text
+
+    console.print(estimate_text(estimate), markup=False, highlight=False)
+    if yes:
+        return
+    if sys.stdin.isatty():
+        if not typer.confirm("Start?", err=True):
+            raise typer.Exit(1)
+    elif estimate.cost is not None or estimate.calls > ASKS_FROM:
+        raise ConfigError(f"{estimate_text(estimate)}: nobody is here to agree; give --yes to start")
+
+
+def _ask_endpoint(session: Session, endpoint: Endpoint, concurrency: int, console: Console) -> None:
+    from promptcomp.judge.show import progress
+
+    with progress(console, len(session.todo)) as seen:
+        notes = session.ask_endpoint(endpoint, concurrency, seen)
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _ask_local(session: Session, path: str, device: str, batch_size: int, console: Console) -> None:
+    from promptcomp.judge.local import LocalJudge
+    from promptcomp.judge.show import progress
+    from promptcomp.run.quiet import quiet
+
+    with quiet():
+        judge_model = LocalJudge(path, device)
+    with progress(console, len(session.todo)) as seen:
+        session.ask_local(judge_model, batch_size, seen)
+
+
+def _print_stop(session: Session, stop: Exception) -> None:
+    left = sum(exchange.key not in session.record.judgements for exchange in session.todo)
+    done = len(session.todo) - left
+    print(
+        f"error: {stop}; {done} of {len(session.todo)} judgements were made by this call and all are kept in"
+        f" {session.record.path}; the same command continues with the other {left}",
+        file=sys.stderr,
+    )
+
+
+def _local_identity(path: str) -> str:
+    from promptcomp.judge.local import local_identity
+
+    return local_identity(path)

@@ -1,0 +1,195 @@
+"""Sources of instruction rows: Alpaca+ in its four files, and your own files or datasets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.instruction_files import (
+    InstructionColumns,
+    SomeRows,
+    open_instructions,
+    read_instructions,
+)
+from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.tasks import InstructionRow
+
+ALPACA_PLUS_FILES = {
+    "train": "alpaca_plus_train.json",
+    "seen": "alpaca_plus_validation_seen.json",
+    "unseen": "alpaca_plus_validation_unseen.json",
+    "human": "alpaca_plus_validation_human.json",
+}
+
+
+class HeldOutConfig(InstructionConfig):
+    """Instruction data whose dev split is cut from the training rows."""
+
+    dev_examples: int = Field(default=256, ge=0)
+    """Most rows that are cut from the training rows as the dev split (unless one is given); 0 = no dev split."""
+    hold_out: Literal["instruction", "row"] = "instruction"
+    """instruction: all rows of an instruction are held out together, so dev asks new instructions; row: single rows."""
+
+
+class AlpacaPlusData(HeldOutConfig):
+    """Alpaca+ (Mu et al. 2023), in the files that 'promptcomp data build alpaca-plus' makes."""
+
+    name: Literal["alpaca_plus"] = "alpaca_plus"
+    folder: Path
+    """Folder with the files."""
+    files: dict[str, str] = ALPACA_PLUS_FILES
+    """File in the folder for each split; name only those you have: {seen: alpaca_plus_validation_seen.json}."""
+    columns: InstructionColumns = InstructionColumns()
+    """Names of the keys of a row."""
+
+    def paths(self) -> dict[str, Path]:
+        """The file of every split."""
+        return {split: self.folder / name for split, name in self.files.items()}
+
+
+class InstructionsData(HeldOutConfig):
+    """Your own instructions: JSON, JSONL, CSV or Parquet files, or a dataset of the Hugging Face hub."""
+
+    name: Literal["instructions"] = "instructions"
+    files: dict[str, Path] = {}
+    """A file for each split, for example {train: mine.jsonl, test: other.csv}; "train" and "dev" have their meaning,
+    any other name is a test split."""
+    dataset: str | None = None
+    """Instead of files: a dataset of the hub, or a folder that `datasets` can load."""
+    dataset_config: str | None = None
+    """Configuration of the dataset, if it has several."""
+    dataset_splits: dict[str, str] = Field(default={"train": "train"}, min_length=1)
+    """The dataset's split for each split."""
+    test_examples: int = Field(default=0, ge=0)
+    """Most rows that are cut from the training rows as the split "test"; 0 = none."""
+    columns: InstructionColumns = InstructionColumns()
+    """Names of the columns."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> InstructionsData:
+        if bool(self.files) == (self.dataset is not None):
+            raise ValueError("give either `files` or `dataset`")
+        named = self.files or self.dataset_splits
+        if self.test_examples and "test" in named:
+            raise ValueError("test_examples cuts a test split from the training rows, but one is given; set it to 0")
+        return self
+
+
+class HeldOutSource:
+    """Rows of named splits, some of them cut from the training rows."""
+
+    def __init__(self, config: AlpacaPlusData | InstructionsData) -> None:
+        """
+        Raises:
+            ConfigError: a file is missing.
+        """
+        self.config = config
+        self._dataset = config.dataset if isinstance(config, InstructionsData) else None
+        self.paths = config.paths() if isinstance(config, AlpacaPlusData) else dict(config.files)
+        """The file of every split that has one."""
+        missing = [str(path) for path in self.paths.values() if not path.is_file()]
+        if missing:
+            have = {split: str(path.name) for split, path in self.paths.items() if path.is_file()}
+            known = ", ".join(f"{split}: {name}" for split, name in have.items())
+            raise ConfigError(f"data.files: no such file: {', '.join(missing)}; name only those you have: {{{known}}}")
+
+    @cached_property
+    def _given(self) -> tuple[str, ...]:
+        config = self.config
+        return (
+            tuple(config.dataset_splits) if isinstance(config, InstructionsData) and self._dataset else (*self.paths,)
+        )
+
+    @cached_property
+    def _cuts(self) -> dict[str, int]:
+        """Rows that are cut from the training rows for each split."""
+        if "train" not in self._given:
+            return {}
+        test = self.config.test_examples if isinstance(self.config, InstructionsData) else 0
+        wanted = {"dev": 0 if "dev" in self._given else self.config.dev_examples, "test": test}
+        return {split: count for split, count in wanted.items() if count}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train" and "dev" where there are any, then the test splits."""
+        found = {*self._given, *self._cuts}
+        first = [split for split in ("train", "dev") if split in found]
+        return (*first, *(split for split in dict.fromkeys((*self._given, *self._cuts)) if split not in first))
+
+    def rows(self, split: str) -> Sequence[InstructionRow]:
+        """The rows of a split.
+
+        Raises:
+            ConfigError: the split is unknown, or its file or dataset is bad.
+        """
+        if split not in self.splits:
+            raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
+        if split in self._cuts or (split == "train" and self._cuts):
+            rows, parts = self._parts
+            return SomeRows(rows, parts[split])
+        return self._read(split)
+
+    def _read(self, split: str) -> Sequence[InstructionRow]:
+        config = self.config
+        if self._dataset is None or not isinstance(config, InstructionsData):
+            return read_instructions(self.paths[split], config.columns, config.allow_empty_instruction)
+        return open_instructions(
+            self._dataset,
+            config.dataset_config,
+            config.dataset_splits[split],
+            config.columns,
+            config.allow_empty_instruction,
+        )
+
+    @cached_property
+    def _parts(self) -> tuple[Sequence[InstructionRow], dict[str, list[int]]]:
+        """All training rows, and the places of those of each part."""
+        rows = self._read("train")
+        left = list(range(len(rows)))
+        parts: dict[str, list[int]] = {}
+        for split, count in self._cuts.items():
+            parts[split] = held_out(rows, left, count, split, self.config.hold_out)
+            chosen = set(parts[split])
+            left = [place for place in left if place not in chosen]
+        parts["train"] = left
+        return rows, parts
+
+
+def held_out(
+    rows: Sequence[InstructionRow], places: Sequence[int], count: int, split: str, by: Literal["instruction", "row"]
+) -> list[int]:
+    """At most `count` of the places, chosen by their rows' text alone, in their order.
+
+    Args:
+        rows: All training rows.
+        places: Those to choose from.
+        count: Most rows to hold out.
+        split: What they are held out for.
+        by: Whether rows of one instruction stay together.
+
+    Raises:
+        ConfigError: there is no such choice that leaves a row to train on.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for place in places:
+        row = rows[place]
+        key: tuple[str, ...] = (row.instruction,) if by == "instruction" else (row.instruction, row.input, row.output)
+        groups.setdefault(key, []).append(place)
+    order = sorted(groups, key=lambda key: hashlib.sha256("\0".join((split, *key)).encode()).digest())
+    most = min(count, len(places) - 1)
+    chosen: list[int] = []
+    for key in order:
+        if len(chosen) + len(groups[key]) <= most:
+            chosen += groups[key]
+    if not chosen:
+        raise ConfigError(
+            f"data.{split}_examples = {count}: every instruction has more rows than may be held out of "
+            f"{len(places)}; set data.hold_out=row, or data.{split}_examples=0"
+        )
+    return sorted(chosen)

@@ -1,0 +1,367 @@
+"""Files and data sets with rationales: the original's folders, id-keyed JSON lines, and any Hugging Face data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.arrow import open_table
+from promptcomp.datamodules.rationale_formats import FORMATS, BadRow, FormatName
+from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.rationale_parsing import STATUSES, ParsedTask, ParseMode, parse
+from promptcomp.datamodules.rationale_records import RationaleColumns, RecordReader
+from promptcomp.datamodules.rows import Problem, json_lines
+from promptcomp.datamodules.tasks import RationaleRow
+
+
+class FormattedRationales(RationaleConfig):
+    """Rationale data in files of a known format."""
+
+    @property
+    def format_name(self) -> FormatName | None:
+        """The format of the raw rows; None: columns are named."""
+        return None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_format(cls, values: Any) -> Any:
+        """Arithmetic formats compare labels by value unless told otherwise."""
+        if isinstance(values, Mapping) and "metric" not in values:
+            known = FORMATS.get(str(values.get("task") or values.get("format")))
+            if known is not None:
+                return {**values, "metric": known.metric}
+        return values
+
+
+class RationaleFolderData(FormattedRationales):
+    """The original's layout: <folder>/<task>/<task>_<split>.json with llm/<split>_CoT_<i>.json beside it."""
+
+    name: Literal["rationale_folder"] = "rationale_folder"
+    folder: Path
+    """Folder with a folder for each task (the original's `datasets`)."""
+    task: ParsedTask
+    """Which data set: format of the rows, and of the teacher's texts."""
+    teacher: Literal["palm", "gpt_neox", "human", "none"] = "palm"
+    """Whose rationales: palm: <task>/llm/; gpt_neox: gpt-neox/<task>/<split>.json; human: those in the rows."""
+    parsing: ParseMode = "strict"
+    """How the teacher's texts are read: strict, or as the original with its losses."""
+
+    @property
+    def format_name(self) -> FormatName:
+        """The task's."""
+        return self.task
+
+
+class RationaleFilesData(FormattedRationales):
+    """JSON-lines files of one example a line, with the teacher's work in the same line or in other files (by id)."""
+
+    name: Literal["rationale_files"] = "rationale_files"
+    train: tuple[Path, ...] = ()
+    dev: tuple[Path, ...] = ()
+    test: tuple[Path, ...] = Field(min_length=1)
+    rationales: tuple[Path, ...] = ()
+    """Files with id, llm_label, llm_rationale, teacher, parse_status (as `promptcomp rationales` writes them)."""
+    format: FormatName | None = None
+    """Format of the lines (gsm8k: question, and the rationale before ####); null: columns as below."""
+    columns: RationaleColumns = RationaleColumns()
+    """Names of the columns."""
+    human_rationales: bool = True
+    """Use the rationale that people wrote, where the format has one and no teacher wrote another."""
+
+    @property
+    def format_name(self) -> FormatName | None:
+        """As configured."""
+        return self.format
+
+
+class RationaleHFData(FormattedRationales):
+    """One dataset of the Hugging Face hub (or local), by a known format or a map of columns."""
+
+    name: Literal["rationale_hf"] = "rationale_hf"
+    path: str
+    """Name on the hub, or a local folder."""
+    config: str | None = None
+    """Configuration of the dataset, if it has several."""
+    train_split: str | None = "train"
+    dev_split: str | None = None
+    """null: `dev_share` of the training rows is held out."""
+    test_split: str = "test"
+    rationales: tuple[Path, ...] = ()
+    """Files with a teacher's work by id, as for `rationale_files`."""
+    format: FormatName | None = None
+    """Format of the rows; null: columns as below."""
+    columns: RationaleColumns = RationaleColumns()
+    """Names of the columns."""
+    human_rationales: bool = True
+    """As for `rationale_files`."""
+
+    @property
+    def format_name(self) -> FormatName | None:
+        """As configured."""
+        return self.format
+
+
+Found = list[Problem] | None
+"""Where problems are collected; None: the first one is raised."""
+
+
+class FolderSource:
+    """The original's layout."""
+
+    def __init__(self, config: RationaleFolderData) -> None:
+        self.config = config
+        human = config.teacher == "human"
+        self._reader = RecordReader(RationaleColumns(llm_label=None, llm_rationale=None), config.task, human)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train", "dev" where there is a file of it, and "test"."""
+        return ("train", *(["dev"] if self.path("dev").is_file() else []), "test")
+
+    def path(self, split: str) -> Path:
+        """The file with the rows of a split."""
+        task = self.config.task
+        return self.config.folder / task / f"{task}_{_original_name(split)}.json"
+
+    def rows(self, split: str, problems: Found = None) -> Sequence[RationaleRow]:
+        """The rows of a split with the teacher's texts, which are joined by their position.
+
+        Raises:
+            ConfigError: a file is missing or bad, or there are not as many texts as rows.
+        """
+        config = self.config
+        rows = _unique(_read_lines(self.path(split), self._reader, split, problems), self.path(split), problems)
+        if config.teacher in ("human", "none"):
+            return rows
+        texts, where = self._completions(split)
+        if len(texts) != len(rows) and not problems:
+            message = (
+                f"{len(texts)} completions for the {len(rows)} rows of {self.path(split)}; they are joined by "
+                "position, so none may be missing"
+            )
+            if problems is None:
+                raise ConfigError(f"{where}: {message}")
+            problems.append(Problem(str(where), None, message))
+        return [self._with_teacher(row, text) for row, text in zip(rows, texts, strict=False)]
+
+    def _with_teacher(self, row: RationaleRow, text: str) -> RationaleRow:
+        config = self.config
+        style: Literal["palm", "gpt_neox"] = "gpt_neox" if config.teacher == "gpt_neox" else "palm"
+        read = parse(config.task, text, mode=config.parsing, style=style, options=row.options)
+        return replace(
+            row, llm_label=read.label, llm_rationale=read.rationale, parse_status=read.status, teacher=config.teacher
+        )
+
+    def _completions(self, split: str) -> tuple[list[str], Path]:
+        """The teacher's texts of a split, and where they are."""
+        config, name = self.config, _original_name(split)
+        if config.teacher == "gpt_neox":
+            path = config.folder / "gpt-neox" / config.task / f"{name}.json"
+            return _text_list(path), path
+        folder = config.folder / config.task / "llm"
+        numbers = sorted(_chunk_number(path) for path in folder.glob(f"{name}_CoT_*.json"))
+        if not numbers:
+            raise ConfigError(
+                f"{folder}: no {name}_CoT_<i>.json with the teacher's texts; without a teacher set data.teacher=none"
+            )
+        missing = sorted(set(range(numbers[-1] + 1)) - set(numbers))
+        if missing:
+            raise ConfigError(f"{folder}: {name}_CoT_{missing[0]}.json is missing, but there is a later one")
+        chunks = [_text_list(folder / f"{name}_CoT_{number}.json") for number in numbers]
+        return [text for chunk in chunks for text in chunk], folder
+
+
+class FilesSource:
+    """JSON-lines files."""
+
+    def __init__(self, config: RationaleFilesData) -> None:
+        self.config = config
+        self._reader = RecordReader(config.columns, config.format, config.human_rationales)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train" and "dev" where files are named, and "test"."""
+        config = self.config
+        return (*(["train"] if config.train else []), *(["dev"] if config.dev else []), "test")
+
+    def rows(self, split: str, problems: Found = None) -> Sequence[RationaleRow]:
+        """The rows of a split.
+
+        Raises:
+            ConfigError: the split is unknown, a file is missing, or a row is bad.
+        """
+        files = {"train": self.config.train, "dev": self.config.dev, "test": self.config.test}.get(split, ())
+        if not files:
+            raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
+        rows: list[RationaleRow] = []
+        for path in files:
+            rows += _read_lines(path, self._reader, split, problems, start=len(rows))
+        return joined(_unique(rows, files[0], problems), self.config.rationales, problems)
+
+
+class HubSource:
+    """A Hugging Face data set."""
+
+    def __init__(self, config: RationaleHFData) -> None:
+        self.config = config
+        self._reader = RecordReader(config.columns, config.format, config.human_rationales)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train" and "dev" where they are named, and "test"."""
+        config = self.config
+        return (*(["train"] if config.train_split else []), *(["dev"] if config.dev_split else []), "test")
+
+    def rows(self, split: str, problems: Found = None) -> Sequence[RationaleRow]:
+        """The rows of a split.
+
+        Raises:
+            ConfigError: the split is unknown, or the data set cannot be loaded or has bad rows.
+        """
+        config = self.config
+        name = {"train": config.train_split, "dev": config.dev_split, "test": config.test_split}.get(split)
+        if name is None:
+            raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
+        where = f"{config.path}[{name}]"
+        rows: list[RationaleRow] = []
+        for batch in open_table(config.path, config.config, name).to_batches(max_chunksize=4096):
+            for record in batch.to_pylist():
+                _append(rows, self._reader, record, split, where, len(rows) + 1, problems)
+        return joined(_unique(rows, where, problems), config.rationales, problems)
+
+
+def joined(rows: Sequence[RationaleRow], paths: Sequence[Path], problems: Found = None) -> Sequence[RationaleRow]:
+    """The rows with a teacher's work from other files, joined by id; rows that are not in them stay as they are.
+
+    Raises:
+        ConfigError: a file is missing or bad, or none of its ids belongs to a row.
+    """
+    if not paths:
+        return rows
+    work: dict[str, Mapping[str, Any]] = {}
+    for path in paths:
+        for line in json_lines(path):
+            message = line.problem or _work_problem(line.record)
+            if message is None:
+                work[str(line.record["id"])] = line.record
+            else:
+                _tell(Problem(str(path), line.number, message), problems)
+    if rows and not any(row.id in work for row in rows):
+        names = ", ".join(map(str, paths))
+        _tell(Problem(names, None, f"none of the ids belongs to a row of the data (such as {rows[0].id!r})"), problems)
+    return [_with_work(row, work[row.id]) if row.id in work else row for row in rows]
+
+
+def _with_work(row: RationaleRow, record: Mapping[str, Any]) -> RationaleRow:
+    return replace(
+        row,
+        llm_label=record.get("llm_label") or "",
+        llm_rationale=record.get("llm_rationale") or "",
+        parse_status=record.get("parse_status") or "ok",
+        teacher=record.get("teacher") or "",
+    )
+
+
+def _work_problem(record: Any) -> str | None:
+    if not isinstance(record, Mapping) or not isinstance(record.get("id"), str | int):
+        return "expected an object with an 'id'"
+    for name in ("llm_label", "llm_rationale", "teacher", "parse_status"):
+        if not isinstance(record.get(name), str | None):
+            return f"{name!r} is {type(record[name]).__name__}, expected text"
+    status = record.get("parse_status") or "ok"
+    return None if status in STATUSES else f"'parse_status' {status!r} is none of {', '.join(STATUSES)}"
+
+
+def _read_lines(path: Path, reader: RecordReader, split: str, problems: Found, start: int = 0) -> list[RationaleRow]:
+    rows: list[RationaleRow] = []
+    for line in json_lines(path):
+        if line.problem is not None:
+            _tell(Problem(str(path), line.number, line.problem), problems)
+        else:
+            _append(rows, reader, line.record, split, str(path), line.number, problems, start)
+    if not rows:
+        _tell(Problem(str(path), None, "the file has no rows"), problems)
+    return rows
+
+
+def _append(
+    rows: list[RationaleRow],
+    reader: RecordReader,
+    record: Any,
+    split: str,
+    where: str,
+    line: int,
+    problems: Found,
+    start: int = 0,
+) -> None:
+    try:
+        rows.append(reader.row(record, start + len(rows), split))
+    except BadRow as error:
+        _tell(Problem(where, line, str(error)), problems)
+
+
+def _unique(rows: list[RationaleRow], where: Path | str, problems: Found) -> list[RationaleRow]:
+    """The rows, whose ids must differ."""
+    seen: set[str] = set()
+    for row in rows:
+        if row.id in seen:
+            _tell(Problem(str(where), None, f"the id {row.id!r} occurs twice"), problems)
+        seen.add(row.id)
+    return rows
+
+
+def _tell(problem: Problem, problems: Found) -> None:
+    if problems is None:
+        raise ConfigError(str(problem))
+    problems.append(problem)
+
+
+def _original_name(split: str) -> str:
+    return "valid" if split == "dev" else split
+
+
+def _chunk_number(path: Path) -> int:
+    number = path.stem.rpartition("_")[2]
+    if not number.isdecimal():
+        raise ConfigError(f"{path}: expected a number behind CoT_")
+    return int(number)
+
+
+def _text_list(path: Path) -> list[str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ConfigError(f"{path}: expected a JSON list of texts")
+    return found
+
+
+RationaleFileSource = FolderSource | FilesSource | HubSource
+
+
+def source_problems(source: RationaleFileSource) -> Iterator[Problem]:
+    """Everything that is wrong with the files of a source, and what looks odd about its splits."""
+    inputs: dict[str, set[str]] = {}
+    for split in source.splits:
+        problems: list[Problem] = []
+        try:
+            rows = source.rows(split, problems)
+            inputs[split] = {row.input for row in rows}
+            if len(inputs[split]) < len(rows):
+                message = f"{len(rows) - len(inputs[split])} rows of the {split} split have the input of another one"
+                problems.append(Problem("data", None, message, "warning"))
+        except ConfigError as error:
+            problems.append(Problem("data", None, str(error)))
+        yield from problems
+    for split in inputs:
+        if split != "train" and (shared := inputs[split] & inputs.get("train", set())):
+            yield Problem("data", None, f"{len(shared)} inputs of the {split} split are in train too", "warning")

@@ -1,0 +1,360 @@
+"""A chat client for OpenAI-compatible servers, with limits, retries and counts.
+
+The `openai` library speaks the protocol; it is an optional extra and imported only when a client is opened. Retries are
+made here and not by the library, so that each try passes the rate limits, is counted, and can be called off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypedDict
+
+from promptcomp.endpoints.limits import RateLimiter
+from promptcomp.errors import ConfigError
+
+OPENAI_URL = "https://api.openai.com/v1"
+LONGEST_RETRY_AFTER = 600.0
+"""Seconds; a server that asks for a longer wait (a daily quota) is taken as out of service."""
+_RETRIED = (408, 409, 429)
+_SHOWN = 160  # characters of a server's words in a message
+
+
+class Message(TypedDict):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class EndpointError(RuntimeError):
+    """The endpoint cannot serve: it is down, too slow, not what it should be, or it refuses the key or the model."""
+
+
+class RefusedError(EndpointError):
+    """The endpoint refuses this request (400, 413, 422), for example because it is too long; others may pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a model is served and how hard it may be asked."""
+
+    model: str
+    """The model's name at the server."""
+    base_url: str | None = None
+    """Up to and without `/chat/completions`; None: OPENAI_BASE_URL, else OpenAI's own."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; may be unset for a server of your own."""
+    timeout: float = 120.0
+    """Seconds for one whole request."""
+    retries: int = 5
+    """Further tries of a request that failed for a passing reason."""
+    first_wait: float = 1.0
+    """Seconds before the first further try; doubled for each one after it, less up to a quarter by chance."""
+    longest_wait: float = 60.0
+    """Most seconds between two tries, unless the server asks for more."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+    @property
+    def url(self) -> str:
+        """The base URL that is used."""
+        return (self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL).rstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model answered."""
+
+    text: str
+    """Empty if the model said nothing."""
+    prompt_tokens: int | None
+    """As counted by the server; None: it does not tell."""
+    completion_tokens: int | None
+    finish_reason: str | None
+    model: str | None
+    """The model's name as the server tells it (often with its version)."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a client has used so far."""
+
+    requests: int = 0
+    """Tries that were sent, the failed ones included."""
+    failed: int = 0
+    """Tries that brought no reply."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    uncounted: int = 0
+    """Replies whose tokens the server did not tell."""
+
+
+class StoppedError(EndpointError):
+    """The client was told to stop before this request was answered."""
+
+
+class _PassingError(Exception):
+    """A try failed in a way that may pass."""
+
+    def __init__(self, reason: str, retry_after: float | None = None, limited: bool = False) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+        self.limited = limited
+
+
+class ChatClient:
+    """Asks one endpoint; use it as an async context manager.
+
+    Any number of calls may run at once (the caller bounds them); they share the rate limits and the usage.
+
+    Raises:
+        ConfigError: the `openai` package or the key is missing, or the URL is none.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.usage = Usage()
+        self.notes: list[str] = []
+        """What had to be asked differently from what was meant, in words."""
+        self.limiter = RateLimiter(endpoint.requests_per_minute, endpoint.tokens_per_minute, sleep=self._sleep)
+        self._stopping = asyncio.Event()
+        self._length_key = "max_tokens"
+        self._send_temperature = True
+        self._openai = _import_openai()
+        if not endpoint.url.startswith(("http://", "https://")):
+            raise ConfigError(f"base URL {endpoint.url!r}: expected http://HOST[:PORT]/v1 or https://...")
+        self._client = self._openai.AsyncOpenAI(
+            api_key=_api_key(endpoint), base_url=endpoint.url, timeout=endpoint.timeout, max_retries=0
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    def stop(self) -> None:
+        """Send nothing more; requests that are under way may finish. Calls that wait end with `StoppedError`."""
+        self._stopping.set()
+
+    async def complete(
+        self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0, expected_tokens: int = 0
+    ) -> Reply:
+        """One answer.
+
+        Args:
+            messages: the chat so far.
+            max_tokens: most tokens of the answer.
+            temperature: 0 is greedy.
+            expected_tokens: about how many tokens the request takes in all, for the limit of tokens per minute.
+
+        Raises:
+            RefusedError: the server refuses this request.
+            StoppedError: the client was stopped first.
+            EndpointError: the server could not be made to answer; says why and how often it was tried.
+        """
+        tries = 0
+        while True:
+            slot = await self.limiter.acquire(expected_tokens)
+            if self._stopping.is_set():
+                raise StoppedError(f"{self.endpoint.url}: stopped")
+            tries += 1
+            self.usage.requests += 1
+            try:
+                reply = await self._once(messages, max_tokens, temperature)
+            except _PassingError as error:
+                self.usage.failed += 1
+                await self._wait_or_give_up(error, tries)
+                continue
+            except EndpointError:
+                self.usage.failed += 1
+                raise
+            if reply is None:  # asked in a way that this server does not know; the client has adapted
+                self.usage.failed += 1
+                continue
+            self._count(reply)
+            if reply.prompt_tokens is not None:
+                slot.tokens = reply.prompt_tokens + (reply.completion_tokens or 0)
+            return reply
+
+    async def _wait_or_give_up(self, error: _PassingError, tries: int) -> None:
+        where = self.endpoint.url
+        if error.retry_after is not None and error.retry_after > LONGEST_RETRY_AFTER:
+            raise EndpointError(f"{where}: {error}; it asks to wait {error.retry_after:.0f} s") from None
+        if tries > self.endpoint.retries or self._stopping.is_set():
+            raise EndpointError(f"{where}: {error} ({tries} tr{'y' if tries == 1 else 'ies'})") from None
+        wait = min(self.endpoint.first_wait * 2 ** min(tries - 1, 30), self.endpoint.longest_wait)
+        wait *= 1 - 0.25 * random.random()  # several clients must not come back in step
+        if error.retry_after is not None:
+            wait = error.retry_after
+        if error.limited:
+            self.limiter.pause(wait)
+        await self._sleep(wait)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep; to be stopped ends it."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+        raise StoppedError(f"{self.endpoint.url}: stopped")
+
+    async def _once(self, messages: Sequence[Message], max_tokens: int, temperature: float) -> Reply | None:
+        """One try; None: the same request has to be put differently."""
+        errors = self._openai
+        options: dict[str, Any] = {self._length_key: max_tokens}
+        if self._send_temperature:
+            options["temperature"] = temperature
+        try:
+            async with asyncio.timeout(self.endpoint.timeout):  # the library's own limit is per read, not for the whole
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    model=self.endpoint.model, messages=list(messages), **options
+                )
+        except (TimeoutError, errors.APITimeoutError):
+            raise _PassingError(f"no answer within {self.endpoint.timeout:g} s") from None
+        except errors.APIConnectionError as error:
+            raise _PassingError(f"cannot be reached ({_cause(error)})") from None
+        except errors.APIStatusError as error:
+            if self._adapt(error):
+                return None
+            raise self._status_error(error) from None
+        except errors.OpenAIError as error:
+            raise EndpointError(f"{self.endpoint.url}: {_shorten(str(error))}") from None
+        return _reply(raw.text, raw.headers)
+
+    def _adapt(self, error: Any) -> bool:
+        """Newer models know `max_tokens` by another name and fix the temperature; whether that was the trouble."""
+        if error.status_code != 400 or not str(error.code).startswith("unsupported"):
+            return False
+        if error.param == "max_tokens" and self._length_key == "max_tokens":
+            self._length_key = "max_completion_tokens"
+            return True
+        if error.param == "temperature" and self._send_temperature:
+            self._send_temperature = False
+            self.notes.append("the model takes no temperature: its own default was used")
+            return True
+        return False
+
+    def _status_error(self, error: Any) -> Exception:
+        status, words, where = error.status_code, _server_words(error), self.endpoint.url
+        if status in (401, 403):
+            name = self.endpoint.api_key_env
+            hint = f"check the key in {name}" if os.environ.get(name) else f"set the key in {name}"
+            return EndpointError(f"{where}: the key is refused ({status}: {words}); {hint}")
+        if status == 404:
+            model = self.endpoint.model
+            hint = "check --model and --base-url (it usually ends in /v1)"
+            return EndpointError(f"{where}: no such model or address ({model!r}; 404: {words}); {hint}")
+        if status == 429 and error.code == "insufficient_quota":  # waiting does not fill an account
+            return EndpointError(f"{where}: the account has no quota left ({words})")
+        if status in _RETRIED or status >= 500:
+            return _PassingError(
+                f"answers with status {status} ({words})", retry_after(error.response.headers), status in (429, 503)
+            )
+        if status in (400, 413, 422):
+            return RefusedError(f"{where}: refuses the request ({status}: {words})")
+        return EndpointError(f"{where}: answers with status {status} ({words})")
+
+    def _count(self, reply: Reply) -> None:
+        if reply.prompt_tokens is None:
+            self.usage.uncounted += 1
+        self.usage.prompt_tokens += reply.prompt_tokens or 0
+        self.usage.completion_tokens += reply.completion_tokens or 0
+
+
+def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds that a server asks to wait (`retry-after-ms`, or `Retry-After` in seconds or as a date); None: not told.
+
+    Args:
+        headers: of the response, found whatever their case.
+        now: seconds since the epoch; None: the present.
+    """
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) / unit
+        except ValueError:
+            continue
+        return seconds if seconds >= 0 else None  # NaN too
+    date = email.utils.parsedate_tz(headers.get("retry-after"))
+    if date is None:
+        return None
+    return max(0.0, email.utils.mktime_tz(date) - (time.time() if now is None else now))
+
+
+def _reply(text: str, headers: Mapping[str, str]) -> Reply:
+    """The reply in a response's body. Anything but a chat completion is a passing fault: proxies answer for servers."""
+    kind = str(headers.get("content-type", "")).partition(";")[0].strip() or "no content type"
+    try:
+        body = json.loads(text)
+    except ValueError:
+        what = "HTML" if text.lstrip()[:1] == "<" else "no complete JSON"
+        raise _PassingError(f"answers with {what} ({kind}: {_shorten(text)})") from None
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise _PassingError(f"answers without choices ({kind}: {_shorten(text)})")
+    message = choices[0].get("message")
+    if not isinstance(message, dict):
+        raise _PassingError(f"answers without a message ({kind}: {_shorten(text)})")
+    usage = body.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    content, reason, model = message.get("content"), choices[0].get("finish_reason"), body.get("model")
+    return Reply(
+        text=content if isinstance(content, str) else "",
+        prompt_tokens=_whole(counts.get("prompt_tokens")),
+        completion_tokens=_whole(counts.get("completion_tokens")),
+        finish_reason=reason if isinstance(reason, str) else None,
+        model=model if isinstance(model, str) else None,
+    )
+
+
+def _import_openai() -> Any:
+    try:
+        import openai
+    except ImportError:
+        raise ConfigError(
+            "asking an endpoint needs the openai package, which is not installed; pip install 'promptcomp[api]'"
+        ) from None
+    return openai
+
+
+def _api_key(endpoint: Endpoint) -> str:
+    key = os.environ.get(endpoint.api_key_env, "").strip()
+    if key:
+        return key
+    if endpoint.url == OPENAI_URL:
+        raise ConfigError(
+            f"no key for {endpoint.url}: set it in the environment variable {endpoint.api_key_env},"
+            " or name your own server with --base-url"
+        )
+    return "none"  # servers of one's own ask for no key, but the library insists on one
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _cause(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return _shorten(str(cause)) or type(cause).__name__
+
+
+def _server_words(error: Any) -> str:
+    body = error.body
+    words = body.get("message") if isinstance(body, dict) else None
+    return _shorten(str(words or error.response.text or error.response.reason_phrase or "no words"))
+
+
+def _shorten(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _SHOWN else flat[:_SHOWN] + "..."

@@ -1,0 +1,1 @@
+"""Pairwise win rates of generated texts, judged by a language model."""

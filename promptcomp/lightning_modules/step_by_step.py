@@ -1,0 +1,259 @@
+"""Distilling step-by-step (Hsieh et al., Findings of ACL 2023, https://arxiv.org/abs/2305.02301).
+
+A small student learns two tasks over the same inputs, told apart by a marker: the label, and the rationale that a large
+LM gave for it. L = alpha * L_label + (1 - alpha) * L_rationale (the released code), or L_label + lambda * L_rationale
+(the paper); each L is a mean over all target tokens of its own task in the batch. At test time only the label is asked.
+
+Variants, all off by default:
+- `weighting: uncertainty`: sum_i L_i / (2 s_i^2) + log s_i with learned s_i (Kendall et al. 2018,
+  https://arxiv.org/abs/1705.07115, as used for multi-task weighting).
+- `mutual_information`: + beta * L_mi (Chen et al. 2024, https://arxiv.org/abs/2403.03348; see losses).
+- `teacher`: + teacher_weight * D, tau^2 KL(p_T || p_S) of a white-box teacher on the target tokens, both at temperature
+  tau (Hinton et al. 2015, https://arxiv.org/abs/1503.02531); with `jsd_beta` the generalised Jensen-Shannon divergence,
+  and with `on_policy_share` on answers that the student draws itself in that share of the steps (GKD, Agarwal et al.
+  2024, https://arxiv.org/abs/2306.13649; no gradient through the drawing).
+Filters, teacher labels and single-task targets are the data section's part.
+
+The two tasks are arranged to pad little: an encoder reads both tasks' inputs in one pass, then the decoder runs once
+for the labels and once for the rationales; a decoder-only student reads both in one packed row, and the input only
+once where the markers follow it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from promptcomp.batch import ANSWER, RATIONALE, Batch, Context, pad
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, Logits
+from promptcomp.lightning_modules.adapters import LMTraining
+from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig, LossTerm, Pass
+from promptcomp.lightning_modules.losses import jensen_shannon, kl_divergence, mutual_information
+from promptcomp.lightning_modules.teachers import check_same_tokenizer
+from promptcomp.memory import EncoderStates, Memory
+
+NAMES = {ANSWER: "label", RATIONALE: "rationale"}
+
+
+class StepByStepConfig(LMTrainingConfig):
+    """Distilling step-by-step: a teacher's rationales are a second task for a small student."""
+
+    name: Literal["step_by_step"] = "step_by_step"
+    train: LMTraining = "lm"
+    """lm: all weights of the student, as in the paper; lora: adapters."""
+    alpha: float | None = Field(None, ge=0, le=1)
+    """Weight of the labels; rationales weigh 1 - alpha (the released code). null with lambda_ null: 0.5."""
+    lambda_: float | None = Field(None, ge=0)
+    """Weight of the rationales beside labels of weight 1 (the paper's form)."""
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
+    """uncertainty: both weights are learned."""
+    mutual_information: float = Field(0.0, ge=0)
+    """Weight of the mutual-information term; its authors use 0.1."""
+    teacher: LanguageModelConfig | None = None
+    """A white-box teacher with the student's tokenizer."""
+    teacher_weight: float = Field(1.0, ge=0)
+    """Weight of the distance to the teacher."""
+    temperature: float = Field(1.0, gt=0)
+    """tau: teacher and student are compared at this temperature."""
+    jsd_beta: float | None = Field(None, gt=0, lt=1)
+    """Compare by the generalised Jensen-Shannon divergence; null: tau^2 KL(teacher || student)."""
+    on_policy_share: float = Field(0.0, ge=0, le=1)
+    """Share of the steps whose comparison uses rationales drawn from the student."""
+    on_policy_tokens: int = Field(64, ge=1)
+    """Most tokens of a drawn rationale."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.alpha is not None and self.lambda_ is not None:
+            raise ValueError("alpha and lambda_ are two forms of one weight; give one of them")
+        if self.weighting == "uncertainty" and (self.alpha, self.lambda_) != (None, None):
+            raise ValueError("weighting 'uncertainty' learns the weights; leave alpha and lambda_ out")
+        if self.teacher is None and (self.on_policy_share > 0 or self.jsd_beta is not None):
+            raise ValueError("on_policy_share and jsd_beta need a teacher")
+        return self
+
+    @property
+    def weights(self) -> dict[int, float]:
+        """Weight of each task's loss."""
+        if self.weighting == "uncertainty":
+            return {ANSWER: 1.0, RATIONALE: 1.0}
+        if self.lambda_ is not None:
+            return {ANSWER: 1.0, RATIONALE: self.lambda_}
+        alpha = 0.5 if self.alpha is None else self.alpha
+        return {ANSWER: alpha, RATIONALE: 1.0 - alpha}
+
+
+class FinetuneConfig(LMTrainingConfig):
+    """Baseline: the student learns the labels alone; whose labels is the data section's `label_source`."""
+
+    name: Literal["finetune"] = "finetune"
+    train: LMTraining = "lm"
+    """lm: all weights of the student; lora: adapters."""
+
+
+class TaskLogits(NamedTuple):
+    """Logits of one task of a batch, one row for each target token."""
+
+    values: Tensor  # [E, V]
+    label: Tensor  # [E]
+    example: Tensor  # [E] row of the batch's contexts
+
+    def nll(self) -> Tensor:
+        """Sum of the negative log likelihoods."""
+        return torch.nn.functional.cross_entropy(self.values.float(), self.label, reduction="sum")
+
+
+class Finetune(CompressionModule):
+    """See FinetuneConfig."""
+
+    method: FinetuneConfig | StepByStepConfig
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the student may change."""
+        return self.lm_training != "none"
+
+    def compress(self, context: Context) -> Memory | None:
+        """The input, where the queries are markers behind it; nothing where the queries hold it."""
+        return self.lm.encode(context) if context.ids.shape[1] else None
+
+    def num_memory_slots(self, context_tokens: int) -> int:
+        """Every token of the input: nothing is compressed, the rationale is learned instead of written."""
+        return context_tokens
+
+    def losses(self, batch: Batch) -> list[LossTerm]:
+        """Cross-entropy of the targets, a token mean."""
+        logits = self.lm(self.lm.whole_prompt(batch.context), batch, "targets")
+        return [LossTerm("label", -logits.log_probs().sum(), logits.label.shape[0])]
+
+
+class StepByStep(Finetune):
+    """See the module docstring."""
+
+    method: StepByStepConfig
+
+    def build(self) -> None:
+        """The teacher, and the learned weights."""
+        method = self.method
+        if method.weighting == "uncertainty":
+            self.log_scales = nn.Parameter(torch.zeros(2))
+        self.teacher: LanguageModel | None = None
+        if method.teacher is not None:
+            self.teacher = self.open_lm(method.teacher).requires_grad_(False).eval()
+            check_same_tokenizer(self.lm, self.teacher, f"method.teacher.path = {method.teacher.path!r}")
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for the student alone."""
+        super().train(mode)
+        if self._is_built and self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def losses(self, batch: Batch) -> list[LossTerm]:
+        """One term for each task, and the variants' terms."""
+        method = self.method
+        tasks = task_logits(self.lm, batch)
+        terms = []
+        for number, (role, logits) in enumerate(tasks.items()):
+            total = logits.nll()
+            if method.weighting == "uncertainty":
+                total = total * torch.exp(-2 * self.log_scales[number]) / 2
+            terms.append(LossTerm(NAMES[role], total, logits.label.shape[0], method.weights[role]))
+        if method.weighting == "uncertainty":
+            terms.append(LossTerm("log_scale", self.log_scales.sum(), 1))
+        if method.mutual_information and len(tasks[RATIONALE].label) and len(tasks[ANSWER].label):
+            rows = batch.context.ids.shape[0]
+            one, two = tasks[ANSWER], tasks[RATIONALE]
+            total = mutual_information(one.values, one.example, two.values, two.example, rows)
+            terms.append(LossTerm("mutual_information", total, rows, method.mutual_information))
+        if self.teacher is not None:
+            terms.append(self._distance(self.teacher, batch, tasks))
+        return terms
+
+    def _distance(self, teacher: LanguageModel, batch: Batch, tasks: dict[int, TaskLogits]) -> LossTerm:
+        method = self.method
+        name = "teacher"
+        if self._draws_this_step():
+            name, batch = "on_policy", self._with_drawn_rationales(batch)
+            tasks = task_logits(self.lm, batch)
+        with torch.no_grad():
+            wanted = task_logits(teacher, batch)
+        student = torch.cat([tasks[role].values for role in NAMES])
+        target = torch.cat([wanted[role].values for role in NAMES])[:, : student.shape[1]]
+        if method.jsd_beta is None:
+            total = kl_divergence(student, target, method.temperature) * method.temperature**2
+        else:
+            total = jensen_shannon(student, target, method.jsd_beta, method.temperature)
+        return LossTerm(name, total, student.shape[0], method.teacher_weight)
+
+    def _generator(self) -> torch.Generator:
+        """A source of randomness that depends on the seed and the step alone, not on the rank."""
+        return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.global_step)
+
+    def _draws_this_step(self) -> bool:
+        share = self.method.on_policy_share
+        return share > 0 and float(torch.rand((), generator=self._generator(), device=self.device)) < share
+
+    def _with_drawn_rationales(self, batch: Batch) -> Batch:
+        """The rationale task alone, with targets that the student draws at temperature 1."""
+        asked, _ = batch.of_role(RATIONALE)
+        limit = self.method.on_policy_tokens
+        was_training = self.lm.training
+        self.lm.eval()
+        texts = self.lm.generate(
+            self.compress(batch.context),
+            asked,
+            max_new_tokens=limit,
+            stop_ids=(self.lm.end_id,),
+            temperature=1.0,
+            generator=self._generator(),
+        )
+        self.lm.train(was_training)
+        ended = [[*text, self.lm.end_id] if len(text) < limit else text for text in texts]
+        ids, mask = pad(ended, 0, "right")
+        asked.target_ids, asked.target_mask = ids.to(self.device), mask.to(self.device)
+        return asked
+
+    def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
+        """The student on both tasks, and the teacher."""
+        found = super().passes(context_tokens, example_tokens, queries)
+        if self.teacher is not None:
+            tokens, length = context_tokens + queries * example_tokens, context_tokens + example_tokens
+            found.append(Pass(self.teacher.hf, tokens, length, False, False))
+        return found
+
+
+def task_logits(lm: LanguageModel, batch: Batch) -> dict[int, TaskLogits]:
+    """The logits of both tasks."""
+    memory = lm.whole_prompt(batch.context)
+    if lm.query_in_encoder:
+        encoded = lm.encoder_side(memory, batch)
+        return {role: _decode_task(lm, encoded, batch, role) for role in NAMES}
+    logits = lm(memory, batch, "targets")
+    role_of = batch.role[logits.target_of]
+    found = {}
+    for role in NAMES:
+        own = role_of == role
+        part = Logits(logits.values, logits.predictor[own], logits.label[own], logits.target_of[own])
+        found[role] = _of_logits(part, batch)
+    return found
+
+
+def _decode_task(lm: LanguageModel, encoded: EncoderStates, batch: Batch, role: int) -> TaskLogits:
+    part, queries = batch.of_role(role)
+    if not len(queries):
+        return _nothing(lm, batch)
+    return _of_logits(lm.decode(encoded.rows(queries), part), part)
+
+
+def _of_logits(logits: Logits, batch: Batch) -> TaskLogits:
+    example = batch.context_of[batch.query_of[logits.target_of]]
+    return TaskLogits(logits.values[logits.predictor], logits.label, example)
+
+
+def _nothing(lm: LanguageModel, batch: Batch) -> TaskLogits:
+    none = batch.context_of[:0]
+    return TaskLogits(lm.head(lm.embed(none)), none, none)

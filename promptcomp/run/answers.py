@@ -1,0 +1,99 @@
+"""Writing answers to the queries of an evaluation split, behind the memories that are scored anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from promptcomp.batch import Batch
+from promptcomp.datamodules.base import ContextDataModule, ExampleInfo
+from promptcomp.evaluation.texts import GeneratedTexts
+from promptcomp.experiment import EvaluationConfig
+from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.memory import KVCache, Memory
+
+_UNLIMITED = 1 << 30
+
+
+@dataclass(slots=True)
+class Answers:
+    """Generates and collects answers; one object for one split."""
+
+    datamodule: ContextDataModule
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    examples: Mapping[int, ExampleInfo]
+    collected: dict[str, GeneratedTexts] = field(default_factory=dict)
+    questions: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+    """Example -> instruction, input and right answer as texts."""
+
+    def add(self, module: CompressionModule, memories: Mapping[str, Memory | None], batch: Batch) -> None:
+        """Answer every query of a batch behind each row's memory.
+
+        Args:
+            module: its LM writes, greedily.
+            memories: row -> the memory of the batch's contexts.
+            batch: its targets are not looked at.
+        """
+        numbers = example_of_query(batch)
+        limit = min(self.max_new_tokens, room(module, memories, batch))
+        tokenizer = self.datamodule.tokenizer
+        for row, memory in memories.items():
+            made = module.lm.generate(memory, batch, max_new_tokens=limit, stop_ids=self.stop_ids)
+            texts = [self.datamodule.answer_of(str(tokenizer.decode(ids, skip_special_tokens=True))) for ids in made]
+            cut = [len(ids) >= limit for ids in made]
+            self.collected.setdefault(row, GeneratedTexts()).add(numbers, texts, cut)
+        contexts = self._contexts(batch)
+        for number, context in zip(numbers, batch.context_of.tolist(), strict=True):
+            example = self.examples[number]
+            instruction = example.instruction or contexts[context]
+            self.questions[number] = (instruction, example.input, example.output.strip())
+
+    def repeat(self, row: str, other: str) -> None:
+        """What `row` answered is what `other` would have."""
+        if row in self.collected:
+            self.collected[other] = self.collected[row]
+
+    def _contexts(self, batch: Batch) -> list[str]:
+        """The contexts as the tokenizer writes them."""
+        rows = zip(batch.context.ids, batch.context.mask, strict=True)
+        decode = self.datamodule.tokenizer.decode
+        return [str(decode(ids[mask].tolist(), skip_special_tokens=True)).strip() for ids, mask in rows]
+
+
+def answers_for(
+    datamodule: ContextDataModule, config: EvaluationConfig, examples: Sequence[ExampleInfo]
+) -> Answers | None:
+    """Where answers to the examples of a split are collected; None where none are wanted."""
+    wanted = datamodule.answers_are_generated if config.generate == "auto" else config.generate
+    if not wanted:
+        return None
+    stop_ids = datamodule.prompt_format().stop_ids
+    return Answers(datamodule, config.max_new_tokens, stop_ids, {e.number: e for e in examples})
+
+
+def example_of_query(batch: Batch) -> list[int]:
+    """Number of the example that each query [N] belongs to."""
+    numbers = torch.zeros_like(batch.context_of)
+    return numbers.scatter(0, batch.query_of, batch.example).tolist()
+
+
+def room(module: CompressionModule, memories: Mapping[str, Memory | None], batch: Batch) -> int:
+    """Tokens that every row of a batch can add to its longest prompt within the LM's window.
+
+    All rows of the table get the same limit, so that none is cut where another is not.
+    """
+    window = module.lm.window
+    if window is None:
+        return _UNLIMITED
+    front = max(_positions(memory) for memory in memories.values())
+    return max(1, window - front - int(batch.query_mask.sum(-1).max()) - 1)  # 1: a BOS
+
+
+def _positions(memory: Memory | None) -> int:
+    """Positions in front of a query, the longest of a batch."""
+    if memory is None:
+        return 0
+    return int((memory.next_position if isinstance(memory, KVCache) else memory.num_slots).max())

@@ -1,0 +1,262 @@
+"""A method and its twins: the same training of full prompt and no prompt, and both untrained.
+
+Every one is an ordinary run. A run under `output_dir` with the wanted configuration is reused when it is finished and
+continued when it is not, so that the same command goes on after a crash, and several methods share their controls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from promptcomp.config import ConfigError, build, read_yaml
+from promptcomp.evaluation.files import write_atomic
+from promptcomp.evaluation.records import Prediction, read_predictions
+from promptcomp.evaluation.reference_points import ReferencePoints, Role, RoleRun, SplitPoints, split_points
+from promptcomp.evaluation.results import Results, read_results
+from promptcomp.experiment import Experiment
+from promptcomp.lightning_modules import METHODS
+from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig
+from promptcomp.report import print_points
+from promptcomp.run.directory import RunDirectory
+from promptcomp.run.fitting import Outcome, fit, resume_fit
+from promptcomp.run.lock import locked
+
+FILE_NAME = "controls.json"
+_PLACE = ("name", "output_dir")
+_TRAINING = ("optim", "trainer", "seed")
+State = Literal["finished", "unfinished", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlsOutcome:
+    """What `fit --with-controls` has to show."""
+
+    method: Outcome
+    points: ReferencePoints | None
+    """None when a run was stopped."""
+
+    @property
+    def interrupted(self) -> bool:
+        """A run was stopped; the same command continues."""
+        return self.points is None
+
+    def as_json(self) -> dict[str, Any]:
+        """The method's outcome and the reference points."""
+        points = None if self.points is None else json.loads(self.points.model_dump_json())
+        return {**self.method.as_json(), "interrupted": self.interrupted, "controls": points}
+
+    def print(self, console: Console) -> None:
+        """The method's report, then the reference points."""
+        if self.points is None:
+            console.print("Stopped. Nothing finished is lost: the same command continues where it was.")
+            return
+        self.method.print(console)
+        console.print()
+        print_points(self.points, console)
+        console.print(f"saved as {self.method.run / FILE_NAME}", highlight=False, soft_wrap=True)
+
+
+def wanted_runs(experiment: Experiment) -> tuple[dict[Role, Experiment], tuple[str, ...]]:
+    """The runs of a table of reference points, the method first, and remarks on those that there are not."""
+    module = module_of(experiment)
+    train, title = module.lm_training, METHODS[experiment.method.name].title
+    runs: dict[Role, Experiment] = {"method": experiment}
+    notes: list[str] = []
+    if train == "none" or not experiment.trainer.max_steps:
+        notes.append(f"{title} leaves the LM as it is, so its controls have nothing to train: untrained only")
+    else:
+        method = experiment.method
+        lora = method.lora.model_dump() if isinstance(method, LMTrainingConfig) else {}
+        section = {"train": train, **({"lora": lora} if train == "lora" else {})}
+        runs["full_prompt_trained"] = _control(experiment, "full_prompt", section)
+        runs["no_prompt_trained"] = _control(experiment, "no_prompt", section)
+        if isinstance(method, LMTrainingConfig) and method.init_from is not None:
+            notes.append("method.init_from is the method's own: the trained controls start from the LM as it is")
+    runs["full_prompt_untrained"] = _control(experiment, "full_prompt", {})
+    runs["no_prompt_untrained"] = _control(experiment, "no_prompt", {})
+    return runs, tuple(notes)
+
+
+def _control(experiment: Experiment, name: str, section: Mapping[str, Any]) -> Experiment:
+    tree = experiment.model_dump(mode="json")
+    how = section.get("train", "untrained")
+    tree |= {"method": {"name": name, **section}, "name": f"{name}-{how}-{experiment.data.name}"}
+    return build(Experiment, tree, source=f"the control {name}")
+
+
+def module_of(experiment: Experiment) -> CompressionModule:
+    """The experiment's module without its models: it knows what it would train."""
+    return METHODS[experiment.method.name].module(
+        experiment.method,
+        experiment.lm,
+        experiment.optim,
+        max_steps=experiment.trainer.max_steps,
+        seed=experiment.seed,
+    )
+
+
+def identity(experiment: Experiment) -> str:
+    """Equal for experiments that give the same results: name and place never matter, optim, trainer and seed only if
+    anything is trained."""
+    tree = experiment.model_dump(mode="json")
+    trains = experiment.trainer.max_steps > 0 and module_of(experiment).trainable
+    for key in (*_PLACE, *(() if trains else _TRAINING)):
+        del tree[key]
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def find(experiment: Experiment, run_dir: Path | None = None) -> tuple[State, Path | None]:
+    """A run of this experiment in `run_dir` or under its output_dir; a finished one if there is any, the newest first.
+
+    Args:
+        experiment: the wanted configuration.
+        run_dir: the only directory to look at.
+    """
+    wanted, unfinished = identity(experiment), None
+    folders = [run_dir] if run_dir is not None else _newest_first(Path(experiment.output_dir))
+    for folder in folders:
+        run = RunDirectory(folder)
+        if run.config.is_file() and _is_run_of(run, experiment, wanted):
+            if _is_finished(run):
+                return "finished", folder
+            unfinished = unfinished or folder
+    return ("unfinished" if unfinished else "missing"), unfinished
+
+
+def _newest_first(output_dir: Path) -> list[Path]:
+    if not output_dir.is_dir():
+        return []
+    configs = [config for config in output_dir.glob("*/config.yaml") if config.is_file()]
+    return [config.parent for config in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def _is_run_of(run: RunDirectory, experiment: Experiment, wanted: str) -> bool:
+    try:
+        tree = read_yaml(run.config)
+        method = tree.get("method")
+        if not isinstance(method, dict) or method.get("name") != experiment.method.name:
+            return False
+        return identity(build(Experiment, tree)) == wanted
+    except ConfigError:  # a damaged file or one of another version is no run of this experiment
+        return False
+
+
+def _is_finished(run: RunDirectory) -> bool:
+    try:
+        read_results(run.results)
+    except ConfigError:
+        return False
+    return run.predictions.is_file()
+
+
+def print_plan(experiment: Experiment, run_dir: Path | None, console: Console) -> None:
+    """Say which runs there are and which would be made."""
+    runs, notes = wanted_runs(experiment)
+    for role, wanted in runs.items():
+        state, path = find(wanted, run_dir if role == "method" else None)
+        what = {"finished": "reuse", "unfinished": "continue", "missing": "new run"}[state]
+        console.print(f"{role}: {what} {path or ''}".rstrip(), highlight=False, soft_wrap=True)
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)
+
+
+def fit_with_controls(experiment: Experiment, run_dir: Path | None, console: Console) -> ControlsOutcome:
+    """Train (or find) the method and its twins, evaluate all, and write controls.json to the method's run.
+
+    Args:
+        experiment: the method's.
+        run_dir: directory of the method's run; None: one under output_dir. The twins' are under output_dir.
+        console: for people.
+
+    Raises:
+        ConfigError: a mistake in the configuration, or several devices.
+    """
+    runs, notes = wanted_runs(experiment)
+    outcomes: dict[Role, Outcome] = {}
+    how: dict[Role, RoleRun] = {}
+    for role, wanted in runs.items():
+        outcome, made = _ensure(role, wanted, run_dir if role == "method" else None, console)
+        outcomes[role], how[role] = outcome, made
+        if outcome.interrupted:
+            return ControlsOutcome(outcomes["method"], None)
+    points = _points(experiment, outcomes, how, notes)
+    write_atomic(outcomes["method"].run / FILE_NAME, points.model_dump_json(indent=2) + "\n")
+    return ControlsOutcome(outcomes["method"], points)
+
+
+def _ensure(role: Role, wanted: Experiment, run_dir: Path | None, console: Console) -> tuple[Outcome, RoleRun]:
+    """The finished run of an experiment: found, continued or made. Another process that makes it is waited for."""
+
+    def waiting() -> None:
+        console.print(f"{role}: waiting for another process that makes the same run", highlight=False)
+
+    locks = Path(wanted.output_dir) / ".locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{locks}: cannot be made ({error.strerror}); choose another output_dir") from None
+    with locked(locks / identity(wanted), waiting):
+        state, path = find(wanted, run_dir)
+        if state == "finished" and path is not None:
+            console.print(f"{role}: reusing {path}", highlight=False, soft_wrap=True)
+            results = read_results(path)
+            return Outcome(path, results, results.cost.steps or 0), RoleRun(run=str(path), how="reused")
+        _check_one_device(wanted, path)
+        if state == "unfinished" and path is not None:
+            console.print(f"{role}: continuing {path}", highlight=False, soft_wrap=True)
+            outcome = resume_fit(path, console)
+        else:
+            console.print(f"{role}:", highlight=False)
+            outcome = fit(wanted, run_dir, console)
+    assert outcome is not None  # one process only
+    return outcome, RoleRun(run=str(outcome.run), how="resumed" if state == "unfinished" else "made")
+
+
+def _points(
+    experiment: Experiment, outcomes: Mapping[Role, Outcome], how: dict[Role, RoleRun], notes: tuple[str, ...]
+) -> ReferencePoints:
+    results = outcomes["method"].results
+    assert results is not None
+    predictions = {role: read_predictions(RunDirectory(outcome.run).predictions) for role, outcome in outcomes.items()}
+    return ReferencePoints(
+        method=results.title or results.method,
+        context_kind=results.context_kind,
+        data=results.data,
+        lm=results.lm,
+        seed=results.seed,
+        runs=how,
+        splits=dict(_split_points(results, predictions, experiment.evaluation.bootstrap_resamples)),
+        notes=notes,
+    )
+
+
+def _split_points(
+    results: Results, predictions: Mapping[Role, list[Prediction]], resamples: int
+) -> Iterator[tuple[str, SplitPoints]]:
+    for split, result in results.splits.items():
+        members = {role: [p for p in found if p.split == split] for role, found in predictions.items()}
+        yield split, split_points(members, result.metric, resamples)  # type: ignore[arg-type]
+
+
+def _check_one_device(experiment: Experiment, path: Path | None) -> None:
+    """Several devices need a command for each run: the processes that Lightning starts repeat the command line."""
+    if not (experiment.trainer.max_steps and module_of(experiment).trainable):
+        return
+    devices = experiment.trainer.devices
+    gpus = torch.cuda.device_count() if experiment.trainer.accelerator in ("auto", "gpu") else 1
+    several = gpus > 1 if devices == "auto" else int(devices) > 1
+    if several:
+        section = json.dumps(experiment.method.model_dump(mode="json", exclude_unset=True))
+        alone = f"--resume {path}" if path is not None else f"... method='{section}'"
+        raise ConfigError(
+            "--with-controls trains on one device (trainer.devices=1). To train on several, make this run by itself, "
+            f"'promptcomp fit {alone}' with the same other keys, and repeat the command: finished runs are reused"
+        )
