@@ -6,17 +6,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.config import ConfigError
+from promptcomp.datamodules.eval_batches import EvalPart
 from promptcomp.datamodules.tasks import Row
 from promptcomp.lightning_modules import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from promptcomp.prompts import AnswerSettings, Compressor, PromptSource, load_prompt, open_compressor
-from tests.prompt_runs import save_lm, save_run
+from tests.prompt_runs import DATA, save_lm, save_run
 
 METHODS = {
     "gist": {"name": "gist", "num_slots": 3},
@@ -171,3 +173,16 @@ def test_demonstrations_are_written_as_in_training(compressors: dict[tuple[str, 
     assert context.ids[0].tolist() == list(written)
     with pytest.raises(ConfigError, match=r"demonstrations take .* the first .* fit"):
         compressor.context(PromptSource.from_rows(rows * 100))
+
+
+@pytest.mark.parametrize("data", [DATA, {"name": "toy_instructions"}], ids=lambda data: str(data["name"]))
+def test_queries_are_written_as_in_evaluation(data: dict[str, Any], tmp_path: Path) -> None:
+    is_icl = data["name"] == "toy_icl"
+    lm = save_lm(tmp_path / "lm", "gpt2") if is_icl else Path("embedded:toy_instructions")
+    method = {"name": "gist", "num_slots": 1, "train": "none"}
+    compressor = open_compressor(save_run(tmp_path / "run", lm, method, data=data), "cpu")
+    split = compressor.datamodule.eval_splits[-1]
+    examples = {example.number: example for example in compressor.datamodule.examples(split)}
+    contexts = compressor.datamodule.eval_contexts(split)
+    for query in contexts.encode(EvalPart(0, 0, len(contexts.targets(0)))).queries:
+        assert compressor.reader.query_ids(examples[query.example].input) == query.ids
