@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,12 @@ from pydantic import Field, model_validator
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.arrow import open_table
-from promptcomp.datamodules.rationale_formats import FORMATS, BadRow, FormatName
+from promptcomp.datamodules.rationale_files import Found, append_row, joined, read_lines, tell, text_list, unique
+from promptcomp.datamodules.rationale_formats import FORMATS, FormatName
 from promptcomp.datamodules.rationale_options import RationaleConfig
-from promptcomp.datamodules.rationale_parsing import STATUSES, ParsedTask, ParseMode, parse
+from promptcomp.datamodules.rationale_parsing import ParsedTask, ParseMode, parse
 from promptcomp.datamodules.rationale_records import RationaleColumns, RecordReader
-from promptcomp.datamodules.rows import Problem, json_lines
+from promptcomp.datamodules.rows import Problem
 from promptcomp.datamodules.tasks import RationaleRow
 
 
@@ -107,10 +107,6 @@ class RationaleHFData(FormattedRationales):
         return self.format
 
 
-Found = list[Problem] | None
-"""Where problems are collected; None: the first one is raised."""
-
-
 class FolderSource:
     """The original's layout."""
 
@@ -136,7 +132,7 @@ class FolderSource:
             ConfigError: a file is missing or bad, or there are not as many texts as rows.
         """
         config = self.config
-        rows = _unique(_read_lines(self.path(split), self._reader, split, problems), self.path(split), problems)
+        rows = unique(read_lines(self.path(split), self._reader, split, problems), self.path(split), problems)
         if config.teacher in ("human", "none"):
             return rows
         texts, where = self._completions(split)
@@ -145,9 +141,7 @@ class FolderSource:
                 f"{len(texts)} completions for the {len(rows)} rows of {self.path(split)}; they are joined by "
                 "position, so none may be missing"
             )
-            if problems is None:
-                raise ConfigError(f"{where}: {message}")
-            problems.append(Problem(str(where), None, message))
+            tell(Problem(str(where), None, message), problems)
         return [self._with_teacher(row, text) for row, text in zip(rows, texts, strict=False)]
 
     def _with_teacher(self, row: RationaleRow, text: str) -> RationaleRow:
@@ -163,7 +157,7 @@ class FolderSource:
         config, name = self.config, _original_name(split)
         if config.teacher == "gpt_neox":
             path = config.folder / "gpt-neox" / config.task / f"{name}.json"
-            return _text_list(path), path
+            return text_list(path), path
         folder = config.folder / config.task / "llm"
         numbers = sorted(_chunk_number(path) for path in folder.glob(f"{name}_CoT_*.json"))
         if not numbers:
@@ -173,7 +167,7 @@ class FolderSource:
         missing = sorted(set(range(numbers[-1] + 1)) - set(numbers))
         if missing:
             raise ConfigError(f"{folder}: {name}_CoT_{missing[0]}.json is missing, but there is a later one")
-        chunks = [_text_list(folder / f"{name}_CoT_{number}.json") for number in numbers]
+        chunks = [text_list(folder / f"{name}_CoT_{number}.json") for number in numbers]
         return [text for chunk in chunks for text in chunk], folder
 
 
@@ -201,8 +195,8 @@ class FilesSource:
             raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
         rows: list[RationaleRow] = []
         for path in files:
-            rows += _read_lines(path, self._reader, split, problems, start=len(rows))
-        return joined(_unique(rows, files[0], problems), self.config.rationales, problems)
+            rows += read_lines(path, self._reader, split, problems, start=len(rows))
+        return joined(unique(rows, files[0], problems), self.config.rationales, problems)
 
 
 class HubSource:
@@ -232,94 +226,8 @@ class HubSource:
         rows: list[RationaleRow] = []
         for batch in open_table(config.path, config.config, name).to_batches(max_chunksize=4096):
             for record in batch.to_pylist():
-                _append(rows, self._reader, record, split, where, len(rows) + 1, problems)
-        return joined(_unique(rows, where, problems), config.rationales, problems)
-
-
-def joined(rows: Sequence[RationaleRow], paths: Sequence[Path], problems: Found = None) -> Sequence[RationaleRow]:
-    """The rows with a teacher's work from other files, joined by id; rows that are not in them stay as they are.
-
-    Raises:
-        ConfigError: a file is missing or bad, or none of its ids belongs to a row.
-    """
-    if not paths:
-        return rows
-    work: dict[str, Mapping[str, Any]] = {}
-    for path in paths:
-        for line in json_lines(path):
-            message = line.problem or _work_problem(line.record)
-            if message is None:
-                work[str(line.record["id"])] = line.record
-            else:
-                _tell(Problem(str(path), line.number, message), problems)
-    if rows and not any(row.id in work for row in rows):
-        names = ", ".join(map(str, paths))
-        _tell(Problem(names, None, f"none of the ids belongs to a row of the data (such as {rows[0].id!r})"), problems)
-    return [_with_work(row, work[row.id]) if row.id in work else row for row in rows]
-
-
-def _with_work(row: RationaleRow, record: Mapping[str, Any]) -> RationaleRow:
-    return replace(
-        row,
-        llm_label=record.get("llm_label") or "",
-        llm_rationale=record.get("llm_rationale") or "",
-        parse_status=record.get("parse_status") or "ok",
-        teacher=record.get("teacher") or "",
-    )
-
-
-def _work_problem(record: Any) -> str | None:
-    if not isinstance(record, Mapping) or not isinstance(record.get("id"), str | int):
-        return "expected an object with an 'id'"
-    for name in ("llm_label", "llm_rationale", "teacher", "parse_status"):
-        if not isinstance(record.get(name), str | None):
-            return f"{name!r} is {type(record[name]).__name__}, expected text"
-    status = record.get("parse_status") or "ok"
-    return None if status in STATUSES else f"'parse_status' {status!r} is none of {', '.join(STATUSES)}"
-
-
-def _read_lines(path: Path, reader: RecordReader, split: str, problems: Found, start: int = 0) -> list[RationaleRow]:
-    rows: list[RationaleRow] = []
-    for line in json_lines(path):
-        if line.problem is not None:
-            _tell(Problem(str(path), line.number, line.problem), problems)
-        else:
-            _append(rows, reader, line.record, split, str(path), line.number, problems, start)
-    if not rows:
-        _tell(Problem(str(path), None, "the file has no rows"), problems)
-    return rows
-
-
-def _append(
-    rows: list[RationaleRow],
-    reader: RecordReader,
-    record: Any,
-    split: str,
-    where: str,
-    line: int,
-    problems: Found,
-    start: int = 0,
-) -> None:
-    try:
-        rows.append(reader.row(record, start + len(rows), split))
-    except BadRow as error:
-        _tell(Problem(where, line, str(error)), problems)
-
-
-def _unique(rows: list[RationaleRow], where: Path | str, problems: Found) -> list[RationaleRow]:
-    """The rows, whose ids must differ."""
-    seen: set[str] = set()
-    for row in rows:
-        if row.id in seen:
-            _tell(Problem(str(where), None, f"the id {row.id!r} occurs twice"), problems)
-        seen.add(row.id)
-    return rows
-
-
-def _tell(problem: Problem, problems: Found) -> None:
-    if problems is None:
-        raise ConfigError(str(problem))
-    problems.append(problem)
+                append_row(rows, self._reader, record, split, where, len(rows) + 1, problems)
+        return joined(unique(rows, where, problems), config.rationales, problems)
 
 
 def _original_name(split: str) -> str:
@@ -331,18 +239,6 @@ def _chunk_number(path: Path) -> int:
     if not number.isdecimal():
         raise ConfigError(f"{path}: expected a number behind CoT_")
     return int(number)
-
-
-def _text_list(path: Path) -> list[str]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise ConfigError(f"{path}: expected a JSON list of texts")
-    return found
 
 
 RationaleFileSource = FolderSource | FilesSource | HubSource
