@@ -305,6 +305,9 @@ def test_every_section_round_trips_and_is_described(tmp_path: Path) -> None:
         "text": {"paths": ["mine.txt"]},
         "alpaca_plus": {"folder": str(tmp_path)},
         "instructions": {"files": {"train": "mine.jsonl"}},
+        "rationale_folder": {"folder": str(tmp_path), "task": "cqa"},
+        "rationale_files": {"test": ["mine.jsonl"]},
+        "rationale_hf": {"path": "somewhere"},
     }
     for name, section in DATASETS.items():
         config = build(section, {"name": name, **needed.get(name, {})})
