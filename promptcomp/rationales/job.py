@@ -121,7 +121,9 @@ def default_output(job: Job) -> Path:
     """rationales/DATA-SPLIT-TEACHER.jsonl."""
     data = job.data
     format_name = data.format_name if isinstance(data, FormattedRationales) else None
-    name = f"{format_name or type(data).model_fields['name'].default}-{job.split}-{job.teacher.removeprefix('local:')}"
+    teacher = job.teacher.removeprefix("local:")
+    teacher = Path(teacher).name if teacher.startswith("/") else teacher
+    name = f"{format_name or type(data).model_fields['name'].default}-{job.split}-{teacher}"
     return Path("rationales") / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('_')}.jsonl"
 
 
