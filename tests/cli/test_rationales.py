@@ -91,7 +91,8 @@ def test_what_it_writes_is_data(run: Run, rows: str, tiny_lm: Path) -> None:
     pytest.importorskip("openai")
     with serving(teacher) as server:
         assert _ask(run, server, rows).returncode == 0
-    data = "data={name: rationale_files, train: [out.jsonl], test: [out.jsonl], dev_share: 0, max_rationale_tokens: 32, max_label_tokens: 8}"
+    options = "dev_share: 0, max_rationale_tokens: 32, max_label_tokens: 8"
+    data = f"data={{name: rationale_files, train: [out.jsonl], test: [out.jsonl], {options}}}"
     done = run("data", "show", "--method", "step_by_step", data, f"lm={{path: {tiny_lm}}}")
     assert done.returncode == 0, done.stderr
     assert "12" in done.stdout
@@ -229,6 +230,16 @@ def test_the_shared_prefix_changes_nothing(tiny_lm: Path) -> None:
         model.prepare([prompt + " x", prompt], 8)
         model._shared, model._memory = (), None
         assert model.continue_texts([prompt], writing, 0) == [found]
+
+
+def test_an_encoder_decoder_teacher() -> None:
+    model = LocalTeacher("embedded:toy_t5", "cpu")
+    prompts = ["the bird is red and the dog", "the bird is red"]
+    model.prepare(prompts, 6)
+    assert model._shared
+    together = model.continue_texts(prompts, Writing(6, ()), 0)
+    model._shared, model._memory = (), None
+    assert model.continue_texts(prompts[:1], Writing(6, ()), 0) == together[:1]
 
 
 def test_prompts_beyond_the_window_are_refused(tiny_lm: Path) -> None:
