@@ -56,7 +56,8 @@ def _csv(header: Iterable[str], lines: Iterable[Sequence[Any]]) -> str:
 
 def print_curve(curve: Curve, console: Console) -> None:
     """The table and what it says."""
-    title = f"{curve.metric} on {curve.data} {curve.split}, mean over {curve.seeds} seeds [95 %]"
+    over = "one seed" if curve.seeds == 1 else f"mean over {curve.seeds} seeds, 95 % intervals"
+    title = f"{curve.metric} on {curve.data} {curve.split}, {over}"
     table = Table(title=title, title_justify="left")
     many_sizes = len(curve.sizes) > 1
     if many_sizes:
@@ -78,7 +79,7 @@ def print_curve(curve: Curve, console: Console) -> None:
             table.add_row(*start, f"{fraction:g}", "-" if rows is None else str(rows), *shown, *differing)
     console.print(table)
     for line in remarks(curve):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def remarks(curve: Curve) -> list[str]:
