@@ -14,6 +14,7 @@ from promptcomp import __version__
 from promptcomp.commands import data, prompts
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
+from promptcomp.commands.curve import curve
 from promptcomp.commands.judge import judge
 from promptcomp.errors import ConfigError
 
@@ -215,6 +216,7 @@ app.command()(prompts.inspect)
 app.command()(prompts.generate)
 app.command()(bench)
 app.command()(judge)
+app.command()(curve)
 app.add_typer(data.app, name="data")
 
 
