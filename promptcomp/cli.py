@@ -16,6 +16,7 @@ from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
 from promptcomp.commands.curve import curve
 from promptcomp.commands.judge import judge
+from promptcomp.commands.rationales import rationales
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ app.command()(prompts.inspect)
 app.command()(prompts.generate)
 app.command()(bench)
 app.command()(judge)
+app.command()(rationales)
 app.command()(curve)
 app.add_typer(data.app, name="data")
 

@@ -20,6 +20,8 @@ from promptcomp.errors import ConfigError
 OPENAI_URL = "https://api.openai.com/v1"
 LONGEST_RETRY_AFTER = 600.0
 """Seconds; a server that asks for a longer wait (a daily quota) is taken as out of service."""
+MOST_STOPS = 4
+"""Stop texts that OpenAI's servers accept."""
 _RETRIED = (408, 409, 429)
 
 
@@ -101,6 +103,7 @@ class ChatClient:
         self._stopping = asyncio.Event()
         self._length_key = "max_tokens"
         self._send_temperature = True
+        self._send_stop = True
         self._openai = _import_openai()
         if not endpoint.url.startswith(("http://", "https://")):
             raise ConfigError(f"base URL {endpoint.url!r}: expected http://HOST[:PORT]/v1 or https://...")
@@ -119,7 +122,13 @@ class ChatClient:
         self._stopping.set()
 
     async def complete(
-        self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0, expected_tokens: int = 0
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        expected_tokens: int = 0,
+        stop: Sequence[str] = (),
     ) -> Reply:
         """One answer.
 
@@ -128,6 +137,7 @@ class ChatClient:
             max_tokens: most tokens of the answer.
             temperature: 0 is greedy.
             expected_tokens: about how many tokens the request takes in all, for the limit of tokens per minute.
+            stop: texts that end the answer, at most four are sent; a server may ignore them or leave them in.
 
         Raises:
             RefusedError: the server refuses this request.
@@ -142,7 +152,7 @@ class ChatClient:
             tries += 1
             self.usage.requests += 1
             try:
-                reply = await self._once(messages, max_tokens, temperature)
+                reply = await self._once(messages, max_tokens, temperature, stop)
             except PassingError as error:
                 self.usage.failed += 1
                 await self._wait_or_give_up(error, tries)
@@ -181,12 +191,16 @@ class ChatClient:
             return
         raise StoppedError(f"{self.endpoint.url}: stopped")
 
-    async def _once(self, messages: Sequence[Message], max_tokens: int, temperature: float) -> Reply | None:
+    async def _once(
+        self, messages: Sequence[Message], max_tokens: int, temperature: float, stop: Sequence[str]
+    ) -> Reply | None:
         """One try; None: the same request has to be put differently."""
         errors = self._openai
         options: dict[str, Any] = {self._length_key: max_tokens}
         if self._send_temperature:
             options["temperature"] = temperature
+        if stop and self._send_stop:
+            options["stop"] = list(stop)[:MOST_STOPS]
         try:
             async with asyncio.timeout(self.endpoint.timeout):  # the library's own limit is per read, not for the whole
                 raw = await self._client.chat.completions.with_raw_response.create(
@@ -214,6 +228,10 @@ class ChatClient:
         if error.param == "temperature" and self._send_temperature:
             self._send_temperature = False
             self.notes.append("the model takes no temperature: its own default was used")
+            return True
+        if error.param == "stop" and self._send_stop:
+            self._send_stop = False
+            self.notes.append("the model takes no stop texts: answers run on to their end")
             return True
         return False
 

@@ -6,6 +6,7 @@ bounds) is worked out on the same draws, which makes differences and ratios pair
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from promptcomp.evaluation.metrics import METRICS, Array, Group, MetricName, met
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+_Z95 = 1.959964
 _CHUNK_VALUES = 1_000_000  # bounds the memory of the drawn weights
 
 Interval = tuple[float, float]
@@ -138,6 +140,16 @@ def percentile_interval(values: Array, num_contexts: int, confidence: float = CO
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def wilson(hits: float, count: int) -> Interval | None:
+    """95% Wilson score interval of a share; None for a count of 0."""
+    if count == 0:
+        return None
+    share, z2 = hits / count, _Z95**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = _Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _at_the_edge(value: float, num_contexts: int, confidence: float) -> Interval | None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from promptcomp.config import Config
-from promptcomp.evaluation.bootstrap import RESAMPLES, context_weights, percentile_interval
+from promptcomp.evaluation.bootstrap import RESAMPLES, context_weights, percentile_interval, wilson
 from promptcomp.judge.exchange import Exchange
 from promptcomp.judge.pairs import Pair
 from promptcomp.judge.record import Judgement
 
 Malformed = Literal["drop", "tie"]
-_Z95 = 1.959964
 
 Interval = tuple[float, float]
 
@@ -93,16 +91,6 @@ def summarise(
         win_rate_shown_first=_mean([_score(e, j) for _, e, j in read if not e.swapped]),
         win_rate_shown_second=_mean([_score(e, j) for _, e, j in read if e.swapped]),
     )
-
-
-def wilson(hits: float, count: int) -> Interval | None:
-    """95% Wilson score interval of a share; None for a count of 0."""
-    if count == 0:
-        return None
-    share, z2 = hits / count, _Z95**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = _Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _score(exchange: Exchange, judgement: Judgement) -> float:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from promptcomp.errors import ConfigError
+from promptcomp.evaluation.bootstrap import wilson
 from promptcomp.judge.answers import parse_answer
 from promptcomp.judge.exchange import Exchange
 from promptcomp.judge.pairs import Pair, choose, is_swapped, match
 from promptcomp.judge.prompt import load_prompt
 from promptcomp.judge.record import Header, Judgement, Record
 from promptcomp.judge.sources import read_side
-from promptcomp.judge.summary import summarise, wilson
+from promptcomp.judge.summary import summarise
 
 GOOD = '{"reason": "because", "choice": "A"}'
 
