@@ -9,7 +9,7 @@ reversed, each twice, plus after each, minus before each, done at the end, okay 
 What is held out, by fixed facts and not by a seed:
 - Pairs: of the 147 (selection, transform) pairs 28 belong to "unseen", 14 to dev, 105 to training. Every selection is
   in 5 training pairs, every transform in 15.
-- Phrasings: every operation has 22-96 ordinary phrasings (verb x object x ...), divided by their MD5 sums: 70%
+- Phrasings: every operation has 23-96 ordinary phrasings (verb x object x ...), divided by their MD5 sums: 70%
   training, 10% dev, 20% "recombined". Every word of a recombined phrasing is in training phrasings of some operation.
 - Three more phrasings of every operation are "reworded": other constructions with words that training never has (one of
   them is for dev), together with sentence frames of their own.

@@ -29,6 +29,7 @@ from promptcomp.datamodules.toy_instructions import (
     pairs_of,
     perform,
 )
+from promptcomp.pretrain.stages import StagedLessons
 
 
 class InstructionStage(Config):
@@ -59,43 +60,20 @@ class InstructionCurriculum(Config):
     """Rows of every split behind the final report."""
 
 
-class InstructionLessons:
+class InstructionLessons(StagedLessons[InstructionStage]):
     """Batches of the curriculum for a decoder-only LM."""
 
     def __init__(self, config: InstructionCurriculum, batch_size: int, seed: int) -> None:
+        super().__init__(config.stages)
         self.config = config
         self.tokenizer: PreTrainedTokenizerFast = instruction_tokenizer()
         self._batch_size = batch_size
         self._rng = random.Random(f"instruction curriculum/{seed}")
         self._ids = self.tokenizer.get_vocab()
-        self._stage = 0
-        self._step_in_stage = 0
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of all stages."""
-        return sum(stage.steps for stage in self.config.stages)
-
-    @property
-    def stage_name(self) -> str:
-        """Name of the current stage."""
-        return self.config.stages[min(self._stage, len(self.config.stages) - 1)].name
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last stage is over."""
-        return self._stage >= len(self.config.stages)
-
-    @property
-    def lr_scale(self) -> float:
-        """Learning rate of the next step relative to the configured one."""
-        stage = self.config.stages[self._stage]
-        start, end = stage.lr_scale
-        return start + (end - start) * self._step_in_stage / stage.steps
 
     def loss(self, model: PreTrainedModel) -> Tensor:
         """Loss on a new batch (scalar): answers + `other_token_weight` times all other tokens."""
-        stage = self.config.stages[self._stage]
+        stage = self.stage
         if self._rng.random() < stage.repetition:
             ids, answers = self._repetition()
         else:
@@ -104,9 +82,7 @@ class InstructionLessons:
         losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         known = answers[:, 1:]
         other = (ids[:, 1:] != self.tokenizer.pad_token_id) & ~known
-        self._step_in_stage += 1
-        if self._step_in_stage >= stage.steps:
-            self._stage, self._step_in_stage = self._stage + 1, 0
+        self.count_step()
         return losses[known].mean() + self.config.other_token_weight * losses[other].mean()
 
     def skills(self, model: PreTrainedModel) -> dict[str, float]:

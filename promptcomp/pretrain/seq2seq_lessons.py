@@ -70,11 +70,11 @@ class ToySeq2SeqLessons(ToyLessons):
 
     def loss(self, model: PreTrainedModel) -> Tensor:
         """Loss on a new batch (scalar): answers that can be known + `other_token_weight` x the tokens after them."""
-        contexts, asked = self._batch_of(self.config.stages[self._stage])
+        contexts, asked = self._batch_of(self.stage)
         logits = self._logits(model, contexts, asked).transpose(1, 2)  # [B, V, T]
         known, _ = pad([_shifted(row.known) for row in asked], 0, "right")
         other, _ = pad([_shifted(row.other) for row in asked], 0, "right")
-        self._count_step()
+        self.count_step()
         loss = F.cross_entropy(logits, known - 1, ignore_index=-1)
         if (other > 0).any():
             loss = loss + self.config.other_token_weight * F.cross_entropy(logits, other - 1, ignore_index=-1)

@@ -19,6 +19,7 @@ from promptcomp.datamodules.tasks import Row
 from promptcomp.datamodules.toy import ToyConfig, ToySource, toy_tokenizer
 from promptcomp.datamodules.toy_words import ARROW, NEWLINE
 from promptcomp.pretrain.curriculum import DocumentKind, draw_document, repeated_words
+from promptcomp.pretrain.stages import StagedLessons
 
 
 class Stage(Config):
@@ -60,49 +61,26 @@ class ToyCurriculum(StagedCurriculum):
     name: Literal["toy_icl"] = "toy_icl"
 
 
-class ToyLessons:
+class ToyLessons(StagedLessons[Stage]):
     """Batches of the curriculum for a decoder-only LM."""
 
     def __init__(self, config: StagedCurriculum, batch_size: int, seed: int) -> None:
+        super().__init__(config.stages)
         self.config = config
         self.tokenizer: PreTrainedTokenizerFast = toy_tokenizer()
         self._batch_size = batch_size
         self._rng = random.Random(f"curriculum/{seed}")
         self._skill_seed = f"skills/{seed}"
         self._ids = self.tokenizer.get_vocab()
-        self._stage = 0
-        self._step_in_stage = 0
-
-    @property
-    def total_steps(self) -> int:
-        """Steps if no stage is left early."""
-        return sum(stage.steps for stage in self.config.stages)
-
-    @property
-    def stage_name(self) -> str:
-        """Name of the current stage."""
-        return self.config.stages[min(self._stage, len(self.config.stages) - 1)].name
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last stage is over."""
-        return self._stage >= len(self.config.stages)
-
-    @property
-    def lr_scale(self) -> float:
-        """Learning rate of the next step relative to the configured one."""
-        stage = self.config.stages[self._stage]
-        start, end = stage.lr_scale
-        return start + (end - start) * self._step_in_stage / stage.steps
 
     def loss(self, model: PreTrainedModel) -> Tensor:
         """Loss on a new batch (scalar): answers that can be known + `other_token_weight` times all other tokens."""
-        ids, answers = self._batch(self.config.stages[self._stage])
+        ids, answers = self._batch(self.stage)
         mask = ids != self.tokenizer.pad_token_id
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]  # [B, T - 1, V]
         losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         known, other = answers[:, 1:], mask[:, 1:] & ~answers[:, 1:]
-        self._count_step()
+        self.count_step()
         return losses[known].mean() + self.config.other_token_weight * losses[other].mean()
 
     @torch.no_grad()
@@ -116,9 +94,9 @@ class ToyLessons:
             documents = [draw_document(kind, 16, 4, rng, share) for _ in range(self.config.skill_documents)]
             found[kind] = self.last_row_accuracy(model, [document.rows for document in documents])
         if not self.finished:
-            until = self.config.stages[self._stage].until
+            until = self.stage.until
             if until and all(found[kind] > value for kind, value in until.items()):
-                self._next_stage()
+                self.next_stage()
         return found
 
     @torch.no_grad()
@@ -172,15 +150,6 @@ class ToyLessons:
     def last_row_accuracy(self, model: PreTrainedModel, documents: Sequence[Sequence[Row]]) -> float:
         """Share of right answers at the last row of documents of equal length."""
         return self.row_accuracy(model, documents)[-1]
-
-    def _count_step(self) -> None:
-        self._step_in_stage += 1
-        if self._step_in_stage >= self.config.stages[self._stage].steps:
-            self._next_stage()
-
-    def _next_stage(self) -> None:
-        self._stage += 1
-        self._step_in_stage = 0
 
     def _batch(self, stage: Stage) -> tuple[Tensor, Tensor]:
         kinds, weights = list(stage.mix), list(stage.mix.values())

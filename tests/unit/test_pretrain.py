@@ -83,7 +83,7 @@ def test_the_full_recipe_walks_through_its_stages() -> None:
     assert (lessons.stage_name, lessons.lr_scale) == (names[0], 1.0)
     for name in names:
         assert lessons.stage_name == name
-        lessons._next_stage()
+        lessons.next_stage()
     assert lessons.finished
 
 
