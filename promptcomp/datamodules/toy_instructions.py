@@ -4,7 +4,7 @@ An instruction joins a selection (21: all, the first, all but the last, only the
 reversed, each twice, plus after each, minus before each, done at the end, okay at the start). The input is a list of
 3-6 words, the output what the instruction makes of it:
 
-    keep only the fruits and write them backwards : cat plum red fig  =>  fig plum
+    keep only the fruits and write them backwards : cat plum red pear  =>  pear plum
 
 What is held out, by fixed facts and not by a seed:
 - Pairs: of the 147 (selection, transform) pairs 28 belong to "unseen", 14 to dev, 105 to training. Every selection is
