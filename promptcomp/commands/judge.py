@@ -75,8 +75,7 @@ def judge(
         raise ConfigError("name the judge: either --model NAME (with --base-url URL) or --local PATH")
     if malformed not in ("drop", "tie"):
         raise ConfigError(f"--malformed {malformed!r} is not known; choose drop or tie")
-    from promptcomp.endpoints import Endpoint
-    from promptcomp.judge.asking import JudgeStopped
+    from promptcomp.endpoints import AskingStopped, Endpoint
     from promptcomp.judge.session import Comparison, Prices, Session
     from promptcomp.judge.show import print_result
     from promptcomp.judge.summary import Malformed
@@ -118,7 +117,7 @@ def judge(
                 _ask_endpoint(session, endpoint, concurrency, console)
             elif session.todo:
                 _ask_local(session, str(local), device, batch_size, console)
-        except JudgeStopped as stop:
+        except AskingStopped as stop:
             _print_stop(session, stop)
             raise typer.Exit(INTERRUPTED if stop.interrupted else 1) from None
         result = session.result(policy, prices)

@@ -98,8 +98,7 @@ def rationales(
         return
     if (model is None) == (local is None):
         raise ConfigError("name the teacher: either --model NAME (with --base-url URL) or --local PATH")
-    from promptcomp.endpoints import Endpoint
-    from promptcomp.rationales.asking import TeacherStopped
+    from promptcomp.endpoints import AskingStopped, Endpoint
     from promptcomp.rationales.show import print_report
 
     job = Job(
@@ -133,7 +132,7 @@ def rationales(
                 _ask_endpoint(extraction, endpoint, concurrency, console)
             elif extraction.todo and not no_ask:
                 _ask_local(extraction, str(local), device, batch_size, console)
-        except TeacherStopped as stop:
+        except AskingStopped as stop:
             _print_stop(extraction, stop)
             raise typer.Exit(INTERRUPTED if stop.interrupted else 1) from None
         report = extraction.write(prices)

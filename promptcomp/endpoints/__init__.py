@@ -9,11 +9,14 @@ from promptcomp.endpoints.client import (
     StoppedError,
     Usage,
 )
+from promptcomp.endpoints.crew import AskingStopped, Crew
 from promptcomp.endpoints.limits import RateLimiter
 from promptcomp.endpoints.replies import Reply
 
 __all__ = [
+    "AskingStopped",
     "ChatClient",
+    "Crew",
     "Endpoint",
     "EndpointError",
     "Message",

@@ -128,7 +128,7 @@ class Session:
 
         Raises:
             ConfigError: the endpoint cannot be used as given.
-            JudgeStopped: it failed, or a person stopped it; what was judged is kept.
+            AskingStopped: it failed, or a person stopped it; what was judged is kept.
         """
 
         async def ask() -> list[str]:
@@ -143,7 +143,7 @@ class Session:
         """Have a local model judge what is left.
 
         Raises:
-            JudgeStopped: a person stopped it; what was judged is kept.
+            AskingStopped: a person stopped it; what was judged is kept.
         """
         ask_local(self.todo, model, self.record, batch_size, self.comparison.max_tokens, seen)
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import json
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from promptcomp.endpoints import ChatClient, EndpointError, Message, RefusedError, StoppedError
+from promptcomp.endpoints import AskingStopped, ChatClient, Crew, Message
 from promptcomp.rationales.record import Completion, Record, now
 
 Seen = Callable[[Completion], None]
 BYTES_PER_TOKEN = 4
 """Rule of thumb for an estimate without the teacher's tokenizer (English prose)."""
-_REFUSALS = 3
-"""So many refused requests before any answer: the request as such is wrong, not one example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +52,6 @@ def request_key(teacher: str, prompt: object, writing: Writing, sample: int, see
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-class TeacherStopped(RuntimeError):
-    """Asking ended early; what was written is kept."""
-
-    def __init__(self, reason: str, *, interrupted: bool) -> None:
-        super().__init__(reason)
-        self.interrupted = interrupted
-        """By a signal rather than by the teacher."""
-
-
 class LocalModel(Protocol):
     """Continues texts."""
 
@@ -82,7 +68,7 @@ def ask_local(
     """Have a local model write, in batches of like length.
 
     Raises:
-        TeacherStopped: a person stopped it.
+        AskingStopped: a person stopped it.
     """
     try:
         reasons = model.prepare([request.prompt for request in requests], writing.max_tokens)
@@ -107,7 +93,7 @@ def ask_local(
                 )
                 _keep(completion, record, seen)
     except KeyboardInterrupt:
-        raise TeacherStopped("stopped", interrupted=True) from None
+        raise AskingStopped("stopped", interrupted=True) from None
 
 
 async def ask_endpoint(
@@ -116,60 +102,11 @@ async def ask_endpoint(
     """Have an endpoint write; after a fault or the first Ctrl-C requests under way may finish and are kept.
 
     Raises:
-        TeacherStopped: the endpoint cannot serve, or a person stopped it.
+        AskingStopped: the endpoint cannot serve, or a person stopped it.
     """
-    await _Crew(requests, client, record, writing, seen).run(concurrency)
 
-
-class _Crew:
-    """Workers that share a queue, a client and a record."""
-
-    def __init__(
-        self, requests: Sequence[Request], client: ChatClient, record: Record, writing: Writing, seen: Seen
-    ) -> None:
-        self._queue = iter(requests)
-        self._client, self._record, self._writing, self._seen = client, record, writing, seen
-        self._answered = any(completion.error is None for completion in record.completions.values())
-        self._refused: list[tuple[Request, RefusedError]] = []
-        self._fault: EndpointError | None = None
-        self._interrupted = False
-        self._workers: list[asyncio.Task[None]] = []
-
-    async def run(self, concurrency: int) -> None:
-        with self._signals():
-            self._workers = [asyncio.create_task(self._work()) for _ in range(concurrency)]
-            try:
-                await asyncio.gather(*self._workers)
-            except asyncio.CancelledError:
-                if not self._interrupted:
-                    raise
-            finally:
-                for worker in self._workers:
-                    worker.cancel()
-        if self._interrupted:
-            raise TeacherStopped("stopped", interrupted=True)
-        if self._fault is None and self._refused:
-            self._fault = self._refused[0][1]
-        if self._fault is not None:
-            raise TeacherStopped(str(self._fault), interrupted=False)
-
-    async def _work(self) -> None:
-        while not self._interrupted and self._fault is None:
-            request = next(self._queue, None)
-            if request is None:
-                return
-            try:
-                await self._ask(request)
-            except StoppedError:
-                return
-            except RefusedError as error:
-                self._refuse(request, error)
-            except EndpointError as error:
-                self._fail(error)
-
-    async def _ask(self, request: Request) -> None:
-        writing = self._writing
-        reply = await self._client.complete(
+    async def ask(request: Request) -> None:
+        reply = await client.complete(
             request.messages,
             max_tokens=writing.max_tokens,
             temperature=writing.temperature,
@@ -184,47 +121,13 @@ class _Crew:
             completion_tokens=reply.completion_tokens,
             model=reply.model,
         )
-        _keep(completion, self._record, self._seen)
-        if not self._answered:
-            self._answered = True
-            for refused, error in self._refused:
-                self._refuse(refused, error)
-            self._refused.clear()
+        _keep(completion, record, seen)
 
-    def _refuse(self, request: Request, error: RefusedError) -> None:
-        """One refused example is counted and passed over, but only once it is known that others are answered."""
-        if self._answered:
-            _keep(_completion(request, error=str(error)), self._record, self._seen)
-            return
-        self._refused.append((request, error))
-        if len(self._refused) >= _REFUSALS:
-            self._fail(error)
+    def refuse(request: Request, reason: str) -> None:
+        _keep(_completion(request, error=reason), record, seen)
 
-    def _fail(self, error: EndpointError) -> None:
-        self._fault = self._fault or error
-        self._client.stop()
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """First signal: finish what is under way; second: drop it."""
-        loop, caught = asyncio.get_running_loop(), []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Not everywhere (Windows, threads); there a signal ends the program at once, and the record is as safe.
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.add_signal_handler(number, self._interrupt)
-                caught.append(number)
-        try:
-            yield
-        finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
-
-    def _interrupt(self) -> None:
-        if self._interrupted:
-            for worker in self._workers:
-                worker.cancel()
-        self._interrupted = True
-        self._client.stop()
+    answered = any(completion.error is None for completion in record.completions.values())
+    await Crew(requests, client, ask=ask, refuse=refuse, answered=answered).run(concurrency)
 
 
 def _completion(

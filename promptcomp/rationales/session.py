@@ -85,7 +85,7 @@ class Extraction:
 
         Raises:
             ConfigError: the endpoint cannot be used as given.
-            TeacherStopped: it failed, or a person stopped it; what was written is kept.
+            AskingStopped: it failed, or a person stopped it; what was written is kept.
         """
 
         async def ask() -> list[str]:
@@ -100,7 +100,7 @@ class Extraction:
         """Have a local model write what is left.
 
         Raises:
-            TeacherStopped: a person stopped it; what was written is kept.
+            AskingStopped: a person stopped it; what was written is kept.
         """
         ask_local(self.todo, model, self.record, self.writing, batch_size, seen)
 
