@@ -72,6 +72,8 @@ class EvaluationConfig(Config):
     """Write an answer (greedily) to every test example, besides scoring; auto: for instruction data."""
     max_new_tokens: int = Field(128, ge=1)
     """Longest generated answer in tokens; less where the LM's window leaves less."""
+    rationales: bool = True
+    """Where a student has learned rationales, write them for the test examples too (rationales.jsonl)."""
     sentences: Literal["builtin", "nltk"] = "builtin"
     """How ROUGE-Lsum finds sentences: a built-in list of abbreviations, or nltk's English model (a download)."""
 

@@ -61,7 +61,9 @@ def render(results: Results, width: int) -> RenderableType:
     parts: list[RenderableType] = []
     for name, split in results.splits.items():
         parts += [quality_table(results, name, split, width), *_remarks(results, split), Text()]
-    parts += [cost_table(results, width), Text(), *findings(results)]
+    if results.size.context_tokens is not None:  # without bounds nothing was measured
+        parts += [cost_table(results, width), Text()]
+    parts += findings(results)
     return Group(*parts)
 
 

@@ -20,7 +20,7 @@ from promptcomp.config import dump
 from promptcomp.datamodules.toy import toy_tokenizer
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
-from promptcomp.run.fitting import make_parts
+from promptcomp.run.parts import make_parts
 
 WINDOW = 4096
 DATA = {

@@ -95,6 +95,11 @@ class RationaleConfig(LoaderConfig):
         return self.targets != "label"
 
     @property
+    def has_two_tasks(self) -> bool:
+        """Whether the student learns to write rationales beside labels."""
+        return self.targets == "label_and_rationale"
+
+    @property
     def in_one_target(self) -> bool:
         """Whether rationale and label stand in one target."""
         return self.targets in ("rationale_then_label", "label_then_rationale")

@@ -27,7 +27,7 @@ from promptcomp.prompts.identity import text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt import CompressedPrompt, choose_device
 from promptcomp.prompts.reading import Reader, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
-from promptcomp.run.fitting import open_trained
+from promptcomp.run.parts import open_trained
 from promptcomp.run.quiet import quiet
 
 

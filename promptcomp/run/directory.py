@@ -6,6 +6,7 @@ metrics.csv        one row for each logged step
 checkpoints/       last.ckpt (what --resume continues from), best.ckpt (what is evaluated)
 export/            the trained parts: trained.safetensors, promptcomp.json (method.init_from takes a run)
 predictions.jsonl  one line for each evaluated example
+rationales.jsonl   the rationales of a student that has learned to write them
 results.json       what the run found
 log.txt            messages with their times
 """
@@ -59,6 +60,11 @@ class RunDirectory:
     def predictions(self) -> Path:
         """One line for each evaluated example."""
         return self.path / "predictions.jsonl"
+
+    @property
+    def rationales(self) -> Path:
+        """What a student writes as its reasons."""
+        return self.path / "rationales.jsonl"
 
     @property
     def results(self) -> Path:

@@ -18,14 +18,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from promptcomp import __version__
-from promptcomp.config import ConfigError, apply_overrides, build, dump, read_yaml
-from promptcomp.datamodules import build_datamodule
+from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.datamodules.base import ContextDataModule, ICLConfig
+from promptcomp.datamodules.rationale import RationaleDataModule
 from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.records import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
-from promptcomp.language_model import open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.trained import read_checkpoint
@@ -46,11 +45,10 @@ from promptcomp.run.directory import (
     write_environment,
 )
 from promptcomp.run.lock import locked
+from promptcomp.run.parts import Parts, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
-
-Parts = tuple[ContextDataModule, CompressionModule]
-"""The data and the module of an experiment."""
+from promptcomp.run.rationale_texts import write_rationales
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,22 +127,6 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
     return Outcome(target.path, results, step=0)
 
 
-def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment, ContextDataModule, CompressionModule]:
-    """A finished run with its trained weights: the experiment, its data, and the module in eval mode.
-
-    Raises:
-        ConfigError: no run, no trained weights, or a mistake in the overrides.
-    """
-    run = open_existing(path)
-    experiment = build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
-    _set_threads(experiment)
-    datamodule, module = make_parts(experiment)
-    module.configure_model()
-    if module.trainable:
-        module.load_trained(_weights(run))
-    return experiment, datamodule, module.eval()
-
-
 def _fit_alone(
     experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool
 ) -> Outcome | None:
@@ -158,7 +140,7 @@ def _fit_alone(
 def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool) -> Outcome | None:
     datamodule, module = parts
     with quiet(run):
-        _set_threads(experiment)
+        set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
         if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
             write_environment(run)
@@ -185,35 +167,13 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
             if not trainer.is_global_zero:
                 return None
             cost = Cost(train_seconds=seconds, steps=step, tokens_per_second=progress.tokens / max(seconds, 1e-9))
-            module.load_trained(_weights(run))
+            module.load_trained(weights_of(run))
             module.export(run.export)
         else:
             module.configure_model()
         results = _evaluate(experiment, module, datamodule, run, console, cost)
         run.write_log("finished")
     return Outcome(run.path, results, step)
-
-
-def make_parts(experiment: Experiment) -> Parts:
-    """The data and the module of an experiment; the module builds its models in `configure_model`."""
-    datamodule = build_datamodule(
-        experiment.data,
-        open_tokenizer(experiment.lm),
-        seed=experiment.seed,
-        batch_size=experiment.trainer.batch_size // experiment.trainer.accumulate,
-        window=open_window(experiment.lm),
-        query_in_encoder=reads_queries_in_encoder(experiment.lm),
-        writes_bos=experiment.lm.bos,
-    )
-    module = METHODS[experiment.method.name].module(
-        experiment.method,
-        experiment.lm,
-        experiment.optim,
-        max_steps=experiment.trainer.max_steps,
-        seed=experiment.seed,
-        task_names=datamodule.task_names,
-    )
-    return datamodule, module
 
 
 def make_trainer(
@@ -259,18 +219,6 @@ def _devices(devices: int | str) -> int | str:
     return devices if devices != "auto" or torch.cuda.is_available() or torch.backends.mps.is_available() else 1
 
 
-def _weights(run: RunDirectory) -> Path:
-    """The checkpoint to evaluate: the best on dev, or the last where nothing was selected.
-
-    Raises:
-        ConfigError: the run has neither.
-    """
-    for path in (run.best, run.last):
-        if path.is_file():
-            return path
-    raise ConfigError(f"{run.path} holds no trained weights yet; train it with 'promptcomp fit --resume {run.path}'")
-
-
 def _evaluate(
     experiment: Experiment,
     module: CompressionModule,
@@ -299,6 +247,17 @@ def _evaluate(
                 on_batch=lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
             )
             predictions += found[split].predictions
+        if config.rationales and isinstance(datamodule, RationaleDataModule) and datamodule.config.has_two_tasks:
+            bar = progress.add_task("rationales", total=None)
+            write_rationales(
+                module,
+                datamodule,
+                tuple(found),
+                run.rationales,
+                lambda split, done, total: progress.update(
+                    bar, description=f"rationales {split}", completed=done, total=total
+                ),
+            )
     first = next(iter(found.values()))
     size, prefill = measure(module, first.sizes, experiment.lm.layout, config) if config.bounds else (Size(), Cost())
     results = Results(
@@ -327,8 +286,3 @@ def _announce(experiment: Experiment, run: RunDirectory, console: Console, how: 
         soft_wrap=True,
     )
     run.write_log(f"{how}: {experiment.title}, seed {experiment.seed}")
-
-
-def _set_threads(experiment: Experiment) -> None:
-    if experiment.trainer.threads is not None:
-        torch.set_num_threads(experiment.trainer.threads)

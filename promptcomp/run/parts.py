@@ -1,0 +1,98 @@
+"""The parts of an experiment: its data and its module, new or with trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
+from promptcomp.datamodules import build_datamodule
+from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.experiment import Experiment
+from promptcomp.language_model import open_tokenizer, open_window, reads_queries_in_encoder
+from promptcomp.lightning_modules import METHODS
+from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.run.directory import RunDirectory, open_existing
+
+Parts = tuple[ContextDataModule, CompressionModule]
+"""The data and the module of an experiment."""
+
+
+def make_parts(experiment: Experiment) -> Parts:
+    """The data and the module of an experiment; the module builds its models in `configure_model`.
+
+    Raises:
+        ConfigError: files are missing or bad, or data and method do not belong together.
+    """
+    _check_tasks(experiment)
+    datamodule = build_datamodule(
+        experiment.data,
+        open_tokenizer(experiment.lm),
+        seed=experiment.seed,
+        batch_size=experiment.trainer.batch_size // experiment.trainer.accumulate,
+        window=open_window(experiment.lm),
+        query_in_encoder=reads_queries_in_encoder(experiment.lm),
+        writes_bos=experiment.lm.bos,
+    )
+    module = METHODS[experiment.method.name].module(
+        experiment.method,
+        experiment.lm,
+        experiment.optim,
+        max_steps=experiment.trainer.max_steps,
+        seed=experiment.seed,
+        task_names=datamodule.task_names,
+    )
+    return datamodule, module
+
+
+def _check_tasks(experiment: Experiment) -> None:
+    """Two tasks need the method that learns them, and the reverse."""
+    data, method = experiment.data, experiment.method.name
+    two_tasks = isinstance(data, RationaleConfig) and data.has_two_tasks
+    if method == "step_by_step" and not two_tasks:
+        raise ConfigError(
+            f"method step_by_step learns labels and rationales, but data {data.name!r} gives no rationales; use "
+            "rationale data with data.targets=label_and_rationale (promptcomp data list)"
+        )
+    if two_tasks and method != "step_by_step":
+        raise ConfigError(
+            f"data.targets = 'label_and_rationale' is for method step_by_step, not {method}; set data.targets=label or "
+            "another single target"
+        )
+
+
+def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment, ContextDataModule, CompressionModule]:
+    """A finished run with its trained weights: the experiment, its data, and the module in eval mode.
+
+    Raises:
+        ConfigError: no run, no trained weights, or a mistake in the overrides.
+    """
+    run = open_existing(path)
+    experiment = build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
+    set_threads(experiment)
+    datamodule, module = make_parts(experiment)
+    module.configure_model()
+    if module.trainable:
+        module.load_trained(weights_of(run))
+    return experiment, datamodule, module.eval()
+
+
+def weights_of(run: RunDirectory) -> Path:
+    """The checkpoint to evaluate: the best on dev, or the last where nothing was selected.
+
+    Raises:
+        ConfigError: the run has neither.
+    """
+    for path in (run.best, run.last):
+        if path.is_file():
+            return path
+    raise ConfigError(f"{run.path} holds no trained weights yet; train it with 'promptcomp fit --resume {run.path}'")
+
+
+def set_threads(experiment: Experiment) -> None:
+    """Use as many CPU threads as the experiment asks for."""
+    if experiment.trainer.threads is not None:
+        torch.set_num_threads(experiment.trainer.threads)
