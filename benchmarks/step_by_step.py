@@ -2,7 +2,7 @@
 
     python benchmarks/step_by_step.py FOLDER --task cqa --json     (FOLDER: the original's `datasets`)
 
-Both sides train the same random T5 (or decoder-only LM) on the same rows. The original pads both tasks of a random batch
+Both sides train the same random T5 on the same rows. The original pads both tasks of a random batch
 to its longest row and runs the model twice; ours draws batches of rows of like length, reads both tasks' inputs in one
 encoder pass and decodes labels and rationales apart. Losses of equal batches are compared first. Rounds alternate, and
 the ratio of the medians is what counts on a shared machine.
