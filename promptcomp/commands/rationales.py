@@ -184,8 +184,10 @@ def _ask_endpoint(extraction: Extraction, endpoint: Endpoint, concurrency: int, 
 def _ask_local(extraction: Extraction, path: str, device: str, batch_size: int, console: Console) -> None:
     from promptcomp.rationales.local import LocalTeacher
     from promptcomp.rationales.show import progress
+    from promptcomp.run.quiet import quiet
 
-    teacher = LocalTeacher(path, device)
+    with quiet():
+        teacher = LocalTeacher(path, device)
     with progress(console, len(extraction.todo)) as seen:
         extraction.ask_local(teacher, batch_size, seen)
 
