@@ -35,6 +35,9 @@ class TrainerConfig(Config):
     """Steps between two looks at the dev split (also when the best weights are chosen)."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between two checkpoints that `--resume` continues from."""
+    checkpoints: Literal["whole", "sharded"] = "whole"
+    """whole: one file, gathered on the first process; sharded (strategy fsdp): a folder, each process writes its
+    part."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many dev evaluations without a better result; null: never."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"

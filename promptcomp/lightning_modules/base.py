@@ -5,32 +5,26 @@ A method is `build()` (make the trainable parts), `compress(context)` and `losse
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
 from promptcomp.batch import Batch, Context
-from promptcomp.config import Config, ConfigError
+from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
 from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora
 from promptcomp.lightning_modules.optim import OptimConfig, learning_rate_factor, make_optimizer
-from promptcomp.lightning_modules.trained import Origin, check_trained, read_trained, write_export
+from promptcomp.lightning_modules.trained_state import MethodConfig, TrainedState
 from promptcomp.memory import Memory
-
-
-class MethodConfig(Config):
-    """Base of the methods' sections; each adds a literal `name`."""
 
 
 class LMTrainingConfig(MethodConfig):
@@ -81,7 +75,7 @@ class ExampleGold(Protocol):
     def options(self) -> Sequence[str]: ...
 
 
-class CompressionModule(L.LightningModule):
+class CompressionModule(TrainedState):
     """Base of all methods.
 
     Args:
@@ -267,13 +261,9 @@ class CompressionModule(L.LightningModule):
             self.dev_accuracy.update(*(values[has_options] for values in rows))
             self.log("dev/accuracy", self.dev_accuracy, on_epoch=True, prog_bar=True, batch_size=size)
 
-    def trained_names(self) -> list[str]:
-        """Names of the tensors that training changes; a checkpoint holds these and no others."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-
     def configure_optimizers(self) -> Any:
         """AdamW over the trainable parameters by name, and the schedule."""
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        named = list(self.trained_parameters().items())
         if not named:
             raise ConfigError(f"method {self.origin().method!r} has nothing to train; use evaluate instead of fit")
         optimizer = make_optimizer(named, self.optim)
@@ -288,65 +278,3 @@ class CompressionModule(L.LightningModule):
     ) -> None:
         """Clip by `optim.clip_norm`; the trainer's own setting is not used."""
         self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip_norm, gradient_clip_algorithm="norm")
-
-    def origin(self) -> Origin:
-        """What a checkpoint or an export of this module says of itself."""
-        name = type(self.method).model_fields["name"].default
-        path = self.lm_config.path if self.lm_config is not None else "in memory"
-        return Origin(method=name, family=self.lm.family, lm=path)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trained tensors only and say what they are."""
-        kept = set(self.trained_names())
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
-        layout = "plain" if self.device_mesh is None else "sharded"
-        checkpoint["promptcomp"] = {**self.origin().model_dump(), "optimizer_layout": layout}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method, family, shape or (for resuming) sharding.
-
-        Raises:
-            ConfigError: names the difference.
-        """
-        info: Mapping[str, Any] = checkpoint.get("promptcomp", {})
-        expected = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        check_trained(checkpoint["state_dict"], info, expected, self.origin(), "the checkpoint")
-        layout = "plain" if self.device_mesh is None else "sharded"
-        found = info.get("optimizer_layout", layout)
-        if checkpoint.get("optimizer_states") and found != layout:
-            raise ConfigError(
-                f"the checkpoint was written by a {found} run and cannot be resumed by a {layout} one "
-                "(the optimiser's state would be mixed up); resume with the strategy it was written with"
-            )
-
-    def trained_tensors(self) -> dict[str, Tensor]:
-        """The trained tensors by name (gathered where they are sharded)."""
-        kept = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        return {name: full_tensor(parameter) for name, parameter in kept.items()}
-
-    def load_trained(self, path: Path) -> None:
-        """Load the trained parts from a run directory, an export or a checkpoint file.
-
-        Raises:
-            ConfigError: nothing readable is there, or it belongs to another method, family or shape.
-        """
-        tensors, info = read_trained(path)
-        expected = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        check_trained(tensors, info, expected, self.origin(), str(path))
-        self.load_state_dict(tensors, strict=False)
-
-    def export(self, folder: Path) -> None:
-        """Write the trained parts (safetensors) and what they are (JSON) to `folder`."""
-        lm = self.lm_config.model_dump(mode="json") if self.lm_config is not None else None
-        description = {
-            "origin": self.origin().model_dump(),
-            "method": self.method.model_dump(mode="json"),
-            "lm": lm,
-            "task_names": list(self.task_names),
-        }
-        write_export(folder, self.trained_tensors(), description)
-
-
-def full_tensor(parameter: Tensor) -> Tensor:
-    """The whole tensor of a sharded parameter (a collective), or the parameter itself."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from promptcomp.config import Config
+from promptcomp.lightning_modules.optimizer_state import keep_state_by_name
 
 
 class OptimConfig(Config):
@@ -52,4 +53,6 @@ def make_optimizer(named: Sequence[tuple[str, nn.Parameter]], optim: OptimConfig
         {"params": [(n, p) for n, p in named if p.dim() < 2], "weight_decay": 0.0},
     ]
     kept = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(kept, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    optimizer = torch.optim.AdamW(kept, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    keep_state_by_name(optimizer)
+    return optimizer

@@ -27,16 +27,11 @@ from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.trained import read_checkpoint
+from promptcomp.lightning_modules.checkpoint_files import existing, step_of
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
-from promptcomp.run.callbacks import (
-    AtomicCheckpoints,
-    BestCheckpoint,
-    MetricsLogger,
-    SaveBetweenSteps,
-    Stopped,
-)
+from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps, Stopped
+from promptcomp.run.checkpoints import AtomicCheckpoints, BestCheckpoint
 from promptcomp.run.directory import (
     RUN_DIRECTORY_VARIABLE,
     RunDirectory,
@@ -155,7 +150,7 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
             if "dev" in datamodule.eval_splits:
                 module.watch(datamodule.examples("dev"))
             seconds = time.monotonic()
-            checkpoint = run.last if resume and run.last.is_file() else None
+            checkpoint = existing(run.last) if resume else None
             try:
                 trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
             except Stopped as stopped:
@@ -191,8 +186,8 @@ def make_trainer(
     elif config.patience is not None:
         raise ConfigError("trainer.patience needs a dev split to look at, and this data has none; set it to null")
     resumed_step = 0
-    if resume and run.last.is_file():
-        resumed_step = int(read_checkpoint(run.last)["global_step"])
+    if resume and (checkpoint := existing(run.last)):
+        resumed_step = step_of(checkpoint)
     return L.Trainer(
         accelerator=config.accelerator,
         devices=_devices(config.devices),
