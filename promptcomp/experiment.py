@@ -38,6 +38,9 @@ class TrainerConfig(Config):
     checkpoints: Literal["whole", "sharded"] = "whole"
     """whole: one file, gathered on the first process; sharded (strategy fsdp): a folder, each process writes its
     part."""
+    select_by: Literal["auto", "loss", "accuracy", "exact_match"] = "auto"
+    """Which dev result the best weights are chosen by (exact_match: of greedy answers; equal ones by the loss); auto:
+    accuracy where there are options, otherwise loss."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many dev evaluations without a better result; null: never."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
@@ -118,7 +121,8 @@ class Experiment(Config):
 def shipped() -> dict[str, Path]:
     """The experiments that come with the package, by name ("mend", "paper/mend_gpt2_large_pretrain", ...)."""
     root = Path(str(resources.files("promptcomp"))) / "experiments"
-    files = sorted(path for path in root.rglob("*.yaml") if "pretrain" not in path.relative_to(root).parts[:-1])
+    others = {"pretrain", "sweeps"}  # folders of recipes and of sweeps
+    files = sorted(path for path in root.rglob("*.yaml") if others.isdisjoint(path.relative_to(root).parts[:-1]))
     return {str(path.relative_to(root).with_suffix("")): path for path in files}
 
 

@@ -7,25 +7,8 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from promptcomp.lightning_modules.checkpoint_files import read_checkpoint, write_whole
-from promptcomp.run.directory import RunDirectory
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """The weights with the best dev result, as checkpoints/best.ckpt: one file, whatever the strategy."""
-
-    def __init__(self, run: RunDirectory, monitor: str, mode: str) -> None:
-        super().__init__(
-            dirpath=run.best.parent,
-            filename=run.best.stem,
-            monitor=monitor,
-            mode=mode,
-            save_top_k=1,
-            save_weights_only=True,
-            enable_version_counter=False,
-        )
 
 
 def save_between_steps(trainer: L.Trainer, path: Path) -> None:
