@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
 from rich.progress import Progress
 
@@ -27,14 +25,9 @@ from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.trained import read_checkpoint
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
 from promptcomp.run.callbacks import (
-    AtomicCheckpoints,
-    BestCheckpoint,
-    MetricsLogger,
-    SaveBetweenSteps,
     Stopped,
 )
 from promptcomp.run.directory import (
@@ -49,6 +42,7 @@ from promptcomp.run.parts import Parts, make_parts, open_trained, set_threads, w
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
 from promptcomp.run.rationale_texts import write_rationales
+from promptcomp.run.trainer import make_trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,49 +168,6 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
         results = _evaluate(experiment, module, datamodule, run, console, cost)
         run.write_log("finished")
     return Outcome(run.path, results, step)
-
-
-def make_trainer(
-    experiment: Experiment, run: RunDirectory, datamodule: ContextDataModule, progress: TrainingProgress, resume: bool
-) -> L.Trainer:
-    """The Lightning trainer of a run."""
-    config = experiment.trainer
-    has_dev = "dev" in datamodule.eval_splits
-    callbacks: list[Callback] = [SaveBetweenSteps(run, config.checkpoint_every), progress]
-    if has_dev:
-        monitor, mode = ("dev/accuracy", "max") if datamodule.has_options("dev") else ("dev/loss", "min")
-        callbacks.append(BestCheckpoint(run, monitor, mode))
-        if config.patience is not None:
-            callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
-    elif config.patience is not None:
-        raise ConfigError("trainer.patience needs a dev split to look at, and this data has none; set it to null")
-    resumed_step = 0
-    if resume and run.last.is_file():
-        resumed_step = int(read_checkpoint(run.last)["global_step"])
-    return L.Trainer(
-        accelerator=config.accelerator,
-        devices=_devices(config.devices),
-        precision=config.precision,
-        max_steps=config.max_steps,
-        accumulate_grad_batches=config.accumulate,
-        val_check_interval=config.eval_every * config.accumulate,
-        check_val_every_n_epoch=None,
-        limit_val_batches=None if has_dev else 0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-        logger=MetricsLogger(run, resumed_step),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=run.path,
-    )
-
-
-def _devices(devices: int | str) -> int | str:
-    """ "auto" is one process on CPU."""
-    return devices if devices != "auto" or torch.cuda.is_available() or torch.backends.mps.is_available() else 1
 
 
 def _evaluate(
