@@ -37,6 +37,7 @@ from promptcomp.run.callbacks import (
     SaveBetweenSteps,
     Stopped,
 )
+from promptcomp.run.cluster_environment import cluster_environment, started_rank
 from promptcomp.run.directory import (
     RUN_DIRECTORY_VARIABLE,
     RunDirectory,
@@ -49,6 +50,7 @@ from promptcomp.run.parts import Parts, make_parts, open_trained, set_threads, w
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
 from promptcomp.run.rationale_texts import write_rationales
+from promptcomp.stopping import StopRequested, StopSignals, stop_signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Outcome:
     results: Results | None
     step: int
     interrupted: bool = False
+    preempted: bool = False
+    """Interrupted by a signal that asks to make room: whoever sent it will continue the run."""
 
     def as_json(self) -> dict[str, Any]:
         """The outcome for machines; `results` is results.json."""
@@ -131,18 +135,21 @@ def _fit_alone(
     experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool
 ) -> Outcome | None:
     """`_fit`, refused while another process works in the same run directory."""
-    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:  # rank 0 or whoever started the processes holds the lock
-        return _fit(experiment, parts, run, console, resume)
-    with locked(run.config):
-        return _fit(experiment, parts, run, console, resume)
+    with stop_signals() as stop:
+        if started_rank() not in (None, 0):  # rank 0 holds the lock
+            return _fit(experiment, parts, run, console, resume, stop)
+        with locked(run.config):
+            return _fit(experiment, parts, run, console, resume, stop)
 
 
-def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool) -> Outcome | None:
+def _fit(
+    experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool, stop: StopSignals
+) -> Outcome | None:
     datamodule, module = parts
     with quiet(run):
         set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
-        if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
+        if started_rank() in (None, 0):
             write_environment(run)
             _announce(experiment, run, console, "resumed" if resume else "started")
             for remark in datamodule.remarks():
@@ -160,7 +167,8 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
                 trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
             except Stopped as stopped:
                 run.write_log(str(stopped))
-                return Outcome(run.path, None, stopped.step, interrupted=True) if trainer.is_global_zero else None
+                outcome = Outcome(run.path, None, stopped.step, interrupted=True, preempted=stopped.preempted)
+                return outcome if trainer.is_global_zero else None
             seconds = time.monotonic() - seconds
             step = trainer.global_step
             trainer.save_checkpoint(run.last)
@@ -171,7 +179,12 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
             module.export(run.export)
         else:
             module.configure_model()
-        results = _evaluate(experiment, module, datamodule, run, console, cost)
+        try:
+            with stop.leaving_at_once():  # the trained state is saved; what is measured here is measured again
+                results = _evaluate(experiment, module, datamodule, run, console, cost)
+        except StopRequested:
+            run.write_log(f"made room after step {step}, during the evaluation")
+            return Outcome(run.path, None, step, interrupted=True, preempted=True)
         run.write_log("finished")
     return Outcome(run.path, results, step)
 
@@ -190,12 +203,13 @@ def make_trainer(
             callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
     elif config.patience is not None:
         raise ConfigError("trainer.patience needs a dev split to look at, and this data has none; set it to null")
+    devices = _devices(config.devices)
     resumed_step = 0
     if resume and run.last.is_file():
         resumed_step = int(read_checkpoint(run.last)["global_step"])
     return L.Trainer(
         accelerator=config.accelerator,
-        devices=_devices(config.devices),
+        devices=devices,
         precision=config.precision,
         max_steps=config.max_steps,
         accumulate_grad_batches=config.accumulate,
@@ -206,7 +220,7 @@ def make_trainer(
         log_every_n_steps=10,
         logger=MetricsLogger(run, resumed_step),
         callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
+        plugins=[AtomicCheckpoints(), cluster_environment(devices)],
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
