@@ -1,8 +1,8 @@
 """AdamW whose state lies in the host's memory.
 
 Weights and gradients stay on the device; the two moments are on the CPU, where a step is computed from copies of both,
-parameter by parameter. Gradients are clipped before, on the device. The numbers are those of AdamW on the CPU; the price
-is a copy of gradients and weights in every step. Sharded parameters have their shards copied.
+parameter by parameter. Gradients are clipped before, on the device. The numbers are those of AdamW on the CPU; the
+price is a copy of gradients and weights in every step. Sharded parameters have their shards copied.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from promptcomp.run.assess import Assessment, assess, measure
 from promptcomp.run.callbacks import (
     Stopped,
 )
+from promptcomp.run.cluster_environment import started_rank
 from promptcomp.run.directory import (
     RUN_DIRECTORY_VARIABLE,
     RunDirectory,
@@ -43,6 +44,7 @@ from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
 from promptcomp.run.rationale_texts import write_rationales
 from promptcomp.run.trainer import make_trainer
+from promptcomp.stopping import StopRequested, StopSignals, stop_signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Outcome:
     results: Results | None
     step: int
     interrupted: bool = False
+    preempted: bool = False
+    """Interrupted by a signal that asks to make room: whoever sent it will continue the run."""
 
     def as_json(self) -> dict[str, Any]:
         """The outcome for machines; `results` is results.json."""
@@ -125,18 +129,21 @@ def _fit_alone(
     experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool
 ) -> Outcome | None:
     """`_fit`, refused while another process works in the same run directory."""
-    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:  # rank 0 or whoever started the processes holds the lock
-        return _fit(experiment, parts, run, console, resume)
-    with locked(run.config):
-        return _fit(experiment, parts, run, console, resume)
+    with stop_signals() as stop:
+        if started_rank() not in (None, 0):  # rank 0 holds the lock
+            return _fit(experiment, parts, run, console, resume, stop)
+        with locked(run.config):
+            return _fit(experiment, parts, run, console, resume, stop)
 
 
-def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool) -> Outcome | None:
+def _fit(
+    experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool, stop: StopSignals
+) -> Outcome | None:
     datamodule, module = parts
     with quiet(run):
         set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
-        if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
+        if started_rank() in (None, 0):
             write_environment(run)
             _announce(experiment, run, console, "resumed" if resume else "started")
             for remark in datamodule.remarks():
@@ -154,7 +161,8 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
                 trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
             except Stopped as stopped:
                 run.write_log(str(stopped))
-                return Outcome(run.path, None, stopped.step, interrupted=True) if trainer.is_global_zero else None
+                outcome = Outcome(run.path, None, stopped.step, interrupted=True, preempted=stopped.preempted)
+                return outcome if trainer.is_global_zero else None
             seconds = time.monotonic() - seconds
             step = trainer.global_step
             trainer.save_checkpoint(run.last)
@@ -165,7 +173,12 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
             module.export(run.export)
         else:
             module.configure_model()
-        results = _evaluate(experiment, module, datamodule, run, console, cost)
+        try:
+            with stop.leaving_at_once():  # the trained state is saved; what is measured here is measured again
+                results = _evaluate(experiment, module, datamodule, run, console, cost)
+        except StopRequested:
+            run.write_log(f"made room after step {step}, during the evaluation")
+            return Outcome(run.path, None, step, interrupted=True, preempted=True)
         run.write_log("finished")
     return Outcome(run.path, results, step)
 

@@ -14,6 +14,7 @@ from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.experiment import Experiment, TrainerConfig
 from promptcomp.lightning_modules.trained import read_checkpoint
 from promptcomp.run.callbacks import AtomicCheckpoints, BestCheckpoint, MetricsLogger, SaveBetweenSteps
+from promptcomp.run.cluster_environment import cluster_environment
 from promptcomp.run.directory import RunDirectory
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.ranks import SameExperiment
@@ -56,7 +57,7 @@ def make_trainer(
         log_every_n_steps=10,
         logger=MetricsLogger(run, resumed_step),
         callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
+        plugins=[AtomicCheckpoints(), cluster_environment(config.devices, config.num_nodes)],
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -20,7 +20,7 @@ LEVELS = (
     ("lightning_modules", "datamodules", "pretrain"),
     ("language_model", "evaluation", "endpoints"),
     ("memory", "batch", "config"),
-    ("errors",),
+    ("errors", "stopping"),
 )
 EXCEPTIONS = {
     ("run", "report"): "a finished run prints its table",
