@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import sys
@@ -18,6 +19,7 @@ from promptcomp.commands.curve import curve
 from promptcomp.commands.judge import judge
 from promptcomp.commands.rationales import rationales
 from promptcomp.errors import ConfigError
+from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,15 +33,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-INTERRUPTED = 130
-"""Exit code of a run that was stopped by a signal and can be resumed (128 + SIGINT)."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def main() -> NoReturn:
     """Run the command line. A user's mistake becomes one message and exit code 2, a full disk one and exit code 1."""
     try:
-        app()
+        # a signal that asks a run to make room must find its handler from the start
+        with StopSignals().installed(last=True) if sys.argv[1:2] == ["fit"] else contextlib.nullcontext():
+            app()
     except ConfigError as error:
         _fail(str(error), 2)
     except FloatingPointError as error:
@@ -231,4 +233,4 @@ def _finish(outcome: Any, console: Console, as_json: bool) -> None:
     else:
         outcome.print(console)
     if outcome.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(PREEMPTED if outcome.preempted else INTERRUPTED)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from promptcomp.config import ConfigError
-from promptcomp.lightning_modules.shards import placed_like
+from promptcomp.lightning_modules.shards import local_part, placed_like
 
 
 def keep_state_by_name(optimizer: Optimizer) -> None:
@@ -32,16 +33,32 @@ def _names(group: dict[str, Any]) -> list[str]:
 
 
 def _to_names(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    name_of = {
-        number: name
-        for group in state["param_groups"]
-        for number, name in zip(group["params"], _names(group), strict=True)
-    }
+    names = {n: name for group in state["param_groups"] for n, name in zip(group["params"], _names(group), strict=True)}
+    parameters = dict(zip((n for g in state["param_groups"] for n in g["params"]), _parameters(optimizer), strict=True))
     groups = [
         {**{key: value for key, value in group.items() if key != "param_names"}, "params": _names(group)}
         for group in state["param_groups"]
     ]
-    return {"state": {name_of[number]: each for number, each in state["state"].items()}, "param_groups": groups}
+    found = {
+        names[n]: {key: _like_parameter(value, parameters[n]) for key, value in each.items()}
+        for n, each in state["state"].items()
+    }
+    return {"state": found, "param_groups": groups}
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _like_parameter(value: Any, parameter: Tensor) -> Any:
+    """A moment that is kept as a plain tensor of this process's part says how it is sharded."""
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
+        return value
+    if not value.dim() or value.shape != local_part(parameter).shape:
+        return value
+    mesh, places = parameter.device_mesh, parameter.placements
+    shard = value.to(mesh.device_type)
+    return DTensor.from_local(shard, mesh, places, run_check=False, shape=parameter.shape, stride=parameter.stride())
 
 
 def _to_numbers(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +77,7 @@ def _to_numbers(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
             "start a new run with method.init_from instead"
         )
     number_of = {name: number for number, name in enumerate(ours)}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = _parameters(optimizer)
     groups = []
     for group in optimizer.param_groups:
         names = _names(group)

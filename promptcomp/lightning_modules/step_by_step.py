@@ -21,6 +21,7 @@ once where the markers follow it.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from promptcomp.batch import ANSWER, RATIONALE, Batch, Context, pad
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Logits
 from promptcomp.lightning_modules.adapters import LMTraining
-from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig, LossTerm, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, Pass
 from promptcomp.lightning_modules.losses import jensen_shannon, kl_divergence, mutual_information
 from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import EncoderStates, Memory
@@ -124,6 +125,10 @@ class Finetune(CompressionModule):
         """Every token of the input: nothing is compressed, the rationale is learned instead of written."""
         return context_tokens
 
+    def counts(self, batch: Batch) -> Counts:
+        """Scored tokens."""
+        return {"label": self.lm.scored_tokens(batch).sum()}
+
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Cross-entropy of the targets, a token mean."""
         logits = self.lm(self.lm.whole_prompt(batch.context), batch, "targets")
@@ -140,6 +145,7 @@ class StepByStep(Finetune):
         method = self.method
         if method.weighting == "uncertainty":
             self.log_scales = nn.Parameter(torch.zeros(2))
+        self._drawn: deque[Batch] = deque()  # one for each micro-batch whose counts are known and losses are not
         self.teacher: LanguageModel | None = None
         if method.teacher is not None:
             self.teacher = self.open_lm(method.teacher).requires_grad_(False).eval()
@@ -151,6 +157,23 @@ class StepByStep(Finetune):
         if self._is_built and self.teacher is not None:
             self.teacher.eval()
         return self
+
+    def counts(self, batch: Batch) -> Counts:
+        """Scored tokens of each task, and what the variants count; answers that the student draws are drawn now."""
+        method, scored = self.method, self.lm.scored_tokens(batch)
+        tokens = {role: scored[batch.role == role].sum() for role in NAMES}
+        found: dict[str, Tensor | int] = {NAMES[role]: count for role, count in tokens.items()}
+        if method.weighting == "uncertainty":
+            found["log_scale"] = 1
+        if method.mutual_information:
+            both = (tokens[ANSWER] > 0) & (tokens[RATIONALE] > 0)
+            found["mutual_information"] = both * batch.context.ids.shape[0]
+        if self.teacher is not None and self._draws_this_step():
+            self._drawn.append(self._with_drawn_rationales(batch))
+            found["on_policy"] = self.lm.scored_tokens(self._drawn[-1]).sum()
+        elif self.teacher is not None:
+            found["teacher"] = tokens[ANSWER] + tokens[RATIONALE]
+        return found
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """One term for each task, and the variants' terms."""
@@ -177,7 +200,8 @@ class StepByStep(Finetune):
         method = self.method
         name = "teacher"
         if self._draws_this_step():
-            name, batch = "on_policy", self._with_drawn_rationales(batch)
+            drawn = self._drawn.popleft() if self._drawn else self._with_drawn_rationales(batch)
+            name, batch = "on_policy", drawn
             tasks = task_logits(self.lm, batch)
         with torch.no_grad():
             wanted = task_logits(teacher, batch)

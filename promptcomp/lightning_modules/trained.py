@@ -81,20 +81,6 @@ def check_trained(
             raise ConfigError(f"{source}: {name} has shape {was}, but this configuration needs {now} (slots, sizes?)")
 
 
-def check_resumable(checkpoint: Mapping[str, Any]) -> None:
-    """Refuse the optimiser's state that sharded runs wrote in format 1: it cannot be told which parameter is which.
-
-    Raises:
-        ConfigError: it is such a checkpoint.
-    """
-    info = checkpoint.get("promptcomp", {})
-    if checkpoint.get("optimizer_states") and info["format"] == 1 and info.get("optimizer_layout") == "sharded":
-        raise ConfigError(
-            "the checkpoint was written by a sharded run of an older promptcomp, whose optimiser state cannot be told "
-            "apart; start a new run with method.init_from, which takes its weights"
-        )
-
-
 def read_trained(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Trained tensors and their description from an export folder, a checkpoint file or a run directory.
 

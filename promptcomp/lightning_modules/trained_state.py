@@ -9,22 +9,17 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
-from promptcomp.config import Config
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.lightning_modules.checkpoint_files import FORMAT
+from promptcomp.lightning_modules.method import MethodConfig
+from promptcomp.lightning_modules.resuming import check_resumable, division_of
 from promptcomp.lightning_modules.shards import copy_into, full_tensor, plain_name
 from promptcomp.lightning_modules.trained import (
     Origin,
-    check_format,
-    check_resumable,
     check_trained,
     read_trained,
     write_export,
 )
-
-
-class MethodConfig(Config):
-    """Base of the methods' sections; each adds a literal `name`."""
 
 
 class TrainedState(L.LightningModule):
@@ -34,6 +29,7 @@ class TrainedState(L.LightningModule):
     lm: LanguageModel
     lm_config: LanguageModelConfig | None
     task_names: tuple[str, ...]
+    _is_in_trainer: bool
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name; a checkpoint holds these and no others."""
@@ -56,19 +52,26 @@ class TrainedState(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained tensors only and say what they are."""
         checkpoint["state_dict"] = {name: p.detach() for name, p in self.trained_parameters().items()}
-        checkpoint["promptcomp"] = {**self.origin().model_dump(), "format": FORMAT}
+        checkpoint["promptcomp"] = {**self.origin().model_dump(), "format": FORMAT, **self._division()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the trained tensors of a checkpoint of the same method, family and shapes into the module.
+        """Put trained tensors in; refuses those of another method, family or shape and what cannot go on exactly.
 
         Raises:
             ConfigError: names the difference.
         """
         info: Mapping[str, Any] = checkpoint.get("promptcomp", {})
-        check_format(info, "the checkpoint")
         self.check_trained(checkpoint["state_dict"], info, "the checkpoint")
-        check_resumable(checkpoint)
+        if checkpoint.get("optimizer_states"):
+            check_resumable(info, self._division(), self.depends_on_ranks())
         self._put(checkpoint["state_dict"])
+
+    def _division(self) -> dict[str, int | str]:
+        return division_of(self.trainer if self._is_in_trainer else None)
+
+    def depends_on_ranks(self) -> str | None:
+        """Why training depends on how a step is divided among ranks and micro-batches; None: it does not."""
+        raise NotImplementedError
 
     def check_trained(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any], source: str) -> None:
         """Make sure that tensors (of any device) are what this module trains.

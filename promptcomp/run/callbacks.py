@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from promptcomp.run.checkpoints import save_between_steps
 from promptcomp.run.directory import MetricsFile, RunDirectory
+from promptcomp.stopping import StopSignals, is_preemption
 
 
 class MetricsLogger(Logger):
@@ -62,17 +63,19 @@ class MetricsLogger(Logger):
 class Stopped(Exception):
     """A run that a signal has ended; its state is in last.ckpt."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}")
+    def __init__(self, step: int, preempted: bool = False) -> None:
+        super().__init__(f"{'made room' if preempted else 'stopped'} after step {step}")
         self.step = step
+        self.preempted = preempted
 
 
 class SaveBetweenSteps(L.Callback):
-    """Writes last.ckpt every few steps, and when Ctrl-C or SIGTERM has come; then it ends the run.
+    """Writes last.ckpt every few steps, and when a signal has come; then it ends the run.
 
     The signal handler only sets a flag (saving inside a handler can meet a half-done optimiser step); the ranks agree
-    on it before the next step and all raise `Stopped`. A second signal kills the run. All saving is done before a step,
-    when the logs and the dev evaluation of the last one are done: a resumed run neither repeats nor skips them.
+    on it before the next step and all raise `Stopped`. A second Ctrl-C kills the run; the signals of a cluster
+    (`StopSignals`) may repeat. All saving is done before a step, when the logs and the dev evaluation of the last one
+    are done: a resumed run neither repeats nor skips them.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -81,21 +84,24 @@ class SaveBetweenSteps(L.Callback):
         self.run = run
         self.every = every
         self.received: int | None = None
+        self._stop = StopSignals.current() or StopSignals()
         self._previous: dict[int, Any] = {}
         self._process = os.getpid()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Install the handlers."""
+        """Install the handlers (again: Lightning puts one on SIGTERM that communicates, which ranks may wait in)."""
         self._process = os.getpid()
-        for number in self.signals:
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in {*self.signals, *StopSignals.numbers()}:
+            handler = self._stop.handle if is_preemption(number) else self._handle
+            self._previous[number] = signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked data worker
             return
         self.received = number
         for each in self.signals:
-            signal.signal(each, self._previous.get(each, signal.SIG_DFL))
+            if not is_preemption(each):
+                signal.signal(each, self._previous.get(each, signal.SIG_DFL))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -104,11 +110,12 @@ class SaveBetweenSteps(L.Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
-        stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+        asked = self._stop.received is not None
+        stop = trainer.strategy.reduce_boolean_decision(asked or self.received is not None, all=False)
         if stop or (step > 0 and step % self.every == 0):
             save_between_steps(trainer, self.run.last)
         if stop:
-            raise Stopped(step)
+            raise Stopped(step, trainer.strategy.reduce_boolean_decision(asked, all=False))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the handlers back."""

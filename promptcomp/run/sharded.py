@@ -7,9 +7,8 @@ optimiser's state over all parameters, so that no other strategy can go on from 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -31,29 +30,13 @@ from promptcomp.lightning_modules.sharded_files import (
 )
 from promptcomp.lightning_modules.shards import full_tensor
 
-CheckpointLayout = Literal["whole", "sharded"]
-"""whole: one file, gathered on rank 0; sharded: a folder, each rank writes its part."""
 
+class ShardedStrategy(ModelParallelStrategy):
+    """Every rank holds a part of every weight and of the optimiser's state.
 
-class FullySharded(ModelParallelStrategy):
-    """Lightning's strategy with checkpoints of our own.
-
-    Args:
-        data_parallel_size: Number of processes that share the parameters.
-        checkpoints: How checkpoints that training continues from are written; those of weights alone are whole.
-        timeout: How long a process waits for the others; None: torch's default.
+    With `save_distributed_checkpoint` each writes its part of the checkpoints that training continues from; those of
+    weights alone are always whole.
     """
-
-    def __init__(
-        self, data_parallel_size: int, checkpoints: CheckpointLayout = "whole", timeout: timedelta | None = None
-    ) -> None:
-        super().__init__(
-            data_parallel_size=data_parallel_size,
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=checkpoints == "sharded",
-        )
-        if timeout is not None:
-            self._timeout = timeout
 
     @property
     def lightning_restore_optimizer(self) -> bool:
