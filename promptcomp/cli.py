@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from promptcomp import __version__
-from promptcomp.commands import data, prompts
+from promptcomp.commands import checkpoint, data, prompts
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
 from promptcomp.commands.curve import curve
@@ -222,6 +222,7 @@ app.command()(judge)
 app.command()(rationales)
 app.command()(curve)
 app.add_typer(data.app, name="data")
+app.add_typer(checkpoint.app, name="checkpoint")
 
 
 def _finish(outcome: Any, console: Console, as_json: bool) -> None:
