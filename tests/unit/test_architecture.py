@@ -66,7 +66,21 @@ def test_imports_go_one_way() -> None:
 
 def test_methods_do_not_import_methods() -> None:
     folder = ROOT / "lightning_modules"
-    shared = {"base", "blocks", "execution", "method", "objective", "resuming", "sharding", "adapters", "losses", "optim", "teachers", "trained", "__init__"}
+    shared = {
+        "base",
+        "blocks",
+        "execution",
+        "method",
+        "objective",
+        "resuming",
+        "sharding",
+        "adapters",
+        "losses",
+        "optim",
+        "teachers",
+        "trained",
+        "__init__",
+    }
     for path in folder.glob("*.py"):
         if path.stem not in shared:
             for target in _imports(path):
