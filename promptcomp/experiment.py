@@ -35,6 +35,12 @@ class TrainerConfig(Config):
     """Steps between two looks at the dev split (also when the best weights are chosen)."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between two checkpoints that `--resume` continues from."""
+    checkpoints: Literal["whole", "sharded"] = "whole"
+    """whole: one file, gathered on the first process; sharded (strategy fsdp): a folder, each process writes its
+    part."""
+    select_by: Literal["auto", "loss", "accuracy", "exact_match"] = "auto"
+    """Which dev result the best weights are chosen by (exact_match: of greedy answers; equal ones by the loss); auto:
+    accuracy where there are options, otherwise loss."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many dev evaluations without a better result; null: never."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
@@ -73,6 +79,11 @@ class TrainerConfig(Config):
             raise ValueError(
                 "trainer.strategy=fsdp does not go with trainer.precision=16-mixed (its loss scaling does not know "
                 "divided gradients); use bf16-mixed, bf16-true or 32-true"
+            )
+        if self.checkpoints == "sharded" and self.strategy != "fsdp":
+            raise ValueError(
+                "trainer.checkpoints=sharded goes with trainer.strategy=fsdp, where every process has a part to write; "
+                "use trainer.checkpoints=whole"
             )
         if self.strategy == "fsdp" and self.accelerator == "mps":
             raise ValueError("trainer.strategy=fsdp does not run on mps; use trainer.accelerator=gpu or cpu")

@@ -5,11 +5,10 @@ A method is `build()` (make the trainable parts), `compress(context)`, and `loss
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,15 +23,15 @@ from promptcomp.lightning_modules.execution import Execution, one_after_another,
 from promptcomp.lightning_modules.method import ExampleGold, LMTrainingConfig, MethodConfig, Pass
 from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective
 from promptcomp.lightning_modules.optim import OptimConfig, learning_rate_factor, make_optimizer
-from promptcomp.lightning_modules.resuming import check_resumable, division_of, rank_dependent_part
-from promptcomp.lightning_modules.sharding import full_tensor, shard
-from promptcomp.lightning_modules.trained import Origin, check_trained, read_trained, write_export
+from promptcomp.lightning_modules.resuming import rank_dependent_part
+from promptcomp.lightning_modules.sharding import shard
+from promptcomp.lightning_modules.trained_state import TrainedState
 from promptcomp.memory import Memory
 
 __all__ = ["CompressionModule", "Counts", "ExampleGold", "LMTrainingConfig", "LossTerm", "MethodConfig", "Pass"]
 
 
-class CompressionModule(L.LightningModule):
+class CompressionModule(TrainedState):
     """Base of all methods.
 
     Args:
@@ -77,7 +76,9 @@ class CompressionModule(L.LightningModule):
         self.tokens_trained: Tensor | int = 0
         """Real tokens since the start or the resumption, over all ranks."""
         self._gold: dict[int, int] = {}
+        self._has_free_answers = False
         self.dev_loss = MeanMetric()
+        self.dev_exact_match = MeanMetric()
         self.dev_accuracy = OptionAccuracy()
 
     @property
@@ -232,11 +233,13 @@ class CompressionModule(L.LightningModule):
         torch.manual_seed(number % (1 << 63))
 
     def watch(self, examples: Sequence[ExampleGold]) -> None:
-        """Name the gold options of the dev split; without this (or without options) only a loss is logged."""
+        """Name the gold options of the dev split; without this only a loss is logged."""
         self._gold = {example.number: example.gold for example in examples if len(example.options) > 1}
+        self._has_free_answers = len(self._gold) < len(examples)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Running accuracy (best mean log likelihood among the options) and loss of the gold option."""
+        """Running accuracy (best mean log likelihood among the options), loss of the gold option, and of free answers
+        the share that greedy decoding would write exactly."""
         scores = self.score(batch)
         size = batch.context.ids.shape[0]
         numbers = batch.example.tolist()
@@ -246,20 +249,20 @@ class CompressionModule(L.LightningModule):
         if tokens > 0:
             self.dev_loss.update(-scores.sum_log_prob[is_gold].sum() / tokens, tokens)
         self.log("dev/loss", self.dev_loss, on_epoch=True, batch_size=size)
+        has_options = torch.tensor([number in self._gold for number in numbers], device=self.device)
+        if self._has_free_answers:
+            free = is_gold & ~has_options & (scores.num_tokens > 0)
+            self.dev_exact_match.update(scores.is_greedy[free].float())
+            self.log("dev/exact_match", self.dev_exact_match, on_epoch=True, prog_bar=True, batch_size=size)
         if self._gold:
-            has_options = torch.tensor([number in self._gold for number in numbers], device=self.device)
             mean = scores.sum_log_prob / scores.num_tokens.clamp(min=1)
             rows = (mean, batch.example, batch.choice, gold)
             self.dev_accuracy.update(*(values[has_options] for values in rows))
             self.log("dev/accuracy", self.dev_accuracy, on_epoch=True, prog_bar=True, batch_size=size)
 
-    def trained_names(self) -> list[str]:
-        """Names of the tensors that training changes; a checkpoint holds these and no others."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-
     def configure_optimizers(self) -> Any:
         """AdamW over the trainable parameters by name, and the schedule."""
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        named = list(self.trained_parameters().items())
         if not named:
             raise ConfigError(f"method {self.origin().method!r} has nothing to train; use evaluate instead of fit")
         optimizer = make_optimizer(named, self.optim, on_host=self.execution.offload_optimizer)
@@ -275,61 +278,7 @@ class CompressionModule(L.LightningModule):
         """Clip by `optim.clip_norm`; the trainer's own setting is not used."""
         self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip_norm, gradient_clip_algorithm="norm")
 
-    def origin(self) -> Origin:
-        """What a checkpoint or an export of this module says of itself."""
-        name = type(self.method).model_fields["name"].default
-        path = self.lm_config.path if self.lm_config is not None else "in memory"
-        return Origin(method=name, family=self.lm.family, lm=path)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trained tensors only and say what they are."""
-        kept = set(self.trained_names())
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
-        checkpoint["promptcomp"] = {**self.origin().model_dump(), **self._division()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method, family or shape, and one that cannot be continued exactly.
-
-        Raises:
-            ConfigError: names the difference.
-        """
-        info: Mapping[str, Any] = checkpoint.get("promptcomp", {})
-        expected = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        check_trained(checkpoint["state_dict"], info, expected, self.origin(), "the checkpoint")
-        if checkpoint.get("optimizer_states"):
-            check_resumable(info, self._division(), self.depends_on_ranks())
-
-    def _division(self) -> dict[str, int | str]:
-        return division_of(self.trainer if self._is_in_trainer else None)
-
     def depends_on_ranks(self) -> str | None:
         """Why training depends on how a step is divided among ranks and micro-batches; None: it does not."""
         name = rank_dependent_part(self)
         return None if name is None else f"{name} uses dropout"
-
-    def trained_tensors(self) -> dict[str, Tensor]:
-        """The trained tensors by name (gathered where they are sharded)."""
-        kept = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        return {name: full_tensor(parameter) for name, parameter in kept.items()}
-
-    def load_trained(self, path: Path) -> None:
-        """Load the trained parts from a run directory, an export or a checkpoint file.
-
-        Raises:
-            ConfigError: nothing readable is there, or it belongs to another method, family or shape.
-        """
-        tensors, info = read_trained(path)
-        expected = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        check_trained(tensors, info, expected, self.origin(), str(path))
-        self.load_state_dict(tensors, strict=False)
-
-    def export(self, folder: Path) -> None:
-        """Write the trained parts (safetensors) and what they are (JSON) to `folder`."""
-        lm = self.lm_config.model_dump(mode="json") if self.lm_config is not None else None
-        description = {
-            "origin": self.origin().model_dump(),
-            "method": self.method.model_dump(mode="json"),
-            "lm": lm,
-            "task_names": list(self.task_names),
-        }
-        write_export(folder, self.trained_tensors(), description)

@@ -12,6 +12,7 @@ from torch import nn
 
 from promptcomp.config import Config
 from promptcomp.lightning_modules.offload import HostAdamW
+from promptcomp.lightning_modules.optimizer_state import keep_state_by_name
 
 
 class OptimConfig(Config):
@@ -55,6 +56,7 @@ def make_optimizer(
         {"params": [(n, p) for n, p in named if p.dim() < 2], "weight_decay": 0.0},
     ]
     kept = [group for group in groups if group["params"]]
-    if on_host:
-        return HostAdamW(kept, lr=optim.lr, betas=optim.betas, eps=optim.eps)
-    return torch.optim.AdamW(kept, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    optimizer_class = HostAdamW if on_host else torch.optim.AdamW
+    optimizer = optimizer_class(kept, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    keep_state_by_name(optimizer)
+    return optimizer

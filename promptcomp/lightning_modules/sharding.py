@@ -11,10 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from promptcomp.lightning_modules.blocks import blocks_of
 
@@ -96,16 +96,3 @@ def _check_same(module: nn.Module) -> None:
                 raise RuntimeError(f"rank {rank} has built another module than rank 0: {two} instead of {one}")
         if len(theirs) != len(every[0]):
             raise RuntimeError(f"rank {rank} has {len(theirs)} tensors, rank 0 {len(every[0])}")
-
-
-def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole tensor of a sharded one (a collective), or the tensor itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def shard_like(whole: Tensor, like: Tensor) -> Tensor:
-    """This rank's share of a tensor that every rank has, divided as `like` is; no communication."""
-    whole = whole.to(like.device, like.dtype)
-    if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)

@@ -25,11 +25,10 @@ from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
-from promptcomp.run.callbacks import (
-    Stopped,
-)
+from promptcomp.run.callbacks import Stopped
 from promptcomp.run.cluster_environment import started_rank
 from promptcomp.run.directory import (
     RUN_DIRECTORY_VARIABLE,
@@ -156,7 +155,7 @@ def _fit(
             if "dev" in datamodule.eval_splits:
                 module.watch(datamodule.examples("dev"))
             seconds = time.monotonic()
-            checkpoint = run.last if resume and run.last.is_file() else None
+            checkpoint = existing(run.last) if resume else None
             try:
                 trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
             except Stopped as stopped:

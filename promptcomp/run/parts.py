@@ -15,6 +15,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.language_model import open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.lightning_modules.execution import Execution
 from promptcomp.run.directory import RunDirectory, open_existing
 
@@ -95,8 +96,8 @@ def weights_of(run: RunDirectory) -> Path:
         ConfigError: the run has neither.
     """
     for path in (run.best, run.last):
-        if path.is_file():
-            return path
+        if found := existing(path):
+            return found
     raise ConfigError(f"{run.path} holds no trained weights yet; train it with 'promptcomp fit --resume {run.path}'")
 
 

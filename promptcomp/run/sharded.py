@@ -1,104 +1,153 @@
-"""FSDP2 as a Lightning strategy whose checkpoint files are those of one process.
+"""FSDP2 with checkpoints of the trained tensors alone: one gathered file, or a folder of parts.
 
-Lightning's ModelParallelStrategy gathers every weight, the frozen LM's too, and numbers the optimiser's state by the
-place among all parameters. Here only what is trained is gathered, tensor by tensor, and the state is numbered as one
-process numbers it. So a run may go on under another strategy or on another number of ranks.
+Lightning's own sharded checkpoints hold the frozen LM as well, cannot be read when it is left out, and number the
+optimiser's state over all parameters, so that no other strategy can go on from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.sharding import full_tensor, shard_like
-from promptcomp.lightning_modules.trained import read_checkpoint
+from promptcomp.lightning_modules.checkpoint_files import disk_error, read_checkpoint, remove, replace
+from promptcomp.lightning_modules.sharded_files import (
+    WEIGHTS,
+    ShardReader,
+    join,
+    meta_tensors,
+    read_header,
+    split,
+    write_header,
+    write_shard,
+)
+from promptcomp.lightning_modules.shards import full_tensor
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Every rank holds a part of every weight and of the optimiser's state."""
+    """Every rank holds a part of every weight and of the optimiser's state.
 
-    @property
-    def _module(self) -> CompressionModule:
-        assert isinstance(self.lightning_module, CompressionModule)
-        return self.lightning_module
+    With `save_distributed_checkpoint` each writes its part of the checkpoints that training continues from; those of
+    weights alone are always whole.
+    """
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Lightning hands the states of a gathered checkpoint to `load_optimizer_state_dict`."""
-        return not self._save_distributed_checkpoint
+        """Our files name the parameters, so Lightning's ordinary way of loading does."""
+        return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The trained tensors: whole on rank 0, with distributed checkpoints this rank's shards; a collective."""
-        named = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
-        if self._save_distributed_checkpoint:
-            return {name: parameter.detach() for name, parameter in named.items()}
-        return {name: whole for name, p in named.items() if (whole := self._gathered(p)) is not None}
+        """Nothing: the module itself puts what it has trained into a checkpoint, still sharded."""
+        return {}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimiser's state as one process would save it, on rank 0; a collective."""
-        if self._save_distributed_checkpoint:
-            return super().optimizer_state(optimizer)
-        parameters = _parameters(optimizer)
-        state = optimizer.state_dict()
-        whole = {
-            number: {key: self._gathered(value, parameters[number]) for key, value in values.items()}
-            for number, values in state["state"].items()
-        }
-        return {"state": whole, "param_groups": state["param_groups"]} if self.is_global_zero else {}
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Every rank reads a gathered checkpoint and keeps its part."""
-        path = Path(self.broadcast(checkpoint_path))
-        if path.is_dir():
-            return super().load_checkpoint(path, weights_only=weights_only)
-        return read_checkpoint(path)
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Put this rank's shards of the trained tensors in place."""
-        named = dict(self._module.named_parameters())
-        with torch.no_grad():
-            for name, whole in checkpoint.get("state_dict", {}).items():
-                named[name].copy_(shard_like(whole, named[name]))
+        """The state by name, still sharded."""
+        return (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Put this rank's shards of the optimiser's state in place."""
+        """Whole or sharded state into the optimisers."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = _parameters(optimizer)
-            shards = {
-                number: {key: _shard_of(value, parameters[number]) for key, value in values.items()}
-                for number, values in state["state"].items()
-            }
-            optimizer.load_state_dict({"state": shards, "param_groups": state["param_groups"]})
+            optimizer.load_state_dict(state)
 
-    def _gathered(self, value: Any, like: Tensor | None = None) -> Any:
-        """A whole tensor on the CPU of rank 0, None elsewhere; what is no tensor and what is whole stays as it is."""
-        if not isinstance(value, Tensor):
-            return value
-        if isinstance(like, DTensor) and not isinstance(value, DTensor) and value.shape == like.to_local().shape:
-            value = _as_shard(value, like)
-        whole = full_tensor(value)
-        return whole.cpu() if self.is_global_zero else None
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """Write parts if there is an optimiser's state and parts are wanted, otherwise gather; all ranks call this.
+
+        Raises:
+            OSError: on every rank, if the disk of one is full or not writable; the checkpoint before is untouched.
+        """
+        path = Path(self.broadcast(str(filepath)))
+        if self._save_distributed_checkpoint and "optimizer_states" in checkpoint:
+            self._save_parts(checkpoint, path)
+            return
+        whole = gathered(checkpoint, keep=self.is_global_zero)
+        self._agreed(lambda: self.checkpoint_io.save_checkpoint(whole, path) if self.is_global_zero else None)
+
+    def _save_parts(self, checkpoint: dict[str, Any], path: Path) -> None:
+        temporary = path.with_name(f".{path.name}.tmp")
+        header, tensors = split(checkpoint)
+        try:
+            self._agreed(lambda: _make_empty(temporary) if self.is_global_zero else None)
+            sizes = self._agreed(lambda: write_shard(temporary, tensors, self.global_rank, self.world_size))
+            self._agreed(lambda: _finish(temporary, path, header, dict(sizes)) if self.is_global_zero else None)
+        except OSError:
+            if self.is_global_zero:
+                remove(temporary)
+            raise
+
+    def _agreed(self, work: Callable[[], Any]) -> list[Any]:
+        """Do something on every rank; returns the results of all.
+
+        Raises:
+            OSError: on every rank, if one failed.
+        """
+        result, failure = None, None
+        try:
+            result = work()
+        except OSError as error:
+            failure = (error.errno, error.strerror or str(error), error.filename)
+        found: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(found, (result, failure))
+        for _, failed in found:
+            if failed is not None:
+                raise OSError(*failed)
+        return [each for each, _ in found]
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Of a folder each rank reads what it holds; of a file what it uses.
+
+        Raises:
+            ConfigError: it cannot be read, is incomplete, or does not fit the module.
+        """
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if not path.is_dir():
+            return read_checkpoint(path)
+        module = self.lightning_module
+        assert isinstance(module, CompressionModule)
+        header = read_header(path)
+        shapes = meta_tensors(header)
+        weights = {name.removeprefix(WEIGHTS): each for name, each in shapes.items() if name.startswith(WEIGHTS)}
+        module.check_trained(weights, header["promptcomp"], "the checkpoint")
+        parameters = module.trained_parameters()
+        tensors: dict[str, Tensor] = {}
+        with ShardReader(path) as reader, torch.no_grad():
+            for key, shape in shapes.items():
+                name = key.removeprefix(WEIGHTS) if key.startswith(WEIGHTS) else key.split("/")[1]
+                tensors[key] = torch.empty_like(parameters[name], dtype=shape.dtype, requires_grad=False)
+                reader.read_into(key, tensors[key])
+        return join(header, tensors)
 
 
-def _as_shard(value: Tensor, like: DTensor) -> DTensor:
-    """A rank's part of the optimiser's state, kept as a plain tensor, as the shard that it is."""
-    local = value.to(like.device_mesh.device_type)
-    return DTensor.from_local(local, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+def _make_empty(folder: Path) -> None:
+    remove(folder)
+    folder.mkdir(parents=True)
 
 
-def _shard_of(value: Any, like: Tensor) -> Any:
-    """This rank's shard of a state that has the parameter's shape; counters stay as they are."""
-    return shard_like(value, like.detach()) if isinstance(value, Tensor) and value.shape == like.shape else value
+def _finish(temporary: Path, path: Path, header: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    try:
+        write_header(temporary, header, sizes)
+    except RuntimeError as error:
+        raise disk_error(error, path) from None
+    replace(temporary, path)
 
 
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    """In the order in which the state numbers them."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def gathered(checkpoint: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
+    """A checkpoint with whole tensors on the CPU, gathered one after the other (a collective).
+
+    Args:
+        checkpoint: With sharded tensors.
+        keep: Whether this process wants them; the others only take part.
+    """
+    header, tensors = split(checkpoint)
+    whole: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        value = full_tensor(tensor)
+        if keep:
+            whole[name] = value.cpu().clone() if value.device.type == "cpu" else value.cpu()
+    return join(header, whole) if keep else {}

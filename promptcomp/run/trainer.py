@@ -12,12 +12,14 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.experiment import Experiment, TrainerConfig
-from promptcomp.lightning_modules.trained import read_checkpoint
-from promptcomp.run.callbacks import AtomicCheckpoints, BestCheckpoint, MetricsLogger, SaveBetweenSteps
+from promptcomp.lightning_modules.checkpoint_files import existing, step_of
+from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps
+from promptcomp.run.checkpoints import AtomicCheckpoints
 from promptcomp.run.cluster_environment import cluster_environment
 from promptcomp.run.directory import RunDirectory
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.ranks import SameExperiment
+from promptcomp.run.selection import BestCheckpoint, monitor_of
 from promptcomp.run.sharded import ShardedStrategy
 
 
@@ -33,15 +35,15 @@ def make_trainer(
     has_dev = "dev" in datamodule.eval_splits
     callbacks: list[Callback] = [SameExperiment(experiment), SaveBetweenSteps(run, config.checkpoint_every), progress]
     if has_dev:
-        monitor, mode = ("dev/accuracy", "max") if datamodule.has_options("dev") else ("dev/loss", "min")
+        monitor, mode = monitor_of(config, datamodule)
         callbacks.append(BestCheckpoint(run, monitor, mode))
         if config.patience is not None:
             callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
     elif config.patience is not None:
         raise ConfigError("trainer.patience needs a dev split to look at, and this data has none; set it to null")
     resumed_step = 0
-    if resume and run.last.is_file():
-        resumed_step = int(read_checkpoint(run.last)["global_step"])
+    if resume and (checkpoint := existing(run.last)):
+        resumed_step = step_of(checkpoint)
     return L.Trainer(
         accelerator=_accelerator(config),
         devices=device_count(config),
@@ -73,7 +75,7 @@ def make_strategy(config: TrainerConfig) -> Strategy | str:
         return ShardedStrategy(
             data_parallel_size=world_size,
             tensor_parallel_size=1,
-            save_distributed_checkpoint=False,
+            save_distributed_checkpoint=config.checkpoints == "sharded",
             timeout=timeout,
         )
     if config.strategy == "ddp" or world_size > 1:
