@@ -40,7 +40,9 @@ class TrainerConfig(Config):
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     """Where to run."""
     devices: int | Literal["auto"] = "auto"
-    """Number of devices; on CPU, of processes ("auto": one)."""
+    """Number of devices of a machine; on CPU, of processes ("auto": one)."""
+    num_nodes: int = Field(1, ge=1)
+    """Number of machines; with more than one, start the program on all of them with torchrun or srun."""
     precision: Precision = "32-true"
     """Arithmetic of the training steps."""
     accumulate: int = Field(1, ge=1)

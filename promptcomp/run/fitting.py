@@ -210,6 +210,7 @@ def make_trainer(
     return L.Trainer(
         accelerator=config.accelerator,
         devices=devices,
+        num_nodes=config.num_nodes,
         precision=config.precision,
         max_steps=config.max_steps,
         accumulate_grad_batches=config.accumulate,
@@ -220,7 +221,7 @@ def make_trainer(
         log_every_n_steps=10,
         logger=MetricsLogger(run, resumed_step),
         callbacks=callbacks,
-        plugins=[AtomicCheckpoints(), cluster_environment(devices)],
+        plugins=[AtomicCheckpoints(), cluster_environment(devices, config.num_nodes)],
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
