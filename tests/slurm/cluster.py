@@ -174,6 +174,8 @@ if __name__ == "__main__":
     lab = Cluster(Path(sys.argv[1]).resolve())
     lab.start()
     print(f"export SLURM_CONF={lab.folder}/slurm.conf PATH={search_path()}", flush=True)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores Ctrl-C otherwise
+        signal.signal(stop, signal.default_int_handler)
     try:
         signal.pause()
     except KeyboardInterrupt:
