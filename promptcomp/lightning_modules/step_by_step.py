@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptcomp.batch import ANSWER, RATIONALE, Batch, Context, pad
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, Logits
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, Logits, at_least_float32
 from promptcomp.lightning_modules.adapters import LMTraining
 from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, Pass
 from promptcomp.lightning_modules.losses import jensen_shannon, kl_divergence, mutual_information
@@ -104,7 +104,7 @@ class TaskLogits(NamedTuple):
 
     def nll(self) -> Tensor:
         """Sum of the negative log likelihoods."""
-        return torch.nn.functional.cross_entropy(self.values.float(), self.label, reduction="sum")
+        return torch.nn.functional.cross_entropy(at_least_float32(self.values), self.label, reduction="sum")
 
 
 class Finetune(CompressionModule):
@@ -166,14 +166,20 @@ class StepByStep(Finetune):
         if method.weighting == "uncertainty":
             found["log_scale"] = 1
         if method.mutual_information:
-            both = (tokens[ANSWER] > 0) & (tokens[RATIONALE] > 0)
-            found["mutual_information"] = both * batch.context.ids.shape[0]
+            found["mutual_information"] = self._pairs(batch)
         if self.teacher is not None and self._draws_this_step():
             self._drawn.append(self._with_drawn_rationales(batch))
             found["on_policy"] = self.lm.scored_tokens(self._drawn[-1]).sum()
         elif self.teacher is not None:
             found["teacher"] = tokens[ANSWER] + tokens[RATIONALE]
         return found
+
+    def _pairs(self, batch: Batch) -> Tensor:
+        """Examples that have a label and a rationale, a scalar."""
+        example = batch.context_of[batch.query_of]
+        scored = (self.lm.scored_tokens(batch) > 0).long()
+        has = scored.new_zeros(2, len(batch.context.ids)).index_put((batch.role, example), scored, accumulate=True) > 0
+        return has.all(0).sum()
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """One term for each task, and the variants' terms."""
@@ -187,11 +193,11 @@ class StepByStep(Finetune):
             terms.append(LossTerm(NAMES[role], total, logits.label.shape[0], method.weights[role]))
         if method.weighting == "uncertainty":
             terms.append(LossTerm("log_scale", self.log_scales.sum(), 1))
-        if method.mutual_information and len(tasks[RATIONALE].label) and len(tasks[ANSWER].label):
-            rows = batch.context.ids.shape[0]
+        if method.mutual_information:
             one, two = tasks[ANSWER], tasks[RATIONALE]
-            total = mutual_information(one.values, one.example, two.values, two.example, rows)
-            terms.append(LossTerm("mutual_information", total, rows, method.mutual_information))
+            total = mutual_information(one.values, one.example, two.values, two.example, len(batch.context.ids))
+            count = self._pairs(batch)
+            terms.append(LossTerm("mutual_information", total, count, method.mutual_information))
         if self.teacher is not None:
             terms.append(self._distance(self.teacher, batch, tasks))
         return terms
@@ -268,16 +274,12 @@ def task_logits(lm: LanguageModel, batch: Batch) -> dict[int, TaskLogits]:
 
 def _decode_task(lm: LanguageModel, encoded: EncoderStates, batch: Batch, role: int) -> TaskLogits:
     part, queries = batch.of_role(role)
-    if not len(queries):
-        return _nothing(lm, batch)
+    if not len(queries):  # the decoder runs all the same, because sharded weights are gathered by all ranks together
+        first = next(each for each in NAMES if (batch.role == each).any())
+        return TaskLogits(*(values[:0] for values in _decode_task(lm, encoded, batch, first)))
     return _of_logits(lm.decode(encoded.rows(queries), part), part)
 
 
 def _of_logits(logits: Logits, batch: Batch) -> TaskLogits:
     example = batch.context_of[batch.query_of[logits.target_of]]
     return TaskLogits(logits.values[logits.predictor], logits.label, example)
-
-
-def _nothing(lm: LanguageModel, batch: Batch) -> TaskLogits:
-    none = batch.context_of[:0]
-    return TaskLogits(lm.head(lm.embed(none)), none, none)
