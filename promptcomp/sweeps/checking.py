@@ -151,7 +151,7 @@ def _size(config: SweepConfig, allow_huge: bool) -> Iterator[str]:
 
 
 def _values(config: SweepConfig, base: Mapping[str, Any], experiments: list[Experiment], whole: bool) -> Iterator[str]:
-    """Validate every sample, the others at their first value; then (`whole`) combinations of a small grid, and controls."""
+    """Validate every sample, the others at their first value; if `whole`, combinations and controls too."""
     start = first_point(config)
     known = _mistakes(config, {}, base)
     if known:

@@ -34,6 +34,8 @@ class Origin:
     source: str
     """What to call it in messages."""
     tree: dict[str, Any]
+    directory: Path | None = None
+    """Where it is, if it is a sweep that has been started."""
 
 
 def shipped_sweeps() -> dict[str, Path]:
@@ -56,7 +58,7 @@ def find_sweep(name_or_path: str) -> Origin:
         file = SweepDirectory(path).config
         if not file.is_file():
             raise ConfigError(f"{path} is no sweep directory: it has no {file.name}")
-        return Origin(path.name, str(file), read_yaml(file))
+        return Origin(path.name, str(file), read_yaml(file), path)
     if path.suffix in (".yaml", ".yml"):
         return Origin(path.stem, str(path), _with_full_path(read_yaml(path), path.parent))
     near = difflib.get_close_matches(name_or_path, known, n=1)
@@ -107,6 +109,11 @@ def sweep_of(method: str, words: Iterable[str]) -> SweepConfig:
     if tree["sampler"] != "grid":
         tree.setdefault("points", DEFAULT_POINTS)
     return build(SweepConfig, tree, source=f"--method {method}")
+
+
+def default_directory(config: SweepConfig, name: str) -> Path:
+    """Where a sweep without a name of its own goes: sweeps/METHOD-KEY-KEY."""
+    return Path("sweeps") / "-".join([name, *(key.rpartition(".")[2] for key in config.space)])
 
 
 def _is_continuous(found: Any) -> bool:
