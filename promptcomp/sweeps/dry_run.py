@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -40,10 +41,10 @@ def print_plan(
         say(f"  {name} = {value} for all")
     say(f"sampler {plan.sampler}; {'; '.join(plan.objectives)}")
     controls = f", and {plan.controls} runs of controls" if plan.controls else ""
-    say(f"{plan.points} points x {plan.seeds} seeds = {plan.trials} trials{controls}")
+    say(f"{_many(plan.points, 'point')} x {_many(plan.seeds, 'seed')} = {_many(plan.trials, 'trial')}{controls}")
     if plan.finished or plan.started:
         say(f"{plan.finished} of these runs are finished and reused, {plan.started} are continued")
-    say(f"{plan.workers} workers, {plan.devices_per_trial} devices a trial")
+    say(f"{_many(plan.workers, 'worker')}, {_many(plan.devices_per_trial, 'device')} a trial")
     console.print(_table(plan))
     if plan.hours is not None and plan.hours_with_workers is not None:
         parallel = f", {_hours(plan.hours_with_workers)} with {plan.workers} workers" if plan.workers > 1 else ""
@@ -53,23 +54,29 @@ def print_plan(
 
 
 def _table(plan: SweepPlan) -> Table:
+    """One column for each end of the space."""
     table = Table(box=None, pad_edge=False)
-    names = ("", "point", "parameters", "trained", "step memory", "work", "a step", "a trial", "peak measured")
-    for name in names:
-        table.add_column(name, justify="left" if name in ("", "point") else "right", overflow="fold")
-    for title, cost in (("smallest", plan.smallest), ("largest", plan.largest)):
-        table.add_row(
-            title,
-            ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in cost.params.items()),
-            f"{cost.parameters:,}",
-            f"{cost.trained:,}",
-            _gib(cost.memory_bytes),
-            f"{cost.train_flops:.2g} FLOP",
-            "-" if cost.step_seconds is None else f"{cost.step_seconds:.3g} s",
-            "-" if cost.trial_seconds is None else f"{cost.trial_seconds:.0f} s",
-            "-" if cost.peak_bytes is None else _gib(cost.peak_bytes),
-        )
+    ends = (plan.smallest, plan.largest)
+    for name in ("", "smallest point", "largest point"):
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    for name in plan.space:
+        table.add_row(name, *(_value(end.params[name]) for end in ends))
+    table.add_row("parameters (trained)", *(f"{end.parameters:,} ({end.trained:,})" for end in ends))
+    table.add_row("memory of a step, estimated", *(_gib(end.memory_bytes) for end in ends))
+    table.add_row("training, estimated", *(f"{end.train_flops:.2g} FLOP" for end in ends))
+    if plan.smallest.trial_seconds is not None:
+        table.add_row("a step, measured", *(f"{end.step_seconds:.3g} s" for end in ends))
+        table.add_row("a trial, from it", *(f"{end.trial_seconds:.0f} s" for end in ends))
+        table.add_row("most memory, measured", *(_gib(end.peak_bytes or 0) for end in ends))
     return table
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _gib(count: int) -> str:
