@@ -6,23 +6,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
-from promptcomp.config import ConfigError
-from promptcomp.run.controls import find
 from promptcomp.run.lease import Keeper
 from promptcomp.sweeps.config import Budget, Scalar
 from promptcomp.sweeps.planning import Record, dropped, groups, is_double, missing, used_up
 from promptcomp.sweeps.queue import Queue
+from promptcomp.sweeps.reaping import Say, cell_of_record, controls_of, devices_of, is_ours, reap, relative
 from promptcomp.sweeps.sampling import draw_point
-from promptcomp.sweeps.snapshot import Leases, note_of
-from promptcomp.sweeps.space import Cell, base_tree, cell_of, control_cells, distributions, grid, point_id
+from promptcomp.sweeps.snapshot import note_of
+from promptcomp.sweeps.space import Cell, base_tree, cell_of, distributions, grid, point_id
 from promptcomp.sweeps.storage import exclusive
 from promptcomp.sweeps.study import Sweep
-from promptcomp.sweeps.values import constraint_values, dev_reports, is_lower_better, objective_values
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +60,7 @@ class Desk:
         sweep = self.sweep
         with exclusive(sweep.directory, sweep.address, stopped):
             sweep.reload()
-            self.reap()
+            reap(sweep, self.say)
             trials = sweep.trials.records()
             over = used_up(sweep.config, trials, sweep.started, datetime.now(UTC))
             claim = None if over else self._claim_trial() or self._claim_control()
@@ -74,72 +69,10 @@ class Desk:
             if over:
                 return Nothing("budget", over)
             records = [*sweep.trials.records(), *sweep.controls.records()]
-            return Nothing("wait" if any(self._is_ours(each) for each in records) else "done")
-
-    def _is_ours(self, record: Record) -> bool:
-        return record.state == "running" and record.place in ("", self.sweep.place)
-
-    def reap(self) -> int:
-        """Take back the trials whose worker and trainer are gone; those that have results are adopted.
-
-        Returns:
-            How many.
-        """
-        leases = Leases(self.sweep.directory)
-        count = 0
-        for queue, is_control in ((self.sweep.trials, False), (self.sweep.controls, True)):
-            for record in queue.records():
-                if self._is_ours(record) and not leases.has(record, is_control):
-                    count += 1
-                    self._take_back(queue, record, is_control)
-        return count
-
-    def _take_back(self, queue: Queue, record: Record, is_control: bool) -> None:
-        what = f"{'control' if is_control else 'trial'} {record.number} ({record.cell or 'no cell'})"
-        if not record.cell:
-            queue.drop(record.number)  # killed between drawing a point and noting it
-            return
-        spent = self._spent(record)
-        run = self._run_of(record, is_control)
-        if (run / "results.json").is_file() and self._is_finished(record, run, is_control):
-            self.say(f"{what}: its worker is gone, its run is finished: adopted")
-            adopt(self.sweep, queue, record.number, run, spent, is_control)
-        elif not record.worker:
-            queue.fail(record.number, "interrupted", "its worker died before it began")
-        else:
-            self.say(f"{what}: its worker and its trainer are gone; attempt {record.attempt} is over")
-            queue.fail(record.number, "lost", f"worker {record.worker} and its trainer died", spent)
-        self.sweep.directory.lease_of(record.cell).unlink(missing_ok=True)
-
-    def _run_of(self, record: Record, is_control: bool) -> Path:
-        directory = self.sweep.directory
-        folder = directory.controls if is_control else directory.runs
-        return directory.path / record.run if record.run else folder / record.cell
-
-    def _is_finished(self, record: Record, run: Path, is_control: bool) -> bool:
-        try:
-            cell = self._cell(record, is_control)
-        except ConfigError:
-            return False
-        return cell is not None and find(cell.experiment, run)[0] == "finished"
-
-    def _spent(self, record: Record) -> float:
-        """Device seconds of a dead attempt: from its beginning to its lease's last touch."""
-        if record.started is None:
-            return 0.0
-        try:
-            last = self.sweep.directory.lease_of(record.cell).stat().st_mtime
-        except OSError:
-            return 0.0
-        return max(0.0, last - record.started.timestamp()) * record.devices
-
-    def _cell(self, record: Record, is_control: bool) -> Cell | None:
-        if is_control:
-            return self._controls().get((record.point, record.seed))
-        return cell_of(self.sweep.config, self.sweep.directory, record.params, record.seed)
+            return Nothing("wait" if any(is_ours(sweep, each) for each in records) else "done")
 
     def _controls(self) -> dict[tuple[str, int], Cell]:
-        return {(each.point, each.seed): each for each in control_cells(self.sweep.config, self.sweep.directory)}
+        return controls_of(self.sweep)
 
     def _claim_trial(self) -> Claim | None:
         sweep, queue = self.sweep, self.sweep.trials
@@ -175,7 +108,7 @@ class Desk:
         }
 
     def _run_notes(self, cell: Cell) -> dict[str, object]:
-        return {"run": _relative(cell.run, self.sweep.directory.path), "devices": devices_of(cell)}
+        return {"run": relative(cell.run, self.sweep.directory.path), "devices": devices_of(cell)}
 
     def _points(self) -> dict[str, Mapping[str, Scalar]]:
         """Identity -> parameters of the points that the sweep has now."""
@@ -237,7 +170,7 @@ class Desk:
         }
 
     def _take(self, queue: Queue, record: Record, is_control: bool) -> Claim | None:
-        cell = self._cell(record, is_control)
+        cell = cell_of_record(self.sweep, record, is_control)
         if cell is None:
             return None
         self.keeper.note(note_of(record.number, is_control))
@@ -248,52 +181,3 @@ class Desk:
         if not is_control:
             queue.put_parameters(record.number, record.params, distributions(self.sweep.config))
         return Claim(queue, record.number, record.attempt, cell, is_control)
-
-
-def adopt(sweep: Sweep, queue: Queue, number: int, run: Path, device_seconds: float, is_control: bool) -> str | None:
-    """Tell the results of a finished run.
-
-    Returns:
-        Why it has no value; None: it has been told (by this worker, or by another one before).
-    """
-    queue.note(number, run=_relative(run, sweep.directory.path))
-    if is_control:
-        queue.complete(number, [0.0], {}, device_seconds)  # its values are read from its run
-        return None
-    try:
-        values = list(objective_values(sweep.config, run).values())
-        constraints = constraint_values(sweep.config, run)
-    except ConfigError as error:
-        queue.fail(number, "value", str(error), device_seconds)
-        return str(error)
-    report(sweep, queue, number, run)
-    queue.complete(number, values, constraints, device_seconds)
-    return None
-
-
-def report(sweep: Sweep, queue: Queue, number: int, run: Path) -> tuple[str | None, dict[int, float]]:
-    """Tell Optuna the dev metric of a run so far, better ones in the direction of the objective.
-
-    Returns:
-        The metric and its values.
-    """
-    metric, found = dev_reports(run, sweep.config.pruning.metric)
-    if metric is None or len(sweep.config.objectives) > 1:  # Optuna takes reports for one objective only
-        return metric, found
-    lower = sweep.config.objectives[0].direction == "minimize"
-    queue.report(number, found, 1.0 if is_lower_better(metric) == lower else -1.0)
-    return metric, found
-
-
-def devices_of(cell: Cell) -> int:
-    """Devices (on CPU: processes) of a trial."""
-    devices = cell.experiment.trainer.devices
-    return devices if isinstance(devices, int) else 1
-
-
-def _relative(run: Path, folder: Path) -> str:
-    """A run's place as noted: below the sweep's directory where it is there, so that the directory can be moved."""
-    try:
-        return str(run.resolve().relative_to(folder.resolve()))
-    except ValueError:
-        return str(run.resolve())

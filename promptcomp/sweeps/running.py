@@ -38,17 +38,13 @@ WORK = (
 _PATIENCE = 150.0  # seconds that workers have to end once they are asked to
 
 
-class SweepInterrupted(RuntimeError):
-    """A person stopped the sweep; the same command continues it."""
-
-
 def run_sweep(
     config: SweepConfig,
     directory: SweepDirectory,
     *,
     storage: str | None = None,
     workers: int = 1,
-    devices: Sequence[str] | None = None,
+    devices: str | Sequence[str] | None = None,
     console: Console | None = None,
     on_state: Callable[[SweepState], None] | None = None,
     command: Sequence[str] = WORK,
@@ -60,21 +56,22 @@ def run_sweep(
         directory: its own; what is there is continued.
         storage: a database's address; None: a journal file in the directory, or what the sweep was begun with.
         workers: trials at a time on this machine; 0: only write the sweep down (workers are started elsewhere).
-        devices: CUDA devices to share out among the workers; None: all that this machine has.
+        devices: CUDA devices to share out among the workers (a list, or "0,1,2"); None: all that this machine has.
         console: for people.
         on_state: is shown the state, at most twice a second.
         command: starts a worker.
 
     Returns:
-        Whether every trial is done (finished, pruned, or failed for good).
+        Whether it has come to its end: every trial is finished, pruned or failed for good, or a budget is used up.
+        False: a signal has come; trials that ran have saved their state, the same call continues them.
 
     Raises:
         ConfigError: a change that finished trials forbid; too few devices; an unusable storage.
-        SweepInterrupted: a signal has come; trials that ran have saved their state.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     console = console or Console()
-    shares = share_devices(config, directory, workers, devices)
+    named = [name.strip() for name in devices.split(",")] if isinstance(devices, str) else devices
+    shares = share_devices(config, directory, workers, named)
     sweep = begin(config, directory, storage, workers)
     secret = None if sweep.address is None else sweep.address.render_as_string(hide_password=False)
     del sweep  # the workers have connections of their own
@@ -89,10 +86,10 @@ def run_sweep(
     if on_state is not None:
         on_state(state)
     if crew.stopped:
-        raise SweepInterrupted("stopped; trials that ran have saved their state, the same command continues")
+        return False
     if crew.problem:
         raise ConfigError(crew.problem)
-    return is_done(state)
+    return is_done(state) or state.stopped_by is not None
 
 
 def is_done(state: SweepState) -> bool:

@@ -21,9 +21,10 @@ from promptcomp.run.controls import find
 from promptcomp.run.lease import Keeper, kept
 from promptcomp.run.lock import locked
 from promptcomp.sweeps.child import FIT, PREEMPTED, Child, End, end_of, is_busy, start
-from promptcomp.sweeps.claims import Claim, Desk, Nothing, adopt, devices_of, report
+from promptcomp.sweeps.claims import Claim, Desk, Nothing
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.planning import UNCOUNTED, Kind, Record
+from promptcomp.sweeps.reaping import adopt, devices_of, report
 from promptcomp.sweeps.sampling import bracket_of, comparable_part, pruner_of, should_prune
 from promptcomp.sweeps.storage import patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
