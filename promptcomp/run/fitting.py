@@ -43,6 +43,7 @@ from promptcomp.run.directory import (
     open_existing,
     write_environment,
 )
+from promptcomp.run.lease import under_lease
 from promptcomp.run.lock import locked
 from promptcomp.run.parts import Parts, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress
@@ -75,6 +76,7 @@ class Outcome:
             print_report(self.results, console, self.run)
 
 
+@under_lease
 def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outcome | None:
     """Train in a new run directory and evaluate. Returns None on ranks other than 0.
 
@@ -94,6 +96,7 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
             del os.environ[RUN_DIRECTORY_VARIABLE]
 
 
+@under_lease
 def resume_fit(path: Path, console: Console) -> Outcome | None:
     """Continue a run from its last checkpoint (or from the start, if it has none) and evaluate.
 
