@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from promptcomp.sweeps.config import Interval, Objective, Scalar, SweepConfig
 
@@ -50,7 +50,7 @@ def importances(
     return {name: value for name, value in found.items() if math.isfinite(value)} if any(found.values()) else {}
 
 
-def _ped_anova(trials: Sequence[Any], direction: str) -> dict[str, float]:
+def _ped_anova(trials: Sequence[Any], direction: Literal["maximize", "minimize"]) -> dict[str, float]:
     """On a study in memory, without Optuna's line about its creation."""
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances

@@ -178,11 +178,11 @@ def log_tail(path: Path, lines: int) -> list[str]:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
-    shown = [_plain(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]
+    shown = [plain_line(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]
     return [line for line in shown if line.strip()][-lines:]
 
 
-def _plain(line: str) -> str:
+def plain_line(line: str) -> str:
     """Without escape sequences and other control characters."""
     kept, inside = [], False
     for character in line:

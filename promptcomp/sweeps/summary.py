@@ -66,6 +66,8 @@ class Summary:
     """All of the space."""
     varying: tuple[str, ...]
     """Those with several values among the points."""
+    seeds: int
+    """That every point should have."""
     points: tuple[Point, ...]
     """Best first; without a value last."""
     best: Point | None
@@ -105,6 +107,7 @@ def summarize(state: SweepState, now: datetime | None = None) -> Summary:
         objectives=objectives,
         dimensions=tuple(state.config.space),
         varying=varying,
+        seeds=state.config.seeds,
         points=marked,
         best=next((point for point in marked if point.is_best), None),
         why_no_best=None if best else _why_no_best(points, several),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text, number_text
 from promptcomp.evaluation.seeds import Mean
 from promptcomp.sweeps.config import Objective, Scalar
 from promptcomp.sweeps.numbers import is_of_run
@@ -49,7 +50,7 @@ def params_text(params: Mapping[str, Scalar], shown: Sequence[str] | None = None
 
 
 def number(value: float, sign: str = "") -> str:
-    """Three decimals for what is about 1; large and tiny numbers short, integers whole."""
+    """Three decimals for what is about 1; large and tiny numbers short."""
     size = abs(value)
     if size >= 1000:
         return f"{value:{sign},.0f}"
@@ -60,14 +61,24 @@ def number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.3f}"
 
 
-def mean_text(mean: Mean | None, sign: str = "") -> str:
+def amount(metric: str, value: float, sign: str = "") -> str:
+    """A value in the unit of its metric: bytes, milliseconds, FLOPs, counts, or a plain number."""
+    if not is_of_run(metric):
+        return number(value, sign)
+    ending = metric.rpartition("_")[2]
+    texts = {"bytes": bytes_text, "ms": ms_text, "flops": flops_text}
+    text = texts.get(ending, number_text)(abs(value))
+    return ("-" if value < 0 else sign) + text
+
+
+def mean_text(mean: Mean | None, metric: str = "", sign: str = "") -> str:
     """A mean with its interval: `0.512 [0.431, 0.593]`; an interval of no width is left out."""
     if mean is None:
         return "-"
-    text = number(mean.mean, sign)
+    text = amount(metric, mean.mean, sign)
     if mean.ci is None or mean.std == 0:
         return text
-    return f"{text} [{number(mean.ci[0], sign)}, {number(mean.ci[1], sign)}]"
+    return f"{text} [{amount(metric, mean.ci[0], sign)}, {amount(metric, mean.ci[1], sign)}]"
 
 
 def objective_text(objective: Objective, split: str | None = None) -> str:
