@@ -35,7 +35,8 @@ def best_cell(state: SweepState, objective: str | None = None, point: str | None
             raise ConfigError(f"{state.directory.path}: no point of the sweep has a value of every objective yet")
         found = max(summary.front, key=lambda p: sign_of(chosen) * p.values[chosen.metric].mean)
     elif summary.best is None:
-        raise ConfigError(f"{state.directory.path}: {summary.why_no_best}; --point names one of: {_list(summary)}")
+        choice = f"; --point names one of: {_list(summary)}" if any(p.values for p in summary.points) else ""
+        raise ConfigError(f"{state.directory.path}: {summary.why_no_best}{choice}")
     else:
         found = summary.best
     values = found.by_seed.get(chosen.metric, {})

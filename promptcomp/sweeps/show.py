@@ -34,12 +34,6 @@ LEGEND = {
     "!": "outside a constraint",
     "x": "dropped",
 }
-    "*": "best",
-    "~": "within noise of the best",
-    "P": "Pareto front",
-    "!": "outside a constraint",
-    "x": "dropped",
-}
 
 
 def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
@@ -144,8 +138,8 @@ def _bands(state: SweepState, summary: Summary) -> list[str]:
             continue
         for band in runs.bands(objective, None):
             what = "control" if band.trained else "bound"
-            many_seeds = f", {many(band.value.seeds, 'seed')}"
-            lines.append(f"{what}  {band.title}: {objective_text(objective)} {mean_text(band.value, objective.metric)}{many_seeds}")
+            value = f"{mean_text(band.value, objective.metric)}, {many(band.value.seeds, 'seed')}"
+            lines.append(f"{what}  {band.title}: {objective_text(objective)} {value}")
     return lines
 
 

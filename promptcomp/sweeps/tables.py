@@ -28,6 +28,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "[": "{[}",  # a row that begins with a bracket would be taken for an option of the line break before it
 }
 
 
@@ -123,7 +124,8 @@ def _rows(state: SweepState) -> tuple[list[str], list[list[str]]]:
         values = [mean_text(point.values.get(objective.metric), objective.metric) for objective in summary.objectives]
         rows.append([*map(plain_line, own), remark(point), str(point.seeds), *values])
     runs = Runs(state)
-    bands = {objective.metric: runs.bands(objective, None) for objective in summary.objectives}
+    # The ends of `retained` have no seeds: they are 1 and 0 by definition, no result.
+    bands = {o.metric: [band for band in runs.bands(o, None) if band.value.seeds] for o in summary.objectives}
     for title in dict.fromkeys(band.title for found in bands.values() for band in found):
         values, seeds = [], 0
         for objective in summary.objectives:
