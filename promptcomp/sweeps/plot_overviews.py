@@ -54,6 +54,8 @@ def draw_front(summary: Summary, first: Objective, other: Objective) -> Figure:
     values = [p.values[other.metric].mean for p in shown]
     if is_of_run(other.metric) and min(values) > 0 and max(values) / min(values) >= _LOG_FROM:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: amount(other.metric, value))
+        axes.xaxis.set_minor_formatter("")
         if len(set(values)) <= _FEW:
             axes.set_xticks(sorted(set(values)), [amount(other.metric, value) for value in sorted(set(values))])
             axes.minorticks_off()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from promptcomp.evaluation.seeds import Mean, mean_of
 from promptcomp.sweeps.axes import Axis, axis_of
@@ -62,10 +62,17 @@ def draw_parameter(state: SweepState, summary: Summary, runs: Runs, objective: O
         _limits(axes, dots, bands)
         _lay_out(axes, axis)
         axes.set_ylabel(objective_text(objective, split))
-        if axes.get_legend_handles_labels()[0]:
-            title = other.title if other is not None else None
-            axes.legend(title=title, title_fontsize="small", loc="best")
+    _legend(figure, grid.flat[0], other)
     return figure
+
+
+def _legend(figure: Figure, axes: Axes, other: Axis | None) -> None:
+    """One for all panels, below them, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        title = other.title if other is not None else None
+        columns = min(len(handles), 4)
+        figure.legend(handles, labels, title=title, title_fontsize="small", loc="outside lower center", ncols=columns)
 
 
 def _dots(summary: Summary, runs: Runs, objective: Objective, axis: Axis, split: str | None) -> list[_Dot]:
@@ -109,14 +116,18 @@ def _series(axes: Axes, dots: Sequence[_Dot], axis: Axis, other: Axis | None) ->
         _line(axes, dots, axis, COLOURS[0], MARKERS[0], None)
         return
     many = len(dots) > _MANY
-    for dot in dots:
-        _error(axes, dot, dot.place, COLOURS[0], "o", 0.35 if many else 0.7, bars=not many)
+    for number, dot in enumerate(dots):
+        _error(axes, dot, dot.place, COLOURS[0], "o", 0.35 if many else 0.7, bars=not many, first=number == 0)
     best = [dot for dot in dots if dot.point.is_best or dot.point.on_front]
     label = "Pareto front" if best and best[0].point.on_front else "best point"
-    axes.plot([d.place for d in best], [d.mean.mean for d in best], "*", color=COLOURS[1], markersize=12, label=label)
+    if best:
+        means = [dot.mean.mean for dot in best]
+        axes.plot([dot.place for dot in best], means, "*", color=COLOURS[1], markersize=12, label=label)
     if axis.discrete and len(places) > 1:
         means = [mean_of([dot.mean.mean for dot in dots if dot.place == place]).mean for place in sorted(places)]
-        axes.plot(sorted(places), means, color=COLOURS[1], linewidth=1.6, label="mean over points")
+        look: dict[str, Any] = {"linestyle": "none", "marker": "_", "markersize": 30, "markeredgewidth": 2}
+        look = look if axis.kind == "category" else {"linewidth": 1.6}
+        axes.plot(sorted(places), means, color=COLOURS[1], label="mean over points", **look)
 
 
 def _line(
@@ -140,9 +151,12 @@ def _shifted(place: float, axis: Axis, row: float) -> float:
     return place + row * 0.008 * max(width, 1e-12)
 
 
-def _error(axes: Axes, dot: _Dot, place: float, colour: str, marker: str, alpha: float, *, bars: bool) -> None:
+def _error(
+    axes: Axes, dot: _Dot, place: float, colour: str, marker: str, alpha: float, *, bars: bool, first: bool = False
+) -> None:
     if marker:
-        axes.plot([place], [dot.mean.mean], marker, color=colour, markersize=4, alpha=alpha)
+        label = "points" if first else None
+        axes.plot([place], [dot.mean.mean], marker, color=colour, markersize=4, alpha=alpha, label=label)
     if bars and dot.mean.ci is not None:
         axes.plot([place, place], dot.mean.ci, "-", color=colour, linewidth=1.3, alpha=0.75 * alpha)
 
@@ -164,10 +178,12 @@ def _lay_out(axes: Axes, axis: Axis) -> None:
     """Scale, ticks and name of the horizontal axis."""
     if axis.kind in ("log2", "log10"):
         axes.set_xscale("log", base=2 if axis.kind == "log2" else 10)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter("")
     if axis.discrete:
         labels = [short(scalar_text(value)) for value in axis.values]
         crowded = sum(map(len, labels)) > 34
-        turned = {"rotation": 25, "ha": "right"} if crowded else {}
+        turned: dict[str, Any] = {"rotation": 25, "ha": "right"} if crowded else {}
         axes.set_xticks([axis.place(value) for value in axis.values], labels, **turned)
         axes.minorticks_off()
     if axis.kind == "category":

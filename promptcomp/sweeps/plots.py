@@ -127,10 +127,11 @@ def save(plot: Plot, folder: Path) -> list[Path]:
 def page_svg(plot: Plot) -> str:
     """A picture as an inline `<svg>`: transparent, in the page's text colour, its ids its own. Inside `drawing`."""
     text = io.StringIO()
-    plot.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Title": None})
+    plot.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows the namespaces
     svg = svg.replace("xlink:href=", "href=")
     prefix = f"{plot.name}-"
