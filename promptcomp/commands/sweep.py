@@ -114,7 +114,9 @@ def _open(
 
     if target is not None and "=" in target and not Path(target).exists():
         words, target = [target, *words], None
-    if (target is None) == (method is None):
+    if target is not None and method is not None:
+        raise ConfigError(f"{target!r} beside --method {method}: name one of them; what is tried is written key=2,4,8")
+    if target is None and method is None:
         raise ConfigError("name a sweep (promptcomp sweep --list), a YAML file or a directory, or give --method NAME")
     if method is not None:
         config = sweep_of(method, words)
