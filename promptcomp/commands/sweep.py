@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from promptcomp.commands.common import JsonOption, MethodOption, console_for
+from promptcomp.commands.sweep_show import sweep_best, sweep_plot, sweep_show
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,7 +47,6 @@ SweepWords = Annotated[
         "the sweep itself (sweep.seeds=5).",
     ),
 ]
-DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's directory.")]
 
 
 @app.command("run")
@@ -132,8 +133,6 @@ def _open(
 
 def _objectives(texts: Sequence[str]) -> str:
     """The YAML of METRIC[@SPLIT][:min|:max] texts."""
-    import json
-
     found = []
     for text in texts:
         name, _, direction = text.partition(":")
@@ -158,8 +157,9 @@ def _run(
     from promptcomp.sweeps.live import LiveView
     from promptcomp.sweeps.report import write_report
     from promptcomp.sweeps.running import run_sweep
-    from promptcomp.sweeps.show import print_state, state_json
+    from promptcomp.sweeps.show import print_state
     from promptcomp.sweeps.study import read_state
+    from promptcomp.sweeps.tables import state_json
 
     console, place = console_for(as_json), SweepDirectory(directory)
     with LiveView(console) as view:
@@ -173,14 +173,16 @@ def _run(
             on_state=view.update,
         )
     state = read_state(place)
-    page = write_report(state)
     if as_json:
-        print(state_json(state))
+        print(json.dumps(state_json(state)))
     else:
         print_state(state, console)
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
     if not finished:
+        console.print("Stopped. Nothing finished is lost: the same command continues.")
         raise typer.Exit(INTERRUPTED)
+    console.print(f"report: {write_report(state)}", highlight=False, soft_wrap=True)
+    if any(trial.status == "failed" for trial in state.trials):
+        raise typer.Exit(1)
 
 
 def _print_list(as_json: bool) -> None:
@@ -189,39 +191,14 @@ def _print_list(as_json: bool) -> None:
     print_sweeps(console_for(as_json), as_json)
 
 
-def _state(directory: Path) -> Any:
-    from promptcomp.sweeps.directory import SweepDirectory
-    from promptcomp.sweeps.study import read_state
-
-    place = SweepDirectory(directory)
-    if not place.config.is_file():
-        raise ConfigError(f"{directory} is no sweep directory: it has no {place.config.name}")
-    return read_state(place)
-
-
-@app.command("show")
-def sweep_show(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
-    """Points with intervals over seeds, the best, the Pareto front, importances, failures with their logs."""
-    from promptcomp.sweeps.show import print_state, state_json
-
-    state = _state(directory)
-    if as_json:
-        print(state_json(state))
-    else:
-        print_state(state, console_for(False))
-
-
-@app.command("plot")
-def sweep_plot(directory: DirectoryArgument) -> None:
-    """Write the plots, the tables and one page that opens without a network (DIR/report/index.html)."""
-    from promptcomp.sweeps.report import write_report
-
-    console_for(False).print(f"saved as {write_report(_state(directory))}", highlight=False, soft_wrap=True)
-
-
 @app.command("measure", hidden=True)
 def sweep_measure(config: Annotated[Path, typer.Argument(help="An experiment's YAML.")]) -> None:
     """Measure a few steps of one trial and print them as JSON (what --dry-run starts)."""
     from promptcomp.sweeps.measuring import print_measured
 
     print_measured(config)
+
+
+app.command("show")(sweep_show)
+app.command("best")(sweep_best)
+app.command("plot")(sweep_plot)

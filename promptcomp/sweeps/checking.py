@@ -167,9 +167,8 @@ def _values(config: SweepConfig, base: Mapping[str, Any], experiments: list[Expe
             own = {line for line in lines if line not in at_start or _names(line, config, {name: value})}
             for line in sorted(own):
                 found = True
-                yield (
-                    f"space {line}" if _is_about(line, name) else f"space {name}{_of_choice(dimension, value)}: {line}"
-                )
+                plain = _is_about(line, name) and not isinstance(dimension, Choices)
+                yield f"space {line}" if plain else f"space {name}{_of_choice(dimension, value)}: {line}"
     if at_start and not found:
         found = True
         yield from (f"space {_told(start)}: {line}" for line in sorted(at_start))
