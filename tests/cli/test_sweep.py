@@ -155,3 +155,28 @@ def test_steps_are_measured(run: Run, tiny_lm: Path) -> None:
     assert found["dev"] > 0
     assert found["test"] > 0
     assert found["peak_bytes"] > 2**20
+
+
+def test_a_sweep_from_start_to_best(run: Run, tiny_lm: Path) -> None:
+    words = ("--method", "mend", *TINY, f"lm.path={tiny_lm}", "trainer.max_steps=4", "--objective", "method", "-o", "s")
+    done = run("sweep", *words, "--workers", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2" in done.stdout
+    found = json.loads(run("sweep", "show", "s", "--json").stdout)
+    assert found["progress"]["finished"] == 2
+    results = [path.read_bytes() for path in sorted(Path("s/runs").glob("*/results.json"))]
+    assert len(results) == 2
+    for format_ in ("csv", "trials", "markdown", "latex"):
+        assert "num_slots" in run("sweep", "show", "s", "--format", format_).stdout
+    assert run("sweep", "show", "s", "--format", "docx").returncode == 2
+    again = run("sweep", "s")  # nothing is left: no trial is run twice
+    assert again.returncode == 0, again.stderr
+    assert [path.read_bytes() for path in sorted(Path("s/runs").glob("*/results.json"))] == results
+    changed = run("sweep", "s", "optim.lr=0.5")
+    assert changed.returncode == 2
+    assert "optim.lr" in changed.stderr
+    assert run("sweep", "plot", "s").returncode == 0
+    assert Path("s/report/index.html").is_file()
+    best = run("sweep", "best", "s", "-o", "best.yaml")
+    assert best.returncode == 0, best.stderr
+    assert run("fit", "--config", "best.yaml", "--dry-run").returncode == 0
