@@ -17,6 +17,7 @@ from typing import Protocol
 
 import optuna
 
+from promptcomp.config import ConfigError
 from promptcomp.sweeps.child import PREEMPTED
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.state import SweepState
@@ -144,16 +145,15 @@ class Crew:
 
     def watch(self, reader: StateReader, on_state: Callable[[SweepState], None] | None) -> None:
         """Until all workers have ended: restart those that die, show the state."""
-        shown = 0.0
+        shown, state = 0.0, None
         pause = _SHOW_EVERY
         while not self.stopped:
             now = time.monotonic()
             if now - shown >= pause:
-                state = self._read(reader)
-                if state is not None:
-                    if on_state is not None:
-                        on_state(state)
-                    self._look_after(state)
+                state = self._read(reader) or state
+                if state is not None and on_state is not None:
+                    on_state(state)
+                self._look_after(state)
                 shown = time.monotonic()
                 pause = max(_SHOW_EVERY, 10 * (shown - now))  # a large sweep takes a while to read
             if all(member.is_over for member in self._members):
@@ -163,11 +163,12 @@ class Crew:
     def _read(self, reader: StateReader) -> SweepState | None:
         try:
             return reader.read()
-        except (OSError, optuna.exceptions.StorageInternalError):  # a database that is away: the workers wait for it
-            return None
+        except (OSError, ConfigError, optuna.exceptions.StorageInternalError):
+            return None  # a database that is away for a moment; what does not pass, the workers say
 
-    def _look_after(self, state: SweepState) -> None:
-        finished = sum(trial.status in ("finished", "pruned") for trial in state.trials)
+    def _look_after(self, state: SweepState | None) -> None:
+        trials = () if state is None else state.trials
+        finished = sum(trial.status in ("finished", "pruned") for trial in trials)
         for member in self._members:
             code = member.process.poll()
             if member.is_over or code is None:

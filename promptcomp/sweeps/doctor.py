@@ -72,7 +72,6 @@ def examine(directory: SweepDirectory, repair: bool = False) -> list[Finding]:
     """
     if not directory.path.is_dir():
         raise ConfigError(f"{directory.path}: no such directory")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     address = address_of(directory, None)
     if address is None and not directory.journal.is_file() and not directory.config.is_file():
         raise ConfigError(f"{directory.path} is no sweep: it has neither sweep.yaml nor journal.log")

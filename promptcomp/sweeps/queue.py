@@ -241,6 +241,8 @@ def make_study(storage: BaseStorage, name: str, directions: Sequence[Literal["ma
     Raises:
         ConfigError: the storage holds something else.
     """
+    if name in {study.study_name for study in storage.get_all_studies()}:
+        return Queue(storage, name)
     try:
         optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     except (ValueError, KeyError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-import optuna
 from rich.console import Console
 
 from promptcomp.config import ConfigError
@@ -47,7 +46,6 @@ def run_sweep(
     Raises:
         ConfigError: a change that finished trials forbid; too few devices; an unusable storage.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     console = console or Console()
     named = [name.strip() for name in devices.split(",")] if isinstance(devices, str) else devices
     shares = share_devices(config, directory, workers, named)

@@ -51,7 +51,6 @@ def work(
         ConfigError: no sweep, or a storage that cannot be used.
     """
     place = directory if isinstance(directory, SweepDirectory) else SweepDirectory(directory)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     name = f"{socket.gethostname()}-{os.getpid()}"
     stop = Stop()
     with stop.installed(), devices_held(place, devices, stop) as held:
@@ -167,10 +166,11 @@ class Worker:
                 return end, str(cell.run) if end == "done" else line
 
     def _finished_run(self, claim: Claim) -> Path | None:
-        """A finished run of the same configuration: its own, or another one under its output_dir."""
-        for place in (claim.cell.run, None):
-            state, run = find(claim.cell.experiment, place)
-            if state == "finished":
+        """A finished run of the same configuration: its own, or a copy of it under its output_dir."""
+        own = claim.cell.run
+        identity = own.name.rpartition("-")[2]
+        for run in (own, *(other for other in sorted(own.parent.glob(f"*{identity}*")) if other != own)):
+            if find(claim.cell.experiment, run)[0] == "finished":
                 return run
         return None
 
@@ -183,7 +183,7 @@ class Worker:
 
     def _watch(self, claim: Claim, child: Child) -> bool:
         """Wait for a child; report its dev metric; pass on the wish to stop. Returns whether it was pruned."""
-        progress, pruned, asked_at = _Pruning(), False, None
+        progress, pruned, asked_at, pause = _Pruning(), False, None, 0.02
         while child.process.poll() is None:
             if asked_at is None and not claim.is_control and not self.stop.is_set():
                 pruned = self._is_hopeless(claim, progress)
@@ -192,7 +192,8 @@ class Worker:
                 asked_at = time.monotonic()
             if asked_at is not None and (self.stop.count > 1 or time.monotonic() - asked_at > _PATIENCE):
                 child.kill()
-            time.sleep(_LOOK_EVERY)
+            time.sleep(pause)
+            pause = min(1.5 * pause, _LOOK_EVERY)
         return pruned
 
     def _is_hopeless(self, claim: Claim, progress: _Pruning) -> bool:
