@@ -20,7 +20,7 @@ from promptcomp.sweeps.journal_repair import check_journal, check_lock
 from promptcomp.sweeps.planning import Planned, Record, groups, standing
 from promptcomp.sweeps.queue import Queue
 from promptcomp.sweeps.reaping import abandoned, adopt, is_finished, reap, run_of
-from promptcomp.sweeps.storage import address_of, exclusive, open_storage, study_name
+from promptcomp.sweeps.storage import address_of, close_storage, exclusive, open_storage, study_name
 from promptcomp.sweeps.study import Sweep, open_sweep
 
 _PROBE_LINES = 50
@@ -87,6 +87,7 @@ def examine(directory: SweepDirectory, repair: bool = False) -> list[Finding]:
             sweep = open_sweep(directory)
             for check in (_version, _zombies, _doubles, _untold, _leases):
                 found += check(sweep, repair)
+            sweep.close()
     return found + list(_disk(directory))
 
 
@@ -110,8 +111,9 @@ def _config(directory: SweepDirectory, repair: bool) -> Iterator[Finding]:
         return
     except ConfigError as error:
         problem = str(error).splitlines()[0]
-    queue = Queue(open_storage(directory, address_of(directory, None)), study_name(directory))
-    copy = queue.attribute("config")
+    storage = open_storage(directory, address_of(directory, None))
+    copy = Queue(storage, study_name(directory)).attribute("config")
+    close_storage(storage)
     if not isinstance(copy, dict):
         yield Finding(f"sweep.yaml: {problem}", False, "the storage has no copy; write it again or begin another sweep")
         return

@@ -17,7 +17,7 @@ from optuna.storages import JournalStorage
 from promptcomp.evaluation.files import write_atomic
 from promptcomp.run.lease import disk_time
 from promptcomp.sweeps.directory import SweepDirectory
-from promptcomp.sweeps.storage import WholeLines
+from promptcomp.sweeps.journal import WholeLines
 
 _HELD = 1.0  # seconds; a writer holds the lock for milliseconds
 _OLD = 60.0

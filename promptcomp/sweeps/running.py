@@ -51,7 +51,7 @@ def run_sweep(
     shares = share_devices(config, directory, workers, named)
     sweep = begin(config, directory, storage, workers)
     secret = None if sweep.address is None else sweep.address.render_as_string(hide_password=False)
-    del sweep  # the workers have connections of their own
+    sweep.close()  # the workers have connections of their own
     reader = StateReader(directory, secret)
     crew = Crew(directory, shares, secret, lambda text: console.print(text, highlight=False, markup=False), start)
     with crew.signals():
@@ -60,6 +60,7 @@ def run_sweep(
         finally:
             crew.end()
     state = reader.read()
+    reader.close()
     if on_state is not None:
         on_state(state)
     if crew.stopped:

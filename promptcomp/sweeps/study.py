@@ -29,6 +29,7 @@ from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.storage import (
     address_of,
     check_workers,
+    close_storage,
     damaged,
     exclusive,
     open_storage,
@@ -48,6 +49,10 @@ class Sweep:
     trials: Queue
     controls: Queue
     place: str
+
+    def close(self) -> None:
+        """Give a database's connections back."""
+        close_storage(self.trials.storage)
 
     def reload(self) -> None:
         """Read sweep.yaml again: another parent may have added points."""
@@ -162,6 +167,12 @@ class StateReader:
         self._storage = storage
         self._opened: BaseStorage | None = None
 
+    def close(self) -> None:
+        """Give a database's connections back."""
+        if self._opened is not None:
+            close_storage(self._opened)
+        self._opened = None
+
     def read(self) -> SweepState:
         """The state now.
 
@@ -190,7 +201,7 @@ class StateReader:
             )
             return replace(state, planned=int(trials.attribute("exhausted") or 0) or state.planned)
         except DBAPIError as error:
-            self._opened = None
+            self.close()
             raise unreachable(error) from None
         except (ValueError, KeyError, AttributeError) as error:
             self._opened = None
@@ -205,4 +216,8 @@ def read_state(directory: SweepDirectory, storage: str | None = None) -> SweepSt
     Raises:
         ConfigError: no sweep, a damaged journal, a database that does not answer.
     """
-    return StateReader(directory, storage).read()
+    reader = StateReader(directory, storage)
+    try:
+        return reader.read()
+    finally:
+        reader.close()

@@ -58,7 +58,10 @@ def work(
             return stop.code
         sweep = patiently(lambda: open_sweep(place), say, stop.is_set, _DATABASE_WAIT)
         with kept(place.worker_leases / f"{name}.json") as keeper:
-            return Worker(sweep, keeper, tuple(devices), stop, command).run()
+            try:
+                return Worker(sweep, keeper, tuple(devices), stop, command).run()
+            finally:
+                sweep.close()
 
 
 @dataclass(slots=True)

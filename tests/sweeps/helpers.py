@@ -31,7 +31,7 @@ def sweep_config(**changes: Any) -> SweepConfig:
 def run(config: SweepConfig, path: Path, storage: str | None = None) -> SweepState:
     """Begin (or go on) and work in this process until nothing is left."""
     directory = SweepDirectory(path)
-    begin(config, directory, storage, 1)
+    begin(config, directory, storage, 1).close()
     assert work(directory, command=FAKE) == 0
     return read_state(directory)
 
