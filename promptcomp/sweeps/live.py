@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich import box
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -29,7 +30,7 @@ from promptcomp.sweeps.wording import (
 )
 
 _FAILURES = 3
-_FIXED_LINES = 14
+_FIXED_LINES = 16
 """Lines of the view besides the running trials."""
 _BAR = ("finished", "pruned", "failed", "stale", "running", "waiting")
 
@@ -107,7 +108,10 @@ def _event(state: SweepState, trial: Trial, summary: Summary) -> str | None:
 def render(state: SweepState, summary: Summary, console: Console) -> RenderableType:
     """The whole view, at most as high as the terminal."""
     width = console.width
-    parts: list[RenderableType] = [_header(state, summary), _bar(summary.progress, width, console.options.ascii_only)]
+    parts: list[RenderableType] = [
+        _header(state, summary, width),
+        _bar(summary.progress, width, console.options.ascii_only),
+    ]
     parts += [_counts(summary.progress), *_leading(summary), Text()]
     running = [trial for trial in state.trials if trial.status in ("running", "stale")]
     room = max(1, console.height - _FIXED_LINES)
@@ -124,7 +128,7 @@ def render(state: SweepState, summary: Summary, console: Console) -> RenderableT
     return Group(*parts)
 
 
-def _header(state: SweepState, summary: Summary) -> Text:
+def _header(state: SweepState, summary: Summary, width: int) -> Text:
     progress, budget = summary.progress, state.config.budget
     title = _clean(state.config.title or f"sweep of {state.config.experiment}")
     facts = [f"elapsed {time_text(progress.elapsed)}"]
@@ -137,9 +141,8 @@ def _header(state: SweepState, summary: Summary) -> Text:
         facts.append(f"at most {hours_text(budget.hours)} h")
     if state.stopped_by:
         facts.append(f"stopped by {state.stopped_by}")
-    header = _line(title, "bold")
-    header.append("\n")
-    return header.append_text(_line("  ".join(facts)))
+    short = title if cell_len(title) < width else set_cell_size(title, width - 2) + "…"
+    return Text.assemble((short, "bold"), "\n", "  ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts))
 
 
 def _bar(progress: Progress, width: int, ascii_only: bool) -> Text:
@@ -166,7 +169,7 @@ def status_line(progress: Progress) -> str:
 
 
 def _counts(progress: Progress) -> Text:
-    line = _line(f"{progress.done} of {progress.planned}", "bold")
+    line = Text(f"{progress.done} of {progress.planned}", style="bold")
     for status in _BAR:
         if progress.counts[status]:
             line.append(f"  {progress.counts[status]} {status}", style=STATUS_STYLES[status])
@@ -185,17 +188,17 @@ def _leading(summary: Summary) -> list[Text]:
     objective = summary.objectives[0]
     of = many(point.seeds, "seed") + ("" if point.complete else " so far")
     value = f"{objective_text(objective)} {mean_text(point.values[objective.metric], objective.metric)}, {of}"
-    return [_line(_clean(f"best so far  {params_text(point.params, summary.varying)}: {value}"), "green")]
+    return [Text(_clean(f"best so far  {params_text(point.params, summary.varying)}: {value}"), style="green")]
 
 
 def _running(trials: list[Trial], summary: Summary, width: int) -> Table:
     """Running trials: one column for each swept key where there is room, otherwise one for all."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, width=width - 1)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     short = short_names(summary.dimensions)
     names = [name for name in summary.dimensions if name in summary.varying] or list(summary.dimensions)
     wide = width >= 100 and len(names) <= 4
     for name in [_clean(short[name]) for name in names] if wide else ["trial"]:
-        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=max(20, width - 60))
     for name in ("seed", "step", "dev"):
         table.add_column(name, justify="right", no_wrap=True)
     if width >= 80:

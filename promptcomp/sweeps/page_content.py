@@ -23,6 +23,7 @@ from promptcomp.sweeps.tables import remark
 from promptcomp.sweeps.wording import (
     amount,
     hours_text,
+    many,
     mean_text,
     objective_text,
     params_text,
@@ -42,12 +43,13 @@ def content(
     progress = summary.progress
     names = list(summary.varying or summary.dimensions)
     short = short_names(summary.dimensions)
+    against = ["minus best"] if summary.best else []
     parallel = _parallel(state, summary)
     failures = [_failure(state, summary, trial) for trial in reversed(summary.failures)]
     counts = [(status, progress.counts[status]) for status in _BAR if progress.counts[status]]
     return {
         "title": state.config.title or f"Sweep of {state.config.experiment}",
-        "experiment": f"{state.config.experiment}, {state.config.sampler}, {state.config.seeds} seeds a point",
+        "experiment": f"{state.config.experiment}, {state.config.sampler}, {many(state.config.seeds, 'seed')} a point",
         "written": f"written {now:%Y-%m-%d %H:%M} UTC",
         "sections": _sections(parallel is not None, plot_sections, bool(failures)),
         "best": _best(summary),
@@ -56,8 +58,14 @@ def content(
         "bar": [{"status": status, "count": count} for status, count in counts],
         "elapsed": time_text(progress.elapsed),
         "device_hours": f"{hours_text(progress.device_hours)} device hours",
-        "remarks": [*overview(state, summary)[2:], *remarks(state, summary)[1:]],
-        "columns": ["", *(short[n] for n in names), "seeds", *map(objective_text, summary.objectives)],
+        "remarks": [*overview(state, summary)[2:], *remarks(state, summary, legend=False)],
+        "columns": [
+            "",
+            *(short[n] for n in names),
+            "seeds",
+            *_metrics(summary),
+            *(["minus best"] if summary.best else []),
+        ],
         "rows": [_row(point, summary, names) for point in summary.points],
         "controls": _controls(state, summary, len(names)),
         "parallel": parallel is not None,
@@ -89,7 +97,7 @@ def _best(summary: Summary) -> dict[str, Any]:
         return {"heading": "Best point", "text": "none", "lines": [summary.why_no_best]}
     near = sum(bool(other.within_noise) for other in summary.points)
     noise = [f"{near} other points are within noise of it" if near > 1 else "one other point is within noise of it"]
-    lines = [f"{_values(point, summary)} over {point.seeds} seeds", *(noise if near else [])]
+    lines = [f"{_values(point, summary)} over {many(point.seeds, 'seed')}", *(noise if near else [])]
     return {"heading": "Best point", "text": params_text(point.params, summary.varying), "lines": lines}
 
 
@@ -99,6 +107,8 @@ def _values(point: Point, summary: Summary) -> str:
 
 
 def _row(point: Point, summary: Summary, names: Sequence[str]) -> dict[str, Any]:
+    means = [_mean_cell(point.values.get(o.metric), o.metric) for o in summary.objectives]
+    first = summary.objectives[0].metric
     style = "top" if point.is_best or point.on_front else "" if point.feasible and point.values else "out"
     return {
         "point": point.point,
@@ -106,7 +116,7 @@ def _row(point: Point, summary: Summary, names: Sequence[str]) -> dict[str, Any]
         "mark": remark(point),
         "params": [_cell(point.params.get(name)) if name in point.params else _cell("") for name in names],
         "seeds": point.seeds,
-        "means": [_mean_cell(point.values.get(o.metric), o.metric) for o in summary.objectives],
+        "means": [*means, *([_mean_cell(point.versus_best, first, "+")] if summary.best else [])],
     }
 
 
@@ -116,8 +126,8 @@ def _cell(value: Any) -> dict[str, Any]:
     return {"text": scalar_text(value), "sort": value if number else scalar_text(value)}
 
 
-def _mean_cell(mean: Mean | None, metric: str) -> dict[str, Any]:
-    return {"text": mean_text(mean, metric), "sort": "" if mean is None else mean.mean}
+def _mean_cell(mean: Mean | None, metric: str, sign: str = "") -> dict[str, Any]:
+    return {"text": mean_text(mean, metric, sign), "sort": "" if mean is None else mean.mean}
 
 
 def _controls(state: SweepState, summary: Summary, span: int) -> list[dict[str, Any]]:
@@ -127,6 +137,7 @@ def _controls(state: SweepState, summary: Summary, span: int) -> list[dict[str, 
     for title in dict.fromkeys(band.title for own in bands.values() for band in own):
         means = [next((b.value for b in bands[o.metric] if b.title == title), None) for o in summary.objectives]
         cells = [_mean_cell(mean, o.metric) for mean, o in zip(means, summary.objectives, strict=True)]
+        cells += [{"text": "", "sort": ""}] if summary.best else []
         seeds = max(mean.seeds for mean in means if mean is not None)
         found.append({"title": title, "span": span, "seeds": seeds, "means": cells})
     return found

@@ -61,7 +61,10 @@ def draw_front(summary: Summary, first: Objective, other: Objective) -> Figure:
             axes.minorticks_off()
     axes.set_xlabel(_with_arrow(other))
     axes.set_ylabel(_with_arrow(first))
-    axes.legend(title="Pareto front", title_fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    handles, labels = axes.get_legend_handles_labels()
+    rest = sum(labelled.values())  # drawn first, named last
+    handles, labels = handles[rest:] + handles[:rest], labels[rest:] + labels[:rest]
+    axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 

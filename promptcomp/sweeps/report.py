@@ -61,7 +61,7 @@ def _plots(state: SweepState, summary: Summary, folder: Path) -> list[tuple[str,
             plots.save(plot, folder)
             if plot.section in found:  # the page has parallel coordinates of its own, which answer to the mouse
                 # Drawn by matplotlib, all words as outlines: there is no text of the user's in it.
-                found[plot.section].append({"title": plot.title, "svg": Markup(plots.page_svg(plot))})
+                found[plot.section].append({"title": plot.title, "svg": Markup(plots.page_svg(plot, folder))})
     return [(name, _SECTIONS[name], drawn) for name, drawn in found.items() if drawn]
 
 

@@ -113,10 +113,10 @@ def _table(summary: Summary, width: int, rows: int) -> Table:
     return table
 
 
-def remarks(state: SweepState, summary: Summary, rows: int | None = None) -> list[str]:
+def remarks(state: SweepState, summary: Summary, rows: int | None = None, legend: bool = True) -> list[str]:
     """What the marks mean, and what to be careful with."""
     used = {mark(point) for point in summary.points}
-    lines = ["   ".join(f"{letter} {text}" for letter, text in LEGEND.items() if letter in used)]
+    lines = ["   ".join(f"{letter} {text}" for letter, text in LEGEND.items() if letter in used and legend)]
     seeds = {point.seeds for point in summary.points if point.values}
     if seeds and max(seeds) > 1:
         lines.append("[low, high]: 95 % interval over seeds (Student's t); noise: paired differences over common seeds")
