@@ -77,7 +77,8 @@ class LiveView:
             done, planned = summary.progress.done, summary.progress.planned
             lines.append(f"sweep: {many(planned, 'trial')}" + (f", {done} done before" if done else ""))
         for trial in state.trials:
-            now = (trial.status, trial.attempt)
+            # A failed attempt waits before its successor is queued: the same news.
+            now = (trial.status, 0 if trial.status == "waiting" else trial.attempt)
             before = self._seen.get(trial.cell)
             self._seen[trial.cell] = now
             if now == before or (first and trial.status in ("finished", "pruned", "failed", "waiting")):
@@ -102,7 +103,8 @@ def _event(state: SweepState, trial: Trial, summary: Summary) -> str | None:
     if trial.status == "running":
         again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
         return f"started   {what}{again}"
-    return f"retry     {what}, attempt {trial.attempt}" if trial.attempt > 1 else None
+    why = f": {_clean(trial.problem)}" if trial.problem else ""
+    return f"retry     {what}{why}" if why or trial.attempt > 1 else None
 
 
 def render(state: SweepState, summary: Summary, console: Console) -> RenderableType:
@@ -165,6 +167,7 @@ def status_line(progress: Progress) -> str:
     """`5 of 12 trials done  4 finished  1 failed  2 waiting`."""
     parts = [f"{progress.counts[status]} {status}" for status in _BAR if progress.counts[status]]
     parts += [f"{progress.left_out} left out"] if progress.left_out else []
+    parts += [f"{progress.controls_done} of {many(progress.controls, 'control')}"] if progress.controls else []
     return "  ".join([f"{progress.done} of {many(progress.planned, 'trial')} done", *parts])
 
 
@@ -175,6 +178,8 @@ def _counts(progress: Progress) -> Text:
             line.append(f"  {progress.counts[status]} {status}", style=STATUS_STYLES[status])
     if progress.left_out:
         line.append(f"  {progress.left_out} left out", style="dim")
+    if progress.controls:
+        line.append(f"  {progress.controls_done} of {many(progress.controls, 'control')}")
     return line
 
 
@@ -187,7 +192,7 @@ def _leading(summary: Summary) -> list[Text]:
         return []
     objective = summary.objectives[0]
     of = many(point.seeds, "seed") + ("" if point.complete else " so far")
-    value = f"{objective_text(objective)} {mean_text(point.values[objective.metric], objective.metric)}, {of}"
+    value = f"{objective_text(objective)} {mean_text(point.values[objective.name], objective.name)}, {of}"
     return [Text(_clean(f"best so far  {params_text(point.params, summary.varying)}: {value}"), style="green")]
 
 

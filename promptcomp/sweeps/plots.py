@@ -88,13 +88,13 @@ def figures(state: SweepState, summary: Summary | None = None) -> list[Plot]:
             figure = draw_parameter(state, summary, runs, objective, axis_of(state.config, name, _params(summary)))
             if figure is not None:
                 title = f"{objective_text(objective)} against {short[name]}"
-                stem = f"{slug(objective.metric)}_over_{slug(short[name])}"
+                stem = f"{slug(objective.name)}_over_{slug(short[name])}"
                 plots.append(Plot(_free(stem, plots), "parameters", title, figure))
     if summary.several and summary.front:
         for other in summary.objectives[1:]:
             first = summary.objectives[0]
             title = f"{objective_text(first)} against {objective_text(other)}, {direction_text(other)}"
-            stem = f"front_{slug(first.metric)}_{slug(other.metric)}"
+            stem = f"front_{slug(first.name)}_{slug(other.name)}"
             plots.append(Plot(_free(stem, plots), "front", title, draw_front(summary, first, other)))
     if len(summary.varying) > 1 and having:
         plots.append(Plot("parallel", "parallel", "All dimensions at once", draw_parallel(state, summary)))

@@ -20,7 +20,7 @@ from promptcomp.sweeps import plots
 from promptcomp.sweeps.axes import axis_of
 from promptcomp.sweeps.best import best_cell
 from promptcomp.sweeps.live import LiveView
-from promptcomp.sweeps.numbers import Runs, learning_curve, log_tail
+from promptcomp.sweeps.numbers import Runs, goals_of, learning_curve, log_tail
 from promptcomp.sweeps.report import write_report
 from promptcomp.sweeps.show import print_state
 from promptcomp.sweeps.state import SweepState
@@ -269,7 +269,7 @@ def test_best_of_a_front(tmp_path: Path) -> None:
 
 def test_bands(tmp_path: Path) -> None:
     found = one_dimension(tmp_path)
-    runs, objective = Runs(found), found.config.objectives[0]
+    runs, objective = Runs(found), goals_of(found.config)[0]
     assert runs.splits(objective) == ["seen", "unseen"]
     seen, unseen = runs.bands(objective, "seen"), runs.bands(objective, "unseen")
     assert [band.title for band in seen] == ["full prompt (trained)", "no prompt (trained)"]
@@ -285,8 +285,17 @@ def test_bands(tmp_path: Path) -> None:
 def test_a_control_of_value_zero_counts(tmp_path: Path) -> None:
     found = one_dimension(tmp_path)
     controls = tuple(dataclasses.replace(c, values={"exact_match": 0.0}) for c in found.controls)
-    bands = Runs(dataclasses.replace(found, controls=controls)).bands(found.config.objectives[0], None)
+    bands = Runs(dataclasses.replace(found, controls=controls)).bands(goals_of(found.config)[0], None)
     assert [(band.value.mean, band.trained) for band in bands] == [(0.0, True), (0.0, True)]
+
+
+def test_two_splits_of_one_metric_are_two_objectives(tmp_path: Path) -> None:
+    goals = [{"metric": "exact_match", "split": "seen"}, {"metric": "exact_match", "split": "unseen"}]
+    values = {"seen/exact_match": 0.7, "unseen/exact_match": 0.4}
+    sweep = config(seeds=1, objectives=goals)
+    found = state(tmp_path, sweep, [trial(tmp_path, 0, {"method.num_slots": 1}, values=values)])
+    assert [mean.mean for mean in summarize(found, NOW).points[0].values.values()] == [0.7, 0.4]
+    assert "exact match (unseen)" in markdown(found)
 
 
 def test_learning_curve_from_metrics(tmp_path: Path) -> None:
