@@ -378,7 +378,7 @@ def test_live_view_on_a_terminal(tmp_path: Path) -> None:
         ({"values": [0, 0.25, 1]}, [0, 0.25, 1], "linear"),
         ({"values": [1e-4, 1e-3, 1e-2]}, [1e-4, 1e-3, 1e-2], "log10"),
         ({"values": [1, 2, 3]}, [1, 2, 3], "linear"),
-        ({"values": [True, 1]}, [True, 1], "category"),
+        ({"values": [True, 2]}, [True, 2], "category"),
         ({"values": ["b", "a"]}, ["b", "a"], "category"),
         ({"low": 1e-5, "high": 1e-2, "log": True}, [1e-5, 3e-3], "log10"),
         ({"low": 0, "high": 1}, [0.1, 0.7], "linear"),
