@@ -24,7 +24,7 @@ def best_cell(state: SweepState, objective: str | None = None, point: str | None
     Raises:
         ConfigError: there is none; the message says why and, for several objectives, lists the Pareto front.
     """
-    summary = summarize(state)
+    summary = summarize(state, with_importances=False)
     chosen = _objective(summary, objective)
     if point is not None:
         found = _named(summary, point)

@@ -32,6 +32,8 @@ from promptcomp.sweeps.wording import (
 _FAILURES = 3
 _FIXED_LINES = 16
 """Lines of the view besides the running trials."""
+_NUMBERS = 30
+"""Columns for seed, step and dev result of a running trial."""
 _BAR = ("finished", "pruned", "failed", "stale", "running", "waiting")
 
 
@@ -63,7 +65,7 @@ class LiveView:
 
     def update(self, state: SweepState) -> None:
         """Show a state: redraw, or print what has changed since the last one."""
-        summary = summarize(state)
+        summary = summarize(state, with_importances=False)
         if self._live is not None:
             self._live.update(render(state, summary, self.console), refresh=True)
             return
@@ -187,11 +189,11 @@ def _leading(summary: Summary) -> list[Text]:
     if summary.several:
         found = [f"Pareto front: {many(len(summary.front), 'point')}"] if summary.front else []
         return [_line(text, "green") for text in found]
-    point = summary.best or summary.leading
+    point = summary.leading
     if point is None:
         return []
     objective = summary.objectives[0]
-    of = many(point.seeds, "seed") + ("" if point.complete else " so far")
+    of = many(point.seeds, "seed") if point.complete else f"{point.seeds} of {many(summary.seeds, 'seed')}"
     value = f"{objective_text(objective)} {mean_text(point.values[objective.name], objective.name)}, {of}"
     return [Text(_clean(f"best so far  {params_text(point.params, summary.varying)}: {value}"), style="green")]
 
@@ -202,18 +204,19 @@ def _running(trials: list[Trial], summary: Summary, width: int) -> Table:
     short = short_names(summary.dimensions)
     names = [name for name in summary.dimensions if name in summary.varying] or list(summary.dimensions)
     wide = width >= 100 and len(names) <= 4
+    worker = 0 if width < 80 else 16 if width < 120 else 28
     for name in [_clean(short[name]) for name in names] if wide else ["trial"]:
-        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=max(20, width - 60))
+        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=width - _NUMBERS - worker)
     for name in ("seed", "step", "dev"):
         table.add_column(name, justify="right", no_wrap=True)
-    if width >= 80:
-        table.add_column("worker", no_wrap=True, overflow="ellipsis", max_width=24)
+    if worker:
+        table.add_column("worker", no_wrap=True, overflow="ellipsis", max_width=worker)
     for trial in trials:
         own = [scalar_text(trial.params[name]) if name in trial.params else "-" for name in names]
         keys = own if wide else [params_text(trial.params, names)]
         step = f"{trial.step}/{trial.max_steps}" if trial.max_steps else str(trial.step)
         dev = number(trial.reports[-1][1]) if trial.reports else "-"
-        worker = [_clean(trial.worker) if trial.status == "running" else "lost"] if width >= 80 else []
+        worker = [_clean(trial.worker) if trial.status == "running" else "lost"] if worker else []
         cells = [Text(_clean(text)) for text in [*keys, str(trial.seed), step, dev, *worker]]
         table.add_row(*cells, style=STATUS_STYLES["stale"] if trial.status == "stale" else "")
     return table

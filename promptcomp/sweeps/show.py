@@ -127,6 +127,9 @@ def remarks(state: SweepState, summary: Summary, rows: int | None = None, legend
         lines.append("One seed has no interval: use 3 seeds or more before believing a difference.")
     if summary.best is None and not (summary.several and summary.front):
         lines.append(f"no best point: {summary.why_no_best}")
+    if summary.ahead is not None:
+        who, have = params_text(summary.ahead.params, summary.varying), summary.ahead.seeds
+        lines.append(f"{who} is ahead of the best point, but has {have} of {many(summary.seeds, 'seed')}")
     if summary.several and summary.front and not all(point.complete for point in summary.front):
         lines.append("the Pareto front is provisional: its points lack seeds")
     if rows is not None and len(summary.points) > rows:

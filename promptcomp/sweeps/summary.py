@@ -74,7 +74,7 @@ class Summary:
     """None while no point has all its seeds, when no point meets the constraints, and for several objectives."""
     why_no_best: str | None
     leading: Point | None
-    """The best of the points so far, whatever their seeds (one objective)."""
+    """The best of the points so far, whatever their seeds (one objective); ahead of `best` while it lacks seeds."""
     front: tuple[Point, ...]
     """Pareto front over means (several objectives), by the first objective."""
     importances: Mapping[str, Mapping[str, float]]
@@ -84,13 +84,25 @@ class Summary:
     failures: tuple[Trial, ...]
 
     @property
+    def ahead(self) -> Point | None:
+        """A point that would be the best if its missing seeds came out like those that it has."""
+        waits = self.best is not None and self.leading is not None and self.leading.point != self.best.point
+        return self.leading if waits else None
+
+    @property
     def several(self) -> bool:
         """Whether there are several objectives."""
         return len(self.objectives) > 1
 
 
-def summarize(state: SweepState, now: datetime | None = None) -> Summary:
-    """Work out a summary; `now` (an aware time) is for tests."""
+def summarize(state: SweepState, now: datetime | None = None, *, with_importances: bool = True) -> Summary:
+    """Work out a summary.
+
+    Args:
+        state: as read.
+        now: an aware time, for tests.
+        with_importances: False saves the time, and the import of Optuna, where they are not shown.
+    """
     objectives = goals_of(state.config)
     points = _points(state)
     varying = tuple(name for name in state.config.space if _differs(points, name))
@@ -101,7 +113,8 @@ def summarize(state: SweepState, now: datetime | None = None) -> Summary:
     best = complete[0] if complete and not several else None
     front = _front(complete or usable, objectives) if several else []
     marked = tuple(_marked(point, best, front, objectives[0]) for point in ranked)
-    shares = {objective.name: _importances(state, varying, points, objective) for objective in objectives}
+    wanted = objectives if with_importances else ()
+    shares = {objective.name: _importances(state, varying, points, objective) for objective in wanted}
     shares = {metric: found for metric, found in shares.items() if found}
     return Summary(
         objectives=objectives,

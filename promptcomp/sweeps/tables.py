@@ -34,7 +34,7 @@ _LATEX = {
 
 def points_csv(state: SweepState) -> str:
     """One line for each point, best first."""
-    summary = summarize(state)
+    summary = summarize(state, with_importances=False)
     header = ["point", *summary.dimensions, "seeds", "complete", "feasible", "best", "front", "within_noise"]
     for objective in summary.objectives:
         header += [f"{objective.name}{ending}" for ending in ("", "_low", "_high", "_std")]
@@ -51,7 +51,7 @@ def points_csv(state: SweepState) -> str:
 
 def trials_csv(state: SweepState) -> str:
     """One line for each trial, in the order in which they were planned."""
-    summary = summarize(state)
+    summary = summarize(state, with_importances=False)
     metrics = [objective.name for objective in summary.objectives]
     constraints = sorted({name for trial in state.trials for name in trial.constraints})
     header = ["number", "cell", "point", *summary.dimensions, "seed", "status", "attempt", *metrics]
@@ -114,7 +114,7 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 def _rows(state: SweepState) -> tuple[list[str], list[list[str]]]:
     """Header and lines: parameters, remark, seeds, objectives; the controls are the last lines."""
-    summary = summarize(state)
+    summary = summarize(state, with_importances=False)
     names = list(summary.varying or summary.dimensions)
     short = short_names(summary.dimensions)
     header = [*(short[name] for name in names), "", "seeds", *map(objective_text, summary.objectives)]

@@ -75,6 +75,9 @@ def test_a_lucky_seed_alone_is_not_the_best(tmp_path: Path) -> None:
     assert found.best.params["method.num_slots"] == 1
     assert found.leading is not None
     assert found.leading.params["method.num_slots"] == 2
+    assert found.ahead == found.leading
+    text = _printed(state(tmp_path, config(seeds=2), trials, planned=4))
+    assert "num_slots=2 is ahead of the best point, but has 1 of 2 seeds" in text
 
 
 def test_noise_is_judged_on_paired_differences(tmp_path: Path) -> None:
