@@ -216,8 +216,8 @@ def _running(trials: list[Trial], summary: Summary, width: int) -> Table:
         keys = own if wide else [params_text(trial.params, names)]
         step = f"{trial.step}/{trial.max_steps}" if trial.max_steps else str(trial.step)
         dev = number(trial.reports[-1][1]) if trial.reports else "-"
-        worker = [_clean(trial.worker) if trial.status == "running" else "lost"] if worker else []
-        cells = [Text(_clean(text)) for text in [*keys, str(trial.seed), step, dev, *worker]]
+        by = [_clean(trial.worker) if trial.status == "running" else "lost"] if worker else []
+        cells = [Text(_clean(text)) for text in [*keys, str(trial.seed), step, dev, *by]]
         table.add_row(*cells, style=STATUS_STYLES["stale"] if trial.status == "stale" else "")
     return table
 
