@@ -71,7 +71,7 @@ def _legend(figure: Figure, axes: Axes, other: Axis | None) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         title = other.title if other is not None else None
-        columns = min(len(handles), 4)
+        columns = min(len(handles), round(figure.get_size_inches()[0] / 1.6))
         figure.legend(handles, labels, title=title, title_fontsize="small", loc="outside lower center", ncols=columns)
 
 
