@@ -35,6 +35,9 @@ class TrainerConfig(Config):
     """Steps between two looks at the dev split (also when the best weights are chosen)."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between two checkpoints that `--resume` continues from."""
+    select_by: Literal["auto", "loss", "accuracy", "exact_match"] = "auto"
+    """Which dev result the best weights are chosen by (exact_match: of greedy answers; equal ones by the loss); auto:
+    accuracy where there are options, otherwise loss."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many dev evaluations without a better result; null: never."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"

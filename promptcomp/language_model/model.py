@@ -234,9 +234,11 @@ class LanguageModel(nn.Module):
         log_probs = logits.log_probs()
         zeros = log_probs.new_zeros(batch.target_ids.shape[0])
         ones = torch.ones_like(logits.target_of)
+        misses = torch.zeros_like(batch.query_of).index_add(0, logits.target_of, (~logits.is_likeliest()).long())
         return Scores(
             zeros.index_add(0, logits.target_of, log_probs),
             torch.zeros_like(batch.query_of).index_add(0, logits.target_of, ones),
+            misses == 0,
         )
 
     def generate(

@@ -120,7 +120,9 @@ class CompressionModule(L.LightningModule):
             self.lm = lm
         self._is_built = False
         self._gold: dict[int, int] = {}
+        self._has_free_answers = False
         self.dev_loss = MeanMetric()
+        self.dev_exact_match = MeanMetric()
         self.dev_accuracy = OptionAccuracy()
 
     @property
@@ -246,11 +248,13 @@ class CompressionModule(L.LightningModule):
         torch.manual_seed(number % (1 << 63))
 
     def watch(self, examples: Sequence[ExampleGold]) -> None:
-        """Name the gold options of the dev split; without this (or without options) only a loss is logged."""
+        """Name the gold options of the dev split; without this only a loss is logged."""
         self._gold = {example.number: example.gold for example in examples if len(example.options) > 1}
+        self._has_free_answers = len(self._gold) < len(examples)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Running accuracy (best mean log likelihood among the options) and loss of the gold option."""
+        """Running accuracy (best mean log likelihood among the options), loss of the gold option, and of free answers
+        the share that greedy decoding would write exactly."""
         scores = self.score(batch)
         size = batch.context.ids.shape[0]
         numbers = batch.example.tolist()
@@ -260,8 +264,12 @@ class CompressionModule(L.LightningModule):
         if tokens > 0:
             self.dev_loss.update(-scores.sum_log_prob[is_gold].sum() / tokens, tokens)
         self.log("dev/loss", self.dev_loss, on_epoch=True, batch_size=size)
+        has_options = torch.tensor([number in self._gold for number in numbers], device=self.device)
+        if self._has_free_answers:
+            free = is_gold & ~has_options & (scores.num_tokens > 0)
+            self.dev_exact_match.update(scores.is_greedy[free].float())
+            self.log("dev/exact_match", self.dev_exact_match, on_epoch=True, prog_bar=True, batch_size=size)
         if self._gold:
-            has_options = torch.tensor([number in self._gold for number in numbers], device=self.device)
             mean = scores.sum_log_prob / scores.num_tokens.clamp(min=1)
             rows = (mean, batch.example, batch.choice, gold)
             self.dev_accuracy.update(*(values[has_options] for values in rows))

@@ -12,7 +12,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -132,21 +131,6 @@ class SaveBetweenSteps(L.Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """The weights with the best dev result, as checkpoints/best.ckpt."""
-
-    def __init__(self, run: RunDirectory, monitor: str, mode: str) -> None:
-        super().__init__(
-            dirpath=run.best.parent,
-            filename=run.best.stem,
-            monitor=monitor,
-            mode=mode,
-            save_top_k=1,
-            save_weights_only=True,
-            enable_version_counter=False,
-        )
 
 
 def save_between_steps(trainer: L.Trainer, path: Path) -> None:

@@ -32,7 +32,6 @@ from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
 from promptcomp.run.callbacks import (
     AtomicCheckpoints,
-    BestCheckpoint,
     MetricsLogger,
     SaveBetweenSteps,
     Stopped,
@@ -50,6 +49,7 @@ from promptcomp.run.parts import Parts, make_parts, open_trained, set_threads, w
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
 from promptcomp.run.rationale_texts import write_rationales
+from promptcomp.run.selection import BestCheckpoint, monitor_of
 from promptcomp.stopping import StopRequested, StopSignals, stop_signals
 
 
@@ -197,7 +197,7 @@ def make_trainer(
     has_dev = "dev" in datamodule.eval_splits
     callbacks: list[Callback] = [SaveBetweenSteps(run, config.checkpoint_every), progress]
     if has_dev:
-        monitor, mode = ("dev/accuracy", "max") if datamodule.has_options("dev") else ("dev/loss", "min")
+        monitor, mode = monitor_of(config, datamodule)
         callbacks.append(BestCheckpoint(run, monitor, mode))
         if config.patience is not None:
             callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
