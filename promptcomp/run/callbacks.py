@@ -1,20 +1,18 @@
-"""Lightning callbacks and the logger of every run: step series, checkpoints, a clean stop."""
+"""Lightning callbacks and the logger of every run: step series, saving between steps, a clean stop."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from promptcomp.run.checkpoints import save_between_steps
 from promptcomp.run.directory import MetricsFile, RunDirectory
 from promptcomp.stopping import StopSignals, is_preemption
 
@@ -131,42 +129,3 @@ class SaveBetweenSteps(L.Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
-
-
-def save_between_steps(trainer: L.Trainer, path: Path) -> None:
-    """Save the state as of the last finished step, although Lightning has counted the next batch as ready."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    counters = (progress.total, progress.current)
-    for counter in counters:
-        counter.ready -= 1
-    try:
-        trainer.save_checkpoint(path)
-    finally:
-        for counter in counters:
-            counter.ready += 1
-
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one and then renames it: a kill or a full disk leaves the old one usable."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write, flush to the disk, rename.
-
-        Raises:
-            OSError: the disk is full or not writable; the checkpoint before is untouched.
-        """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except RuntimeError as error:  # torch's zip writer hides a full disk behind an error of its own
-            if isinstance(error.__context__, OSError):
-                raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from None
-            raise
-        finally:
-            temporary.unlink(missing_ok=True)

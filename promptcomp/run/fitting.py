@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
 from rich.progress import Progress
 
@@ -27,16 +25,11 @@ from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.trained import read_checkpoint
+from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
-from promptcomp.run.callbacks import (
-    AtomicCheckpoints,
-    MetricsLogger,
-    SaveBetweenSteps,
-    Stopped,
-)
-from promptcomp.run.cluster_environment import cluster_environment, started_rank
+from promptcomp.run.callbacks import Stopped
+from promptcomp.run.cluster_environment import started_rank
 from promptcomp.run.directory import (
     RUN_DIRECTORY_VARIABLE,
     RunDirectory,
@@ -44,12 +37,13 @@ from promptcomp.run.directory import (
     open_existing,
     write_environment,
 )
+from promptcomp.run.lease import under_lease
 from promptcomp.run.lock import locked
 from promptcomp.run.parts import Parts, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
 from promptcomp.run.rationale_texts import write_rationales
-from promptcomp.run.selection import BestCheckpoint, monitor_of
+from promptcomp.run.trainer import make_trainer
 from promptcomp.stopping import StopRequested, StopSignals, stop_signals
 
 
@@ -79,6 +73,7 @@ class Outcome:
             print_report(self.results, console, self.run)
 
 
+@under_lease
 def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outcome | None:
     """Train in a new run directory and evaluate. Returns None on ranks other than 0.
 
@@ -98,6 +93,7 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
             del os.environ[RUN_DIRECTORY_VARIABLE]
 
 
+@under_lease
 def resume_fit(path: Path, console: Console) -> Outcome | None:
     """Continue a run from its last checkpoint (or from the start, if it has none) and evaluate.
 
@@ -162,7 +158,7 @@ def _fit(
             if "dev" in datamodule.eval_splits:
                 module.watch(datamodule.examples("dev"))
             seconds = time.monotonic()
-            checkpoint = run.last if resume and run.last.is_file() else None
+            checkpoint = existing(run.last) if resume else None
             try:
                 trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
             except Stopped as stopped:
@@ -187,51 +183,6 @@ def _fit(
             return Outcome(run.path, None, step, interrupted=True, preempted=True)
         run.write_log("finished")
     return Outcome(run.path, results, step)
-
-
-def make_trainer(
-    experiment: Experiment, run: RunDirectory, datamodule: ContextDataModule, progress: TrainingProgress, resume: bool
-) -> L.Trainer:
-    """The Lightning trainer of a run."""
-    config = experiment.trainer
-    has_dev = "dev" in datamodule.eval_splits
-    callbacks: list[Callback] = [SaveBetweenSteps(run, config.checkpoint_every), progress]
-    if has_dev:
-        monitor, mode = monitor_of(config, datamodule)
-        callbacks.append(BestCheckpoint(run, monitor, mode))
-        if config.patience is not None:
-            callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
-    elif config.patience is not None:
-        raise ConfigError("trainer.patience needs a dev split to look at, and this data has none; set it to null")
-    devices = _devices(config.devices)
-    resumed_step = 0
-    if resume and run.last.is_file():
-        resumed_step = int(read_checkpoint(run.last)["global_step"])
-    return L.Trainer(
-        accelerator=config.accelerator,
-        devices=devices,
-        num_nodes=config.num_nodes,
-        precision=config.precision,
-        max_steps=config.max_steps,
-        accumulate_grad_batches=config.accumulate,
-        val_check_interval=config.eval_every * config.accumulate,
-        check_val_every_n_epoch=None,
-        limit_val_batches=None if has_dev else 0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-        logger=MetricsLogger(run, resumed_step),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpoints(), cluster_environment(devices, config.num_nodes)],
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=run.path,
-    )
-
-
-def _devices(devices: int | str) -> int | str:
-    """ "auto" is one process on CPU."""
-    return devices if devices != "auto" or torch.cuda.is_available() or torch.backends.mps.is_available() else 1
 
 
 def _evaluate(
