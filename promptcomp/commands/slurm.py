@@ -102,35 +102,29 @@ def submit_new(
 
 
 def submit_again(chosen: str, run: Path, words: Sequence[str], dry_run: bool, console: Console, as_json: bool) -> None:
-    """`fit --resume RUN --slurm`: submit the continuation of a run.
+    """`fit --resume RUN --slurm`: submit the continuation of a run, on as many processes as the profile has.
 
     Raises:
-        ConfigError: the profile has another number of processes than the run, or other overrides are given.
+        ConfigError: an override of what is computed, not of how the work is divided.
     """
     profile, others = load_for_submission(chosen, words)
-    if others:
-        raise ConfigError(
-            f"{others[0]!r}: --resume continues a run as it was configured; only slurm.KEY=VALUE may change"
-        )
-    from promptcomp.cluster.submit import fit_job, place, submit_fit
+    from promptcomp.cluster.submit import fit_job, submit_fit
     from promptcomp.config import build, read_yaml
     from promptcomp.experiment import Experiment
     from promptcomp.run.directory import open_existing
+    from promptcomp.run.division import check_overrides
 
+    check_overrides(others)
     directory = open_existing(run)
-    experiment = build(Experiment, read_yaml(directory.config), source=str(directory.config))
-    config, placed = experiment.trainer, place(experiment, profile).trainer
-    one = config.devices == "auto" and placed.devices == 1  # a run made without SLURM
-    if not (one or placed.devices == config.devices) or placed.num_nodes != config.num_nodes:
-        raise ConfigError(
-            f"{run} is configured for trainer.devices={config.devices} on {config.num_nodes} node(s), but the profile "
-            f"gives {placed.devices} on {placed.num_nodes}; set slurm.tasks_per_node and slurm.nodes"
-        )
+    config = build(Experiment, read_yaml(directory.config), source=str(directory.config)).trainer
+    layout = {"devices": profile.tasks, "num_nodes": profile.nodes}
+    now = {"devices": config.devices, "num_nodes": config.num_nodes}
+    changes = [f"trainer.{key}={value}" for key, value in layout.items() if value != now[key]]
     title = f"continues {run.name}"
     if dry_run:
-        show_plan(fit_job(run, title, profile), profile, console, as_json)
+        show_plan(fit_job(run, title, profile, (*changes, *others)), profile, console, as_json)
         return
-    done = submit_fit(run, title, profile, chosen)
+    done = submit_fit(run, title, profile, chosen, (*changes, *others))
     _tell(done.id, run, done.script, console, as_json)
 
 

@@ -377,8 +377,11 @@ def test_submission_through_the_program(programs: Path, monkeypatch: pytest.Monk
     code, out, _ = _program("fit", "--resume", "r", "--slurm", "slurm.nodes=2", "--dry-run")
     assert code == 0
     assert out.startswith("#!/bin/bash\n# continues r\n")
+    assert "trainer." not in out
+    _, out, _ = _program("fit", "--resume", "r", "--slurm", "--dry-run", "slurm.tasks_per_node=2", "trainer.threads=1")
+    assert "/r trainer.devices=2 trainer.num_nodes=1 trainer.threads=1 &\n" in out
     for more, said in (
-        (("fit", "--resume", "r", "--slurm"), "set slurm.nodes=2"),
+        (("fit", "--resume", "r", "--slurm", "optim.lr=1"), "--resume continues a run as it was configured"),
         ((*words, "slurm.nodes=2"), "add --slurm"),
         ((*words, "--slurm", "--with-controls"), "--slurm submits one run"),
         ((*words, "--slurm", "slurm.offline=true", "lm.path=no/model"), "set slurm.offline=false"),
