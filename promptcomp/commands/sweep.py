@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from promptcomp.commands.common import JsonOption, MethodOption, console_for
+from promptcomp.commands.sweep_tools import sweep_doctor, sweep_work
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -223,3 +224,7 @@ def sweep_measure(config: Annotated[Path, typer.Argument(help="An experiment's Y
     from promptcomp.sweeps.measuring import print_measured
 
     print_measured(config)
+
+
+app.command("work", hidden=True)(sweep_work)
+app.command("doctor")(sweep_doctor)

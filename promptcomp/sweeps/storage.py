@@ -271,12 +271,17 @@ def patiently(
             return call()
         except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
             if stopped() or time.monotonic() - since > wait:
-                raise ConfigError(f"the sweep's database does not answer: {_first_line(error)}") from None
+                raise unreachable(error) from None
             if not told:
                 told = True
                 say(f"the database does not answer ({_first_line(error)}); trying again for {wait:.0f} s")
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
+
+
+def unreachable(error: Exception) -> ConfigError:
+    """What to say of a database that does not answer."""
+    return ConfigError(f"the sweep's database does not answer: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

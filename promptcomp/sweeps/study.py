@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import optuna
 from optuna.storages import BaseStorage
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError, build, dump, read_yaml
@@ -33,6 +34,7 @@ from promptcomp.sweeps.storage import (
     open_storage,
     remember,
     study_name,
+    unreachable,
 )
 
 
@@ -95,13 +97,17 @@ def begin(config: SweepConfig, directory: SweepDirectory, storage: str | None, w
         raise ConfigError(f"{error.filename}: cannot be made ({error.strerror})") from None
     address = address_of(directory, storage)
     check_workers(address, workers)
-    with exclusive(directory, address):
-        remember(directory, address)
-        if not directory.place.is_file():
-            write_atomic(directory.place, f"{uuid.uuid4().hex}\n")
-        sweep = _open(directory, config, address)
-        _compare_and_note(sweep)
-        write_atomic(directory.config, dump(config))
+    try:
+        with exclusive(directory, address):
+            sweep = _open(directory, config, address)
+            _compare_and_note(sweep)
+            remember(directory, address)
+            if not sweep.place:
+                sweep.place = uuid.uuid4().hex
+                write_atomic(directory.place, f"{sweep.place}\n")
+            write_atomic(directory.config, dump(config))
+    except DBAPIError as error:
+        raise unreachable(error) from None
     return sweep
 
 
@@ -117,6 +123,7 @@ def open_sweep(directory: SweepDirectory, storage: str | None = None) -> Sweep:
 
 
 def _open(directory: SweepDirectory, config: SweepConfig, address: URL | None) -> Sweep:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # people read what the sweep says itself
     opened = open_storage(directory, address)
     name = study_name(directory)
     trials = make_study(opened, name, [objective.direction for objective in config.objectives])
@@ -182,6 +189,9 @@ class StateReader:
                 self.directory, config, trials.frozen(), controls.frozen() if controls else [], started, place
             )
             return replace(state, planned=int(trials.attribute("exhausted") or 0) or state.planned)
+        except DBAPIError as error:
+            self._opened = None
+            raise unreachable(error) from None
         except (ValueError, KeyError, AttributeError) as error:
             self._opened = None
             if isinstance(error, ConfigError) or address is not None:
