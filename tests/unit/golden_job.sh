@@ -32,7 +32,7 @@ say() { echo "[$(date '+%F %T')] $*"; }
 script='/runs/my run 100%/slurm/job.sh'
 folder='/runs/my run 100%/slurm'
 job="$SLURM_JOB_ID"
-export PROMPTCOMP_PREEMPTED_FILE="$folder/preempted-$job"
+made_room="$folder/preempted-$job" # rank 0 leaves it: of several tasks, srun may report one that it has killed itself
 step= signalled=0 timer=
 
 warned() {
@@ -85,9 +85,9 @@ export MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000)) # another one for each job 
 source "/opt/my env/bin/activate"
 
 # ---- the run
-rm -f "$PROMPTCOMP_PREEMPTED_FILE"
+rm -f "$made_room"
 say "job $job on ${SLURM_JOB_NODELIST:-?}, start $((${SLURM_RESTART_COUNT:-0} + 1))"
-PROMPTCOMP_LAUNCHER=slurm srun --kill-on-bad-exit=1 --wait=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" '/opt/my env/bin/python' -m promptcomp fit --resume '/runs/my run 100%' &
+PROMPTCOMP_LAUNCHER=slurm PROMPTCOMP_PREEMPTED_FILE="$made_room" srun --kill-on-bad-exit=1 --wait=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" '/opt/my env/bin/python' -m promptcomp fit --resume '/runs/my run 100%' &
 step=$!
 if [ "$signalled" = 1 ]; then kill -USR1 "$step" 2>/dev/null; fi
 while :; do
@@ -98,8 +98,8 @@ while :; do
 done
 if [ -n "$timer" ]; then kill "$timer" 2>/dev/null; fi
 say "ended with code $code"
-if [ -e "$PROMPTCOMP_PREEMPTED_FILE" ]; then
-  rm -f "$PROMPTCOMP_PREEMPTED_FILE"
+if [ -e "$made_room" ]; then
+  rm -f "$made_room"
   restart
 fi
 case $code in

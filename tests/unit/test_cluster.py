@@ -208,8 +208,12 @@ def test_a_finished_or_failed_step_ends_the_job(programs: Path) -> None:
 
 @pytest.mark.parametrize("body", ["exit 75", "kill -USR1 $$", 'touch "$PROMPTCOMP_PREEMPTED_FILE"; exit 137'])
 def test_a_step_that_makes_room_is_requeued(programs: Path, body: str) -> None:
-    done = _run(programs, body, array=True)
-    assert done.returncode == -9  # SLURM ends the script
+    assert _run(programs, body).returncode == -9  # SLURM ends the script
+    assert _called(programs, "scontrol") == ["scontrol requeue 12"]
+
+
+def test_an_element_is_requeued_alone(programs: Path) -> None:
+    assert _run(programs, '[ -z "$PROMPTCOMP_PREEMPTED_FILE" ] && exit 75', array=True).returncode == -9
     assert _called(programs, "scontrol") == ["scontrol requeue 12_3"]
 
 
