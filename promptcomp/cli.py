@@ -20,7 +20,7 @@ from promptcomp.commands.jobs import cancel, jobs
 from promptcomp.commands.judge import judge
 from promptcomp.commands.rationales import rationales
 from promptcomp.commands.slurm import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, RankLost
 from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals, tell_job_script
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def main() -> NoReturn:
             app()
     except ConfigError as error:
         _fail(str(error), 2)
+    except RankLost as error:
+        _fail(str(error), 1)
     except FloatingPointError as error:
         _fail(f"{error}; lower optim.lr or set optim.clip_norm, then start a new run", 1)
     except OSError as error:
@@ -116,11 +118,11 @@ def fit(
         submit_again(slurm, resume, overrides or (), dry_run, console, as_json)
         return
     if resume is not None:
-        if method or config or overrides or run_dir or dry_run or with_controls:
+        if method or config or run_dir or dry_run or with_controls:
             raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
         from promptcomp.run import resume_fit
 
-        outcome = resume_fit(resume, console)
+        outcome = resume_fit(resume, console, overrides or ())
     else:
         from promptcomp import experiment
 

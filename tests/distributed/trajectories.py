@@ -52,7 +52,7 @@ class Case:
     method: str
     model: str
     options: dict[str, Any] = field(default_factory=dict)
-    execution: Execution = Execution()
+    execution: Execution = field(default_factory=Execution)
 
     @property
     def name(self) -> str:
