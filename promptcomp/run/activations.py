@@ -1,8 +1,8 @@
 """What a forward pass keeps for its backward pass, counted on tensors without data.
 
-The model runs once under torch's FakeTensorMode (shapes and types, no memory, no arithmetic) and the hooks on autograd's
-saved tensors see every tensor that is kept, so that frozen weights, adapters, dropout, autocast's copies of weights and each
-architecture's own code are counted as they are. (The usual formula, S B D (34 + 5 H S / D) bytes a layer of Korthikanti
+The model runs once under torch's FakeTensorMode (shapes and types, no memory, no arithmetic), where the hooks on
+autograd's saved tensors see all that is kept. So frozen weights, adapters, dropout, autocast's copies of weights and
+each architecture's own code count as they are. (The usual formula, S B D (34 + 5 H S / D) bytes a layer of Korthikanti
 et al. 2022, https://arxiv.org/abs/2205.05198, holds for a GPT-2 block with all weights trained and eager attention.)
 
 Attention: on CPU torch chooses the kernel as it would for real tensors. On a GPU it counts as a fused kernel with a

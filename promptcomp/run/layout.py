@@ -94,6 +94,8 @@ class Groups:
 
     blocks: tuple[Weights, ...]
     rest: Weights
+    largest_tensor: int = 0
+    """Bytes of the largest trained tensor."""
 
     @property
     def whole(self) -> Weights:
@@ -109,19 +111,23 @@ class Groups:
 def group_weights(module: nn.Module, blocks: Iterable[nn.Module], weight_type: torch.dtype | None) -> Groups:
     """Bytes of the weights of `module` in the groups that sharding makes; shared weights count once."""
     seen = set[int]()
+    largest = 0
 
     def count(part: nn.Module) -> Weights:
+        nonlocal largest
         every = trained = 0
         for parameter in part.parameters():
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 size = parameter.numel() * (weight_type or parameter.dtype).itemsize
                 every += size
-                trained += size if parameter.requires_grad else 0
+                if parameter.requires_grad:
+                    trained += size
+                    largest = max(largest, size)
         return Weights(every, trained)
 
     counted = tuple(count(block) for block in blocks)
-    return Groups(counted, count(module))
+    return Groups(counted, count(module), largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +183,8 @@ def device_memory(groups: Groups, step: Step, layout: Layout) -> DeviceMemory:
     """Memory of each device in a training step.
 
     Gradients have the type of their weights and so have AdamW's moments. Before the backward pass there are gradients
-    only while micro-batches are accumulated. A fused or `foreach` AdamW makes one temporary of each trained tensor;
-    the loop that runs on CPU one at a time (not counted).
+    only while micro-batches are accumulated. On GPUs AdamW updates all tensors together (`foreach`) with one temporary
+    of each; on CPU one after the other with two.
     """
     shards = layout.devices if layout.strategy == "fsdp" else 1
     whole = groups.whole
@@ -192,7 +198,9 @@ def device_memory(groups: Groups, step: Step, layout: Layout) -> DeviceMemory:
         largest = groups.largest
         # the block at work, the next one, and the flat buffer that it comes in; a block's gradients and their flat copy
         buffers = groups.rest.every + groups.rest.trained + 3 * largest.every + 2 * largest.trained
-    update = gradients if layout.on_gpu and not layout.offload_optimizer else 0
+    update = gradients if layout.on_gpu else 2 * -(-groups.largest_tensor // shards)
+    if layout.offload_optimizer:  # runs on the host
+        update = 0
     held = gradients if layout.accumulate > 1 else 0
     fixed = weights + optimizer + buffers
     # the loss's gradient is made first, then the blocks' one after the other
