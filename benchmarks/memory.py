@@ -14,15 +14,13 @@ import argparse
 import gc
 import itertools
 import json
-import random
 import statistics
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from tracking import LiveBytes, peak_allocated
+from training import METHOD_OPTIONS, make_batch, train_step
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -33,21 +31,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, OptimConfig
 from promptcomp.run.estimate import Work, estimate_module
 from promptcomp.run.layout import Layout
 
-METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gist": ("gist", {"num_slots": 4}),
-    "gist_lora": ("gist", {"num_slots": 4, "train": "lora"}),
-    "mend": ("mend", {"num_slots": 16}),
-    "prompt_tuning": ("prompt_tuning", {"num_slots": 16, "share": "shared"}),
-    "full_prompt_lora": ("full_prompt", {"train": "lora"}),
-    "step_by_step": ("step_by_step", {}),
-}
 VOCABULARY = 8192
 LAYERS = 4
 
@@ -106,24 +95,6 @@ def work_of(case: Case) -> Work:
     return Work(context, case.length - context, quarter, queries=1, contexts=case.rows)
 
 
-def make_batch(work: Work, vocabulary: int) -> Batch:
-    """Random rows that fill their budgets."""
-    rng = random.Random(0)
-
-    def ids(count: int) -> tuple[int, ...]:
-        return tuple(rng.randrange(3, vocabulary) for _ in range(count))
-
-    query = work.example - work.target
-    rows = [
-        EncodedContext(
-            ids(work.context),
-            tuple(EncodedQuery(ids(query), (EncodedTarget(ids(work.target), 0),), n) for n in range(work.queries)),
-        )
-        for _ in range(work.contexts)
-    ]
-    return collate(rows, 0)
-
-
 def build(case: Case, device: torch.device) -> CompressionModule:
     """The module, as training would have it."""
     torch.manual_seed(0)
@@ -134,20 +105,8 @@ def build(case: Case, device: torch.device) -> CompressionModule:
     module.configure_model()
     module.to(device=device, dtype=torch.bfloat16 if case.precision == "bf16-true" else None)
     if case.checkpointing:
-        hf.gradient_checkpointing_enable({"use_reentrant": False})
+        hf.activation_checkpointing_enable()
     return module.train()
-
-
-def train_step(module: CompressionModule, batch: Batch, optimizer: torch.optim.Optimizer, case: Case) -> None:
-    """Forward, backward, clipping and update."""
-    device = next(module.parameters()).device.type
-    mixed = torch.autocast(device, dtype=torch.bfloat16) if case.precision == "bf16-mixed" else nullcontext()
-    optimizer.zero_grad()
-    with mixed:
-        loss = torch.stack([t.weight * t.total / t.count for t in module.losses(batch)]).sum()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_([p for p in module.parameters() if p.requires_grad], 1.0)
-    optimizer.step()
 
 
 def measure(case: Case, device: torch.device) -> int:
@@ -155,16 +114,16 @@ def measure(case: Case, device: torch.device) -> int:
     module = build(case, device)
     batch = make_batch(work_of(case), VOCABULARY).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
-    train_step(module, batch, optimizer, case)
+    train_step(module, batch, optimizer, case.precision)
     optimizer.zero_grad()
     gc.collect()
     moments = [value for state in optimizer.state.values() for value in state.values()]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        train_step(module, batch, optimizer, case)
+        train_step(module, batch, optimizer, case.precision)
         return peak_allocated(device, None)
     with LiveBytes([*module.parameters(), *module.buffers(), *moments]) as tracked:
-        train_step(module, batch, optimizer, case)
+        train_step(module, batch, optimizer, case.precision)
     return peak_allocated(device, tracked)
 
 

@@ -3,8 +3,9 @@
 The models are built on torch's meta device. Lengths are budgets, so figures are upper bounds where real rows are
 shorter: a context is taken at its token budget and a query with its target at theirs.
 
-FLOPs of a step: 2 a parameter and token forward, 2 backward through a frozen model, 4 backward through a trained one
-(Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1); recomputed activations are not counted.
+FLOPs of a step: those of each forward pass (promptcomp.evaluation.flops) and of the logits at the labels, as much again
+backward through a frozen model and twice as much through a trained one (Kaplan et al. 2020,
+https://arxiv.org/abs/2001.08361, section 2.1); recomputed activations are not counted.
 Activations: promptcomp.run.activations. Devices: promptcomp.run.layout. How far the figures are from measured ones:
 benchmarks/memory.py.
 """
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 from promptcomp.datamodules.base import ICLConfig
 from promptcomp.datamodules.instruction_options import InstructionConfig
 from promptcomp.datamodules.rationale_options import RationaleConfig
-from promptcomp.evaluation.flops import shape_of_config
+from promptcomp.evaluation.flops import cross_decoder_flops, decoder_flops, encoder_flops, shape_of_config
 from promptcomp.experiment import Experiment
 from promptcomp.language_model.packing import MAX_ROW_TOKENS
 from promptcomp.lightning_modules import METHODS
@@ -77,7 +78,7 @@ class Estimate(BaseModel):
     activation_bytes_plain: int
     """The same without activation checkpointing."""
     activation_bytes_checkpointed: int
-    """The same with it."""
+    """The same with it (one block at a time needs more while it works: `device.working`)."""
     device: DeviceMemory
     total_bytes: int
     """Peak on one device (`device.total`)."""
@@ -150,16 +151,13 @@ def estimate_module(
     kept = checkpointed if layout.activation_checkpointing else plain
     step = Step(
         activations=kept,
-        # gradients of what a block keeps come and go one after the other: about half of it at a time
-        working=block + block // 2 if layout.activation_checkpointing else block // 2,
+        # a block's backward pass holds gradients of about half of what the block keeps, besides what is recomputed
+        working=2 * block if layout.activation_checkpointing else block // 2,
         logits=_logit_bytes(module, passes, work, layout),
         teacher_cache=_teacher_cache(module, passes, work, layout),
     )
     device = device_memory(groups, step, layout)
-    flops = sum(
-        each.tokens * work.contexts * _parameters(each.model) * (2 + 2 * each.gradient + 2 * each.trained)
-        for each in passes
-    )
+    flops = sum(_pass_flops(module, each, work) for each in passes)
     found = Estimate(
         parts=_parts(module, layout.weight_type),
         context_tokens=work.context,
@@ -170,7 +168,7 @@ def estimate_module(
         micro_batch=work.contexts,
         activation_bytes=kept,
         activation_bytes_plain=plain,
-        activation_bytes_checkpointed=checkpointed + block,
+        activation_bytes_checkpointed=checkpointed,
         device=device,
         total_bytes=device.total,
         communication=communication(groups, _gathers(passes, layout), layout),
@@ -191,8 +189,18 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     return [each for each in module.modules() if type(each).__name__ in names]
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+def _pass_flops(module: CompressionModule, each: Pass, work: Work) -> float:
+    """Forward and backward, with the logits where labels are."""
+    rows, decoder_rows = _rows(module, each, work)
+    shape = shape_of_config(each.model.config.to_dict(), 0)
+    if decoder_rows is not None:
+        decoder = cross_decoder_flops(shape, decoder_rows.length, rows.length) - shape.head_flops
+        forward = rows.count * encoder_flops(shape, rows.length) + decoder_rows.count * decoder
+    else:
+        forward = rows.count * (decoder_flops(shape, rows.length) - shape.head_flops)
+    if each.model.get_output_embeddings() is not None:
+        forward += shape.head_flops * _label_positions(module, work)
+    return forward * (1 + each.gradient + each.trained)
 
 
 def _parts(module: CompressionModule, weight_type: torch.dtype | None) -> list[Part]:
@@ -257,6 +265,13 @@ def _with_teacher(module: CompressionModule) -> tuple[bool, bool]:
     return compared, compared and settings.get("kl_positions") == "all"
 
 
+def _label_positions(module: CompressionModule, work: Work) -> int:
+    """Positions of a micro-batch at which logits are made."""
+    _, everywhere = _with_teacher(module)
+    length = work.example if everywhere and not module.lm.query_in_encoder else work.target
+    return work.contexts * work.queries * length
+
+
 def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:
     """Most bytes of logits at one time: the start of the backward pass.
 
@@ -264,9 +279,8 @@ def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layo
     is made, and with a teacher its logits and both log-softmaxes; in half precision the logits as the head made them
     as well.
     """
-    compared, everywhere = _with_teacher(module)
-    length = work.example if everywhere and not module.lm.query_in_encoder else work.target
-    values = work.contexts * work.queries * length * module.lm.vocab_size
+    compared, _ = _with_teacher(module)
+    values = _label_positions(module, work) * module.lm.vocab_size
     is_half = (layout.autocast or layout.weight_type or module.lm.hf.dtype).itemsize == 2
     students = sum(each.gradient and each.model.get_output_embeddings() is not None for each in passes)
     return round(values * (4 * (students + 3 + 3 * compared) + 2 * is_half * (students + compared)))
