@@ -16,7 +16,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from tracking import LiveBytes, peak_allocated
@@ -134,7 +134,8 @@ def predict(case: Case, device: torch.device) -> int:
         activation_checkpointing=case.checkpointing,
         on_gpu=device.type == "cuda",
     )
-    return estimate_module(build(case, torch.device("cpu")), work_of(case), layout).total_bytes
+    plain = build(replace(case, checkpointing=False), torch.device("cpu"))
+    return estimate_module(plain, work_of(case), layout).total_bytes
 
 
 def compare(case: Case, device: torch.device) -> Found:
