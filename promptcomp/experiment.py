@@ -35,24 +35,61 @@ class TrainerConfig(Config):
     """Steps between two looks at the dev split (also when the best weights are chosen)."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between two checkpoints that `--resume` continues from."""
+    checkpoints: Literal["whole", "sharded"] = "whole"
+    """whole: one file, gathered on the first process; sharded (strategy fsdp): a folder, each process writes its
+    part."""
+    select_by: Literal["auto", "loss", "accuracy", "exact_match"] = "auto"
+    """Which dev result the best weights are chosen by (exact_match: of greedy answers; equal ones by the loss); auto:
+    accuracy where there are options, otherwise loss."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many dev evaluations without a better result; null: never."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     """Where to run."""
     devices: int | Literal["auto"] = "auto"
-    """Number of devices; on CPU, of processes ("auto": one)."""
+    """Number of devices of a machine; on CPU, of processes ("auto": one)."""
+    num_nodes: int = Field(1, ge=1)
+    """Number of machines; with more than one, start the program on all of them with torchrun or srun."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: every device holds the whole model; fsdp: weights, gradients and optimiser state are divided among them
+    (FSDP2); auto: ddp where there are several devices."""
     precision: Precision = "32-true"
     """Arithmetic of the training steps."""
     accumulate: int = Field(1, ge=1)
-    """Micro-batches of one optimiser step; their losses are averaged, each normalised by its own counts."""
+    """Micro-batches of one optimiser step; losses are means over the tokens of the whole step."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of each transformer block for the backward pass and compute the rest again."""
+    offload_optimizer: bool = False
+    """Keep AdamW's state in the host's memory and step there."""
+    compile: bool = False
+    """Compile each transformer block with torch.compile."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of each process; null: torch's choice."""
+    timeout_seconds: int = Field(1800, ge=10)
+    """How long a process waits for the others of the run before it gives up."""
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainerConfig:
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"trainer.batch_size={self.batch_size} is not a multiple of trainer.accumulate={self.accumulate}"
+            )
+        if self.devices != "auto" and self.devices < 1:
+            raise ValueError(f"trainer.devices={self.devices}: at least one device is needed")
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ValueError(
+                "trainer.strategy=fsdp does not go with trainer.precision=16-mixed (its loss scaling does not know "
+                "divided gradients); use bf16-mixed, bf16-true or 32-true"
+            )
+        if self.checkpoints == "sharded" and self.strategy != "fsdp":
+            raise ValueError(
+                "trainer.checkpoints=sharded goes with trainer.strategy=fsdp, where every process has a part to write; "
+                "use trainer.checkpoints=whole"
+            )
+        if self.strategy == "fsdp" and self.accelerator == "mps":
+            raise ValueError("trainer.strategy=fsdp does not run on mps; use trainer.accelerator=gpu or cpu")
+        if self.accelerator == "cpu" and self.precision == "16-mixed":
+            raise ValueError(
+                "trainer.precision=16-mixed needs a GPU; use bf16-mixed or 32-true on trainer.accelerator=cpu"
             )
         return self
 
@@ -115,7 +152,8 @@ class Experiment(Config):
 def shipped() -> dict[str, Path]:
     """The experiments that come with the package, by name ("mend", "paper/mend_gpt2_large_pretrain", ...)."""
     root = Path(str(resources.files("promptcomp"))) / "experiments"
-    files = sorted(path for path in root.rglob("*.yaml") if "pretrain" not in path.relative_to(root).parts[:-1])
+    others = {"pretrain", "sweeps"}  # folders of recipes and of sweeps
+    files = sorted(path for path in root.rglob("*.yaml") if others.isdisjoint(path.relative_to(root).parts[:-1]))
     return {str(path.relative_to(root).with_suffix("")): path for path in files}
 
 

@@ -35,7 +35,7 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import decoder_flops, encoder_flops, shape_of_config
 from promptcomp.language_model import LanguageModel, token_table
 from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora, without_lora
-from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig, LossTerm, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.trained import Origin, check_trained, read_lora, read_trained
 from promptcomp.memory import EncoderStates, KVCache
@@ -166,10 +166,23 @@ class Gist(CompressionModule):
             found.append(Pass(lm if self.teacher is None else self.teacher.hf, whole, length, False, False))
         return found
 
+    @property
+    def _where(self) -> Literal["all", "targets"]:
+        return "all" if self.method.kl_weight and self.method.kl_positions == "all" else "targets"
+
+    def counts(self, batch: Batch) -> Counts:
+        """Scored tokens, and positions that are compared with the teacher."""
+        scored = self.lm.scored_tokens(batch).sum()
+        found: dict[str, Tensor | int] = {"ce": scored}
+        if self.method.full_prompt_weight:
+            found["full_ce"] = scored
+        if self.method.kl_weight:
+            found["kl"] = self.lm.num_logits(batch, self._where)
+        return found
+
     def losses(self, batch: Batch) -> list[LossTerm]:
         """CE of the outputs; with the options also CE behind the full prompt and KL to the teacher."""
-        method = self.method
-        where: Literal["all", "targets"] = "all" if method.kl_weight and method.kl_positions == "all" else "targets"
+        method, where = self.method, self._where
         teacher = self._teach(batch, where) if method.kl_weight else None
         prefix = self.lm.prefix(batch.context, self.slots())
         student = self.lm(prefix if method.arrangement == "joint" else self.lm.read(prefix), batch, where)

@@ -42,6 +42,8 @@ class ControlsOutcome:
     method: Outcome
     points: ReferencePoints | None
     """None when a run was stopped."""
+    preempted: bool = False
+    """A run was stopped by a signal that asks to make room."""
 
     @property
     def interrupted(self) -> bool:
@@ -186,7 +188,7 @@ def fit_with_controls(experiment: Experiment, run_dir: Path | None, console: Con
         outcome, made = _ensure(role, wanted, run_dir if role == "method" else None, console)
         outcomes[role], how[role] = outcome, made
         if outcome.interrupted:
-            return ControlsOutcome(outcomes["method"], None)
+            return ControlsOutcome(outcomes["method"], None, outcome.preempted)
     points = _points(experiment, outcomes, how, notes)
     write_atomic(outcomes["method"].run / FILE_NAME, points.model_dump_json(indent=2) + "\n")
     return ControlsOutcome(outcomes["method"], points)

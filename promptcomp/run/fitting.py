@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
 from rich.console import Console
 from rich.progress import Progress
 
@@ -27,16 +25,11 @@ from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.trained import read_checkpoint
+from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
-from promptcomp.run.callbacks import (
-    AtomicCheckpoints,
-    BestCheckpoint,
-    MetricsLogger,
-    SaveBetweenSteps,
-    Stopped,
-)
+from promptcomp.run.callbacks import Stopped
+from promptcomp.run.cluster_environment import started_rank
 from promptcomp.run.directory import (
     RUN_DIRECTORY_VARIABLE,
     RunDirectory,
@@ -44,11 +37,14 @@ from promptcomp.run.directory import (
     open_existing,
     write_environment,
 )
+from promptcomp.run.lease import under_lease
 from promptcomp.run.lock import locked
 from promptcomp.run.parts import Parts, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
 from promptcomp.run.rationale_texts import write_rationales
+from promptcomp.run.trainer import make_trainer
+from promptcomp.stopping import StopRequested, StopSignals, stop_signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +55,8 @@ class Outcome:
     results: Results | None
     step: int
     interrupted: bool = False
+    preempted: bool = False
+    """Interrupted by a signal that asks to make room: whoever sent it will continue the run."""
 
     def as_json(self) -> dict[str, Any]:
         """The outcome for machines; `results` is results.json."""
@@ -75,6 +73,7 @@ class Outcome:
             print_report(self.results, console, self.run)
 
 
+@under_lease
 def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outcome | None:
     """Train in a new run directory and evaluate. Returns None on ranks other than 0.
 
@@ -94,6 +93,7 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
             del os.environ[RUN_DIRECTORY_VARIABLE]
 
 
+@under_lease
 def resume_fit(path: Path, console: Console) -> Outcome | None:
     """Continue a run from its last checkpoint (or from the start, if it has none) and evaluate.
 
@@ -131,18 +131,21 @@ def _fit_alone(
     experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool
 ) -> Outcome | None:
     """`_fit`, refused while another process works in the same run directory."""
-    if "RANK" in os.environ or "LOCAL_RANK" in os.environ:  # rank 0 or whoever started the processes holds the lock
-        return _fit(experiment, parts, run, console, resume)
-    with locked(run.config):
-        return _fit(experiment, parts, run, console, resume)
+    with stop_signals() as stop:
+        if started_rank() not in (None, 0):  # rank 0 holds the lock
+            return _fit(experiment, parts, run, console, resume, stop)
+        with locked(run.config):
+            return _fit(experiment, parts, run, console, resume, stop)
 
 
-def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool) -> Outcome | None:
+def _fit(
+    experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool, stop: StopSignals
+) -> Outcome | None:
     datamodule, module = parts
     with quiet(run):
         set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
-        if "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
+        if started_rank() in (None, 0):
             write_environment(run)
             _announce(experiment, run, console, "resumed" if resume else "started")
             for remark in datamodule.remarks():
@@ -155,12 +158,13 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
             if "dev" in datamodule.eval_splits:
                 module.watch(datamodule.examples("dev"))
             seconds = time.monotonic()
-            checkpoint = run.last if resume and run.last.is_file() else None
+            checkpoint = existing(run.last) if resume else None
             try:
                 trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
             except Stopped as stopped:
                 run.write_log(str(stopped))
-                return Outcome(run.path, None, stopped.step, interrupted=True) if trainer.is_global_zero else None
+                outcome = Outcome(run.path, None, stopped.step, interrupted=True, preempted=stopped.preempted)
+                return outcome if trainer.is_global_zero else None
             seconds = time.monotonic() - seconds
             step = trainer.global_step
             trainer.save_checkpoint(run.last)
@@ -171,52 +175,14 @@ def _fit(experiment: Experiment, parts: Parts, run: RunDirectory, console: Conso
             module.export(run.export)
         else:
             module.configure_model()
-        results = _evaluate(experiment, module, datamodule, run, console, cost)
+        try:
+            with stop.leaving_at_once():  # the trained state is saved; what is measured here is measured again
+                results = _evaluate(experiment, module, datamodule, run, console, cost)
+        except StopRequested:
+            run.write_log(f"made room after step {step}, during the evaluation")
+            return Outcome(run.path, None, step, interrupted=True, preempted=True)
         run.write_log("finished")
     return Outcome(run.path, results, step)
-
-
-def make_trainer(
-    experiment: Experiment, run: RunDirectory, datamodule: ContextDataModule, progress: TrainingProgress, resume: bool
-) -> L.Trainer:
-    """The Lightning trainer of a run."""
-    config = experiment.trainer
-    has_dev = "dev" in datamodule.eval_splits
-    callbacks: list[Callback] = [SaveBetweenSteps(run, config.checkpoint_every), progress]
-    if has_dev:
-        monitor, mode = ("dev/accuracy", "max") if datamodule.has_options("dev") else ("dev/loss", "min")
-        callbacks.append(BestCheckpoint(run, monitor, mode))
-        if config.patience is not None:
-            callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
-    elif config.patience is not None:
-        raise ConfigError("trainer.patience needs a dev split to look at, and this data has none; set it to null")
-    resumed_step = 0
-    if resume and run.last.is_file():
-        resumed_step = int(read_checkpoint(run.last)["global_step"])
-    return L.Trainer(
-        accelerator=config.accelerator,
-        devices=_devices(config.devices),
-        precision=config.precision,
-        max_steps=config.max_steps,
-        accumulate_grad_batches=config.accumulate,
-        val_check_interval=config.eval_every * config.accumulate,
-        check_val_every_n_epoch=None,
-        limit_val_batches=None if has_dev else 0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-        logger=MetricsLogger(run, resumed_step),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=run.path,
-    )
-
-
-def _devices(devices: int | str) -> int | str:
-    """ "auto" is one process on CPU."""
-    return devices if devices != "auto" or torch.cuda.is_available() or torch.backends.mps.is_available() else 1
 
 
 def _evaluate(

@@ -15,6 +15,8 @@ from promptcomp.experiment import Experiment
 from promptcomp.language_model import open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.checkpoint_files import existing
+from promptcomp.lightning_modules.execution import Execution
 from promptcomp.run.directory import RunDirectory, open_existing
 
 Parts = tuple[ContextDataModule, CompressionModule]
@@ -37,15 +39,22 @@ def make_parts(experiment: Experiment) -> Parts:
         query_in_encoder=reads_queries_in_encoder(experiment.lm),
         writes_bos=experiment.lm.bos,
     )
+    return datamodule, make_module(experiment, datamodule.task_names)
+
+
+def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> CompressionModule:
+    """The module of an experiment, not built yet."""
+    trainer = experiment.trainer
     module = METHODS[experiment.method.name].module(
         experiment.method,
         experiment.lm,
         experiment.optim,
         max_steps=experiment.trainer.max_steps,
         seed=experiment.seed,
-        task_names=datamodule.task_names,
+        task_names=task_names,
     )
-    return datamodule, module
+    module.execution = Execution(trainer.activation_checkpointing, trainer.offload_optimizer, trainer.compile)
+    return module
 
 
 def _check_tasks(experiment: Experiment) -> None:
@@ -87,8 +96,8 @@ def weights_of(run: RunDirectory) -> Path:
         ConfigError: the run has neither.
     """
     for path in (run.best, run.last):
-        if path.is_file():
-            return path
+        if found := existing(path):
+            return found
     raise ConfigError(f"{run.path} holds no trained weights yet; train it with 'promptcomp fit --resume {run.path}'")
 
 

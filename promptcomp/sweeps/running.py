@@ -1,0 +1,301 @@
+"""`promptcomp sweep`: begins or continues a sweep, starts workers, watches them, shows how it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import optuna
+from rich.console import Console
+
+from promptcomp.config import ConfigError
+from promptcomp.sweeps.config import SweepConfig
+from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.space import Cell, cell_of, grid
+from promptcomp.sweeps.state import SweepState
+from promptcomp.sweeps.storage import STORAGE_VARIABLE
+from promptcomp.sweeps.study import StateReader, begin
+from promptcomp.sweeps.worker import DISK_FULL, INTERRUPTED, PARENT_VARIABLE, PREEMPTED
+
+_LOOK_EVERY = 0.1  # seconds
+_SHOW_EVERY = 0.5
+_RESTARTS = 3
+"""Times that a worker may die without any trial having been finished in between."""
+WORK = (
+    sys.executable,
+    "-c",
+    "import sys; from promptcomp.sweeps.worker import main; sys.exit(main(sys.argv[1:]))",
+)
+_PATIENCE = 150.0  # seconds that workers have to end once they are asked to
+
+
+def run_sweep(
+    config: SweepConfig,
+    directory: SweepDirectory,
+    *,
+    storage: str | None = None,
+    workers: int = 1,
+    devices: str | Sequence[str] | None = None,
+    console: Console | None = None,
+    on_state: Callable[[SweepState], None] | None = None,
+    command: Sequence[str] = WORK,
+) -> bool:
+    """Run a sweep until all its trials are done, its budget is used up, or somebody stops it.
+
+    Args:
+        config: the sweep.
+        directory: its own; what is there is continued.
+        storage: a database's address; None: a journal file in the directory, or what the sweep was begun with.
+        workers: trials at a time on this machine; 0: only write the sweep down (workers are started elsewhere).
+        devices: CUDA devices to share out among the workers (a list, or "0,1,2"); None: all that this machine has.
+        console: for people.
+        on_state: is shown the state, at most twice a second.
+        command: starts a worker.
+
+    Returns:
+        Whether it has come to its end: every trial is finished, pruned or failed for good, or a budget is used up.
+        False: a signal has come; trials that ran have saved their state, the same call continues them.
+
+    Raises:
+        ConfigError: a change that finished trials forbid; too few devices; an unusable storage.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    console = console or Console()
+    named = [name.strip() for name in devices.split(",")] if isinstance(devices, str) else devices
+    shares = share_devices(config, directory, workers, named)
+    sweep = begin(config, directory, storage, workers)
+    secret = None if sweep.address is None else sweep.address.render_as_string(hide_password=False)
+    del sweep  # the workers have connections of their own
+    reader = StateReader(directory, secret)
+    crew = Crew(directory, shares, secret, lambda text: console.print(text, highlight=False, markup=False), command)
+    with crew.signals():
+        try:
+            crew.watch(reader, on_state)
+        finally:
+            crew.end()
+    state = reader.read()
+    if on_state is not None:
+        on_state(state)
+    if crew.stopped:
+        return False
+    if crew.problem:
+        raise ConfigError(crew.problem)
+    return is_done(state) or state.stopped_by is not None
+
+
+def is_done(state: SweepState) -> bool:
+    """Whether nothing is left to do."""
+    over = {"finished", "pruned", "failed"}
+    trials = [trial for trial in state.trials if trial.status not in over]
+    left_out = _left_out(state)
+    controls = [control for control in state.controls if control.status not in over]
+    return not trials and not controls and len(state.trials) + left_out >= state.planned
+
+
+def _left_out(state: SweepState) -> int:
+    """Trials that will never be run: further seeds of dropped points."""
+    have = {point: sum(trial.point == point for trial in state.trials) for point in state.dropped}
+    return sum(state.config.seeds - count for count in have.values())
+
+
+def share_devices(
+    config: SweepConfig, directory: SweepDirectory, workers: int, devices: Sequence[str] | None
+) -> list[tuple[str, ...]]:
+    """Devices of each worker; empty ones on a machine without CUDA devices.
+
+    Raises:
+        ConfigError: too few devices for so many workers, or trials that take several machines.
+    """
+    cell = _some_cell(config, directory)
+    trainer = None if cell is None else cell.experiment.trainer
+    per = trainer.devices if trainer is not None and isinstance(trainer.devices, int) else 1
+    on_gpu = trainer is None or trainer.accelerator in ("auto", "gpu")
+    found = list(devices) if devices is not None else (_cuda_devices() if on_gpu else [])
+    if not found or not on_gpu:
+        return [()] * workers
+    if len(found) < workers * per:
+        raise ConfigError(
+            f"{workers} workers with {per} device{'s' if per > 1 else ''} each need {workers * per}, and there are "
+            f"{len(found)} ({', '.join(found)}); use --workers {max(1, len(found) // per)}"
+        )
+    return [tuple(found[i * per : (i + 1) * per]) for i in range(workers)]
+
+
+def _some_cell(config: SweepConfig, directory: SweepDirectory) -> Cell | None:
+    try:
+        return cell_of(config, directory, grid(config)[0], config.first_seed)
+    except ConfigError:  # a continuous interval
+        return None
+
+
+def _cuda_devices() -> list[str]:
+    """CUDA devices that this process may use, found without starting CUDA here."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() and name.strip() != "-1"]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+@dataclass(slots=True)
+class _Member:
+    number: int
+    devices: tuple[str, ...]
+    process: subprocess.Popen[bytes]
+    deaths: int = 0
+    finished: int = 0
+    """Trials that were finished when it was last started."""
+    is_over: bool = False
+
+
+class Crew:
+    """The workers of one `promptcomp sweep`.
+
+    Args:
+        directory: the sweep's.
+        shares: devices of each worker.
+        secret: a database's address with its password.
+        say: is told what happens to workers.
+        command: starts a worker.
+    """
+
+    def __init__(
+        self,
+        directory: SweepDirectory,
+        shares: Sequence[tuple[str, ...]],
+        secret: str | None,
+        say: Callable[[str], None],
+        command: Sequence[str],
+    ) -> None:
+        self._directory, self._secret, self._say, self._command = directory, secret, say, command
+        self._count = len(shares)
+        self._members = [_Member(i, share, self._start(i, share)) for i, share in enumerate(shares)]
+        self._signals = 0
+        self.problem: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """A signal has come."""
+        return self._signals > 0
+
+    def log_of(self, number: int) -> Path:
+        """What a worker prints."""
+        return self._directory.logs / f"worker-{socket.gethostname()}-{number}.log"
+
+    def _start(self, number: int, devices: tuple[str, ...]) -> subprocess.Popen[bytes]:
+        words = [*self._command, str(self._directory.path), str(number)]
+        if devices:
+            words.append(",".join(devices))
+        env = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+        if self._secret is not None:
+            env[STORAGE_VARIABLE] = self._secret
+        if self._count > 1:  # several torch processes that each take all cores get in each other's way
+            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self._count)))
+        with self.log_of(number).open("ab") as log:
+            return subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
+            )
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Catch Ctrl-C and SIGTERM; a second one ends trials without a checkpoint."""
+
+        def caught(_number: int, _frame: FrameType | None) -> None:
+            self._signals += 1
+            self._tell_all(signal.SIGTERM)
+
+        before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
+                before[number] = signal.signal(number, caught)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def watch(self, reader: StateReader, on_state: Callable[[SweepState], None] | None) -> None:
+        """Until all workers have ended: restart those that die, show the state."""
+        shown = 0.0
+        pause = _SHOW_EVERY
+        while not self.stopped:
+            now = time.monotonic()
+            if now - shown >= pause:
+                state = self._read(reader)
+                if state is not None:
+                    if on_state is not None:
+                        on_state(state)
+                    self._look_after(state)
+                shown = time.monotonic()
+                pause = max(_SHOW_EVERY, 10 * (shown - now))  # a large sweep takes a while to read
+            if all(member.is_over for member in self._members):
+                return
+            time.sleep(_LOOK_EVERY)
+
+    def _read(self, reader: StateReader) -> SweepState | None:
+        try:
+            return reader.read()
+        except (OSError, optuna.exceptions.StorageInternalError):  # a database that is away: the workers wait for it
+            return None
+
+    def _look_after(self, state: SweepState) -> None:
+        finished = sum(trial.status in ("finished", "pruned") for trial in state.trials)
+        for member in self._members:
+            code = member.process.poll()
+            if member.is_over or code is None:
+                continue
+            if code in (0, INTERRUPTED, PREEMPTED):
+                member.is_over = True
+            elif code in (2, DISK_FULL):
+                member.is_over = True
+                self.problem = self._last_line(member.number)
+            else:
+                self._restart(member, code, finished)
+
+    def _restart(self, member: _Member, code: int, finished: int) -> None:
+        member.deaths = member.deaths + 1 if finished <= member.finished else 1
+        member.finished = finished
+        if member.deaths > _RESTARTS:
+            member.is_over = True
+            self.problem = (
+                f"worker {member.number} died {member.deaths} times without finishing a trial, last with exit code "
+                f"{code}; see {self.log_of(member.number)}"
+            )
+            return
+        self._say(f"worker {member.number} died (exit code {code}); another one takes its place")
+        member.process = self._start(member.number, member.devices)
+
+    def _last_line(self, number: int) -> str:
+        try:
+            lines = self.log_of(number).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            lines = []
+        line = next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
+        return line.removeprefix("error: ")
+
+    def _tell_all(self, number: int) -> None:
+        for member in self._members:
+            with contextlib.suppress(ProcessLookupError):
+                member.process.send_signal(number)
+
+    def end(self) -> None:
+        """Have all workers ended: asked first, killed when they do not."""
+        if any(member.process.poll() is None for member in self._members) and not self.stopped:
+            self._tell_all(signal.SIGTERM)
+        deadline = time.monotonic() + _PATIENCE
+        while any(member.process.poll() is None for member in self._members) and time.monotonic() < deadline:
+            time.sleep(_LOOK_EVERY)
+        for member in self._members:
+            if member.process.poll() is None:
+                member.process.kill()
+            member.process.wait()
