@@ -24,14 +24,15 @@ from typing import Any, Literal
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from training import METHOD_OPTIONS, make_batch, train_step
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, OptimConfig
-from promptcomp.run.estimate import Work, blocks_of, estimate_module
+from promptcomp.lightning_modules.execution import Execution, prepare_blocks
+from promptcomp.lightning_modules.sharding import shard
+from promptcomp.run.estimate import Work, estimate_module
 from promptcomp.run.layout import Layout
 
 _LLAMA = {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 8192, "num_key_value_heads": 8}
@@ -136,11 +137,7 @@ def build(case: Case, device: torch.device, quick: bool) -> CompressionModule:
 
 def prepare(module: CompressionModule, case: Case, device: torch.device) -> None:
     """Checkpointing, compiling and sharding, in this order."""
-    if case.checkpointing:
-        module.lm.hf.activation_checkpointing_enable()
-    if case.compiled:
-        for block in blocks_of(module):
-            block.compile()
+    prepare_blocks(module, Execution(case.checkpointing, False, case.compiled))
     if case.sharded:
         shard_alone(module, device)
 
@@ -150,11 +147,7 @@ def shard_alone(module: CompressionModule, device: torch.device) -> None:
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"})
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
-    mesh = init_device_mesh(device.type, (1,))
-    for block in blocks_of(module):
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
-    register_fsdp_forward_method(module, "losses")
+    shard(module, init_device_mesh(device.type, (1,)), ("losses",), device, from_rank_zero=False)
 
 
 def rows_that_fit(module: CompressionModule, case: Case, budget: float, most: int) -> tuple[int, int, float]:

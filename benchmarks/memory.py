@@ -34,6 +34,7 @@ from transformers import (
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, OptimConfig
+from promptcomp.lightning_modules.execution import Execution
 from promptcomp.run.estimate import Work, estimate_module
 from promptcomp.run.layout import Layout
 
@@ -102,11 +103,9 @@ def build(case: Case, device: torch.device) -> CompressionModule:
     hf = make_model(case).to(device)
     lm = LanguageModel.from_parts(hf, layout="query_in_encoder")
     module = METHODS[method].module(METHODS[method].config(**options), lm, OptimConfig(), max_steps=9, seed=0)
+    module.execution = Execution(activation_checkpointing=case.checkpointing)
     module.configure_model()
-    module.to(device=device, dtype=torch.bfloat16 if case.precision == "bf16-true" else None)
-    if case.checkpointing:
-        hf.activation_checkpointing_enable()
-    return module.train()
+    return module.to(device=device, dtype=torch.bfloat16 if case.precision == "bf16-true" else None).train()
 
 
 def measure(case: Case, device: torch.device) -> int:

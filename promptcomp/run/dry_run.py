@@ -15,7 +15,7 @@ _MEMORY = {
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "AdamW's moments",
-    "buffers": "gathered blocks, buckets",
+    "buffers": "gathered blocks",
     "activations": "activations",
     "working": "one block's backward pass",
     "logits": "logits and loss",

@@ -18,8 +18,6 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
-from torch import nn
-from transformers import PreTrainedModel
 
 from promptcomp.datamodules.base import ICLConfig
 from promptcomp.datamodules.instruction_options import InstructionConfig
@@ -29,6 +27,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.language_model.packing import MAX_ROW_TOKENS
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, Pass
+from promptcomp.lightning_modules.sharding import units_of
 from promptcomp.run.activations import NOTHING, Numbers, Rows, kept_bytes
 from promptcomp.run.layout import (
     GIB,
@@ -145,7 +144,7 @@ def estimate_module(
     module: CompressionModule, work: Work, layout: Layout, device_memory_gib: float | None = None
 ) -> Estimate:
     """The estimate of a module that is there, its weights on any device; FLOPs are those of one micro-batch."""
-    groups = group_weights(module, blocks_of(module), layout.weight_type)
+    groups = group_weights(module, units_of(module), layout.weight_type)
     passes = module.passes(work.context, work.example, work.queries)
     plain, checkpointed, block = _activations(module, passes, work, layout)
     kept = checkpointed if layout.activation_checkpointing else plain
@@ -181,13 +180,6 @@ def estimate_module(
     )
     limit = device_memory_gib * GIB if device_memory_gib is not None else _found_memory(layout)
     return found.model_copy(update={"remarks": _remarks(found, groups, layout, limit)})
-
-
-def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of all language models in a module."""
-    models = [each for each in module.modules() if isinstance(each, PreTrainedModel)]
-    names = {name for model in models for name in model._no_split_modules or ()}
-    return [each for each in module.modules() if type(each).__name__ in names]
 
 
 def _pass_flops(module: CompressionModule, each: Pass, work: Work) -> float:
@@ -300,7 +292,7 @@ def _gathers(passes: list[Pass], layout: Layout) -> float:
     """Bytes of block weights that a micro-batch gathers: for each forward pass, and again for each backward pass."""
     found = 0.0
     for each in passes:
-        blocks = group_weights(each.model, blocks_of(each.model), layout.weight_type).blocks
+        blocks = group_weights(each.model, units_of(each.model), layout.weight_type).blocks
         found += sum(block.every for block in blocks) * (1 + each.gradient)
     return found
 

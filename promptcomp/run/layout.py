@@ -53,27 +53,28 @@ class Layout:
 
 
 def layout_of(trainer: TrainerConfig) -> Layout:
-    """The layout that a configuration asks for; `devices: auto` counts the devices of this machine."""
-    found = trainer.model_dump()
-    on_gpu = trainer.accelerator != "cpu"
+    """The layout that a configuration asks for, whether this machine has such devices or not.
+
+    `devices: auto` counts the GPUs of this machine (one device where there is none).
+    """
+    has_gpu = torch.cuda.is_available()
+    on_gpu = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and (has_gpu or trainer.devices != "auto"))
     seen = torch.cuda.device_count() if on_gpu else 1
-    per_node = max(1, seen) if trainer.devices == "auto" else int(trainer.devices)
-    nodes = int(found.get("num_nodes", 1))
-    wanted = str(found.get("strategy", "auto"))
+    per_node = max(1, seen) if trainer.devices == "auto" else trainer.devices
     strategy: Literal["single", "ddp", "fsdp"] = "single"
-    if wanted == "fsdp":
+    if trainer.strategy == "fsdp":
         strategy = "fsdp"
-    elif wanted == "ddp" or nodes * per_node > 1:
+    elif trainer.strategy == "ddp" or trainer.num_nodes * per_node > 1:
         strategy = "ddp"
     return Layout(
         strategy=strategy,
-        num_nodes=nodes,
+        num_nodes=trainer.num_nodes,
         devices_per_node=per_node,
         accumulate=trainer.accumulate,
-        activation_checkpointing=bool(found.get("activation_checkpointing", False)),
-        offload_optimizer=bool(found.get("offload_optimizer", False)),
+        activation_checkpointing=trainer.activation_checkpointing,
+        offload_optimizer=trainer.offload_optimizer,
         precision=trainer.precision,
-        on_gpu=on_gpu and (trainer.accelerator != "auto" or trainer.devices != "auto" or torch.cuda.is_available()),
+        on_gpu=on_gpu,
     )
 
 
@@ -152,7 +153,7 @@ class DeviceMemory(BaseModel):
     optimizer: int
     """AdamW's two moments, where they are on the device."""
     buffers: int
-    """Weights and gradients of the blocks that sharding has gathered, or DDP's buckets."""
+    """Weights and gradients of the blocks that sharding has gathered."""
     activations: int
     working: int
     logits: int
@@ -183,8 +184,8 @@ def device_memory(groups: Groups, step: Step, layout: Layout) -> DeviceMemory:
     """Memory of each device in a training step.
 
     Gradients have the type of their weights and so have AdamW's moments. Before the backward pass there are gradients
-    only while micro-batches are accumulated. On GPUs AdamW updates all tensors together (`foreach`) with one temporary
-    of each; on CPU one after the other with two.
+    while micro-batches are accumulated, and under DDP, whose buckets they are views of. On GPUs AdamW updates all
+    tensors together (`foreach`) with one temporary of each; on CPU one after the other with two.
     """
     shards = layout.devices if layout.strategy == "fsdp" else 1
     whole = groups.whole
@@ -192,16 +193,14 @@ def device_memory(groups: Groups, step: Step, layout: Layout) -> DeviceMemory:
     gradients = -(-whole.trained // shards)
     optimizer = 0 if layout.offload_optimizer else 2 * gradients
     buffers = 0
-    if layout.strategy == "ddp":
-        buffers = whole.trained
-    elif layout.strategy == "fsdp":
+    if layout.strategy == "fsdp":
         largest = groups.largest
         # the block at work, the next one, and the flat buffer that it comes in; a block's gradients and their flat copy
         buffers = groups.rest.every + groups.rest.trained + 3 * largest.every + 2 * largest.trained
     update = gradients if layout.on_gpu else 2 * -(-groups.largest_tensor // shards)
     if layout.offload_optimizer:  # runs on the host
         update = 0
-    held = gradients if layout.accumulate > 1 else 0
+    held = gradients if layout.accumulate > 1 or layout.strategy == "ddp" else 0
     fixed = weights + optimizer + buffers
     # the loss's gradient is made first, then the blocks' one after the other
     forward = step.activations + max(step.working, step.logits) + step.teacher_cache + held
@@ -242,6 +241,6 @@ def communication(groups: Groups, gathers: float, layout: Layout) -> Communicati
 
 def host_memory(groups: Groups, layout: Layout) -> Host:
     """Memory of a node's host; a large LM is read once on each node."""
-    share = layout.devices_per_node / layout.devices if layout.strategy == "fsdp" else layout.devices_per_node
+    share = 1 / layout.num_nodes if layout.strategy == "fsdp" else layout.devices_per_node
     moments = round(2 * groups.whole.trained * share) if layout.offload_optimizer else 0
     return Host(loading=groups.whole.every, optimizer=moments)

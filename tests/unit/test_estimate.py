@@ -111,8 +111,10 @@ def test_whole_copies_reduce_gradients_once() -> None:
         layout = Layout("ddp", devices_per_node=2, accumulate=accumulate)
         assert communication(groups, 0.0, layout).total == 480
         memory = device_memory(groups, step, layout)
-        assert (memory.weights, memory.gradients, memory.buffers) == (1000, 480, 480)
-        assert memory.total == 1000 + 960 + 480 + 480 + 480  # the update is the peak
+        assert (memory.weights, memory.gradients, memory.buffers) == (1000, 480, 0)
+        assert memory.total == 1000 + 960 + 480 + 480  # the update is the peak
+        busy = device_memory(groups, replace(step, activations=5000), layout)
+        assert busy.total == 1000 + 960 + 480 + 5000 + 7  # gradients are views of the buckets, which stay
     alone = Layout()
     assert communication(groups, 0.0, alone).total == device_memory(groups, step, alone).buffers == 0
 
@@ -123,6 +125,10 @@ def test_the_layout_follows_the_configuration() -> None:
     assert (two.strategy, two.devices, two.accumulate, two.on_gpu) == ("ddp", 2, 2, True)
     assert (two.autocast, two.weight_type) == (torch.bfloat16, None)
     assert layout_of(TrainerConfig(accelerator="cpu", precision="bf16-true")).weight_type == torch.bfloat16
+    many = TrainerConfig(num_nodes=8, devices=8, strategy="fsdp", activation_checkpointing=True, offload_optimizer=True)
+    assert layout_of(many) == Layout(
+        "fsdp", num_nodes=8, devices_per_node=8, activation_checkpointing=True, offload_optimizer=True
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gpt2", "opt", "t5", "t5v11"])
@@ -138,7 +144,8 @@ def test_what_is_kept(kind: str) -> None:
     hf.requires_grad_(False)
     assert kept_bytes(hf, rows, decoder, Numbers()).total < trained.total
     copied = kept_bytes(hf, rows, decoder, Numbers(autocast=torch.bfloat16))
-    assert copied.total > half.total  # autocast keeps casted copies of frozen weights, too
+    # autocast keeps half-precision copies of frozen weights
+    assert copied.total > kept_bytes(hf, rows, decoder, Numbers(weights=torch.bfloat16)).total
 
 
 def test_eager_attention_keeps_scores() -> None:
@@ -146,7 +153,7 @@ def test_eager_attention_keeps_scores() -> None:
     fused = kept_bytes(hf, Rows(2, 96), None, Numbers()).total
     hf.set_attn_implementation("eager")
     scores = 2 * 4 * 96 * 96 * 4 * 2  # rows x heads x S x S x bytes x layers
-    assert kept_bytes(hf, Rows(2, 96), None, Numbers()).total > fused + 0.9 * scores
+    assert kept_bytes(hf, Rows(2, 96), None, Numbers()).total > fused + 0.8 * scores
 
 
 @pytest.mark.parametrize(
