@@ -78,6 +78,8 @@ class Estimate(BaseModel):
     """The same without activation checkpointing."""
     activation_bytes_checkpointed: int
     """The same with it (one block at a time needs more while it works: `device.working`)."""
+    block_bytes: int
+    """What one block keeps without it."""
     device: DeviceMemory
     total_bytes: int
     """Peak on one device (`device.total`)."""
@@ -107,12 +109,13 @@ class Work:
     contexts: int
 
 
-def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> Estimate:
+def estimate(experiment: Experiment, device_memory_gib: float | None = None, like: Estimate | None = None) -> Estimate:
     """Parameters, memory, communication and FLOPs of an experiment; nothing big is built.
 
     Args:
         experiment: The configuration.
         device_memory_gib: What one device offers; None: the GPU that is here, if there is one.
+        like: An estimate that differs in strategy and number of devices alone; its activations are taken over.
 
     Raises:
         ConfigError: an architecture cannot be read.
@@ -135,18 +138,25 @@ def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> 
     queries = _queries(experiment)
     contexts = max(1, experiment.trainer.batch_size // (layout.accumulate * layout.devices))
     work = Work(context, example, target, queries, contexts)
-    found = estimate_module(module, work, layout, device_memory_gib)
+    found = estimate_module(module, work, layout, device_memory_gib, like)
     step_flops = found.step_flops * experiment.trainer.batch_size / contexts
     return found.model_copy(update={"step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps})
 
 
 def estimate_module(
-    module: CompressionModule, work: Work, layout: Layout, device_memory_gib: float | None = None
+    module: CompressionModule,
+    work: Work,
+    layout: Layout,
+    device_memory_gib: float | None = None,
+    like: Estimate | None = None,
 ) -> Estimate:
     """The estimate of a module that is there, its weights on any device; FLOPs are those of one micro-batch."""
     groups = group_weights(module, units_of(module), layout.weight_type)
     passes = module.passes(work.context, work.example, work.queries)
-    plain, checkpointed, block = _activations(module, passes, work, layout)
+    if like is None or like.micro_batch != work.contexts:
+        plain, checkpointed, block = _activations(module, passes, work, layout)
+    else:
+        plain, checkpointed, block = like.activation_bytes_plain, like.activation_bytes_checkpointed, like.block_bytes
     kept = checkpointed if layout.activation_checkpointing else plain
     step = Step(
         activations=kept,
@@ -169,6 +179,7 @@ def estimate_module(
         activation_bytes=kept,
         activation_bytes_plain=plain,
         activation_bytes_checkpointed=checkpointed,
+        block_bytes=block,
         device=device,
         total_bytes=device.total,
         communication=communication(groups, _gathers(passes, layout), layout),
