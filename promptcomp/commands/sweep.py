@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from promptcomp.commands.common import JsonOption, MethodOption, console_for
 from promptcomp.commands.sweep_show import sweep_best, sweep_plot, sweep_show
+from promptcomp.commands.sweep_tools import sweep_doctor, sweep_work
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -202,3 +203,5 @@ def sweep_measure(config: Annotated[Path, typer.Argument(help="An experiment's Y
 app.command("show")(sweep_show)
 app.command("best")(sweep_best)
 app.command("plot")(sweep_plot)
+app.command("work", hidden=True)(sweep_work)
+app.command("doctor")(sweep_doctor)
