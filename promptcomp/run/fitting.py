@@ -38,6 +38,7 @@ from promptcomp.run.directory import (
     write_environment,
 )
 from promptcomp.run.division import check_overrides
+from promptcomp.run.lease import under_lease
 from promptcomp.run.lock import locked
 from promptcomp.run.parts import Parts, make_module, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress

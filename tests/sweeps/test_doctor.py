@@ -139,7 +139,7 @@ def test_a_hopeless_journal_is_begun_anew(sweep: SweepDirectory) -> None:
 def test_no_sweep(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such directory"):
         examine(SweepDirectory(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="neither sweep.yaml nor journal.log"):
+    with pytest.raises(ConfigError, match=r"neither sweep\.yaml nor journal\.log"):
         examine(SweepDirectory(tmp_path))
 
 
