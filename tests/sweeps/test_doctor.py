@@ -114,7 +114,7 @@ def test_findings_and_repair(sweep: SweepDirectory, spoil: Callable[[SweepDirect
 
 def test_damage_is_said_by_the_reader(sweep: SweepDirectory) -> None:
     _garbage(sweep)
-    with pytest.raises(ConfigError, match="is damaged.*promptcomp sweep doctor .* --repair"):
+    with pytest.raises(ConfigError, match=r"is damaged.*promptcomp sweep doctor .* --repair"):
         read_state(sweep)
 
 
