@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -18,6 +20,8 @@ import torch
 from promptcomp.config import ConfigError
 from promptcomp.experiment import TrainerConfig
 from promptcomp.lightning_modules.execution import Execution
+from promptcomp.lightning_modules.sharded_files import write_shard
+from promptcomp.run import sharded
 from promptcomp.run.checkpoints import AtomicCheckpoints
 from promptcomp.run.cluster_environment import cluster_environment
 from promptcomp.run.quiet import quiet
@@ -44,6 +48,13 @@ class Action:
     start: str | None = None
     save: str | None = None
     name: str = ""
+    full_disk: bool = False
+    """The second rank's disk is full when it writes its part."""
+
+
+def fail(*_: Any, **__: Any) -> NoReturn:
+    """As a full disk does."""
+    raise OSError(errno.ENOSPC, "No space left on device", "shard")
 
 
 def do(action: Action, folder: Path) -> None:
@@ -75,12 +86,15 @@ def do(action: Action, folder: Path) -> None:
     torch.set_default_dtype(torch.float64)
     try:
         trainer.fit(module, datamodule=data(case, layout), ckpt_path=start, weights_only=True)
+        if action.full_disk and trainer.global_rank == 1:
+            sharded.write_shard = fail
         if action.save is not None:
             trainer.save_checkpoint(folder / action.save)
             trainer.save_checkpoint(folder / f"{action.save}.best", weights_only=True)
         tensors = {name: tensor.clone() for name, tensor in module.trained_tensors().items()}
     finally:
         torch.set_default_dtype(torch.float32)
+        sharded.write_shard = write_shard
     if trainer.is_global_zero:
         torch.save({"losses": losses.values, "tensors": tensors}, folder / f"{action.name}.pt")
 

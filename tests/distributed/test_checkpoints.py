@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from promptcomp.lightning_modules.checkpoint_files import read_checkpoint
+from promptcomp.checkpoints.describe import damage
+from promptcomp.lightning_modules.checkpoint_files import read_checkpoint, step_of
 from promptcomp.lightning_modules.sharded_files import is_sharded
 from tests.distributed.checkpoint_runs import CASES, HALF, READERS, WHOLE, WRITERS, Action, do, words_of
 from tests.distributed.trajectories import finish, save_models, start
@@ -41,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     save_models(folder)
     every = [action for case in range(len(CASES)) for action in actions(case)]
+    every.append(Action(0, "fsdp 2 sharded", 1, save=name(0, "fsdp 2 sharded") + ".ckpt", name="full", full_disk=True))
     alone = [action for action in every if action.how.startswith("auto")]
     together = [action for action in every if not action.how.startswith("auto")]
     for action in alone:
@@ -91,6 +96,48 @@ def test_parts_hold_what_one_file_holds(folder: Path, case: int) -> None:
     weights = folder / f"{name(case, 'fsdp 2 sharded')}.ckpt.best"
     assert weights.is_file()
     assert all(torch.equal(v, one["state_dict"][k]) for k, v in read_checkpoint(weights)["state_dict"].items())
+
+
+def test_a_full_disk_of_one_rank_stops_all_and_leaves_the_one_before(folder: Path) -> None:
+    for rank in (0, 1):
+        assert "No space left" in (folder / f"full.error{rank}").read_text()
+    path = folder / f"{name(0, 'fsdp 2 sharded')}.ckpt"
+    assert step_of(path) == HALF
+    assert damage(path) == []
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_the_program_trains_in_parts_and_every_command_takes_them(tmp_path: Path) -> None:
+    def call(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "promptcomp", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call(
+        "fit", "--method", "mend", "--run-dir", "run", "trainer.devices=2", "trainer.accelerator=cpu",
+        "trainer.strategy=fsdp", "trainer.checkpoints=sharded", "trainer.threads=1", "trainer.max_steps=2",
+        "trainer.batch_size=4", "trainer.eval_every=2", "method.num_slots=2", "data.queries_per_context=2",
+        "data.num_demonstrations=4", "data.world.num_test_tasks=3", "data.world.num_dev_tasks=3",
+        "data.world.num_queries=3", "evaluation.measure_cost=false", "evaluation.bootstrap_resamples=100",
+    )  # fmt: skip
+    run = tmp_path / "run"
+    assert is_sharded(run / "checkpoints" / "last.ckpt")
+    assert (run / "checkpoints" / "best.ckpt").is_file()
+    results = json.loads((run / "results.json").read_text())["splits"]
+    (run / "checkpoints" / "best.ckpt").unlink()  # the parts are the only weights now
+    again = json.loads(call("evaluate", "run", "--json"))["results"]["splits"]
+    assert again["test"]["method"] == pytest.approx(results["test"]["method"])
+    call("checkpoint", "export", "run", "-o", "out")
+    words = ("trainer.strategy=auto", "trainer.devices=1", "trainer.checkpoints=whole")
+    call("fit", "--resume", "run", *words)
+    assert (run / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_pytorch_reads_the_parts_too(folder: Path) -> None:
