@@ -248,8 +248,10 @@ def difference(one: dict[str, Any], two: dict[str, Any]) -> tuple[float, float]:
     return losses, max(float((one["tensors"][n] - two["tensors"][n]).abs().max()) for n in one["tensors"])
 
 
-def start(module: str, world_size: int, *words: str) -> list[subprocess.Popen[str]]:
-    """Start the ranks of a group as torchrun would."""
+def start(
+    module: str, world_size: int, *words: str, each: Sequence[Sequence[str]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """Start the ranks of a group as torchrun would, with the same words or those of `each`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -260,7 +262,7 @@ def start(module: str, world_size: int, *words: str) -> list[subprocess.Popen[st
         environment = {**os.environ, **{key: str(value) for key, value in own.items()}, "OMP_NUM_THREADS": "1"}
         found.append(
             subprocess.Popen(
-                [sys.executable, "-m", module, *words],
+                [sys.executable, "-m", module, *(words if each is None else each[rank])],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
