@@ -118,12 +118,12 @@ def test_a_kill_at_any_moment_leaves_a_usable_checkpoint(tmp_path: Path, kind: s
         assert child.stdout is not None
         child.stdout.readline()
         copies = []
-        for number in range(40):  # what a kill at this moment would leave
+        for number in range(15):  # what a kill at this moment would leave
             time.sleep(rng.random() * 0.01)
             child.send_signal(signal.SIGSTOP)
             _wait_until_stopped(child.pid)
             copies.append(_usable_step(path))
-            child.send_signal(signal.SIGCONT if number < 39 else signal.SIGKILL)
+            child.send_signal(signal.SIGCONT if number < 14 else signal.SIGKILL)
     assert all(step >= 1 for step in copies)
     assert copies == sorted(copies)
     assert _usable_step(path) >= copies[-1]
