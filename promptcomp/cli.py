@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from promptcomp import __version__
-from promptcomp.commands import data, prompts
+from promptcomp.commands import data, prompts, sweep
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
 from promptcomp.commands.curve import curve
@@ -239,6 +239,7 @@ app.command()(curve)
 app.command()(jobs)
 app.command()(cancel)
 app.add_typer(data.app, name="data")
+app.add_typer(sweep.app, name="sweep")
 
 
 def _finish(outcome: Any, console: Console, as_json: bool) -> None:

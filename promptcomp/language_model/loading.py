@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -20,7 +21,12 @@ from transformers import (
 )
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.language_model.random_start import FromScratch, changed_architecture, start_positions
+from promptcomp.language_model.random_start import (
+    FromScratch,
+    changed_architecture,
+    first_layers,
+    start_positions,
+)
 from promptcomp.language_model.window import window_of
 
 EMBEDDED = "embedded:"
@@ -108,6 +114,8 @@ class LanguageModelConfig(Config):
     """Put the tokenizer's BOS in front of every sequence; null: as the tokenizer itself does."""
     from_scratch: FromScratch | None = None
     """Start with random weights; `path` gives the tokenizer and the architecture (embedded:toy_student has no more)."""
+    layers: int | None = Field(None, ge=1)
+    """Only the first so many blocks of the model (T5: of its encoder and of its decoder), with their weights."""
 
 
 def locate(path: str) -> str:
@@ -142,6 +150,8 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
             raise ConfigError(_unreadable(config.path, "model", error)) from None
     if config.from_scratch is not None and config.from_scratch.settings:
         found = changed_architecture(found, config.from_scratch.settings, config.path)
+    if config.layers is not None:
+        found = first_layers(found, config.layers, config.path)
     if found.is_encoder_decoder and found.model_type not in ENCODER_DECODERS:
         known = ", ".join(ENCODER_DECODERS)
         kind = found.model_type

@@ -1,7 +1,8 @@
-"""Language models with random weights: an architecture found at a path, changed where asked, and its special start."""
+"""Changed language models: random weights, an architecture changed where asked, a special start, fewer blocks."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 from typing import Any
@@ -65,6 +66,32 @@ def changed_architecture(found: PretrainedConfig, settings: dict[str, Any], path
     except (TypeError, ValueError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"lm.from_scratch.settings = {settings}: not a valid architecture ({reason})") from None
+
+
+def first_layers(found: PretrainedConfig, layers: int, path: str) -> PretrainedConfig:
+    """An architecture with its first blocks only; weights of the others are left where they are.
+
+    Args:
+        found: The architecture.
+        layers: How many blocks to keep.
+        path: Where it was found, for the error message.
+
+    Raises:
+        ConfigError: it does not have so many.
+    """
+    most = found.num_hidden_layers
+    if found.is_encoder_decoder:
+        most = max(most, found.num_decoder_layers)
+    if layers > most:
+        raise ConfigError(f"layers = {layers}: {path} has {most} layers")
+    shorter = copy.deepcopy(found)
+    shorter.num_hidden_layers = min(layers, found.num_hidden_layers)
+    if found.is_encoder_decoder:
+        shorter.num_decoder_layers = min(layers, found.num_decoder_layers)
+    kinds = found.to_dict().get("layer_types")  # which layers slide, in models that mix
+    if kinds is not None:
+        shorter.layer_types = kinds[:layers]
+    return shorter
 
 
 def start_positions(model: PreTrainedModel, start: PositionalStart) -> None:

@@ -38,6 +38,7 @@ from promptcomp.run.directory import (
     write_environment,
 )
 from promptcomp.run.division import check_overrides
+from promptcomp.run.lease import under_lease
 from promptcomp.run.lock import locked
 from promptcomp.run.parts import Parts, make_module, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress
@@ -74,6 +75,7 @@ class Outcome:
             print_report(self.results, console, self.run)
 
 
+@under_lease
 def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outcome | None:
     """Train in a new run directory and evaluate. Returns None on ranks other than 0.
 
@@ -95,6 +97,7 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
             os.environ.pop(RUN_DIRECTORY_VARIABLE, None)
 
 
+@under_lease
 def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> Outcome | None:
     """Continue a run from its last checkpoint (or from the start, if it has none) and evaluate.
 

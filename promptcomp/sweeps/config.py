@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from promptcomp.config import Config
-
-Scalar = bool | int | float | str | None
+from promptcomp.sweeps.shorthand import Scalar, is_range, name_of_value, number_or_same, read_range
 
 
 class Values(Config):
@@ -16,6 +17,26 @@ class Values(Config):
 
     values: tuple[Any, ...] = Field(min_length=1)
     """Whatever the key takes; numbers are an ordered axis in plots, everything else is a category."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, tree: Any) -> Any:
+        """YAML reads 1e-5 (without a point) as a text; here it is the number that was meant."""
+        if isinstance(tree, Mapping) and isinstance(tree.get("values"), list | tuple):
+            return {**tree, "values": tuple(number_or_same(value) for value in tree["values"])}
+        return tree
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Values:
+        seen: list[Scalar] = []
+        for value in self.values:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{value} is not a finite number")
+            name = name_of_value(value)
+            if name in seen:
+                raise ValueError(f"{name!r} is listed twice (each value once; repetitions are what seeds are for)")
+            seen.append(name)
+        return self
 
 
 class Interval(Config):
@@ -28,7 +49,19 @@ class Interval(Config):
     integer: bool = False
     """Whole numbers only."""
     steps: int | None = Field(None, ge=2)
-    """Number of grid values, ends included; null: continuous."""
+    """Number of grid values, ends included; null: continuous (whole numbers: every one)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Interval:
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError("low and high must be finite")
+        if self.low >= self.high:
+            raise ValueError(f"low = {self.low:g} is not below high = {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic scale needs low > 0, not {self.low:g}")
+        if self.integer and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"integer: {self.low:g} to {self.high:g} are not whole numbers")
+        return self
 
 
 class Choices(Config):
@@ -39,6 +72,35 @@ class Choices(Config):
 
 
 Dimension = Values | Interval | Choices
+
+
+def _dimension(found: Any) -> Any:
+    """What stands for one key of the space: a list, `lo..hi[:log][:steps=N]`, or one of the three mappings."""
+    if isinstance(found, Values | Interval | Choices):
+        return found
+    if isinstance(found, str) and is_range(found):
+        found = read_range(found)
+    if isinstance(found, list | tuple):
+        found = {"values": tuple(found)}
+    if not isinstance(found, Mapping):
+        raise ValueError("expected a list of values, lo..hi, or {choices: ...}; one value for all trials goes into set")
+    kind = Values if "values" in found else Choices if "choices" in found else Interval
+    try:
+        return kind.model_validate(dict(found))
+    except ValidationError as error:
+        raise ValueError("; ".join(_told(dict(item), kind) for item in error.errors(include_url=False))) from None
+
+
+def _told(item: dict[str, Any], kind: type[Config]) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = f"unknown key; known: {', '.join(kind.model_fields)}"
+    if item["type"] == "missing":
+        message = "missing"
+    if item["type"] == "too_short":
+        message = "empty; at least one is needed"
+    return f"{place}: {message}" if place else message
 
 
 class Objective(Config):
@@ -103,8 +165,10 @@ class SweepConfig(Config):
     """A shipped experiment (gist, mend, ...) or a YAML file."""
     set: dict[str, Any] = {}
     """Dotted key -> value, for every trial."""
-    space: dict[str, Annotated[Dimension, Field(union_mode="left_to_right")]] = Field(min_length=1)
-    """Dotted key (or a free name, for choices) -> what is tried."""
+    space: dict[str, Annotated[Dimension, Field(union_mode="left_to_right"), BeforeValidator(_dimension)]] = Field(
+        min_length=1
+    )
+    """Dotted key (or a free name, for choices) -> what is tried: a list, `lo..hi[:log][:steps=N]`, or a mapping."""
     seeds: int = Field(1, ge=1)
     """Trials of every point, with seeds first_seed, first_seed + 1, ..."""
     first_seed: int = Field(0, ge=0)

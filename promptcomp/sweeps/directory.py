@@ -4,6 +4,7 @@ sweep.yaml       the sweep as resolved; the same command, or `promptcomp sweep D
 journal.log      Optuna's journal (unless a database is used); optuna-dashboard opens it
 runs/            one run directory for each trial, named by its point, seed and identity; a retry continues in it
 logs/            what each trial's process printed
+leases/          who is at work now: a file for each trainer, and for each worker in leases/workers/
 report/          plots, tables and index.html
 """
 
@@ -50,9 +51,33 @@ class SweepDirectory:
         return self.path / "logs"
 
     @property
+    def leases(self) -> Path:
+        """Who is at work now."""
+        return self.path / "leases"
+
+    @property
+    def worker_leases(self) -> Path:
+        """The workers that are at work now."""
+        return self.leases / "workers"
+
+    @property
+    def planning_lock(self) -> Path:
+        """Held while a worker plans and claims."""
+        return self.leases / "planning.lock"
+
+    @property
+    def place(self) -> Path:
+        """Identity of this directory: machines that share a database, but no disk, tell their trials apart by it."""
+        return self.path / "place.txt"
+
+    @property
     def report(self) -> Path:
         """Plots, tables and the page."""
         return self.path / "report"
+
+    def lease_of(self, cell: str) -> Path:
+        """The lease of one trial's trainer."""
+        return self.leases / f"{cell}.json"
 
     def log_of(self, cell: str) -> Path:
         """Output of one trial's processes, all attempts."""

@@ -1,0 +1,207 @@
+"""`promptcomp sweep`: many runs over ranges of keys; start, continue, look at, repair.
+
+`promptcomp sweep NAME` is short for `promptcomp sweep run NAME`; the names of the subcommands come first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from promptcomp.commands.common import JsonOption, MethodOption, console_for
+from promptcomp.commands.sweep_show import sweep_best, sweep_plot, sweep_show
+from promptcomp.commands.sweep_tools import sweep_doctor, sweep_work
+from promptcomp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from promptcomp.sweeps.config import SweepConfig
+
+INTERRUPTED = 130
+
+
+class _RunByDefault(TyperGroup):
+    """A group whose command `run` needs no name: what is not a subcommand is what to run."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `run` in front unless a subcommand or the group's own help is asked for."""
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_RunByDefault,
+    no_args_is_help=True,
+    help="Run an experiment over ranges of its keys: promptcomp sweep NAME|FILE|DIR [KEY=...], or one of the commands.",
+)
+
+SweepWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=...]...",
+        help="key=2,4,8 or key=1e-5..1e-3:log[:steps=5]: what is tried; key=value: for all trials; sweep.key=value: "
+        "the sweep itself (sweep.seeds=5).",
+    ),
+]
+
+
+@app.command("run")
+def sweep_run(
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="[SWEEP]", help="A shipped sweep (--list), a YAML file, or a sweep's directory."),
+    ] = None,
+    words: SweepWords = None,
+    method: MethodOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The sweep's directory; default: sweeps/NAME.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Trials at a time on this machine.")] = 1,
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", help="GPUs to use, as 0,1,2,3; every worker gets its own. Default: all there are."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", help="A database (postgresql://...) in place of the journal in the directory."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Trials of every point.")] = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", help="grid, random, tpe or nsga2.")] = None,
+    points: Annotated[int | None, typer.Option("--points", min=1, help="Points to draw (not for a grid).")] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option("--objective", help="METRIC[@SPLIT][:min|:max], for example retained or size.memory_slots:min."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Start nothing: print the plan, and its cost from measured steps.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="With --dry-run: measure some steps, or only count FLOPs.")
+    ] = True,
+    yes: Annotated[bool, typer.Option("--yes", help="A grid of more than 10,000 points is meant.")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="List the shipped sweeps.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Start or continue a sweep. The same command continues it, also from further machines at the same time."""
+    if list_all:
+        _print_list(as_json)
+        return
+    own = [f"sweep.sampler={sampler}"] if sampler is not None else []
+    own += [f"sweep.{key}={value}" for key, value in (("points", points), ("seeds", seeds)) if value is not None]
+    own += [f"sweep.objectives={_objectives(objective)}"] if objective else []
+    config, directory = _open(target, [*(words or ()), *own], method, output)
+    from promptcomp.sweeps.checking import check, check_splits
+    from promptcomp.sweeps.directory import SweepDirectory
+
+    check(config, allow_huge=yes)
+    if dry_run:
+        from promptcomp.sweeps.dry_run import print_plan
+
+        print_plan(config, SweepDirectory(directory), workers, measure, console_for(as_json), as_json)
+        return
+    check_splits(config)
+    _run(config, directory, storage, workers, devices, as_json)
+
+
+def _open(
+    target: str | None, words: Sequence[str], method: str | None, output: Path | None
+) -> tuple[SweepConfig, Path]:
+    """The sweep that is meant, and its directory."""
+    from promptcomp.sweeps.reading import default_directory, find_sweep, read_sweep, sweep_of
+
+    if target is not None and "=" in target and not Path(target).exists():
+        words, target = [target, *words], None
+    if target is not None and method is not None:
+        raise ConfigError(f"{target!r} beside --method {method}: name one of them; what is tried is written key=2,4,8")
+    if target is None and method is None:
+        raise ConfigError("name a sweep (promptcomp sweep --list), a YAML file or a directory, or give --method NAME")
+    if method is not None:
+        config = sweep_of(method, words)
+        return config, output or default_directory(config, Path(method).stem)
+    assert target is not None
+    config, origin = read_sweep(target, words), find_sweep(target)
+    if origin.directory is not None:
+        if output is not None and output != origin.directory:
+            raise ConfigError(f"{target} is continued where it is; leave -o out, or start from its YAML file")
+        return config, origin.directory
+    return config, output or Path("sweeps") / origin.name
+
+
+def _objectives(texts: Sequence[str]) -> str:
+    """The YAML of METRIC[@SPLIT][:min|:max] texts."""
+    found = []
+    for text in texts:
+        name, _, direction = text.partition(":")
+        metric, _, split = name.partition("@")
+        if direction not in ("", "min", "max") or not metric:
+            raise ConfigError(f"--objective {text!r}: write METRIC, METRIC@SPLIT, METRIC:min or METRIC@SPLIT:max")
+        smaller = direction == "min" or (not direction and metric == "loss")
+        found.append(
+            {
+                "metric": metric,
+                "direction": "minimize" if smaller else "maximize",
+                **({"split": split} if split else {}),
+            }
+        )
+    return json.dumps(found)
+
+
+def _run(
+    config: SweepConfig, directory: Path, storage: str | None, workers: int, devices: str | None, as_json: bool
+) -> None:
+    from promptcomp.sweeps.directory import SweepDirectory
+    from promptcomp.sweeps.live import LiveView
+    from promptcomp.sweeps.report import write_report
+    from promptcomp.sweeps.running import run_sweep
+    from promptcomp.sweeps.show import print_state
+    from promptcomp.sweeps.study import read_state
+    from promptcomp.sweeps.tables import state_json
+
+    console, place = console_for(as_json), SweepDirectory(directory)
+    with LiveView(console) as view:
+        finished = run_sweep(
+            config,
+            place,
+            storage=storage,
+            workers=workers,
+            devices=devices,
+            console=console,
+            on_state=view.update,
+        )
+    state = read_state(place)
+    if as_json:
+        print(json.dumps(state_json(state)))
+    else:
+        print_state(state, console)
+    if not finished:
+        console.print("Stopped. Nothing finished is lost: the same command continues.")
+        raise typer.Exit(INTERRUPTED)
+    console.print(f"report: {write_report(state)}", highlight=False, soft_wrap=True)
+    if any(trial.status == "failed" for trial in state.trials):
+        raise typer.Exit(1)
+
+
+def _print_list(as_json: bool) -> None:
+    from promptcomp.sweeps.dry_run import print_sweeps
+
+    print_sweeps(console_for(as_json), as_json)
+
+
+@app.command("measure", hidden=True)
+def sweep_measure(config: Annotated[Path, typer.Argument(help="An experiment's YAML.")]) -> None:
+    """Measure a few steps of one trial and print them as JSON (what --dry-run starts)."""
+    from promptcomp.sweeps.measuring import print_measured
+
+    print_measured(config)
+
+
+app.command("show")(sweep_show)
+app.command("best")(sweep_best)
+app.command("plot")(sweep_plot)
+app.command("work", hidden=True)(sweep_work)
+app.command("doctor")(sweep_doctor)

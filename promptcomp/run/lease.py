@@ -1,0 +1,252 @@
+"""Leases: a file that says which process is at work on something, touched while that process lives.
+
+A trainer keeps one where the environment variable PROMPTCOMP_LEASE says so (a sweep sets it). On the same machine a
+lease is as good as its process; elsewhere it is judged by its age, on the clock of the disk that it is on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from promptcomp.config import ConfigError
+from promptcomp.evaluation.files import write_atomic
+
+LEASE_VARIABLE = "PROMPTCOMP_LEASE"
+"""Where a trainer keeps its lease."""
+SECONDS_VARIABLE = "PROMPTCOMP_LEASE_SECONDS"
+"""Seconds between two touches of a lease."""
+GRACE_VARIABLE = "PROMPTCOMP_LEASE_GRACE"
+"""Seconds after which an untouched lease of another machine has run out."""
+JOB_VARIABLE = "PROMPTCOMP_JOB"
+"""The cluster's job that a trainer belongs to, for people."""
+_SECONDS = 10.0
+_GRACE, _NETWORK_GRACE = 60.0, 300.0
+_NETWORK_DISKS = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.", "9p", "afs", "panfs")
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who is at work."""
+
+    host: str
+    pid: int
+    born: str
+    """When the process was started, in the system's own unit: a pid alone may be another process by now."""
+    machine: str
+    """Boot and pid namespace: only inside one of them a pid means anything."""
+    job: str
+    """The cluster's job, or empty."""
+    started: str
+    """ISO time."""
+    note: str = ""
+    """What it is at work on, for workers."""
+
+    @property
+    def name(self) -> str:
+        """host:pid, and the job where there is one."""
+        return f"{self.host}:{self.pid}" + (f" (job {self.job})" if self.job else "")
+
+
+def lease_of(pid: int | None = None, note: str = "") -> Lease:
+    """A new lease of a process of this machine.
+
+    Args:
+        pid: the process; None: this one.
+        note: what it is at work on.
+    """
+    pid = os.getpid() if pid is None else pid
+    job = os.environ.get(JOB_VARIABLE) or os.environ.get("SLURM_JOB_ID", "")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Lease(socket.gethostname(), pid, _born(pid) or "", _machine(), job, now, note)
+
+
+def write_lease(path: Path, lease: Lease) -> None:
+    """Write a lease; its folder is made if needed.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(asdict(lease)) + "\n")
+
+
+def read_lease(path: Path) -> Lease | None:
+    """The lease in a file; None where there is none (or a damaged one, which is worth as much)."""
+    try:
+        return Lease(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_live(path: Path, now: float | None = None, grace: float | None = None) -> bool:
+    """Whether the process of a lease is still at work.
+
+    Args:
+        path: the lease.
+        now: time on the disk's clock (`disk_time`), for leases of other machines; None: ask the disk.
+        grace: seconds that such a lease lasts untouched; None: as configured.
+    """
+    lease = read_lease(path)
+    if lease is None:
+        return False
+    if lease.host == socket.gethostname() and lease.machine == _machine():
+        return bool(lease.born) and _born(lease.pid) == lease.born
+    try:
+        touched = path.stat().st_mtime
+    except OSError:
+        return False
+    now = disk_time(path.parent) if now is None else now
+    return now - touched < (grace_of(path.parent) if grace is None else grace)
+
+
+def is_dead(lease: Lease) -> bool:
+    """Whether a lease is of a process of this machine that has ended; False where that cannot be known."""
+    here = lease.host == socket.gethostname() and lease.machine == _machine()
+    return here and bool(lease.born) and _born(lease.pid) != lease.born
+
+
+def disk_time(folder: Path) -> float:
+    """The time as the clock of a disk has it: a file server's may differ from this machine's by minutes."""
+    probe = folder / f".now-{socket.gethostname()}-{os.getpid()}"
+    try:
+        probe.touch()
+        found = probe.stat().st_mtime
+        probe.unlink(missing_ok=True)
+    except OSError:
+        return time.time()
+    return found
+
+
+def grace_of(folder: Path) -> float:
+    """Seconds that an untouched lease lasts: as configured, or by the kind of disk (NFS shows changes late)."""
+    chosen = os.environ.get(GRACE_VARIABLE)
+    if chosen:
+        return _positive(GRACE_VARIABLE, chosen)
+    return _NETWORK_GRACE if is_network_disk(folder) else _GRACE
+
+
+def is_network_disk(folder: Path) -> bool:
+    """Whether a folder is on a disk of another machine, as /proc/mounts says; False where that cannot be known."""
+    try:
+        lines = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    here = folder.resolve()
+    mounts = [(Path(parts[1]), parts[2]) for line in lines if len(parts := line.split()) > 2]
+    kinds = [(len(mount.parts), kind) for mount, kind in mounts if here.is_relative_to(mount)]
+    return bool(kinds) and max(kinds)[1].startswith(_NETWORK_DISKS)
+
+
+class Keeper:
+    """Keeps a lease of this process: writes it, touches it from a thread, removes it.
+
+    Args:
+        path: the lease.
+        note: what it is at work on.
+    """
+
+    def __init__(self, path: Path, note: str = "") -> None:
+        self.path = path
+        self.lease = lease_of(note=note)
+        self._done = threading.Event()
+        self._seconds = _positive(SECONDS_VARIABLE, os.environ.get(SECONDS_VARIABLE, str(_SECONDS)))
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+
+    def start(self) -> None:
+        """Write the lease and begin to touch it."""
+        write_lease(self.path, self.lease)
+        self._thread.start()
+
+    def note(self, text: str) -> None:
+        """Say what this process is at work on now."""
+        self.lease = replace(self.lease, note=text)
+        write_lease(self.path, self.lease)
+
+    def stop(self) -> None:
+        """Give the lease back."""
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._done.wait(self._seconds):
+            with contextlib.suppress(OSError):  # a share that is away for a moment, or the folder has been removed
+                os.utime(self.path)
+
+
+@contextlib.contextmanager
+def kept(path: Path, note: str = "") -> Iterator[Keeper]:
+    """Hold a lease."""
+    keeper = Keeper(path, note)
+    keeper.start()
+    try:
+        yield keeper
+    finally:
+        keeper.stop()
+
+
+def under_lease(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Have rank 0 keep the lease that the environment asks for while `function` runs."""
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        path = os.environ.get(LEASE_VARIABLE)
+        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+        with kept(Path(path)) if path and rank == "0" else contextlib.nullcontext():
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _born(pid: int) -> str | None:
+    """Start time of a process in clock ticks since boot; "unknown" where there is no /proc; None: no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except OSError:
+            pass
+        return "unknown"
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces
+    return None if fields[0] in "ZX" else fields[19]
+
+
+@functools.cache
+def _machine() -> str:
+    parts = []
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _positive(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise ConfigError(f"{name}={text!r}: expected a number of seconds above 0")
+    return value

@@ -1,0 +1,287 @@
+"""Everything that can be wrong with a sweep, found before anything starts and told at once."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from promptcomp.errors import ConfigError
+from promptcomp.evaluation.metrics import METRICS
+from promptcomp.evaluation.records import TEXT_METRICS
+from promptcomp.evaluation.results import Cost, Size
+from promptcomp.experiment import Experiment
+from promptcomp.sweeps.config import Choices, Dimension, Interval, SweepConfig
+from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.shorthand import Scalar
+from promptcomp.sweeps.space import (
+    base_tree,
+    control_cells,
+    experiment_of,
+    grid,
+    grid_size,
+    scalars,
+    settings_of,
+)
+
+HUGE = 10_000
+"""Points of a grid above which someone has to say that it is meant."""
+_EVERY_POINT = 200
+"""Points of a grid up to which every combination is validated, not only every value."""
+_OF_SWEEP = {
+    "seed": "use seeds and first_seed",
+    "name": "the sweep names its runs",
+    "output_dir": "give the sweep's directory with -o",
+}
+_OF_SPLIT = ("method", "full_prompt", "no_prompt", "retained", "headroom", "gap_to_full")
+_NEED_BOUNDS = {"full_prompt", "no_prompt", "retained", "headroom", "gap_to_full"}
+_SMALLER_IS_BETTER = {"loss"}
+
+
+def check(config: SweepConfig, *, allow_huge: bool = False) -> None:
+    """Validate a sweep against the experiments that it would make.
+
+    Args:
+        config: the sweep.
+        allow_huge: accept a grid of more than 10,000 points.
+
+    Raises:
+        ConfigError: lists every mistake with the dimension it belongs to.
+    """
+    base = base_tree(config)
+    problems = [*_clashes(config), *_size(config, allow_huge)]
+    experiments: list[Experiment] = []
+    sound = {name: dimension for name, dimension in config.space.items() if name not in _OF_SWEEP}
+    if sound:
+        whole = not problems
+        problems += _values(config.model_copy(update={"space": sound}), base, experiments, whole)
+    problems += _metrics(config, experiments)
+    if problems:
+        title = config.title or config.experiment
+        raise ConfigError("\n".join([f"sweep {title!r}:", *(f"  {problem}" for problem in dict.fromkeys(problems))]))
+
+
+def check_splits(config: SweepConfig) -> None:
+    """Open the data of the first point, where an objective or a constraint names a split, and look whether it is there.
+
+    Raises:
+        ConfigError: no such split, or a mistake in the data.
+    """
+    named = [*(found.split for found in config.objectives), *(found.split for found in config.constraints)]
+    wanted = [split for split in named if split is not None]
+    if not wanted:
+        return
+    from promptcomp.run.parts import make_parts
+    from promptcomp.run.quiet import quiet
+
+    experiment = experiment_of(config, first_point(config), config.first_seed)
+    with quiet():
+        datamodule, _ = make_parts(experiment)
+    splits = tuple(split for split in datamodule.eval_splits if split != "dev") or datamodule.eval_splits
+    known = experiment.evaluation.splits or splits
+    for split in wanted:
+        if split not in known:
+            raise ConfigError(f"objectives: results have no split {split!r}; {_near(split, known)}")
+
+
+def first_point(config: SweepConfig) -> dict[str, Scalar]:
+    """The first sample of every dimension."""
+    return {name: samples_of(dimension)[0] for name, dimension in config.space.items()}
+
+
+def samples_of(dimension: Dimension) -> tuple[Scalar, ...]:
+    """Values that stand for a dimension: all listed ones, the ends of a continuous interval."""
+    found = scalars(dimension)
+    if found is not None:
+        return found
+    assert isinstance(dimension, Interval)
+    ends = (dimension.low, dimension.high)
+    return tuple(int(end) for end in ends) if dimension.integer else ends
+
+
+def _clashes(config: SweepConfig) -> Iterator[str]:
+    """Keys that two places set, or that the sweep sets itself."""
+    owners: dict[str, str] = {}
+    for name, dimension in config.space.items():
+        chosen = dimension.choices.values() if isinstance(dimension, Choices) else [{name: None}]
+        for key in {key: None for settings in chosen for key in settings}:
+            if key in _OF_SWEEP:
+                yield f"space {name}: {key} cannot be swept; {_OF_SWEEP[key]}"
+            for other, owner in owners.items():
+                if owner != name and _overlap(key, other):
+                    yield f"space {name}: sets {key}, and space {owner} sets {other}; one of them would be lost"
+            owners[key] = name
+        if isinstance(dimension, Choices):
+            yield from _choices(name, dimension)
+    for key in config.set:
+        if key in _OF_SWEEP:
+            yield f"set {key}: {_OF_SWEEP[key]}"
+        for swept, owner in owners.items():
+            if key == swept or key.startswith(f"{swept}."):
+                yield f"set {key}: space {owner} sets {swept} as well; remove one of the two"
+
+
+def _choices(name: str, dimension: Choices) -> Iterator[str]:
+    for choice, settings in dimension.choices.items():
+        if not settings:
+            yield f"space {name}: choice {choice!r} sets nothing"
+    distinct = [str(sorted(settings.items(), key=str)) for settings in dimension.choices.values()]
+    for (one, first), (two, second) in itertools.combinations(zip(dimension.choices, distinct, strict=True), 2):
+        if first == second:
+            yield f"space {name}: {one!r} and {two!r} are the same settings"
+
+
+def _overlap(one: str, two: str) -> bool:
+    return one == two or one.startswith(f"{two}.") or two.startswith(f"{one}.")
+
+
+def _size(config: SweepConfig, allow_huge: bool) -> Iterator[str]:
+    try:
+        points = grid_size(config)
+    except ConfigError as error:
+        yield str(error)
+        return
+    if config.sampler == "grid" and points > HUGE and not allow_huge:
+        yield (
+            f"the grid has {points:,} points ({points * config.seeds:,} trials); draw some of them "
+            "(sweep.sampler=tpe sweep.points=100), list fewer values, or say --yes"
+        )
+
+
+def _values(config: SweepConfig, base: Mapping[str, Any], experiments: list[Experiment], whole: bool) -> Iterator[str]:
+    """Validate every sample, the others at their first value; if `whole`, combinations and controls too."""
+    start = first_point(config)
+    known = _mistakes(config, {}, base)
+    if known:
+        # What the space itself mends (a key that is always chosen) is no mistake.
+        known &= _mistakes(config, start, base)
+        yield from sorted(known)
+    at_start = _mistakes(config, start, base) - known
+    found = False
+    for name, dimension in config.space.items():
+        for value in samples_of(dimension):
+            params = {**start, name: value}
+            lines = _mistakes(config, params, base, experiments) - known
+            own = {line for line in lines if line not in at_start or _names(line, config, {name: value})}
+            for line in sorted(own):
+                found = True
+                plain = _is_about(line, name) and not isinstance(dimension, Choices)
+                yield f"space {line}" if plain else f"space {name}{_of_choice(dimension, value)}: {line}"
+    if at_start and not found:
+        found = True
+        yield from (f"space {_told(start)}: {line}" for line in sorted(at_start))
+    if found or known or not whole:
+        return
+    yield from _combinations(config, base, experiments)
+    try:
+        _try_controls(config)
+    except ConfigError as error:
+        yield f"controls: {_first_line(error)}"
+
+
+def _combinations(config: SweepConfig, base: Mapping[str, Any], experiments: list[Experiment]) -> Iterator[str]:
+    if config.sampler != "grid" or len(config.space) < 2 or grid_size(config) > _EVERY_POINT:
+        return
+    for params in grid(config):
+        for line in sorted(_mistakes(config, params, base, experiments)):
+            yield f"space {_told(params)}: {line}"
+            return  # one such combination stands for many
+
+
+def _try_controls(config: SweepConfig) -> None:
+    """Build the controls of the first seed, to see that they can be.
+
+    Raises:
+        ConfigError: the base experiment, without the swept keys, is no experiment.
+    """
+    control_cells(config.model_copy(update={"seeds": 1}), SweepDirectory(Path()))
+
+
+def _mistakes(
+    config: SweepConfig, params: Mapping[str, Scalar], base: Mapping[str, Any], into: list[Experiment] | None = None
+) -> set[str]:
+    """The lines of the message for a point; its experiment goes to `into` when there are none."""
+    try:
+        experiment = experiment_of(config, params, config.first_seed, base)
+    except ConfigError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        return set(lines[1:] or lines)
+    if into is not None:
+        into.append(experiment)
+    return set()
+
+
+def _names(line: str, config: SweepConfig, params: Mapping[str, Scalar]) -> bool:
+    """Whether a line of a message is about a key that these parameters set."""
+    return any(_is_about(line, key) for key in settings_of(config, params))
+
+
+def _is_about(line: str, key: str) -> bool:
+    return line.startswith((f"{key} ", f"{key}:", f"{key}."))
+
+
+def _of_choice(dimension: Dimension, value: Scalar) -> str:
+    return f" ({value})" if isinstance(dimension, Choices) else ""
+
+
+def _told(params: Mapping[str, Scalar]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in params.items())
+
+
+def _first_line(error: ConfigError) -> str:
+    lines = str(error).splitlines()
+    return lines[1].strip() if len(lines) > 1 else lines[0]
+
+
+def _metrics(config: SweepConfig, experiments: Iterable[Experiment]) -> Iterator[str]:
+    """Objectives and constraints: names, and whether the runs will measure them."""
+    experiments = list(experiments)
+    names = [found.metric for found in config.objectives]
+    labels = [(found.metric, found.split) for found in config.objectives]
+    if len(set(labels)) < len(labels):
+        yield f"objectives: {', '.join(names)} holds one twice"
+    for objective in config.objectives:
+        if objective.metric in _SMALLER_IS_BETTER and objective.direction == "maximize":
+            yield f"objectives {objective.metric}: less is better; set direction: minimize"
+    for constraint in config.constraints:
+        if constraint.at_most is None and constraint.at_least is None:
+            yield f"constraints {constraint.metric}: give at_most or at_least"
+    places = [("objectives", found.metric, found.split) for found in config.objectives]
+    for where, metric, split in [
+        *places,
+        *(("constraints", found.metric, found.split) for found in config.constraints),
+    ]:
+        problem = _of_metric(metric, split, experiments)
+        if problem is not None:
+            yield f"{where} {metric}: {problem}"
+
+
+def _of_metric(metric: str, split: str | None, experiments: list[Experiment]) -> str | None:
+    known = known_metrics()
+    if metric not in known:
+        return f"not a number of results.json; {_near(metric, known)}"
+    section = metric.partition(".")[0]
+    if section in ("size", "cost") and split is not None:
+        return f"size and cost belong to the run, not to split {split!r}; leave split out"
+    needs_bounds = metric in _NEED_BOUNDS or section == "size"
+    if needs_bounds and any(not each.evaluation.bounds for each in experiments):
+        return "needs evaluation.bounds=true, which the experiment switches off; ask for method, or set it"
+    if metric.endswith("_ms") and any(not each.evaluation.measure_cost for each in experiments):
+        return "needs evaluation.measure_cost=true"
+    if metric in TEXT_METRICS and any(each.evaluation.generate is False for each in experiments):
+        return "is of generated texts and needs evaluation.generate=true"
+    return None
+
+
+def known_metrics() -> tuple[str, ...]:
+    """Every name that an objective or a constraint can have."""
+    sections = [f"{name}.{key}" for name, section in (("size", Size), ("cost", Cost)) for key in section.model_fields]
+    return (*_OF_SPLIT, *METRICS, *sections)
+
+
+def _near(found: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(found, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -1,0 +1,201 @@
+"""One trial's process: `promptcomp fit` in a session of its own, and what its end means."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from promptcomp.config import ConfigError, dump
+from promptcomp.run.directory import RUN_DIRECTORY_VARIABLE
+from promptcomp.run.lease import JOB_VARIABLE, LEASE_VARIABLE, lease_of, write_lease
+from promptcomp.run.lock import locked
+from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.planning import Kind
+from promptcomp.sweeps.space import Cell
+from promptcomp.sweeps.storage import STORAGE_VARIABLE
+
+PREEMPTED = 75
+FIT = (sys.executable, "-m", "promptcomp", "fit")
+_OWN = (STORAGE_VARIABLE, LEASE_VARIABLE, RUN_DIRECTORY_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
+_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
+_NO_MEMORY = ("out of memory", "memoryerror", "cannot allocate memory", "can't allocate memory", "bad_alloc")
+_NO_SPACE = ("no space left on device", "disk quota exceeded")
+_NOT_FINITE = ("floatingpointerror", "lower optim.lr or set optim.clip_norm")
+_TAIL = 16_384  # bytes
+
+End = Literal["done", "busy"] | Kind
+
+
+@dataclass(slots=True)
+class Child:
+    """A running `promptcomp fit`."""
+
+    process: subprocess.Popen[bytes]
+    cell: Cell
+    log: Path
+    log_start: int
+    """Bytes of the log that earlier attempts wrote."""
+    killed_for_memory: int
+    """The kernel's count of processes killed for want of memory, before this one."""
+
+    def ask_to_stop(self) -> None:
+        """Have it save its state and end."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and whatever it has started, at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def tail(self) -> str:
+        """The end of what it has printed."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(self.log_start, self.log.stat().st_size - _TAIL))
+                return file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+
+def start(directory: SweepDirectory, cell: Cell, devices: Sequence[str], command: Sequence[str] = FIT) -> Child:
+    """Begin or continue a trial's run.
+
+    Args:
+        directory: the sweep's.
+        cell: the trial.
+        devices: what CUDA_VISIBLE_DEVICES is to be; empty: as it is here.
+        command: what is started.
+
+    Raises:
+        ConfigError: the run directory holds something else.
+        OSError: the disk is full.
+    """
+    words = list(command)
+    if (cell.run / "config.yaml").is_file():
+        words += ["--resume", str(cell.run)]
+    else:
+        _clear_unstarted(cell.run)
+        config = directory.logs / f"{cell.cell}.yaml"
+        config.write_text(dump(cell.experiment), encoding="utf-8")
+        words += ["--config", str(config), "--run-dir", str(cell.run)]
+    log = directory.log_of(cell.cell)
+    lease = directory.lease_of(cell.cell)
+    with log.open("ab") as file:
+        log_start = file.tell()
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment(os.environ, cell, lease, devices),
+            start_new_session=True,  # Ctrl-C comes to the sweep alone, which passes it on once
+        )
+    write_lease(lease, lease_of(process.pid))  # until the trainer has read its modules and keeps it itself
+    return Child(process, cell, log, log_start, _killed_for_memory())
+
+
+def environment(outer: Mapping[str, str], cell: Cell, lease: Path, devices: Sequence[str]) -> dict[str, str]:
+    """The environment of a trial's process.
+
+    It knows nothing of the job or launcher around the sweep (Lightning would take its own processes for that job's
+    tasks), and nothing of the database.
+    """
+    env = {
+        name: value
+        for name, value in outer.items()
+        if name not in (*_OWN, *_RANKS) and not name.startswith(("SLURM_", "TORCHELASTIC_", "PMI_", "OMPI_"))
+    }
+    env[LEASE_VARIABLE] = str(lease.resolve())
+    if "SLURM_JOB_ID" in outer:
+        env[JOB_VARIABLE] = outer["SLURM_JOB_ID"]
+    if devices:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    if cell.experiment.trainer.devices not in ("auto", 1):
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    return env
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _clear_unstarted(run: Path) -> None:
+    """Remove a directory whose run was killed before it had written its configuration."""
+    if not run.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        for left in run.glob(".config.yaml.*.tmp"):
+            left.unlink()
+        (run / "checkpoints").rmdir()
+    try:
+        run.rmdir()
+    except OSError:
+        raise ConfigError(f"{run} is in the way: it holds files but no run of this sweep; move it away") from None
+
+
+def is_busy(run: Path) -> bool:
+    """Whether a process works in a run directory (one whose worker has died, perhaps)."""
+    config = run / "config.yaml"
+    if not config.is_file():
+        return False
+    try:
+        with locked(config):
+            return False
+    except ConfigError:
+        return True
+
+
+def end_of(child: Child, code: int, *, stopped: bool, finished: bool) -> tuple[End, str]:
+    """What the end of a trial's process means.
+
+    Args:
+        child: the process.
+        code: its exit code, negative for a signal.
+        stopped: it was asked to stop.
+        finished: its run has results.
+
+    Returns:
+        done, busy (another process works in its directory), or why there is no result; and one line for people.
+    """
+    if code == 0 and finished:
+        return "done", ""
+    tail = child.tail()
+    line = next((line.strip() for line in reversed(tail.splitlines()) if line.strip()), "nothing was printed")
+    low = tail.lower()
+    if any(text in low for text in _NO_SPACE):
+        return "disk", line
+    if code == PREEMPTED:
+        return "preempted", "pre-empted"
+    if stopped:
+        return "interrupted", "stopped"
+    if any(text in low for text in _NO_MEMORY):
+        return "memory", f"out of memory: {line}"
+    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        if _killed_for_memory() != child.killed_for_memory or child.killed_for_memory < 0:
+            return "memory", f"killed, most likely for want of memory (exit code {code})"
+        return "failed", f"killed (exit code {code})"
+    if code == 2:
+        return ("busy", line) if is_busy(child.cell.run) else ("config", line)
+    if any(text in low for text in _NOT_FINITE):
+        return "nan", line
+    return "failed", f"exit code {code}: {line}"
+
+
+def _killed_for_memory() -> int:
+    """How many processes the kernel has killed for want of memory; -1 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return -1
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), -1)

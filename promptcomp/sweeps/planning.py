@@ -1,0 +1,223 @@
+"""What a sweep still has to do, worked out from the trials there are.
+
+Nothing here is stored: whatever is killed between two writes, the next worker works out the same plan. No Optuna, no
+disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from promptcomp.sweeps.config import Scalar, SweepConfig
+
+Kind = Literal["", "void", "interrupted", "preempted", "disk", "lost", "failed", "memory", "nan", "config", "value"]
+"""Why an attempt ended without a result.
+
+void: planned twice or no longer wanted, never run; interrupted, preempted, disk: to be continued, no attempt counted;
+lost: its worker and trainer died; memory: out of memory; nan: a loss that is not finite; config: a mistake of the
+user's; value: finished, but without the objective.
+"""
+UNCOUNTED: tuple[Kind, ...] = ("interrupted", "preempted", "disk")
+_AGAIN: tuple[Kind, ...] = ("lost", "failed", "memory", "")
+Key = tuple[str, int]
+"""A point's identity and a seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One attempt at a trial, as the storage has it."""
+
+    number: int
+    state: Literal["waiting", "running", "complete", "pruned", "fail"]
+    point: str
+    seed: int
+    attempt: int
+    cell: str
+    params: Mapping[str, Scalar]
+    kind: Kind = ""
+    problem: str = ""
+    worker: str = ""
+    place: str = ""
+    """Identity of the sweep directory that it runs in."""
+    run: str = ""
+    device_seconds: float = 0.0
+    devices: int = 1
+    values: tuple[float, ...] = ()
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    started: datetime | None = None
+    ended: datetime | None = None
+
+    @property
+    def key(self) -> Key:
+        """Point and seed."""
+        return self.point, self.seed
+
+    @property
+    def is_over(self) -> bool:
+        """Finished or pruned: never to be run again."""
+        return self.state in ("complete", "pruned")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An attempt that is to be put into the queue."""
+
+    point: str
+    seed: int
+    attempt: int
+    params: Mapping[str, Scalar]
+
+
+def groups(records: Iterable[Record]) -> dict[Key, list[Record]]:
+    """The attempts of every trial, oldest first; void ones left out."""
+    found: dict[Key, list[Record]] = {}
+    for record in sorted(records, key=lambda each: each.number):
+        if record.kind != "void" and record.point:
+            found.setdefault(record.key, []).append(record)
+    return found
+
+
+def standing(attempts: Sequence[Record]) -> Record:
+    """The attempt that stands for its trial: the first that is over, otherwise a running one, otherwise the last."""
+    over = [record for record in attempts if record.is_over]
+    running = [record for record in attempts if record.state == "running"]
+    return (over or running or list(attempts[-1:]))[0]
+
+
+def next_attempt(attempts: Sequence[Record], retries: int) -> int | None:
+    """The number of the attempt that should be queued, None for none.
+
+    Args:
+        attempts: of one trial, oldest first.
+        retries: further attempts after the first one.
+    """
+    if any(record.state != "fail" for record in attempts):
+        return None
+    last = attempts[-1]
+    if last.kind in UNCOUNTED:
+        return last.attempt
+    if last.kind not in _AGAIN or last.attempt > retries:
+        return None
+    if last.kind == "memory" and sum(record.kind == "memory" for record in attempts) > 1:
+        return None  # it will not fit the third time either
+    return last.attempt + 1
+
+
+def is_settled(attempts: Sequence[Record], retries: int) -> bool:
+    """Whether nothing more will come of a trial."""
+    return standing(attempts).is_over or (
+        all(record.state == "fail" for record in attempts) and next_attempt(attempts, retries) is None
+    )
+
+
+def dropped(config: SweepConfig, points: Sequence[str], records: Iterable[Record]) -> set[str]:
+    """Points whose remaining seeds are left out, by their first `dropping.after` seeds.
+
+    A grid decides when the first seeds of all its points are settled, so that the order of trials does not matter; a
+    sampler's points are compared with the best point so far.
+    """
+    rule = config.dropping
+    if rule is None or rule.after >= config.seeds:
+        return set()
+    found = groups(records)
+    first = range(config.first_seed, config.first_seed + rule.after)
+    settled = {
+        point
+        for point in points
+        if all((point, seed) in found and is_settled(found[point, seed], config.retries) for seed in first)
+    }
+    if config.sampler == "grid" and len(settled) < len(points):
+        return set()
+    sign = 1.0 if config.objectives[0].direction == "maximize" else -1.0
+    means: dict[str, float] = {}
+    for point in settled:
+        ends = [standing(found[point, seed]) for seed in first]
+        values = [sign * record.values[0] for record in ends if record.state == "complete" and record.values]
+        if len(values) == rule.after:
+            means[point] = sum(values) / len(values)
+    best = max(means.values(), default=None)
+    return {
+        point for point in settled if best is not None and (point not in means or means[point] < best - rule.margin)
+    }
+
+
+def missing(
+    config: SweepConfig, points: Mapping[str, Mapping[str, Scalar]], records: Sequence[Record]
+) -> list[Planned]:
+    """Attempts that should be in the queue and are not: new points and seeds, then retries.
+
+    Args:
+        config: the sweep.
+        points: identity -> parameters, in the order in which they should run.
+        records: what there is.
+    """
+    found = groups(records)
+    out = dropped(config, tuple(points), records)
+    after = config.seeds if config.dropping is None else config.dropping.after
+    fair = config.sampler != "grid" or _first_seeds_settled(config, points, found)
+    limit = config.budget.trials
+    begun = len(found)
+    planned: list[Planned] = []
+    for offset in range(config.seeds):
+        seed = config.first_seed + offset
+        for point, params in points.items():
+            attempts = found.get((point, seed))
+            if attempts is not None:
+                number = next_attempt(attempts, config.retries)
+                if number is not None:
+                    planned.append(Planned(point, seed, number, params))
+                continue
+            if offset >= after and (point in out or not fair or not _has_first_seeds(config, point, found)):
+                continue
+            if limit is None or begun < limit:
+                planned.append(Planned(point, seed, 1, params))
+                begun += 1
+    return planned
+
+
+def _has_first_seeds(config: SweepConfig, point: str, found: Mapping[Key, Sequence[Record]]) -> bool:
+    if config.dropping is None:
+        return True
+    first = range(config.first_seed, config.first_seed + config.dropping.after)
+    return all((point, seed) in found and is_settled(found[point, seed], config.retries) for seed in first)
+
+
+def _first_seeds_settled(config: SweepConfig, points: Iterable[str], found: Mapping[Key, Sequence[Record]]) -> bool:
+    return config.dropping is None or all(_has_first_seeds(config, point, found) for point in points)
+
+
+def is_double(record: Record, records: Iterable[Record]) -> bool:
+    """Whether another attempt at the same trial is over, or is queued or running with a lower number."""
+    return any(
+        other.key == record.key
+        and other.number != record.number
+        and other.kind != "void"
+        and (other.is_over or (other.state in ("waiting", "running") and other.number < record.number))
+        for other in records
+    )
+
+
+def device_hours(records: Iterable[Record], now: datetime) -> float:
+    """Duration times devices over all attempts, running ones up to now."""
+    total = 0.0
+    for record in records:
+        if record.state == "running" and record.started is not None:
+            total += (now - record.started).total_seconds() * record.devices
+        else:
+            total += record.device_seconds
+    return total / 3600
+
+
+def used_up(config: SweepConfig, records: Sequence[Record], started: datetime | None, now: datetime) -> str | None:
+    """The budget of time that is used up, in words; None: no trial need wait for one."""
+    budget = config.budget
+    if budget.hours is not None and started is not None:
+        hours = (now - started).total_seconds() / 3600
+        if hours >= budget.hours:
+            return f"hours ({budget.hours:g})"
+    if budget.device_hours is not None and device_hours(records, now) >= budget.device_hours:
+        return f"device_hours ({budget.device_hours:g})"
+    return None

@@ -1,0 +1,167 @@
+"""A `SweepState` from what the storage has and what lies in the run directories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from optuna.trial import FrozenTrial
+
+from promptcomp.config import ConfigError, read_yaml
+from promptcomp.run.lease import disk_time, grace_of, is_live, read_lease
+from promptcomp.sweeps.config import SweepConfig
+from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.planning import Record, dropped, groups, next_attempt, standing, used_up
+from promptcomp.sweeps.queue import record_of
+from promptcomp.sweeps.space import grid_size
+from promptcomp.sweeps.state import Control, SweepState, Trial, TrialStatus
+from promptcomp.sweeps.values import dev_reports, known_values, last_step, objective_names
+
+
+class Leases:
+    """Which leases of a sweep are live, at one moment.
+
+    Args:
+        directory: the sweep's.
+    """
+
+    def __init__(self, directory: SweepDirectory) -> None:
+        self._directory = directory
+        self._now = disk_time(directory.leases)
+        self._grace = grace_of(directory.leases)
+        files = sorted(directory.worker_leases.glob("*.json")) if directory.worker_leases.is_dir() else []
+        live = [found for path in files if self._is_live(path) and (found := read_lease(path)) is not None]
+        self.workers = len(live)
+        self._notes = {lease.note for lease in live}
+
+    def _is_live(self, path: Path) -> bool:
+        return is_live(path, self._now, self._grace)
+
+    def has(self, record: Record, is_control: bool) -> bool:
+        """Whether anybody is at work on a running attempt: its trainer, or the worker that has taken it."""
+        return note_of(record.number, is_control) in self._notes or self._is_live(self._directory.lease_of(record.cell))
+
+
+def note_of(number: int, is_control: bool) -> str:
+    """What a worker's lease says of the attempt that it has taken."""
+    return f"{'control' if is_control else 'trial'} {number}"
+
+
+def state_of(
+    directory: SweepDirectory,
+    config: SweepConfig,
+    trials: Sequence[FrozenTrial],
+    controls: Sequence[FrozenTrial],
+    started: datetime | None,
+    place: str = "",
+) -> SweepState:
+    """A snapshot.
+
+    Args:
+        directory: the sweep's.
+        config: the sweep.
+        trials: all attempts at trials.
+        controls: all attempts at controls.
+        started: when the sweep was begun.
+        place: identity of the directory; attempts of other places are believed to be running.
+    """
+    leases = Leases(directory)
+    records = [record_of(trial) for trial in trials]
+    frozen = {trial.number: trial for trial in trials}
+    found = groups(records)
+    view = _View(directory, config, leases, place)
+    shown = tuple(view.trial(attempts, frozen[standing(attempts).number]) for attempts in found.values())
+    control_groups = groups(record_of(trial) for trial in controls)
+    now = datetime.now(UTC)
+    planned = grid_size(config) * config.seeds
+    stopped = used_up(config, records, started, now)
+    limit = config.budget.trials
+    if stopped is None and limit is not None and len(found) >= limit and planned > limit:
+        stopped = f"trials ({limit})"
+    points = tuple(dict.fromkeys(record.point for attempts in found.values() for record in attempts))
+    all_points = points if config.sampler != "grid" or len(points) >= grid_size(config) else ()
+    return SweepState(
+        directory=directory,
+        config=config,
+        trials=shown,
+        controls=tuple(view.control(attempts) for attempts in control_groups.values()),
+        planned=planned,
+        dropped=tuple(sorted(dropped(config, all_points, records))),
+        started=started,
+        workers=leases.workers,
+        stopped_by=stopped if any(trial.status == "waiting" for trial in shown) or len(found) < planned else None,
+    )
+
+
+class _View:
+    def __init__(self, directory: SweepDirectory, config: SweepConfig, leases: Leases, place: str) -> None:
+        self.directory, self.config, self.leases, self.place = directory, config, leases, place
+
+    def status(self, attempts: Sequence[Record], is_control: bool) -> TrialStatus:
+        record = standing(attempts)
+        if record.state == "running":
+            elsewhere = bool(record.place) and record.place != self.place
+            return "running" if elsewhere or self.leases.has(record, is_control) else "stale"
+        plain: dict[str, TrialStatus] = {"waiting": "waiting", "complete": "finished", "pruned": "pruned"}
+        if record.state in plain:
+            return plain[record.state]
+        return "failed" if next_attempt(attempts, self.config.retries) is None else "waiting"
+
+    def run_of(self, record: Record, folder: Path) -> Path:
+        return self.directory.path / record.run if record.run else folder / record.cell
+
+    def trial(self, attempts: Sequence[Record], frozen: FrozenTrial) -> Trial:
+        record = standing(attempts)
+        run = self.run_of(record, self.directory.runs)
+        status = self.status(attempts, is_control=False)
+        running = record.state == "running" and record.started is not None
+        spent = sum(each.device_seconds for each in attempts)
+        if running and record.started is not None:
+            spent += (datetime.now(UTC) - record.started).total_seconds() * record.devices
+        reports = _reports(self.config, run, frozen)
+        return Trial(
+            number=record.number,
+            cell=record.cell,
+            point=record.point,
+            params=record.params,
+            seed=record.seed,
+            status=status,
+            attempt=record.attempt,
+            run=run,
+            values=dict(zip(objective_names(self.config), record.values, strict=False)),
+            constraints=record.constraints,
+            reports=reports,
+            step=last_step(run),
+            max_steps=_max_steps(run),
+            worker=record.worker,
+            started=min((each.started for each in attempts if each.started is not None), default=None),
+            ended=None if status in ("waiting", "running", "stale") else record.ended,
+            device_seconds=spent,
+            problem=next((each.problem for each in reversed(attempts) if each.problem), None)
+            if status in ("failed", "waiting")
+            else None,
+        )
+
+    def control(self, attempts: Sequence[Record]) -> Control:
+        record = standing(attempts)
+        run = self.run_of(record, self.directory.controls)
+        name: Literal["full_prompt", "no_prompt"] = "full_prompt" if record.point == "full_prompt" else "no_prompt"
+        return Control(name, record.seed, self.status(attempts, is_control=True), run, known_values(self.config, run))
+
+
+def _reports(config: SweepConfig, run: Path, frozen: FrozenTrial) -> tuple[tuple[int, float], ...]:
+    """The dev metric of a run: from its metrics.csv, or as told to Optuna (a run on another machine's disk)."""
+    _, found = dev_reports(run, config.pruning.metric)
+    return tuple(sorted((found or frozen.intermediate_values).items()))
+
+
+def _max_steps(run: Path) -> int:
+    try:
+        tree = read_yaml(run / "config.yaml")
+    except ConfigError:
+        return 0
+    trainer = tree.get("trainer")
+    steps = trainer.get("max_steps") if isinstance(trainer, dict) else None
+    return steps if isinstance(steps, int) else 0

@@ -1,0 +1,236 @@
+"""Where Optuna keeps a sweep: a journal file in its directory, or a database; and the lock for planning."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from promptcomp.config import ConfigError
+from promptcomp.evaluation.files import read_text, write_atomic
+from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.journal import WholeLines
+
+if sys.platform != "win32":  # there two workers may plan the same trial; the second one finds out and drops it
+    import fcntl
+
+STORAGE_VARIABLE = "PROMPTCOMP_STORAGE"
+"""A database's whole address, password included; how a sweep tells its workers."""
+_SQLITE = "sqlite"
+_WAIT = 0.05  # seconds between two looks at a lock
+
+Result = TypeVar("Result")
+
+
+def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
+    """The database of a sweep; None: its journal file.
+
+    Args:
+        directory: the sweep's.
+        storage: what the user has given; None: what the sweep was begun with.
+
+    Raises:
+        ConfigError: no address of a database, or another one than the sweep was begun with.
+    """
+    given = _url(storage) if storage else None
+    whole = os.environ.get(STORAGE_VARIABLE)
+    before = _url(read_text(directory.storage, "storage address").strip()) if directory.storage.is_file() else None
+    if given is None and before is None and not whole:
+        return None
+    if before is None and directory.journal.is_file() and directory.journal.stat().st_size:
+        raise ConfigError(
+            f"{directory.path} keeps its trials in {directory.journal.name}, so --storage comes too late; leave it "
+            "out, or begin another sweep with -o"
+        )
+    if given is not None and before is not None and _plain(given) != _plain(before):
+        raise ConfigError(
+            f"{directory.path} keeps its trials in {before}, not in {given.render_as_string()}; leave --storage out, "
+            "or begin another sweep with -o"
+        )
+    if given is not None and given.password is not None:
+        return given
+    with_password = _url(whole) if whole else None
+    found = given or before
+    if found is None or (with_password is not None and _plain(with_password) == _plain(found)):
+        return with_password
+    return found
+
+
+def remember(directory: SweepDirectory, address: URL | None) -> None:
+    """Write a database's address to storage.txt, without its password."""
+    if address is not None and not directory.storage.is_file():
+        write_atomic(directory.storage, f"{_plain(address)}\n")
+
+
+def check_workers(address: URL | None, workers: int) -> None:
+    """Refuse SQLite for several workers: it hands the same trial to two of them (it has no SELECT ... FOR UPDATE).
+
+    Raises:
+        ConfigError: SQLite and more than one worker.
+    """
+    if address is not None and address.get_backend_name() == _SQLITE and workers > 1:
+        raise ConfigError(
+            "SQLite cannot hand out trials to several workers; leave --storage out (a journal file needs nothing "
+            "installed) or use PostgreSQL"
+        )
+
+
+def _url(text_: str) -> URL:
+    try:
+        url = make_url(text_)
+    except ArgumentError:
+        raise ConfigError(
+            "--storage is no database address; it is written postgresql://USER@HOST/DATABASE (the password may come "
+            "from PGPASSWORD or ~/.pgpass)"
+        ) from None
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg")
+    return url
+
+
+def _plain(url: URL) -> str:
+    """The address without its password."""
+    return url.set(password=None).render_as_string(hide_password=False)
+
+
+def open_storage(directory: SweepDirectory, address: URL | None) -> BaseStorage:
+    """Open (or make) the storage.
+
+    Raises:
+        ConfigError: a damaged journal, a missing driver, or a database that does not answer.
+    """
+    if address is None:
+        return _open_journal(directory.journal)
+    try:
+        return RDBStorage(address.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
+    except (ImportError, NoSuchModuleError):
+        raise _no_driver(address) from None
+
+
+def _open_journal(path: Path) -> BaseStorage:
+    try:
+        return JournalStorage(WholeLines(path))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> ConfigError:
+    """What to say of a journal that Optuna cannot read."""
+    return ConfigError(
+        f"{path} is damaged ({type(error).__name__}: {_first_line(error)}); "
+        f"'promptcomp sweep doctor {path.parent} --repair' drops the torn lines and keeps a copy"
+    )
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Give a database's connections back."""
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+@contextlib.contextmanager
+def exclusive(
+    directory: SweepDirectory, address: URL | None, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Hold the sweep's planning lock: a lock on a file, and with a database one there too, for other machines.
+
+    Both are released by the system when their holder dies. Where a disk does not lock at all, claims are still safe
+    (Optuna's are atomic); a trial that was planned twice is then found and dropped when it is claimed.
+
+    Raises:
+        InterruptedError: `stopped` while waiting.
+    """
+    directory.leases.mkdir(parents=True, exist_ok=True)
+    with directory.planning_lock.open("a") as file:
+        while sys.platform != "win32":
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if stopped():
+                    raise InterruptedError("stopped while waiting for the planning lock") from None
+                time.sleep(_WAIT)
+            except OSError:  # a disk without locks
+                break
+        with _database_lock(directory, address):
+            yield
+
+
+@contextlib.contextmanager
+def _database_lock(directory: SweepDirectory, address: URL | None) -> Iterator[None]:
+    kind = address.get_backend_name() if address is not None else None
+    if address is None or kind not in ("postgresql", "mysql", "mariadb"):
+        yield
+        return
+    number = int.from_bytes(hashlib.sha256(study_name(directory).encode()).digest()[:7], "big")
+    try:
+        engine = create_engine(address)
+    except (ImportError, NoSuchModuleError):
+        raise _no_driver(address) from None
+    try:
+        with engine.connect() as connection:
+            if kind == "postgresql":
+                connection.execute(text("SELECT pg_advisory_lock(:number)"), {"number": number})
+            else:
+                connection.execute(text("SELECT GET_LOCK(:name, 600)"), {"name": f"promptcomp{number}"})
+            yield  # the lock ends with the connection
+    finally:
+        engine.dispose()
+
+
+def _no_driver(address: URL) -> ConfigError:
+    return ConfigError(
+        f"the driver of {address.drivername} is not installed; for PostgreSQL: pip install 'promptcomp[postgres]'"
+    )
+
+
+def study_name(directory: SweepDirectory) -> str:
+    """Name of a sweep's study: its directory's, so that machines with a common database agree."""
+    return directory.path.resolve().name
+
+
+def patiently(
+    call: Callable[[], Result], say: Callable[[str], None], stopped: Callable[[], bool], wait: float
+) -> Result:
+    """Call until the database answers: servers are restarted, networks fail.
+
+    Args:
+        call: may be called again.
+        say: is told once.
+        stopped: gives up early.
+        wait: most seconds.
+    """
+    since, pause, told = time.monotonic(), 0.2, False
+    while True:
+        try:
+            return call()
+        except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
+            if stopped() or time.monotonic() - since > wait:
+                raise unreachable(error) from None
+            if not told:
+                told = True
+                say(f"the database does not answer ({_first_line(error)}); trying again for {wait:.0f} s")
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+
+
+def unreachable(error: Exception) -> ConfigError:
+    """What to say of a database that does not answer."""
+    return ConfigError(f"the sweep's database does not answer: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return next((line.strip() for line in str(original).splitlines() if line.strip()), type(error).__name__)

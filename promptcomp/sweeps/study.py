@@ -1,0 +1,223 @@
+"""A sweep's storage as a whole: begun, opened by workers, and read as a `SweepState`.
+
+Two Optuna studies share the storage: NAME holds the trials, NAME.controls the controls (which have no parameters and
+would confuse a sampler).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import optuna
+from optuna.storages import BaseStorage
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+
+from promptcomp import __version__
+from promptcomp.config import ConfigError, build, dump, read_yaml
+from promptcomp.evaluation.files import write_atomic
+from promptcomp.sweeps.changes import check_changes
+from promptcomp.sweeps.config import SweepConfig
+from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.queue import Queue, make_study
+from promptcomp.sweeps.snapshot import state_of
+from promptcomp.sweeps.space import base_tree
+from promptcomp.sweeps.state import SweepState
+from promptcomp.sweeps.storage import (
+    address_of,
+    check_workers,
+    close_storage,
+    damaged,
+    exclusive,
+    open_storage,
+    remember,
+    study_name,
+    unreachable,
+)
+
+
+@dataclass(slots=True)
+class Sweep:
+    """An open sweep."""
+
+    directory: SweepDirectory
+    config: SweepConfig
+    address: URL | None
+    trials: Queue
+    controls: Queue
+    place: str
+
+    def close(self) -> None:
+        """Give a database's connections back."""
+        close_storage(self.trials.storage)
+
+    def reload(self) -> None:
+        """Read sweep.yaml again: another parent may have added points."""
+        self.config = read_config(self.directory)
+
+    @property
+    def started(self) -> datetime | None:
+        """When the sweep was first begun."""
+        found = self.trials.attribute("started")
+        return datetime.fromisoformat(found) if isinstance(found, str) else None
+
+
+def read_config(directory: SweepDirectory) -> SweepConfig:
+    """The sweep of a directory, as resolved.
+
+    Raises:
+        ConfigError: no sweep, or a damaged sweep.yaml.
+    """
+    if not directory.config.is_file():
+        raise ConfigError(
+            f"{directory.path} is no sweep: it has no {directory.config.name}"
+            + (
+                f"; 'promptcomp sweep doctor {directory.path} --repair' restores it"
+                if directory.journal.is_file()
+                else ""
+            )
+        )
+    return build(SweepConfig, read_yaml(directory.config), source=str(directory.config))
+
+
+def begin(config: SweepConfig, directory: SweepDirectory, storage: str | None, workers: int) -> Sweep:
+    """Make a sweep's storage, or join it; sweep.yaml is then this `config`.
+
+    Args:
+        config: the sweep as wanted now.
+        directory: its own.
+        storage: a database's address; None: a journal file, or what the sweep was begun with.
+        workers: how many are to work on it.
+
+    Raises:
+        ConfigError: a change that finished trials forbid, an unusable storage or directory.
+    """
+    try:
+        for folder in (directory.path, directory.runs, directory.logs, directory.worker_leases):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: cannot be made ({error.strerror})") from None
+    address = address_of(directory, storage)
+    check_workers(address, workers)
+    try:
+        with exclusive(directory, address):
+            sweep = _open(directory, config, address)
+            _compare_and_note(sweep)
+            remember(directory, address)
+            if not sweep.place:
+                sweep.place = uuid.uuid4().hex
+                write_atomic(directory.place, f"{sweep.place}\n")
+            write_atomic(directory.config, dump(config))
+    except DBAPIError as error:
+        raise unreachable(error) from None
+    return sweep
+
+
+def open_sweep(directory: SweepDirectory, storage: str | None = None) -> Sweep:
+    """Open a sweep that was begun before.
+
+    Raises:
+        ConfigError: no sweep, a damaged journal, a database that does not answer.
+    """
+    config = read_config(directory)
+    address = address_of(directory, storage)
+    return _open(directory, config, address)
+
+
+def _open(directory: SweepDirectory, config: SweepConfig, address: URL | None) -> Sweep:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # people read what the sweep says itself
+    opened = open_storage(directory, address)
+    name = study_name(directory)
+    trials = make_study(opened, name, [objective.direction for objective in config.objectives])
+    controls = make_study(opened, f"{name}.controls", ["maximize"])
+    place = directory.place.read_text(encoding="utf-8").strip() if directory.place.is_file() else ""
+    return Sweep(directory, config, address, trials, controls, place)
+
+
+def _compare_and_note(sweep: Sweep) -> None:
+    """Refuse what has changed and may not; note what the sweep is now."""
+    before = sweep.trials.attribute("config")
+    base = base_tree(sweep.config)
+    if isinstance(before, dict):
+        check_changes(sweep.directory.path, before, sweep.config, sweep.trials.attribute("experiment") or {}, base)
+    now = sweep.config.model_dump(mode="json")
+    notes = {"config": now, "experiment": base, "promptcomp": __version__, "optuna": optuna.__version__}
+    if isinstance(before, dict):  # samplers draw differently in other versions: keep the one that it was begun with
+        del notes["optuna"]
+    else:
+        notes["started"] = datetime.now(UTC).isoformat()
+    for name, value in notes.items():
+        if sweep.trials.attribute(name) != value:
+            sweep.trials.set_attribute(name, value)
+
+
+class StateReader:
+    """Reads a sweep's state again and again, parsing only what is new.
+
+    Args:
+        directory: the sweep's.
+        storage: a database's address with its password, if it has changed.
+    """
+
+    def __init__(self, directory: SweepDirectory, storage: str | None = None) -> None:
+        self.directory = directory
+        self._storage = storage
+        self._opened: BaseStorage | None = None
+
+    def close(self) -> None:
+        """Give a database's connections back."""
+        if self._opened is not None:
+            close_storage(self._opened)
+        self._opened = None
+
+    def read(self) -> SweepState:
+        """The state now.
+
+        Raises:
+            ConfigError: no sweep, a damaged journal, a database that does not answer.
+        """
+        config = read_config(self.directory)
+        address = address_of(self.directory, self._storage)
+        if address is None and not self.directory.journal.is_file():
+            return state_of(self.directory, config, [], [], None)
+        try:
+            if self._opened is None:
+                self._opened = open_storage(self.directory, address)
+            names = {study.study_name for study in self._opened.get_all_studies()}
+            name = study_name(self.directory)
+            if name not in names:
+                return state_of(self.directory, config, [], [], None)
+            trials = Queue(self._opened, name)
+            controls = Queue(self._opened, f"{name}.controls") if f"{name}.controls" in names else None
+            place = self.directory.place.read_text(encoding="utf-8").strip() if self.directory.place.is_file() else ""
+            started = None
+            with contextlib.suppress(ValueError, TypeError):
+                started = datetime.fromisoformat(trials.attribute("started"))
+            state = state_of(
+                self.directory, config, trials.frozen(), controls.frozen() if controls else [], started, place
+            )
+            return replace(state, planned=int(trials.attribute("exhausted") or 0) or state.planned)
+        except DBAPIError as error:
+            self.close()
+            raise unreachable(error) from None
+        except (ValueError, KeyError, AttributeError) as error:
+            self._opened = None
+            if isinstance(error, ConfigError) or address is not None:
+                raise
+            raise damaged(self.directory.journal, error) from None
+
+
+def read_state(directory: SweepDirectory, storage: str | None = None) -> SweepState:
+    """A sweep's state, read without holding anybody up.
+
+    Raises:
+        ConfigError: no sweep, a damaged journal, a database that does not answer.
+    """
+    reader = StateReader(directory, storage)
+    try:
+        return reader.read()
+    finally:
+        reader.close()

@@ -1,0 +1,161 @@
+"""Numbers of a run that a sweep looks at: objectives and constraints (results.json), dev metrics (metrics.csv)."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from promptcomp.config import ConfigError
+from promptcomp.evaluation.results import Results, SplitResult, read_results
+from promptcomp.sweeps.config import Constraint, Objective, SweepConfig
+
+_OF_SPLIT = ("method", "full_prompt", "no_prompt", "retained", "headroom", "gap_to_full")
+
+
+def objective_names(config: SweepConfig) -> tuple[str, ...]:
+    """A name for each objective: its metric, with the split in front where two have the same."""
+    metrics = [objective.metric for objective in config.objectives]
+    return tuple(
+        f"{objective.split or 'first'}/{objective.metric}" if metrics.count(objective.metric) > 1 else objective.metric
+        for objective in config.objectives
+    )
+
+
+def objective_values(config: SweepConfig, run: Path) -> dict[str, float]:
+    """The objectives of a finished run.
+
+    Raises:
+        ConfigError: no results, or an objective that is not in them or has no value.
+    """
+    results = read_results(run)
+    return {
+        name: _value(results, objective, run)
+        for name, objective in zip(objective_names(config), config.objectives, strict=True)
+    }
+
+
+def known_values(config: SweepConfig, run: Path) -> dict[str, float]:
+    """The objectives of a finished run that have a value (a control has no `retained`)."""
+    try:
+        results = read_results(run)
+    except ConfigError:
+        return {}
+    found = {
+        name: metric_of(results, objective.metric, objective.split)
+        for name, objective in zip(objective_names(config), config.objectives, strict=True)
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def constraint_values(config: SweepConfig, run: Path) -> dict[str, float]:
+    """How far outside its bound a finished run is, for each constraint; 0 or less: inside.
+
+    Raises:
+        ConfigError: no results, or a metric that is not in them or has no value.
+    """
+    found: dict[str, float] = {}
+    for constraint in config.constraints:
+        value = _value(read_results(run), constraint, run)
+        if constraint.at_most is not None:
+            found[f"{constraint.metric} <= {constraint.at_most:g}"] = value - constraint.at_most
+        if constraint.at_least is not None:
+            found[f"{constraint.metric} >= {constraint.at_least:g}"] = constraint.at_least - value
+    return found
+
+
+def _value(results: Results, wanted: Objective | Constraint, run: Path) -> float:
+    value = metric_of(results, wanted.metric, wanted.split)
+    if value is None:
+        where = f" of split {wanted.split!r}" if wanted.split else ""
+        raise ConfigError(f"{run}: {wanted.metric}{where} has no value in results.json")
+    return value
+
+
+def metric_of(results: Results, metric: str, split: str | None = None) -> float | None:
+    """One number of results.json.
+
+    Args:
+        results: a run's.
+        metric: a field of the split (retained, method, ...), one of its metrics for the method, size.KEY or cost.KEY.
+        split: None: the first.
+
+    Returns:
+        None where there is no such number or it is null.
+    """
+    section, _, key = metric.partition(".")
+    if key and section in ("size", "cost"):
+        part = results.size if section == "size" else results.cost
+        return _finite(part.model_dump().get(key))
+    chosen = results.splits.get(split) if split else next(iter(results.splits.values()), None)
+    return None if chosen is None else _of_split(chosen, metric)
+
+
+def _of_split(split: SplitResult, metric: str) -> float | None:
+    if metric in _OF_SPLIT:
+        return _finite(split.model_dump(include={metric})[metric])
+    if metric == split.metric:
+        return _finite(split.method)
+    estimate = split.rows.get("method", {}).get(metric)
+    return _finite(split.others.get(metric) if estimate is None else estimate.value)
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def dev_reports(run: Path, metric: str | None) -> tuple[str | None, dict[int, float]]:
+    """The dev metric of a run so far.
+
+    Args:
+        run: the run directory.
+        metric: a column of metrics.csv; None: dev/accuracy where there is one, otherwise dev/loss.
+
+    Returns:
+        The column, None where there is none yet; training step -> value, finite ones only.
+    """
+    rows = metric_rows(run)
+    columns = {name for row in rows for name, value in row.items() if value}
+    chosen = metric or next((name for name in ("dev/accuracy", "dev/loss") if name in columns), None)
+    if chosen is None:
+        return None, {}
+    found: dict[int, float] = {}
+    for row in rows:
+        value = _number(row.get(chosen))
+        step = _number(row.get("step"))
+        if value is not None and step is not None:
+            found[int(step)] = value
+    return chosen, found
+
+
+def metric_rows(run: Path) -> list[Mapping[str, str]]:
+    """metrics.csv as it is now; a row that is being written may be short."""
+    try:
+        with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+
+
+def last_step(run: Path) -> int:
+    """Last training step in metrics.csv; 0 before the first."""
+    steps = [step for row in metric_rows(run)[-1:] if (step := _number(row.get("step"))) is not None]
+    return int(steps[0]) if steps else 0
+
+
+def _number(text: object) -> float | None:
+    if not isinstance(text, str):
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def is_lower_better(metric: str) -> bool:
+    """Whether a dev metric is better when it is lower: only losses are."""
+    return "loss" in metric

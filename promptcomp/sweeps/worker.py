@@ -1,0 +1,258 @@
+"""A worker: takes trials one by one, runs each as a child process, tells Optuna what became of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from promptcomp.config import ConfigError
+from promptcomp.run.controls import find
+from promptcomp.run.lease import Keeper, kept
+from promptcomp.sweeps.child import FIT, PREEMPTED, Child, End, end_of, is_busy, start
+from promptcomp.sweeps.claims import Claim, Desk, Nothing
+from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.planning import UNCOUNTED, Kind, Record
+from promptcomp.sweeps.reaping import adopt, devices_of, report
+from promptcomp.sweeps.sampling import bracket_of, comparable_part, pruner_of, should_prune
+from promptcomp.sweeps.stopping import Stop, devices_held, say
+from promptcomp.sweeps.storage import patiently
+from promptcomp.sweeps.study import Sweep, open_sweep
+
+DISK_FULL = 74
+"""Exit code of a worker that has stopped because the disk is full (EX_IOERR)."""
+_LOOK_EVERY = 0.25  # seconds between two looks at a child
+_PATIENCE = 120.0  # seconds that a stopped child has for its checkpoint
+_DATABASE_WAIT = 600.0  # seconds that a database may be away
+_FREE = 16 * 2**20  # bytes; with less on the disk no trial is begun
+
+
+def work(
+    directory: SweepDirectory | Path, worker: int = 0, devices: Sequence[str] = (), command: Sequence[str] = FIT
+) -> int:
+    """Work on a sweep until nothing is left to do.
+
+    Args:
+        directory: the sweep's.
+        worker: this worker's number, for people.
+        devices: CUDA devices of this worker; empty: as the environment has it.
+        command: begins a run.
+
+    Returns:
+        0 when nothing is left (or a budget is used up), 74 on a full disk, 75 when pre-empted, 130 when stopped.
+
+    Raises:
+        ConfigError: no sweep, or a storage that cannot be used.
+    """
+    place = directory if isinstance(directory, SweepDirectory) else SweepDirectory(directory)
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    stop = Stop()
+    with stop.installed(), devices_held(place, devices, stop) as held:
+        if not held:
+            return stop.code
+        sweep = patiently(lambda: open_sweep(place), say, stop.is_set, _DATABASE_WAIT)
+        with kept(place.worker_leases / f"{name}.json") as keeper:
+            try:
+                return Worker(sweep, keeper, tuple(devices), stop, command).run()
+            finally:
+                sweep.close()
+
+
+@dataclass(slots=True)
+class _Pruning:
+    """What is known of a running trial's dev metric."""
+
+    seen: int = 0
+    size: int = -1
+
+
+class Worker:
+    """The loop.
+
+    Args:
+        sweep: what to work on.
+        keeper: this worker's lease.
+        devices: its CUDA devices.
+        stop: whether to end.
+        command: begins a run.
+    """
+
+    def __init__(
+        self, sweep: Sweep, keeper: Keeper, devices: tuple[str, ...], stop: Stop, command: Sequence[str]
+    ) -> None:
+        self.sweep, self.keeper, self.devices, self.stop = sweep, keeper, devices, stop
+        self.command = command
+        self.desk = Desk(sweep, keeper, say)
+
+    def run(self) -> int:
+        """Until nothing is left, a budget is used up, the disk is full or a signal comes. Returns the exit code."""
+        pause = 0.2
+        while not self.stop.is_set():
+            free = shutil.disk_usage(self.sweep.directory.path).free
+            if free < _FREE:
+                say(f"the disk has {free // 2**20} MiB left: no further trial is begun; free space and start again")
+                return DISK_FULL
+            try:
+                claim = self._patiently_claim()
+            except InterruptedError:
+                break
+            if isinstance(claim, Claim):
+                code = self._attend(claim)
+                if code is not None:
+                    return code
+                pause = 0.2
+            elif claim.why == "wait":  # others run: one of them may fail or die
+                time.sleep(pause)
+                pause = min(pause * 1.5, 3.0)
+            else:
+                say(f"the budget of {claim.detail} is used up" if claim.why == "budget" else "nothing is left to do")
+                return 0
+        return self.stop.code
+
+    def _patiently_claim(self) -> Claim | Nothing:
+        return patiently(lambda: self.desk.claim(self.stop.is_set), say, self.stop.is_set, _DATABASE_WAIT)
+
+    def _attend(self, claim: Claim) -> int | None:
+        """See to one trial. Returns an exit code when this worker has to end."""
+        began = time.monotonic()
+        end, line = self._carry_out(claim)
+        spent = (time.monotonic() - began) * devices_of(claim.cell)
+        try:
+            patiently(lambda: self._tell(claim, end, line, spent), say, lambda: self.stop.count > 1, _DATABASE_WAIT)
+        except OSError as error:  # the journal cannot be written: the next worker finds the trial and takes it up
+            say(f"{claim.cell.cell}: cannot tell what became of it: {error.strerror or error}")
+            end = "disk"
+        self.keeper.note("")
+        if end == "disk":
+            say("the disk is full: no further trial is begun; free space and start again, nothing is lost")
+            return DISK_FULL
+        if end == "preempted":
+            return PREEMPTED
+        return self.stop.code if self.stop.is_set() else None
+
+    def _carry_out(self, claim: Claim) -> tuple[End | str, str]:
+        """Have a trial's run finished: found, waited for, continued or made."""
+        cell = claim.cell
+        what = f"{cell.cell}, attempt {claim.attempt}"
+        while True:
+            found = self._finished_run(claim)
+            if found is not None:
+                say(f"{what}: reusing {found}")
+                return "done", str(found)
+            if is_busy(cell.run):
+                say(f"{what}: a trainer without a worker has it; waiting for that one")
+                if not self._wait_until_free(cell.run):
+                    return "interrupted", "stopped while another trainer had it"
+                continue
+            say(f"{what}: {'continuing' if (cell.run / 'config.yaml').is_file() else 'new run'} {cell.run}")
+            try:
+                child = start(self.sweep.directory, cell, self.devices, self.command)
+            except ConfigError as error:
+                return "config", str(error)
+            except OSError as error:
+                return "disk", f"cannot be begun: {error.strerror or error}"
+            pruned = self._watch(claim, child)
+            code = child.process.returncode
+            child.kill()  # ranks that are left over when the first one was killed
+            self.sweep.directory.lease_of(cell.cell).unlink(missing_ok=True)
+            finished = find(cell.experiment, cell.run)[0] == "finished"
+            if pruned and not finished:
+                return "pruned", "stopped as hopeless"
+            end, line = end_of(child, code, stopped=self.stop.is_set(), finished=finished)
+            if end != "busy":
+                return end, str(cell.run) if end == "done" else line
+
+    def _finished_run(self, claim: Claim) -> Path | None:
+        """A finished run of the same configuration: its own, or a copy of it under its output_dir."""
+        own = claim.cell.run
+        identity = own.name.rpartition("-")[2]
+        for run in (own, *(other for other in sorted(own.parent.glob(f"*{identity}*")) if other != own)):
+            if find(claim.cell.experiment, run)[0] == "finished":
+                return run
+        return None
+
+    def _wait_until_free(self, run: Path) -> bool:
+        while is_busy(run):
+            if self.stop.is_set():
+                return False
+            time.sleep(1.0)
+        return True
+
+    def _watch(self, claim: Claim, child: Child) -> bool:
+        """Wait for a child; report its dev metric; pass on the wish to stop. Returns whether it was pruned."""
+        progress, pruned, asked_at, pause = _Pruning(), False, None, 0.02
+        while child.process.poll() is None:
+            if asked_at is None and not claim.is_control and not self.stop.is_set():
+                pruned = self._is_hopeless(claim, progress)
+            if asked_at is None and (pruned or self.stop.is_set()):
+                child.ask_to_stop()
+                asked_at = time.monotonic()
+            if asked_at is not None and (self.stop.count > 1 or time.monotonic() - asked_at > _PATIENCE):
+                child.kill()
+            time.sleep(pause)
+            pause = min(1.5 * pause, _LOOK_EVERY)
+        return pruned
+
+    def _is_hopeless(self, claim: Claim, progress: _Pruning) -> bool:
+        """Whether the pruner would stop a trial, asked when there is a new dev value."""
+        try:
+            size = (claim.cell.run / "metrics.csv").stat().st_size
+        except OSError:
+            return False
+        if size == progress.size:
+            return False
+        progress.size = size
+        sweep, config = self.sweep, self.sweep.config
+        try:
+            metric, found = report(sweep, claim.queue, claim.number, claim.cell.run)
+            if metric is None or len(found) == progress.seen or max(found) < config.pruning.warmup_steps:
+                return False
+            progress.seen = len(found)
+            trainer = claim.cell.experiment.trainer
+            bracket = bracket_of(config, claim.number, trainer.eval_every, trainer.max_steps)
+            pruner = pruner_of(config, trainer.eval_every, trainer.max_steps, bracket)
+            if pruner is None:
+                return False
+            own = comparable_part(config, claim.cell.params, metric)
+
+            def is_comparable(record: Record) -> bool:
+                same = comparable_part(config, record.params, metric) == own and record.state != "fail"
+                return same and bracket == bracket_of(config, record.number, trainer.eval_every, trainer.max_steps)
+
+            return should_prune(claim.queue, claim.number, pruner, is_comparable)
+        except (optuna.exceptions.StorageInternalError, OSError) as error:  # a storage that is away stops no trial
+            say(f"{claim.cell.cell}: the pruner could not be asked ({type(error).__name__})")
+            return False
+
+    def _tell(self, claim: Claim, end: End | str, line: str, spent: float) -> None:
+        """Tell the storage what became of a trial."""
+        queue, number, cell = claim.queue, claim.number, claim.cell
+        if end == "done":
+            problem = adopt(self.sweep, queue, number, Path(line), spent, claim.is_control)
+            say(f"{cell.cell}: {'finished' if problem is None else problem}")
+            return
+        if end == "pruned":
+            report(self.sweep, queue, number, cell.run)
+            queue.prune(number, spent)
+        else:
+            kind: Kind = end  # type: ignore[assignment]
+            queue.fail(number, kind, line, spent)
+        say(f"{cell.cell}, attempt {claim.attempt}: {_consequence(end, line, claim, self.sweep.config.retries)}")
+
+
+def _consequence(end: str, line: str, claim: Claim, retries: int) -> str:
+    if end == "pruned":
+        return line
+    if end in UNCOUNTED:
+        return f"{line}; it goes back into the queue"
+    if end in ("config", "nan"):
+        return f"{line}; the same would happen again, so it is not tried again"
+    if claim.attempt > retries:
+        return f"{line}; no attempt is left"
+    return f"{line}; " + ("tried once more at most" if end == "memory" else "it will be tried again")
