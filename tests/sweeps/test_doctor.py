@@ -114,7 +114,7 @@ def test_findings_and_repair(sweep: SweepDirectory, spoil: Callable[[SweepDirect
 
 def test_damage_is_said_by_the_reader(sweep: SweepDirectory) -> None:
     _garbage(sweep)
-    with pytest.raises(ConfigError, match="is damaged.*promptcomp sweep doctor .* --repair"):
+    with pytest.raises(ConfigError, match=r"is damaged.*promptcomp sweep doctor .* --repair"):
         read_state(sweep)
 
 
@@ -136,10 +136,16 @@ def test_a_hopeless_journal_is_begun_anew(sweep: SweepDirectory) -> None:
     assert examine(sweep) == []
 
 
+def test_a_directory_may_be_renamed(sweep: SweepDirectory) -> None:
+    moved = SweepDirectory(sweep.path.rename(sweep.path.with_name("another-name")))
+    assert examine(moved) == []
+    assert statuses(read_state(moved)) == {"finished": 2}
+
+
 def test_no_sweep(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such directory"):
         examine(SweepDirectory(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="neither sweep.yaml nor journal.log"):
+    with pytest.raises(ConfigError, match=r"neither sweep\.yaml nor journal\.log"):
         examine(SweepDirectory(tmp_path))
 
 
