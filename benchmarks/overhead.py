@@ -29,10 +29,10 @@ from promptcomp.batch import Batch
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.directory import RunDirectory
-from promptcomp.run.fitting import make_trainer
 from promptcomp.run.parts import make_parts
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
+from promptcomp.run.trainer import make_trainer
 
 
 class Clock(L.Callback):

@@ -87,6 +87,8 @@ class Batch:
     example: Tensor  # [M] number of the example each target belongs to
     choice: Tensor  # [M] which option of its example each target is
     role: Tensor  # [M] which task of its example each target belongs to (ANSWER, RATIONALE)
+    siblings: tuple[Batch, ...] = ()
+    """In the first micro-batch of an optimiser step: the others of this process. Their counts are needed at once."""
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
@@ -112,6 +114,7 @@ class Batch:
             example=self.example[targets],
             choice=self.choice[targets],
             role=self.role[targets],
+            siblings=(),
         )
         return chosen, queries
 
@@ -128,6 +131,8 @@ def _trim(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _move(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(each.to(device) for each in value)
     if isinstance(value, Context):
         return Context(value.ids.to(device), value.mask.to(device), value.task.to(device))
     return value.to(device)

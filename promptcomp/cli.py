@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import sys
@@ -11,13 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from promptcomp import __version__
-from promptcomp.commands import data, prompts, sweep
+from promptcomp.commands import checkpoint, data, prompts, sweep
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
 from promptcomp.commands.curve import curve
+from promptcomp.commands.jobs import cancel, jobs
 from promptcomp.commands.judge import judge
 from promptcomp.commands.rationales import rationales
-from promptcomp.errors import ConfigError
+from promptcomp.commands.slurm import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
+from promptcomp.errors import ConfigError, RankLost
+from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals, tell_job_script
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,17 +35,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-INTERRUPTED = 130
-"""Exit code of a run that was stopped by a signal and can be resumed (128 + SIGINT)."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def main() -> NoReturn:
     """Run the command line. A user's mistake becomes one message and exit code 2, a full disk one and exit code 1."""
     try:
-        app()
+        # a signal that asks a run to make room must find its handler from the start
+        with StopSignals().installed(last=True) if sys.argv[1:2] == ["fit"] else contextlib.nullcontext():
+            app()
     except ConfigError as error:
         _fail(str(error), 2)
+    except RankLost as error:
+        _fail(str(error), 1)
     except FloatingPointError as error:
         _fail(f"{error}; lower optim.lr or set optim.clip_norm, then start a new run", 1)
     except OSError as error:
@@ -72,7 +78,7 @@ def _options(
     """Options of the program itself."""
 
 
-@app.command()
+@app.command(cls=SlurmCommand)
 def fit(
     overrides: Overrides = None,
     method: MethodOption = None,
@@ -87,6 +93,15 @@ def fit(
         bool,
         typer.Option("--dry-run", help="Train nothing: print the resolved configuration, parameters, memory, FLOPs."),
     ] = False,
+    device_memory: Annotated[
+        float | None,
+        typer.Option(
+            "--device-memory",
+            min=1.0,
+            metavar="GIB",
+            help="With --dry-run: say what to change if a device of this size is too small (default: the GPU here).",
+        ),
+    ] = None,
     with_controls: Annotated[
         bool,
         typer.Option(
@@ -95,21 +110,34 @@ def fit(
             " runs of the same configuration under output_dir are reused or continued.",
         ),
     ] = False,
+    slurm: SlurmOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a compressor (or a control) and measure it beside its bounds on held-out tasks."""
     console = console_for(as_json)
     outcome: Any
+    if slurm is None:
+        refuse_overrides(overrides or ())
+    elif with_controls:
+        raise ConfigError("--slurm submits one run; submit the controls by themselves (method full_prompt, no_prompt)")
+    if slurm is not None and resume is None:
+        submit_new(slurm, method, config, overrides or (), run_dir, dry_run, console, as_json)
+        return
+    if slurm is not None and resume is not None and not (method or config or run_dir):
+        submit_again(slurm, resume, overrides or (), dry_run, console, as_json)
+        return
     if resume is not None:
-        if method or config or overrides or run_dir or dry_run or with_controls:
+        if method or config or run_dir or dry_run or with_controls:
             raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
         from promptcomp.run import resume_fit
 
-        outcome = resume_fit(resume, console)
+        outcome = resume_fit(resume, console, overrides or ())
     else:
         from promptcomp import experiment
 
         chosen = experiment.load(method, config, overrides or ())
+        if device_memory is not None and not dry_run:
+            raise ConfigError("--device-memory goes with --dry-run")
         if dry_run:
             from promptcomp.run.dry_run import print_estimate
 
@@ -117,7 +145,7 @@ def fit(
                 from promptcomp.run.controls import print_plan
 
                 print_plan(chosen, run_dir, console)
-            print_estimate(chosen, console, as_json)
+            print_estimate(chosen, console, as_json, device_memory)
             return
         if with_controls:
             from promptcomp.run.controls import fit_with_controls
@@ -219,7 +247,10 @@ app.command()(bench)
 app.command()(judge)
 app.command()(rationales)
 app.command()(curve)
+app.command()(jobs)
+app.command()(cancel)
 app.add_typer(data.app, name="data")
+app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(sweep.app, name="sweep")
 
 
@@ -231,5 +262,7 @@ def _finish(outcome: Any, console: Console, as_json: bool) -> None:
         print(json.dumps(outcome.as_json()))
     else:
         outcome.print(console)
+    if outcome.preempted:
+        tell_job_script()
     if outcome.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(PREEMPTED if outcome.preempted else INTERRUPTED)

@@ -19,7 +19,8 @@ from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.base import ICLConfig
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS
-from promptcomp.lightning_modules.base import OptimConfig
+from promptcomp.lightning_modules.optim import OptimConfig
+from promptcomp.lightning_modules.step_by_step import StepByStepConfig
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
@@ -35,18 +36,37 @@ class TrainerConfig(Config):
     """Steps between two looks at the dev split (also when the best weights are chosen)."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between two checkpoints that `--resume` continues from."""
+    checkpoints: Literal["whole", "sharded"] = "whole"
+    """whole: one file, gathered on the first process; sharded (strategy fsdp): a folder, each process writes its
+    part."""
+    select_by: Literal["auto", "loss", "accuracy", "exact_match"] = "auto"
+    """Which dev result the best weights are chosen by (exact_match: of greedy answers; equal ones by the loss); auto:
+    accuracy where there are options, otherwise loss."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many dev evaluations without a better result; null: never."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     """Where to run."""
     devices: int | Literal["auto"] = "auto"
-    """Number of devices; on CPU, of processes ("auto": one)."""
+    """Number of devices of a machine; on CPU, of processes ("auto": one)."""
+    num_nodes: int = Field(1, ge=1)
+    """Number of machines; with more than one, start the program on all of them with torchrun or srun."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: every device holds the whole model; fsdp: weights, gradients and optimiser state are divided among them
+    (FSDP2); auto: ddp where there are several devices."""
     precision: Precision = "32-true"
     """Arithmetic of the training steps."""
     accumulate: int = Field(1, ge=1)
-    """Micro-batches of one optimiser step; their losses are averaged, each normalised by its own counts."""
+    """Micro-batches of one optimiser step; losses are means over the tokens of the whole step."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of each transformer block for the backward pass and compute the rest again."""
+    offload_optimizer: bool = False
+    """Keep AdamW's state in the host's memory and step there."""
+    compile: bool = False
+    """Compile each transformer block with torch.compile."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of each process; null: torch's choice."""
+    timeout_seconds: int = Field(1800, ge=10)
+    """How long a process waits for the others of the run before it gives up."""
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainerConfig:
@@ -54,6 +74,20 @@ class TrainerConfig(Config):
             raise ValueError(
                 f"trainer.batch_size={self.batch_size} is not a multiple of trainer.accumulate={self.accumulate}"
             )
+        if self.devices != "auto" and self.devices < 1:
+            raise ValueError(f"trainer.devices={self.devices}: at least one device is needed")
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ValueError(
+                "trainer.strategy=fsdp does not go with trainer.precision=16-mixed (its loss scaling does not know "
+                "divided gradients); use bf16-mixed, bf16-true or 32-true"
+            )
+        if self.checkpoints == "sharded" and self.strategy != "fsdp":
+            raise ValueError(
+                "trainer.checkpoints=sharded goes with trainer.strategy=fsdp, where every process has a part to write; "
+                "use trainer.checkpoints=whole"
+            )
+        if self.strategy == "fsdp" and self.accelerator == "mps":
+            raise ValueError("trainer.strategy=fsdp does not run on mps; use trainer.accelerator=gpu or cpu")
         return self
 
 
@@ -99,6 +133,19 @@ class Experiment(Config):
     """Seed of the weights, the data order and the dropout masks."""
     output_dir: str = "runs"
     """Folder that run directories are made in."""
+
+    @model_validator(mode="after")
+    def _strategy_suits_method(self) -> Experiment:
+        if (
+            self.trainer.strategy == "fsdp"
+            and isinstance(self.method, StepByStepConfig)
+            and self.method.on_policy_share
+        ):
+            raise ValueError(
+                "trainer.strategy=fsdp cannot run method.on_policy_share: ranks would draw answers of different length "
+                "and wait for each other; use trainer.strategy=ddp or method.on_policy_share=0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _answers_can_be_written(self) -> Experiment:

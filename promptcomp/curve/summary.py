@@ -13,19 +13,12 @@ import numpy as np
 from pydantic import Field
 
 from promptcomp.config import Config
+from promptcomp.evaluation.seeds import CONFIDENCE, Mean, mean_of
 
-CONFIDENCE = 0.95
 LOWER_IS_BETTER = ("loss",)
 _RESAMPLES = 2000
 _ALL_DRAWS = 3200
 """Up to so many, all draws of seeds are taken instead of random ones (5 seeds have 3125)."""
-# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond the table the normal quantile is near enough.
-_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-
-Interval = tuple[float, float]
 
 
 class PointResult(Config):
@@ -39,17 +32,6 @@ class PointResult(Config):
     """The curve's metric."""
     run: str
     steps: int | None = None
-
-
-class Mean(Config):
-    """A mean over seeds."""
-
-    mean: float
-    ci: Interval | None = None
-    """Student's t interval; null for one seed."""
-    std: float | None = None
-    """Sample standard deviation over seeds; null for one seed."""
-    seeds: int
 
 
 class Cell(Config):
@@ -105,17 +87,6 @@ class Curve(Config):
     reached: tuple[Reached, ...]
     missing: tuple[str, ...] = ()
     """Points without a result, and why."""
-
-
-def mean_of(values: Sequence[float]) -> Mean:
-    """The mean of one value for each seed."""
-    count, mean = len(values), float(np.mean(values))
-    if count < 2:
-        return Mean(mean=mean, seeds=count)
-    std = float(np.std(values, ddof=1))
-    quantile = _T[count - 2] if count - 2 < len(_T) else 1.96
-    half = quantile * std / math.sqrt(count)
-    return Mean(mean=mean, ci=(mean - half, mean + half), std=std, seeds=count)
 
 
 class Table:

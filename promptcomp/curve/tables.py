@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from promptcomp.curve.summary import Cell, Curve, Mean, Reached
+from promptcomp.curve.summary import Cell, Curve, Reached
+from promptcomp.evaluation.seeds import Mean
 
 
 def points_csv(curve: Curve) -> str:

@@ -7,8 +7,8 @@ file turns that into loaders: training through `StepSampler`, evaluation in batc
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from promptcomp.batch import EncodedContext, collate
+from promptcomp.batch import Batch, EncodedContext, collate
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart, eval_batches
 from promptcomp.datamodules.options import ICLConfig, LoaderConfig
@@ -77,6 +77,24 @@ class _EvalItems(Dataset[EncodedContext]):
         return self._contexts.encode(part)
 
 
+class StepLoader:
+    """Micro-batches of a loader; the first one of every optimiser step carries the others of the step.
+
+    A loss that is a mean over the tokens of the whole step needs their number before the first backward pass.
+    """
+
+    def __init__(self, batches: Iterable[Batch], micro_batches: int) -> None:
+        self._batches = batches
+        self._micro_batches = micro_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self._batches)
+        for first in batches:
+            others = tuple(next(batches) for _ in range(self._micro_batches - 1))
+            yield replace(first, siblings=others)
+            yield from others
+
+
 class ContextDataModule(L.LightningDataModule):
     """Loaders over contexts with queries. Subclasses give the items; see the module docstring.
 
@@ -102,7 +120,7 @@ class ContextDataModule(L.LightningDataModule):
             config: The batching options.
             tokenizer: Makes ids; its padding id is used for padding (0 where it has none: padding is masked).
             seed: The run's seed; it decides the order and the draws of training, not of evaluation.
-            batch_size: Contexts of one step (micro-batch) over all processes.
+            batch_size: Contexts of one micro-batch over all processes.
         """
         super().__init__()
         self.loader_config = config
@@ -158,13 +176,19 @@ class ContextDataModule(L.LightningDataModule):
         return text.strip()
 
     def train_sampler(
-        self, *, rank: int = 0, world_size: int = 1, start_step: int = 0, follow_trainer: bool = False
+        self,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        follow_trainer: bool = False,
+        micro_batches: int = 1,
     ) -> StepSampler:
         """The order of training; `follow_trainer` starts every iteration at the attached trainer's step."""
         config = self.loader_config
         return StepSampler(
             self.num_train_items(),
-            self.batch_size,
+            self.batch_size * micro_batches,
             self.seed,
             rank=rank,
             world_size=world_size,
@@ -172,25 +196,30 @@ class ContextDataModule(L.LightningDataModule):
             window=config.length_window,
             lengths_of=self.train_lengths,
             max_tokens=config.max_batch_tokens,
+            micro_batches=micro_batches,
         )
 
     def _trainer_step(self) -> int:
         assert self.trainer is not None
-        return self.trainer.global_step * self.trainer.accumulate_grad_batches
+        return self.trainer.global_step
 
-    def train_dataloader(self) -> DataLoader[EncodedContext]:
+    def train_dataloader(self) -> DataLoader[EncodedContext] | StepLoader:
         """Endless batches for this process, from the trainer's current step on.
 
         The trainer needs `use_distributed_sampler=False`: the sampler divides the work itself.
         """
+        micro_batches = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         if self.trainer is None:
             sampler = self.train_sampler()
         else:
             sampler = self.train_sampler(
-                rank=self.trainer.global_rank, world_size=self.trainer.world_size, follow_trainer=True
+                rank=self.trainer.global_rank,
+                world_size=self.trainer.world_size,
+                follow_trainer=True,
+                micro_batches=micro_batches,
             )
         workers = self.loader_config.num_workers
-        return DataLoader(
+        loader = DataLoader(
             _TrainItems(self),
             batch_sampler=sampler,
             collate_fn=self._collate,
@@ -199,6 +228,7 @@ class ContextDataModule(L.LightningDataModule):
             multiprocessing_context="fork" if workers else None,  # workers share the rows and the token cache
             pin_memory=torch.cuda.is_available(),
         )
+        return loader if micro_batches == 1 else StepLoader(loader, micro_batches)
 
     def has_options(self, split: str) -> bool:
         """Whether a split has examples to choose an option in; without any, there is a loss and no accuracy."""

@@ -52,6 +52,7 @@ class StepSampler(Sampler[list[Draw]]):
         window: int = 1,
         lengths_of: Callable[[Sequence[Draw]], Sequence[int]] | None = None,
         max_tokens: int | None = None,
+        micro_batches: int = 1,
     ) -> None:
         """
         Args:
@@ -60,21 +61,24 @@ class StepSampler(Sampler[list[Draw]]):
             seed: Seed of all orders.
             rank: This process.
             world_size: Number of processes.
-            start_step: Step (micro-batch) to begin with; a callable is asked whenever an iteration begins, so that a
+            start_step: Step to begin with; a callable is asked whenever an iteration begins, so that a
                 loader that is iterated again goes on where the training stands.
             window: Batches in a window; 1 leaves the plain random order.
             lengths_of: Padded-relevant lengths [tokens] of draws; needed for `window > 1` and for `max_tokens`.
-            max_tokens: Most padded tokens in a global batch.
+            max_tokens: Most padded tokens in a global (micro-)batch.
+            micro_batches: Parts that a step is cut into; a part is what the sampler yields. With `max_tokens` a step
+                is this number of batches.
 
         Raises:
-            ConfigError: there are no items, or a step cannot give every process at least one item.
+            ConfigError: there are no items, or a part cannot give every process at least one item.
         """
         if num_items < 1:
             raise ConfigError("there is nothing to train on: the train split is empty")
-        if batch_size < world_size:
+        if batch_size < world_size * micro_batches:
+            parts = f" in {micro_batches} micro-batches each" if micro_batches > 1 else ""
             raise ConfigError(
-                f"batch_size = {batch_size} gives some of the {world_size} processes nothing to do; "
-                f"use at least {world_size} (it counts the contexts of all processes)"
+                f"batch_size = {batch_size} gives some of the {world_size} processes{parts} nothing to do; "
+                f"use at least {world_size * micro_batches} (it counts the contexts of all processes)"
             )
         if lengths_of is None and max_tokens is not None:
             raise ValueError("max_tokens needs lengths_of")
@@ -82,15 +86,25 @@ class StepSampler(Sampler[list[Draw]]):
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
         self.window = window if lengths_of is not None else 1
         self._lengths_of, self._max_tokens = lengths_of, max_tokens
+        self.micro_batches = micro_batches
         self._orders: dict[int, np.ndarray] = {}
 
     def __iter__(self) -> Iterator[list[Draw]]:
         start = self.start_step if isinstance(self.start_step, int) else self.start_step()
-        for batch in self.global_batches(start):
-            yield batch[self.rank :: self.world_size]
+        if self._max_tokens is not None:
+            parts: Iterator[list[Draw]] = self.global_batches(start * self.micro_batches)
+        else:
+            parts = (part for batch in self.global_batches(start) for part in self._parts(batch))
+        for part in parts:
+            yield part[self.rank :: self.world_size]
+
+    def _parts(self, batch: list[Draw]) -> Iterator[list[Draw]]:
+        for number in range(self.micro_batches):
+            first = number * len(batch) // self.micro_batches
+            yield batch[first : (number + 1) * len(batch) // self.micro_batches]
 
     def global_batches(self, start: int = 0) -> Iterator[list[Draw]]:
-        """The batches of all processes together, from step `start` on."""
+        """The batches of all processes together, from step (with `max_tokens`: micro-batch) `start` on."""
         if self._max_tokens is not None:
             yield from self._by_tokens(start)
         number = start // self.window

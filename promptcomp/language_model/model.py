@@ -22,7 +22,16 @@ from promptcomp.config import ConfigError
 from promptcomp.language_model import generation, loading
 from promptcomp.language_model.attention import AttentionPattern, slot_positions
 from promptcomp.language_model.loading import LanguageModelConfig
-from promptcomp.language_model.packing import MAX_ROW_TOKENS, Packed, close_gaps, pack, t5_mask, tree_mask
+from promptcomp.language_model.packing import (
+    MAX_ROW_TOKENS,
+    Packed,
+    close_gaps,
+    num_nodes,
+    pack,
+    scored_tokens,
+    t5_mask,
+    tree_mask,
+)
 from promptcomp.language_model.parts import (
     Logits,
     LogitScale,
@@ -103,6 +112,16 @@ class LanguageModel(nn.Module):
         """
         hf = loading.open_skeleton(config, loading.open_architecture(config, offline_table=True))
         return cls(hf, None, config.layout, False)
+
+    @classmethod
+    def shell(cls, config: LanguageModelConfig) -> Self:
+        """Shapes on the meta device with the tokenizer: for weights that come from another process.
+
+        Raises:
+            ConfigError: something is missing, unreadable or unsupported.
+        """
+        hf = loading.open_skeleton(config, loading.open_architecture(config))
+        return cls(hf, loading.open_tokenizer(config), config.layout, config.bos)
 
     @classmethod
     def from_parts(
@@ -228,15 +247,32 @@ class LanguageModel(nn.Module):
         values = self.head(hidden.flatten(0, 1)[packed.nodes])
         return Logits(values, packed.predictor, packed.label, packed.target_of)
 
+    def scored_tokens(self, batch: Batch) -> Tensor:
+        """How many tokens of each target [M] a forward scores, from the masks alone."""
+        return scored_tokens(self._query_side(batch), batch.target_mask, batch.query_of)
+
+    def num_logits(self, batch: Batch, where: Literal["targets", "all"] = "targets") -> Tensor:
+        """How many rows the logits of a forward have, from the masks alone."""
+        return num_nodes(self._query_side(batch), batch.target_mask, batch.query_of, all_positions=where == "all")
+
+    def _query_side(self, batch: Batch) -> Tensor:
+        """The mask [N, Q] of what stands in front of the targets."""
+        start = batch.query_mask.new_ones(len(batch.query_mask), 1)
+        if self.query_in_encoder:
+            return start
+        return batch.query_mask if self.family == "decoder" else torch.cat([start, batch.query_mask], 1)
+
     def score(self, memory: Memory | Prefix | None, batch: Batch) -> Scores:
         """Log likelihood of every target; context and query are read once for all of them."""
         logits = self(memory, batch, "targets")
         log_probs = logits.log_probs()
         zeros = log_probs.new_zeros(batch.target_ids.shape[0])
         ones = torch.ones_like(logits.target_of)
+        misses = torch.zeros_like(batch.query_of).index_add(0, logits.target_of, (~logits.is_likeliest()).long())
         return Scores(
             zeros.index_add(0, logits.target_of, log_probs),
             torch.zeros_like(batch.query_of).index_add(0, logits.target_of, ones),
+            misses == 0,
         )
 
     def generate(

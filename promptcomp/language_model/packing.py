@@ -96,6 +96,23 @@ def pack(
     )
 
 
+def scored_tokens(query_mask: Tensor, target_mask: Tensor, query_of: Tensor) -> Tensor:
+    """How many tokens of each target [M] `pack` would score: all, but the first one behind an empty query."""
+    length = target_mask.sum(-1)
+    unseen = (length > 0) & ~query_mask.any(-1)[query_of]
+    return length - unseen.long()
+
+
+def num_nodes(query_mask: Tensor, target_mask: Tensor, query_of: Tensor, *, all_positions: bool) -> Tensor:
+    """How many logits `pack` would ask for, a scalar."""
+    if all_positions:
+        return query_mask.sum() + target_mask.sum()
+    first = target_mask.any(-1) & query_mask.any(-1)[query_of]
+    branches = torch.zeros_like(query_mask[:, :1], dtype=torch.long).squeeze(1).index_add(0, query_of, first.long())
+    # The last token of a query predicts the first token of all its targets.
+    return scored_tokens(query_mask, target_mask, query_of).sum() - (branches - 1).clamp(min=0).sum()
+
+
 def tree_mask(packed: Packed, prefix_mask: Tensor, *, with_prefix_rows: bool, visible: Tensor | None = None) -> Tensor:
     """Who sees whom: bool [R, S, K + S], or [R, K + S, K + S] with the (causal) rows of the prefix itself.
 

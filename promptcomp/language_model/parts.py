@@ -31,6 +31,10 @@ class Logits(NamedTuple):
         values = at_least_float32(self.values)
         return values[self.predictor, self.label] - values.logsumexp(-1)[self.predictor]
 
+    def is_likeliest(self) -> Tensor:
+        """Whether each scored target token is the likeliest one [E]."""
+        return self.values.argmax(-1)[self.predictor] == self.label
+
 
 class LogitScale(NamedTuple):
     """What models do to the logits behind the output head: a factor, then a soft cap."""
@@ -70,6 +74,7 @@ class Scores(NamedTuple):
 
     sum_log_prob: Tensor  # [M]
     num_tokens: Tensor  # [M]
+    is_greedy: Tensor  # [M] bool: every token is the likeliest one, so greedy decoding writes exactly this target
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -1,87 +1,37 @@
-"""What every method shares and no paper describes: freezing, the optimiser, logging, sharding and checkpoints.
+"""What every method shares and no paper describes: freezing, the optimiser, logging and checkpoints.
 
-A method is `build()` (make the trainable parts), `compress(context)` and `losses(batch)`.
+A method is `build()` (make the trainable parts), `compress(context)`, and `losses(batch)` with its `counts(batch)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
-from transformers import PreTrainedModel
 
 from promptcomp.batch import Batch, Context
-from promptcomp.config import Config, ConfigError
+from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
-from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora
+from promptcomp.lightning_modules.adapters import LMTraining, add_lora
+from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks
+from promptcomp.lightning_modules.method import ExampleGold, LMTrainingConfig, MethodConfig, Pass
+from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective
 from promptcomp.lightning_modules.optim import OptimConfig, learning_rate_factor, make_optimizer
-from promptcomp.lightning_modules.trained import Origin, check_trained, read_trained, write_export
+from promptcomp.lightning_modules.resuming import rank_dependent_part
+from promptcomp.lightning_modules.sharding import shard
+from promptcomp.lightning_modules.trained_state import TrainedState
 from promptcomp.memory import Memory
 
-
-class MethodConfig(Config):
-    """Base of the methods' sections; each adds a literal `name`."""
+__all__ = ["CompressionModule", "Counts", "ExampleGold", "LMTrainingConfig", "LossTerm", "MethodConfig", "Pass"]
 
 
-class LMTrainingConfig(MethodConfig):
-    """Base of the sections of methods that may train the LM itself."""
-
-    train: LMTraining = "none"
-    """lm: all weights of the LM; lora: low-rank adapters beside them; none: the LM stays as it is."""
-    lora: LoraConfig = LoraConfig()
-    """The adapters of `train: lora`."""
-    init_from: str | None = None
-    """A run directory, export or checkpoint of the same method whose trained parts training starts from."""
-
-
-@dataclass(frozen=True, slots=True)
-class LossTerm:
-    """One part of the objective as a sum and a count, so that ranks of different size average correctly."""
-
-    name: str
-    total: Tensor
-    """Sum over `count` items on this rank."""
-    count: Tensor | int
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One model reading tokens in a training step, for estimates before a run; numbers are for one context."""
-
-    model: PreTrainedModel
-    tokens: float
-    """Tokens read."""
-    length: float
-    """Tokens of one sequence (attention grows with it)."""
-    gradient: bool
-    """Whether a gradient flows through it, so that its activations are kept."""
-    trained: bool
-    """Whether its weights get a gradient."""
-
-
-class ExampleGold(Protocol):
-    """What the running accuracy needs to know of an example."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def gold(self) -> int: ...
-    @property
-    def options(self) -> Sequence[str]: ...
-
-
-class CompressionModule(L.LightningModule):
+class CompressionModule(TrainedState):
     """Base of all methods.
 
     Args:
@@ -118,9 +68,17 @@ class CompressionModule(L.LightningModule):
         self.lm_config = lm if isinstance(lm, LanguageModelConfig) else None
         if isinstance(lm, LanguageModel):
             self.lm = lm
-        self._is_built = False
+        self.execution = Execution()
+        self._is_built = self._is_in_trainer = False
+        self._objective: StepObjective | None = None
+        self.step_loss: Tensor | None = None
+        """Loss of the last optimiser step over all ranks and micro-batches."""
+        self.tokens_trained: Tensor | int = 0
+        """Real tokens since the start or the resumption, over all ranks."""
         self._gold: dict[int, int] = {}
+        self._has_free_answers = False
         self.dev_loss = MeanMetric()
+        self.dev_exact_match = MeanMetric()
         self.dev_accuracy = OptionAccuracy()
 
     @property
@@ -144,6 +102,10 @@ class CompressionModule(L.LightningModule):
         """The terms of the training objective on this batch."""
         raise NotImplementedError
 
+    def counts(self, batch: Batch) -> Counts:
+        """The counts of the terms that `losses` would give, from the batch alone; see `Counts`."""
+        raise NotImplementedError
+
     def num_memory_slots(self, context_tokens: int) -> int:
         """Positions that the memory of a context of this length takes."""
         raise NotImplementedError
@@ -164,14 +126,31 @@ class CompressionModule(L.LightningModule):
         return self.lm.score(self.compress(batch.context), batch)
 
     def open_lm(self, config: LanguageModelConfig) -> LanguageModel:
-        """An LM of this configuration: with weights, or its skeleton in a dry run."""
-        return LanguageModel.skeleton(config) if self.skeleton else LanguageModel.from_config(config)
+        """An LM of this configuration: with weights, or shapes (in a dry run; where rank 0 sends the weights)."""
+        if self.skeleton:
+            return LanguageModel.skeleton(config) if self.device_mesh is None else LanguageModel.shell(config)
+        return LanguageModel.from_config(config)
+
+    def setup(self, stage: str) -> None:
+        """Lightning calls this first; without a trainer there are no other ranks to think of."""
+        self._is_in_trainer = True
 
     def configure_model(self) -> None:
         """Open the LM, build the trainable parts and shard them where the strategy asks for it (runs once)."""
         if self._is_built:
             return
         self._is_built = True
+        if self.device_mesh is not None:
+            self._build_sharded()
+        elif self._is_in_trainer:
+            with one_after_another(self.trainer.strategy):
+                self._build()
+                self.to(self.trainer.strategy.root_device)
+        else:
+            self._build()
+
+    def _build(self) -> None:
+        """Everything on this process, with weights (or all of it as a skeleton)."""
         if self.lm_config is not None:
             with torch.random.fork_rng(devices=[]):  # an LM that starts from scratch follows the run's seed
                 torch.manual_seed(self.seed)
@@ -182,9 +161,19 @@ class CompressionModule(L.LightningModule):
             self.build()
             if isinstance(self.method, LMTrainingConfig):
                 self._start(self.method)
+        prepare_blocks(self, self.execution)
         self.train(self.training)
-        if self.device_mesh is not None:
-            self._shard()
+
+    def _build_sharded(self) -> None:
+        """Rank 0 opens the weights; the other ranks build shapes and get their shards from it."""
+        assert self.device_mesh is not None
+        from_rank_zero = self.lm_config is not None
+        self.skeleton = from_rank_zero and self.global_rank > 0
+        self._build()
+        self.skeleton = False
+        methods = ("training_step", "validation_step", "compress", "score")
+        mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
+        shard(self, mesh, methods, device, from_rank_zero=from_rank_zero)
 
     def _start(self, method: LMTrainingConfig) -> None:
         """Add adapters (after `build`, which may copy the LM as it was) and load what training starts from."""
@@ -192,17 +181,6 @@ class CompressionModule(L.LightningModule):
             add_lora(self.lm, method.lora, skeleton=self.skeleton)
         if method.init_from is not None and not self.skeleton:
             self.load_trained(Path(method.init_from))
-
-    def _shard(self) -> None:
-        assert self.device_mesh is not None
-        mesh = self.device_mesh["data_parallel"]
-        blocks = self.lm.block_classes
-        for module in list(self.modules()):
-            if type(module).__name__ in blocks:
-                fully_shard(module, mesh=mesh)
-        fully_shard(self, mesh=mesh)
-        for name in ("training_step", "validation_step", "compress", "score"):
-            register_fsdp_forward_method(self, name)
 
     def train(self, mode: bool = True) -> CompressionModule:
         """Training mode for the trained parts alone: a frozen LM must not use dropout."""
@@ -212,31 +190,40 @@ class CompressionModule(L.LightningModule):
         return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The weighted sum of the terms, each divided by its count over all ranks.
+        """This micro-batch's part of the weighted sum of the terms, each divided by its count over the whole step.
 
         Raises:
-            FloatingPointError: the loss is not finite.
+            FloatingPointError: the loss of the step is not finite (on every rank at once).
         """
         self._seed_step(batch_idx)
-        terms = self.losses(batch)
-        counts = torch.stack([torch.as_tensor(t.count, device=self.device, dtype=t.total.dtype) for t in terms])
-        local = counts.clone()
-        world_size = self.trainer.world_size
-        if world_size > 1:
-            torch.distributed.all_reduce(counts)
-        # DDP and FSDP average gradients over ranks, hence the factor world_size.
-        scale = (world_size / counts.clamp(min=1.0)).unbind()
-        loss = torch.stack([t.weight * t.total * s for t, s in zip(terms, scale, strict=True)]).sum()
-        if not torch.isfinite(loss):
-            values = ", ".join(
-                f"{t.name} {float(t.total.detach()):g} over {int(n)}" for t, n in zip(terms, local, strict=True)
+        micro_batches = self.trainer.accumulate_grad_batches
+        if batch_idx % micro_batches == 0 or self._objective is None:
+            whole = (batch, *batch.siblings)
+            self._objective = StepObjective(
+                [self.counts(each) for each in whole],
+                [each.num_tokens for each in whole],
+                self.trainer.world_size,
+                micro_batches,
+                self.device,
             )
-            raise FloatingPointError(f"the loss of step {self.global_step} is not finite ({values})")
-        logs = {f"train/{t.name}": t.total.detach() / n.clamp(min=1.0) for t, n in zip(terms, local, strict=True)}
-        size = batch.context.ids.shape[0]
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        self.log_dict({**logs, "train/tokens": batch.num_tokens.float()}, batch_size=size)
+        loss = self._objective.add(self.losses(batch))
+        if batch_idx % micro_batches == micro_batches - 1:
+            self._log_step(self._objective)
+            self._objective = None
         return loss
+
+    def _log_step(self, objective: StepObjective) -> None:
+        """Log the whole step, the same numbers on every rank."""
+        values = objective.finish()
+        if not torch.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"the loss of step {self.global_step} is not finite ({objective.describe(values)})"
+            )
+        self.step_loss = values["loss"]
+        self.tokens_trained = self.tokens_trained + objective.tokens
+        self.log("train/loss", values.pop("loss"), prog_bar=True, batch_size=1)
+        logs = {f"train/{name}": value for name, value in values.items()}
+        self.log_dict({**logs, "train/tokens": objective.tokens.float()}, batch_size=1)
 
     def _seed_step(self, batch_idx: int) -> None:
         """Make dropout a function of (seed, step, rank), so that a resumed run draws what it would have drawn."""
@@ -246,11 +233,13 @@ class CompressionModule(L.LightningModule):
         torch.manual_seed(number % (1 << 63))
 
     def watch(self, examples: Sequence[ExampleGold]) -> None:
-        """Name the gold options of the dev split; without this (or without options) only a loss is logged."""
+        """Name the gold options of the dev split; without this only a loss is logged."""
         self._gold = {example.number: example.gold for example in examples if len(example.options) > 1}
+        self._has_free_answers = len(self._gold) < len(examples)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Running accuracy (best mean log likelihood among the options) and loss of the gold option."""
+        """Running accuracy (best mean log likelihood among the options), loss of the gold option, and of free answers
+        the share that greedy decoding would write exactly."""
         scores = self.score(batch)
         size = batch.context.ids.shape[0]
         numbers = batch.example.tolist()
@@ -260,23 +249,23 @@ class CompressionModule(L.LightningModule):
         if tokens > 0:
             self.dev_loss.update(-scores.sum_log_prob[is_gold].sum() / tokens, tokens)
         self.log("dev/loss", self.dev_loss, on_epoch=True, batch_size=size)
+        has_options = torch.tensor([number in self._gold for number in numbers], device=self.device)
+        if self._has_free_answers:
+            free = is_gold & ~has_options & (scores.num_tokens > 0)
+            self.dev_exact_match.update(scores.is_greedy[free].float())
+            self.log("dev/exact_match", self.dev_exact_match, on_epoch=True, prog_bar=True, batch_size=size)
         if self._gold:
-            has_options = torch.tensor([number in self._gold for number in numbers], device=self.device)
             mean = scores.sum_log_prob / scores.num_tokens.clamp(min=1)
             rows = (mean, batch.example, batch.choice, gold)
             self.dev_accuracy.update(*(values[has_options] for values in rows))
             self.log("dev/accuracy", self.dev_accuracy, on_epoch=True, prog_bar=True, batch_size=size)
 
-    def trained_names(self) -> list[str]:
-        """Names of the tensors that training changes; a checkpoint holds these and no others."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-
     def configure_optimizers(self) -> Any:
         """AdamW over the trainable parameters by name, and the schedule."""
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        named = list(self.trained_parameters().items())
         if not named:
             raise ConfigError(f"method {self.origin().method!r} has nothing to train; use evaluate instead of fit")
-        optimizer = make_optimizer(named, self.optim)
+        optimizer = make_optimizer(named, self.optim, on_host=self.execution.offload_optimizer)
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.max_steps, self.optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -289,64 +278,7 @@ class CompressionModule(L.LightningModule):
         """Clip by `optim.clip_norm`; the trainer's own setting is not used."""
         self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip_norm, gradient_clip_algorithm="norm")
 
-    def origin(self) -> Origin:
-        """What a checkpoint or an export of this module says of itself."""
-        name = type(self.method).model_fields["name"].default
-        path = self.lm_config.path if self.lm_config is not None else "in memory"
-        return Origin(method=name, family=self.lm.family, lm=path)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trained tensors only and say what they are."""
-        kept = set(self.trained_names())
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
-        layout = "plain" if self.device_mesh is None else "sharded"
-        checkpoint["promptcomp"] = {**self.origin().model_dump(), "optimizer_layout": layout}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method, family, shape or (for resuming) sharding.
-
-        Raises:
-            ConfigError: names the difference.
-        """
-        info: Mapping[str, Any] = checkpoint.get("promptcomp", {})
-        expected = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        check_trained(checkpoint["state_dict"], info, expected, self.origin(), "the checkpoint")
-        layout = "plain" if self.device_mesh is None else "sharded"
-        found = info.get("optimizer_layout", layout)
-        if checkpoint.get("optimizer_states") and found != layout:
-            raise ConfigError(
-                f"the checkpoint was written by a {found} run and cannot be resumed by a {layout} one "
-                "(the optimiser's state would be mixed up); resume with the strategy it was written with"
-            )
-
-    def trained_tensors(self) -> dict[str, Tensor]:
-        """The trained tensors by name (gathered where they are sharded)."""
-        kept = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        return {name: full_tensor(parameter) for name, parameter in kept.items()}
-
-    def load_trained(self, path: Path) -> None:
-        """Load the trained parts from a run directory, an export or a checkpoint file.
-
-        Raises:
-            ConfigError: nothing readable is there, or it belongs to another method, family or shape.
-        """
-        tensors, info = read_trained(path)
-        expected = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        check_trained(tensors, info, expected, self.origin(), str(path))
-        self.load_state_dict(tensors, strict=False)
-
-    def export(self, folder: Path) -> None:
-        """Write the trained parts (safetensors) and what they are (JSON) to `folder`."""
-        lm = self.lm_config.model_dump(mode="json") if self.lm_config is not None else None
-        description = {
-            "origin": self.origin().model_dump(),
-            "method": self.method.model_dump(mode="json"),
-            "lm": lm,
-            "task_names": list(self.task_names),
-        }
-        write_export(folder, self.trained_tensors(), description)
-
-
-def full_tensor(parameter: Tensor) -> Tensor:
-    """The whole tensor of a sharded parameter (a collective), or the parameter itself."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+    def depends_on_ranks(self) -> str | None:
+        """Why training depends on how a step is divided among ranks and micro-batches; None: it does not."""
+        name = rank_dependent_part(self)
+        return None if name is None else f"{name} uses dropout"

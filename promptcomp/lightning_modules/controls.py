@@ -18,7 +18,7 @@ from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.language_model import token_table
 from promptcomp.language_model.parts import Prefix
-from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig, LossTerm, MethodConfig
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, MethodConfig
 from promptcomp.memory import Memory, SoftPrompt
 
 
@@ -61,6 +61,10 @@ class FullPrompt(CompressionModule):
     def num_memory_slots(self, context_tokens: int) -> int:
         """Every token of it."""
         return context_tokens
+
+    def counts(self, batch: Batch) -> Counts:
+        """Scored tokens."""
+        return {"ce": self.lm.scored_tokens(batch).sum()}
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Cross-entropy of the targets, a token mean."""
@@ -116,6 +120,10 @@ class PromptTuning(CompressionModule):
     def num_memory_slots(self, context_tokens: int) -> int:
         """The prompt's length, whatever the context's."""
         return self.method.num_slots
+
+    def counts(self, batch: Batch) -> Counts:
+        """Scored tokens."""
+        return {"ce": self.lm.scored_tokens(batch).sum()}
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Cross-entropy of the targets, a token mean."""

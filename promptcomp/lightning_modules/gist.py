@@ -35,7 +35,7 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import decoder_flops, encoder_flops, shape_of_config
 from promptcomp.language_model import LanguageModel, token_table
 from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora, without_lora
-from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig, LossTerm, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.trained import Origin, check_trained, read_lora, read_trained
 from promptcomp.memory import EncoderStates, KVCache
@@ -115,8 +115,9 @@ class Gist(CompressionModule):
         if method.teacher == "initial" and method.train != "lm":
             return None
         teacher = copy.deepcopy(self.lm, {id(self.lm.tokenizer): self.lm.tokenizer})
-        if method.teacher != "initial" and not self.skeleton:
-            load_teacher(teacher, Path(method.teacher))
+        shapes_only = self.skeleton and self.device_mesh is not None  # the weights come from rank 0
+        if method.teacher != "initial" and (shapes_only or not self.skeleton):
+            load_teacher(teacher, Path(method.teacher), shapes_only=shapes_only)
         return teacher.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Gist:
@@ -166,10 +167,23 @@ class Gist(CompressionModule):
             found.append(Pass(lm if self.teacher is None else self.teacher.hf, whole, length, False, False))
         return found
 
+    @property
+    def _where(self) -> Literal["all", "targets"]:
+        return "all" if self.method.kl_weight and self.method.kl_positions == "all" else "targets"
+
+    def counts(self, batch: Batch) -> Counts:
+        """Scored tokens, and positions that are compared with the teacher."""
+        scored = self.lm.scored_tokens(batch).sum()
+        found: dict[str, Tensor | int] = {"ce": scored}
+        if self.method.full_prompt_weight:
+            found["full_ce"] = scored
+        if self.method.kl_weight:
+            found["kl"] = self.lm.num_logits(batch, self._where)
+        return found
+
     def losses(self, batch: Batch) -> list[LossTerm]:
         """CE of the outputs; with the options also CE behind the full prompt and KL to the teacher."""
-        method = self.method
-        where: Literal["all", "targets"] = "all" if method.kl_weight and method.kl_positions == "all" else "targets"
+        method, where = self.method, self._where
         teacher = self._teach(batch, where) if method.kl_weight else None
         prefix = self.lm.prefix(batch.context, self.slots())
         student = self.lm(prefix if method.arrangement == "joint" else self.lm.read(prefix), batch, where)
@@ -205,12 +219,13 @@ class Gist(CompressionModule):
             self.lm.train(was_training)
 
 
-def load_teacher(lm: LanguageModel, path: Path) -> None:
+def load_teacher(lm: LanguageModel, path: Path, *, shapes_only: bool = False) -> None:
     """Give an LM the weights of a run that trained it behind full prompts.
 
     Args:
         lm: The LM that the run started from; changed in place.
         path: A run directory, an export or a checkpoint (of adapters: no checkpoint, as it does not hold their sizes).
+        shapes_only: Make room for the weights and leave them out.
 
     Raises:
         ConfigError: nothing readable is there, or it belongs to another method, family or shape.
@@ -218,11 +233,13 @@ def load_teacher(lm: LanguageModel, path: Path) -> None:
     tensors, info = read_trained(path)
     if any(".lora_" in name for name in tensors):
         lm.requires_grad_(False)
-        add_lora(lm, LoraConfig.model_validate(read_lora(path)))
+        add_lora(lm, LoraConfig.model_validate(read_lora(path)), skeleton=shapes_only)
     else:
         lm.requires_grad_(True)
     expected = {f"lm.{name}": p.shape for name, p in lm.named_parameters() if p.requires_grad}
     method = "metaicl" if info.get("method") == "metaicl" else "full_prompt"
     source = f"method.teacher = {str(path)!r}"
     check_trained(tensors, info, expected, Origin(method=method, family=lm.family, lm=""), source)
+    if shapes_only:
+        return
     lm.load_state_dict({name.removeprefix("lm."): tensor for name, tensor in tensors.items()}, strict=False)

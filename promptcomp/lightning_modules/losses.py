@@ -34,7 +34,7 @@ def jensen_shannon(student: Tensor, teacher: Tensor, beta: float, temperature: f
 
 
 def mutual_information(label: Tensor, label_row: Tensor, rationale: Tensor, rationale_row: Tensor, rows: int) -> Tensor:
-    """Sum over `rows` examples of the cross-entropy that ties the rationale task to the label task.
+    """Sum over the examples of the cross-entropy that ties the rationale task to the label task.
 
     Chen et al., Findings of ACL 2024, https://arxiv.org/abs/2403.03348, in the form of their code: P and Q are the
     maxima over an example's target positions of softmax(logits) of the label and of the rationale task, P without a
@@ -44,11 +44,16 @@ def mutual_information(label: Tensor, label_row: Tensor, rationale: Tensor, rati
     Args:
         label: Logits [E, V] that predict the label tokens; `label_row` [E] is the example of each.
         rationale: Logits [F, V] that predict the rationale tokens; `rationale_row` [F] likewise.
-        rows: Number of examples.
+        rows: Number of examples; those without a label or a rationale do not count.
     """
     p = _largest(label.detach(), label_row, rows)
     q = _largest(rationale, rationale_row, rows)
-    return -(p * q.log_softmax(-1)).sum()
+    both = _present(label_row, rows) & _present(rationale_row, rows)
+    return -(p * q.log_softmax(-1))[both].sum()
+
+
+def _present(row: Tensor, rows: int) -> Tensor:
+    return torch.zeros(rows, dtype=torch.bool, device=row.device).index_fill(0, row, True)
 
 
 def _largest(logits: Tensor, row: Tensor, rows: int) -> Tensor:

@@ -31,7 +31,7 @@ from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import decoder_flops, encoder_flops, shape_of_config
 from promptcomp.language_model import LanguageModelConfig, TextEncoder, token_table
-from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, MethodConfig, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import SoftPrompt
@@ -191,7 +191,7 @@ class Mend(CompressionModule):
             Pass(self.distiller.body, read, min(read, self._chunk_size() + self.slots.shape[0]), True, True),
             Pass(self.lm.hf, student_tokens, student, True, False),
         ]
-        if self.method.stage == "pretrain" or self.method.kl_weight > 0:
+        if self._with_kl:
             whole = context_tokens + example_tokens
             found.append(Pass(self.lm.hf, context_tokens + queries * example_tokens, whole, False, False))
         return found
@@ -209,17 +209,32 @@ class Mend(CompressionModule):
             )
         return room if limit is None else min(limit, room)
 
+    @property
+    def _with_kl(self) -> bool:
+        return self.method.stage == "pretrain" or self.method.kl_weight > 0
+
+    @property
+    def _where(self) -> Literal["all", "targets"]:
+        return "all" if self._with_kl and self.method.kl_positions == "all" else "targets"
+
+    def counts(self, batch: Batch) -> Counts:
+        """Scored tokens, and positions that are compared."""
+        found: dict[str, Tensor | int] = {}
+        if self.method.stage != "pretrain":
+            found["ce"] = self.lm.scored_tokens(batch).sum()
+        if self._with_kl:
+            found["kl"] = self.lm.num_logits(batch, self._where)
+        return found
+
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Stage 1: KL. Stage 2: CE + kl_weight * KL."""
-        method = self.method
+        method, where = self.method, self._where
         pretrain = method.stage == "pretrain"
-        with_kl = pretrain or method.kl_weight > 0
-        where: Literal["all", "targets"] = "all" if with_kl and method.kl_positions == "all" else "targets"
         student = self.lm(self.compress(batch.context), batch, where)
         terms = []
         if not pretrain:
             terms.append(LossTerm("ce", -student.log_probs().sum(), student.label.shape[0]))
-        if with_kl:
+        if self._with_kl:
             with torch.no_grad():
                 teacher = self.lm(self.lm.encode(batch.teacher_context), batch, where)
             total = kl_divergence(student.values, teacher.values, method.temperature)

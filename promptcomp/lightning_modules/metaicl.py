@@ -12,7 +12,7 @@ import torch
 
 from promptcomp.batch import Batch, Context
 from promptcomp.lightning_modules.adapters import LMTraining
-from promptcomp.lightning_modules.base import CompressionModule, LossTerm, MethodConfig
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, MethodConfig
 from promptcomp.memory import Memory
 
 
@@ -41,6 +41,11 @@ class MetaICL(CompressionModule):
     def num_memory_slots(self, context_tokens: int) -> int:
         """Every token of the context."""
         return context_tokens
+
+    def counts(self, batch: Batch) -> Counts:
+        """Answers or their tokens."""
+        scored = self.lm.scored_tokens(batch)
+        return {"ce": scored.sum() if self.method.loss_average == "token" else (scored > 0).sum()}
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Cross-entropy of the answers."""

@@ -11,6 +11,8 @@ from pydantic import Field
 from torch import nn
 
 from promptcomp.config import Config
+from promptcomp.lightning_modules.offload import HostAdamW
+from promptcomp.lightning_modules.optimizer_state import keep_state_by_name
 
 
 class OptimConfig(Config):
@@ -45,11 +47,16 @@ def learning_rate_factor(step: int, max_steps: int, optim: OptimConfig) -> float
     return optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * falling
 
 
-def make_optimizer(named: Sequence[tuple[str, nn.Parameter]], optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over named parameters; matrices decay, vectors do not."""
+def make_optimizer(
+    named: Sequence[tuple[str, nn.Parameter]], optim: OptimConfig, *, on_host: bool = False
+) -> torch.optim.Optimizer:
+    """AdamW over named parameters; matrices decay, vectors do not. `on_host`: with its state in the CPU's memory."""
     groups: list[dict[str, Any]] = [
         {"params": [(n, p) for n, p in named if p.dim() >= 2], "weight_decay": optim.weight_decay},
         {"params": [(n, p) for n, p in named if p.dim() < 2], "weight_decay": 0.0},
     ]
     kept = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(kept, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    optimizer_class = HostAdamW if on_host else torch.optim.AdamW
+    optimizer = optimizer_class(kept, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    keep_state_by_name(optimizer)
+    return optimizer

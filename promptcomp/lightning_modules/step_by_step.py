@@ -21,6 +21,7 @@ once where the markers follow it.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -28,9 +29,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptcomp.batch import ANSWER, RATIONALE, Batch, Context, pad
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, Logits
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, Logits, at_least_float32
 from promptcomp.lightning_modules.adapters import LMTraining
-from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig, LossTerm, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, Pass
 from promptcomp.lightning_modules.losses import jensen_shannon, kl_divergence, mutual_information
 from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import EncoderStates, Memory
@@ -103,7 +104,7 @@ class TaskLogits(NamedTuple):
 
     def nll(self) -> Tensor:
         """Sum of the negative log likelihoods."""
-        return torch.nn.functional.cross_entropy(self.values.float(), self.label, reduction="sum")
+        return torch.nn.functional.cross_entropy(at_least_float32(self.values), self.label, reduction="sum")
 
 
 class Finetune(CompressionModule):
@@ -124,6 +125,10 @@ class Finetune(CompressionModule):
         """Every token of the input: nothing is compressed, the rationale is learned instead of written."""
         return context_tokens
 
+    def counts(self, batch: Batch) -> Counts:
+        """Scored tokens."""
+        return {"label": self.lm.scored_tokens(batch).sum()}
+
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Cross-entropy of the targets, a token mean."""
         logits = self.lm(self.lm.whole_prompt(batch.context), batch, "targets")
@@ -140,6 +145,7 @@ class StepByStep(Finetune):
         method = self.method
         if method.weighting == "uncertainty":
             self.log_scales = nn.Parameter(torch.zeros(2))
+        self._drawn: deque[Batch] = deque()  # one for each micro-batch whose counts are known and losses are not
         self.teacher: LanguageModel | None = None
         if method.teacher is not None:
             self.teacher = self.open_lm(method.teacher).requires_grad_(False).eval()
@@ -151,6 +157,29 @@ class StepByStep(Finetune):
         if self._is_built and self.teacher is not None:
             self.teacher.eval()
         return self
+
+    def counts(self, batch: Batch) -> Counts:
+        """Scored tokens of each task, and what the variants count; answers that the student draws are drawn now."""
+        method, scored = self.method, self.lm.scored_tokens(batch)
+        tokens = {role: scored[batch.role == role].sum() for role in NAMES}
+        found: dict[str, Tensor | int] = {NAMES[role]: count for role, count in tokens.items()}
+        if method.weighting == "uncertainty":
+            found["log_scale"] = 1
+        if method.mutual_information:
+            found["mutual_information"] = self._pairs(batch)
+        if self.teacher is not None and self._draws_this_step():
+            self._drawn.append(self._with_drawn_rationales(batch))
+            found["on_policy"] = self.lm.scored_tokens(self._drawn[-1]).sum()
+        elif self.teacher is not None:
+            found["teacher"] = tokens[ANSWER] + tokens[RATIONALE]
+        return found
+
+    def _pairs(self, batch: Batch) -> Tensor:
+        """Examples that have a label and a rationale, a scalar."""
+        example = batch.context_of[batch.query_of]
+        scored = (self.lm.scored_tokens(batch) > 0).long()
+        has = scored.new_zeros(2, len(batch.context.ids)).index_put((batch.role, example), scored, accumulate=True) > 0
+        return has.all(0).sum()
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """One term for each task, and the variants' terms."""
@@ -164,11 +193,11 @@ class StepByStep(Finetune):
             terms.append(LossTerm(NAMES[role], total, logits.label.shape[0], method.weights[role]))
         if method.weighting == "uncertainty":
             terms.append(LossTerm("log_scale", self.log_scales.sum(), 1))
-        if method.mutual_information and len(tasks[RATIONALE].label) and len(tasks[ANSWER].label):
-            rows = batch.context.ids.shape[0]
+        if method.mutual_information:
             one, two = tasks[ANSWER], tasks[RATIONALE]
-            total = mutual_information(one.values, one.example, two.values, two.example, rows)
-            terms.append(LossTerm("mutual_information", total, rows, method.mutual_information))
+            total = mutual_information(one.values, one.example, two.values, two.example, len(batch.context.ids))
+            count = self._pairs(batch)
+            terms.append(LossTerm("mutual_information", total, count, method.mutual_information))
         if self.teacher is not None:
             terms.append(self._distance(self.teacher, batch, tasks))
         return terms
@@ -177,7 +206,8 @@ class StepByStep(Finetune):
         method = self.method
         name = "teacher"
         if self._draws_this_step():
-            name, batch = "on_policy", self._with_drawn_rationales(batch)
+            drawn = self._drawn.popleft() if self._drawn else self._with_drawn_rationales(batch)
+            name, batch = "on_policy", drawn
             tasks = task_logits(self.lm, batch)
         with torch.no_grad():
             wanted = task_logits(teacher, batch)
@@ -217,6 +247,12 @@ class StepByStep(Finetune):
         asked.target_ids, asked.target_mask = ids.to(self.device), mask.to(self.device)
         return asked
 
+    def depends_on_ranks(self) -> str | None:
+        """Also where the student draws answers: micro-batch by micro-batch."""
+        if self.teacher is not None and self.method.on_policy_share > 0:
+            return "method.on_policy_share draws answers"
+        return super().depends_on_ranks()
+
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """The student on both tasks, and the teacher."""
         found = super().passes(context_tokens, example_tokens, queries)
@@ -244,16 +280,12 @@ def task_logits(lm: LanguageModel, batch: Batch) -> dict[int, TaskLogits]:
 
 def _decode_task(lm: LanguageModel, encoded: EncoderStates, batch: Batch, role: int) -> TaskLogits:
     part, queries = batch.of_role(role)
-    if not len(queries):
-        return _nothing(lm, batch)
+    if not len(queries):  # the decoder runs all the same, because sharded weights are gathered by all ranks together
+        first = next(each for each in NAMES if (batch.role == each).any())
+        return TaskLogits(*(values[:0] for values in _decode_task(lm, encoded, batch, first)))
     return _of_logits(lm.decode(encoded.rows(queries), part), part)
 
 
 def _of_logits(logits: Logits, batch: Batch) -> TaskLogits:
     example = batch.context_of[batch.query_of[logits.target_of]]
     return TaskLogits(logits.values[logits.predictor], logits.label, example)
-
-
-def _nothing(lm: LanguageModel, batch: Batch) -> TaskLogits:
-    none = batch.context_of[:0]
-    return TaskLogits(lm.head(lm.embed(none)), none, none)

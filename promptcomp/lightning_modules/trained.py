@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.lightning_modules.checkpoint_files import FORMAT, existing, first_line, read_checkpoint
+from promptcomp.lightning_modules.sharded_files import WEIGHTS, ShardReader, is_sharded
 
 TENSORS = "trained.safetensors"
 DESCRIPTION = "promptcomp.json"
@@ -32,6 +33,22 @@ class Origin(Config):
     """Where the shapes of the tensors do not tell it."""
 
 
+def check_format(info: Mapping[str, Any], source: str) -> None:
+    """Make sure that this version can read it.
+
+    Raises:
+        ConfigError: it has no format number, or a newer one.
+    """
+    found = info.get("format")
+    if not isinstance(found, int) or found < 1:
+        raise ConfigError(f"{source}: not written by this version of promptcomp (format {found!r})")
+    if found > FORMAT:
+        raise ConfigError(
+            f"{source}: written by a newer promptcomp (format {found}; this one reads up to {FORMAT}); "
+            "update promptcomp"
+        )
+
+
 def check_trained(
     tensors: Mapping[str, Tensor],
     info: Mapping[str, Any],
@@ -44,8 +61,7 @@ def check_trained(
     Raises:
         ConfigError: names the first difference: format, method, family, missing or unknown tensors, shapes.
     """
-    if info.get("format") != origin.format:
-        raise ConfigError(f"{source}: not written by this version of promptcomp (format {info.get('format')!r})")
+    check_format(info, source)
     for key, ours in (("method", origin.method), ("family", origin.family)):
         if info.get(key) != ours:
             raise ConfigError(f"{source}: made with {key} {info.get(key)!r}, but this run uses {key} {ours!r}")
@@ -74,8 +90,8 @@ def read_trained(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for folder in (path, path / "export"):
         if (folder / TENSORS).is_file():
             return _read_export(folder)
-    checkpoint = read_checkpoint(path if path.is_file() else _checkpoint_of(path))
-    return checkpoint["state_dict"], checkpoint.get("promptcomp", {})
+    file = path if path.is_file() or is_sharded(path) else _checkpoint_of(path)
+    return read_weights(file)
 
 
 def read_lora(path: Path) -> dict[str, Any]:
@@ -89,24 +105,24 @@ def read_lora(path: Path) -> dict[str, Any]:
             try:
                 found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["method"]["lora"]
             except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ConfigError(f"{folder}: the export cannot be read ({_line(error)})") from None
+                raise ConfigError(f"{folder}: the export cannot be read ({first_line(error)})") from None
             return dict(found)
     raise ConfigError(f"{path}: the sizes of its adapters are not known; give a finished run or an export")
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint that training wrote, on the CPU.
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The trained tensors of a checkpoint and what it says of itself; the optimiser's state is left unread.
 
     Raises:
-        ConfigError: it cannot be read, or is none of ours.
+        ConfigError: it cannot be read, is incomplete, or is none of ours.
     """
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"{file}: cannot be read as a checkpoint ({_line(error)})") from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ConfigError(f"{file}: is not a checkpoint of promptcomp")
-    return checkpoint
+    if not path.is_dir():
+        checkpoint = read_checkpoint(path)
+        return checkpoint["state_dict"], checkpoint.get("promptcomp", {})
+    with ShardReader(path) as reader:
+        check_format(reader.header["promptcomp"], str(path))
+        names = [name for name in reader.header["tensors"] if name.startswith(WEIGHTS)]
+        return {name.removeprefix(WEIGHTS): reader.read(name) for name in names}, reader.header["promptcomp"]
 
 
 def write_export(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -127,25 +143,23 @@ def _read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         info = Origin.model_validate(description["origin"]).model_dump()
         return load_file(folder / TENSORS), info
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, SafetensorError, ValidationError) as error:
-        raise ConfigError(f"{folder}: the export cannot be read ({_line(error)})") from None
+        raise ConfigError(f"{folder}: the export cannot be read ({first_line(error)})") from None
 
 
 def _checkpoint_of(run: Path) -> Path:
     """The best checkpoint of a run directory, else the last, else the newest."""
     folder = run / "checkpoints"
-    found = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-    named = [folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()]
-    if not found:
+    for name in ("best.ckpt", "last.ckpt"):
+        if found := existing(folder / name):
+            return found
+    others = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    if not others:
         raise ConfigError(
             f"{path_hint(run)}: no trained weights there; give a run directory, an export or a .ckpt file"
         )
-    return named[0] if named else found[-1]
+    return others[-1]
 
 
 def path_hint(path: Path) -> str:
     """The path, marked when it does not exist at all."""
     return str(path) if path.exists() else f"{path} (does not exist)"
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

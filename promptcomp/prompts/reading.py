@@ -20,6 +20,7 @@ from promptcomp.memory import KVCache, Memory, memory_to
 from promptcomp.prompts.artifact import PromptInfo
 from promptcomp.prompts.identity import tokenizer_hash, weights_hash
 from promptcomp.run.directory import open_existing
+from promptcomp.run.parts import weights_of
 from promptcomp.run.quiet import quiet
 
 DEFAULT_NEW_TOKENS = 128
@@ -205,7 +206,7 @@ def open_run_lm(path: Path) -> LanguageModel:
     if module.lm_training == "none":
         return LanguageModel.from_config(experiment.lm)
     module.configure_model()
-    module.load_trained(run.best if run.best.is_file() else run.last)
+    module.load_trained(weights_of(run))
     return module.lm.eval()
 
 

@@ -135,7 +135,7 @@ def _score(
         sizes.add(batch, memory)
         memories = {row: memory if row == "method" else bound_memory(module, row, batch.context) for row in rows}
         for row in rows:
-            sums, counts = module.lm.score(memories[row], batch)
+            sums, counts, _ = module.lm.score(memories[row], batch)
             collected[row].add(batch.example.tolist(), batch.choice.tolist(), sums.tolist(), counts.tolist())
         if answers is not None:
             answers.add(module, memories, batch)

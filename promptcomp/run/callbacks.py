@@ -1,22 +1,20 @@
-"""Lightning callbacks and the logger of every run: step series, checkpoints, a clean stop."""
+"""Lightning callbacks and the logger of every run: step series, saving between steps, a clean stop."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from promptcomp.run.checkpoints import save_between_steps
 from promptcomp.run.directory import MetricsFile, RunDirectory
+from promptcomp.stopping import StopSignals, is_preemption
 
 
 class MetricsLogger(Logger):
@@ -65,17 +63,19 @@ class MetricsLogger(Logger):
 class Stopped(Exception):
     """A run that a signal has ended; its state is in last.ckpt."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}")
+    def __init__(self, step: int, preempted: bool = False) -> None:
+        super().__init__(f"{'made room' if preempted else 'stopped'} after step {step}")
         self.step = step
+        self.preempted = preempted
 
 
 class SaveBetweenSteps(L.Callback):
-    """Writes last.ckpt every few steps, and when Ctrl-C or SIGTERM has come; then it ends the run.
+    """Writes last.ckpt every few steps, and when a signal has come; then it ends the run.
 
     The signal handler only sets a flag (saving inside a handler can meet a half-done optimiser step); the ranks agree
-    on it before the next step and all raise `Stopped`. A second signal kills the run. All saving is done before a step,
-    when the logs and the dev evaluation of the last one are done: a resumed run neither repeats nor skips them.
+    on it before the next step and all raise `Stopped`. A second Ctrl-C kills the run; the signals of a cluster
+    (`StopSignals`) may repeat. All saving is done before a step, when the logs and the dev evaluation of the last one
+    are done: a resumed run neither repeats nor skips them.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -84,21 +84,24 @@ class SaveBetweenSteps(L.Callback):
         self.run = run
         self.every = every
         self.received: int | None = None
+        self._stop = StopSignals.current() or StopSignals()
         self._previous: dict[int, Any] = {}
         self._process = os.getpid()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Install the handlers."""
+        """Install the handlers (again: Lightning puts one on SIGTERM that communicates, which ranks may wait in)."""
         self._process = os.getpid()
-        for number in self.signals:
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in {*self.signals, *StopSignals.numbers()}:
+            handler = self._stop.handle if is_preemption(number) else self._handle
+            self._previous[number] = signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked data worker
             return
         self.received = number
         for each in self.signals:
-            signal.signal(each, self._previous.get(each, signal.SIG_DFL))
+            if not is_preemption(each):
+                signal.signal(each, self._previous.get(each, signal.SIG_DFL))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -107,11 +110,12 @@ class SaveBetweenSteps(L.Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
-        stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+        asked = self._stop.received is not None
+        stop = trainer.strategy.reduce_boolean_decision(asked or self.received is not None, all=False)
         if stop or (step > 0 and step % self.every == 0):
             save_between_steps(trainer, self.run.last)
         if stop:
-            raise Stopped(step)
+            raise Stopped(step, trainer.strategy.reduce_boolean_decision(asked, all=False))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the handlers back."""
@@ -125,57 +129,3 @@ class SaveBetweenSteps(L.Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """The weights with the best dev result, as checkpoints/best.ckpt."""
-
-    def __init__(self, run: RunDirectory, monitor: str, mode: str) -> None:
-        super().__init__(
-            dirpath=run.best.parent,
-            filename=run.best.stem,
-            monitor=monitor,
-            mode=mode,
-            save_top_k=1,
-            save_weights_only=True,
-            enable_version_counter=False,
-        )
-
-
-def save_between_steps(trainer: L.Trainer, path: Path) -> None:
-    """Save the state as of the last finished step, although Lightning has counted the next batch as ready."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    counters = (progress.total, progress.current)
-    for counter in counters:
-        counter.ready -= 1
-    try:
-        trainer.save_checkpoint(path)
-    finally:
-        for counter in counters:
-            counter.ready += 1
-
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one and then renames it: a kill or a full disk leaves the old one usable."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write, flush to the disk, rename.
-
-        Raises:
-            OSError: the disk is full or not writable; the checkpoint before is untouched.
-        """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except RuntimeError as error:  # torch's zip writer hides a full disk behind an error of its own
-            if isinstance(error.__context__, OSError):
-                raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from None
-            raise
-        finally:
-            temporary.unlink(missing_ok=True)

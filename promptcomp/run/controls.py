@@ -25,6 +25,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig
 from promptcomp.report import print_points
+from promptcomp.run.cluster_environment import started_rank
 from promptcomp.run.directory import RunDirectory
 from promptcomp.run.fitting import Outcome, fit, resume_fit
 from promptcomp.run.lock import locked
@@ -42,6 +43,8 @@ class ControlsOutcome:
     method: Outcome
     points: ReferencePoints | None
     """None when a run was stopped."""
+    preempted: bool = False
+    """A run was stopped by a signal that asks to make room."""
 
     @property
     def interrupted(self) -> bool:
@@ -179,6 +182,11 @@ def fit_with_controls(experiment: Experiment, run_dir: Path | None, console: Con
     Raises:
         ConfigError: a mistake in the configuration, or several devices.
     """
+    if started_rank() is not None:
+        raise ConfigError(
+            "--with-controls makes several runs one after the other, and torchrun and srun start the processes of one; "
+            "make the method's run with them, then call the command with --with-controls without them"
+        )
     runs, notes = wanted_runs(experiment)
     outcomes: dict[Role, Outcome] = {}
     how: dict[Role, RoleRun] = {}
@@ -186,7 +194,7 @@ def fit_with_controls(experiment: Experiment, run_dir: Path | None, console: Con
         outcome, made = _ensure(role, wanted, run_dir if role == "method" else None, console)
         outcomes[role], how[role] = outcome, made
         if outcome.interrupted:
-            return ControlsOutcome(outcomes["method"], None)
+            return ControlsOutcome(outcomes["method"], None, outcome.preempted)
     points = _points(experiment, outcomes, how, notes)
     write_atomic(outcomes["method"].run / FILE_NAME, points.model_dump_json(indent=2) + "\n")
     return ControlsOutcome(outcomes["method"], points)

@@ -15,7 +15,12 @@ from promptcomp.experiment import Experiment
 from promptcomp.language_model import open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.checkpoint_files import existing
+from promptcomp.lightning_modules.execution import Execution
 from promptcomp.run.directory import RunDirectory, open_existing
+
+_ONLY_FOR_TRAINING = {"init_from": None, "kl_weight": 0.0, "teacher": None}
+"""Settings that open further models, which a trained module does not need."""
 
 Parts = tuple[ContextDataModule, CompressionModule]
 """The data and the module of an experiment."""
@@ -37,15 +42,22 @@ def make_parts(experiment: Experiment) -> Parts:
         query_in_encoder=reads_queries_in_encoder(experiment.lm),
         writes_bos=experiment.lm.bos,
     )
+    return datamodule, make_module(experiment, datamodule.task_names)
+
+
+def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> CompressionModule:
+    """The module of an experiment, not built yet."""
+    trainer = experiment.trainer
     module = METHODS[experiment.method.name].module(
         experiment.method,
         experiment.lm,
         experiment.optim,
         max_steps=experiment.trainer.max_steps,
         seed=experiment.seed,
-        task_names=datamodule.task_names,
+        task_names=task_names,
     )
-    return datamodule, module
+    module.execution = Execution(trainer.activation_checkpointing, trainer.offload_optimizer, trainer.compile)
+    return module
 
 
 def _check_tasks(experiment: Experiment) -> None:
@@ -80,6 +92,23 @@ def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment,
     return experiment, datamodule, module.eval()
 
 
+def open_trained_module(path: Path) -> tuple[Experiment, CompressionModule]:
+    """The module of a run with its trained weights, in eval mode; neither the run's data nor a teacher is needed.
+
+    Raises:
+        ConfigError: no run, no trained weights, or a method that does not know its tasks without the data.
+    """
+    run = open_existing(path)
+    experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
+    method = experiment.method
+    unneeded = {key: value for key, value in _ONLY_FOR_TRAINING.items() if key in type(method).model_fields}
+    module = make_module(experiment.model_copy(update={"method": method.model_copy(update=unneeded)}), ())
+    module.configure_model()
+    if module.trainable:
+        module.load_trained(weights_of(run))
+    return experiment, module.eval()
+
+
 def weights_of(run: RunDirectory) -> Path:
     """The checkpoint to evaluate: the best on dev, or the last where nothing was selected.
 
@@ -87,8 +116,8 @@ def weights_of(run: RunDirectory) -> Path:
         ConfigError: the run has neither.
     """
     for path in (run.best, run.last):
-        if path.is_file():
-            return path
+        if found := existing(path):
+            return found
     raise ConfigError(f"{run.path} holds no trained weights yet; train it with 'promptcomp fit --resume {run.path}'")
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from promptcomp.lightning_modules.base import CompressionModule
+
 _SMOOTHING = 0.95
 _REFRESH = 0.25
 """Seconds between two updates of the bar."""
@@ -58,8 +60,11 @@ class TrainingProgress(L.Callback):
         """Move the bar."""
         if not trainer.is_global_zero:
             return
-        self._tokens = batch.num_tokens + self._tokens
-        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
+        assert isinstance(pl_module, CompressionModule)
+        self._tokens = pl_module.tokens_trained
+        loss = pl_module.step_loss
+        if loss is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         self._loss = loss if self._loss is None else torch.lerp(loss, self._loss, _SMOOTHING)
         now = time.monotonic()
         if self._progress is not None and (now - self._shown > _REFRESH or trainer.global_step == self.max_steps):
@@ -70,7 +75,7 @@ class TrainingProgress(L.Callback):
 
     @property
     def tokens(self) -> int:
-        """Real tokens trained on by this process since the start or the resumption."""
+        """Real tokens trained on by all processes since the start or the resumption."""
         return int(self._tokens)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

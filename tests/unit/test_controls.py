@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -58,7 +59,7 @@ def test_metaicl_averages_answers_before_batches() -> None:
         module = make("metaicl", loss_average=average)
         (term,) = module.losses(batch())
         with torch.no_grad():
-            total, count = module.score(batch())
+            total, count, _ = module.score(batch())
         expected = -(total / count).mean() if average == "sequence" else -total.sum() / count.sum()
         torch.testing.assert_close(term.total / term.count, expected)
 
@@ -78,7 +79,7 @@ def test_prompts_per_task_and_shared() -> None:
 def test_running_accuracy_and_loss_of_the_gold_option() -> None:
     module = make("full_prompt")
     with torch.no_grad():
-        total, count = module.score(batch())
+        total, count, _ = module.score(batch())
     mean = total / count
     best = [int(mean[:3].argmax()), int(mean[3:].argmax())]
     module.watch([Example(0, best[0], ("x", "y", "z")), Example(1, 1 - best[1], ("x", "y"))])
@@ -92,7 +93,17 @@ def test_without_gold_options_only_the_loss_is_known() -> None:
     module = make("no_prompt")
     module.watch([Example(0, 0, ()), Example(1, 0, ())])
     (logged,) = trainer().validate(module, loader(), verbose=False)
-    assert set(logged) == {"dev/loss"}
+    assert set(logged) == {"dev/loss", "dev/exact_match"}
+
+
+def test_a_greedy_target_is_what_greedy_decoding_writes() -> None:
+    module, examples = make("full_prompt"), batch()
+    with torch.no_grad():
+        written = module.lm.generate(module.compress(examples.context), examples, max_new_tokens=3)
+        ids = examples.target_ids.clone()
+        ids[2], ids[3, 0] = torch.tensor(written[0]), written[1][0]  # a target of three tokens and one of one
+        is_greedy = module.score(replace(examples, target_ids=ids)).is_greedy
+    assert is_greedy.tolist() == [False, False, True, True, False]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:

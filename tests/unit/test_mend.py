@@ -251,13 +251,18 @@ def test_a_resumed_run_ends_with_the_same_weights(model: str, tmp_path: Path) ->
     assert all(torch.equal(value, expected[name]) for name, value in resumed.trained_tensors().items())
 
 
-def test_a_checkpoint_of_another_sharding_is_not_resumed() -> None:
+def test_a_checkpoint_that_cannot_be_read_rightly_is_not_resumed() -> None:
     module = mend()
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "optimizer_states": [{}]}
     module.on_save_checkpoint(checkpoint)
     module.on_load_checkpoint(checkpoint)
-    checkpoint["promptcomp"]["optimizer_layout"] = "sharded"
-    with pytest.raises(ConfigError, match="written by a sharded run"):
+    checkpoint["promptcomp"].update(format=1, optimizer_layout="plain")
+    module.on_load_checkpoint(checkpoint)
+    checkpoint["promptcomp"].update(format=1, optimizer_layout="sharded")
+    with pytest.raises(ConfigError, match="sharded run of an older"):
+        module.on_load_checkpoint(checkpoint)
+    checkpoint["promptcomp"].update(format=99)
+    with pytest.raises(ConfigError, match="newer promptcomp"):
         module.on_load_checkpoint(checkpoint)
     with pytest.raises(ConfigError, match="not written by this version"):
         module.on_load_checkpoint({"state_dict": {}})

@@ -1,0 +1,75 @@
+"""What is done to the transformer blocks of a module: finding them, recomputing their activations, compiling them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of all language models in a module."""
+    models = [each for each in module.modules() if isinstance(each, PreTrainedModel)]
+    names = {name for model in models for name in model._no_split_modules or ()}
+    return [each for each in module.modules() if type(each).__name__ in names]
+
+
+def recompute_activations(module: nn.Module) -> None:
+    """Keep only the inputs of each block for the backward pass and work out the rest again.
+
+    Not Hugging Face's gradient checkpointing: that is off in a frozen LM (eval mode), whose activations we need too,
+    and forbids the caches that gist tokens are read into. Names of parameters do not change.
+    """
+    for block in blocks_of(module):
+        block.forward = _Recomputed(block.forward)
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """torch.compile of each block, in place, so that names of parameters do not change."""
+    for block in blocks_of(module):
+        block.compile(dynamic=True)
+
+
+class _Recomputed:
+    """A block's forward whose activations are recomputed in the backward pass."""
+
+    def __init__(self, forward: Any) -> None:
+        self._forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self._forward(*args, **kwargs)
+        cache = kwargs.get("past_key_values")
+        position = next((i for i, value in enumerate(args) if isinstance(value, DynamicCache)), None)
+        if position is not None:
+            cache = args[position]
+        if not isinstance(cache, DynamicCache) or not _is_filled(cache):
+            return checkpoint(self._forward, *args, use_reentrant=False, **kwargs)
+
+        # A cache that the block adds to must not be added to twice: the recomputation fills one of its own.
+        def run(*values: Any, **named: Any) -> tuple[Any, int, Tensor, Tensor]:
+            own = DynamicCache()
+            if position is None:
+                named["past_key_values"] = own
+            else:
+                values = (*values[:position], own, *values[position + 1 :])
+            result = self._forward(*values, **named)
+            number, layer = next(
+                (i, each) for i, each in enumerate(own.layers) if isinstance(each, DynamicLayer) and each.is_initialized
+            )
+            assert layer.keys is not None
+            assert layer.values is not None
+            return result, number, layer.keys, layer.values
+
+        result, number, keys, values = checkpoint(run, *args, use_reentrant=False, **kwargs)
+        cache.update(keys, values, number)
+        return result
+
+
+def _is_filled(cache: DynamicCache) -> bool:
+    """Whether blocks add to the cache (those that are read only are other classes of layers)."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)

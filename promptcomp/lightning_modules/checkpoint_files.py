@@ -1,0 +1,128 @@
+"""Checkpoints on disk: one whole file, or a folder into which every process has written its part.
+
+Whatever is written is complete before it takes the place of the one before, so that a kill or a full disk at any moment
+leaves a usable checkpoint; `existing` finds it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from promptcomp.config import ConfigError
+from promptcomp.lightning_modules.sharded_files import is_sharded, read_header, read_whole
+
+FORMAT = 2
+"""Of the checkpoints that are written. 1: the optimiser's state by number; 2: by name."""
+
+
+def existing(path: Path) -> Path | None:
+    """The checkpoint at `path`, or the one before if the program was killed while it exchanged them; None: neither."""
+    return next((each for each in (path, _before(path)) if each.is_file() or is_sharded(each)), None)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint that training wrote, whole and on the CPU; tensors of a file are read when they are used.
+
+    Raises:
+        ConfigError: it cannot be read, is incomplete, or is none of ours.
+    """
+    if path.is_dir():
+        return read_whole(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"{path}: cannot be read as a checkpoint ({first_line(error)})") from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ConfigError(f"{path}: is not a checkpoint of promptcomp")
+    return checkpoint
+
+
+def step_of(path: Path) -> int:
+    """Optimiser steps done before this checkpoint was written.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    header = read_header(path) if path.is_dir() else read_checkpoint(path)
+    return int(header["global_step"])
+
+
+def write_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write one file: beside the checkpoint before, flushed, then put in its place.
+
+    Raises:
+        OSError: the disk is full or not writable; the checkpoint before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    remove(temporary)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+        replace(temporary, path)
+    except RuntimeError as error:
+        raise disk_error(error, path) from None
+    finally:
+        remove(temporary)
+
+
+def disk_error(error: RuntimeError, path: Path) -> Exception:
+    """The full disk that torch's zip writer hides behind an error of its own, or the error itself."""
+    cause = error.__context__
+    return OSError(cause.errno, cause.strerror, str(path)) if isinstance(cause, OSError) else error
+
+
+def replace(new: Path, path: Path) -> None:
+    """Put a complete file or folder in the place of a file or folder; `existing(path)` is one of the two throughout."""
+    before = _before(path)
+    if path.exists():
+        if path.is_file() and new.is_file():
+            os.replace(new, path)
+        else:  # a folder cannot be overwritten in one step
+            remove(before)
+            os.rename(path, before)
+            os.rename(new, path)
+    else:
+        os.rename(new, path)
+    _flush(path.parent)
+    remove(before)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _flush(folder: Path) -> None:
+    """Make the names in a folder last; some file systems have no such thing."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        return
+    finally:
+        os.close(handle)

@@ -1,0 +1,53 @@
+"""What methods are described by: their sections of the configuration, and their passes for estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from transformers import PreTrainedModel
+
+from promptcomp.config import Config
+from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig
+
+
+class MethodConfig(Config):
+    """Base of the methods' sections; each adds a literal `name`."""
+
+
+class LMTrainingConfig(MethodConfig):
+    """Base of the sections of methods that may train the LM itself."""
+
+    train: LMTraining = "none"
+    """lm: all weights of the LM; lora: low-rank adapters beside them; none: the LM stays as it is."""
+    lora: LoraConfig = LoraConfig()
+    """The adapters of `train: lora`."""
+    init_from: str | None = None
+    """A run directory, export or checkpoint of the same method whose trained parts training starts from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One model reading tokens in a training step, for estimates before a run; numbers are for one context."""
+
+    model: PreTrainedModel
+    tokens: float
+    """Tokens read."""
+    length: float
+    """Tokens of one sequence (attention grows with it)."""
+    gradient: bool
+    """Whether a gradient flows through it, so that its activations are kept."""
+    trained: bool
+    """Whether its weights get a gradient."""
+
+
+class ExampleGold(Protocol):
+    """What the running accuracy needs to know of an example."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def gold(self) -> int: ...
+    @property
+    def options(self) -> Sequence[str]: ...

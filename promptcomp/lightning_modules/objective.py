@@ -1,0 +1,90 @@
+"""The loss of one optimiser step: sums over all micro-batches and ranks, divided by counts over all of them.
+
+A mean over the tokens of a step must not depend on how its examples are divided among devices and micro-batches. So the
+counts of the whole step are added up (over this rank's micro-batches, then over the ranks) before its first backward
+pass, and every micro-batch's sums are divided by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerm:
+    """One part of the objective as a sum and a count, so that ranks of different size average correctly."""
+
+    name: str
+    total: Tensor
+    """Sum over `count` items on this rank."""
+    count: Tensor | int
+    weight: float = 1.0
+
+
+Counts = Mapping[str, Tensor | int]
+"""Items behind each term of a micro-batch, by the term's name; the same names on every rank and micro-batch of a step,
+0 where a micro-batch has no such items."""
+
+
+class StepObjective:
+    """Sums and counts of one optimiser step.
+
+    Args:
+        counts: those of this rank's micro-batches.
+        tokens: real tokens of each of them.
+        world_size: ranks; with more than one, making the object is a collective.
+        micro_batches: of a step, on every rank.
+        device: of the sums.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[Counts],
+        tokens: Sequence[Tensor],
+        world_size: int,
+        micro_batches: int,
+        device: torch.device,
+    ) -> None:
+        self._names = list(counts[0])
+        rows = [[torch.as_tensor(each[name], device=device).long() for name in self._names] for each in counts]
+        numbers = torch.stack([torch.stack([*row, count.long()]) for row, count in zip(rows, tokens, strict=True)])
+        whole = numbers.sum(0)
+        if world_size > 1:
+            torch.distributed.all_reduce(whole)
+        self.tokens = whole[-1]
+        """Real tokens of the step over all ranks, a scalar."""
+        self._counts = dict(zip(self._names, whole[:-1].unbind(), strict=True))
+        self._sums = torch.zeros(len(self._names) + 1, dtype=torch.float64 if device.type != "mps" else None)
+        self._sums = self._sums.to(device)
+        self._world_size, self._micro_batches = world_size, micro_batches
+
+    def add(self, terms: Sequence[LossTerm]) -> Tensor:
+        """What this micro-batch adds to the loss, times the ranks and micro-batches over which gradients are averaged.
+
+        The factor is there because DDP and FSDP divide gradients by the ranks and Lightning by the micro-batches.
+        """
+        parts, averaged = [], self._world_size * self._micro_batches
+        for term in terms:
+            part = term.weight * term.total * (averaged / self._counts[term.name].to(term.total.dtype).clamp(min=1.0))
+            parts.append(part)
+            self._sums[self._names.index(term.name)] += term.total.detach()
+        loss = torch.stack(parts).sum()
+        self._sums[-1] += loss.detach() / averaged
+        return loss
+
+    def finish(self) -> dict[str, Tensor]:
+        """The loss of the whole step ("loss") and the mean of each term; a collective with several ranks."""
+        if self._world_size > 1:
+            torch.distributed.all_reduce(self._sums)
+        values = {"loss": self._sums[-1]}
+        for name, total in zip(self._names, self._sums[:-1].unbind(), strict=True):
+            values[name] = total / self._counts[name].clamp(min=1)
+        return values
+
+    def describe(self, values: Mapping[str, Tensor]) -> str:
+        """The terms for a message."""
+        return ", ".join(f"{name} {float(values[name]):g} over {int(self._counts[name])}" for name in self._names)

@@ -1,0 +1,100 @@
+"""The optimiser's state by parameter name, so that it can be loaded under another strategy or number of processes.
+
+torch numbers parameters in the order in which an optimiser has met them. The hooks here replace the numbers by names
+when a state is taken, and find the numbers again when one is loaded; whole tensors are cut to the parts that a process
+holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from promptcomp.config import ConfigError
+from promptcomp.lightning_modules.shards import local_part, placed_like
+
+
+def keep_state_by_name(optimizer: Optimizer) -> None:
+    """Make `state_dict()` speak of names, and `load_state_dict` understand them (and the numbers of older files).
+
+    Args:
+        optimizer: Made with named parameters; changed in place.
+    """
+    optimizer.register_state_dict_post_hook(_to_names)
+    optimizer.register_load_state_dict_pre_hook(_to_numbers)
+
+
+def _names(group: dict[str, Any]) -> list[str]:
+    return list(group["param_names"])
+
+
+def _to_names(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    names = {n: name for group in state["param_groups"] for n, name in zip(group["params"], _names(group), strict=True)}
+    parameters = dict(zip((n for g in state["param_groups"] for n in g["params"]), _parameters(optimizer), strict=True))
+    groups = [
+        {**{key: value for key, value in group.items() if key != "param_names"}, "params": _names(group)}
+        for group in state["param_groups"]
+    ]
+    found = {
+        names[n]: {key: _like_parameter(value, parameters[n]) for key, value in each.items()}
+        for n, each in state["state"].items()
+    }
+    return {"state": found, "param_groups": groups}
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _like_parameter(value: Any, parameter: Tensor) -> Any:
+    """A moment that is kept as a plain tensor of this process's part says how it is sharded."""
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
+        return value
+    if not value.dim() or value.shape != local_part(parameter).shape:
+        return value
+    mesh, places = parameter.device_mesh, parameter.placements
+    shard = value.to(mesh.device_type)
+    return DTensor.from_local(shard, mesh, places, run_check=False, shape=parameter.shape, stride=parameter.stride())
+
+
+def _to_numbers(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state that torch expects for this optimiser; its tensors are copies, placed as the parameters are.
+
+    Raises:
+        ConfigError: the state belongs to other parameters.
+    """
+    if any("param_names" in group for group in state["param_groups"]):
+        state = _to_names(optimizer, state)  # format 1
+    saved_group = {name: group for group in state["param_groups"] for name in group["params"]}
+    ours = [name for group in optimizer.param_groups for name in _names(group)]
+    if differing := sorted(set(ours) ^ set(saved_group)):
+        raise ConfigError(
+            f"the checkpoint's optimiser state is of other parameters ({', '.join(map(str, differing[:3]))}); "
+            "start a new run with method.init_from instead"
+        )
+    number_of = {name: number for number, name in enumerate(ours)}
+    parameters = _parameters(optimizer)
+    groups = []
+    for group in optimizer.param_groups:
+        names = _names(group)
+        settings = {key: value for key, value in saved_group[names[0]].items() if key != "params"}
+        groups.append({**settings, "params": [number_of[name] for name in names], "param_names": names})
+    found = {
+        number_of[name]: {key: _placed(value, parameters[number_of[name]]) for key, value in each.items()}
+        for name, each in state["state"].items()
+    }
+    return {"state": found, "param_groups": groups}
+
+
+def _placed(value: Any, parameter: Tensor) -> Any:
+    """A copy (a file may be behind the tensor), sharded as its parameter; numbers (steps) as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape != parameter.shape or value.dim() == 0:
+        return value.detach().clone()
+    with torch.no_grad():
+        return placed_like(value, parameter)

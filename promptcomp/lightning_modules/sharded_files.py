@@ -1,0 +1,221 @@
+"""A sharded checkpoint: a folder into which every process writes the part of the tensors that it holds.
+
+    checkpoint.pt                        all but the tensors (loops, scheduler, callbacks); the files' sizes
+    shard-00001-of-00002.safetensors     the parts of the first process, and where in the whole tensors they lie
+
+Tensors are named `weights/<parameter>` and `optimizer/<parameter>/<moment>`. The offsets stand in the files' headers as
+torch.distributed.checkpoint's safetensors format has them (DCP_SHARDING_INFO), so its HuggingFaceStorageReader reads
+the folder too. torch's default format is not used, because its index is a pickle. Reading needs no process group
+and takes any number of processes, each of which reads only what it will hold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from promptcomp.config import ConfigError
+from promptcomp.lightning_modules.shards import Region, local_part, overlap, region_of, within
+
+HEADER = "checkpoint.pt"
+WEIGHTS = "weights/"
+OPTIMIZER = "optimizer/"
+_OFFSETS = "DCP_SHARDING_INFO"
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether this is a folder with a finished sharded checkpoint."""
+    return (path / HEADER).is_file()
+
+
+def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A checkpoint without its large tensors, and these by their names in the files."""
+    header = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+    tensors = {f"{WEIGHTS}{name}": value for name, value in checkpoint["state_dict"].items()}
+    if "optimizer_states" in checkpoint:
+        header["optimizer_states"] = []
+        for state in checkpoint["optimizer_states"]:
+            small: dict[str, dict[str, Any]] = {}
+            for name, each in state["state"].items():
+                large = {key for key, value in each.items() if isinstance(value, Tensor) and value.dim()}
+                tensors.update({f"{OPTIMIZER}{name}/{key}": each[key] for key in sorted(large)})
+                small[name] = {key: value for key, value in each.items() if key not in large}
+            header["optimizer_states"].append({"state": small, "param_groups": state["param_groups"]})
+    header["tensors"] = {name: {"shape": list(t.shape), "dtype": str(t.dtype)} for name, t in tensors.items()}
+    return header, tensors
+
+
+def join(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The reverse of `split`."""
+    checkpoint = {key: value for key, value in header.items() if key not in ("tensors", "shards")}
+    checkpoint["state_dict"] = {}
+    for key, value in tensors.items():
+        if key.startswith(WEIGHTS):
+            checkpoint["state_dict"][key.removeprefix(WEIGHTS)] = value
+        else:
+            name, _, moment = key.removeprefix(OPTIMIZER).rpartition("/")
+            owner = next(state for state in checkpoint["optimizer_states"] if name in state["state"])
+            owner["state"][name][moment] = value
+    return checkpoint
+
+
+def write_shard(folder: Path, tensors: Mapping[str, Tensor], rank: int, world_size: int) -> tuple[str, int]:
+    """Write this process's parts. Returns the file's name and its size in bytes.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    parts, offsets = {}, {}
+    for name, tensor in tensors.items():
+        part, where = local_part(tensor), region_of(tensor)
+        whole = math.prod(tensor.shape) == part.numel()
+        if part.numel() and (rank == 0 or not whole):  # what every process holds is written once
+            parts[name] = part.cpu().contiguous()
+            offsets[name] = {"saved_offsets": [each.start for each in where]}
+    path = folder / f"shard-{rank + 1:05}-of-{world_size:05}.safetensors"
+    note = {"format": "pt", _OFFSETS: json.dumps(offsets)}
+    try:
+        save_file(parts, path, metadata=note)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except SafetensorError as error:  # its message holds the system's, without the number
+        raise _os_error(error, path) from None
+    return path.name, path.stat().st_size
+
+
+def _os_error(error: SafetensorError, path: Path) -> OSError:
+    words = str(error)
+    number = words.partition("os error ")[2].partition(")")[0]
+    if number.isdigit():
+        return OSError(int(number), os.strerror(int(number)), str(path))
+    return OSError(None, words, str(path))
+
+
+def write_header(folder: Path, header: Mapping[str, Any], shards: Mapping[str, int]) -> None:
+    """Write what makes the folder a checkpoint.
+
+    Raises:
+        OSError: the disk is full or not writable.
+        RuntimeError: the same, from torch's writer.
+    """
+    with (folder / HEADER).open("wb") as file:
+        torch.save({**header, "shards": dict(shards)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """Everything but the tensors.
+
+    Raises:
+        ConfigError: it is no sharded checkpoint of ours, cannot be read, or a part is missing or cut off.
+    """
+    if not is_sharded(folder):
+        raise ConfigError(f"{folder}: is not a sharded checkpoint of promptcomp (it holds no {HEADER})")
+    try:
+        header = torch.load(folder / HEADER, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"{folder / HEADER}: cannot be read as a checkpoint ({line})") from None
+    if not isinstance(header, dict) or not {"tensors", "shards", "promptcomp"} <= header.keys():
+        raise ConfigError(f"{folder}: is not a sharded checkpoint of promptcomp")
+    for name, size in header["shards"].items():
+        path = folder / name
+        if not path.is_file():
+            raise ConfigError(f"{folder}: incomplete, {name} is missing; copy the whole folder")
+        if path.stat().st_size != size:
+            raise ConfigError(f"{path}: has {path.stat().st_size} bytes instead of {size}; copy the folder again")
+    return header
+
+
+def meta_tensors(header: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a header as shapes without memory, by their names in the files."""
+    return {
+        name: torch.empty(each["shape"], dtype=getattr(torch, each["dtype"].removeprefix("torch.")), device="meta")
+        for name, each in header["tensors"].items()
+    }
+
+
+@dataclass(slots=True)
+class ShardReader:
+    """The tensors of a sharded checkpoint, for reading parts; a context manager.
+
+    Raises:
+        ConfigError: see read_header; also when parts do not make up a whole tensor.
+    """
+
+    folder: Path
+    header: dict[str, Any] = field(init=False)
+    _files: ExitStack = field(init=False, default_factory=ExitStack)
+    _parts: dict[str, list[tuple[Region, Any]]] = field(init=False, default_factory=dict)
+
+    def __enter__(self) -> ShardReader:
+        self.header = read_header(self.folder)
+        try:
+            for name in self.header["shards"]:
+                file = self._files.enter_context(safe_open(self.folder / name, framework="pt"))
+                offsets = json.loads((file.metadata() or {}).get(_OFFSETS, "{}"))
+                for key in file.keys():  # noqa: SIM118 (not a dict)
+                    part = file.get_slice(key)
+                    starts = offsets[key]["saved_offsets"]
+                    region = tuple(slice(s, s + n) for s, n in zip(starts, part.get_shape(), strict=True))
+                    self._parts.setdefault(key, []).append((region, part))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            self._files.close()
+            raise ConfigError(f"{self.folder}: cannot be read ({str(error).splitlines()[0]})") from None
+        self._check()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def _check(self) -> None:
+        for name, each in self.header["tensors"].items():
+            found = {tuple(s.start for s in region): region for region, _ in self._parts.get(name, ())}
+            count = sum(math.prod(s.stop - s.start for s in region) for region in found.values())
+            if count != math.prod(each["shape"]):
+                self._files.close()
+                raise ConfigError(f"{self.folder}: incomplete, parts of {name} are missing")
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        """Fill the part of a tensor that this process holds.
+
+        Args:
+            name: Its name in the files.
+            target: Sharded or not, of the whole tensor's shape; overwritten.
+        """
+        goal, wanted = local_part(target), region_of(target)
+        for region, part in self._parts[name]:
+            common = overlap(region, wanted)
+            if common is not None:
+                piece = part[within(common, region)] if common else part[...]
+                goal[within(common, wanted)].copy_(piece)
+
+    def read(self, name: str) -> Tensor:
+        """A whole tensor on the CPU."""
+        each = self.header["tensors"][name]
+        result = torch.empty(each["shape"], dtype=getattr(torch, each["dtype"].removeprefix("torch.")))
+        self.read_into(name, result)
+        return result
+
+
+def read_whole(folder: Path) -> dict[str, Any]:
+    """A sharded checkpoint as one that was never sharded, on the CPU.
+
+    Raises:
+        ConfigError: it is none of ours, cannot be read or is incomplete.
+    """
+    with ShardReader(folder) as reader:
+        return join(reader.header, {name: reader.read(name) for name in reader.header["tensors"]})

@@ -1,0 +1,153 @@
+"""FSDP2 with checkpoints of the trained tensors alone: one gathered file, or a folder of parts.
+
+Lightning's own sharded checkpoints hold the frozen LM as well, cannot be read when it is left out, and number the
+optimiser's state over all parameters, so that no other strategy can go on from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.checkpoint_files import disk_error, read_checkpoint, remove, replace
+from promptcomp.lightning_modules.sharded_files import (
+    WEIGHTS,
+    ShardReader,
+    join,
+    meta_tensors,
+    read_header,
+    split,
+    write_header,
+    write_shard,
+)
+from promptcomp.lightning_modules.shards import full_tensor
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Every rank holds a part of every weight and of the optimiser's state.
+
+    With `save_distributed_checkpoint` each writes its part of the checkpoints that training continues from; those of
+    weights alone are always whole.
+    """
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Our files name the parameters, so Lightning's ordinary way of loading does."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Nothing: the module itself puts what it has trained into a checkpoint, still sharded."""
+        return {}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state by name, still sharded."""
+        return (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Whole or sharded state into the optimisers."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """Write parts if there is an optimiser's state and parts are wanted, otherwise gather; all ranks call this.
+
+        Raises:
+            OSError: on every rank, if the disk of one is full or not writable; the checkpoint before is untouched.
+        """
+        path = Path(self.broadcast(str(filepath)))
+        if self._save_distributed_checkpoint and "optimizer_states" in checkpoint:
+            self._save_parts(checkpoint, path)
+            return
+        whole = gathered(checkpoint, keep=self.is_global_zero)
+        self._agreed(lambda: self.checkpoint_io.save_checkpoint(whole, path) if self.is_global_zero else None)
+
+    def _save_parts(self, checkpoint: dict[str, Any], path: Path) -> None:
+        temporary = path.with_name(f".{path.name}.tmp")
+        header, tensors = split(checkpoint)
+        try:
+            self._agreed(lambda: _make_empty(temporary) if self.is_global_zero else None)
+            sizes = self._agreed(lambda: write_shard(temporary, tensors, self.global_rank, self.world_size))
+            self._agreed(lambda: _finish(temporary, path, header, dict(sizes)) if self.is_global_zero else None)
+        except OSError:
+            if self.is_global_zero:
+                remove(temporary)
+            raise
+
+    def _agreed(self, work: Callable[[], Any]) -> list[Any]:
+        """Do something on every rank; returns the results of all.
+
+        Raises:
+            OSError: on every rank, if one failed.
+        """
+        result, failure = None, None
+        try:
+            result = work()
+        except OSError as error:
+            failure = (error.errno, error.strerror or str(error), error.filename)
+        found: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(found, (result, failure))
+        for _, failed in found:
+            if failed is not None:
+                raise OSError(*failed)
+        return [each for each, _ in found]
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Of a folder each rank reads what it holds; of a file what it uses.
+
+        Raises:
+            ConfigError: it cannot be read, is incomplete, or does not fit the module.
+        """
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if not path.is_dir():
+            return read_checkpoint(path)
+        module = self.lightning_module
+        assert isinstance(module, CompressionModule)
+        header = read_header(path)
+        shapes = meta_tensors(header)
+        weights = {name.removeprefix(WEIGHTS): each for name, each in shapes.items() if name.startswith(WEIGHTS)}
+        module.check_trained(weights, header["promptcomp"], "the checkpoint")
+        parameters = module.trained_parameters()
+        tensors: dict[str, Tensor] = {}
+        with ShardReader(path) as reader, torch.no_grad():
+            for key, shape in shapes.items():
+                name = key.removeprefix(WEIGHTS) if key.startswith(WEIGHTS) else key.split("/")[1]
+                tensors[key] = torch.empty_like(parameters[name], dtype=shape.dtype, requires_grad=False)
+                reader.read_into(key, tensors[key])
+        return join(header, tensors)
+
+
+def _make_empty(folder: Path) -> None:
+    remove(folder)
+    folder.mkdir(parents=True)
+
+
+def _finish(temporary: Path, path: Path, header: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    try:
+        write_header(temporary, header, sizes)
+    except RuntimeError as error:
+        raise disk_error(error, path) from None
+    replace(temporary, path)
+
+
+def gathered(checkpoint: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
+    """A checkpoint with whole tensors on the CPU, gathered one after the other (a collective).
+
+    Args:
+        checkpoint: With sharded tensors.
+        keep: Whether this process wants them; the others only take part.
+    """
+    header, tensors = split(checkpoint)
+    whole: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        value = full_tensor(tensor)
+        if keep:
+            whole[name] = value.cpu().clone() if value.device.type == "cpu" else value.cpu()
+    return join(header, whole) if keep else {}

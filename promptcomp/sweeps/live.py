@@ -1,0 +1,234 @@
+"""A sweep while it runs: a view that refreshes in place on a terminal, one line for each event elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich import box
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from promptcomp.sweeps.numbers import plain_line
+from promptcomp.sweeps.progress import Progress
+from promptcomp.sweeps.state import SweepState, Trial
+from promptcomp.sweeps.summary import Summary, summarize
+from promptcomp.sweeps.wording import (
+    STATUS_STYLES,
+    amount,
+    hours_text,
+    many,
+    mean_text,
+    number,
+    objective_text,
+    params_text,
+    scalar_text,
+    short_names,
+    time_text,
+)
+
+_FAILURES = 3
+_FIXED_LINES = 16
+"""Lines of the view besides the running trials."""
+_NUMBERS = 30
+"""Columns for seed, step and dev result of a running trial."""
+_BAR = ("finished", "pruned", "failed", "stale", "running", "waiting")
+
+
+class LiveView:
+    """Shows each state that it is given; a context manager.
+
+    Args:
+        console: where; on a terminal the view fits its width (60 columns and more) and height.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live: Live | None = None
+        self._seen: dict[str, tuple[str, int]] = {}
+        self._begun = False
+
+    def __enter__(self) -> LiveView:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False, vertical_overflow="crop")
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def update(self, state: SweepState) -> None:
+        """Show a state: redraw, or print what has changed since the last one."""
+        summary = summarize(state, with_importances=False)
+        if self._live is not None:
+            self._live.update(render(state, summary, self.console), refresh=True)
+            return
+        for line in self._news(state, summary):
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _news(self, state: SweepState, summary: Summary) -> list[str]:
+        lines = []
+        first, self._begun = not self._begun, True
+        if first:
+            done, planned = summary.progress.done, summary.progress.planned
+            lines.append(f"sweep: {many(planned, 'trial')}" + (f", {done} done before" if done else ""))
+        for trial in state.trials:
+            # A failed attempt waits before its successor is queued: the same news.
+            now = (trial.status, 0 if trial.status == "waiting" else trial.attempt)
+            before = self._seen.get(trial.cell)
+            self._seen[trial.cell] = now
+            if now == before or (first and trial.status in ("finished", "pruned", "failed", "waiting")):
+                continue
+            lines += filter(None, [_event(state, trial, summary)])
+        return lines
+
+
+def _event(state: SweepState, trial: Trial, summary: Summary) -> str | None:
+    progress = summary.progress
+    what = f"{_clean(params_text(trial.params, summary.varying))}, seed {trial.seed}".removeprefix(", ")
+    if trial.status == "finished":
+        values = ", ".join(f"{name} {amount(name, value)}" for name, value in trial.values.items() if value is not None)
+        left = f", about {time_text(progress.eta)} left" if progress.eta is not None else ""
+        return f"finished  {what}: {values or 'no value'} ({progress.done} of {progress.planned}{left})"
+    if trial.status == "failed":
+        return f"failed    {what}: {_clean(trial.problem or 'no reason known')} (log: {_log(state, trial)})"
+    if trial.status == "pruned":
+        return f"pruned    {what} at step {trial.step}"
+    if trial.status == "stale":
+        return f"lost      {what}: its process is gone; a worker takes it up again"
+    if trial.status == "running":
+        again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
+        return f"started   {what}{again}"
+    why = f": {_clean(trial.problem)}" if trial.problem else ""
+    return f"retry     {what}{why}" if why or trial.attempt > 1 else None
+
+
+def render(state: SweepState, summary: Summary, console: Console) -> RenderableType:
+    """The whole view, at most as high as the terminal."""
+    width = console.width
+    parts: list[RenderableType] = [
+        _header(state, summary, width),
+        _bar(summary.progress, width, console.options.ascii_only),
+    ]
+    parts += [_counts(summary.progress), *_leading(summary), Text()]
+    running = [trial for trial in state.trials if trial.status in ("running", "stale")]
+    room = max(1, console.height - _FIXED_LINES)
+    if running:
+        parts.append(_running(running[:room], summary, width))
+        if len(running) > room:
+            parts.append(_line(f"and {len(running) - room} more running", "dim"))
+    for trial in summary.failures[-_FAILURES:]:
+        text = f"failed  {params_text(trial.params, summary.varying)}, seed {trial.seed}: {trial.problem or '?'}"
+        parts.append(_line(_clean(text), "red"))
+    if len(summary.failures) > _FAILURES:
+        more = len(summary.failures) - _FAILURES
+        parts.append(_line(f"and {many(more, 'earlier failure')}: promptcomp sweep show {state.directory.path}", "dim"))
+    return Group(*parts)
+
+
+def _header(state: SweepState, summary: Summary, width: int) -> Text:
+    progress, budget = summary.progress, state.config.budget
+    title = _clean(state.config.title or f"sweep of {state.config.experiment}")
+    facts = [f"elapsed {time_text(progress.elapsed)}"]
+    if progress.eta is not None:
+        facts.append(f"about {time_text(progress.eta)} left")
+    facts.append(many(state.workers, "worker"))
+    of = f" of {hours_text(budget.device_hours)}" if budget.device_hours is not None else ""
+    facts.append(f"{hours_text(progress.device_hours)}{of} device hours")
+    if budget.hours is not None:
+        facts.append(f"at most {hours_text(budget.hours)} h")
+    if state.stopped_by:
+        facts.append(f"stopped by {state.stopped_by}")
+    short = title if cell_len(title) < width else set_cell_size(title, width - 2) + "…"
+    return Text.assemble((short, "bold"), "\n", "  ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts))
+
+
+def _bar(progress: Progress, width: int, ascii_only: bool) -> Text:
+    """One stretch of the line for each status, in proportion; what is there gets at least one column."""
+    counts = {status: progress.counts[status] for status in _BAR if progress.counts[status]}
+    total = sum(counts.values())
+    bar = Text(no_wrap=True, overflow="crop")
+    if not total:
+        return bar
+    columns = {status: max(1, count * (width - 1) // total) for status, count in counts.items()}
+    largest = max(columns, key=lambda status: columns[status])
+    columns[largest] += width - 1 - sum(columns.values())
+    for status, count in columns.items():
+        full, empty = ("#", ".") if ascii_only else ("━", "─")
+        bar.append((empty if status == "waiting" else full) * max(0, count), style=STATUS_STYLES[status])
+    return bar
+
+
+def status_line(progress: Progress) -> str:
+    """`5 of 12 trials done  4 finished  1 failed  2 waiting`."""
+    parts = [f"{progress.counts[status]} {status}" for status in _BAR if progress.counts[status]]
+    parts += [f"{progress.left_out} left out"] if progress.left_out else []
+    parts += [f"{progress.controls_done} of {many(progress.controls, 'control')}"] if progress.controls else []
+    return "  ".join([f"{progress.done} of {many(progress.planned, 'trial')} done", *parts])
+
+
+def _counts(progress: Progress) -> Text:
+    line = Text(f"{progress.done} of {progress.planned}", style="bold")
+    for status in _BAR:
+        if progress.counts[status]:
+            line.append(f"  {progress.counts[status]} {status}", style=STATUS_STYLES[status])
+    if progress.left_out:
+        line.append(f"  {progress.left_out} left out", style="dim")
+    if progress.controls:
+        line.append(f"  {progress.controls_done} of {many(progress.controls, 'control')}")
+    return line
+
+
+def _leading(summary: Summary) -> list[Text]:
+    if summary.several:
+        found = [f"Pareto front: {many(len(summary.front), 'point')}"] if summary.front else []
+        return [_line(text, "green") for text in found]
+    point = summary.leading
+    if point is None:
+        return []
+    objective = summary.objectives[0]
+    of = many(point.seeds, "seed") if point.complete else f"{point.seeds} of {many(summary.seeds, 'seed')}"
+    value = f"{objective_text(objective)} {mean_text(point.values[objective.name], objective.name)}, {of}"
+    return [Text(_clean(f"best so far  {params_text(point.params, summary.varying)}: {value}"), style="green")]
+
+
+def _running(trials: list[Trial], summary: Summary, width: int) -> Table:
+    """Running trials: one column for each swept key where there is room, otherwise one for all."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    short = short_names(summary.dimensions)
+    names = [name for name in summary.dimensions if name in summary.varying] or list(summary.dimensions)
+    wide = width >= 100 and len(names) <= 4
+    worker = 0 if width < 80 else 16 if width < 120 else 28
+    for name in [_clean(short[name]) for name in names] if wide else ["trial"]:
+        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=width - _NUMBERS - worker)
+    for name in ("seed", "step", "dev"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if worker:
+        table.add_column("worker", no_wrap=True, overflow="ellipsis", max_width=worker)
+    for trial in trials:
+        own = [scalar_text(trial.params[name]) if name in trial.params else "-" for name in names]
+        keys = own if wide else [params_text(trial.params, names)]
+        step = f"{trial.step}/{trial.max_steps}" if trial.max_steps else str(trial.step)
+        dev = number(trial.reports[-1][1]) if trial.reports else "-"
+        by = [_clean(trial.worker) if trial.status == "running" else "lost"] if worker else []
+        cells = [Text(_clean(text)) for text in [*keys, str(trial.seed), step, dev, *by]]
+        table.add_row(*cells, style=STATUS_STYLES["stale"] if trial.status == "stale" else "")
+    return table
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _clean(text: str) -> str:
+    return plain_line(text.replace("\n", " "))
+
+
+def _log(state: SweepState, trial: Trial) -> str:
+    return str(state.directory.log_of(trial.cell))

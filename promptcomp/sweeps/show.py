@@ -1,0 +1,204 @@
+"""A sweep as tables for people (`promptcomp sweep show DIR`)."""
+
+from __future__ import annotations
+
+import shlex
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from promptcomp.sweeps.live import status_line
+from promptcomp.sweeps.numbers import Runs, log_tail, plain_line
+from promptcomp.sweeps.state import SweepState, Trial
+from promptcomp.sweeps.summary import Point, Summary, summarize
+from promptcomp.sweeps.tables import state_json
+from promptcomp.sweeps.wording import (
+    hours_text,
+    many,
+    mean_text,
+    objective_text,
+    params_text,
+    scalar_text,
+    short_names,
+    time_text,
+)
+
+__all__ = ["failure_title", "mark", "next_steps", "overview", "print_state", "remarks", "state_json"]
+
+ROWS = 40
+"""Points that the table shows; the formats for files have all."""
+_TAIL, _FAILURES = 8, 5
+LEGEND = {
+    "*": "best",
+    "~": "within noise of the best",
+    "P": "Pareto front",
+    "!": "outside a constraint",
+    "x": "dropped",
+}
+
+
+def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
+    """Print what a sweep has found so far, its failures, and what to do next.
+
+    Args:
+        state: as read.
+        console: its width decides how the table is laid out; 60 columns are enough.
+        rows: at most so many points.
+    """
+    summary = summarize(state)
+    _say(console, state.config.title or f"sweep of {state.config.experiment}", "bold")
+    for line in overview(state, summary):
+        _say(console, line)
+    if summary.points:
+        console.print()
+        console.print(_table(summary, console.width, rows))
+        for line in remarks(state, summary, rows):
+            _say(console, line)
+    for block in (_bands(state, summary), _importances(summary)):
+        for line in block:
+            _say(console, line)
+    _failures(state, summary, console)
+    console.print()
+    for count, step in enumerate(next_steps(state, summary)):
+        line = f"{'next  ' if count == 0 else '      '}{step}"
+        console.print(Text(plain_line(line)), soft_wrap=True)  # a command must be one line to be copied
+
+
+def overview(state: SweepState, summary: Summary) -> list[str]:
+    """Progress, times, and what ended the sweep."""
+    progress = summary.progress
+    times = f"{time_text(progress.elapsed)} since the start, {hours_text(progress.device_hours)} device hours"
+    if progress.eta is not None:
+        times += f", about {time_text(progress.eta)} left with {many(max(1, state.workers), 'worker')}"
+    lines = [status_line(progress), times]
+    if state.stopped_by:
+        lines.append(f"stopped by {state.stopped_by}; raise it and start the sweep again to go on")
+    return lines
+
+
+def mark(point: Point) -> str:
+    """One letter for a point: see `LEGEND`."""
+    if point.is_best:
+        return "*"
+    if point.on_front:
+        return "P"
+    if not point.feasible:
+        return "!"
+    if point.dropped:
+        return "x"
+    return "~" if point.within_noise else ""
+
+
+def _table(summary: Summary, width: int, rows: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    names = list(summary.varying or summary.dimensions)
+    wide = len(names) <= 4 and width >= 60 + 12 * (len(names) - 1) + 26 * (len(summary.objectives) - 1)
+    short = short_names(summary.dimensions)
+    for name in [short[name] for name in names] if wide else ["point"]:
+        table.add_column(Text(plain_line(name)), overflow="fold", justify="left")
+    table.add_column("seeds", justify="right", no_wrap=True)
+    for objective in summary.objectives:
+        table.add_column(Text(objective_text(objective)), justify="right", no_wrap=wide)
+    against = summary.best is not None and width >= 100
+    if against:
+        table.add_column("minus best", justify="right", no_wrap=True)
+    for point in summary.points[:rows]:
+        own = [scalar_text(point.params[name]) if name in point.params else "-" for name in names]
+        cells = own if wide else [params_text(point.params, names) or "-"]
+        cells = [mark(point), *cells, f"{point.seeds}/{summary.seeds}"]
+        cells += [mean_text(point.values.get(objective.name), objective.name) for objective in summary.objectives]
+        cells += [mean_text(point.versus_best, summary.objectives[0].name, "+")] if against else []
+        style = "bold" if point.is_best or point.on_front else "dim" if not point.feasible else ""
+        table.add_row(*(Text(plain_line(cell)) for cell in cells), style=style)
+    return table
+
+
+def remarks(state: SweepState, summary: Summary, rows: int | None = None, legend: bool = True) -> list[str]:
+    """What the marks mean, and what to be careful with."""
+    used = {mark(point) for point in summary.points}
+    lines = ["   ".join(f"{letter} {text}" for letter, text in LEGEND.items() if letter in used and legend)]
+    seeds = {point.seeds for point in summary.points if point.values}
+    if seeds and max(seeds) > 1:
+        lines.append("[low, high]: 95 % interval over seeds (Student's t); noise: paired differences over common seeds")
+    elif seeds:
+        lines.append("One seed has no interval: use 3 seeds or more before believing a difference.")
+    if summary.best is None and not (summary.several and summary.front):
+        lines.append(f"no best point: {summary.why_no_best}")
+    if summary.ahead is not None:
+        who, have = params_text(summary.ahead.params, summary.varying), summary.ahead.seeds
+        lines.append(f"{who} is ahead of the best point, but has {have} of {many(summary.seeds, 'seed')}")
+    if summary.several and summary.front and not all(point.complete for point in summary.front):
+        lines.append("the Pareto front is provisional: its points lack seeds")
+    if rows is not None and len(summary.points) > rows:
+        lines.append(f"{len(summary.points) - rows} more points: promptcomp sweep show {_folder(state)} --format csv")
+    return [line for line in lines if line]
+
+
+def _bands(state: SweepState, summary: Summary) -> list[str]:
+    runs, lines = Runs(state), []
+    for objective in summary.objectives:
+        if objective.name == "retained":  # its ends are 1 and 0 by definition
+            continue
+        for band in runs.bands(objective, None):
+            what = "control" if band.trained else "bound"
+            value = f"{mean_text(band.value, objective.name)}, {many(band.value.seeds, 'seed')}"
+            lines.append(f"{what}  {band.title}: {objective_text(objective)} {value}")
+    return lines
+
+
+def _importances(summary: Summary) -> list[str]:
+    if summary.why_no_importances is not None:
+        shown = len(summary.dimensions) > 1
+        return [f"importances: {summary.why_no_importances}"] if shown else []
+    lines = []
+    for metric, found in summary.importances.items():
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.items())
+        lines.append(f"importances for {metric} (PED-ANOVA): {shares}")
+    return lines
+
+
+def _failures(state: SweepState, summary: Summary, console: Console) -> None:
+    for trial in summary.failures[-_FAILURES:]:
+        console.print()
+        _say(console, failure_title(trial, summary), "red")
+        log = state.directory.log_of(trial.cell)
+        for line in log_tail(log, _TAIL):
+            console.print(Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis"))
+        _say(console, f"  log: {log}", "dim")
+    if len(summary.failures) > _FAILURES:
+        _say(console, f"and {len(summary.failures) - _FAILURES} earlier failures (all are in the report)")
+
+
+def failure_title(trial: Trial, summary: Summary) -> str:
+    """Which trial failed, at what attempt, and why."""
+    attempts = f" after {many(trial.attempt, 'attempt')}" if trial.attempt > 1 else ""
+    who = f"{params_text(trial.params, summary.varying or summary.dimensions)}, seed {trial.seed}"
+    return f"failed{attempts}: {who}: {trial.problem or 'no reason known'}"
+
+
+def next_steps(state: SweepState, summary: Summary) -> list[str]:
+    """Commands that make sense now."""
+    folder = _folder(state)
+    steps = []
+    if not summary.progress.over:
+        steps.append(f"promptcomp sweep {folder}")
+    if summary.best is not None:
+        steps.append(f"promptcomp sweep best {folder} > best.yaml && promptcomp fit --config best.yaml")
+    elif summary.several and summary.front:
+        steps.append(f"promptcomp sweep best {folder} --objective {summary.objectives[0].name}")
+    if any(point.values for point in summary.points):
+        steps.append(f"promptcomp sweep plot {folder}")
+    if summary.failures:
+        steps.append(f"promptcomp sweep doctor {folder}")
+    return steps or [f"promptcomp sweep {folder}"]
+
+
+def _folder(state: SweepState) -> str:
+    return shlex.quote(str(state.directory.path))
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(plain_line(text), style=style), soft_wrap=False)

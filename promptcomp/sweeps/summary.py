@@ -1,0 +1,233 @@
+"""What a sweep has found: points with means over seeds, the best one, the Pareto front, progress.
+
+Intervals are Student's t over seeds (95 %). Points are compared seed by seed: the seeds that both have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from promptcomp.evaluation.seeds import Mean, mean_of
+from promptcomp.sweeps.config import Scalar
+from promptcomp.sweeps.importance import MIN_POINTS, importances
+from promptcomp.sweeps.numbers import Goal, finite, goals_of
+from promptcomp.sweeps.progress import Progress, progress_of
+from promptcomp.sweeps.state import SweepState, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One choice of the swept keys, all seeds together."""
+
+    point: str
+    params: Mapping[str, Scalar]
+    trials: tuple[Trial, ...]
+    by_seed: Mapping[str, Mapping[int, float]]
+    """Goal -> seed -> value, of finished trials with a finite value."""
+    values: Mapping[str, Mean]
+    """Goal -> mean over seeds."""
+    violated: Mapping[str, float]
+    """Constraint -> how far its mean over seeds is outside; only those that are not met."""
+    complete: bool
+    """All seeds that it should have are finished, with a value of every objective."""
+    dropped: bool
+    is_best: bool = False
+    on_front: bool = False
+    versus_best: Mean | None = None
+    """Mean of the differences to the best point over common seeds (one objective only)."""
+
+    @property
+    def feasible(self) -> bool:
+        """Whether its means meet all constraints."""
+        return not self.violated
+
+    @property
+    def seeds(self) -> int:
+        """Finished seeds."""
+        return max((len(values) for values in self.by_seed.values()), default=0)
+
+    @property
+    def within_noise(self) -> bool | None:
+        """Whether the interval of the difference to the best point holds 0; None: not known (fewer than two seeds)."""
+        if self.versus_best is None or self.versus_best.ci is None:
+            return None
+        low, high = self.versus_best.ci
+        return low <= 0 <= high
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything that tables, plots and the page show."""
+
+    objectives: tuple[Goal, ...]
+    dimensions: tuple[str, ...]
+    """All of the space."""
+    varying: tuple[str, ...]
+    """Those with several values among the points."""
+    seeds: int
+    """That every point should have."""
+    points: tuple[Point, ...]
+    """Best first; without a value last."""
+    best: Point | None
+    """None while no point has all its seeds, when no point meets the constraints, and for several objectives."""
+    why_no_best: str | None
+    leading: Point | None
+    """The best of the points so far, whatever their seeds (one objective); ahead of `best` while it lacks seeds."""
+    front: tuple[Point, ...]
+    """Pareto front over means (several objectives), by the first objective."""
+    importances: Mapping[str, Mapping[str, float]]
+    """Goal -> dimension -> share."""
+    why_no_importances: str | None
+    progress: Progress
+    failures: tuple[Trial, ...]
+
+    @property
+    def ahead(self) -> Point | None:
+        """A point that would be the best if its missing seeds came out like those that it has."""
+        waits = self.best is not None and self.leading is not None and self.leading.point != self.best.point
+        return self.leading if waits else None
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several objectives."""
+        return len(self.objectives) > 1
+
+
+def summarize(state: SweepState, now: datetime | None = None, *, with_importances: bool = True) -> Summary:
+    """Work out a summary.
+
+    Args:
+        state: as read.
+        now: an aware time, for tests.
+        with_importances: False saves the time, and the import of Optuna, where they are not shown.
+    """
+    objectives = goals_of(state.config)
+    points = _points(state)
+    varying = tuple(name for name in state.config.space if _differs(points, name))
+    ranked = sorted(points, key=lambda point: _rank(point, objectives[0]))
+    several = len(objectives) > 1
+    usable = [point for point in ranked if point.feasible and len(point.values) == len(objectives)]
+    complete = [point for point in usable if point.complete]
+    best = complete[0] if complete and not several else None
+    front = _front(complete or usable, objectives) if several else []
+    marked = tuple(_marked(point, best, front, objectives[0]) for point in ranked)
+    wanted = objectives if with_importances else ()
+    shares = {objective.name: _importances(state, varying, points, objective) for objective in wanted}
+    shares = {metric: found for metric, found in shares.items() if found}
+    return Summary(
+        objectives=objectives,
+        dimensions=tuple(state.config.space),
+        varying=varying,
+        seeds=state.config.seeds,
+        points=marked,
+        best=next((point for point in marked if point.is_best), None),
+        why_no_best=None if best else _why_no_best(points, several),
+        leading=None if several or not usable else next(p for p in marked if p.point == usable[0].point),
+        front=tuple(point for point in marked if point.on_front),
+        importances=shares,
+        why_no_importances=None if shares else _why_no_importances(points, varying, objectives),
+        progress=progress_of(state, now or datetime.now(UTC)),
+        failures=tuple(trial for trial in state.trials if trial.status == "failed"),
+    )
+
+
+def _points(state: SweepState) -> list[Point]:
+    grouped: dict[str, list[Trial]] = {}
+    for trial in state.trials:
+        grouped.setdefault(trial.point, []).append(trial)
+    return [_point(state, name, trials) for name, trials in grouped.items()]
+
+
+def _point(state: SweepState, name: str, trials: Sequence[Trial]) -> Point:
+    goals = goals_of(state.config)
+    finished = [trial for trial in trials if trial.status == "finished"]
+    by_seed: dict[str, dict[int, float]] = {}
+    for objective in goals:
+        found = {trial.seed: finite(trial.values.get(objective.name)) for trial in finished}
+        values = {seed: value for seed, value in sorted(found.items()) if value is not None}
+        if values:
+            by_seed[objective.name] = values
+    outside: dict[str, list[float]] = {}
+    for trial in finished:
+        for constraint, amount in trial.constraints.items():
+            # An unknown amount (not measured, not finite) cannot be called inside.
+            known = finite(amount)
+            outside.setdefault(constraint, []).append(float("inf") if known is None else known)
+    means = {constraint: sum(amounts) / len(amounts) for constraint, amounts in outside.items()}
+    enough = all(len(by_seed.get(objective.name, ())) >= state.config.seeds for objective in goals)
+    return Point(
+        point=name,
+        params=trials[0].params,
+        trials=tuple(sorted(trials, key=lambda trial: trial.seed)),
+        by_seed=by_seed,
+        values={metric: mean_of(list(values.values())) for metric, values in by_seed.items()},
+        violated={constraint: mean for constraint, mean in means.items() if mean > 0},
+        complete=enough,
+        dropped=name in state.dropped,
+    )
+
+
+def _differs(points: Sequence[Point], name: str) -> bool:
+    return len({repr(point.params[name]) for point in points if name in point.params}) > 1
+
+
+def sign_of(objective: Goal) -> float:
+    """1 if more is better, else -1."""
+    return 1.0 if objective.direction == "maximize" else -1.0
+
+
+def _rank(point: Point, objective: Goal) -> tuple[bool, bool, float]:
+    """Sorting key: points with a value that meet the constraints first, the better the earlier."""
+    mean = point.values.get(objective.name)
+    return (mean is None, not point.feasible, 0.0 if mean is None else -sign_of(objective) * mean.mean)
+
+
+def _front(points: Sequence[Point], objectives: Sequence[Goal]) -> list[Point]:
+    rows = {p.point: [sign_of(o) * p.values[o.name].mean for o in objectives] for p in points}
+    return [p for p in points if not any(_dominates(other, rows[p.point]) for other in rows.values())]
+
+
+def _dominates(first: Sequence[float], second: Sequence[float]) -> bool:
+    pairs = list(zip(first, second, strict=True))
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+
+def _marked(point: Point, best: Point | None, front: Sequence[Point], objective: Goal) -> Point:
+    versus = None
+    if best is not None and point.point != best.point:
+        own, theirs = point.by_seed.get(objective.name, {}), best.by_seed[objective.name]
+        common = sorted(own.keys() & theirs.keys())
+        versus = mean_of([own[seed] - theirs[seed] for seed in common]) if common else None
+    is_best = best is not None and point.point == best.point
+    return replace(point, is_best=is_best, on_front=any(p.point == point.point for p in front), versus_best=versus)
+
+
+def _importances(
+    state: SweepState, varying: Sequence[str], points: Sequence[Point], objective: Goal
+) -> dict[str, float]:
+    rows = [(p.params, p.values[objective.name].mean) for p in points if objective.name in p.values]
+    return importances(state.config, varying, rows, objective)
+
+
+def _why_no_importances(points: Sequence[Point], varying: Sequence[str], objectives: Sequence[Goal]) -> str:
+    if len(varying) < 2:
+        return "only one dimension varies" if varying else "no dimension varies yet"
+    having = sum(objectives[0].name in point.values for point in points)
+    if having < MIN_POINTS:
+        return f"too few trials ({having} of {MIN_POINTS} points)"
+    return "all points are equally good"
+
+
+def _why_no_best(points: Sequence[Point], several: bool) -> str:
+    if several:
+        return "several objectives have no single best point; see the Pareto front"
+    valued = [point for point in points if point.values]
+    if not valued:
+        return "no trial has finished with a value"
+    if not any(point.feasible for point in valued):
+        return "no point meets the constraints"
+    if not any(point.complete for point in valued):
+        return "no point has finished all its seeds yet"
+    return "no point that meets the constraints has finished all its seeds yet"

@@ -1,0 +1,320 @@
+"""Short trainings of every method under every division of a step, in one group of processes, for comparison.
+
+`python -m tests.distributed.trajectories FOLDER LAYOUT...` is one rank; `run` starts them all.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, EncodedTarget
+from promptcomp.datamodules.base import ContextDataModule, Draw, LoaderConfig
+from promptcomp.experiment import TrainerConfig
+from promptcomp.language_model import LanguageModelConfig, loading
+from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
+from promptcomp.lightning_modules.execution import Execution
+from promptcomp.lightning_modules.shards import full_tensor
+from promptcomp.run.cluster_environment import cluster_environment
+from promptcomp.run.quiet import quiet
+from promptcomp.run.trainer import make_strategy
+from tests.tiny_models import save_tokenizer, tiny_hf
+
+NO_DROPOUT = {"llama": (), "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"), "t5": ("dropout_rate",)}
+STEPS, BATCH, ITEMS, WINDOW = 3, 8, 19, 2
+LAYOUTS = (
+    "1 process",
+    "1 process, 2 micro-batches",
+    "ddp 2",
+    "ddp 2, 2 micro-batches",
+    "fsdp 2",
+    "fsdp 2, 2 micro-batches",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method, its options and a tiny LM."""
+
+    method: str
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    execution: Execution = field(default_factory=Execution)
+
+    @property
+    def name(self) -> str:
+        """Readable and unique."""
+        extra = " ".join(f"{key}={value}" for key, value in self.options.items() if key != "num_slots")
+        flags = " ".join(key for key, value in vars_of(self.execution).items() if value)
+        return " ".join(part for part in (self.method, extra, flags, f"({self.model})") if part)
+
+
+def vars_of(execution: Execution) -> dict[str, bool]:
+    """The options of an execution by name."""
+    names = ("activation_checkpointing", "offload_optimizer", "compile")
+    return {name: bool(getattr(execution, name)) for name in names}
+
+
+_RECOMPUTE = Execution(activation_checkpointing=True)
+_OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "mend": [{"num_slots": 3}, {"num_slots": 3, "stage": "pretrain", "max_chunk_tokens": 5}],
+    "gist": [
+        {"num_slots": 3},
+        {"num_slots": 3, "arrangement": "split", "shared_embedding": False, "kl_weight": 0.5, "kl_positions": "all"},
+        {"num_slots": 3, "train": "lora", "kl_weight": 0.5, "full_prompt_weight": 0.5},
+        {"num_slots": 3, "train": "none"},
+    ],
+    "prompt_tuning": [{"num_slots": 3}],
+    "metaicl": [{}, {"loss_average": "token"}],
+    "full_prompt": [{"train": "lm"}, {"train": "lora", "lora": {"rank": 2}}],
+    "no_prompt": [{"train": "lm"}],
+    "step_by_step": [{}, {"weighting": "uncertainty", "mutual_information": 0.1}],
+    "finetune": [{}],
+}
+ALL_CASES = [
+    Case(method, model, options)
+    for method, variants in _OPTIONS.items()
+    for options in variants
+    for model in ("llama", "gpt2", "t5_query_in_decoder", "t5_query_in_encoder")
+]
+_TWO = ("llama", "t5_query_in_encoder")
+CASES = [case for number, case in enumerate(ALL_CASES) if case.model == _TWO[number // 4 % 2]] + [
+    Case("mend", "t5_query_in_encoder", {"num_slots": 3}),
+    Case("gist", "t5_query_in_encoder", {"num_slots": 3}),
+    Case("step_by_step", "t5_query_in_encoder", {}),
+    Case("mend", "gpt2", {"num_slots": 3}, _RECOMPUTE),
+    Case("gist", "llama", {"num_slots": 3, "arrangement": "split"}, _RECOMPUTE),
+    Case("gist", "t5_query_in_decoder", {"num_slots": 3, "arrangement": "split"}, _RECOMPUTE),
+    Case("metaicl", "gpt2", {}, Execution(activation_checkpointing=True, offload_optimizer=True)),
+    Case("full_prompt", "t5_query_in_decoder", {"train": "lm"}, Execution(offload_optimizer=True)),
+]
+
+
+class Items(ContextDataModule):
+    """Contexts of different length with one to three queries; some examples of two tasks lack a rationale."""
+
+    eval_splits = ()
+
+    def __init__(self, batch_size: int, two_tasks: bool) -> None:
+        tokenizer: Any = SimpleNamespace(pad_token_id=0)
+        super().__init__(LoaderConfig(length_window=WINDOW), tokenizer, seed=0, batch_size=batch_size)
+        self._two_tasks = two_tasks
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Three tasks."""
+        return ("a", "b", "c")
+
+    def num_train_items(self) -> int:
+        """A few, so that epochs end within steps."""
+        return ITEMS
+
+    def train_context(self, draw: Draw) -> EncodedContext:
+        """Random tokens."""
+        rng = random.Random(draw.index)
+
+        def ids(most: int) -> tuple[int, ...]:
+            return tuple(rng.randrange(3, 64) for _ in range(rng.randint(1, most)))
+
+        context = ids(12)
+        if self._two_tasks:
+            roles = (ANSWER, RATIONALE) if draw.index % 3 else (ANSWER,)
+            queries = tuple(
+                EncodedQuery((role + 3,), (EncodedTarget(ids(4), role=role),), draw.index) for role in roles
+            )
+        else:
+            count = rng.randint(1, 3)
+            queries = tuple(EncodedQuery(ids(4), (EncodedTarget(ids(3)),), draw.index) for _ in range(count))
+        return EncodedContext(context, queries, draw.index % 3)
+
+    def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
+        """Tokens of the contexts."""
+        return [len(self.train_context(draw).ids) for draw in draws]
+
+
+class Losses(L.Callback):
+    """The whole tensors before the first step, and the loss of every optimiser step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.start: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the weights, frozen ones too."""
+        self.start = {name: full_tensor(parameter).clone() for name, parameter in pl_module.named_parameters()}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note it."""
+        assert isinstance(pl_module, CompressionModule)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            assert pl_module.step_loss is not None
+            self.values.append(float(pl_module.step_loss))
+
+
+def save_models(folder: Path) -> None:
+    """The tiny LMs as files, with tokenizers."""
+    for kind in ("llama", "gpt2", "t5"):
+        model = tiny_hf(kind)
+        for key in NO_DROPOUT[kind]:
+            setattr(model.config, key, 0.0)
+        model.save_pretrained(folder / kind)
+        save_tokenizer(folder / kind)
+
+
+def make_module(case: Case, folder: Path, dtype: str = "float64", steps: int = STEPS) -> CompressionModule:
+    """The case's module, to be built by a trainer."""
+    kind, _, layout = case.model.partition("_")
+    config = LanguageModelConfig.model_validate(
+        {"path": str(folder / kind), "dtype": dtype, "layout": layout or "query_in_decoder"}
+    )
+    spec = METHODS[case.method]
+    optim = OptimConfig(lr=1e-2, clip_norm=0.5, warmup_steps=1)
+    module = spec.module(
+        spec.config(**case.options), config, optim, max_steps=steps, seed=0, task_names=("a", "b", "c")
+    )
+    module.execution = case.execution
+    return module
+
+
+def make_trainer(layout: str, folder: Path, steps: int = STEPS, callbacks: Sequence[L.Callback] = ()) -> L.Trainer:
+    """A trainer for one of LAYOUTS."""
+    strategy, devices, micro_batches = parse(layout)
+    config = TrainerConfig.model_validate({"devices": devices, "accelerator": "cpu", "strategy": strategy})
+    return L.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy=make_strategy(config),
+        max_steps=steps,
+        accumulate_grad_batches=micro_batches,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+        plugins=[cluster_environment(devices)],
+        default_root_dir=folder,
+    )
+
+
+def parse(layout: str) -> tuple[str, int, int]:
+    """Strategy, processes and micro-batches of a step."""
+    first, _, rest = layout.partition(", ")
+    name, _, count = first.partition(" ")
+    return ("auto", 1, 2 if rest else 1) if name == "1" else (name, int(count), 2 if rest else 1)
+
+
+def data(case: Case, layout: str) -> Items:
+    """The case's data; a micro-batch is smaller where a step has several."""
+    return Items(BATCH // parse(layout)[2], case.method == "step_by_step")
+
+
+def train(case: Case, layout: str, folder: Path, dtype: str = "float64") -> dict[str, Any]:
+    """Losses of the steps and the trained tensors after them."""
+    losses = Losses()
+    module = make_module(case, folder, dtype)
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        trainer = make_trainer(layout, folder, callbacks=[losses])
+        trainer.fit(module, datamodule=data(case, layout))
+        tensors: dict[str, Tensor] = {name: tensor.clone() for name, tensor in module.trained_tensors().items()}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return {"losses": losses.values, "tensors": tensors, "start": losses.start}
+
+
+def difference(one: dict[str, Any], two: dict[str, Any]) -> tuple[float, float]:
+    """The largest difference of a loss and of a weight."""
+    assert one["tensors"].keys() == two["tensors"].keys()
+    assert len(one["losses"]) == len(two["losses"])
+    losses = max(abs(a - b) for a, b in zip(one["losses"], two["losses"], strict=True))
+    return losses, max(float((one["tensors"][n] - two["tensors"][n]).abs().max()) for n in one["tensors"])
+
+
+def start(
+    module: str, world_size: int, *words: str, each: Sequence[Sequence[str]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """Start the ranks of a group as torchrun would, with the same words or those of `each`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    found = []
+    for rank in range(world_size):
+        own = {**shared, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
+        environment = {**os.environ, **{key: str(value) for key, value in own.items()}, "OMP_NUM_THREADS": "1"}
+        found.append(
+            subprocess.Popen(
+                [sys.executable, "-m", module, *(words if each is None else each[rank])],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=Path(__file__).parents[2],
+            )
+        )
+    return found
+
+
+def finish(ranks: Sequence[subprocess.Popen[str]], timeout: float = 300) -> list[str]:
+    """What they printed; all must succeed."""
+    try:
+        printed = [rank.communicate(timeout=timeout)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for rank, text in zip(ranks, printed, strict=True):
+        assert rank.returncode == 0, text
+    return printed
+
+
+@contextmanager
+def weights_only_on_rank_zero(layout: str) -> Iterator[None]:
+    """With sharded weights only rank 0 may read them from the disk."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("another rank than 0 opens the weights")
+
+    opened = loading.open_model
+    if layout.startswith("fsdp") and os.environ["RANK"] != "0":
+        loading.open_model = refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        loading.open_model = opened
+
+
+def main(folder: Path, dtype: str, cases: Sequence[Case], layouts: Sequence[str]) -> None:
+    """One rank: train all cases under all layouts; rank 0 writes what came out."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with quiet():
+        for number, case in enumerate(cases):
+            for layout in layouts:
+                print(case.name, layout, flush=True)
+                with weights_only_on_rank_zero(layout):
+                    found = train(case, layout, folder, dtype)
+                if os.environ["RANK"] == "0":
+                    torch.save(found, folder / f"{number}-{LAYOUTS.index(layout)}.pt")
+
+
+if __name__ == "__main__":
+    chosen = {"all": ALL_CASES, "few": CASES}[sys.argv[3]]
+    main(Path(sys.argv[1]), sys.argv[2], chosen, sys.argv[4:])

@@ -1,0 +1,58 @@
+"""Which weights are the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from promptcomp.config import ConfigError, build
+from promptcomp.experiment import Experiment, TrainerConfig
+from promptcomp.run.directory import RunDirectory
+from promptcomp.run.parts import make_parts
+from promptcomp.run.selection import BestCheckpoint, monitor_of
+
+
+def data(name: str) -> Any:
+    lm = {"path": "embedded:toy_decoder" if name == "toy_icl" else "embedded:toy_instructions"}
+    tree = {"method": {"name": "prompt_tuning"}, "data": {"name": name}, "lm": lm}
+    return make_parts(build(Experiment, tree))[0]
+
+
+def test_options_are_chosen_by_accuracy_and_free_answers_by_loss_unless_told_otherwise() -> None:
+    options, free = data("toy_icl"), data("toy_instructions")
+    assert monitor_of(TrainerConfig(), options) == ("dev/accuracy", "max")
+    assert monitor_of(TrainerConfig(), free) == ("dev/loss", "min")
+    assert monitor_of(TrainerConfig(select_by="exact_match"), free) == ("dev/exact_match", "max")
+    with pytest.raises(ConfigError, match="no options; use loss"):
+        monitor_of(TrainerConfig(select_by="accuracy"), free)
+    with pytest.raises(ConfigError, match="options only; use accuracy"):
+        monitor_of(TrainerConfig(select_by="exact_match"), options)
+
+
+def test_of_equal_results_the_lower_loss_is_better(tmp_path: Path) -> None:
+    def chosen(results: list[tuple[float, float]], split_at: int) -> list[bool]:
+        found = []
+        callback = BestCheckpoint(RunDirectory(tmp_path), "dev/exact_match", "max")
+        for number, (exact, loss) in enumerate(results):
+            if number == split_at:  # a stop and a resumption
+                state = callback.state_dict()
+                callback = BestCheckpoint(RunDirectory(tmp_path), "dev/exact_match", "max")
+                callback.load_state_dict(state)
+            current = torch.tensor(exact)
+            trainer = Mock(callback_metrics={"dev/exact_match": current, "dev/loss": torch.tensor(loss)})
+            trainer.strategy.reduce_boolean_decision = bool
+            found.append(callback.check_monitor_top_k(trainer, current))
+            if found[-1]:
+                callback.best_k_models = {"best": current}
+                callback.kth_best_model_path = callback.best_model_path = "best"
+                callback.best_model_score = current
+        return found
+
+    results = [(0.0, 2.0), (0.0, 3.0), (0.0, 1.0), (0.5, 4.0), (0.5, 4.0), (0.5, 3.0), (0.4, 0.1)]
+    expected = [True, False, True, True, False, True, False]
+    for split_at in range(len(results)):
+        assert chosen(results, split_at) == expected
