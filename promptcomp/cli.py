@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from promptcomp import __version__
-from promptcomp.commands import data, prompts, sweep
+from promptcomp.commands import checkpoint, data, prompts, sweep
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
 from promptcomp.commands.curve import curve
@@ -93,6 +93,15 @@ def fit(
         bool,
         typer.Option("--dry-run", help="Train nothing: print the resolved configuration, parameters, memory, FLOPs."),
     ] = False,
+    device_memory: Annotated[
+        float | None,
+        typer.Option(
+            "--device-memory",
+            min=1.0,
+            metavar="GIB",
+            help="With --dry-run: say what to change if a device of this size is too small (default: the GPU here).",
+        ),
+    ] = None,
     with_controls: Annotated[
         bool,
         typer.Option(
@@ -127,6 +136,8 @@ def fit(
         from promptcomp import experiment
 
         chosen = experiment.load(method, config, overrides or ())
+        if device_memory is not None and not dry_run:
+            raise ConfigError("--device-memory goes with --dry-run")
         if dry_run:
             from promptcomp.run.dry_run import print_estimate
 
@@ -134,7 +145,7 @@ def fit(
                 from promptcomp.run.controls import print_plan
 
                 print_plan(chosen, run_dir, console)
-            print_estimate(chosen, console, as_json)
+            print_estimate(chosen, console, as_json, device_memory)
             return
         if with_controls:
             from promptcomp.run.controls import fit_with_controls
@@ -239,6 +250,7 @@ app.command()(curve)
 app.command()(jobs)
 app.command()(cancel)
 app.add_typer(data.app, name="data")
+app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(sweep.app, name="sweep")
 
 

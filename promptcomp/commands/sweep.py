@@ -14,6 +14,14 @@ import typer
 from typer.core import TyperGroup
 
 from promptcomp.commands.common import JsonOption, MethodOption, console_for
+from promptcomp.commands.slurm import (
+    SlurmCommand,
+    SlurmOption,
+    load_for_submission,
+    refuse_overrides,
+    show_sweep_plan,
+    submit_sweep,
+)
 from promptcomp.commands.sweep_show import sweep_best, sweep_plot, sweep_show
 from promptcomp.commands.sweep_tools import sweep_doctor, sweep_work
 from promptcomp.errors import ConfigError
@@ -50,7 +58,7 @@ SweepWords = Annotated[
 ]
 
 
-@app.command("run")
+@app.command("run", cls=SlurmCommand)
 def sweep_run(
     target: Annotated[
         str | None,
@@ -61,7 +69,9 @@ def sweep_run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The sweep's directory; default: sweeps/NAME.")
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Trials at a time on this machine.")] = 1,
+    workers: Annotated[
+        int, typer.Option("--workers", "-w", min=1, help="Trials at a time on this machine, or jobs (--slurm).")
+    ] = 1,
     devices: Annotated[
         str | None,
         typer.Option("--devices", help="GPUs to use, as 0,1,2,3; every worker gets its own. Default: all there are."),
@@ -84,6 +94,7 @@ def sweep_run(
         bool, typer.Option("--measure/--no-measure", help="With --dry-run: measure some steps, or only count FLOPs.")
     ] = True,
     yes: Annotated[bool, typer.Option("--yes", help="A grid of more than 10,000 points is meant.")] = False,
+    slurm: SlurmOption = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the shipped sweeps.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -91,6 +102,13 @@ def sweep_run(
     if list_all:
         _print_list(as_json)
         return
+    profile = None
+    if slurm is None:
+        refuse_overrides([target or "", *(words or ())])
+    else:
+        given = [target] if target is not None and target.startswith("slurm.") else []
+        target = None if given else target
+        profile, words = load_for_submission(slurm, [*given, *(words or ())])
     own = [f"sweep.sampler={sampler}"] if sampler is not None else []
     own += [f"sweep.{key}={value}" for key, value in (("points", points), ("seeds", seeds)) if value is not None]
     own += [f"sweep.objectives={_objectives(objective)}"] if objective else []
@@ -99,12 +117,18 @@ def sweep_run(
     from promptcomp.sweeps.directory import SweepDirectory
 
     check(config, allow_huge=yes)
+    if dry_run and profile is not None:
+        show_sweep_plan(profile, directory, workers, console_for(as_json), as_json)
+        return
     if dry_run:
         from promptcomp.sweeps.dry_run import print_plan
 
         print_plan(config, SweepDirectory(directory), workers, measure, console_for(as_json), as_json)
         return
     check_splits(config)
+    if profile is not None and slurm is not None:
+        submit_sweep(slurm, profile, config, directory, workers, storage, console_for(as_json), as_json)
+        return
     _run(config, directory, storage, workers, devices, as_json)
 
 

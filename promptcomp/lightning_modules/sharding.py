@@ -34,7 +34,7 @@ def shard(
     Raises:
         RuntimeError: the ranks have built different modules.
     """
-    units = [block for block in blocks_of(module) if not _lends_weights(block)]
+    units = units_of(module)
     source = _Source(module, device) if from_rank_zero else None
     for unit in [*units, module]:
         if source is not None:
@@ -42,6 +42,11 @@ def shard(
         fully_shard(unit, mesh=mesh)
     for name in methods:
         register_fsdp_forward_method(module, name)
+
+
+def units_of(module: nn.Module) -> list[nn.Module]:
+    """The blocks that are divided and gathered by themselves; the root's unit is all the rest."""
+    return [block for block in blocks_of(module) if not _lends_weights(block)]
 
 
 def _lends_weights(block: nn.Module) -> bool:

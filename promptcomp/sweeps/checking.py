@@ -83,7 +83,7 @@ def check_splits(config: SweepConfig) -> None:
     known = experiment.evaluation.splits or splits
     for split in wanted:
         if split not in known:
-            raise ConfigError(f"objectives: results have no split {split!r}; {_near(split, known)}")
+            raise ConfigError(f"objectives and constraints: results have no split {split!r}; {_near(split, known)}")
 
 
 def first_point(config: SweepConfig) -> dict[str, Scalar]:

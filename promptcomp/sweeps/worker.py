@@ -94,14 +94,16 @@ class Worker:
         """Until nothing is left, a budget is used up, the disk is full or a signal comes. Returns the exit code."""
         pause = 0.2
         while not self.stop.is_set():
-            free = shutil.disk_usage(self.sweep.directory.path).free
-            if free < _FREE:
-                say(f"the disk has {free // 2**20} MiB left: no further trial is begun; free space and start again")
+            if self._is_disk_full():
                 return DISK_FULL
             try:
                 claim = self._patiently_claim()
             except InterruptedError:
                 break
+            except (OSError, ConfigError):  # the last bytes may have gone since we looked
+                if self._is_disk_full():
+                    return DISK_FULL
+                raise
             if isinstance(claim, Claim):
                 code = self._attend(claim)
                 if code is not None:
@@ -114,6 +116,12 @@ class Worker:
                 say(f"the budget of {claim.detail} is used up" if claim.why == "budget" else "nothing is left to do")
                 return 0
         return self.stop.code
+
+    def _is_disk_full(self) -> bool:
+        free = shutil.disk_usage(self.sweep.directory.path).free
+        if free < _FREE:
+            say(f"the disk has {free // 2**20} MiB left: no further trial is begun; free space and start again")
+        return free < _FREE
 
     def _patiently_claim(self) -> Claim | Nothing:
         return patiently(lambda: self.desk.claim(self.stop.is_set), say, self.stop.is_set, _DATABASE_WAIT)

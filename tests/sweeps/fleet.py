@@ -144,5 +144,12 @@ def main(folder: str, kills: str, seed: str, storage: str | None = None) -> int:
     return 1
 
 
+def two_parents(folder: str) -> int:
+    """Start the same sweep twice at the same moment."""
+    directory, config = SweepDirectory(Path(folder)), sweep_config(**CONFIG)
+    parents = [fork_parent(config, directory, workers=1) for _ in range(2)]
+    return max(parent.wait() for parent in parents)
+
+
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(two_parents(sys.argv[2]) if sys.argv[1] == "two" else main(*sys.argv[1:]))

@@ -1,0 +1,237 @@
+"""What a forward pass keeps for its backward pass, counted on tensors without data.
+
+The model runs once under torch's FakeTensorMode (shapes and types, no memory, no arithmetic), where the hooks on
+autograd's saved tensors see all that is kept. So frozen weights, adapters, dropout, autocast's copies of weights and
+each architecture's own code count as they are. (The usual formula, S B D (34 + 5 H S / D) bytes a layer of Korthikanti
+et al. 2022, https://arxiv.org/abs/2205.05198, holds for a GPT-2 block with all weights trained and eager attention.)
+
+Attention: on CPU torch chooses the kernel as it would for real tensors. On a GPU it counts as a fused kernel with a
+mask: q, k, v, the output and a number for each row are kept, no scores (Dao et al. 2022, arXiv 2205.14135; the
+memory-efficient kernel of `scaled_dot_product_attention`). "eager" attention keeps its S x S scores in either case.
+Types follow CPU autocast, which keeps `pow` and `layer_norm` in the type of their input; CUDA's makes them float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Sequences that a model reads in one pass: `count` rows of `length` tokens."""
+
+    count: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """How a training step computes."""
+
+    autocast: torch.dtype | None = None
+    """The type that matrix products are cast to."""
+    weights: torch.dtype | None = None
+    """The type that all weights are in while they are used; None: as they are."""
+    fused_attention: bool = True
+    """A GPU's fused attention kernels; False: the ones of the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Bytes that a forward pass keeps for its backward pass, weights and buffers themselves not counted."""
+
+    total: int
+    checkpointed: int
+    """With every block recomputed in the backward pass: the blocks' inputs and what is outside of blocks."""
+    largest_block: int
+    """What one block keeps: recomputed in the backward pass, one block at a time."""
+
+    def __add__(self, other: Kept) -> Kept:
+        return Kept(
+            self.total + other.total,
+            self.checkpointed + other.checkpointed,
+            max(self.largest_block, other.largest_block),
+        )
+
+
+NOTHING = Kept(0, 0, 0)
+
+
+def kept_bytes(model: PreTrainedModel, rows: Rows, decoder_rows: Rows | None, numbers: Numbers) -> Kept:
+    """What reading `rows` keeps, without the output head.
+
+    Args:
+        model: A causal LM, an encoder or an encoder-decoder, on any device; its weights are not read, and which of
+            them are trained is taken from `requires_grad`.
+        rows: What it reads (of an encoder-decoder: the encoder).
+        decoder_rows: What the decoder of an encoder-decoder reads.
+        numbers: Types and kernels.
+    """
+    if decoder_rows is None:
+        return _trace(model.base_model, _reading(model, rows, numbers), numbers)
+    encoder: Any = model.get_encoder()
+    decoder: Any = model.get_decoder()
+    return _trace(encoder, _reading(model, rows, numbers), numbers) + _trace(
+        decoder, _decoding(model, rows, decoder_rows, numbers), numbers
+    )
+
+
+Inputs = Callable[[], dict[str, Any]]
+
+
+def _reading(model: PreTrainedModel, rows: Rows, numbers: Numbers) -> Inputs:
+    """Embeddings, an additive mask and position ids, made inside the mode."""
+    dtype, width = _input_type(model, numbers), _width(model)
+    has_positions = model.config.model_type not in ("t5", "mt5")
+
+    def make() -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "inputs_embeds": torch.empty(rows.count, rows.length, width, dtype=dtype, requires_grad=True),
+            "attention_mask": torch.empty(rows.count, 1, rows.length, rows.length, dtype=dtype),
+        }
+        if has_positions:
+            found["position_ids"] = torch.zeros(rows.count, rows.length, dtype=torch.long)
+            found["use_cache"] = False
+        return found
+
+    return make
+
+
+def _decoding(model: PreTrainedModel, encoder: Rows, decoder: Rows, numbers: Numbers) -> Inputs:
+    dtype, width = _input_type(model, numbers), _width(model)
+
+    def make() -> dict[str, Any]:
+        across = (decoder.count, 1, decoder.length, encoder.length)
+        return {
+            "inputs_embeds": torch.empty(decoder.count, decoder.length, width, dtype=dtype, requires_grad=True),
+            "attention_mask": torch.empty(decoder.count, 1, decoder.length, decoder.length, dtype=dtype),
+            "encoder_hidden_states": torch.empty(decoder.count, encoder.length, width, dtype=dtype, requires_grad=True),
+            "encoder_attention_mask": torch.empty(across, dtype=dtype),
+            "use_cache": False,
+        }
+
+    return make
+
+
+def _width(model: PreTrainedModel) -> int:
+    table = model.get_input_embeddings()
+    assert isinstance(table, nn.Embedding)
+    return table.embedding_dim
+
+
+def _input_type(model: PreTrainedModel, numbers: Numbers) -> torch.dtype:
+    return numbers.weights or model.get_input_embeddings().weight.dtype  # type: ignore[return-value]
+
+
+@dataclass
+class _Counter:
+    """Storages that autograd keeps, each counted once."""
+
+    own: frozenset[int]
+    """Storages of weights and buffers."""
+    found: dict[int, Tensor] = field(default_factory=dict)
+    total: int = 0
+    inputs: int = 0
+    in_blocks: int = 0
+    largest_block: int = 0
+    _before: int = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        number = storage._cdata
+        if number not in self.own and number not in self.found:
+            self.found[number] = tensor  # alive, so that the number stays taken
+            self.total += storage.nbytes()
+        return tensor
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._before = self.total
+        hidden = args[0] if args else kwargs["hidden_states"]
+        self.inputs += hidden.untyped_storage().nbytes()
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        kept = self.total - self._before
+        self.in_blocks += kept
+        self.largest_block = max(self.largest_block, kept)
+
+    def kept(self) -> Kept:
+        return Kept(self.total, self.total - self.in_blocks + self.inputs, self.largest_block)
+
+
+def _trace(body: nn.Module, make_inputs: Inputs, numbers: Numbers) -> Kept:
+    """Run `body` on fake tensors."""
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        state = {name: _fake(p, numbers).requires_grad_(p.requires_grad) for name, p in body.named_parameters()}
+        state |= {name: torch.empty_like(b, device="cpu") for name, b in body.named_buffers()}
+        counter = _Counter(frozenset(t.untyped_storage()._cdata for t in state.values()))
+        inputs = make_inputs()
+        if numbers.fused_attention:
+            stack.enter_context(_FusedAttention())
+        if numbers.autocast is not None:
+            stack.enter_context(torch.autocast("cpu", dtype=numbers.autocast))
+        stack.enter_context(_block_hooks(body, counter))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(counter.pack, _never))
+        torch.func.functional_call(body, state, (), inputs)
+    return counter.kept()
+
+
+def _fake(parameter: Tensor, numbers: Numbers) -> Tensor:
+    return torch.empty(parameter.shape, dtype=numbers.weights or parameter.dtype)
+
+
+def _never(tensor: Tensor) -> Tensor:
+    raise AssertionError("a trace has no backward pass")
+
+
+@contextmanager
+def _block_hooks(body: nn.Module, counter: _Counter) -> Iterator[None]:
+    """Count what each block keeps; blocks are what the architecture says must not be split."""
+    names = set(getattr(body, "_no_split_modules", None) or ())
+    handles = []
+    for module in body.modules():
+        if type(module).__name__ in names:
+            handles.append(module.register_forward_pre_hook(counter.enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(counter.leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Fused(torch.autograd.Function):
+    """Keeps what a fused attention kernel keeps; has no backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        output = torch.empty_like(query)
+        row = torch.empty(query.shape[:-1], dtype=torch.float32)
+        kept = (query, key, value, output, row)
+        ctx.save_for_backward(*(kept if mask is None else (*kept, mask)))
+        return output
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Replaces `scaled_dot_product_attention` by `_Fused`, in autocast's type where there is one."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is not nn.functional.scaled_dot_product_attention:
+            return func(*args, **named)
+        tensors = [*args[:3], named.get("attn_mask")]
+        if torch.is_autocast_enabled("cpu"):
+            kind = torch.get_autocast_dtype("cpu")
+            tensors = [None if t is None else t.to(kind) for t in tensors]
+        return _Fused.apply(*tensors)

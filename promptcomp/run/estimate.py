@@ -1,0 +1,395 @@
+"""What a run would need: parameters, memory of each device, communication and FLOPs, from shapes alone.
+
+The models are built on torch's meta device. Lengths are budgets, so figures are upper bounds where real rows are
+shorter: a context is taken at its token budget and a query with its target at theirs.
+
+FLOPs of a step: those of each forward pass (promptcomp.evaluation.flops) and of the logits at the labels, as much again
+backward through a frozen model and twice as much through a trained one (Kaplan et al. 2020,
+https://arxiv.org/abs/2001.08361, section 2.1); recomputed activations are not counted.
+Activations: promptcomp.run.activations. Devices: promptcomp.run.layout. How far the figures are from measured ones:
+benchmarks/memory.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from promptcomp.datamodules.base import ICLConfig
+from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.evaluation.flops import cross_decoder_flops, decoder_flops, encoder_flops, shape_of_config
+from promptcomp.experiment import Experiment
+from promptcomp.language_model.packing import MAX_ROW_TOKENS
+from promptcomp.lightning_modules import METHODS
+from promptcomp.lightning_modules.base import CompressionModule, Pass
+from promptcomp.lightning_modules.sharding import units_of
+from promptcomp.run.activations import NOTHING, Numbers, Rows, kept_bytes
+from promptcomp.run.layout import (
+    GIB,
+    Communication,
+    DeviceMemory,
+    Groups,
+    Host,
+    Layout,
+    Step,
+    communication,
+    device_memory,
+    group_weights,
+    host_memory,
+    layout_of,
+)
+
+_MAX_CONTEXT_WITHOUT_WINDOW = 1024
+
+
+class Part(BaseModel):
+    """One named part of the module, whole."""
+
+    name: str
+    parameters: int
+    trained: int
+    weight_bytes: int
+    training_bytes: int
+    """Gradients and optimiser state."""
+
+
+class Estimate(BaseModel):
+    """What a run would need."""
+
+    parts: list[Part]
+    context_tokens: int
+    """Most tokens of a context (its budget)."""
+    example_tokens: int
+    """Most tokens of a query with its target."""
+    memory_slots: int
+    strategy: str
+    devices: int
+    """On all nodes."""
+    micro_batch: int
+    """Contexts that a device reads at a time."""
+    activation_bytes: int
+    """Of one micro-batch on one device, as the run would keep them."""
+    activation_bytes_plain: int
+    """The same without activation checkpointing."""
+    activation_bytes_checkpointed: int
+    """The same with it (one block at a time needs more while it works: `device.working`)."""
+    block_bytes: int
+    """What one block keeps without it."""
+    device: DeviceMemory
+    total_bytes: int
+    """Peak on one device (`device.total`)."""
+    communication: Communication
+    host: Host
+    checkpoint_bytes: int
+    """Trained weights and AdamW's moments."""
+    step_flops: float
+    """Of one optimiser step on all devices together."""
+    train_flops: float
+    """All steps, all devices together."""
+    remarks: list[str]
+    """What does not fit or is wasteful, each with the nearest fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a device reads at a time; lengths in tokens."""
+
+    context: int
+    example: int
+    """A query with its target."""
+    target: int
+    """The target alone; as long as the example where that is not known."""
+    queries: int
+    """Of one context."""
+    contexts: int
+
+
+def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> Estimate:
+    """Parameters, memory, communication and FLOPs of an experiment; nothing big is built.
+
+    Args:
+        experiment: The configuration.
+        device_memory_gib: What one device offers; None: the GPU that is here, if there is one.
+
+    Raises:
+        ConfigError: an architecture cannot be read.
+    """
+    module, layout = skeleton_of(experiment), layout_of(experiment.trainer)
+    work = work_of(experiment, module, layout)
+    found = estimate_module(module, work, layout, device_memory_gib)
+    step_flops = found.step_flops * experiment.trainer.batch_size / work.contexts
+    return found.model_copy(update={"step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps})
+
+
+def skeleton_of(experiment: Experiment) -> CompressionModule:
+    """The module's shapes on the meta device.
+
+    Raises:
+        ConfigError: an architecture cannot be read.
+    """
+    lm = experiment.lm
+    if lm.attn_implementation == "flex_attention":  # keeps what sdpa keeps; its compiled form cannot be traced
+        lm = lm.model_copy(update={"attn_implementation": "sdpa"})
+    module = METHODS[experiment.method.name].module(
+        experiment.method,
+        lm,
+        experiment.optim,
+        max_steps=experiment.trainer.max_steps,
+        seed=experiment.seed,
+        task_names=("task",),
+        skeleton=True,
+    )
+    module.configure_model()
+    return module
+
+
+def work_of(experiment: Experiment, module: CompressionModule, layout: Layout) -> Work:
+    """What a device reads at a time."""
+    context, example, target = _lengths(experiment, module)
+    contexts = max(1, experiment.trainer.batch_size // (layout.accumulate * layout.devices))
+    return Work(context, example, target, _queries(experiment), contexts)
+
+
+def estimate_module(
+    module: CompressionModule,
+    work: Work,
+    layout: Layout,
+    device_memory_gib: float | None = None,
+    like: Estimate | None = None,
+) -> Estimate:
+    """The estimate of a module that is there, its weights on any device; FLOPs are those of one micro-batch.
+
+    `like` is an estimate that differs in strategy and number of devices alone: its activations are taken over.
+    """
+    groups = group_weights(module, units_of(module), layout.weight_type)
+    passes = module.passes(work.context, work.example, work.queries)
+    if like is None or like.micro_batch != work.contexts:
+        plain, checkpointed, block = _activations(module, passes, work, layout)
+    else:
+        plain, checkpointed, block = like.activation_bytes_plain, like.activation_bytes_checkpointed, like.block_bytes
+    kept = checkpointed if layout.activation_checkpointing else plain
+    step = Step(
+        activations=kept,
+        # measured (benchmarks/memory.py): gradients inside a block take up to half of what it keeps, and a quarter
+        # besides what is recomputed, as that is freed on the way
+        working=block + block // 4 if layout.activation_checkpointing else block // 2,
+        logits=_logit_bytes(module, passes, work, layout),
+        teacher_cache=_teacher_cache(module, passes, work, layout),
+    )
+    device = device_memory(groups, step, layout)
+    flops = sum(_pass_flops(module, each, work) for each in passes)
+    found = Estimate(
+        parts=_parts(module, layout.weight_type),
+        context_tokens=work.context,
+        example_tokens=work.example,
+        memory_slots=module.num_memory_slots(work.context),
+        strategy=layout.strategy,
+        devices=layout.devices,
+        micro_batch=work.contexts,
+        activation_bytes=kept,
+        activation_bytes_plain=plain,
+        activation_bytes_checkpointed=checkpointed,
+        block_bytes=block,
+        device=device,
+        total_bytes=device.total,
+        communication=communication(groups, _gathers(passes, layout), layout),
+        host=host_memory(groups, layout),
+        checkpoint_bytes=3 * groups.whole.trained,
+        step_flops=flops,
+        train_flops=flops,
+        remarks=[],
+    )
+    limit = device_memory_gib * GIB if device_memory_gib is not None else _found_memory(layout)
+    return found.model_copy(update={"remarks": _remarks(found, groups, layout, limit)})
+
+
+def _pass_flops(module: CompressionModule, each: Pass, work: Work) -> float:
+    """Forward and backward, with the logits where labels are."""
+    rows, decoder_rows = _rows(module, each, work)
+    shape = shape_of_config(each.model.config.to_dict(), 0)
+    if decoder_rows is not None:
+        decoder = cross_decoder_flops(shape, decoder_rows.length, rows.length) - shape.head_flops
+        forward = rows.count * encoder_flops(shape, rows.length) + decoder_rows.count * decoder
+    else:
+        forward = rows.count * (decoder_flops(shape, rows.length) - shape.head_flops)
+    if each.model.get_output_embeddings() is not None:
+        forward += shape.head_flops * _label_positions(module, work)
+    return forward * (1 + each.gradient + each.trained)
+
+
+def _parts(module: CompressionModule, weight_type: torch.dtype | None) -> list[Part]:
+    groups: dict[str, list[Any]] = {}
+    seen: set[int] = set()
+    for name, parameter in module.named_parameters():
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            groups.setdefault(name.split(".")[0], []).append(parameter)
+    parts = []
+    for name, parameters in groups.items():
+        sizes = [(p.numel(), (weight_type or p.dtype).itemsize, p.requires_grad) for p in parameters]
+        parts.append(
+            Part(
+                name=name,
+                parameters=sum(count for count, _, _ in sizes),
+                trained=sum(count for count, _, trained in sizes if trained),
+                weight_bytes=sum(count * width for count, width, _ in sizes),
+                training_bytes=sum(3 * count * width for count, width, trained in sizes if trained),
+            )
+        )
+    return parts
+
+
+def _activations(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> tuple[int, int, int]:
+    """Bytes kept without and with activation checkpointing, and of the largest block."""
+    numbers = Numbers(layout.autocast, layout.weight_type, fused_attention=layout.on_gpu)
+    found = NOTHING
+    for each in passes:
+        if each.gradient:
+            rows, decoder_rows = _rows(module, each, work)
+            found = found + kept_bytes(each.model, rows, decoder_rows, numbers)
+    return found.total, found.checkpointed, found.largest_block
+
+
+def _rows(module: CompressionModule, each: Pass, work: Work) -> tuple[Rows, Rows | None]:
+    """The sequences of a pass, as promptcomp.language_model packs them."""
+    length, rows = math.ceil(each.length), math.ceil(each.tokens / each.length) * work.contexts
+    if each.model.config.is_encoder_decoder:
+        if module.lm.query_in_encoder:
+            count = work.contexts * work.queries
+            return Rows(count, max(1, length - _known_target(work))), Rows(count, work.target + 1)
+        tree = work.queries * work.example + 1
+        split = math.ceil(tree / (MAX_ROW_TOKENS // 2)) if work.queries > 1 else 1
+        read = Rows(work.contexts, max(1, length - work.example))
+        return read, Rows(work.contexts * split, math.ceil(tree / split))
+    if each.model.get_output_embeddings() is None:  # a distiller: chunks of a context
+        return Rows(rows, length), None
+    front, tree = length - work.example, work.queries * work.example
+    split = math.ceil(tree / MAX_ROW_TOKENS) if work.queries > 1 else 1
+    return Rows(work.contexts * split, front + math.ceil(tree / split)), None
+
+
+def _known_target(work: Work) -> int:
+    return work.target if work.target < work.example else 0
+
+
+def _with_teacher(module: CompressionModule) -> tuple[bool, bool]:
+    """Whether logits are compared with a teacher's, and whether they are made after every token."""
+    settings = module.method.model_dump()
+    compared = bool(settings.get("kl_weight")) or settings.get("stage") == "pretrain"
+    return compared, compared and settings.get("kl_positions") == "all"
+
+
+def _label_positions(module: CompressionModule, work: Work) -> int:
+    """Positions of a micro-batch at which logits are made."""
+    _, everywhere = _with_teacher(module)
+    length = work.example if everywhere and not module.lm.query_in_encoder else work.target
+    return work.contexts * work.queries * length
+
+
+def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:
+    """Most bytes of logits at one time: the start of the backward pass.
+
+    In float32: those of each student, three of the same size while the gradient of the logarithm of the partition sum
+    is made, and with a teacher its logits and both log-softmaxes; in half precision the logits as the head made them
+    as well.
+    """
+    compared, _ = _with_teacher(module)
+    values = _label_positions(module, work) * module.lm.vocab_size
+    is_half = (layout.autocast or layout.weight_type or module.lm.hf.dtype).itemsize == 2
+    students = sum(each.gradient and each.model.get_output_embeddings() is not None for each in passes)
+    return round(values * (4 * (students + 3 + 3 * compared) + 2 * is_half * (students + compared)))
+
+
+def _teacher_cache(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:
+    """Keys and values of the full prompt in a decoder-only teacher, at the moment that its answer is worked out."""
+    if module.lm.family != "decoder" or all(each.gradient for each in passes):
+        return 0
+    itemsize = (layout.autocast or layout.weight_type or module.lm.hf.dtype).itemsize
+    shape = shape_of_config(module.lm.hf.config.to_dict(), 0, itemsize)
+    return shape.kv_bytes_per_token * work.context * work.contexts
+
+
+def _gathers(passes: list[Pass], layout: Layout) -> float:
+    """Bytes of block weights that a micro-batch gathers: for each forward pass, and again for each backward pass."""
+    found = 0.0
+    for each in passes:
+        blocks = group_weights(each.model, units_of(each.model), layout.weight_type).blocks
+        found += sum(block.every for block in blocks) * (1 + each.gradient)
+    return found
+
+
+def _found_memory(layout: Layout) -> float | None:
+    if not layout.on_gpu or not torch.cuda.is_available():
+        return None
+    return float(torch.cuda.get_device_properties(0).total_memory)
+
+
+def _remarks(found: Estimate, groups: Groups, layout: Layout, limit: float | None) -> list[str]:
+    """What to change."""
+    remarks = []
+    if layout.weight_type is not None and groups.whole.trained:
+        remarks.append(
+            "precision=bf16-true trains bfloat16 weights without float32 copies: small updates are rounded away; "
+            "bf16-mixed with lm.dtype=float32 keeps them"
+        )
+    if layout.strategy == "fsdp" and layout.autocast is not None and not layout.activation_checkpointing:
+        remarks.append(
+            "autocast keeps a half-precision copy of every weight until the backward pass, which undoes sharding; set "
+            "trainer.activation_checkpointing=true"
+        )
+    if limit is not None and found.total_bytes > limit:
+        remarks.append(f"does not fit {limit / GIB:.0f} GiB: {_way_out(found, layout)}")
+    return remarks
+
+
+def _way_out(found: Estimate, layout: Layout) -> str:
+    """The nearest settings that lower the peak, the cheapest first."""
+    memory, ways = found.device, []
+    if not layout.activation_checkpointing and found.activation_bytes_checkpointed < memory.activations // 2:
+        ways.append("trainer.activation_checkpointing=true")
+    if found.micro_batch > 1:
+        ways.append(f"trainer.accumulate={layout.accumulate * 2}")
+    if layout.strategy != "fsdp" and memory.weights + memory.gradients + memory.optimizer > found.total_bytes // 3:
+        ways.append("trainer.strategy=fsdp on more devices")
+    elif layout.strategy == "fsdp":
+        ways.append("more devices")
+    if memory.optimizer > found.total_bytes // 4:
+        ways.append("method.train=lora where the method has it")
+        if layout.strategy == "fsdp":
+            ways.append("trainer.offload_optimizer=true")
+    return "try " + ", ".join(ways or ["a smaller LM or shorter budgets in data.*"])
+
+
+def _queries(experiment: Experiment) -> int:
+    """Queries of one context in training."""
+    data = experiment.data
+    if isinstance(data, ICLConfig | InstructionConfig):
+        return data.queries_per_context
+    return 2 if isinstance(data, RationaleConfig) and data.has_two_tasks else 1
+
+
+def _lengths(experiment: Experiment, module: CompressionModule) -> tuple[int, int, int]:
+    """Budgets of a context, of a query with its target, and of the target where it has one of its own, in tokens."""
+    data = experiment.data
+    if isinstance(data, ICLConfig):
+        window = module.lm.window
+        room = _MAX_CONTEXT_WITHOUT_WINDOW if window is None else window - data.max_example_tokens - 1
+        most = room if data.max_context_tokens is None else data.max_context_tokens
+        example = data.max_example_tokens
+        return min(most, data.num_demonstrations * example), example, example
+    if isinstance(data, InstructionConfig):
+        context, query, target = data.limits("train")
+        return context, query + target, target
+    if isinstance(data, RationaleConfig):
+        text = data.max_input_tokens or module.lm.window or _MAX_CONTEXT_WITHOUT_WINDOW
+        room = text if module.lm.window is None else module.lm.window // 2
+        shared = data.markers == "suffix"
+        target = max(data.max_label_tokens, data.max_rationale_tokens if data.uses_rationales else 0)
+        return (min(text, room), target, target) if shared else (0, min(text, room) + target, target)
+    context = round(data.context_share * data.max_tokens)
+    return context, data.max_tokens - context, data.max_tokens - context

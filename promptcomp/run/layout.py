@@ -1,0 +1,246 @@
+"""How a training run lies on devices, and what that costs each of them: arithmetic alone.
+
+Sources: Rajbhandari et al. 2020 (ZeRO, https://arxiv.org/abs/1910.02054; weights, gradients and Adam's moments are
+divided by the number of devices); torch.distributed.fsdp.fully_shard (FSDP2,
+https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html: blocks are gathered before their forward and
+again before their backward pass, the next one is prefetched, the outermost group stays gathered in between);
+ring collectives (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md: an all-gather or a
+reduce-scatter of B bytes moves (n - 1) / n B through each of n devices, an all-reduce twice that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+from promptcomp.experiment import Precision, TrainerConfig
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a step runs."""
+
+    strategy: Literal["single", "ddp", "fsdp"] = "single"
+    num_nodes: int = 1
+    devices_per_node: int = 1
+    accumulate: int = 1
+    activation_checkpointing: bool = False
+    offload_optimizer: bool = False
+    precision: Precision = "32-true"
+    on_gpu: bool = True
+
+    @property
+    def devices(self) -> int:
+        """All of them."""
+        return self.num_nodes * self.devices_per_node
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type of matrix products in mixed precision."""
+        return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
+
+    @property
+    def weight_type(self) -> torch.dtype | None:
+        """The type of all weights; None: each has the one of the configuration."""
+        return torch.bfloat16 if self.precision == "bf16-true" else None
+
+
+def layout_of(trainer: TrainerConfig) -> Layout:
+    """The layout that a configuration asks for, whether this machine has such devices or not.
+
+    `devices: auto` counts the GPUs of this machine (one device where there is none).
+    """
+    has_gpu = torch.cuda.is_available()
+    on_gpu = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and (has_gpu or trainer.devices != "auto"))
+    seen = torch.cuda.device_count() if on_gpu else 1
+    per_node = max(1, seen) if trainer.devices == "auto" else trainer.devices
+    strategy: Literal["single", "ddp", "fsdp"] = "single"
+    if trainer.strategy == "fsdp":
+        strategy = "fsdp"
+    elif trainer.strategy == "ddp" or trainer.num_nodes * per_node > 1:
+        strategy = "ddp"
+    return Layout(
+        strategy=strategy,
+        num_nodes=trainer.num_nodes,
+        devices_per_node=per_node,
+        accumulate=trainer.accumulate,
+        activation_checkpointing=trainer.activation_checkpointing,
+        offload_optimizer=trainer.offload_optimizer,
+        precision=trainer.precision,
+        on_gpu=on_gpu,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of a group of weights."""
+
+    every: int = 0
+    trained: int = 0
+
+    def __add__(self, other: Weights) -> Weights:
+        return Weights(self.every + other.every, self.trained + other.trained)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The groups that sharding gathers together: every block alone, and all other weights."""
+
+    blocks: tuple[Weights, ...]
+    rest: Weights
+    largest_tensor: int = 0
+    """Bytes of the largest trained tensor."""
+
+    @property
+    def whole(self) -> Weights:
+        """Blocks and rest."""
+        return sum(self.blocks, self.rest)
+
+    @property
+    def largest(self) -> Weights:
+        """The largest block."""
+        return max(self.blocks, key=lambda block: block.every, default=Weights())
+
+
+def group_weights(module: nn.Module, blocks: Iterable[nn.Module], weight_type: torch.dtype | None) -> Groups:
+    """Bytes of the weights of `module` in the groups that sharding makes; shared weights count once."""
+    seen = set[int]()
+    largest = 0
+
+    def count(part: nn.Module) -> Weights:
+        nonlocal largest
+        every = trained = 0
+        for parameter in part.parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                size = parameter.numel() * (weight_type or parameter.dtype).itemsize
+                every += size
+                if parameter.requires_grad:
+                    trained += size
+                    largest = max(largest, size)
+        return Weights(every, trained)
+
+    counted = tuple(count(block) for block in blocks)
+    return Groups(counted, count(module), largest)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one micro-batch keeps on a device, in bytes."""
+
+    activations: int
+    """Until the backward pass."""
+    working: int
+    """Most that one block needs besides: recomputed activations and their gradients."""
+    logits: int
+    """Logits of student and teacher with what the loss makes of them."""
+    teacher_cache: int = 0
+    """Keys and values of a context that a pass without gradients keeps."""
+
+
+class DeviceMemory(BaseModel):
+    """Bytes on each device; `total` is the highest sum at one time (before the backward pass or in the update)."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """AdamW's two moments, where they are on the device."""
+    buffers: int
+    """Weights and gradients of the blocks that sharding has gathered."""
+    activations: int
+    working: int
+    logits: int
+    teacher_cache: int
+    update: int
+    """Temporaries of the optimiser's step."""
+    total: int
+
+
+class Communication(BaseModel):
+    """Bytes that each device sends (and receives) in one optimiser step."""
+
+    gather_weights: int = 0
+    reduce_gradients: int = 0
+    total: int = 0
+
+
+class Host(BaseModel):
+    """Memory of one node's host in bytes."""
+
+    loading: int
+    """All weights once."""
+    optimizer: int
+    """AdamW's moments of the node's devices, where they are offloaded."""
+
+
+def device_memory(groups: Groups, step: Step, layout: Layout) -> DeviceMemory:
+    """Memory of each device in a training step.
+
+    Gradients have the type of their weights and so have AdamW's moments. Before the backward pass there are gradients
+    while micro-batches are accumulated, and under DDP, whose buckets they are views of. On GPUs AdamW updates all
+    tensors together (`foreach`) with one temporary of each; on CPU one after the other with two.
+    """
+    shards = layout.devices if layout.strategy == "fsdp" else 1
+    whole = groups.whole
+    weights = -(-whole.every // shards)
+    gradients = -(-whole.trained // shards)
+    optimizer = 0 if layout.offload_optimizer else 2 * gradients
+    buffers = 0
+    if layout.strategy == "fsdp":
+        largest = groups.largest
+        # the block at work, the next one, and the flat buffer that it comes in; a block's gradients and their flat copy
+        buffers = groups.rest.every + groups.rest.trained + 3 * largest.every + 2 * largest.trained
+    update = gradients if layout.on_gpu else 2 * -(-groups.largest_tensor // shards)
+    if layout.offload_optimizer:  # runs on the host
+        update = 0
+    held = gradients if layout.accumulate > 1 or layout.strategy == "ddp" else 0
+    fixed = weights + optimizer + buffers
+    # the loss's gradient is made first, then the blocks' one after the other
+    forward = step.activations + max(step.working, step.logits) + step.teacher_cache + held
+    return DeviceMemory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        buffers=buffers,
+        activations=step.activations,
+        working=step.working,
+        logits=step.logits,
+        teacher_cache=step.teacher_cache,
+        update=update,
+        total=fixed + max(forward, gradients + update, gradients + step.working),
+    )
+
+
+def communication(groups: Groups, gathers: float, layout: Layout) -> Communication:
+    """Bytes of one optimiser step.
+
+    Args:
+        groups: The weights.
+        gathers: Bytes of block weights that one micro-batch gathers, over all passes forward and backward.
+        layout: DDP reduces once a step, after the last micro-batch; FSDP2 in Lightning after each.
+    """
+    share = (layout.devices - 1) / layout.devices
+    if layout.strategy == "ddp":
+        reduced = 2 * share * groups.whole.trained
+        return Communication(reduce_gradients=round(reduced), total=round(reduced))
+    if layout.strategy == "single":
+        return Communication()
+    gathered = share * (gathers + groups.rest.every) * layout.accumulate
+    reduced = share * groups.whole.trained * layout.accumulate
+    return Communication(
+        gather_weights=round(gathered), reduce_gradients=round(reduced), total=round(gathered + reduced)
+    )
+
+
+def host_memory(groups: Groups, layout: Layout) -> Host:
+    """Memory of a node's host; a large LM is read once on each node."""
+    share = 1 / layout.num_nodes if layout.strategy == "fsdp" else layout.devices_per_node
+    moments = round(2 * groups.whole.trained * share) if layout.offload_optimizer else 0
+    return Host(loading=groups.whole.every, optimizer=moments)
