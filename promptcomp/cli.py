@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from promptcomp import __version__
-from promptcomp.commands import data, prompts, sweep
+from promptcomp.commands import checkpoint, data, prompts, sweep
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
 from promptcomp.commands.curve import curve
@@ -20,7 +20,7 @@ from promptcomp.commands.jobs import cancel, jobs
 from promptcomp.commands.judge import judge
 from promptcomp.commands.rationales import rationales
 from promptcomp.commands.slurm import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, RankLost
 from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals, tell_job_script
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def main() -> NoReturn:
             app()
     except ConfigError as error:
         _fail(str(error), 2)
+    except RankLost as error:
+        _fail(str(error), 1)
     except FloatingPointError as error:
         _fail(f"{error}; lower optim.lr or set optim.clip_norm, then start a new run", 1)
     except OSError as error:
@@ -125,11 +127,11 @@ def fit(
         submit_again(slurm, resume, overrides or (), dry_run, console, as_json)
         return
     if resume is not None:
-        if method or config or overrides or run_dir or dry_run or with_controls:
+        if method or config or run_dir or dry_run or with_controls:
             raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
         from promptcomp.run import resume_fit
 
-        outcome = resume_fit(resume, console)
+        outcome = resume_fit(resume, console, overrides or ())
     else:
         from promptcomp import experiment
 
@@ -248,6 +250,7 @@ app.command()(curve)
 app.command()(jobs)
 app.command()(cancel)
 app.add_typer(data.app, name="data")
+app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(sweep.app, name="sweep")
 
 

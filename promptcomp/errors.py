@@ -3,3 +3,7 @@
 
 class ConfigError(ValueError):
     """A mistake of the user's, told in one message; the CLI prints it and exits with code 2."""
+
+
+class RankLost(RuntimeError):
+    """Another process of the same run has ended; the CLI prints it and exits with code 1."""

@@ -19,7 +19,8 @@ from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.base import ICLConfig
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS
-from promptcomp.lightning_modules.base import OptimConfig
+from promptcomp.lightning_modules.optim import OptimConfig
+from promptcomp.lightning_modules.step_by_step import StepByStepConfig
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
@@ -87,10 +88,6 @@ class TrainerConfig(Config):
             )
         if self.strategy == "fsdp" and self.accelerator == "mps":
             raise ValueError("trainer.strategy=fsdp does not run on mps; use trainer.accelerator=gpu or cpu")
-        if self.accelerator == "cpu" and self.precision == "16-mixed":
-            raise ValueError(
-                "trainer.precision=16-mixed needs a GPU; use bf16-mixed or 32-true on trainer.accelerator=cpu"
-            )
         return self
 
 
@@ -136,6 +133,19 @@ class Experiment(Config):
     """Seed of the weights, the data order and the dropout masks."""
     output_dir: str = "runs"
     """Folder that run directories are made in."""
+
+    @model_validator(mode="after")
+    def _strategy_suits_method(self) -> Experiment:
+        if (
+            self.trainer.strategy == "fsdp"
+            and isinstance(self.method, StepByStepConfig)
+            and self.method.on_policy_share
+        ):
+            raise ValueError(
+                "trainer.strategy=fsdp cannot run method.on_policy_share: ranks would draw answers of different length "
+                "and wait for each other; use trainer.strategy=ddp or method.on_policy_share=0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _answers_can_be_written(self) -> Experiment:

@@ -12,7 +12,6 @@ from promptcomp.cluster import slurm
 from promptcomp.cluster.record import JobRecord, find_folders, read_records, resubmitted
 from promptcomp.cluster.slurm import Entry, SlurmError
 from promptcomp.config import ConfigError
-from promptcomp.run.directory import RunDirectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +134,11 @@ def _ask(numbers: list[str]) -> tuple[list[Entry], tuple[str, ...]]:
 
 
 def _view(folder: Path, record: JobRecord, entry: Entry) -> JobView:
-    run = RunDirectory(folder.parent)
-    is_fit = record.kind == "fit"
-    step, metric = _progress(run.metrics) if is_fit else (None, "")
+    run = folder.parent  # its files by their names: the package of runs would import torch
+    step, metric = _progress(run / "metrics.csv") if record.kind == "fit" else (None, "")
     log = folder / f"{entry.id}.out" if "[" not in entry.id else folder / "none"
     return JobView(
-        run=str(run.path),
+        run=str(run),
         id=entry.id,
         state=entry.state,
         reason=entry.reason,
@@ -155,10 +153,10 @@ def _view(folder: Path, record: JobRecord, entry: Entry) -> JobView:
 
 def _from_files(folder: Path, record: JobRecord, number: str) -> Entry:
     """The state of a job that SLURM does not know."""
-    run = RunDirectory(folder.parent)
-    if record.kind == "fit" and run.results.is_file():
+    if record.kind == "fit" and (folder.parent / "results.json").is_file():
         return Entry(number, "FINISHED")
-    return Entry(number, "STOPPED" if record.kind == "fit" and run.last.is_file() else "UNKNOWN")
+    stopped = record.kind == "fit" and (folder.parent / "checkpoints" / "last.ckpt").exists()
+    return Entry(number, "STOPPED" if stopped else "UNKNOWN")
 
 
 def _progress(path: Path) -> tuple[int | None, str]:

@@ -75,7 +75,7 @@ def render(job: Job, profile: SlurmProfile, workdir: Path) -> str:
     environment.filters |= {"sh": lambda value: shlex.quote(str(value)), "directive": directive}
     template = (resources.files("promptcomp.cluster") / "job.sh.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
-        title=job.title,
+        title=" ".join(job.title.split()),
         version=__version__,
         script=job.script,
         folder=job.folder,
@@ -150,7 +150,7 @@ def _launch(job: Job, profile: SlurmProfile, workdir: Path) -> str:
     if profile.container is not None:
         outside, inside = _container(job, profile, workdir)
         srun += outside
-    launcher = () if job.array else ("PROMPTCOMP_LAUNCHER=slurm",)
+    launcher = () if job.array else ("PROMPTCOMP_LAUNCHER=slurm", 'PROMPTCOMP_PREEMPTED_FILE="$made_room"')
     return " ".join([*launcher, *srun, *inside, shlex.quote(python), "-m", "promptcomp", *quoted])
 
 

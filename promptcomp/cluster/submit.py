@@ -34,14 +34,14 @@ class Submission:
         return self.folder / "job.sh"
 
 
-def fit_job(run: Path, title: str, profile: SlurmProfile) -> Job:
+def fit_job(run: Path, title: str, profile: SlurmProfile, overrides: Sequence[str] = ()) -> Job:
     """The job that starts (or continues) the run in a directory: every start is `fit --resume`."""
     run = run.absolute()
     return Job(
         name=f"pc-{run.name}",
         title=title,
         folder=run / FOLDER,
-        words=("fit", "--resume", str(run)),
+        words=("fit", "--resume", str(run), *overrides),
         tasks_per_node=profile.tasks,
     )
 
@@ -84,13 +84,20 @@ def place(experiment: Experiment, profile: SlurmProfile) -> Experiment:
     return experiment.model_copy(update={"trainer": config.model_copy(update=changes)})
 
 
-def submit_fit(run: Path, title: str, profile: SlurmProfile, chosen: str) -> Submission:
+def submit_fit(run: Path, title: str, profile: SlurmProfile, chosen: str, overrides: Sequence[str] = ()) -> Submission:
     """Write the job script of an existing run directory and submit it.
+
+    Args:
+        run: the run directory.
+        title: for people, in the script.
+        profile: what to ask for.
+        chosen: what --slurm was given, for the record.
+        overrides: of how the work is divided, for a run that was configured for other devices.
 
     Raises:
         ConfigError: sbatch is missing or refuses; the script stays.
     """
-    return _submit(fit_job(run, title, profile), profile, chosen, "fit")
+    return _submit(fit_job(run, title, profile, overrides), profile, chosen, "fit")
 
 
 def submit_array(

@@ -1,4 +1,4 @@
-"""`--slurm [PROFILE]`: an option with an optional value, and what `fit` does with it."""
+"""`--slurm [PROFILE]`: an option with an optional value, and what `fit` and `sweep` do with it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from promptcomp.cluster.profile import SlurmProfile
     from promptcomp.cluster.script import Job
+    from promptcomp.sweeps.config import SweepConfig
 
 SlurmOption = Annotated[
     str | None,
@@ -102,36 +103,80 @@ def submit_new(
 
 
 def submit_again(chosen: str, run: Path, words: Sequence[str], dry_run: bool, console: Console, as_json: bool) -> None:
-    """`fit --resume RUN --slurm`: submit the continuation of a run.
+    """`fit --resume RUN --slurm`: submit the continuation of a run, on as many processes as the profile has.
 
     Raises:
-        ConfigError: the profile has another number of processes than the run, or other overrides are given.
+        ConfigError: an override of what is computed, not of how the work is divided.
     """
     profile, others = load_for_submission(chosen, words)
-    if others:
-        raise ConfigError(
-            f"{others[0]!r}: --resume continues a run as it was configured; only slurm.KEY=VALUE may change"
-        )
-    from promptcomp.cluster.submit import fit_job, place, submit_fit
+    from promptcomp.cluster.submit import fit_job, submit_fit
     from promptcomp.config import build, read_yaml
     from promptcomp.experiment import Experiment
     from promptcomp.run.directory import open_existing
+    from promptcomp.run.division import check_overrides
 
+    check_overrides(others)
     directory = open_existing(run)
-    experiment = build(Experiment, read_yaml(directory.config), source=str(directory.config))
-    config, placed = experiment.trainer, place(experiment, profile).trainer
-    one = config.devices == "auto" and placed.devices == 1  # a run made without SLURM
-    if not (one or placed.devices == config.devices) or placed.num_nodes != config.num_nodes:
-        raise ConfigError(
-            f"{run} is configured for trainer.devices={config.devices} on {config.num_nodes} node(s), but the profile "
-            f"gives {placed.devices} on {placed.num_nodes}; set slurm.tasks_per_node and slurm.nodes"
-        )
+    config = build(Experiment, read_yaml(directory.config), source=str(directory.config)).trainer
+    layout = {"devices": profile.tasks, "num_nodes": profile.nodes}
+    now = {"devices": config.devices, "num_nodes": config.num_nodes}
+    changes = [f"trainer.{key}={value}" for key, value in layout.items() if value != now[key]]
     title = f"continues {run.name}"
     if dry_run:
-        show_plan(fit_job(run, title, profile), profile, console, as_json)
+        show_plan(fit_job(run, title, profile, (*changes, *others)), profile, console, as_json)
         return
-    done = submit_fit(run, title, profile, chosen)
+    done = submit_fit(run, title, profile, chosen, (*changes, *others))
     _tell(done.id, run, done.script, console, as_json)
+
+
+def submit_sweep(
+    chosen: str,
+    profile: SlurmProfile,
+    config: SweepConfig,
+    directory: Path,
+    workers: int,
+    storage: str | None,
+    console: Console,
+    as_json: bool,
+) -> None:
+    """`sweep ... --slurm`: write the sweep down and submit an array of workers, which share its study."""
+    from promptcomp.cluster.submit import submit_array
+    from promptcomp.sweeps.directory import SweepDirectory
+    from promptcomp.sweeps.running import run_sweep
+    from promptcomp.sweeps.storage import STORAGE_VARIABLE
+
+    run_sweep(config, SweepDirectory(directory), storage=storage, workers=0, console=console)
+    if storage is not None:  # its password is in no file; sbatch hands the environment on
+        os.environ[STORAGE_VARIABLE] = storage
+    number = submit_array(directory, worker_words(directory), workers, workers, profile, sweep_name(directory), chosen)
+    if as_json:
+        print(json.dumps({"sweep": str(directory), "job": number, "workers": workers}))
+        return
+    console.print(
+        f"submitted job {number}: {workers} workers for {directory}\nwatch them: promptcomp jobs {directory}  "
+        f"the sweep: promptcomp sweep show {directory}  stop them: promptcomp cancel {directory}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_sweep_plan(profile: SlurmProfile, directory: Path, workers: int, console: Console, as_json: bool) -> None:
+    """The script of a sweep's workers."""
+    from promptcomp.cluster.submit import array_job
+
+    job = array_job(directory, worker_words(directory), workers, workers, profile, sweep_name(directory))
+    show_plan(job, profile, console, as_json)
+
+
+def worker_words(directory: Path) -> tuple[str, ...]:
+    """What an element of a sweep's array runs."""
+    return ("sweep", "work", str(directory.absolute()), "--worker", "{worker}")
+
+
+def sweep_name(directory: Path) -> str:
+    """The name of a sweep's jobs."""
+    return f"pc-{directory.absolute().name}"
 
 
 def show_plan(job: Job, profile: SlurmProfile, console: Console, as_json: bool) -> None:
@@ -144,15 +189,17 @@ def show_plan(job: Job, profile: SlurmProfile, console: Console, as_json: bool) 
         forecast = predicted_start(text)
     except SlurmError as error:
         forecast = str(error)
-    tasks = job.tasks_per_node * profile.nodes
-    gpus = profile.gpus_per_node * profile.nodes
+    elements = job.array.count if job.array else 1
+    tasks = job.tasks_per_node * profile.nodes * elements
+    gpus = profile.gpus_per_node * profile.nodes * elements
     if as_json:
         plan = {"folder": str(job.folder), "script": text, "tasks": tasks, "gpus": gpus, "forecast": forecast}
         print(json.dumps(plan))
         return
     print(text, end="")
     console.print(
-        f"\nwould be {job.script}: {profile.nodes} node(s), {tasks} task(s), {gpus} GPU(s)\nSLURM: {forecast}",
+        f"\nwould be {job.script}: {profile.nodes * elements} node(s), {tasks} task(s), {gpus} GPU(s)\n"
+        f"SLURM: {forecast}",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,16 @@ import typer
 from typer.core import TyperGroup
 
 from promptcomp.commands.common import JsonOption, MethodOption, console_for
+from promptcomp.commands.slurm import (
+    SlurmCommand,
+    SlurmOption,
+    load_for_submission,
+    refuse_overrides,
+    show_sweep_plan,
+    submit_sweep,
+)
+from promptcomp.commands.sweep_show import sweep_best, sweep_plot, sweep_show
+from promptcomp.commands.sweep_tools import sweep_doctor, sweep_work
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,10 +56,9 @@ SweepWords = Annotated[
         "the sweep itself (sweep.seeds=5).",
     ),
 ]
-DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's directory.")]
 
 
-@app.command("run")
+@app.command("run", cls=SlurmCommand)
 def sweep_run(
     target: Annotated[
         str | None,
@@ -59,7 +69,9 @@ def sweep_run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The sweep's directory; default: sweeps/NAME.")
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Trials at a time on this machine.")] = 1,
+    workers: Annotated[
+        int, typer.Option("--workers", "-w", min=1, help="Trials at a time on this machine, or jobs (--slurm).")
+    ] = 1,
     devices: Annotated[
         str | None,
         typer.Option("--devices", help="GPUs to use, as 0,1,2,3; every worker gets its own. Default: all there are."),
@@ -82,6 +94,7 @@ def sweep_run(
         bool, typer.Option("--measure/--no-measure", help="With --dry-run: measure some steps, or only count FLOPs.")
     ] = True,
     yes: Annotated[bool, typer.Option("--yes", help="A grid of more than 10,000 points is meant.")] = False,
+    slurm: SlurmOption = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the shipped sweeps.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,6 +102,13 @@ def sweep_run(
     if list_all:
         _print_list(as_json)
         return
+    profile = None
+    if slurm is None:
+        refuse_overrides([target or "", *(words or ())])
+    else:
+        given = [target] if target is not None and target.startswith("slurm.") else []
+        target = None if given else target
+        profile, words = load_for_submission(slurm, [*given, *(words or ())])
     own = [f"sweep.sampler={sampler}"] if sampler is not None else []
     own += [f"sweep.{key}={value}" for key, value in (("points", points), ("seeds", seeds)) if value is not None]
     own += [f"sweep.objectives={_objectives(objective)}"] if objective else []
@@ -97,12 +117,18 @@ def sweep_run(
     from promptcomp.sweeps.directory import SweepDirectory
 
     check(config, allow_huge=yes)
+    if dry_run and profile is not None:
+        show_sweep_plan(profile, directory, workers, console_for(as_json), as_json)
+        return
     if dry_run:
         from promptcomp.sweeps.dry_run import print_plan
 
         print_plan(config, SweepDirectory(directory), workers, measure, console_for(as_json), as_json)
         return
     check_splits(config)
+    if profile is not None and slurm is not None:
+        submit_sweep(slurm, profile, config, directory, workers, storage, console_for(as_json), as_json)
+        return
     _run(config, directory, storage, workers, devices, as_json)
 
 
@@ -114,7 +140,9 @@ def _open(
 
     if target is not None and "=" in target and not Path(target).exists():
         words, target = [target, *words], None
-    if (target is None) == (method is None):
+    if target is not None and method is not None:
+        raise ConfigError(f"{target!r} beside --method {method}: name one of them; what is tried is written key=2,4,8")
+    if target is None and method is None:
         raise ConfigError("name a sweep (promptcomp sweep --list), a YAML file or a directory, or give --method NAME")
     if method is not None:
         config = sweep_of(method, words)
@@ -130,8 +158,6 @@ def _open(
 
 def _objectives(texts: Sequence[str]) -> str:
     """The YAML of METRIC[@SPLIT][:min|:max] texts."""
-    import json
-
     found = []
     for text in texts:
         name, _, direction = text.partition(":")
@@ -156,8 +182,9 @@ def _run(
     from promptcomp.sweeps.live import LiveView
     from promptcomp.sweeps.report import write_report
     from promptcomp.sweeps.running import run_sweep
-    from promptcomp.sweeps.show import print_state, state_json
+    from promptcomp.sweeps.show import print_state
     from promptcomp.sweeps.study import read_state
+    from promptcomp.sweeps.tables import state_json
 
     console, place = console_for(as_json), SweepDirectory(directory)
     with LiveView(console) as view:
@@ -171,14 +198,16 @@ def _run(
             on_state=view.update,
         )
     state = read_state(place)
-    page = write_report(state)
     if as_json:
-        print(state_json(state))
+        print(json.dumps(state_json(state)))
     else:
         print_state(state, console)
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
     if not finished:
+        console.print("Stopped. Nothing finished is lost: the same command continues.")
         raise typer.Exit(INTERRUPTED)
+    console.print(f"report: {write_report(state)}", highlight=False, soft_wrap=True)
+    if any(trial.status == "failed" for trial in state.trials):
+        raise typer.Exit(1)
 
 
 def _print_list(as_json: bool) -> None:
@@ -187,39 +216,16 @@ def _print_list(as_json: bool) -> None:
     print_sweeps(console_for(as_json), as_json)
 
 
-def _state(directory: Path) -> Any:
-    from promptcomp.sweeps.directory import SweepDirectory
-    from promptcomp.sweeps.study import read_state
-
-    place = SweepDirectory(directory)
-    if not place.config.is_file():
-        raise ConfigError(f"{directory} is no sweep directory: it has no {place.config.name}")
-    return read_state(place)
-
-
-@app.command("show")
-def sweep_show(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
-    """Points with intervals over seeds, the best, the Pareto front, importances, failures with their logs."""
-    from promptcomp.sweeps.show import print_state, state_json
-
-    state = _state(directory)
-    if as_json:
-        print(state_json(state))
-    else:
-        print_state(state, console_for(False))
-
-
-@app.command("plot")
-def sweep_plot(directory: DirectoryArgument) -> None:
-    """Write the plots, the tables and one page that opens without a network (DIR/report/index.html)."""
-    from promptcomp.sweeps.report import write_report
-
-    console_for(False).print(f"saved as {write_report(_state(directory))}", highlight=False, soft_wrap=True)
-
-
 @app.command("measure", hidden=True)
 def sweep_measure(config: Annotated[Path, typer.Argument(help="An experiment's YAML.")]) -> None:
     """Measure a few steps of one trial and print them as JSON (what --dry-run starts)."""
     from promptcomp.sweeps.measuring import print_measured
 
     print_measured(config)
+
+
+app.command("show")(sweep_show)
+app.command("best")(sweep_best)
+app.command("plot")(sweep_plot)
+app.command("work", hidden=True)(sweep_work)
+app.command("doctor")(sweep_doctor)

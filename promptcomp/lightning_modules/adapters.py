@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch import nn
@@ -16,6 +16,9 @@ from transformers.pytorch_utils import Conv1D
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    import peft
 
 LMTraining = Literal["lm", "lora", "none"]
 """lm: all weights of the LM; lora: adapters beside its matrices; none: it stays as it is."""
@@ -45,6 +48,18 @@ def add_lora(lm: LanguageModel, config: LoraConfig, *, skeleton: bool = False) -
     Raises:
         ConfigError: peft is not installed, or `targets` names no layer of this LM.
     """
+    settings = lora_settings(lm, config)
+    import peft
+
+    peft.inject_adapter_in_model(settings, lm.hf, low_cpu_mem_usage=skeleton)
+
+
+def lora_settings(lm: LanguageModel, config: LoraConfig) -> peft.LoraConfig:
+    """The adapters as peft describes them.
+
+    Raises:
+        ConfigError: peft is not installed, or `targets` names no layer of this LM.
+    """
     try:
         import peft
     except ImportError:
@@ -57,14 +72,13 @@ def add_lora(lm: LanguageModel, config: LoraConfig, *, skeleton: bool = False) -
         known = ", ".join(sorted(layers))
         raise ConfigError(f"method.lora.targets: the LM has no linear layer {unknown[0]!r}; it has {known}")
     chosen = sorted(config.targets or layers)
-    settings = peft.LoraConfig(
+    return peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft says int and divides by the rank
         lora_dropout=config.dropout,
         target_modules=chosen,
         fan_in_fan_out=any(layers[name] is Conv1D for name in chosen),
     )
-    peft.inject_adapter_in_model(settings, lm.hf, low_cpu_mem_usage=skeleton)
 
 
 def _linear_layers(hf: nn.Module) -> dict[str, type[nn.Module]]:

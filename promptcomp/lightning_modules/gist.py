@@ -115,8 +115,9 @@ class Gist(CompressionModule):
         if method.teacher == "initial" and method.train != "lm":
             return None
         teacher = copy.deepcopy(self.lm, {id(self.lm.tokenizer): self.lm.tokenizer})
-        if method.teacher != "initial" and not self.skeleton:
-            load_teacher(teacher, Path(method.teacher))
+        shapes_only = self.skeleton and self.device_mesh is not None  # the weights come from rank 0
+        if method.teacher != "initial" and (shapes_only or not self.skeleton):
+            load_teacher(teacher, Path(method.teacher), shapes_only=shapes_only)
         return teacher.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Gist:
@@ -218,12 +219,13 @@ class Gist(CompressionModule):
             self.lm.train(was_training)
 
 
-def load_teacher(lm: LanguageModel, path: Path) -> None:
+def load_teacher(lm: LanguageModel, path: Path, *, shapes_only: bool = False) -> None:
     """Give an LM the weights of a run that trained it behind full prompts.
 
     Args:
         lm: The LM that the run started from; changed in place.
         path: A run directory, an export or a checkpoint (of adapters: no checkpoint, as it does not hold their sizes).
+        shapes_only: Make room for the weights and leave them out.
 
     Raises:
         ConfigError: nothing readable is there, or it belongs to another method, family or shape.
@@ -231,11 +233,13 @@ def load_teacher(lm: LanguageModel, path: Path) -> None:
     tensors, info = read_trained(path)
     if any(".lora_" in name for name in tensors):
         lm.requires_grad_(False)
-        add_lora(lm, LoraConfig.model_validate(read_lora(path)))
+        add_lora(lm, LoraConfig.model_validate(read_lora(path)), skeleton=shapes_only)
     else:
         lm.requires_grad_(True)
     expected = {f"lm.{name}": p.shape for name, p in lm.named_parameters() if p.requires_grad}
     method = "metaicl" if info.get("method") == "metaicl" else "full_prompt"
     source = f"method.teacher = {str(path)!r}"
     check_trained(tensors, info, expected, Origin(method=method, family=lm.family, lm=""), source)
+    if shapes_only:
+        return
     lm.load_state_dict({name.removeprefix("lm."): tensor for name, tensor in tensors.items()}, strict=False)

@@ -247,6 +247,12 @@ class StepByStep(Finetune):
         asked.target_ids, asked.target_mask = ids.to(self.device), mask.to(self.device)
         return asked
 
+    def depends_on_ranks(self) -> str | None:
+        """Also where the student draws answers: micro-batch by micro-batch."""
+        if self.teacher is not None and self.method.on_policy_share > 0:
+            return "method.on_policy_share draws answers"
+        return super().depends_on_ranks()
+
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """The student on both tasks, and the teacher."""
         found = super().passes(context_tokens, example_tokens, queries)

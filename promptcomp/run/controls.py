@@ -25,6 +25,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig
 from promptcomp.report import print_points
+from promptcomp.run.cluster_environment import started_rank
 from promptcomp.run.directory import RunDirectory
 from promptcomp.run.fitting import Outcome, fit, resume_fit
 from promptcomp.run.lock import locked
@@ -181,6 +182,11 @@ def fit_with_controls(experiment: Experiment, run_dir: Path | None, console: Con
     Raises:
         ConfigError: a mistake in the configuration, or several devices.
     """
+    if started_rank() is not None:
+        raise ConfigError(
+            "--with-controls makes several runs one after the other, and torchrun and srun start the processes of one; "
+            "make the method's run with them, then call the command with --with-controls without them"
+        )
     runs, notes = wanted_runs(experiment)
     outcomes: dict[Role, Outcome] = {}
     how: dict[Role, RoleRun] = {}

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from promptcomp import __version__
-from promptcomp.config import ConfigError, build, dump, read_yaml
+from promptcomp.config import ConfigError, apply_overrides, build, dump, read_yaml
 from promptcomp.datamodules.base import ContextDataModule, ICLConfig
 from promptcomp.datamodules.rationale import RationaleDataModule
 from promptcomp.evaluation.files import write_atomic
@@ -29,7 +29,7 @@ from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
 from promptcomp.run.callbacks import Stopped
-from promptcomp.run.cluster_environment import started_rank
+from promptcomp.run.devices import device_of
 from promptcomp.run.directory import (
     RUN_DIRECTORY_VARIABLE,
     RunDirectory,
@@ -37,11 +37,13 @@ from promptcomp.run.directory import (
     open_existing,
     write_environment,
 )
+from promptcomp.run.division import check_overrides
 from promptcomp.run.lease import under_lease
 from promptcomp.run.lock import locked
-from promptcomp.run.parts import Parts, make_parts, open_trained, set_threads, weights_of
+from promptcomp.run.parts import Parts, make_module, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
+from promptcomp.run.ranks import is_rank_zero, join, noticing_lost_ranks, part
 from promptcomp.run.rationale_texts import write_rationales
 from promptcomp.run.trainer import make_trainer
 from promptcomp.stopping import StopRequested, StopSignals, stop_signals
@@ -82,28 +84,40 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
     """
     inherited = RUN_DIRECTORY_VARIABLE in os.environ
     with quiet():
-        parts = make_parts(experiment)  # most mistakes show here, before there is a directory
-    run = create(Path(experiment.output_dir), experiment.title, run_dir)
+        ranks = join(experiment.trainer)
+        ranks.check_same(experiment)
+        parts = ranks.agreed(lambda: make_parts(experiment))  # most mistakes show here, before there is a directory
+    run = ranks.once(lambda: create(Path(experiment.output_dir), experiment.title, run_dir))
     try:
-        if not inherited:
+        if not inherited and ranks.rank == 0:
             write_atomic(run.config, dump(experiment))
         return _fit_alone(experiment, parts, run, console, resume=False)
     finally:
         if not inherited:
-            del os.environ[RUN_DIRECTORY_VARIABLE]
+            os.environ.pop(RUN_DIRECTORY_VARIABLE, None)
 
 
 @under_lease
-def resume_fit(path: Path, console: Console) -> Outcome | None:
+def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> Outcome | None:
     """Continue a run from its last checkpoint (or from the start, if it has none) and evaluate.
 
+    Args:
+        path: the run directory.
+        console: for people.
+        overrides: of how the work is divided (`trainer.devices=4`); the trajectory stays what it was.
+
     Raises:
-        ConfigError: no run directory, or a checkpoint that does not belong to its configuration.
+        ConfigError: no run directory, a checkpoint that does not belong to its configuration, or that cannot be
+            continued exactly with these overrides.
     """
     run = open_existing(path)
-    experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
+    overrides = list(overrides)
+    check_overrides(overrides)
+    experiment = build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
     with quiet(run):
-        parts = make_parts(experiment)
+        ranks = join(experiment.trainer)
+        ranks.check_same(experiment)
+        parts = ranks.agreed(lambda: make_parts(experiment))
     return _fit_alone(experiment, parts, run, console, resume=True)
 
 
@@ -132,7 +146,7 @@ def _fit_alone(
 ) -> Outcome | None:
     """`_fit`, refused while another process works in the same run directory."""
     with stop_signals() as stop:
-        if started_rank() not in (None, 0):  # rank 0 holds the lock
+        if not is_rank_zero():  # rank 0 holds the lock
             return _fit(experiment, parts, run, console, resume, stop)
         with locked(run.config):
             return _fit(experiment, parts, run, console, resume, stop)
@@ -142,39 +156,36 @@ def _fit(
     experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool, stop: StopSignals
 ) -> Outcome | None:
     datamodule, module = parts
+    first = is_rank_zero()  # now: the variables that tell it change when processes are started
     with quiet(run):
         set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
-        if started_rank() in (None, 0):
+        if first:
             write_environment(run)
             _announce(experiment, run, console, "resumed" if resume else "started")
             for remark in datamodule.remarks():
                 console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
                 run.write_log(remark)
-        cost, step = Cost(), 0
+        cost = Cost()
         if module.trainable and experiment.trainer.max_steps:
-            progress = TrainingProgress(console, experiment.trainer.max_steps)
-            trainer = make_trainer(experiment, run, datamodule, progress, resume)
-            if "dev" in datamodule.eval_splits:
-                module.watch(datamodule.examples("dev"))
-            seconds = time.monotonic()
-            checkpoint = existing(run.last) if resume else None
             try:
-                trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+                cost = _train(experiment, parts, run, console, resume)
             except Stopped as stopped:
                 run.write_log(str(stopped))
                 outcome = Outcome(run.path, None, stopped.step, interrupted=True, preempted=stopped.preempted)
-                return outcome if trainer.is_global_zero else None
-            seconds = time.monotonic() - seconds
-            step = trainer.global_step
-            trainer.save_checkpoint(run.last)
-            if not trainer.is_global_zero:
+                return outcome if first else None
+            if not first:
                 return None
-            cost = Cost(train_seconds=seconds, steps=step, tokens_per_second=progress.tokens / max(seconds, 1e-9))
+            if experiment.trainer.strategy == "fsdp":  # a rank alone cannot use a part of the weights
+                module = make_module(experiment, datamodule.task_names)
+                module.configure_model()
             module.load_trained(weights_of(run))
             module.export(run.export)
-        else:
+        elif first:
             module.configure_model()
+        else:
+            return None
+        step = cost.steps or 0
         try:
             with stop.leaving_at_once():  # the trained state is saved; what is measured here is measured again
                 results = _evaluate(experiment, module, datamodule, run, console, cost)
@@ -183,6 +194,28 @@ def _fit(
             return Outcome(run.path, None, step, interrupted=True, preempted=True)
         run.write_log("finished")
     return Outcome(run.path, results, step)
+
+
+def _train(experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool) -> Cost:
+    """Train, with last.ckpt at the end; all ranks come back, and the group is dissolved.
+
+    Raises:
+        Stopped: a signal has ended it; the state is saved.
+        RankLost: another process has ended.
+    """
+    datamodule, module = parts
+    progress = TrainingProgress(console, experiment.trainer.max_steps)
+    trainer = make_trainer(experiment, run, datamodule, progress, resume)
+    if "dev" in datamodule.eval_splits:
+        module.watch(datamodule.examples("dev"))
+    checkpoint = existing(run.last) if resume else None
+    seconds = time.monotonic()
+    with noticing_lost_ranks(trainer.world_size):
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        seconds, step = time.monotonic() - seconds, trainer.global_step
+        trainer.save_checkpoint(run.last)
+        part()
+    return Cost(train_seconds=seconds, steps=step, tokens_per_second=progress.tokens / max(seconds, 1e-9))
 
 
 def _evaluate(
@@ -194,7 +227,7 @@ def _evaluate(
     cost: Cost,
 ) -> Results:
     """Score every test split with its bounds; write predictions.jsonl and results.json."""
-    module.eval()
+    module.eval().to(device_of(experiment.trainer))
     data, config = experiment.data, experiment.evaluation
     is_icl = isinstance(data, ICLConfig)
     tests = tuple(split for split in datamodule.eval_splits if split != "dev") or datamodule.eval_splits

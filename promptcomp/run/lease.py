@@ -113,6 +113,12 @@ def is_live(path: Path, now: float | None = None, grace: float | None = None) ->
     return now - touched < (grace_of(path.parent) if grace is None else grace)
 
 
+def is_dead(lease: Lease) -> bool:
+    """Whether a lease is of a process of this machine that has ended; False where that cannot be known."""
+    here = lease.host == socket.gethostname() and lease.machine == _machine()
+    return here and bool(lease.born) and _born(lease.pid) != lease.born
+
+
 def disk_time(folder: Path) -> float:
     """The time as the clock of a disk has it: a file server's may differ from this machine's by minutes."""
     probe = folder / f".now-{socket.gethostname()}-{os.getpid()}"

@@ -19,6 +19,9 @@ from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.lightning_modules.execution import Execution
 from promptcomp.run.directory import RunDirectory, open_existing
 
+_ONLY_FOR_TRAINING = {"init_from": None, "kl_weight": 0.0, "teacher": None}
+"""Settings that open further models, which a trained module does not need."""
+
 Parts = tuple[ContextDataModule, CompressionModule]
 """The data and the module of an experiment."""
 
@@ -87,6 +90,23 @@ def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment,
     if module.trainable:
         module.load_trained(weights_of(run))
     return experiment, datamodule, module.eval()
+
+
+def open_trained_module(path: Path) -> tuple[Experiment, CompressionModule]:
+    """The module of a run with its trained weights, in eval mode; neither the run's data nor a teacher is needed.
+
+    Raises:
+        ConfigError: no run, no trained weights, or a method that does not know its tasks without the data.
+    """
+    run = open_existing(path)
+    experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
+    method = experiment.method
+    unneeded = {key: value for key, value in _ONLY_FOR_TRAINING.items() if key in type(method).model_fields}
+    module = make_module(experiment.model_copy(update={"method": method.model_copy(update=unneeded)}), ())
+    module.configure_model()
+    if module.trainable:
+        module.load_trained(weights_of(run))
+    return experiment, module.eval()
 
 
 def weights_of(run: RunDirectory) -> Path:

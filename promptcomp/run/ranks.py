@@ -1,56 +1,157 @@
-"""The processes of one run: who they are, and that they agree before they train."""
+"""The processes of one run: who they are, and that they agree before they train.
+
+torchrun and srun start all ranks at once, so they meet before there is a run directory. Lightning's own launcher starts
+the others when rank 0 is about to train; they find the directory in an environment variable.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
 
 from promptcomp.config import ConfigError
-from promptcomp.experiment import Experiment
+from promptcomp.errors import RankLost
+from promptcomp.experiment import Experiment, TrainerConfig
+from promptcomp.run.cluster_environment import cluster_environment, started_by_srun, started_rank
+from promptcomp.run.devices import accelerator_of, device_count
 
-_PLACES = ("name", "output_dir")
+T = TypeVar("T")
+_PLACES = {"name", "output_dir"}
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Timed out waiting", "gloo", "NCCL", "Socket Timeout")
 
 
-def fingerprint(experiment: Experiment) -> str:
-    """Equal for equal configurations; where results are written does not count."""
-    tree = experiment.model_dump(mode="json", exclude=set(_PLACES))
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+def is_rank_zero() -> bool:
+    """Whether this process is the first of its run (it may be about to start the others)."""
+    return started_rank() in (None, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The ranks that have met; one process alone where nobody else was started."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """Do something on every rank; a mistake that one finds ends them all.
+
+        Raises:
+            ConfigError: on every rank, if one raised it.
+        """
+        result: T | None = None
+        problem = None
+        try:
+            result = work()
+        except ConfigError as error:
+            problem = str(error)
+        for each in self._gathered(problem):
+            if each is not None:
+                raise ConfigError(each)
+        return result  # type: ignore[return-value]
+
+    def once(self, work: Callable[[], T]) -> T:
+        """Do something on rank 0 and have its result everywhere.
+
+        Raises:
+            ConfigError: on every rank, if rank 0 raised it.
+        """
+        result = self.agreed(lambda: work() if self.rank == 0 else None)
+        found: T = self._gathered(result)[0]
+        return found
+
+    def check_same(self, experiment: Experiment) -> None:
+        """
+        Raises:
+            ConfigError: on every rank: their configurations differ (other overrides, other files); names the first key.
+        """
+        trees = self._gathered(_flat(experiment.model_dump(mode="json", exclude=_PLACES)))
+        for rank, other in enumerate(trees):
+            differing = sorted(key for key in trees[0].keys() | other.keys() if trees[0].get(key) != other.get(key))
+            if differing:
+                key, more = differing[0], len(differing) - 1
+                also = f" (and {more} more keys differ)" if more else ""
+                raise ConfigError(
+                    f"the processes of this run have different configurations: {key} is {trees[0].get(key)} on rank 0 "
+                    f"and {other.get(key)} on rank {rank}{also}; give all of them the same file and overrides"
+                )
+
+    def _gathered(self, value: Any) -> list[Any]:
+        if self.world_size == 1:
+            return [value]
+        every: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(every, value)
+        return every
+
+
+def join(config: TrainerConfig) -> Ranks:
+    """Meet the ranks that torchrun or srun has started; elsewhere this process is alone.
+
+    Raises:
+        ConfigError: the configuration does not fit what was started.
+    """
+    if "RANK" not in os.environ and not started_by_srun():
+        return Ranks()
+    device_count(config)
+    environment = cluster_environment(config.devices, config.num_nodes)
+    rank, world_size = environment.global_rank(), environment.world_size()
+    if world_size == 1:
+        return Ranks()
+    if not torch.distributed.is_initialized():
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+        backend = "gloo"
+        if accelerator_of(config) == "gpu":
+            torch.cuda.set_device(environment.local_rank())
+            backend = "cpu:gloo,cuda:nccl"
+        torch.distributed.init_process_group(
+            backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=config.timeout_seconds)
+        )
+    return Ranks(rank, world_size)
+
+
+def part() -> None:
+    """Leave the group, all ranks at once: what follows is rank 0's alone."""
+    if torch.distributed.is_initialized():
+        if torch.distributed.get_world_size() > 1:
+            torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 class SameExperiment(L.Callback):
-    """Ends the run on every rank if the ranks have different configurations (other overrides, other files)."""
+    """Ends the run on every rank if their configurations differ."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Compare, before any model is opened."""
-        if trainer.world_size > 1:
-            check_same(self._experiment)
+        Ranks(trainer.global_rank, trainer.world_size).check_same(self._experiment)
 
 
-def check_same(experiment: Experiment) -> None:
-    """Compare the ranks' configurations; a collective.
-
-    Raises:
-        ConfigError: on every rank: they differ; names the first keys.
+@contextmanager
+def noticing_lost_ranks(world_size: int) -> Iterator[None]:
     """
-    tree = _flat(experiment.model_dump(mode="json", exclude=set(_PLACES)))
-    every: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, tree)
-    for rank, other in enumerate(every):
-        differing = sorted(key for key in tree.keys() | other.keys() if every[0].get(key) != other.get(key))
-        if differing:
-            key = differing[0]
-            more = f" and {len(differing) - 1} other keys" if len(differing) > 1 else ""
-            raise ConfigError(
-                f"the processes of this run have different configurations: {key} is {every[0].get(key)} on rank 0 and "
-                f"{other.get(key)} on rank {rank}{more}; give all of them the same file and the same overrides"
-            )
+    Raises:
+        RankLost: another process of the run has ended or does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        distributed = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+        if world_size > 1 and (isinstance(error, distributed) or any(word in str(error) for word in _LOST)):
+            reason = " ".join(str(error).split())[:200]
+            raise RankLost(
+                "another process of this run has ended or does not answer; what it printed says why. The run is kept "
+                f"up to its last checkpoint: continue it with 'promptcomp fit --resume RUN' ({reason})"
+            ) from None
+        raise
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

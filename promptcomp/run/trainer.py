@@ -5,9 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule
@@ -15,12 +14,13 @@ from promptcomp.experiment import Experiment, TrainerConfig
 from promptcomp.lightning_modules.checkpoint_files import existing, step_of
 from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps
 from promptcomp.run.checkpoints import AtomicCheckpoints
-from promptcomp.run.cluster_environment import cluster_environment
+from promptcomp.run.cluster_environment import cluster_environment, started_rank
+from promptcomp.run.devices import accelerator_of, check_precision, device_count
 from promptcomp.run.directory import RunDirectory
+from promptcomp.run.launching import WatchfulDDP, WatchfulFSDP
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.ranks import SameExperiment
 from promptcomp.run.selection import BestCheckpoint, monitor_of
-from promptcomp.run.sharded import ShardedStrategy
 
 
 def make_trainer(
@@ -32,6 +32,7 @@ def make_trainer(
         ConfigError: a device or a combination of options that this machine does not have.
     """
     config = experiment.trainer
+    _check(config)
     has_dev = "dev" in datamodule.eval_splits
     callbacks: list[Callback] = [SameExperiment(experiment), SaveBetweenSteps(run, config.checkpoint_every), progress]
     if has_dev:
@@ -45,7 +46,7 @@ def make_trainer(
     if resume and (checkpoint := existing(run.last)):
         resumed_step = step_of(checkpoint)
     return L.Trainer(
-        accelerator=_accelerator(config),
+        accelerator=accelerator_of(config),
         devices=device_count(config),
         num_nodes=config.num_nodes,
         strategy=make_strategy(config),
@@ -72,42 +73,23 @@ def make_strategy(config: TrainerConfig) -> Strategy | str:
     world_size = device_count(config) * config.num_nodes
     timeout = timedelta(seconds=config.timeout_seconds)
     if config.strategy == "fsdp":
-        return ShardedStrategy(
+        return WatchfulFSDP(
             data_parallel_size=world_size,
             tensor_parallel_size=1,
             save_distributed_checkpoint=config.checkpoints == "sharded",
             timeout=timeout,
         )
-    if config.strategy == "ddp" or world_size > 1:
-        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
-    return "auto"
+    return WatchfulDDP(timeout) if config.strategy == "ddp" or world_size > 1 else "auto"
 
 
-def _accelerator(config: TrainerConfig) -> str:
-    """ "auto" is a GPU, else Apple's, else the CPU; fsdp has no use for Apple's."""
-    if config.accelerator != "auto":
-        return config.accelerator
-    if torch.cuda.is_available():
-        return "gpu"
-    return "mps" if torch.backends.mps.is_available() and config.strategy != "fsdp" else "cpu"
-
-
-def device_count(config: TrainerConfig) -> int:
-    """Devices of this machine that the run uses; "auto": all GPUs, one process on CPU.
-
-    Raises:
-        ConfigError: there are no such devices, or not as many.
+def _check(config: TrainerConfig) -> None:
     """
-    accelerator, devices = _accelerator(config), config.devices
-    if accelerator == "cpu":
-        return 1 if devices == "auto" else devices
-    if accelerator == "mps":
-        present = int(torch.backends.mps.is_available())
-    else:
-        present = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not present:
-        raise ConfigError(f"trainer.accelerator={accelerator}: this machine has none; use trainer.accelerator=cpu")
-    wanted = present if devices == "auto" else devices
-    if wanted > present:
-        raise ConfigError(f"trainer.devices={wanted}, but this machine has {present}; use trainer.devices={present}")
-    return wanted
+    Raises:
+        ConfigError: several machines without a launcher, or arithmetic that the devices do not have.
+    """
+    check_precision(config)
+    if config.num_nodes > 1 and started_rank() is None:
+        raise ConfigError(
+            f"trainer.num_nodes={config.num_nodes}: start the program on every machine with torchrun or srun "
+            "(promptcomp fit ... --slurm), which tell the processes where the others are"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from promptcomp.errors import ConfigError
-from promptcomp.sweeps.config import Objective
+from promptcomp.sweeps.numbers import Goal
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.summary import Point, Summary, sign_of, summarize
 from promptcomp.sweeps.wording import mean_text, params_text
@@ -24,7 +24,7 @@ def best_cell(state: SweepState, objective: str | None = None, point: str | None
     Raises:
         ConfigError: there is none; the message says why and, for several objectives, lists the Pareto front.
     """
-    summary = summarize(state)
+    summary = summarize(state, with_importances=False)
     chosen = _objective(summary, objective)
     if point is not None:
         found = _named(summary, point)
@@ -33,26 +33,26 @@ def best_cell(state: SweepState, objective: str | None = None, point: str | None
     elif summary.several:
         if not summary.front:
             raise ConfigError(f"{state.directory.path}: no point of the sweep has a value of every objective yet")
-        found = max(summary.front, key=lambda p: sign_of(chosen) * p.values[chosen.metric].mean)
+        found = max(summary.front, key=lambda p: sign_of(chosen) * p.values[chosen.name].mean)
     elif summary.best is None:
         choice = f"; --point names one of: {_list(summary)}" if any(p.values for p in summary.points) else ""
         raise ConfigError(f"{state.directory.path}: {summary.why_no_best}{choice}")
     else:
         found = summary.best
-    values = found.by_seed.get(chosen.metric, {})
+    values = found.by_seed.get(chosen.name, {})
     if not values:
         raise ConfigError(f"{state.directory.path}: point {found.point} has no finished trial with a value")
     seed = max(values, key=lambda seed: sign_of(chosen) * values[seed])
     return next(trial for trial in found.trials if trial.seed == seed)
 
 
-def _objective(summary: Summary, name: str | None) -> Objective:
+def _objective(summary: Summary, name: str | None) -> Goal:
     if name is None:
         return summary.objectives[0]
     for objective in summary.objectives:
-        if objective.metric == name:
+        if objective.name == name:
             return objective
-    known = ", ".join(objective.metric for objective in summary.objectives)
+    known = ", ".join(objective.name for objective in summary.objectives)
     raise ConfigError(f"--objective {name}: the sweep has no such objective; it has {known}")
 
 

@@ -83,7 +83,7 @@ def check_splits(config: SweepConfig) -> None:
     known = experiment.evaluation.splits or splits
     for split in wanted:
         if split not in known:
-            raise ConfigError(f"objectives: results have no split {split!r}; {_near(split, known)}")
+            raise ConfigError(f"objectives and constraints: results have no split {split!r}; {_near(split, known)}")
 
 
 def first_point(config: SweepConfig) -> dict[str, Scalar]:
@@ -167,9 +167,8 @@ def _values(config: SweepConfig, base: Mapping[str, Any], experiments: list[Expe
             own = {line for line in lines if line not in at_start or _names(line, config, {name: value})}
             for line in sorted(own):
                 found = True
-                yield (
-                    f"space {line}" if _is_about(line, name) else f"space {name}{_of_choice(dimension, value)}: {line}"
-                )
+                plain = _is_about(line, name) and not isinstance(dimension, Choices)
+                yield f"space {line}" if plain else f"space {name}{_of_choice(dimension, value)}: {line}"
     if at_start and not found:
         found = True
         yield from (f"space {_told(start)}: {line}" for line in sorted(at_start))

@@ -197,10 +197,9 @@ def _machine(plan: SweepPlan) -> list[str]:
 
 
 def _devices(experiment: Experiment) -> int:
+    """Devices of a trial; where it takes what there is, its worker gives it one."""
     devices = experiment.trainer.devices
-    if devices != "auto":
-        return int(devices)
-    return max(1, torch.cuda.device_count()) if experiment.trainer.accelerator in ("auto", "gpu") else 1
+    return (1 if devices == "auto" else int(devices)) * experiment.trainer.num_nodes
 
 
 def tell_dimension(dimension: Dimension) -> str:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from promptcomp.sweeps.config import Interval, Objective, Scalar, SweepConfig
+from promptcomp.sweeps.config import Interval, Scalar, SweepConfig
+from promptcomp.sweeps.numbers import Goal
 
 MIN_POINTS = 4
 ROUGH_BELOW = 12
@@ -18,7 +19,7 @@ def importances(
     config: SweepConfig,
     varying: Sequence[str],
     points: Sequence[tuple[Mapping[str, Scalar], float]],
-    objective: Objective,
+    objective: Goal,
 ) -> dict[str, float]:
     """Share of each dimension in what separates the best points from all (PED-ANOVA, Watanabe et al. 2023).
 

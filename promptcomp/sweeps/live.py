@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich import box
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -29,8 +30,10 @@ from promptcomp.sweeps.wording import (
 )
 
 _FAILURES = 3
-_FIXED_LINES = 14
+_FIXED_LINES = 16
 """Lines of the view besides the running trials."""
+_NUMBERS = 30
+"""Columns for seed, step and dev result of a running trial."""
 _BAR = ("finished", "pruned", "failed", "stale", "running", "waiting")
 
 
@@ -62,7 +65,7 @@ class LiveView:
 
     def update(self, state: SweepState) -> None:
         """Show a state: redraw, or print what has changed since the last one."""
-        summary = summarize(state)
+        summary = summarize(state, with_importances=False)
         if self._live is not None:
             self._live.update(render(state, summary, self.console), refresh=True)
             return
@@ -76,7 +79,8 @@ class LiveView:
             done, planned = summary.progress.done, summary.progress.planned
             lines.append(f"sweep: {many(planned, 'trial')}" + (f", {done} done before" if done else ""))
         for trial in state.trials:
-            now = (trial.status, trial.attempt)
+            # A failed attempt waits before its successor is queued: the same news.
+            now = (trial.status, 0 if trial.status == "waiting" else trial.attempt)
             before = self._seen.get(trial.cell)
             self._seen[trial.cell] = now
             if now == before or (first and trial.status in ("finished", "pruned", "failed", "waiting")):
@@ -101,13 +105,17 @@ def _event(state: SweepState, trial: Trial, summary: Summary) -> str | None:
     if trial.status == "running":
         again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
         return f"started   {what}{again}"
-    return f"retry     {what}, attempt {trial.attempt}" if trial.attempt > 1 else None
+    why = f": {_clean(trial.problem)}" if trial.problem else ""
+    return f"retry     {what}{why}" if why or trial.attempt > 1 else None
 
 
 def render(state: SweepState, summary: Summary, console: Console) -> RenderableType:
     """The whole view, at most as high as the terminal."""
     width = console.width
-    parts: list[RenderableType] = [_header(state, summary), _bar(summary.progress, width, console.options.ascii_only)]
+    parts: list[RenderableType] = [
+        _header(state, summary, width),
+        _bar(summary.progress, width, console.options.ascii_only),
+    ]
     parts += [_counts(summary.progress), *_leading(summary), Text()]
     running = [trial for trial in state.trials if trial.status in ("running", "stale")]
     room = max(1, console.height - _FIXED_LINES)
@@ -124,7 +132,7 @@ def render(state: SweepState, summary: Summary, console: Console) -> RenderableT
     return Group(*parts)
 
 
-def _header(state: SweepState, summary: Summary) -> Text:
+def _header(state: SweepState, summary: Summary, width: int) -> Text:
     progress, budget = summary.progress, state.config.budget
     title = _clean(state.config.title or f"sweep of {state.config.experiment}")
     facts = [f"elapsed {time_text(progress.elapsed)}"]
@@ -137,9 +145,8 @@ def _header(state: SweepState, summary: Summary) -> Text:
         facts.append(f"at most {hours_text(budget.hours)} h")
     if state.stopped_by:
         facts.append(f"stopped by {state.stopped_by}")
-    header = _line(title, "bold")
-    header.append("\n")
-    return header.append_text(_line("  ".join(facts)))
+    short = title if cell_len(title) < width else set_cell_size(title, width - 2) + "…"
+    return Text.assemble((short, "bold"), "\n", "  ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts))
 
 
 def _bar(progress: Progress, width: int, ascii_only: bool) -> Text:
@@ -162,16 +169,19 @@ def status_line(progress: Progress) -> str:
     """`5 of 12 trials done  4 finished  1 failed  2 waiting`."""
     parts = [f"{progress.counts[status]} {status}" for status in _BAR if progress.counts[status]]
     parts += [f"{progress.left_out} left out"] if progress.left_out else []
+    parts += [f"{progress.controls_done} of {many(progress.controls, 'control')}"] if progress.controls else []
     return "  ".join([f"{progress.done} of {many(progress.planned, 'trial')} done", *parts])
 
 
 def _counts(progress: Progress) -> Text:
-    line = _line(f"{progress.done} of {progress.planned}", "bold")
+    line = Text(f"{progress.done} of {progress.planned}", style="bold")
     for status in _BAR:
         if progress.counts[status]:
             line.append(f"  {progress.counts[status]} {status}", style=STATUS_STYLES[status])
     if progress.left_out:
         line.append(f"  {progress.left_out} left out", style="dim")
+    if progress.controls:
+        line.append(f"  {progress.controls_done} of {many(progress.controls, 'control')}")
     return line
 
 
@@ -179,34 +189,35 @@ def _leading(summary: Summary) -> list[Text]:
     if summary.several:
         found = [f"Pareto front: {many(len(summary.front), 'point')}"] if summary.front else []
         return [_line(text, "green") for text in found]
-    point = summary.best or summary.leading
+    point = summary.leading
     if point is None:
         return []
     objective = summary.objectives[0]
-    of = many(point.seeds, "seed") + ("" if point.complete else " so far")
-    value = f"{objective_text(objective)} {mean_text(point.values[objective.metric], objective.metric)}, {of}"
-    return [_line(_clean(f"best so far  {params_text(point.params, summary.varying)}: {value}"), "green")]
+    of = many(point.seeds, "seed") if point.complete else f"{point.seeds} of {many(summary.seeds, 'seed')}"
+    value = f"{objective_text(objective)} {mean_text(point.values[objective.name], objective.name)}, {of}"
+    return [Text(_clean(f"best so far  {params_text(point.params, summary.varying)}: {value}"), style="green")]
 
 
 def _running(trials: list[Trial], summary: Summary, width: int) -> Table:
     """Running trials: one column for each swept key where there is room, otherwise one for all."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, width=width - 1)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     short = short_names(summary.dimensions)
     names = [name for name in summary.dimensions if name in summary.varying] or list(summary.dimensions)
     wide = width >= 100 and len(names) <= 4
+    worker = 0 if width < 80 else 16 if width < 120 else 28
     for name in [_clean(short[name]) for name in names] if wide else ["trial"]:
-        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=width - _NUMBERS - worker)
     for name in ("seed", "step", "dev"):
         table.add_column(name, justify="right", no_wrap=True)
-    if width >= 80:
-        table.add_column("worker", no_wrap=True, overflow="ellipsis", max_width=24)
+    if worker:
+        table.add_column("worker", no_wrap=True, overflow="ellipsis", max_width=worker)
     for trial in trials:
         own = [scalar_text(trial.params[name]) if name in trial.params else "-" for name in names]
         keys = own if wide else [params_text(trial.params, names)]
         step = f"{trial.step}/{trial.max_steps}" if trial.max_steps else str(trial.step)
         dev = number(trial.reports[-1][1]) if trial.reports else "-"
-        worker = [_clean(trial.worker) if trial.status == "running" else "lost"] if width >= 80 else []
-        cells = [Text(_clean(text)) for text in [*keys, str(trial.seed), step, dev, *worker]]
+        by = [_clean(trial.worker) if trial.status == "running" else "lost"] if worker else []
+        cells = [Text(_clean(text)) for text in [*keys, str(trial.seed), step, dev, *by]]
         table.add_row(*cells, style=STATUS_STYLES["stale"] if trial.status == "stale" else "")
     return table
 

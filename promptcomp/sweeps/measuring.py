@@ -28,10 +28,10 @@ from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.assess import assess
 from promptcomp.run.directory import RunDirectory
-from promptcomp.run.fitting import make_trainer
 from promptcomp.run.parts import make_parts, set_threads
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
+from promptcomp.run.trainer import make_trainer
 
 STEPS = 12
 """Steps at most; the first two do not count."""
@@ -76,6 +76,9 @@ def measured(experiment: Experiment) -> Measured:
         ConfigError: a mistake that a trial would end with too.
         MeasuringFailed: anything else went wrong there (out of memory, ...).
     """
+    trainer = experiment.trainer
+    if trainer.devices == "auto":  # a sweep's worker gives it one
+        experiment = experiment.model_copy(update={"trainer": trainer.model_copy(update={"devices": 1})})
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "experiment.yaml"
         config.write_text(dump(experiment), encoding="utf-8")

@@ -5,22 +5,37 @@ A file that is missing or torn gives nothing: a view of a running sweep must not
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.results import FILE_NAME, Results, SplitResult, read_results
 from promptcomp.evaluation.seeds import Mean, mean_of
-from promptcomp.sweeps.config import Objective
+from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.state import Control, SweepState, Trial
+from promptcomp.sweeps.values import dev_reports, metric_of, objective_names
 
 CONTROLS = ("full_prompt", "no_prompt")
 TITLES = {"full_prompt": "full prompt", "no_prompt": "no prompt"}
-_OF_SPLIT = ("retained", "method", "full_prompt", "no_prompt", "headroom", "gap_to_full")
 _TAIL_BYTES = 16_384
-_DEV = ("dev/accuracy", "dev/loss")
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """An objective, with the name that its values have."""
+
+    name: str
+    metric: str
+    split: str | None
+    direction: Literal["maximize", "minimize"]
+
+
+def goals_of(config: SweepConfig) -> tuple[Goal, ...]:
+    """The objectives of a sweep."""
+    named = zip(objective_names(config), config.objectives, strict=True)
+    return tuple(Goal(name, found.metric, found.split, found.direction) for name, found in named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +65,7 @@ class Runs:
     def __init__(self, state: SweepState) -> None:
         self.state = state
         self._results: dict[Path, Results | None] = {}
+        self._splits: dict[str, list[str]] = {}
 
     def results(self, run: Path) -> Results | None:
         """results.json of a run; None while it is not there or not readable."""
@@ -60,55 +76,55 @@ class Runs:
                 self._results[run] = None
         return self._results[run]
 
-    def splits(self, objective: Objective) -> list[str]:
+    def splits(self, objective: Goal) -> list[str]:
         """Splits that have the objective's metric, its own first; empty for metrics that belong to no split."""
-        if is_of_run(objective.metric):
-            return []
+        if objective.name not in self._splits:
+            self._splits[objective.name] = [] if is_of_run(objective.metric) else self._find_splits(objective)
+        return self._splits[objective.name]
+
+    def _find_splits(self, objective: Goal) -> list[str]:
         for trial in self.state.trials:
             found = self.results(trial.run) if trial.status == "finished" else None
             if found is not None and found.splits:
                 names = list(found.splits)
                 own = objective.split if objective.split in names else names[0]
-                having = [name for name in names if _value(found.splits[name], objective.metric) is not None]
+                having = [name for name in names if metric_of(found, objective.metric, name) is not None]
                 return [own, *(name for name in having if name != own)]
         return [objective.split] if objective.split else []
 
-    def value(self, trial: Trial, objective: Objective, split: str | None) -> float | None:
+    def value(self, trial: Trial, objective: Goal, split: str | None) -> float | None:
         """A trial's metric on a split (None: the objective's own)."""
         if trial.status != "finished":
             return None
         if split is None or split in self.splits(objective)[:1]:
-            return finite(trial.values.get(objective.metric))
+            return finite(trial.values.get(objective.name))
         found = self.results(trial.run)
-        if found is None or split not in found.splits:
-            return None
-        return finite(_value(found.splits[split], objective.metric))
+        return None if found is None else metric_of(found, objective.metric, split)
 
-    def bands(self, objective: Objective, split: str | None) -> list[Band]:
+    def bands(self, objective: Goal, split: str | None) -> list[Band]:
         """full_prompt and no_prompt on a split (None: the objective's own), with intervals over seeds."""
         metric = objective.metric
         if metric == "retained":
-            return [
-                Band(name, Mean(mean=mean, seeds=0), False) for name, mean in zip(CONTROLS, (1.0, 0.0), strict=True)
-            ]
+            ends = zip(CONTROLS, (1.0, 0.0), strict=True)
+            return [Band(name, Mean(mean=mean, seeds=0), False) for name, mean in ends]
         if is_of_run(metric):
             return []
         found = []
         for name in CONTROLS:
             controls = [self._control(control, name, objective, split) for control in self.state.controls]
             trained = [value for value in controls if value is not None]
-            values = trained or self._bound(name, metric, split)
+            values = trained or self._bound(name, metric, split or objective.split)
             if values:
                 found.append(Band(name, mean_of(values), bool(trained)))
         return found
 
-    def _control(self, control: Control, name: str, objective: Objective, split: str | None) -> float | None:
+    def _control(self, control: Control, name: str, objective: Goal, split: str | None) -> float | None:
         if control.name != name or control.status != "finished":
             return None
         if split is None or split in self.splits(objective)[:1]:
-            return finite(control.values.get(objective.metric))
+            return finite(control.values.get(objective.name))
         found = self.results(control.run)
-        return finite(_value(found.splits[split], objective.metric)) if found and split in found.splits else None
+        return None if found is None else metric_of(found, objective.metric, split)
 
     def _bound(self, name: str, metric: str, split: str | None) -> list[float]:
         """One value for each seed: the bound as the trials' own results have it, mean over points."""
@@ -129,14 +145,6 @@ def is_of_run(metric: str) -> bool:
     return metric.startswith(("size.", "cost."))
 
 
-def _value(split: SplitResult, metric: str) -> float | None:
-    if metric in _OF_SPLIT:
-        numbers: dict[str, float | None] = split.model_dump(include={metric})
-        return numbers[metric]
-    estimate = split.rows.get("method", {}).get(metric)
-    return estimate.value if estimate is not None else split.others.get(metric)
-
-
 def _bound_value(split: SplitResult, name: str, metric: str) -> float | None:
     if metric in ("method", split.metric):
         return split.full_prompt if name == "full_prompt" else split.no_prompt
@@ -146,27 +154,11 @@ def _bound_value(split: SplitResult, name: str, metric: str) -> float | None:
 
 def learning_curve(trial: Trial, metric: str | None) -> tuple[str, tuple[tuple[int, float], ...]]:
     """Name and (training step, value) pairs of a trial's dev metric; from metrics.csv where nothing was reported."""
-    if trial.reports:
-        pairs = tuple((step, value) for step, value in trial.reports if finite(value) is not None)
-        return metric or "dev metric", pairs
-    try:
-        with (trial.run / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return metric or "dev metric", ()
-    columns = {name for row in rows for name in row if name}
-    chosen = metric or next((name for name in _DEV if name in columns), None)
-    if chosen is None:
-        return "dev metric", ()
-    read = ((_number(row.get("step")), _number(row.get(chosen))) for row in rows)
-    return chosen, tuple((int(step), value) for step, value in read if step is not None and value is not None)
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return finite(float(text)) if text else None
-    except ValueError:
-        return None
+    found, pairs = metric, tuple((step, value) for step, value in trial.reports if finite(value) is not None)
+    if not pairs or found is None:
+        found, read = dev_reports(trial.run, metric)
+        pairs = pairs or tuple(sorted(read.items()))
+    return found or "dev metric", pairs
 
 
 def log_tail(path: Path, lines: int) -> list[str]:

@@ -23,6 +23,7 @@ from promptcomp.sweeps.tables import remark
 from promptcomp.sweeps.wording import (
     amount,
     hours_text,
+    many,
     mean_text,
     objective_text,
     params_text,
@@ -42,12 +43,13 @@ def content(
     progress = summary.progress
     names = list(summary.varying or summary.dimensions)
     short = short_names(summary.dimensions)
+    against = ["minus best"] if summary.best else []
     parallel = _parallel(state, summary)
     failures = [_failure(state, summary, trial) for trial in reversed(summary.failures)]
     counts = [(status, progress.counts[status]) for status in _BAR if progress.counts[status]]
     return {
         "title": state.config.title or f"Sweep of {state.config.experiment}",
-        "experiment": f"{state.config.experiment}, {state.config.sampler}, {state.config.seeds} seeds a point",
+        "experiment": f"{state.config.experiment}, {state.config.sampler}, {many(state.config.seeds, 'seed')} a point",
         "written": f"written {now:%Y-%m-%d %H:%M} UTC",
         "sections": _sections(parallel is not None, plot_sections, bool(failures)),
         "best": _best(summary),
@@ -56,8 +58,8 @@ def content(
         "bar": [{"status": status, "count": count} for status, count in counts],
         "elapsed": time_text(progress.elapsed),
         "device_hours": f"{hours_text(progress.device_hours)} device hours",
-        "remarks": [*overview(state, summary)[2:], *remarks(state, summary)[1:]],
-        "columns": ["", *(short[n] for n in names), "seeds", *map(objective_text, summary.objectives)],
+        "remarks": [*overview(state, summary)[2:], *remarks(state, summary, legend=False)],
+        "columns": ["", *(short[n] for n in names), "seeds", *_metrics(summary), *against],
         "rows": [_row(point, summary, names) for point in summary.points],
         "controls": _controls(state, summary, len(names)),
         "parallel": parallel is not None,
@@ -89,16 +91,18 @@ def _best(summary: Summary) -> dict[str, Any]:
         return {"heading": "Best point", "text": "none", "lines": [summary.why_no_best]}
     near = sum(bool(other.within_noise) for other in summary.points)
     noise = [f"{near} other points are within noise of it" if near > 1 else "one other point is within noise of it"]
-    lines = [f"{_values(point, summary)} over {point.seeds} seeds", *(noise if near else [])]
+    lines = [f"{_values(point, summary)} over {many(point.seeds, 'seed')}", *(noise if near else [])]
     return {"heading": "Best point", "text": params_text(point.params, summary.varying), "lines": lines}
 
 
 def _values(point: Point, summary: Summary) -> str:
-    shown = [(o, point.values.get(o.metric)) for o in summary.objectives]
-    return ", ".join(f"{objective_text(o)} {mean_text(mean, o.metric)}" for o, mean in shown)
+    shown = [(o, point.values.get(o.name)) for o in summary.objectives]
+    return ", ".join(f"{objective_text(o)} {mean_text(mean, o.name)}" for o, mean in shown)
 
 
 def _row(point: Point, summary: Summary, names: Sequence[str]) -> dict[str, Any]:
+    means = [_mean_cell(point.values.get(o.name), o.name) for o in summary.objectives]
+    first = summary.objectives[0].name
     style = "top" if point.is_best or point.on_front else "" if point.feasible and point.values else "out"
     return {
         "point": point.point,
@@ -106,7 +110,7 @@ def _row(point: Point, summary: Summary, names: Sequence[str]) -> dict[str, Any]
         "mark": remark(point),
         "params": [_cell(point.params.get(name)) if name in point.params else _cell("") for name in names],
         "seeds": point.seeds,
-        "means": [_mean_cell(point.values.get(o.metric), o.metric) for o in summary.objectives],
+        "means": [*means, *([_mean_cell(point.versus_best, first, "+")] if summary.best else [])],
     }
 
 
@@ -116,17 +120,18 @@ def _cell(value: Any) -> dict[str, Any]:
     return {"text": scalar_text(value), "sort": value if number else scalar_text(value)}
 
 
-def _mean_cell(mean: Mean | None, metric: str) -> dict[str, Any]:
-    return {"text": mean_text(mean, metric), "sort": "" if mean is None else mean.mean}
+def _mean_cell(mean: Mean | None, metric: str, sign: str = "") -> dict[str, Any]:
+    return {"text": mean_text(mean, metric, sign), "sort": "" if mean is None else mean.mean}
 
 
 def _controls(state: SweepState, summary: Summary, span: int) -> list[dict[str, Any]]:
     runs = Runs(state)
-    bands = {o.metric: [band for band in runs.bands(o, None) if band.value.seeds] for o in summary.objectives}
+    bands = {o.name: [band for band in runs.bands(o, None) if band.value.seeds] for o in summary.objectives}
     found = []
     for title in dict.fromkeys(band.title for own in bands.values() for band in own):
-        means = [next((b.value for b in bands[o.metric] if b.title == title), None) for o in summary.objectives]
-        cells = [_mean_cell(mean, o.metric) for mean, o in zip(means, summary.objectives, strict=True)]
+        means = [next((b.value for b in bands[o.name] if b.title == title), None) for o in summary.objectives]
+        cells = [_mean_cell(mean, o.name) for mean, o in zip(means, summary.objectives, strict=True)]
+        cells += [{"text": "", "sort": ""}] if summary.best else []
         seeds = max(mean.seeds for mean in means if mean is not None)
         found.append({"title": title, "span": span, "seeds": seeds, "means": cells})
     return found
@@ -135,22 +140,22 @@ def _controls(state: SweepState, summary: Summary, span: int) -> list[dict[str, 
 def _parallel(state: SweepState, summary: Summary) -> dict[str, Any] | None:
     """Columns and points for the script; None: fewer than two dimensions vary, or nothing has a value."""
     first = summary.objectives[0]
-    points = [p for p in summary.points if first.metric in p.values]
+    points = [p for p in summary.points if first.name in p.values]
     if len(summary.varying) < 2 or not points:
         return None
     columns = [axis_of(state.config, name, [p.params for p in points]) for name in summary.varying]
     measured = []
     for objective in summary.objectives:
-        values = sorted({p.values[objective.metric].mean for p in points if objective.metric in p.values})
+        values = sorted({p.values[objective.name].mean for p in points if objective.name in p.values})
         if values:
-            measured.append((objective, Axis(objective.metric, objective_text(objective), "linear", tuple(values))))
-    scale = {o.metric: axis for o, axis in measured}[first.metric]
+            measured.append((objective, Axis(objective.name, objective_text(objective), "linear", tuple(values))))
+    scale = {o.name: axis for o, axis in measured}[first.name]
     drawn = []
     for point in points:
         shares = [axis.share(point.params[axis.name]) if axis.name in point.params else None for axis in columns]
-        means = [(axis, point.values.get(o.metric)) for o, axis in measured]
+        means = [(axis, point.values.get(o.name)) for o, axis in measured]
         shares += [None if mean is None else axis.share(mean.mean) for axis, mean in means]
-        good = scale.share(point.values[first.metric].mean)
+        good = scale.share(point.values[first.name].mean)
         drawn.append(
             {
                 "id": point.point,
@@ -161,7 +166,7 @@ def _parallel(state: SweepState, summary: Summary) -> dict[str, Any] | None:
             }
         )
     titled = [{"title": axis.title, "ticks": _ticks(axis, "")} for axis in columns]
-    titled += [{"title": axis.title, "ticks": _ticks(axis, o.metric)} for o, axis in measured]
+    titled += [{"title": axis.title, "ticks": _ticks(axis, o.name)} for o, axis in measured]
     return {"columns": titled, "points": drawn}
 
 
@@ -191,9 +196,9 @@ def _trial(trial: Trial, summary: Summary, names: Sequence[str]) -> list[dict[st
     cells = [_cell(trial.cell), *(_cell(trial.params.get(name, "")) for name in names)]
     cells += [_cell(trial.seed), _cell(trial.status), _cell(trial.attempt)]
     for objective in summary.objectives:
-        value = finite(trial.values.get(objective.metric))
+        value = finite(trial.values.get(objective.name))
         cells.append(
-            {"text": "-" if value is None else amount(objective.metric, value), "sort": "" if value is None else value}
+            {"text": "-" if value is None else amount(objective.name, value), "sort": "" if value is None else value}
         )
     seconds = duration(trial)
     cells.append({"text": time_text(seconds), "sort": "" if seconds is None else seconds})
@@ -207,7 +212,7 @@ def _commands(state: SweepState, summary: Summary) -> list[tuple[str, str]]:
     found += [("see it in a terminal", f"promptcomp sweep show {folder}")]
     found += [("run it anew", f"promptcomp sweep {config} -o NEW_DIRECTORY")]
     if summary.best is not None or summary.front:
-        choice = f" --objective {summary.objectives[0].metric}" if summary.several else ""
+        choice = f" --objective {summary.objectives[0].name}" if summary.several else ""
         command = f"promptcomp sweep best {folder}{choice} > best.yaml && promptcomp fit --config best.yaml"
         found.append(("train the best point", command))
     finished = [trial for trial in state.trials if trial.status == "finished"]

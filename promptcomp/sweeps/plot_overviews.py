@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from promptcomp.sweeps.axes import Axis, axis_of
-from promptcomp.sweeps.config import Objective
-from promptcomp.sweeps.numbers import is_of_run, learning_curve
+from promptcomp.sweeps.numbers import Goal, is_of_run, learning_curve
 from promptcomp.sweeps.plot_parameters import COLOURS, GREY, MARKERS, short
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.summary import Point, Summary, sign_of
@@ -24,14 +23,14 @@ _LOG_FROM = 8.0
 """A positive axis whose ends differ by this factor is logarithmic."""
 
 
-def draw_front(summary: Summary, first: Objective, other: Objective) -> Figure:
+def draw_front(summary: Summary, first: Goal, other: Goal) -> Figure:
     """`first` upwards, `other` to the right; the front is numbered and listed, its steps drawn for two objectives."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.6, 4.4))
     axes = figure.subplots()
-    shown = [p for p in summary.points if first.metric in p.values and other.metric in p.values]
-    front = sorted((p for p in shown if p.on_front), key=lambda p: p.values[other.metric].mean)
+    shown = [p for p in summary.points if first.name in p.values and other.name in p.values]
+    front = sorted((p for p in shown if p.on_front), key=lambda p: p.values[other.name].mean)
     labelled = {"all other points": False, "outside a constraint": False}
     for point in shown:
         if point.on_front:
@@ -51,31 +50,34 @@ def draw_front(summary: Summary, first: Objective, other: Objective) -> Figure:
         axes.plot(x, y, MARKERS[0], color=COLOURS[0], markersize=7, label=label)
         offset = (6, 6) if first.direction == "maximize" else (6, -12)
         axes.annotate(str(number), (x[0], y[0]), textcoords="offset points", xytext=offset)
-    values = [p.values[other.metric].mean for p in shown]
-    if is_of_run(other.metric) and min(values) > 0 and max(values) / min(values) >= _LOG_FROM:
+    values = [p.values[other.name].mean for p in shown]
+    if is_of_run(other.name) and min(values) > 0 and max(values) / min(values) >= _LOG_FROM:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: amount(other.metric, value))
+        axes.xaxis.set_major_formatter(lambda value, _: amount(other.name, value))
         axes.xaxis.set_minor_formatter("")
         if len(set(values)) <= _FEW:
-            axes.set_xticks(sorted(set(values)), [amount(other.metric, value) for value in sorted(set(values))])
+            axes.set_xticks(sorted(set(values)), [amount(other.name, value) for value in sorted(set(values))])
             axes.minorticks_off()
     axes.set_xlabel(_with_arrow(other))
     axes.set_ylabel(_with_arrow(first))
-    axes.legend(title="Pareto front", title_fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    handles, labels = axes.get_legend_handles_labels()
+    rest = sum(labelled.values())  # drawn first, named last
+    handles, labels = handles[rest:] + handles[:rest], labels[rest:] + labels[:rest]
+    axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
-def _with_arrow(objective: Objective) -> str:
+def _with_arrow(objective: Goal) -> str:
     return f"{objective_text(objective)}, {'higher' if objective.direction == 'maximize' else 'lower'} is better"
 
 
-def _at(point: Point, x: Objective, y: Objective) -> tuple[list[float], list[float]]:
-    return [point.values[x.metric].mean], [point.values[y.metric].mean]
+def _at(point: Point, x: Goal, y: Goal) -> tuple[list[float], list[float]]:
+    return [point.values[x.name].mean], [point.values[y.name].mean]
 
 
-def _cross(axes: Axes, point: Point, y: Objective, x: Objective, colour: str, alpha: float) -> None:
+def _cross(axes: Axes, point: Point, y: Goal, x: Goal, colour: str, alpha: float) -> None:
     """Intervals over seeds, both ways; they do not decide how far the axes reach (two seeds: very wide ones)."""
-    across, up = point.values[x.metric], point.values[y.metric]
+    across, up = point.values[x.name], point.values[y.name]
     limits: dict[str, Any] = {"scalex": False, "scaley": False}
     if up.ci is not None:
         axes.plot([across.mean] * 2, up.ci, color=colour, linewidth=1, alpha=0.6 * alpha, **limits)
@@ -83,12 +85,12 @@ def _cross(axes: Axes, point: Point, y: Objective, x: Objective, colour: str, al
         axes.plot(across.ci, [up.mean] * 2, color=colour, linewidth=1, alpha=0.6 * alpha, **limits)
 
 
-def _stairs(front: Sequence[Point], x: Objective, y: Objective) -> tuple[list[float], list[float]]:
+def _stairs(front: Sequence[Point], x: Goal, y: Goal) -> tuple[list[float], list[float]]:
     """The edge of what the front dominates: between two neighbours, the worse of both."""
     xs: list[float] = []
     ys: list[float] = []
     for number, point in enumerate(front):
-        across, up = point.values[x.metric].mean, point.values[y.metric].mean
+        across, up = point.values[x.name].mean, point.values[y.name].mean
         if number:
             xs.append(min(xs[-1] * sign_of(x), across * sign_of(x)) * sign_of(x))
             ys.append(min(ys[-1] * sign_of(y), up * sign_of(y)) * sign_of(y))
@@ -104,13 +106,13 @@ def draw_parallel(state: SweepState, summary: Summary) -> Figure:
     from matplotlib.colors import LinearSegmentedColormap, Normalize
     from matplotlib.figure import Figure
 
-    points = [p for p in summary.points if all(o.metric in p.values for o in summary.objectives)]
-    points = points or [p for p in summary.points if summary.objectives[0].metric in p.values]
+    points = [p for p in summary.points if all(o.name in p.values for o in summary.objectives)]
+    points = points or [p for p in summary.points if summary.objectives[0].name in p.values]
     axes_of = [axis_of(state.config, name, [p.params for p in points]) for name in summary.varying]
     columns = [*axes_of, *(_objective_axis(objective, points) for objective in summary.objectives)]
     figure = Figure(figsize=(max(7.0, 1.9 * len(columns) + 1.5), 4.4))
     axes = figure.subplots()
-    first = summary.objectives[0].metric
+    first = summary.objectives[0].name
     values = [p.values[first].mean for p in points if first in p.values] or [0.0]
     viridis = matplotlib.colormaps["viridis"]
     colours = LinearSegmentedColormap.from_list("ours", [viridis(0.12 + 0.073 * i) for i in range(11)])
@@ -127,9 +129,9 @@ def draw_parallel(state: SweepState, summary: Summary) -> Figure:
     return figure
 
 
-def _objective_axis(objective: Objective, points: Sequence[Point]) -> Axis:
-    values = sorted({p.values[objective.metric].mean for p in points if objective.metric in p.values}) or [0.0]
-    return Axis(objective.metric, objective_text(objective), "linear", tuple(values))
+def _objective_axis(objective: Goal, points: Sequence[Point]) -> Axis:
+    values = sorted({p.values[objective.name].mean for p in points if objective.name in p.values}) or [0.0]
+    return Axis(objective.name, objective_text(objective), "linear", tuple(values))
 
 
 def _has(column: Axis, point: Point) -> bool:
@@ -167,7 +169,7 @@ def draw_importances(summary: Summary) -> Figure:
     count = len(summary.importances)
     figure = Figure(figsize=(7, 1.2 + 0.35 * len(names) * count + 0.2 * len(names)))
     axes = figure.subplots()
-    objectives = {objective.metric: objective for objective in summary.objectives}
+    objectives = {objective.name: objective for objective in summary.objectives}
     for number, (metric, found) in enumerate(summary.importances.items()):
         places = [row - (number - (count - 1) / 2) * 0.8 / count for row in range(len(names))]
         shares = [found.get(name, 0.0) for name in names]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from promptcomp.evaluation.seeds import Mean, mean_of
 from promptcomp.sweeps.axes import Axis, axis_of
-from promptcomp.sweeps.config import Objective, Scalar
-from promptcomp.sweeps.numbers import Band, Runs
+from promptcomp.sweeps.config import Scalar
+from promptcomp.sweeps.numbers import Band, Goal, Runs
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.summary import Point, Summary
 from promptcomp.sweeps.wording import objective_text, scalar_text
@@ -39,7 +39,7 @@ class _Dot:
     mean: Mean
 
 
-def draw_parameter(state: SweepState, summary: Summary, runs: Runs, objective: Objective, axis: Axis) -> Figure | None:
+def draw_parameter(state: SweepState, summary: Summary, runs: Runs, objective: Goal, axis: Axis) -> Figure | None:
     """The picture of one objective over one dimension; None where no point has a value."""
     from matplotlib.figure import Figure
 
@@ -71,11 +71,11 @@ def _legend(figure: Figure, axes: Axes, other: Axis | None) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         title = other.title if other is not None else None
-        columns = min(len(handles), 4)
+        columns = min(len(handles), round(figure.get_size_inches()[0] / 1.6))
         figure.legend(handles, labels, title=title, title_fontsize="small", loc="outside lower center", ncols=columns)
 
 
-def _dots(summary: Summary, runs: Runs, objective: Objective, axis: Axis, split: str | None) -> list[_Dot]:
+def _dots(summary: Summary, runs: Runs, objective: Goal, axis: Axis, split: str | None) -> list[_Dot]:
     found = []
     for point in summary.points:
         if axis.name not in point.params:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import re
 import warnings
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ MISSING = 'no plots: matplotlib is not installed; pip install "promptcomp[plots]
 INK = "#1b1f24"
 """Text and axes; on the page it becomes the text's own colour, so that dark mode works."""
 _STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
     "axes.edgecolor": INK,
     "axes.grid": True,
     "axes.labelcolor": INK,
@@ -88,13 +88,13 @@ def figures(state: SweepState, summary: Summary | None = None) -> list[Plot]:
             figure = draw_parameter(state, summary, runs, objective, axis_of(state.config, name, _params(summary)))
             if figure is not None:
                 title = f"{objective_text(objective)} against {short[name]}"
-                stem = f"{slug(objective.metric)}_over_{slug(short[name])}"
+                stem = f"{slug(objective.name)}_over_{slug(short[name])}"
                 plots.append(Plot(_free(stem, plots), "parameters", title, figure))
     if summary.several and summary.front:
         for other in summary.objectives[1:]:
             first = summary.objectives[0]
             title = f"{objective_text(first)} against {objective_text(other)}, {direction_text(other)}"
-            stem = f"front_{slug(first.metric)}_{slug(other.metric)}"
+            stem = f"front_{slug(first.name)}_{slug(other.name)}"
             plots.append(Plot(_free(stem, plots), "front", title, draw_front(summary, first, other)))
     if len(summary.varying) > 1 and having:
         plots.append(Plot("parallel", "parallel", "All dimensions at once", draw_parallel(state, summary)))
@@ -120,23 +120,20 @@ def save(plot: Plot, folder: Path) -> list[Path]:
     """Write one picture as PNG and SVG, inside `drawing`."""
     paths = [folder / f"{plot.name}.png", folder / f"{plot.name}.svg"]
     plot.figure.savefig(paths[0], dpi=150, facecolor="white")
+    plot.figure.set_layout_engine("none")  # the layout is found; working it out again would double the time
     plot.figure.savefig(paths[1], facecolor="white", metadata={"Date": None})
     return paths
 
 
-def page_svg(plot: Plot) -> str:
-    """A picture as an inline `<svg>`: transparent, in the page's text colour, its ids its own. Inside `drawing`."""
-    text = io.StringIO()
-    plot.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows the namespaces
-    svg = svg.replace("xlink:href=", "href=")
+def page_svg(plot: Plot, folder: Path) -> str:
+    """A saved picture as an inline `<svg>`: transparent, in the page's text colour, its ids its own."""
+    svg = (folder / f"{plot.name}.svg").read_text(encoding="utf-8")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
+    for pattern in (r"<metadata>.*?</metadata>", r"<!--.*?-->", r'\sxmlns(:\w+)?="[^"]*"'):  # HTML knows the namespaces
+        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
     prefix = f"{plot.name}-"
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-    svg = re.sub(r'\bhref="#', f'href="#{prefix}', svg)
+    svg = re.sub(r'\b(xlink:)?href="#', f'href="#{prefix}', svg).replace("xlink:href=", "href=")
     return svg.replace("url(#", f"url(#{prefix}")
 
 

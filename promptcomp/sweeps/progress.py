@@ -21,6 +21,9 @@ class Progress:
     """Status -> trials, all statuses; `waiting` includes those not drawn yet."""
     left_out: int
     """Seeds of dropped points that are not run."""
+    controls: int
+    """Controls that there will be."""
+    controls_done: int
     elapsed: float | None
     """Seconds since the first start (to the last trial's end when nothing is left)."""
     eta: float | None
@@ -35,7 +38,8 @@ class Progress:
     @property
     def over(self) -> bool:
         """Whether nothing is left to do."""
-        return self.planned > 0 and not self.counts["waiting"] + self.counts["running"] + self.counts["stale"]
+        left = self.counts["waiting"] + self.counts["running"] + self.counts["stale"]
+        return self.planned > 0 and not left and self.controls_done == self.controls
 
 
 def aware(time: datetime) -> datetime:
@@ -52,7 +56,10 @@ def progress_of(state: SweepState, now: datetime) -> Progress:
     begun = len(state.trials) - counts["waiting"]
     full = {status: counts[status] for status in ("running", "stale", *DONE)}
     full["waiting"] = max(counts["waiting"], planned - begun - left_out)
-    over = planned > 0 and not full["waiting"] + full["running"] + full["stale"]
+    controls = max(len(state.controls), 2 * state.config.seeds if state.config.controls else 0)
+    controls_done = sum(control.status in DONE for control in state.controls)
+    left = full["waiting"] + full["stale"] + controls - controls_done
+    over = planned > 0 and not left + full["running"]
     ends = [aware(trial.ended) for trial in state.trials if trial.ended is not None]
     until = max(ends) if over and ends else now
     elapsed = max(0.0, (until - aware(state.started)).total_seconds()) if state.started else None
@@ -60,8 +67,10 @@ def progress_of(state: SweepState, now: datetime) -> Progress:
         planned=planned,
         counts=full,
         left_out=left_out,
+        controls=controls,
+        controls_done=controls_done,
         elapsed=elapsed,
-        eta=None if over or state.stopped_by else _eta(state, full["waiting"] + full["stale"], now),
+        eta=None if over or state.stopped_by else _eta(state, left, now),
         device_hours=sum(trial.device_seconds for trial in state.trials) / 3600,
     )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -50,7 +51,9 @@ class Queue:
 
     def records(self) -> list[Record]:
         """All attempts."""
-        return [record_of(trial) for trial in self.frozen()]
+        ignored = set(self.attribute("ignored") or [])
+        found = [record_of(trial) for trial in self.frozen()]
+        return [replace(each, kind="void") if each.number in ignored else each for each in found]
 
     def attribute(self, name: str) -> Any:
         """A note on the study, None where there is none."""
@@ -160,6 +163,10 @@ class Queue:
         notes = {"kind": kind, "problem": problem, "device_seconds": device_seconds, "ended": _now()}
         return self._end(number, TrialState.FAIL, notes)
 
+    def ignore(self, number: int) -> None:
+        """Leave a finished attempt out of account from now on (it can no longer be changed itself)."""
+        self.set_attribute("ignored", sorted({*(self.attribute("ignored") or []), number}))
+
     def drop(self, number: int) -> None:
         """Take an attempt out of the queue that is not to be run."""
         with contextlib.suppress(UpdateFinishedTrialError):
@@ -234,6 +241,8 @@ def make_study(storage: BaseStorage, name: str, directions: Sequence[Literal["ma
     Raises:
         ConfigError: the storage holds something else.
     """
+    if name in {study.study_name for study in storage.get_all_studies()}:
+        return Queue(storage, name)
     try:
         optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     except (ValueError, KeyError) as error:

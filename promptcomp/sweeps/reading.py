@@ -96,13 +96,14 @@ def sweep_of(method: str, words: Iterable[str]) -> SweepConfig:
         ConfigError: no word has several values, or any mistake in them.
     """
     words = tuple(words)
-    start = {"title": " ".join([f"{method}:", *words]), "experiment": method}
-    tree = apply_words(_with_full_path(start, Path()), words)
+    tree = apply_words(_with_full_path({"experiment": method}, Path()), words)
     if not tree.get("space"):
         raise ConfigError(
             f"--method {method}: no key has several values; give one, for example method.num_slots=2,4,8 or "
             "optim.lr=1e-5..1e-3:log"
         )
+    ranges = [word for word in words if word.partition("=")[0] in tree["space"]]
+    tree.setdefault("title", f"{Path(method).stem}: {', '.join(ranges)}")
     if "sampler" not in tree:
         continuous = any(_is_continuous(found) for found in tree["space"].values())
         tree["sampler"] = "tpe" if continuous or "points" in tree else "grid"

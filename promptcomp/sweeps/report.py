@@ -18,6 +18,8 @@ from promptcomp.sweeps.summary import Summary, summarize
 from promptcomp.sweeps.tables import points_csv, state_json, trials_csv
 
 PAGE = "index.html"
+_HALF = 7.5
+"""Inches; wider pictures get a line of their own."""
 _SECTIONS = {
     "parameters": "Parameters",
     "front": "Pareto front",
@@ -61,7 +63,9 @@ def _plots(state: SweepState, summary: Summary, folder: Path) -> list[tuple[str,
             plots.save(plot, folder)
             if plot.section in found:  # the page has parallel coordinates of its own, which answer to the mouse
                 # Drawn by matplotlib, all words as outlines: there is no text of the user's in it.
-                found[plot.section].append({"title": plot.title, "svg": Markup(plots.page_svg(plot))})
+                drawn = Markup(plots.page_svg(plot, folder))
+                wide = plot.figure.get_size_inches()[0] > _HALF
+                found[plot.section].append({"title": plot.title, "svg": drawn, "wide": wide})
     return [(name, _SECTIONS[name], drawn) for name, drawn in found.items() if drawn]
 
 

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable, Sequence
 
-import optuna
 from rich.console import Console
 
 from promptcomp.config import ConfigError
 from promptcomp.sweeps.config import SweepConfig
+from promptcomp.sweeps.crew import Crew, Start
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.space import Cell, cell_of, grid
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.storage import STORAGE_VARIABLE
 from promptcomp.sweeps.study import StateReader, begin
-from promptcomp.sweeps.worker import DISK_FULL, INTERRUPTED, PARENT_VARIABLE, PREEMPTED
-
-_LOOK_EVERY = 0.1  # seconds
-_SHOW_EVERY = 0.5
-_RESTARTS = 3
-"""Times that a worker may die without any trial having been finished in between."""
-WORK = (
-    sys.executable,
-    "-c",
-    "import sys; from promptcomp.sweeps.worker import main; sys.exit(main(sys.argv[1:]))",
-)
-_PATIENCE = 150.0  # seconds that workers have to end once they are asked to
 
 
 def run_sweep(
@@ -47,7 +25,7 @@ def run_sweep(
     devices: str | Sequence[str] | None = None,
     console: Console | None = None,
     on_state: Callable[[SweepState], None] | None = None,
-    command: Sequence[str] = WORK,
+    start: Start | None = None,
 ) -> bool:
     """Run a sweep until all its trials are done, its budget is used up, or somebody stops it.
 
@@ -59,7 +37,7 @@ def run_sweep(
         devices: CUDA devices to share out among the workers (a list, or "0,1,2"); None: all that this machine has.
         console: for people.
         on_state: is shown the state, at most twice a second.
-        command: starts a worker.
+        start: begins a worker; None: a process with this Python.
 
     Returns:
         Whether it has come to its end: every trial is finished, pruned or failed for good, or a budget is used up.
@@ -68,21 +46,21 @@ def run_sweep(
     Raises:
         ConfigError: a change that finished trials forbid; too few devices; an unusable storage.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     console = console or Console()
     named = [name.strip() for name in devices.split(",")] if isinstance(devices, str) else devices
     shares = share_devices(config, directory, workers, named)
     sweep = begin(config, directory, storage, workers)
     secret = None if sweep.address is None else sweep.address.render_as_string(hide_password=False)
-    del sweep  # the workers have connections of their own
+    sweep.close()  # the workers have connections of their own
     reader = StateReader(directory, secret)
-    crew = Crew(directory, shares, secret, lambda text: console.print(text, highlight=False, markup=False), command)
+    crew = Crew(directory, shares, secret, lambda text: console.print(text, highlight=False, markup=False), start)
     with crew.signals():
         try:
             crew.watch(reader, on_state)
         finally:
             crew.end()
     state = reader.read()
+    reader.close()
     if on_state is not None:
         on_state(state)
     if crew.stopped:
@@ -145,157 +123,3 @@ def _cuda_devices() -> list[str]:
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
-
-
-@dataclass(slots=True)
-class _Member:
-    number: int
-    devices: tuple[str, ...]
-    process: subprocess.Popen[bytes]
-    deaths: int = 0
-    finished: int = 0
-    """Trials that were finished when it was last started."""
-    is_over: bool = False
-
-
-class Crew:
-    """The workers of one `promptcomp sweep`.
-
-    Args:
-        directory: the sweep's.
-        shares: devices of each worker.
-        secret: a database's address with its password.
-        say: is told what happens to workers.
-        command: starts a worker.
-    """
-
-    def __init__(
-        self,
-        directory: SweepDirectory,
-        shares: Sequence[tuple[str, ...]],
-        secret: str | None,
-        say: Callable[[str], None],
-        command: Sequence[str],
-    ) -> None:
-        self._directory, self._secret, self._say, self._command = directory, secret, say, command
-        self._count = len(shares)
-        self._members = [_Member(i, share, self._start(i, share)) for i, share in enumerate(shares)]
-        self._signals = 0
-        self.problem: str | None = None
-
-    @property
-    def stopped(self) -> bool:
-        """A signal has come."""
-        return self._signals > 0
-
-    def log_of(self, number: int) -> Path:
-        """What a worker prints."""
-        return self._directory.logs / f"worker-{socket.gethostname()}-{number}.log"
-
-    def _start(self, number: int, devices: tuple[str, ...]) -> subprocess.Popen[bytes]:
-        words = [*self._command, str(self._directory.path), str(number)]
-        if devices:
-            words.append(",".join(devices))
-        env = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
-        if self._secret is not None:
-            env[STORAGE_VARIABLE] = self._secret
-        if self._count > 1:  # several torch processes that each take all cores get in each other's way
-            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self._count)))
-        with self.log_of(number).open("ab") as log:
-            return subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
-            )
-
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """Catch Ctrl-C and SIGTERM; a second one ends trials without a checkpoint."""
-
-        def caught(_number: int, _frame: FrameType | None) -> None:
-            self._signals += 1
-            self._tell_all(signal.SIGTERM)
-
-        before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
-                before[number] = signal.signal(number, caught)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def watch(self, reader: StateReader, on_state: Callable[[SweepState], None] | None) -> None:
-        """Until all workers have ended: restart those that die, show the state."""
-        shown = 0.0
-        pause = _SHOW_EVERY
-        while not self.stopped:
-            now = time.monotonic()
-            if now - shown >= pause:
-                state = self._read(reader)
-                if state is not None:
-                    if on_state is not None:
-                        on_state(state)
-                    self._look_after(state)
-                shown = time.monotonic()
-                pause = max(_SHOW_EVERY, 10 * (shown - now))  # a large sweep takes a while to read
-            if all(member.is_over for member in self._members):
-                return
-            time.sleep(_LOOK_EVERY)
-
-    def _read(self, reader: StateReader) -> SweepState | None:
-        try:
-            return reader.read()
-        except (OSError, optuna.exceptions.StorageInternalError):  # a database that is away: the workers wait for it
-            return None
-
-    def _look_after(self, state: SweepState) -> None:
-        finished = sum(trial.status in ("finished", "pruned") for trial in state.trials)
-        for member in self._members:
-            code = member.process.poll()
-            if member.is_over or code is None:
-                continue
-            if code in (0, INTERRUPTED, PREEMPTED):
-                member.is_over = True
-            elif code in (2, DISK_FULL):
-                member.is_over = True
-                self.problem = self._last_line(member.number)
-            else:
-                self._restart(member, code, finished)
-
-    def _restart(self, member: _Member, code: int, finished: int) -> None:
-        member.deaths = member.deaths + 1 if finished <= member.finished else 1
-        member.finished = finished
-        if member.deaths > _RESTARTS:
-            member.is_over = True
-            self.problem = (
-                f"worker {member.number} died {member.deaths} times without finishing a trial, last with exit code "
-                f"{code}; see {self.log_of(member.number)}"
-            )
-            return
-        self._say(f"worker {member.number} died (exit code {code}); another one takes its place")
-        member.process = self._start(member.number, member.devices)
-
-    def _last_line(self, number: int) -> str:
-        try:
-            lines = self.log_of(number).read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            lines = []
-        line = next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
-        return line.removeprefix("error: ")
-
-    def _tell_all(self, number: int) -> None:
-        for member in self._members:
-            with contextlib.suppress(ProcessLookupError):
-                member.process.send_signal(number)
-
-    def end(self) -> None:
-        """Have all workers ended: asked first, killed when they do not."""
-        if any(member.process.poll() is None for member in self._members) and not self.stopped:
-            self._tell_all(signal.SIGTERM)
-        deadline = time.monotonic() + _PATIENCE
-        while any(member.process.poll() is None for member in self._members) and time.monotonic() < deadline:
-            time.sleep(_LOOK_EVERY)
-        for member in self._members:
-            if member.process.poll() is None:
-                member.process.kill()
-            member.process.wait()

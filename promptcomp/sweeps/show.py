@@ -13,6 +13,7 @@ from promptcomp.sweeps.live import status_line
 from promptcomp.sweeps.numbers import Runs, log_tail, plain_line
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.summary import Point, Summary, summarize
+from promptcomp.sweeps.tables import state_json
 from promptcomp.sweeps.wording import (
     hours_text,
     many,
@@ -23,6 +24,8 @@ from promptcomp.sweeps.wording import (
     short_names,
     time_text,
 )
+
+__all__ = ["failure_title", "mark", "next_steps", "overview", "print_state", "remarks", "state_json"]
 
 ROWS = 40
 """Points that the table shows; the formats for files have all."""
@@ -106,17 +109,17 @@ def _table(summary: Summary, width: int, rows: int) -> Table:
         own = [scalar_text(point.params[name]) if name in point.params else "-" for name in names]
         cells = own if wide else [params_text(point.params, names) or "-"]
         cells = [mark(point), *cells, f"{point.seeds}/{summary.seeds}"]
-        cells += [mean_text(point.values.get(objective.metric), objective.metric) for objective in summary.objectives]
-        cells += [mean_text(point.versus_best, summary.objectives[0].metric, "+")] if against else []
+        cells += [mean_text(point.values.get(objective.name), objective.name) for objective in summary.objectives]
+        cells += [mean_text(point.versus_best, summary.objectives[0].name, "+")] if against else []
         style = "bold" if point.is_best or point.on_front else "dim" if not point.feasible else ""
         table.add_row(*(Text(plain_line(cell)) for cell in cells), style=style)
     return table
 
 
-def remarks(state: SweepState, summary: Summary, rows: int | None = None) -> list[str]:
+def remarks(state: SweepState, summary: Summary, rows: int | None = None, legend: bool = True) -> list[str]:
     """What the marks mean, and what to be careful with."""
     used = {mark(point) for point in summary.points}
-    lines = ["   ".join(f"{letter} {text}" for letter, text in LEGEND.items() if letter in used)]
+    lines = ["   ".join(f"{letter} {text}" for letter, text in LEGEND.items() if letter in used and legend)]
     seeds = {point.seeds for point in summary.points if point.values}
     if seeds and max(seeds) > 1:
         lines.append("[low, high]: 95 % interval over seeds (Student's t); noise: paired differences over common seeds")
@@ -124,6 +127,9 @@ def remarks(state: SweepState, summary: Summary, rows: int | None = None) -> lis
         lines.append("One seed has no interval: use 3 seeds or more before believing a difference.")
     if summary.best is None and not (summary.several and summary.front):
         lines.append(f"no best point: {summary.why_no_best}")
+    if summary.ahead is not None:
+        who, have = params_text(summary.ahead.params, summary.varying), summary.ahead.seeds
+        lines.append(f"{who} is ahead of the best point, but has {have} of {many(summary.seeds, 'seed')}")
     if summary.several and summary.front and not all(point.complete for point in summary.front):
         lines.append("the Pareto front is provisional: its points lack seeds")
     if rows is not None and len(summary.points) > rows:
@@ -134,11 +140,11 @@ def remarks(state: SweepState, summary: Summary, rows: int | None = None) -> lis
 def _bands(state: SweepState, summary: Summary) -> list[str]:
     runs, lines = Runs(state), []
     for objective in summary.objectives:
-        if objective.metric == "retained":  # its ends are 1 and 0 by definition
+        if objective.name == "retained":  # its ends are 1 and 0 by definition
             continue
         for band in runs.bands(objective, None):
             what = "control" if band.trained else "bound"
-            value = f"{mean_text(band.value, objective.metric)}, {many(band.value.seeds, 'seed')}"
+            value = f"{mean_text(band.value, objective.name)}, {many(band.value.seeds, 'seed')}"
             lines.append(f"{what}  {band.title}: {objective_text(objective)} {value}")
     return lines
 
@@ -182,7 +188,7 @@ def next_steps(state: SweepState, summary: Summary) -> list[str]:
     if summary.best is not None:
         steps.append(f"promptcomp sweep best {folder} > best.yaml && promptcomp fit --config best.yaml")
     elif summary.several and summary.front:
-        steps.append(f"promptcomp sweep best {folder} --objective {summary.objectives[0].metric}")
+        steps.append(f"promptcomp sweep best {folder} --objective {summary.objectives[0].name}")
     if any(point.values for point in summary.points):
         steps.append(f"promptcomp sweep plot {folder}")
     if summary.failures:

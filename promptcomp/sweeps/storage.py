@@ -1,24 +1,18 @@
-"""Where Optuna keeps a sweep: a journal file in its directory, or a database; and the lock that planning is done under.
-
-The journal is Optuna's own format, but a write that fails half-way (a full disk) is taken back: otherwise the next
-write is glued to the torn line, and Optuna loses both.
-"""
+"""Where Optuna keeps a sweep: a journal file in its directory, or a database; and the lock for planning."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -26,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.files import read_text, write_atomic
 from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.journal import WholeLines
 
 if sys.platform != "win32":  # there two workers may plan the same trial; the second one finds out and drops it
     import fcntl
@@ -138,59 +133,11 @@ def damaged(path: Path, error: Exception) -> ConfigError:
     )
 
 
-class WholeLines(BaseJournalBackend):
-    """Optuna's journal file, but a line is in it as a whole or not at all.
-
-    Args:
-        path: the journal.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._reader = JournalFileBackend(str(path))
-        self._lock = JournalFileSymlinkLock(str(path))
-
-    def read_logs(self, log_number_from: int) -> Any:
-        """As Optuna reads."""
-        return self._reader.read_logs(log_number_from)
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append, and take back what a full disk has let through in part.
-
-        Raises:
-            OSError: the disk is full or away; the journal is as before.
-        """
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        self._lock.acquire()
-        try:
-            with self._path.open("r+b") as file:
-                end = _end_of_last_line(file)
-                file.truncate(end)  # whoever tore the line was never told that it was written
-                file.seek(end)
-                try:
-                    file.write(lines)
-                    file.flush()
-                    os.fsync(file.fileno())
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        os.truncate(self._path, end)
-                    raise
-        finally:
-            with contextlib.suppress(RuntimeError):  # somebody thought us dead and broke the lock
-                self._lock.release()
-
-
-def _end_of_last_line(file: Any) -> int:
-    """Bytes up to and with the last line break."""
-    end = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - 65536)
-        file.seek(start)
-        at = file.read(end - start).rfind(b"\n")
-        if at >= 0:
-            return int(start + at + 1)
-        end = start
-    return 0
+def close_storage(storage: BaseStorage) -> None:
+    """Give a database's connections back."""
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 @contextlib.contextmanager
@@ -250,8 +197,16 @@ def _no_driver(address: URL) -> ConfigError:
 
 
 def study_name(directory: SweepDirectory) -> str:
-    """Name of a sweep's study: its directory's, so that machines with a common database agree."""
-    return directory.path.resolve().name
+    """Name of a sweep's study: its directory's when it was begun, so that machines with a common database agree."""
+    return place_of(directory)[1] or directory.path.resolve().name
+
+
+def place_of(directory: SweepDirectory) -> tuple[str, str]:
+    """Identity of a sweep's directory and name of its study, empty before it is begun."""
+    if not directory.place.is_file():
+        return "", ""
+    identity, _, name = read_text(directory.place, "sweep's identity").strip().partition("\n")
+    return identity, name.strip()
 
 
 def patiently(
@@ -271,12 +226,17 @@ def patiently(
             return call()
         except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
             if stopped() or time.monotonic() - since > wait:
-                raise ConfigError(f"the sweep's database does not answer: {_first_line(error)}") from None
+                raise unreachable(error) from None
             if not told:
                 told = True
                 say(f"the database does not answer ({_first_line(error)}); trying again for {wait:.0f} s")
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
+
+
+def unreachable(error: Exception) -> ConfigError:
+    """What to say of a database that does not answer."""
+    return ConfigError(f"the sweep's database does not answer: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import optuna
 from optuna.storages import BaseStorage
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError, build, dump, read_yaml
@@ -28,11 +29,14 @@ from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.storage import (
     address_of,
     check_workers,
+    close_storage,
     damaged,
     exclusive,
     open_storage,
+    place_of,
     remember,
     study_name,
+    unreachable,
 )
 
 
@@ -46,6 +50,10 @@ class Sweep:
     trials: Queue
     controls: Queue
     place: str
+
+    def close(self) -> None:
+        """Give a database's connections back."""
+        close_storage(self.trials.storage)
 
     def reload(self) -> None:
         """Read sweep.yaml again: another parent may have added points."""
@@ -95,13 +103,17 @@ def begin(config: SweepConfig, directory: SweepDirectory, storage: str | None, w
         raise ConfigError(f"{error.filename}: cannot be made ({error.strerror})") from None
     address = address_of(directory, storage)
     check_workers(address, workers)
-    with exclusive(directory, address):
-        remember(directory, address)
-        if not directory.place.is_file():
-            write_atomic(directory.place, f"{uuid.uuid4().hex}\n")
-        sweep = _open(directory, config, address)
-        _compare_and_note(sweep)
-        write_atomic(directory.config, dump(config))
+    try:
+        with exclusive(directory, address):
+            sweep = _open(directory, config, address)
+            _compare_and_note(sweep)
+            remember(directory, address)
+            if not sweep.place:
+                sweep.place = uuid.uuid4().hex
+                write_atomic(directory.place, f"{sweep.place}\n{study_name(directory)}\n")
+            write_atomic(directory.config, dump(config))
+    except DBAPIError as error:
+        raise unreachable(error) from None
     return sweep
 
 
@@ -117,12 +129,12 @@ def open_sweep(directory: SweepDirectory, storage: str | None = None) -> Sweep:
 
 
 def _open(directory: SweepDirectory, config: SweepConfig, address: URL | None) -> Sweep:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # people read what the sweep says itself
     opened = open_storage(directory, address)
     name = study_name(directory)
     trials = make_study(opened, name, [objective.direction for objective in config.objectives])
     controls = make_study(opened, f"{name}.controls", ["maximize"])
-    place = directory.place.read_text(encoding="utf-8").strip() if directory.place.is_file() else ""
-    return Sweep(directory, config, address, trials, controls, place)
+    return Sweep(directory, config, address, trials, controls, place_of(directory)[0])
 
 
 def _compare_and_note(sweep: Sweep) -> None:
@@ -155,6 +167,12 @@ class StateReader:
         self._storage = storage
         self._opened: BaseStorage | None = None
 
+    def close(self) -> None:
+        """Give a database's connections back."""
+        if self._opened is not None:
+            close_storage(self._opened)
+        self._opened = None
+
     def read(self) -> SweepState:
         """The state now.
 
@@ -174,7 +192,7 @@ class StateReader:
                 return state_of(self.directory, config, [], [], None)
             trials = Queue(self._opened, name)
             controls = Queue(self._opened, f"{name}.controls") if f"{name}.controls" in names else None
-            place = self.directory.place.read_text(encoding="utf-8").strip() if self.directory.place.is_file() else ""
+            place = place_of(self.directory)[0]
             started = None
             with contextlib.suppress(ValueError, TypeError):
                 started = datetime.fromisoformat(trials.attribute("started"))
@@ -182,6 +200,9 @@ class StateReader:
                 self.directory, config, trials.frozen(), controls.frozen() if controls else [], started, place
             )
             return replace(state, planned=int(trials.attribute("exhausted") or 0) or state.planned)
+        except DBAPIError as error:
+            self.close()
+            raise unreachable(error) from None
         except (ValueError, KeyError, AttributeError) as error:
             self._opened = None
             if isinstance(error, ConfigError) or address is not None:
@@ -195,4 +216,8 @@ def read_state(directory: SweepDirectory, storage: str | None = None) -> SweepSt
     Raises:
         ConfigError: no sweep, a damaged journal, a database that does not answer.
     """
-    return StateReader(directory, storage).read()
+    reader = StateReader(directory, storage)
+    try:
+        return reader.read()
+    finally:
+        reader.close()

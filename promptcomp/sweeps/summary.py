@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from promptcomp.evaluation.seeds import Mean, mean_of
-from promptcomp.sweeps.config import Objective, Scalar
+from promptcomp.sweeps.config import Scalar
 from promptcomp.sweeps.importance import MIN_POINTS, importances
-from promptcomp.sweeps.numbers import finite
+from promptcomp.sweeps.numbers import Goal, finite, goals_of
 from promptcomp.sweeps.progress import Progress, progress_of
 from promptcomp.sweeps.state import SweepState, Trial
 
@@ -25,9 +25,9 @@ class Point:
     params: Mapping[str, Scalar]
     trials: tuple[Trial, ...]
     by_seed: Mapping[str, Mapping[int, float]]
-    """Objective -> seed -> value, of finished trials with a finite value."""
+    """Goal -> seed -> value, of finished trials with a finite value."""
     values: Mapping[str, Mean]
-    """Objective -> mean over seeds."""
+    """Goal -> mean over seeds."""
     violated: Mapping[str, float]
     """Constraint -> how far its mean over seeds is outside; only those that are not met."""
     complete: bool
@@ -61,7 +61,7 @@ class Point:
 class Summary:
     """Everything that tables, plots and the page show."""
 
-    objectives: tuple[Objective, ...]
+    objectives: tuple[Goal, ...]
     dimensions: tuple[str, ...]
     """All of the space."""
     varying: tuple[str, ...]
@@ -74,14 +74,20 @@ class Summary:
     """None while no point has all its seeds, when no point meets the constraints, and for several objectives."""
     why_no_best: str | None
     leading: Point | None
-    """The best of the points so far, whatever their seeds (one objective)."""
+    """The best of the points so far, whatever their seeds (one objective); ahead of `best` while it lacks seeds."""
     front: tuple[Point, ...]
     """Pareto front over means (several objectives), by the first objective."""
     importances: Mapping[str, Mapping[str, float]]
-    """Objective -> dimension -> share."""
+    """Goal -> dimension -> share."""
     why_no_importances: str | None
     progress: Progress
     failures: tuple[Trial, ...]
+
+    @property
+    def ahead(self) -> Point | None:
+        """A point that would be the best if its missing seeds came out like those that it has."""
+        waits = self.best is not None and self.leading is not None and self.leading.point != self.best.point
+        return self.leading if waits else None
 
     @property
     def several(self) -> bool:
@@ -89,9 +95,15 @@ class Summary:
         return len(self.objectives) > 1
 
 
-def summarize(state: SweepState, now: datetime | None = None) -> Summary:
-    """Work out a summary; `now` (an aware time) is for tests."""
-    objectives = state.config.objectives
+def summarize(state: SweepState, now: datetime | None = None, *, with_importances: bool = True) -> Summary:
+    """Work out a summary.
+
+    Args:
+        state: as read.
+        now: an aware time, for tests.
+        with_importances: False saves the time, and the import of Optuna, where they are not shown.
+    """
+    objectives = goals_of(state.config)
     points = _points(state)
     varying = tuple(name for name in state.config.space if _differs(points, name))
     ranked = sorted(points, key=lambda point: _rank(point, objectives[0]))
@@ -101,7 +113,8 @@ def summarize(state: SweepState, now: datetime | None = None) -> Summary:
     best = complete[0] if complete and not several else None
     front = _front(complete or usable, objectives) if several else []
     marked = tuple(_marked(point, best, front, objectives[0]) for point in ranked)
-    shares = {objective.metric: _importances(state, varying, points, objective) for objective in objectives}
+    wanted = objectives if with_importances else ()
+    shares = {objective.name: _importances(state, varying, points, objective) for objective in wanted}
     shares = {metric: found for metric, found in shares.items() if found}
     return Summary(
         objectives=objectives,
@@ -128,13 +141,14 @@ def _points(state: SweepState) -> list[Point]:
 
 
 def _point(state: SweepState, name: str, trials: Sequence[Trial]) -> Point:
+    goals = goals_of(state.config)
     finished = [trial for trial in trials if trial.status == "finished"]
     by_seed: dict[str, dict[int, float]] = {}
-    for objective in state.config.objectives:
-        found = {trial.seed: finite(trial.values.get(objective.metric)) for trial in finished}
+    for objective in goals:
+        found = {trial.seed: finite(trial.values.get(objective.name)) for trial in finished}
         values = {seed: value for seed, value in sorted(found.items()) if value is not None}
         if values:
-            by_seed[objective.metric] = values
+            by_seed[objective.name] = values
     outside: dict[str, list[float]] = {}
     for trial in finished:
         for constraint, amount in trial.constraints.items():
@@ -142,7 +156,7 @@ def _point(state: SweepState, name: str, trials: Sequence[Trial]) -> Point:
             known = finite(amount)
             outside.setdefault(constraint, []).append(float("inf") if known is None else known)
     means = {constraint: sum(amounts) / len(amounts) for constraint, amounts in outside.items()}
-    enough = all(len(by_seed.get(objective.metric, ())) >= state.config.seeds for objective in state.config.objectives)
+    enough = all(len(by_seed.get(objective.name, ())) >= state.config.seeds for objective in goals)
     return Point(
         point=name,
         params=trials[0].params,
@@ -159,19 +173,19 @@ def _differs(points: Sequence[Point], name: str) -> bool:
     return len({repr(point.params[name]) for point in points if name in point.params}) > 1
 
 
-def sign_of(objective: Objective) -> float:
+def sign_of(objective: Goal) -> float:
     """1 if more is better, else -1."""
     return 1.0 if objective.direction == "maximize" else -1.0
 
 
-def _rank(point: Point, objective: Objective) -> tuple[bool, bool, float]:
+def _rank(point: Point, objective: Goal) -> tuple[bool, bool, float]:
     """Sorting key: points with a value that meet the constraints first, the better the earlier."""
-    mean = point.values.get(objective.metric)
+    mean = point.values.get(objective.name)
     return (mean is None, not point.feasible, 0.0 if mean is None else -sign_of(objective) * mean.mean)
 
 
-def _front(points: Sequence[Point], objectives: Sequence[Objective]) -> list[Point]:
-    rows = {p.point: [sign_of(o) * p.values[o.metric].mean for o in objectives] for p in points}
+def _front(points: Sequence[Point], objectives: Sequence[Goal]) -> list[Point]:
+    rows = {p.point: [sign_of(o) * p.values[o.name].mean for o in objectives] for p in points}
     return [p for p in points if not any(_dominates(other, rows[p.point]) for other in rows.values())]
 
 
@@ -180,10 +194,10 @@ def _dominates(first: Sequence[float], second: Sequence[float]) -> bool:
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
-def _marked(point: Point, best: Point | None, front: Sequence[Point], objective: Objective) -> Point:
+def _marked(point: Point, best: Point | None, front: Sequence[Point], objective: Goal) -> Point:
     versus = None
     if best is not None and point.point != best.point:
-        own, theirs = point.by_seed.get(objective.metric, {}), best.by_seed[objective.metric]
+        own, theirs = point.by_seed.get(objective.name, {}), best.by_seed[objective.name]
         common = sorted(own.keys() & theirs.keys())
         versus = mean_of([own[seed] - theirs[seed] for seed in common]) if common else None
     is_best = best is not None and point.point == best.point
@@ -191,16 +205,16 @@ def _marked(point: Point, best: Point | None, front: Sequence[Point], objective:
 
 
 def _importances(
-    state: SweepState, varying: Sequence[str], points: Sequence[Point], objective: Objective
+    state: SweepState, varying: Sequence[str], points: Sequence[Point], objective: Goal
 ) -> dict[str, float]:
-    rows = [(p.params, p.values[objective.metric].mean) for p in points if objective.metric in p.values]
+    rows = [(p.params, p.values[objective.name].mean) for p in points if objective.name in p.values]
     return importances(state.config, varying, rows, objective)
 
 
-def _why_no_importances(points: Sequence[Point], varying: Sequence[str], objectives: Sequence[Objective]) -> str:
+def _why_no_importances(points: Sequence[Point], varying: Sequence[str], objectives: Sequence[Goal]) -> str:
     if len(varying) < 2:
         return "only one dimension varies" if varying else "no dimension varies yet"
-    having = sum(objectives[0].metric in point.values for point in points)
+    having = sum(objectives[0].name in point.values for point in points)
     if having < MIN_POINTS:
         return f"too few trials ({having} of {MIN_POINTS} points)"
     return "all points are equally good"

@@ -34,16 +34,16 @@ _LATEX = {
 
 def points_csv(state: SweepState) -> str:
     """One line for each point, best first."""
-    summary = summarize(state)
+    summary = summarize(state, with_importances=False)
     header = ["point", *summary.dimensions, "seeds", "complete", "feasible", "best", "front", "within_noise"]
     for objective in summary.objectives:
-        header += [f"{objective.metric}{ending}" for ending in ("", "_low", "_high", "_std")]
+        header += [f"{objective.name}{ending}" for ending in ("", "_low", "_high", "_std")]
     lines = []
     for point in summary.points:
         marks = [point.complete, point.feasible, point.is_best, point.on_front, point.within_noise]
         line = [point.point, *_params(point.params, summary), point.seeds, *marks]
         for objective in summary.objectives:
-            mean = point.values.get(objective.metric)
+            mean = point.values.get(objective.name)
             line += [None] * 4 if mean is None else [mean.mean, *(mean.ci or (None, None)), mean.std]
         lines.append(line)
     return _csv(header, lines)
@@ -51,8 +51,8 @@ def points_csv(state: SweepState) -> str:
 
 def trials_csv(state: SweepState) -> str:
     """One line for each trial, in the order in which they were planned."""
-    summary = summarize(state)
-    metrics = [objective.metric for objective in summary.objectives]
+    summary = summarize(state, with_importances=False)
+    metrics = [objective.name for objective in summary.objectives]
     constraints = sorted({name for trial in state.trials for name in trial.constraints})
     header = ["number", "cell", "point", *summary.dimensions, "seed", "status", "attempt", *metrics]
     header += [f"outside_{name}" for name in constraints]
@@ -114,23 +114,23 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 def _rows(state: SweepState) -> tuple[list[str], list[list[str]]]:
     """Header and lines: parameters, remark, seeds, objectives; the controls are the last lines."""
-    summary = summarize(state)
+    summary = summarize(state, with_importances=False)
     names = list(summary.varying or summary.dimensions)
     short = short_names(summary.dimensions)
     header = [*(short[name] for name in names), "", "seeds", *map(objective_text, summary.objectives)]
     rows = []
     for point in summary.points:
         own = [scalar_text(point.params[name]) if name in point.params else "-" for name in names]
-        values = [mean_text(point.values.get(objective.metric), objective.metric) for objective in summary.objectives]
+        values = [mean_text(point.values.get(objective.name), objective.name) for objective in summary.objectives]
         rows.append([*map(plain_line, own), remark(point), str(point.seeds), *values])
     runs = Runs(state)
     # The ends of `retained` have no seeds: they are 1 and 0 by definition, no result.
-    bands = {o.metric: [band for band in runs.bands(o, None) if band.value.seeds] for o in summary.objectives}
+    bands = {o.name: [band for band in runs.bands(o, None) if band.value.seeds] for o in summary.objectives}
     for title in dict.fromkeys(band.title for found in bands.values() for band in found):
         values, seeds = [], 0
         for objective in summary.objectives:
-            band = next((band for band in bands[objective.metric] if band.title == title), None)
-            values.append(mean_text(band.value, objective.metric) if band else "-")
+            band = next((band for band in bands[objective.name] if band.title == title), None)
+            values.append(mean_text(band.value, objective.name) if band else "-")
             seeds = max(seeds, band.value.seeds if band else 0)
         rows.append([title, *[""] * len(names), str(seeds) if seeds else "-", *values])
     return header, rows
@@ -162,6 +162,8 @@ def state_json(state: SweepState) -> dict[str, Any]:
             "planned": progress.planned,
             **progress.counts,
             "left_out": progress.left_out,
+            "controls": progress.controls,
+            "controls_done": progress.controls_done,
             "elapsed_seconds": progress.elapsed,
             "eta_seconds": progress.eta,
             "device_hours": progress.device_hours,
@@ -173,7 +175,7 @@ def state_json(state: SweepState) -> dict[str, Any]:
         "front": [point.point for point in summary.front],
         "points": [_point_record(point) for point in summary.points],
         "controls": {
-            objective.metric: {
+            objective.name: {
                 band.name: {**_mean_record(band.value), "trained": band.trained} for band in runs.bands(objective, None)
             }
             for objective in summary.objectives
@@ -228,7 +230,7 @@ def _trial_record(trial: Trial) -> dict[str, Any]:
 
 FORMATS: dict[str, Callable[[SweepState], str]] = {
     "csv": points_csv,
-    "trials-csv": trials_csv,
+    "trials": trials_csv,
     "markdown": markdown,
     "latex": latex,
 }

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text, number_text
 from promptcomp.evaluation.seeds import Mean
-from promptcomp.sweeps.config import Objective, Scalar
-from promptcomp.sweeps.numbers import is_of_run
+from promptcomp.sweeps.config import Scalar
+from promptcomp.sweeps.numbers import Goal, is_of_run
 
 STATUS_STYLES = {
     "finished": "green",
@@ -81,14 +81,14 @@ def mean_text(mean: Mean | None, metric: str = "", sign: str = "") -> str:
     return f"{text} [{amount(metric, mean.ci[0], sign)}, {amount(metric, mean.ci[1], sign)}]"
 
 
-def objective_text(objective: Objective, split: str | None = None) -> str:
+def objective_text(objective: Goal, split: str | None = None) -> str:
     """The metric in words, with its split: `retained (test)`."""
     name = objective.metric if not is_of_run(objective.metric) else objective.metric.replace(".", " ")
     where = split or objective.split
     return f"{name.replace('_', ' ')} ({where})" if where else name.replace("_", " ")
 
 
-def direction_text(objective: Objective) -> str:
+def direction_text(objective: Goal) -> str:
     """Which way is better."""
     return "higher is better" if objective.direction == "maximize" else "lower is better"
 

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
 import socket
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import optuna
 
 from promptcomp.config import ConfigError
 from promptcomp.run.controls import find
 from promptcomp.run.lease import Keeper, kept
-from promptcomp.run.lock import locked
 from promptcomp.sweeps.child import FIT, PREEMPTED, Child, End, end_of, is_busy, start
 from promptcomp.sweeps.claims import Claim, Desk, Nothing
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.planning import UNCOUNTED, Kind, Record
 from promptcomp.sweeps.reaping import adopt, devices_of, report
 from promptcomp.sweeps.sampling import bracket_of, comparable_part, pruner_of, should_prune
+from promptcomp.sweeps.stopping import Stop, devices_held, say
 from promptcomp.sweeps.storage import patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
 
 DISK_FULL = 74
 """Exit code of a worker that has stopped because the disk is full (EX_IOERR)."""
-INTERRUPTED = 130
-PARENT_VARIABLE = "PROMPTCOMP_SWEEP_PARENT"
-"""Process id of the `promptcomp sweep` that has started this worker, which ends when that one does."""
 _LOOK_EVERY = 0.25  # seconds between two looks at a child
 _PATIENCE = 120.0  # seconds that a stopped child has for its checkpoint
 _DATABASE_WAIT = 600.0  # seconds that a database may be away
@@ -58,52 +51,17 @@ def work(
         ConfigError: no sweep, or a storage that cannot be used.
     """
     place = directory if isinstance(directory, SweepDirectory) else SweepDirectory(directory)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     name = f"{socket.gethostname()}-{os.getpid()}"
     stop = Stop()
-    with stop.installed(), _devices_held(place, devices, stop) as held:
+    with stop.installed(), devices_held(place, devices, stop) as held:
         if not held:
             return stop.code
-        sweep = patiently(lambda: open_sweep(place), _say, stop.is_set, _DATABASE_WAIT)
+        sweep = patiently(lambda: open_sweep(place), say, stop.is_set, _DATABASE_WAIT)
         with kept(place.worker_leases / f"{name}.json") as keeper:
-            return Worker(sweep, keeper, tuple(devices), stop, command).run()
-
-
-class Stop:
-    """Whether this worker should end, and how. Signals only set it."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.count = 0
-        self._parent = int(os.environ.get(PARENT_VARIABLE, "0"))
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Catch the signals that end a worker."""
-        before = {}
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            before[number] = signal.signal(number, self._caught)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _caught(self, number: int, _frame: FrameType | None) -> None:
-        self.received = self.received or number
-        self.count += 1
-
-    def is_set(self) -> bool:
-        """Whether to end: a signal has come, or the parent is gone."""
-        if self.received is None and self._parent and os.getppid() != self._parent:
-            self.received = signal.SIGTERM
-        return self.received is not None
-
-    @property
-    def code(self) -> int:
-        """Exit code."""
-        in_job = self.received == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
-        return PREEMPTED if in_job or self.received in (signal.SIGUSR1, signal.SIGUSR2) else INTERRUPTED
+            try:
+                return Worker(sweep, keeper, tuple(devices), stop, command).run()
+            finally:
+                sweep.close()
 
 
 @dataclass(slots=True)
@@ -130,20 +88,22 @@ class Worker:
     ) -> None:
         self.sweep, self.keeper, self.devices, self.stop = sweep, keeper, devices, stop
         self.command = command
-        self.desk = Desk(sweep, keeper, _say)
+        self.desk = Desk(sweep, keeper, say)
 
     def run(self) -> int:
         """Until nothing is left, a budget is used up, the disk is full or a signal comes. Returns the exit code."""
         pause = 0.2
         while not self.stop.is_set():
-            free = shutil.disk_usage(self.sweep.directory.path).free
-            if free < _FREE:
-                _say(f"the disk has {free // 2**20} MiB left: no further trial is begun; free space and start again")
+            if self._is_disk_full():
                 return DISK_FULL
             try:
                 claim = self._patiently_claim()
             except InterruptedError:
                 break
+            except (OSError, ConfigError):  # the last bytes may have gone since we looked
+                if self._is_disk_full():
+                    return DISK_FULL
+                raise
             if isinstance(claim, Claim):
                 code = self._attend(claim)
                 if code is not None:
@@ -153,12 +113,18 @@ class Worker:
                 time.sleep(pause)
                 pause = min(pause * 1.5, 3.0)
             else:
-                _say(f"the budget of {claim.detail} is used up" if claim.why == "budget" else "nothing is left to do")
+                say(f"the budget of {claim.detail} is used up" if claim.why == "budget" else "nothing is left to do")
                 return 0
         return self.stop.code
 
+    def _is_disk_full(self) -> bool:
+        free = shutil.disk_usage(self.sweep.directory.path).free
+        if free < _FREE:
+            say(f"the disk has {free // 2**20} MiB left: no further trial is begun; free space and start again")
+        return free < _FREE
+
     def _patiently_claim(self) -> Claim | Nothing:
-        return patiently(lambda: self.desk.claim(self.stop.is_set), _say, self.stop.is_set, _DATABASE_WAIT)
+        return patiently(lambda: self.desk.claim(self.stop.is_set), say, self.stop.is_set, _DATABASE_WAIT)
 
     def _attend(self, claim: Claim) -> int | None:
         """See to one trial. Returns an exit code when this worker has to end."""
@@ -166,13 +132,13 @@ class Worker:
         end, line = self._carry_out(claim)
         spent = (time.monotonic() - began) * devices_of(claim.cell)
         try:
-            patiently(lambda: self._tell(claim, end, line, spent), _say, lambda: self.stop.count > 1, _DATABASE_WAIT)
+            patiently(lambda: self._tell(claim, end, line, spent), say, lambda: self.stop.count > 1, _DATABASE_WAIT)
         except OSError as error:  # the journal cannot be written: the next worker finds the trial and takes it up
-            _say(f"{claim.cell.cell}: cannot tell what became of it: {error.strerror or error}")
+            say(f"{claim.cell.cell}: cannot tell what became of it: {error.strerror or error}")
             end = "disk"
         self.keeper.note("")
         if end == "disk":
-            _say("the disk is full: no further trial is begun; free space and start again, nothing is lost")
+            say("the disk is full: no further trial is begun; free space and start again, nothing is lost")
             return DISK_FULL
         if end == "preempted":
             return PREEMPTED
@@ -185,14 +151,14 @@ class Worker:
         while True:
             found = self._finished_run(claim)
             if found is not None:
-                _say(f"{what}: reusing {found}")
+                say(f"{what}: reusing {found}")
                 return "done", str(found)
             if is_busy(cell.run):
-                _say(f"{what}: a trainer without a worker has it; waiting for that one")
+                say(f"{what}: a trainer without a worker has it; waiting for that one")
                 if not self._wait_until_free(cell.run):
                     return "interrupted", "stopped while another trainer had it"
                 continue
-            _say(f"{what}: {'continuing' if (cell.run / 'config.yaml').is_file() else 'new run'} {cell.run}")
+            say(f"{what}: {'continuing' if (cell.run / 'config.yaml').is_file() else 'new run'} {cell.run}")
             try:
                 child = start(self.sweep.directory, cell, self.devices, self.command)
             except ConfigError as error:
@@ -211,10 +177,11 @@ class Worker:
                 return end, str(cell.run) if end == "done" else line
 
     def _finished_run(self, claim: Claim) -> Path | None:
-        """A finished run of the same configuration: its own, or another one under its output_dir."""
-        for place in (claim.cell.run, None):
-            state, run = find(claim.cell.experiment, place)
-            if state == "finished":
+        """A finished run of the same configuration: its own, or a copy of it under its output_dir."""
+        own = claim.cell.run
+        identity = own.name.rpartition("-")[2]
+        for run in (own, *(other for other in sorted(own.parent.glob(f"*{identity}*")) if other != own)):
+            if find(claim.cell.experiment, run)[0] == "finished":
                 return run
         return None
 
@@ -227,7 +194,7 @@ class Worker:
 
     def _watch(self, claim: Claim, child: Child) -> bool:
         """Wait for a child; report its dev metric; pass on the wish to stop. Returns whether it was pruned."""
-        progress, pruned, asked_at = _Pruning(), False, None
+        progress, pruned, asked_at, pause = _Pruning(), False, None, 0.02
         while child.process.poll() is None:
             if asked_at is None and not claim.is_control and not self.stop.is_set():
                 pruned = self._is_hopeless(claim, progress)
@@ -236,7 +203,8 @@ class Worker:
                 asked_at = time.monotonic()
             if asked_at is not None and (self.stop.count > 1 or time.monotonic() - asked_at > _PATIENCE):
                 child.kill()
-            time.sleep(_LOOK_EVERY)
+            time.sleep(pause)
+            pause = min(1.5 * pause, _LOOK_EVERY)
         return pruned
 
     def _is_hopeless(self, claim: Claim, progress: _Pruning) -> bool:
@@ -267,7 +235,7 @@ class Worker:
 
             return should_prune(claim.queue, claim.number, pruner, is_comparable)
         except (optuna.exceptions.StorageInternalError, OSError) as error:  # a storage that is away stops no trial
-            _say(f"{claim.cell.cell}: the pruner could not be asked ({type(error).__name__})")
+            say(f"{claim.cell.cell}: the pruner could not be asked ({type(error).__name__})")
             return False
 
     def _tell(self, claim: Claim, end: End | str, line: str, spent: float) -> None:
@@ -275,7 +243,7 @@ class Worker:
         queue, number, cell = claim.queue, claim.number, claim.cell
         if end == "done":
             problem = adopt(self.sweep, queue, number, Path(line), spent, claim.is_control)
-            _say(f"{cell.cell}: {'finished' if problem is None else problem}")
+            say(f"{cell.cell}: {'finished' if problem is None else problem}")
             return
         if end == "pruned":
             report(self.sweep, queue, number, cell.run)
@@ -283,7 +251,7 @@ class Worker:
         else:
             kind: Kind = end  # type: ignore[assignment]
             queue.fail(number, kind, line, spent)
-        _say(f"{cell.cell}, attempt {claim.attempt}: {_consequence(end, line, claim, self.sweep.config.retries)}")
+        say(f"{cell.cell}, attempt {claim.attempt}: {_consequence(end, line, claim, self.sweep.config.retries)}")
 
 
 def _consequence(end: str, line: str, claim: Claim, retries: int) -> str:
@@ -296,40 +264,3 @@ def _consequence(end: str, line: str, claim: Claim, retries: int) -> str:
     if claim.attempt > retries:
         return f"{line}; no attempt is left"
     return f"{line}; " + ("tried once more at most" if end == "memory" else "it will be tried again")
-
-
-@contextlib.contextmanager
-def _devices_held(directory: SweepDirectory, devices: Sequence[str], stop: Stop) -> Iterator[bool]:
-    """Hold this machine's devices against other workers of the same sweep (a second `promptcomp sweep`)."""
-    with contextlib.ExitStack() as stack:
-        directory.leases.mkdir(parents=True, exist_ok=True)
-        for device in devices:
-            path = directory.leases / f"device-{socket.gethostname()}-{device.replace('/', '_')}.lock"
-            told = False
-            while True:
-                try:
-                    stack.enter_context(locked(path))
-                    break
-                except ConfigError:
-                    if not told:
-                        told = True
-                        _say(f"device {device} belongs to another worker of this sweep; waiting for it")
-                if stop.is_set():
-                    yield False
-                    return
-                time.sleep(1.0)
-        yield True
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
-def main(words: Sequence[str]) -> int:
-    """`python -m` entry of a worker: DIRECTORY NUMBER [DEVICES]."""
-    folder, number, *devices = words
-    try:
-        return work(SweepDirectory(Path(folder)), int(number), tuple(devices[0].split(",")) if devices else ())
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2

@@ -41,10 +41,11 @@ def test_list(run: Run) -> None:
         ((), "name a sweep"),
         (("gist_token",), "did you mean 'gist_tokens'?"),
         (("nowhere.yaml",), "nowhere.yaml: no such configuration file"),
-        (("gist_tokens", "--method", "mend"), "name a sweep"),
+        (("gist_tokens", "--method", "mend"), "name one of them"),
         (("--method", "mned", "method.num_slots=1,2"), "did you mean 'mend'?"),
         (("--method", "mend"), "no key has several values"),
-        (("--method", "mend", "method.num_slots"), "write key=value"),
+        (("--method", "mend", "method.num_slots"), "is written key=2,4,8"),
+        (("--method", "mend", "a=1,2", "method.num_slots"), "write key=value"),
         (("method.num_slots=1,2",), "name a sweep"),
         (("gist_tokens", "method.num_slots=1,1"), "is listed twice"),
         (("gist_tokens", "method.num_slotss=1,2"), "method.num_slotss: unknown key; did you mean 'num_slots'?"),
@@ -102,7 +103,7 @@ def test_the_plan(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     times = Measured(step=0.5, dev=1.0, test=2.0, start=3.0, peak_bytes=2**30)
     monkeypatch.setattr(forecast, "measured", lambda experiment: times)
     words = ("--method", "mend", *TINY, "--seeds", "2", "sweep.budget.hours=0.001", "--dry-run")
-    done = run("sweep", *words, "--workers", "2")
+    done = run("sweep", *words)
     assert done.returncode == 0, done.stderr
     for part in ("2 points x 2 seeds = 4 trials", "method.num_slots: 1, 2", "0.5 s", "11 s", "ends it before all"):
         assert part in done.stdout, done.stdout
@@ -154,3 +155,28 @@ def test_steps_are_measured(run: Run, tiny_lm: Path) -> None:
     assert found["dev"] > 0
     assert found["test"] > 0
     assert found["peak_bytes"] > 2**20
+
+
+def test_a_sweep_from_start_to_best(run: Run, tiny_lm: Path) -> None:
+    words = ("--method", "mend", *TINY, f"lm.path={tiny_lm}", "trainer.max_steps=4", "--objective", "method", "-o", "s")
+    done = run("sweep", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2" in done.stdout
+    found = json.loads(run("sweep", "show", "s", "--json").stdout)
+    assert found["progress"]["finished"] == 2
+    results = [path.read_bytes() for path in sorted(Path("s/runs").glob("*/results.json"))]
+    assert len(results) == 2
+    for format_ in ("csv", "trials", "markdown", "latex"):
+        assert "num_slots" in run("sweep", "show", "s", "--format", format_).stdout.replace("\\", "")
+    assert run("sweep", "show", "s", "--format", "docx").returncode == 2
+    again = run("sweep", "s")  # nothing is left: no trial is run twice
+    assert again.returncode == 0, again.stderr
+    assert [path.read_bytes() for path in sorted(Path("s/runs").glob("*/results.json"))] == results
+    changed = run("sweep", "s", "optim.lr=0.5")
+    assert changed.returncode == 2
+    assert "optim.lr" in changed.stderr
+    assert run("sweep", "plot", "s").returncode == 0
+    assert Path("s/report/index.html").is_file()
+    best = run("sweep", "best", "s", "-o", "best.yaml")
+    assert best.returncode == 0, best.stderr
+    assert run("fit", "--config", "best.yaml", "--dry-run").returncode == 0

@@ -182,6 +182,15 @@ def test_only_the_method_gets_gradients(name: str, options: dict[str, Any], mode
             assert parameter.grad is not None, parameter_name
 
 
+@pytest.mark.parametrize(("name", "options", "model"), TRAINED)
+@pytest.mark.parametrize("one_query", [False, True])
+def test_counts_are_those_of_the_losses(name: str, options: dict[str, Any], model: str, one_query: bool) -> None:
+    module = make(name, options, model)
+    batch = collate(contexts(one_query=one_query), 0)
+    counts = {key: int(value) for key, value in module.counts(batch).items()}
+    assert counts == {term.name: int(term.count) for term in module.losses(batch)}
+
+
 def trainer(steps: int, **options: Any) -> L.Trainer:
     return L.Trainer(
         max_steps=steps,

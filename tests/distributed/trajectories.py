@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +25,10 @@ from torch import Tensor
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.datamodules.base import ContextDataModule, Draw, LoaderConfig
 from promptcomp.experiment import TrainerConfig
-from promptcomp.language_model import LanguageModelConfig
+from promptcomp.language_model import LanguageModelConfig, loading
 from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
 from promptcomp.lightning_modules.execution import Execution
+from promptcomp.lightning_modules.shards import full_tensor
 from promptcomp.run.cluster_environment import cluster_environment
 from promptcomp.run.quiet import quiet
 from promptcomp.run.trainer import make_strategy
@@ -52,7 +53,7 @@ class Case:
     method: str
     model: str
     options: dict[str, Any] = field(default_factory=dict)
-    execution: Execution = Execution()
+    execution: Execution = field(default_factory=Execution)
 
     @property
     def name(self) -> str:
@@ -90,7 +91,11 @@ ALL_CASES = [
     for options in variants
     for model in ("llama", "gpt2", "t5_query_in_decoder", "t5_query_in_encoder")
 ]
-CASES = [case for case in ALL_CASES if case.model in ("llama", "t5_query_in_encoder")] + [
+_TWO = ("llama", "t5_query_in_encoder")
+CASES = [case for number, case in enumerate(ALL_CASES) if case.model == _TWO[number // 4 % 2]] + [
+    Case("mend", "t5_query_in_encoder", {"num_slots": 3}),
+    Case("gist", "t5_query_in_encoder", {"num_slots": 3}),
+    Case("step_by_step", "t5_query_in_encoder", {}),
     Case("mend", "gpt2", {"num_slots": 3}, _RECOMPUTE),
     Case("gist", "llama", {"num_slots": 3, "arrangement": "split"}, _RECOMPUTE),
     Case("gist", "t5_query_in_decoder", {"num_slots": 3, "arrangement": "split"}, _RECOMPUTE),
@@ -142,10 +147,15 @@ class Items(ContextDataModule):
 
 
 class Losses(L.Callback):
-    """The loss of every optimiser step."""
+    """The whole tensors before the first step, and the loss of every optimiser step."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
+        self.start: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the weights, frozen ones too."""
+        self.start = {name: full_tensor(parameter).clone() for name, parameter in pl_module.named_parameters()}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -227,7 +237,7 @@ def train(case: Case, layout: str, folder: Path, dtype: str = "float64") -> dict
         tensors: dict[str, Tensor] = {name: tensor.clone() for name, tensor in module.trained_tensors().items()}
     finally:
         torch.set_default_dtype(torch.float32)
-    return {"losses": losses.values, "tensors": tensors}
+    return {"losses": losses.values, "tensors": tensors, "start": losses.start}
 
 
 def difference(one: dict[str, Any], two: dict[str, Any]) -> tuple[float, float]:
@@ -238,8 +248,10 @@ def difference(one: dict[str, Any], two: dict[str, Any]) -> tuple[float, float]:
     return losses, max(float((one["tensors"][n] - two["tensors"][n]).abs().max()) for n in one["tensors"])
 
 
-def start(module: str, world_size: int, *words: str) -> list[subprocess.Popen[str]]:
-    """Start the ranks of a group as torchrun would."""
+def start(
+    module: str, world_size: int, *words: str, each: Sequence[Sequence[str]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """Start the ranks of a group as torchrun would, with the same words or those of `each`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -250,7 +262,7 @@ def start(module: str, world_size: int, *words: str) -> list[subprocess.Popen[st
         environment = {**os.environ, **{key: str(value) for key, value in own.items()}, "OMP_NUM_THREADS": "1"}
         found.append(
             subprocess.Popen(
-                [sys.executable, "-m", module, *words],
+                [sys.executable, "-m", module, *(words if each is None else each[rank])],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -273,6 +285,22 @@ def finish(ranks: Sequence[subprocess.Popen[str]], timeout: float = 300) -> list
     return printed
 
 
+@contextmanager
+def weights_only_on_rank_zero(layout: str) -> Iterator[None]:
+    """With sharded weights only rank 0 may read them from the disk."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("another rank than 0 opens the weights")
+
+    opened = loading.open_model
+    if layout.startswith("fsdp") and os.environ["RANK"] != "0":
+        loading.open_model = refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        loading.open_model = opened
+
+
 def main(folder: Path, dtype: str, cases: Sequence[Case], layouts: Sequence[str]) -> None:
     """One rank: train all cases under all layouts; rank 0 writes what came out."""
     warnings.simplefilter("ignore")
@@ -281,13 +309,12 @@ def main(folder: Path, dtype: str, cases: Sequence[Case], layouts: Sequence[str]
         for number, case in enumerate(cases):
             for layout in layouts:
                 print(case.name, layout, flush=True)
-                found = train(case, layout, folder, dtype)
+                with weights_only_on_rank_zero(layout):
+                    found = train(case, layout, folder, dtype)
                 if os.environ["RANK"] == "0":
                     torch.save(found, folder / f"{number}-{LAYOUTS.index(layout)}.pt")
 
 
 if __name__ == "__main__":
-    chosen = ALL_CASES if sys.argv[3] == "all" else CASES if sys.argv[3] == "few" else []
-    if not chosen:
-        chosen = [CASES[int(number)] for number in json.loads(sys.argv[3])]
+    chosen = {"all": ALL_CASES, "few": CASES}[sys.argv[3]]
     main(Path(sys.argv[1]), sys.argv[2], chosen, sys.argv[4:])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,18 @@ def test_cancel_is_final_though_the_tasks_ask_to_go_on(cluster: Cluster, program
     assert "it is not restarted" in (tmp_path / "slurm" / f"{number}_0.out").read_text()
     assert cluster.call("squeue", "-h", "-o", "%i").split() == [other]
     cluster.call("scancel", other)
+
+
+def test_a_sweep_goes_on_when_one_of_its_workers_is_killed(cluster: Cluster, program: Call, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    words = ("-o", str(sweep), "optim.lr=1e-3,2e-3", "--seeds", "1", "--objective", "exact_match")
+    done = program("sweep", *TINY, *words, "--slurm", "--workers", "2", *LOOPBACK, "slurm.signal_seconds=60")
+    wait_for("two trials", lambda: len(list(sweep.glob("runs/*/metrics.csv"))) == 2)
+    workers = sorted((sweep / "leases" / "workers").glob("*.json"))
+    assert len(workers) == 2
+    os.kill(json.loads(workers[0].read_text())["pid"], signal.SIGKILL)
+    wait_for("the end", lambda: sorted(_states(program, sweep).values()) == ["COMPLETED", "FAILED"], 240)
+    assert {number.partition("_")[0] for number in _states(program, sweep)} == {done["job"]}
+    logs = [path.read_text() for path in sweep.glob("runs/*/log.txt")]
+    assert [text.count(" finished\n") for text in logs] == [1, 1]
+    assert all(trial["status"] == "finished" for trial in program("sweep", "show", str(sweep))["trials"])

@@ -81,8 +81,8 @@ def test_help_imports_no_torch() -> None:
         "import sys\n"
         "from typer.testing import CliRunner\n"
         "from promptcomp.cli import app\n"
-        "for words in ([], ['fit'], ['evaluate'], ['compare'], ['data'], ['bench'], ['curve'], ['rationales']):\n"
-        "    assert CliRunner().invoke(app, [*words, '--help']).exit_code == 0\n"
+        "for word in ('', 'fit', 'evaluate', 'compare', 'data', 'bench', 'curve', 'rationales', 'sweep'):\n"
+        "    assert CliRunner().invoke(app, [*word.split(), '--help']).exit_code == 0\n"
         "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'numpy', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -259,7 +259,7 @@ def test_a_checkpoint_that_cannot_be_read_rightly_is_not_resumed() -> None:
     checkpoint["promptcomp"].update(format=1, optimizer_layout="plain")
     module.on_load_checkpoint(checkpoint)
     checkpoint["promptcomp"].update(format=1, optimizer_layout="sharded")
-    with pytest.raises(ConfigError, match="sharded run of an older promptcomp"):
+    with pytest.raises(ConfigError, match="sharded run of an older"):
         module.on_load_checkpoint(checkpoint)
     checkpoint["promptcomp"].update(format=99)
     with pytest.raises(ConfigError, match="newer promptcomp"):

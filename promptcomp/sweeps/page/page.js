@@ -36,8 +36,8 @@
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "parallel coordinates" }, place);
   const x = (column) => left + (column * (width - left - right)) / Math.max(1, data.columns.length - 1);
   const y = (share) => height - bottom - share * (height - top - bottom);
-  // Blue, green, yellow: the end of each third of viridis, as in the other plots.
-  const stops = [[72, 33, 115], [49, 104, 142], [53, 183, 121], [160, 218, 57]];
+  // Violet, blue, green, yellow: about viridis, but never as dark as a dark page.
+  const stops = [[104, 72, 160], [49, 104, 142], [53, 183, 121], [160, 218, 57]];
   const colour = (share) => {
     const at = Math.min(2.999, Math.max(0, share) * 3), low = stops[Math.floor(at)], high = stops[Math.floor(at) + 1];
     return `rgb(${low.map((value, i) => Math.round(value + (high[i] - value) * (at % 1))).join(",")})`;

@@ -1,0 +1,231 @@
+"""Trained parts as folders that other programs read: Hugging Face models, peft adapters and prompts, plain tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import T5EncoderModel
+
+from promptcomp.checkpoints import readme
+from promptcomp.checkpoints.gist_tokens import add_gist_tokens
+from promptcomp.config import ConfigError, build, read_yaml
+from promptcomp.experiment import Experiment
+from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.loading import locate
+from promptcomp.lightning_modules.adapters import lora_settings
+from promptcomp.lightning_modules.base import LMTrainingConfig
+from promptcomp.lightning_modules.gist import GistConfig
+from promptcomp.lightning_modules.mend import Mend
+from promptcomp.lightning_modules.trained import DESCRIPTION, Origin, read_trained, write_export
+from promptcomp.run.directory import RunDirectory, open_existing
+from promptcomp.run.parts import open_trained_module, weights_of
+from promptcomp.run.quiet import quiet
+
+Format = Literal["hf", "peft", "tensors"]
+_LM = "lm.hf."
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What has been written."""
+
+    folder: Path
+    format: Format
+    files: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {"folder": str(self.folder), "format": self.format, "files": list(self.files)}
+
+
+def formats_of(experiment: Experiment) -> tuple[Format, ...]:
+    """The formats that a run allows, the best first.
+
+    Raises:
+        ConfigError: the run has trained nothing.
+    """
+    method = experiment.method
+    training = method.train if isinstance(method, LMTrainingConfig) else "none"
+    if training == "lora":
+        return ("peft", "tensors")
+    if training == "lm" or method.name in ("metaicl", "mend"):
+        return ("hf", "tensors")
+    if method.name == "prompt_tuning":
+        return ("peft", "tensors")
+    if method.name == "gist":
+        return ("tensors", "hf")
+    raise ConfigError(f"method {method.name} has trained nothing that could be exported")
+
+
+def export(path: Path, folder: Path, wanted: Format | None) -> Exported:
+    """Write a run's trained parts to a new folder, with a README on how to load them.
+
+    Args:
+        path: The run directory.
+        folder: Must be empty or new.
+        wanted: The format; None: the best that the method allows.
+
+    Raises:
+        ConfigError: no run, no trained weights, `folder` holds something, or the method does not allow the format.
+    """
+    run = open_existing(path)
+    experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
+    formats = formats_of(experiment)
+    chosen = wanted or formats[0]
+    if chosen not in formats:
+        raise ConfigError(
+            f"method {experiment.method.name} as it was trained cannot be exported as {chosen!r}; "
+            f"use --format {formats[0]}" + (f" or {formats[1]}" if len(formats) > 1 else "")
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not empty; name another folder with --output")
+    writers: Mapping[Format, Callable[[Experiment, RunDirectory, Path], str]]
+    writers = {"hf": _write_hf, "peft": _write_peft, "tensors": _write_tensors}
+    weights_of(run)  # before anything is made
+    with quiet():
+        text = writers[chosen](experiment, run, folder)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return Exported(folder, chosen, tuple(sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())))
+
+
+def _write_tensors(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
+    tensors, info = read_trained(weights_of(run))
+    names = {key: info[key] for key in ("method", "family", "lm")}
+    description = {
+        "origin": Origin(**names, num_slots=info.get("num_slots")).model_dump(),
+        "method": experiment.method.model_dump(mode="json"),
+        "lm": experiment.lm.model_dump(mode="json"),
+        "task_names": list(_task_names(run)),
+    }
+    write_export(folder, tensors, description)
+    return readme.tensors(experiment)
+
+
+def _write_hf(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
+    _, module = open_trained_module(run.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(module, Mend):
+        _save_distiller(module, folder)
+        return readme.distiller(experiment, module)
+    hf, tokenizer = module.lm.hf, module.lm.tokenizer
+    assert tokenizer is not None
+    tensors = module.trained_tensors()
+    extra = {name: tensor for name, tensor in tensors.items() if not name.startswith(_LM) and name != "gist"}
+    gist = None
+    if isinstance(module.method, GistConfig):
+        gist = add_gist_tokens(hf, tokenizer, tensors["gist"], module.method.num_slots)
+    hf.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _save_extra(folder, extra)
+    return readme.language_model(experiment, module, gist)
+
+
+def _save_distiller(module: Mend, folder: Path) -> None:
+    body: Any = module.distiller.body
+    if module.distiller.family == "encoder_decoder":
+        whole = T5EncoderModel(body.config)
+        whole.encoder = body
+        whole.shared = body.embed_tokens
+        body = whole
+    body.save_pretrained(folder)
+    if module.lm.tokenizer is not None:
+        module.lm.tokenizer.save_pretrained(folder)
+    tensors = module.trained_tensors()
+    _save_extra(folder, {name: t for name, t in tensors.items() if not name.startswith("distiller.")})
+
+
+def _save_extra(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    if tensors:
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+            folder / readme.EXTRA,
+        )
+
+
+def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
+    if experiment.lm.from_scratch is not None:
+        raise ConfigError("the LM started from random weights, so there is no base for peft; use --format tensors")
+    if experiment.method.name == "prompt_tuning":
+        return _write_prompts(experiment, run, folder)
+    lm = LanguageModel.from_config(experiment.lm)
+    settings = lora_settings(lm, experiment.method.lora)
+    _name_base(settings, experiment, lm)
+    tensors, _ = read_trained(weights_of(run))
+    adapters = {
+        f"base_model.model.{name.removeprefix(_LM).replace('.default.', '.')}": tensor.contiguous().clone()
+        for name, tensor in tensors.items()
+        if ".lora_" in name
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.save_pretrained(str(folder))
+    save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    _save_extra(folder, {name: tensor for name, tensor in tensors.items() if ".lora_" not in name})
+    return readme.adapters(experiment, _factory(lm), with_gist="gist" in tensors)
+
+
+def _write_prompts(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
+    import peft
+
+    lm = LanguageModel.from_config(experiment.lm)
+    if lm.bos_id is not None:
+        raise ConfigError(
+            "this LM reads BOS before the learned vectors, peft puts vectors before everything; use --format tensors"
+        )
+    if lm.family == "encoder_decoder" and not lm.query_in_encoder:
+        raise ConfigError(
+            "with lm.layout=query_in_decoder the encoder reads the learned vectors alone, which peft cannot do; use "
+            "--format tensors"
+        )
+    tensors, _ = read_trained(weights_of(run))
+    prompts = tensors["prompts"]
+    names = _task_names(run) if len(prompts) > 1 else ()
+    places = [folder / name for name in _folder_names(names, len(prompts))] if len(prompts) > 1 else [folder]
+    for place, prompt in zip(places, prompts, strict=True):
+        settings = peft.PromptTuningConfig(
+            num_virtual_tokens=len(prompt),
+            token_dim=lm.hidden_size,
+            num_layers=lm.num_layers,
+            num_attention_heads=lm.hf.config.num_attention_heads,
+            num_transformer_submodules=1,
+        )
+        _name_base(settings, experiment, lm)
+        place.mkdir(parents=True, exist_ok=True)
+        settings.save_pretrained(str(place))
+        values = {"prompt_embeddings": prompt.contiguous().clone()}
+        save_file(values, place / "adapter_model.safetensors", metadata={"format": "pt"})
+    return readme.prompts(experiment, [str(place.relative_to(folder)) for place in places], _factory(lm))
+
+
+def _factory(lm: LanguageModel) -> str:
+    return "AutoModelForCausalLM" if lm.family == "decoder" else "AutoModelForSeq2SeqLM"
+
+
+def _name_base(settings: Any, experiment: Experiment, lm: LanguageModel) -> None:
+    import peft
+
+    is_t5 = lm.family == "encoder_decoder"
+    settings.task_type = peft.TaskType.SEQ_2_SEQ_LM if is_t5 else peft.TaskType.CAUSAL_LM
+    settings.base_model_name_or_path = locate(experiment.lm.path)
+    settings.revision = experiment.lm.revision
+    settings.inference_mode = True
+
+
+def _task_names(run: RunDirectory) -> tuple[str, ...]:
+    """The tasks in the order of the run's prompts, as its export says; empty where it has none."""
+    file = run.export / DESCRIPTION
+    if not file.is_file():
+        return ()
+    names = json.loads(file.read_text(encoding="utf-8")).get("task_names", ())
+    return tuple(str(name) for name in names)
+
+
+def _folder_names(names: tuple[str, ...], count: int) -> list[str]:
+    known = names if len(names) == count else ("",) * count
+    plain = ["".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in name) for name in known]
+    return [f"task_{number:03}_{name}".rstrip("_") for number, name in enumerate(plain)]

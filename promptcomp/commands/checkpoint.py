@@ -1,0 +1,90 @@
+"""`promptcomp checkpoint ...`: look into checkpoints, join their parts, export what was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from promptcomp.commands.common import JsonOption, console_for
+
+app = typer.Typer(help="Look into checkpoints, join their parts, export what was trained.", no_args_is_help=True)
+_Place = Annotated[Path, typer.Argument(help="A run directory, a checkpoint (file or folder) or an export.")]
+Format = Literal["hf", "peft", "tensors"]
+
+
+@app.command()
+def show(
+    path: _Place,
+    every_tensor: Annotated[bool, typer.Option("--all", help="List every tensor.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is in it: format, method, LM, step, trained tensors, the optimiser's state, sizes."""
+    from promptcomp.checkpoints.describe import describe, places_of
+    from promptcomp.checkpoints.show import print_descriptions
+
+    found = [describe(place) for place in places_of(path)]
+    print_descriptions(found, console_for(as_json), as_json, every_tensor)
+
+
+@app.command()
+def verify(path: _Place, as_json: JsonOption = False) -> None:
+    """Read everything: files that are missing or cut off, numbers that are not finite. Exit code 1 if damaged."""
+    from promptcomp.checkpoints.describe import damage, places_of
+
+    console = console_for(as_json)
+    found = {str(place): damage(place) for place in places_of(path)}
+    if as_json:
+        print(json.dumps(found))
+    else:
+        for place, problems in found.items():
+            for line in problems or [f"{place}: fine"]:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if any(found.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def consolidate(
+    path: Annotated[Path, typer.Argument(help="A run directory, or a sharded checkpoint (a folder).")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write; default: in the place of the folder.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Join the parts of a sharded checkpoint into one file, which every command takes."""
+    from promptcomp.checkpoints.consolidate import consolidate as join
+
+    file = join(path, output)
+    if as_json:
+        print(json.dumps({"file": str(file), "bytes": file.stat().st_size}))
+    else:
+        console_for(False).print(f"written to {file}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory made by 'promptcomp fit'.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
+    format_: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="hf (a transformers folder), peft (adapters, soft prompts) or tensors; default: the "
+            "best that the method allows.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a run has trained for transformers or peft, with a README on how to load it."""
+    from promptcomp.checkpoints.export import export as write
+
+    found = write(run, output, format_)
+    if as_json:
+        print(json.dumps(found.as_json()))
+    else:
+        line = f"written to {found.folder} ({found.format}): {', '.join(found.files)}"
+        console_for(False).print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Tests of sweeps with several processes, faults and real storages."""

@@ -1,0 +1,157 @@
+"""What a sweep survives: kill -9 of anything at any moment, two parents at once, a full disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from promptcomp.run.lease import is_live, read_lease
+from promptcomp.sweeps import worker as worker_module
+from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.doctor import examine
+from promptcomp.sweeps.study import begin, read_state
+from promptcomp.sweeps.worker import DISK_FULL, work
+from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def fleet(*words: str) -> str:
+    """Run the fleet; what it has printed."""
+    env = {**os.environ, "FAKE_SECONDS": "0.05", "FAKE_STEPS": "6", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sweeps.fleet", *words],
+        env=env,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_random_kills(tmp_path: Path) -> None:
+    """Parents, workers and trainers are killed; the sweep is started again until it is finished."""
+    printed = fleet(str(tmp_path / "sweep"), "14", "7")
+    assert printed.count("kill -9") == 14, printed
+    directory = SweepDirectory(tmp_path / "sweep")
+    state = read_state(directory)
+    assert_exactly_once(state, 12)
+    assert state.workers == 0
+    examine(directory, repair=True)  # leases of the dead
+    assert examine(directory) == []
+
+
+def test_two_parents_at_once(tmp_path: Path) -> None:
+    fleet("two", str(tmp_path / "sweep"))
+    state = read_state(SweepDirectory(tmp_path / "sweep"))
+    assert_exactly_once(state, 12)
+    assert set(starts(tmp_path / "sweep").values()) == {1}
+    assert examine(SweepDirectory(tmp_path / "sweep")) == []
+
+
+def test_an_orphan_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer whose worker is gone goes on; its results are adopted, its run is not begun again."""
+    monkeypatch.setenv("FAKE_SECONDS", "0.4")
+    directory = SweepDirectory(tmp_path / "sweep")
+    begin(sweep_config(space={"method.num_slots": {"values": [2]}}), directory, None, 1)
+    code = (
+        "import sys; from pathlib import Path; from promptcomp.sweeps.worker import work;"
+        f"work(Path({str(directory.path)!r}), command={FAKE!r})"
+    )
+    dead = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not list(directory.runs.glob("*/starts.txt")):
+        time.sleep(0.02)
+    dead.kill()
+    dead.wait()
+    assert statuses(read_state(directory)) == {"running": 1}, "the trainer itself keeps the lease"
+    assert work(directory, command=FAKE) == 0
+    state = read_state(directory)
+    assert_exactly_once(state, 1)
+    assert set(starts(directory.path).values()) == {1}
+    assert state.trials[0].attempt == 1
+
+
+def test_a_real_run_is_continued_after_kill_9(tmp_path: Path) -> None:
+    """`promptcomp fit` itself, killed in the middle of its training, goes on from its checkpoint."""
+    small = {
+        "data.num_demonstrations": 4, "data.queries_per_context": 2, "data.world.num_test_tasks": 4,
+        "data.world.num_dev_tasks": 4, "data.world.num_queries": 4, "trainer.max_steps": 200, "trainer.batch_size": 2,
+        "trainer.eval_every": 20, "trainer.checkpoint_every": 2, "trainer.accelerator": "cpu", "trainer.threads": 1,
+        "evaluation.bootstrap_resamples": 100, "evaluation.measure_cost": False, "evaluation.bounds": False,
+    }  # fmt: skip
+    config = sweep_config(set=small, space={"method.num_slots": {"values": [2]}}, objectives=[{"metric": "method"}])
+    directory = SweepDirectory(tmp_path / "sweep")
+    begin(config, directory, None, 1)
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not list(directory.runs.glob("*/checkpoints/last.ckpt")):
+            time.sleep(0.02)
+        (lease,) = [path for path in directory.leases.glob("*.json") if is_live(path)]
+        found = read_lease(lease)
+        assert found is not None
+        killed.append(found.pid)
+        os.kill(found.pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    assert work(directory) == 0
+    thread.join()
+    (trial,) = read_state(directory).trials
+    assert killed
+    assert (trial.status, trial.attempt, trial.step) == ("finished", 2, 200)
+    assert "resumed" in (trial.run / "log.txt").read_text()
+    assert not list(directory.leases.glob("*.json"))
+    assert examine(directory) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a small disk")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost or torn, whether the worker sees it coming or a write fails."""
+    directory, config = SweepDirectory(small_disk / "sweep"), sweep_config(seeds=2)
+    begin(config, directory, None, 1)
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (12 * 2**20))
+    assert work(directory, command=FAKE) == DISK_FULL
+    assert statuses(read_state(directory)) == {}
+    filler.unlink()
+    monkeypatch.setattr(worker_module, "_FREE", 64 * 1024)
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError:
+            pass
+    with filler.open("r+b") as file:
+        file.truncate(filler.stat().st_size - 100 * 1024)  # enough to begin, not enough to finish
+    assert work(directory, command=FAKE) == DISK_FULL
+    filler.unlink()
+    monkeypatch.undo()
+    assert_exactly_once(run(config, directory.path), 4)
+    examine(directory, repair=True)
+    assert examine(directory) == []

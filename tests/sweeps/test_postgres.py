@@ -1,0 +1,57 @@
+"""A sweep in a real PostgreSQL server that is restarted half-way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.doctor import examine
+from promptcomp.sweeps.study import read_state
+from tests.sweeps.helpers import assert_exactly_once, starts
+from tests.sweeps.postgres import Server, binaries
+
+pytest.importorskip("psycopg", reason="the extra postgres is not installed")
+pytestmark = pytest.mark.skipif(binaries() is None, reason="no PostgreSQL server is installed (package postgresql)")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A running server; outside of pytest's folders, which the user postgres may not enter."""
+    folder = Path(tempfile.mkdtemp(prefix="promptcomp-postgres-"))
+    folder.chmod(0o755)
+    made = Server(folder / "server")
+    yield made
+    made.stop()
+    shutil.rmtree(folder)
+
+
+def test_two_workers_and_a_restart(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "pass-word")
+    folder = tmp_path / "sweep"
+    env = {**os.environ, "FAKE_SECONDS": "0.05", "FAKE_STEPS": "6", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "tests.sweeps.fleet", str(folder), "4", "1", server.url]
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as fleet:
+        deadline = time.monotonic() + 90
+        while len(starts(folder)) < 4 and time.monotonic() < deadline and fleet.poll() is None:
+            time.sleep(0.1)
+        server.restart(1.5)
+        printed, _ = fleet.communicate(timeout=150)
+    assert fleet.returncode == 0, printed
+    state = read_state(SweepDirectory(folder))
+    assert_exactly_once(state, 12)
+    assert state.workers == 0
+    examine(SweepDirectory(folder), repair=True)
+    assert examine(SweepDirectory(folder)) == []
+    assert (folder / "storage.txt").read_text() == f"{server.url.replace('postgresql', 'postgresql+psycopg')}\n"
+    assert not (folder / "journal.log").exists()
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert all(b"pass-word" not in path.read_bytes() for path in files)

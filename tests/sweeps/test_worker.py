@@ -1,0 +1,245 @@
+"""One worker and a trainer that is not one: what becomes of trials."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+
+from promptcomp.config import ConfigError
+from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.study import begin, read_state
+from promptcomp.sweeps.worker import DISK_FULL, work
+from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
+
+
+def test_a_grid_is_run_once(tmp_path: Path) -> None:
+    config = sweep_config(seeds=2, controls=True)
+    state = run(config, tmp_path / "s")
+    assert_exactly_once(state, 4)
+    assert {trial.values["retained"] for trial in state.trials} == {0.2, 0.4}
+    assert [len(trial.reports) for trial in state.trials] == [4] * 4
+    assert {(control.name, control.seed, control.status) for control in state.controls} == set()  # mend trains no LM
+    before = (tmp_path / "s" / "journal.log").read_text()
+    assert run(config, tmp_path / "s").trials == state.trials
+    after = (tmp_path / "s" / "journal.log").read_text()
+    assert after == before, "nothing is written when nothing is to be done"
+
+
+def test_controls_are_run_too(tmp_path: Path) -> None:
+    config = sweep_config(experiment="gist", space={"method.num_slots": {"values": [2]}}, controls=True)
+    state = run(config, tmp_path / "s")
+    assert {(each.name, each.status) for each in state.controls} == {
+        ("full_prompt", "finished"),
+        ("no_prompt", "finished"),
+    }
+    assert all(control.run.parent.name == "controls" for control in state.controls)
+
+
+def test_added_points_and_seeds_are_planned(tmp_path: Path) -> None:
+    run(sweep_config(), tmp_path / "s")
+    more = sweep_config(space={"method.num_slots": {"values": [2, 4, 8]}}, seeds=2)
+    state = run(more, tmp_path / "s")
+    assert_exactly_once(state, 6)
+    assert set(starts(tmp_path / "s").values()) == {1}
+
+
+def test_added_categories_are_planned(tmp_path: Path) -> None:
+    first = sweep_config(space={"method.projection": {"values": ["none", "linear"]}}, objectives=[{"metric": "method"}])
+    run(first, tmp_path / "s")
+    more = sweep_config(
+        space={"method.projection": {"values": ["none", "linear", "tanh"]}}, objectives=[{"metric": "method"}]
+    )
+    assert_exactly_once(run(more, tmp_path / "s"), 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sampler": "tpe", "points": 3}, "sampler"),
+        ({"objectives": [{"metric": "method"}]}, "objectives"),
+        ({"set": {"trainer.accelerator": "cpu", "trainer.eval_every": 1, "trainer.max_steps": 9}}, "trainer.max_steps"),
+        ({"experiment": "gist"}, "method.name"),
+        ({"space": {"optim.lr": {"values": [1.0e-3]}}}, "space with method.num_slots"),
+    ],
+)
+def test_another_sweep_is_refused(tmp_path: Path, changes: dict[str, object], named: str) -> None:
+    directory = SweepDirectory(tmp_path / "s")
+    begin(sweep_config(), directory, None, 1)
+    with pytest.raises(ConfigError, match=f"was begun with.*{named}.*another sweep with -o"):
+        begin(sweep_config(**changes), directory, None, 1)
+    assert read_state(directory).config == sweep_config()
+
+
+def test_what_may_change(tmp_path: Path) -> None:
+    directory = SweepDirectory(tmp_path / "s")
+    begin(sweep_config(), directory, None, 1)
+    changed = sweep_config(title="new", budget={"hours": 2.0}, retries=5, seeds=3)
+    begin(changed, directory, None, 1)
+    assert read_state(directory).config == changed
+
+
+@pytest.mark.parametrize(
+    ("mode", "attempts", "words"),
+    [
+        ("raise", 3, "something is wrong with <this> trial"),
+        ("nan", 1, "not finite"),
+        ("memory", 2, "out of memory"),
+        ("oom", 3, "killed (exit code 137)"),
+        ("config", 1, "no such file"),
+        ("once", 2, None),
+        ("usr1", 2, None),
+        ("novalue", 1, "retained has no value"),
+    ],
+)
+def test_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, attempts: int, words: str | None) -> None:
+    monkeypatch.setenv("FAKE_MODE", f"{mode}:4:*")
+    directory = SweepDirectory(tmp_path / "s")
+    begin(sweep_config(), directory, None, 1)
+    codes = [work(directory, command=FAKE)]
+    if mode == "usr1":
+        assert codes == [75]
+        assert statuses(read_state(directory))["failed"] == 0
+        codes.append(work(directory, command=FAKE))
+    assert codes[-1] == 0
+    state = read_state(directory)
+    good, bad = sorted(state.trials, key=lambda trial: trial.params["method.num_slots"])  # type: ignore[arg-type,return-value]
+    assert good.status == "finished"
+    assert starts(tmp_path / "s")[bad.cell] == attempts
+    assert bad.status == ("finished" if words is None else "failed")
+    assert bad.attempt == (1 if mode == "usr1" else attempts)
+    if words is not None:
+        assert words in (bad.problem or "")
+
+
+def test_more_retries_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_MODE", "raise:4:*")
+    assert statuses(run(sweep_config(retries=0), tmp_path / "s"))["failed"] == 1
+    monkeypatch.delenv("FAKE_MODE")
+    assert_exactly_once(run(sweep_config(retries=1), tmp_path / "s"), 2)
+
+
+def test_a_full_disk_stops_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_MODE", "disk:4:*")
+    directory = SweepDirectory(tmp_path / "s")
+    begin(sweep_config(), directory, None, 1)
+    assert work(directory, command=FAKE) == DISK_FULL
+    assert statuses(read_state(directory)) == {"finished": 1, "waiting": 1}
+    monkeypatch.delenv("FAKE_MODE")
+    assert_exactly_once(run(sweep_config(), tmp_path / "s"), 2)
+
+
+def test_finished_runs_are_reused_by_a_new_study(tmp_path: Path) -> None:
+    state = run(sweep_config(), tmp_path / "s")
+    (tmp_path / "s" / "journal.log").unlink()
+    again = run(sweep_config(), tmp_path / "s")
+    assert_exactly_once(again, 2)
+    assert set(starts(tmp_path / "s").values()) == {1}
+    assert [trial.values for trial in again.trials] == [trial.values for trial in state.trials]
+
+
+def test_dropping_leaves_out_seeds(tmp_path: Path) -> None:
+    config = sweep_config(
+        space={"method.num_slots": {"values": [2, 4, 5]}}, seeds=3, dropping={"after": 1, "margin": 0.15}
+    )
+    state = run(config, tmp_path / "s")
+    assert sorted(trial.params["method.num_slots"] for trial in state.trials) == [2, 4, 4, 4, 5, 5, 5]  # type: ignore[type-var]
+    assert [trial.point for trial in state.trials if trial.params["method.num_slots"] == 2] == list(state.dropped)
+    assert state.planned == 9
+
+
+def test_budget_of_trials(tmp_path: Path) -> None:
+    state = run(sweep_config(seeds=2, budget={"trials": 3}), tmp_path / "s")
+    assert statuses(state) == {"finished": 3}
+    assert state.stopped_by == "trials (3)"
+    assert_exactly_once(run(sweep_config(seeds=2), tmp_path / "s"), 4)
+
+
+def test_budget_of_device_hours(tmp_path: Path) -> None:
+    state = run(sweep_config(budget={"device_hours": 1e-9}), tmp_path / "s")
+    assert statuses(state) == {"finished": 1, "waiting": 1}
+    assert state.stopped_by == "device_hours (1e-09)"
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+def test_drawn_points(tmp_path: Path, sampler: str) -> None:
+    objectives = [{"metric": "retained"}]
+    if sampler == "nsga2":
+        objectives.append({"metric": "size.memory_slots", "direction": "minimize"})
+    config = sweep_config(
+        sampler=sampler,
+        points=4,
+        seeds=2,
+        objectives=objectives,
+        space={"method.num_slots": {"values": [1, 2, 3, 4]}, "optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+        constraints=[{"metric": "size.memory_slots", "at_most": 3}],
+    )
+    state = run(config, tmp_path / "s")
+    assert_exactly_once(state, 8)
+    assert len({trial.point for trial in state.trials}) == 4
+    for trial in state.trials:
+        slots = trial.params["method.num_slots"]
+        assert isinstance(slots, int)
+        assert trial.constraints == {"size.memory_slots <= 3": slots - 3}
+    again = run(config, tmp_path / "t")
+    assert [trial.params for trial in again.trials] == [trial.params for trial in state.trials], "the seed decides"
+
+
+def test_a_small_space_is_drawn_empty(tmp_path: Path) -> None:
+    config = sweep_config(sampler="random", points=9, space={"method.num_slots": {"values": [1, 2, 5]}})
+    state = run(config, tmp_path / "s")
+    assert_exactly_once(state, 3)
+    assert state.planned == 3
+
+
+@pytest.mark.parametrize("pruner", ["median", "successive_halving", "hyperband"])
+def test_hopeless_trials_are_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pruner: str) -> None:
+    """The dev accuracy of the fake grows with the learning rate, and the best one is tried first."""
+    monkeypatch.setenv("FAKE_SECONDS", "0.2")
+    config = sweep_config(
+        space={"optim.lr": {"values": [3e-3, 2e-3, 1e-3]}},
+        pruning={"pruner": pruner, "startup_trials": 1, "reduction": 2},
+    )
+    state = run(config, tmp_path / "s")
+    assert sum(statuses(state).values()) == 3
+    assert statuses(state)["failed"] == 0
+    if pruner != "hyperband":  # there it depends on the bracket
+        assert statuses(state)["pruned"] > 0
+        study = optuna.load_study(
+            study_name="s",
+            storage=optuna.storages.JournalStorage(
+                optuna.storages.journal.JournalFileBackend(str(tmp_path / "s" / "journal.log"))
+            ),
+        )
+        assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
+
+
+def test_storage_addresses(tmp_path: Path) -> None:
+    directory = SweepDirectory(tmp_path / "s")
+    with pytest.raises(ConfigError, match="SQLite cannot hand out trials to several workers"):
+        begin(sweep_config(), directory, f"sqlite:///{tmp_path}/x.db", 2)
+    with pytest.raises(ConfigError, match="no database address"):
+        begin(sweep_config(), directory, "just words", 1)
+    state = run(sweep_config(), tmp_path / "t", f"sqlite:///{tmp_path}/x.db")
+    assert_exactly_once(state, 2)
+    with pytest.raises(ConfigError, match="keeps its trials in"):
+        begin(sweep_config(), SweepDirectory(tmp_path / "t"), "postgresql://me@nowhere/db", 1)
+    run(sweep_config(), tmp_path / "u")
+    with pytest.raises(ConfigError, match="comes too late"):
+        begin(sweep_config(), SweepDirectory(tmp_path / "u"), "postgresql://me@nowhere/db", 1)
+
+
+def test_no_password_is_written(tmp_path: Path) -> None:
+    directory = SweepDirectory(tmp_path / "s")
+    with pytest.raises(ConfigError):
+        begin(sweep_config(), directory, "postgresql://me:secret-word@127.0.0.1:1/db", 1)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all("secret-word" not in path.read_text() for path in files)
+
+
+def test_params_are_known_to_optuna(tmp_path: Path) -> None:
+    run(sweep_config(), tmp_path / "s")
+    lines = [json.loads(line) for line in (tmp_path / "s" / "journal.log").read_text().splitlines()]
+    assert {line.get("param_name") for line in lines} - {None} == {"method.num_slots"}

@@ -1,0 +1,207 @@
+"""Exported folders give the numbers of the run, in plain transformers and peft, by the code of their own README."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from promptcomp.batch import Context, EncodedContext, EncodedQuery, EncodedTarget, collate
+from promptcomp.checkpoints.export import export
+from promptcomp.config import ConfigError
+from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.run.parts import open_trained_module
+from tests.prompt_runs import DATA, save_lm, save_run
+
+PROMPT, QUERY = "we like cat . so happy", "the dog again"
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def run_of(folder: Path, kind: str, method: dict[str, Any], layout: str = "query_in_decoder") -> Path:
+    """A run with random trained parts."""
+    return save_run(folder / "run", save_lm(folder / "lm", kind), method, layout=layout)
+
+
+def ids_of(module: CompressionModule, text: str) -> tuple[int, ...]:
+    """Without special tokens."""
+    assert module.lm.tokenizer is not None
+    return tuple(module.lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def run_readme(folder: Path) -> dict[str, Any]:
+    """The names that the README's code leaves."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    code = re.sub(r'^(folder|prompt|prompt, query) = ".*$', "", found[1], flags=re.MULTILINE)
+    names: dict[str, Any] = {"folder": str(folder), "prompt": PROMPT, "query": QUERY}
+    with torch.no_grad():
+        exec(compile(code, "README", "exec"), names)  # noqa: S102 (our own text, made above)
+    return names
+
+
+def logits_of(module: CompressionModule, prompt: str = PROMPT) -> Tensor:
+    """Logits [N, V] after each token of the query behind the compressed prompt (encoder reads queries: the first)."""
+    query = ids_of(module, QUERY)
+    rows = [EncodedContext(ids_of(module, prompt), (EncodedQuery(query, (EncodedTarget((5,)),)),))]
+    batch = collate(rows, 0)
+    with torch.no_grad():
+        return module.lm(module.compress(batch.context), batch, "all").values
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    """Equal where both have rows, by the size of the numbers (random T5s have large ones)."""
+    rows = min(len(found), len(expected))
+    assert rows
+    assert (found[:rows] - expected[:rows]).abs().max() < 1e-5 * max(10.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one", "each"])
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        ("gpt2", "query_in_decoder"),
+        ("llama", "query_in_decoder"),
+        ("t5", "query_in_decoder"),
+        ("t5", "query_in_encoder"),
+    ],
+)
+def test_gist_tokens_in_transformers(tmp_path: Path, kind: str, layout: str, shared: bool) -> None:
+    run = run_of(tmp_path, kind, {"name": "gist", "num_slots": 2, "shared_embedding": shared}, layout)
+    found = export(run, tmp_path / "out", None)
+    assert found.format == "hf"
+    names = run_readme(tmp_path / "out")
+    _, module = open_trained_module(run)
+    expected = logits_of(module)
+    logits = names["logits"][0]
+    same(logits[:, : expected.shape[1]], expected)
+    assert set(names["model"].generation_config.suppress_tokens) <= set(range(len(names["tokenizer"])))
+
+
+@pytest.mark.parametrize("method", ["metaicl", "full_prompt"])
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_a_trained_lm_in_transformers(tmp_path: Path, kind: str, method: str) -> None:
+    options = {"name": method} if method == "metaicl" else {"name": method, "train": "lm"}
+    run = run_of(tmp_path, kind, options)
+    assert export(run, tmp_path / "out", "hf").format == "hf"
+    factory = AutoModelForCausalLM if kind == "gpt2" else AutoModelForSeq2SeqLM
+    hf = factory.from_pretrained(tmp_path / "out")
+    _, module = open_trained_module(run)
+    ids = torch.tensor([ids_of(module, PROMPT)])
+    more = {} if kind == "gpt2" else {"decoder_input_ids": torch.tensor([[0, 3]])}
+    with torch.no_grad():
+        torch.testing.assert_close(hf(ids, **more).logits, module.lm.hf(ids, **more).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+def test_adapters_in_peft(tmp_path: Path, kind: str) -> None:
+    run = run_of(tmp_path, kind, {"name": "full_prompt", "train": "lora", "lora": {"rank": 2}})
+    assert export(run, tmp_path / "out", None).format == "peft"
+    factory = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
+    base = factory.from_pretrained(tmp_path / "lm").eval()
+    _, module = open_trained_module(run)
+    ids = torch.tensor([ids_of(module, PROMPT)])
+    more = {"decoder_input_ids": torch.tensor([[0, 3]])} if kind == "t5" else {}
+    with torch.no_grad():
+        plain = base(ids, **more).logits
+        adapted = PeftModel.from_pretrained(base, tmp_path / "out")(input_ids=ids, **more).logits
+        torch.testing.assert_close(adapted, module.lm.hf(ids, **more).logits, rtol=0, atol=1e-5)
+    assert (adapted - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("kind", "layout"), [("gpt2", "query_in_decoder"), ("t5", "query_in_encoder")])
+def test_soft_prompts_in_peft(tmp_path: Path, kind: str, layout: str) -> None:
+    run = run_of(tmp_path, kind, {"name": "prompt_tuning", "num_slots": 3, "share": "shared"}, layout)
+    assert export(run, tmp_path / "out", None).format == "peft"
+    factory = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
+    model = PeftModel.from_pretrained(factory.from_pretrained(tmp_path / "lm").eval(), tmp_path / "out")
+    _, module = open_trained_module(run)
+    expected = logits_of(module)
+    ids = torch.tensor([ids_of(module, QUERY)])
+    with torch.no_grad():
+        if kind == "t5":
+            logits = model(input_ids=ids, decoder_input_ids=torch.tensor([[0]])).logits[0]
+        else:
+            logits = model(input_ids=ids).logits[0, 3:]
+    same(logits, expected)
+
+
+def test_soft_prompts_of_every_task(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "gpt2", {"name": "prompt_tuning", "num_slots": 3})
+    found = export(run, tmp_path / "out", "peft")
+    folders = {Path(name).parent.name for name in found.files} - {""}
+    assert len(folders) > 2
+    assert all((tmp_path / "out" / name / "adapter_config.json").is_file() for name in folders)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+def test_the_distiller_in_transformers(tmp_path: Path, kind: str) -> None:
+    options: dict[str, Any] = {"name": "mend", "num_slots": 2}
+    if kind == "llama":
+        options.update(projection="tanh")
+    run = run_of(tmp_path, kind, options)
+    assert export(run, tmp_path / "out", None).format == "hf"
+    vectors = run_readme(tmp_path / "out")["vectors"]
+    _, module = open_trained_module(run)
+    ids = torch.tensor([ids_of(module, PROMPT)])
+    with torch.no_grad():
+        memory = module.compress(Context(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros(1, dtype=torch.long)))
+    torch.testing.assert_close(vectors, memory.embeds, rtol=1e-4, atol=1e-4)  # type: ignore[union-attr]
+
+
+def test_tensors_start_a_run(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "gpt2", {"name": "gist", "num_slots": 2, "train": "none"})
+    assert export(run, tmp_path / "out", None).format == "tensors"
+    _, module = open_trained_module(run)
+    before = module.trained_tensors()["gist"].clone()
+    with torch.no_grad():
+        module.gist.zero_()  # type: ignore[operator, union-attr]
+    module.load_trained(tmp_path / "out")
+    assert torch.equal(module.trained_tensors()["gist"], before)
+    names = run_readme_of_hf(run, tmp_path / "hf")
+    assert names["logits"].shape[0] == 1
+
+
+def run_readme_of_hf(run: Path, folder: Path) -> dict[str, Any]:
+    """A gist embedding alone goes into a copy of the LM."""
+    assert export(run, folder, "hf").format == "hf"
+    return run_readme(folder)
+
+
+def test_an_embedded_lm_is_exported(tmp_path: Path) -> None:
+    method = {"name": "gist", "num_slots": 1}
+    run = save_run(tmp_path / "run", Path("embedded:toy_decoder"), method, data=DATA)
+    names = run_readme_after(run, tmp_path / "out")
+    _, module = open_trained_module(run)
+    expected = logits_of(module)
+    logits = names["logits"][0]
+    same(logits[:, : expected.shape[1]], expected)
+
+
+def run_readme_after(run: Path, folder: Path) -> dict[str, Any]:
+    """Export in the best format and run its README."""
+    export(run, folder, None)
+    return run_readme(folder)
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "gpt2", {"name": "metaicl"})
+    with pytest.raises(ConfigError, match="use --format hf or tensors"):
+        export(run, tmp_path / "out", "peft")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ConfigError, match="not empty"):
+        export(run, tmp_path / "full", None)
+    untrained = save_run(tmp_path / "none", tmp_path / "lm", {"name": "no_prompt"})
+    with pytest.raises(ConfigError, match="trained nothing"):
+        export(untrained, tmp_path / "out", None)
+    (run / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(ConfigError, match="no trained weights"):
+        export(run, tmp_path / "out", None)
+    assert not (tmp_path / "out").exists()

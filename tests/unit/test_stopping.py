@@ -1,0 +1,111 @@
+"""Signals that ask a run to make room, and who starts the processes of a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+from promptcomp.errors import ConfigError
+from promptcomp.run.cluster_environment import cluster_environment, started_by_srun, started_rank
+from promptcomp.stopping import StopRequested, StopSignals, is_preemption, stop_signals
+
+TASK = {
+    "SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2", "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_NAME": "x",
+}  # fmt: skip
+BATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "x"}
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC")) or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            monkeypatch.delenv(name)
+
+
+def test_signals_are_noted_and_handlers_put_back() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with StopSignals().installed() as stop:
+        assert StopSignals.current() is stop
+        with stop_signals() as found:
+            assert found is stop
+        for _ in range(2):  # a cluster repeats itself
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.received == signal.SIGUSR1
+    assert signal.getsignal(signal.SIGUSR1) == before
+    assert StopSignals.current() is None
+
+
+def test_what_has_nothing_to_save_is_left_at_once() -> None:
+    with stop_signals() as stop:
+        with stop.leaving_at_once():
+            pass
+        with pytest.raises(StopRequested), stop.leaving_at_once():
+            os.kill(os.getpid(), signal.SIGUSR2)
+        with pytest.raises(StopRequested), stop.leaving_at_once():  # it came before
+            pytest.fail("began")
+
+
+def test_sigterm_asks_to_make_room_in_a_job_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_preemption(signal.SIGTERM)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert is_preemption(signal.SIGTERM)
+    assert is_preemption(signal.SIGUSR1)
+    assert not is_preemption(None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank"),
+    [
+        ({}, None),
+        (BATCH, None),  # a batch script or an interactive shell: what is started by hand there is a run of its own
+        ({**BATCH, "SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({**BATCH, "PROMPTCOMP_LAUNCHER": "slurm"}, 0),
+        (TASK, 3),
+        ({**TASK, "RANK": "1", "LOCAL_RANK": "1"}, 1),
+        ({"LOCAL_RANK": "1"}, 1),
+    ],
+)
+def test_started_rank(variables: dict[str, str], rank: int | None) -> None:
+    assert started_rank(variables) == rank
+    assert started_by_srun(variables) == (variables.get("SLURM_STEP_NUM_TASKS") == "4" or "slurm" in variables.values())
+
+
+def _set(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_task_of_srun_is_a_rank_and_nothing_is_requeued_behind_our_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, TASK)
+    found = cluster_environment(2, 2)
+    assert isinstance(found, SLURMEnvironment)
+    assert not found.auto_requeue
+
+
+def test_a_shell_within_a_job_starts_its_own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, BATCH)
+    assert isinstance(cluster_environment(2), LightningEnvironment)
+
+
+def test_torchrun_within_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, {**BATCH, "TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2"})
+    assert isinstance(cluster_environment(2), TorchElasticEnvironment)
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "said"),
+    [(1, 2, "set trainer.devices=2"), (4, 1, "the job has 2 nodes"), ("auto", 1, "the job has 2 nodes")],
+)
+def test_tasks_and_configuration_must_agree(
+    devices: int | str, nodes: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set(monkeypatch, TASK)
+    with pytest.raises(ConfigError, match=said):
+        cluster_environment(devices, nodes)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(ConfigError, match="--ntasks-per-node"):
+        cluster_environment(2, 2)
