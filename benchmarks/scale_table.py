@@ -4,8 +4,8 @@ Run: python benchmarks/scale_table.py [--gpus 8 64 256 512] [--rows 4] [--memory
 The LMs are Llama 2's shapes, written as config.json into a temporary folder; every figure is what
 `promptcomp fit --dry-run --json` says for the configuration. For each number of GPUs the first of these is taken that
 fits --memory GiB: DDP, DDP with activation checkpointing, FSDP2 with it, the same with half the rows and so on down to
-one row a GPU, FSDP2 with the optimiser on the host. Times: a GPU's FLOPs over --mfu of --peak-tflops; its bytes over --gbit
-between nodes, or over --nvlink inside one node (8 GPUs).
+one row a GPU, FSDP2 with the optimiser on the host. Times: a GPU's FLOPs over --mfu of --peak-tflops; its bytes over
+--gbit between nodes, or over --nvlink inside one node (8 GPUs).
 """
 
 from __future__ import annotations
