@@ -149,6 +149,8 @@ def _save_extra(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
+    if experiment.lm.from_scratch is not None:
+        raise ConfigError("the LM started from random weights, so there is no base for peft; use --format tensors")
     if experiment.method.name == "prompt_tuning":
         return _write_prompts(experiment, run, folder)
     lm = LanguageModel.from_config(experiment.lm)

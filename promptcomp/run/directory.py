@@ -3,7 +3,7 @@
 config.yaml        the resolved configuration; `promptcomp fit --config RUN/config.yaml` repeats the run
 environment.json   versions, hardware, git commit
 metrics.csv        one row for each logged step
-checkpoints/       last.ckpt (what --resume continues from), best.ckpt (what is evaluated)
+checkpoints/       last.ckpt (what --resume continues from; a folder where it is sharded), best.ckpt (what is evaluated)
 export/            the trained parts: trained.safetensors, promptcomp.json (method.init_from takes a run)
 predictions.jsonl  one line for each evaluated example
 rationales.jsonl   the rationales of a student that has learned to write them

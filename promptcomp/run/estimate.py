@@ -109,13 +109,25 @@ class Work:
     contexts: int
 
 
-def estimate(experiment: Experiment, device_memory_gib: float | None = None, like: Estimate | None = None) -> Estimate:
+def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> Estimate:
     """Parameters, memory, communication and FLOPs of an experiment; nothing big is built.
 
     Args:
         experiment: The configuration.
         device_memory_gib: What one device offers; None: the GPU that is here, if there is one.
-        like: An estimate that differs in strategy and number of devices alone; its activations are taken over.
+
+    Raises:
+        ConfigError: an architecture cannot be read.
+    """
+    module, layout = skeleton_of(experiment), layout_of(experiment.trainer)
+    work = work_of(experiment, module, layout)
+    found = estimate_module(module, work, layout, device_memory_gib)
+    step_flops = found.step_flops * experiment.trainer.batch_size / work.contexts
+    return found.model_copy(update={"step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps})
+
+
+def skeleton_of(experiment: Experiment) -> CompressionModule:
+    """The module's shapes on the meta device.
 
     Raises:
         ConfigError: an architecture cannot be read.
@@ -133,14 +145,14 @@ def estimate(experiment: Experiment, device_memory_gib: float | None = None, lik
         skeleton=True,
     )
     module.configure_model()
-    layout = layout_of(experiment.trainer)
+    return module
+
+
+def work_of(experiment: Experiment, module: CompressionModule, layout: Layout) -> Work:
+    """What a device reads at a time."""
     context, example, target = _lengths(experiment, module)
-    queries = _queries(experiment)
     contexts = max(1, experiment.trainer.batch_size // (layout.accumulate * layout.devices))
-    work = Work(context, example, target, queries, contexts)
-    found = estimate_module(module, work, layout, device_memory_gib, like)
-    step_flops = found.step_flops * experiment.trainer.batch_size / contexts
-    return found.model_copy(update={"step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps})
+    return Work(context, example, target, _queries(experiment), contexts)
 
 
 def estimate_module(
@@ -150,7 +162,10 @@ def estimate_module(
     device_memory_gib: float | None = None,
     like: Estimate | None = None,
 ) -> Estimate:
-    """The estimate of a module that is there, its weights on any device; FLOPs are those of one micro-batch."""
+    """The estimate of a module that is there, its weights on any device; FLOPs are those of one micro-batch.
+
+    `like` is an estimate that differs in strategy and number of devices alone: its activations are taken over.
+    """
     groups = group_weights(module, units_of(module), layout.weight_type)
     passes = module.passes(work.context, work.example, work.queries)
     if like is None or like.micro_batch != work.contexts:
