@@ -32,8 +32,9 @@ from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, OptimConfig
 from promptcomp.lightning_modules.execution import Execution, prepare_blocks
 from promptcomp.lightning_modules.sharding import shard
-from promptcomp.run.estimate import Work, estimate_module
+from promptcomp.run.estimate import estimate_module
 from promptcomp.run.layout import Layout
+from promptcomp.run.workload import Work
 
 _LLAMA = {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 8192, "num_key_value_heads": 8}
 SHAPES: dict[str, dict[str, Any]] = {

@@ -35,8 +35,9 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, OptimConfig
 from promptcomp.lightning_modules.execution import Execution
-from promptcomp.run.estimate import Work, estimate_module
+from promptcomp.run.estimate import estimate_module
 from promptcomp.run.layout import Layout
+from promptcomp.run.workload import Work
 
 VOCABULARY = 8192
 LAYERS = 4

@@ -4,8 +4,8 @@ Run: python benchmarks/scale_table.py [--gpus 8 64 256 512] [--rows 4] [--memory
 The LMs are Llama 2's shapes, written as config.json into a temporary folder; every figure is what
 `promptcomp fit --dry-run --json` says for the configuration. For each number of GPUs the first of these is taken that
 fits --memory GiB: DDP, DDP with activation checkpointing, FSDP2 with it, the same with half the rows and so on down to
-one row a GPU, FSDP2 with the optimiser on the host. Times: FLOPs over --mfu of --peak-tflops; bytes over --gbit a GPU
-between nodes, or over --nvlink inside one node (8 GPUs).
+one row a GPU, FSDP2 with the optimiser on the host. Times: a GPU's FLOPs over --mfu of --peak-tflops; its bytes over
+--gbit between nodes, or over --nvlink inside one node (8 GPUs).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any
 
 from promptcomp.config import build
 from promptcomp.experiment import Experiment
-from promptcomp.run.estimate import Estimate, estimate
+from promptcomp.run.estimate import Estimate, estimate_module, skeleton_of
+from promptcomp.run.layout import layout_of
+from promptcomp.run.workload import work_of
 
 NODE = 8
 """GPUs of a node."""
@@ -59,10 +61,6 @@ WAYS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("fsdp, checkpointing", {"strategy": "fsdp", **CHECKPOINTED}),
     ("fsdp, checkpointing, offload", {"strategy": "fsdp", **CHECKPOINTED, "offload_optimizer": True}),
 )
-
-
-Known = dict[tuple[str, str, int], Estimate]
-"""Estimates by LM, method and rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,28 +106,40 @@ def experiment(folder: Path, lm: str, method: str, gpus: int, rows: int, trainer
     return build(Experiment, tree, source="scale_table")
 
 
-def fitting(
-    folder: Path, lm: str, method: str, gpus: int, options: argparse.Namespace, known: Known
-) -> tuple[str, int, Estimate] | None:
-    """The first way that fits, its rows and its estimate; `known` saves counting the same activations again."""
-    for way, trainer in WAYS:
-        rows = options.rows
-        while rows:
-            like = known.get((lm, method, rows))
-            found = estimate(experiment(folder, lm, method, gpus, rows, trainer), options.memory, like)
-            known[lm, method, rows] = found
-            if found.total_bytes <= options.memory * 2**30:
-                return way, rows, found
-            fixed = found.device.weights + found.device.optimizer + found.device.buffers
-            hopeless = fixed > options.memory * 2**30 or trainer["strategy"] == "ddp"
-            rows = 0 if hopeless else rows // 2
-    return None
+class Search:
+    """Finds the way that fits one LM and method; shapes and activations are worked out once."""
+
+    def __init__(self, folder: Path, lm: str, method: str, options: argparse.Namespace) -> None:
+        self._folder, self._lm, self._method, self._options = folder, lm, method, options
+        self._module = skeleton_of(experiment(folder, lm, method, NODE, 1, {}))
+        self._known: dict[int, Estimate] = {}
+
+    def fitting(self, gpus: int) -> tuple[str, int, Estimate] | None:
+        """The first way that fits, its rows and its estimate."""
+        limit = self._options.memory * 2**30
+        for way, trainer in WAYS:
+            rows = self._options.rows
+            while rows:
+                found = self._estimate(gpus, rows, trainer)
+                if found.total_bytes <= limit:
+                    return way, rows, found
+                fixed = found.device.weights + found.device.optimizer + found.device.buffers
+                rows = 0 if fixed > limit or trainer["strategy"] == "ddp" else rows // 2
+        return None
+
+    def _estimate(self, gpus: int, rows: int, trainer: dict[str, Any]) -> Estimate:
+        config = experiment(self._folder, self._lm, self._method, gpus, rows, trainer)
+        layout = layout_of(config.trainer)
+        work = work_of(config, self._module, layout)
+        found = estimate_module(self._module, work, layout, self._options.memory, self._known.get(rows))
+        self._known[rows] = found
+        return found
 
 
 def line(lm: str, method: str, gpus: int, chosen: tuple[str, int, Estimate], options: argparse.Namespace) -> Line:
     """Times of a step from its FLOPs and bytes."""
     way, rows, found = chosen
-    compute = found.step_flops / gpus / (options.mfu * options.peak_tflops * 1e12)
+    compute = found.step_flops / (options.mfu * options.peak_tflops * 1e12)
     bandwidth = options.nvlink * 1e9 if gpus <= NODE else options.gbit * 1e9 / 8
     network = found.communication.total / bandwidth
     tokens = rows * gpus * (found.context_tokens + found.example_tokens)
@@ -175,14 +185,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     lines: list[Line | tuple[str, str, int]] = []
-    known: Known = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shapes(folder)
         for lm in options.sizes:
             for method in options.methods:
+                search = Search(folder, lm, method, options)
                 for gpus in options.gpus:
-                    chosen = fitting(folder, lm, method, gpus, options, known)
+                    chosen = search.fitting(gpus)
                     lines.append((lm, method, gpus) if chosen is None else line(lm, method, gpus, chosen, options))
     if options.json:
         print(json.dumps([asdict(each) if isinstance(each, Line) else each for each in lines]))

@@ -31,8 +31,9 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, OptimConfig
 from promptcomp.lightning_modules.sharding import shard
-from promptcomp.run.estimate import Work, estimate_module
+from promptcomp.run.estimate import estimate_module
 from promptcomp.run.layout import Layout
+from promptcomp.run.workload import Work
 
 CASES = {"lora": ("full_prompt_lora", 1.0), "gist": ("gist", 0.25)}
 """Method and share of the layers."""

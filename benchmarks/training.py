@@ -10,7 +10,7 @@ import torch
 
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.run.estimate import Work
+from promptcomp.run.workload import Work
 
 METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gist": ("gist", {"num_slots": 4}),

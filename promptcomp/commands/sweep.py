@@ -197,7 +197,7 @@ def _run(
             console=console,
             on_state=view.update,
         )
-    state = read_state(place)
+    state = read_state(place, storage)
     if as_json:
         print(json.dumps(state_json(state)))
     else:

@@ -12,23 +12,17 @@ benchmarks/memory.py.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 
-from promptcomp.datamodules.base import ICLConfig
-from promptcomp.datamodules.instruction_options import InstructionConfig
-from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.evaluation.flops import cross_decoder_flops, decoder_flops, encoder_flops, shape_of_config
 from promptcomp.experiment import Experiment
-from promptcomp.language_model.packing import MAX_ROW_TOKENS
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, Pass
 from promptcomp.lightning_modules.sharding import units_of
-from promptcomp.run.activations import NOTHING, Numbers, Rows, kept_bytes
+from promptcomp.run.activations import NOTHING, Numbers, kept_bytes
 from promptcomp.run.layout import (
     GIB,
     Communication,
@@ -43,8 +37,7 @@ from promptcomp.run.layout import (
     host_memory,
     layout_of,
 )
-
-_MAX_CONTEXT_WITHOUT_WINDOW = 1024
+from promptcomp.run.workload import Work, label_positions, rows_of, with_teacher, work_of
 
 
 class Part(BaseModel):
@@ -95,27 +88,25 @@ class Estimate(BaseModel):
     """What does not fit or is wasteful, each with the nearest fix."""
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a device reads at a time; lengths in tokens."""
-
-    context: int
-    example: int
-    """A query with its target."""
-    target: int
-    """The target alone; as long as the example where that is not known."""
-    queries: int
-    """Of one context."""
-    contexts: int
-
-
-def estimate(experiment: Experiment, device_memory_gib: float | None = None, like: Estimate | None = None) -> Estimate:
+def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> Estimate:
     """Parameters, memory, communication and FLOPs of an experiment; nothing big is built.
 
     Args:
         experiment: The configuration.
         device_memory_gib: What one device offers; None: the GPU that is here, if there is one.
-        like: An estimate that differs in strategy and number of devices alone; its activations are taken over.
+
+    Raises:
+        ConfigError: an architecture cannot be read.
+    """
+    module, layout = skeleton_of(experiment), layout_of(experiment.trainer)
+    work = work_of(experiment, module, layout)
+    found = estimate_module(module, work, layout, device_memory_gib)
+    step_flops = found.step_flops * experiment.trainer.batch_size / work.contexts
+    return found.model_copy(update={"step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps})
+
+
+def skeleton_of(experiment: Experiment) -> CompressionModule:
+    """The module's shapes on the meta device.
 
     Raises:
         ConfigError: an architecture cannot be read.
@@ -133,14 +124,7 @@ def estimate(experiment: Experiment, device_memory_gib: float | None = None, lik
         skeleton=True,
     )
     module.configure_model()
-    layout = layout_of(experiment.trainer)
-    context, example, target = _lengths(experiment, module)
-    queries = _queries(experiment)
-    contexts = max(1, experiment.trainer.batch_size // (layout.accumulate * layout.devices))
-    work = Work(context, example, target, queries, contexts)
-    found = estimate_module(module, work, layout, device_memory_gib, like)
-    step_flops = found.step_flops * experiment.trainer.batch_size / contexts
-    return found.model_copy(update={"step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps})
+    return module
 
 
 def estimate_module(
@@ -150,7 +134,10 @@ def estimate_module(
     device_memory_gib: float | None = None,
     like: Estimate | None = None,
 ) -> Estimate:
-    """The estimate of a module that is there, its weights on any device; FLOPs are those of one micro-batch."""
+    """The estimate of a module that is there, its weights on any device; FLOPs are those of one micro-batch.
+
+    `like` is an estimate that differs in strategy and number of devices alone: its activations are taken over.
+    """
     groups = group_weights(module, units_of(module), layout.weight_type)
     passes = module.passes(work.context, work.example, work.queries)
     if like is None or like.micro_batch != work.contexts:
@@ -195,7 +182,7 @@ def estimate_module(
 
 def _pass_flops(module: CompressionModule, each: Pass, work: Work) -> float:
     """Forward and backward, with the logits where labels are."""
-    rows, decoder_rows = _rows(module, each, work)
+    rows, decoder_rows = rows_of(module, each, work)
     shape = shape_of_config(each.model.config.to_dict(), 0)
     if decoder_rows is not None:
         decoder = cross_decoder_flops(shape, decoder_rows.length, rows.length) - shape.head_flops
@@ -203,7 +190,7 @@ def _pass_flops(module: CompressionModule, each: Pass, work: Work) -> float:
     else:
         forward = rows.count * (decoder_flops(shape, rows.length) - shape.head_flops)
     if each.model.get_output_embeddings() is not None:
-        forward += shape.head_flops * _label_positions(module, work)
+        forward += shape.head_flops * label_positions(module, work)
     return forward * (1 + each.gradient + each.trained)
 
 
@@ -235,45 +222,9 @@ def _activations(module: CompressionModule, passes: list[Pass], work: Work, layo
     found = NOTHING
     for each in passes:
         if each.gradient:
-            rows, decoder_rows = _rows(module, each, work)
+            rows, decoder_rows = rows_of(module, each, work)
             found = found + kept_bytes(each.model, rows, decoder_rows, numbers)
     return found.total, found.checkpointed, found.largest_block
-
-
-def _rows(module: CompressionModule, each: Pass, work: Work) -> tuple[Rows, Rows | None]:
-    """The sequences of a pass, as promptcomp.language_model packs them."""
-    length, rows = math.ceil(each.length), math.ceil(each.tokens / each.length) * work.contexts
-    if each.model.config.is_encoder_decoder:
-        if module.lm.query_in_encoder:
-            count = work.contexts * work.queries
-            return Rows(count, max(1, length - _known_target(work))), Rows(count, work.target + 1)
-        tree = work.queries * work.example + 1
-        split = math.ceil(tree / (MAX_ROW_TOKENS // 2)) if work.queries > 1 else 1
-        read = Rows(work.contexts, max(1, length - work.example))
-        return read, Rows(work.contexts * split, math.ceil(tree / split))
-    if each.model.get_output_embeddings() is None:  # a distiller: chunks of a context
-        return Rows(rows, length), None
-    front, tree = length - work.example, work.queries * work.example
-    split = math.ceil(tree / MAX_ROW_TOKENS) if work.queries > 1 else 1
-    return Rows(work.contexts * split, front + math.ceil(tree / split)), None
-
-
-def _known_target(work: Work) -> int:
-    return work.target if work.target < work.example else 0
-
-
-def _with_teacher(module: CompressionModule) -> tuple[bool, bool]:
-    """Whether logits are compared with a teacher's, and whether they are made after every token."""
-    settings = module.method.model_dump()
-    compared = bool(settings.get("kl_weight")) or settings.get("stage") == "pretrain"
-    return compared, compared and settings.get("kl_positions") == "all"
-
-
-def _label_positions(module: CompressionModule, work: Work) -> int:
-    """Positions of a micro-batch at which logits are made."""
-    _, everywhere = _with_teacher(module)
-    length = work.example if everywhere and not module.lm.query_in_encoder else work.target
-    return work.contexts * work.queries * length
 
 
 def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:
@@ -283,8 +234,8 @@ def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layo
     is made, and with a teacher its logits and both log-softmaxes; in half precision the logits as the head made them
     as well.
     """
-    compared, _ = _with_teacher(module)
-    values = _label_positions(module, work) * module.lm.vocab_size
+    compared, _ = with_teacher(module)
+    values = label_positions(module, work) * module.lm.vocab_size
     is_half = (layout.autocast or layout.weight_type or module.lm.hf.dtype).itemsize == 2
     students = sum(each.gradient and each.model.get_output_embeddings() is not None for each in passes)
     return round(values * (4 * (students + 3 + 3 * compared) + 2 * is_half * (students + compared)))
@@ -348,33 +299,3 @@ def _way_out(found: Estimate, layout: Layout) -> str:
         if layout.strategy == "fsdp":
             ways.append("trainer.offload_optimizer=true")
     return "try " + ", ".join(ways or ["a smaller LM or shorter budgets in data.*"])
-
-
-def _queries(experiment: Experiment) -> int:
-    """Queries of one context in training."""
-    data = experiment.data
-    if isinstance(data, ICLConfig | InstructionConfig):
-        return data.queries_per_context
-    return 2 if isinstance(data, RationaleConfig) and data.has_two_tasks else 1
-
-
-def _lengths(experiment: Experiment, module: CompressionModule) -> tuple[int, int, int]:
-    """Budgets of a context, of a query with its target, and of the target where it has one of its own, in tokens."""
-    data = experiment.data
-    if isinstance(data, ICLConfig):
-        window = module.lm.window
-        room = _MAX_CONTEXT_WITHOUT_WINDOW if window is None else window - data.max_example_tokens - 1
-        most = room if data.max_context_tokens is None else data.max_context_tokens
-        example = data.max_example_tokens
-        return min(most, data.num_demonstrations * example), example, example
-    if isinstance(data, InstructionConfig):
-        context, query, target = data.limits("train")
-        return context, query + target, target
-    if isinstance(data, RationaleConfig):
-        text = data.max_input_tokens or module.lm.window or _MAX_CONTEXT_WITHOUT_WINDOW
-        room = text if module.lm.window is None else module.lm.window // 2
-        shared = data.markers == "suffix"
-        target = max(data.max_label_tokens, data.max_rationale_tokens if data.uses_rationales else 0)
-        return (min(text, room), target, target) if shared else (0, min(text, room) + target, target)
-    context = round(data.context_share * data.max_tokens)
-    return context, data.max_tokens - context, data.max_tokens - context

@@ -18,6 +18,7 @@ from promptcomp.evaluation.files import write_atomic
 from promptcomp.run.lease import disk_time
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.journal import WholeLines
+from promptcomp.sweeps.storage import study_name
 
 _HELD = 1.0  # seconds; a writer holds the lock for milliseconds
 _OLD = 60.0
@@ -62,7 +63,7 @@ def check_journal(directory: SweepDirectory, repair: bool, busy: bool) -> Iterat
         yield f"{journal.name}: {problem}", advice
     if advice:
         return
-    error = _replay(kept)
+    error = _replay(kept, study_name(directory))
     if error is None:
         if problems and repair:
             _replace(journal, text, kept)
@@ -104,15 +105,18 @@ def _is_entry(line: bytes) -> bool:
     return isinstance(found, dict) and isinstance(found.get("op_code"), int)
 
 
-def _replay(text: bytes) -> str | None:
+def _replay(text: bytes, name: str) -> str | None:
     """Have Optuna read a journal; what it stumbles over."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "journal.log"
         copy.write_bytes(text)
         try:
             storage = JournalStorage(WholeLines(copy))
-            for study in storage.get_all_studies():
-                storage.get_all_trials(study._study_id, deepcopy=False)
+            found = {study.study_name: study._study_id for study in storage.get_all_studies()}
+            if text and name not in found:
+                return f"the study {name!r} is not in it"
+            for identity in found.values():
+                storage.get_all_trials(identity, deepcopy=False)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             return f"{type(error).__name__}: {error}"
     return None

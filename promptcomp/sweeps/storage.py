@@ -197,8 +197,16 @@ def _no_driver(address: URL) -> ConfigError:
 
 
 def study_name(directory: SweepDirectory) -> str:
-    """Name of a sweep's study: its directory's, so that machines with a common database agree."""
-    return directory.path.resolve().name
+    """Name of a sweep's study: its directory's when it was begun, so that machines with a common database agree."""
+    return place_of(directory)[1] or directory.path.resolve().name
+
+
+def place_of(directory: SweepDirectory) -> tuple[str, str]:
+    """Identity of a sweep's directory and name of its study, empty before it is begun."""
+    if not directory.place.is_file():
+        return "", ""
+    identity, _, name = read_text(directory.place, "sweep's identity").strip().partition("\n")
+    return identity, name.strip()
 
 
 def patiently(

@@ -33,6 +33,7 @@ from promptcomp.sweeps.storage import (
     damaged,
     exclusive,
     open_storage,
+    place_of,
     remember,
     study_name,
     unreachable,
@@ -109,7 +110,7 @@ def begin(config: SweepConfig, directory: SweepDirectory, storage: str | None, w
             remember(directory, address)
             if not sweep.place:
                 sweep.place = uuid.uuid4().hex
-                write_atomic(directory.place, f"{sweep.place}\n")
+                write_atomic(directory.place, f"{sweep.place}\n{study_name(directory)}\n")
             write_atomic(directory.config, dump(config))
     except DBAPIError as error:
         raise unreachable(error) from None
@@ -133,8 +134,7 @@ def _open(directory: SweepDirectory, config: SweepConfig, address: URL | None) -
     name = study_name(directory)
     trials = make_study(opened, name, [objective.direction for objective in config.objectives])
     controls = make_study(opened, f"{name}.controls", ["maximize"])
-    place = directory.place.read_text(encoding="utf-8").strip() if directory.place.is_file() else ""
-    return Sweep(directory, config, address, trials, controls, place)
+    return Sweep(directory, config, address, trials, controls, place_of(directory)[0])
 
 
 def _compare_and_note(sweep: Sweep) -> None:
@@ -192,7 +192,7 @@ class StateReader:
                 return state_of(self.directory, config, [], [], None)
             trials = Queue(self._opened, name)
             controls = Queue(self._opened, f"{name}.controls") if f"{name}.controls" in names else None
-            place = self.directory.place.read_text(encoding="utf-8").strip() if self.directory.place.is_file() else ""
+            place = place_of(self.directory)[0]
             started = None
             with contextlib.suppress(ValueError, TypeError):
                 started = datetime.fromisoformat(trials.attribute("started"))

@@ -136,6 +136,12 @@ def test_a_hopeless_journal_is_begun_anew(sweep: SweepDirectory) -> None:
     assert examine(sweep) == []
 
 
+def test_a_directory_may_be_renamed(sweep: SweepDirectory) -> None:
+    moved = SweepDirectory(sweep.path.rename(sweep.path.with_name("another-name")))
+    assert examine(moved) == []
+    assert statuses(read_state(moved)) == {"finished": 2}
+
+
 def test_no_sweep(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such directory"):
         examine(SweepDirectory(tmp_path / "none"))

@@ -1,0 +1,104 @@
+"""What a training step reads on one device: lengths from the data section's budgets, rows as the LM packs them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from promptcomp.datamodules.base import ICLConfig
+from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.experiment import Experiment
+from promptcomp.language_model.packing import MAX_ROW_TOKENS
+from promptcomp.lightning_modules.base import CompressionModule, Pass
+from promptcomp.run.activations import Rows
+from promptcomp.run.layout import Layout
+
+_MAX_CONTEXT_WITHOUT_WINDOW = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a device reads at a time; lengths in tokens."""
+
+    context: int
+    example: int
+    """A query with its target."""
+    target: int
+    """The target alone; as long as the example where that is not known."""
+    queries: int
+    """Of one context."""
+    contexts: int
+
+
+def work_of(experiment: Experiment, module: CompressionModule, layout: Layout) -> Work:
+    """What a device reads at a time."""
+    context, example, target = _lengths(experiment, module)
+    contexts = max(1, experiment.trainer.batch_size // (layout.accumulate * layout.devices))
+    return Work(context, example, target, _queries(experiment), contexts)
+
+
+def rows_of(module: CompressionModule, each: Pass, work: Work) -> tuple[Rows, Rows | None]:
+    """The sequences of a pass, as promptcomp.language_model packs them."""
+    length, rows = math.ceil(each.length), math.ceil(each.tokens / each.length) * work.contexts
+    if each.model.config.is_encoder_decoder:
+        if module.lm.query_in_encoder:
+            count = work.contexts * work.queries
+            return Rows(count, max(1, length - _known_target(work))), Rows(count, work.target + 1)
+        tree = work.queries * work.example + 1
+        split = math.ceil(tree / (MAX_ROW_TOKENS // 2)) if work.queries > 1 else 1
+        read = Rows(work.contexts, max(1, length - work.example))
+        return read, Rows(work.contexts * split, math.ceil(tree / split))
+    if each.model.get_output_embeddings() is None:  # a distiller: chunks of a context
+        return Rows(rows, length), None
+    front, tree = length - work.example, work.queries * work.example
+    split = math.ceil(tree / MAX_ROW_TOKENS) if work.queries > 1 else 1
+    return Rows(work.contexts * split, front + math.ceil(tree / split)), None
+
+
+def _known_target(work: Work) -> int:
+    return work.target if work.target < work.example else 0
+
+
+def with_teacher(module: CompressionModule) -> tuple[bool, bool]:
+    """Whether logits are compared with a teacher's, and whether they are made after every token."""
+    settings = module.method.model_dump()
+    compared = bool(settings.get("kl_weight")) or settings.get("stage") == "pretrain"
+    return compared, compared and settings.get("kl_positions") == "all"
+
+
+def label_positions(module: CompressionModule, work: Work) -> int:
+    """Positions of a micro-batch at which logits are made."""
+    _, everywhere = with_teacher(module)
+    length = work.example if everywhere and not module.lm.query_in_encoder else work.target
+    return work.contexts * work.queries * length
+
+
+def _queries(experiment: Experiment) -> int:
+    """Queries of one context in training."""
+    data = experiment.data
+    if isinstance(data, ICLConfig | InstructionConfig):
+        return data.queries_per_context
+    return 2 if isinstance(data, RationaleConfig) and data.has_two_tasks else 1
+
+
+def _lengths(experiment: Experiment, module: CompressionModule) -> tuple[int, int, int]:
+    """Budgets of a context, of a query with its target, and of the target where it has one of its own, in tokens."""
+    data = experiment.data
+    if isinstance(data, ICLConfig):
+        window = module.lm.window
+        room = _MAX_CONTEXT_WITHOUT_WINDOW if window is None else window - data.max_example_tokens - 1
+        most = room if data.max_context_tokens is None else data.max_context_tokens
+        example = data.max_example_tokens
+        return min(most, data.num_demonstrations * example), example, example
+    if isinstance(data, InstructionConfig):
+        context, query, target = data.limits("train")
+        return context, query + target, target
+    if isinstance(data, RationaleConfig):
+        text = data.max_input_tokens or module.lm.window or _MAX_CONTEXT_WITHOUT_WINDOW
+        room = text if module.lm.window is None else module.lm.window // 2
+        shared = data.markers == "suffix"
+        target = max(data.max_label_tokens, data.max_rationale_tokens if data.uses_rationales else 0)
+        return (min(text, room), target, target) if shared else (0, min(text, room) + target, target)
+    context = round(data.context_share * data.max_tokens)
+    return context, data.max_tokens - context, data.max_tokens - context
