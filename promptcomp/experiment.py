@@ -40,8 +40,8 @@ class TrainerConfig(Config):
     """whole: one file, gathered on the first process; sharded (strategy fsdp): a folder, each process writes its
     part."""
     select_by: Literal["auto", "loss", "accuracy", "exact_match"] = "auto"
-    """Which dev result the best weights are chosen by (exact_match: of greedy answers; equal ones by the loss); auto:
-    accuracy where there are options, otherwise loss."""
+    """Which dev result the best weights are chosen by, equal ones by the loss. auto: accuracy where there are options,
+    otherwise loss; exact_match: that of greedy answers, auto where all examples have options."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many dev evaluations without a better result; null: never."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"

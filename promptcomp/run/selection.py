@@ -24,12 +24,12 @@ def monitor_of(config: TrainerConfig, datamodule: ContextDataModule) -> tuple[st
     """
     has_options = datamodule.has_options("dev")
     wanted = config.select_by
+    if wanted == "exact_match" and all(len(example.options) > 1 for example in datamodule.examples("dev")):
+        wanted = "auto"
     if wanted == "auto":
         wanted = "accuracy" if has_options else "loss"
     if wanted == "accuracy" and not has_options:
         raise ConfigError("trainer.select_by = 'accuracy': the dev split has no options; use loss or exact_match")
-    if wanted == "exact_match" and all(len(example.options) > 1 for example in datamodule.examples("dev")):
-        raise ConfigError("trainer.select_by = 'exact_match': the dev split has options only; use accuracy or loss")
     return f"dev/{wanted}", "min" if wanted == "loss" else "max"
 
 
