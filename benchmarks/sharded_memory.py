@@ -4,8 +4,8 @@ Run: python benchmarks/sharded_memory.py [--cases lora gist] [--width 1024] [--l
 [--json]. lora: adapters beside a frozen LM; gist: all weights trained (with a quarter of the layers, as AdamW's state
 comes on top). Random weights, float32, gloo, one thread and one row a process. Under fsdp rank 0 alone makes the
 weights and hands them out, as `fit` does. Memory is the resident set of a process above what it was before the model
-was made: its peak while loading (until the first step) and in the steps after the first. The C library is told to give freed
-memory back at once; otherwise the resident set holds what earlier gathers have left.
+was made: its peak while loading (until the first step) and in the steps after the first. The C library is told to
+give freed memory back at once; otherwise the resident set holds what earlier gathers have left.
 """
 
 from __future__ import annotations

@@ -97,9 +97,8 @@ def test_parts_hold_what_one_file_holds(folder: Path, case: int) -> None:
     assert is_sharded(parts)
     assert whole.is_file()
     one, two = read_checkpoint(parts), read_checkpoint(whole)
-    assert (
-        one["state_dict"].keys() == two["state_dict"].keys() == result(folder, "straight", "auto 1", case=case)["tensors"].keys()
-    )
+    names = result(folder, "straight", "auto 1", case=case)["tensors"].keys()
+    assert one["state_dict"].keys() == two["state_dict"].keys() == names
     assert all(torch.equal(value, two["state_dict"][key]) for key, value in one["state_dict"].items())
     states = [each["optimizer_states"][0]["state"] for each in (one, two)]
     assert states[0].keys() == states[1].keys() == one["state_dict"].keys()
