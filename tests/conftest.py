@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,16 @@ def _shared() -> Path | None:
     named = os.environ.get("PROMPTCOMP_SHARED")
     candidates = [Path(named)] if named else [Path(__file__).resolve().parents[2] / "shared"]
     return next((path for path in candidates if path.is_dir()), None)
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """The program ignores late signals when it ends; a test that calls its entry point must not pass that on."""
+    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

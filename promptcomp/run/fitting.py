@@ -110,9 +110,9 @@ def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> O
         ConfigError: no run directory, a checkpoint that does not belong to its configuration, or that cannot be
             continued exactly with these overrides.
     """
-    run = open_existing(path)
     overrides = list(overrides)
     check_overrides(overrides)
+    run = open_existing(path)
     experiment = build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
     with quiet(run):
         ranks = join(experiment.trainer)
