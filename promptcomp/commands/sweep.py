@@ -25,11 +25,10 @@ from promptcomp.commands.slurm import (
 from promptcomp.commands.sweep_show import sweep_best, sweep_plot, sweep_show
 from promptcomp.commands.sweep_tools import sweep_doctor, sweep_work
 from promptcomp.errors import ConfigError
+from promptcomp.stopping import INTERRUPTED
 
 if TYPE_CHECKING:
     from promptcomp.sweeps.config import SweepConfig
-
-INTERRUPTED = 130
 
 
 class _RunByDefault(TyperGroup):
