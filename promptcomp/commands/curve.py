@@ -10,8 +10,7 @@ import typer
 
 from promptcomp.commands.common import JsonOption, Overrides, console_for
 from promptcomp.errors import ConfigError
-
-INTERRUPTED = 130
+from promptcomp.stopping import INTERRUPTED
 
 
 def curve(

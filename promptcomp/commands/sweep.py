@@ -25,11 +25,10 @@ from promptcomp.commands.slurm import (
 from promptcomp.commands.sweep_show import sweep_best, sweep_plot, sweep_show
 from promptcomp.commands.sweep_tools import sweep_doctor, sweep_work
 from promptcomp.errors import ConfigError
+from promptcomp.stopping import INTERRUPTED
 
 if TYPE_CHECKING:
     from promptcomp.sweeps.config import SweepConfig
-
-INTERRUPTED = 130
 
 
 class _RunByDefault(TyperGroup):
@@ -179,12 +178,12 @@ def _run(
     config: SweepConfig, directory: Path, storage: str | None, workers: int, devices: str | None, as_json: bool
 ) -> None:
     from promptcomp.sweeps.directory import SweepDirectory
-    from promptcomp.sweeps.live import LiveView
-    from promptcomp.sweeps.report import write_report
     from promptcomp.sweeps.running import run_sweep
-    from promptcomp.sweeps.show import print_state
     from promptcomp.sweeps.study import read_state
-    from promptcomp.sweeps.tables import state_json
+    from promptcomp.sweeps.views.live import LiveView
+    from promptcomp.sweeps.views.report import write_report
+    from promptcomp.sweeps.views.show import print_state
+    from promptcomp.sweeps.views.tables import state_json
 
     console, place = console_for(as_json), SweepDirectory(directory)
     with LiveView(console) as view:

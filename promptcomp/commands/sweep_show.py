@@ -31,11 +31,11 @@ def sweep_show(
         raise ConfigError(f"--format {format_!r} is not known; choose {', '.join(FORMATS)}")
     state = read(directory)
     if chosen == "table":
-        from promptcomp.sweeps.show import print_state
+        from promptcomp.sweeps.views.show import print_state
 
         print_state(state, console_for(False))
         return
-    from promptcomp.sweeps.tables import latex, markdown, points_csv, state_json, trials_csv
+    from promptcomp.sweeps.views.tables import latex, markdown, points_csv, state_json, trials_csv
 
     texts = {"csv": points_csv, "trials": trials_csv, "markdown": markdown, "latex": latex}
     print(json.dumps(state_json(state)) if chosen == "json" else texts[chosen](state).rstrip("\n"))
@@ -51,8 +51,8 @@ def sweep_best(
 ) -> None:
     """The best point as YAML that `promptcomp fit --config` takes."""
     state = read(directory)
-    from promptcomp.sweeps.best import best_cell
     from promptcomp.sweeps.space import best_yaml
+    from promptcomp.sweeps.views.best import best_cell
 
     trial = best_cell(state, objective, point)
     values = ", ".join(f"{name} {value:.4g}" for name, value in trial.values.items())
@@ -69,7 +69,7 @@ def sweep_best(
 def sweep_plot(directory: DirectoryArgument) -> None:
     """Write the plots, the tables and one page that opens without a network (DIR/report/index.html)."""
     state = read(directory)
-    from promptcomp.sweeps.report import write_report
+    from promptcomp.sweeps.views.report import write_report
 
     console_for(False).print(f"saved as {write_report(state)}", highlight=False, markup=False, soft_wrap=True)
 

@@ -8,16 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 from promptcomp.config import ConfigError, dump
 from promptcomp.curve.plan import Point
 from promptcomp.evaluation.files import write_atomic
 from promptcomp.run.controls import find
+from promptcomp.stopping import called_at_stop
 
 Start = Callable[[Point, Path], "subprocess.Popen[bytes]"]
 """Begins (or continues) the run of a point in a directory."""
@@ -77,7 +77,7 @@ class Runner:
         """
         done: list[Done] = []
         waiting = iter(points)
-        with _signals(self._on_signal):
+        with called_at_stop(self._on_signal):
             try:
                 while True:
                     done += self._collect()
@@ -176,24 +176,6 @@ class Runner:
                 running.process.kill()
             running.process.wait()
         self._running = []
-
-
-@contextlib.contextmanager
-def _signals(on_signal: Callable[[], None]) -> Iterator[None]:
-    """Call `on_signal` at SIGINT and SIGTERM."""
-
-    def caught(_number: int, _frame: FrameType | None) -> None:
-        on_signal()
-
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
-            before[number] = signal.signal(number, caught)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _clear_empty(run: Path) -> None:

@@ -17,12 +17,12 @@ from promptcomp.config import ConfigError, dump
 from promptcomp.run.directory import RUN_DIRECTORY_VARIABLE
 from promptcomp.run.lease import JOB_VARIABLE, LEASE_VARIABLE, lease_of, write_lease
 from promptcomp.run.lock import locked
+from promptcomp.stopping import PREEMPTED
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.planning import Kind
 from promptcomp.sweeps.space import Cell
 from promptcomp.sweeps.storage import STORAGE_VARIABLE
 
-PREEMPTED = 75
 FIT = (sys.executable, "-m", "promptcomp", "fit")
 _OWN = (STORAGE_VARIABLE, LEASE_VARIABLE, RUN_DIRECTORY_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")

@@ -9,19 +9,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 import optuna
 
 from promptcomp.config import ConfigError
-from promptcomp.sweeps.child import PREEMPTED
+from promptcomp.stopping import INTERRUPTED, PREEMPTED
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.stopping import INTERRUPTED, PARENT_VARIABLE
+from promptcomp.sweeps.stopping import PARENT_VARIABLE
 from promptcomp.sweeps.storage import STORAGE_VARIABLE
 from promptcomp.sweeps.study import StateReader
 from promptcomp.sweeps.worker import DISK_FULL
@@ -125,23 +124,10 @@ class Crew:
             env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self._count)))
         return self._begin(self._directory, number, devices, env, self.log_of(number))
 
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """Catch Ctrl-C and SIGTERM; a second one ends trials without a checkpoint."""
-
-        def caught(_number: int, _frame: FrameType | None) -> None:
-            self._signals += 1
-            self._tell_all(signal.SIGTERM)
-
-        before = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
-                before[number] = signal.signal(number, caught)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def stop(self) -> None:
+        """Have all workers end; a second call ends their trials without a checkpoint."""
+        self._signals += 1
+        self._tell_all(signal.SIGTERM)
 
     def watch(self, reader: StateReader, on_state: Callable[[SweepState], None] | None) -> None:
         """Until all workers have ended: restart those that die, show the state."""

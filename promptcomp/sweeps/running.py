@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from promptcomp.config import ConfigError
+from promptcomp.stopping import called_at_stop
 from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.crew import Crew, Start
 from promptcomp.sweeps.directory import SweepDirectory
@@ -54,7 +55,7 @@ def run_sweep(
     sweep.close()  # the workers have connections of their own
     reader = StateReader(directory, secret)
     crew = Crew(directory, shares, secret, lambda text: console.print(text, highlight=False, markup=False), start)
-    with crew.signals():
+    with called_at_stop(crew.stop):
         try:
             crew.watch(reader, on_state)
         finally:

@@ -12,10 +12,9 @@ from types import FrameType
 
 from promptcomp.config import ConfigError
 from promptcomp.run.lock import locked
-from promptcomp.sweeps.child import PREEMPTED
+from promptcomp.stopping import INTERRUPTED, PREEMPTED
 from promptcomp.sweeps.directory import SweepDirectory
 
-INTERRUPTED = 130
 PARENT_VARIABLE = "PROMPTCOMP_SWEEP_PARENT"
 """Process id of the `promptcomp sweep` that has started this worker, which ends when that one does."""
 

@@ -15,7 +15,8 @@ import optuna
 from promptcomp.config import ConfigError
 from promptcomp.run.controls import find
 from promptcomp.run.lease import Keeper, kept
-from promptcomp.sweeps.child import FIT, PREEMPTED, Child, End, end_of, is_busy, start
+from promptcomp.stopping import PREEMPTED
+from promptcomp.sweeps.child import FIT, Child, End, end_of, is_busy, start
 from promptcomp.sweeps.claims import Claim, Desk, Nothing
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.planning import UNCOUNTED, Kind, Record

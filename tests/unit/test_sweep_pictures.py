@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from promptcomp.sweeps import plots
-from promptcomp.sweeps.axes import axis_of
-from promptcomp.sweeps.live import LiveView
-from promptcomp.sweeps.report import write_report
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.summary import summarize
+from promptcomp.sweeps.views import plots
+from promptcomp.sweeps.views.axes import axis_of
+from promptcomp.sweeps.views.live import LiveView
+from promptcomp.sweeps.views.report import write_report
+from promptcomp.sweeps.views.summary import summarize
 from tests.sweep_states import (
     NOW,
     STATES,
@@ -60,7 +60,7 @@ def test_plain_lines_tell_each_change_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", STATES)
 @pytest.mark.parametrize("width", [60, 80, 160])
 def test_live_view_fits_the_terminal(name: str, width: int, tmp_path: Path) -> None:
-    from promptcomp.sweeps.live import render
+    from promptcomp.sweeps.views.live import render
 
     found = STATES[name](tmp_path)
     busy = tuple(dataclasses.replace(t, status="running") for t in found.trials)
@@ -146,7 +146,7 @@ def test_report_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_views_import_no_torch() -> None:
     code = (
         "import sys\n"
-        "import promptcomp.sweeps.report, promptcomp.sweeps.show, promptcomp.sweeps.live, promptcomp.sweeps.best\n"
+        "from promptcomp.sweeps.views import best, live, report, show\n"
         "heavy = {'torch', 'lightning', 'transformers', 'matplotlib', 'optuna', 'jinja2'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

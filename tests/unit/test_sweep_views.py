@@ -13,13 +13,13 @@ import pytest
 from rich.console import Console
 
 from promptcomp.errors import ConfigError
-from promptcomp.sweeps.best import best_cell
-from promptcomp.sweeps.numbers import Runs, goals_of, learning_curve, log_tail
-from promptcomp.sweeps.show import print_state
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.summary import summarize
-from promptcomp.sweeps.tables import FORMATS, latex, markdown, points_csv, state_json
-from promptcomp.sweeps.wording import amount, number, params_text, short_names, time_text
+from promptcomp.sweeps.views.best import best_cell
+from promptcomp.sweeps.views.numbers import Runs, goals_of, learning_curve, log_tail
+from promptcomp.sweeps.views.show import print_state
+from promptcomp.sweeps.views.summary import summarize
+from promptcomp.sweeps.views.tables import FORMATS, latex, markdown, points_csv, state_json
+from promptcomp.sweeps.views.wording import amount, number, params_text, short_names, time_text
 from tests.sweep_states import (
     NOW,
     STATES,

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from promptcomp.sweeps.live import status_line
-from promptcomp.sweeps.numbers import Runs, log_tail, plain_line
 from promptcomp.sweeps.state import SweepState, Trial
-from promptcomp.sweeps.summary import Point, Summary, summarize
-from promptcomp.sweeps.tables import state_json
-from promptcomp.sweeps.wording import (
+from promptcomp.sweeps.views.live import status_line
+from promptcomp.sweeps.views.numbers import Runs, log_tail, plain_line
+from promptcomp.sweeps.views.summary import Point, Summary, summarize
+from promptcomp.sweeps.views.tables import state_json
+from promptcomp.sweeps.views.wording import (
     hours_text,
     many,
     mean_text,

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from promptcomp.evaluation.seeds import Mean, mean_of
-from promptcomp.sweeps.axes import Axis, axis_of
 from promptcomp.sweeps.config import Scalar
-from promptcomp.sweeps.numbers import Band, Goal, Runs
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.summary import Point, Summary
-from promptcomp.sweeps.wording import objective_text, scalar_text
+from promptcomp.sweeps.views.axes import Axis, axis_of
+from promptcomp.sweeps.views.numbers import Band, Goal, Runs
+from promptcomp.sweeps.views.summary import Point, Summary
+from promptcomp.sweeps.views.wording import objective_text, scalar_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

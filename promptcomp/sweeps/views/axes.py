@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from promptcomp.sweeps.config import Choices, Interval, Scalar, SweepConfig, Values
-from promptcomp.sweeps.wording import scalar_text, short_names
+from promptcomp.sweeps.views.wording import scalar_text, short_names
 
 Kind = Literal["linear", "log2", "log10", "category"]
 _MAX_TICKS = 9

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from promptcomp.evaluation.seeds import Mean
-from promptcomp.sweeps.importance import ROUGH_BELOW
-from promptcomp.sweeps.numbers import Runs, finite, plain_line
 from promptcomp.sweeps.state import SweepState, Trial
-from promptcomp.sweeps.summary import Point, Summary, summarize
-from promptcomp.sweeps.wording import mean_text, objective_text, scalar_text, short_names
+from promptcomp.sweeps.views.importance import ROUGH_BELOW
+from promptcomp.sweeps.views.numbers import Runs, finite, plain_line
+from promptcomp.sweeps.views.summary import Point, Summary, summarize
+from promptcomp.sweeps.views.wording import mean_text, objective_text, scalar_text, short_names
 
 VERSION = 1
 _LATEX = {

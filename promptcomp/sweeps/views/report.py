@@ -11,11 +11,11 @@ from typing import Any
 
 from promptcomp.errors import ConfigError
 from promptcomp.evaluation.files import write_atomic
-from promptcomp.sweeps import plots
-from promptcomp.sweeps.page_content import content
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.summary import Summary, summarize
-from promptcomp.sweeps.tables import points_csv, state_json, trials_csv
+from promptcomp.sweeps.views import plots
+from promptcomp.sweeps.views.page_content import content
+from promptcomp.sweeps.views.summary import Summary, summarize
+from promptcomp.sweeps.views.tables import points_csv, state_json, trials_csv
 
 PAGE = "index.html"
 _HALF = 7.5
@@ -90,4 +90,4 @@ def render(
 
 
 def _text(name: str) -> str:
-    return (resources.files("promptcomp.sweeps") / "page" / name).read_text(encoding="utf-8")
+    return (resources.files("promptcomp.sweeps.views") / "page" / name).read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from promptcomp.sweeps.config import Interval, Scalar, SweepConfig
-from promptcomp.sweeps.numbers import Goal
+from promptcomp.sweeps.views.numbers import Goal
 
 MIN_POINTS = 4
 ROUGH_BELOW = 12

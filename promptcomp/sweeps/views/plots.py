@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptcomp.sweeps.axes import axis_of
-from promptcomp.sweeps.numbers import Runs
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.summary import Summary, summarize
-from promptcomp.sweeps.wording import direction_text, objective_text, short_names, slug
+from promptcomp.sweeps.views.axes import axis_of
+from promptcomp.sweeps.views.numbers import Runs
+from promptcomp.sweeps.views.summary import Summary, summarize
+from promptcomp.sweeps.views.wording import direction_text, objective_text, short_names, slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,8 +76,8 @@ def drawing() -> Iterator[None]:
 
 def figures(state: SweepState, summary: Summary | None = None) -> list[Plot]:
     """All pictures that the state has something for; none before the first value. Call it inside `drawing`."""
-    from promptcomp.sweeps.plot_overviews import draw_curves, draw_front, draw_importances, draw_parallel
-    from promptcomp.sweeps.plot_parameters import draw_parameter
+    from promptcomp.sweeps.views.plot_overviews import draw_curves, draw_front, draw_importances, draw_parallel
+    from promptcomp.sweeps.views.plot_parameters import draw_parameter
 
     summary, runs = summary or summarize(state), Runs(state)
     plots: list[Plot] = []

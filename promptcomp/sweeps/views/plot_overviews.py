@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from promptcomp.sweeps.axes import Axis, axis_of
-from promptcomp.sweeps.numbers import Goal, is_of_run, learning_curve
-from promptcomp.sweeps.plot_parameters import COLOURS, GREY, MARKERS, short
 from promptcomp.sweeps.state import SweepState, Trial
-from promptcomp.sweeps.summary import Point, Summary, sign_of
-from promptcomp.sweeps.wording import amount, objective_text, params_text, scalar_text, short_names
+from promptcomp.sweeps.views.axes import Axis, axis_of
+from promptcomp.sweeps.views.numbers import Goal, is_of_run, learning_curve
+from promptcomp.sweeps.views.plot_parameters import COLOURS, GREY, MARKERS, short
+from promptcomp.sweeps.views.summary import Point, Summary, sign_of
+from promptcomp.sweeps.views.wording import amount, objective_text, params_text, scalar_text, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,15 +12,15 @@ from typing import Any
 
 from promptcomp import __version__
 from promptcomp.evaluation.seeds import Mean
-from promptcomp.sweeps.axes import Axis, axis_of
-from promptcomp.sweeps.importance import ROUGH_BELOW
-from promptcomp.sweeps.numbers import Runs, finite, log_tail
-from promptcomp.sweeps.progress import duration
-from promptcomp.sweeps.show import failure_title, overview, remarks
 from promptcomp.sweeps.state import SweepState, Trial
-from promptcomp.sweeps.summary import Point, Summary, sign_of
-from promptcomp.sweeps.tables import remark
-from promptcomp.sweeps.wording import (
+from promptcomp.sweeps.views.axes import Axis, axis_of
+from promptcomp.sweeps.views.importance import ROUGH_BELOW
+from promptcomp.sweeps.views.numbers import Runs, finite, log_tail
+from promptcomp.sweeps.views.progress import duration
+from promptcomp.sweeps.views.show import failure_title, overview, remarks
+from promptcomp.sweeps.views.summary import Point, Summary, sign_of
+from promptcomp.sweeps.views.tables import remark
+from promptcomp.sweeps.views.wording import (
     amount,
     hours_text,
     many,

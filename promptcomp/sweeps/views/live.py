@@ -11,11 +11,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from promptcomp.sweeps.numbers import plain_line
-from promptcomp.sweeps.progress import Progress
 from promptcomp.sweeps.state import SweepState, Trial
-from promptcomp.sweeps.summary import Summary, summarize
-from promptcomp.sweeps.wording import (
+from promptcomp.sweeps.views.numbers import plain_line
+from promptcomp.sweeps.views.progress import Progress
+from promptcomp.sweeps.views.summary import Summary, summarize
+from promptcomp.sweeps.views.wording import (
     STATUS_STYLES,
     amount,
     hours_text,
