@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from promptcomp.errors import ConfigError
+from promptcomp.stopping import INTERRUPTED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 ASKS_FROM = 200
 """More requests than this, or any price, need --yes where nobody can be asked."""
-INTERRUPTED = 130
 
 BaseUrlOption = Annotated[
     str | None,
