@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from promptcomp.commands import asking
 from promptcomp.commands.common import JsonOption, console_for
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from promptcomp.endpoints import Endpoint
-    from promptcomp.judge.session import Estimate, Session
-
-ASKS_FROM = 200
-"""More calls than this, or any price, need --yes where nobody can be asked."""
-INTERRUPTED = 130
+    from promptcomp.judge.session import Session
 
 _SIDE = "A run directory, a folder with predictions.jsonl, or a JSONL/CSV file with id, instruction, input, text."
 
@@ -29,13 +24,8 @@ def judge(
     a: Annotated[Path, typer.Argument(metavar="A", help=f"The side whose win rate is wanted. {_SIDE}")],
     b: Annotated[Path, typer.Argument(metavar="B", help="The other side, likewise.")],
     model: Annotated[str | None, typer.Option("--model", help="The judge's name at an endpoint.")] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option("--base-url", help="OpenAI-compatible server, up to /v1; default: OPENAI_BASE_URL, else OpenAI."),
-    ] = None,
-    api_key_env: Annotated[
-        str, typer.Option("--api-key-env", help="Environment variable that holds the key.")
-    ] = "OPENAI_API_KEY",
+    base_url: asking.BaseUrlOption = None,
+    api_key_env: asking.KeyOption = "OPENAI_API_KEY",
     local: Annotated[
         str | None,
         typer.Option("--local", metavar="PATH", help="Judge with a local causal LM instead (folder or hub)."),
@@ -55,16 +45,16 @@ def judge(
     ask_identical: Annotated[
         bool, typer.Option("--ask-identical", help="Ask about identical answers too; else they are ties for free.")
     ] = False,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Most requests at a time.")] = 4,
-    rpm: Annotated[int | None, typer.Option("--rpm", min=1, help="Most requests in a minute.")] = None,
-    tpm: Annotated[int | None, typer.Option("--tpm", min=1, help="Most tokens in a minute.")] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.01, help="Seconds for one request.")] = 120.0,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="Further tries after a passing fault.")] = 5,
-    device: Annotated[str, typer.Option("--device", help="For --local: auto, cpu, cuda.")] = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="For --local.")] = 8,
-    price_in: Annotated[float | None, typer.Option("--price-in", min=0, help="Per million prompt tokens.")] = None,
-    price_out: Annotated[float | None, typer.Option("--price-out", min=0, help="Per million answer tokens.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
+    concurrency: asking.ConcurrencyOption = 4,
+    rpm: asking.RpmOption = None,
+    tpm: asking.TpmOption = None,
+    timeout: asking.TimeoutOption = 120.0,
+    retries: asking.RetriesOption = 5,
+    device: asking.DeviceOption = "auto",
+    batch_size: asking.BatchSizeOption = 8,
+    price_in: asking.PriceInOption = None,
+    price_out: asking.PriceOutOption = None,
+    yes: asking.YesOption = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File of judgements; default: in A, named after both sides.")
     ] = None,
@@ -75,9 +65,9 @@ def judge(
         raise ConfigError("name the judge: either --model NAME (with --base-url URL) or --local PATH")
     if malformed not in ("drop", "tie"):
         raise ConfigError(f"--malformed {malformed!r} is not known; choose drop or tie")
-    from promptcomp.endpoints import AskingStopped, Endpoint
-    from promptcomp.judge.session import Comparison, Prices, Session
-    from promptcomp.judge.show import print_result
+    from promptcomp.endpoints import AskingStopped, Endpoint, Prices
+    from promptcomp.judge.session import Comparison, Session
+    from promptcomp.judge.show import estimate_text, print_result, progress
     from promptcomp.judge.summary import Malformed
 
     policy: Malformed = "tie" if malformed == "tie" else "drop"
@@ -95,7 +85,7 @@ def judge(
     comparison = Comparison(
         a=a,
         b=b,
-        judge=model if model is not None else _local_identity(str(local)),
+        judge=asking.identity_of(model, local),
         url=endpoint.url if endpoint else None,
         row_a=row_a,
         row_b=row_b,
@@ -113,42 +103,20 @@ def judge(
     with Session(comparison) as session:
         try:
             if session.todo and endpoint is not None:
-                _confirm(session.estimate(prices), yes, console)
-                _ask_endpoint(session, endpoint, concurrency, console)
+                estimate = session.estimate(prices)
+                if not asking.is_agreed(estimate_text(estimate), estimate.calls, estimate.cost, yes, console):
+                    raise typer.Exit(1)
+                asking.ask_endpoint(session, endpoint, concurrency, progress(console, len(session.todo)), console)
             elif session.todo:
                 _ask_local(session, str(local), device, batch_size, console)
         except AskingStopped as stop:
-            _print_stop(session, stop)
-            raise typer.Exit(INTERRUPTED if stop.interrupted else 1) from None
+            raise asking.stopped(session, stop, "judgements were made by this call") from None
         result = session.result(policy, prices)
         session.write_result(policy, prices)
         if as_json:
             print(json.dumps(result))
         else:
             print_result(session, result, console)
-
-
-def _confirm(estimate: Estimate, yes: bool, console: Console) -> None:
-    """Tell what is about to be asked, and ask whether it should be."""
-    from promptcomp.judge.show import estimate_text
-
-    console.print(estimate_text(estimate), markup=False, highlight=False)
-    if yes:
-        return
-    if sys.stdin.isatty():
-        if not typer.confirm("Start?", err=True):
-            raise typer.Exit(1)
-    elif estimate.cost is not None or estimate.calls > ASKS_FROM:
-        raise ConfigError(f"{estimate_text(estimate)}: nobody is here to agree; give --yes to start")
-
-
-def _ask_endpoint(session: Session, endpoint: Endpoint, concurrency: int, console: Console) -> None:
-    from promptcomp.judge.show import progress
-
-    with progress(console, len(session.todo)) as seen:
-        notes = session.ask_endpoint(endpoint, concurrency, seen)
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
 
 
 def _ask_local(session: Session, path: str, device: str, batch_size: int, console: Console) -> None:
@@ -160,19 +128,3 @@ def _ask_local(session: Session, path: str, device: str, batch_size: int, consol
         judge_model = LocalJudge(path, device)
     with progress(console, len(session.todo)) as seen:
         session.ask_local(judge_model, batch_size, seen)
-
-
-def _print_stop(session: Session, stop: Exception) -> None:
-    left = sum(exchange.key not in session.record.judgements for exchange in session.todo)
-    done = len(session.todo) - left
-    print(
-        f"error: {stop}; {done} of {len(session.todo)} judgements were made by this call and all are kept in"
-        f" {session.record.path}; the same command continues with the other {left}",
-        file=sys.stderr,
-    )
-
-
-def _local_identity(path: str) -> str:
-    from promptcomp.judge.local import local_identity
-
-    return local_identity(path)

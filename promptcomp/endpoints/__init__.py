@@ -11,18 +11,26 @@ from promptcomp.endpoints.client import (
 )
 from promptcomp.endpoints.crew import AskingStopped, Crew
 from promptcomp.endpoints.limits import RateLimiter
+from promptcomp.endpoints.records import Entry, RecordFile, now
 from promptcomp.endpoints.replies import Reply
+from promptcomp.endpoints.session import BYTES_PER_TOKEN, AskingSession, Prices
 
 __all__ = [
+    "BYTES_PER_TOKEN",
+    "AskingSession",
     "AskingStopped",
     "ChatClient",
     "Crew",
     "Endpoint",
     "EndpointError",
+    "Entry",
     "Message",
+    "Prices",
     "RateLimiter",
+    "RecordFile",
     "RefusedError",
     "Reply",
     "StoppedError",
     "Usage",
+    "now",
 ]

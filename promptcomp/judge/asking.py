@@ -57,12 +57,12 @@ async def ask_endpoint(
                 cut=reply.finish_reason == "length",
                 model=reply.model,
             )
-        _keep(judgement, record, seen)
+        record.append(judgement, seen)
 
     def refuse(exchange: Exchange, reason: str) -> None:
-        _keep(exchange.refuse(reason), record, seen)
+        record.append(exchange.refuse(reason), seen)
 
-    answered = any(judgement.attempts for judgement in record.judgements.values())
+    answered = any(judgement.attempts for judgement in record.entries.values())
     await Crew(exchanges, client, ask=ask, refuse=refuse, answered=answered).run(concurrency)
 
 
@@ -81,7 +81,7 @@ def ask_local(
             if reason is None:
                 ordered.append(exchange)
                 continue
-            _keep(exchange.refuse(reason), record, seen)
+            record.append(exchange.refuse(reason), seen)
         for start in range(0, len(ordered), batch_size):
             pending = ordered[start : start + batch_size]
             while pending:
@@ -92,12 +92,7 @@ def ask_local(
                     if judgement is None:
                         again.append(exchange)
                         continue
-                    _keep(judgement, record, seen)
+                    record.append(judgement, seen)
                 pending = again
     except KeyboardInterrupt:
         raise AskingStopped("stopped", interrupted=True) from None
-
-
-def _keep(judgement: Judgement, record: Record, seen: Seen) -> None:
-    record.append(judgement)
-    seen(judgement)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 
-from promptcomp.endpoints import Message
+from promptcomp.endpoints import BYTES_PER_TOKEN, Message, now
 from promptcomp.judge.answers import Answer, parse_answer
 from promptcomp.judge.pairs import Pair
 from promptcomp.judge.prompt import JudgePrompt
-from promptcomp.judge.record import Header, Judgement, now
+from promptcomp.judge.record import Header, Judgement
 
-BYTES_PER_TOKEN = 4
-"""Rule of thumb for an estimate without the judge's tokenizer (English prose; other scripts take more tokens)."""
 _TOKENS_PER_MESSAGE = 5
 
 

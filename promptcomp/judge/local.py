@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +12,12 @@ from promptcomp.config import ConfigError
 from promptcomp.endpoints import Message
 from promptcomp.language_model.loading import (
     LanguageModelConfig,
-    locate,
     open_architecture,
     open_model,
     open_tokenizer,
     open_window,
 )
-
-DEVICES = ("auto", "cpu", "cuda")
+from promptcomp.language_model.local import local_device
 
 
 class LocalJudge:
@@ -35,16 +32,11 @@ class LocalJudge:
     """
 
     def __init__(self, path: str, device: str = "auto") -> None:
-        if device not in DEVICES:
-            raise ConfigError(f"--device {device!r} is not known; choose {', '.join(DEVICES)}")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device cuda: there is no CUDA device here; use --device cpu")
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        config = LanguageModelConfig(path=path, dtype="bfloat16" if name == "cuda" else "float32")
+        self.device = local_device(device)
+        config = LanguageModelConfig(path=path, dtype="bfloat16" if self.device.type == "cuda" else "float32")
         architecture = open_architecture(config)
         if architecture.is_encoder_decoder:
             raise ConfigError(f"--local {path}: a {architecture.model_type} cannot be a judge; name a causal LM")
-        self.device = torch.device(name)
         self.tokenizer = open_tokenizer(config)
         self.window = open_window(config)
         hf: Any = open_model(config, architecture)
@@ -92,9 +84,3 @@ class LocalJudge:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         text = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
         return list(self.tokenizer(f"{text}\n\nAssistant:")["input_ids"])
-
-
-def local_identity(path: str) -> str:
-    """The name of a local judge in the record: a folder by its full path, a hub name as it is."""
-    found = Path(locate(path))
-    return f"local:{found.resolve()}" if found.exists() and not path.startswith("embedded:") else f"local:{path}"

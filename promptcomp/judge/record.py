@@ -5,15 +5,13 @@ The first line tells which judge gave the judgements, every other line is one ju
 
 from __future__ import annotations
 
-import os
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Literal, Self
+from typing import Literal
 
 from pydantic import ConfigDict, ValidationError
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.endpoints import Entry, RecordFile, now
 from promptcomp.judge.answers import Choice
 
 _START = b'{"format":"promptcomp-judgements"'
@@ -39,13 +37,9 @@ class Header(Config):
     created: str = ""
 
 
-class Judgement(Config):
-    """One example as the judge saw it."""
+class Judgement(Entry):
+    """One example as the judge saw it; the key is of the judge, the prompt, the example, both texts and their order."""
 
-    model_config = ConfigDict(extra="ignore")
-
-    key: str
-    """Hash of the judge, the prompt, the example, both texts and their order."""
     split: str
     example: str
     swapped: bool
@@ -70,8 +64,8 @@ class Judgement(Config):
     time: str = ""
 
 
-class Record:
-    """The open file. Use as a context manager; one process at a time.
+class Record(RecordFile[Judgement]):
+    """The open file.
 
     Args:
         path: the file; made when it does not exist.
@@ -82,93 +76,32 @@ class Record:
     """
 
     def __init__(self, path: Path, header: Header) -> None:
-        self.path = path
-        self.judgements: dict[str, Judgement] = {}
-        """By key; of several the last."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = path.open("ab+")
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from None
-        try:
-            self._lock()
-            self._read(header)
-        except BaseException:
-            self._file.close()
-            raise
+        self._header = header
+        in_use = "is judging into this file; wait, or name another with -o"
+        super().__init__(path, Judgement, name="judgement", again="judged", in_use=in_use)
 
-    def __enter__(self) -> Self:
-        return self
+    def _first_line(self) -> bytes:
+        return self._header.model_copy(update={"created": now()}).model_dump_json().encode()
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def append(self, judgement: Judgement) -> None:
-        """Keep a judgement; it is on disk when this returns."""
-        self._write(judgement.model_dump_json())
-        self.judgements[judgement.key] = judgement
-
-    def _write(self, line: str) -> None:
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def _lock(self) -> None:
-        """Refuse to share the file with another process; the lock ends with the process, however it ends."""
-        if sys.platform == "win32":
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{self.path}: another process is judging into this file; wait, or name another with -o"
-            ) from None
-
-    def _read(self, header: Header) -> None:
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content.rfind(b"\n") + 1
-        torn_header = not whole and (content.startswith(_START) or _START.startswith(content))
-        if torn_header or self._is_empty(content):
-            self._file.truncate(0)
-            self._write(header.model_copy(update={"created": now()}).model_dump_json())
-            return
-        lines = content.split(b"\n")
-        self._check(lines[0], header)
-        for number, line in enumerate(lines[1:-1], start=2):
-            try:
-                judgement = Judgement.model_validate_json(line)
-            except ValidationError:
-                raise ConfigError(
-                    f"{self.path}, line {number}: not a judgement; remove the line to have it judged again"
-                ) from None
-            self.judgements[judgement.key] = judgement
-        if whole < len(content):
-            self._file.truncate(whole)  # a line that a killed process left unfinished; it is judged again
-
-    def _is_empty(self, content: bytes) -> bool:
-        """Whether there is a header and nothing else: no judgement is there that another judge's could mix with."""
+    def _is_new(self, content: bytes) -> bool:
+        """Also a header and nothing else: no judgement is there that another judge's could mix with."""
+        if b"\n" not in content:
+            return content.startswith(_START) or _START.startswith(content)
         return content.startswith(_START) and content.count(b"\n") == 1 and content.endswith(b"\n")
 
-    def _check(self, line: bytes, header: Header) -> None:
+    def _check(self, line: bytes) -> None:
         try:
             found = Header.model_validate_json(line)
         except ValidationError:
             raise ConfigError(f"{self.path}: not a file of judgements; name another with -o") from None
-        for what, there, here in (
-            ("judge", found.judge, header.judge),
-            ("judge prompt (sha256)", found.prompt_sha256[:12], header.prompt_sha256[:12]),
-            ("--max-tokens", found.max_tokens, header.max_tokens),
+        here = self._header
+        for what, before, current in (
+            ("judge", found.judge, here.judge),
+            ("judge prompt (sha256)", found.prompt_sha256[:12], here.prompt_sha256[:12]),
+            ("--max-tokens", found.max_tokens, here.max_tokens),
         ):
-            if there != here:
+            if before != current:
                 raise ConfigError(
-                    f"{self.path} holds judgements with another {what}: {there}, now {here};"
+                    f"{self.path} holds judgements with another {what}: {before}, now {current};"
                     " judgements of different judges are not mixed, name a new file with -o"
                 )
-
-
-def now() -> str:
-    """The time as it is written into the file."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

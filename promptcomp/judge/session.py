@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from promptcomp.endpoints import ChatClient, Endpoint, Usage
+from promptcomp.endpoints import AskingSession, ChatClient, Prices
 from promptcomp.evaluation.files import write_atomic
 from promptcomp.judge.asking import ANSWER_TOKENS, LocalModel, Seen, ask_endpoint, ask_local
 from promptcomp.judge.exchange import Exchange
 from promptcomp.judge.pairs import Matched, Pair, choose, is_swapped, match
 from promptcomp.judge.prompt import load_prompt
-from promptcomp.judge.record import Header, Record
+from promptcomp.judge.record import Header, Judgement, Record
 from promptcomp.judge.sources import Side, read_side
 from promptcomp.judge.summary import Malformed, SplitSummary, summarise
 
@@ -48,20 +47,6 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
-    """Dollars (or whatever) for a million tokens."""
-
-    prompt: float | None = None
-    completion: float | None = None
-
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """What so many tokens cost; None: no price is known."""
-        if self.prompt is None and self.completion is None:
-            return None
-        return (prompt_tokens * (self.prompt or 0.0) + completion_tokens * (self.completion or 0.0)) / 1e6
-
-
-@dataclass(frozen=True, slots=True)
 class Estimate:
     """What the judge will be asked, before it is."""
 
@@ -74,7 +59,7 @@ class Estimate:
     cost: float | None
 
 
-class Session:
+class Session(AskingSession[Exchange, Judgement]):
     """Pairs, the record, and what is still to be asked. Use as a context manager.
 
     Raises:
@@ -100,20 +85,13 @@ class Session:
             swapped = is_swapped(comparison.seed, pair.split, pair.example)
             exchange = Exchange(pair, swapped, prompt, header, comparison.attempts)
             self.pairs.append((pair, None if pair.identical and not comparison.ask_identical else exchange))
-        self.record = Record(comparison.output or default_output(side_a, side_b), header)
+        self.record: Record = Record(comparison.output or default_output(side_a, side_b), header)
         self.todo = [exchange for _, exchange in self.pairs if exchange is not None and self._is_open(exchange)]
         self.kept = sum(exchange is not None for _, exchange in self.pairs) - len(self.todo)
         """Pairs judged by earlier calls."""
-        self.usage: Usage | None = None
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.record.__exit__()
 
     def _is_open(self, exchange: Exchange) -> bool:
-        judgement = self.record.judgements.get(exchange.key)
+        judgement = self.record.entries.get(exchange.key)
         return judgement is None or (judgement.choice is None and self.comparison.retry_malformed)
 
     def estimate(self, prices: Prices) -> Estimate:
@@ -123,21 +101,8 @@ class Session:
         most = self.comparison.max_tokens * self.comparison.attempts * len(self.todo)
         return Estimate(len(self.todo), prompt, completion, most, prices.cost(prompt, completion))
 
-    def ask_endpoint(self, endpoint: Endpoint, concurrency: int, seen: Seen) -> list[str]:
-        """Have an endpoint judge what is left; gives back remarks on how it had to be asked.
-
-        Raises:
-            ConfigError: the endpoint cannot be used as given.
-            AskingStopped: it failed, or a person stopped it; what was judged is kept.
-        """
-
-        async def ask() -> list[str]:
-            async with ChatClient(endpoint) as client:
-                self.usage = client.usage
-                await ask_endpoint(self.todo, client, self.record, concurrency, self.comparison.max_tokens, seen)
-                return client.notes
-
-        return asyncio.run(ask())
+    async def _ask(self, client: ChatClient, concurrency: int, seen: Seen) -> None:
+        await ask_endpoint(self.todo, client, self.record, concurrency, self.comparison.max_tokens, seen)
 
     def ask_local(self, model: LocalModel, batch_size: int, seen: Seen) -> None:
         """Have a local model judge what is left.
@@ -153,15 +118,15 @@ class Session:
         groups = [(split, [both for both in self.pairs if both[0].split == split]) for split in splits]
         if len(groups) > 1:
             groups.append((POOLED, self.pairs))
-        judgements, seed = self.record.judgements, self.comparison.seed
+        judgements, seed = self.record.entries, self.comparison.seed
         return [summarise(name, group, judgements, malformed, seed) for name, group in groups]
 
     def result(self, malformed: Malformed, prices: Prices) -> dict[str, Any]:
         """Everything that was found, for machines; the tokens are those of all judgements that were used."""
         used = [
-            self.record.judgements[exchange.key]
+            self.record.entries[exchange.key]
             for _, exchange in self.pairs
-            if exchange is not None and exchange.key in self.record.judgements
+            if exchange is not None and exchange.key in self.record.entries
         ]
         prompt, completion = sum(j.prompt_tokens or 0 for j in used), sum(j.completion_tokens or 0 for j in used)
         return {

@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from promptcomp.endpoints import AskingStopped, ChatClient, Crew, Message
-from promptcomp.rationales.record import Completion, Record, now
+from promptcomp.endpoints import BYTES_PER_TOKEN, AskingStopped, ChatClient, Crew, Message, now
+from promptcomp.rationales.record import Completion, Record
 
 Seen = Callable[[Completion], None]
-BYTES_PER_TOKEN = 4
-"""Rule of thumb for an estimate without the teacher's tokenizer (English prose)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ def ask_local(
             if reason is None:
                 possible.append(request)
             else:
-                _keep(_completion(request, error=reason), record, seen)
+                record.append(_completion(request, error=reason), seen)
         possible.sort(key=lambda request: len(request.prompt))
         for start in range(0, len(possible), batch_size):
             batch = possible[start : start + batch_size]
@@ -91,7 +89,7 @@ def ask_local(
                     prompt_tokens=prompt_tokens,
                     completion_tokens=completion_tokens,
                 )
-                _keep(completion, record, seen)
+                record.append(completion, seen)
     except KeyboardInterrupt:
         raise AskingStopped("stopped", interrupted=True) from None
 
@@ -121,12 +119,12 @@ async def ask_endpoint(
             completion_tokens=reply.completion_tokens,
             model=reply.model,
         )
-        _keep(completion, record, seen)
+        record.append(completion, seen)
 
     def refuse(request: Request, reason: str) -> None:
-        _keep(_completion(request, error=reason), record, seen)
+        record.append(_completion(request, error=reason), seen)
 
-    answered = any(completion.error is None for completion in record.completions.values())
+    answered = any(completion.error is None for completion in record.entries.values())
     await Crew(requests, client, ask=ask, refuse=refuse, answered=answered).run(concurrency)
 
 
@@ -153,8 +151,3 @@ def _completion(
         model=model,
         time=now(),
     )
-
-
-def _keep(completion: Completion, record: Record, seen: Seen) -> None:
-    record.append(completion)
-    seen(completion)

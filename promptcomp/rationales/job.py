@@ -54,20 +54,6 @@ class Job:
     output: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """What a million tokens cost."""
-
-    prompt: float | None = None
-    completion: float | None = None
-
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """What so many tokens cost; None: no price is known."""
-        if self.prompt is None and self.completion is None:
-            return None
-        return (prompt_tokens * (self.prompt or 0.0) + completion_tokens * (self.completion or 0.0)) / 1e6
-
-
 def load_data(method: str | None, config: Path | None, overrides: Sequence[str]) -> RationaleConfig:
     """The data section of an experiment, or one made of overrides alone (data.name=...); without a teacher's work.
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from promptcomp.batch import Context, EncodedContext, EncodedQuery, collate
-from promptcomp.config import ConfigError
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, reads_queries_in_encoder
-from promptcomp.language_model.loading import locate
+from promptcomp.language_model.local import local_device
 from promptcomp.memory import Memory
 from promptcomp.rationales.asking import Writing
 from promptcomp.rationales.reading import cut_at
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 class _AllEnded(Exception):
@@ -35,14 +31,9 @@ class LocalTeacher:
     """
 
     def __init__(self, path: str, device: str = "auto") -> None:
-        if device not in DEVICES:
-            raise ConfigError(f"--device {device!r} is not known; choose {', '.join(DEVICES)}")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device cuda: there is no CUDA device here; use --device cpu")
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        dtype = "bfloat16" if name == "cuda" else "float32"
+        self._device = local_device(device)
+        dtype = "bfloat16" if self._device.type == "cuda" else "float32"
         config = LanguageModelConfig.model_validate({"path": path, "dtype": dtype, "layout": "query_in_encoder"})
-        self._device = torch.device(name)
         self.lm = LanguageModel.from_config(config).eval().to(self._device)
         assert self.lm.tokenizer is not None
         self._tokenizer = self.lm.tokenizer
@@ -149,9 +140,3 @@ def shared_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     most = min(map(len, rows)) - 1
     length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), most)
     return low[: min(length, most)]
-
-
-def local_identity(path: str) -> str:
-    """The name of a local teacher: a folder by its full path, a hub name as it is."""
-    found = Path(locate(path))
-    return f"local:{found.resolve()}" if found.exists() and not path.startswith("embedded:") else f"local:{path}"

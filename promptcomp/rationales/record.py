@@ -6,26 +6,17 @@ are only ever added, so one file may hold completions of several prompts, settin
 
 from __future__ import annotations
 
-import os
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Self
 
-from pydantic import ConfigDict, ValidationError
-
-from promptcomp.config import Config, ConfigError
+from promptcomp.config import ConfigError
+from promptcomp.endpoints import Entry, RecordFile
 
 _HEADER = b'{"format":"promptcomp-completions","version":1}'
 
 
-class Completion(Config):
-    """One text."""
+class Completion(Entry):
+    """One text; the key is of the teacher, the prompt and the way of writing."""
 
-    model_config = ConfigDict(extra="ignore")
-
-    key: str
-    """Hash of the teacher, the prompt and the way of writing."""
     id: str
     """The row it was first asked for."""
     split: str
@@ -43,79 +34,23 @@ class Completion(Config):
     time: str = ""
 
 
-class Record:
-    """The open file. Use as a context manager; one process at a time.
+class Record(RecordFile[Completion]):
+    """The open file.
 
     Raises:
         ConfigError: the file is not a record, is open elsewhere, or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.completions: dict[str, Completion] = {}
-        """By key; of several the last."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = path.open("ab+")
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from None
-        try:
-            self._lock()
-            self._read()
-        except BaseException:
-            self._file.close()
-            raise
+        in_use = "writes into this file; wait, or name another"
+        super().__init__(path, Completion, name="completion", again="asked", in_use=in_use)
 
-    def __enter__(self) -> Self:
-        return self
+    def _first_line(self) -> bytes:
+        return _HEADER
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def _is_new(self, content: bytes) -> bool:
+        return _HEADER.startswith(content)
 
-    def append(self, completion: Completion) -> None:
-        """Keep a completion; it is on disk when this returns."""
-        self._write(completion.model_dump_json().encode())
-        self.completions[completion.key] = completion
-
-    def _write(self, line: bytes) -> None:
-        self._file.write(line + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def _lock(self) -> None:
-        """Refuse to share the file with another process; the lock ends with the process, however it ends."""
-        if sys.platform == "win32":
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{self.path}: another process writes into this file; wait, or name another") from None
-
-    def _read(self) -> None:
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content.rfind(b"\n") + 1
-        if not whole and _HEADER.startswith(content):  # new, or torn in its first line
-            self._file.truncate(0)
-            self._write(_HEADER)
-            return
-        lines = content[:whole].split(b"\n")
-        if lines[0] != _HEADER:
+    def _check(self, line: bytes) -> None:
+        if line != _HEADER:
             raise ConfigError(f"{self.path}: not a file of completions; name another with -o")
-        for number, line in enumerate(lines[1:-1], start=2):
-            try:
-                completion = Completion.model_validate_json(line)
-            except ValidationError:
-                raise ConfigError(
-                    f"{self.path}, line {number}: not a completion; remove the line to have it asked again"
-                ) from None
-            self.completions[completion.key] = completion
-        if whole < len(content):
-            self._file.truncate(whole)  # a line that a killed process left unfinished; it is asked again
-
-
-def now() -> str:
-    """The time as it is written into the file."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from typing import Any
@@ -12,7 +11,7 @@ from promptcomp.datamodules import build_rationales
 from promptcomp.datamodules.rationale_parsing import STATUSES
 from promptcomp.datamodules.rationale_selection import same_label
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.endpoints import ChatClient, Endpoint, Usage
+from promptcomp.endpoints import AskingSession, ChatClient, Prices
 from promptcomp.evaluation.bootstrap import wilson
 from promptcomp.evaluation.files import write_atomic
 from promptcomp.rationales.asking import (
@@ -23,12 +22,12 @@ from promptcomp.rationales.asking import (
     ask_local,
     request_key,
 )
-from promptcomp.rationales.job import Job, Prices, default_output, pick_template, writing_of
+from promptcomp.rationales.job import Job, default_output, pick_template, writing_of
 from promptcomp.rationales.reading import Verdict, majority, read
 from promptcomp.rationales.record import Completion, Record
 
 
-class Extraction:
+class Extraction(AskingSession[Request, Completion]):
     """Rows, their requests, the record, and what is still to be asked. Use as a context manager.
 
     Raises:
@@ -47,17 +46,10 @@ class Extraction:
             raise ConfigError(f"the {job.split} split has no rows")
         self.requests = [[self._request(row, sample) for sample in range(job.samples)] for row in self.rows]
         self.output = job.output or default_output(job)
-        self.record = Record(self.output.with_name(f"{self.output.stem}.completions.jsonl"))
-        self.usage: Usage | None = None
+        self.record: Record = Record(self.output.with_name(f"{self.output.stem}.completions.jsonl"))
         self.todo = self._todo()
         self.kept = len({request.key for own in self.requests for request in own}) - len(self.todo)
         """Different texts that earlier calls have brought."""
-
-    def __enter__(self) -> Extraction:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.record.__exit__()
 
     def _request(self, row: RationaleRow, sample: int) -> Request:
         text, messages = self.template.text(row), tuple(self.template.messages(row))
@@ -69,7 +61,7 @@ class Extraction:
         wanted: dict[str, Request] = {}
         for own in self.requests:
             for request in own:
-                found = self.record.completions.get(request.key)
+                found = self.record.entries.get(request.key)
                 if found is None or (found.error is not None and self.job.retry_refused):
                     wanted.setdefault(request.key, request)
         return list(wanted.values())
@@ -80,21 +72,8 @@ class Extraction:
         most = self.writing.max_tokens * len(self.todo)
         return len(self.todo), prompt, most, prices.cost(prompt, most)
 
-    def ask_endpoint(self, endpoint: Endpoint, concurrency: int, seen: Seen) -> list[str]:
-        """Have an endpoint write what is left; gives back remarks on how it had to be asked.
-
-        Raises:
-            ConfigError: the endpoint cannot be used as given.
-            AskingStopped: it failed, or a person stopped it; what was written is kept.
-        """
-
-        async def ask() -> list[str]:
-            async with ChatClient(endpoint) as client:
-                self.usage = client.usage
-                await ask_endpoint(self.todo, client, self.record, self.writing, concurrency, seen)
-                return client.notes
-
-        return asyncio.run(ask())
+    async def _ask(self, client: ChatClient, concurrency: int, seen: Seen) -> None:
+        await ask_endpoint(self.todo, client, self.record, self.writing, concurrency, seen)
 
     def ask_local(self, model: LocalModel, batch_size: int, seen: Seen) -> None:
         """Have a local model write what is left.
@@ -108,7 +87,7 @@ class Extraction:
 
     def completions(self, number: int) -> list[Completion]:
         """What there is for row `number`, refused requests included."""
-        found = (self.record.completions.get(request.key) for request in self.requests[number])
+        found = (self.record.entries.get(request.key) for request in self.requests[number])
         return [completion for completion in found if completion is not None]
 
     def verdict(self, number: int) -> Verdict | None:

@@ -250,7 +250,7 @@ def test_the_record_survives_a_torn_line(tmp_path: Path) -> None:
     for cut in range(1, 60, 7):
         path.write_bytes(whole[:-cut])
         with Record(path, _header()) as record:
-            assert list(record.judgements) == [line.key for line in lines[:2]]
+            assert list(record.entries) == [line.key for line in lines[:2]]
             record.append(lines[2])
         assert path.read_bytes() == whole
 
@@ -262,7 +262,7 @@ def test_a_torn_header_is_written_anew(tmp_path: Path) -> None:
         with Record(path, _header()) as record:
             record.append(_judged(_exchange(_pairs(1)[0]), "A"))
         with Record(path, _header()) as record:
-            assert len(record.judgements) == 1
+            assert len(record.entries) == 1
 
 
 @pytest.mark.parametrize(

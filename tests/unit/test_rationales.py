@@ -184,10 +184,10 @@ def test_record_survives_a_torn_line(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b'{"key": "l", "id"')
     with Record(path) as record:
-        assert list(record.completions) == ["k"]
+        assert list(record.entries) == ["k"]
         record.append(Completion(key="m", id="2", split="train"))
     with Record(path) as record:
-        assert list(record.completions) == ["k", "m"]
+        assert list(record.entries) == ["k", "m"]
     path.write_text(path.read_text() + "nonsense\n")
     with pytest.raises(ConfigError, match="line 4: not a completion"):
         Record(path)
@@ -196,7 +196,7 @@ def test_record_survives_a_torn_line(tmp_path: Path) -> None:
         Record(path)
     path.write_text('{"format":"prom')
     with Record(path) as record:
-        assert not record.completions
+        assert not record.entries
 
 
 def test_data_and_template_are_found(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""Files of answers: each one is on disk before the next thing happens, so that nothing is paid for twice.
+
+The first line tells what the file is, every other line is one answer with a key made of what was asked. Lines are only
+ever added; the line that a killed process left unfinished is asked for again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Generic, Self, TypeVar
+
+from pydantic import ConfigDict, ValidationError
+
+from promptcomp.config import Config, ConfigError
+
+
+class Entry(Config):
+    """One answer; keys that a later version has added are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    key: str
+    """Hash of everything that was asked."""
+
+
+EntryT = TypeVar("EntryT", bound=Entry)
+
+
+class RecordFile(ABC, Generic[EntryT]):
+    """The open file. Use as a context manager; one process at a time.
+
+    Args:
+        path: the file; made when it does not exist.
+        kind: what a line is.
+        name: the same in words, for messages.
+        again: what happens to a line that is removed ("asked" again).
+        in_use: what another process does, and the way out.
+
+    Raises:
+        ConfigError: the file is not such a record, is open elsewhere, or cannot be written.
+    """
+
+    def __init__(self, path: Path, kind: type[EntryT], *, name: str, again: str, in_use: str) -> None:
+        self.path = path
+        self.entries: dict[str, EntryT] = {}
+        """By key; of several the last."""
+        self._kind, self._name, self._again = kind, name, again
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[bytes] = path.open("ab+")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from None
+        try:
+            self._lock(in_use)
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, entry: EntryT, seen: Callable[[EntryT], None] | None = None) -> None:
+        """Keep an answer; it is on disk when this returns, and before `seen` is told of it."""
+        self._write(entry.model_dump_json().encode())
+        self.entries[entry.key] = entry
+        if seen is not None:
+            seen(entry)
+
+    @abstractmethod
+    def _first_line(self) -> bytes:
+        """What a new file begins with."""
+
+    @abstractmethod
+    def _is_new(self, content: bytes) -> bool:
+        """Whether nothing is lost when the file is begun anew: it is empty, or torn in its first line."""
+
+    @abstractmethod
+    def _check(self, line: bytes) -> None:
+        """Look at the first line of a file.
+
+        Raises:
+            ConfigError: the file is something else, or what it holds does not mix with what is to come.
+        """
+
+    def _write(self, line: bytes) -> None:
+        self._file.write(line + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _lock(self, in_use: str) -> None:
+        """Refuse to share the file with another process; the lock ends with the process, however it ends."""
+        if sys.platform == "win32":
+            return
+        import fcntl
+
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{self.path}: another process {in_use}") from None
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        if self._is_new(content):
+            self._file.truncate(0)
+            self._write(self._first_line())
+            return
+        lines = content.split(b"\n")
+        self._check(lines[0])
+        for number, line in enumerate(lines[1:-1], start=2):
+            try:
+                entry = self._kind.model_validate_json(line)
+            except ValidationError:
+                raise ConfigError(
+                    f"{self.path}, line {number}: not a {self._name}; remove the line to have it {self._again} again"
+                ) from None
+            self.entries[entry.key] = entry
+        if lines[-1]:
+            self._file.truncate(len(content) - len(lines[-1]))
+
+
+def now() -> str:
+    """The time as it is written into the file."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
