@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, for this process and those that tests start: tiny models are fastest on one thread, and sums
+# are then taken in the same order everywhere, so that runs can be compared bit by bit.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def _shared() -> Path | None:
     """The folder with golden numbers and real data, if this checkout has it beside it."""
