@@ -123,7 +123,10 @@ def fit(
     if slurm is None:
         refuse_overrides(overrides or ())
     elif with_controls:
-        raise ConfigError("--slurm submits one run; submit the controls by themselves (method full_prompt, no_prompt)")
+        raise ConfigError(
+            "--slurm submits one run, and --with-controls makes up to five: put the command without --slurm into a "
+            "batch script for one node; it starts its processes itself (trainer.devices), and repeated it continues"
+        )
     if slurm is not None and resume is None:
         submit_new(slurm, method, config, overrides or (), run_dir, dry_run, console, as_json)
         return
