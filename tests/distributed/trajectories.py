@@ -24,7 +24,7 @@ from torch import Tensor
 
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.datamodules.base import ContextDataModule, Draw, LoaderConfig
-from promptcomp.experiment import TrainerConfig
+from promptcomp.experiment import Precision, TrainerConfig
 from promptcomp.language_model import LanguageModelConfig, loading
 from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
 from promptcomp.lightning_modules.execution import Execution
@@ -192,7 +192,13 @@ def make_module(case: Case, folder: Path, dtype: str = "float64", steps: int = S
     return module
 
 
-def make_trainer(layout: str, folder: Path, steps: int = STEPS, callbacks: Sequence[L.Callback] = ()) -> L.Trainer:
+def make_trainer(
+    layout: str,
+    folder: Path,
+    steps: int = STEPS,
+    callbacks: Sequence[L.Callback] = (),
+    precision: Precision = "32-true",
+) -> L.Trainer:
     """A trainer for one of LAYOUTS."""
     strategy, devices, micro_batches = parse(layout)
     config = TrainerConfig.model_validate({"devices": devices, "accelerator": "cpu", "strategy": strategy})
@@ -200,6 +206,7 @@ def make_trainer(layout: str, folder: Path, steps: int = STEPS, callbacks: Seque
         accelerator="cpu",
         devices=devices,
         strategy=make_strategy(config),
+        precision=precision,
         max_steps=steps,
         accumulate_grad_batches=micro_batches,
         logger=False,
@@ -226,13 +233,15 @@ def data(case: Case, layout: str) -> Items:
     return Items(BATCH // parse(layout)[2], case.method == "step_by_step")
 
 
-def train(case: Case, layout: str, folder: Path, dtype: str = "float64") -> dict[str, Any]:
+def train(
+    case: Case, layout: str, folder: Path, dtype: str = "float64", precision: Precision = "32-true"
+) -> dict[str, Any]:
     """Losses of the steps and the trained tensors after them."""
     losses = Losses()
     module = make_module(case, folder, dtype)
     torch.set_default_dtype(getattr(torch, dtype))
     try:
-        trainer = make_trainer(layout, folder, callbacks=[losses])
+        trainer = make_trainer(layout, folder, callbacks=[losses], precision=precision)
         trainer.fit(module, datamodule=data(case, layout))
         tensors: dict[str, Tensor] = {name: tensor.clone() for name, tensor in module.trained_tensors().items()}
     finally:
