@@ -43,8 +43,8 @@ def let_norms_follow_inputs(module: nn.Module) -> None:
     parameters do not change.
     """
     for each in module.modules():
-        if type(each) in (nn.LayerNorm, nn.RMSNorm):
-            each.forward = partial(_norm, each)
+        if isinstance(each, nn.LayerNorm | nn.RMSNorm):
+            each.forward = partial(_norm, each)  # type: ignore[method-assign]
 
 
 def _norm(norm: nn.LayerNorm | nn.RMSNorm, hidden: Tensor) -> Tensor:
