@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+NORMS = (nn.LayerNorm, nn.RMSNorm)
+"""PyTorch's norms that take weights."""
+
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The transformer blocks of all language models in a module."""
@@ -43,7 +46,7 @@ def let_norms_follow_inputs(module: nn.Module) -> None:
     parameters do not change.
     """
     for each in module.modules():
-        if isinstance(each, nn.LayerNorm | nn.RMSNorm):
+        if isinstance(each, NORMS):
             each.forward = partial(_norm, each)  # type: ignore[method-assign]
 
 

@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cases trained by two processes."""
     folder = tmp_path_factory.mktemp("mixed")
     save_models(folder)
-    finish(start("tests.distributed.mixed", 2, str(folder), "ddp 2", "fsdp 2"))
+    finish(start("tests.distributed.mixed", 2, str(folder), "ddp 2", "fsdp 2"), timeout=900)
     return folder
 
 
