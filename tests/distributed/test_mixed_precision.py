@@ -73,13 +73,13 @@ def test_the_tolerances_tell_precisions_apart(trained: Path, number: int) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_copy_of_a_divided_matrix_outlives_the_forward_pass(trained: Path, kind: str) -> None:
-    """T5's first blocks are in the root's unit, which is cast by autocast as it was."""
+    """T5's first blocks are in the root's unit, which stays gathered and is cast by autocast as it was."""
     held = json.loads((trained / "held.json").read_text())
     mixed, cast, plain = (held[f"{kind} {each}"] for each in ("bf16-mixed True", "32-true True", "32-true False"))
-    others = mixed["others"]
-    assert (others > 0) == (kind == "t5")
     assert mixed["divided"] > 10_000
-    assert mixed["kept"] == 2 * others
-    assert cast["kept"] == 2 * (others + cast["divided"])  # float32 blocks under autocast: whole again
-    assert plain["kept"] == 4 * others
+    assert cast["kept"] - mixed["kept"] == 2 * mixed["divided"]  # cast: float32 blocks under autocast, whole again
+    if kind == "t5":
+        assert mixed["kept"] >= 2 * mixed["others"] > 0
+    else:
+        assert mixed["kept"] == plain["kept"] == mixed["others"] == 0
     assert all(each["sharded"] and each["types"] == ["torch.float32"] for each in (mixed, cast, plain))
