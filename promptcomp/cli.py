@@ -20,7 +20,7 @@ from promptcomp.commands.jobs import cancel, jobs
 from promptcomp.commands.judge import judge
 from promptcomp.commands.rationales import rationales
 from promptcomp.commands.slurm import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
-from promptcomp.errors import ConfigError, RankLost
+from promptcomp.errors import ConfigError, RankLost, RunFailed
 from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals, tell_job_script
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ def main() -> NoReturn:
         _fail(str(error), 2)
     except RankLost as error:
         _fail(str(error), 1)
+    except RunFailed as error:
+        if str(error):
+            _fail(str(error), error.code)
+        sys.exit(error.code)
     except FloatingPointError as error:
         _fail(f"{error}; lower optim.lr or set optim.clip_norm, then start a new run", 1)
     except OSError as error:
@@ -119,7 +123,10 @@ def fit(
     if slurm is None:
         refuse_overrides(overrides or ())
     elif with_controls:
-        raise ConfigError("--slurm submits one run; submit the controls by themselves (method full_prompt, no_prompt)")
+        raise ConfigError(
+            "--slurm submits one run, and --with-controls makes up to five: put the command without --slurm into a "
+            "batch script for one node; it starts its processes itself (trainer.devices), and repeated it continues"
+        )
     if slurm is not None and resume is None:
         submit_new(slurm, method, config, overrides or (), run_dir, dry_run, console, as_json)
         return

@@ -7,3 +7,12 @@ class ConfigError(ValueError):
 
 class RankLost(RuntimeError):
     """Another process of the same run has ended; the CLI prints it and exits with code 1."""
+
+
+class RunFailed(RuntimeError):
+    """A run in a process of its own has ended without results, and has said why; the CLI adds the message, if there is
+    one, and exits with `code`."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code

@@ -123,7 +123,7 @@ def _write_hf(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     hf.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _save_extra(folder, extra)
-    return readme.language_model(experiment, module, gist)
+    return readme.language_model(experiment, module.lm, gist)
 
 
 def _save_distiller(module: Mend, folder: Path) -> None:
@@ -166,7 +166,8 @@ def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     settings.save_pretrained(str(folder))
     save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     _save_extra(folder, {name: tensor for name, tensor in tensors.items() if ".lora_" not in name})
-    return readme.adapters(experiment, _factory(lm), with_gist="gist" in tensors)
+    method = experiment.method
+    return readme.adapters(experiment, lm, method.num_slots if isinstance(method, GistConfig) else 0)
 
 
 def _write_prompts(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
@@ -199,11 +200,7 @@ def _write_prompts(experiment: Experiment, run: RunDirectory, folder: Path) -> s
         settings.save_pretrained(str(place))
         values = {"prompt_embeddings": prompt.contiguous().clone()}
         save_file(values, place / "adapter_model.safetensors", metadata={"format": "pt"})
-    return readme.prompts(experiment, [str(place.relative_to(folder)) for place in places], _factory(lm))
-
-
-def _factory(lm: LanguageModel) -> str:
-    return "AutoModelForCausalLM" if lm.family == "decoder" else "AutoModelForSeq2SeqLM"
+    return readme.prompts(experiment, [str(place.relative_to(folder)) for place in places], lm)
 
 
 def _name_base(settings: Any, experiment: Experiment, lm: LanguageModel) -> None:

@@ -1,7 +1,7 @@
 """The README.md of an exported folder: what it is, and how to load it without promptcomp.
 
-The functions named `*_code` return Python that works on `folder`, `prompt` and `query` and leaves `logits` (or
-`vectors`); tests run it.
+The functions named `*_code` return Python that works on `folder`, `prompt` and `query` and leaves `model`, `logits`,
+`vectors` or `tensors`; tests run it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from torch import nn
 
 from promptcomp.checkpoints.gist_tokens import GistTokens
 from promptcomp.experiment import Experiment
-from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.loading import locate
 from promptcomp.lightning_modules.mend import Mend
 
 EXTRA = "promptcomp_extra.safetensors"
 """Trained tensors that have no place in the model or the adapter."""
+_FOLDER = 'folder = "."'
+_TEXTS = 'prompt, query = "text to compress", "text behind it"'
 
 
 def _page(experiment: Experiment, what: str, *parts: str) -> str:
@@ -25,12 +28,12 @@ def _page(experiment: Experiment, what: str, *parts: str) -> str:
 
 
 def _block(code: str, *lines: str) -> str:
-    return "\n".join(["```python", *lines, code.strip(), "```"])
+    return "\n".join(["```python", _FOLDER, *lines, code.strip(), "```"])
 
 
 def tensors(experiment: Experiment) -> str:
     """Of `trained.safetensors` and `promptcomp.json`."""
-    code = 'from safetensors.torch import load_file\n\ntensors = load_file("trained.safetensors")'
+    code = 'from safetensors.torch import load_file\n\ntensors = load_file(f"{folder}/trained.safetensors")'
     return _page(
         experiment,
         "Trained tensors",
@@ -40,14 +43,14 @@ def tensors(experiment: Experiment) -> str:
     )
 
 
-def language_model(experiment: Experiment, module: CompressionModule, gist: GistTokens | None) -> str:
+def language_model(experiment: Experiment, lm: LanguageModel, gist: GistTokens | None) -> str:
     """Of a Hugging Face model."""
     if gist is None:
         return _page(
             experiment,
             "Language model",
             "A plain Hugging Face model. Prompts are written as in training (`promptcomp data show`).",
-            _block(model_code(module)),
+            _block(model_code(lm)),
         )
     count = len(gist.ids)
     about = (
@@ -56,17 +59,16 @@ def language_model(experiment: Experiment, module: CompressionModule, gist: Gist
         "Their rows of an output head of its own are zero, and the generation settings never choose them; where the "
         "head shares its weights with the embeddings, leave their logits out of a softmax."
     )
-    given = ('folder = "."', 'prompt, query = "text to compress", "text behind it"')
-    return _page(experiment, "Language model with gist tokens", about, _block(gist_code(module, gist), *given))
+    return _page(experiment, "Language model with gist tokens", about, _block(gist_code(lm, gist), _TEXTS))
 
 
-def _factory(module: CompressionModule) -> str:
-    return "AutoModelForCausalLM" if module.lm.family == "decoder" else "AutoModelForSeq2SeqLM"
+def _factory(lm: LanguageModel) -> str:
+    return "AutoModelForCausalLM" if lm.family == "decoder" else "AutoModelForSeq2SeqLM"
 
 
-def model_code(module: CompressionModule) -> str:
+def model_code(lm: LanguageModel) -> str:
     """Opens model and tokenizer."""
-    name = _factory(module)
+    name = _factory(lm)
     return f"""
 from transformers import AutoTokenizer, {name}
 
@@ -75,37 +77,65 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 """
 
 
-def gist_code(module: CompressionModule, gist: GistTokens) -> str:
+def gist_code(lm: LanguageModel, gist: GistTokens) -> str:
     """Logits after each token of `query` (of an encoder-decoder: of the first answer token) behind the gist tokens."""
-    count, lm = len(gist.ids), module.lm
-    front = [] if lm.bos_id is None else [lm.bos_id]
-    start = f"""
+    return f"""
 import torch
-{model_code(module).strip()}
+{model_code(lm).strip()}
 ids_of = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-ids = torch.tensor([{front} + ids_of(prompt) + {list(gist.ids)}])
-"""
+read = torch.tensor([{_front(lm.bos_id)} + ids_of(prompt) + {list(gist.ids)}])
+{_query_code(lm, len(gist.ids), "read", "torch.tensor([ids_of(query)])")}"""
+
+
+def gist_vectors_code(experiment: Experiment, lm: LanguageModel, count: int) -> str:
+    """The same for an adapter, where the gist tokens are vectors and no entries of the tokenizer."""
+    return f"""
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+{_peft_code(experiment, "", lm).strip()}
+tokenizer = AutoTokenizer.from_pretrained({_origin(experiment)})
+table = model.get_input_embeddings()
+gist = load_file(f"{{folder}}/{EXTRA}")["gist"].to(table.weight.dtype).expand({count}, -1)
+ids_of = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+read = torch.cat([table(torch.tensor([{_front(lm.bos_id)} + ids_of(prompt)])), gist[None]], 1)
+{_query_code(lm, count, "inputs_embeds=read", "table(torch.tensor([ids_of(query)]))")}"""
+
+
+def _front(bos_id: int | None) -> list[int]:
+    return [] if bos_id is None else [bos_id]
+
+
+def _query_code(lm: LanguageModel, count: int, given: str, query: str) -> str:
+    """From `read`, the prompt and the gist tokens, to `logits`.
+
+    Args:
+        lm: the LM.
+        count: gist tokens.
+        given: how the model takes `read`.
+        query: the query in the form of `read`.
+    """
     if lm.family == "decoder":
-        return f"""{start}
-cache = model(ids, use_cache=True).past_key_values
+        return f"""
+cache = model({given}, use_cache=True).past_key_values
 for layer in cache.layers:  # all that is kept of the prompt
     layer.keys, layer.values = layer.keys[:, :, -{count}:], layer.values[:, :, -{count}:]
 after = torch.tensor([ids_of(query)])
-positions = torch.arange(ids.shape[1], ids.shape[1] + after.shape[1])[None]
+positions = torch.arange(read.shape[1], read.shape[1] + after.shape[1])[None]
 logits = model(after, past_key_values=cache, position_ids=positions).logits
 """
     if not lm.query_in_encoder:
-        return f"""{start}
-states = model.get_encoder()(ids).last_hidden_state[:, -{count}:]  # all that is kept of the prompt
+        return f"""
+states = model.get_encoder()({given}).last_hidden_state[:, -{count}:]  # all that is kept of the prompt
 after = torch.tensor([[{lm.start_id}] + ids_of(query)])
 logits = model(encoder_outputs=(states,), decoder_input_ids=after).logits
 """
-    return f"""{start}
-first, last = ids.shape[1] - {count}, ids.shape[1]
-ids = torch.cat([ids, torch.tensor([ids_of(query)])], 1)
-sees = torch.zeros(1, 1, ids.shape[1], ids.shape[1])
+    return f"""
+first, last = read.shape[1] - {count}, read.shape[1]
+read = torch.cat([read, {query}], 1)
+sees = torch.zeros(1, 1, read.shape[1], read.shape[1])
 sees[..., :last, last:] = sees[..., last:, :first] = torch.finfo(sees.dtype).min
-states = model.get_encoder()(ids, attention_mask=sees).last_hidden_state[:, first:]
+states = model.get_encoder()({given}, attention_mask=sees).last_hidden_state[:, first:]
 logits = model(encoder_outputs=(states,), decoder_input_ids=torch.tensor([[{lm.start_id}]])).logits
 """
 
@@ -119,14 +149,13 @@ def distiller(experiment: Experiment, module: Mend) -> str:
         "model's window are read in chunks, whose vectors follow each other. Slots and projection are in "
         f"`{EXTRA}`."
     )
-    given = ('folder = "."', 'prompt = "demonstrations"')
-    return _page(experiment, "Distiller", about, _block(distiller_code(module), *given))
+    return _page(experiment, "Distiller", about, _block(distiller_code(module), 'prompt = "demonstrations"'))
 
 
 def distiller_code(module: Mend) -> str:
     """Vectors [1, K, D] of `prompt`."""
     name = "AutoModel" if module.distiller.family == "decoder" else "T5EncoderModel"
-    front = [] if module.distiller.bos_id is None else [module.distiller.bos_id]
+    front = _front(module.distiller.bos_id)
     project = ""
     if isinstance(module.projection, nn.Linear):
         project = '\nvectors = vectors @ extra["projection.weight"].T + extra["projection.bias"]'
@@ -145,31 +174,41 @@ vectors = model(inputs_embeds=embeds).last_hidden_state[:, -len(extra["slots"]):
 """
 
 
-def _peft_code(experiment: Experiment, place: str, factory: str) -> str:
+def _origin(experiment: Experiment) -> str:
+    """Arguments of `from_pretrained` for the LM that training began with."""
+    revision = f', revision="{experiment.lm.revision}"' if experiment.lm.revision else ""
+    return f'"{locate(experiment.lm.path)}"{revision}'
+
+
+def _peft_code(experiment: Experiment, place: str, lm: LanguageModel) -> str:
+    name = _factory(lm)
+    where = f'f"{{folder}}/{place}"' if place else "folder"
     return f"""
 from peft import PeftModel
-from transformers import {factory}
+from transformers import {name}
 
-base = {factory}.from_pretrained("{experiment.lm.path}")
-model = PeftModel.from_pretrained(base, "{place}")
+base = {name}.from_pretrained({_origin(experiment)})
+model = PeftModel.from_pretrained(base, {where})
 """
 
 
-def adapters(experiment: Experiment, factory: str, *, with_gist: bool) -> str:
-    """Of LoRA adapters."""
+def adapters(experiment: Experiment, lm: LanguageModel, gist: int) -> str:
+    """Of LoRA adapters, with `gist` gist tokens (0: there are none)."""
     parts = ["Low-rank adapters in peft's format."]
-    if with_gist:
-        parts.append(
-            f"The gist embedding is in `{EXTRA}` (`gist`, one row for each gist token or one for all): put "
-            f"{experiment.method.num_slots} of them behind the embeddings of a prompt (`inputs_embeds`), and keep of "
-            "the cache only their positions; position ids count on."
-        )
-    return _page(experiment, "Adapters", *parts, _block(_peft_code(experiment, ".", factory)))
+    if not gist:
+        return _page(experiment, "Adapters", *parts, _block(_peft_code(experiment, "", lm)))
+    parts.append(
+        f"The gist embedding is in `{EXTRA}` (`gist`, one row for each gist token or one for all): {gist} of them "
+        "stand behind the embeddings of a prompt; what follows may look at them and not at the prompt, and its positions "
+        "count on."
+    )
+    return _page(experiment, "Adapters", *parts, _block(gist_vectors_code(experiment, lm, gist), _TEXTS))
 
 
-def prompts(experiment: Experiment, places: Sequence[str], factory: str) -> str:
+def prompts(experiment: Experiment, places: Sequence[str], lm: LanguageModel) -> str:
     """Of learned vectors."""
     about = "Learned vectors in peft's prompt-tuning format; peft puts them in front of the input's embeddings."
-    if len(places) > 1:
+    if places != ["."]:
         about += " A folder for each task: " + ", ".join(f"`{place}`" for place in places) + "."
-    return _page(experiment, "Soft prompts", about, _block(_peft_code(experiment, places[0], factory)))
+    place = "" if places == ["."] else places[0]
+    return _page(experiment, "Soft prompts", about, _block(_peft_code(experiment, place, lm)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from promptcomp.cluster.profile import SlurmProfile
@@ -35,6 +36,17 @@ def check_parts(experiment: Experiment, profile: SlurmProfile) -> None:
         raise
     if profile.offline:
         _check_weights(experiment)
+
+
+def check_all_parts(experiments: Iterable[Experiment], profile: SlurmProfile) -> None:
+    """`check_parts` for every LM and data among the trials of a sweep.
+
+    Raises:
+        ConfigError: as `check_parts`.
+    """
+    different = {(each.lm.model_dump_json(), each.data.model_dump_json()): each for each in experiments}
+    for each in different.values():
+        check_parts(each, profile)
 
 
 _HINT = (

@@ -45,7 +45,7 @@ def curve(
     from promptcomp.curve.running import Interrupted
     from promptcomp.curve.session import Wanted, make_curve
     from promptcomp.curve.tables import print_curve
-    from promptcomp.run.controls import find
+    from promptcomp.run.finding import find
 
     console = console_for(as_json)
     if "=" in method:

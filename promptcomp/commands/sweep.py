@@ -115,7 +115,11 @@ def sweep_run(
     from promptcomp.sweeps.checking import check, check_splits
     from promptcomp.sweeps.directory import SweepDirectory
 
-    check(config, allow_huge=yes)
+    experiments = check(config, allow_huge=yes)
+    if profile is not None:
+        from promptcomp.cluster.checks import check_all_parts
+
+        check_all_parts(experiments, profile)
     if dry_run and profile is not None:
         show_sweep_plan(profile, directory, workers, console_for(as_json), as_json)
         return

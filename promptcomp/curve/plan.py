@@ -11,7 +11,7 @@ from typing import Any
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import RationaleConfig
 from promptcomp.experiment import Experiment, shipped
-from promptcomp.run.controls import identity
+from promptcomp.run.finding import identity
 
 SHARED_BY_BASELINES = ("targets", "label_source")
 """Keys of the data section that a baseline takes from its own file; all others are the method's."""

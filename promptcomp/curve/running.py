@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from promptcomp.config import ConfigError, dump
 from promptcomp.curve.plan import Point
-from promptcomp.evaluation.files import write_atomic
-from promptcomp.run.controls import find
+from promptcomp.run.child import fit_words
+from promptcomp.run.finding import find
 from promptcomp.stopping import called_at_stop
 
 Start = Callable[[Point, Path], "subprocess.Popen[bytes]"]
@@ -104,22 +101,13 @@ class Runner:
         if state == "finished":
             self._tell(f"{point.title}: kept {run}")
             return Done(point, run, "kept")
-        if state == "missing":
-            _clear_empty(run)
         how: How = "made" if state == "missing" else "continued"
         self._tell(f"{point.title}: {'new run' if how == 'made' else 'continuing'} {run}")
         self._running.append(_Running(point, run, how, self._start(point, run)))
         return None
 
     def _fit(self, point: Point, run: Path) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "promptcomp", "fit"]
-        if (run / "config.yaml").is_file():
-            words += ["--resume", str(run)]
-        else:
-            config = self._folder / "configs" / f"{point.folder}.yaml"
-            config.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(config, dump(point.experiment))
-            words += ["--config", str(config), "--run-dir", str(run)]
+        words = fit_words(point.experiment, run, self._folder / "configs" / f"{point.folder}.yaml")
         log = self.log_of(point)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:  # a session of its own: Ctrl-C comes to this process, which passes it on once
@@ -176,18 +164,6 @@ class Runner:
                 running.process.kill()
             running.process.wait()
         self._running = []
-
-
-def _clear_empty(run: Path) -> None:
-    """Remove a directory whose run was killed before it had written anything."""
-    if not run.is_dir():
-        return
-    with contextlib.suppress(OSError):
-        (run / "checkpoints").rmdir()
-    try:
-        run.rmdir()
-    except OSError:
-        raise ConfigError(f"{run} is in the way: it holds files but no run of this curve; move it away") from None
 
 
 def _last_line(log: Path) -> str:

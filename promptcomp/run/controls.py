@@ -6,34 +6,31 @@ continued when it is not, so that the same command goes on after a crash, and se
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from rich.console import Console
 
-from promptcomp.config import ConfigError, build, read_yaml
+from promptcomp.config import ConfigError, build
 from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.records import Prediction, read_predictions
 from promptcomp.evaluation.reference_points import ReferencePoints, Role, RoleRun, SplitPoints, split_points
 from promptcomp.evaluation.results import Results, read_results
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
-from promptcomp.lightning_modules.base import CompressionModule, LMTrainingConfig
+from promptcomp.lightning_modules.base import LMTrainingConfig
 from promptcomp.report import print_points
+from promptcomp.run.child import fit_apart, starts_processes
 from promptcomp.run.cluster_environment import started_rank
 from promptcomp.run.directory import RunDirectory
+from promptcomp.run.finding import find, identity, module_of
 from promptcomp.run.fitting import Outcome, fit, resume_fit
 from promptcomp.run.lock import locked
 
 FILE_NAME = "controls.json"
-_PLACE = ("name", "output_dir")
-_TRAINING = ("optim", "trainer", "seed")
-State = Literal["finished", "unfinished", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,71 +92,6 @@ def _control(experiment: Experiment, name: str, section: Mapping[str, Any]) -> E
     return build(Experiment, tree, source=f"the control {name}")
 
 
-def module_of(experiment: Experiment) -> CompressionModule:
-    """The experiment's module without its models: it knows what it would train."""
-    return METHODS[experiment.method.name].module(
-        experiment.method,
-        experiment.lm,
-        experiment.optim,
-        max_steps=experiment.trainer.max_steps,
-        seed=experiment.seed,
-    )
-
-
-def identity(experiment: Experiment) -> str:
-    """Equal for experiments that give the same results: name and place never matter, optim, trainer and seed only if
-    anything is trained."""
-    tree = experiment.model_dump(mode="json")
-    trains = experiment.trainer.max_steps > 0 and module_of(experiment).trainable
-    for key in (*_PLACE, *(() if trains else _TRAINING)):
-        del tree[key]
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def find(experiment: Experiment, run_dir: Path | None = None) -> tuple[State, Path | None]:
-    """A run of this experiment in `run_dir` or under its output_dir; a finished one if there is any, the newest first.
-
-    Args:
-        experiment: the wanted configuration.
-        run_dir: the only directory to look at.
-    """
-    wanted, unfinished = identity(experiment), None
-    folders = [run_dir] if run_dir is not None else _newest_first(Path(experiment.output_dir))
-    for folder in folders:
-        run = RunDirectory(folder)
-        if run.config.is_file() and _is_run_of(run, experiment, wanted):
-            if _is_finished(run):
-                return "finished", folder
-            unfinished = unfinished or folder
-    return ("unfinished" if unfinished else "missing"), unfinished
-
-
-def _newest_first(output_dir: Path) -> list[Path]:
-    if not output_dir.is_dir():
-        return []
-    configs = [config for config in output_dir.glob("*/config.yaml") if config.is_file()]
-    return [config.parent for config in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True)]
-
-
-def _is_run_of(run: RunDirectory, experiment: Experiment, wanted: str) -> bool:
-    try:
-        tree = read_yaml(run.config)
-        method = tree.get("method")
-        if not isinstance(method, dict) or method.get("name") != experiment.method.name:
-            return False
-        return identity(build(Experiment, tree)) == wanted
-    except ConfigError:  # a damaged file or one of another version is no run of this experiment
-        return False
-
-
-def _is_finished(run: RunDirectory) -> bool:
-    try:
-        read_results(run.results)
-    except ConfigError:
-        return False
-    return run.predictions.is_file()
-
-
 def print_plan(experiment: Experiment, run_dir: Path | None, console: Console) -> None:
     """Say which runs there are and which would be made."""
     runs, notes = wanted_runs(experiment)
@@ -180,7 +112,8 @@ def fit_with_controls(experiment: Experiment, run_dir: Path | None, console: Con
         console: for people.
 
     Raises:
-        ConfigError: a mistake in the configuration, or several devices.
+        ConfigError: a mistake in the configuration, or several machines.
+        RunFailed: a run in a process of its own has failed.
     """
     if started_rank() is not None:
         raise ConfigError(
@@ -211,18 +144,20 @@ def _ensure(role: Role, wanted: Experiment, run_dir: Path | None, console: Conso
         locks.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{locks}: cannot be made ({error.strerror}); choose another output_dir") from None
-    with locked(locks / identity(wanted), waiting):
+    with locked(locks / identity(wanted), waiting) as lock:
         state, path = find(wanted, run_dir)
         if state == "finished" and path is not None:
             console.print(f"{role}: reusing {path}", highlight=False, soft_wrap=True)
             results = read_results(path)
             return Outcome(path, results, results.cost.steps or 0), RoleRun(run=str(path), how="reused")
-        _check_one_device(wanted, path)
-        if state == "unfinished" and path is not None:
-            console.print(f"{role}: continuing {path}", highlight=False, soft_wrap=True)
+        more = "" if path is None else f" continuing {path}"
+        console.print(f"{role}:{more}", highlight=False, soft_wrap=True)
+        outcome: Outcome | None
+        if starts_processes(wanted):
+            outcome = fit_apart(wanted, path, run_dir, lock)
+        elif path is not None:
             outcome = resume_fit(path, console)
         else:
-            console.print(f"{role}:", highlight=False)
             outcome = fit(wanted, run_dir, console)
     assert outcome is not None  # one process only
     return outcome, RoleRun(run=str(outcome.run), how="resumed" if state == "unfinished" else "made")
@@ -252,19 +187,3 @@ def _split_points(
     for split, result in results.splits.items():
         members = {role: [p for p in found if p.split == split] for role, found in predictions.items()}
         yield split, split_points(members, result.metric, resamples)  # type: ignore[arg-type]
-
-
-def _check_one_device(experiment: Experiment, path: Path | None) -> None:
-    """Several devices need a command for each run: the processes that Lightning starts repeat the command line."""
-    if not (experiment.trainer.max_steps and module_of(experiment).trainable):
-        return
-    devices = experiment.trainer.devices
-    gpus = torch.cuda.device_count() if experiment.trainer.accelerator in ("auto", "gpu") else 1
-    several = gpus > 1 if devices == "auto" else int(devices) > 1
-    if several:
-        section = json.dumps(experiment.method.model_dump(mode="json", exclude_unset=True))
-        alone = f"--resume {path}" if path is not None else f"... method='{section}'"
-        raise ConfigError(
-            "--with-controls trains on one device (trainer.devices=1). To train on several, make this run by itself, "
-            f"'promptcomp fit {alone}' with the same other keys, and repeat the command: finished runs are reused"
-        )

@@ -106,8 +106,8 @@ def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
     inherited = os.environ.get(RUN_DIRECTORY_VARIABLE)
     if inherited:
         return RunDirectory(Path(inherited))
-    if chosen is not None and chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
-        raise ConfigError(f"{chosen} is not empty; continue it with 'promptcomp fit --resume {chosen}' or name another")
+    if chosen is not None:
+        check_unused(chosen)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = chosen or next(p for p in _candidates(output_dir / f"{title}-{stamp}") if not p.exists())
     try:
@@ -116,6 +116,15 @@ def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
         raise ConfigError(f"{path}: the run directory cannot be made ({error.strerror})") from None
     os.environ[RUN_DIRECTORY_VARIABLE] = str(path)
     return RunDirectory(path)
+
+
+def check_unused(path: Path) -> None:
+    """
+    Raises:
+        ConfigError: a new run's directory holds something already.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} is not empty; continue it with 'promptcomp fit --resume {path}' or name another")
 
 
 def _candidates(first: Path) -> Any:

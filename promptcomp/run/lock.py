@@ -14,8 +14,10 @@ if sys.platform != "win32":  # there two processes may get in each other's way
 
 
 @contextlib.contextmanager
-def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[int]:
     """Hold the lock of a file (made if it is not there).
+
+    Gives the file's descriptor: a process that inherits it holds the lock too.
 
     Args:
         path: the file; its content is left alone.
@@ -37,4 +39,4 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[No
                     raise ConfigError(f"{path.parent} is in use by another process; wait for it or stop it") from None
                 on_wait()
                 fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()

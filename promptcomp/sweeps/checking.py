@@ -40,12 +40,15 @@ _NEED_BOUNDS = {"full_prompt", "no_prompt", "retained", "headroom", "gap_to_full
 _SMALLER_IS_BETTER = {"loss"}
 
 
-def check(config: SweepConfig, *, allow_huge: bool = False) -> None:
+def check(config: SweepConfig, *, allow_huge: bool = False) -> list[Experiment]:
     """Validate a sweep against the experiments that it would make.
 
     Args:
         config: the sweep.
         allow_huge: accept a grid of more than 10,000 points.
+
+    Returns:
+        The experiments that were looked at: every value of every dimension is in one of them.
 
     Raises:
         ConfigError: lists every mistake with the dimension it belongs to.
@@ -57,10 +60,11 @@ def check(config: SweepConfig, *, allow_huge: bool = False) -> None:
     if sound:
         whole = not problems
         problems += _values(config.model_copy(update={"space": sound}), base, experiments, whole)
-    problems += _metrics(config, experiments)
+    problems += [*_metrics(config, experiments), *_machines(experiments)]
     if problems:
         title = config.title or config.experiment
         raise ConfigError("\n".join([f"sweep {title!r}:", *(f"  {problem}" for problem in dict.fromkeys(problems))]))
+    return experiments
 
 
 def check_splits(config: SweepConfig) -> None:
@@ -233,6 +237,14 @@ def _told(params: Mapping[str, Scalar]) -> str:
 def _first_line(error: ConfigError) -> str:
     lines = str(error).splitlines()
     return lines[1].strip() if len(lines) > 1 else lines[0]
+
+
+def _machines(experiments: Iterable[Experiment]) -> Iterator[str]:
+    for nodes in sorted({each.trainer.num_nodes for each in experiments} - {1}):
+        yield (
+            f"trainer.num_nodes={nodes}: a trial runs on one machine; leave trainer.num_nodes at 1 (trainer.devices "
+            "may be more), or make the runs one by one with 'promptcomp fit --slurm'"
+        )
 
 
 def _metrics(config: SweepConfig, experiments: Iterable[Experiment]) -> Iterator[str]:

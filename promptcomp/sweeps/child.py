@@ -7,13 +7,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from promptcomp.config import ConfigError, dump
+from promptcomp.config import ConfigError
+from promptcomp.run.child import FIT, fit_words
 from promptcomp.run.directory import RUN_DIRECTORY_VARIABLE
 from promptcomp.run.lease import JOB_VARIABLE, LEASE_VARIABLE, lease_of, write_lease
 from promptcomp.run.lock import locked
@@ -23,7 +23,6 @@ from promptcomp.sweeps.planning import Kind
 from promptcomp.sweeps.space import Cell
 from promptcomp.sweeps.storage import STORAGE_VARIABLE
 
-FIT = (sys.executable, "-m", "promptcomp", "fit")
 _OWN = (STORAGE_VARIABLE, LEASE_VARIABLE, RUN_DIRECTORY_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
 _NO_MEMORY = ("out of memory", "memoryerror", "cannot allocate memory", "can't allocate memory", "bad_alloc")
@@ -79,14 +78,7 @@ def start(directory: SweepDirectory, cell: Cell, devices: Sequence[str], command
         ConfigError: the run directory holds something else.
         OSError: the disk is full.
     """
-    words = list(command)
-    if (cell.run / "config.yaml").is_file():
-        words += ["--resume", str(cell.run)]
-    else:
-        _clear_unstarted(cell.run)
-        config = directory.logs / f"{cell.cell}.yaml"
-        config.write_text(dump(cell.experiment), encoding="utf-8")
-        words += ["--config", str(config), "--run-dir", str(cell.run)]
+    words = fit_words(cell.experiment, cell.run, directory.logs / f"{cell.cell}.yaml", command)
     log = directory.log_of(cell.cell)
     lease = directory.lease_of(cell.cell)
     with log.open("ab") as file:
@@ -128,20 +120,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _clear_unstarted(run: Path) -> None:
-    """Remove a directory whose run was killed before it had written its configuration."""
-    if not run.is_dir():
-        return
-    with contextlib.suppress(OSError):
-        for left in run.glob(".config.yaml.*.tmp"):
-            left.unlink()
-        (run / "checkpoints").rmdir()
-    try:
-        run.rmdir()
-    except OSError:
-        raise ConfigError(f"{run} is in the way: it holds files but no run of this sweep; move it away") from None
 
 
 def is_busy(run: Path) -> bool:

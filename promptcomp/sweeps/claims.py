@@ -61,8 +61,8 @@ class Desk:
         with exclusive(sweep.directory, sweep.address, stopped):
             sweep.reload()
             reap(sweep, self.say)
-            trials = sweep.trials.records()
-            over = used_up(sweep.config, trials, sweep.started, datetime.now(UTC))
+            records = [*sweep.trials.records(), *sweep.controls.records()]
+            over = used_up(sweep.config, records, sweep.started, datetime.now(UTC))
             claim = None if over else self._claim_trial() or self._claim_control()
             if claim is not None:
                 return claim

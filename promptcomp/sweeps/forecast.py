@@ -12,8 +12,8 @@ from pydantic import BaseModel
 
 from promptcomp.config import ConfigError
 from promptcomp.experiment import Experiment
-from promptcomp.run.controls import find
 from promptcomp.run.dry_run import Estimate, estimate
+from promptcomp.run.finding import find
 from promptcomp.sweeps.checking import samples_of
 from promptcomp.sweeps.config import Choices, Dimension, Interval, Scalar, SweepConfig, Values
 from promptcomp.sweeps.directory import SweepDirectory

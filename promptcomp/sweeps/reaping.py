@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from promptcomp.config import ConfigError
-from promptcomp.run.controls import find
+from promptcomp.run.finding import find
 from promptcomp.sweeps.planning import Record
 from promptcomp.sweeps.queue import Queue
 from promptcomp.sweeps.snapshot import Leases

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +14,9 @@ from promptcomp.config import ConfigError, read_yaml
 from promptcomp.run.lease import disk_time, grace_of, is_live, read_lease
 from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.directory import SweepDirectory
-from promptcomp.sweeps.planning import Record, dropped, groups, next_attempt, standing, used_up
+from promptcomp.sweeps.planning import Record, device_hours, dropped, groups, next_attempt, standing, used_up
 from promptcomp.sweeps.queue import record_of
-from promptcomp.sweeps.space import grid_size
+from promptcomp.sweeps.space import control_cells, grid_size
 from promptcomp.sweeps.state import Control, SweepState, Trial, TrialStatus
 from promptcomp.sweeps.values import dev_reports, known_values, last_step, objective_names
 
@@ -73,25 +74,30 @@ def state_of(
     found = groups(records)
     view = _View(directory, config, leases, place)
     shown = tuple(view.trial(attempts, frozen[standing(attempts).number]) for attempts in found.values())
-    control_groups = groups(record_of(trial) for trial in controls)
+    control_records = [record_of(trial) for trial in controls]
+    shown_controls = tuple(view.control(attempts) for attempts in groups(control_records).values())
     now = datetime.now(UTC)
     planned = grid_size(config) * config.seeds
-    stopped = used_up(config, records, started, now)
+    stopped = used_up(config, [*records, *control_records], started, now)
     limit = config.budget.trials
     if stopped is None and limit is not None and len(found) >= limit and planned > limit:
         stopped = f"trials ({limit})"
+    planned_controls = _planned_controls(directory, config)
+    begun = sum(control.status not in ("waiting", "stale") for control in shown_controls)
+    is_left = any(trial.status == "waiting" for trial in shown) or begun < planned_controls
     points = tuple(dict.fromkeys(record.point for attempts in found.values() for record in attempts))
     all_points = points if config.sampler != "grid" or len(points) >= grid_size(config) else ()
     return SweepState(
         directory=directory,
         config=config,
         trials=shown,
-        controls=tuple(view.control(attempts) for attempts in control_groups.values()),
+        controls=shown_controls,
         planned=planned,
+        planned_controls=planned_controls,
         dropped=tuple(sorted(dropped(config, all_points, records))),
         started=started,
         workers=leases.workers,
-        stopped_by=stopped if any(trial.status == "waiting" for trial in shown) or len(found) < planned else None,
+        stopped_by=stopped if len(found) < planned or is_left else None,
     )
 
 
@@ -116,10 +122,6 @@ class _View:
         record = standing(attempts)
         run = self.run_of(record, self.directory.runs)
         status = self.status(attempts, is_control=False)
-        running = record.state == "running" and record.started is not None
-        spent = sum(each.device_seconds for each in attempts)
-        if running and record.started is not None:
-            spent += (datetime.now(UTC) - record.started).total_seconds() * record.devices
         reports = _reports(self.config, run, frozen)
         return Trial(
             number=record.number,
@@ -137,8 +139,8 @@ class _View:
             max_steps=_max_steps(run),
             worker=record.worker,
             started=min((each.started for each in attempts if each.started is not None), default=None),
-            ended=None if status in ("waiting", "running", "stale") else record.ended,
-            device_seconds=spent,
+            ended=_ended(record, status),
+            device_seconds=_device_seconds(attempts),
             problem=next((each.problem for each in reversed(attempts) if each.problem), None)
             if status in ("failed", "waiting")
             else None,
@@ -148,7 +150,38 @@ class _View:
         record = standing(attempts)
         run = self.run_of(record, self.directory.controls)
         name: Literal["full_prompt", "no_prompt"] = "full_prompt" if record.point == "full_prompt" else "no_prompt"
-        return Control(name, record.seed, self.status(attempts, is_control=True), run, known_values(self.config, run))
+        status = self.status(attempts, is_control=True)
+        return Control(
+            name,
+            record.seed,
+            status,
+            run,
+            values=known_values(self.config, run),
+            ended=_ended(record, status),
+            device_seconds=_device_seconds(attempts),
+        )
+
+
+def _planned_controls(directory: SweepDirectory, config: SweepConfig) -> int:
+    """Two for each seed; none for a method that trains nothing of the LM."""
+    try:
+        return config.seeds * _controls_of_a_seed(directory, config.model_dump_json())
+    except ConfigError:  # a file that the sweep was begun from is gone: what there is can be shown all the same
+        return config.seeds * 2
+
+
+@functools.cache
+def _controls_of_a_seed(directory: SweepDirectory, config: str) -> int:
+    """Once for a sweep: a live view takes a snapshot every few seconds, and experiments take a while to build."""
+    return len(control_cells(SweepConfig.model_validate_json(config).model_copy(update={"seeds": 1}), directory))
+
+
+def _ended(record: Record, status: TrialStatus) -> datetime | None:
+    return None if status in ("waiting", "running", "stale") else record.ended
+
+
+def _device_seconds(attempts: Sequence[Record]) -> float:
+    return device_hours(attempts, datetime.now(UTC)) * 3600
 
 
 def _reports(config: SweepConfig, run: Path, frozen: FrozenTrial) -> tuple[tuple[int, float], ...]:

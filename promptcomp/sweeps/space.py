@@ -200,7 +200,7 @@ def control_cells(config: SweepConfig, directory: SweepDirectory) -> list[Cell]:
 
 
 def _placed(experiment: Experiment, slug: str, point: str, params: Mapping[str, Scalar], folder: Path) -> Cell:
-    from promptcomp.run.controls import identity
+    from promptcomp.run.finding import identity
 
     cell = f"{slug}-s{experiment.seed}-{identity(experiment)[:_HEX]}"
     placed = experiment.model_copy(update={"name": cell, "output_dir": str(folder)})

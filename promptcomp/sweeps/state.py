@@ -61,6 +61,9 @@ class Control:
     run: Path
     values: Mapping[str, float] = field(default_factory=dict)
     """As a trial's."""
+    ended: datetime | None = None
+    device_seconds: float = 0.0
+    """Duration times devices, all attempts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,8 @@ class SweepState:
     controls: tuple[Control, ...] = ()
     planned: int = 0
     """Trials that there will be (dropped and not yet drawn points included)."""
+    planned_controls: int = 0
+    """Controls that there will be."""
     dropped: tuple[str, ...] = ()
     """Points whose remaining seeds are left out."""
     started: datetime | None = None

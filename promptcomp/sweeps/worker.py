@@ -13,10 +13,11 @@ from pathlib import Path
 import optuna
 
 from promptcomp.config import ConfigError
-from promptcomp.run.controls import find
+from promptcomp.run.child import FIT
+from promptcomp.run.finding import find
 from promptcomp.run.lease import Keeper, kept
 from promptcomp.stopping import PREEMPTED
-from promptcomp.sweeps.child import FIT, Child, End, end_of, is_busy, start
+from promptcomp.sweeps.child import Child, End, end_of, is_busy, start
 from promptcomp.sweeps.claims import Claim, Desk, Nothing
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.planning import UNCOUNTED, Kind, Record

@@ -144,9 +144,6 @@ def test_answers_are_in_the_predictions(gist_run: Run, tmp_path: Path) -> None:
 
 
 def test_mistakes(gist_run: Run, run: Run) -> None:
-    done = gist_run("trainer.devices=2")
-    assert done.returncode == 2
-    assert "trainer.devices=1" in done.stderr
     done = gist_run("data.scoring=channel")
     assert done.returncode == 2
     assert "data.scoring=direct" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
@@ -11,6 +12,7 @@ import pytest
 from promptcomp.config import ConfigError
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.study import begin, read_state
+from promptcomp.sweeps.views.progress import progress_of
 from promptcomp.sweeps.worker import DISK_FULL, work
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
 
@@ -22,6 +24,7 @@ def test_a_grid_is_run_once(tmp_path: Path) -> None:
     assert {trial.values["retained"] for trial in state.trials} == {0.2, 0.4}
     assert [len(trial.reports) for trial in state.trials] == [4] * 4
     assert {(control.name, control.seed, control.status) for control in state.controls} == set()  # mend trains no LM
+    assert progress_of(state, datetime.now(UTC)).over
     before = (tmp_path / "s" / "journal.log").read_text()
     assert run(config, tmp_path / "s").trials == state.trials
     after = (tmp_path / "s" / "journal.log").read_text()
@@ -36,6 +39,22 @@ def test_controls_are_run_too(tmp_path: Path) -> None:
         ("no_prompt", "finished"),
     }
     assert all(control.run.parent.name == "controls" for control in state.controls)
+    assert all(control.ended is not None and control.device_seconds > 0 for control in state.controls)
+    assert state.stopped_by is None
+
+
+def test_controls_count_for_the_budget(tmp_path: Path) -> None:
+    """The first control uses the budget up; the other one is not begun, and the state says why."""
+    space = {"method.num_slots": {"values": [2]}}
+    config = sweep_config(experiment="gist", space=space, controls=True, budget={"trials": 1})
+    first = run(config, tmp_path / "s")
+    assert first.planned_controls == 2
+    used = sum(trial.device_seconds for trial in first.trials) / 3600
+    less = sweep_config(experiment="gist", space=space, controls=True, budget={"device_hours": used / 2})
+    state = run(less, tmp_path / "other")
+    assert [trial.status for trial in state.trials] == ["finished"]
+    assert state.controls == ()
+    assert (state.stopped_by or "").startswith("device_hours")
 
 
 def test_added_points_and_seeds_are_planned(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -16,7 +15,7 @@ from promptcomp.batch import Context, EncodedContext, EncodedQuery, EncodedTarge
 from promptcomp.checkpoints.export import export
 from promptcomp.config import ConfigError
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.run.parts import open_trained_module
+from promptcomp.run.parts import open_trained, open_trained_module
 from tests.prompt_runs import DATA, save_lm, save_run
 
 PROMPT, QUERY = "we like cat . so happy", "the dog again"
@@ -87,11 +86,11 @@ def test_gist_tokens_in_transformers(tmp_path: Path, kind: str, layout: str, sha
 @pytest.mark.parametrize("method", ["metaicl", "full_prompt"])
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
 def test_a_trained_lm_in_transformers(tmp_path: Path, kind: str, method: str) -> None:
+    """By the code of its README, as all of the following."""
     options = {"name": method} if method == "metaicl" else {"name": method, "train": "lm"}
     run = run_of(tmp_path, kind, options)
     assert export(run, tmp_path / "out", "hf").format == "hf"
-    factory = AutoModelForCausalLM if kind == "gpt2" else AutoModelForSeq2SeqLM
-    hf = factory.from_pretrained(tmp_path / "out")
+    hf = run_readme(tmp_path / "out")["model"]
     _, module = open_trained_module(run)
     ids = torch.tensor([ids_of(module, PROMPT)])
     more = {} if kind == "gpt2" else {"decoder_input_ids": torch.tensor([[0, 3]])}
@@ -110,17 +109,41 @@ def test_adapters_in_peft(tmp_path: Path, kind: str) -> None:
     more = {"decoder_input_ids": torch.tensor([[0, 3]])} if kind == "t5" else {}
     with torch.no_grad():
         plain = base(ids, **more).logits
-        adapted = PeftModel.from_pretrained(base, tmp_path / "out")(input_ids=ids, **more).logits
+        adapted = run_readme(tmp_path / "out")["model"](input_ids=ids, **more).logits
         torch.testing.assert_close(adapted, module.lm.hf(ids, **more).logits, rtol=0, atol=1e-5)
     assert (adapted - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one", "each"])
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        ("gpt2", "query_in_decoder"),
+        ("llama", "query_in_decoder"),
+        ("t5", "query_in_decoder"),
+        ("t5", "query_in_encoder"),
+    ],
+)
+def test_gist_tokens_with_adapters(tmp_path: Path, kind: str, layout: str, shared: bool) -> None:
+    method = {"name": "gist", "num_slots": 2, "shared_embedding": shared, "train": "lora", "lora": {"rank": 2}}
+    run = run_of(tmp_path, kind, method, layout)
+    found = export(run, tmp_path / "out", None)
+    assert found.format == "peft"
+    assert {"adapter_model.safetensors", "promptcomp_extra.safetensors"} <= set(found.files)
+    same(run_readme(tmp_path / "out")["logits"][0], logits_of(open_trained_module(run)[1]))
+
+
+def test_adapters_of_an_embedded_lm(tmp_path: Path) -> None:
+    method = {"name": "gist", "num_slots": 1, "train": "lora"}
+    run = save_run(tmp_path / "run", Path("embedded:toy_decoder"), method, data=DATA)
+    same(run_readme_after(run, tmp_path / "out")["logits"][0], logits_of(open_trained_module(run)[1]))
 
 
 @pytest.mark.parametrize(("kind", "layout"), [("gpt2", "query_in_decoder"), ("t5", "query_in_encoder")])
 def test_soft_prompts_in_peft(tmp_path: Path, kind: str, layout: str) -> None:
     run = run_of(tmp_path, kind, {"name": "prompt_tuning", "num_slots": 3, "share": "shared"}, layout)
     assert export(run, tmp_path / "out", None).format == "peft"
-    factory = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
-    model = PeftModel.from_pretrained(factory.from_pretrained(tmp_path / "lm").eval(), tmp_path / "out")
+    model = run_readme(tmp_path / "out")["model"]
     _, module = open_trained_module(run)
     expected = logits_of(module)
     ids = torch.tensor([ids_of(module, QUERY)])
@@ -138,6 +161,9 @@ def test_soft_prompts_of_every_task(tmp_path: Path) -> None:
     folders = {Path(name).parent.name for name in found.files} - {""}
     assert len(folders) > 2
     assert all((tmp_path / "out" / name / "adapter_config.json").is_file() for name in folders)
+    model = run_readme(tmp_path / "out")["model"]  # the first task's
+    vectors = open_trained(run, ())[2].trained_tensors()["prompts"][0]
+    torch.testing.assert_close(model.get_prompt_embedding_to_save("default"), vectors, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
@@ -164,6 +190,7 @@ def test_tensors_start_a_run(tmp_path: Path) -> None:
         module.gist.zero_()  # type: ignore[operator, union-attr]
     module.load_trained(tmp_path / "out")
     assert torch.equal(module.trained_tensors()["gist"], before)
+    assert torch.equal(run_readme(tmp_path / "out")["tensors"]["gist"], before)
     names = run_readme_of_hf(run, tmp_path / "hf")
     assert names["logits"].shape[0] == 1
 

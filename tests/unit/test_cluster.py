@@ -389,6 +389,10 @@ def test_submission_through_the_program(programs: Path, monkeypatch: pytest.Monk
         ((*words, "slurm.nodes=2"), "add --slurm"),
         ((*words, "--slurm", "--with-controls"), "--slurm submits one run"),
         ((*words, "--slurm", "slurm.offline=true", "lm.path=no/model"), "set slurm.offline=false"),
+        (
+            ("sweep", *words[1:], "method.num_slots=2,4", "--slurm", "slurm.offline=true", "lm.path=no/model"),
+            "no/model",
+        ),
         (("cancel",), "name run directories or job numbers"),
         (("jobs", "nowhere"), "no such folder"),
     ):

@@ -179,10 +179,6 @@ def test_an_unfinished_run_is_continued_and_an_empty_folder_used(tmp_path: Path)
     (empty / "checkpoints").mkdir(parents=True)
     done = Runner(tmp_path, 1, start=FakeFit()).run(points)
     assert [d.how for d in done] == ["continued", "made"]
-    (empty / "results.json").unlink()
-    (empty / "config.yaml").unlink()
-    with pytest.raises(ConfigError, match="is in the way"):
-        Runner(tmp_path, 1, start=FakeFit()).run(points)
 
 
 def test_a_signal_stops_the_runs_and_starts_no_more(tmp_path: Path) -> None:

@@ -294,6 +294,8 @@ def test_every_mistake_is_told_at_once() -> None:
             },
             "needs evaluation.measure_cost=true",
         ),
+        ({"set": {"trainer.num_nodes": 2}}, "trainer.num_nodes=2: a trial runs on one machine"),
+        ({"space": {"trainer.num_nodes": [1, 4]}}, "leave trainer.num_nodes at 1"),
         ({"space": {"trainer.batch_size": [16, 8], "trainer.accumulate": [1, 16]}}, "is not a multiple of"),
     ],
 )

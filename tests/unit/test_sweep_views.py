@@ -22,6 +22,7 @@ from promptcomp.sweeps.views.tables import FORMATS, latex, markdown, points_csv,
 from promptcomp.sweeps.views.wording import amount, number, params_text, short_names, time_text
 from tests.sweep_states import (
     NOW,
+    START,
     STATES,
     config,
     infeasible,
@@ -151,6 +152,21 @@ def test_progress_counts_and_times(tmp_path: Path) -> None:
     assert done.eta is None
     assert done.elapsed == 13 * 60  # to the end of the last trial, not to now
     assert done.device_hours == pytest.approx(0.4)
+    assert done.control_hours == 0
+
+
+def test_controls_count_as_work(tmp_path: Path) -> None:
+    """Their device hours, and the time until the last of them has ended."""
+    found = one_dimension(tmp_path)
+    end = START + timedelta(hours=1)
+    controls = [dataclasses.replace(control, ended=end, device_seconds=300.0) for control in found.controls]
+    found = dataclasses.replace(found, controls=tuple(controls))
+    progress = summarize(found, NOW + timedelta(days=3)).progress
+    assert progress.elapsed == 3600
+    assert progress.control_hours == pytest.approx(0.5)
+    assert progress.device_hours == pytest.approx(0.9)
+    assert "0.900 device hours, 0.500 of them for the controls" in _printed(found)
+    assert state_json(found)["progress"]["control_hours"] == pytest.approx(0.5)
 
 
 def test_dropped_points_leave_trials_out(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ A file that is missing or torn gives nothing: a view of a running sweep must not
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,6 +53,20 @@ class Band:
     def title(self) -> str:
         """For legends and tables."""
         return TITLES[self.name] + (" (trained)" if self.trained else "")
+
+
+@dataclass(frozen=True, slots=True)
+class BandLine:
+    """A control as a line of a table."""
+
+    title: str
+    means: tuple[Mean | None, ...]
+    """A value for each objective; one of them at least."""
+
+    @property
+    def seeds(self) -> int:
+        """The most of them."""
+        return max(mean.seeds for mean in self.means if mean is not None)
 
 
 def finite(value: float | None) -> float | None:
@@ -117,6 +132,13 @@ class Runs:
             if values:
                 found.append(Band(name, mean_of(values), bool(trained)))
         return found
+
+    def lines(self, objectives: Sequence[Goal]) -> list[BandLine]:
+        """The bands of all objectives, a line for each title, as the last lines of a table."""
+        # The ends of `retained` have no seeds: they are 1 and 0 by definition, no result.
+        bands = [{b.title: b.value for b in self.bands(o, None) if b.value.seeds} for o in objectives]
+        titles = dict.fromkeys(title for own in bands for title in own)
+        return [BandLine(title, tuple(own.get(title) for own in bands)) for title in titles]
 
     def _control(self, control: Control, name: str, objective: Goal, split: str | None) -> float | None:
         if control.name != name or control.status != "finished":

@@ -22,7 +22,7 @@ from promptcomp.sweeps.views.summary import Point, Summary, sign_of
 from promptcomp.sweeps.views.tables import remark
 from promptcomp.sweeps.views.wording import (
     amount,
-    hours_text,
+    device_hours_text,
     many,
     mean_text,
     objective_text,
@@ -57,7 +57,7 @@ def content(
         "counts": ", ".join(f"{count} {status}" for status, count in counts),
         "bar": [{"status": status, "count": count} for status, count in counts],
         "elapsed": time_text(progress.elapsed),
-        "device_hours": f"{hours_text(progress.device_hours)} device hours",
+        "device_hours": device_hours_text(progress),
         "remarks": [*overview(state, summary)[2:], *remarks(state, summary, legend=False)],
         "columns": ["", *(short[n] for n in names), "seeds", *_metrics(summary), *against],
         "rows": [_row(point, summary, names) for point in summary.points],
@@ -125,15 +125,11 @@ def _mean_cell(mean: Mean | None, metric: str, sign: str = "") -> dict[str, Any]
 
 
 def _controls(state: SweepState, summary: Summary, span: int) -> list[dict[str, Any]]:
-    runs = Runs(state)
-    bands = {o.name: [band for band in runs.bands(o, None) if band.value.seeds] for o in summary.objectives}
     found = []
-    for title in dict.fromkeys(band.title for own in bands.values() for band in own):
-        means = [next((b.value for b in bands[o.name] if b.title == title), None) for o in summary.objectives]
-        cells = [_mean_cell(mean, o.name) for mean, o in zip(means, summary.objectives, strict=True)]
+    for line in Runs(state).lines(summary.objectives):
+        cells = [_mean_cell(mean, o.name) for mean, o in zip(line.means, summary.objectives, strict=True)]
         cells += [{"text": "", "sort": ""}] if summary.best else []
-        seeds = max(mean.seeds for mean in means if mean is not None)
-        found.append({"title": title, "span": span, "seeds": seeds, "means": cells})
+        found.append({"title": line.title, "span": span, "seeds": line.seeds, "means": cells})
     return found
 
 

@@ -25,10 +25,13 @@ class Progress:
     """Controls that there will be."""
     controls_done: int
     elapsed: float | None
-    """Seconds since the first start (to the last trial's end when nothing is left)."""
+    """Seconds since the first start (to the end of the last trial or control when nothing is left)."""
     eta: float | None
     """Seconds until all is done at the present pace; None: not known (or done)."""
     device_hours: float
+    """Of trials and controls."""
+    control_hours: float
+    """The controls' part of them."""
 
     @property
     def done(self) -> int:
@@ -56,13 +59,15 @@ def progress_of(state: SweepState, now: datetime) -> Progress:
     begun = len(state.trials) - counts["waiting"]
     full = {status: counts[status] for status in ("running", "stale", *DONE)}
     full["waiting"] = max(counts["waiting"], planned - begun - left_out)
-    controls = max(len(state.controls), 2 * state.config.seeds if state.config.controls else 0)
+    controls = max(len(state.controls), state.planned_controls)
     controls_done = sum(control.status in DONE for control in state.controls)
     left = full["waiting"] + full["stale"] + controls - controls_done
     over = planned > 0 and not left + full["running"]
-    ends = [aware(trial.ended) for trial in state.trials if trial.ended is not None]
+    ended = [*(trial.ended for trial in state.trials), *(control.ended for control in state.controls)]
+    ends = [aware(end) for end in ended if end is not None]
     until = max(ends) if over and ends else now
     elapsed = max(0.0, (until - aware(state.started)).total_seconds()) if state.started else None
+    control_hours = sum(control.device_seconds for control in state.controls) / 3600
     return Progress(
         planned=planned,
         counts=full,
@@ -71,7 +76,8 @@ def progress_of(state: SweepState, now: datetime) -> Progress:
         controls_done=controls_done,
         elapsed=elapsed,
         eta=None if over or state.stopped_by else _eta(state, left, now),
-        device_hours=sum(trial.device_seconds for trial in state.trials) / 3600,
+        device_hours=sum(trial.device_seconds for trial in state.trials) / 3600 + control_hours,
+        control_hours=control_hours,
     )
 
 

@@ -13,9 +13,8 @@ from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.live import status_line
 from promptcomp.sweeps.views.numbers import Runs, log_tail, plain_line
 from promptcomp.sweeps.views.summary import Point, Summary, summarize
-from promptcomp.sweeps.views.tables import state_json
 from promptcomp.sweeps.views.wording import (
-    hours_text,
+    device_hours_text,
     many,
     mean_text,
     objective_text,
@@ -24,8 +23,6 @@ from promptcomp.sweeps.views.wording import (
     short_names,
     time_text,
 )
-
-__all__ = ["failure_title", "mark", "next_steps", "overview", "print_state", "remarks", "state_json"]
 
 ROWS = 40
 """Points that the table shows; the formats for files have all."""
@@ -69,7 +66,7 @@ def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
 def overview(state: SweepState, summary: Summary) -> list[str]:
     """Progress, times, and what ended the sweep."""
     progress = summary.progress
-    times = f"{time_text(progress.elapsed)} since the start, {hours_text(progress.device_hours)} device hours"
+    times = f"{time_text(progress.elapsed)} since the start, {device_hours_text(progress)}"
     if progress.eta is not None:
         times += f", about {time_text(progress.eta)} left with {many(max(1, state.workers), 'worker')}"
     lines = [status_line(progress), times]

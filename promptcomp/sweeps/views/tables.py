@@ -123,16 +123,9 @@ def _rows(state: SweepState) -> tuple[list[str], list[list[str]]]:
         own = [scalar_text(point.params[name]) if name in point.params else "-" for name in names]
         values = [mean_text(point.values.get(objective.name), objective.name) for objective in summary.objectives]
         rows.append([*map(plain_line, own), remark(point), str(point.seeds), *values])
-    runs = Runs(state)
-    # The ends of `retained` have no seeds: they are 1 and 0 by definition, no result.
-    bands = {o.name: [band for band in runs.bands(o, None) if band.value.seeds] for o in summary.objectives}
-    for title in dict.fromkeys(band.title for found in bands.values() for band in found):
-        values, seeds = [], 0
-        for objective in summary.objectives:
-            band = next((band for band in bands[objective.name] if band.title == title), None)
-            values.append(mean_text(band.value, objective.name) if band else "-")
-            seeds = max(seeds, band.value.seeds if band else 0)
-        rows.append([title, *[""] * len(names), str(seeds) if seeds else "-", *values])
+    for line in Runs(state).lines(summary.objectives):
+        values = [mean_text(mean, o.name) for mean, o in zip(line.means, summary.objectives, strict=True)]
+        rows.append([line.title, *[""] * len(names), str(line.seeds), *values])
     return header, rows
 
 
@@ -167,6 +160,7 @@ def state_json(state: SweepState) -> dict[str, Any]:
             "elapsed_seconds": progress.elapsed,
             "eta_seconds": progress.eta,
             "device_hours": progress.device_hours,
+            "control_hours": progress.control_hours,
             "workers": state.workers,
             "stopped_by": state.stopped_by,
         },

@@ -9,6 +9,7 @@ from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text, nu
 from promptcomp.evaluation.seeds import Mean
 from promptcomp.sweeps.config import Scalar
 from promptcomp.sweeps.views.numbers import Goal, is_of_run
+from promptcomp.sweeps.views.progress import Progress
 
 STATUS_STYLES = {
     "finished": "green",
@@ -110,6 +111,12 @@ def time_text(seconds: float | None) -> str:
 def hours_text(hours: float) -> str:
     """Device hours with what is visible of them."""
     return f"{hours:.3f}" if hours < 1 else f"{hours:.1f}"
+
+
+def device_hours_text(progress: Progress) -> str:
+    """All device hours, and the controls' part where there are controls."""
+    part = f", {hours_text(progress.control_hours)} of them for the controls" if progress.controls else ""
+    return f"{hours_text(progress.device_hours)} device hours{part}"
 
 
 def many(count: int, noun: str) -> str:

@@ -1,0 +1,170 @@
+"""Runs in processes of their own: the words of `promptcomp fit` that begin or continue one, and waiting for its end.
+
+Curves, sweeps and controls start their runs with these words; `fit --with-controls` waits here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from promptcomp.config import ConfigError, dump
+from promptcomp.errors import RunFailed
+from promptcomp.evaluation.files import write_atomic
+from promptcomp.evaluation.results import read_results
+from promptcomp.experiment import Experiment
+from promptcomp.lightning_modules.checkpoint_files import existing, step_of
+from promptcomp.run.directory import RunDirectory, check_unused
+from promptcomp.run.finding import find, identity, module_of
+from promptcomp.run.fitting import Outcome
+from promptcomp.run.layout import layout_of
+from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals, is_preemption
+
+FIT = (sys.executable, "-m", "promptcomp", "fit")
+
+
+def fit_words(experiment: Experiment, run: Path | None, config: Path, command: Sequence[str] = FIT) -> list[str]:
+    """The command that continues the run in a directory, or begins it there.
+
+    Args:
+        experiment: what is to run.
+        run: its directory; what a killed process has left there before there was a run is removed. None: a new one,
+            which the run makes under its output_dir.
+        config: file that the configuration of a new run is written to.
+        command: what is started.
+
+    Raises:
+        ConfigError: the directory holds something else.
+        OSError: the disk is full.
+    """
+    if run is not None and (run / "config.yaml").is_file():
+        return [*command, "--resume", str(run)]
+    if run is not None:
+        _clear_unstarted(run)
+    config.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(config, dump(experiment))
+    return [*command, "--config", str(config), *(() if run is None else ("--run-dir", str(run)))]
+
+
+def _clear_unstarted(run: Path) -> None:
+    """Remove a directory whose run was killed before it had written its configuration."""
+    if not run.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        for left in run.glob(".config.yaml.*.tmp"):
+            left.unlink()
+        (run / "checkpoints").rmdir()
+    try:
+        run.rmdir()
+    except OSError:
+        raise ConfigError(f"{run} is in the way: it holds files but no run; move it away") from None
+
+
+def attend(words: Sequence[str], keep: Sequence[int] = ()) -> tuple[int, int | None]:
+    """Run a program to its end. It prints on standard error as it goes; its standard output is dropped.
+
+    It has a session of its own, so that a Ctrl-C comes to this process alone, which passes it on once, as every other
+    signal that asks to stop.
+
+    Args:
+        words: the program.
+        keep: open files that the program keeps open (a lock then lasts as long as it lives, whatever happens here).
+
+    Returns:
+        Its exit code (negative: the signal that killed it), and the last signal that was passed on.
+    """
+    passed: list[int] = []
+    early: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        passed.append(number)
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
+    previous = {}
+    for number in _stopping():
+        with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
+            previous[number] = signal.signal(number, pass_on)
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=() if sys.platform == "win32" else keep,
+        )
+        for number in early:
+            process.send_signal(number)
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return code, passed[-1] if passed else None
+
+
+def _stopping() -> list[int]:
+    """Signals that end a program, but for those that this one was started to ignore (nohup)."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    numbers = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def starts_processes(experiment: Experiment) -> bool:
+    """Whether the run starts processes of its own: they repeat the command line, so it has to be that run's alone, and
+    what Lightning leaves in the environment is no other run's."""
+    trains = bool(experiment.trainer.max_steps) and module_of(experiment).trainable
+    return trains and layout_of(experiment.trainer).strategy != "single"
+
+
+def fit_apart(wanted: Experiment, path: Path | None, run_dir: Path | None, lock: int) -> Outcome:
+    """Begin the run, or continue the one in `path`, by a `promptcomp fit` of its own, and wait for its end.
+
+    Args:
+        wanted: the experiment.
+        path: an unfinished run of it.
+        run_dir: directory of a new run; None: one under output_dir.
+        lock: descriptor of the lock on this experiment under output_dir.
+
+    Raises:
+        ConfigError: several machines, or `run_dir` holds something else.
+        RunFailed: it failed.
+    """
+    nodes = wanted.trainer.num_nodes
+    if nodes > 1:
+        raise ConfigError(
+            f"--with-controls starts its runs on this machine alone, not on trainer.num_nodes={nodes}: make each run "
+            "by itself on all of them, then repeat the command, which reuses finished runs"
+        )
+    if path is None and run_dir is not None and RunDirectory(run_dir).config.is_file():
+        check_unused(run_dir)
+    place = path or run_dir or Path(wanted.output_dir)
+    stop = StopSignals.current()
+    if stop is not None and stop.received is not None:  # it came while something else was at work
+        return Outcome(place, None, 0, interrupted=True, preempted=True)
+    config = Path(wanted.output_dir) / ".locks" / f"{identity(wanted)}.yaml"
+    code, passed = attend([*fit_words(wanted, path or run_dir, config), "--json"], keep=[lock])
+    state, found = find(wanted, run_dir)
+    results = read_results(found) if state == "finished" and found is not None else None
+    if code == 2:  # it has told the mistake
+        raise RunFailed("", 2)
+    stopped = passed is not None or code in (PREEMPTED, INTERRUPTED)
+    if not stopped and (code or results is None):
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        raise RunFailed(f"the run in {found or place} {how}, see above; the same command continues it", 1)
+    step = _step(found) if results is None else results.cost.steps or 0
+    preempted = code == PREEMPTED or is_preemption(passed)
+    return Outcome(found or place, results, step, interrupted=stopped, preempted=preempted)
+
+
+def _step(run: Path | None) -> int:
+    """Steps in the last checkpoint of a run."""
+    checkpoint = existing(RunDirectory(run).last) if run is not None else None
+    return step_of(checkpoint) if checkpoint is not None else 0

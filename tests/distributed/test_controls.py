@@ -1,0 +1,100 @@
+"""`fit --with-controls` on two processes: every trained run is a program of its own; kills in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+WORDS = (
+    "fit", "--method", "mend", "--with-controls", "method={name: gist, num_slots: 2}", "trainer.accelerator=cpu",
+    "trainer.threads=1", "trainer.batch_size=4", "trainer.devices=2", "trainer.checkpoint_every=1",
+    "trainer.eval_every=100000", "data.queries_per_context=2", "data.num_demonstrations=2",
+    "data.world.num_test_tasks=2", "data.world.num_dev_tasks=2", "data.world.num_queries=2",
+    "evaluation.measure_cost=false", "evaluation.bootstrap_resamples=100", "evaluation.splits=[test]",
+    "evaluation.generate=false",
+)  # fmt: skip
+TRAINED = ("method", "full_prompt_trained", "no_prompt_trained")
+
+
+def command(folder: Path, steps: int, *more: str) -> list[str]:
+    own = (f"output_dir={folder}", f"trainer.max_steps={steps}")
+    return [sys.executable, "-m", "promptcomp", *WORDS, *own, *more]
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, timeout=400, check=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_killed_stopped_and_continued(tmp_path: Path) -> None:
+    """The trainer is killed, then the command is stopped, then it goes on to the end."""
+    words = command(tmp_path, 40, "--json")
+    with (tmp_path / "errors.txt").open("w") as errors:
+        first = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+    try:
+        _until(lambda: list(tmp_path.glob("gist-*/checkpoints/last.ckpt")), first)
+        (trainer,) = _children(first.pid)
+        os.kill(trainer, signal.SIGKILL)
+        assert first.wait(60) == 1
+    finally:
+        first.kill()
+    text = (tmp_path / "errors.txt").read_text()
+    assert "was killed by signal 9" in text
+    assert "the same command continues it" in text
+    assert "Traceback" not in text
+
+    second = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        _until(lambda: list(tmp_path.glob("full_prompt-lm-*/checkpoints/last.ckpt")), second)
+        second.send_signal(signal.SIGUSR1)
+        printed, _ = second.communicate(timeout=60)
+    finally:
+        second.kill()
+    assert second.returncode == 75
+    stopped = json.loads(printed)
+    assert stopped["interrupted"]
+    assert stopped["controls"] is None
+
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    points = json.loads(done.stdout)["controls"]
+    how = {role: found["how"] for role, found in points["runs"].items()}
+    assert how["method"] == "reused"
+    assert how["full_prompt_trained"] == "resumed"
+    assert how["no_prompt_trained"] == "made"
+    for role in TRAINED:
+        folder = Path(points["runs"][role]["run"])
+        assert json.loads((folder / "results.json").read_text())["cost"]["steps"] == 40
+    assert (Path(points["runs"]["method"]["run"]) / "controls.json").is_file()
+    assert len([path for path in tmp_path.iterdir() if (path / "results.json").is_file()]) == 5
+
+
+def test_mistakes_are_told_once(tmp_path: Path) -> None:
+    done = run(command(tmp_path, 2, "lm.path=nowhere/at/all"))
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1, done.stderr
+    assert not list(tmp_path.glob("gist-*"))
+    done = run(command(tmp_path, 2, "trainer.num_nodes=2"))
+    assert done.returncode == 2
+    assert "trainer.num_nodes=2" in done.stderr
+    assert "this machine alone" in done.stderr
+
+
+def _children(pid: int) -> list[int]:
+    return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _until(there: Callable[[], object], process: subprocess.Popen[str], seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None, "ended too early"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
