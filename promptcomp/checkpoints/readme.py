@@ -199,8 +199,8 @@ def adapters(experiment: Experiment, lm: LanguageModel, gist: int) -> str:
         return _page(experiment, "Adapters", *parts, _block(_peft_code(experiment, "", lm)))
     parts.append(
         f"The gist embedding is in `{EXTRA}` (`gist`, one row for each gist token or one for all): {gist} of them "
-        "stand behind the embeddings of a prompt; what follows may look at them and not at the prompt, and its positions "
-        "count on."
+        "stand behind the embeddings of a prompt; what follows may look at them and not at the prompt, and its "
+        "positions count on."
     )
     return _page(experiment, "Adapters", *parts, _block(gist_vectors_code(experiment, lm, gist), _TEXTS))
 
