@@ -140,15 +140,16 @@ def prepare(module: CompressionModule, case: Case, device: torch.device) -> None
     """Checkpointing, compiling and sharding, in this order."""
     prepare_blocks(module, Execution(case.checkpointing, False, case.compiled))
     if case.sharded:
-        shard_alone(module, device)
+        shard_alone(module, device, case.precision)
 
 
-def shard_alone(module: CompressionModule, device: torch.device) -> None:
+def shard_alone(module: CompressionModule, device: torch.device, precision: str) -> None:
     """FSDP2 with one rank, in the groups that training uses."""
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"})
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
-    shard(module, init_device_mesh(device.type, (1,)), ("losses",), device, from_rank_zero=False)
+    mesh = init_device_mesh(device.type, (1,))
+    shard(module, mesh, ("losses",), device, from_rank_zero=False, precision=precision)
 
 
 def rows_that_fit(module: CompressionModule, case: Case, budget: float, most: int) -> tuple[int, int, float]:

@@ -1,11 +1,11 @@
 """Wall time and peak memory of FSDP2 against DDP on two CPU processes, for an LM that is large for a small machine.
 
 Run: python benchmarks/sharded_memory.py [--cases lora gist] [--width 1024] [--layers 24] [--tokens 64] [--steps 3]
-[--json]. lora: adapters beside a frozen LM; gist: all weights trained (with a quarter of the layers, as AdamW's state
-comes on top). Random weights, float32, gloo, one thread and one row a process. Under fsdp rank 0 alone makes the
-weights and hands them out, as `fit` does. Memory is the resident set of a process above what it was before the model
-was made: its peak while loading (until the first step) and in the steps after the first. The C library is told to
-give freed memory back at once; otherwise the resident set holds what earlier gathers have left.
+[--precision 32-true] [--json]. lora: adapters beside a frozen LM; gist: all weights trained (with a quarter of the
+layers, as AdamW's state comes on top). Random weights in float32, gloo, one thread and one row a process. Under fsdp
+rank 0 alone makes the weights and hands them out, as `fit` does. Memory is the resident set of a process above what it
+was before the model was made: its peak while loading (until the first step) and in the steps after the first. The C
+library is told to give freed memory back at once; otherwise the resident set holds what earlier gathers have left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ def work(rank: int, strategy: str, case: str, port: int, folder: str, options: a
     if strategy == "ddp":
         wrapped = DistributedDataParallel(wrapped, gradient_as_bucket_view=True)
     else:
-        shard(module, mesh, ("losses",), CPU, from_rank_zero=True)
+        shard(module, mesh, ("losses",), CPU, from_rank_zero=True, precision=options.precision)
     torch.distributed.barrier()
     found: dict[str, Any] = {"load_seconds": time.perf_counter() - begin, "load_bytes": memory("VmHWM") - base}
     optimizer = module.configure_optimizers()["optimizer"]
@@ -118,7 +118,10 @@ def work(rank: int, strategy: str, case: str, port: int, folder: str, options: a
             forget_peak()
         begin = time.perf_counter()
         optimizer.zero_grad()
-        wrapped(batch).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16-mixed"):
+            loss = wrapped(batch)
+        loss.backward()
+        del loss
         optimizer.step()
         torch.distributed.barrier()
         seconds.append(time.perf_counter() - begin)
@@ -141,7 +144,8 @@ def run(strategy: str, case: str, options: argparse.Namespace) -> dict[str, Any]
 
 def expected(strategy: str, case: str, options: argparse.Namespace) -> int:
     """The estimate of a step."""
-    layout = Layout("ddp" if strategy == "ddp" else "fsdp", devices_per_node=WORLD, on_gpu=False)
+    kind: Literal["ddp", "fsdp"] = "ddp" if strategy == "ddp" else "fsdp"
+    layout = Layout(kind, devices_per_node=WORLD, precision=options.precision, on_gpu=False)
     return estimate_module(build(case, options, "meta"), work_of(options), layout).total_bytes
 
 
@@ -167,6 +171,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # of glibc, read when the processes start

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -38,7 +39,7 @@ class LoraConfig(Config):
 
 
 def add_lora(lm: LanguageModel, config: LoraConfig, *, skeleton: bool = False) -> None:
-    """Put adapters into the LM; they alone are trainable afterwards.
+    """Put adapters into the LM; they alone are trainable afterwards, in float32 beside half-precision weights.
 
     Args:
         lm: Changed in place.
@@ -52,6 +53,11 @@ def add_lora(lm: LanguageModel, config: LoraConfig, *, skeleton: bool = False) -
     import peft
 
     peft.inject_adapter_in_model(settings, lm.hf, low_cpu_mem_usage=skeleton)
+    # peft gives them the type of the matrix that they stand beside; in a skeleton, the default type
+    wide = torch.float32 if lm.hf.dtype.itemsize == 2 else lm.hf.dtype
+    for name, parameter in lm.hf.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(wide)
 
 
 def lora_settings(lm: LanguageModel, config: LoraConfig) -> peft.LoraConfig:

@@ -173,7 +173,7 @@ class CompressionModule(TrainedState):
         self.skeleton = False
         methods = ("training_step", "validation_step", "compress", "score")
         mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
-        shard(self, mesh, methods, device, from_rank_zero=from_rank_zero)
+        shard(self, mesh, methods, device, from_rank_zero=from_rank_zero, precision=self.trainer.precision)
 
     def _start(self, method: LMTrainingConfig) -> None:
         """Add adapters (after `build`, which may copy the LM as it was) and load what training starts from."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+NORMS = (nn.LayerNorm, nn.RMSNorm)
+"""PyTorch's norms that take weights."""
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
@@ -32,6 +37,25 @@ def compile_blocks(module: nn.Module) -> None:
     """torch.compile of each block, in place, so that names of parameters do not change."""
     for block in blocks_of(module):
         block.compile(dynamic=True)
+
+
+def let_norms_follow_inputs(module: nn.Module) -> None:
+    """Let PyTorch's norms take weights of another type than their input's, which decides (others do so by themselves).
+
+    On CPU `layer_norm` refuses such a mixture and autocast leaves it alone; on CUDA autocast casts it. Names of
+    parameters do not change.
+    """
+    for each in module.modules():
+        if isinstance(each, NORMS):
+            each.forward = partial(_norm, each)  # type: ignore[method-assign]
+
+
+def _norm(norm: nn.LayerNorm | nn.RMSNorm, hidden: Tensor) -> Tensor:
+    weight = None if norm.weight is None else norm.weight.to(hidden.dtype)
+    if isinstance(norm, nn.RMSNorm):
+        return F.rms_norm(hidden, list(norm.normalized_shape), weight, norm.eps)
+    bias = None if norm.bias is None else norm.bias.to(hidden.dtype)
+    return F.layer_norm(hidden, list(norm.normalized_shape), weight, bias, norm.eps)
 
 
 class _Recomputed:

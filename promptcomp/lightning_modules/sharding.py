@@ -3,6 +3,11 @@
 Every transformer block is a unit of its own, gathered while it works; what is left (embeddings, heads, slots) is the
 root's unit and stays gathered during a step. Only rank 0 opens weights: the other ranks build shapes on the meta device
 and receive the weights from it, unit by unit, each of which is divided before the next one comes.
+
+Under autocast a block's float32 weights would be cast when they are used, and the copies would live until the backward
+pass, gathered or not. So blocks are gathered in autocast's type already: there is nothing to cast and half as much to
+send. Each rank's part, the sum of the gradients and the optimiser's state keep the type of the weights, and what flows
+between blocks keeps its type too (inputs are not cast).
 """
 
 from __future__ import annotations
@@ -13,14 +18,23 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from promptcomp.lightning_modules.blocks import blocks_of
+from promptcomp.lightning_modules.blocks import blocks_of, let_norms_follow_inputs
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16}
+"""What blocks are gathered as under a precision of the trainer; under others: as they are."""
 
 
 def shard(
-    module: nn.Module, mesh: DeviceMesh, methods: Iterable[str], device: torch.device, *, from_rank_zero: bool
+    module: nn.Module,
+    mesh: DeviceMesh,
+    methods: Iterable[str],
+    device: torch.device,
+    *,
+    from_rank_zero: bool,
+    precision: str = "32-true",
 ) -> None:
     """Divide a module's parameters among the ranks of a mesh, in place; a collective.
 
@@ -30,16 +44,22 @@ def shard(
         methods: of the root, besides `forward`, that need its parameters gathered.
         device: of the shards.
         from_rank_zero: rank 0 has the weights, the others shapes on the meta device; false: every rank has them.
+        precision: of the trainer; in mixed precision `forward` and `methods` have to run under autocast.
 
     Raises:
         RuntimeError: the ranks have built different modules.
     """
     units = units_of(module)
     source = _Source(module, device) if from_rank_zero else None
+    policy = MixedPrecisionPolicy()
+    if precision in AUTOCAST:
+        policy = MixedPrecisionPolicy(AUTOCAST[precision], reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for unit in units:
+            let_norms_follow_inputs(unit)
     for unit in [*units, module]:
         if source is not None:
             source.fill(unit)
-        fully_shard(unit, mesh=mesh)
+        fully_shard(unit, mesh=mesh, mp_policy=MixedPrecisionPolicy() if unit is module else policy)
     for name in methods:
         register_fsdp_forward_method(module, name)
 

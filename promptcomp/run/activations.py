@@ -24,6 +24,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from promptcomp.lightning_modules.blocks import NORMS
+from promptcomp.lightning_modules.sharding import units_of
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -41,6 +44,8 @@ class Numbers:
     """The type that matrix products are cast to."""
     weights: torch.dtype | None = None
     """The type that all weights are in while they are used; None: as they are."""
+    gathered: torch.dtype | None = None
+    """The type that sharding gathers blocks in; None: as `weights` says."""
     fused_attention: bool = True
     """A GPU's fused attention kernels; False: the ones of the CPU."""
 
@@ -171,7 +176,11 @@ def _trace(body: nn.Module, make_inputs: Inputs, numbers: Numbers) -> Kept:
     """Run `body` on fake tensors."""
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        state = {name: _fake(p, numbers).requires_grad_(p.requires_grad) for name, p in body.named_parameters()}
+        kinds = _gathered_types(body, numbers)
+        state = {
+            name: _fake(p, kinds.get(p, numbers.weights)).requires_grad_(p.requires_grad)
+            for name, p in body.named_parameters()
+        }
         state |= {name: torch.empty_like(b, device="cpu") for name, b in body.named_buffers()}
         counter = _Counter(frozenset(t.untyped_storage()._cdata for t in state.values()))
         inputs = make_inputs()
@@ -185,8 +194,16 @@ def _trace(body: nn.Module, make_inputs: Inputs, numbers: Numbers) -> Kept:
     return counter.kept()
 
 
-def _fake(parameter: Tensor, numbers: Numbers) -> Tensor:
-    return torch.empty(parameter.shape, dtype=numbers.weights or parameter.dtype)
+def _fake(parameter: Tensor, kind: torch.dtype | None) -> Tensor:
+    return torch.empty(parameter.shape, dtype=kind or parameter.dtype)
+
+
+def _gathered_types(body: nn.Module, numbers: Numbers) -> dict[Tensor, torch.dtype]:
+    """Of the weights that are gathered in another type; PyTorch's norms make that their input's again."""
+    if numbers.gathered is None:
+        return {}
+    units = [module for unit in units_of(body) for module in unit.modules() if not isinstance(module, NORMS)]
+    return {p: numbers.gathered for module in units for p in module.parameters(recurse=False)}
 
 
 def _never(tensor: Tensor) -> Tensor:

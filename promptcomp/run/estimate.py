@@ -73,6 +73,8 @@ class Estimate(BaseModel):
     """The same with it (one block at a time needs more while it works: `device.working`)."""
     block_bytes: int
     """What one block keeps without it."""
+    casts_blocks: bool
+    """Whether autocast's half-precision copies of the blocks' weights are among the activations."""
     device: DeviceMemory
     total_bytes: int
     """Peak on one device (`device.total`)."""
@@ -136,11 +138,13 @@ def estimate_module(
 ) -> Estimate:
     """The estimate of a module that is there, its weights on any device; FLOPs are those of one micro-batch.
 
-    `like` is an estimate that differs in strategy and number of devices alone: its activations are taken over.
+    `like` is an estimate that differs in the number of devices and perhaps in strategy alone: its activations are taken
+    over where they are the same.
     """
-    groups = group_weights(module, units_of(module), layout.weight_type)
+    groups = group_weights(module, units_of(module), layout.weight_type, layout.gathered)
     passes = module.passes(work.context, work.example, work.queries)
-    if like is None or like.micro_batch != work.contexts:
+    casts_blocks = layout.autocast is not None and layout.gathered is None
+    if like is None or like.micro_batch != work.contexts or like.casts_blocks != casts_blocks:
         plain, checkpointed, block = _activations(module, passes, work, layout)
     else:
         plain, checkpointed, block = like.activation_bytes_plain, like.activation_bytes_checkpointed, like.block_bytes
@@ -167,6 +171,7 @@ def estimate_module(
         activation_bytes_plain=plain,
         activation_bytes_checkpointed=checkpointed,
         block_bytes=block,
+        casts_blocks=casts_blocks,
         device=device,
         total_bytes=device.total,
         communication=communication(groups, _gathers(passes, layout), layout),
@@ -218,7 +223,7 @@ def _parts(module: CompressionModule, weight_type: torch.dtype | None) -> list[P
 
 def _activations(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> tuple[int, int, int]:
     """Bytes kept without and with activation checkpointing, and of the largest block."""
-    numbers = Numbers(layout.autocast, layout.weight_type, fused_attention=layout.on_gpu)
+    numbers = Numbers(layout.autocast, layout.weight_type, layout.gathered, fused_attention=layout.on_gpu)
     found = NOTHING
     for each in passes:
         if each.gradient:
@@ -254,8 +259,8 @@ def _gathers(passes: list[Pass], layout: Layout) -> float:
     """Bytes of block weights that a micro-batch gathers: for each forward pass, and again for each backward pass."""
     found = 0.0
     for each in passes:
-        blocks = group_weights(each.model, units_of(each.model), layout.weight_type).blocks
-        found += sum(block.every for block in blocks) * (1 + each.gradient)
+        groups = group_weights(each.model, units_of(each.model), layout.weight_type, layout.gathered)
+        found += sum(block.every for block in groups.gathered) * (1 + each.gradient)
     return found
 
 
@@ -272,11 +277,6 @@ def _remarks(found: Estimate, groups: Groups, layout: Layout, limit: float | Non
         remarks.append(
             "precision=bf16-true trains bfloat16 weights without float32 copies: small updates are rounded away; "
             "bf16-mixed with lm.dtype=float32 keeps them"
-        )
-    if layout.strategy == "fsdp" and layout.autocast is not None and not layout.activation_checkpointing:
-        remarks.append(
-            "autocast keeps a half-precision copy of every weight until the backward pass, which undoes sharding; set "
-            "trainer.activation_checkpointing=true"
         )
     if limit is not None and found.total_bytes > limit:
         remarks.append(f"does not fit {limit / GIB:.0f} GiB: {_way_out(found, layout)}")

@@ -4,6 +4,7 @@ Sources: Rajbhandari et al. 2020 (ZeRO, https://arxiv.org/abs/1910.02054; weight
 divided by the number of devices); torch.distributed.fsdp.fully_shard (FSDP2,
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html: blocks are gathered before their forward and
 again before their backward pass, the next one is prefetched, the outermost group stays gathered in between);
+promptcomp.lightning_modules.sharding (blocks in half precision where it is mixed, their gradients summed in float32);
 ring collectives (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md: an all-gather or a
 reduce-scatter of B bytes moves (n - 1) / n B through each of n devices, an all-reduce twice that).
 """
@@ -19,6 +20,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from promptcomp.experiment import Precision, TrainerConfig
+from promptcomp.lightning_modules.sharding import AUTOCAST
 
 GIB = 2**30
 
@@ -45,6 +47,11 @@ class Layout:
     def autocast(self) -> torch.dtype | None:
         """The type of matrix products in mixed precision."""
         return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
+
+    @property
+    def gathered(self) -> torch.dtype | None:
+        """The type that sharding gathers blocks in; None: the one that they have."""
+        return AUTOCAST.get(self.precision) if self.strategy == "fsdp" else None
 
     @property
     def weight_type(self) -> torch.dtype | None:
@@ -97,6 +104,8 @@ class Groups:
     rest: Weights
     largest_tensor: int = 0
     """Bytes of the largest trained tensor."""
+    halved: tuple[Weights, ...] = ()
+    """The blocks as they are gathered in half precision; their gradients are summed in float32."""
 
     @property
     def whole(self) -> Weights:
@@ -104,19 +113,42 @@ class Groups:
         return sum(self.blocks, self.rest)
 
     @property
+    def gathered(self) -> tuple[Weights, ...]:
+        """The blocks as they are gathered."""
+        return self.halved or self.blocks
+
+    @property
     def largest(self) -> Weights:
-        """The largest block."""
-        return max(self.blocks, key=lambda block: block.every, default=Weights())
+        """The largest of them."""
+        return max(self.gathered, key=lambda block: block.every, default=Weights())
+
+    def summed(self, block: Weights) -> int:
+        """Bytes of a gathered block's gradients as they are summed over the devices."""
+        return block.trained * (2 if self.halved else 1)
 
 
-def group_weights(module: nn.Module, blocks: Iterable[nn.Module], weight_type: torch.dtype | None) -> Groups:
-    """Bytes of the weights of `module` in the groups that sharding makes; shared weights count once."""
+def group_weights(
+    module: nn.Module,
+    blocks: Iterable[nn.Module],
+    weight_type: torch.dtype | None,
+    gathered: torch.dtype | None = None,
+) -> Groups:
+    """Bytes of the weights of `module` in the groups that sharding makes; shared weights count once.
+
+    Args:
+        module: the root.
+        blocks: the other units.
+        weight_type: what all weights are; None: as they are.
+        gathered: what blocks are gathered as; None: as they are.
+    """
     seen = set[int]()
     largest = 0
+    halved: list[Weights] = []
 
     def count(part: nn.Module) -> Weights:
         nonlocal largest
         every = trained = 0
+        numbers = Weights()
         for parameter in part.parameters():
             if id(parameter) not in seen:
                 seen.add(id(parameter))
@@ -125,10 +157,14 @@ def group_weights(module: nn.Module, blocks: Iterable[nn.Module], weight_type: t
                 if parameter.requires_grad:
                     trained += size
                     largest = max(largest, size)
+                if gathered is not None:
+                    half = parameter.numel() * gathered.itemsize
+                    numbers += Weights(half, half * parameter.requires_grad)
+        halved.append(numbers)
         return Weights(every, trained)
 
     counted = tuple(count(block) for block in blocks)
-    return Groups(counted, count(module), largest)
+    return Groups(counted, count(module), largest, tuple(halved[:-1]) if gathered is not None else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +232,8 @@ def device_memory(groups: Groups, step: Step, layout: Layout) -> DeviceMemory:
     if layout.strategy == "fsdp":
         largest = groups.largest
         # the block at work, the next one, and the flat buffer that it comes in; a block's gradients and their flat copy
-        buffers = groups.rest.every + groups.rest.trained + 3 * largest.every + 2 * largest.trained
+        block = 3 * largest.every + largest.trained + groups.summed(largest)
+        buffers = groups.rest.every + groups.rest.trained + block
     update = gradients if layout.on_gpu else 2 * -(-groups.largest_tensor // shards)
     if layout.offload_optimizer:  # runs on the host
         update = 0
@@ -233,7 +270,8 @@ def communication(groups: Groups, gathers: float, layout: Layout) -> Communicati
     if layout.strategy == "single":
         return Communication()
     gathered = share * (gathers + groups.rest.every) * layout.accumulate
-    reduced = share * groups.whole.trained * layout.accumulate
+    summed = sum(groups.summed(block) for block in groups.gathered) + groups.rest.trained
+    reduced = share * summed * layout.accumulate
     return Communication(
         gather_weights=round(gathered), reduce_gradients=round(reduced), total=round(gathered + reduced)
     )

@@ -18,7 +18,7 @@ import lightning as L
 import torch
 
 from promptcomp.config import ConfigError
-from promptcomp.experiment import TrainerConfig
+from promptcomp.experiment import Precision, TrainerConfig
 from promptcomp.lightning_modules.execution import Execution
 from promptcomp.lightning_modules.sharded_files import write_shard
 from promptcomp.run import sharded
@@ -50,6 +50,8 @@ class Action:
     name: str = ""
     full_disk: bool = False
     """The second rank's disk is full when it writes its part."""
+    precision: Precision = "32-true"
+    """Of a float64 LM; in mixed precision of a float32 one."""
 
 
 def fail(*_: Any, **__: Any) -> NoReturn:
@@ -66,11 +68,13 @@ def do(action: Action, folder: Path) -> None:
     config = TrainerConfig.model_validate(
         {"devices": int(devices), "accelerator": "cpu", "strategy": strategy, "checkpoints": (rest or ["whole"])[0]}
     )
-    module = make_module(case, folder, steps=WHOLE)
+    dtype = "float64" if action.precision == "32-true" else "float32"
+    module = make_module(case, folder, dtype, steps=WHOLE)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=int(devices),
         strategy=make_strategy(config),
+        precision=action.precision,
         max_steps=action.steps,
         logger=False,
         enable_checkpointing=False,
@@ -83,7 +87,7 @@ def do(action: Action, folder: Path) -> None:
         default_root_dir=folder,
     )
     start = None if action.start is None else folder / action.start
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(getattr(torch, dtype))
     try:
         trainer.fit(module, datamodule=data(case, layout), ckpt_path=start, weights_only=True)
         if action.full_disk and trainer.global_rank == 1:

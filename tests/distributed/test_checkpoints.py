@@ -52,12 +52,20 @@ def actions(case: int) -> list[Action]:
     return found
 
 
+MIXED = [
+    Action(0, "fsdp 2", WHOLE, name="mixed", precision="bf16-mixed"),
+    Action(0, "fsdp 2 sharded", HALF, save="mixed.ckpt", name="mixed-half", precision="bf16-mixed"),
+    Action(0, "fsdp 2", WHOLE, start="mixed.ckpt", name="mixed-fsdp", precision="bf16-mixed"),
+    Action(0, "auto 1", WHOLE, start="mixed.ckpt", name="mixed-auto", precision="bf16-mixed"),
+]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What all runs have written: those of two processes in one group, those of one process here."""
     folder = tmp_path_factory.mktemp("checkpoints")
     save_models(folder)
-    every = [action for case in range(len(CASES)) for action in actions(case)]
+    every = [*MIXED, *(action for case in range(len(CASES)) for action in actions(case))]
     every.append(Action(0, "fsdp 2 sharded", 1, save=name(0, "fsdp 2 sharded") + ".ckpt", name="full", full_disk=True))
     alone = [action for action in every if action.how.startswith("auto")]
     together = [action for action in every if not action.how.startswith("auto")]
@@ -89,6 +97,18 @@ def test_any_strategy_goes_on_from_any_other(folder: Path, case: int, writer: st
         straight = result(folder, "straight", reader, case=case)
         assert resumed["losses"] == straight["losses"][HALF:]
         assert all(torch.equal(value, straight["tensors"][key]) for key, value in resumed["tensors"].items())
+
+
+def test_mixed_precision_saves_master_weights_and_goes_on(folder: Path) -> None:
+    straight, resumed, alone = (
+        torch.load(folder / f"{name}.pt", weights_only=True) for name in ("mixed", "mixed-fsdp", "mixed-auto")
+    )
+    saved = read_checkpoint(folder / "mixed.ckpt")["state_dict"]
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in saved.values())
+    assert resumed["losses"] == straight["losses"][HALF:]
+    assert all(torch.equal(value, straight["tensors"][key]) for key, value in resumed["tensors"].items())
+    assert alone["losses"] == pytest.approx(straight["losses"][HALF:], rel=5e-3)
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=[case.name for case in CASES])

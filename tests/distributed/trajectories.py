@@ -24,7 +24,7 @@ from torch import Tensor
 
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.datamodules.base import ContextDataModule, Draw, LoaderConfig
-from promptcomp.experiment import TrainerConfig
+from promptcomp.experiment import Precision, TrainerConfig
 from promptcomp.language_model import LanguageModelConfig, loading
 from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
 from promptcomp.lightning_modules.execution import Execution
@@ -34,7 +34,13 @@ from promptcomp.run.quiet import quiet
 from promptcomp.run.trainer import make_strategy
 from tests.tiny_models import save_tokenizer, tiny_hf
 
-NO_DROPOUT = {"llama": (), "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"), "t5": ("dropout_rate",)}
+NO_DROPOUT = {
+    "llama": (),
+    "qwen3": (),
+    "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "opt": ("dropout", "attention_dropout"),
+    "t5": ("dropout_rate",),
+}
 STEPS, BATCH, ITEMS, WINDOW = 3, 8, 19, 2
 LAYOUTS = (
     "1 process",
@@ -54,13 +60,16 @@ class Case:
     model: str
     options: dict[str, Any] = field(default_factory=dict)
     execution: Execution = field(default_factory=Execution)
+    lm_dtype: str | None = None
+    """None: what the others are trained in."""
 
     @property
     def name(self) -> str:
         """Readable and unique."""
         extra = " ".join(f"{key}={value}" for key, value in self.options.items() if key != "num_slots")
         flags = " ".join(key for key, value in vars_of(self.execution).items() if value)
-        return " ".join(part for part in (self.method, extra, flags, f"({self.model})") if part)
+        kind = " ".join(filter(None, (self.model, self.lm_dtype)))
+        return " ".join(part for part in (self.method, extra, flags, f"({kind})") if part)
 
 
 def vars_of(execution: Execution) -> dict[str, bool]:
@@ -147,15 +156,25 @@ class Items(ContextDataModule):
 
 
 class Losses(L.Callback):
-    """The whole tensors before the first step, and the loss of every optimiser step."""
+    """The whole tensors before the first step, its gradients, and the loss of every optimiser step."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
         self.start: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the weights, frozen ones too."""
         self.start = {name: full_tensor(parameter).clone() for name, parameter in pl_module.named_parameters()}
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Note the gradients, before they are clipped."""
+        assert isinstance(pl_module, CompressionModule)
+        if not self.gradients:
+            named = pl_module.trained_parameters().items()
+            self.gradients = {name: full_tensor(p.grad).clone() for name, p in named if p.grad is not None}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -169,9 +188,9 @@ class Losses(L.Callback):
 
 def save_models(folder: Path) -> None:
     """The tiny LMs as files, with tokenizers."""
-    for kind in ("llama", "gpt2", "t5"):
+    for kind, dropout in NO_DROPOUT.items():
         model = tiny_hf(kind)
-        for key in NO_DROPOUT[kind]:
+        for key in dropout:
             setattr(model.config, key, 0.0)
         model.save_pretrained(folder / kind)
         save_tokenizer(folder / kind)
@@ -181,7 +200,7 @@ def make_module(case: Case, folder: Path, dtype: str = "float64", steps: int = S
     """The case's module, to be built by a trainer."""
     kind, _, layout = case.model.partition("_")
     config = LanguageModelConfig.model_validate(
-        {"path": str(folder / kind), "dtype": dtype, "layout": layout or "query_in_decoder"}
+        {"path": str(folder / kind), "dtype": case.lm_dtype or dtype, "layout": layout or "query_in_decoder"}
     )
     spec = METHODS[case.method]
     optim = OptimConfig(lr=1e-2, clip_norm=0.5, warmup_steps=1)
@@ -192,7 +211,13 @@ def make_module(case: Case, folder: Path, dtype: str = "float64", steps: int = S
     return module
 
 
-def make_trainer(layout: str, folder: Path, steps: int = STEPS, callbacks: Sequence[L.Callback] = ()) -> L.Trainer:
+def make_trainer(
+    layout: str,
+    folder: Path,
+    steps: int = STEPS,
+    callbacks: Sequence[L.Callback] = (),
+    precision: Precision = "32-true",
+) -> L.Trainer:
     """A trainer for one of LAYOUTS."""
     strategy, devices, micro_batches = parse(layout)
     config = TrainerConfig.model_validate({"devices": devices, "accelerator": "cpu", "strategy": strategy})
@@ -200,6 +225,7 @@ def make_trainer(layout: str, folder: Path, steps: int = STEPS, callbacks: Seque
         accelerator="cpu",
         devices=devices,
         strategy=make_strategy(config),
+        precision=precision,
         max_steps=steps,
         accumulate_grad_batches=micro_batches,
         logger=False,
@@ -226,18 +252,20 @@ def data(case: Case, layout: str) -> Items:
     return Items(BATCH // parse(layout)[2], case.method == "step_by_step")
 
 
-def train(case: Case, layout: str, folder: Path, dtype: str = "float64") -> dict[str, Any]:
-    """Losses of the steps and the trained tensors after them."""
+def train(
+    case: Case, layout: str, folder: Path, dtype: str = "float64", precision: Precision = "32-true"
+) -> dict[str, Any]:
+    """Losses of the steps, the trained tensors after them, all tensors before them and the first gradients."""
     losses = Losses()
     module = make_module(case, folder, dtype)
     torch.set_default_dtype(getattr(torch, dtype))
     try:
-        trainer = make_trainer(layout, folder, callbacks=[losses])
+        trainer = make_trainer(layout, folder, callbacks=[losses], precision=precision)
         trainer.fit(module, datamodule=data(case, layout))
         tensors: dict[str, Tensor] = {name: tensor.clone() for name, tensor in module.trained_tensors().items()}
     finally:
         torch.set_default_dtype(torch.float32)
-    return {"losses": losses.values, "tensors": tensors, "start": losses.start}
+    return {"losses": losses.values, "tensors": tensors, "start": losses.start, "gradients": losses.gradients}
 
 
 def difference(one: dict[str, Any], two: dict[str, Any]) -> tuple[float, float]:
@@ -280,8 +308,7 @@ def finish(ranks: Sequence[subprocess.Popen[str]], timeout: float = 300) -> list
     finally:
         for rank in ranks:
             rank.kill()
-    for rank, text in zip(ranks, printed, strict=True):
-        assert rank.returncode == 0, text
+    assert not any(rank.returncode for rank in ranks), "\n".join(text[-4000:] for text in printed)
     return printed
 
 

@@ -13,6 +13,7 @@ import torch
 
 from promptcomp.config import apply_overrides, build
 from promptcomp.experiment import Experiment, TrainerConfig
+from promptcomp.lightning_modules.sharding import units_of
 from promptcomp.run.activations import Numbers, Rows, kept_bytes
 from promptcomp.run.estimate import Estimate, estimate
 from promptcomp.run.layout import (
@@ -104,6 +105,40 @@ def test_sharding_divides_the_state_and_gathers_weights() -> None:
     assert communication(groups, 800, replace(layout, accumulate=3)).total == pytest.approx(3 * moved.total, abs=3)
 
 
+def test_mixed_precision_gathers_half_and_sums_in_full() -> None:
+    blocks, halved = (Weights(100, 100), Weights(300, 200)), (Weights(50, 50), Weights(150, 100))
+    groups = Groups(blocks, Weights(80, 80), largest_tensor=40, halved=halved)
+    layout = Layout("fsdp", devices_per_node=8, precision="bf16-mixed")
+    memory = device_memory(groups, Step(activations=1000, working=50, logits=30), layout)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (60, 48, 96)
+    assert memory.buffers == 80 + 80 + 3 * 150 + 100 + 200
+    moved = communication(groups, 2 * 200, layout)
+    assert moved.gather_weights == round(7 / 8 * (400 + 80))
+    assert moved.reduce_gradients == round(7 / 8 * (300 + 80))
+    assert [replace(layout, strategy=each).gathered for each in ("single", "ddp", "fsdp")] == [
+        None,
+        None,
+        torch.bfloat16,
+    ]
+    assert replace(layout, precision="bf16-true").gathered is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sharding_in_mixed_precision_keeps_no_copies(tmp_path: Path, dtype: str) -> None:
+    words = ("trainer.precision=bf16-mixed", f"lm.dtype={dtype}", "trainer.devices=8", "trainer.batch_size=8")
+    folder = write_llama(tmp_path / "7b", "7b")
+    copied, sharded = (estimate(experiment(folder, *words, f"trainer.strategy={each}"), 40) for each in ("ddp", "fsdp"))
+    wide = estimate(experiment(folder, *words, "trainer.strategy=fsdp", "trainer.precision=32-true"))
+    blocks = PARAMETERS["7b"] - 2 * 32000 * 4096 - 4096
+    matrices = blocks - 32 * 2 * 4096
+    copies = copied.activation_bytes_plain - sharded.activation_bytes_plain
+    assert copies == (2 * matrices if dtype == "float32" else 0)
+    assert copied.activation_bytes_checkpointed == sharded.activation_bytes_checkpointed
+    difference = wide.communication.gather_weights - sharded.communication.gather_weights
+    assert difference == pytest.approx(7 / 8 * 2 * blocks * (2 if dtype == "float32" else 0))
+    assert not any("autocast" in remark for remark in sharded.remarks)
+
+
 def test_whole_copies_reduce_gradients_once() -> None:
     groups = Groups((Weights(400, 400),), Weights(600, 80))
     step = Step(activations=10, working=5, logits=7)
@@ -146,6 +181,11 @@ def test_what_is_kept(kind: str) -> None:
     copied = kept_bytes(hf, rows, decoder, Numbers(autocast=torch.bfloat16))
     # autocast keeps half-precision copies of frozen weights
     assert copied.total > kept_bytes(hf, rows, decoder, Numbers(weights=torch.bfloat16)).total
+    # blocks that are gathered in half precision have none
+    gathered = kept_bytes(hf, rows, decoder, Numbers(torch.bfloat16, gathered=torch.bfloat16))
+    matrices = [each for unit in units_of(hf) for each in unit.parameters() if each.ndim == 2]
+    assert copied.total - gathered.total >= sum(2 * each.numel() for each in matrices)
+    assert gathered.checkpointed == copied.checkpointed
 
 
 def test_eager_attention_keeps_scores() -> None:
