@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from promptcomp import __version__
-from promptcomp.cluster import slurm
+from promptcomp.cluster import checks, slurm
 from promptcomp.cluster.jobs import cancel_jobs, list_jobs, log_tail
 from promptcomp.cluster.profile import SlurmProfile, load_profile, split_overrides
 from promptcomp.cluster.record import JobRecord, add_record, find_folders, read_records
@@ -21,6 +21,8 @@ from promptcomp.cluster.submit import array_job, fit_job, place, submit_array, s
 from promptcomp.commands.slurm import with_default_profile
 from promptcomp.errors import ConfigError
 from promptcomp.experiment import load
+from promptcomp.sweeps.checking import check
+from promptcomp.sweeps.reading import sweep_of
 
 GOLDEN = Path(__file__).parent / "golden_job.sh"
 FULL = """
@@ -389,15 +391,20 @@ def test_submission_through_the_program(programs: Path, monkeypatch: pytest.Monk
         ((*words, "slurm.nodes=2"), "add --slurm"),
         ((*words, "--slurm", "--with-controls"), "--slurm submits one run"),
         ((*words, "--slurm", "slurm.offline=true", "lm.path=no/model"), "set slurm.offline=false"),
-        (
-            ("sweep", *words[1:], "method.num_slots=2,4", "--slurm", "slurm.offline=true", "lm.path=no/model"),
-            "no/model",
-        ),
+        (("sweep", *words[1:], "method.num_slots=2,4", "--slurm", "lm.path=./nowhere"), "./nowhere"),
         (("cancel",), "name run directories or job numbers"),
         (("jobs", "nowhere"), "no such folder"),
     ):
         code, _, err = _program(*more)
         assert (code, said in err) == (2, True), err
+
+
+def test_every_lm_of_a_sweep_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(checks, "check_parts", lambda experiment, _: looked.append(experiment.lm.path))
+    config = sweep_of("mend", ["method.num_slots=2,4,8", "lm.path=one,two"])
+    checks.check_all_parts(check(config), SlurmProfile())
+    assert sorted(looked) == ["one", "two"]
 
 
 def _program(*words: str) -> tuple[int, str, str]:
