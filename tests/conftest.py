@@ -21,13 +21,20 @@ def _shared() -> Path | None:
     return next((path for path in candidates if path.is_dir()), None)
 
 
+SIGNALS = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)}
+
+
 @pytest.fixture(autouse=True)
 def _signals_as_before() -> Iterator[None]:
-    """The program ignores late signals when it ends; a test that calls its entry point must not pass that on."""
-    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
+    """The program ignores late signals when it ends; a test that calls its entry point must not pass that on, nor may a
+    fixture of a module, which comes before this one."""
+    _restore_signals()
     yield
-    for number, handler in before.items():
+    _restore_signals()
+
+
+def _restore_signals() -> None:
+    for number, handler in SIGNALS.items():
         signal.signal(number, handler)
 
 

@@ -12,7 +12,7 @@ import lightning as L
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from promptcomp.run.checkpoints import save_between_steps
+from promptcomp.run.checkpoints import log_right_steps, save_between_steps
 from promptcomp.run.directory import MetricsFile, RunDirectory
 from promptcomp.stopping import StopSignals, is_preemption
 
@@ -110,6 +110,7 @@ class SaveBetweenSteps(L.Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
+        log_right_steps(trainer)
         asked = self._stop.received is not None
         stop = trainer.strategy.reduce_boolean_decision(asked or self.received is not None, all=False)
         if stop or (step > 0 and step % self.every == 0):

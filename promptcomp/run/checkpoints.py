@@ -24,6 +24,12 @@ def save_between_steps(trainer: L.Trainer, path: Path) -> None:
             counter.ready += 1
 
 
+def log_right_steps(trainer: L.Trainer) -> None:
+    """Before a step: log by the number of steps that were done. Lightning has a count of its own for this, and counts a
+    step twice when it resumes from a checkpoint written right after a dev evaluation."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
 class AtomicCheckpoints(TorchCheckpointIO):
     """Whole files, written beside the old one and renamed; reads whole and sharded checkpoints alike."""
 
