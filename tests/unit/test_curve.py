@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -189,12 +188,10 @@ def test_a_signal_stops_the_runs_and_starts_no_more(tmp_path: Path) -> None:
         return started[-1]
 
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    begin = time.monotonic()
     with pytest.raises(Interrupted, match="0 of 8 points"):
         Runner(tmp_path, 2, start=start).run(plan(SPEC, tmp_path / "runs"))
-    assert time.monotonic() - begin < 30
     assert len(started) == 2
-    assert all(process.poll() is not None for process in started)
+    assert all(process.poll() for process in started)  # ended, and not by themselves
 
 
 def test_mean_and_t_interval() -> None:

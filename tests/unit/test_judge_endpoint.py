@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -197,11 +196,9 @@ def test_to_stop_ends_a_wait_at_once() -> None:
                 with pytest.raises(StoppedError):
                     await task
 
-    started = time.monotonic()
     with serving(lambda *_: fault(429, headers={"Retry-After": "60"})) as server:
         asyncio.run(stop(_endpoint(server)))
-    assert time.monotonic() - started < 10
-    assert len(server.requests) == 1
+    assert len(server.requests) == 1  # whoever waited to the end would have asked again
 
 
 def test_the_key_goes_into_the_header_and_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
