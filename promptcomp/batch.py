@@ -118,6 +118,24 @@ class Batch:
         )
         return chosen, queries
 
+    def of_contexts(self, cue: int) -> Self:
+        """The contexts once more, with one query each, the token `cue`, whose target is the context itself."""
+        rows = torch.arange(self.context.ids.shape[0], device=self.context.ids.device)
+        order = (~self.context.mask).long().argsort(dim=1, stable=True)  # real tokens first: targets pad on the right
+        return replace(
+            self,
+            query_ids=torch.full_like(rows, cue)[:, None],
+            query_mask=torch.ones_like(rows, dtype=torch.bool)[:, None],
+            context_of=rows,
+            target_ids=self.context.ids.gather(1, order),
+            target_mask=self.context.mask.gather(1, order),
+            query_of=rows,
+            example=rows,
+            choice=torch.zeros_like(rows),
+            role=torch.zeros_like(rows),
+            siblings=(),
+        )
+
     @property
     def num_tokens(self) -> Tensor:
         """Real (unpadded) tokens of contexts, queries and targets, a scalar on the batch's device."""

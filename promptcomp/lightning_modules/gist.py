@@ -15,7 +15,8 @@ prompt ends on the gist token); the gist token is a trained parameter and no ent
 position ids count real tokens; padding is never attended; caches hold batches with an offset for each row; the loss is
 a mean over the tokens of the whole batch. Not in the released code and off by default: LoRA, an embedding for each gist
 token, distillation from the full prompt (the objective that motivates the paper; its authors train on y instead),
-cross-entropy behind the full prompt as well. Plain text (data `text`) pretrains gist tokens without further options.
+cross-entropy behind the full prompt as well, cross-entropy of the prompt itself (autoencoding as in ICAE, Ge
+et al. 2023, https://arxiv.org/abs/2307.06945). Plain text (data `text`) pretrains gist tokens without further options.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ class GistConfig(LMTrainingConfig):
     a run directory or an export of a trained full_prompt with the same LM."""
     full_prompt_weight: float = Field(0.0, ge=0)
     """Weight of the cross-entropy behind the full prompt, so that the LM goes on reading prompts as well."""
+    reconstruction_weight: float = Field(0.0, ge=0)
+    """Weight of the cross-entropy of the prompt's own tokens, said again from the gist tokens alone after the
+    end-of-sequence token. Answers may need no more than to tell the training prompts apart; this needs their words."""
 
 
 class Gist(CompressionModule):
@@ -163,6 +167,9 @@ class Gist(CompressionModule):
         found = [Pass(lm, read, prefix + example_tokens, True, trained)]
         if method.full_prompt_weight:
             found.append(Pass(lm, whole, length, True, trained))
+        if method.reconstruction_weight:
+            read = (prefix if method.arrangement == "joint" else 0) + context_tokens + 1
+            found.append(Pass(lm, read, prefix + context_tokens + 1, True, trained))
         if method.kl_weight:
             found.append(Pass(lm if self.teacher is None else self.teacher.hf, whole, length, False, False))
         return found
@@ -177,20 +184,27 @@ class Gist(CompressionModule):
         found: dict[str, Tensor | int] = {"ce": scored}
         if self.method.full_prompt_weight:
             found["full_ce"] = scored
+        if self.method.reconstruction_weight:
+            found["reconstruction"] = self.lm.scored_tokens(batch.of_contexts(self.lm.end_id)).sum()
         if self.method.kl_weight:
             found["kl"] = self.lm.num_logits(batch, self._where)
         return found
 
     def losses(self, batch: Batch) -> list[LossTerm]:
-        """CE of the outputs; with the options also CE behind the full prompt and KL to the teacher."""
+        """CE of the outputs; with the options CE behind the full prompt, CE of the prompt, KL to the teacher."""
         method, where = self.method, self._where
         teacher = self._teach(batch, where) if method.kl_weight else None
         prefix = self.lm.prefix(batch.context, self.slots())
-        student = self.lm(prefix if method.arrangement == "joint" else self.lm.read(prefix), batch, where)
+        memory = prefix if method.arrangement == "joint" else self.lm.read(prefix)
+        student = self.lm(memory, batch, where)
         terms = [LossTerm("ce", -student.log_probs().sum(), student.label.shape[0])]
         if method.full_prompt_weight:
             full = self.lm(self.lm.encode(batch.context), batch, "targets")
             terms.append(LossTerm("full_ce", -full.log_probs().sum(), full.label.shape[0], method.full_prompt_weight))
+        if method.reconstruction_weight:
+            again = self.lm(memory, batch.of_contexts(self.lm.end_id), "targets")
+            weight = method.reconstruction_weight
+            terms.append(LossTerm("reconstruction", -again.log_probs().sum(), again.label.shape[0], weight))
         if teacher is not None:
             total = kl_divergence(student.values, teacher, method.temperature)
             terms.append(LossTerm("kl", total, student.values.shape[0], method.kl_weight))

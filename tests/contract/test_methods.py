@@ -35,6 +35,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     "gist": [
         {"num_slots": 3},
         {"num_slots": 3, "arrangement": "split", "shared_embedding": False, "kl_weight": 0.5, "kl_positions": "all"},
+        {"num_slots": 3, "arrangement": "split", "reconstruction_weight": 0.3},
         {"num_slots": 3, "train": "lora", "kl_weight": 0.5, "full_prompt_weight": 0.5},
         {"num_slots": 3, "train": "none"},
     ],

@@ -35,7 +35,7 @@ CASES = (
     Case("mend", "t5_query_in_encoder", {"num_slots": 3, "stage": "pretrain", "max_chunk_tokens": 5}),
     Case("gist", "qwen3", {"num_slots": 3, "arrangement": "split"}),
     Case("gist", "t5_query_in_encoder", {"num_slots": 3, "arrangement": "split", "kl_weight": 0.5}),
-    Case("gist", "llama", {"num_slots": 3, "train": "lora", "kl_weight": 0.5, "full_prompt_weight": 0.5}),
+    Case("gist", "llama", {"num_slots": 3, "train": "lora", "kl_weight": 0.5, "reconstruction_weight": 0.5}),
     Case("gist", "gpt2", {"num_slots": 3, "arrangement": "split"}, _RECOMPUTE),
     Case("prompt_tuning", "gpt2", {"num_slots": 3}, _RECOMPUTE),
     Case("metaicl", "t5_query_in_decoder", {}),

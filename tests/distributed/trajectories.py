@@ -104,6 +104,8 @@ _TWO = ("llama", "t5_query_in_encoder")
 CASES = [case for number, case in enumerate(ALL_CASES) if case.model == _TWO[number // 4 % 2]] + [
     Case("mend", "t5_query_in_encoder", {"num_slots": 3}),
     Case("gist", "t5_query_in_encoder", {"num_slots": 3}),
+    Case("gist", "t5_query_in_encoder", {"num_slots": 3, "reconstruction_weight": 0.5}),
+    Case("gist", "gpt2", {"num_slots": 3, "train": "lora", "arrangement": "split", "reconstruction_weight": 0.5}),
     Case("step_by_step", "t5_query_in_encoder", {}),
     Case("mend", "gpt2", {"num_slots": 3}, _RECOMPUTE),
     Case("gist", "llama", {"num_slots": 3, "arrangement": "split"}, _RECOMPUTE),

@@ -288,6 +288,50 @@ def test_terms_of_the_loss() -> None:
     torch.testing.assert_close(terms["full_ce"].total, -score.sum_log_prob.sum(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", [*DECODERS, *ENCODERS])
+@pytest.mark.parametrize("arrangement", ["joint", "split"])
+@torch.no_grad()
+def test_the_prompt_is_said_again_from_the_gist_tokens(model: str, arrangement: str) -> None:
+    """Equal to prompts as targets, one at a time, behind their own gist tokens."""
+    module = gist(model, arrangement=arrangement, reconstruction_weight=0.3)
+    terms = {term.name: term for term in module.losses(batch())}
+    assert terms["reconstruction"].weight == 0.3
+    expected, count = 0.0, 0
+    for context in CONTEXTS:
+        query = EncodedQuery((module.lm.end_id,), (EncodedTarget(context.ids),))
+        if context.ids:
+            alone = batch(EncodedContext(context.ids, (query,)))
+            expected -= float(module.lm.score(module.compress(alone.context), alone).sum_log_prob)
+            count += len(context.ids)
+    assert int(terms["reconstruction"].count) == int(module.counts(batch())["reconstruction"]) == count
+    assert float(terms["reconstruction"].total) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["llama", "t5_query_in_encoder"])
+def test_nothing_to_say_again(model: str) -> None:
+    """Contexts without a token give a term of nothing."""
+    on = batch(EncodedContext((), (EncodedQuery((29, 30), (EncodedTarget((38,)),)),)))
+    term = next(t for t in gist(model, reconstruction_weight=1.0).losses(on) if t.name == "reconstruction")
+    assert (float(term.total.detach()), int(term.count)) == (0.0, 0)
+
+
+def test_saying_the_prompt_again_is_learnt() -> None:
+    """One gist token comes to hold all tokens of three prompts, and nothing but the option asks for them."""
+    contexts = [
+        EncodedContext(ids, (EncodedQuery((20,), (EncodedTarget((30,)),)),))
+        for ids in ((5, 9, 7, 11), (8, 6), (10, 5, 12, 6, 9))
+    ]
+    found = []
+    for weight in (0.0, 1.0):
+        module = gist("llama", num_slots=1, reconstruction_weight=weight)
+        steps(module, 60, batch(*contexts))
+        asked = gist(module.lm, num_slots=1, reconstruction_weight=1.0)
+        asked.load_state_dict(module.state_dict())
+        term = next(t for t in asked.losses(batch(*contexts)) if t.name == "reconstruction")
+        found.append(float(term.total.detach()) / int(term.count))
+    assert found[1] < 0.5 < 1.5 < found[0]
+
+
 # ---- other data
 
 
