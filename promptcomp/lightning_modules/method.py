@@ -40,6 +40,8 @@ class Pass:
     """Whether a gradient flows through it, so that its activations are kept."""
     trained: bool
     """Whether its weights get a gradient."""
+    says_context: bool = False
+    """Its targets are the contexts, each behind a query of one token, instead of the examples."""
 
 
 class ExampleGold(Protocol):

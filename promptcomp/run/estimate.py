@@ -195,7 +195,7 @@ def _pass_flops(module: CompressionModule, each: Pass, work: Work) -> float:
     else:
         forward = rows.count * (decoder_flops(shape, rows.length) - shape.head_flops)
     if each.model.get_output_embeddings() is not None:
-        forward += shape.head_flops * label_positions(module, work)
+        forward += shape.head_flops * label_positions(module, each, work)
     return forward * (1 + each.gradient + each.trained)
 
 
@@ -235,15 +235,17 @@ def _activations(module: CompressionModule, passes: list[Pass], work: Work, layo
 def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:
     """Most bytes of logits at one time: the start of the backward pass.
 
-    In float32: those of each student, three of the same size while the gradient of the logarithm of the partition sum
-    is made, and with a teacher its logits and both log-softmaxes; in half precision the logits as the head made them
-    as well.
+    In float32: those of each student, three of the largest's size while the gradient of the logarithm of the partition
+    sum is made, and with a teacher its logits and both log-softmaxes; in half precision the logits as the head made
+    them as well.
     """
     compared, _ = with_teacher(module)
-    values = label_positions(module, work) * module.lm.vocab_size
     is_half = (layout.autocast or layout.weight_type or module.lm.hf.dtype).itemsize == 2
-    students = sum(each.gradient and each.model.get_output_embeddings() is not None for each in passes)
-    return round(values * (4 * (students + 3 + 3 * compared) + 2 * is_half * (students + compared)))
+    heads = [each for each in passes if each.gradient and each.model.get_output_embeddings() is not None]
+    students = [label_positions(module, each, work) * module.lm.vocab_size for each in heads]
+    largest = max(students, default=0)
+    kept = sum(students) + compared * largest
+    return round(4 * (sum(students) + (3 + 3 * compared) * largest) + 2 * is_half * kept)
 
 
 def _teacher_cache(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:

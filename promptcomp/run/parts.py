@@ -10,6 +10,7 @@ import torch
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import build_datamodule
 from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.instruction_options import InstructionConfig
 from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import open_tokenizer, open_window, reads_queries_in_encoder
@@ -17,6 +18,7 @@ from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.lightning_modules.execution import Execution
+from promptcomp.lightning_modules.gist import GistConfig
 from promptcomp.run.directory import RunDirectory, open_existing
 
 _ONLY_FOR_TRAINING = {"init_from": None, "kl_weight": 0.0, "teacher": None}
@@ -33,12 +35,14 @@ def make_parts(experiment: Experiment) -> Parts:
         ConfigError: files are missing or bad, or data and method do not belong together.
     """
     _check_tasks(experiment)
+    window = open_window(experiment.lm)
+    _check_reconstruction(experiment, window)
     datamodule = build_datamodule(
         experiment.data,
         open_tokenizer(experiment.lm),
         seed=experiment.seed,
         batch_size=experiment.trainer.batch_size // experiment.trainer.accumulate,
-        window=open_window(experiment.lm),
+        window=window,
         query_in_encoder=reads_queries_in_encoder(experiment.lm),
         writes_bos=experiment.lm.bos,
     )
@@ -73,6 +77,20 @@ def _check_tasks(experiment: Experiment) -> None:
         raise ConfigError(
             f"data.targets = 'label_and_rationale' is for method step_by_step, not {method}; set data.targets=label or "
             "another single target"
+        )
+
+
+def _check_reconstruction(experiment: Experiment, window: int | None) -> None:
+    """A prompt that is said again stands in the LM's window twice."""
+    data, method = experiment.data, experiment.method
+    if window is None or not isinstance(method, GistConfig) or not isinstance(data, InstructionConfig):
+        return
+    longest, slots = data.limits("train")[0], method.num_slots
+    most = (window - slots - 2) // 2  # 2: BOS and the request
+    if method.reconstruction_weight and longest > most:
+        raise ConfigError(
+            f"method.reconstruction_weight: a context of {longest} tokens, said again behind {slots} gist token(s), "
+            f"exceeds the LM's window of {window}; set data.max_context_tokens={most} or less"
         )
 
 

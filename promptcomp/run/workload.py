@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from promptcomp.datamodules.base import ICLConfig
 from promptcomp.datamodules.instruction_options import InstructionConfig
@@ -30,6 +30,12 @@ class Work:
     """Of one context."""
     contexts: int
 
+    def of(self, each: Pass) -> Work:
+        """What one pass reads."""
+        if not each.says_context:
+            return self
+        return replace(self, example=self.context + 1, target=self.context, queries=1)
+
 
 def work_of(experiment: Experiment, module: CompressionModule, layout: Layout) -> Work:
     """What a device reads at a time."""
@@ -40,6 +46,7 @@ def work_of(experiment: Experiment, module: CompressionModule, layout: Layout) -
 
 def rows_of(module: CompressionModule, each: Pass, work: Work) -> tuple[Rows, Rows | None]:
     """The sequences of a pass, as promptcomp.language_model packs them."""
+    work = work.of(each)
     length, rows = math.ceil(each.length), math.ceil(each.tokens / each.length) * work.contexts
     if each.model.config.is_encoder_decoder:
         if module.lm.query_in_encoder:
@@ -67,8 +74,9 @@ def with_teacher(module: CompressionModule) -> tuple[bool, bool]:
     return compared, compared and settings.get("kl_positions") == "all"
 
 
-def label_positions(module: CompressionModule, work: Work) -> int:
-    """Positions of a micro-batch at which logits are made."""
+def label_positions(module: CompressionModule, each: Pass, work: Work) -> int:
+    """Positions of a micro-batch at which a pass makes logits."""
+    work = work.of(each)
     _, everywhere = with_teacher(module)
     length = work.example if everywhere and not module.lm.query_in_encoder else work.target
     return work.contexts * work.queries * length

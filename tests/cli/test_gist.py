@@ -21,7 +21,10 @@ LMS = {
 }
 
 
-@pytest.mark.parametrize("options", [["method.num_slots=3"], ["method.train=lora", "method.kl_weight=0.5"]])
+@pytest.mark.parametrize(
+    "options",
+    [["method.num_slots=3", "method.reconstruction_weight=0.3"], ["method.train=lora", "method.kl_weight=0.5"]],
+)
 @pytest.mark.parametrize("family", LMS)
 def test_demonstrations_into_gist_tokens(family: str, options: list[str], run: Run, tmp_path: Path) -> None:
     done = run("fit", "--method", "gist", "--run-dir", "run", *SMALL, *LMS[family], *options)
@@ -36,6 +39,12 @@ def test_demonstrations_into_gist_tokens(family: str, options: list[str], run: R
     other = run("evaluate", "run", "--output", "other", "method.num_slots=2")
     assert other.returncode == 2
     assert "num_slots" in other.stderr
+
+
+def test_a_prompt_that_does_not_fit_twice(run: Run) -> None:
+    done = run("fit", "--method", "gist", "method.reconstruction_weight=0.3", "data.max_context_tokens=300")
+    assert done.returncode == 2
+    assert "window of 512; set data.max_context_tokens=254 or less" in done.stderr
 
 
 @pytest.mark.parametrize("train", ["none", "lm"])

@@ -87,6 +87,15 @@ def test_adapters_leave_a_frozen_model_without_training_state(tmp_path: Path) ->
     assert not any("does not fit" in remark for remark in fitting.remarks)
 
 
+def test_saying_the_prompt_again_is_a_pass_of_its_own(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "7b", "7b")
+    plain = estimate(experiment(folder, "trainer.devices=1", "method.train=lora"))
+    again = estimate(experiment(folder, "trainer.devices=1", "method.train=lora", "method.reconstruction_weight=0.3"))
+    assert plain.step_flops < again.step_flops < 3 * plain.step_flops
+    assert again.activation_bytes > plain.activation_bytes
+    assert again.device.total > plain.device.total
+
+
 def test_sharding_divides_the_state_and_gathers_weights() -> None:
     groups = Groups((Weights(100, 100), Weights(300, 300)), Weights(80, 80), largest_tensor=40)
     step = Step(activations=1000, working=50, logits=30)
