@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from promptcomp.datamodules import DATASETS, ICLConfig, InstructionConfig
-from promptcomp.datamodules.inspect import ShownRow, remarks, show, validate
+from promptcomp.datamodules.inspect import ShownRow, remarks, show
+from promptcomp.datamodules.validation import validate
 from promptcomp.experiment import Experiment, load, shipped
 from promptcomp.language_model import open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.inspect import validate
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
 from promptcomp.datamodules.tables import TableData
 from promptcomp.datamodules.toy_icl import ToyICLData
+from promptcomp.datamodules.validation import validate
 
 GOOD: dict[str, Any] = {"task": "a", "input": "one", "output": "yes", "options": ["no", "yes"]}
 

@@ -12,13 +12,14 @@ import yaml
 
 from promptcomp.config import Config, ConfigError, build, dump
 from promptcomp.datamodules import DATASETS, build_datamodule, build_source
-from promptcomp.datamodules.inspect import sections, show, validate
+from promptcomp.datamodules.inspect import sections, show
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
 from promptcomp.datamodules.rows import JsonlRows
 from promptcomp.datamodules.splits import hold_out
 from promptcomp.datamodules.tables import TableData, TableSource
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.datamodules.toy import toy_tokenizer
+from promptcomp.datamodules.validation import validate
 
 Record = dict[str, Any]
 

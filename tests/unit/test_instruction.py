@@ -13,13 +13,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.inspect import validate
 from promptcomp.datamodules.instruction import InstructionDataModule
 from promptcomp.datamodules.instruction_options import InstructionConfig
 from promptcomp.datamodules.instruction_sources import AlpacaPlusData, HeldOutSource, InstructionsData, held_out
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.datamodules.templates import CustomTemplate, make_template
+from promptcomp.datamodules.validation import validate
 
 CHATML = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"

@@ -11,12 +11,13 @@ import pytest
 
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules import build_rationales
-from promptcomp.datamodules.inspect import remarks, show, validate
+from promptcomp.datamodules.inspect import remarks, show
 from promptcomp.datamodules.rationale_formats import FORMATS, BadRow
 from promptcomp.datamodules.rationale_parsing import Parsed, ParsedTask, parse
 from promptcomp.datamodules.rationale_sources import RationaleFilesData, RationaleFolderData, RationaleHFData
 from promptcomp.datamodules.rationale_writing import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
+from promptcomp.datamodules.validation import validate
 from promptcomp.evaluation.equations import same_value, value_of
 from tests.parity.golden_step_by_step import tokenizer
 

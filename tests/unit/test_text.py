@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerFast
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules import build_datamodule
-from promptcomp.datamodules.inspect import show, validate
+from promptcomp.datamodules.inspect import show
 from promptcomp.datamodules.text import TextConfig, TextDataModule, split_document
 from promptcomp.datamodules.toy import toy_tokenizer
+from promptcomp.datamodules.validation import validate
 
 WORDS = ("lion", "pear", "hammer", "today", "about", "we", "like", "my")
 
