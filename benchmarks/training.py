@@ -15,6 +15,10 @@ from promptcomp.run.workload import Work
 METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gist": ("gist", {"num_slots": 4}),
     "gist_lora": ("gist", {"num_slots": 4, "train": "lora"}),
+    "gist_lora_reconstruction": (
+        "gist",
+        {"num_slots": 4, "train": "lora", "arrangement": "split", "reconstruction_weight": 0.3},
+    ),
     "mend": ("mend", {"num_slots": 16}),
     "prompt_tuning": ("prompt_tuning", {"num_slots": 16, "share": "shared"}),
     "full_prompt_lora": ("full_prompt", {"train": "lora"}),

@@ -168,8 +168,8 @@ class Gist(CompressionModule):
         if method.full_prompt_weight:
             found.append(Pass(lm, whole, length, True, trained))
         if method.reconstruction_weight:
-            read = (prefix if method.arrangement == "joint" else 0) + context_tokens + 1
-            found.append(Pass(lm, read, prefix + context_tokens + 1, True, trained, says_context=True))
+            again = (prefix if method.arrangement == "joint" else 0) + context_tokens + 1  # 1: the request
+            found.append(Pass(lm, again, again, True, trained, says_context=True))
         if method.kl_weight:
             found.append(Pass(lm if self.teacher is None else self.teacher.hf, whole, length, False, False))
         return found
