@@ -90,7 +90,7 @@ def _check_reconstruction(experiment: Experiment, window: int | None) -> None:
     if method.reconstruction_weight and longest > most:
         raise ConfigError(
             f"method.reconstruction_weight: a context of {longest} tokens, said again behind {slots} gist token(s), "
-            f"exceeds the LM's window of {window}; set data.max_context_tokens={most} or less"
+            f"exceeds the LM's window of {window}; set data.max_context_tokens={most} or less, or the weight to 0"
         )
 
 
