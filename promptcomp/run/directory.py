@@ -14,6 +14,7 @@ log.txt            messages with their times
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import platform
@@ -28,7 +29,8 @@ from typing import Any
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.documents import read_json
+from promptcomp.files import open_append, replacing, write_atomic
 
 RUN_DIRECTORY_VARIABLE = "PROMPTCOMP_RUN_DIRECTORY"
 """Tells the processes that a strategy starts which directory rank 0 has made."""
@@ -93,8 +95,8 @@ class RunDirectory:
 
     def write_log(self, message: str) -> None:
         """Append one line to log.txt."""
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {message}\n")
+        with open_append(self.log) as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {message}\n".encode(errors="replace"))
 
 
 def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
@@ -172,7 +174,10 @@ def write_environment(run: RunDirectory) -> None:
     """Record the environment; a resumed run keeps the earlier records too."""
     history: list[Any] = []
     if run.environment.is_file():
-        history = json.loads(run.environment.read_text(encoding="utf-8"))["history"]
+        try:
+            history = list(read_json(run.environment, "record of the environment", "remove it to go on")["history"])
+        except (KeyError, TypeError):
+            raise ConfigError(f"{run.environment}: holds no 'history'; remove it to go on") from None
     write_atomic(run.environment, json.dumps({"history": [*history, environment()]}, indent=2) + "\n")
 
 
@@ -225,12 +230,12 @@ class MetricsFile:
             self.columns += new
             self._rewrite()
             return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, restval="").writerow(row)
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self.columns, restval="").writerow(row)
+        with open_append(self.path) as file:
+            file.write(line.getvalue().encode())
 
     def _rewrite(self) -> None:
         lines = [self.columns, *([row.get(name) or "" for name in self.columns] for row in self.rows)]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(lines)
-        temporary.replace(self.path)

@@ -19,10 +19,10 @@ from promptcomp import __version__
 from promptcomp.config import ConfigError, apply_overrides, build, dump, read_yaml
 from promptcomp.datamodules.base import ContextDataModule, ICLConfig
 from promptcomp.datamodules.rationale import RationaleDataModule
-from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.records import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
+from promptcomp.files import locked, write_atomic
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.checkpoint_files import existing
@@ -39,7 +39,6 @@ from promptcomp.run.directory import (
 )
 from promptcomp.run.division import check_overrides
 from promptcomp.run.lease import under_lease
-from promptcomp.run.lock import locked
 from promptcomp.run.parts import Parts, make_module, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
