@@ -21,8 +21,8 @@ LEVELS = (
     ("language_model", "evaluation", "endpoints"),
     ("memory", "batch", "config"),
     ("documents",),
-    ("files",),
-    ("errors", "stopping"),
+    ("files", "terminal"),
+    ("errors", "stopping", "plain"),
 )
 EXCEPTIONS = {
     ("run", "report"): "a finished run prints its table",
