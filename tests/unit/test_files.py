@@ -68,7 +68,7 @@ def test_a_planted_link_is_never_written_through(tmp_path: Path, name: str, is_t
     target, folder = tmp_path / "target", tmp_path / "run"
     folder.mkdir()
     if is_there:
-        target.write_bytes(b"mine")
+        target.write_bytes(b'{"history": []}')
     writer = WRITERS.get(name, WRITERS["last.ckpt"])
     if name not in WRITERS:
         name = "last.ckpt"
@@ -88,7 +88,7 @@ def test_a_planted_link_is_never_written_through(tmp_path: Path, name: str, is_t
     if target.is_dir():
         assert [each.name for each in target.iterdir()] == ["mine"]
     elif is_there:
-        assert target.read_bytes() == b"mine"
+        assert target.read_bytes() == b'{"history": []}'
     else:
         assert not target.exists()
 
