@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -183,7 +184,7 @@ def _reader(
 
         stored = load_prompt(prompt, model=model, device=device)
         return stored.memory, stored.reader
-    if model is None or not (Path(model) / "config.yaml").is_file():
+    if model is None or not os.path.isfile(Path(model) / "config.yaml"):
         raise ConfigError("--model RUN, a run directory, must say how a whole prompt and its queries are written")
     from promptcomp.prompts import open_compressor
 

@@ -148,7 +148,7 @@ def open_existing(path: Path) -> RunDirectory:
     Raises:
         ConfigError: it is not there or has no config.yaml.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(f"{path}: no such run directory")
     run = RunDirectory(path)
     if not run.config.is_file():
