@@ -128,9 +128,7 @@ def make_sweep(folder: Path, trials: int) -> None:
     )
 
 
-def _trial(
-    config: SweepConfig, directory: SweepDirectory, text: str, params: Any, seed: int, rng: random.Random
-) -> Any:
+def _trial(config: SweepConfig, place: SweepDirectory, text: str, params: Any, seed: int, rng: random.Random) -> Any:
     now = datetime.now(UTC).isoformat()
     point = point_id(params)
     cell = f"{point}-{seed}"
