@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from promptcomp.config import ConfigError
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 
 MemoryType = TypeVar("MemoryType", SoftPrompt, KVCache, EncoderStates)
@@ -35,27 +39,6 @@ class Logits(NamedTuple):
         return self.values.argmax(-1)[self.predictor] == self.label
 
 
-class LogitScale(NamedTuple):
-    """What models do to the logits behind the output head: a factor, then a soft cap."""
-
-    factor: float
-    cap: float | None
-
-    @classmethod
-    def of(cls, config: PretrainedConfig) -> LogitScale:
-        """As the architecture says (T5 1.0 scales by d_model ** -0.5)."""
-        settings = config.to_dict()
-        factor = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
-        if config.is_encoder_decoder and settings.get("scale_decoder_outputs"):
-            factor *= config.d_model**-0.5
-        return cls(factor, settings.get("final_logit_softcapping"))
-
-    def __call__(self, values: Tensor) -> Tensor:
-        if self.factor != 1.0:
-            values = values * self.factor
-        return values if self.cap is None else torch.tanh(values / self.cap) * self.cap
-
-
 class Prefix(NamedTuple):
     """Embeddings read in front of the queries, of which the queries see a part only (gist tokens).
 
@@ -81,10 +64,33 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+def unsupported(hf: PreTrainedModel, why: str) -> str:
+    """The message of a refusal."""
+    kind, version = hf.config.model_type, transformers.__version__
+    return f"models of type {kind!r} are not supported with transformers {version}: {why}"
+
+
+@contextlib.contextmanager
+def refusing(hf: PreTrainedModel, what: str) -> Iterator[None]:
+    """Turn whatever a model's own code raises into a refusal.
+
+    Raises:
+        ConfigError: says `what` does not work with models of this type, and what was raised.
+    """
+    try:
+        yield
+    except (ConfigError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(unsupported(hf, f"{what} ({type(error).__name__}: {reason})")) from None
+
+
 def token_table(hf: PreTrainedModel) -> nn.Embedding:
     """The input embeddings of a model."""
     table = hf.get_input_embeddings()
-    assert isinstance(table, nn.Embedding)
+    if not isinstance(table, nn.Embedding):
+        raise ConfigError(unsupported(hf, "they have no table of token embeddings"))
     return table
 
 
@@ -157,11 +163,12 @@ def first_of(value: int | list[int] | None, default: int) -> int:
 
 def kv_bytes_per_token(hf: PreTrainedModel) -> int:
     """Bytes that one prompt token holds in the cache a decoder reads (T5: keys and values of cross-attention)."""
-    settings = hf.config.to_dict()
+    config = hf.config if hf.config.is_encoder_decoder else hf.config.get_text_config(decoder=True)
+    settings = config.to_dict()
     if hf.config.is_encoder_decoder:
         layers, width = settings["num_decoder_layers"], settings["num_heads"] * settings["d_kv"]
     else:
-        heads = hf.config.num_attention_heads
-        head_size = settings.get("head_dim") or hf.config.hidden_size // heads
-        layers, width = hf.config.num_hidden_layers, (settings.get("num_key_value_heads") or heads) * head_size
+        heads = config.num_attention_heads
+        head_size = settings.get("head_dim") or config.hidden_size // heads
+        layers, width = config.num_hidden_layers, (settings.get("num_key_value_heads") or heads) * head_size
     return 2 * layers * width * torch.empty((), dtype=hf.dtype).element_size()
