@@ -47,7 +47,7 @@ COMMANDS = {
         ("fit", "promptcomp.run.fitting"),
         ("evaluate", "transformers"),
         ("compress", "numpy"),
-        ("sweep show", "promptcomp.config"),
+        ("sweep show", "promptcomp.sweeps.directory"),
         ("data validate", "lightning"),
     ],
 )
