@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import platform
@@ -29,8 +30,9 @@ from typing import Any
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError
+from promptcomp.documents import read_json
 from promptcomp.errors import RankLost
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import open_append, replacing, write_atomic
 
 RUN_DIRECTORY_VARIABLE = "PROMPTCOMP_RUN_DIRECTORY"
 """Tells the processes that a strategy starts whose children they are and which directory rank 0 has made."""
@@ -95,8 +97,8 @@ class RunDirectory:
 
     def write_log(self, message: str) -> None:
         """Append one line to log.txt."""
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {message}\n")
+        with open_append(self.log) as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {message}\n".encode(errors="replace"))
 
 
 def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
@@ -221,15 +223,12 @@ def recorded_config(run: RunDirectory) -> dict[str, Any] | None:
 def _history(run: RunDirectory) -> list[dict[str, Any]]:
     if not run.environment.is_file():
         return []
-    try:
-        history = json.loads(run.environment.read_text(encoding="utf-8"))["history"]
-        if all(isinstance(each, dict) for each in history):
-            return list(history)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise ConfigError(
-        f"{run.environment} is damaged; it says what the run was started with: move it away to go on anyway"
-    )
+    hint = "it says what the run was started with: move it away to go on anyway"
+    found = read_json(run.environment, "record of the environment", hint)
+    history = found.get("history") if isinstance(found, dict) else None
+    if not isinstance(history, list) or not all(isinstance(each, dict) for each in history):
+        raise ConfigError(f"{run.environment} is damaged; {hint}")
+    return history
 
 
 def _version(name: str) -> str | None:
@@ -281,12 +280,12 @@ class MetricsFile:
             self.columns += new
             self._rewrite()
             return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, restval="").writerow(row)
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self.columns, restval="").writerow(row)
+        with open_append(self.path) as file:
+            file.write(line.getvalue().encode())
 
     def _rewrite(self) -> None:
         lines = [self.columns, *([row.get(name) or "" for name in self.columns] for row in self.rows)]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(lines)
-        temporary.replace(self.path)

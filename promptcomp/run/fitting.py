@@ -20,10 +20,10 @@ from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.base import ContextDataModule, ICLConfig
 from promptcomp.datamodules.rationale import RationaleDataModule
 from promptcomp.errors import command
-from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.records import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
+from promptcomp.files import locked, write_atomic
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.checkpoint_files import existing
@@ -40,7 +40,6 @@ from promptcomp.run.directory import (
 )
 from promptcomp.run.division import experiment_to_resume
 from promptcomp.run.lease import under_lease
-from promptcomp.run.lock import locked
 from promptcomp.run.parts import Parts, make_module, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
