@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -243,6 +244,21 @@ def reads_queries_in_encoder(config: LanguageModelConfig) -> bool:
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer starts a text with BOS by itself (GPT-2 and T5: no; Llama, OPT: yes)."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def reads_bos(config: LanguageModelConfig) -> bool:
+    """Whether an LM of this configuration reads BOS; no, where neither it nor a tokenizer on this disk says so."""
+    if config.bos is not None:
+        return config.bos
+    return Path(locate(config.path)).is_dir() and _starts_with_bos(config.path)
+
+
+@cache
+def _starts_with_bos(path: str) -> bool:
+    try:
+        return adds_bos(open_tokenizer(LanguageModelConfig(path=path)))
+    except ConfigError:  # a folder with an architecture and nothing else
+        return False
 
 
 def _unreadable(path: str, what: str, error: Exception) -> str:
