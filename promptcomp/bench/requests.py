@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from promptcomp.batch import Batch
 from promptcomp.bench.results import Way
@@ -20,6 +19,7 @@ from promptcomp.evaluation.flops import (
     read_flops,
 )
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.cache import growing, passing
 from promptcomp.language_model.parts import Prefix, prepend
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
 
@@ -90,9 +90,9 @@ def plain_answer(lm: LanguageModel, ids: Tensor, new_tokens: int, on_token: OnTo
     No mask is given, so that attention takes its fastest kernel: the rival is not to be slowed by our packing.
     """
     ids, _ = prepend(ids, torch.ones_like(ids, dtype=torch.bool), lm.bos_id)
-    cache = DynamicCache()
+    model, cache = lm.hf.base_model, growing()
     for _ in range(new_tokens):
-        hidden = lm.hf.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = model(input_ids=ids, use_cache=True, **passing(model, cache)).last_hidden_state
         ids = lm.head(hidden[:, -1]).argmax(-1, keepdim=True)
         ids.tolist()  # the token reaches the user, so an accelerator is waited for
         on_token()

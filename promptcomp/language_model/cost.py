@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from promptcomp.config import ConfigError
+from promptcomp.language_model.cache import Cache, growing, growing_pair, passing
 from promptcomp.model_cost import ModelCost
 
 _Shape = tuple[int, ...]
@@ -73,19 +74,19 @@ def _counted(hf: Any) -> ModelCost:
 def _decoder(hf: Any) -> ModelCost:
     body, few = hf.base_model, _FEW
 
-    def read(model: Any, length: int, cache: DynamicCache) -> int:
-        return _flops(lambda: model(input_ids=_ids(hf, length), past_key_values=cache, use_cache=True))
+    def read(model: Any, length: int, cache: Cache) -> int:
+        return _flops(lambda: model(input_ids=_ids(hf, length), use_cache=True, **passing(model, cache)))
 
-    cache = DynamicCache()
+    cache = growing()
     first = read(body, few, cache)
     held = _bytes(cache)
-    token, pair = _token_and_pair(first, read(body, 2 * few, DynamicCache()))
+    token, pair = _token_and_pair(first, read(body, 2 * few, growing()))
     behind = read(body, few, cache)
     return ModelCost(
         "decoder",
         token,
         pair,
-        head=(read(hf, few, DynamicCache()) - first) / few,
+        head=(read(hf, few, growing()) - first) / few,
         kv_bytes_per_token=(_bytes(cache) - held) // few,
         cached_token=(behind - few * token - 2 * few**2 * pair) / few,
     )
@@ -100,16 +101,16 @@ def _encoder(hf: Any) -> ModelCost:
 
 
 def _encoder_decoder(hf: Any) -> ModelCost:
-    width = hf.get_input_embeddings().embedding_dim
+    decoder, width = hf.get_decoder(), hf.get_input_embeddings().embedding_dim
+    few, many, cache = _FEW, 2 * _FEW, growing_pair()
 
-    def decode(length: int, encoded: int) -> Any:
+    def decode(length: int, encoded: int, **held: Any) -> int:
         states = torch.zeros(1, encoded, width, device=hf.device, dtype=hf.dtype)
-        return hf.get_decoder()(input_ids=_ids(hf, length), encoder_hidden_states=states, use_cache=True)
+        return _flops(lambda: decoder(input_ids=_ids(hf, length), encoder_hidden_states=states, **held))
 
-    few, many = _FEW, 2 * _FEW
     encoder = _encoder(hf.get_encoder())
-    base, longer = _flops(lambda: decode(few, few)), _flops(lambda: decode(many, few))
-    wider, both = _flops(lambda: decode(few, many)), _flops(lambda: decode(many, many))
+    base, longer = decode(few, few, use_cache=True, **passing(decoder, cache)), decode(many, few)
+    wider, both = decode(few, many), decode(many, many)
     cross_pair = (both - longer - wider + base) / few**2
     cross_token = (wider - base) / few - few * cross_pair
     pair = (longer - 2 * base + few * cross_token) / (2 * few**2)
@@ -119,7 +120,7 @@ def _encoder_decoder(hf: Any) -> ModelCost:
         token=base / few - cross_token - few * (pair + cross_pair),
         pair=pair,
         head=(whole - base) / few - encoder.encoder_token - few * encoder.encoder_pair,
-        kv_bytes_per_token=_bytes(decode(few, few).past_key_values.cross_attention_cache) // few,
+        kv_bytes_per_token=_bytes(cache.cross_attention_cache) // few,
         encoder_token=encoder.encoder_token,
         encoder_pair=encoder.encoder_pair,
         cross_token=cross_token,

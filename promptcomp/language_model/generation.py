@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
 
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError
 from promptcomp.language_model.attention import slot_positions
 from promptcomp.language_model.beams import BeamSearch
+from promptcomp.language_model.cache import growing, growing_pair, passing, select_rows
 from promptcomp.language_model.parts import Prefix, memory_rows, positions, prepend
 from promptcomp.language_model.window import Window
 from promptcomp.memory import KVCache, Memory
@@ -126,11 +126,11 @@ class _DecoderRows(_State):
 
     def __init__(self, lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, new_tokens: int) -> None:
         self._lm = lm
-        self._cache = DynamicCache()
+        self._cache = growing()
         embeds, mask, context_of = lm.embed(batch.query_ids), batch.query_mask, batch.context_of
         if isinstance(memory, KVCache):
             memory = memory_rows(memory, context_of)
-            self._cache = DynamicCache(memory.layers)
+            self._cache = growing(memory.layers)
             first = memory.next_position[:, None]
             self._seen = torch.cat([memory.mask, mask], 1)
             rows = first + positions(mask)
@@ -152,12 +152,13 @@ class _DecoderRows(_State):
 
     def _read(self, embeds: Tensor, rows: Tensor, sees: Tensor) -> None:
         assert self._lm.pattern is not None
-        output = self._lm.hf.base_model(
+        model = self._lm.hf.base_model
+        output = model(
             inputs_embeds=embeds,
             attention_mask=self._lm.pattern.mask(sees, rows, self._columns, embeds.dtype, blocks=False),
             position_ids=rows,
-            past_key_values=self._cache,
             use_cache=True,
+            **passing(model, self._cache),
         )
         self.hidden = output.last_hidden_state[:, -1]
 
@@ -169,7 +170,7 @@ class _DecoderRows(_State):
         self._read(self._lm.embed(tokens[:, None]), rows, self._seen[:, None, :])
 
     def select(self, index: Tensor) -> None:
-        self._cache.reorder_cache(index)  # type: ignore[arg-type]
+        select_rows(self._cache, index)
         self._seen, self._columns, self._next = self._seen[index], self._columns[index], self._next[index]
         self.hidden = self.hidden[index]
 
@@ -179,7 +180,7 @@ class _EncoderDecoderRows(_State):
 
     def __init__(self, lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch) -> None:
         self._lm = lm
-        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self._cache = growing_pair()
         encoded = lm.encoder_side(memory, batch)
         if lm.query_in_encoder:
             ids = torch.full_like(batch.context_of, lm.start_id)[:, None]
@@ -191,13 +192,14 @@ class _EncoderDecoderRows(_State):
         self._read(ids)
 
     def _read(self, tokens: Tensor) -> None:
-        output = self._lm.hf.get_decoder()(
+        model = self._lm.hf.get_decoder()
+        output = model(
             inputs_embeds=self._lm.embed(tokens),
             attention_mask=self._mask.long(),
             encoder_hidden_states=self._encoded.layers[-1],
             encoder_attention_mask=self._encoded.mask.long(),
-            past_key_values=self._cache,
             use_cache=True,
+            **passing(model, self._cache),
         )
         self.hidden = output.last_hidden_state[:, -1]
 
@@ -206,6 +208,6 @@ class _EncoderDecoderRows(_State):
         self._read(tokens[:, None])
 
     def select(self, index: Tensor) -> None:
-        self._cache.reorder_cache(index)  # type: ignore[arg-type]
+        select_rows(self._cache, index)
         self._encoded, self._mask = self._encoded.rows(index), self._mask[index]
         self.hidden = self.hidden[index]

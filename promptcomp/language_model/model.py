@@ -16,12 +16,13 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.language_model import generation, loading
 from promptcomp.language_model.attention import AttentionPattern, slot_positions
+from promptcomp.language_model.cache import growing, passing, reading, stored
 from promptcomp.language_model.cost import model_cost
 from promptcomp.language_model.loading import LanguageModelConfig
 from promptcomp.language_model.packing import (
@@ -45,8 +46,6 @@ from promptcomp.language_model.parts import (
     memory_rows,
     positions,
     prepend,
-    reading,
-    stored,
     token_table,
 )
 from promptcomp.language_model.t5_encoder import Queries, encode_remembered, encode_tokens, read_prefix
@@ -224,13 +223,13 @@ class LanguageModel(nn.Module):
     def _read(self, embeds: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Keys and values of every layer for left-padded rows (decoder-only)."""
         self._window.check_context(mask)
-        cache = DynamicCache()
+        cache = growing()
         output = self.hf.base_model(
             inputs_embeds=embeds,
             attention_mask=mask.long(),
             position_ids=positions(mask),
-            past_key_values=cache,
             use_cache=True,
+            **passing(self.hf.base_model, cache),
         )
         layers = stored(cache)
         if torch.is_grad_enabled():  # FSDP2 needs every part that gets a gradient to come from a module's output
@@ -370,8 +369,8 @@ class LanguageModel(nn.Module):
                 inputs_embeds=embeds,
                 attention_mask=self.pattern.mask(sees, position, columns, embeds.dtype),
                 position_ids=position,
-                past_key_values=reading(memory),
                 use_cache=False,
+                **passing(self.hf.base_model, reading(memory)),
             ).last_hidden_state
         front = self.front(memory, packed.context_of)
         slots = front.mask.shape[1]

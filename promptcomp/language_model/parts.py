@@ -6,8 +6,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PretrainedConfig, PreTrainedModel
 
 from promptcomp.language_model.cost import model_cost
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
@@ -127,39 +126,6 @@ class TextEncoder(nn.Module):
         return self.body(
             inputs_embeds=embeds, attention_mask=mask.long(), position_ids=position_ids, use_cache=False
         ).last_hidden_state
-
-
-class _ReadOnlyLayer(DynamicLayer):
-    """A cache layer that is read together with the new tokens and keeps none of them."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None
-        assert self.values is not None
-        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
-
-
-def reading(memory: KVCache) -> Cache:
-    cache = DynamicCache()
-    cache.layers = [_ReadOnlyLayer(keys, values) for keys, values in memory.layers]
-    return cache
-
-
-def stored(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Keys and values of every layer of a filled cache."""
-    layers = []
-    for layer in cache.layers:
-        assert isinstance(layer, DynamicLayer)
-        assert layer.keys is not None
-        assert layer.values is not None
-        layers.append((layer.keys, layer.values))
-    return tuple(layers)
 
 
 def memory_rows(memory: MemoryType, index: Tensor) -> MemoryType:

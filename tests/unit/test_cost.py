@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.cost import measure_ms, memory_bytes
 from promptcomp.evaluation.flops import PrefillFlops, decoder_flops, encoder_flops, prefill_flops
+from promptcomp.language_model.cache import growing, growing_pair, passing
 from promptcomp.language_model.cost import count_flops, model_cost
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from promptcomp.model_cost import ModelCost
 from tests.tiny_models import tiny_hf
 
-CACHE = "past_key_values"
 NONE = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 SIZES = {
     "vocab_size": 64,
@@ -90,11 +90,11 @@ def test_a_model_says_what_its_tokens_cost(name: str) -> None:
     hf = family(name)
     hf.set_attn_implementation("eager")
     cost = model_cost(hf)
-    cache = DynamicCache()
+    cache = growing()
 
     def read(length: int) -> float:
         ids = torch.arange(length)[None] % 60
-        return count_flops(lambda: hf(ids, **{CACHE: cache}, use_cache=True))
+        return count_flops(lambda: hf(ids, use_cache=True, **passing(hf, cache)))
 
     whole, later = read(21), read(5)
     assert whole == pytest.approx(decoder_flops(cost, 21) + cost.pair * (21**2 - 21 * 11) + 20 * cost.head, rel=0.01)
@@ -120,9 +120,10 @@ def test_an_encoder_decoder_says_what_its_tokens_cost(kind: str) -> None:
     assert in_decoder.cached_full < in_decoder.full
     encoder = hf.get_encoder()
     assert count_flops(lambda: encoder(ids)) == encoder_flops(model_cost(encoder), 15) == encoder_flops(cost, 15)
-    decoded = hf.get_decoder()(ids[:, :3], encoder_hidden_states=torch.zeros(1, 7, 32), use_cache=True)
-    cross = getattr(decoded, CACHE).cross_attention_cache.layers
-    assert sum(part.nbytes for layer in cross for part in (layer.keys, layer.values)) == 7 * cost.kv_bytes_per_token
+    decoder, cache = hf.get_decoder(), growing_pair()
+    decoder(ids[:, :3], encoder_hidden_states=torch.zeros(1, 7, 32), use_cache=True, **passing(decoder, cache))
+    held = sum(part.nbytes for each in cache.cross_attention_cache.layers for part in (each.keys, each.values))
+    assert held == 7 * cost.kv_bytes_per_token
 
 
 def test_adapters_precision_and_the_device_do_not_matter() -> None:
