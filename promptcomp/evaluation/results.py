@@ -106,7 +106,7 @@ class Size(_Section):
     """How much is kept of a context (means over the contexts of the first test split)."""
 
     context_tokens: float | None = None
-    """Tokens of the full context."""
+    """Tokens of the full context, the BOS in front of it included where the LM reads one."""
     memory_slots: float | None = None
     """Positions that the memory takes in the LM."""
     compression: float | None = None
@@ -116,7 +116,7 @@ class Size(_Section):
     memory_bytes: float | None = None
     """Bytes of the memory as stored."""
     memory_kv_bytes: float | None = None
-    """Bytes of keys and values of the memory once it is loaded into the LM."""
+    """Bytes of keys and values in use once the memory is loaded into the LM (behind a BOS, where vectors have one)."""
     query_tokens: float | None = None
     """Tokens of a query (mean), the length that the prefill costs are worked out for."""
 

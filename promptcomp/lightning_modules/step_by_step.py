@@ -262,7 +262,8 @@ class StepByStep(Finetune):
         """The student on both tasks, and the teacher."""
         found = super().passes(context_tokens, example_tokens, queries)
         if self.teacher is not None:
-            tokens, length = context_tokens + queries * example_tokens, context_tokens + example_tokens
+            context = self.teacher.num_bos + context_tokens
+            tokens, length = context + queries * example_tokens, context + example_tokens
             found.append(Pass(self.teacher.hf, tokens, length, False, False))
         return found
 
