@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
-from promptcomp.language_model import LanguageModel, token_table
+from promptcomp.language_model import LanguageModel, embedding_scale, token_table
 from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora, without_lora
 from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
@@ -95,7 +95,7 @@ class Gist(CompressionModule):
 
     def _initial_embedding(self) -> Tensor:
         method, tokenizer = self.method, self.lm.tokenizer
-        table = token_table(self.lm.hf).weight.detach()
+        table, scale = token_table(self.lm.hf).weight.detach(), embedding_scale(token_table(self.lm.hf))
         if method.gist_token is not None and tokenizer is not None:
             number = tokenizer.get_vocab().get(method.gist_token)
             if number is None or number >= len(table):
@@ -106,10 +106,11 @@ class Gist(CompressionModule):
             start = table[number : number + 1]
         else:  # a table may have more rows than there are tokens (T5)
             start = table[: len(table) if tokenizer is None else len(tokenizer)].mean(0, keepdim=True)
+        start = start * scale
         if method.shared_embedding:
-            return start.clone()
+            return start
         start = start.repeat(method.num_slots, 1)
-        return start + NOISE * table.std() * torch.randn_like(start)
+        return start + NOISE * scale * table.std() * torch.randn_like(start)
 
     def _open_teacher(self) -> LanguageModel | None:
         """A frozen LM of its own where the teacher is not to be had from the LM that is trained."""

@@ -16,7 +16,7 @@ from promptcomp.checkpoints.export import export
 from promptcomp.config import ConfigError
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.parts import open_trained, open_trained_module
-from tests.prompt_runs import DATA, save_lm, save_run
+from tests.prompt_runs import DATA, KINDS, save_lm, save_run
 
 PROMPT, QUERY = "we like cat . so happy", "the dog again"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -69,6 +69,7 @@ def same(found: Tensor, expected: Tensor) -> None:
         ("llama", "query_in_decoder"),
         ("t5", "query_in_decoder"),
         ("t5", "query_in_encoder"),
+        *((kind, "query_in_decoder") for kind in KINDS),
     ],
 )
 def test_gist_tokens_in_transformers(tmp_path: Path, kind: str, layout: str, shared: bool) -> None:
@@ -80,6 +81,8 @@ def test_gist_tokens_in_transformers(tmp_path: Path, kind: str, layout: str, sha
     expected = logits_of(module)
     logits = names["logits"][0]
     same(logits[:, : expected.shape[1]], expected)
+    gist = torch.tensor(names["tokenizer"].convert_tokens_to_ids(["<gist>"] if shared else ["<gist_1>", "<gist_2>"]))
+    torch.testing.assert_close(names["model"].get_input_embeddings()(gist), module.trained_tensors()["gist"])
     assert set(names["model"].generation_config.suppress_tokens) <= set(range(len(names["tokenizer"])))
 
 
@@ -120,6 +123,7 @@ def test_adapters_in_peft(tmp_path: Path, kind: str) -> None:
     [
         ("gpt2", "query_in_decoder"),
         ("llama", "query_in_decoder"),
+        ("gemma3", "query_in_decoder"),
         ("t5", "query_in_decoder"),
         ("t5", "query_in_encoder"),
     ],
