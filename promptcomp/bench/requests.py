@@ -90,7 +90,7 @@ def plain_answer(lm: LanguageModel, ids: Tensor, new_tokens: int, on_token: OnTo
     No mask is given, so that attention takes its fastest kernel: the rival is not to be slowed by our packing.
     """
     ids, _ = prepend(ids, torch.ones_like(ids, dtype=torch.bool), lm.bos_id)
-    model, cache = lm.hf.base_model, growing()
+    model, cache = lm.body, growing()
     for _ in range(new_tokens):
         hidden = model(input_ids=ids, use_cache=True, **passing(model, cache)).last_hidden_state
         ids = lm.head(hidden[:, -1]).argmax(-1, keepdim=True)

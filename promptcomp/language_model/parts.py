@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from promptcomp.config import ConfigError
 from promptcomp.language_model.cost import model_cost
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from promptcomp.model_cost import ModelCost
@@ -37,27 +41,6 @@ class Logits(NamedTuple):
         return self.values.argmax(-1)[self.predictor] == self.label
 
 
-class LogitScale(NamedTuple):
-    """What models do to the logits behind the output head: a factor, then a soft cap."""
-
-    factor: float
-    cap: float | None
-
-    @classmethod
-    def of(cls, config: PretrainedConfig) -> LogitScale:
-        """As the architecture says (T5 1.0 scales by d_model ** -0.5)."""
-        settings = config.to_dict()
-        factor = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
-        if config.is_encoder_decoder and settings.get("scale_decoder_outputs"):
-            factor *= config.d_model**-0.5
-        return cls(factor, settings.get("final_logit_softcapping"))
-
-    def __call__(self, values: Tensor) -> Tensor:
-        if self.factor != 1.0:
-            values = values * self.factor
-        return values if self.cap is None else torch.tanh(values / self.cap) * self.cap
-
-
 class Prefix(NamedTuple):
     """Embeddings read in front of the queries, of which the queries see a part only (gist tokens).
 
@@ -83,10 +66,33 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+def unsupported(hf: PreTrainedModel, why: str) -> str:
+    """The message of a refusal."""
+    kind, version = hf.config.model_type, transformers.__version__
+    return f"models of type {kind!r} are not supported with transformers {version}: {why}"
+
+
+@contextlib.contextmanager
+def refusing(hf: PreTrainedModel, what: str) -> Iterator[None]:
+    """Turn whatever a model's own code raises into a refusal.
+
+    Raises:
+        ConfigError: says `what` does not work with models of this type, and what was raised.
+    """
+    try:
+        yield
+    except (ConfigError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(unsupported(hf, f"{what} ({type(error).__name__}: {reason})")) from None
+
+
 def token_table(hf: PreTrainedModel) -> nn.Embedding:
     """The input embeddings of a model."""
     table = hf.get_input_embeddings()
-    assert isinstance(table, nn.Embedding)
+    if not isinstance(table, nn.Embedding):
+        raise ConfigError(unsupported(hf, "they have no table of token embeddings"))
     return table
 
 

@@ -25,7 +25,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
@@ -75,6 +75,10 @@ class GistConfig(LMTrainingConfig):
     reconstruction_weight: float = Field(0.0, ge=0)
     """Weight of the cross-entropy of the prompt's own tokens, said again from the gist tokens alone after the
     end-of-sequence token. Answers may need no more than to tell the training prompts apart; this needs their words."""
+
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        return super().without_training().model_copy(update={"kl_weight": 0.0, "teacher": "initial"})
 
 
 class Gist(CompressionModule):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
@@ -63,6 +63,10 @@ class MendConfig(MethodConfig):
     """T: both distributions are taken at this temperature."""
     kl_positions: Literal["all", "targets"] = "all"
     """all: after every token of query and answer, as in the paper; targets: only where an answer token is predicted."""
+
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        return self.model_copy(update={"init_from": None})
 
 
 def distil(

@@ -76,6 +76,11 @@ class StepByStepConfig(LMTrainingConfig):
             raise ValueError("on_policy_share and jsd_beta need a teacher")
         return self
 
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        unneeded = {"teacher": None, "jsd_beta": None, "on_policy_share": 0.0}
+        return super().without_training().model_copy(update=unneeded)
+
     @property
     def weights(self) -> dict[int, float]:
         """Weight of each task's loss."""

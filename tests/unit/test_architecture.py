@@ -21,6 +21,8 @@ LEVELS = (
     ("lightning_modules", "datamodules", "pretrain"),
     ("language_model", "evaluation", "endpoints"),
     ("memory", "batch", "config", "model_cost"),
+    ("documents",),
+    ("files",),
     ("errors", "stopping"),
 )
 EXCEPTIONS = {
