@@ -18,7 +18,14 @@ from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.language_model import embedding_scale, token_table
 from promptcomp.language_model.parts import Prefix
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, MethodConfig
+from promptcomp.lightning_modules.base import (
+    CompressionModule,
+    Counts,
+    ExportFormat,
+    LMTrainingConfig,
+    LossTerm,
+    MethodConfig,
+)
 from promptcomp.memory import Memory, SoftPrompt
 
 
@@ -117,6 +124,11 @@ class PromptTuning(CompressionModule):
             raise ConfigError(f"task {last} has no prompt, only the {known} tasks of training have; use share=shared")
         embeds = self.prompts[row]
         return SoftPrompt(embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device))
+
+    @property
+    def export_formats(self) -> tuple[ExportFormat, ...]:
+        """peft knows soft prompts."""
+        return ("peft", "tensors")
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """The prompt's length, whatever the context's."""

@@ -36,7 +36,7 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
 from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora, without_lora
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, ExportFormat, LMTrainingConfig, LossTerm, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.trained import Origin, check_trained, read_lora, read_trained
 from promptcomp.memory import EncoderStates, KVCache
@@ -140,6 +140,16 @@ class Gist(CompressionModule):
         """With the number of gist tokens, which a shared embedding does not show."""
         return super().origin().model_copy(update={"num_slots": self.method.num_slots})
 
+    @property
+    def export_formats(self) -> tuple[ExportFormat, ...]:
+        """The embedding alone may go into a copy of the LM as well."""
+        return (*super().export_formats, "hf") if self.lm_training == "none" else super().export_formats
+
+    @property
+    def compared(self) -> Literal["nothing", "targets", "all"]:
+        """With a teacher behind the full prompt, as `kl_positions` says."""
+        return self.method.kl_positions if self.method.kl_weight else "nothing"
+
     def slots(self) -> Tensor:
         """Embeddings of the gist tokens [k, D]."""
         return self.gist.expand(self.method.num_slots, -1)
@@ -173,7 +183,8 @@ class Gist(CompressionModule):
             again = (prefix if method.arrangement == "joint" else 0) + context_tokens + 1  # 1: the request
             found.append(Pass(lm, again, again, True, trained, says_context=True))
         if method.kl_weight:
-            found.append(Pass(lm if self.teacher is None else self.teacher.hf, whole, length, False, False))
+            teacher = lm if self.teacher is None else self.teacher.hf
+            found.append(Pass(teacher, whole, length, False, False, caches_context=True))
         return found
 
     @property

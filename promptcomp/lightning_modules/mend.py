@@ -31,7 +31,7 @@ from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModelConfig, TextEncoder, embedding_scale, token_table
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, MethodConfig, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, ExportFormat, LossTerm, MethodConfig, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import SoftPrompt
@@ -198,7 +198,7 @@ class Mend(CompressionModule):
         if self._with_kl:
             context = self.lm.num_bos + context_tokens
             tokens, length = context + queries * example_tokens, context + example_tokens
-            found.append(Pass(self.lm.hf, tokens, length, False, False))
+            found.append(Pass(self.lm.hf, tokens, length, False, False, caches_context=True))
         return found
 
     def _chunk_size(self) -> int:
@@ -217,6 +217,16 @@ class Mend(CompressionModule):
     @property
     def _distiller_bos(self) -> int:
         return int(self.distiller.bos_id is not None)
+
+    @property
+    def export_formats(self) -> tuple[ExportFormat, ...]:
+        """The distiller is a model of its own."""
+        return ("hf", "tensors")
+
+    @property
+    def compared(self) -> Literal["nothing", "targets", "all"]:
+        """With the LM that reads the demonstrations themselves."""
+        return self.method.kl_positions if self._with_kl else "nothing"
 
     @property
     def _with_kl(self) -> bool:
