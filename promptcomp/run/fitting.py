@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from rich.console import Console
@@ -281,11 +281,18 @@ def _evaluate(
         size=size,
         cost=prefill.model_copy(update=cost.model_dump(exclude_none=True)),
         context_kind="demonstrations" if is_icl else "prompt",
+        bounds=_bounds_weights(experiment, module) if config.bounds else None,
         version=__version__,
     )
     write_predictions(run.predictions, predictions)
     write_results(run.results, results)
     return results
+
+
+def _bounds_weights(experiment: Experiment, module: CompressionModule) -> Literal["untrained", "trained"]:
+    """Whose weights full prompt and no prompt are read with: the module's LM, which training may have changed."""
+    started = experiment.trainer.max_steps or getattr(experiment.method, "init_from", None) is not None
+    return "trained" if module.lm_training != "none" and started else "untrained"
 
 
 def _announce(experiment: Experiment, run: RunDirectory, console: Console, how: str) -> None:
