@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -156,10 +155,9 @@ def create_run(experiment: Experiment, run_dir: Path | None) -> Path:
     Raises:
         ConfigError: the directory is not empty or cannot be made.
     """
-    from promptcomp.run.directory import RUN_DIRECTORY_VARIABLE, create
+    from promptcomp.run.directory import create
 
     run = create(Path(experiment.output_dir), experiment.title, run_dir)
-    os.environ.pop(RUN_DIRECTORY_VARIABLE, None)  # for processes of a run; the job has other ones
     write_atomic(run.config, dump(experiment))
     return run.path
 

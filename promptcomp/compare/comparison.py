@@ -6,6 +6,7 @@ Deltas are against the first run. Their intervals are paired: both runs' predict
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from promptcomp.evaluation.results import Estimate, Interval, SplitResult
 
 _FIRST = "the first run"
 """Row of the baseline among the others; labels are paths and hold no such name by chance."""
+_SAME = 1e-3  # other hardware moves a loss a little
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class SplitComparison:
     """Examples of the first run."""
     seed_means: tuple[SeedMean, ...] = ()
     notes: tuple[str, ...] = ()
+    same_bounds: bool = True
+    """Whether `retained` is a share of the same gap in all runs; otherwise one must not be ranked by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +157,25 @@ def _compare_split(
     if not same:
         notes.append("the runs answered different test examples: no ranks, no deltas")
     ordered = _ranked(rows, metric) if same else rows
-    return SplitComparison(
-        split, metric, same, tuple(ordered), first.results.splits[split].count, _seed_means(rows), tuple(notes)
-    )
+    same_bounds = same and _same_bounds(rows)
+    if not same_bounds and sum(row.retained is not None for row in rows) > 1:
+        notes.append("retained is a share of each run's own gap between no prompt and full prompt: do not rank by it")
+        notes += [f"{row.run.label}: {_bounds_text(row)}" for row in rows if row.retained is not None]
+    count = first.results.splits[split].count
+    return SplitComparison(split, metric, same, tuple(ordered), count, _seed_means(rows), tuple(notes), same_bounds)
+
+
+def _same_bounds(rows: Sequence[Row]) -> bool:
+    """Whether all runs that have them scored the same bounds: other weights, prompts or data give other values."""
+    weights = {row.run.results.bounds for row in rows if row.retained is not None}
+    pairs = [(row.no_prompt or 0.0, row.full_prompt or 0.0) for row in rows if row.retained is not None]
+    near = all(math.isclose(*ends, rel_tol=_SAME) for pair in pairs for ends in zip(pair, pairs[0], strict=True))
+    return near and len(weights - {None}) < 2
+
+
+def _bounds_text(row: Row) -> str:
+    whose = {"trained": " by its own trained weights", "untrained": " by the untrained LM"}
+    return f"{row.no_prompt:.3f} to {row.full_prompt:.3f}{whose.get(row.run.results.bounds or '', '')}"
 
 
 def _row(run: Run, split: str, metric: MetricName, baseline: Run | None, interval: Interval | None) -> Row:
@@ -231,16 +251,18 @@ def _paired(
     found: dict[str, Interval | None] = {}
     for same_contexts, of_label in members.items():
         names = (_FIRST, *of_label)
+        context = None if same_contexts else 0
         both = [
-            joined(
-                {_FIRST: p, **{label: mine[number] for label, mine in of_label.items()}}, None if same_contexts else 0
-            )
+            joined({_FIRST: p, **{label: mine[number] for label, mine in of_label.items()}}, context)
             for number, p in by_number.items()
         ]
         samples = resample_metric(group(both, names), names, metric, resamples=resamples, seed=seed)
         for label in of_label:
             difference = samples.difference(metric, label, _FIRST)
             found[label] = percentile_interval(difference, samples.num_contexts, CONFIDENCE)
+            if found[label] is None and samples.num_contexts > 1:
+                alike = "all contexts differ alike from the first run, so the delta has no interval"
+                notes[label] = "; ".join([*([notes[label]] if label in notes else []), alike])
     return found, {label: notes[label] for label in others if label in notes}
 
 

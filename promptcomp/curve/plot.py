@@ -90,7 +90,7 @@ def _methods(curve: Curve) -> list[tuple[str, str]]:
 def _line(axes: Axes, places: Sequence[float], cells: Sequence[Cell], label: str, colour: str, style: str) -> None:
     means = [cell.value.mean for cell in cells]
     axes.plot(places, means, label=label, color=colour, linestyle=style, marker=".")
-    if cells and all(cell.value.ci is not None for cell in cells):
-        intervals = [cell.value.ci or (0.0, 0.0) for cell in cells]
+    if cells and all(cell.value.seeds > 1 for cell in cells):
+        intervals = [cell.value.ci or (cell.value.mean, cell.value.mean) for cell in cells]
         lows, highs = [low for low, _ in intervals], [high for _, high in intervals]
         axes.fill_between(places, lows, highs, color=colour, alpha=0.12, linewidth=0)
