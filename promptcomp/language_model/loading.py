@@ -272,6 +272,21 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
+def reads_bos(config: LanguageModelConfig) -> bool:
+    """Whether an LM of this configuration reads BOS; no, where neither it nor a tokenizer on this disk says so."""
+    if config.bos is not None:
+        return config.bos
+    return Path(locate(config.path)).is_dir() and _starts_with_bos(config.path)
+
+
+@cache
+def _starts_with_bos(path: str) -> bool:
+    try:
+        return adds_bos(open_tokenizer(LanguageModelConfig(path=path)))
+    except ConfigError:  # a folder with an architecture and nothing else
+        return False
+
+
 def _unreadable(path: str, what: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):

@@ -11,6 +11,7 @@ tokens or a corrected bias). Every forward lays its queries and targets out as t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import torch
@@ -22,6 +23,7 @@ from promptcomp.config import ConfigError
 from promptcomp.language_model import generation, loading
 from promptcomp.language_model.attention import AttentionPattern, slot_positions
 from promptcomp.language_model.cache import growing, passing, reading, stored
+from promptcomp.language_model.cost import model_cost
 from promptcomp.language_model.head import body_name, logits_of
 from promptcomp.language_model.loading import LanguageModelConfig
 from promptcomp.language_model.packing import (
@@ -40,7 +42,6 @@ from promptcomp.language_model.parts import (
     Scores,
     TextEncoder,
     first_of,
-    kv_bytes_per_token,
     last_visible,
     memory_rows,
     positions,
@@ -52,6 +53,7 @@ from promptcomp.language_model.t5_encoder import Queries, encode_remembered, enc
 from promptcomp.language_model.verify import verify
 from promptcomp.language_model.window import Window
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+from promptcomp.model_cost import ModelCost
 
 
 class LanguageModel(nn.Module):
@@ -86,12 +88,34 @@ class LanguageModel(nn.Module):
         self.window: int | None = self._window.size
         self.pattern = AttentionPattern(self.text_config, hf.config._attn_implementation) if is_decoder else None
         """How decoder-only layers look back."""
-        self.kv_bytes_per_token: int = kv_bytes_per_token(hf)
         self.block_classes: frozenset[str] = frozenset(hf._no_split_modules or ())
         """Names of the classes that sharding keeps whole."""
         self.start_id: int = settings.get("decoder_start_token_id") or 0
         self.end_id: int = first_of(settings.get("eos_token_id"), 1)
         """The end of sequence."""
+
+    @cached_property
+    def cost(self) -> ModelCost:
+        """What a token costs it, adapters aside; counted when it is first asked for."""
+        return model_cost(self.hf)
+
+    @property
+    def num_bos(self) -> int:
+        """Tokens that it reads in front of every sequence: BOS, or none."""
+        return int(self.bos_id is not None)
+
+    def kv_bytes(self, memory: Memory | None) -> float:
+        """Bytes of keys and values in use while an answer is made behind a memory, real slots only, mean over its rows;
+        in front of vectors stands BOS."""
+        if memory is None:
+            return float(self.num_bos * self.kv_bytes_per_token)
+        front = self.num_bos if isinstance(memory, SoftPrompt) else 0
+        return (float(memory.num_slots.double().mean()) + front) * self.kv_bytes_per_token
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one prompt token holds in the cache a decoder reads (T5: keys and values of cross-attention)."""
+        return self.cost.kv_bytes_per_token
 
     def _bos_id(self, bos: bool | None) -> int | None:
         if self.family == "encoder_decoder" or self.tokenizer is None:
@@ -121,7 +145,10 @@ class LanguageModel(nn.Module):
             ConfigError: the architecture cannot be read.
         """
         hf = loading.open_skeleton(config, loading.open_architecture(config, offline_table=True))
-        return cls(hf, None, config.layout, False)
+        lm = cls(hf, None, config.layout, False)
+        if lm.family == "decoder" and loading.reads_bos(config):
+            lm.bos_id = first_of(hf.config.bos_token_id, 0)
+        return lm
 
     @classmethod
     def shell(cls, config: LanguageModelConfig) -> Self:

@@ -1,4 +1,4 @@
-"""Parts that language models are made of: results, the headless text encoder, prefixes, positions, cache sizes."""
+"""Parts that language models are made of: results, the headless text encoder, prefixes, positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from promptcomp.config import ConfigError
+from promptcomp.language_model.cost import model_cost
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
+from promptcomp.model_cost import ModelCost
 
 MemoryType = TypeVar("MemoryType", SoftPrompt, KVCache, EncoderStates)
 
@@ -113,6 +115,11 @@ class TextEncoder(nn.Module):
         """Input embeddings [..., D]."""
         return token_table(self.body)(ids)
 
+    @property
+    def cost(self) -> ModelCost:
+        """What a token costs it."""
+        return model_cost(self.body)
+
     def with_bos(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Left-padded ids and mask with BOS in front where the model uses one."""
         return prepend(ids, mask, self.bos_id)
@@ -159,16 +166,3 @@ def first_of(value: int | list[int] | None, default: int) -> int:
     if isinstance(value, list):
         return value[0]
     return default if value is None else value
-
-
-def kv_bytes_per_token(hf: PreTrainedModel) -> int:
-    """Bytes that one prompt token holds in the cache a decoder reads (T5: keys and values of cross-attention)."""
-    config = hf.config if hf.config.is_encoder_decoder else hf.config.get_text_config(decoder=True)
-    settings = config.to_dict()
-    if hf.config.is_encoder_decoder:
-        layers, width = settings["num_decoder_layers"], settings["num_heads"] * settings["d_kv"]
-    else:
-        heads = config.num_attention_heads
-        head_size = settings.get("head_dim") or config.hidden_size // heads
-        layers, width = config.num_hidden_layers, (settings.get("num_key_value_heads") or heads) * head_size
-    return 2 * layers * width * torch.empty((), dtype=hf.dtype).element_size()

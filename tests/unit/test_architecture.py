@@ -20,7 +20,9 @@ LEVELS = (
     ("experiment",),
     ("lightning_modules", "datamodules", "pretrain"),
     ("language_model", "evaluation", "endpoints"),
-    ("memory", "batch", "config"),
+    ("memory", "batch", "config", "model_cost"),
+    ("documents",),
+    ("files",),
     ("errors", "stopping"),
 )
 EXCEPTIONS = {
