@@ -82,6 +82,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "llama4_text": {"layer_types": ["full_attention"] * 2, "attention_chunk_size": None, "no_rope_layers": [1, 0]},
     "llava": {"vision_config": _PIXTRAL},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"]},
     "mistral3": {"vision_config": _PIXTRAL},
     "modernbert-decoder": {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "local_attention": 8},
     "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1},
@@ -120,7 +121,6 @@ _LEFT_OUT = {
 CAUSAL = tuple(kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind not in _LEFT_OUT)
 SEEING = ("gemma3", "llava", "mistral3", "qwen3_vl")
 ENCODER_DECODERS = ("t5", "mt5")
-FALCON_ALIBI = {"alibi": True}
 
 
 def tiny_family(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:

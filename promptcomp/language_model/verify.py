@@ -33,7 +33,7 @@ from promptcomp.memory import SoftPrompt
 if TYPE_CHECKING:
     from promptcomp.language_model.model import LanguageModel
 
-NARROWED = ("sliding_window", "attention_chunk_size", "index_topk", "keep_window_size", "floor_scale")
+NARROWED = ("sliding_window", "attention_chunk_size", "index_topk", "floor_scale")
 """Entries of architectures, and attributes of layers, that say from how many tokens on a layer does something else."""
 _NARROW = 3
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-4, torch.float16: 0.05, torch.bfloat16: 0.1}
