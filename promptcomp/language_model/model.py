@@ -169,11 +169,13 @@ class LanguageModel(nn.Module):
         layout: Literal["query_in_decoder", "query_in_encoder"] = "query_in_decoder",
         bos: bool | None = None,
     ) -> Self:
-        """Wrap a model that is already there.
+        """Wrap a model that is already there (or what peft has made of one).
 
         Raises:
             ConfigError: its family is not supported.
         """
+        if not isinstance(hf, PreTrainedModel):
+            hf = hf.get_base_model()
         lm = cls(hf, tokenizer, layout, bos)
         verify(lm)
         return lm
