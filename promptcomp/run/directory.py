@@ -33,6 +33,7 @@ from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
 from promptcomp.errors import RankLost
 from promptcomp.files import open_append, replacing, write_atomic
+from promptcomp.plain import without_credentials
 
 RUN_DIRECTORY_VARIABLE = "PROMPTCOMP_RUN_DIRECTORY"
 """Tells the processes that a strategy starts whose children they are and which directory rank 0 has made."""
@@ -98,7 +99,11 @@ class RunDirectory:
     def write_log(self, message: str) -> None:
         """Append one line to log.txt."""
         with open_append(self.log) as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {message}\n".encode(errors="replace"))
+            file.write(
+                f"{datetime.now(UTC).isoformat(timespec='seconds')} {without_credentials(message)}\n".encode(
+                    errors="replace"
+                )
+            )
 
 
 def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
@@ -174,7 +179,7 @@ def open_existing(path: Path) -> RunDirectory:
     Raises:
         ConfigError: it is not there or has no config.yaml.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(f"{path}: no such run directory")
     run = RunDirectory(path)
     if not run.config.is_file():
@@ -189,7 +194,7 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(without_credentials, sys.argv[1:])],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "promptcomp": __version__,

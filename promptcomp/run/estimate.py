@@ -38,7 +38,7 @@ from promptcomp.run.layout import (
     host_memory,
     layout_of,
 )
-from promptcomp.run.workload import Work, label_positions, rows_of, with_teacher, work_of
+from promptcomp.run.workload import Work, label_positions, rows_of, work_of
 
 
 class Part(BaseModel):
@@ -240,7 +240,7 @@ def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layo
     sum is made, and with a teacher its logits and both log-softmaxes; in half precision the logits as the head made
     them as well.
     """
-    compared, _ = with_teacher(module)
+    compared = module.compared != "nothing"
     is_half = (layout.autocast or layout.weight_type or module.lm.hf.dtype).itemsize == 2
     heads = [each for each in passes if each.gradient and each.model.get_output_embeddings() is not None]
     students = [label_positions(module, each, work) * module.lm.vocab_size for each in heads]
@@ -251,11 +251,11 @@ def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layo
 
 def _teacher_cache(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:
     """Keys and values of the full prompt in a decoder-only teacher, at the moment that its answer is worked out."""
-    if module.lm.family != "decoder" or all(each.gradient for each in passes):
-        return 0
     lm = module.lm
+    if lm.family != "decoder" or not any(each.caches_context for each in passes):
+        return 0
     itemsize = (layout.autocast or layout.weight_type or lm.hf.dtype).itemsize
-    return lm.cost.kv_bytes_per_token * itemsize // lm.hf.dtype.itemsize * (work.context + lm.num_bos) * work.contexts
+    return lm.kv_bytes_per_token * itemsize // lm.hf.dtype.itemsize * (work.context + lm.num_bos) * work.contexts
 
 
 def _gathers(passes: list[Pass], layout: Layout) -> float:

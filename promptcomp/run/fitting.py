@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
+from rich.text import Text
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError, dump
@@ -23,7 +25,7 @@ from promptcomp.errors import command
 from promptcomp.evaluation.records import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
-from promptcomp.files import locked, write_atomic
+from promptcomp.files import check_no_links, locked, write_atomic
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.checkpoint_files import existing
@@ -123,6 +125,7 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
         ConfigError: no run, no trained weights, or a mistake in the overrides.
     """
     run = open_existing(path)
+    check_no_links(run.path, ("evaluations",))
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     target = RunDirectory(output or run.path / "evaluations" / stamp)
     if target.path.exists() and any(target.path.iterdir()):
@@ -140,6 +143,7 @@ def _fit_alone(
     experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool
 ) -> Outcome | None:
     """`_fit`, refused while another process works in the same run directory."""
+    check_no_links(run.path, ("checkpoints", "export"))
     with stop_signals() as stop:
         if not is_rank_zero():  # rank 0 holds the lock
             return _fit(experiment, parts, run, console, resume, stop)
@@ -242,7 +246,7 @@ def _evaluate(
     predictions: list[Prediction] = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for split in config.splits or tests:
-            bar = progress.add_task(f"evaluate {split}", total=None)
+            bar = progress.add_task(escape(f"evaluate {split}"), total=None)
             found[split] = assess(
                 module,
                 datamodule,
@@ -277,6 +281,7 @@ def _evaluate(
         size=size,
         cost=prefill.model_copy(update=cost.model_dump(exclude_none=True)),
         context_kind="demonstrations" if is_icl else "prompt",
+        bounds=_bounds_weights(experiment, module) if config.bounds else None,
         version=__version__,
     )
     write_predictions(run.predictions, predictions)
@@ -284,10 +289,18 @@ def _evaluate(
     return results
 
 
+def _bounds_weights(experiment: Experiment, module: CompressionModule) -> Literal["untrained", "trained"]:
+    """Whose weights full prompt and no prompt are read with: the module's LM, which training may have changed."""
+    started = experiment.trainer.max_steps or getattr(experiment.method, "init_from", None) is not None
+    return "trained" if module.lm_training != "none" and started else "untrained"
+
+
 def _announce(experiment: Experiment, run: RunDirectory, console: Console, how: str) -> None:
     console.print(
-        f"[bold]{experiment.method.name}[/] on {experiment.data.name} with {experiment.lm.path}, "
-        f"seed {experiment.seed}, in {run.path}",
+        Text.assemble(
+            (experiment.method.name, "bold"),
+            f" on {experiment.data.name} with {experiment.lm.path}, seed {experiment.seed}, in {run.path}",
+        ),
         highlight=False,
         soft_wrap=True,
     )
