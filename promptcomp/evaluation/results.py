@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.errors import command
 from promptcomp.evaluation.files import read_text, write_atomic
 
 SCHEMA = 1
@@ -202,7 +203,7 @@ def read_results(path: Path) -> Results:
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path}: not valid JSON (line {error.lineno}: {error.msg}); the file is torn or edited,"
-            " write it anew with `promptcomp evaluate`"
+            f" `{command('fit', '--resume', path.parent)}` writes a run's anew"
         ) from None
     version = tree.get("schema") if isinstance(tree, dict) else None
     if not isinstance(version, int):

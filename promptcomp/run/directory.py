@@ -29,7 +29,7 @@ from typing import Any
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError
-from promptcomp.errors import RankLost
+from promptcomp.errors import RankLost, command
 from promptcomp.evaluation.files import write_atomic
 
 RUN_DIRECTORY_VARIABLE = "PROMPTCOMP_RUN_DIRECTORY"
@@ -155,7 +155,9 @@ def check_unused(path: Path) -> None:
         ConfigError: a new run's directory holds something already.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} is not empty; continue it with 'promptcomp fit --resume {path}' or name another")
+        is_run = RunDirectory(path).config.is_file()
+        again = f"continue it with `{command('fit', '--resume', path)}` or " if is_run else ""
+        raise ConfigError(f"{path} is not empty; {again}name another")
 
 
 def _candidates(first: Path) -> Any:
@@ -170,13 +172,16 @@ def open_existing(path: Path) -> RunDirectory:
     """An existing run directory.
 
     Raises:
-        ConfigError: it is not there or has no config.yaml.
+        ConfigError: it is not there, has no config.yaml, or is the folder of an evaluation.
     """
     if not path.is_dir():
         raise ConfigError(f"{path}: no such run directory")
     run = RunDirectory(path)
     if not run.config.is_file():
         raise ConfigError(f"{path} is no run directory: it has no config.yaml")
+    evaluated = next((each["evaluates"] for each in _history(run) if "evaluates" in each), None)
+    if evaluated is not None:
+        raise ConfigError(f"{path} is no run directory but an evaluation of {evaluated}; name the run itself")
     return run
 
 
@@ -199,13 +204,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_environment(run: RunDirectory, config: Mapping[str, Any]) -> None:
+def write_environment(run: RunDirectory, config: Mapping[str, Any], evaluates: Path | None = None) -> None:
     """Record the environment and the configuration; a resumed run keeps the earlier records too.
+
+    Args:
+        run: where.
+        config: as resolved.
+        evaluates: the run that was evaluated, where the directory is no run of its own.
 
     Raises:
         ConfigError: the earlier records cannot be read.
     """
-    history = [*_history(run), {**environment(), "config": config}]
+    of = {} if evaluates is None else {"evaluates": str(evaluates)}
+    history = [*_history(run), {**environment(), **of, "config": config}]
     write_atomic(run.environment, json.dumps({"history": history}, indent=2) + "\n")
 
 
