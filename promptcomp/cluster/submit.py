@@ -13,7 +13,7 @@ from promptcomp.cluster.profile import SlurmProfile
 from promptcomp.cluster.record import FOLDER, JobRecord, add_record, now
 from promptcomp.cluster.script import Array, Job, render
 from promptcomp.config import ConfigError, dump
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import write_atomic
 
 if TYPE_CHECKING:
     from promptcomp.experiment import Experiment

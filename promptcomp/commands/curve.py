@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from promptcomp.commands.common import JsonOption, Overrides, console_for
+from promptcomp.commands.common import JsonOption, Overrides, console_for, show
 from promptcomp.errors import ConfigError, command
 from promptcomp.stopping import INTERRUPTED
 
@@ -70,7 +70,7 @@ def curve(
         for point in plan(spec, folder / "runs"):
             run = folder / "runs" / point.folder
             state, _ = find(point.experiment, run)
-            print(f"{point.title}: {state} {run}")
+            show(f"{point.title}: {state} {run}")
         return
     try:
         found = make_curve(spec, folder, workers=workers, wanted=Wanted(split, metric), tell=tell)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from promptcomp.commands.common import show
 from promptcomp.errors import ConfigError, command
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def show_plan(job: Job, profile: SlurmProfile, console: Console, as_json: bool) 
         plan = {"folder": str(job.folder), "script": text, "tasks": tasks, "gpus": gpus, "forecast": forecast}
         print(json.dumps(plan))
         return
-    print(text, end="")
+    show(text, end="")
     console.print(
         f"\nwould be {job.script}: {profile.nodes * elements} node(s), {tasks} task(s), {gpus} GPU(s)\n"
         f"SLURM: {forecast}",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promptcomp.curve.summary import Cell, Curve
+from promptcomp.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,8 @@ def plot(curve: Curve, folder: Path) -> list[Path]:
     figure.suptitle(f"{curve.method} on {curve.data}, {curve.seeds} seeds")
     paths = [folder / name for name in FILES]
     for path in paths:
-        figure.savefig(path, dpi=150)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=150)
     return paths
 
 

@@ -70,12 +70,23 @@ class _State(ABC):
 def generate(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, settings: Settings) -> list[list[int]]:
     """See LanguageModel.generate."""
     settings.check()
-    state: _State
-    if lm.family == "encoder_decoder":
-        state = _EncoderDecoderRows(lm, memory, batch)
-    else:
-        state = _DecoderRows(lm, memory, batch, settings.max_new_tokens)
+    state = _start(lm, memory, batch, settings.max_new_tokens)
     return _beams(lm, state, settings) if settings.num_beams > 1 else _one_path(lm, state, settings)
+
+
+@torch.no_grad()
+def forced(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, tokens: Tensor) -> Tensor:
+    """Logits [N, 2, V] before and after the queries go on with `tokens` [N]."""
+    state = _start(lm, memory, batch, 1)
+    before = lm.head(state.hidden)
+    state.step(tokens)
+    return torch.stack([before, lm.head(state.hidden)], 1)
+
+
+def _start(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, new_tokens: int) -> _State:
+    if lm.family == "encoder_decoder":
+        return _EncoderDecoderRows(lm, memory, batch)
+    return _DecoderRows(lm, memory, batch, new_tokens)
 
 
 def _one_path(lm: LanguageModel, state: _State, settings: Settings) -> list[list[int]]:
@@ -152,13 +163,12 @@ class _DecoderRows(_State):
 
     def _read(self, embeds: Tensor, rows: Tensor, sees: Tensor) -> None:
         assert self._lm.pattern is not None
-        model = self._lm.hf.base_model
-        output = model(
+        output = self._lm.body(
             inputs_embeds=embeds,
             attention_mask=self._lm.pattern.mask(sees, rows, self._columns, embeds.dtype, blocks=False),
             position_ids=rows,
             use_cache=True,
-            **passing(model, self._cache),
+            **passing(self._lm.body, self._cache),
         )
         self.hidden = output.last_hidden_state[:, -1]
 

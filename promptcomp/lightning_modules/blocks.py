@@ -31,7 +31,7 @@ def recompute_activations(module: nn.Module) -> None:
     and forbids the caches that gist tokens are read into. Names of parameters do not change.
     """
     for block in blocks_of(module):
-        block.forward = _Recomputed(block.forward)
+        block.forward = Recomputed(block.forward)
 
 
 def compile_blocks(module: nn.Module) -> None:
@@ -59,7 +59,7 @@ def _norm(norm: nn.LayerNorm | nn.RMSNorm, hidden: Tensor) -> Tensor:
     return F.layer_norm(hidden, list(norm.normalized_shape), weight, bias, norm.eps)
 
 
-class _Recomputed:
+class Recomputed:
     """A block's forward whose activations are recomputed in the backward pass."""
 
     def __init__(self, forward: Any) -> None:

@@ -15,9 +15,9 @@ from types import FrameType
 
 from promptcomp.config import ConfigError, dump
 from promptcomp.errors import RunFailed
-from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
+from promptcomp.files import write_atomic
 from promptcomp.lightning_modules.checkpoint_files import existing, step_of
 from promptcomp.run.directory import RunDirectory, check_unused, clear_unstarted
 from promptcomp.run.finding import find, identity, module_of

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import platform
@@ -29,8 +30,10 @@ from typing import Any
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError
+from promptcomp.documents import read_json
 from promptcomp.errors import RankLost, command
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import open_append, replacing, write_atomic
+from promptcomp.plain import without_credentials
 
 RUN_DIRECTORY_VARIABLE = "PROMPTCOMP_RUN_DIRECTORY"
 """Tells the processes that a strategy starts whose children they are and which directory rank 0 has made."""
@@ -95,8 +98,12 @@ class RunDirectory:
 
     def write_log(self, message: str) -> None:
         """Append one line to log.txt."""
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {message}\n")
+        with open_append(self.log) as file:
+            file.write(
+                f"{datetime.now(UTC).isoformat(timespec='seconds')} {without_credentials(message)}\n".encode(
+                    errors="replace"
+                )
+            )
 
 
 def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
@@ -174,12 +181,14 @@ def open_existing(path: Path) -> RunDirectory:
     Raises:
         ConfigError: it is not there, has no config.yaml, or is the folder of an evaluation.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(f"{path}: no such run directory")
-    run = RunDirectory(path)
+    run, history = RunDirectory(path), list[dict[str, Any]]()
     if not run.config.is_file():
         raise ConfigError(f"{path} is no run directory: it has no config.yaml")
-    evaluated = next((each["evaluates"] for each in _history(run) if "evaluates" in each), None)
+    with contextlib.suppress(ConfigError):  # without its record a run is as good, but for --resume
+        history = _history(run)
+    evaluated = next((each["evaluates"] for each in history if "evaluates" in each), None)
     if evaluated is not None:
         raise ConfigError(f"{path} is no run directory but an evaluation of {evaluated}; name the run itself")
     return run
@@ -192,7 +201,7 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(without_credentials, sys.argv[1:])],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "promptcomp": __version__,
@@ -232,15 +241,12 @@ def recorded_config(run: RunDirectory) -> dict[str, Any] | None:
 def _history(run: RunDirectory) -> list[dict[str, Any]]:
     if not run.environment.is_file():
         return []
-    try:
-        history = json.loads(run.environment.read_text(encoding="utf-8"))["history"]
-        if all(isinstance(each, dict) for each in history):
-            return list(history)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise ConfigError(
-        f"{run.environment} is damaged; it says what the run was started with: move it away to go on anyway"
-    )
+    hint = "it says what the run was started with: move it away to go on anyway"
+    found = read_json(run.environment, "record of the environment", hint)
+    history = found.get("history") if isinstance(found, dict) else None
+    if not isinstance(history, list) or not all(isinstance(each, dict) for each in history):
+        raise ConfigError(f"{run.environment} is damaged; {hint}")
+    return history
 
 
 def _version(name: str) -> str | None:
@@ -292,12 +298,12 @@ class MetricsFile:
             self.columns += new
             self._rewrite()
             return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, restval="").writerow(row)
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self.columns, restval="").writerow(row)
+        with open_append(self.path) as file:
+            file.write(line.getvalue().encode())
 
     def _rewrite(self) -> None:
         lines = [self.columns, *([row.get(name) or "" for name in self.columns] for row in self.rows)]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(lines)
-        temporary.replace(self.path)

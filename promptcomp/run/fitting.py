@@ -13,17 +13,19 @@ from typing import Any, Literal
 
 import lightning as L
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
+from rich.text import Text
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.base import ContextDataModule, ICLConfig
 from promptcomp.datamodules.rationale import RationaleDataModule
 from promptcomp.errors import command
-from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.records import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
 from promptcomp.experiment import Experiment
+from promptcomp.files import check_no_links, locked, write_atomic
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.checkpoint_files import existing
@@ -40,7 +42,6 @@ from promptcomp.run.directory import (
 )
 from promptcomp.run.division import experiment_to_resume
 from promptcomp.run.lease import under_lease
-from promptcomp.run.lock import locked
 from promptcomp.run.parts import Parts, make_module, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
@@ -126,6 +127,7 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
         ConfigError: no run, no trained weights, or a mistake in the overrides.
     """
     run = open_existing(path)
+    check_no_links(run.path, ("evaluations",))
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     target = RunDirectory(output or run.path / "evaluations" / stamp)
     if target.path.exists() and any(target.path.iterdir()):
@@ -157,6 +159,7 @@ def _fit_alone(
     experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool
 ) -> Outcome | None:
     """`_fit`, refused while another process works in the same run directory."""
+    check_no_links(run.path, ("checkpoints", "export"))
     with stop_signals() as stop:
         if not is_rank_zero():  # rank 0 holds the lock
             return _fit(experiment, parts, run, console, resume, stop)
@@ -259,7 +262,7 @@ def _evaluate(
     predictions: list[Prediction] = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for split in config.splits or tests:
-            bar = progress.add_task(f"evaluate {split}", total=None)
+            bar = progress.add_task(escape(f"evaluate {split}"), total=None)
             found[split] = assess(
                 module,
                 datamodule,
@@ -310,8 +313,10 @@ def _bounds_weights(experiment: Experiment, module: CompressionModule) -> Litera
 
 def _announce(experiment: Experiment, run: RunDirectory, console: Console, how: str) -> None:
     console.print(
-        f"[bold]{experiment.method.name}[/] on {experiment.data.name} with {experiment.lm.path}, "
-        f"seed {experiment.seed}, in {run.path}",
+        Text.assemble(
+            (experiment.method.name, "bold"),
+            f" on {experiment.data.name} with {experiment.lm.path}, seed {experiment.seed}, in {run.path}",
+        ),
         highlight=False,
         soft_wrap=True,
     )

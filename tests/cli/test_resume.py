@@ -121,7 +121,7 @@ def test_a_run_of_an_older_version_has_no_record_or_fewer_keys(tmp_path: Path) -
 def test_a_damaged_record_is_told(tmp_path: Path, text: str) -> None:
     run = started(tmp_path / "run")
     run.environment.write_text(text)
-    with pytest.raises(ConfigError, match=r"environment\.json is damaged"):
+    with pytest.raises(ConfigError, match=r"environment\.json.* move it away"):
         experiment_to_resume(run)
 
 

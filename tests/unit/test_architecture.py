@@ -20,8 +20,10 @@ LEVELS = (
     ("experiment",),
     ("lightning_modules", "datamodules", "pretrain"),
     ("language_model", "evaluation", "endpoints"),
-    ("memory", "batch", "config"),
-    ("errors", "stopping"),
+    ("memory", "batch", "config", "model_cost"),
+    ("documents",),
+    ("files", "terminal"),
+    ("errors", "stopping", "plain"),
 )
 EXCEPTIONS = {
     ("run", "report"): "a finished run prints its table",
