@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where the optional reference material is."""
+"""Shared by all tests: an option that turns warnings into errors, and where the optional reference material is."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What is remembered of models is remembered for these tests alone, and by the processes that they start.
 _cache = tempfile.TemporaryDirectory(prefix="promptcomp-tests-")
 os.environ["PROMPTCOMP_CACHE"] = _cache.name
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--strict-warnings", action="store_true", help="warnings are errors (for the versions in constraints.txt)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The first filter, so that those of pyproject.toml and of single tests come on top of it."""
+    if config.getoption("--strict-warnings"):
+        config.getini("filterwarnings").insert(0, "error")
 
 
 def _shared() -> Path | None:
