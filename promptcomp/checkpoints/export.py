@@ -18,6 +18,7 @@ from promptcomp.checkpoints.gist_tokens import add_gist_tokens
 from promptcomp.config import ConfigError, build, read_yaml
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
+from promptcomp.files import follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.loading import locate
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
@@ -75,7 +76,8 @@ def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
     weights_of(run)  # before anything is made
     with quiet():
         text = writers[chosen](experiment, run, folder)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_atomic(folder / "README.md", text)
+    follow_umask(folder)
     return Exported(folder, chosen, tuple(sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())))
 
 

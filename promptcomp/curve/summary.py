@@ -62,7 +62,7 @@ class Reached(Measured):
     at_most: bool = False
     """Already the smallest share reaches it, so the true share may be smaller."""
     ci: tuple[float, float | None] | None = None
-    """95 % interval over draws of seeds; null at its end: not reached; null: one seed."""
+    """95 % interval over draws of seeds; null at its end: not reached; null: one seed, or all draws say the same."""
     resampled: float | None = None
     """Share of the draws in which it is reached."""
 
@@ -148,7 +148,8 @@ class Table:
             inside = np.array([math.inf if draw is None else draw for draw in draws])
             tail = (1 - CONFIDENCE) / 2
             low, high = np.quantile(inside, [tail, 1 - tail], method="inverted_cdf")
-            ci = (float(low), float(high) if math.isfinite(high) else None) if math.isfinite(low) else None
+            if math.isfinite(low) and low != high:
+                ci = (float(low), float(high) if math.isfinite(high) else None)
         return Reached(
             size=size,
             baseline=baseline,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,10 +196,10 @@ def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> Language
     place = model if model is not None else (info.run if info.lm_is_trained else info.lm.path)
     if place is None:
         raise ConfigError(f"{source}: does not say where its LM is; name a run directory with --model")
-    if model is None and Path(place).is_absolute() and not Path(place).exists():
+    if model is None and Path(place).is_absolute() and not os.path.exists(place):
         raise ConfigError(f"{source}: the LM it was made for is gone from {place}; say with --model where it is now")
     with quiet():
-        if (Path(place) / "config.yaml").is_file():
+        if os.path.isfile(Path(place) / "config.yaml"):
             lm = open_trained_lm(Path(place))
         else:
             lm = LanguageModel.from_config(info.lm.model_copy(update={"path": str(place)}))

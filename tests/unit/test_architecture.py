@@ -22,8 +22,8 @@ LEVELS = (
     ("language_model", "evaluation", "endpoints"),
     ("memory", "batch", "config", "model_cost"),
     ("documents",),
-    ("files",),
-    ("errors", "stopping"),
+    ("files", "terminal"),
+    ("errors", "stopping", "plain"),
 )
 EXCEPTIONS = {
     ("run", "report"): "a finished run prints its table",

@@ -21,7 +21,6 @@ from promptcomp.run.parts import open_trained, open_trained_module
 from tests.prompt_runs import DATA, KINDS, save_lm, save_run
 
 PROMPT, QUERY = "we like cat . so happy", "the dog again"
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 def run_of(folder: Path, kind: str, method: dict[str, Any], layout: str = "query_in_decoder") -> Path:
