@@ -38,6 +38,7 @@ from promptcomp.run.layout import (
     group_weights,
     host_memory,
     layout_of,
+    resident_bytes,
 )
 from promptcomp.run.workload import Work, label_positions, rows_of, work_of
 
@@ -106,9 +107,14 @@ def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> 
     """
     module, layout = skeleton_of(experiment), layout_of(experiment.trainer)
     work = work_of(experiment, module, layout)
+    libraries = resident_bytes()  # shapes take no memory; all that they need is imported now, as it is in training
     found = estimate_module(module, work, layout, device_memory_gib)
+    weights = found.host.loading if layout.on_gpu else max(found.total_bytes, found.host.loading)
+    share = found.host.optimizer // layout.devices_per_node
+    host = found.host.model_copy(update={"libraries": libraries, "process": libraries + weights + share})
     step_flops = found.step_flops * experiment.trainer.batch_size / work.contexts
-    return found.model_copy(update={"step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps})
+    whole = {"host": host, "step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps}
+    return found.model_copy(update=whole)
 
 
 def skeleton_of(experiment: Experiment) -> CompressionModule:
