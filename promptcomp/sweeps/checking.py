@@ -287,6 +287,16 @@ def _of_metric(metric: str, split: str | None, experiments: list[Experiment]) ->
     return None
 
 
+def check_metric(metric: str) -> None:
+    """Look whether results can have a metric of this name.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if metric not in known_metrics():
+        raise ConfigError(f"metric {metric!r} is not a number of results.json; {_near(metric, known_metrics())}")
+
+
 def known_metrics() -> tuple[str, ...]:
     """Every name that an objective or a constraint can have."""
     sections = [f"{name}.{key}" for name, section in (("size", Size), ("cost", Cost)) for key in section.model_fields]

@@ -92,10 +92,15 @@ def base_tree(config: SweepConfig) -> dict[str, Any]:
     Raises:
         ConfigError: no such experiment, an unreadable file, or a key of `set` that goes through a value.
     """
-    return with_settings(read_yaml(_experiment_file(config.experiment)), config.set)
+    return with_settings(read_yaml(experiment_file(config.experiment)), config.set)
 
 
-def _experiment_file(name: str) -> Path:
+def experiment_file(name: str) -> Path:
+    """The YAML of a shipped experiment, or the file of that name.
+
+    Raises:
+        ConfigError: it is neither.
+    """
     from promptcomp.experiment import shipped
 
     known = shipped()

@@ -32,7 +32,9 @@ def test_list(run: Run) -> None:
     assert done.returncode == 0
     assert "gist_tokens" in done.stdout
     named = json.loads(run("sweep", "--list", "--json").stdout)
-    assert {"gist_tokens", "distiller_size", "loss_weight", "loss_weight_mend", "combined"} <= set(named)
+    assert {"gist_tokens", "distiller_size", "loss_weight", "loss_weight_mend", "combined", "data_efficiency"} <= set(
+        named
+    )
 
 
 @pytest.mark.parametrize(

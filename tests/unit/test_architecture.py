@@ -14,13 +14,13 @@ LEVELS = (
     ("__main__",),
     ("cli",),
     ("commands",),
-    ("sweeps", "cluster", "compare", "report", "prompts", "checkpoints", "bench", "judge", "curve", "rationales"),
+    ("sweeps", "cluster", "compare", "report", "prompts", "checkpoints", "bench", "judge", "rationales"),
     ("run",),
     ("experiment",),
     ("lightning_modules", "datamodules", "pretrain"),
     ("language_model", "evaluation", "endpoints"),
     ("memory", "batch", "config"),
-    ("errors", "stopping"),
+    ("errors", "stopping", "plotting"),
 )
 EXCEPTIONS = {
     ("run", "report"): "a finished run prints its table",
