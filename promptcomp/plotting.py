@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptcomp.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -63,7 +65,9 @@ def drawing() -> Iterator[None]:
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write one picture as NAME.png and NAME.svg, inside `drawing`."""
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    figure.savefig(paths[0], dpi=150, facecolor="white")
+    with replacing(paths[0]) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, facecolor="white")
     figure.set_layout_engine("none")  # the layout is found; working it out again would double the time
-    figure.savefig(paths[1], facecolor="white", metadata={"Date": None})
+    with replacing(paths[1]) as temporary:
+        figure.savefig(temporary, format="svg", facecolor="white", metadata={"Date": None})
     return paths

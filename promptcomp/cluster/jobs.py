@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,8 +87,8 @@ def cancel_jobs(top: Path, chosen: Sequence[str], everything: bool) -> list[JobV
     Raises:
         ConfigError: a name is no job of ours; SLURM is missing or refuses.
     """
-    places = [top] if everything else [Path(name) for name in chosen if Path(name).is_dir()]
-    numbers = [name for name in chosen if not Path(name).is_dir()]
+    places = [top] if everything else [Path(name) for name in chosen if os.path.isdir(name)]
+    numbers = [name for name in chosen if not os.path.isdir(name)]
     listings = {place: list_jobs(place) for place in (*places, *((top,) if numbers else ()))}
     for listing in listings.values():
         if listing.remarks:

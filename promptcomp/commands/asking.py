@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from promptcomp.commands.common import show
 from promptcomp.errors import ConfigError
 from promptcomp.stopping import INTERRUPTED
 
@@ -81,7 +82,7 @@ def ask_endpoint(
 def stopped(session: AskingSession[Any, Any], stop: AskingStopped, made: str) -> typer.Exit:
     """Tell how far the call came (`made`: "texts were written in this call"); gives back how to end it."""
     left, wanted = session.left(), len(session.todo)
-    print(
+    show(
         f"error: {stop}; {wanted - left} of {wanted} {made} and all are kept in"
         f" {session.record.path}; the same command continues with the other {left}",
         file=sys.stderr,

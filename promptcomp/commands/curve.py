@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from promptcomp.commands.common import JsonOption, Overrides, console_for
+from promptcomp.commands.common import JsonOption, Overrides, console_for, show
 from promptcomp.commands.sweep import stopped, work
 from promptcomp.errors import ConfigError
 
@@ -78,7 +78,7 @@ def curve(
     if found is None:
         raise ConfigError(f"no trial has finished with a value; 'promptcomp sweep show {directory}' says why")
     if as_json:
-        print(found.model_dump_json())
+        show(found.model_dump_json())
     else:
         print_efficiency(found, console)
         if config.seeds == 1:

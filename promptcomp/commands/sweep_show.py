@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptcomp.commands.common import JsonOption, console_for
+from promptcomp.commands.common import JsonOption, console_for, show
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def sweep_show(
     from promptcomp.sweeps.views import tables
 
     texts = {**tables.FORMATS, "efficiency": tables.efficiency_csv}
-    print(json.dumps(tables.state_json(state)) if chosen == "json" else texts[chosen](state).rstrip("\n"))
+    show(json.dumps(tables.state_json(state)) if chosen == "json" else texts[chosen](state).rstrip("\n"))
 
 
 def sweep_best(
@@ -63,7 +63,7 @@ def sweep_best(
     if output is None:
         print(text, end="")
         return
-    from promptcomp.evaluation.files import write_atomic
+    from promptcomp.files import write_atomic
 
     write_atomic(output, text)
     console_for(False).print(f"saved as {output}", highlight=False, markup=False, soft_wrap=True)

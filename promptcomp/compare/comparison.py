@@ -6,6 +6,7 @@ Deltas are against the first run. Their intervals are paired: both runs' predict
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_in
 from promptcomp.evaluation.metrics import MetricName, group
 from promptcomp.evaluation.records import Prediction, joined, read_predictions
 from promptcomp.evaluation.results import Estimate, Interval, SplitResult
+
+_SAME = 1e-3  # other hardware moves a loss a little
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class SplitComparison:
     """Examples of the first run."""
     seed_means: tuple[SeedMean, ...] = ()
     notes: tuple[str, ...] = ()
+    same_bounds: bool = True
+    """Whether `retained` is a share of the same gap in all runs; otherwise one must not be ranked by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +159,25 @@ def _compare_split(
     if not same:
         notes.append("the runs answered different test examples: no ranks, no deltas")
     ordered = _ranked(rows, metric) if same else rows
-    return SplitComparison(
-        split, metric, same, tuple(ordered), first.results.splits[split].count, _seed_means(rows), tuple(notes)
-    )
+    same_bounds = same and _same_bounds(rows)
+    if not same_bounds and sum(row.retained is not None for row in rows) > 1:
+        notes.append("retained is a share of each run's own gap between no prompt and full prompt: do not rank by it")
+        notes += [f"{row.run.label}: {_bounds_text(row)}" for row in rows if row.retained is not None]
+    count = first.results.splits[split].count
+    return SplitComparison(split, metric, same, tuple(ordered), count, _seed_means(rows), tuple(notes), same_bounds)
+
+
+def _same_bounds(rows: Sequence[Row]) -> bool:
+    """Whether all runs that have them scored the same bounds: other weights, prompts or data give other values."""
+    weights = {row.run.results.bounds for row in rows if row.retained is not None}
+    pairs = [(row.no_prompt or 0.0, row.full_prompt or 0.0) for row in rows if row.retained is not None]
+    near = all(math.isclose(*ends, rel_tol=_SAME) for pair in pairs for ends in zip(pair, pairs[0], strict=True))
+    return near and len(weights - {None}) < 2
+
+
+def _bounds_text(row: Row) -> str:
+    whose = {"trained": " by its own trained weights", "untrained": " by the untrained LM"}
+    return f"{row.no_prompt:.3f} to {row.full_prompt:.3f}{whose.get(row.run.results.bounds or '', '')}"
 
 
 def _row(run: Run, split: str, metric: MetricName, baseline: Run | None, interval: Interval | None) -> Row:
@@ -223,8 +244,10 @@ def _paired(
     groups = group(both, ("first", "other"))
     samples = resample_metric(groups, ("first", "other"), metric, resamples=resamples, seed=seed)
     interval = percentile_interval(samples.difference(metric, "other", "first"), samples.num_contexts, CONFIDENCE)
-    note = "" if same_contexts else "other contexts than the first run; the delta is resampled by task and data seed"
-    return interval, note
+    notes = [] if same_contexts else ["other contexts than the first run; the delta is resampled by task and data seed"]
+    if interval is None and samples.num_contexts > 1:
+        notes.append("all contexts differ alike from the first run, so the delta has no interval")
+    return interval, "; ".join(notes)
 
 
 def _same_partition(pairs: Sequence[tuple[int, int]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ def load(paths: Sequence[Path]) -> list[Run]:
     Raises:
         ConfigError: a file cannot be read or is given twice.
     """
-    files = [path / FILE_NAME if path.is_dir() else path for path in paths]
+    files = [path / FILE_NAME if os.path.isdir(path) else path for path in paths]
     resolved = [file.resolve() for file in files]
     for i, file in enumerate(resolved):
         if file in resolved[:i]:

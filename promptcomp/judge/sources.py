@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.files import read_text
+from promptcomp.documents import parse_json
 from promptcomp.evaluation.records import ROWS
+from promptcomp.files import read_text
 
 TABLE_SPLIT = "all"
 """Split of table rows that name none."""
@@ -77,9 +77,9 @@ def _json_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{file}, line {number}: not valid JSON ({error.msg})") from None
+            value = parse_json(line)
+        except ValueError as error:
+            raise ConfigError(f"{file}, line {number}: not valid JSON ({error})") from None
         if not isinstance(value, dict):
             raise ConfigError(f"{file}, line {number}: expected a JSON object")
         yield number, value

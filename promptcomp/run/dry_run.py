@@ -45,7 +45,7 @@ def print_estimate(
     console.print(dump(experiment), highlight=False, markup=False)
     console.print(_parts_table(found.parts))
     where = "one device" if found.devices == 1 else f"each of {found.devices} devices ({found.strategy})"
-    console.print(f"\n[bold]Memory of {where}, {found.micro_batch} context(s) at a time[/]", highlight=False)
+    console.print(f"\nMemory of {where}, {found.micro_batch} context(s) at a time", style="bold", highlight=False)
     console.print(_memory_table(found))
     for line in _lines(found, experiment.trainer.max_steps):
         console.print(line, highlight=False, soft_wrap=True)

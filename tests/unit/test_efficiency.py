@@ -214,7 +214,13 @@ def test_reached_with_an_interval_over_seeds(tmp_path: Path) -> None:
     assert reached(lacking, "m", "b", "", (0.5, 1.0), False) is None
     six = efficiency_of(_state(tmp_path, {"m": [[0.1, 0.9, 0.9]] * 6, "b": [[0.0, 0.0, 0.5]] * 6}))
     assert six is not None
-    assert six.reached[0].ci == (pytest.approx(six.reached[0].share), pytest.approx(six.reached[0].share))
+    assert (six.reached[0].ci, six.reached[0].resampled) == (None, 1.0)  # all draws say the same
+    rows = [[0.1, 0.9 - 0.02 * seed, 0.9] for seed in range(6)]
+    drawn = efficiency_of(_state(tmp_path, {"m": rows, "b": [[0.0, 0.0, 0.5]] * 6}))
+    assert drawn is not None
+    (some,) = drawn.reached
+    assert some.ci is not None
+    assert some.ci[0] < some.share < some.ci[1]  # type: ignore[operator]
 
 
 def test_other_metrics_and_splits_of_the_same_runs(tmp_path: Path) -> None:

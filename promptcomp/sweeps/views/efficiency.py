@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from promptcomp.config import Config, ConfigError, build, read_yaml
+from promptcomp.config import ConfigError, Measured, build, read_yaml
 from promptcomp.evaluation.seeds import CONFIDENCE, Mean, mean_of
 from promptcomp.sweeps.config import Choices, SweepConfig
 from promptcomp.sweeps.points import SHARE, scalars
@@ -31,7 +31,7 @@ Values = dict[tuple[str, str, float], dict[int, float]]
 """(method, size, share) -> seed -> value."""
 
 
-class Row(Config):
+class Row(Measured):
     """One share of the data, at one size."""
 
     size: str
@@ -42,7 +42,7 @@ class Row(Config):
     """Baseline -> the first method minus the baseline, seed by seed."""
 
 
-class Reached(Config):
+class Reached(Measured):
     """The share of the data at which the method is as good as a baseline with all of it."""
 
     size: str
@@ -57,12 +57,12 @@ class Reached(Config):
     at_most: bool = False
     """Already the smallest share reaches it, so the true share may be smaller."""
     ci: tuple[float, float | None] | None = None
-    """95 % interval over draws of seeds; null at its end: not reached; null: one seed."""
+    """95 % interval over draws of seeds; null at its end: not reached; null: one seed, or all draws say the same."""
     resampled: float | None = None
     """Share of the draws in which it is reached."""
 
 
-class Efficiency(Config):
+class Efficiency(Measured):
     """What a sweep over shares of the training data says (efficiency.json)."""
 
     metric: str
@@ -117,7 +117,9 @@ def efficiency_of(state: SweepState, metric: str | None = None, split: str | Non
         elif trial.status in ("finished", "failed"):
             missing.append(f"{params_text(trial.params)}, seed {trial.seed}: {trial.problem or 'no such value'}")
     if not values:
-        return None if own else _refuse(runs, goal)
+        if not own:
+            _refuse(runs, goal)
+        return None
     axes = [axis_of(state.config, name, [trial.params for trial in sizes.values()]) for name in others]
     sizes = dict(sorted(sizes.items(), key=lambda item: [axis.place(item[1].params[axis.name]) for axis in axes]))
     listed = map(scalar_text, scalars(state.config.space[chooser]) or ())
@@ -237,7 +239,8 @@ def reached(
         inside = np.array([math.inf if draw is None else draw for draw in draws])
         tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(inside, [tail, 1 - tail], method="inverted_cdf")
-        ci = (float(low), float(high) if math.isfinite(high) else None) if math.isfinite(low) else None
+        if math.isfinite(low) and low != high:
+            ci = (float(low), float(high) if math.isfinite(high) else None)
     return Reached(
         size=size,
         baseline=baseline,
