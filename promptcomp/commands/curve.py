@@ -83,7 +83,7 @@ def curve(
         print_efficiency(found, console)
         if config.seeds == 1:
             console.print(ONE_SEED, highlight=False)
-    console.print(f"report: {write_report(state, found)}", highlight=False, soft_wrap=True)
+    console.print(f"report: {write_report(state)}", highlight=False, soft_wrap=True)
     if found.missing:
         raise typer.Exit(1)
 

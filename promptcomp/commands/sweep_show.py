@@ -15,16 +15,14 @@ if TYPE_CHECKING:
     from promptcomp.sweeps.state import SweepState
 
 DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's directory.")]
-FORMATS = ("table", "csv", "trials", "efficiency", "markdown", "latex", "json")
+FORMATS = ("table", "csv", "trials", "markdown", "latex", "json")
 
 
 def sweep_show(
     directory: DirectoryArgument,
     format_: Annotated[
         str,
-        typer.Option(
-            "--format", "-f", help="table, csv (points), trials, efficiency (as CSV), markdown, latex or json."
-        ),
+        typer.Option("--format", "-f", help="table, csv (points), trials (as CSV), markdown, latex or json."),
     ] = "table",
     as_json: JsonOption = False,
 ) -> None:
@@ -40,8 +38,7 @@ def sweep_show(
         return
     from promptcomp.sweeps.views import tables
 
-    texts = {**tables.FORMATS, "efficiency": tables.efficiency_csv}
-    show(json.dumps(tables.state_json(state)) if chosen == "json" else texts[chosen](state).rstrip("\n"))
+    show(json.dumps(tables.state_json(state)) if chosen == "json" else tables.FORMATS[chosen](state).rstrip("\n"))
 
 
 def sweep_best(

@@ -18,10 +18,10 @@ from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.shorthand import Scalar
 from promptcomp.sweeps.space import (
     base_tree,
-    control_cells,
     experiment_of,
     grid,
     grid_size,
+    planned_controls,
     scalars,
     settings_of,
 )
@@ -200,7 +200,7 @@ def _try_controls(config: SweepConfig) -> None:
     Raises:
         ConfigError: the base experiment, without the swept keys, is no experiment.
     """
-    control_cells(config.model_copy(update={"seeds": 1}), SweepDirectory(Path()))
+    planned_controls(config.model_copy(update={"seeds": 1}), SweepDirectory(Path()))
 
 
 def _mistakes(

@@ -117,9 +117,13 @@ def efficiency_of(state: SweepState, metric: str | None = None, split: str | Non
         elif trial.status in ("finished", "failed"):
             missing.append(f"{params_text(trial.params)}, seed {trial.seed}: {trial.problem or 'no such value'}")
     if not values:
-        if not own:
-            _refuse(runs, goal)
-        return None
+        if own or not any(trial.status == "finished" for trial in state.trials):
+            return None
+        where = f"split {goal.split!r}" if goal.split else "the first split"
+        known = _goal(state.config, None, None)
+        raise ConfigError(
+            f"no trial has {goal.metric} of {where}; {known.metric} is there for {', '.join(runs.splits(known))}"
+        )
     axes = [axis_of(state.config, name, [trial.params for trial in sizes.values()]) for name in others]
     sizes = dict(sorted(sizes.items(), key=lambda item: [axis.place(item[1].params[axis.name]) for axis in axes]))
     listed = map(scalar_text, scalars(state.config.space[chooser]) or ())
@@ -146,12 +150,8 @@ def _chooser(config: SweepConfig) -> str | None:
     if share is None or not is_numeric(share) or scalars(share) is None:
         return None
     for name, dimension in config.space.items():
-        keys = (
-            {key for settings in dimension.choices.values() for key in settings}
-            if isinstance(dimension, Choices)
-            else {name}
-        )
-        if keys & {"method", "method.name"}:
+        chosen = dimension.choices.values() if isinstance(dimension, Choices) else [{name: None}]
+        if any(key in ("method", "method.name") for settings in chosen for key in settings):
             return name
     return None
 
@@ -171,19 +171,6 @@ def _value(runs: Runs, trial: Trial, goal: Goal, own: bool) -> float | None:
         return finite(trial.values.get(goal.name))
     results = runs.results(trial.run)
     return None if results is None else metric_of(results, goal.metric, goal.split)
-
-
-def _refuse(runs: Runs, goal: Goal) -> None:
-    """Say what the runs have instead of a split or a metric that is in none of them."""
-    for trial in runs.state.trials:
-        results = runs.results(trial.run) if trial.status == "finished" else None
-        if results is None or not results.splits:
-            continue
-        if goal.split is not None and goal.split not in results.splits:
-            raise ConfigError(f"split {goal.split!r} was not evaluated; the runs have {', '.join(results.splits)}")
-        split = results.splits[goal.split or next(iter(results.splits))]
-        known = ", ".join(split.rows.get("method", {})) or split.metric
-        raise ConfigError(f"metric {goal.metric!r} is in none of the runs; they have {known}")
 
 
 def _parameters(trial: Trial) -> int | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from promptcomp.plotting import INK, drawing, save
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views.axes import axis_of
-from promptcomp.sweeps.views.efficiency import Efficiency, efficiency_of
+from promptcomp.sweeps.views.efficiency import efficiency_of
 from promptcomp.sweeps.views.efficiency_text import heading
 from promptcomp.sweeps.views.numbers import Runs
 from promptcomp.sweeps.views.summary import Summary, summarize
@@ -32,20 +32,15 @@ class Plot:
     figure: Figure
 
 
-def figures(state: SweepState, summary: Summary | None = None, efficiency: Efficiency | None = None) -> list[Plot]:
-    """All pictures that the state has something for; none before the first value. Call it inside `drawing`.
-
-    Args:
-        state: as read.
-        summary: None: worked out here.
-        efficiency: what a sweep over shares of the training data says; None: no picture of it.
-    """
+def figures(state: SweepState, summary: Summary | None = None) -> list[Plot]:
+    """All pictures that the state has something for; none before the first value. Call it inside `drawing`."""
     from promptcomp.sweeps.views.plot_efficiency import draw_efficiency
     from promptcomp.sweeps.views.plot_overviews import draw_curves, draw_front, draw_importances, draw_parallel
     from promptcomp.sweeps.views.plot_parameters import draw_parameter
 
     summary, runs = summary or summarize(state), Runs(state)
     plots: list[Plot] = []
+    efficiency = efficiency_of(state)
     if efficiency is not None:
         plots.append(Plot("efficiency", "efficiency", heading(efficiency), draw_efficiency(efficiency)))
     having = [point for point in summary.points if point.values]
@@ -78,7 +73,7 @@ def write_plots(state: SweepState, folder: Path) -> list[Path]:
     paths = []
     folder.mkdir(parents=True, exist_ok=True)
     with drawing():
-        for plot in figures(state, None, efficiency_of(state)):
+        for plot in figures(state):
             paths += save(plot.figure, folder, plot.name)
     return paths
 

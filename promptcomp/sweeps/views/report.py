@@ -16,7 +16,7 @@ from promptcomp.sweeps.views import plots
 from promptcomp.sweeps.views.efficiency import Efficiency, efficiency_of
 from promptcomp.sweeps.views.page_content import content, efficiency_content
 from promptcomp.sweeps.views.summary import Summary, summarize
-from promptcomp.sweeps.views.tables import efficiency_lines, points_csv, state_json, trials_csv
+from promptcomp.sweeps.views.tables import efficiency_csv, points_csv, state_json, trials_csv
 
 PAGE = "index.html"
 Sections = list[tuple[str, str, list[dict[str, Any]]]]
@@ -32,15 +32,11 @@ _SECTIONS = {
 }
 
 
-def write_report(state: SweepState, efficiency: Efficiency | None = None) -> Path:
+def write_report(state: SweepState) -> Path:
     """Write report/: index.html, every plot as PNG and SVG, trials.csv, points.csv, points.json; for a sweep over
     shares of the training data efficiency.csv and efficiency.json.
 
     Without matplotlib there are no pictures, and the page says what to install.
-
-    Args:
-        state: as read.
-        efficiency: of another metric or split; None: of the sweep's own.
 
     Returns:
         The page.
@@ -49,18 +45,17 @@ def write_report(state: SweepState, efficiency: Efficiency | None = None) -> Pat
         ConfigError: the folder cannot be written.
     """
     folder = state.directory.report
-    summary = summarize(state)
-    efficiency = efficiency or efficiency_of(state)
+    summary, efficiency = summarize(state), efficiency_of(state)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sections = _plots(state, summary, efficiency, folder) if plotting.can_plot() else []
+        sections = _plots(state, summary, folder) if plotting.can_plot() else []
     except OSError as error:
         raise ConfigError(f"{folder}: the report cannot be written ({error.strerror or error})") from None
     write_atomic(folder / "trials.csv", trials_csv(state))
     write_atomic(folder / "points.csv", points_csv(state))
     write_atomic(folder / "points.json", json.dumps(state_json(state), indent=2, allow_nan=False) + "\n")
     if efficiency is not None:
-        write_atomic(folder / "efficiency.csv", efficiency_lines(efficiency))
+        write_atomic(folder / "efficiency.csv", efficiency_csv(efficiency))
         write_atomic(folder / "efficiency.json", efficiency.model_dump_json(indent=2) + "\n")
         if not plotting.can_plot():  # the table is there all the same
             sections = [("efficiency", _SECTIONS["efficiency"], [])]
@@ -68,13 +63,13 @@ def write_report(state: SweepState, efficiency: Efficiency | None = None) -> Pat
     return folder / PAGE
 
 
-def _plots(state: SweepState, summary: Summary, efficiency: Efficiency | None, folder: Path) -> Sections:
+def _plots(state: SweepState, summary: Summary, folder: Path) -> Sections:
     """Save the pictures; the sections of the page that have some."""
     from markupsafe import Markup
 
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in _SECTIONS}
     with plotting.drawing():
-        for plot in plots.figures(state, summary, efficiency):
+        for plot in plots.figures(state, summary):
             plotting.save(plot.figure, folder, plot.name)
             if plot.section in found:  # the page has parallel coordinates of its own, which answer to the mouse
                 # Drawn by matplotlib, all words as outlines: there is no text of the user's in it.

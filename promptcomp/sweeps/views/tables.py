@@ -7,9 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from promptcomp.errors import ConfigError
 from promptcomp.evaluation.seeds import Mean
-from promptcomp.sweeps.points import SHARE
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.efficiency import Efficiency, efficiency_of
 from promptcomp.sweeps.views.importance import ROUGH_BELOW
@@ -71,22 +69,8 @@ def trials_csv(state: SweepState) -> str:
     return _csv(header, lines)
 
 
-def efficiency_csv(state: SweepState) -> str:
-    """One line for each size and share of the training data: every method's mean, and the differences to the baselines.
-
-    Raises:
-        ConfigError: the sweep is not over such shares, or nothing has finished.
-    """
-    found = efficiency_of(state)
-    if found is None:
-        raise ConfigError(
-            f"{state.directory.path}: no sweep over {SHARE} and methods with a finished trial; see docs/curves.md"
-        )
-    return efficiency_lines(found)
-
-
-def efficiency_lines(found: Efficiency) -> str:
-    """The same of what is worked out already."""
+def efficiency_csv(found: Efficiency) -> str:
+    """One line for each size and share of the training data: every method's mean, the differences to the baselines."""
     header = ["size", "parameters", "share"]
     for name in (*found.methods, *(f"minus_{name}" for name in found.baselines)):
         header += [f"{name}{ending}" for ending in ("", "_low", "_high", "_std", "_seeds")]
