@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from promptcomp.errors import command
 from promptcomp.evaluation.formatting import (
     METRIC_TITLES,
     bytes_text,
@@ -41,18 +41,17 @@ def print_report(
     console.print(render(results, console.width))
     if run is not None:
         console.print(Text.assemble(("\nrun directory  ", "bold"), str(run)), soft_wrap=True)
-        steps = suggested_steps(run) if next_steps is None else next_steps
+        steps = suggested_steps(run, results.seed) if next_steps is None else next_steps
         for i, step in enumerate(steps):
             console.print(Text.assemble(("next           " if i == 0 else " " * 15, "bold"), step), soft_wrap=True)
 
 
-def suggested_steps(run: Path) -> list[str]:
-    """Commands that make sense after every run."""
-    folder = shlex.quote(str(run))
+def suggested_steps(run: Path, seed: int = 0) -> list[str]:
+    """Commands that make sense after every run; `seed` is the run's."""
     return [
-        f"promptcomp compare {folder} OTHER_RUN",
-        f"promptcomp fit --config {folder}/config.yaml seed=1",
-        f"promptcomp evaluate {folder}",
+        command("compare", run, "OTHER_RUN"),
+        command("fit", "--config", run / "config.yaml", f"seed={seed + 1}"),
+        command("evaluate", run),
     ]
 
 

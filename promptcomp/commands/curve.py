@@ -10,7 +10,7 @@ import typer
 
 from promptcomp.commands.common import JsonOption, Overrides, console_for, show
 from promptcomp.commands.sweep import stopped, work
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, command
 
 
 def curve(
@@ -47,7 +47,9 @@ def curve(
     from promptcomp.sweeps.directory import SweepDirectory
 
     if "=" in method:
-        raise ConfigError(f"{method!r}: the method comes first, for example 'promptcomp curve step_by_step {method}'")
+        raise ConfigError(
+            f"{method!r}: the method comes first, for example `{command('curve', 'step_by_step', method)}`"
+        )
     config = data_efficiency(
         method,
         _names(against or ["finetune"]),
@@ -76,7 +78,7 @@ def curve(
 
     found = efficiency_of(state, metric, split)
     if found is None:
-        raise ConfigError(f"no trial has finished with a value; 'promptcomp sweep show {directory}' says why")
+        raise ConfigError(f"no trial has finished with a value; `{command('sweep', 'show', directory)}` says why")
     if as_json:
         show(found.model_dump_json())
     else:

@@ -244,12 +244,14 @@ class LanguageModel(nn.Module):
 
     def _read(self, embeds: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Keys and values of every layer for left-padded rows (decoder-only)."""
+        assert self.pattern is not None
         self._window.check_context(mask)
         cache = growing()
+        position = positions(mask)
         output = self.body(
             inputs_embeds=embeds,
-            attention_mask=mask.long(),
-            position_ids=positions(mask),
+            attention_mask=self.pattern.padded(mask, position, embeds.dtype),
+            position_ids=position,
             use_cache=True,
             **passing(self.body, cache),
         )

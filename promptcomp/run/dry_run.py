@@ -90,6 +90,7 @@ def _lines(found: Estimate, max_steps: int) -> list[str]:
             f"communication: each device sends {size(parts.total)} a step "
             f"(weights {size(parts.gather_weights)}, gradients {size(parts.reduce_gradients)})"
         )
+    lines += [found.adapters] if found.adapters else []
     lines += [
         f"context at most {found.context_tokens} tokens -> {found.memory_slots} slots; "
         f"query with target at most {found.example_tokens} tokens",

@@ -21,6 +21,7 @@ from promptcomp.evaluation.flops import cross_decoder_flops, encoder_flops, read
 from promptcomp.experiment import Experiment
 from promptcomp.language_model.cost import model_cost
 from promptcomp.lightning_modules import METHODS
+from promptcomp.lightning_modules.adapters import adapted
 from promptcomp.lightning_modules.base import CompressionModule, Pass
 from promptcomp.lightning_modules.sharding import units_of
 from promptcomp.run.activations import NOTHING, Numbers, kept_bytes
@@ -87,6 +88,8 @@ class Estimate(BaseModel):
     """Of one optimiser step on all devices together."""
     train_flops: float
     """All steps, all devices together."""
+    adapters: str
+    """Which layers of the LM have adapters and which matrices have none; empty without any."""
     remarks: list[str]
     """What does not fit or is wasteful, each with the nearest fix."""
 
@@ -180,6 +183,7 @@ def estimate_module(
         checkpoint_bytes=3 * groups.whole.trained,
         step_flops=flops,
         train_flops=flops,
+        adapters=adapted(module.lm.hf),
         remarks=[],
     )
     limit = device_memory_gib * GIB if device_memory_gib is not None else _found_memory(layout)

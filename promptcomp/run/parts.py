@@ -12,6 +12,7 @@ from promptcomp.datamodules import build_datamodule
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.instruction_options import InstructionConfig
 from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.errors import command
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel, open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS
@@ -151,7 +152,8 @@ def weights_of(run: RunDirectory) -> Path:
     for path in (run.best, run.last):
         if found := existing(path):
             return found
-    raise ConfigError(f"{run.path} holds no trained weights yet; train it with 'promptcomp fit --resume {run.path}'")
+    again = command("fit", "--resume", run.path)
+    raise ConfigError(f"{run.path} holds no trained weights yet; train it with `{again}`")
 
 
 def set_threads(experiment: Experiment) -> None:

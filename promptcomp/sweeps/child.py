@@ -16,7 +16,7 @@ from promptcomp.config import ConfigError
 from promptcomp.files import locked, open_append
 from promptcomp.run.child import FIT, fit_words
 from promptcomp.run.directory import RUN_DIRECTORY_VARIABLE
-from promptcomp.run.lease import JOB_VARIABLE, LEASE_VARIABLE, lease_of, write_lease
+from promptcomp.run.lease import JOB_VARIABLE, LEASE_VARIABLE, ask_lease, lease_of, write_lease
 from promptcomp.stopping import PREEMPTED
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.planning import Kind
@@ -106,7 +106,7 @@ def environment(outer: Mapping[str, str], cell: PlannedTrial, lease: Path, devic
         for name, value in outer.items()
         if name not in (*_OWN, *_RANKS) and not name.startswith(("SLURM_", "TORCHELASTIC_", "PMI_", "OMPI_"))
     }
-    env[LEASE_VARIABLE] = str(lease.resolve())
+    env |= ask_lease(lease.resolve())
     if "SLURM_JOB_ID" in outer:
         env[JOB_VARIABLE] = outer["SLURM_JOB_ID"]
     if devices:
