@@ -157,9 +157,13 @@ def make_tokenizer(file: Path, vocabulary: int) -> None:
     merges: list[tuple[str, str]] = []
     while len(vocab) < vocabulary:
         pair = (rng.choice(letters), rng.choice(letters))
-        if "".join(pair) not in vocab:
-            vocab["".join(pair)] = len(vocab)
-            merges.append(pair)
+        last = rng.choice(letters)
+        for first, second in (pair, ("".join(pair), last)):
+            if first + second not in vocab and len(vocab) < vocabulary:
+                vocab[first + second] = len(vocab)
+                merges.append((first, second))
+                if len(first) == 2 and first[1] + second in vocab:  # Gemma has two merges for a token
+                    merges.append((first[0], first[1] + second))
     tokenizer = Tokenizer(models.BPE(vocab, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(file))

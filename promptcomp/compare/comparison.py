@@ -20,9 +20,9 @@ from promptcomp.evaluation.metrics import MetricName, group
 from promptcomp.evaluation.records import Prediction, joined, read_predictions
 from promptcomp.evaluation.results import Estimate, Interval, SplitResult
 
-_SAME = 1e-3  # other hardware moves a loss a little
 _FIRST = "the first run"
 """Row of the baseline among the others; labels are paths and hold no such name by chance."""
+_SAME = 1e-3  # other hardware moves a loss a little
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +251,9 @@ def _paired(
     found: dict[str, Interval | None] = {}
     for same_contexts, of_label in members.items():
         names = (_FIRST, *of_label)
+        context = None if same_contexts else 0
         both = [
-            joined(
-                {_FIRST: p, **{label: mine[number] for label, mine in of_label.items()}}, None if same_contexts else 0
-            )
+            joined({_FIRST: p, **{label: mine[number] for label, mine in of_label.items()}}, context)
             for number, p in by_number.items()
         ]
         samples = resample_metric(group(both, names), names, metric, resamples=resamples, seed=seed)
