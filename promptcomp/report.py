@@ -124,10 +124,9 @@ def findings(results: Results) -> list[Text]:
         kept = f"{number_text(size.context_tokens)} tokens in {number_text(size.memory_slots)} positions"
         lines.append(("compression", f"{size.compression:.1f}x: {kept}"))
     if size.context_bytes and size.memory_bytes:
-        ratio = f"{size.context_bytes / size.memory_bytes:.1f}x"
-        lines.append(
-            ("memory", f"{ratio}: {bytes_text(size.memory_bytes)} stored for {bytes_text(size.context_bytes)} of KV")
-        )
+        lines.append(("memory", _ratio(size.memory_bytes, size.context_bytes, "stored")))
+    if size.context_bytes and size.memory_kv_bytes:
+        lines.append(("memory in use", _ratio(size.memory_kv_bytes, size.context_bytes, "of KV")))
     if cost.flops_ratio is not None:
         faster = ""
         if cost.prefill_ms and cost.full_prefill_ms:
@@ -140,6 +139,11 @@ def findings(results: Results) -> list[Text]:
     if once:
         lines.append(("compressing once", ", ".join(once)))
     return [Text.assemble((f"{label:<18}", "bold"), text) for label, text in lines]
+
+
+def _ratio(ours: float, full: float, what: str) -> str:
+    """How many times less the memory takes than the keys and values of the full context."""
+    return f"{full / ours:.1f}x: {bytes_text(ours)} {what} for {bytes_text(full)} of KV"
 
 
 def points_tables(points: ReferencePoints) -> RenderableType:

@@ -10,6 +10,7 @@ from rich.table import Table
 from promptcomp.config import dump
 from promptcomp.experiment import Experiment
 from promptcomp.run.estimate import Estimate, Part, estimate
+from promptcomp.run.layout import layout_of
 
 _MEMORY = {
     "weights": "weights",
@@ -47,7 +48,7 @@ def print_estimate(
     where = "one device" if found.devices == 1 else f"each of {found.devices} devices ({found.strategy})"
     console.print(f"\nMemory of {where}, {found.micro_batch} context(s) at a time", style="bold", highlight=False)
     console.print(_memory_table(found))
-    for line in _lines(found, experiment.trainer.max_steps):
+    for line in _lines(found, experiment):
         console.print(line, highlight=False, soft_wrap=True)
     for remark in found.remarks:
         console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -74,7 +75,7 @@ def _memory_table(found: Estimate) -> Table:
     return table
 
 
-def _lines(found: Estimate, max_steps: int) -> list[str]:
+def _lines(found: Estimate, experiment: Experiment) -> list[str]:
     """The figures outside of tables."""
     lines = [
         f"\nmemory of a step: {size(found.total_bytes)} at most at one time on one device",
@@ -82,6 +83,9 @@ def _lines(found: Estimate, max_steps: int) -> list[str]:
         f"{size(found.activation_bytes_checkpointed)}",
         f"host: {size(found.host.loading)} a node while the weights are loaded"
         + (f", {size(found.host.optimizer)} of optimiser state" if found.host.optimizer else ""),
+        f"process: {size(found.host.process)} at most"
+        + (" on the host, CUDA's libraries aside" if layout_of(experiment.trainer).on_gpu else "")
+        + f" (libraries {size(found.host.libraries)} and loading included)",
         f"checkpoint: {size(found.checkpoint_bytes)} (trained weights and AdamW's moments)",
     ]
     if found.communication.total:
@@ -90,10 +94,12 @@ def _lines(found: Estimate, max_steps: int) -> list[str]:
             f"communication: each device sends {size(parts.total)} a step "
             f"(weights {size(parts.gather_weights)}, gradients {size(parts.reduce_gradients)})"
         )
+    lines += [found.adapters] if found.adapters else []
     lines += [
         f"context at most {found.context_tokens} tokens -> {found.memory_slots} slots; "
         f"query with target at most {found.example_tokens} tokens",
-        f"work: {found.step_flops:.3g} FLOP a step, {found.train_flops:.3g} FLOP in {max_steps} steps (upper bounds)",
+        f"work: {found.step_flops:.3g} FLOP a step, {found.train_flops:.3g} FLOP in "
+        f"{experiment.trainer.max_steps} steps (upper bounds)",
     ]
     return lines
 

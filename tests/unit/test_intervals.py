@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-
 from promptcomp.curve.summary import PointResult, Table
+
 from promptcomp.evaluation.bootstrap import percentile_interval, share_interval, wilson
 from promptcomp.evaluation.records import ROWS, Prediction
 from promptcomp.evaluation.results import Estimate, SplitResult

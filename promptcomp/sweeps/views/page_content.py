@@ -16,6 +16,8 @@ from promptcomp.evaluation.seeds import Mean
 from promptcomp.files import read_text
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.axes import Axis, axis_of
+from promptcomp.sweeps.views.efficiency import Efficiency
+from promptcomp.sweeps.views.efficiency_text import cells, columns, heading, sentences
 from promptcomp.sweeps.views.importance import ROUGH_BELOW
 from promptcomp.sweeps.views.numbers import Runs, finite, log_tail
 from promptcomp.sweeps.views.progress import duration
@@ -124,6 +126,12 @@ def _cell(value: Any) -> dict[str, Any]:
 
 def _mean_cell(mean: Mean | None, metric: str, sign: str = "") -> dict[str, Any]:
     return {"text": mean_text(mean, metric, sign), "sort": "" if mean is None else mean.mean}
+
+
+def efficiency_content(found: Efficiency) -> dict[str, Any]:
+    """The table of methods and shares of the training data, and what it says."""
+    table = {"columns": columns(found), "rows": cells(found)}
+    return {"heading": heading(found), **table, "sentences": sentences(found)}
 
 
 def _controls(state: SweepState, summary: Summary, span: int) -> list[dict[str, Any]]:

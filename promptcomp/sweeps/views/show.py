@@ -9,6 +9,8 @@ from rich.text import Text
 
 from promptcomp.errors import command
 from promptcomp.sweeps.state import SweepState, Trial
+from promptcomp.sweeps.views.efficiency import efficiency_of
+from promptcomp.sweeps.views.efficiency_text import print_efficiency
 from promptcomp.sweeps.views.live import status_line
 from promptcomp.sweeps.views.numbers import Runs, log_tail, plain_line
 from promptcomp.sweeps.views.summary import Point, Summary, summarize
@@ -26,6 +28,7 @@ from promptcomp.sweeps.views.wording import (
 ROWS = 40
 """Points that the table shows; the formats for files have all."""
 _TAIL, _FAILURES = 8, 5
+ONE_SEED = "One seed has no interval: use 3 seeds or more before believing a difference."
 LEGEND = {
     "*": "best",
     "~": "within noise of the best",
@@ -55,6 +58,10 @@ def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
     for block in (_bands(state, summary), _importances(summary)):
         for line in block:
             _say(console, line)
+    efficiency = efficiency_of(state)
+    if efficiency is not None:
+        console.print()
+        print_efficiency(efficiency, console)
     _failures(state, summary, console)
     console.print()
     for count, step in enumerate(next_steps(state, summary)):
@@ -120,7 +127,7 @@ def remarks(state: SweepState, summary: Summary, rows: int | None = None, legend
     if seeds and max(seeds) > 1:
         lines.append("[low, high]: 95 % interval over seeds (Student's t); noise: paired differences over common seeds")
     elif seeds:
-        lines.append("One seed has no interval: use 3 seeds or more before believing a difference.")
+        lines.append(ONE_SEED)
     if summary.best is None and not (summary.several and summary.front):
         lines.append(f"no best point: {summary.why_no_best}")
     if summary.ahead is not None:
