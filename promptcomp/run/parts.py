@@ -29,15 +29,29 @@ Parts = tuple[ContextDataModule, CompressionModule]
 
 
 def make_parts(experiment: Experiment) -> Parts:
-    """The data and the module of an experiment; the module builds its models in `configure_model`.
+    """The data, read and checked, and the module of an experiment; the module builds its models in `configure_model`.
 
     Raises:
         ConfigError: files are missing or bad, or data and method do not belong together.
     """
+    datamodule = make_data(experiment)
+    datamodule.check()
+    module = make_module(experiment, datamodule.task_names)
+    if module.trainable and experiment.trainer.max_steps and not datamodule.num_train_items():
+        raise ConfigError(f"data {experiment.data.name!r} has no train split, and {experiment.method.name} needs one")
+    return datamodule, module
+
+
+def make_data(experiment: Experiment) -> ContextDataModule:
+    """The data of an experiment, not read yet.
+
+    Raises:
+        ConfigError: there is none, its budgets do not fit, or data and method do not belong together.
+    """
     _check_tasks(experiment)
     window = open_window(experiment.lm)
     _check_reconstruction(experiment, window)
-    datamodule = build_datamodule(
+    return build_datamodule(
         experiment.data,
         open_tokenizer(experiment.lm),
         seed=experiment.seed,
@@ -46,7 +60,6 @@ def make_parts(experiment: Experiment) -> Parts:
         query_in_encoder=reads_queries_in_encoder(experiment.lm),
         writes_bos=experiment.lm.bos,
     )
-    return datamodule, make_module(experiment, datamodule.task_names)
 
 
 def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> CompressionModule:
