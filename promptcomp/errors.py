@@ -1,4 +1,6 @@
-"""The error that tells a user of a mistake. It has a module of its own so that the command line starts fast."""
+"""The errors that end a command with a message, in a module of their own so that the command line starts fast."""
+
+import shlex
 
 
 class ConfigError(ValueError):
@@ -16,3 +18,8 @@ class RunFailed(RuntimeError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+def command(*words: object) -> str:
+    """A call of the program for messages, quoted so that a shell reads it as it is meant."""
+    return shlex.join(["promptcomp", *map(str, words)])

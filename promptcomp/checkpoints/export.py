@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import T5EncoderModel
 from promptcomp.checkpoints import readme
 from promptcomp.checkpoints.gist_tokens import add_gist_tokens
 from promptcomp.config import ConfigError, build, read_yaml
+from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.loading import locate
@@ -218,8 +218,9 @@ def _task_names(run: RunDirectory) -> tuple[str, ...]:
     file = run.export / DESCRIPTION
     if not file.is_file():
         return ()
-    names = json.loads(file.read_text(encoding="utf-8")).get("task_names", ())
-    return tuple(str(name) for name in names)
+    names = read_json(file, "description of an export")
+    found = names.get("task_names") if isinstance(names, dict) else None
+    return tuple(str(name) for name in found) if isinstance(found, list) else ()
 
 
 def _folder_names(names: tuple[str, ...], count: int) -> list[str]:

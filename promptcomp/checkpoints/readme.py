@@ -13,12 +13,14 @@ from torch import nn
 from promptcomp.checkpoints.gist_tokens import GistTokens
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.cache import keyword_code
 from promptcomp.language_model.loading import locate
 from promptcomp.lightning_modules.mend import Mend
 
 EXTRA = "promptcomp_extra.safetensors"
 """Trained tensors that have no place in the model or the adapter."""
 _FOLDER = 'folder = "."'
+_CACHE_IMPORTS = ("from inspect import signature\n\n", ", DynamicCache")
 _TEXTS = 'prompt, query = "text to compress", "text behind it"'
 
 
@@ -66,11 +68,11 @@ def _factory(lm: LanguageModel) -> str:
     return "AutoModelForCausalLM" if lm.family == "decoder" else "AutoModelForSeq2SeqLM"
 
 
-def model_code(lm: LanguageModel) -> str:
-    """Opens model and tokenizer."""
+def model_code(lm: LanguageModel, more: str = "") -> str:
+    """Opens model and tokenizer; `more` names are imported as well."""
     name = _factory(lm)
     return f"""
-from transformers import AutoTokenizer, {name}
+from transformers import AutoTokenizer, {name}{more}
 
 model = {name}.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -79,34 +81,36 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 def gist_code(lm: LanguageModel, gist: GistTokens) -> str:
     """Logits after each token of `query` (of an encoder-decoder: of the first answer token) behind the gist tokens."""
+    signature, cache = _CACHE_IMPORTS if lm.family == "decoder" else ("", "")
     return f"""
-import torch
-{model_code(lm).strip()}
+{signature}import torch
+{model_code(lm, cache).strip()}
 ids_of = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 read = torch.tensor([{_front(lm.bos_id)} + ids_of(prompt) + {list(gist.ids)}])
-{_query_code(lm, len(gist.ids), "read", "torch.tensor([ids_of(query)])")}"""
+{_query_code(lm, len(gist.ids), "read", "torch.tensor([ids_of(query)])", "model")}"""
 
 
 def gist_vectors_code(experiment: Experiment, lm: LanguageModel, count: int) -> str:
     """The same for an adapter, where the gist tokens are vectors and no entries of the tokenizer."""
+    signature, cache = _CACHE_IMPORTS if lm.family == "decoder" else ("", "")
     return f"""
-import torch
+{signature}import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer{cache}
 {_peft_code(experiment, "", lm).strip()}
 tokenizer = AutoTokenizer.from_pretrained({_origin(experiment)})
 table = model.get_input_embeddings()
 gist = load_file(f"{{folder}}/{EXTRA}")["gist"].to(table.weight.dtype).expand({count}, -1)
 ids_of = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 read = torch.cat([table(torch.tensor([{_front(lm.bos_id)} + ids_of(prompt)])), gist[None]], 1)
-{_query_code(lm, count, "inputs_embeds=read", "table(torch.tensor([ids_of(query)]))")}"""
+{_query_code(lm, count, "inputs_embeds=read", "table(torch.tensor([ids_of(query)]))", "base")}"""
 
 
 def _front(bos_id: int | None) -> list[int]:
     return [] if bos_id is None else [bos_id]
 
 
-def _query_code(lm: LanguageModel, count: int, given: str, query: str) -> str:
+def _query_code(lm: LanguageModel, count: int, given: str, query: str, plain: str) -> str:
     """From `read`, the prompt and the gist tokens, to `logits`.
 
     Args:
@@ -114,15 +118,18 @@ def _query_code(lm: LanguageModel, count: int, given: str, query: str) -> str:
         count: gist tokens.
         given: how the model takes `read`.
         query: the query in the form of `read`.
+        plain: the variable that holds the model without adapters.
     """
     if lm.family == "decoder":
         return f"""
-cache = model({given}, use_cache=True).past_key_values
+{keyword_code(plain)}  # its name in this release of transformers
+cache = DynamicCache()
+model({given}, use_cache=True, **{{keyword: cache}})
 for layer in cache.layers:  # all that is kept of the prompt
     layer.keys, layer.values = layer.keys[:, :, -{count}:], layer.values[:, :, -{count}:]
 after = torch.tensor([ids_of(query)])
 positions = torch.arange(read.shape[1], read.shape[1] + after.shape[1])[None]
-logits = model(after, past_key_values=cache, position_ids=positions).logits
+logits = model(after, position_ids=positions, **{{keyword: cache}}).logits
 """
     if not lm.query_in_encoder:
         return f"""

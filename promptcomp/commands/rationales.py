@@ -134,7 +134,7 @@ def rationales(
 
 
 def _print_template(name: str | None, method: str | None, config: Path | None, overrides: list[str] | None) -> None:
-    from promptcomp.evaluation.files import read_text
+    from promptcomp.files import read_text
     from promptcomp.rationales.job import load_data
     from promptcomp.rationales.template import shipped_templates, template_path
 

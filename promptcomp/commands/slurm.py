@@ -110,14 +110,11 @@ def submit_again(chosen: str, run: Path, words: Sequence[str], dry_run: bool, co
     """
     profile, others = load_for_submission(chosen, words)
     from promptcomp.cluster.submit import fit_job, submit_fit
-    from promptcomp.config import build, read_yaml
-    from promptcomp.experiment import Experiment
     from promptcomp.run.directory import open_existing
-    from promptcomp.run.division import check_overrides
+    from promptcomp.run.division import check_overrides, experiment_to_resume
 
     check_overrides(others)
-    directory = open_existing(run)
-    config = build(Experiment, read_yaml(directory.config), source=str(directory.config)).trainer
+    config = experiment_to_resume(open_existing(run)).trainer
     layout = {"devices": profile.tasks, "num_nodes": profile.nodes}
     now = {"devices": config.devices, "num_nodes": config.num_nodes}
     changes = [f"trainer.{key}={value}" for key, value in layout.items() if value != now[key]]

@@ -60,7 +60,7 @@ def sweep_best(
     if output is None:
         print(text, end="")
         return
-    from promptcomp.evaluation.files import write_atomic
+    from promptcomp.files import write_atomic
 
     write_atomic(output, text)
     console_for(False).print(f"saved as {output}", highlight=False, markup=False, soft_wrap=True)

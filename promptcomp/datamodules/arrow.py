@@ -61,10 +61,8 @@ def open_table(path: str, name: str | None, split: str, asked: Asked) -> Table:
         found = _open(path, name, split)
         asked.check_header(found.column_names, f"dataset {path} (split {split})")
         found = found.select_columns([column for column in asked.all if column in found.column_names])
-        labels = {
-            column: kind.names for column, kind in found.features.items() if isinstance(kind, datasets.ClassLabel)
-        }
-        labels = {column: names for column, names in labels.items() if column not in asked.numbers}
+        kinds = {name: kind for name, kind in found.features.items() if name not in asked.numbers}
+        labels = {name: kind.names for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
         return Table(f"{path}[{split}]", named(found.with_format("arrow")[:], labels))
     except ConfigError:
         raise

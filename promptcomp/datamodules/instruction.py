@@ -28,8 +28,8 @@ from promptcomp.evaluation.metrics import MetricName
 _CHOICE_STREAM = 11
 _LOOKED_AT = 20_000  # rows of a split that are tokenised at the start of a run to tell how many are cut
 DATED = (
-    "the chat template writes today's date, so contexts differ from day to day; set data.template_date=YYYY-MM-DD to keep "
-    "them the same"
+    "the chat template writes today's date, so contexts differ from day to day; set data.template_date=YYYY-MM-DD to "
+    "keep them the same"
 )
 _SAMPLED_SOURCES = 10_000  # training rows that are asked for their source; generated rows cost time
 

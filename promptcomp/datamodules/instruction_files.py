@@ -19,7 +19,7 @@ _HUGE = 1_000_000  # characters; such a row is hardly meant
 
 
 class InstructionColumns(Config):
-    """Names of the columns of a table of instructions. Rows of conversations (`messages`, `conversations`) need none."""
+    """Names of the columns of a table of instructions; conversations (`messages`, `conversations`) need none."""
 
     instruction: str = "instruction"
     """Column with the instruction."""

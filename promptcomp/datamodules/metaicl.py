@@ -21,10 +21,12 @@ from pydantic import Field
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.options import ICLConfig
-from promptcomp.datamodules.records import Found, NotHere, has_errors, read_json, tell_error
+from promptcomp.datamodules.records import Found, NotHere, has_errors, tell_error
 from promptcomp.datamodules.rows import JsonlRows
 from promptcomp.datamodules.splits import check_tasks, hold_out, warn_of_leaks
 from promptcomp.datamodules.tasks import Task, TaskKind, TaskSource
+from promptcomp.documents import read_json
+from promptcomp.files import is_file_name
 
 KINDS: dict[str, TaskKind] = {
     "classification": "classification",
@@ -193,7 +195,7 @@ def read_partition(folder: Path, name: str) -> dict[str, list[str]]:
         raise ConfigError(f"data.partition {name!r}: no file {path}; known: {', '.join(known) or 'none'}")
     lists = read_task_lists(path)
     for task in (task for tasks in lists.values() for task in tasks):
-        if task in ("", ".", "..") or any(character in task for character in "/\\\0"):
+        if not is_file_name(task):
             raise ConfigError(f"{path}: {task!r} is no name of a folder inside data/")
     return lists
 
@@ -215,7 +217,7 @@ def read_task_lists(path: Path) -> dict[str, list[str]]:
 
 
 def _read_mapping(path: Path) -> Mapping[str, object]:
-    found = read_json(path)
+    found = read_json(path, "file of MetaICL")
     if not isinstance(found, Mapping):
         raise ConfigError(f"{path}: expected a JSON object, found {type(found).__name__}")
     return found

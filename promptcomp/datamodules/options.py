@@ -39,8 +39,8 @@ class ICLConfig(LoaderConfig):
     balance: Literal["examples", "tasks"] = "examples"
     """A training epoch visits every example once (large tasks weigh more; MEND), or every task once."""
     separator: SeparatorName = "arrow"
-    """arrow: "input => output \\n", in every vocabulary; space and newlines: as MetaICL (T5 has no newline); none: nothing
-    between input, output and the next example (MEND)."""
+    """arrow: "input => output \\n", in every vocabulary; space and newlines: as MetaICL (T5 has no newline); none:
+    nothing between input, output and the next example (MEND)."""
     output_space: bool = True
     """A space in front of outputs, where no separator already ends in white space (byte-level vocabularies)."""
     max_example_tokens: int = Field(default=256, ge=4)

@@ -1,7 +1,7 @@
 """The one reader of rows: files of every kind and Arrow tables become records with file and line.
 
-Only the columns that a section asks for matter: what stands in another one is never looked at. What is wrong with the
-writing of a record (no JSON, half a character, a key twice) is said here, what is wrong with its meaning by its section.
+Only the columns that a section asks for matter: what stands in another one is never looked at. What is wrong with how a
+record is written (no JSON, half a character, a key twice) is said here, what is wrong with its meaning by its section.
 """
 
 from __future__ import annotations

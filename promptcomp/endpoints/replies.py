@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import email.utils
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from promptcomp.documents import parse_json
 
 _SHOWN = 160  # characters of a server's words in a message
 
@@ -64,7 +65,7 @@ def read_reply(text: str, headers: Mapping[str, str]) -> Reply:
     """
     kind = str(headers.get("content-type", "")).partition(";")[0].strip() or "no content type"
     try:
-        body = json.loads(text)
+        body = parse_json(text)
     except ValueError:
         what = "HTML" if text.lstrip()[:1] == "<" else "no complete JSON"
         raise PassingError(f"answers with {what} ({kind}: {shorten(text)})") from None

@@ -6,14 +6,15 @@ that could not be measured, or is not finite, is null.
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from promptcomp.config import Config, ConfigError
-from promptcomp.evaluation.files import read_text, write_atomic
+from promptcomp.config import ConfigError, Measured
+from promptcomp.documents import read_json
+from promptcomp.files import write_atomic
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -21,7 +22,7 @@ FILE_NAME = "results.json"
 Interval = tuple[float, float]
 
 
-class _Section(Config):
+class _Section(Measured):
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
 
@@ -105,7 +106,7 @@ class Size(_Section):
     """How much is kept of a context (means over the contexts of the first test split)."""
 
     context_tokens: float | None = None
-    """Tokens of the full context."""
+    """Tokens of the full context, the BOS in front of it included where the LM reads one."""
     memory_slots: float | None = None
     """Positions that the memory takes in the LM."""
     compression: float | None = None
@@ -115,7 +116,7 @@ class Size(_Section):
     memory_bytes: float | None = None
     """Bytes of the memory as stored."""
     memory_kv_bytes: float | None = None
-    """Bytes of keys and values of the memory once it is loaded into the LM."""
+    """Bytes of keys and values in use once the memory is loaded into the LM (behind a BOS, where vectors have one)."""
     query_tokens: float | None = None
     """Tokens of a query (mean), the length that the prefill costs are worked out for."""
 
@@ -189,16 +190,11 @@ def read_results(path: Path) -> Results:
     Raises:
         ConfigError: the file is missing, torn, foreign, or of a newer schema.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / FILE_NAME
-    text = read_text(path, "results file")
-    try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}: not valid JSON (line {error.lineno}: {error.msg}); the file is torn or edited,"
-            " write it anew with `promptcomp evaluate`"
-        ) from None
+    if not os.path.lexists(path):
+        raise ConfigError(f"{path}: no such results file; has the run finished its evaluation?")
+    tree = read_json(path, "results file", "write it anew with `promptcomp evaluate`")
     version = tree.get("schema") if isinstance(tree, dict) else None
     if not isinstance(version, int):
         raise ConfigError(f"{path}: not a results file of promptcomp (it has no whole number under 'schema')")

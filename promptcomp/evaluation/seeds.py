@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from promptcomp.config import Config
+from promptcomp.config import Measured
 
 CONFIDENCE = 0.95
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond the table the normal quantile is near enough.
@@ -19,7 +19,7 @@ _T = (
 Interval = tuple[float, float]
 
 
-class Mean(Config):
+class Mean(Measured):
     """A mean over seeds."""
 
     mean: float

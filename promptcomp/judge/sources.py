@@ -49,7 +49,8 @@ def read_side(path: Path, row: str = "method") -> Side:
 
     Args:
         path: a run directory, a folder with predictions.jsonl (such as one made by `promptcomp evaluate -o`), or a
-            file of rows (JSONL, JSON, CSV, TSV, Parquet) with the columns id, instruction, input, text (and split, reference if wanted).
+            file of rows (JSONL, JSON, CSV, TSV, Parquet) with the columns id, instruction, input, text (and split,
+            reference if wanted).
         row: which row of a run's predictions.
 
     Raises:

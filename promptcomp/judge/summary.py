@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from promptcomp.config import Config
+from promptcomp.config import Measured
 from promptcomp.evaluation.bootstrap import RESAMPLES, context_weights, percentile_interval, wilson
 from promptcomp.judge.exchange import Exchange
 from promptcomp.judge.pairs import Pair
@@ -18,7 +18,7 @@ Malformed = Literal["drop", "tie"]
 Interval = tuple[float, float]
 
 
-class SplitSummary(Config):
+class SplitSummary(Measured):
     """Side a against side b on one split (or on all)."""
 
     split: str

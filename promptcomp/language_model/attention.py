@@ -36,9 +36,8 @@ class AttentionPattern:
         Raises:
             ConfigError: some layers look back in a way that is not supported.
         """
-        settings = config.to_dict()
-        window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
-        kinds = settings.get("layer_types") or [SLIDING if window else FULL]
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        kinds = _kinds(config) or [SLIDING if window else FULL]
         self.kinds = tuple(dict.fromkeys(kinds))
         self.window: int | None = window if SLIDING in self.kinds else None
         self.implementation = implementation
@@ -69,6 +68,12 @@ class AttentionPattern:
         if kind == FULL or self.window is None:
             return sees
         return sees & (row_position[:, :, None] - column_position[:, None, :] < self.window)
+
+
+def _kinds(config: PretrainedConfig) -> list[str]:
+    """How each layer looks back, as the architecture says; GPT-Neo has words of its own."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or []
+    return [FULL if kind == "global" else kind for kind in kinds]
 
 
 def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:

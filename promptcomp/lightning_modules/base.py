@@ -116,7 +116,7 @@ class CompressionModule(TrainedState):
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """What a training step reads for one context with `queries` queries of `example_tokens` tokens each."""
-        read = self.num_memory_slots(context_tokens)
+        read = self.lm.num_bos + self.num_memory_slots(context_tokens)
         return [
             Pass(self.lm.hf, read + queries * example_tokens, read + example_tokens, True, self.lm_training == "lm")
         ]

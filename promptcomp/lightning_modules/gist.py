@@ -25,7 +25,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.flops import decoder_flops, encoder_flops, shape_of_config
+from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, token_table
 from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora, without_lora
 from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, Pass
@@ -75,6 +75,10 @@ class GistConfig(LMTrainingConfig):
     reconstruction_weight: float = Field(0.0, ge=0)
     """Weight of the cross-entropy of the prompt's own tokens, said again from the gist tokens alone after the
     end-of-sequence token. Answers may need no more than to tell the training prompts apart; this needs their words."""
+
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        return super().without_training().model_copy(update={"kl_weight": 0.0, "teacher": "initial"})
 
 
 class Gist(CompressionModule):
@@ -149,21 +153,18 @@ class Gist(CompressionModule):
 
     def compress_flops(self, context_tokens: float) -> float:
         """The LM reads the context and the gist tokens."""
-        shape = shape_of_config(self.lm.hf.config.to_dict(), 0)
-        length = context_tokens + self.method.num_slots
-        if self.lm.family == "encoder_decoder":
-            return encoder_flops(shape, length)
-        return decoder_flops(shape, length) - shape.head_flops
+        return read_flops(self.lm.cost, self.lm.num_bos + context_tokens + self.method.num_slots)
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """The student; where they are asked for, the LM and the teacher behind the full prompt."""
         method, lm = self.method, self.lm.hf
         trained = method.train == "lm"
-        prefix = context_tokens + method.num_slots
+        context = self.lm.num_bos + context_tokens
+        prefix = context + method.num_slots
         # An encoder that reads queries meets the prefix again with each of them, unless it was remembered.
         repeated = queries if self.lm.query_in_encoder and method.arrangement == "joint" else 1
         read = repeated * prefix + queries * example_tokens
-        whole, length = context_tokens + queries * example_tokens, context_tokens + example_tokens
+        whole, length = context + queries * example_tokens, context + example_tokens
         found = [Pass(lm, read, prefix + example_tokens, True, trained)]
         if method.full_prompt_weight:
             found.append(Pass(lm, whole, length, True, trained))

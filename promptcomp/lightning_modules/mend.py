@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.flops import decoder_flops, encoder_flops, shape_of_config
+from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModelConfig, TextEncoder, token_table
 from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, MethodConfig, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
@@ -63,6 +63,10 @@ class MendConfig(MethodConfig):
     """T: both distributions are taken at this temperature."""
     kl_positions: Literal["all", "targets"] = "all"
     """all: after every token of query and answer, as in the paper; targets: only where an answer token is predicted."""
+
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        return self.model_copy(update={"init_from": None})
 
 
 def distil(
@@ -170,30 +174,29 @@ class Mend(CompressionModule):
 
     def compress_flops(self, context_tokens: float) -> float:
         """The distiller reads demonstrations and slots; then the projection."""
-        shape = shape_of_config(self.distiller.body.config.to_dict(), 0)
         slots = self.num_memory_slots(math.ceil(context_tokens))
         chunks = slots // self.slots.shape[0]
-        length = context_tokens / chunks + self.slots.shape[0]
-        if self.distiller.family == "encoder_decoder":
-            read = encoder_flops(shape, length)
-        else:
-            read = decoder_flops(shape, length) - shape.head_flops
+        length = self._distiller_bos + context_tokens / chunks + self.slots.shape[0]
+        read = read_flops(self.distiller.cost, length)
         return chunks * read + 2.0 * slots * sum(p.numel() for p in self.projection.parameters() if p.dim() == 2)
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """Distiller, student and teacher."""
         slots = self.num_memory_slots(context_tokens)
-        read = context_tokens + slots
-        student = slots + example_tokens
+        chunk = self._chunk_size() + self.slots.shape[0] + self._distiller_bos
+        read = context_tokens + slots + slots // self.slots.shape[0] * self._distiller_bos
+        front = self.lm.num_bos + slots
+        student = front + example_tokens
         # Queries share the row that holds the slots, unless an encoder reads each query with them.
-        student_tokens = queries * student if self.lm.query_in_encoder else slots + queries * example_tokens
+        student_tokens = queries * student if self.lm.query_in_encoder else front + queries * example_tokens
         found = [
-            Pass(self.distiller.body, read, min(read, self._chunk_size() + self.slots.shape[0]), True, True),
+            Pass(self.distiller.body, read, min(read, chunk), True, True),
             Pass(self.lm.hf, student_tokens, student, True, False),
         ]
         if self._with_kl:
-            whole = context_tokens + example_tokens
-            found.append(Pass(self.lm.hf, context_tokens + queries * example_tokens, whole, False, False))
+            context = self.lm.num_bos + context_tokens
+            tokens, length = context + queries * example_tokens, context + example_tokens
+            found.append(Pass(self.lm.hf, tokens, length, False, False))
         return found
 
     def _chunk_size(self) -> int:
@@ -201,13 +204,17 @@ class Mend(CompressionModule):
         window = self.distiller.window
         if window is None:
             return limit if limit is not None else 1 << 30
-        room = window - self.slots.shape[0] - (self.distiller.bos_id is not None)
+        room = window - self.slots.shape[0] - self._distiller_bos
         if room < 1:
             raise ConfigError(
                 f"method.num_slots = {self.slots.shape[0]} leaves no room for demonstrations in the distiller's window "
                 f"of {window}; use fewer slots"
             )
         return room if limit is None else min(limit, room)
+
+    @property
+    def _distiller_bos(self) -> int:
+        return int(self.distiller.bos_id is not None)
 
     @property
     def _with_kl(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from transformers import PreTrainedModel
 
@@ -14,6 +14,10 @@ from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig
 
 class MethodConfig(Config):
     """Base of the methods' sections; each adds a literal `name`."""
+
+    def without_training(self) -> Self:
+        """The method as it serves once its trained parts are loaded: without a teacher or weights to start from."""
+        return self
 
 
 class LMTrainingConfig(MethodConfig):
@@ -25,6 +29,10 @@ class LMTrainingConfig(MethodConfig):
     """The adapters of `train: lora`."""
     init_from: str | None = None
     """A run directory, export or checkpoint of the same method whose trained parts training starts from."""
+
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        return self.model_copy(update={"init_from": None})
 
 
 @dataclass(frozen=True, slots=True)

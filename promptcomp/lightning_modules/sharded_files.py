@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from promptcomp.config import ConfigError
+from promptcomp.documents import parse_json
 from promptcomp.lightning_modules.shards import Region, local_part, overlap, region_of, within
 
 HEADER = "checkpoint.pt"
@@ -166,7 +167,7 @@ class ShardReader:
         try:
             for name in self.header["shards"]:
                 file = self._files.enter_context(safe_open(self.folder / name, framework="pt"))
-                offsets = json.loads((file.metadata() or {}).get(_OFFSETS, "{}"))
+                offsets = parse_json((file.metadata() or {}).get(_OFFSETS, "{}"))
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     part = file.get_slice(key)
                     starts = offsets[key]["saved_offsets"]

@@ -76,6 +76,11 @@ class StepByStepConfig(LMTrainingConfig):
             raise ValueError("on_policy_share and jsd_beta need a teacher")
         return self
 
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        unneeded = {"teacher": None, "jsd_beta": None, "on_policy_share": 0.0}
+        return super().without_training().model_copy(update=unneeded)
+
     @property
     def weights(self) -> dict[int, float]:
         """Weight of each task's loss."""
@@ -257,7 +262,8 @@ class StepByStep(Finetune):
         """The student on both tasks, and the teacher."""
         found = super().passes(context_tokens, example_tokens, queries)
         if self.teacher is not None:
-            tokens, length = context_tokens + queries * example_tokens, context_tokens + example_tokens
+            context = self.teacher.num_bos + context_tokens
+            tokens, length = context + queries * example_tokens, context + example_tokens
             found.append(Pass(self.teacher.hf, tokens, length, False, False))
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,30 +16,30 @@ from rich.console import Console
 from rich.progress import Progress
 
 from promptcomp import __version__
-from promptcomp.config import ConfigError, apply_overrides, build, dump, read_yaml
+from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.base import ContextDataModule, ICLConfig
 from promptcomp.datamodules.rationale import RationaleDataModule
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.errors import command
 from promptcomp.evaluation.records import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, write_results
 from promptcomp.experiment import Experiment
+from promptcomp.files import locked, write_atomic
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
-from promptcomp.run.callbacks import Stopped
+from promptcomp.run.callbacks import SaveBetweenSteps, Stopped
 from promptcomp.run.devices import device_of
 from promptcomp.run.directory import (
-    RUN_DIRECTORY_VARIABLE,
     RunDirectory,
     create,
     open_existing,
+    told_by_parent,
     write_environment,
 )
-from promptcomp.run.division import check_overrides
+from promptcomp.run.division import experiment_to_resume
 from promptcomp.run.lease import under_lease
-from promptcomp.run.lock import locked
 from promptcomp.run.parts import Parts, make_module, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
@@ -69,7 +69,7 @@ class Outcome:
         """The outcome for people."""
         if self.interrupted:
             console.print(f"Stopped after step {self.step}; the run is complete up to there.")
-            console.print(f"Continue with: promptcomp fit --resume {self.run}", highlight=False, soft_wrap=True)
+            console.print(f"Continue with: {command('fit', '--resume', self.run)}", highlight=False, soft_wrap=True)
         elif self.results is not None:
             console.print()
             print_report(self.results, console, self.run)
@@ -82,19 +82,16 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
     Raises:
         ConfigError: a mistake in the configuration or the data.
     """
-    inherited = RUN_DIRECTORY_VARIABLE in os.environ
     with quiet():
         ranks = join(experiment.trainer)
         ranks.check_same(experiment)
         parts = ranks.agreed(lambda: make_parts(experiment))  # most mistakes show here, before there is a directory
-    run = ranks.once(lambda: create(Path(experiment.output_dir), experiment.title, run_dir))
-    try:
-        if not inherited and ranks.rank == 0:
+    run = told_by_parent()
+    if run is None:
+        run = ranks.once(lambda: create(Path(experiment.output_dir), experiment.title, run_dir))
+        if ranks.rank == 0:
             write_atomic(run.config, dump(experiment))
-        return _fit_alone(experiment, parts, run, console, resume=False)
-    finally:
-        if not inherited:
-            os.environ.pop(RUN_DIRECTORY_VARIABLE, None)
+    return _fit_alone(experiment, parts, run, console, resume=False)
 
 
 @under_lease
@@ -107,13 +104,11 @@ def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> O
         overrides: of how the work is divided (`trainer.devices=4`); the trajectory stays what it was.
 
     Raises:
-        ConfigError: no run directory, a checkpoint that does not belong to its configuration, or that cannot be
-            continued exactly with these overrides.
+        ConfigError: no run directory, a configuration that was edited since, a checkpoint that does not belong to it,
+            or that cannot be continued exactly with these overrides.
     """
-    overrides = list(overrides)
-    check_overrides(overrides)
     run = open_existing(path)
-    experiment = build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
+    experiment = experiment_to_resume(run, overrides)
     with quiet(run):
         ranks = join(experiment.trainer)
         ranks.check_same(experiment)
@@ -136,7 +131,7 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
         experiment, datamodule, module = open_trained(path, overrides)
         target.path.mkdir(parents=True, exist_ok=True)
         write_atomic(target.config, dump(experiment))
-        write_environment(target)
+        write_environment(target, experiment.model_dump(mode="json"))
         results = _evaluate(experiment, module, datamodule, target, console, Cost())
     return Outcome(target.path, results, step=0)
 
@@ -149,7 +144,11 @@ def _fit_alone(
         if not is_rank_zero():  # rank 0 holds the lock
             return _fit(experiment, parts, run, console, resume, stop)
         with locked(run.config):
-            return _fit(experiment, parts, run, console, resume, stop)
+            try:
+                return _fit(experiment, parts, run, console, resume, stop)
+            except KeyboardInterrupt:
+                print(f"Continue with: {command('fit', '--resume', run.path)}", file=sys.stderr)
+                raise
 
 
 def _fit(
@@ -161,7 +160,7 @@ def _fit(
         set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
         if first:
-            write_environment(run)
+            write_environment(run, experiment.model_dump(mode="json"))
             _announce(experiment, run, console, "resumed" if resume else "started")
             for counts in datamodule.all_counts():
                 console.print(str(counts), style="dim", highlight=False, markup=False, soft_wrap=True)
@@ -209,15 +208,23 @@ def _train(experiment: Experiment, parts: Parts, run: RunDirectory, console: Con
     datamodule, module = parts
     progress = TrainingProgress(console, experiment.trainer.max_steps)
     trainer = make_trainer(experiment, run, datamodule, progress, resume)
+    saving = next(each for each in trainer.callbacks if isinstance(each, SaveBetweenSteps))  # type: ignore[attr-defined]
     if "dev" in datamodule.eval_splits:
         module.watch(datamodule.examples("dev"))
     checkpoint = existing(run.last) if resume else None
     seconds = time.monotonic()
-    with noticing_lost_ranks(trainer.world_size):
-        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        seconds, step = time.monotonic() - seconds, trainer.global_step
-        trainer.save_checkpoint(run.last)
-        part()
+    try:
+        with noticing_lost_ranks(trainer.world_size):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+            seconds, step = time.monotonic() - seconds, trainer.global_step
+            trainer.save_checkpoint(run.last)
+            part()
+    except SystemExit as end:  # what Lightning makes of a Ctrl-C before the first step
+        raise KeyboardInterrupt from end
+    finally:
+        saving.restore()
+    if saving.received is not None:  # after the last step had begun
+        raise Stopped(step)
     return Cost(train_seconds=seconds, steps=step, tokens_per_second=progress.tokens / max(seconds, 1e-9))
 
 

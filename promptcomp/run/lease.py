@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.documents import read_json
+from promptcomp.files import write_atomic
 
 LEASE_VARIABLE = "PROMPTCOMP_LEASE"
 """Where a trainer keeps its lease."""
@@ -87,8 +88,8 @@ def write_lease(path: Path, lease: Lease) -> None:
 def read_lease(path: Path) -> Lease | None:
     """The lease in a file; None where there is none (or a damaged one, which is worth as much)."""
     try:
-        return Lease(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return Lease(**read_json(path, "lease"))
+    except (ConfigError, TypeError):
         return None
 
 

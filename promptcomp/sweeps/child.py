@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from promptcomp.config import ConfigError
+from promptcomp.files import locked
 from promptcomp.run.child import FIT, fit_words
 from promptcomp.run.directory import RUN_DIRECTORY_VARIABLE
 from promptcomp.run.lease import JOB_VARIABLE, LEASE_VARIABLE, lease_of, write_lease
-from promptcomp.run.lock import locked
 from promptcomp.stopping import PREEMPTED
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.planning import Kind

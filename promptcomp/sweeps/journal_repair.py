@@ -14,7 +14,7 @@ from pathlib import Path
 
 from optuna.storages import JournalStorage
 
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import write_atomic
 from promptcomp.run.lease import disk_time
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.journal import WholeLines

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,17 +17,13 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.files import read_text, write_atomic
+from promptcomp.files import locked, read_text, write_atomic
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.journal import WholeLines
-
-if sys.platform != "win32":  # there two workers may plan the same trial; the second one finds out and drops it
-    import fcntl
 
 STORAGE_VARIABLE = "PROMPTCOMP_STORAGE"
 """A database's whole address, password included; how a sweep tells its workers."""
 _SQLITE = "sqlite"
-_WAIT = 0.05  # seconds between two looks at a lock
 
 Result = TypeVar("Result")
 
@@ -146,26 +141,16 @@ def exclusive(
 ) -> Iterator[None]:
     """Hold the sweep's planning lock: a lock on a file, and with a database one there too, for other machines.
 
-    Both are released by the system when their holder dies. Where a disk does not lock at all, claims are still safe
-    (Optuna's are atomic); a trial that was planned twice is then found and dropped when it is claimed.
+    Both are released by the system when their holder dies. Where a disk does not lock at all, or on Windows, claims are
+    still safe (Optuna's are atomic); a trial that was planned twice is then found and dropped when it is claimed.
 
     Raises:
         InterruptedError: `stopped` while waiting.
     """
     directory.leases.mkdir(parents=True, exist_ok=True)
-    with directory.planning_lock.open("a") as file:
-        while sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if stopped():
-                    raise InterruptedError("stopped while waiting for the planning lock") from None
-                time.sleep(_WAIT)
-            except OSError:  # a disk without locks
-                break
-        with _database_lock(directory, address):
-            yield
+    on_file = locked(directory.planning_lock, on_wait=lambda: None, stopped=stopped, required=False)
+    with on_file, _database_lock(directory, address):
+        yield
 
 
 @contextlib.contextmanager

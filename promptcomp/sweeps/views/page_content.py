@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 from collections.abc import Sequence
@@ -11,7 +10,10 @@ from importlib import metadata
 from typing import Any
 
 from promptcomp import __version__
+from promptcomp.config import ConfigError
+from promptcomp.documents import YAML_LIMIT, read_json
 from promptcomp.evaluation.seeds import Mean
+from promptcomp.files import read_text
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.axes import Axis, axis_of
 from promptcomp.sweeps.views.importance import ROUGH_BELOW
@@ -220,8 +222,8 @@ def _commands(state: SweepState, summary: Summary) -> list[tuple[str, str]]:
 
 def _sweep_yaml(state: SweepState) -> str:
     try:
-        return state.directory.config.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return read_text(state.directory.config, "sweep", YAML_LIMIT)
+    except ConfigError:
         return ""
 
 
@@ -231,8 +233,8 @@ def _versions(state: SweepState) -> list[tuple[str, str]]:
     found += [(name, metadata.version(name)) for name in ("optuna",)]
     for trial in state.trials:
         try:
-            record = json.loads((trial.run / "environment.json").read_text(encoding="utf-8"))["history"][-1]
-        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            record = read_json(trial.run / "environment.json", "record of the environment")["history"][-1]
+        except (ConfigError, KeyError, IndexError, TypeError):
             continue
         if isinstance(record, dict):
             return [*found, *_recorded(record)]
