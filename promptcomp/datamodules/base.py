@@ -83,8 +83,8 @@ class Counts:
     """Tokens of the contexts that were looked at with their queries and right answers, and how many those were."""
 
     def __str__(self) -> str:
-        parts = [] if self.rows is None else [f"{self.rows:,} rows"]
-        parts += [f"{self.tasks:,} tasks", f"{self.contexts:,} contexts"]
+        parts = [] if self.rows is None else [f"{self.rows:,} row(s)"]
+        parts += [f"{self.tasks:,} task(s)", f"{self.contexts:,} context(s)"]
         parts += [] if self.shown is None else [f"{self.shown:,} demonstrations shown"]
         parts += [] if self.asked is None else [f"{self.asked:,} queries asked"]
         if self.tokens is not None:

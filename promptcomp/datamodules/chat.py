@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
-from datetime import date, datetime, time
-from typing import Any
+from datetime import date
 
 from transformers import PreTrainedTokenizerBase
 
 from promptcomp.config import ConfigError
 
 _INSTRUCTION, _INPUT, _ANSWER, _NEXT = "INSTRUCTION7f3a", "INPUT7f3a", "ANSWER7f3a", "NEXT7f3a"
+_ASKS_DAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+"""Where a template asks for the day."""
 _Messages = list[dict[str, str]]
 
 
@@ -82,17 +83,21 @@ class Renderer:
 
     def __call__(self, messages: _Messages, *, ask: bool = True) -> str | None:
         """The text of a conversation; None where the template refuses it."""
-        given: dict[str, Any] = {} if self._day is None else {"strftime_now": _clock(self._day)}
         try:
+            template = self._tokenizer.get_chat_template()
+            if self._day is not None:
+                template = _ASKS_DAY.sub(self._written, template)
             return str(
-                self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **given)
+                self._tokenizer.apply_chat_template(
+                    messages, chat_template=template, tokenize=False, add_generation_prompt=ask
+                )
             )
         except Exception:  # a template is a program of its author: it may raise anything
             return None
 
-
-def _clock(day: date) -> Callable[[str], str]:
-    return datetime.combine(day, time()).strftime
+    def _written(self, call: re.Match[str]) -> str:
+        assert self._day is not None
+        return repr(self._day.strftime(call[2]))
 
 
 class _Turns:

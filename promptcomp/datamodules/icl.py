@@ -82,6 +82,7 @@ class ICLDataModule(ContextDataModule):
 
     def check(self, found: Found = None) -> None:
         """See the base class."""
+        self._odd_rows = 0
         self.source.check(found)
         if has_errors(found):
             return
@@ -123,9 +124,7 @@ class ICLDataModule(ContextDataModule):
         """What a person should know: rows whose options are the same to the model."""
         if not self._odd_rows:
             return []
-        return [
-            f"{self._odd_rows} multi-choice rows have options that are the same to the LM (promptcomp data validate)"
-        ]
+        return [f"{self._odd_rows} rows have options that are the same to the LM (see promptcomp data validate)"]
 
     def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
         """See the base class."""

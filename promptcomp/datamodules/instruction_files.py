@@ -40,6 +40,9 @@ def instruction_problems(record: Mapping[str, Any], columns: InstructionColumns,
     """Everything that is wrong with a record, in words; empty for a good one."""
     found = []
     turns = _turns(record, columns)
+    named = next((name for name in CONVERSATIONS if record.get(name) is not None), None)
+    if turns is None and named and record.get(columns.instruction) is None:
+        return [f"{named!r} is {type(record[named]).__name__}, expected a list of turns"]
     if turns is None:
         for name in (columns.instruction, columns.output):
             if record.get(name) is None:

@@ -100,9 +100,9 @@ class RecordReader:
             BadRow: its name is neither text nor a whole number.
         """
         names = (self.columns.id,) if self._format is None else (self.columns.id, *ID_FIELDS)
-        for name in names:
+        for name in (name for name in names if name is not None):
             try:
-                if name and (found := name_in(record.get(name))) is not None:
+                if (found := name_in(record.get(name))) is not None:
                     return found
             except ValueError:
                 raise BadRow(f"{name!r} is {type(record[name]).__name__}, expected text or a whole number") from None

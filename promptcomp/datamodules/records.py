@@ -338,7 +338,7 @@ def _csv(path: Path, asked: Asked, delimiter: str) -> Iterator[Record]:
 
 
 def _csv_rows(file: str, reader: Any, asked: Asked) -> Iterator[Record]:
-    header = next(reader, [])
+    header: list[str] = next(reader, [])
     asked.check_header(header, f"{file}:1")
     line = reader.line_num + 1
     for cells in reader:

@@ -81,9 +81,9 @@ def option_problems(options: Sequence[str], name: str) -> list[str]:
 
 def _place_problems(record: Mapping[str, Any], columns: Columns) -> list[str]:
     found = []
-    for name in (columns.task, columns.split):
+    for name in (name for name in (columns.task, columns.split) if name is not None):
         try:
-            name_in(record.get(name) if name else None)
+            name_in(record.get(name))
         except ValueError:
             found.append(f"{name!r} is {type(record[name]).__name__}, expected text or a whole number")
     value = record.get(columns.seed) if columns.seed else None

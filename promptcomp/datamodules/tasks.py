@@ -75,6 +75,7 @@ class RationaleSource(Protocol):
         Raises:
             ConfigError: something is wrong.
         """
+        return
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -112,6 +113,7 @@ class TaskSource(Protocol):
         Raises:
             ConfigError: something is wrong.
         """
+        return
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -145,6 +147,7 @@ class InstructionSource(Protocol):
         Raises:
             ConfigError: something is wrong.
         """
+        return
 
     def remarks(self) -> list[str]:
         """What a person should know about the rows as they were read, such as turns that are left out."""
