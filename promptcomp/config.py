@@ -13,8 +13,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from promptcomp.documents import DEPTH, parse_yaml, read_yaml, shown
+from promptcomp.documents import DEPTH, parse_yaml, read_yaml
 from promptcomp.errors import ConfigError
+from promptcomp.plain import shown
 
 __all__ = ["Config", "ConfigError", "Measured", "apply_overrides", "build", "dump", "parse_value", "read_yaml"]
 

@@ -17,6 +17,7 @@ import yaml
 
 from promptcomp.errors import ConfigError
 from promptcomp.files import decoded, read_bounded
+from promptcomp.plain import shown
 
 YAML_LIMIT = 2**20
 """Most bytes of a YAML file."""
@@ -168,14 +169,6 @@ def parse_json(text: str | bytes) -> Any:
     except UnicodeError:
         raise _Refused("a text holds half of a surrogate pair, or is not UTF-8") from None
     return found
-
-
-def shown(value: Any, most: int = 120) -> str:
-    """A value as a message shows it: its repr, cut where it is long."""
-    if isinstance(value, int) and abs(value) >= _WHOLE:  # Python refuses to write out thousands of digits
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value[:most] if isinstance(value, str | list) else value)
-    return text if len(text) <= most else f"{text[: most - 10]}...{text[-1]}"
 
 
 def _check_events(text: str) -> None:

@@ -147,6 +147,15 @@ def replacing(path: Path, private: bool = False) -> Iterator[Path]:
             os.unlink(temporary)
 
 
+def follow_umask(path: Path) -> None:
+    """Give a file, or all files of a folder, the permissions of the user's umask: safetensors makes private ones."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if not file.is_symlink() and file.is_file():
+            file.chmod(_READABLE & ~mask)
+
+
 def open_append(path: Path) -> IO[bytes]:
     """Open a file for reading and for adding at its end; it is made if it is not there.
 

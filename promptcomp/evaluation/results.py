@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from promptcomp.config import ConfigError, Measured
 from promptcomp.documents import read_json
+from promptcomp.errors import command
 from promptcomp.files import write_atomic
 
 SCHEMA = 1
@@ -32,7 +33,7 @@ class Estimate(_Section):
     value: float | None
     """The metric on all examples."""
     ci: Interval | None = None
-    """Bootstrap interval over contexts; null for fewer than two contexts."""
+    """Bootstrap interval over contexts (Wilson's where all resamples are equal); null for fewer than two contexts."""
     std: float | None = None
     """Sample standard deviation over the data seeds; null for one seed."""
     worst: float | None = None
@@ -70,6 +71,7 @@ class SplitResult(_Section):
     retained: float | None = None
     """(method - no_prompt) / (full_prompt - no_prompt); null without headroom or without bounds."""
     retained_ci: Interval | None = None
+    """Null also where all resamples are equal."""
     others: dict[str, float | None] = {}
     """Other metrics of the method."""
     method_ci: Interval | None = None
@@ -84,6 +86,7 @@ class SplitResult(_Section):
     gap_to_full: float | None = None
     """method - full_prompt."""
     gap_to_full_ci: Interval | None = None
+    """Null also where all resamples are equal."""
     rows: dict[str, dict[str, Estimate]] = {}
     """Row -> metric -> estimate, for every metric that applies."""
     tasks: tuple[TaskResult, ...] = ()
@@ -168,6 +171,9 @@ class Results(_Section):
     """The method's name for people; empty: `method`."""
     context_kind: Literal["demonstrations", "prompt"] = "prompt"
     """What the contexts are, for the rows of tables."""
+    bounds: Literal["untrained", "trained"] | None = None
+    """Weights that the bounds (full_prompt, no_prompt) were scored with: the LM's as it was, or the run's own, which it
+    has trained; null: there are no bounds, or an older version wrote the file."""
     version: str = ""
     """Version of promptcomp that wrote the file."""
 
@@ -194,7 +200,8 @@ def read_results(path: Path) -> Results:
         path = path / FILE_NAME
     if not os.path.lexists(path):
         raise ConfigError(f"{path}: no such results file; has the run finished its evaluation?")
-    tree = read_json(path, "results file", "write it anew with `promptcomp evaluate`")
+    anew = command("fit", "--resume", path.parent)
+    tree = read_json(path, "results file", f"`{anew}` writes a run's anew")
     version = tree.get("schema") if isinstance(tree, dict) else None
     if not isinstance(version, int):
         raise ConfigError(f"{path}: not a results file of promptcomp (it has no whole number under 'schema')")

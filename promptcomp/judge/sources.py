@@ -9,6 +9,7 @@ from typing import Any
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.records import Asked, Record, name_in, read_records
+from promptcomp.errors import command
 from promptcomp.evaluation.records import ROWS
 
 TABLE_SPLIT = "all"
@@ -101,7 +102,9 @@ def _predictions(path: Path, file: Path, lines: Sequence[tuple[int, dict[str, An
 
 
 def _again(path: Path) -> str:
-    return f"write them with `promptcomp evaluate {path}` on data whose answers are generated, and judge its new folder"
+    folder = path if path.is_dir() else path.parent
+    again = command("evaluate", folder, "evaluation.generate=true")
+    return f"`{again}` writes answers to a folder of its own, to be judged"
 
 
 def _table(file: Path, lines: Sequence[tuple[int, dict[str, Any]]]) -> dict[Key, Item]:

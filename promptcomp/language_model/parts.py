@@ -96,6 +96,17 @@ def token_table(hf: PreTrainedModel) -> nn.Embedding:
     return table
 
 
+@torch.no_grad()
+def embedding_scale(table: nn.Embedding) -> float:
+    """What looking a token up multiplies its row of the table by (1; in Gemma, XGLM and BioGPT the square root of the
+    width), taken from a look-up in a table of ones; 1 on the meta device, where nothing has a value."""
+    if table.weight.device.type == "meta":
+        return 1.0
+    ones = torch.ones((), dtype=table.weight.dtype, device=table.weight.device).expand(table.weight.shape)
+    first = torch.zeros(1, dtype=torch.long, device=ones.device)
+    return float(torch.func.functional_call(table, {"weight": ones}, (first,)).double().mean())
+
+
 class TextEncoder(nn.Module):
     """An LM without its head, as distillers use it: embeddings in, final hidden states out."""
 

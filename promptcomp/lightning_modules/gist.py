@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
-from promptcomp.language_model import LanguageModel, token_table
+from promptcomp.language_model import LanguageModel, embedding_scale, token_table
 from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora, without_lora
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, ExportFormat, LMTrainingConfig, LossTerm, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.trained import Origin, check_trained, read_lora, read_trained
 from promptcomp.memory import EncoderStates, KVCache
@@ -99,7 +99,7 @@ class Gist(CompressionModule):
 
     def _initial_embedding(self) -> Tensor:
         method, tokenizer = self.method, self.lm.tokenizer
-        table = token_table(self.lm.hf).weight.detach()
+        table, scale = token_table(self.lm.hf).weight.detach(), embedding_scale(token_table(self.lm.hf))
         if method.gist_token is not None and tokenizer is not None:
             number = tokenizer.get_vocab().get(method.gist_token)
             if number is None or number >= len(table):
@@ -110,10 +110,11 @@ class Gist(CompressionModule):
             start = table[number : number + 1]
         else:  # a table may have more rows than there are tokens (T5)
             start = table[: len(table) if tokenizer is None else len(tokenizer)].mean(0, keepdim=True)
+        start = start * scale
         if method.shared_embedding:
-            return start.clone()
+            return start
         start = start.repeat(method.num_slots, 1)
-        return start + NOISE * table.std() * torch.randn_like(start)
+        return start + NOISE * scale * table.std() * torch.randn_like(start)
 
     def _open_teacher(self) -> LanguageModel | None:
         """A frozen LM of its own where the teacher is not to be had from the LM that is trained."""
@@ -138,6 +139,16 @@ class Gist(CompressionModule):
     def origin(self) -> Origin:
         """With the number of gist tokens, which a shared embedding does not show."""
         return super().origin().model_copy(update={"num_slots": self.method.num_slots})
+
+    @property
+    def export_formats(self) -> tuple[ExportFormat, ...]:
+        """The embedding alone may go into a copy of the LM as well."""
+        return (*super().export_formats, "hf") if self.lm_training == "none" else super().export_formats
+
+    @property
+    def compared(self) -> Literal["nothing", "targets", "all"]:
+        """With a teacher behind the full prompt, as `kl_positions` says."""
+        return self.method.kl_positions if self.method.kl_weight else "nothing"
 
     def slots(self) -> Tensor:
         """Embeddings of the gist tokens [k, D]."""
@@ -172,7 +183,8 @@ class Gist(CompressionModule):
             again = (prefix if method.arrangement == "joint" else 0) + context_tokens + 1  # 1: the request
             found.append(Pass(lm, again, again, True, trained, says_context=True))
         if method.kl_weight:
-            found.append(Pass(lm if self.teacher is None else self.teacher.hf, whole, length, False, False))
+            teacher = lm if self.teacher is None else self.teacher.hf
+            found.append(Pass(teacher, whole, length, False, False, caches_context=True))
         return found
 
     @property

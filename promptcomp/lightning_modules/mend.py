@@ -30,8 +30,8 @@ from torch.nn import functional as F
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
-from promptcomp.language_model import LanguageModelConfig, TextEncoder, token_table
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, MethodConfig, Pass
+from promptcomp.language_model import LanguageModelConfig, TextEncoder, embedding_scale, token_table
+from promptcomp.lightning_modules.base import CompressionModule, Counts, ExportFormat, LossTerm, MethodConfig, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import SoftPrompt
@@ -48,7 +48,7 @@ class MendConfig(MethodConfig):
     num_slots: int = Field(100, gt=0)
     """Vectors that a chunk of demonstrations becomes (l in the paper)."""
     slot_init: Literal["random", "vocabulary"] = "random"
-    """random: N(0, the distiller's initializer_range); vocabulary: embeddings of random tokens."""
+    """random: N(0, the distiller's initializer_range), as token embeddings start; vocabulary: some token embeddings."""
     distiller: LanguageModelConfig | None = None
     """The distiller's starting point, any LM with the same tokenizer; null: a copy of the LM."""
     projection: Literal["auto", "none", "linear", "tanh"] = "auto"
@@ -117,15 +117,16 @@ class Mend(CompressionModule):
         return other.text_encoder()
 
     def _initial_slots(self, width: int) -> Tensor:
-        table = token_table(self.distiller.body).weight.detach()
+        lookup = token_table(self.distiller.body)
+        table, scale = lookup.weight.detach(), embedding_scale(lookup)
         if self.method.slot_init == "vocabulary":
             # The reference draws ids from 100 upwards, past special tokens and single bytes.
             first = 100 if table.shape[0] > 200 else 0
-            return table[torch.randint(first, table.shape[0], (self.method.num_slots,))].clone()
+            return table[torch.randint(first, table.shape[0], (self.method.num_slots,))] * scale
         std = self.distiller.body.config.to_dict().get("initializer_range")
         if std is None:  # T5 has no such number; its own embeddings give the scale
             std = 1.0 if self.skeleton else float(table.square().mean().sqrt())
-        return torch.randn(self.method.num_slots, width, dtype=table.dtype, device=table.device) * std
+        return torch.randn(self.method.num_slots, width, dtype=table.dtype, device=table.device) * (std * scale)
 
     def _make_projection(self, width: int) -> nn.Module:
         kind, goal = self.method.projection, self.lm.hidden_size
@@ -150,7 +151,8 @@ class Mend(CompressionModule):
         was_training = self.distiller.training
         hidden = distil(self.distiller.eval(), self.slots, ids, torch.ones_like(ids, dtype=torch.bool))
         self.distiller.train(was_training)
-        length = token_table(self.lm.hf).weight.norm(dim=-1).mean() / hidden.norm(dim=-1).mean()
+        table = token_table(self.lm.hf)
+        length = embedding_scale(table) * table.weight.norm(dim=-1).mean() / hidden.norm(dim=-1).mean()
         nn.init.eye_(linear.weight).mul_(length)
         nn.init.zeros_(linear.bias)
 
@@ -196,7 +198,7 @@ class Mend(CompressionModule):
         if self._with_kl:
             context = self.lm.num_bos + context_tokens
             tokens, length = context + queries * example_tokens, context + example_tokens
-            found.append(Pass(self.lm.hf, tokens, length, False, False))
+            found.append(Pass(self.lm.hf, tokens, length, False, False, caches_context=True))
         return found
 
     def _chunk_size(self) -> int:
@@ -215,6 +217,16 @@ class Mend(CompressionModule):
     @property
     def _distiller_bos(self) -> int:
         return int(self.distiller.bos_id is not None)
+
+    @property
+    def export_formats(self) -> tuple[ExportFormat, ...]:
+        """The distiller is a model of its own."""
+        return ("hf", "tensors")
+
+    @property
+    def compared(self) -> Literal["nothing", "targets", "all"]:
+        """With the LM that reads the demonstrations themselves."""
+        return self.method.kl_positions if self._with_kl else "nothing"
 
     @property
     def _with_kl(self) -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 from transformers import PreTrainedModel
 
 from promptcomp.config import Config
 from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig
+
+ExportFormat = Literal["hf", "peft", "tensors"]
+"""A Hugging Face model, adapters or prompts for peft, the trained tensors by name."""
 
 
 class MethodConfig(Config):
@@ -50,6 +53,8 @@ class Pass:
     """Whether its weights get a gradient."""
     says_context: bool = False
     """Its targets are the contexts, each behind a query of one token, instead of the examples."""
+    caches_context: bool = False
+    """A decoder reads the context first and keeps its keys and values until the answers are worked out."""
 
 
 class ExampleGold(Protocol):

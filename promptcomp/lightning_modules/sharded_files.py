@@ -28,6 +28,7 @@ from torch import Tensor
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import parse_json
+from promptcomp.files import follow_umask
 from promptcomp.lightning_modules.shards import Region, local_part, overlap, region_of, within
 
 HEADER = "checkpoint.pt"
@@ -89,6 +90,7 @@ def write_shard(folder: Path, tensors: Mapping[str, Tensor], rank: int, world_si
     note = {"format": "pt", _OFFSETS: json.dumps(offsets)}
     try:
         save_file(parts, path, metadata=note)
+        follow_umask(path)
         with path.open("rb") as file:
             os.fsync(file.fileno())
     except SafetensorError as error:  # its message holds the system's, without the number

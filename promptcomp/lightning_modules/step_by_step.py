@@ -258,6 +258,11 @@ class StepByStep(Finetune):
             return "method.on_policy_share draws answers"
         return super().depends_on_ranks()
 
+    @property
+    def compared(self) -> Literal["nothing", "targets", "all"]:
+        """With a white-box teacher, on the tokens of the targets."""
+        return "nothing" if self.method.teacher is None else "targets"
+
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """The student on both tasks, and the teacher."""
         found = super().passes(context_tokens, example_tokens, queries)

@@ -171,7 +171,7 @@ def _metaicl_rows(config: TextCorpus) -> list[list[str]]:
     if config.metaicl_dir is None:
         return []
     partition = config.metaicl_dir / "config" / f"{config.metaicl_partition}.json"
-    if not partition.is_file():
+    if not is_file_name(str(config.metaicl_partition)) or not partition.is_file():
         known = ", ".join(sorted(path.stem for path in partition.parent.glob("*.json"))) or "none"
         raise ConfigError(f"data.metaicl_partition: no file {partition}; found: {known}")
     after_input, after_row = config.separators

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ class Compressor:
 def _findable(lm: LanguageModelConfig) -> LanguageModelConfig:
     """The same section with an absolute path, where it names a folder."""
     folder = Path(lm.path)
-    return lm.model_copy(update={"path": str(folder.resolve())}) if folder.is_dir() else lm
+    return lm.model_copy(update={"path": str(folder.resolve())}) if os.path.isdir(folder) else lm
 
 
 def _list(names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from promptcomp.datamodules.base import PromptFormat
 from promptcomp.language_model import LanguageModel
 from promptcomp.memory import KVCache, Memory, memory_to
 from promptcomp.prompts.artifact import PromptInfo
-from promptcomp.prompts.identity import tokenizer_hash, weights_hash
+from promptcomp.prompts.identity import is_tokenizer, weights_hash
 from promptcomp.run.parts import open_trained_lm
 from promptcomp.run.quiet import quiet
 
@@ -195,10 +196,10 @@ def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> Language
     place = model if model is not None else (info.run if info.lm_is_trained else info.lm.path)
     if place is None:
         raise ConfigError(f"{source}: does not say where its LM is; name a run directory with --model")
-    if model is None and Path(place).is_absolute() and not Path(place).exists():
+    if model is None and Path(place).is_absolute() and not os.path.exists(place):
         raise ConfigError(f"{source}: the LM it was made for is gone from {place}; say with --model where it is now")
     with quiet():
-        if (Path(place) / "config.yaml").is_file():
+        if os.path.isfile(Path(place) / "config.yaml"):
             lm = open_trained_lm(Path(place))
         else:
             lm = LanguageModel.from_config(info.lm.model_copy(update={"path": str(place)}))
@@ -215,7 +216,7 @@ def check_identity(info: PromptInfo, lm: LanguageModel, source: str, place: str)
     where = f"{source}: was made for {info.run if info.lm_is_trained else info.lm.path}, and {place}"
     if lm.family != info.family:
         raise ConfigError(f"{where} is of another family ({lm.family}, not {info.family}); give the right --model")
-    if lm.tokenizer is None or tokenizer_hash(lm.tokenizer) != info.tokenizer_hash or lm.bos_id != info.bos_id:
+    if lm.tokenizer is None or not is_tokenizer(lm.tokenizer, info.tokenizer_hash) or lm.bos_id != info.bos_id:
         raise ConfigError(f"{where} has another tokenizer; give the right --model, or compress again for this one")
     if weights_hash(lm.hf) != info.lm_hash:
         raise ConfigError(

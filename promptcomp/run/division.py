@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from promptcomp.config import ConfigError, apply_overrides, build, flat, read_yaml
+from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.experiment import Experiment
 from promptcomp.run.directory import RunDirectory, recorded_config
 
@@ -29,6 +29,7 @@ DIVISION = (
 """Keys of the section `trainer`."""
 _FREE = {*PLACES, *(f"trainer.{key}" for key in DIVISION)}
 _NAMED = 5  # changed keys that a message lists
+_MISSING = object()
 
 
 def experiment_to_resume(run: RunDirectory, overrides: Iterable[str] = ()) -> Experiment:
@@ -66,17 +67,26 @@ def check_unchanged(run: RunDirectory, experiment: Experiment) -> None:
     recorded = recorded_config(run)
     if recorded is None:
         return
-    before, now = flat(_as_read_today(recorded)), flat(experiment.model_dump(mode="json"))
-    changed = [key for key in before.keys() | now.keys() if key not in _FREE and before.get(key) != now.get(key)]
+    changed = list(_changes(_as_read_today(recorded), experiment.model_dump(mode="json")))
     if not changed:
         return
-    changed.sort(key=lambda key: (not key.endswith(".name"), key))
-    listed = "; ".join(f"{key} was {_shown(before, key)} and is {_shown(now, key)}" for key in changed[:_NAMED])
+    changed.sort(key=lambda change: (not change[0].endswith(".name"), change[0]))
+    listed = "; ".join(f"{key} was {_shown(old)} and is {_shown(new)}" for key, old, new in changed[:_NAMED])
     more = f"; and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
     raise ConfigError(
         f"{run.config} was edited since the run began ({listed}{more}); put it back to continue the run, or start a "
         f"new one with --config; only how the work is divided may change ({_allowed()})"
     )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys with their values then and now."""
+    for key in before.keys() | now.keys():
+        old, new = before.get(key, _MISSING), now.get(key, _MISSING)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _changes(old, new, f"{prefix}{key}.")
+        elif old != new and prefix + key not in _FREE:
+            yield prefix + key, old, new
 
 
 def _as_read_today(recorded: dict[str, Any]) -> dict[str, Any]:
@@ -91,8 +101,8 @@ def _allowed() -> str:
     return ", ".join(f"trainer.{each}" for each in DIVISION)
 
 
-def _shown(tree: dict[str, Any], key: str) -> str:
-    if key not in tree:
+def _shown(value: Any) -> str:
+    if value is _MISSING:
         return "not there"
-    text = json.dumps(tree[key], ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."

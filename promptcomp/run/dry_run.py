@@ -12,6 +12,7 @@ from promptcomp.datamodules.records import NotHere
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import open_tokenizer
 from promptcomp.run.estimate import Estimate, Part, estimate
+from promptcomp.run.layout import layout_of
 from promptcomp.run.parts import make_parts
 from promptcomp.run.quiet import quiet
 
@@ -51,9 +52,9 @@ def print_estimate(
     console.print(dump(experiment), highlight=False, markup=False)
     console.print(_parts_table(found.parts))
     where = "one device" if found.devices == 1 else f"each of {found.devices} devices ({found.strategy})"
-    console.print(f"\n[bold]Memory of {where}, {found.micro_batch} context(s) at a time[/]", highlight=False)
+    console.print(f"\nMemory of {where}, {found.micro_batch} context(s) at a time", style="bold", highlight=False)
     console.print(_memory_table(found))
-    for line in _lines(found, experiment.trainer.max_steps):
+    for line in _lines(found, experiment):
         console.print(line, highlight=False, soft_wrap=True)
     for remark in found.remarks:
         console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -98,7 +99,7 @@ def _memory_table(found: Estimate) -> Table:
     return table
 
 
-def _lines(found: Estimate, max_steps: int) -> list[str]:
+def _lines(found: Estimate, experiment: Experiment) -> list[str]:
     """The figures outside of tables."""
     lines = [
         f"\nmemory of a step: {size(found.total_bytes)} at most at one time on one device",
@@ -106,6 +107,9 @@ def _lines(found: Estimate, max_steps: int) -> list[str]:
         f"{size(found.activation_bytes_checkpointed)}",
         f"host: {size(found.host.loading)} a node while the weights are loaded"
         + (f", {size(found.host.optimizer)} of optimiser state" if found.host.optimizer else ""),
+        f"process: {size(found.host.process)} at most"
+        + (" on the host, CUDA's libraries aside" if layout_of(experiment.trainer).on_gpu else "")
+        + f" (libraries {size(found.host.libraries)} and loading included)",
         f"checkpoint: {size(found.checkpoint_bytes)} (trained weights and AdamW's moments)",
     ]
     if found.communication.total:
@@ -114,10 +118,12 @@ def _lines(found: Estimate, max_steps: int) -> list[str]:
             f"communication: each device sends {size(parts.total)} a step "
             f"(weights {size(parts.gather_weights)}, gradients {size(parts.reduce_gradients)})"
         )
+    lines += [found.adapters] if found.adapters else []
     lines += [
         f"context at most {found.context_tokens} tokens -> {found.memory_slots} slots; "
         f"query with target at most {found.example_tokens} tokens",
-        f"work: {found.step_flops:.3g} FLOP a step, {found.train_flops:.3g} FLOP in {max_steps} steps (upper bounds)",
+        f"work: {found.step_flops:.3g} FLOP a step, {found.train_flops:.3g} FLOP in "
+        f"{experiment.trainer.max_steps} steps (upper bounds)",
     ]
     return lines
 

@@ -21,6 +21,7 @@ from promptcomp.evaluation.flops import cross_decoder_flops, encoder_flops, read
 from promptcomp.experiment import Experiment
 from promptcomp.language_model.cost import model_cost
 from promptcomp.lightning_modules import METHODS
+from promptcomp.lightning_modules.adapters import adapted
 from promptcomp.lightning_modules.base import CompressionModule, Pass
 from promptcomp.lightning_modules.sharding import units_of
 from promptcomp.run.activations import NOTHING, Numbers, kept_bytes
@@ -37,8 +38,9 @@ from promptcomp.run.layout import (
     group_weights,
     host_memory,
     layout_of,
+    resident_bytes,
 )
-from promptcomp.run.workload import Work, label_positions, rows_of, with_teacher, work_of
+from promptcomp.run.workload import Work, label_positions, rows_of, work_of
 
 
 class Part(BaseModel):
@@ -87,6 +89,8 @@ class Estimate(BaseModel):
     """Of one optimiser step on all devices together."""
     train_flops: float
     """All steps, all devices together."""
+    adapters: str
+    """Which layers of the LM have adapters and which matrices have none; empty without any."""
     remarks: list[str]
     """What does not fit or is wasteful, each with the nearest fix."""
 
@@ -103,9 +107,14 @@ def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> 
     """
     module, layout = skeleton_of(experiment), layout_of(experiment.trainer)
     work = work_of(experiment, module, layout)
+    libraries = resident_bytes()  # shapes take no memory; all that they need is imported now, as it is in training
     found = estimate_module(module, work, layout, device_memory_gib)
+    weights = found.host.loading if layout.on_gpu else max(found.total_bytes, found.host.loading)
+    share = found.host.optimizer // layout.devices_per_node
+    host = found.host.model_copy(update={"libraries": libraries, "process": libraries + weights + share})
     step_flops = found.step_flops * experiment.trainer.batch_size / work.contexts
-    return found.model_copy(update={"step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps})
+    whole = {"host": host, "step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps}
+    return found.model_copy(update=whole)
 
 
 def skeleton_of(experiment: Experiment) -> CompressionModule:
@@ -180,6 +189,7 @@ def estimate_module(
         checkpoint_bytes=3 * groups.whole.trained,
         step_flops=flops,
         train_flops=flops,
+        adapters=adapted(module.lm.hf),
         remarks=[],
     )
     limit = device_memory_gib * GIB if device_memory_gib is not None else _found_memory(layout)
@@ -240,7 +250,7 @@ def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layo
     sum is made, and with a teacher its logits and both log-softmaxes; in half precision the logits as the head made
     them as well.
     """
-    compared, _ = with_teacher(module)
+    compared = module.compared != "nothing"
     is_half = (layout.autocast or layout.weight_type or module.lm.hf.dtype).itemsize == 2
     heads = [each for each in passes if each.gradient and each.model.get_output_embeddings() is not None]
     students = [label_positions(module, each, work) * module.lm.vocab_size for each in heads]
@@ -251,11 +261,11 @@ def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layo
 
 def _teacher_cache(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:
     """Keys and values of the full prompt in a decoder-only teacher, at the moment that its answer is worked out."""
-    if module.lm.family != "decoder" or all(each.gradient for each in passes):
-        return 0
     lm = module.lm
+    if lm.family != "decoder" or not any(each.caches_context for each in passes):
+        return 0
     itemsize = (layout.autocast or layout.weight_type or lm.hf.dtype).itemsize
-    return lm.cost.kv_bytes_per_token * itemsize // lm.hf.dtype.itemsize * (work.context + lm.num_bos) * work.contexts
+    return lm.kv_bytes_per_token * itemsize // lm.hf.dtype.itemsize * (work.context + lm.num_bos) * work.contexts
 
 
 def _gathers(passes: list[Pass], layout: Layout) -> float:

@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
+from rich.text import Text
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError, dump
@@ -21,9 +23,9 @@ from promptcomp.datamodules.base import ContextDataModule, ICLConfig
 from promptcomp.datamodules.rationale import RationaleDataModule
 from promptcomp.errors import command
 from promptcomp.evaluation.records import Prediction, write_predictions
-from promptcomp.evaluation.results import Cost, Results, Size, write_results
+from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
 from promptcomp.experiment import Experiment
-from promptcomp.files import locked, write_atomic
+from promptcomp.files import check_no_links, locked, write_atomic
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.checkpoint_files import existing
@@ -59,6 +61,8 @@ class Outcome:
     interrupted: bool = False
     preempted: bool = False
     """Interrupted by a signal that asks to make room: whoever sent it will continue the run."""
+    next_steps: tuple[str, ...] | None = None
+    """Commands to suggest; None: those that make sense after every run."""
 
     def as_json(self) -> dict[str, Any]:
         """The outcome for machines; `results` is results.json."""
@@ -72,7 +76,7 @@ class Outcome:
             console.print(f"Continue with: {command('fit', '--resume', self.run)}", highlight=False, soft_wrap=True)
         elif self.results is not None:
             console.print()
-            print_report(self.results, console, self.run)
+            print_report(self.results, console, self.run, self.next_steps)
 
 
 @under_lease
@@ -123,6 +127,7 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
         ConfigError: no run, no trained weights, or a mistake in the overrides.
     """
     run = open_existing(path)
+    check_no_links(run.path, ("evaluations",))
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     target = RunDirectory(output or run.path / "evaluations" / stamp)
     if target.path.exists() and any(target.path.iterdir()):
@@ -131,15 +136,30 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
         experiment, datamodule, module = open_trained(path, overrides)
         target.path.mkdir(parents=True, exist_ok=True)
         write_atomic(target.config, dump(experiment))
-        write_environment(target, experiment.model_dump(mode="json"))
+        write_environment(target, experiment.model_dump(mode="json"), evaluates=run.path)
         results = _evaluate(experiment, module, datamodule, target, console, Cost())
-    return Outcome(target.path, results, step=0)
+    return Outcome(target.path, results, step=0, next_steps=_after_evaluation(run.path, target.path, results))
+
+
+def _after_evaluation(run: Path, target: Path, results: Results) -> tuple[str, ...]:
+    """Commands that make sense after an evaluation, whose folder is no run."""
+    with_others = command("compare", target, "OTHER_RUN")
+    try:
+        before = read_results(run)
+    except ConfigError:  # the run was stopped before its own evaluation
+        return (with_others,)
+    both = [(before.splits[name], split) for name, split in results.splits.items() if name in before.splits]
+    if not both or any(old.metric != new.metric for old, new in both):
+        return (with_others,)
+    same = all(old.examples_sha256 == new.examples_sha256 for old, new in both)
+    return command("compare", run, target, *(() if same else ("--allow-different",))), with_others
 
 
 def _fit_alone(
     experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool
 ) -> Outcome | None:
     """`_fit`, refused while another process works in the same run directory."""
+    check_no_links(run.path, ("checkpoints", "export"))
     with stop_signals() as stop:
         if not is_rank_zero():  # rank 0 holds the lock
             return _fit(experiment, parts, run, console, resume, stop)
@@ -245,7 +265,7 @@ def _evaluate(
     predictions: list[Prediction] = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for split in config.splits or tests:
-            bar = progress.add_task(f"evaluate {split}", total=None)
+            bar = progress.add_task(escape(f"evaluate {split}"), total=None)
             found[split] = assess(
                 module,
                 datamodule,
@@ -280,6 +300,7 @@ def _evaluate(
         size=size,
         cost=prefill.model_copy(update=cost.model_dump(exclude_none=True)),
         context_kind="demonstrations" if is_icl else "prompt",
+        bounds=_bounds_weights(experiment, module) if config.bounds else None,
         version=__version__,
     )
     write_predictions(run.predictions, predictions)
@@ -287,10 +308,18 @@ def _evaluate(
     return results
 
 
+def _bounds_weights(experiment: Experiment, module: CompressionModule) -> Literal["untrained", "trained"]:
+    """Whose weights full prompt and no prompt are read with: the module's LM, which training may have changed."""
+    started = experiment.trainer.max_steps or getattr(experiment.method, "init_from", None) is not None
+    return "trained" if module.lm_training != "none" and started else "untrained"
+
+
 def _announce(experiment: Experiment, run: RunDirectory, console: Console, how: str) -> None:
     console.print(
-        f"[bold]{experiment.method.name}[/] on {experiment.data.name} with {experiment.lm.path}, "
-        f"seed {experiment.seed}, in {run.path}",
+        Text.assemble(
+            (experiment.method.name, "bold"),
+            f" on {experiment.data.name} with {experiment.lm.path}, seed {experiment.seed}, in {run.path}",
+        ),
         highlight=False,
         soft_wrap=True,
     )

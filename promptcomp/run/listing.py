@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules import DATASETS, ICLConfig
@@ -17,7 +18,7 @@ from promptcomp.datamodules.inspect import ShownRow, show
 from promptcomp.datamodules.records import Problem, has_errors
 from promptcomp.experiment import load, shipped
 from promptcomp.lightning_modules import METHODS
-from promptcomp.run.parts import make_data
+from promptcomp.run.parts import check_train_split, make_data, make_module
 from promptcomp.run.quiet import quiet
 
 
@@ -34,7 +35,7 @@ def print_methods(console: Console, as_json: bool) -> None:
     for name in ("method", "what it does", "paper"):
         table.add_column(name)
     for spec in METHODS.values():
-        table.add_row(f"[bold]{spec.name}[/]", spec.summary, spec.paper)
+        table.add_row(Text(spec.name, style="bold"), spec.summary, spec.paper)
     console.print(table)
     console.print("\nShipped experiments (promptcomp fit --method NAME):", highlight=False)
     console.print("  " + ", ".join(shipped()), highlight=False)
@@ -95,12 +96,12 @@ def _print_row(row: ShownRow, is_icl: bool, console: Console) -> None:
     pieces = f" in {len(row.demonstrations)} demonstrations" if is_icl else ""
     parts = [f"{row.context_tokens} tokens{pieces}{teacher}", *lost]
     if row.context_tokens:
-        console.print(f"[bold]context[/] ({'; '.join(parts)})", highlight=False)
+        console.print(Text.assemble(("context", "bold"), f" ({'; '.join(parts)})"), highlight=False)
     for piece in row.demonstrations if row.context_tokens else ():
         console.print("  " + _visible(piece), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"[bold]query[/] ({row.query_tokens} tokens)", highlight=False)
+    console.print(Text.assemble(("query", "bold"), f" ({row.query_tokens} tokens)"), highlight=False)
     console.print("  " + _visible(row.query), highlight=False, markup=False, soft_wrap=True)
-    console.print("[bold]targets[/] (the right one marked)", highlight=False)
+    console.print(Text.assemble(("targets", "bold"), " (the right one marked)"), highlight=False)
     for number, (option, tokens) in enumerate(zip(row.options, row.target_tokens, strict=True)):
         mark = "*" if number == row.gold else " "
         console.print(f"{mark} {_visible(option)}  ({tokens})", highlight=False, markup=False, soft_wrap=True)
@@ -119,15 +120,17 @@ def print_problems(
         ConfigError: a mistake in the configuration.
     """
     experiment = load(method, config, overrides)
+    problems: list[Problem] = []
     counts: list[Counts] = []
     with quiet():
         try:
             datamodule = make_data(experiment)
             problems = datamodule.problems()
             if not has_errors(problems):
+                check_train_split(experiment, datamodule, make_module(experiment, datamodule.task_names))
                 counts = datamodule.all_counts(with_tokens=True)
         except ConfigError as error:
-            problems = [Problem("data", None, str(error))]
+            problems.append(Problem("data", None, str(error)))
     errors = sum(problem.severity == "error" for problem in problems)
     if as_json:
         print(json.dumps({"problems": [asdict(p) for p in problems], "read": [asdict(c) for c in counts]}))

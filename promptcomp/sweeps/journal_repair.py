@@ -125,5 +125,6 @@ def _replay(text: bytes, name: str) -> str | None:
 def _replace(journal: Path, text: bytes, kept: bytes) -> None:
     """Put the repaired journal in place at once; the damaged one stays beside it."""
     copy = journal.with_name(f"{journal.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
-    copy.write_bytes(text)
+    with copy.open("xb") as file:
+        file.write(text)
     write_atomic(journal, kept.decode("utf-8"))

@@ -17,7 +17,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from promptcomp.config import ConfigError
+from promptcomp.errors import command
 from promptcomp.files import locked, read_text, write_atomic
+from promptcomp.plain import SECRETS, without_credentials
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.journal import WholeLines
 
@@ -40,7 +42,7 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
     """
     given = _url(storage) if storage else None
     whole = os.environ.get(STORAGE_VARIABLE)
-    before = _url(read_text(directory.storage, "storage address").strip()) if directory.storage.is_file() else None
+    before = _remembered(directory)
     if given is None and before is None and not whole:
         return None
     if before is None and directory.journal.is_file() and directory.journal.stat().st_size:
@@ -50,10 +52,10 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
         )
     if given is not None and before is not None and _plain(given) != _plain(before):
         raise ConfigError(
-            f"{directory.path} keeps its trials in {before}, not in {given.render_as_string()}; leave --storage out, "
+            f"{directory.path} keeps its trials in {_plain(before)}, not in {_plain(given)}; leave --storage out, "
             "or begin another sweep with -o"
         )
-    if given is not None and given.password is not None:
+    if given is not None and _has_secret(given):
         return given
     with_password = _url(whole) if whole else None
     found = given or before
@@ -64,7 +66,8 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
 
 def remember(directory: SweepDirectory, address: URL | None) -> None:
     """Write a database's address to storage.txt, without its password."""
-    if address is not None and not directory.storage.is_file():
+    before = _remembered(directory)
+    if address is not None and (before is None or _has_secret(before)):
         write_atomic(directory.storage, f"{_plain(address)}\n")
 
 
@@ -95,8 +98,19 @@ def _url(text_: str) -> URL:
 
 
 def _plain(url: URL) -> str:
-    """The address without its password."""
-    return url.set(password=None).render_as_string(hide_password=False)
+    """The address without its password, wherever that stands in it."""
+    query = {name: value for name, value in url.query.items() if name.lower() not in SECRETS}
+    bare = URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query)
+    return bare.render_as_string(hide_password=False)
+
+
+def _has_secret(url: URL) -> bool:
+    return url.password is not None or any(name.lower() in SECRETS for name in url.query)
+
+
+def _remembered(directory: SweepDirectory) -> URL | None:
+    """The address that the sweep was begun with."""
+    return _url(read_text(directory.storage, "storage address").strip()) if directory.storage.is_file() else None
 
 
 def open_storage(directory: SweepDirectory, address: URL | None) -> BaseStorage:
@@ -124,7 +138,7 @@ def damaged(path: Path, error: Exception) -> ConfigError:
     """What to say of a journal that Optuna cannot read."""
     return ConfigError(
         f"{path} is damaged ({type(error).__name__}: {_first_line(error)}); "
-        f"'promptcomp sweep doctor {path.parent} --repair' drops the torn lines and keeps a copy"
+        f"`{command('sweep', 'doctor', path.parent, '--repair')}` drops the torn lines and keeps a copy"
     )
 
 
@@ -226,4 +240,5 @@ def unreachable(error: Exception) -> ConfigError:
 
 def _first_line(error: Exception) -> str:
     original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return next((line.strip() for line in str(original).splitlines() if line.strip()), type(error).__name__)
+    line = next((line.strip() for line in str(original).splitlines() if line.strip()), type(error).__name__)
+    return without_credentials(line)
