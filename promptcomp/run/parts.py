@@ -129,7 +129,7 @@ def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment,
     run = open_existing(path)
     experiment = build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
     set_threads(experiment)
-    datamodule, module = make_parts(_without_training(experiment))
+    datamodule, module = make_parts(_without_training(experiment), trains=False)
     return experiment, datamodule, _with_weights(module, run)
 
 
