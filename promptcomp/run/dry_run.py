@@ -7,10 +7,14 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from promptcomp.config import dump
+from promptcomp.config import ConfigError, dump
+from promptcomp.datamodules.records import NotHere
 from promptcomp.experiment import Experiment
+from promptcomp.language_model import open_tokenizer
 from promptcomp.run.estimate import Estimate, Part, estimate
 from promptcomp.run.layout import layout_of
+from promptcomp.run.parts import make_parts
+from promptcomp.run.quiet import quiet
 
 _MEMORY = {
     "weights": "weights",
@@ -37,9 +41,11 @@ def print_estimate(
         device_memory_gib: What a device offers; None: the GPU that is here, if there is one.
 
     Raises:
-        ConfigError: an architecture cannot be read.
+        ConfigError: an architecture cannot be read, or the data is bad.
     """
+    unread = _read_data(experiment)
     found = estimate(experiment, device_memory_gib)
+    found.remarks.extend(unread)
     if as_json:
         print(json.dumps({"config": experiment.model_dump(mode="json"), "estimate": found.model_dump()}))
         return
@@ -52,6 +58,24 @@ def print_estimate(
         console.print(line, highlight=False, soft_wrap=True)
     for remark in found.remarks:
         console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _read_data(experiment: Experiment) -> list[str]:
+    """Check the data as `fit` does. What is not on this machine is only said: a plan may come before its data.
+
+    Raises:
+        ConfigError: what `fit` would say of the data.
+    """
+    with quiet():
+        try:
+            open_tokenizer(experiment.lm)
+        except ConfigError as error:
+            return [f"the data was not read, for the LM's tokenizer is not here ({error})"]
+        try:
+            make_parts(experiment)
+        except NotHere as error:
+            return [f"the data was not read, and fit would stop: {error}"]
+    return []
 
 
 def _parts_table(parts: list[Part]) -> Table:

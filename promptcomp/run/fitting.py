@@ -182,6 +182,9 @@ def _fit(
         if first:
             write_environment(run, experiment.model_dump(mode="json"))
             _announce(experiment, run, console, "resumed" if resume else "started")
+            for counts in datamodule.all_counts():
+                console.print(str(counts), style="dim", highlight=False, markup=False, soft_wrap=True)
+                run.write_log(str(counts))
             for remark in datamodule.remarks():
                 console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
                 run.write_log(remark)
