@@ -87,7 +87,7 @@ def gist_code(lm: LanguageModel, gist: GistTokens) -> str:
 {model_code(lm, cache).strip()}
 ids_of = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 read = torch.tensor([{_front(lm.bos_id)} + ids_of(prompt) + {list(gist.ids)}])
-{_query_code(lm, len(gist.ids), "read", "torch.tensor([ids_of(query)])", "model")}"""
+{_query_code(lm, len(gist.ids), "read", "torch.tensor([ids_of(query)])")}"""
 
 
 def gist_vectors_code(experiment: Experiment, lm: LanguageModel, count: int) -> str:
@@ -96,21 +96,20 @@ def gist_vectors_code(experiment: Experiment, lm: LanguageModel, count: int) -> 
     return f"""
 {signature}import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer{cache}
-{_peft_code(experiment, "", lm).strip()}
+{_adapter_code(experiment, lm, f", AutoTokenizer{cache}").strip()}
 tokenizer = AutoTokenizer.from_pretrained({_origin(experiment)})
 table = model.get_input_embeddings()
 gist = load_file(f"{{folder}}/{EXTRA}")["gist"].to(table.weight.dtype).expand({count}, -1)
 ids_of = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 read = torch.cat([table(torch.tensor([{_front(lm.bos_id)} + ids_of(prompt)])), gist[None]], 1)
-{_query_code(lm, count, "inputs_embeds=read", "table(torch.tensor([ids_of(query)]))", "base")}"""
+{_query_code(lm, count, "inputs_embeds=read", "table(torch.tensor([ids_of(query)]))")}"""
 
 
 def _front(bos_id: int | None) -> list[int]:
     return [] if bos_id is None else [bos_id]
 
 
-def _query_code(lm: LanguageModel, count: int, given: str, query: str, plain: str) -> str:
+def _query_code(lm: LanguageModel, count: int, given: str, query: str) -> str:
     """From `read`, the prompt and the gist tokens, to `logits`.
 
     Args:
@@ -118,11 +117,10 @@ def _query_code(lm: LanguageModel, count: int, given: str, query: str, plain: st
         count: gist tokens.
         given: how the model takes `read`.
         query: the query in the form of `read`.
-        plain: the variable that holds the model without adapters.
     """
     if lm.family == "decoder":
         return f"""
-{keyword_code(plain)}  # its name in this release of transformers
+{keyword_code("model")}  # its name in this release of transformers
 cache = DynamicCache()
 model({given}, use_cache=True, **{{keyword: cache}})
 for layer in cache.layers:  # all that is kept of the prompt
@@ -187,23 +185,20 @@ def _origin(experiment: Experiment) -> str:
     return f'"{locate(experiment.lm.path)}"{revision}'
 
 
-def _peft_code(experiment: Experiment, place: str, lm: LanguageModel) -> str:
-    name = _factory(lm)
-    where = f'f"{{folder}}/{place}"' if place else "folder"
+def _adapter_code(experiment: Experiment, lm: LanguageModel, more: str = "") -> str:
     return f"""
-from peft import PeftModel
-from transformers import {name}
+from transformers import {_factory(lm)}{more}
 
-base = {name}.from_pretrained({_origin(experiment)})
-model = PeftModel.from_pretrained(base, {where})
+model = {_factory(lm)}.from_pretrained({_origin(experiment)})
+model.load_adapter(folder)  # by peft
 """
 
 
-def adapters(experiment: Experiment, lm: LanguageModel, gist: int) -> str:
-    """Of LoRA adapters, with `gist` gist tokens (0: there are none)."""
-    parts = ["Low-rank adapters in peft's format."]
+def adapters(experiment: Experiment, lm: LanguageModel, gist: int, beside: str) -> str:
+    """Of LoRA adapters, with `gist` gist tokens (0: there are none); `beside` says where they are."""
+    parts = [f"Low-rank adapters in peft's format. {beside}."]
     if not gist:
-        return _page(experiment, "Adapters", *parts, _block(_peft_code(experiment, "", lm)))
+        return _page(experiment, "Adapters", *parts, _block(_adapter_code(experiment, lm)))
     parts.append(
         f"The gist embedding is in `{EXTRA}` (`gist`, one row for each gist token or one for all): {gist} of them "
         "stand behind the embeddings of a prompt; what follows may look at them and not at the prompt, and its "
@@ -217,5 +212,20 @@ def prompts(experiment: Experiment, places: Sequence[str], lm: LanguageModel) ->
     about = "Learned vectors in peft's prompt-tuning format; peft puts them in front of the input's embeddings."
     if places != ["."]:
         about += " A folder for each task: " + ", ".join(f"`{place}`" for place in places) + "."
-    place = "" if places == ["."] else places[0]
-    return _page(experiment, "Soft prompts", about, _block(_peft_code(experiment, place, lm)))
+    where = "folder" if places == ["."] else f'f"{{folder}}/{places[0]}"'
+    return _page(experiment, "Soft prompts", about, _block(prompts_code(experiment, lm, where)))
+
+
+def prompts_code(experiment: Experiment, lm: LanguageModel, where: str) -> str:
+    """Opens the LM with the vectors in the folder that the expression `where` names."""
+    return f"""
+import warnings
+
+from peft import PeftModel
+from transformers import {_factory(lm)}
+
+base = {_factory(lm)}.from_pretrained({_origin(experiment)})
+with warnings.catch_warnings():  # peft calls things in transformers by their old names
+    warnings.simplefilter("ignore", FutureWarning)
+    model = PeftModel.from_pretrained(base, {where})
+"""

@@ -19,7 +19,7 @@ from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.planning import Record, device_hours, dropped, groups, next_attempt, standing, used_up
 from promptcomp.sweeps.queue import record_of
-from promptcomp.sweeps.space import control_cells, grid_size
+from promptcomp.sweeps.space import grid_size, planned_controls
 from promptcomp.sweeps.state import Control, SweepState, Trial, TrialStatus
 from promptcomp.sweeps.values import dev_reports, known_values, last_step, metric_rows, objective_names
 
@@ -179,7 +179,7 @@ def _planned_controls(directory: SweepDirectory, config: SweepConfig) -> int:
 @functools.cache
 def _controls_of_a_seed(directory: SweepDirectory, config: str) -> int:
     """Once for a sweep: a live view takes a snapshot every few seconds, and experiments take a while to build."""
-    return len(control_cells(SweepConfig.model_validate_json(config).model_copy(update={"seeds": 1}), directory))
+    return len(planned_controls(SweepConfig.model_validate_json(config).model_copy(update={"seeds": 1}), directory))
 
 
 def _ended(record: Record, status: TrialStatus) -> datetime | None:
