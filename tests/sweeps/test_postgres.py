@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from promptcomp.cli import main
+from promptcomp.config import ConfigError
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.doctor import examine
-from promptcomp.sweeps.study import read_state
+from promptcomp.sweeps.reading import sweep_of
+from promptcomp.sweeps.study import begin, read_state
 from tests.sweeps.helpers import assert_exactly_once, starts
 from tests.sweeps.postgres import Server, binaries
 
@@ -55,3 +58,33 @@ def test_two_workers_and_a_restart(tmp_path: Path, server: Server, monkeypatch: 
     assert not (folder / "journal.log").exists()
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert all(b"pass-word" not in path.read_bytes() for path in files)
+
+
+@pytest.mark.parametrize("form", ["user", "query"])
+def test_a_password_in_the_address_is_written_nowhere(
+    tmp_path: Path, server: Server, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = server.url.replace("tester@", "tester:pass-word@") if form == "user" else f"{server.url}?password=pass-word"
+    folder = SweepDirectory(tmp_path / "sweep")
+    config = sweep_of("mend", ["method.num_slots=1,2"])
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "storage.txt").write_text(url)  # as earlier versions left it
+    sweep = begin(config, folder, url, 1)
+    sweep.close()
+    with pytest.raises(ConfigError) as other:
+        begin(config, folder, url.replace("/sweeps", "/others"), 1)
+    server.stop()
+    with pytest.raises(ConfigError) as away:
+        read_state(folder, url)
+    server.start()
+    monkeypatch.setattr(
+        sys, "argv", ["promptcomp", "sweep", str(folder.path), "--storage", url.replace("pass-word", "pass-wordy")]
+    )
+    with pytest.raises(SystemExit):
+        main()
+    said = f"{other.value} {away.value} {capsys.readouterr()}"
+    assert "pass-word" not in said
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(b"pass-word" not in path.read_bytes() for path in written)
+    assert (folder.path / "storage.txt").read_text() == f"{server.url.replace('postgresql', 'postgresql+psycopg')}\n"
+    assert read_state(folder, url).planned == len(config.space["method.num_slots"].values) * config.seeds  # type: ignore[union-attr]
