@@ -6,6 +6,10 @@ on one random batch whose rows fill their budgets (half of a row is context, a q
 first step makes AdamW's moments, the second one is measured. On CPU live tensors are counted exactly
 (benchmarks/tracking.py), on a GPU the figure is torch.cuda.max_memory_allocated. Printed: peak of the step, estimate,
 and (estimate - peak) / peak, for each case and the largest of them.
+
+Run: python benchmarks/memory.py --process FOLDER_OF_A_MODEL. What `fit --dry-run` says that a process takes on CPU
+(libraries and loading included) against the highest resident memory of the real `promptcomp fit` (three steps and the
+evaluation), for gist with LoRA, a trained full_prompt and MEND on the embedded instruction world.
 """
 
 from __future__ import annotations
@@ -14,9 +18,14 @@ import argparse
 import gc
 import itertools
 import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from tracking import LiveBytes, peak_allocated
@@ -167,6 +176,44 @@ def show(found: Sequence[Found]) -> None:
     print(f"\n{len(found)} cases: largest error {max(errors):.1%}, median {statistics.median(errors):.1%}")
 
 
+PROCESSES = {
+    "gist, LoRA": {"name": "gist", "train": "lora"},
+    "full_prompt, all weights": {"name": "full_prompt", "train": "lm"},
+    "mend": {"name": "mend", "num_slots": 4},
+}
+
+
+def process(name: str, lm: str, folder: Path) -> tuple[int, int]:
+    """Bytes that a process is said to take, and most that it took."""
+    config = {
+        "method": PROCESSES[name],
+        "lm": {"path": lm},
+        "data": {"name": "toy_instructions", "max_eval_examples": 4},
+        "trainer": {"max_steps": 3, "eval_every": 2, "batch_size": 4, "accelerator": "cpu", "threads": 1},
+        "evaluation": {"bounds": False, "measure_cost": False, "max_new_tokens": 2},
+    }
+    file = folder / "config.yaml"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    words = [sys.executable, "-m", "promptcomp", "fit", "--config", str(file)]
+    said = subprocess.run([*words, "--dry-run", "--json"], check=True, capture_output=True, text=True).stdout
+    run = [*words, "--run-dir", str(folder / name.replace(" ", "_"))]
+    with (folder / "log").open("w") as log:
+        child = subprocess.Popen(run, stdout=log, stderr=log)
+        _, status, used = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit((folder / "log").read_text())
+    return json.loads(said)["estimate"]["host"]["process"], used.ru_maxrss * 1024
+
+
+def show_processes(lm: str) -> None:
+    """A Markdown table, a row for each run."""
+    print("| run | peak resident memory | forecast | error |\n|---|---|---|---|")
+    for name in PROCESSES:
+        with tempfile.TemporaryDirectory() as folder:
+            said, used = process(name, lm, Path(folder))
+        print(f"| {name} | {used / 2**20:,.0f} MiB | {said / 2**20:,.0f} MiB | {said / used - 1:+.1%} |", flush=True)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,7 +227,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--process", metavar="FOLDER", help="compare whole processes with this LM instead")
     options = parser.parse_args()
+    if options.process:
+        show_processes(options.process)
+        return
     device = torch.device(options.device)
     found = [compare(case, device) for case in plan(options)]
     if options.json:

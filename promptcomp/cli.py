@@ -145,7 +145,7 @@ def fit(
     if resume is not None:
         if method or config or run_dir or dry_run or with_controls:
             raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
-        from promptcomp.run import resume_fit
+        from promptcomp.run.fitting import resume_fit
 
         outcome = resume_fit(resume, console, overrides or ())
     else:
@@ -168,7 +168,7 @@ def fit(
 
             outcome = fit_with_controls(chosen, run_dir, console)
         else:
-            from promptcomp.run import fit as run_fit
+            from promptcomp.run.fitting import fit as run_fit
 
             outcome = run_fit(chosen, run_dir, console)
     _finish(outcome, console, as_json)
@@ -185,7 +185,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a trained run again, with other splits or data (overrides), without touching its own results."""
-    from promptcomp.run import evaluate as run_evaluate
+    from promptcomp.run.fitting import evaluate as run_evaluate
 
     console = console_for(as_json)
     _finish(run_evaluate(run, overrides or (), output, console), console, as_json)

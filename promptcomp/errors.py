@@ -1,6 +1,7 @@
 """The errors that end a command with a message, in a module of their own so that the command line starts fast."""
 
 import shlex
+from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -21,5 +22,9 @@ class RunFailed(RuntimeError):
 
 
 def command(*words: object) -> str:
-    """A call of the program for messages, quoted so that a shell reads it as it is meant."""
-    return shlex.join(["promptcomp", *map(str, words)])
+    """A call of the program for messages, quoted so that a shell and the program read it as it is meant."""
+    return shlex.join(["promptcomp", *(f"./{word}" if _like_an_option(word) else str(word) for word in words)])
+
+
+def _like_an_option(word: object) -> bool:
+    return isinstance(word, Path) and str(word).startswith("-")

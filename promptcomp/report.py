@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from promptcomp.errors import command
 from promptcomp.evaluation.formatting import (
     METRIC_TITLES,
     bytes_text,
@@ -41,18 +41,17 @@ def print_report(
     console.print(render(results, console.width))
     if run is not None:
         console.print(Text.assemble(("\nrun directory  ", "bold"), str(run)), soft_wrap=True)
-        steps = suggested_steps(run) if next_steps is None else next_steps
+        steps = suggested_steps(run, results.seed) if next_steps is None else next_steps
         for i, step in enumerate(steps):
             console.print(Text.assemble(("next           " if i == 0 else " " * 15, "bold"), step), soft_wrap=True)
 
 
-def suggested_steps(run: Path) -> list[str]:
-    """Commands that make sense after every run."""
-    folder = shlex.quote(str(run))
+def suggested_steps(run: Path, seed: int = 0) -> list[str]:
+    """Commands that make sense after every run; `seed` is the run's."""
     return [
-        f"promptcomp compare {folder} OTHER_RUN",
-        f"promptcomp fit --config {folder}/config.yaml seed=1",
-        f"promptcomp evaluate {folder}",
+        command("compare", run, "OTHER_RUN"),
+        command("fit", "--config", run / "config.yaml", f"seed={seed + 1}"),
+        command("evaluate", run),
     ]
 
 
@@ -125,10 +124,9 @@ def findings(results: Results) -> list[Text]:
         kept = f"{number_text(size.context_tokens)} tokens in {number_text(size.memory_slots)} positions"
         lines.append(("compression", f"{size.compression:.1f}x: {kept}"))
     if size.context_bytes and size.memory_bytes:
-        ratio = f"{size.context_bytes / size.memory_bytes:.1f}x"
-        lines.append(
-            ("memory", f"{ratio}: {bytes_text(size.memory_bytes)} stored for {bytes_text(size.context_bytes)} of KV")
-        )
+        lines.append(("memory", _ratio(size.memory_bytes, size.context_bytes, "stored")))
+    if size.context_bytes and size.memory_kv_bytes:
+        lines.append(("memory in use", _ratio(size.memory_kv_bytes, size.context_bytes, "of KV")))
     if cost.flops_ratio is not None:
         faster = ""
         if cost.prefill_ms and cost.full_prefill_ms:
@@ -141,6 +139,11 @@ def findings(results: Results) -> list[Text]:
     if once:
         lines.append(("compressing once", ", ".join(once)))
     return [Text.assemble((f"{label:<18}", "bold"), text) for label, text in lines]
+
+
+def _ratio(ours: float, full: float, what: str) -> str:
+    """How many times less the memory takes than the keys and values of the full context."""
+    return f"{full / ours:.1f}x: {bytes_text(ours)} {what} for {bytes_text(full)} of KV"
 
 
 def points_tables(points: ReferencePoints) -> RenderableType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ import pytest
 # Before torch is imported, for this process and those that tests start: tiny models are fastest on one thread, and sums
 # are then taken in the same order everywhere, so that runs can be compared bit by bit.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What is remembered of models is remembered for these tests alone, and by the processes that they start.
+_cache = tempfile.TemporaryDirectory(prefix="promptcomp-tests-")
+os.environ["PROMPTCOMP_CACHE"] = _cache.name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -36,9 +36,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma": ("gemma", _LLAMA),
     "xglm": ("xglm", _XGLM),
+    "mixtral": ("mixtral", {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {**_LLAMA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [0]},
+    ),
     "biogpt": ("biogpt", {**_SIZES, "initializer_range": 0.3}),
 }
-"""Further families: with a sliding window shorter than a prompt, and with scaled token embeddings."""
+"""Further families: with a sliding window shorter than a prompt, scaled token embeddings, mixtures of experts."""
 DATA = {
     "name": "toy_icl",
     "num_demonstrations": 4,

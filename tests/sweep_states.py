@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -15,6 +16,7 @@ from promptcomp.sweeps.state import Control, SweepState, Trial
 
 START = datetime(2026, 5, 1, 8, tzinfo=UTC)
 NOW = START + timedelta(minutes=30)
+EXACT = {"metric": "exact_match"}
 
 
 def config(**changes: Any) -> SweepConfig:
@@ -169,6 +171,24 @@ def nasty(folder: Path) -> SweepState:
     return state(folder, sweep, [*trials, bad])
 
 
+def data_efficiency(folder: Path, seeds: int = 3, sizes: tuple[int, ...] = ()) -> SweepState:
+    """A method and two baselines over four shares of the training data, perhaps for several sizes; results on disk."""
+    draw = random.Random(7)
+    methods = {"step_by_step": 0.25, "finetune": 0.0, "task_distillation": -0.1}
+    space: dict[str, Any] = {"method": {"choices": {name: {"method": {"name": name}} for name in methods}}}
+    space |= {"lm.width": {"values": list(sizes)}} if sizes else {}
+    shares = [0.125, 0.25, 0.5, 1.0]
+    sweep = config(space={**space, "data.train_share": {"values": shares}}, seeds=seeds, objectives=[EXACT])
+    trials = []
+    for seed, share, size, (name, gain) in itertools.product(range(seeds), shares, sizes or (0,), methods.items()):
+        value = 0.3 + 0.1 * math.log2(8 * share) + 0.6 * gain + 0.002 * size + draw.gauss(0, 0.02)
+        params = {"method": name, **({"lm.width": size} if size else {}), "data.train_share": share}
+        found = trial(folder, len(trials), params, seed, values={"exact_match": value}, reports=curve_of(value))
+        write_results(found.run, seed, {"test": value})
+        trials.append(found)
+    return state(folder, sweep, trials)
+
+
 def infeasible(folder: Path) -> SweepState:
     """All points break the constraint."""
     sweep = config(constraints=[{"metric": "size.memory_bytes", "at_most": 10}], seeds=1)
@@ -253,5 +273,6 @@ STATES = {
     "infeasible": infeasible,
     "nothing_finished": nothing_finished,
     "many_points": many_points,
+    "data_efficiency": data_efficiency,
 }
 """Everything that views must cope with."""

@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from promptcomp.bench.results import WAYS, Bench, Record
-from promptcomp.files import replacing
+from promptcomp.plotting import COLOURS, GREY, LINES, drawing, save
 
-MISSING = 'no plot: matplotlib is not installed; pip install "promptcomp[plots]"'
-FILES = ("bench.png", "bench.svg")
-_COLOURS = {
-    "no_cache": "tab:gray",
-    "prefix_cache": "tab:blue",
-    "compressed": "tab:red",
-    "compressed_cached": "tab:orange",
-}
-_LINES = ("-", "--", ":", "-.")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-
-def can_plot() -> bool:
-    """Whether matplotlib is there."""
-    return importlib.util.find_spec("matplotlib") is not None
+_COLOURS = dict(zip(WAYS, (GREY, *COLOURS), strict=False))
 
 
 def plot(bench: Bench, folder: Path) -> list[Path]:
-    """Write the plot as PNG and SVG; matplotlib must be there."""
+    """Write bench.png and bench.svg; matplotlib must be there."""
+    with drawing():
+        return save(_draw(bench), folder, "bench")
+
+
+def _draw(bench: Bench) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4))
     times, kept = figure.subplots(1, 2)
     for number, rows in enumerate(bench.batch_sizes):
         for way, title in WAYS.items():
             records = [r for r in bench.records if (r.way, r.batch_size) == (way, rows) and not r.not_possible]
             if not records:
                 continue
-            style = {"color": _COLOURS[way], "linestyle": _LINES[number % len(_LINES)], "marker": "."}
+            style = {"color": _COLOURS[way], "linestyle": LINES[number % len(LINES)], "marker": "."}
             lengths = [record.prompt_tokens for record in records]
             label = title if len(bench.batch_sizes) == 1 else f"{title}, batch {rows}"
             times.plot(lengths, [_first_token(record) for record in records], label=label, **style)
@@ -46,14 +41,9 @@ def plot(bench: Bench, folder: Path) -> list[Path]:
         axes.set_ylabel(name)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend()
     figure.suptitle(f"{bench.method} on {bench.lm}, {bench.dtype}, {bench.device}")
-    paths = [folder / name for name in FILES]
-    for path in paths:
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=150)
-    return paths
+    return figure
 
 
 def _first_token(record: Record) -> float:

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from promptcomp import experiment as experiments
-from promptcomp.bench.plot import MISSING, can_plot, plot
+from promptcomp import plotting
+from promptcomp.bench.plot import plot
 from promptcomp.bench.results import Bench, as_csv, as_json
 from promptcomp.bench.show import print_bench
 from promptcomp.bench.subject import Subject, subject_of_architecture, subject_of_experiment, subject_of_run
@@ -96,8 +97,8 @@ def _write(bench: Bench, output: Path, console: Console) -> None:
     output.mkdir(parents=True, exist_ok=True)
     write_atomic(output / "bench.json", as_json(bench) + "\n")
     write_atomic(output / "bench.csv", as_csv(bench))
-    if can_plot():
+    if plotting.can_plot():
         plot(bench, output)
     else:
-        console.print(MISSING, highlight=False, markup=False)
+        console.print(plotting.MISSING, highlight=False, markup=False)
     console.print(f"written to {output}", highlight=False, soft_wrap=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.files import follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.loading import locate
-from promptcomp.lightning_modules.adapters import lora_settings
+from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
 from promptcomp.lightning_modules.base import ExportFormat, LMTrainingConfig
 from promptcomp.lightning_modules.controls import PromptTuningConfig
 from promptcomp.lightning_modules.gist import GistConfig
@@ -143,6 +145,8 @@ def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     assert isinstance(method, LMTrainingConfig)
     settings = lora_settings(lm, method.lora)
     _name_base(settings, experiment, lm)
+    add_lora(lm, method.lora)
+    _check_that_peft_agrees(settings, experiment, lm)
     tensors, _ = read_trained(weights_of(run))
     adapters = {
         f"base_model.model.{name.removeprefix(_LM).replace('.default.', '.')}": tensor.contiguous().clone()
@@ -153,7 +157,27 @@ def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     settings.save_pretrained(str(folder))
     save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     _save_extra(folder, {name: tensor for name, tensor in tensors.items() if ".lora_" not in name})
-    return readme.adapters(experiment, lm, method.num_slots if isinstance(method, GistConfig) else 0)
+    return readme.adapters(experiment, lm, method.num_slots if isinstance(method, GistConfig) else 0, adapted(lm.hf))
+
+
+def _check_that_peft_agrees(settings: Any, experiment: Experiment, lm: LanguageModel) -> None:
+    """Make sure that peft, told the same, puts adapters where they were trained (it moves those of some mixtures)."""
+    import peft
+
+    other = LanguageModel.skeleton(experiment.lm).hf
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            peft.inject_adapter_in_model(copy.deepcopy(settings), other, low_cpu_mem_usage=True)
+    except ValueError:
+        agrees = False
+    else:
+        ours, theirs = ({n for n, _ in hf.named_parameters() if ".lora_" in n} for hf in (lm.hf, other))
+        agrees = ours == theirs
+    if not agrees:
+        raise ConfigError(
+            f"peft puts adapters of {lm.hf.config.model_type!r} models beside other layers than those that were "
+            "trained; use --format tensors"
+        )
 
 
 def _write_prompts(experiment: Experiment, run: RunDirectory, folder: Path) -> str:

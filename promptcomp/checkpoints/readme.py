@@ -194,9 +194,9 @@ model.load_adapter(folder)  # by peft
 """
 
 
-def adapters(experiment: Experiment, lm: LanguageModel, gist: int) -> str:
-    """Of LoRA adapters, with `gist` gist tokens (0: there are none)."""
-    parts = ["Low-rank adapters in peft's format."]
+def adapters(experiment: Experiment, lm: LanguageModel, gist: int, beside: str) -> str:
+    """Of LoRA adapters, with `gist` gist tokens (0: there are none); `beside` says where they are."""
+    parts = [f"Low-rank adapters in peft's format. {beside}."]
     if not gist:
         return _page(experiment, "Adapters", *parts, _block(_adapter_code(experiment, lm)))
     parts.append(

@@ -13,6 +13,7 @@ from promptcomp.cluster import slurm
 from promptcomp.cluster.record import JobRecord, find_folders, read_records, resubmitted
 from promptcomp.cluster.slurm import Entry, SlurmError
 from promptcomp.config import ConfigError
+from promptcomp.errors import command
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def cancel_jobs(top: Path, chosen: Sequence[str], everything: bool) -> list[JobV
         found = [view for view in listings[top].jobs if name in (view.id, view.id.partition("_")[0])]
         if not found:
             raise ConfigError(
-                f"{name}: neither a run directory nor a job of a run below {top}; 'promptcomp jobs {top}' lists ours"
+                f"{name}: neither a run directory nor a job of a run below {top}; `{command('jobs', top)}` lists ours"
             )
         views += found
     live = {view.id: view for view in views if view.is_live}

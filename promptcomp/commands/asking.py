@@ -49,20 +49,21 @@ def identity_of(model: str | None, local: str | None) -> str:
     return local_identity(str(local))
 
 
-def is_agreed(estimate: str, calls: int, cost: float | None, yes: bool, console: Console) -> bool:
-    """Tell what is about to be asked, and ask whether it should be.
+def agree(estimate: str, calls: int, cost: float | None, yes: bool, console: Console) -> None:
+    """Tell what is about to be asked, and go on only if it should be.
 
     Raises:
         ConfigError: it is much, and nobody is here to agree.
+        typer.Exit: with code 1, the answer was no.
     """
     console.print(estimate, markup=False, highlight=False)
     if yes:
-        return True
+        return
     if sys.stdin.isatty():
-        return typer.confirm("Start?", err=True)
-    if cost is not None or calls > ASKS_FROM:
+        if not typer.confirm("Start?", err=True):
+            raise typer.Exit(1)
+    elif cost is not None or calls > ASKS_FROM:
         raise ConfigError(f"{estimate}: nobody is here to agree; give --yes to start")
-    return True
 
 
 def ask_endpoint(

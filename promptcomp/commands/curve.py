@@ -1,16 +1,16 @@
-"""`promptcomp curve METHOD`: how much data a method saves against its baselines."""
+"""`promptcomp curve METHOD`: how much data a method saves against its baselines, as a sweep with a view."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from promptcomp.commands.common import JsonOption, Overrides, console_for, show
-from promptcomp.errors import ConfigError
-from promptcomp.stopping import INTERRUPTED
+from promptcomp.commands.sweep import stopped, work
+from promptcomp.errors import ConfigError, command
 
 
 def curve(
@@ -19,7 +19,7 @@ def curve(
     fractions: Annotated[
         str, typer.Option("--fractions", help="Shares of the training data, with commas.")
     ] = "0.125,0.25,0.5,1",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each point: seeds 0, 1, ...")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trials of each point: seeds 0, 1, ...")] = 3,
     against: Annotated[
         list[str] | None, typer.Option("--against", help="Baselines (repeat, or with commas); default: finetune.")
     ] = None,
@@ -27,62 +27,69 @@ def curve(
         list[str] | None, typer.Option("--sizes", help="Students: values of --size-key (repeat, or with commas).")
     ] = None,
     size_key: Annotated[str, typer.Option("--size-key", help="The key that --sizes gives values of.")] = "lm.path",
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Most runs at a time, each a process.")] = 1,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Most trials at a time, each a process.")] = 1,
     split: Annotated[str | None, typer.Option("--split", help="Which split to show; default: the first.")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="Which metric; default: the data's own.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The curve's folder; default: curves/METHOD.")
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="Which metric to show; default: the data's own.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Train nothing: list the runs.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The sweep's directory; default: curves/METHOD.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Train nothing: print the plan.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Accuracy against the share of training data. The same command continues where it was stopped.
+    """Accuracy against the share of training data: a sweep. The same command continues it.
 
     KEY=VALUE holds for all methods (method.*: for METHOD alone), NAME:KEY=VALUE for one of them.
     """
-    from promptcomp.curve.plan import CurveSpec, fractions_of, names_of, plan
-    from promptcomp.curve.plot import MISSING, can_plot, plot
-    from promptcomp.curve.running import Interrupted
-    from promptcomp.curve.session import Wanted, make_curve
-    from promptcomp.curve.tables import print_curve
-    from promptcomp.run.finding import find
+    from promptcomp.sweeps.checking import check, check_metric
+    from promptcomp.sweeps.data_efficiency import data_efficiency
+    from promptcomp.sweeps.directory import SweepDirectory
 
-    console = console_for(as_json)
     if "=" in method:
-        raise ConfigError(f"{method!r}: the method comes first, for example 'promptcomp curve step_by_step {method}'")
-    spec = CurveSpec(
-        method=method,
-        against=names_of(against or ["finetune"]),
-        fractions=fractions_of(fractions),
+        raise ConfigError(
+            f"{method!r}: the method comes first, for example `{command('curve', 'step_by_step', method)}`"
+        )
+    config = data_efficiency(
+        method,
+        _names(against or ["finetune"]),
+        overrides or (),
+        shares=fractions,
         seeds=seeds,
-        overrides=tuple(overrides or ()),
-        sizes=names_of(sizes or []),
+        sizes=",".join(sizes or ()),
         size_key=size_key,
     )
-    folder = output or Path("curves") / Path(method).stem
-
-    def tell(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    check(config)
+    if metric is not None:
+        check_metric(metric)
+    console, directory = console_for(as_json), output or Path("curves") / Path(method).stem
     if dry_run:
-        for point in plan(spec, folder / "runs"):
-            run = folder / "runs" / point.folder
-            state, _ = find(point.experiment, run)
-            show(f"{point.title}: {state} {run}")
+        from promptcomp.sweeps.dry_run import print_plan
+
+        print_plan(config, SweepDirectory(directory), workers, False, console, as_json)
         return
-    try:
-        found = make_curve(spec, folder, workers=workers, wanted=Wanted(split, metric), tell=tell)
-    except Interrupted as stop:
-        print(f"{stop}; the same command continues", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    if can_plot():
-        plot(found, folder)
-    else:
-        tell(MISSING)
+    state, finished = work(config, directory, None, workers, None, console)
+    if not finished:
+        raise stopped(console)
+    from promptcomp.sweeps.views.efficiency import efficiency_of
+    from promptcomp.sweeps.views.efficiency_text import print_efficiency
+    from promptcomp.sweeps.views.report import write_report
+    from promptcomp.sweeps.views.show import ONE_SEED
+
+    found = efficiency_of(state, metric, split)
+    if found is None:
+        raise ConfigError(f"no trial has finished with a value; `{command('sweep', 'show', directory)}` says why")
     if as_json:
-        print(found.model_dump_json())
+        show(found.model_dump_json())
     else:
-        print_curve(found, console)
-        tell(f"saved in {folder}")
+        print_efficiency(found, console)
+        if config.seeds == 1:
+            console.print(ONE_SEED, highlight=False)
+    console.print(f"report: {write_report(state)}", highlight=False, soft_wrap=True)
     if found.missing:
         raise typer.Exit(1)
+
+
+def _names(texts: Iterable[str]) -> list[str]:
+    """Names from comma-separated lists."""
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()]

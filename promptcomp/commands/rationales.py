@@ -118,8 +118,7 @@ def rationales(
                     tokens_per_minute=tpm,
                 )
                 estimate = extraction.estimate(prices)
-                if not asking.is_agreed(estimate_text(estimate), estimate[0], estimate[3], yes, console):
-                    raise typer.Exit(0)
+                asking.agree(estimate_text(estimate), estimate[0], estimate[3], yes, console)
                 bar = progress(console, len(extraction.todo))
                 asking.ask_endpoint(extraction, endpoint, concurrency, bar, console)
             elif extraction.todo and not no_ask:

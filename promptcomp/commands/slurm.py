@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from promptcomp.commands.common import show
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,7 +99,7 @@ def submit_new(
     try:
         done = submit_fit(run, title, profile, chosen)
     except ConfigError as error:
-        raise ConfigError(f"{error}; to try again: promptcomp fit --resume {run} --slurm {chosen}") from None
+        raise ConfigError(f"{error}; to try again: {command('fit', '--resume', run, '--slurm', chosen)}") from None
     _tell(done.id, run, done.script, console, as_json)
 
 
@@ -151,8 +151,8 @@ def submit_sweep(
         print(json.dumps({"sweep": str(directory), "job": number, "workers": workers}))
         return
     console.print(
-        f"submitted job {number}: {workers} workers for {directory}\nwatch them: promptcomp jobs {directory}  "
-        f"the sweep: promptcomp sweep show {directory}  stop them: promptcomp cancel {directory}",
+        f"submitted job {number}: {workers} workers for {directory}\nwatch them: {command('jobs', directory)}  "
+        f"the sweep: {command('sweep', 'show', directory)}  stop them: {command('cancel', directory)}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -209,8 +209,8 @@ def _tell(number: str, run: Path, script: Path, console: Console, as_json: bool)
         print(json.dumps({"run": str(run), "job": number, "script": str(script)}))
         return
     console.print(
-        f"submitted job {number} for {run}\nscript {script}\nwatch it: promptcomp jobs {run}  "
-        f"stop it: promptcomp cancel {run}",
+        f"submitted job {number} for {run}\nscript {script}\nwatch it: {command('jobs', run)}  "
+        f"stop it: {command('cancel', run)}",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -29,7 +29,10 @@ from promptcomp.errors import ConfigError
 from promptcomp.stopping import INTERRUPTED
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from promptcomp.sweeps.config import SweepConfig
+    from promptcomp.sweeps.state import SweepState
 
 
 class _RunByDefault(TyperGroup):
@@ -182,36 +185,44 @@ def _objectives(texts: Sequence[str]) -> str:
 def _run(
     config: SweepConfig, directory: Path, storage: str | None, workers: int, devices: str | None, as_json: bool
 ) -> None:
-    from promptcomp.sweeps.directory import SweepDirectory
-    from promptcomp.sweeps.running import run_sweep
-    from promptcomp.sweeps.study import read_state
-    from promptcomp.sweeps.views.live import LiveView
     from promptcomp.sweeps.views.report import write_report
     from promptcomp.sweeps.views.show import print_state
     from promptcomp.sweeps.views.tables import state_json
 
-    console, place = console_for(as_json), SweepDirectory(directory)
-    with LiveView(console) as view:
-        finished = run_sweep(
-            config,
-            place,
-            storage=storage,
-            workers=workers,
-            devices=devices,
-            console=console,
-            on_state=view.update,
-        )
-    state = read_state(place, storage)
+    console = console_for(as_json)
+    state, finished = work(config, directory, storage, workers, devices, console)
     if as_json:
         print(json.dumps(state_json(state)))
     else:
         print_state(state, console)
     if not finished:
-        console.print("Stopped. Nothing finished is lost: the same command continues.")
-        raise typer.Exit(INTERRUPTED)
+        raise stopped(console)
     console.print(f"report: {write_report(state)}", highlight=False, soft_wrap=True)
     if any(trial.status == "failed" for trial in state.trials):
         raise typer.Exit(1)
+
+
+def work(
+    config: SweepConfig, directory: Path, storage: str | None, workers: int, devices: str | None, console: Console
+) -> tuple[SweepState, bool]:
+    """Run a sweep under the live view; its state, and whether it has come to its end."""
+    from promptcomp.sweeps.directory import SweepDirectory
+    from promptcomp.sweeps.running import run_sweep
+    from promptcomp.sweeps.study import read_state
+    from promptcomp.sweeps.views.live import LiveView
+
+    place = SweepDirectory(directory)
+    with LiveView(console) as view:
+        finished = run_sweep(
+            config, place, storage=storage, workers=workers, devices=devices, console=console, on_state=view.update
+        )
+    return read_state(place, storage), finished
+
+
+def stopped(console: Console) -> typer.Exit:
+    """How a command ends that somebody has stopped."""
+    console.print("Stopped. Nothing finished is lost: the same command continues.")
+    return typer.Exit(INTERRUPTED)
 
 
 def _print_list(as_json: bool) -> None:

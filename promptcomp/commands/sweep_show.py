@@ -21,7 +21,8 @@ FORMATS = ("table", "csv", "trials", "markdown", "latex", "json")
 def sweep_show(
     directory: DirectoryArgument,
     format_: Annotated[
-        str, typer.Option("--format", "-f", help="table, csv (points), trials (as CSV), markdown, latex or json.")
+        str,
+        typer.Option("--format", "-f", help="table, csv (points), trials (as CSV), markdown, latex or json."),
     ] = "table",
     as_json: JsonOption = False,
 ) -> None:
@@ -35,10 +36,9 @@ def sweep_show(
 
         print_state(state, console_for(False))
         return
-    from promptcomp.sweeps.views.tables import latex, markdown, points_csv, state_json, trials_csv
+    from promptcomp.sweeps.views import tables
 
-    texts = {"csv": points_csv, "trials": trials_csv, "markdown": markdown, "latex": latex}
-    show(json.dumps(state_json(state)) if chosen == "json" else texts[chosen](state).rstrip("\n"))
+    show(json.dumps(tables.state_json(state)) if chosen == "json" else tables.FORMATS[chosen](state).rstrip("\n"))
 
 
 def sweep_best(

@@ -6,20 +6,24 @@ Deltas are against the first run. Their intervals are paired: both runs' predict
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from promptcomp.compare.runs import PREDICTIONS, Run, different_examples, load, metric_of, refusal, setting_of
+from promptcomp.compare.runs import PREDICTIONS, Run, different_examples, load, metric_of, refusal, settings_of
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample_metric
 from promptcomp.evaluation.metrics import MetricName, group
 from promptcomp.evaluation.records import Prediction, joined, read_predictions
 from promptcomp.evaluation.results import Estimate, Interval, SplitResult
 
+_FIRST = "the first run"
+"""Row of the baseline among the others; labels are paths and hold no such name by chance."""
 _SAME = 1e-3  # other hardware moves a loss a little
 
 
@@ -116,11 +120,25 @@ def compare(
     if any(different.values()) and not allow_different:
         name = next(name for name in shared if different[name])
         raise ConfigError(refusal(runs, name, different[name]))
-    predictions = _read_all_predictions(runs) if len(runs) > 1 else {}
-    compared = tuple(
-        _compare_split(runs, name, chosen[name], not different[name], predictions, resamples, seed) for name in shared
-    )
+    with _no_collection():
+        predictions = _read_all_predictions(runs) if len(runs) > 1 else {}
+        compared = tuple(
+            _compare_split(runs, name, chosen[name], not different[name], predictions, resamples, seed)
+            for name in shared
+        )
     return Comparison(tuple(runs), compared, notes)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Leave Python's search for circles of objects out: hundreds of thousands are made, and none is in a circle."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _shared_splits(runs: Sequence[Run], wanted: str | None) -> list[str]:
@@ -148,14 +166,10 @@ def _compare_split(
 ) -> SplitComparison:
     first = runs[0]
     own = {label: [p for p in found if p.split == split] for label, found in predictions.items()}
-    rows, notes = [], []
-    for run in runs:
-        interval: Interval | None = None
-        if same and run is not first:
-            interval, note = _paired(own.get(first.label, []), own.get(run.label, []), metric, resamples, seed)
-            if note:
-                notes.append(f"{run.label}: {note}")
-        rows.append(_row(run, split, metric, first if same else None, interval))
+    others = {run.label: own.get(run.label, []) for run in runs[1:]} if same else {}
+    intervals, remarks = _paired(own.get(first.label, []), others, metric, resamples, seed)
+    notes = [f"{label}: {note}" for label, note in remarks.items()]
+    rows = [_row(run, split, metric, first if same else None, intervals.get(run.label)) for run in runs]
     if not same:
         notes.append("the runs answered different test examples: no ranks, no deltas")
     ordered = _ranked(rows, metric) if same else rows
@@ -230,24 +244,42 @@ def _ranked(rows: Sequence[Row], metric: str) -> list[Row]:
 
 
 def _paired(
-    first: Sequence[Prediction], other: Sequence[Prediction], metric: MetricName, resamples: int, seed: int
-) -> tuple[Interval | None, str]:
-    """Interval of the difference other - first, or the reason why there is none."""
-    if not first or not other:
-        return None, f"no {PREDICTIONS} in this run or the first, so the delta has no interval"
+    first: Sequence[Prediction],
+    others: Mapping[str, Sequence[Prediction]],
+    metric: MetricName,
+    resamples: int,
+    seed: int,
+) -> tuple[dict[str, Interval | None], dict[str, str]]:
+    """Intervals of the differences other - first by label, and what there is to say of some; all on the same draws."""
     by_number = {p.example: p for p in first}
-    if set(by_number) != {p.example for p in other}:
-        return None, f"{PREDICTIONS} does not hold the same examples, so the delta has no interval"
-    same_contexts = _same_partition([(by_number[p.example].context, p.context) for p in other])
-    context = None if same_contexts else 0
-    both = [joined({"first": by_number[p.example], "other": p}, context) for p in other]
-    groups = group(both, ("first", "other"))
-    samples = resample_metric(groups, ("first", "other"), metric, resamples=resamples, seed=seed)
-    interval = percentile_interval(samples.difference(metric, "other", "first"), samples.num_contexts, CONFIDENCE)
-    notes = [] if same_contexts else ["other contexts than the first run; the delta is resampled by task and data seed"]
-    if interval is None and samples.num_contexts > 1:
-        notes.append("all contexts differ alike from the first run, so the delta has no interval")
-    return interval, "; ".join(notes)
+    notes, members = dict[str, str](), dict[bool, dict[str, dict[int, Prediction]]]()
+    for label, other in others.items():
+        mine = {p.example: p for p in other}
+        if not first or not other:
+            notes[label] = f"no {PREDICTIONS} in this run or the first, so the delta has no interval"
+        elif set(by_number) != set(mine):
+            notes[label] = f"{PREDICTIONS} does not hold the same examples, so the delta has no interval"
+        else:
+            same_contexts = _same_partition([(p.context, mine[number].context) for number, p in by_number.items()])
+            members.setdefault(same_contexts, {})[label] = mine
+            if not same_contexts:
+                notes[label] = "other contexts than the first run; the delta is resampled by task and data seed"
+    found: dict[str, Interval | None] = {}
+    for same_contexts, of_label in members.items():
+        names = (_FIRST, *of_label)
+        context = None if same_contexts else 0
+        both = [
+            joined({_FIRST: p, **{label: mine[number] for label, mine in of_label.items()}}, context)
+            for number, p in by_number.items()
+        ]
+        samples = resample_metric(group(both, names), names, metric, resamples=resamples, seed=seed)
+        for label in of_label:
+            difference = samples.difference(metric, label, _FIRST)
+            found[label] = percentile_interval(difference, samples.num_contexts, CONFIDENCE)
+            if found[label] is None and samples.num_contexts > 1:
+                alike = "all contexts differ alike from the first run, so the delta has no interval"
+                notes[label] = "; ".join([*([notes[label]] if label in notes else []), alike])
+    return found, {label: notes[label] for label in others if label in notes}
 
 
 def _same_partition(pairs: Sequence[tuple[int, int]]) -> bool:
@@ -259,8 +291,7 @@ def _same_partition(pairs: Sequence[tuple[int, int]]) -> bool:
 def _seed_means(rows: Sequence[Row]) -> tuple[SeedMean, ...]:
     """Mean and spread of runs that share a setting, in the order of their first run."""
     settings: list[tuple[object, list[Row]]] = []
-    for row in rows:
-        setting = setting_of(row.run)
+    for row, setting in zip(rows, settings_of([row.run for row in rows]), strict=True):
         known = next((members for other, members in settings if setting is not None and other == setting), None)
         if known is None:
             settings.append((setting, [row]))

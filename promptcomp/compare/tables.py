@@ -108,6 +108,7 @@ def _record(split: SplitComparison, row: Row) -> dict[str, Any]:
         "no_headroom": row.no_headroom,
         "compression": results.size.compression,
         "memory_bytes": results.size.memory_bytes,
+        "memory_kv_bytes": results.size.memory_kv_bytes,
         "context_bytes": results.size.context_bytes,
         "flops_ratio": results.cost.flops_ratio,
     }
@@ -155,7 +156,7 @@ def _cells(comparison: Comparison, split: SplitComparison, detail: int) -> tuple
     """Head and body of a split's table: 0 for a narrow terminal, 1 for a wide one, 2 for a page."""
     score = METRIC_TITLES.get(split.metric, split.metric)
     head = [("#", 0), ("run", 0), ("method", 1), (score, 0), ("delta", 0), ("no prompt", 1), ("full prompt", 1)]
-    head += [("retained", 0), ("ratio", 0), ("memory", 2)]
+    head += [("retained", 0), ("ratio", 0), ("stored", 2), ("KV in use", 2)]
     shown = [level <= detail for _, level in head]
     body = []
     for row in split.rows:
@@ -171,6 +172,7 @@ def _cells(comparison: Comparison, split: SplitComparison, detail: int) -> tuple
             "no headroom" if row.no_headroom else value_text(row.retained, row.retained_ci if detail > 1 else None, 2),
             "-" if results.size.compression is None else f"{results.size.compression:.1f}x",
             bytes_text(results.size.memory_bytes),
+            bytes_text(results.size.memory_kv_bytes),
         ]
         body.append([cell for cell, wanted in zip(cells, shown, strict=True) if wanted])
     return [title for (title, _), wanted in zip(head, shown, strict=True) if wanted], body

@@ -137,7 +137,15 @@ def build_datamodule(
         )
     if isinstance(config, RationaleConfig):
         source = build_rationales(config)
-        return RationaleDataModule(config, source, tokenizer, seed=seed, batch_size=batch_size, window=window)
+        return RationaleDataModule(
+            config,
+            source,
+            tokenizer,
+            seed=seed,
+            batch_size=batch_size,
+            window=window,
+            query_in_encoder=query_in_encoder,
+        )
     raise ConfigError(f"data section {type(config).__name__} is not registered")
 
 

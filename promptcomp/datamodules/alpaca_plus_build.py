@@ -20,7 +20,7 @@ from typing import Any
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction_files import InstructionColumns, read_instructions
 from promptcomp.datamodules.instruction_sources import ALPACA_PLUS_FILES
-from promptcomp.datamodules.rows import Problem, json_lines
+from promptcomp.datamodules.records import Asked, no_rows, read_records
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.files import write_atomic
 
@@ -147,18 +147,18 @@ def read_user_oriented(path: Path) -> list[InstructionRow]:
         ConfigError: the file is missing, or a line is not of that form.
     """
     found: list[InstructionRow] = []
-    for line in json_lines(path):
-        problem = line.problem or _task_problem(line.record)
-        if problem:
-            raise ConfigError(str(Problem(str(path), line.number, problem)))
-        found.extend(_instances(line.record))
+    for record in read_records(path, Asked(("instruction", "instances"))):
+        problem = _task_problem(record.content)
+        if problems := record.problems([problem] if problem else []):
+            raise ConfigError(str(problems[0]))
+        found.extend(_instances(record.content))
     if not found:
-        raise ConfigError(f"{path}: the file has no rows")
+        raise ConfigError(str(no_rows(path)))
     return found
 
 
-def _task_problem(record: Any) -> str | None:
-    if not isinstance(record, Mapping) or not isinstance(record.get("instruction"), str):
+def _task_problem(record: Mapping[str, Any]) -> str | None:
+    if not isinstance(record.get("instruction"), str):
         return "'instruction' is missing or no text"
     instances = record.get("instances")
     if not isinstance(instances, list) or not instances:

@@ -21,11 +21,14 @@ from promptcomp.batch import Batch, EncodedContext, collate
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart, eval_batches
 from promptcomp.datamodules.options import ICLConfig, LoaderConfig
+from promptcomp.datamodules.records import Found, Problem
 from promptcomp.datamodules.sampler import Draw, StepSampler
 from promptcomp.datamodules.tasks import TaskKind
 from promptcomp.evaluation.metrics import MetricName
 
-__all__ = ["ContextDataModule", "Draw", "ExampleInfo", "ICLConfig", "LoaderConfig", "StepSampler"]
+_COUNTED = 2000  # contexts of a split that are written to count tokens
+
+__all__ = ["ContextDataModule", "Counts", "Draw", "ExampleInfo", "ICLConfig", "LoaderConfig", "StepSampler"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,36 @@ class PromptFormat:
     """What stands for a query without text."""
     stop_ids: tuple[int, ...]
     """Tokens that end an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one split holds."""
+
+    split: str
+    rows: int | None
+    """None: they are generated and have no number."""
+    tasks: int
+    """Tasks; sources of instruction rows."""
+    contexts: int
+    """Different contexts; in training the items of an epoch."""
+    shown: int | None = None
+    """Demonstrations in all contexts; None: contexts are drawn anew, or hold no demonstrations."""
+    asked: int | None = None
+    """Queries of all contexts."""
+    tokens: tuple[int, int] | None = None
+    """Tokens of the contexts that were looked at with their queries and right answers, and how many those were."""
+
+    def __str__(self) -> str:
+        parts = [] if self.rows is None else [f"{self.rows:,} row(s)"]
+        parts += [f"{self.tasks:,} task(s)", f"{self.contexts:,} context(s)"]
+        parts += [] if self.shown is None else [f"{self.shown:,} demonstrations shown"]
+        parts += [] if self.asked is None else [f"{self.asked:,} queries asked"]
+        if self.tokens is not None:
+            tokens, contexts = self.tokens
+            of = "" if contexts == self.contexts else f" in the first {contexts:,} contexts"
+            parts.append(f"{tokens:,} tokens{of}")
+        return f"{self.split}: {', '.join(parts)}"
 
 
 class _TrainItems(Dataset[EncodedContext]):
@@ -167,6 +200,48 @@ class ContextDataModule(L.LightningDataModule):
     def context_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a prompt (an instruction, demonstrations) given as text, as training would have written it."""
 
+    @abstractmethod
+    def check(self, found: Found = None) -> None:
+        """Read all of the data and find what is wrong with it: the one check of `fit`, its dry run and `data validate`.
+
+        Args:
+            found: Collects errors and warnings; None: the first error is raised.
+
+        Raises:
+            ConfigError: something is wrong (what is not collected).
+        """
+
+    def problems(self) -> list[Problem]:
+        """Everything that is wrong or odd, in the order of the files; see `check`."""
+        found: list[Problem] = []
+        try:
+            self.check(found)
+        except ConfigError as error:
+            found.append(Problem("data", None, str(error)))
+        return found
+
+    @abstractmethod
+    def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
+        """How much a split holds; `with_tokens` writes its contexts (the first `_COUNTED` of them)."""
+
+    def all_counts(self, *, with_tokens: bool = False) -> list[Counts]:
+        """The counts of every split."""
+        splits = (*(["train"] if self.num_train_items() else []), *self.eval_splits)
+        return [self.counts(split, with_tokens=with_tokens) for split in splits]
+
+    def eval_tokens(self, split: str) -> tuple[int, int]:
+        """Tokens of a split with the right answers, and how many contexts were looked at."""
+        contexts, gold = self.eval_contexts(split), [example.gold for example in self.examples(split)]
+        looked_at = min(len(contexts), _COUNTED)
+        encoded = (contexts.encode(EvalPart(i, 0, len(contexts.targets(i)))) for i in range(looked_at))
+        return sum(_tokens(each, gold) for each in encoded), looked_at
+
+    def train_tokens(self) -> tuple[int, int]:
+        """Tokens of the first items of training, and how many were looked at."""
+        looked_at = min(self.num_train_items(), _COUNTED)
+        encoded = (self.train_context(Draw(number, number)) for number in range(looked_at))
+        return sum(_tokens(each, None) for each in encoded), looked_at
+
     def remarks(self) -> list[str]:
         """What a person should know about the training data, such as rows that are left out or cut."""
         return []
@@ -273,3 +348,13 @@ class ContextDataModule(L.LightningDataModule):
         config = self.loader_config
         batches = eval_batches(contexts, config.eval_batch_contexts, config.eval_batch_targets, world_size)
         return DataLoader(_EvalItems(contexts), batch_sampler=batches[rank::world_size], collate_fn=self._collate)
+
+
+def _tokens(context: EncodedContext, gold: Sequence[int] | None) -> int:
+    """Tokens of a context with its queries and their right answers; `gold`: the right option of each example."""
+    found = len(context.ids)
+    for query in context.queries:
+        for target in query.targets:
+            if gold is None or target.choice == gold[query.example]:
+                found += len(target.ids) + len(query.ids)
+    return found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,16 +14,21 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.arrow import ArrowRows, open_table
 from promptcomp.datamodules.metaicl import read_task_lists
 from promptcomp.datamodules.options import ICLConfig
-from promptcomp.datamodules.rows import Columns, Problem, kind_of, place_of, row_problems, seed_problems
-from promptcomp.datamodules.splits import hold_out
-from promptcomp.datamodules.tasks import Row, Task
+from promptcomp.datamodules.records import Asked, Found, has_errors, tell, tell_error
+from promptcomp.datamodules.rows import Columns, kind_of, place_of, row_problems
+from promptcomp.datamodules.splits import check_tasks, hold_out, warn_of_leaks
+from promptcomp.datamodules.tasks import Row, Task, TaskSource
 
 Groups = dict[tuple[str, int | None, str], list[int]]
 """Places of the rows of every (task, data seed, role)."""
+Split = tuple[Groups, Callable[[Sequence[int]], ArrowRows]]
+"""The groups of a split, and what reads the rows at some places."""
 
 
 class HFData(ICLConfig):
     """One dataset of the Hugging Face hub (or local, for `datasets`) with the rows of all tasks."""
+
+    lenient: ClassVar[bool] = True
 
     name: Literal["hf_icl"] = "hf_icl"
     path: str
@@ -51,11 +57,12 @@ class HFData(ICLConfig):
         return self
 
 
-class HFSource:
+class HFSource(TaskSource):
     """Lists the tasks of one dataset."""
 
     def __init__(self, config: HFData) -> None:
         self.config = config
+        self._read: dict[str, Split] = {}
         self._lists = None if config.partition is None else read_task_lists(config.partition)
 
     @property
@@ -95,7 +102,7 @@ class HFSource:
             return self._train[0]
         if split == "dev" and self.config.dev == "train_tasks":
             return self._train[1]
-        groups, take = self._eval_split
+        groups, take = self._split(self.config.test_split)
         tasks = []
         for (name, seed, role), places in groups.items():
             chosen = self.config.seeds is None or seed in self.config.seeds
@@ -110,28 +117,45 @@ class HFSource:
             tasks.append(Task(name, kind_of(_option_sets(rows)), take(pool), rows, seed))
         return tasks
 
-    @cached_property
-    def _eval_split(self) -> tuple[Groups, Callable[[Sequence[int]], ArrowRows]]:
-        return self._split(self.config.test_split)
-
     def _wanted(self, task: str, split: str) -> bool:
         return self._lists is None or task in self._lists[split]
 
-    def _split(self, split: str) -> tuple[Groups, Callable[[Sequence[int]], ArrowRows]]:
+    def check(self, found: Found = None) -> None:
+        """Read both splits of the dataset, then put the tasks of every split together.
+
+        Raises:
+            ConfigError: the first bad row, unless they are collected.
+        """
+        for split in dict.fromkeys((self.config.train_split, self.config.test_split)):
+            try:
+                self._split(split, found)
+            except ConfigError as error:
+                tell_error(error, found)
+        if not has_errors(found):
+            names = check_tasks(self, found)
+            warn_of_leaks(names.get("train", ()), names.get("test", ()), found)
+
+    def _split(self, split: str, found: Found = None) -> Split:
         """Places of the rows of every (task, seed, role), and how to read rows."""
-        columns, path = self.config.columns, self.config.path
-        table = open_table(path, self.config.config, split)
-        groups: Groups = {}
-        place = 0
-        for batch in table.to_batches(max_chunksize=4096):
-            for record in batch.to_pylist():
-                found = [*row_problems(record, columns), *seed_problems(record, columns)]
-                if found:
-                    raise ConfigError(str(Problem(f"{path}[{split}]", place + 1, found[0])))
-                task, seed, role = place_of(record, columns, path)
-                groups.setdefault((task, seed, role or "train"), []).append(place)
-                place += 1
-        return groups, lambda places: ArrowRows(table, columns, places)
+        if split not in self._read:
+            columns, path = self.config.columns, self.config.path
+            table = open_table(path, self.config.config, split, self._asked(split))
+            groups: Groups = {}
+            for record in table.records():
+                problems = record.problems(row_problems(record.content, columns))
+                for problem in problems:
+                    tell(problem, found)
+                if not problems:
+                    task, seed, role = place_of(record.content, columns, path)
+                    groups.setdefault((task, seed, role or "train"), []).append(record.line - 1)
+            self._read[split] = groups, lambda places: ArrowRows(table, columns, places)
+        return self._read[split]
+
+    def _asked(self, split: str) -> Asked:
+        """The columns of a split; where rows are tested, they say their task and their role."""
+        asked, columns = self.config.columns.asked(), self.config.columns
+        named = (columns.task, columns.split) if split == self.config.test_split else (columns.task,)
+        return replace(asked, required=(*asked.required, *(name for name in named if name is not None)))
 
 
 def _option_sets(rows: Sequence[Row]) -> set[tuple[str, ...]]:

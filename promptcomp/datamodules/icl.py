@@ -14,14 +14,15 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ContextDataModule, ExampleInfo, PromptFormat
+from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.options import ICLConfig
 from promptcomp.datamodules.plans import Plan, Planner
+from promptcomp.datamodules.records import Found, Problem, has_errors, tell, tell_error
 from promptcomp.datamodules.rendering import SEPARATORS, Parts, Renderer, assemble
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
-from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.datamodules.tokens import TokenCache, same_options
 from promptcomp.evaluation.metrics import MetricName
 
 NULL_INPUT = "N/A"  # MetaICL's input for PMI calibration
@@ -67,6 +68,7 @@ class ICLDataModule(ContextDataModule):
             config.max_example_tokens,
         )
         self.eval_splits = tuple(split for split in source.splits if split != "train")
+        self._odd_rows = 0
         self._examples: dict[str, tuple[ExampleInfo, ...]] = {}
         self._plans: dict[str, tuple[Plan, ...]] = {}
         self._task = lru_cache(maxsize=_KEPT_TASKS)(self._build_task)
@@ -75,6 +77,76 @@ class ICLDataModule(ContextDataModule):
     def headline(self) -> MetricName:
         """As configured."""
         return self.config.metric
+
+    # ---- what is wrong, and what there is
+
+    def check(self, found: Found = None) -> None:
+        """See the base class."""
+        self._odd_rows = 0
+        self.source.check(found)
+        if has_errors(found):
+            return
+        self._check_training()
+        for split in self.eval_splits:
+            try:
+                self._check_options(self.eval_plans(split), found)
+            except ConfigError as error:
+                tell_error(error, found)
+
+    def _check_training(self) -> None:
+        """
+        Raises:
+            ConfigError: a task has one row and so no demonstration for it, or there is none to train on.
+        """
+        if self.config.balance == "examples" and "train" in self.source.splits:
+            if not self.num_train_items():
+                raise ConfigError("the train split has no rows")
+            small = [t.name for t in self._train_tasks if t.demonstrations is t.queries and len(t.queries) < 2]
+            if small and self.config.num_demonstrations:
+                raise ConfigError(f"task {small[0]!r} has one row and so no demonstration for it; give it more rows")
+
+    def _check_options(self, plans: Sequence[Plan], found: Found) -> None:
+        seen: set[tuple[str, ...]] = set()
+        for plan in plans if self.config.perturbation == "wrong_labels" else ():
+            self.planner.shown_rows(plan)  # raises where there is no wrong label
+        for task, row in ((plan.task, plan.task.queries[i]) for plan in plans for i in plan.queries):
+            if len(row.options) < 2 or row.options in seen:
+                continue
+            seen.add(row.options)
+            ids = [self.renderer.option_ids(option, first=self._queries_come_first) for option in row.options]
+            if message := same_options(row.options, ids, self.tokenizer):
+                lenient = self.config.lenient and task.kind == "multi_choice"
+                self._odd_rows += lenient
+                where = row.where or f"task {task.name}"
+                tell(Problem.at(where, message, "warning" if lenient else "error"), found)
+
+    def remarks(self) -> list[str]:
+        """What a person should know: rows whose options are the same to the model."""
+        if not self._odd_rows:
+            return []
+        return [f"{self._odd_rows} rows have options that are the same to the LM (see promptcomp data validate)"]
+
+    def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
+        """See the base class."""
+        if split == "train":
+            return self._train_counts(with_tokens)
+        plans = self.eval_plans(split)
+        rows = {id(pool): len(pool) for plan in plans for pool in (plan.task.demonstrations, plan.task.queries)}
+        return Counts(
+            split,
+            rows=sum(rows.values()),
+            tasks=len({plan.task.name for plan in plans}),
+            contexts=len(plans),
+            shown=sum(len(plan.demonstrations) for plan in plans),
+            asked=sum(len(plan.queries) for plan in plans),
+            tokens=self.eval_tokens(split) if with_tokens else None,
+        )
+
+    def _train_counts(self, with_tokens: bool) -> Counts:
+        listed = self.config.balance == "examples"
+        tokens = self.train_tokens() if with_tokens else None
+        rows = self.num_train_items() if listed else None
+        return Counts("train", rows=rows, tasks=len(self._train_tasks), contexts=self.num_train_items(), tokens=tokens)
 
     # ---- tasks
 

@@ -6,11 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from transformers import PreTrainedTokenizerBase
-
 from promptcomp.batch import RATIONALE, EncodedContext, EncodedQuery
-from promptcomp.config import Config
-from promptcomp.datamodules import DATASETS, build_datamodule
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.eval_batches import EvalPart
 from promptcomp.datamodules.icl import ICLDataModule
@@ -41,46 +37,12 @@ class ShownRow:
     target_tokens: tuple[int, ...]
 
 
-def sections() -> list[tuple[str, str]]:
-    """Name and one-line description of every data section."""
-    return [(name, (section.__doc__ or "").strip().splitlines()[0]) for name, section in DATASETS.items()]
-
-
-def show(
-    config: Config,
-    tokenizer: PreTrainedTokenizerBase,
-    split: str,
-    count: int,
-    *,
-    seed: int = 0,
-    window: int | None = None,
-    query_in_encoder: bool = False,
-    writes_bos: bool | None = None,
-) -> list[ShownRow]:
-    """The first rows of a split as the model will see them.
-
-    Args:
-        config: A data section.
-        tokenizer: The LM's tokenizer.
-        split: "train", "dev" or a test split.
-        count: Most rows.
-        seed: The run's seed (it orders the train split).
-        window: Most positions the LM can read.
-        query_in_encoder: Whether an encoder reads the queries.
-        writes_bos: Whether the LM puts BOS in front of a context; None: as the tokenizer itself does.
+def show(module: ContextDataModule, split: str, count: int) -> list[ShownRow]:
+    """The first rows of a split ("train", "dev" or a test split) as the model will see them, at most `count`.
 
     Raises:
         ConfigError: the data is bad or the split unknown.
     """
-    module = build_datamodule(
-        config,
-        tokenizer,
-        seed=seed,
-        batch_size=1,
-        window=window,
-        query_in_encoder=query_in_encoder,
-        writes_bos=writes_bos,
-    )
     if split == "train":
         contexts = _train_contexts(module)
     else:
@@ -146,21 +108,3 @@ def _task(module: ContextDataModule, context: EncodedContext, query: EncodedQuer
     if isinstance(module, RationaleDataModule):
         return f"{module.data_name}, {'rationale' if query.targets[0].role == RATIONALE else 'label'}"
     return dict(enumerate(module.task_names)).get(context.task, "text")
-
-
-def remarks(
-    config: Config,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    seed: int = 0,
-    window: int | None = None,
-    query_in_encoder: bool = False,
-) -> list[str]:
-    """What a person should know about the data of a section, a sentence each (see `ContextDataModule.remarks`).
-
-    Raises:
-        ConfigError: the data is bad.
-    """
-    return build_datamodule(
-        config, tokenizer, seed=seed, batch_size=1, window=window, query_in_encoder=query_in_encoder
-    ).remarks()

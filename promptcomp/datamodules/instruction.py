@@ -6,7 +6,7 @@ budgets in instruction_encoding.py. Where this differs from gisting's released c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ContextDataModule, ExampleInfo, PromptFormat
+from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.instruction_encoding import InstructionEncoder, LongRows, find_long_rows
 from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.records import Found, Problem, has_errors, tell_error
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.datamodules.templates import make_template
@@ -26,6 +27,10 @@ from promptcomp.evaluation.metrics import MetricName
 
 _CHOICE_STREAM = 11
 _LOOKED_AT = 20_000  # rows of a split that are tokenised at the start of a run to tell how many are cut
+DATED = (
+    "the chat template writes today's date, so contexts differ from day to day; set data.template_date=YYYY-MM-DD to "
+    "keep them the same"
+)
 _SAMPLED_SOURCES = 10_000  # training rows that are asked for their source; generated rows cost time
 
 
@@ -66,7 +71,11 @@ class InstructionDataModule(ContextDataModule):
         if writes_bos is None:
             writes_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
         self.template = make_template(
-            config.template, tokenizer, query_in_encoder=query_in_encoder, writes_bos=writes_bos
+            config.template,
+            tokenizer,
+            query_in_encoder=query_in_encoder,
+            writes_bos=writes_bos,
+            date=config.template_date,
         )
         cache = TokenCache(tokenizer)
         self._encoders = {
@@ -108,8 +117,49 @@ class InstructionDataModule(ContextDataModule):
             self._long[split] = find_long_rows(split, self.rows(split), self._encoders[split])
         return self._long[split]
 
+    def check(self, found: Found = None) -> None:
+        """See the base class."""
+        self.source.check(found)
+        if has_errors(found):
+            return
+        for split in self.source.splits:
+            try:
+                self.places(split)
+            except ConfigError as error:
+                tell_error(error, found)
+        if found is not None:
+            found += [Problem("data", None, text, "warning") for text in self._oddities()]
+
+    def _oddities(self) -> Iterator[str]:
+        """What only shows when splits are compared and tokenised: shared rows, special tokens as text, long rows."""
+        yield from self.source.remarks()
+        if self.template.dated:
+            yield DATED
+        rows = {split: self.rows(split) for split in self.source.splits}
+        trained = {(row.instruction, row.input) for row in rows.get("train", ())}
+        for split in self.eval_splits:
+            shared = sum((row.instruction, row.input) in trained for row in rows[split])
+            if shared and trained:
+                yield f"{shared} of {len(rows[split])} {split} rows are training rows too (same instruction and input)"
+        special = sorted({str(token) for token in self.tokenizer.all_special_tokens if token})
+        for split in rows:
+            yield from _special_tokens(split, rows[split], special)
+            if (long := self.long_rows(split)).long and self.config.too_long != "error":
+                yield long.describe(self.config.too_long)
+
+    def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
+        """See the base class."""
+        is_train = split == "train"
+        tokens = (self.train_tokens() if is_train else self.eval_tokens(split)) if with_tokens else None
+        rows, places = self.rows(split), self.places(split)
+        sources = {rows[place].source for place in places[:: max(1, len(places) // _SAMPLED_SOURCES)]}
+        contexts = self.num_train_items() if is_train else len(self.groups(split))
+        asked = None if is_train else len(places)
+        return Counts(split, rows=len(rows), tasks=len(sources), contexts=contexts, asked=asked, tokens=tokens)
+
     def remarks(self) -> list[str]:
         """A sentence for every split with rows over a budget; of many rows that are cut, only some are looked at."""
+        said = [*self.source.remarks(), *([DATED] if self.template.dated else [])]
         found = []
         for split in self.source.splits:
             rows = self.rows(split)
@@ -117,7 +167,7 @@ class InstructionDataModule(ContextDataModule):
                 found.append(find_long_rows(split, rows[:: -(-len(rows) // _LOOKED_AT)], self._encoders[split]))
             else:
                 found.append(self.long_rows(split))
-        return [long.describe(self.config.too_long) for long in found if long.long]
+        return said + [long.describe(self.config.too_long) for long in found if long.long]
 
     def places(self, split: str) -> Sequence[int]:
         """Places of the rows of a split that are used, in the order of the source."""
@@ -287,6 +337,16 @@ class InstructionDataModule(ContextDataModule):
     def _check_eval_split(self, split: str) -> None:
         if split not in self.eval_splits:
             raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
+
+
+def _special_tokens(split: str, rows: Sequence[InstructionRow], special: Sequence[str]) -> Iterator[str]:
+    counts = dict.fromkeys(special, 0)
+    for row in rows:
+        for token in special:
+            counts[token] += token in row.instruction or token in row.input or token in row.output
+    for token, count in counts.items():
+        if count:
+            yield f"{count} {split} rows contain {token!r}, which the tokenizer reads as a special token"
 
 
 class _InstructionContexts(EvalContexts):

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.arrow import column_of, open_table
-from promptcomp.datamodules.rows import Problem, json_lines
-from promptcomp.datamodules.tables import csv_records
+from promptcomp.config import Config
+from promptcomp.datamodules.arrow import Table, open_table
+from promptcomp.datamodules.conversations import CONVERSATIONS, BadConversation, column_with_turns, first_exchange
+from promptcomp.datamodules.records import Asked, Found, Record, no_rows, read_records, tell
+from promptcomp.datamodules.rows import Duplicates
 from promptcomp.datamodules.tasks import InstructionRow, LazySequence
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-FILE_KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 _HUGE = 1_000_000  # characters; such a row is hardly meant
 
 
 class InstructionColumns(Config):
-    """Names of the columns of a table of instructions."""
+    """Names of the columns of a table of instructions; conversations (`messages`, `conversations`) need none."""
 
     instruction: str = "instruction"
     """Column with the instruction."""
@@ -34,161 +30,144 @@ class InstructionColumns(Config):
     source: str | None = "source"
     """Column that says where a row comes from; null or absent: the name of the file."""
 
-    def names(self) -> tuple[str, ...]:
-        """The columns that must be there."""
-        return (self.instruction, self.output)
+    def asked(self) -> Asked:
+        """The columns for a reader."""
+        optional = tuple(name for name in (self.input, self.source, "system") if name is not None)
+        return Asked((self.instruction, self.output), optional, instead=CONVERSATIONS)
 
 
-def instruction_problems(record: Any, columns: InstructionColumns, allow_empty: bool) -> list[str]:
+def instruction_problems(record: Mapping[str, Any], columns: InstructionColumns, allow_empty: bool) -> list[str]:
     """Everything that is wrong with a record, in words; empty for a good one."""
-    if not isinstance(record, Mapping):
-        return [f"expected an object with {columns.instruction!r}, found {type(record).__name__}"]
     found = []
-    for name in columns.names():
-        if record.get(name) is None:
-            found.append(f"{name!r} is missing")
-        elif not isinstance(record[name], str):
-            found.append(f"{name!r} is {type(record[name]).__name__}, expected text")
-    for optional in (columns.input, columns.source):
+    turns = _turns(record, columns)
+    named = next((name for name in CONVERSATIONS if record.get(name) is not None), None)
+    if turns is None and named and record.get(columns.instruction) is None:
+        return [f"{named!r} is {type(record[named]).__name__}, expected a list of turns"]
+    if turns is None:
+        for name in (columns.instruction, columns.output):
+            if record.get(name) is None:
+                found.append(f"{name!r} is missing")
+            elif not isinstance(record[name], str):
+                found.append(f"{name!r} is {type(record[name]).__name__}, expected text")
+    for optional in (columns.source,) if turns else (columns.input, columns.source):
         value = record.get(optional) if optional else None
         if value is not None and not isinstance(value, str):
             found.append(f"{optional!r} is {type(value).__name__}, expected text")
-    instruction = record.get(columns.instruction)
-    if not allow_empty and isinstance(instruction, str) and not instruction.strip():
-        found.append(f"{columns.instruction!r} is empty (data.allow_empty_instruction=true takes such rows)")
+    if not found:
+        try:
+            row = to_instruction(record, columns, "")
+        except BadConversation as error:
+            return [f"{turns!r} {error}"]
+        if not allow_empty and not row.instruction.strip():
+            name = turns or columns.instruction
+            found.append(f"{name!r} is empty (data.allow_empty_instruction=true takes such rows)")
     return found
 
 
-def instruction_warnings(record: Mapping[str, Any], columns: InstructionColumns) -> list[str]:
-    """What looks odd about a good record."""
+def _turns(record: Mapping[str, Any], columns: InstructionColumns) -> str | None:
+    """The column with the turns of a conversation; None: the row has an instruction or no turns."""
+    return None if record.get(columns.instruction) is not None else column_with_turns(record)
+
+
+def instruction_warnings(row: InstructionRow) -> list[str]:
+    """What looks odd about a good row."""
     found = []
-    if not record[columns.instruction].strip():
-        found.append(f"{columns.instruction!r} is empty")
-    if not record[columns.output].strip():
-        found.append(f"{columns.output!r} is empty")
-    size = sum(len(value) for value in record.values() if isinstance(value, str))
+    if not row.instruction.strip():
+        found.append("the instruction is empty")
+    if not row.output.strip():
+        found.append("the output is empty")
+    size = len(row.instruction) + len(row.input) + len(row.output)
     if size > _HUGE:
         found.append(f"the row has {size} characters")
     return found
 
 
 def to_instruction(record: Mapping[str, Any], columns: InstructionColumns, stem: str) -> InstructionRow:
-    """The row in a good record."""
-    return InstructionRow(
-        record[columns.instruction],
-        (record.get(columns.input) or "") if columns.input else "",
-        record[columns.output],
-        (record.get(columns.source) or stem) if columns.source else stem,
-    )
-
-
-def file_records(path: Path, columns: InstructionColumns) -> Iterator[tuple[int, Any, str | None]]:
-    """Number, record and problem of every row: line numbers in .jsonl and .csv, counted from 1 in other files.
+    """The row in a good record.
 
     Raises:
-        ConfigError: the file is missing, cannot be read, or is of an unknown kind.
+        BadConversation: the record is a conversation that does not begin with a question and its answer.
     """
-    if path.suffix == ".jsonl":
-        for line in json_lines(path):
-            yield line.number, line.record, line.problem
-    elif path.suffix in (".csv", ".tsv"):
-        yield from csv_records(path, columns.names(), None)
-    elif path.suffix == ".json":
-        for number, record in enumerate(_json_list(path), start=1):
-            yield number, record, None
-    elif path.suffix == ".parquet":
-        yield from table_records(_parquet(path))
-    else:
-        raise ConfigError(f"{path}: a file of instructions should end in {', '.join(FILE_KINDS)}")
+    source = (record.get(columns.source) or stem) if columns.source else stem
+    if turns := _turns(record, columns):
+        instruction, given, output, _ = first_exchange(record[turns], record.get("system"))
+        return InstructionRow(instruction, given, output, source)
+    given = (record.get(columns.input) or "") if columns.input else ""
+    return InstructionRow(record[columns.instruction], given, record[columns.output], source)
 
 
-def table_records(table: pa.Table) -> Iterator[tuple[int, Any, str | None]]:
-    """Number and record of every row of an Arrow table."""
-    number = 0
-    for batch in table.to_batches(max_chunksize=4096):
-        for record in batch.to_pylist():
-            number += 1
-            yield number, record, None
-
-
-def _json_list(path: Path) -> list[Any]:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        found = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text ({error.reason})") from None
-    except json.JSONDecodeError as error:
-        hint = "; a file with one object a line should end in .jsonl" if error.msg == "Extra data" else ""
-        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno}){hint}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: not a list of rows (nested too deeply)") from None
-    if not isinstance(found, list):
-        raise ConfigError(f"{path}: expected a list of rows, found {type(found).__name__}")
-    return found
-
-
-def _parquet(path: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    try:
-        return pa.parquet.read_table(path, memory_map=True)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, pa.ArrowException) as error:
-        raise ConfigError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
-
-
-def read_instructions(path: Path, columns: InstructionColumns, allow_empty: bool) -> Sequence[InstructionRow]:
-    """The rows of a file.
+def read_instructions(
+    path: Path,
+    columns: InstructionColumns,
+    allow_empty: bool,
+    found: Found = None,
+    remarks: list[str] | None = None,
+) -> Sequence[InstructionRow]:
+    """The rows of a file; `remarks` takes what a person should know about them.
 
     Raises:
-        ConfigError: the file is missing, of an unknown kind, has no rows or a bad one (named with its line).
+        ConfigError: the file is missing, of an unknown kind, has no rows or a bad one (named with its line), unless
+            that is collected in `found`.
     """
-    found: list[InstructionRow] = []
-    for number, record, problem in file_records(path, columns):
-        problems = [problem] if problem else instruction_problems(record, columns, allow_empty)
-        if problems:
-            raise ConfigError(str(Problem(str(path), number, problems[0])))
-        found.append(to_instruction(record, columns, path.stem))
-    if not found:
-        raise ConfigError(f"{path}: the file has no rows")
-    return found
+    return _good_rows(read_records(path, columns.asked()), columns, allow_empty, path.stem, str(path), found, remarks)
+
+
+def _good_rows(
+    records: Iterable[Record],
+    columns: InstructionColumns,
+    allow_empty: bool,
+    stem: str,
+    where: str,
+    found: Found,
+    remarks: list[str] | None,
+) -> list[InstructionRow]:
+    rows: list[InstructionRow] = []
+    duplicates, count, longer = Duplicates(), 0, 0
+    for record in records:
+        count += 1
+        if problems := record.problems(instruction_problems(record.content, columns, allow_empty)):
+            for problem in problems:
+                tell(problem, found)
+            continue
+        row = to_instruction(record.content, columns, stem)
+        rows.append(row)
+        record.warn(instruction_warnings(row), found)
+        duplicates.look(record, (row.instruction, row.input, row.output), "instruction, input and output", found)
+        if turns := _turns(record.content, columns):
+            longer += first_exchange(record.content[turns], record.content.get("system"))[3] > 0
+    if not count:
+        tell(no_rows(where), found)
+    if longer and remarks is not None:
+        remarks.append(f"{where}: {longer} of {count} rows have turns after the first answer, which are not read")
+    return rows
 
 
 def open_instructions(
-    dataset: str, name: str | None, split: str, columns: InstructionColumns, allow_empty: bool
+    dataset: str,
+    name: str | None,
+    split: str,
+    columns: InstructionColumns,
+    allow_empty: bool,
+    found: Found = None,
+    remarks: list[str] | None = None,
 ) -> Sequence[InstructionRow]:
     """The rows of one split of a dataset; they stay on disk.
 
     Raises:
-        ConfigError: the dataset cannot be loaded, lacks a column, or has a bad row (named with its number).
+        ConfigError: the dataset cannot be loaded, lacks a column, or has no rows or a bad one (named with its number),
+            unless that is collected in `found`.
     """
-    table = open_table(dataset, name, split)
-    for column in columns.names():
-        column_of(table, column)
-    for number, record, _ in table_records(table):
-        problems = instruction_problems(record, columns, allow_empty)
-        if problems:
-            raise ConfigError(str(Problem(f"{dataset}[{split}]", number, problems[0])))
-    if not table.num_rows:
-        raise ConfigError(f"dataset {dataset}: split {split} has no rows")
+    table = open_table(dataset, name, split, columns.asked())
+    _good_rows(table.records(), columns, allow_empty, dataset, table.where, found, remarks)
     return _TableRows(table, columns, dataset)
 
 
 class _TableRows(LazySequence[InstructionRow]):
     """The rows of a table, read from disk when indexed."""
 
-    def __init__(self, table: pa.Table, columns: InstructionColumns, stem: str) -> None:
-        self._columns, self._stem, self._size = columns, stem, table.num_rows
-        wanted = (columns.instruction, columns.input, columns.output, columns.source)
-        self._values = {name: table.column(name) for name in wanted if name is not None and name in table.column_names}
+    def __init__(self, table: Table, columns: InstructionColumns, stem: str) -> None:
+        self._columns, self._stem, self._size = columns, stem, len(table)
+        self._values = table.columns(*columns.asked().all)
 
     def __len__(self) -> int:
         return self._size

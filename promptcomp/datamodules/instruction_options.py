@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal
 
 from pydantic import Field
@@ -28,6 +29,8 @@ class InstructionConfig(LoaderConfig):
     template: TemplateName | CustomTemplate = "alpaca_gist"
     """alpaca_gist: "Instruction: ..." and then "Input: ... Output:"; chat: the tokenizer's chat template; plain: lines
     without words of their own; or your own {context, query, empty_query, output}."""
+    template_date: date | None = None
+    """The day that a chat template writes where it writes one (Llama 3 does); null = the day of the run."""
     max_context_tokens: int = Field(default=256, ge=1)
     """Most tokens of an instruction with what its template writes; gist tokens come on top and are never cut."""
     max_query_tokens: int = Field(default=256, ge=1)

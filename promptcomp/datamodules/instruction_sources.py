@@ -18,7 +18,8 @@ from promptcomp.datamodules.instruction_files import (
     read_instructions,
 )
 from promptcomp.datamodules.instruction_options import InstructionConfig
-from promptcomp.datamodules.tasks import InstructionRow
+from promptcomp.datamodules.records import Found, NotHere, tell_error
+from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 
 ALPACA_PLUS_FILES = {
     "train": "alpaca_plus_train.json",
@@ -54,7 +55,7 @@ class AlpacaPlusData(HeldOutConfig):
 
 
 class InstructionsData(HeldOutConfig):
-    """Your own instructions: JSON, JSONL, CSV or Parquet files, or a dataset of the Hugging Face hub."""
+    """Your own instructions or conversations: JSONL, JSON, CSV, TSV or Parquet files, or a dataset of the hub."""
 
     name: Literal["instructions"] = "instructions"
     files: dict[str, Path] = {}
@@ -81,7 +82,7 @@ class InstructionsData(HeldOutConfig):
         return self
 
 
-class HeldOutSource:
+class HeldOutSource(InstructionSource):
     """Rows of named splits, some of them cut from the training rows."""
 
     def __init__(self, config: AlpacaPlusData | InstructionsData) -> None:
@@ -97,7 +98,11 @@ class HeldOutSource:
         if missing:
             have = {split: str(path.name) for split, path in self.paths.items() if path.is_file()}
             known = ", ".join(f"{split}: {name}" for split, name in have.items())
-            raise ConfigError(f"data.files: no such file: {', '.join(missing)}; name only those you have: {{{known}}}")
+            message = f"data.files: no such file: {', '.join(missing)}; name only those you have: {{{known}}}"
+            no_folder = isinstance(config, AlpacaPlusData) and not config.folder.is_dir()
+            raise (NotHere if no_folder else ConfigError)(message)
+        self._tables: dict[str, Sequence[InstructionRow]] = {}
+        self._remarks: list[str] = []
 
     @cached_property
     def _given(self) -> tuple[str, ...]:
@@ -135,17 +140,37 @@ class HeldOutSource:
             return SomeRows(rows, parts[split])
         return self._read(split)
 
-    def _read(self, split: str) -> Sequence[InstructionRow]:
+    def check(self, found: Found = None) -> None:
+        """Read every file or split once.
+
+        Raises:
+            ConfigError: the first bad row or file, unless they are collected.
+        """
+        for split in self._given:
+            try:
+                self._read(split, found)
+            except ConfigError as error:
+                tell_error(error, found, str(self.paths.get(split, "data")))
+
+    def remarks(self) -> list[str]:
+        """Later turns of conversations, which are left out."""
+        return list(self._remarks)
+
+    def _place(self, split: str) -> str:
+        """File, or split of the dataset, that holds a split."""
         config = self.config
-        if self._dataset is None or not isinstance(config, InstructionsData):
-            return read_instructions(self.paths[split], config.columns, config.allow_empty_instruction)
-        return open_instructions(
-            self._dataset,
-            config.dataset_config,
-            config.dataset_splits[split],
-            config.columns,
-            config.allow_empty_instruction,
-        )
+        has_dataset = isinstance(config, InstructionsData) and self._dataset is not None
+        return config.dataset_splits[split] if has_dataset else str(self.paths[split])  # type: ignore[union-attr]
+
+    def _read(self, split: str, found: Found = None) -> Sequence[InstructionRow]:
+        place, config = self._place(split), self.config
+        if place not in self._tables:
+            how = (config.columns, config.allow_empty_instruction, found, self._remarks)
+            if isinstance(config, InstructionsData) and self._dataset is not None:
+                self._tables[place] = open_instructions(self._dataset, config.dataset_config, place, *how)
+            else:
+                self._tables[place] = read_instructions(self.paths[split], *how)
+        return self._tables[place]
 
     @cached_property
     def _parts(self) -> tuple[Sequence[InstructionRow], dict[str, list[int]]]:

@@ -15,15 +15,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.options import ICLConfig
+from promptcomp.datamodules.records import Found, NotHere, has_errors, tell_error
 from promptcomp.datamodules.rows import JsonlRows
-from promptcomp.datamodules.splits import hold_out
-from promptcomp.datamodules.tasks import Task, TaskKind
+from promptcomp.datamodules.splits import check_tasks, hold_out, warn_of_leaks
+from promptcomp.datamodules.tasks import Task, TaskKind, TaskSource
 from promptcomp.documents import read_json
 from promptcomp.files import is_file_name
 
@@ -38,6 +39,8 @@ KINDS: dict[str, TaskKind] = {
 
 class MetaICLData(ICLConfig):
     """Tasks in MetaICL's folder layout."""
+
+    lenient: ClassVar[bool] = True
 
     name: Literal["metaicl"] = "metaicl"
     folder: Path
@@ -61,7 +64,7 @@ class MetaICLData(ICLConfig):
     """Data seed of the dev rows with dev "target_dev"."""
 
 
-class MetaICLSource:
+class MetaICLSource(TaskSource):
     """Lists the tasks of one partition."""
 
     def __init__(self, config: MetaICLData) -> None:
@@ -72,7 +75,7 @@ class MetaICLSource:
         self.config = config
         folder = config.folder
         if not folder.is_dir():
-            raise ConfigError(f"data.folder {folder}: no such folder")
+            raise NotHere(f"data.folder {folder}: no such folder")
         self._partition = read_partition(folder, config.partition)
 
     @property
@@ -111,6 +114,24 @@ class MetaICLSource:
         """The file of a task."""
         return self.config.folder / "data" / task / f"{task}_{k}_{seed}_{split}.jsonl"
 
+    def check(self, found: Found = None) -> None:
+        """Read every file of the partition, then put the tasks of every split together.
+
+        Raises:
+            ConfigError: the first bad row or file, unless they are collected.
+        """
+        partition = str(self.config.folder / "config" / f"{self.config.partition}.json")
+        warn_of_leaks(self._partition["train"], self._partition["test"], found, partition)
+        for name, path in self.files():
+            try:
+                if not path.parent.is_dir():
+                    raise ConfigError(f"{partition}: task {name!r} is unknown: no folder {path.parent}")
+                self._files[path] = JsonlRows(path, name, found=found)
+            except ConfigError as error:
+                tell_error(error, found, partition if str(error).startswith(f"{partition}:") else str(path))
+        if not has_errors(found):
+            check_tasks(self, found)
+
     def files(self) -> list[tuple[str, Path]]:
         """Every file that the configuration refers to, with its task."""
         config = self.config
@@ -140,7 +161,7 @@ class MetaICLSource:
     def _rows(self, task: str, k: int, seed: int, split: str) -> JsonlRows:
         path = self.path(task, k, seed, split)
         if path not in self._files:
-            self._files[path] = JsonlRows(path)
+            self._files[path] = JsonlRows(path, task)
         return self._files[path]
 
     @cached_property
@@ -152,14 +173,14 @@ class MetaICLSource:
         path = self.config.folder / "tasks.json"
         if not path.is_file():
             return {}
-        found = _read_json(path)
+        found = _read_mapping(path)
         return {name: _kind(entry.get("kind"), path) for name, entry in found.items() if isinstance(entry, Mapping)}
 
     def _kind(self, name: str, rows: JsonlRows) -> TaskKind:
         if name in self._kinds:
             return self._kinds[name]
         path = self.config.folder / "config" / "tasks" / f"{name}.json"
-        return _kind(_read_json(path).get("task_type"), path) if path.is_file() else rows.kind
+        return _kind(_read_mapping(path).get("task_type"), path) if path.is_file() else rows.kind
 
 
 def read_partition(folder: Path, name: str) -> dict[str, list[str]]:
@@ -172,7 +193,11 @@ def read_partition(folder: Path, name: str) -> dict[str, list[str]]:
     if not is_file_name(name) or not path.is_file():
         known = sorted(found.stem for found in (folder / "config").glob("*.json"))
         raise ConfigError(f"data.partition {name!r}: no file {path}; known: {', '.join(known) or 'none'}")
-    return read_task_lists(path)
+    lists = read_task_lists(path)
+    for task in (task for tasks in lists.values() for task in tasks):
+        if not is_file_name(task):
+            raise ConfigError(f"{path}: {task!r} is no name of a folder inside data/")
+    return lists
 
 
 def read_task_lists(path: Path) -> dict[str, list[str]]:
@@ -181,7 +206,7 @@ def read_task_lists(path: Path) -> dict[str, list[str]]:
     Raises:
         ConfigError: the file is missing or malformed, or "train" or "test" is empty.
     """
-    lists = {split: tasks for split, tasks in _read_json(path).items() if isinstance(tasks, list)}
+    lists = {split: tasks for split, tasks in _read_mapping(path).items() if isinstance(tasks, list)}
     for split in ("train", "test"):
         if not lists.get(split):
             raise ConfigError(f"{path}: {split!r} should be a list of task names and is missing or empty")
@@ -191,7 +216,7 @@ def read_task_lists(path: Path) -> dict[str, list[str]]:
     return {split: list(dict.fromkeys(tasks)) for split, tasks in lists.items() if tasks and split != "dev"}
 
 
-def _read_json(path: Path) -> Mapping[str, object]:
+def _read_mapping(path: Path) -> Mapping[str, object]:
     found = read_json(path, "file of MetaICL")
     if not isinstance(found, Mapping):
         raise ConfigError(f"{path}: expected a JSON object, found {type(found).__name__}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,8 +38,9 @@ class ICLConfig(LoaderConfig):
     """Order of the demonstrations: random, as in the file, or the file's order backwards."""
     balance: Literal["examples", "tasks"] = "examples"
     """A training epoch visits every example once (large tasks weigh more; MEND), or every task once."""
-    separator: SeparatorName = "none"
-    """none: nothing (MEND); space and newlines: as MetaICL; arrow: "input => output \\n" (the embedded world)."""
+    separator: SeparatorName = "arrow"
+    """arrow: "input => output \\n", in every vocabulary; space and newlines: as MetaICL (T5 has no newline); none:
+    nothing between input, output and the next example (MEND)."""
     output_space: bool = True
     """A space in front of outputs, where no separator already ends in white space (byte-level vocabularies)."""
     max_example_tokens: int = Field(default=256, ge=4)
@@ -73,6 +74,10 @@ class ICLConfig(LoaderConfig):
     """Most tasks of each test split; None = all."""
     max_eval_queries: int | None = Field(default=None, ge=1)
     """Most queries of each task and data seed of the test splits; None = all."""
+
+    lenient: ClassVar[bool] = False
+    """Whether a multi-choice row whose options are the same to the model is worth a warning only: published tasks have
+    such rows, and their figures are of all rows."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ICLConfig:

@@ -70,27 +70,39 @@ class Planner:
     def evaluation(self, task: Task, limit: int | None) -> Iterator[Plan]:
         """The contexts that ask the queries of a task, each query once.
 
+        Where one context would do but its demonstrations are queries too, further contexts ask those behind other rows.
+
         Args:
             task: The task with one data seed.
             limit: Most queries of the task; None: all.
         """
         shared = task.demonstrations is task.queries
         size = self.config.eval_queries_per_context
-        label_seed = (self.config.eval_seed, _LABEL_STREAM, *_task_key(task))
         if size is None:
             # a pool that is asked as well keeps at least one row to ask
-            small = len(task.demonstrations) <= self.config.num_demonstrations
-            kept_back = frozenset({len(task.queries) - 1}) if shared and small else frozenset()
+            spare = len(task.queries) - self.config.num_demonstrations
+            kept_back = frozenset({len(task.queries) - 1}) if shared and spare < 1 else frozenset()
             shown = self._demonstrations(task, kept_back, self._eval_rng(task, 0))
             candidates = [i for i in range(len(task.queries)) if not (shared and i in shown)]
-            yield Plan(task, shown, self._sample(task, candidates, limit), (*label_seed, 0))
-            return
-        chosen = self._sample(task, range(len(task.queries)), limit)
-        for group, start in enumerate(range(0, len(chosen), size)):
-            queries = chosen[start : start + size]
+            asked = self._sample(task, candidates, limit)
+            yield self._eval_plan(task, 0, shown, asked)
+            left = sorted(shown) if shared and shown else []
+            chosen = self._sample(task, left, None if limit is None else limit - len(asked))
+            yield from self._eval_groups(task, chosen, max(1, spare), shared, first=1)
+        else:
+            chosen = self._sample(task, range(len(task.queries)), limit)
+            yield from self._eval_groups(task, chosen, size, shared, first=0)
+
+    def _eval_groups(self, task: Task, chosen: Sequence[int], size: int, shared: bool, *, first: int) -> Iterator[Plan]:
+        """Contexts numbered from `first` on that ask the chosen queries, `size` at a time."""
+        for group, start in enumerate(range(0, len(chosen), size), start=first):
+            queries = tuple(chosen[start : start + size])
             excluded = frozenset(queries) if shared else frozenset()
             shown = self._demonstrations(task, excluded, self._eval_rng(task, group))
-            yield Plan(task, shown, queries, (*label_seed, group))
+            yield self._eval_plan(task, group, shown, queries)
+
+    def _eval_plan(self, task: Task, group: int, shown: tuple[int, ...], queries: tuple[int, ...]) -> Plan:
+        return Plan(task, shown, queries, (self.config.eval_seed, _LABEL_STREAM, *_task_key(task), group))
 
     def _eval_rng(self, task: Task, group: int) -> np.random.Generator:
         return np.random.default_rng((self.config.eval_seed, _EVAL_STREAM, *_task_key(task), group))

@@ -15,13 +15,15 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ContextDataModule, ExampleInfo, PromptFormat
+from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.datamodules.rationale_selection import Account, TrainRow, split_rows, train_rows
 from promptcomp.datamodules.rationale_writing import Writer
+from promptcomp.datamodules.records import Found, Problem, has_errors, tell, tell_error
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
+from promptcomp.datamodules.tokens import same_options
 from promptcomp.evaluation.metrics import MetricName
 
 
@@ -39,6 +41,7 @@ class RationaleDataModule(ContextDataModule):
         seed: int,
         batch_size: int,
         window: int | None = None,
+        query_in_encoder: bool = False,
     ) -> None:
         """
         Args:
@@ -48,6 +51,7 @@ class RationaleDataModule(ContextDataModule):
             seed: The run's seed; it draws the subset with `subset` "per_seed" and "reference".
             batch_size: Examples of one micro-batch over all processes.
             window: Most positions the LM can read; None: no limit.
+            query_in_encoder: Whether an encoder reads the queries; nothing then stands between an input and its answer.
 
         Raises:
             ConfigError: the budgets do not fit the window, or the tokenizer cannot serve.
@@ -55,7 +59,7 @@ class RationaleDataModule(ContextDataModule):
         super().__init__(config, tokenizer, seed=seed, batch_size=batch_size)
         self.config = config
         self.source = source
-        self.writer = Writer(config, tokenizer, window)
+        self.writer = Writer(config, tokenizer, window, query_in_encoder=query_in_encoder)
         has_dev = "dev" in source.splits or (config.dev_share > 0 and "train" in source.splits)
         tests = tuple(split for split in source.splits if split not in ("train", "dev"))
         self.eval_splits = (("dev",) if has_dev else ()) + tests
@@ -80,6 +84,40 @@ class RationaleDataModule(ContextDataModule):
         """The label in a generated text."""
         return self.writer.answer_of(text)
 
+    def check(self, found: Found = None) -> None:
+        """See the base class; how reading the teacher's texts went in each split comes as warnings."""
+        self.source.check(found)
+        if has_errors(found):
+            return
+        if "train" in self.source.splits:
+            self.num_train_items()
+        for split in self.eval_splits:
+            try:
+                self._check_options(split, found)
+            except ConfigError as error:
+                tell_error(error, found)
+        for split in self.source.splits if found is not None else ():
+            for line in Account.of(self.source.rows(split), self.config.metric).lines(of_training=False):
+                tell(Problem("data", None, f"{split}: {line}", "warning"), found)
+
+    def _check_options(self, split: str, found: Found) -> None:
+        seen: set[tuple[str, ...]] = set()
+        for row in self.rows(split):
+            options = self.options(split, row)
+            if options and options not in seen:
+                seen.add(options)
+                if message := same_options(options, self.writer.option_ids(options), self.tokenizer):
+                    tell(Problem.at(row.where or f"row {row.id}", message), found)
+
+    def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
+        """See the base class."""
+        if split == "train":
+            tokens = self.train_tokens() if with_tokens else None
+            return Counts(split, rows=self.account.rows, tasks=1, contexts=self.num_train_items(), tokens=tokens)
+        count = len(self.rows(split))
+        tokens = self.eval_tokens(split) if with_tokens else None
+        return Counts(split, rows=count, tasks=1, contexts=count, asked=count, tokens=tokens)
+
     # ---- training
 
     @cached_property
@@ -101,8 +139,8 @@ class RationaleDataModule(ContextDataModule):
         return self._train[0]
 
     def num_train_items(self) -> int:
-        """Training rows."""
-        return len(self.training_rows)
+        """Training rows; none where there is no train split."""
+        return len(self.training_rows) if "train" in self.source.splits else 0
 
     def train_context(self, draw: Draw) -> EncodedContext:
         """The row of a draw."""
@@ -193,7 +231,7 @@ class RationaleDataModule(ContextDataModule):
 
     def prompt_format(self) -> PromptFormat:
         """An input with the marker of the label task; an answer ends with the end-of-sequence token."""
-        marker, end = self.config.label_marker, self.config.input_end
+        marker, end = self.config.label_marker, self.writer.input_end
         query = {"prefix": f"{marker} {{input}}{end}", "suffix": f"{{input}}{end} {marker}", "none": f"{{input}}{end}"}
         text = query[self.config.markers]
         assert self.tokenizer.eos_token_id is not None

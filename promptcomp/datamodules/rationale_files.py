@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,25 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.rationale_formats import BadRow
 from promptcomp.datamodules.rationale_parsing import STATUSES
 from promptcomp.datamodules.rationale_records import RecordReader
-from promptcomp.datamodules.rows import Problem, json_lines
+from promptcomp.datamodules.records import (
+    Asked,
+    Found,
+    Problem,
+    Record,
+    half_character,
+    kind_of_rows,
+    name_in,
+    no_rows,
+    read_json,
+    read_records,
+    tell,
+)
 from promptcomp.datamodules.tasks import RationaleRow
 
-Found = list[Problem] | None
-"""Where problems are collected; None: the first one is raised."""
+_WORK = Asked(("id",), ("llm_label", "llm_rationale", "teacher", "parse_status"))
 
 
-def joined(rows: Sequence[RationaleRow], paths: Sequence[Path], problems: Found = None) -> Sequence[RationaleRow]:
+def joined(rows: Sequence[RationaleRow], paths: Sequence[Path], found: Found = None) -> Sequence[RationaleRow]:
     """The rows with a teacher's work from other files, joined by id; rows that are not in them stay as they are.
 
     Raises:
@@ -29,15 +39,15 @@ def joined(rows: Sequence[RationaleRow], paths: Sequence[Path], problems: Found 
         return rows
     work: dict[str, Mapping[str, Any]] = {}
     for path in paths:
-        for line in json_lines(path):
-            message = line.problem or _work_problem(line.record)
-            if message is None:
-                work[str(line.record["id"])] = line.record
-            else:
-                tell(Problem(str(path), line.number, message), problems)
+        for record in read_records(path, _WORK, kind_of_rows(path)):
+            problems = record.problems(_work_problems(record.content))
+            for problem in problems:
+                tell(problem, found)
+            if not problems:
+                work[str(name_in(record.content["id"]))] = record.content
     if rows and not any(row.id in work for row in rows):
         names = ", ".join(map(str, paths))
-        tell(Problem(names, None, f"none of the ids belongs to a row of the data (such as {rows[0].id!r})"), problems)
+        tell(Problem(names, None, f"none of the ids belongs to a row of the data (such as {rows[0].id!r})"), found)
     return [_with_work(row, work[row.id]) if row.id in work else row for row in rows]
 
 
@@ -51,65 +61,51 @@ def _with_work(row: RationaleRow, record: Mapping[str, Any]) -> RationaleRow:
     )
 
 
-def _work_problem(record: Any) -> str | None:
-    if not isinstance(record, Mapping) or not isinstance(record.get("id"), str | int):
-        return "expected an object with an 'id'"
+def _work_problems(record: Mapping[str, Any]) -> list[str]:
+    try:
+        if name_in(record.get("id")) is None:
+            return ["expected an object with an 'id'"]
+    except ValueError:
+        return [f"'id' is {type(record['id']).__name__}, expected text or a whole number"]
     for name in ("llm_label", "llm_rationale", "teacher", "parse_status"):
         if not isinstance(record.get(name), str | None):
-            return f"{name!r} is {type(record[name]).__name__}, expected text"
+            return [f"{name!r} is {type(record[name]).__name__}, expected text"]
     status = record.get("parse_status") or "ok"
-    return None if status in STATUSES else f"'parse_status' {status!r} is none of {', '.join(STATUSES)}"
+    return [] if status in STATUSES else [f"'parse_status' {status!r} is none of {', '.join(STATUSES)}"]
 
 
-def read_lines(path: Path, reader: RecordReader, split: str, problems: Found, start: int = 0) -> list[RationaleRow]:
-    """The rows of a JSON-lines file; `start` rows of the split were read before.
+def read_rows(
+    records: Iterable[Record], reader: RecordReader, split: str, where: str, found: Found, start: int = 0
+) -> list[RationaleRow]:
+    """The rows of a file or table; `start` rows of the split were read before.
 
     Raises:
-        ConfigError: a bad row or file, unless `problems` collects them.
+        ConfigError: a bad row, or none, unless `found` collects that.
     """
     rows: list[RationaleRow] = []
-    for line in json_lines(path):
-        if line.problem is not None:
-            tell(Problem(str(path), line.number, line.problem), problems)
-        else:
-            append_row(rows, reader, line.record, split, str(path), line.number, problems, start)
+    for record in records:
+        problem = record.problem
+        try:
+            if problem is None:
+                row = reader.row(record.content, start + len(rows), split)
+                rows.append(replace(row, where=f"{record.file}:{record.line}"))
+        except BadRow as error:
+            problem = str(error)
+        if problem is not None:
+            tell(Problem(record.file, record.line, problem), found)
     if not rows:
-        tell(Problem(str(path), None, "the file has no rows"), problems)
+        tell(no_rows(where), found)
     return rows
 
 
-def append_row(
-    rows: list[RationaleRow],
-    reader: RecordReader,
-    record: Any,
-    split: str,
-    where: str,
-    line: int,
-    problems: Found,
-    start: int = 0,
-) -> None:
-    """Add the row of a record, or tell what is wrong with it."""
-    try:
-        rows.append(reader.row(record, start + len(rows), split))
-    except BadRow as error:
-        tell(Problem(where, line, str(error)), problems)
-
-
-def unique(rows: list[RationaleRow], where: Path | str, problems: Found) -> list[RationaleRow]:
+def unique(rows: list[RationaleRow], found: Found) -> list[RationaleRow]:
     """The rows, whose ids must differ."""
     seen: set[str] = set()
     for row in rows:
         if row.id in seen:
-            tell(Problem(str(where), None, f"the id {row.id!r} occurs twice"), problems)
+            tell(Problem.at(row.where, f"the id {row.id!r} occurs twice"), found)
         seen.add(row.id)
     return rows
-
-
-def tell(problem: Problem, problems: Found) -> None:
-    """Collect a problem, or raise it where nothing is collected."""
-    if problems is None:
-        raise ConfigError(str(problem))
-    problems.append(problem)
 
 
 def text_list(path: Path) -> list[str]:
@@ -118,12 +114,9 @@ def text_list(path: Path) -> list[str]:
     Raises:
         ConfigError: the file is missing or holds something else.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a readable JSON file ({error})") from None
+    found = read_json(path)
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise ConfigError(f"{path}: expected a JSON list of texts")
+    if half_character(found):
+        raise ConfigError(f"{path}: a text has half a character (one of a surrogate pair)")
     return found

@@ -44,6 +44,8 @@ class Format:
         BadRow: a field is missing or of the wrong kind.
     """
     metric: Metric
+    fields: tuple[str, ...]
+    """What it reads of a record."""
 
 
 def text_of(record: Mapping[str, Any], *names: str) -> str:
@@ -116,11 +118,11 @@ def _gsm8k(record: Mapping[str, Any]) -> Example:
 
 
 FORMATS: dict[str, Format] = {
-    "cqa": Format(_cqa, "exact_match"),
-    "svamp": Format(_svamp, "equation"),
-    "esnli": Format(_nli("explanation_1"), "exact_match"),
-    "anli1": Format(_nli("reason"), "exact_match"),
-    "asdiv": Format(_asdiv, "equation"),
-    "gsm8k": Format(_gsm8k, "equation"),
+    "cqa": Format(_cqa, "exact_match", ("question", "answer", "choices", "abstractive_explanation")),
+    "svamp": Format(_svamp, "equation", ("input", "label", "Body", "Question", "Equation")),
+    "esnli": Format(_nli("explanation_1"), "exact_match", ("premise", "hypothesis", "label", "explanation_1")),
+    "anli1": Format(_nli("reason"), "exact_match", ("premise", "hypothesis", "label", "reason")),
+    "asdiv": Format(_asdiv, "equation", ("input", "label", "Body", "Question", "Answer", "Formula")),
+    "gsm8k": Format(_gsm8k, "equation", ("question", "answer")),
 }
 """Formats by name."""

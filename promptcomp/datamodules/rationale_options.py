@@ -35,10 +35,12 @@ class RationaleConfig(LoaderConfig):
     """Names the rationale task; with label_from_rationale it stands in front of the rationale."""
     separator: str = Field(default="=>", min_length=1)
     """Stands between rationale and label where both are one target."""
-    input_end: str = ""
-    """Text behind the input, such as a line end for LMs whose answers should not run on from it."""
-    target_space: bool = False
-    """A space in front of each target (byte-level vocabularies of decoder-only LMs)."""
+    input_end: str | None = None
+    """Text behind the input; null: a line end where a decoder-only LM reads the input right before its answer (" =>" in
+    vocabularies without line ends), otherwise nothing."""
+    target_space: bool | None = None
+    """A space in front of each target; null: where one LM reads both and neither a line end nor the vocabulary begins a
+    word (byte-level vocabularies)."""
     input_eos: bool | None = None
     """An end-of-sequence token behind each query; null: as the tokenizer itself does (T5: yes)."""
     label_source: Literal["gold", "teacher"] = "gold"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import re
+import string
 from collections.abc import Mapping
 from typing import Any
 
 from promptcomp.config import Config
 from promptcomp.datamodules.rationale_formats import FORMATS, BadRow, Example, FormatName, text_of
 from promptcomp.datamodules.rationale_parsing import STATUSES
+from promptcomp.datamodules.records import Asked, name_in
+from promptcomp.datamodules.rows import option_problems
 from promptcomp.datamodules.tasks import RationaleRow
+from promptcomp.evaluation.labels import same_label
 
 HUMAN = "human"
+ID_FIELDS = ("uid", "ID")
+"""Names of the rows in the known formats."""
 
 
 class RationaleColumns(Config):
@@ -46,14 +54,24 @@ class RecordReader:
         self.columns, self._human = columns, human
         self._format = FORMATS[format_name] if format_name is not None else None
 
-    def row(self, record: Any, number: int, split: str) -> RationaleRow:
+    def asked(self) -> Asked:
+        """The columns for a reader; each row is looked at by itself, as formats may write theirs in several ways."""
+        columns = self.columns
+        names = [columns.id, columns.llm_label, columns.llm_rationale, columns.parse_status, columns.teacher]
+        if self._format is not None:
+            return Asked(optional=(*(name for name in names if name), *ID_FIELDS, *self._format.fields))
+        fields = [columns.input] if "{" not in columns.input else _fields(columns.input)
+        names += [columns.label, columns.options]
+        lists = (columns.options,) if columns.options else ()
+        numbers = (columns.label,) if columns.label_names else ()
+        return Asked(tuple(fields), tuple(name for name in names if name), lists=lists, numbers=numbers)
+
+    def row(self, record: Mapping[str, Any], number: int, split: str) -> RationaleRow:
         """The row in a record.
 
         Raises:
             BadRow: the record is not of the format.
         """
-        if not isinstance(record, Mapping):
-            raise BadRow(f"expected an object, found {type(record).__name__}")
         example = self._format.read(record) if self._format is not None else self._example(record)
         if not example.input.strip():
             raise BadRow("the input is empty")
@@ -76,12 +94,18 @@ class RecordReader:
         )
 
     def id_of(self, record: Mapping[str, Any], number: int, split: str) -> str:
-        """What names a record."""
-        names = (self.columns.id,) if self._format is None else (self.columns.id, "uid", "ID")
-        for name in names:
-            value = record.get(name) if name else None
-            if isinstance(value, str | int) and value != "":
-                return str(value)
+        """What names a record.
+
+        Raises:
+            BadRow: its name is neither text nor a whole number.
+        """
+        names = (self.columns.id,) if self._format is None else (self.columns.id, *ID_FIELDS)
+        for name in (name for name in names if name is not None):
+            try:
+                if (found := name_in(record.get(name))) is not None:
+                    return found
+            except ValueError:
+                raise BadRow(f"{name!r} is {type(record[name]).__name__}, expected text or a whole number") from None
         return f"{split}-{number}"
 
     def _example(self, record: Mapping[str, Any]) -> Example:
@@ -89,16 +113,21 @@ class RecordReader:
         if "{" in columns.input:
             try:
                 text = columns.input.format_map(record)
-            except (KeyError, ValueError, IndexError, AttributeError) as error:
+            except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
                 raise BadRow(f"columns.input {columns.input!r} cannot be filled in ({error})") from None
         else:
             text = text_of(record, columns.input)
         options = record.get(columns.options) if columns.options else None
         if options is not None and (not isinstance(options, list) or not all(isinstance(o, str) for o in options)):
             raise BadRow(f"{columns.options!r} is not a list of texts")
+        if options and (problems := option_problems(options, columns.options or "")):
+            raise BadRow(problems[0])
         label = self._label(record.get(columns.label))
         if options and label and label not in options:
-            raise BadRow(f"{columns.label!r} {label!r} is not among the options {options}")
+            same = [option for option in options if same_label(option, label)]
+            if not same:
+                raise BadRow(f"{columns.label!r} {label!r} is not among the options {options}")
+            label = same[0]
         return Example(text, label, tuple(options or columns.label_names))
 
     def _label(self, value: Any) -> str:
@@ -109,11 +138,24 @@ class RecordReader:
             return names[value]
         if value is None:
             return ""
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or not _is_finite(value):
             raise BadRow(f"{self.columns.label!r} is {type(value).__name__}, expected text")
         if names and value not in names:
             raise BadRow(f"{self.columns.label!r} {value!r} is none of columns.label_names")
         return str(value)
+
+
+def _is_finite(value: str | int | float) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _fields(template: str) -> list[str]:
+    """The columns that a template names."""
+    try:
+        parts = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    except ValueError:  # said of each row
+        return []
+    return [re.split(r"[.\[]", name)[0] for name in parts]
 
 
 def _text(record: Mapping[str, Any], name: str | None) -> str:

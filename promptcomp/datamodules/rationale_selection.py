@@ -15,6 +15,7 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 from promptcomp.evaluation.equations import same_value
+from promptcomp.evaluation.labels import same_label
 
 _SUBSET_STREAM, _SEED_STREAM, _SHUFFLE_STREAM = 21, 22, 23
 
@@ -58,7 +59,7 @@ class Account:
         for row in rows:
             if row.label.strip() and row.teacher:
                 account.judged += 1
-                account.teacher_correct += same_label(row.llm_label, row.label, metric)
+                account.teacher_correct += agree(row.llm_label, row.label, metric)
         return account
 
     def lines(self, *, of_training: bool = True) -> list[str]:
@@ -83,11 +84,11 @@ class Account:
         return found
 
 
-def same_label(one: str, other: str, metric: str) -> bool:
+def agree(one: str, other: str, metric: str) -> bool:
     """Whether two labels agree: by value ("equation") or as text, case and blanks aside."""
     if metric == "equation":
         return same_value(one, other)
-    return " ".join(one.casefold().split()) == " ".join(other.casefold().split())
+    return same_label(one.casefold(), other.casefold())
 
 
 def reference_split(count: int, test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +165,7 @@ def shuffled(rows: Sequence[RationaleRow], seed: int) -> list[RationaleRow]:
 def _train_row(config: RationaleConfig, row: RationaleRow, account: Account) -> TrainRow | None:
     label = row.llm_label if config.label_source == "teacher" else row.label
     blanks_count = config.blank_targets == "train"
-    if config.rationale_filter != "all" and not same_label(row.llm_label, row.label, config.metric):
+    if config.rationale_filter != "all" and not agree(row.llm_label, row.label, config.metric):
         account.teacher_wrong += 1
         if config.rationale_filter == "teacher_correct_rows":
             return None

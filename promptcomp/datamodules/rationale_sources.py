@@ -1,7 +1,8 @@
-"""Files and data sets with rationales: the original's folders, id-keyed JSON lines, and any Hugging Face data set."""
+"""Files and data sets with rationales: the original's folders, id-keyed rows, and any Hugging Face data set."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,23 @@ from pydantic import Field, model_validator
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.arrow import open_table
-from promptcomp.datamodules.rationale_files import Found, append_row, joined, read_lines, tell, text_list, unique
+from promptcomp.datamodules.rationale_files import joined, read_rows, text_list, unique
 from promptcomp.datamodules.rationale_formats import FORMATS, FormatName
 from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.datamodules.rationale_parsing import ParsedTask, ParseMode, parse
 from promptcomp.datamodules.rationale_records import RationaleColumns, RecordReader
-from promptcomp.datamodules.rows import Problem
-from promptcomp.datamodules.tasks import RationaleRow
+from promptcomp.datamodules.records import (
+    Found,
+    NotHere,
+    Problem,
+    Record,
+    has_errors,
+    kind_of_rows,
+    read_records,
+    tell,
+    tell_error,
+)
+from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 
 
 class FormattedRationales(RationaleConfig):
@@ -59,7 +70,7 @@ class RationaleFolderData(FormattedRationales):
 
 
 class RationaleFilesData(FormattedRationales):
-    """JSON-lines files of one example a line, with the teacher's work in the same line or in other files (by id)."""
+    """Files of one example a line, with the teacher's work in the same line or in other files (by id)."""
 
     name: Literal["rationale_files"] = "rationale_files"
     train: tuple[Path, ...] = ()
@@ -107,10 +118,60 @@ class RationaleHFData(FormattedRationales):
         return self.format
 
 
-class FolderSource:
+class _FileSource(RationaleSource):
+    """What the sources of files share: every split is read once, and inputs are compared between splits."""
+
+    def __init__(self) -> None:
+        self._splits: dict[str, Sequence[RationaleRow]] = {}
+
+    def rows(self, split: str, found: Found = None) -> Sequence[RationaleRow]:
+        """The rows of a split, with the teacher's work.
+
+        Raises:
+            ConfigError: the split is unknown, a file is missing or bad, or a row is (unless that is collected).
+        """
+        if split not in self._splits:
+            if split not in self.splits:
+                raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
+            self._splits[split] = self._read(split, found)
+        return self._splits[split]
+
+    @abstractmethod
+    def _read(self, split: str, found: Found) -> Sequence[RationaleRow]: ...
+
+    def check(self, found: Found = None) -> None:
+        """Read every split, and warn of inputs that occur twice.
+
+        Raises:
+            ConfigError: the first bad row or file, unless they are collected.
+        """
+        inputs: dict[str, set[str]] = {}
+        for split in self.splits:
+            try:
+                rows = self.rows(split, found)
+                inputs[split] = {row.input for row in rows}
+                if len(inputs[split]) < len(rows):
+                    text = f"{len(rows) - len(inputs[split])} rows of the {split} split have the input of another one"
+                    tell(Problem("data", None, text, "warning"), found)
+            except ConfigError as error:
+                tell_error(error, found)
+        for split in inputs:
+            if split != "train" and (shared := inputs[split] & inputs.get("train", set())):
+                text = f"{len(shared)} inputs of the {split} split are in train too"
+                tell(Problem("data", None, text, "warning"), found)
+
+
+class FolderSource(_FileSource):
     """The original's layout."""
 
     def __init__(self, config: RationaleFolderData) -> None:
+        """
+        Raises:
+            ConfigError: there is no such folder.
+        """
+        super().__init__()
+        if not config.folder.is_dir():
+            raise NotHere(f"data.folder {config.folder}: no such folder")
         self.config = config
         human = config.teacher == "human"
         self._reader = RecordReader(RationaleColumns(llm_label=None, llm_rationale=None), config.task, human)
@@ -125,24 +186,22 @@ class FolderSource:
         task = self.config.task
         return self.config.folder / task / f"{task}_{_original_name(split)}.json"
 
-    def rows(self, split: str, problems: Found = None) -> Sequence[RationaleRow]:
-        """The rows of a split with the teacher's texts, which are joined by their position.
-
-        Raises:
-            ConfigError: a file is missing or bad, or there are not as many texts as rows.
-        """
-        config = self.config
-        rows = unique(read_lines(self.path(split), self._reader, split, problems), self.path(split), problems)
+    def _read(self, split: str, found: Found) -> Sequence[RationaleRow]:
+        """The teacher's texts are joined by their position."""
+        config, path = self.config, self.path(split)
+        rows = unique(read_rows(self._records(path), self._reader, split, str(path), found), found)
         if config.teacher in ("human", "none"):
             return rows
         texts, where = self._completions(split)
-        if len(texts) != len(rows) and not problems:
+        if len(texts) != len(rows) and not has_errors(found):
             message = (
-                f"{len(texts)} completions for the {len(rows)} rows of {self.path(split)}; they are joined by "
-                "position, so none may be missing"
+                f"{len(texts)} completions for the {len(rows)} rows of {path}; they are joined by position, so none"
             )
-            tell(Problem(str(where), None, message), problems)
+            tell(Problem(str(where), None, f"{message} may be missing"), found)
         return [self._with_teacher(row, text) for row, text in zip(rows, texts, strict=False)]
+
+    def _records(self, path: Path) -> Iterator[Record]:
+        return read_records(path, self._reader.asked(), ".jsonl")
 
     def _with_teacher(self, row: RationaleRow, text: str) -> RationaleRow:
         config = self.config
@@ -171,10 +230,11 @@ class FolderSource:
         return [text for chunk in chunks for text in chunk], folder
 
 
-class FilesSource:
-    """JSON-lines files."""
+class FilesSource(_FileSource):
+    """Files of rows."""
 
     def __init__(self, config: RationaleFilesData) -> None:
+        super().__init__()
         self.config = config
         self._reader = RecordReader(config.columns, config.format, config.human_rationales)
 
@@ -184,25 +244,19 @@ class FilesSource:
         config = self.config
         return (*(["train"] if config.train else []), *(["dev"] if config.dev else []), "test")
 
-    def rows(self, split: str, problems: Found = None) -> Sequence[RationaleRow]:
-        """The rows of a split.
-
-        Raises:
-            ConfigError: the split is unknown, a file is missing, or a row is bad.
-        """
-        files = {"train": self.config.train, "dev": self.config.dev, "test": self.config.test}.get(split, ())
-        if not files:
-            raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
+    def _read(self, split: str, found: Found) -> Sequence[RationaleRow]:
         rows: list[RationaleRow] = []
-        for path in files:
-            rows += read_lines(path, self._reader, split, problems, start=len(rows))
-        return joined(unique(rows, files[0], problems), self.config.rationales, problems)
+        for path in {"train": self.config.train, "dev": self.config.dev, "test": self.config.test}[split]:
+            records = read_records(path, self._reader.asked(), kind_of_rows(path))
+            rows += read_rows(records, self._reader, split, str(path), found, start=len(rows))
+        return joined(unique(rows, found), self.config.rationales, found)
 
 
-class HubSource:
+class HubSource(_FileSource):
     """A Hugging Face data set."""
 
     def __init__(self, config: RationaleHFData) -> None:
+        super().__init__()
         self.config = config
         self._reader = RecordReader(config.columns, config.format, config.human_rationales)
 
@@ -212,22 +266,12 @@ class HubSource:
         config = self.config
         return (*(["train"] if config.train_split else []), *(["dev"] if config.dev_split else []), "test")
 
-    def rows(self, split: str, problems: Found = None) -> Sequence[RationaleRow]:
-        """The rows of a split.
-
-        Raises:
-            ConfigError: the split is unknown, or the data set cannot be loaded or has bad rows.
-        """
+    def _read(self, split: str, found: Found) -> Sequence[RationaleRow]:
         config = self.config
-        name = {"train": config.train_split, "dev": config.dev_split, "test": config.test_split}.get(split)
-        if name is None:
-            raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
-        where = f"{config.path}[{name}]"
-        rows: list[RationaleRow] = []
-        for batch in open_table(config.path, config.config, name).to_batches(max_chunksize=4096):
-            for record in batch.to_pylist():
-                append_row(rows, self._reader, record, split, where, len(rows) + 1, problems)
-        return joined(unique(rows, where, problems), config.rationales, problems)
+        name = {"train": config.train_split, "dev": config.dev_split, "test": config.test_split}[split]
+        table = open_table(config.path, config.config, str(name), self._reader.asked())
+        rows = read_rows(table.records(), self._reader, split, table.where, found)
+        return joined(unique(rows, found), config.rationales, found)
 
 
 def _original_name(split: str) -> str:
@@ -239,25 +283,3 @@ def _chunk_number(path: Path) -> int:
     if not number.isdecimal():
         raise ConfigError(f"{path}: expected a number behind CoT_")
     return int(number)
-
-
-RationaleFileSource = FolderSource | FilesSource | HubSource
-
-
-def source_problems(source: RationaleFileSource) -> Iterator[Problem]:
-    """Everything that is wrong with the files of a source, and what looks odd about its splits."""
-    inputs: dict[str, set[str]] = {}
-    for split in source.splits:
-        problems: list[Problem] = []
-        try:
-            rows = source.rows(split, problems)
-            inputs[split] = {row.input for row in rows}
-            if len(inputs[split]) < len(rows):
-                message = f"{len(rows) - len(inputs[split])} rows of the {split} split have the input of another one"
-                problems.append(Problem("data", None, message, "warning"))
-        except ConfigError as error:
-            problems.append(Problem("data", None, str(error)))
-        yield from problems
-    for split in inputs:
-        if split != "train" and (shared := inputs[split] & inputs.get("train", set())):
-            yield Problem("data", None, f"{len(shared)} inputs of the {split} split are in train too", "warning")

@@ -16,6 +16,7 @@ from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, En
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.datamodules.tasks import RationaleRow
+from promptcomp.datamodules.templates import starts_words
 from promptcomp.datamodules.tokens import TokenCache
 
 SEGMENT = "\x1f"
@@ -36,8 +37,21 @@ class Texts:
 class Writer:
     """Writes rows as contexts with queries and targets."""
 
-    def __init__(self, config: RationaleConfig, tokenizer: PreTrainedTokenizerBase, window: int | None) -> None:
+    def __init__(
+        self,
+        config: RationaleConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        window: int | None,
+        *,
+        query_in_encoder: bool = False,
+    ) -> None:
         """
+        Args:
+            config: How rows are written.
+            tokenizer: Makes ids.
+            window: The LM's [positions]; None: no limit.
+            query_in_encoder: Whether an encoder reads the queries.
+
         Raises:
             ConfigError: the budgets do not fit the LM's window [positions], the tokenizer has no end-of-sequence
                 token, or it does not keep the separator.
@@ -52,6 +66,12 @@ class Writer:
         self._eos: int = tokenizer.eos_token_id
         ends = adds_eos(tokenizer) if config.input_eos is None else config.input_eos
         self._query_end: tuple[int, ...] = (self._eos,) if ends else ()
+        apart = query_in_encoder or bool(self._query_end) or config.markers == "suffix"
+        line_end = "\n" if self.cache("\n") else " =>"
+        self.input_end = ("" if apart else line_end) if config.input_end is None else config.input_end
+        """Text behind the input."""
+        begins_word = query_in_encoder or self.input_end.endswith("\n") or starts_words(tokenizer)
+        self._space = " " * (not begins_word if config.target_space is None else config.target_space)
         if config.in_one_target:
             self._check_separator()
 
@@ -71,7 +91,7 @@ class Writer:
         text = row.input.replace(SEGMENT, str(self._tokenizer.eos_token))
         if self.config.targets == "label_from_rationale" and row.llm_rationale.strip():
             text = f"{text} {self.config.rationale_marker} {row.llm_rationale}"
-        return text + self.config.input_end
+        return text + self.input_end
 
     def texts(self, row: RationaleRow, label: str, role: int) -> Texts:
         """One task of a row with the given label."""
@@ -83,7 +103,7 @@ class Writer:
         elif config.markers == "suffix":
             context, query = query, f" {marker}"
         target = self.target_text(row, label, role)
-        return Texts(context, query, f" {target}" if config.target_space else target, role)
+        return Texts(context, query, self._space + target, role)
 
     def target_text(self, row: RationaleRow, label: str, role: int) -> str:
         """What is to be written."""
@@ -118,11 +138,14 @@ class Writer:
     def encode_options(self, row: RationaleRow, options: Sequence[str], example: int) -> EncodedContext:
         """A row whose label task has a target for each option."""
         task = self.texts(row, row.label, ANSWER)
-        space = " " if self.config.target_space else ""
         targets = [
-            EncodedTarget(self.target_ids(space + text, ANSWER), choice, ANSWER) for choice, text in enumerate(options)
+            EncodedTarget((*ids, self._eos), choice, ANSWER) for choice, ids in enumerate(self.option_ids(options))
         ]
         return EncodedContext(self.context_ids(task), (EncodedQuery(self.query_ids(task), tuple(targets), example),))
+
+    def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
+        """Ids of the label task's options within their budget, without their end."""
+        return [self.target_ids(self._space + option, ANSWER)[:-1] for option in options]
 
     def context_ids(self, task: Texts) -> tuple[int, ...]:
         """Ids of the input where the markers follow it, cut on the right."""
@@ -158,7 +181,7 @@ class Writer:
     def may_lose(self, row: RationaleRow) -> bool:
         """Whether a row is so long that it might be cut (a token is at least one byte)."""
         config = self.config
-        markers = len(config.label_marker) + len(config.rationale_marker) + len(config.input_end) + 8
+        markers = len(config.label_marker) + len(config.rationale_marker) + len(self.input_end) + 8
         read = len(self.input_text(row).encode()) + markers > self.input_budget
         labels = max(len(row.label.encode()), len(row.llm_label.encode()))
         rationale = len(row.llm_rationale.encode()) + len(config.separator)

@@ -112,6 +112,11 @@ class Renderer:
         cut = len(first) + len(second) - len(kept_first) - len(kept_second)
         return Parts(kept_first, kept_second, cut)
 
+    def option_ids(self, option: str, *, first: bool) -> tuple[int, ...]:
+        """Ids of an option as a query has them, within the per-example cap: what the model tells options apart by."""
+        one, two = self.texts("x", option, first=first)
+        return tuple(self.cache(two if self.scoring == "direct" else one)[: self.max_example_tokens - 1])
+
     def demonstration(self, input_text: str, output: str, *, first: bool) -> Parts:
         """Ids of one demonstration, within the per-example cap."""
         one, two = self.texts(input_text, output, first=first, demonstration=True)

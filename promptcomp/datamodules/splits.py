@@ -1,13 +1,35 @@
-"""Holding out a part of the training tasks to select checkpoints on."""
+"""The splits of tasks: a part of the training tasks held out to select checkpoints on, and what is odd between them."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.tasks import Task
+from promptcomp.datamodules.records import Found, Problem, tell, tell_error
+from promptcomp.datamodules.tasks import Task, TaskSource
+
+
+def check_tasks(source: TaskSource, found: Found) -> dict[str, list[str]]:
+    """Put the tasks of every split together; their names by split.
+
+    Raises:
+        ConfigError: a split cannot be made, unless that is collected.
+    """
+    names: dict[str, list[str]] = {}
+    for split in source.splits:
+        try:
+            names[split] = [task.name for task in source.tasks(split)]
+        except ConfigError as error:
+            tell_error(error, found)
+    return names
+
+
+def warn_of_leaks(train: Iterable[str], test: Iterable[str], found: Found, where: str = "data") -> None:
+    """Warn of tasks that are both trained and tested on."""
+    for task in sorted({*train} & {*test}):
+        tell(Problem(where, None, f"task {task!r} is both a train and a test task", "warning"), found)
 
 
 def hold_out(tasks: Sequence[Task], share: float, what: str) -> tuple[tuple[Task, ...], tuple[Task, ...]]:

@@ -1,37 +1,26 @@
-"""Tasks in a user's own JSONL and CSV files: a row for each example, with columns that `Columns` names."""
+"""Tasks in a user's own files: a row for each example, with columns that `Columns` names."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.options import ICLConfig
-from promptcomp.datamodules.rows import (
-    Columns,
-    Problem,
-    json_lines,
-    kind_of,
-    place_of,
-    row_problems,
-    row_warnings,
-    seed_problems,
-    to_row,
-)
-from promptcomp.datamodules.splits import hold_out
-from promptcomp.datamodules.tasks import Row, Task
-
-OPTION_SEPARATOR = "|"  # between options in a CSV cell
+from promptcomp.datamodules.records import Found, Problem, has_errors, no_rows, read_records, tell, tell_error
+from promptcomp.datamodules.rows import Columns, Duplicates, kind_of, place_of, row_problems, row_warnings, to_row
+from promptcomp.datamodules.splits import check_tasks, hold_out, warn_of_leaks
+from promptcomp.datamodules.tasks import Row, Task, TaskSource
+from promptcomp.evaluation.labels import label_of, same_label
 
 
 class TableData(ICLConfig):
-    """Your own examples in JSONL or CSV files."""
+    """Your own examples in JSONL, JSON, CSV, TSV or Parquet files."""
 
     name: Literal["table_icl"] = "table_icl"
     train: tuple[Path, ...] = ()
@@ -59,94 +48,41 @@ class Entry:
     task: str
     seed: int | None
     role: str | None
-    line: int
 
 
-def read_entries(path: Path, columns: Columns, problems: list[Problem] | None = None) -> Iterator[Entry]:
-    """The rows of a JSONL, CSV or TSV file.
+def read_entries(path: Path, columns: Columns, found: Found = None) -> list[Entry]:
+    """The rows of a file.
 
     Args:
         path: The file.
         columns: Names of its columns.
-        problems: Collects what is wrong, and the reading goes on; None: the first error is raised.
+        found: Collects what is wrong and odd, and the reading goes on.
 
     Raises:
-        ConfigError: the file is missing, of an unknown kind, or has a bad row (with its line).
+        ConfigError: the file is missing, cannot be read, or has a bad row (with its line) or none, unless collected.
     """
-    for number, record, problem in _records(path, columns):
-        found = [problem] if problem else [*row_problems(record, columns), *seed_problems(record, columns)]
-        if found and problems is None:
-            raise ConfigError(str(Problem(str(path), number, found[0])))
-        if found and problems is not None:
-            problems.extend(Problem(str(path), number, message) for message in found)
+    entries, seen, duplicates = [], False, Duplicates()
+    for record in read_records(path, columns.asked()):
+        seen = True
+        if problems := record.problems(row_problems(record.content, columns)):
+            for problem in problems:
+                tell(problem, found)
             continue
-        if problems is not None:
-            problems.extend(Problem(str(path), number, text, "warning") for text in row_warnings(record, columns))
-        yield Entry(to_row(record, columns), *place_of(record, columns, path.stem), number)
+        row = to_row(record.content, columns, f"{path}:{record.line}")
+        entries.append(Entry(row, *place_of(record.content, columns, path.stem)))
+        record.warn(row_warnings(record.content, columns), found)
+        duplicates.look(record, (entries[-1].task, row.input, row.output), "input and output", found)
+    if not seen:
+        tell(no_rows(path), found)
+    return entries
 
 
-def _records(path: Path, columns: Columns) -> Iterator[tuple[int, Any, str | None]]:
-    """Line number, record and problem of every row."""
-    if path.suffix == ".jsonl":
-        for line in json_lines(path):
-            yield line.number, line.record, line.problem
-    elif path.suffix in (".csv", ".tsv"):
-        yield from csv_records(path, (columns.input, columns.output), columns.options)
-    else:
-        raise ConfigError(f"{path}: a table should end in .jsonl, .csv or .tsv")
-
-
-def csv_records(path: Path, required: Sequence[str], options: str | None) -> Iterator[tuple[int, Any, str | None]]:
-    """Line number, record and problem of every row of a CSV or TSV file.
-
-    Args:
-        path: The file.
-        required: Columns that must be there.
-        options: Column whose cells are lists; None: none.
-
-    Raises:
-        ConfigError: the file is missing, lacks a column, or cannot be read as CSV.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-            header = reader.fieldnames or ()
-            for name in required:
-                if name not in header:
-                    raise ConfigError(f"{path}:1: no column {name!r}; the columns are {', '.join(header) or 'none'}")
-            for record in reader:
-                if None in record:
-                    yield reader.line_num, None, f"more cells than the {len(header)} columns"
-                    continue
-                if options is not None:
-                    cell = record.get(options) or ""
-                    record[options] = cell.split(OPTION_SEPARATOR) if cell else []
-                yield reader.line_num, record, None
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        line = path.read_bytes().count(b"\n", 0, _bad_byte(path)) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text ({error.reason})") from None
-    except csv.Error as error:
-        raise ConfigError(f"{path}:{reader.reader.line_num}: not valid CSV: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _bad_byte(path: Path) -> int:
-    """Place of the first byte of a file that is not UTF-8 (the decoder counts within a chunk)."""
-    try:
-        path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start
-    return 0
-
-
-class TableSource:
+class TableSource(TaskSource):
     """Lists the tasks of a user's files."""
 
     def __init__(self, config: TableData) -> None:
         self.config = config
+        self._files: dict[Path, list[Entry]] = {}
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -155,10 +91,32 @@ class TableSource:
         has_dev = bool(config.dev) or (bool(config.train) and config.dev_share > 0)
         return (*(["train"] if config.train else []), *(["dev"] if has_dev else []), "test")
 
-    def files(self) -> list[Path]:
-        """Every file that the configuration names."""
+    def check(self, found: Found = None) -> None:
+        """Read every file that the configuration names, then put the tasks of every split together.
+
+        Raises:
+            ConfigError: the first bad row or file, unless they are collected.
+        """
         config = self.config
-        return list(dict.fromkeys([*config.train, *config.dev, *config.test, *config.demonstrations]))
+        for path in dict.fromkeys([*config.train, *config.dev, *config.test, *config.demonstrations]):
+            try:
+                self._files[path] = read_entries(path, config.columns, found)
+                self._warn_of_blanks(path, found)
+            except ConfigError as error:
+                tell_error(error, found, str(path))
+        if not has_errors(found):
+            names = check_tasks(self, found)
+            warn_of_leaks(names.get("train", ()), names.get("test", ()), found)
+
+    def _warn_of_blanks(self, path: Path, found: Found) -> None:
+        """Outputs of one label that are written in several ways, where they become the options."""
+        spelled: dict[str, str] = {}
+        for entry in self._files[path] if self.config.options_from_outputs and found is not None else ():
+            output = entry.row.output
+            if spelled.setdefault(label_of(output), output) != output:
+                first = spelled[label_of(output)]
+                text = f"{output!r} and {first!r} are one label: white space does not count"
+                tell(Problem.at(entry.row.where, text, "warning"), found)
 
     @cached_property
     def _train(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
@@ -188,12 +146,11 @@ class TableSource:
         return self._asked_tasks(shown, asked) if shown else self._shared_tasks(entries)
 
     def _entries(self, paths: Iterable[Path]) -> list[Entry]:
-        found = []
+        found: list[Entry] = []
         for path in paths:
-            entries = list(read_entries(path, self.config.columns))
-            if not entries:
-                raise ConfigError(f"{path}: the file has no rows")
-            found.extend(entries)
+            if path not in self._files:
+                self._files[path] = read_entries(path, self.config.columns)
+            found += self._files[path]
         return found
 
     def _shared_tasks(self, entries: Iterable[Entry]) -> list[Task]:
@@ -229,8 +186,12 @@ class TableSource:
     def _rows(self, members: Sequence[Entry], all_members: Sequence[Entry]) -> list[Row]:
         if not self.config.options_from_outputs:
             return [entry.row for entry in members]
-        options = tuple(sorted({entry.row.output for entry in all_members}))
-        return [Row(e.row.input, e.row.output, e.row.options or options) for e in members]
+        options = tuple(sorted({label_of(entry.row.output) for entry in all_members}))
+        return [row if row.options else _among(row, options) for row in (entry.row for entry in members)]
+
+
+def _among(row: Row, options: tuple[str, ...]) -> Row:
+    return replace(row, output=next(option for option in options if same_label(option, row.output)), options=options)
 
 
 def _grouped(entries: Iterable[Entry]) -> dict[tuple[str, int | None], list[Entry]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar, overload
+
+from promptcomp.datamodules.records import Problem
 
 TaskKind = Literal["classification", "multi_choice", "free_form"]
 
@@ -36,6 +38,8 @@ class Row:
     input: str
     output: str
     options: tuple[str, ...] = ()
+    where: str = field(default="", compare=False)
+    """File and line, where the row comes from a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,22 @@ class RationaleRow:
     """Who wrote them."""
     options: tuple[str, ...] = ()
     """Labels to choose from; empty where they are free."""
+    where: str = field(default="", compare=False)
+    """File and line, where the row comes from a file."""
 
 
 class RationaleSource(Protocol):
-    """Anything that lists examples with rationales. Both members are pure functions of the source's configuration."""
+    """Anything that lists examples with rationales. All members are pure functions of the source's configuration."""
+
+    def check(self, found: list[Problem] | None = None) -> None:
+        """Read everything once. Problems are collected in `found`; None: the first error is raised.
+
+        Generated data has nothing that could be wrong.
+
+        Raises:
+            ConfigError: something is wrong.
+        """
+        return
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -87,7 +103,17 @@ class Task:
 
 
 class TaskSource(Protocol):
-    """Anything that can list tasks. Both members are pure functions of the source's configuration."""
+    """Anything that can list tasks. All members are pure functions of the source's configuration."""
+
+    def check(self, found: list[Problem] | None = None) -> None:
+        """Read everything once. Problems are collected in `found`; None: the first error is raised.
+
+        Generated data has nothing that could be wrong.
+
+        Raises:
+            ConfigError: something is wrong.
+        """
+        return
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -111,7 +137,21 @@ class InstructionRow:
 
 
 class InstructionSource(Protocol):
-    """Anything that can list rows with instructions. Both members are pure functions of the configuration."""
+    """Anything that can list rows with instructions. All members are pure functions of the configuration."""
+
+    def check(self, found: list[Problem] | None = None) -> None:
+        """Read everything once. Problems are collected in `found`; None: the first error is raised.
+
+        Generated data has nothing that could be wrong.
+
+        Raises:
+            ConfigError: something is wrong.
+        """
+        return
+
+    def remarks(self) -> list[str]:
+        """What a person should know about the rows as they were read, such as turns that are left out."""
+        return []
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ stand, so that text on either side never shares a token with the other.
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +62,8 @@ class Template:
     """Whether instruction, input and output lose the white space around them."""
     trims_context: bool = False
     """Whether the context loses the white space at its end."""
+    dated: bool = False
+    """Whether it writes the day of the run."""
 
     def context_text(self, instruction: str) -> str:
         """The context of an instruction."""
@@ -84,6 +87,7 @@ def make_template(
     *,
     query_in_encoder: bool = False,
     writes_bos: bool = False,
+    date: datetime.date | None = None,
 ) -> Template:
     """The template for one tokenizer.
 
@@ -92,15 +96,22 @@ def make_template(
         tokenizer: The LM's tokenizer.
         query_in_encoder: An encoder reads the query: it then ends in EOS, and nothing asks for the output.
         writes_bos: The LM puts BOS in front of every context itself, so the template must not.
+        date: The day that a chat template may write; None: today.
 
     Raises:
         ConfigError: the tokenizer has no chat template, or one that does not keep the instruction apart.
     """
     end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     if wanted == "chat":
-        parts = chat_template(tokenizer, writes_bos)
+        parts = chat_template(tokenizer, writes_bos, date)
         return Template(
-            parts.context, parts.query, parts.empty_query, "{output}", parts.end_ids or end, trims=parts.trims
+            parts.context,
+            parts.query,
+            parts.empty_query,
+            "{output}",
+            parts.end_ids or end,
+            trims=parts.trims,
+            dated=parts.dated,
         )
     if isinstance(wanted, CustomTemplate):
         return Template(

@@ -18,10 +18,21 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.arrow import TextColumn, open_table
-from promptcomp.datamodules.base import ContextDataModule, ExampleInfo, PromptFormat
+from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.options import LoaderConfig
-from promptcomp.datamodules.rows import Problem, json_lines
+from promptcomp.datamodules.records import (
+    FILE_KINDS,
+    Asked,
+    Found,
+    Problem,
+    Record,
+    check_file,
+    has_errors,
+    read_records,
+    tell,
+    tell_error,
+)
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tokens import TokenCache
 
@@ -33,7 +44,7 @@ class TextConfig(LoaderConfig):
 
     name: Literal["text"] = "text"
     paths: tuple[Path, ...] = ()
-    """Files: .txt (documents between blank lines) or .jsonl (one document a line)."""
+    """Files: .txt (documents between blank lines) or .jsonl, .json, .csv, .tsv, .parquet (one document a row)."""
     hub: str | None = None
     """A dataset of the Hugging Face hub, or a folder that `datasets` can load; instead of `paths`."""
     hub_config: str | None = None
@@ -85,14 +96,32 @@ class TextDataModule(ContextDataModule):
         self._cache = TokenCache(tokenizer)
         self.eval_splits = ("dev",) if config.dev_documents else ()
 
+        self._loaded: Sequence[str] | None = None
+
     @property
     def task_names(self) -> tuple[str, ...]:
         """All text is one task."""
         return ("text",)
 
-    @cached_property
+    def check(self, found: Found = None) -> None:
+        """See the base class."""
+        self._loaded = load_texts(self.config, found)
+        if not has_errors(found):
+            for split in ("train", *self.eval_splits):
+                self._ids(split, 0)
+
+    def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
+        """See the base class."""
+        is_train = split == "train"
+        count = self.num_train_items() if is_train else self.config.dev_documents
+        tokens = (self.train_tokens() if is_train else self.eval_tokens(split)) if with_tokens else None
+        return Counts(split, rows=count, tasks=1, contexts=count, asked=None if is_train else count, tokens=tokens)
+
+    @property
     def _texts(self) -> Sequence[str]:
-        return load_texts(self.config)
+        if self._loaded is None:
+            self._loaded = load_texts(self.config)
+        return self._loaded
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -201,79 +230,70 @@ def split_document(ids: Sequence[int], share: float) -> tuple[Sequence[int], Seq
     return ids[:border], ids[border:]
 
 
-def load_texts(config: TextConfig) -> Sequence[str]:
-    """The documents that a configuration names.
+def load_texts(config: TextConfig, found: Found = None) -> Sequence[str]:
+    """The documents that a configuration names; documents that are too short are warned of.
 
     Raises:
-        ConfigError: a file is missing, bad or of an unknown kind, or the dataset cannot be loaded.
+        ConfigError: a file is missing, bad or of an unknown kind, or the dataset cannot be loaded; problems of single
+            files and documents are collected in `found`.
     """
+    asked = Asked((config.text_column,))
     if config.hub is not None:
-        return TextColumn(open_table(config.hub, config.hub_config, config.hub_split), config.text_column)
-    found: list[str] = []
+        return TextColumn(open_table(config.hub, config.hub_config, config.hub_split, asked), config.text_column)
+    texts: list[str] = []
     for path in config.paths:
-        found.extend(_file_texts(path, config.text_column))
-    return found
-
-
-def _file_texts(path: Path, column: str) -> list[str]:
-    found: list[str] = []
-    for line, text, problem in _file_documents(path, column):
-        if problem is not None:
-            raise ConfigError(str(Problem(str(path), line, problem)))
-        found.append(text)
-    return found
-
-
-def text_problems(config: TextConfig) -> Iterator[Problem]:
-    """Everything that is wrong with text files; documents that are too short come as warnings."""
-    for path in config.paths:
-        count = 0
         try:
-            for line, text, problem in _file_documents(path, config.text_column):
-                count += 1
-                if problem is not None:
-                    yield Problem(str(path), line, problem)
-                elif len(text.encode()) < config.min_tokens:
-                    yield Problem(str(path), line, f"shorter than min_tokens = {config.min_tokens}", "warning")
+            texts += _file_texts(path, asked, config.min_tokens, found)
         except ConfigError as error:
-            yield Problem(str(path), None, str(error).removeprefix(f"{path}: "))
+            tell_error(error, found, str(path))
+    return texts
+
+
+def _file_texts(path: Path, asked: Asked, min_tokens: int, found: Found) -> list[str]:
+    texts: list[str] = []
+    column, count = asked.required[0], 0
+    is_plain = path.suffix.lower() == ".txt"
+    if not is_plain and path.suffix.lower() not in FILE_KINDS:
+        raise ConfigError(f"{path}: a text file should end in .txt, {', '.join(FILE_KINDS)}")
+    for record in _blocks(path) if is_plain else read_records(path, asked):
+        count += 1
+        text = record.content.get("text" if is_plain else column)
+        if problems := record.problems([] if isinstance(text, str) else [f"no text in {column!r}"]):
+            for problem in problems:
+                tell(problem, found)
             continue
-        if not count:
-            yield Problem(str(path), None, "the file has no documents")
-    if config.hub is not None:
-        load_texts(config)
+        texts.append(str(text))
+        if len(texts[-1].encode()) < min_tokens:
+            record.warn([f"shorter than min_tokens = {min_tokens}"], found)
+    if not count:
+        tell(Problem(str(path), None, "the file has no documents"), found)
+    return texts
 
 
-def _file_documents(path: Path, column: str) -> Iterator[tuple[int, str, str | None]]:
-    """Line, text and problem of every document of a file."""
-    if path.suffix == ".jsonl":
-        for line in json_lines(path):
-            text = line.record.get(column) if isinstance(line.record, dict) else None
-            problem = line.problem or (None if isinstance(text, str) else f"no text in {column!r}")
-            yield line.number, text if isinstance(text, str) else "", problem
-        return
-    if path.suffix != ".txt":
-        raise ConfigError(f"{path}: a text file should end in .txt or .jsonl")
+def _blocks(path: Path) -> Iterator[Record]:
+    """The documents of a text file, which stand between blank lines.
+
+    Raises:
+        ConfigError: the file is missing or cannot be read.
+    """
+    check_file(path)
     try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    line_number, block = 1, b""
-    start = 1
+    line_number, block, start = 1, list[bytes](), 1
     for raw_line in [*raw.splitlines(keepends=True), b"\n"]:
         if raw_line.strip():
-            start = line_number if not block else start
-            block += raw_line
+            start = start if block else line_number
+            block.append(raw_line)
         elif block:
-            yield _decoded(start, block)
-            block = b""
+            yield _document(str(path), start, b"".join(block))
+            block = []
         line_number += 1
 
 
-def _decoded(start: int, block: bytes) -> tuple[int, str, str | None]:
+def _document(file: str, start: int, block: bytes) -> Record:
     try:
-        return start, block.decode("utf-8").strip(), None
+        return Record(file, start, {"text": block.decode("utf-8").strip()})
     except UnicodeDecodeError as error:
-        return start + block.count(b"\n", 0, error.start), "", "not UTF-8 text"
+        return Record(file, start + block.count(b"\n", 0, error.start), problem="not UTF-8 text")

@@ -67,3 +67,38 @@ class TokenCache:
             verbose=False,
         )
         return encoded["input_ids"]
+
+
+def same_options(
+    options: Sequence[str], ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> str | None:
+    """Why a model cannot tell options apart, in words; None: it can.
+
+    Args:
+        options: Their texts.
+        ids: Token ids of each, as the model reads them.
+        tokenizer: Made the ids.
+    """
+    if empty := [option for option, each in zip(options, ids, strict=True) if not each]:
+        return f"the option {_shorter(empty[0])} has no token"
+    if lost := [option for option, each in zip(options, ids, strict=True) if _is_unknown(each, tokenizer)]:
+        names = ", ".join(map(_shorter, lost))
+        return (
+            f"the options {names} are unknown to the LM's tokenizer ({tokenizer.unk_token}); use an LM that knows them"
+        )
+    first: dict[tuple[int, ...], str] = {}
+    for option, each in zip(options, ids, strict=True):
+        other = first.setdefault(tuple(each), option)
+        if other is not option:
+            return f"the options {_shorter(other)} and {_shorter(option)} are the same {len(each)} tokens to the LM"
+    return None
+
+
+def _is_unknown(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether all tokens but blanks and line ends are the unknown one."""
+    unknown = tokenizer.unk_token_id
+    return unknown in ids and all(i == unknown or not str(tokenizer.decode([i])).strip() for i in ids)
+
+
+def _shorter(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")

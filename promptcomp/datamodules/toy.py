@@ -40,7 +40,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.config import Config
-from promptcomp.datamodules.tasks import LazySequence, Row, Task
+from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskSource
 from promptcomp.datamodules.toy_words import (
     ADJECTIVE_TEMPLATES,
     ADJECTIVES,
@@ -223,7 +223,7 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
     return ToyRule(form, tuple(classes), tuple(classes) if form == "natural" else labels[:size], distractors)
 
 
-class ToySource:
+class ToySource(TaskSource):
     """Tasks of the embedded world; task i of a split is a pure function of (config, split, i)."""
 
     def __init__(self, config: ToyConfig) -> None:

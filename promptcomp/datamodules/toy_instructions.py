@@ -39,7 +39,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.config import Config
-from promptcomp.datamodules.tasks import InstructionRow, LazySequence
+from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
 from promptcomp.datamodules.toy_instruction_words import (
     FRAMES,
     GROUP_OF,
@@ -179,7 +179,7 @@ def draw_instruction(pair: Pair, wording: Wording, rng: random.Random, limit: in
     return frame.format(selection=selection, transform=transform)
 
 
-class ToyInstructionSource:
+class ToyInstructionSource(InstructionSource):
     """Rows of the embedded instruction world; row i of a split is a pure function of (config, split, i)."""
 
     def __init__(self, config: ToyInstructionsConfig) -> None:

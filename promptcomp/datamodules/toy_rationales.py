@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.rationale_options import Markers, RationaleConfig
-from promptcomp.datamodules.tasks import RationaleRow
+from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 from promptcomp.datamodules.toy_words import CATEGORIES
 
 World = Literal["cost", "reviews"]
@@ -73,6 +73,8 @@ class ToyRationaleData(RationaleConfig):
     world: ToyRationaleConfig = ToyRationaleConfig()
     """The generator's own options."""
     markers: Markers = "suffix"
+    input_end: str | None = ""
+    target_space: bool | None = False
     train_count: int | None = Field(default=400, ge=1)
     max_label_tokens: int = Field(default=16, ge=2)
     max_rationale_tokens: int = Field(default=32, ge=2)
@@ -152,7 +154,7 @@ def _questions(config: ToyRationaleConfig) -> Iterator[_Question]:
             yield question
 
 
-class ToyRationaleSource:
+class ToyRationaleSource(RationaleSource):
     """The splits of a world: disjoint in their questions; a larger pool begins with the rows of a smaller one."""
 
     splits = ("train", "dev", "test")

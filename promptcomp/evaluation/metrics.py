@@ -1,8 +1,8 @@
 """Accuracy and macro-F1, and how they are averaged over seeds and tasks.
 
 Two flavours of macro-F1: "sklearn", as MEND (arXiv 2403.06914) uses it, averages over the classes of the gold labels
-and of the predictions; "metaicl" averages over the classes of the gold labels alone and strips white space. They differ
-when a predicted class never occurs in the gold labels.
+and of the predictions; "metaicl" averages over the classes of the gold labels alone. They differ when a predicted class
+never occurs in the gold labels. Which labels are the same is decided in labels.py, for both and for accuracy.
 
 Everything is kept as counts for each context, so that a weighted sum over contexts gives the metric of any resample.
 """
@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from promptcomp.evaluation.labels import label_of
 from promptcomp.evaluation.records import TEXT_METRICS, UNSCORED, Prediction
 
 Flavour = Literal["sklearn", "metaicl"]
@@ -37,16 +38,20 @@ def accuracy(predictions: Sequence[Hashable], gold: Sequence[Hashable | Sequence
     """Share of right predictions; a list as gold label holds several right answers. NaN when empty."""
     if len(predictions) != len(gold):
         raise ValueError(f"{len(predictions)} predictions for {len(gold)} gold labels")
-    hits = [p in g if isinstance(g, list | tuple) else p == g for p, g in zip(predictions, gold, strict=True)]
+    right = [[_plain(each) for each in (g if isinstance(g, list | tuple) else (g,))] for g in gold]
+    hits = [_plain(p) in g for p, g in zip(predictions, right, strict=True)]
     return sum(hits) / len(hits) if hits else float("nan")
+
+
+def _plain(label: Hashable) -> Hashable:
+    return label_of(label) if isinstance(label, str) else label
 
 
 def macro_f1(predictions: Sequence[str], gold: Sequence[str], flavour: Flavour = "sklearn") -> float:
     """Unweighted mean of the classes' F1 (see the module docstring for the flavours). NaN when empty."""
     if len(predictions) != len(gold):
         raise ValueError(f"{len(predictions)} predictions for {len(gold)} gold labels")
-    if flavour == "metaicl":
-        predictions, gold = [p.strip() for p in predictions], [g.strip() for g in gold]
+    predictions, gold = [label_of(p) for p in predictions], [label_of(g) for g in gold]
     classes = {label: i for i, label in enumerate(dict.fromkeys([*gold, *predictions]))}
     index_gold = np.array([classes[label] for label in gold], dtype=np.int64)
     index_predicted = np.array([classes[label] for label in predictions], dtype=np.int64)
@@ -221,14 +226,14 @@ def _classes(found: Sequence[Prediction], rows: Sequence[str]) -> dict[str, int]
 
 
 def _label(prediction: Prediction, index: int | None) -> str:
-    return "" if index is None or index < 0 or not prediction.options else prediction.options[index].strip()
+    return "" if index is None or index < 0 or not prediction.options else label_of(prediction.options[index])
 
 
 def _text_sums(found: Sequence[Prediction], row: str, where: NDArray, num_contexts: int) -> dict[str, Sums]:
     """Metrics of the texts of a row, for each context."""
     measured = [(p.metrics or {}).get(row, {}) for p in found]
-    sums = {}
-    for name in TEXT_METRICS:
+    sums: dict[str, Sums] = {}
+    for name in TEXT_METRICS if any(measured) else ():
         has = np.array([name in values for values in measured])
         if has.any():
             values = np.array([values.get(name, 0.0) for values in measured], dtype=np.float64)

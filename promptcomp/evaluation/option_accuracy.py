@@ -10,8 +10,9 @@ from torchmetrics import Metric
 class OptionAccuracy(Metric):
     """Share of examples whose best-scored option is the gold one.
 
-    All options of an example must come in one update. Ties go to the first option; a score that is not a number never
-    wins. Counts are summed over ranks, so the value does not depend on the world size.
+    All options of an example must come in one update, and no two of them are one label (datamodules refuse such rows).
+    Ties go to the first option; a score that is not a number never wins. Counts are summed over ranks, so the value
+    does not depend on the world size.
     """
 
     is_differentiable = False

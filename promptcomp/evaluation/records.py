@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import ConfigDict, ValidationError
 
 from promptcomp.config import ConfigError, Measured
+from promptcomp.errors import command
 from promptcomp.files import read_text, write_atomic
 
 ROWS = ("no_prompt", "method", "full_prompt")
@@ -129,7 +130,8 @@ def read_predictions(path: Path) -> list[Prediction]:
             predictions.append(Prediction.model_validate_json(line))
         except ValidationError as error:
             reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+            anew = command("fit", "--resume", path.parent)
             raise ConfigError(
-                f"{path}, line {number}: not a prediction ({reason}); write it anew with `promptcomp evaluate`"
+                f"{path}, line {number}: not a prediction ({reason}); `{anew}` writes a run's anew"
             ) from None
     return predictions

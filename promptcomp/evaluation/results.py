@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from promptcomp.config import ConfigError, Measured
 from promptcomp.documents import read_json
+from promptcomp.errors import command
 from promptcomp.files import write_atomic
 
 SCHEMA = 1
@@ -199,7 +200,8 @@ def read_results(path: Path) -> Results:
         path = path / FILE_NAME
     if not os.path.lexists(path):
         raise ConfigError(f"{path}: no such results file; has the run finished its evaluation?")
-    tree = read_json(path, "results file", "write it anew with `promptcomp evaluate`")
+    anew = command("fit", "--resume", path.parent)
+    tree = read_json(path, "results file", f"`{anew}` writes a run's anew")
     version = tree.get("schema") if isinstance(tree, dict) else None
     if not isinstance(version, int):
         raise ConfigError(f"{path}: not a results file of promptcomp (it has no whole number under 'schema')")

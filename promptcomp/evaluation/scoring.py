@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from promptcomp.evaluation.labels import same_label
 from promptcomp.evaluation.records import ROWS, UNSCORED, Prediction
 
 
@@ -145,8 +146,8 @@ def _predict(
         loss[row] = _negated(found.mean(example.number, num_options)[example.gold])
         gold_tokens = found.num_tokens(example.number, example.gold)
         if has_choice:
-            prediction[row] = choose(scores)
-            correct[row] = prediction[row] == example.gold
+            chosen = prediction[row] = choose(scores)
+            correct[row] = chosen != UNSCORED and same_label(example.options[chosen], example.options[example.gold])
     return Prediction(
         split=split,
         example=example.number,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from promptcomp.evaluation.equations import same_value, value_of
+from promptcomp.evaluation.labels import same_label
 from promptcomp.evaluation.records import ROWS, Prediction
 from promptcomp.evaluation.rouge import Rouge
 
@@ -30,7 +31,7 @@ class GeneratedTexts:
 
 def exact_match(text: str, reference: str) -> float:
     """1 if the texts are equal but for white space (runs of it count as one blank, none at the ends), else 0."""
-    return float(text.split() == reference.split())
+    return float(same_label(text, reference))
 
 
 def agreement(text: str, full: str) -> float:

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from promptcomp.config import ConfigError
+from promptcomp.datamodules.chat import turn_end
 from promptcomp.endpoints import Message
 from promptcomp.language_model.loading import (
     LanguageModelConfig,
@@ -45,6 +46,7 @@ class LocalJudge:
         self._ends: list[int] = [ends] if isinstance(ends, int) else list(ends or [])
         if self.tokenizer.eos_token_id is not None:
             self._ends.append(int(self.tokenizer.eos_token_id))
+        self._ends += turn_end(self.tokenizer)
 
     def too_long(self, messages: Sequence[Message], max_tokens: int) -> str | None:
         """Why the chat cannot be answered; None: it can."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.documents import parse_json
+from promptcomp.datamodules.records import Asked, Record, name_in, read_records
+from promptcomp.errors import command
 from promptcomp.evaluation.records import ROWS
-from promptcomp.files import read_text
 
 TABLE_SPLIT = "all"
 """Split of table rows that name none."""
 _COLUMNS = ("id", "instruction", "input", "text")
+_ASKED = Asked(optional=(*_COLUMNS, "split", "reference", "texts", "scores", "example", "context"))
 
 Key = tuple[str, str]
 """Split and example."""
@@ -51,7 +50,8 @@ def read_side(path: Path, row: str = "method") -> Side:
 
     Args:
         path: a run directory, a folder with predictions.jsonl (such as one made by `promptcomp evaluate -o`), or a
-            JSONL or CSV file with the columns id, instruction, input, text (and split, reference if wanted).
+            file of rows (JSONL, JSON, CSV, TSV, Parquet) with the columns id, instruction, input, text (and split,
+            reference if wanted).
         row: which row of a run's predictions.
 
     Raises:
@@ -60,9 +60,9 @@ def read_side(path: Path, row: str = "method") -> Side:
     if row not in ROWS:
         raise ConfigError(f"row {row!r} is not known; choose {', '.join(ROWS)}")
     file = path / "predictions.jsonl" if path.is_dir() else path
-    text = read_text(file, "predictions file" if path.is_dir() else "table of answers")
-    rows = _csv_rows(file, text) if file.suffix.lower() == ".csv" else _json_rows(file, text)
-    lines = list(rows)
+    if path.is_dir() and not file.exists():
+        raise ConfigError(f"{file}: no such predictions file; has the run finished its evaluation?")
+    lines = [_line(record) for record in read_records(file, _ASKED)]
     if not lines:
         raise ConfigError(f"{file}: holds no examples")
     if path.is_dir() or any("scores" in line or "texts" in line for _, line in lines):
@@ -72,26 +72,10 @@ def read_side(path: Path, row: str = "method") -> Side:
     return Side(path.stem, path, None, _table(file, lines))
 
 
-def _json_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = parse_json(line)
-        except ValueError as error:
-            raise ConfigError(f"{file}, line {number}: not valid JSON ({error})") from None
-        if not isinstance(value, dict):
-            raise ConfigError(f"{file}, line {number}: expected a JSON object")
-        yield number, value
-
-
-def _csv_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
-    try:
-        for line in reader:
-            yield reader.line_num, {name: value for name, value in line.items() if name is not None}
-    except csv.Error as error:
-        raise ConfigError(f"{file}, line {reader.line_num}: not valid CSV ({error})") from None
+def _line(record: Record) -> tuple[int, dict[str, Any]]:
+    if record.problem is not None:
+        raise ConfigError(f"{record.file}, line {record.line}: {record.problem}")
+    return record.line, dict(record.content)
 
 
 def _predictions(path: Path, file: Path, lines: Sequence[tuple[int, dict[str, Any]]], row: str) -> dict[Key, Item]:
@@ -118,21 +102,30 @@ def _predictions(path: Path, file: Path, lines: Sequence[tuple[int, dict[str, An
 
 
 def _again(path: Path) -> str:
-    return f"write them with `promptcomp evaluate {path}` on data whose answers are generated, and judge its new folder"
+    folder = path if path.is_dir() else path.parent
+    again = command("evaluate", folder, "evaluation.generate=true")
+    return f"`{again}` writes answers to a folder of its own, to be judged"
 
 
 def _table(file: Path, lines: Sequence[tuple[int, dict[str, Any]]]) -> dict[Key, Item]:
     items: dict[Key, Item] = {}
     for number, line in lines:
-        missing = [name for name in _COLUMNS if line.get(name) is None]
+        missing = [name for name in _COLUMNS if line.get(name) is None or (name == "id" and line[name] == "")]
         if missing:
             raise ConfigError(
                 f"{file}, line {number}: no {', '.join(missing)}; a table of answers has the columns"
                 f" {', '.join(_COLUMNS)} (and split, reference if wanted)"
             )
-        key = (str(line.get("split") or TABLE_SPLIT), str(line["id"]))
+        key = (_name(file, number, line, "split") or TABLE_SPLIT, str(_name(file, number, line, "id")))
         _add(items, key, _item(file, number, line, str(line["instruction"])), file, number)
     return items
+
+
+def _name(file: Path, number: int, line: dict[str, Any], column: str) -> str | None:
+    try:
+        return name_in(line.get(column))
+    except ValueError:
+        raise ConfigError(f"{file}, line {number}: {column!r} is neither text nor a whole number") from None
 
 
 def _item(file: Path, number: int, line: dict[str, Any], context: str) -> Item:

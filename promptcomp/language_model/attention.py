@@ -64,6 +64,17 @@ class AttentionPattern:
         masks = {kind: block_mask(seen) if as_blocks else additive(seen, dtype) for kind, seen in made.items()}
         return masks if len(masks) > 1 else masks[self.kinds[0]]
 
+    def padded(self, real: Tensor, position: Tensor, dtype: torch.dtype) -> LayerMask | Mapping[str, LayerMask]:
+        """What the model takes as `attention_mask` for ordinary rows that are padded on the left.
+
+        Models make masks of `real` [B, S] themselves, and the best kernels need none. Eager attention, however, takes
+        its softmax in float32, where the lowest number of float64 is -inf and a row of padding becomes NaN.
+        """
+        if self.implementation != "eager":
+            return real.long()
+        causal = position.new_ones(real.shape[1], real.shape[1], dtype=torch.bool).tril()
+        return self.mask(causal & real[:, None, :], position, position, dtype)
+
     def _visible(self, kind: str, sees: Tensor, row_position: Tensor, column_position: Tensor) -> Tensor:
         if kind == FULL or self.window is None:
             return sees

@@ -6,7 +6,7 @@ behind it, under many names. So nothing of it is repeated here, and logits are m
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -48,7 +48,7 @@ class _Given:
         self._body, self._hidden = body, hidden
 
     def __call__(self, *args: object, **kwargs: object) -> _Output:
-        return _Output(last_hidden_state=self._hidden)  # type: ignore[arg-type]
+        return _Output(last_hidden_state=self._hidden)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._body, name)
@@ -68,4 +68,4 @@ def _with_given(hf: PreTrainedModel, body: str, hidden: Tensor) -> PreTrainedMod
     view = object.__new__(type(hf))
     view.__dict__.update(hf.__dict__)
     view.__dict__["_modules"] = {**hf._modules, body: _Given(hf._modules[body], hidden)}
-    return cast(PreTrainedModel, view)
+    return view

@@ -136,7 +136,7 @@ def _factory(architecture: PretrainedConfig) -> Any:
 
 
 def _model_class(architecture: PretrainedConfig) -> type[PreTrainedModel]:
-    mappings = (
+    mappings: tuple[Any, ...] = (
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,

@@ -169,11 +169,13 @@ class LanguageModel(nn.Module):
         layout: Literal["query_in_decoder", "query_in_encoder"] = "query_in_decoder",
         bos: bool | None = None,
     ) -> Self:
-        """Wrap a model that is already there.
+        """Wrap a model that is already there (or what peft has made of one).
 
         Raises:
             ConfigError: its family is not supported.
         """
+        if not isinstance(hf, PreTrainedModel):
+            hf = hf.get_base_model()
         lm = cls(hf, tokenizer, layout, bos)
         verify(lm)
         return lm
@@ -244,12 +246,14 @@ class LanguageModel(nn.Module):
 
     def _read(self, embeds: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Keys and values of every layer for left-padded rows (decoder-only)."""
+        assert self.pattern is not None
         self._window.check_context(mask)
         cache = growing()
+        position = positions(mask)
         output = self.body(
             inputs_embeds=embeds,
-            attention_mask=mask.long(),
-            position_ids=positions(mask),
+            attention_mask=self.pattern.padded(mask, position, embeds.dtype),
+            position_ids=position,
             use_cache=True,
             **passing(self.body, cache),
         )

@@ -33,7 +33,7 @@ from promptcomp.memory import SoftPrompt
 if TYPE_CHECKING:
     from promptcomp.language_model.model import LanguageModel
 
-NARROWED = ("sliding_window", "attention_chunk_size", "index_topk", "keep_window_size", "floor_scale")
+NARROWED = ("sliding_window", "attention_chunk_size", "index_topk", "floor_scale")
 """Entries of architectures, and attributes of layers, that say from how many tokens on a layer does something else."""
 _NARROW = 3
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-4, torch.float16: 0.05, torch.bfloat16: 0.1}
@@ -161,7 +161,7 @@ def _narrowed(lm: LanguageModel) -> Iterator[None]:
         if implementation == "flex_attention":
             lm.hf.set_attn_implementation("sdpa")
         if pattern is not None:
-            lm.pattern = AttentionPattern(config, "sdpa")
+            lm.pattern = AttentionPattern(config, lm.hf.config._attn_implementation)
         yield
     finally:
         for owner, name, value in found:
@@ -174,25 +174,26 @@ def _narrowed(lm: LanguageModel) -> Iterator[None]:
 def _differences(lm: LanguageModel) -> dict[str, float]:
     """Differences of the logits from the plain ones, as a part of the spread of these, for each way of reading."""
     batch = collate(_contexts(lm), 0).to(lm.hf.device)
-    targets = range(len(batch.query_of))
-    plain = [_plain(lm, batch, target) for target in targets]
+    plain = [_plain(lm, batch, target) for target in range(len(batch.query_of))]
     spread = torch.cat(plain).std(-1).mean()
     if not spread.isfinite():
         return {"": 0.0}  # weights without meaning have no right scores
     embeds = lm.embed(batch.context.ids)
     vectors = (embeds + embeds.roll(1, -1)) / 2  # what no token has
-    behind_vectors = [_plain(lm, batch, target, vectors) for target in targets]
+    ends = (0, len(plain) - 1)
+    behind_vectors = {target: _plain(lm, batch, target, vectors) for target in ends}
     cached = lm.encode(batch.context)
     ways = {
-        "in one pass": (lm.whole_prompt(batch.context), plain),
-        "behind a cache": (cached, plain),
+        "in one pass": (lm.whole_prompt(batch.context), dict(enumerate(plain))),
+        "behind a cache": (cached, dict(enumerate(plain))),
         "behind vectors": (SoftPrompt(vectors, batch.context.mask), behind_vectors),
     }
     found = {}
     for way, (memory, wanted) in ways.items():
         logits = lm(memory, batch)
-        before = torch.cat([rows[:-1] for rows in wanted])
-        found[way] = _distance(lm, logits.values[logits.predictor], before) / spread
+        ours = [logits.values[logits.predictor[logits.target_of == target]] for target in wanted]
+        before = torch.cat([rows[:-1] for rows in wanted.values()])
+        found[way] = _distance(lm, torch.cat(ours), before) / spread
     first = [batch.query_of.tolist().index(query) for query in range(len(batch.query_ids))]
     steps = generation.forced(lm, cached, batch, batch.target_ids[first, 0])
     found["of generation"] = _distance(lm, steps, torch.stack([plain[target][:2] for target in first])) / spread

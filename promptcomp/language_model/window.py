@@ -30,14 +30,21 @@ class Window:
         """As the architecture says.
 
         LongRoPE changes all rotations of a batch, of short rows too, as soon as one row is longer than what the model
-        was first trained for, so that the score of a row would depend on its neighbours: the window ends there.
+        was first trained for, so that the score of a row would depend on its neighbours; Doge drops tokens, and which
+        ones depends on the order of equal ones in memory. Their windows end where that begins.
         """
-        sizes = [size for name in _SIZES if isinstance(size := getattr(config, name, None), int) and size > 0][:1]
-        switch = _longrope_switch(config)
-        if switch is not None and (not sizes or switch < sizes[0]):
-            kind = config.model_type
-            return cls(switch, f" (beyond it the LongRoPE of {kind!r} changes the scores of shorter rows as well)")
-        return cls(sizes[0] if sizes else None)
+        kind = config.model_type
+        table = next(
+            (size for name in _SIZES if isinstance(size := getattr(config, name, None), int) and size > 0), None
+        )
+        limits = [] if table is None else [cls(table)]
+        if (switch := _longrope_switch(config)) is not None:
+            limits.append(
+                cls(switch, f" (beyond it the LongRoPE of {kind!r} changes the scores of shorter rows as well)")
+            )
+        if (kept := getattr(config, "keep_window_size", None)) is not None:
+            limits.append(cls(kept, f" (beyond it {kind!r} drops tokens)"))
+        return min(limits, key=lambda limit: limit.size or 0, default=cls(None))
 
     def check_context(self, mask: Tensor) -> None:
         """Refuse a context [G, C] that is too long by itself.

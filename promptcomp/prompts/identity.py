@@ -19,6 +19,9 @@ from promptcomp.memory import tensor_bytes, tensor_label
 _THREADS = 4
 _RULES = ("normalizer", "pre_tokenizer", "model", "added_tokens")
 """Parts of a fast tokenizer that decide about ids; padding, truncation and decoding do not."""
+_VOCABULARY = '"vocab":'
+_SECOND = "2:"
+"""In front of a hash that was not made by taking everything apart."""
 
 
 def text_hash(text: str) -> str:
@@ -45,7 +48,32 @@ def _digest(name: str, parameter: Tensor) -> bytes:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash over the vocabulary and the rules of a tokenizer."""
+    """Hash over the vocabulary and the rules of a tokenizer.
+
+    Of a fast tokenizer vocabulary and merges are hashed as the text that they are in `tokenizer.json`: a quarter of a
+    million tokens are not taken apart.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return _first_hash(tokenizer)
+    text = tokenizer.backend_tokenizer.to_str()
+    start = text.find(_VOCABULARY)  # inside a token's text the quotes would be escaped
+    try:
+        whole = json.loads(
+            f"{text[:start]}{_VOCABULARY}0}}}}"
+        )  # the model is the last part, its vocabulary near its end
+    except json.JSONDecodeError:
+        return _first_hash(tokenizer)
+    rules = json.dumps(_without_defaults({name: whole.get(name) for name in _RULES}), sort_keys=True)
+    return _SECOND + text_hash(f"{rules}\n{text[start:]}")
+
+
+def is_tokenizer(tokenizer: PreTrainedTokenizerBase, found: str) -> bool:
+    """Whether `found`, which may be of an earlier version, is a tokenizer's hash."""
+    return found == (tokenizer_hash(tokenizer) if found.startswith(_SECOND) else _first_hash(tokenizer))
+
+
+def _first_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Over the vocabulary and the rules taken apart; what slow tokenizers have, and fast ones had."""
     rules: dict[str, Any] = {"class": type(tokenizer).__name__}
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         whole = json.loads(tokenizer.backend_tokenizer.to_str())

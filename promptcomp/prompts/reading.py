@@ -17,7 +17,7 @@ from promptcomp.datamodules.base import PromptFormat
 from promptcomp.language_model import LanguageModel
 from promptcomp.memory import KVCache, Memory, memory_to
 from promptcomp.prompts.artifact import PromptInfo
-from promptcomp.prompts.identity import tokenizer_hash, weights_hash
+from promptcomp.prompts.identity import is_tokenizer, weights_hash
 from promptcomp.run.parts import open_trained_lm
 from promptcomp.run.quiet import quiet
 
@@ -216,7 +216,7 @@ def check_identity(info: PromptInfo, lm: LanguageModel, source: str, place: str)
     where = f"{source}: was made for {info.run if info.lm_is_trained else info.lm.path}, and {place}"
     if lm.family != info.family:
         raise ConfigError(f"{where} is of another family ({lm.family}, not {info.family}); give the right --model")
-    if lm.tokenizer is None or tokenizer_hash(lm.tokenizer) != info.tokenizer_hash or lm.bos_id != info.bos_id:
+    if lm.tokenizer is None or not is_tokenizer(lm.tokenizer, info.tokenizer_hash) or lm.bos_id != info.bos_id:
         raise ConfigError(f"{where} has another tokenizer; give the right --model, or compress again for this one")
     if weights_hash(lm.hf) != info.lm_hash:
         raise ConfigError(

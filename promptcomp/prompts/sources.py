@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.rows import METAICL_COLUMNS, Problem, json_lines, row_problems, to_row
+from promptcomp.datamodules.records import FILE_KINDS, Asked, Record, kind_of_rows, no_rows, read_records
+from promptcomp.datamodules.rows import Columns, row_problems, to_row
 from promptcomp.datamodules.tasks import Row
+
+_ROW = Columns(task=None, seed=None, split=None)
+_QUERY = Asked(("input",), ("id",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ def read_source(
         return PromptSource.from_rows(read_rows(demonstrations))
     if file is None:
         return PromptSource(text or "")
-    if is_icl and file.suffix == ".jsonl":
+    if is_icl and file.suffix.lower() == ".jsonl":
         raise ConfigError(f"{file}: holds rows, it seems; give it with --demonstrations (or rename it, if it is text)")
     return PromptSource(prompt_text(read_bytes(file), str(file), keep_last_line_break=is_icl))
 
@@ -73,19 +77,18 @@ def prompt_text(raw: bytes, source: str, *, keep_last_line_break: bool) -> str:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Rows with `input` and `output` of a JSON-lines file.
+    """Rows with `input` and `output` of a file.
 
     Raises:
         ConfigError: names the first bad line, or the file if it has none.
     """
     rows = []
-    for line in json_lines(file):
-        problems = [line.problem] if line.problem else row_problems(line.record, METAICL_COLUMNS)
-        if problems:
-            raise ConfigError(str(Problem(str(file), line.number, problems[0])))
-        rows.append(to_row(line.record, METAICL_COLUMNS))
+    for record in read_records(file, _ROW.asked(), kind_of_rows(file)):
+        if problems := record.problems(row_problems(record.content, _ROW)):
+            raise ConfigError(str(problems[0]))
+        rows.append(to_row(record.content, _ROW))
     if not rows:
-        raise ConfigError(f"{file}: the file has no rows")
+        raise ConfigError(str(no_rows(file)))
     return rows
 
 
@@ -98,13 +101,13 @@ class Query:
 
 
 def read_queries(file: Path) -> list[Query]:
-    """The queries of a file: JSON lines with `input` (and `id`), otherwise one query a line, blank lines left out.
+    """The queries of a file: rows with `input` (and `id`), or in a text file one query a line, blank lines left out.
 
     Raises:
         ConfigError: it is missing, not UTF-8, holds a bad row, or no query.
     """
-    if file.suffix == ".jsonl":
-        found = [_query(file, line.number, line.record, line.problem) for line in json_lines(file)]
+    if file.suffix.lower() in FILE_KINDS:
+        found = [_query(record) for record in read_records(file, _QUERY)]
         if not found:
             raise ConfigError(f"{file}: holds no query; write one a line")
         return found
@@ -124,13 +127,12 @@ def text_queries(raw: bytes, source: str) -> list[Query]:
     return found
 
 
-def _query(file: Path, number: int, record: object, problem: str | None) -> Query:
-    if problem is None and not isinstance(record, dict):
-        problem = "expected an object with 'input'"
-    elif isinstance(record, dict) and not isinstance(record.get("input"), str):
-        problem = "'input' is missing or no text"
-    elif isinstance(record, dict) and not isinstance(record.get("id"), str | int | None):
-        problem = "'id' is neither text nor a whole number"
-    if problem is not None or not isinstance(record, dict):
-        raise ConfigError(str(Problem(str(file), number, problem or "not readable")))
-    return Query(record["input"], record.get("id"))
+def _query(record: Record) -> Query:
+    content, messages = record.content, []
+    if not isinstance(content.get("input"), str):
+        messages.append("'input' is missing or no text")
+    if not isinstance(content.get("id"), str | int | None):
+        messages.append("'id' is neither text nor a whole number")
+    if problems := record.problems(messages):
+        raise ConfigError(str(problems[0]))
+    return Query(content["input"], content.get("id"))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from promptcomp.datamodules.rationale_parsing import Parsed, ParseStatus, parse
-from promptcomp.datamodules.rationale_selection import same_label
+from promptcomp.datamodules.rationale_selection import agree
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.equations import value_of
 from promptcomp.rationales.template import PromptTemplate
@@ -72,7 +72,7 @@ def _label(answer: str, options: Sequence[str], equation: bool) -> tuple[str, Pa
         return line, "ok"
     if line in options:
         return line, "ok"
-    near = [option for option in options if same_label(option, line, "exact_match")]
+    near = [option for option in options if agree(option, line, "exact_match")]
     return (near[0], "repaired") if near else ("", "out_of_set")
 
 
@@ -87,7 +87,7 @@ def majority(answers: Sequence[Parsed], metric: str) -> Verdict:
     for answer in answers:
         if not answer.label.strip():
             continue
-        own = next((group for group in groups if same_label(group[0].label, answer.label, metric)), None)
+        own = next((group for group in groups if agree(group[0].label, answer.label, metric)), None)
         if own is None:
             groups.append([answer])
         else:

@@ -9,7 +9,7 @@ from typing import Any
 from promptcomp.config import ConfigError
 from promptcomp.datamodules import build_rationales
 from promptcomp.datamodules.rationale_parsing import STATUSES
-from promptcomp.datamodules.rationale_selection import same_label
+from promptcomp.datamodules.rationale_selection import agree
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.endpoints import AskingSession, ChatClient, Prices
 from promptcomp.evaluation.bootstrap import wilson
@@ -103,7 +103,7 @@ class Extraction(AskingSession[Request, Completion]):
 
     def is_right(self, row: RationaleRow, verdict: Verdict) -> bool | None:
         """Whether the teacher's label is the data set's; None: the row has none."""
-        return same_label(verdict.parsed.label, row.label, self.metric) if row.label.strip() else None
+        return agree(verdict.parsed.label, row.label, self.metric) if row.label.strip() else None
 
     def write(self, prices: Prices) -> dict[str, Any]:
         """Write the rows (those that the teacher was asked about) and the report, and give back the report.

@@ -1,6 +1,6 @@
 """Runs in processes of their own: the words of `promptcomp fit` that begin or continue one, and waiting for its end.
 
-Curves, sweeps and controls start their runs with these words; `fit --with-controls` waits here.
+Sweeps and controls start their runs with these words; `fit --with-controls` waits here.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from typing import Any
 from promptcomp import __version__
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
-from promptcomp.errors import RankLost
+from promptcomp.errors import RankLost, command
 from promptcomp.files import open_append, replacing, write_atomic
 from promptcomp.plain import without_credentials
 
@@ -162,7 +162,9 @@ def check_unused(path: Path) -> None:
         ConfigError: a new run's directory holds something already.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} is not empty; continue it with 'promptcomp fit --resume {path}' or name another")
+        is_run = RunDirectory(path).config.is_file()
+        again = f"continue it with `{command('fit', '--resume', path)}` or " if is_run else ""
+        raise ConfigError(f"{path} is not empty; {again}name another")
 
 
 def _candidates(first: Path) -> Any:
@@ -177,13 +179,18 @@ def open_existing(path: Path) -> RunDirectory:
     """An existing run directory.
 
     Raises:
-        ConfigError: it is not there or has no config.yaml.
+        ConfigError: it is not there, has no config.yaml, or is the folder of an evaluation.
     """
     if not os.path.isdir(path):
         raise ConfigError(f"{path}: no such run directory")
-    run = RunDirectory(path)
+    run, history = RunDirectory(path), list[dict[str, Any]]()
     if not run.config.is_file():
         raise ConfigError(f"{path} is no run directory: it has no config.yaml")
+    with contextlib.suppress(ConfigError):  # without its record a run is as good, but for --resume
+        history = _history(run)
+    evaluated = next((each["evaluates"] for each in history if "evaluates" in each), None)
+    if evaluated is not None:
+        raise ConfigError(f"{path} is no run directory but an evaluation of {evaluated}; name the run itself")
     return run
 
 
@@ -206,13 +213,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_environment(run: RunDirectory, config: Mapping[str, Any]) -> None:
+def write_environment(run: RunDirectory, config: Mapping[str, Any], evaluates: Path | None = None) -> None:
     """Record the environment and the configuration; a resumed run keeps the earlier records too.
+
+    Args:
+        run: where.
+        config: as resolved.
+        evaluates: the run that was evaluated, where the directory is no run of its own.
 
     Raises:
         ConfigError: the earlier records cannot be read.
     """
-    history = [*_history(run), {**environment(), "config": config}]
+    of = {} if evaluates is None else {"evaluates": str(evaluates)}
+    history = [*_history(run), {**environment(), **of, "config": config}]
     write_atomic(run.environment, json.dumps({"history": history}, indent=2) + "\n")
 
 

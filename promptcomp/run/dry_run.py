@@ -7,9 +7,14 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from promptcomp.config import dump
+from promptcomp.config import ConfigError, dump
+from promptcomp.datamodules.records import NotHere
 from promptcomp.experiment import Experiment
+from promptcomp.language_model import open_tokenizer
 from promptcomp.run.estimate import Estimate, Part, estimate
+from promptcomp.run.layout import layout_of
+from promptcomp.run.parts import make_parts
+from promptcomp.run.quiet import quiet
 
 _MEMORY = {
     "weights": "weights",
@@ -36,9 +41,11 @@ def print_estimate(
         device_memory_gib: What a device offers; None: the GPU that is here, if there is one.
 
     Raises:
-        ConfigError: an architecture cannot be read.
+        ConfigError: an architecture cannot be read, or the data is bad.
     """
+    unread = _read_data(experiment)
     found = estimate(experiment, device_memory_gib)
+    found.remarks.extend(unread)
     if as_json:
         print(json.dumps({"config": experiment.model_dump(mode="json"), "estimate": found.model_dump()}))
         return
@@ -47,10 +54,28 @@ def print_estimate(
     where = "one device" if found.devices == 1 else f"each of {found.devices} devices ({found.strategy})"
     console.print(f"\nMemory of {where}, {found.micro_batch} context(s) at a time", style="bold", highlight=False)
     console.print(_memory_table(found))
-    for line in _lines(found, experiment.trainer.max_steps):
+    for line in _lines(found, experiment):
         console.print(line, highlight=False, soft_wrap=True)
     for remark in found.remarks:
         console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _read_data(experiment: Experiment) -> list[str]:
+    """Check the data as `fit` does. What is not on this machine is only said: a plan may come before its data.
+
+    Raises:
+        ConfigError: what `fit` would say of the data.
+    """
+    with quiet():
+        try:
+            open_tokenizer(experiment.lm)
+        except ConfigError as error:
+            return [f"the data was not read, for the LM's tokenizer is not here ({error})"]
+        try:
+            make_parts(experiment)
+        except NotHere as error:
+            return [f"the data was not read, and fit would stop: {error}"]
+    return []
 
 
 def _parts_table(parts: list[Part]) -> Table:
@@ -74,7 +99,7 @@ def _memory_table(found: Estimate) -> Table:
     return table
 
 
-def _lines(found: Estimate, max_steps: int) -> list[str]:
+def _lines(found: Estimate, experiment: Experiment) -> list[str]:
     """The figures outside of tables."""
     lines = [
         f"\nmemory of a step: {size(found.total_bytes)} at most at one time on one device",
@@ -82,6 +107,9 @@ def _lines(found: Estimate, max_steps: int) -> list[str]:
         f"{size(found.activation_bytes_checkpointed)}",
         f"host: {size(found.host.loading)} a node while the weights are loaded"
         + (f", {size(found.host.optimizer)} of optimiser state" if found.host.optimizer else ""),
+        f"process: {size(found.host.process)} at most"
+        + (" on the host, CUDA's libraries aside" if layout_of(experiment.trainer).on_gpu else "")
+        + f" (libraries {size(found.host.libraries)} and loading included)",
         f"checkpoint: {size(found.checkpoint_bytes)} (trained weights and AdamW's moments)",
     ]
     if found.communication.total:
@@ -90,10 +118,12 @@ def _lines(found: Estimate, max_steps: int) -> list[str]:
             f"communication: each device sends {size(parts.total)} a step "
             f"(weights {size(parts.gather_weights)}, gradients {size(parts.reduce_gradients)})"
         )
+    lines += [found.adapters] if found.adapters else []
     lines += [
         f"context at most {found.context_tokens} tokens -> {found.memory_slots} slots; "
         f"query with target at most {found.example_tokens} tokens",
-        f"work: {found.step_flops:.3g} FLOP a step, {found.train_flops:.3g} FLOP in {max_steps} steps (upper bounds)",
+        f"work: {found.step_flops:.3g} FLOP a step, {found.train_flops:.3g} FLOP in "
+        f"{experiment.trainer.max_steps} steps (upper bounds)",
     ]
     return lines
 

@@ -21,6 +21,7 @@ from promptcomp.evaluation.flops import cross_decoder_flops, encoder_flops, read
 from promptcomp.experiment import Experiment
 from promptcomp.language_model.cost import model_cost
 from promptcomp.lightning_modules import METHODS
+from promptcomp.lightning_modules.adapters import adapted
 from promptcomp.lightning_modules.base import CompressionModule, Pass
 from promptcomp.lightning_modules.sharding import units_of
 from promptcomp.run.activations import NOTHING, Numbers, kept_bytes
@@ -37,6 +38,7 @@ from promptcomp.run.layout import (
     group_weights,
     host_memory,
     layout_of,
+    resident_bytes,
 )
 from promptcomp.run.workload import Work, label_positions, rows_of, work_of
 
@@ -87,6 +89,8 @@ class Estimate(BaseModel):
     """Of one optimiser step on all devices together."""
     train_flops: float
     """All steps, all devices together."""
+    adapters: str
+    """Which layers of the LM have adapters and which matrices have none; empty without any."""
     remarks: list[str]
     """What does not fit or is wasteful, each with the nearest fix."""
 
@@ -103,9 +107,14 @@ def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> 
     """
     module, layout = skeleton_of(experiment), layout_of(experiment.trainer)
     work = work_of(experiment, module, layout)
+    libraries = resident_bytes()  # shapes take no memory; all that they need is imported now, as it is in training
     found = estimate_module(module, work, layout, device_memory_gib)
+    weights = found.host.loading if layout.on_gpu else max(found.total_bytes, found.host.loading)
+    share = found.host.optimizer // layout.devices_per_node
+    host = found.host.model_copy(update={"libraries": libraries, "process": libraries + weights + share})
     step_flops = found.step_flops * experiment.trainer.batch_size / work.contexts
-    return found.model_copy(update={"step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps})
+    whole = {"host": host, "step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps}
+    return found.model_copy(update=whole)
 
 
 def skeleton_of(experiment: Experiment) -> CompressionModule:
@@ -180,6 +189,7 @@ def estimate_module(
         checkpoint_bytes=3 * groups.whole.trained,
         step_flops=flops,
         train_flops=flops,
+        adapters=adapted(module.lm.hf),
         remarks=[],
     )
     limit = device_memory_gib * GIB if device_memory_gib is not None else _found_memory(layout)

@@ -23,7 +23,7 @@ from promptcomp.datamodules.base import ContextDataModule, ICLConfig
 from promptcomp.datamodules.rationale import RationaleDataModule
 from promptcomp.errors import command
 from promptcomp.evaluation.records import Prediction, write_predictions
-from promptcomp.evaluation.results import Cost, Results, Size, write_results
+from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import check_no_links, locked, write_atomic
 from promptcomp.lightning_modules import METHODS
@@ -61,6 +61,8 @@ class Outcome:
     interrupted: bool = False
     preempted: bool = False
     """Interrupted by a signal that asks to make room: whoever sent it will continue the run."""
+    next_steps: tuple[str, ...] | None = None
+    """Commands to suggest; None: those that make sense after every run."""
 
     def as_json(self) -> dict[str, Any]:
         """The outcome for machines; `results` is results.json."""
@@ -74,7 +76,7 @@ class Outcome:
             console.print(f"Continue with: {command('fit', '--resume', self.run)}", highlight=False, soft_wrap=True)
         elif self.results is not None:
             console.print()
-            print_report(self.results, console, self.run)
+            print_report(self.results, console, self.run, self.next_steps)
 
 
 @under_lease
@@ -134,9 +136,23 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
         experiment, datamodule, module = open_trained(path, overrides)
         target.path.mkdir(parents=True, exist_ok=True)
         write_atomic(target.config, dump(experiment))
-        write_environment(target, experiment.model_dump(mode="json"))
+        write_environment(target, experiment.model_dump(mode="json"), evaluates=run.path)
         results = _evaluate(experiment, module, datamodule, target, console, Cost())
-    return Outcome(target.path, results, step=0)
+    return Outcome(target.path, results, step=0, next_steps=_after_evaluation(run.path, target.path, results))
+
+
+def _after_evaluation(run: Path, target: Path, results: Results) -> tuple[str, ...]:
+    """Commands that make sense after an evaluation, whose folder is no run."""
+    with_others = command("compare", target, "OTHER_RUN")
+    try:
+        before = read_results(run)
+    except ConfigError:  # the run was stopped before its own evaluation
+        return (with_others,)
+    both = [(before.splits[name], split) for name, split in results.splits.items() if name in before.splits]
+    if not both or any(old.metric != new.metric for old, new in both):
+        return (with_others,)
+    same = all(old.examples_sha256 == new.examples_sha256 for old, new in both)
+    return command("compare", run, target, *(() if same else ("--allow-different",))), with_others
 
 
 def _fit_alone(
@@ -166,6 +182,9 @@ def _fit(
         if first:
             write_environment(run, experiment.model_dump(mode="json"))
             _announce(experiment, run, console, "resumed" if resume else "started")
+            for counts in datamodule.all_counts():
+                console.print(str(counts), style="dim", highlight=False, markup=False, soft_wrap=True)
+                run.write_log(str(counts))
             for remark in datamodule.remarks():
                 console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
                 run.write_log(remark)

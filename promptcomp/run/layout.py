@@ -11,8 +11,11 @@ reduce-scatter of B bytes moves (n - 1) / n B through each of n devices, an all-
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -214,6 +217,10 @@ class Host(BaseModel):
     """All weights once."""
     optimizer: int
     """AdamW's moments of the node's devices, where they are offloaded."""
+    libraries: int = 0
+    """What a process holds before it has weights: Python, the imported libraries, the tokenizer."""
+    process: int = 0
+    """Most that one process takes: libraries and weights, and on CPU all that a step takes; CUDA's libraries aside."""
 
 
 def device_memory(groups: Groups, step: Step, layout: Layout) -> DeviceMemory:
@@ -282,3 +289,12 @@ def host_memory(groups: Groups, layout: Layout) -> Host:
     share = 1 / layout.num_nodes if layout.strategy == "fsdp" else layout.devices_per_node
     moments = round(2 * groups.whole.trained * share) if layout.offload_optimizer else 0
     return Host(loading=groups.whole.every, optimizer=moments)
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now (where the system does not say: the most that it has held)."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+        return int(pages) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

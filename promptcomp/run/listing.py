@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from promptcomp.datamodules import DATASETS, ICLConfig, InstructionConfig
-from promptcomp.datamodules.inspect import ShownRow, remarks, show
-from promptcomp.datamodules.validation import validate
-from promptcomp.experiment import Experiment, load, shipped
-from promptcomp.language_model import open_tokenizer, open_window, reads_queries_in_encoder
+from promptcomp.config import ConfigError
+from promptcomp.datamodules import DATASETS, ICLConfig
+from promptcomp.datamodules.base import Counts
+from promptcomp.datamodules.inspect import ShownRow, show
+from promptcomp.datamodules.records import Problem, has_errors
+from promptcomp.experiment import load, shipped
 from promptcomp.lightning_modules import METHODS
+from promptcomp.run.parts import check_train_split, make_data, make_module
 from promptcomp.run.quiet import quiet
 
 
@@ -57,10 +59,6 @@ def print_data(console: Console, as_json: bool) -> None:
         console.print()
 
 
-def _experiment(method: str | None, config: Path | None, overrides: Sequence[str]) -> Experiment:
-    return load(method, config, overrides)
-
-
 def print_rows(
     method: str | None,
     config: Path | None,
@@ -75,21 +73,10 @@ def print_rows(
     Raises:
         ConfigError: a mistake in the configuration or the data, or an unknown split.
     """
-    experiment = _experiment(method, config, overrides)
+    experiment = load(method, config, overrides)
     with quiet():
-        tokenizer, window = open_tokenizer(experiment.lm), open_window(experiment.lm)
-        in_encoder = reads_queries_in_encoder(experiment.lm)
-        rows = show(
-            experiment.data,
-            tokenizer,
-            split,
-            count,
-            seed=experiment.seed,
-            window=window,
-            query_in_encoder=in_encoder,
-            writes_bos=experiment.lm.bos,
-        )
-        said = remarks(experiment.data, tokenizer, seed=experiment.seed, window=window, query_in_encoder=in_encoder)
+        datamodule = make_data(experiment)
+        rows, said = show(datamodule, split, count), datamodule.remarks()
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
@@ -127,27 +114,28 @@ def _visible(text: str) -> str:
 def print_problems(
     method: str | None, config: Path | None, overrides: Sequence[str], console: Console, as_json: bool
 ) -> bool:
-    """Every problem of the data, with file and line. Returns whether there is an error (warnings are none).
+    """Every problem of the data, with file and line, and what was read. Returns whether there is an error.
 
     Raises:
         ConfigError: a mistake in the configuration.
     """
-    experiment = _experiment(method, config, overrides)
+    experiment = load(method, config, overrides)
+    problems: list[Problem] = []
+    counts: list[Counts] = []
     with quiet():
-        if isinstance(experiment.data, InstructionConfig):
-            problems = validate(
-                experiment.data,
-                open_tokenizer(experiment.lm),
-                window=open_window(experiment.lm),
-                query_in_encoder=reads_queries_in_encoder(experiment.lm),
-            )
-        else:
-            problems = validate(experiment.data)
+        try:
+            datamodule = make_data(experiment)
+            problems = datamodule.problems()
+            if not has_errors(problems):
+                check_train_split(experiment, datamodule, make_module(experiment, datamodule.task_names))
+                counts = datamodule.all_counts(with_tokens=True)
+        except ConfigError as error:
+            problems.append(Problem("data", None, str(error)))
     errors = sum(problem.severity == "error" for problem in problems)
     if as_json:
-        print(json.dumps([asdict(problem) for problem in problems]))
+        print(json.dumps({"problems": [asdict(p) for p in problems], "read": [asdict(c) for c in counts]}))
         return errors > 0
-    for problem in problems:
-        console.print(str(problem), highlight=False, markup=False, soft_wrap=True)
+    for line in (*problems, *counts):
+        console.print(str(line), highlight=False, markup=False, soft_wrap=True)
     console.print(f"{errors} errors, {len(problems) - errors} warnings", highlight=False)
     return errors > 0

@@ -12,6 +12,7 @@ from promptcomp.datamodules import build_datamodule
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.instruction_options import InstructionConfig
 from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.errors import command
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel, open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS
@@ -25,16 +26,43 @@ Parts = tuple[ContextDataModule, CompressionModule]
 """The data and the module of an experiment."""
 
 
-def make_parts(experiment: Experiment) -> Parts:
-    """The data and the module of an experiment; the module builds its models in `configure_model`.
+def make_parts(experiment: Experiment, *, trains: bool = True) -> Parts:
+    """The data, read and checked, and the module of an experiment; the module builds its models in `configure_model`.
+
+    Args:
+        experiment: The configuration.
+        trains: Whether there must be something to train on, where the method trains.
 
     Raises:
         ConfigError: files are missing or bad, or data and method do not belong together.
     """
+    datamodule = make_data(experiment)
+    datamodule.check()
+    module = make_module(experiment, datamodule.task_names)
+    if trains:
+        check_train_split(experiment, datamodule, module)
+    return datamodule, module
+
+
+def check_train_split(experiment: Experiment, datamodule: ContextDataModule, module: CompressionModule) -> None:
+    """
+    Raises:
+        ConfigError: a method that trains has nothing to train on.
+    """
+    if module.trainable and experiment.trainer.max_steps and not datamodule.num_train_items():
+        raise ConfigError(f"data {experiment.data.name!r} has no train split, and {experiment.method.name} needs one")
+
+
+def make_data(experiment: Experiment) -> ContextDataModule:
+    """The data of an experiment, not read yet.
+
+    Raises:
+        ConfigError: there is none, its budgets do not fit, or data and method do not belong together.
+    """
     _check_tasks(experiment)
     window = open_window(experiment.lm)
     _check_reconstruction(experiment, window)
-    datamodule = build_datamodule(
+    return build_datamodule(
         experiment.data,
         open_tokenizer(experiment.lm),
         seed=experiment.seed,
@@ -43,7 +71,6 @@ def make_parts(experiment: Experiment) -> Parts:
         query_in_encoder=reads_queries_in_encoder(experiment.lm),
         writes_bos=experiment.lm.bos,
     )
-    return datamodule, make_module(experiment, datamodule.task_names)
 
 
 def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> CompressionModule:
@@ -102,7 +129,7 @@ def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment,
     run = open_existing(path)
     experiment = build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
     set_threads(experiment)
-    datamodule, module = make_parts(_without_training(experiment))
+    datamodule, module = make_parts(_without_training(experiment), trains=False)
     return experiment, datamodule, _with_weights(module, run)
 
 
@@ -151,7 +178,8 @@ def weights_of(run: RunDirectory) -> Path:
     for path in (run.best, run.last):
         if found := existing(path):
             return found
-    raise ConfigError(f"{run.path} holds no trained weights yet; train it with 'promptcomp fit --resume {run.path}'")
+    again = command("fit", "--resume", run.path)
+    raise ConfigError(f"{run.path} holds no trained weights yet; train it with `{again}`")
 
 
 def set_threads(experiment: Experiment) -> None:

@@ -18,10 +18,10 @@ from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.shorthand import Scalar
 from promptcomp.sweeps.space import (
     base_tree,
-    control_cells,
     experiment_of,
     grid,
     grid_size,
+    planned_controls,
     scalars,
     settings_of,
 )
@@ -200,7 +200,7 @@ def _try_controls(config: SweepConfig) -> None:
     Raises:
         ConfigError: the base experiment, without the swept keys, is no experiment.
     """
-    control_cells(config.model_copy(update={"seeds": 1}), SweepDirectory(Path()))
+    planned_controls(config.model_copy(update={"seeds": 1}), SweepDirectory(Path()))
 
 
 def _mistakes(
@@ -285,6 +285,16 @@ def _of_metric(metric: str, split: str | None, experiments: list[Experiment]) ->
     if metric in TEXT_METRICS and any(each.evaluation.generate is False for each in experiments):
         return "is of generated texts and needs evaluation.generate=true"
     return None
+
+
+def check_metric(metric: str) -> None:
+    """Look whether results can have a metric of this name.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if metric not in known_metrics():
+        raise ConfigError(f"metric {metric!r} is not a number of results.json; {_near(metric, known_metrics())}")
 
 
 def known_metrics() -> tuple[str, ...]:

@@ -16,11 +16,11 @@ from promptcomp.config import ConfigError
 from promptcomp.files import locked, open_append
 from promptcomp.run.child import FIT, fit_words
 from promptcomp.run.directory import RUN_DIRECTORY_VARIABLE
-from promptcomp.run.lease import JOB_VARIABLE, LEASE_VARIABLE, lease_of, write_lease
+from promptcomp.run.lease import JOB_VARIABLE, LEASE_VARIABLE, ask_lease, lease_of, write_lease
 from promptcomp.stopping import PREEMPTED
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.planning import Kind
-from promptcomp.sweeps.space import Cell
+from promptcomp.sweeps.space import PlannedTrial
 from promptcomp.sweeps.storage import STORAGE_VARIABLE
 
 _OWN = (STORAGE_VARIABLE, LEASE_VARIABLE, RUN_DIRECTORY_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
@@ -38,7 +38,7 @@ class Child:
     """A running `promptcomp fit`."""
 
     process: subprocess.Popen[bytes]
-    cell: Cell
+    cell: PlannedTrial
     log: Path
     log_start: int
     """Bytes of the log that earlier attempts wrote."""
@@ -65,7 +65,7 @@ class Child:
             return ""
 
 
-def start(directory: SweepDirectory, cell: Cell, devices: Sequence[str], command: Sequence[str] = FIT) -> Child:
+def start(directory: SweepDirectory, cell: PlannedTrial, devices: Sequence[str], command: Sequence[str] = FIT) -> Child:
     """Begin or continue a trial's run.
 
     Args:
@@ -95,7 +95,7 @@ def start(directory: SweepDirectory, cell: Cell, devices: Sequence[str], command
     return Child(process, cell, log, log_start, _killed_for_memory())
 
 
-def environment(outer: Mapping[str, str], cell: Cell, lease: Path, devices: Sequence[str]) -> dict[str, str]:
+def environment(outer: Mapping[str, str], cell: PlannedTrial, lease: Path, devices: Sequence[str]) -> dict[str, str]:
     """The environment of a trial's process.
 
     It knows nothing of the job or launcher around the sweep (Lightning would take its own processes for that job's
@@ -106,7 +106,7 @@ def environment(outer: Mapping[str, str], cell: Cell, lease: Path, devices: Sequ
         for name, value in outer.items()
         if name not in (*_OWN, *_RANKS) and not name.startswith(("SLURM_", "TORCHELASTIC_", "PMI_", "OMPI_"))
     }
-    env[LEASE_VARIABLE] = str(lease.resolve())
+    env |= ask_lease(lease.resolve())
     if "SLURM_JOB_ID" in outer:
         env[JOB_VARIABLE] = outer["SLURM_JOB_ID"]
     if devices:

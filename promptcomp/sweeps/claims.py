@@ -12,10 +12,10 @@ from promptcomp.run.lease import Keeper
 from promptcomp.sweeps.config import Budget, Scalar
 from promptcomp.sweeps.planning import Record, dropped, groups, is_double, missing, used_up
 from promptcomp.sweeps.queue import Queue
-from promptcomp.sweeps.reaping import Say, cell_of_record, controls_of, devices_of, is_ours, reap, relative
+from promptcomp.sweeps.reaping import Say, controls_of, devices_of, is_ours, planned_of_record, reap, relative
 from promptcomp.sweeps.sampling import draw_point
 from promptcomp.sweeps.snapshot import note_of
-from promptcomp.sweeps.space import Cell, base_tree, cell_of, distributions, grid, point_id
+from promptcomp.sweeps.space import PlannedTrial, base_tree, distributions, grid, planned_trial, point_id
 from promptcomp.sweeps.storage import exclusive
 from promptcomp.sweeps.study import Sweep
 
@@ -27,7 +27,7 @@ class Claim:
     queue: Queue
     number: int
     attempt: int
-    cell: Cell
+    cell: PlannedTrial
     is_control: bool
 
 
@@ -71,7 +71,7 @@ class Desk:
             records = [*sweep.trials.records(), *sweep.controls.records()]
             return Nothing("wait" if any(is_ours(sweep, each) for each in records) else "done")
 
-    def _controls(self) -> dict[tuple[str, int], Cell]:
+    def _controls(self) -> dict[tuple[str, int], PlannedTrial]:
         return controls_of(self.sweep)
 
     def _claim_trial(self) -> Claim | None:
@@ -90,13 +90,13 @@ class Desk:
             queue.set_attribute("exhausted", len(known) * config.seeds)
             return None
         number, params = drawn
-        cell = cell_of(config, sweep.directory, params, config.first_seed)
+        cell = planned_trial(config, sweep.directory, params, config.first_seed)
         queue.note(number, **self._notes(cell, 1), started=datetime.now(UTC).isoformat(), cell=cell.cell)
         self.keeper.note(note_of(number, False))
         self._plan_trials()
         return Claim(queue, number, 1, cell, is_control=False)
 
-    def _notes(self, cell: Cell, attempt: int) -> dict[str, object]:
+    def _notes(self, cell: PlannedTrial, attempt: int) -> dict[str, object]:
         return {
             "point": cell.point,
             "seed": cell.seed,
@@ -107,7 +107,7 @@ class Desk:
             **self._run_notes(cell),
         }
 
-    def _run_notes(self, cell: Cell) -> dict[str, object]:
+    def _run_notes(self, cell: PlannedTrial) -> dict[str, object]:
         return {"run": relative(cell.run, self.sweep.directory.path), "devices": devices_of(cell)}
 
     def _points(self) -> dict[str, Mapping[str, Scalar]]:
@@ -124,7 +124,7 @@ class Desk:
             return
         base = base_tree(sweep.config)
         for each in planned:
-            cell = cell_of(sweep.config, sweep.directory, each.params, each.seed, base)
+            cell = planned_trial(sweep.config, sweep.directory, each.params, each.seed, base)
             sweep.trials.enqueue(each, cell.cell)
 
     def _claim_control(self) -> Claim | None:
@@ -170,7 +170,7 @@ class Desk:
         }
 
     def _take(self, queue: Queue, record: Record, is_control: bool) -> Claim | None:
-        cell = cell_of_record(self.sweep, record, is_control)
+        cell = planned_of_record(self.sweep, record, is_control)
         if cell is None:
             return None
         self.keeper.note(note_of(record.number, is_control))

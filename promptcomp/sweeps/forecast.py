@@ -18,7 +18,15 @@ from promptcomp.sweeps.checking import samples_of
 from promptcomp.sweeps.config import Choices, Dimension, Interval, Scalar, SweepConfig, Values
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.measuring import Measured, MeasuringFailed, measured
-from promptcomp.sweeps.space import Cell, base_tree, cell_of, control_cells, experiment_of, grid, grid_size
+from promptcomp.sweeps.space import (
+    PlannedTrial,
+    base_tree,
+    experiment_of,
+    grid,
+    grid_size,
+    planned_controls,
+    planned_trial,
+)
 
 _CORNERS = 8
 """Points whose memory and work are estimated to find the smallest and the largest."""
@@ -81,9 +89,9 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
         ConfigError: a mistake that trials would end with.
     """
     base = base_tree(config)
-    cells = _cells(config, directory, base)
-    controls = control_cells(config, directory)
-    states = [find(cell.experiment, cell.run)[0] for cell in (*cells, *controls)]
+    planned = _planned(config, directory, base)
+    controls = planned_controls(config, directory)
+    states = [find(trial.experiment, trial.run)[0] for trial in (*planned, *controls)]
     small, large = _ends(config, base)
     points = grid_size(config)
     plan = SweepPlan(
@@ -109,12 +117,12 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
     return _with_time(plan, config, small, large) if measure else plan
 
 
-def _cells(config: SweepConfig, directory: SweepDirectory, base: Mapping[str, Any]) -> list[Cell]:
-    """All cells of a grid; none where points are still to be drawn."""
+def _planned(config: SweepConfig, directory: SweepDirectory, base: Mapping[str, Any]) -> list[PlannedTrial]:
+    """All trials of a grid; none where points are still to be drawn."""
     if config.sampler != "grid":
         return []
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    return [cell_of(config, directory, params, seed, base) for seed in seeds for params in grid(config)]
+    return [planned_trial(config, directory, params, seed, base) for seed in seeds for params in grid(config)]
 
 
 _Point = tuple[dict[str, Scalar], Experiment, Estimate]

@@ -17,6 +17,8 @@ from promptcomp.sweeps.shorthand import name_of_value
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+SHARE = "data.train_share"
+"""The key of a sweep over shares of the training data."""
 _POINT_ID = 16
 """Hexadecimal digits."""
 

@@ -10,9 +10,9 @@ from promptcomp.run.finding import find
 from promptcomp.sweeps.planning import Record
 from promptcomp.sweeps.queue import Queue
 from promptcomp.sweeps.snapshot import Leases
-from promptcomp.sweeps.space import Cell, cell_of, control_cells
+from promptcomp.sweeps.space import PlannedTrial, planned_controls, planned_trial
 from promptcomp.sweeps.study import Sweep
-from promptcomp.sweeps.values import constraint_values, dev_reports, is_lower_better, objective_values
+from promptcomp.sweeps.values import constraint_values, dev_reports, is_lower_better, metric_rows, objective_values
 
 Say = Callable[[str], None]
 
@@ -68,7 +68,7 @@ def is_finished(sweep: Sweep, record: Record, run: Path, is_control: bool) -> bo
     if not (run / "results.json").is_file():
         return False
     try:
-        cell = cell_of_record(sweep, record, is_control)
+        cell = planned_of_record(sweep, record, is_control)
     except ConfigError:
         return False
     return cell is not None and find(cell.experiment, run)[0] == "finished"
@@ -85,7 +85,7 @@ def _spent(sweep: Sweep, record: Record) -> float:
     return max(0.0, last - record.started.timestamp()) * record.devices
 
 
-def cell_of_record(sweep: Sweep, record: Record, is_control: bool) -> Cell | None:
+def planned_of_record(sweep: Sweep, record: Record, is_control: bool) -> PlannedTrial | None:
     """The cell of an attempt; None for a control that the sweep no longer has.
 
     Raises:
@@ -93,12 +93,12 @@ def cell_of_record(sweep: Sweep, record: Record, is_control: bool) -> Cell | Non
     """
     if is_control:
         return controls_of(sweep).get(record.key)
-    return cell_of(sweep.config, sweep.directory, record.params, record.seed)
+    return planned_trial(sweep.config, sweep.directory, record.params, record.seed)
 
 
-def controls_of(sweep: Sweep) -> dict[tuple[str, int], Cell]:
+def controls_of(sweep: Sweep) -> dict[tuple[str, int], PlannedTrial]:
     """The controls: name and seed -> cell."""
-    return {(each.point, each.seed): each for each in control_cells(sweep.config, sweep.directory)}
+    return {(each.point, each.seed): each for each in planned_controls(sweep.config, sweep.directory)}
 
 
 def adopt(sweep: Sweep, queue: Queue, number: int, run: Path, device_seconds: float, is_control: bool) -> str | None:
@@ -128,7 +128,7 @@ def report(sweep: Sweep, queue: Queue, number: int, run: Path) -> tuple[str | No
     Returns:
         The metric and its values.
     """
-    metric, found = dev_reports(run, sweep.config.pruning.metric)
+    metric, found = dev_reports(metric_rows(run), sweep.config.pruning.metric)
     if metric is None or len(sweep.config.objectives) > 1:  # Optuna takes reports for one objective only
         return metric, found
     lower = sweep.config.objectives[0].direction == "minimize"
@@ -136,7 +136,7 @@ def report(sweep: Sweep, queue: Queue, number: int, run: Path) -> tuple[str | No
     return metric, found
 
 
-def devices_of(cell: Cell) -> int:
+def devices_of(cell: PlannedTrial) -> int:
     """Devices (on CPU: processes) of a trial."""
     devices = cell.experiment.trainer.devices
     return devices if isinstance(devices, int) else 1

@@ -12,7 +12,7 @@ from promptcomp.stopping import called_at_stop
 from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.crew import Crew, Start
 from promptcomp.sweeps.directory import SweepDirectory
-from promptcomp.sweeps.space import Cell, cell_of, grid
+from promptcomp.sweeps.space import PlannedTrial, grid, planned_trial
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.study import StateReader, begin
 
@@ -109,9 +109,9 @@ def share_devices(
     return [tuple(found[i * per : (i + 1) * per]) for i in range(workers)]
 
 
-def _some_cell(config: SweepConfig, directory: SweepDirectory) -> Cell | None:
+def _some_cell(config: SweepConfig, directory: SweepDirectory) -> PlannedTrial | None:
     try:
-        return cell_of(config, directory, grid(config)[0], config.first_seed)
+        return planned_trial(config, directory, grid(config)[0], config.first_seed)
     except ConfigError:  # a continuous interval
         return None
 

@@ -1,4 +1,4 @@
-"""Points and cells: which combinations a sweep tries, and the experiment of each with its seed.
+"""Points and planned trials: which combinations a sweep tries, and the experiment of each with its seed.
 
 A point's parameters are what Optuna stores: dimension -> scalar (the name, for choices; JSON text, for values that are
 no scalars). `settings_of` turns them into keys of the experiment.
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from promptcomp.experiment import Experiment
 
 __all__ = [
-    "Cell",
+    "PlannedTrial",
     "base_tree",
     "best_yaml",
-    "cell_of",
-    "control_cells",
     "distributions",
     "grid",
     "grid_size",
+    "planned_controls",
+    "planned_trial",
     "point_id",
     "read_sweep",
     "scalars",
@@ -46,7 +46,7 @@ _MAX_SLUG = 72
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class PlannedTrial:
     """One run of a sweep: a point with a seed, or a control with a seed."""
 
     cell: str
@@ -92,10 +92,15 @@ def base_tree(config: SweepConfig) -> dict[str, Any]:
     Raises:
         ConfigError: no such experiment, an unreadable file, or a key of `set` that goes through a value.
     """
-    return with_settings(read_yaml(_experiment_file(config.experiment)), config.set)
+    return with_settings(read_yaml(experiment_file(config.experiment)), config.set)
 
 
-def _experiment_file(name: str) -> Path:
+def experiment_file(name: str) -> Path:
+    """The YAML of a shipped experiment, or the file of that name.
+
+    Raises:
+        ConfigError: it is neither.
+    """
     from promptcomp.experiment import shipped
 
     known = shipped()
@@ -153,13 +158,13 @@ def experiment_of(
     return build(Experiment, {**tree, "seed": seed}, source=config.experiment)
 
 
-def cell_of(
+def planned_trial(
     config: SweepConfig,
     directory: SweepDirectory,
     params: Mapping[str, Scalar],
     seed: int,
     base: Mapping[str, Any] | None = None,
-) -> Cell:
+) -> PlannedTrial:
     """The run of a point with a seed: its name, experiment and place.
 
     Args:
@@ -167,7 +172,7 @@ def cell_of(
         directory: where runs are.
         params: the point.
         seed: the run's.
-        base: `base_tree(config)`, where many cells are made.
+        base: `base_tree(config)`, where many trials are planned.
 
     Raises:
         ConfigError: any mistake in the configuration.
@@ -176,7 +181,7 @@ def cell_of(
     return _placed(experiment, _slug(params), point_id(params), params, directory.runs)
 
 
-def control_cells(config: SweepConfig, directory: SweepDirectory) -> list[Cell]:
+def planned_controls(config: SweepConfig, directory: SweepDirectory) -> list[PlannedTrial]:
     """The trained full_prompt and no_prompt of the base experiment for every seed.
 
     Empty unless `controls` is set, and where the method trains nothing of the LM: then every run's own bounds (the
@@ -189,22 +194,22 @@ def control_cells(config: SweepConfig, directory: SweepDirectory) -> list[Cell]:
         return []
     from promptcomp.run.controls import wanted_runs
 
-    base, cells = base_tree(config), []
+    base, planned = base_tree(config), []
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         runs, _ = wanted_runs(experiment_of(config, {}, seed, base))
         for name in ("full_prompt", "no_prompt"):
             experiment = next((each for role, each in runs.items() if role == f"{name}_trained"), None)
             if experiment is not None:
-                cells.append(_placed(experiment, name, name, {}, directory.controls))
-    return cells
+                planned.append(_placed(experiment, name, name, {}, directory.controls))
+    return planned
 
 
-def _placed(experiment: Experiment, slug: str, point: str, params: Mapping[str, Scalar], folder: Path) -> Cell:
+def _placed(experiment: Experiment, slug: str, point: str, params: Mapping[str, Scalar], folder: Path) -> PlannedTrial:
     from promptcomp.run.finding import identity
 
     cell = f"{slug}-s{experiment.seed}-{identity(experiment)[:_HEX]}"
     placed = experiment.model_copy(update={"name": cell, "output_dir": str(folder)})
-    return Cell(cell, point, dict(params), experiment.seed, placed, folder / cell)
+    return PlannedTrial(cell, point, dict(params), experiment.seed, placed, folder / cell)
 
 
 def _slug(params: Mapping[str, Scalar]) -> str:

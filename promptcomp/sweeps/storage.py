@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from promptcomp.config import ConfigError
+from promptcomp.errors import command
 from promptcomp.files import locked, read_text, write_atomic
 from promptcomp.plain import SECRETS, without_credentials
 from promptcomp.sweeps.directory import SweepDirectory
@@ -137,7 +138,7 @@ def damaged(path: Path, error: Exception) -> ConfigError:
     """What to say of a journal that Optuna cannot read."""
     return ConfigError(
         f"{path} is damaged ({type(error).__name__}: {_first_line(error)}); "
-        f"'promptcomp sweep doctor {path.parent} --repair' drops the torn lines and keeps a copy"
+        f"`{command('sweep', 'doctor', path.parent, '--repair')}` drops the torn lines and keeps a copy"
     )
 
 

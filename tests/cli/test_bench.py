@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from promptcomp.bench import plot as plots
+from promptcomp import plotting
 from tests.cli.conftest import Run
 
 SHORT = ("--lengths", "16,4096", "--batch-sizes", "1", "--new-tokens", "2", "--repeats", "3", "--device", "cpu")
@@ -23,7 +23,7 @@ def test_a_run_is_measured_and_written(run: Run, tiny_run: Run, tmp_path: Path) 
     assert "4,096 prompt tokens" in tree["skipped"][0]
     assert json.loads((tmp_path / "costs" / "bench.json").read_text()) == tree
     assert (tmp_path / "costs" / "bench.csv").read_text().startswith("method,lm,way,prompt_tokens")
-    assert all((tmp_path / "costs" / name).is_file() for name in plots.FILES)
+    assert all((tmp_path / "costs" / name).is_file() for name in ("bench.png", "bench.svg"))
     again = run("bench", "trained", *SHORT, "-o", "costs")
     assert again.returncode == 2
     assert "is not empty" in again.stderr
@@ -34,8 +34,7 @@ def test_an_architecture_is_measured_before_training(run: Run, tmp_path: Path, m
     folder.mkdir()
     sizes = {"model_type": "gpt2", "vocab_size": 50, "n_positions": 128, "n_embd": 16, "n_layer": 2, "n_head": 2}
     (folder / "config.json").write_text(json.dumps(sizes))
-    monkeypatch.setattr(plots, "can_plot", lambda: False)
-    monkeypatch.setattr("promptcomp.bench.run.can_plot", lambda: False)
+    monkeypatch.setattr(plotting, "can_plot", lambda: False)
     words = ("bench", "--method", "mend", "--lm", str(folder), "--slots", "3", *SHORT, "-o", "costs", "lm.bos=null")
     done = run(*words)
     assert done.returncode == 0, done.stderr

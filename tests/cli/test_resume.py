@@ -14,6 +14,7 @@ from promptcomp.config import ConfigError
 from promptcomp.experiment import Experiment
 from promptcomp.run.directory import RunDirectory, told_by_parent, told_to_children, write_environment
 from promptcomp.run.division import DIVISION, check_overrides, experiment_to_resume
+from promptcomp.run.lease import ask_lease, under_lease
 from tests.cli.conftest import Run
 from tests.prompt_runs import DATA
 
@@ -120,7 +121,7 @@ def test_a_run_of_an_older_version_has_no_record_or_fewer_keys(tmp_path: Path) -
 def test_a_damaged_record_is_told(tmp_path: Path, text: str) -> None:
     run = started(tmp_path / "run")
     run.environment.write_text(text)
-    with pytest.raises(ConfigError, match=r"environment\.json is damaged"):
+    with pytest.raises(ConfigError, match=r"environment\.json.* move it away"):
         experiment_to_resume(run)
 
 
@@ -150,7 +151,23 @@ def test_a_stale_environment_does_not_overrule_the_run_directory(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stale: str
 ) -> None:
     (tmp_path / "leaked" / "checkpoints").mkdir(parents=True)
-    monkeypatch.setenv("PROMPTCOMP_RUN_DIRECTORY", stale)
+    for name in ("PROMPTCOMP_RUN_DIRECTORY", "PROMPTCOMP_LEASE"):
+        monkeypatch.setenv(name, stale)
     assert tiny_run("wanted", "trainer.max_steps=0", "method={name: no_prompt}").returncode == 0
     assert (tmp_path / "wanted" / "results.json").is_file()
     assert [path.name for path in (tmp_path / "leaked").iterdir()] == ["checkpoints"]
+
+
+def test_a_lease_is_kept_for_the_own_parent_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").write_text("of value")
+    for value in (str(tmp_path / "mine"), f"1:{tmp_path / 'mine'}"):
+        monkeypatch.setenv("PROMPTCOMP_LEASE", value)
+        under_lease(lambda: None)()
+    assert (tmp_path / "mine").read_text() == "of value"
+    for name, value in ask_lease(tmp_path / "asked").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "getppid", os.getpid)
+    for rank in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(rank, raising=False)
+    assert under_lease((tmp_path / "asked").is_file)()
+    assert not (tmp_path / "asked").exists()

@@ -32,7 +32,9 @@ def test_list(run: Run) -> None:
     assert done.returncode == 0
     assert "gist_tokens" in done.stdout
     named = json.loads(run("sweep", "--list", "--json").stdout)
-    assert {"gist_tokens", "distiller_size", "loss_weight", "loss_weight_mend", "combined"} <= set(named)
+    assert {"gist_tokens", "distiller_size", "loss_weight", "loss_weight_mend", "combined", "data_efficiency"} <= set(
+        named
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,10 +134,10 @@ def test_finished_runs_are_in_the_plan(run: Run, tiny_lm: Path) -> None:
     plan = json.loads(run("sweep", *words).stdout)
     assert (plan["finished"], plan["started"]) == (0, 0)
     from promptcomp.sweeps.directory import SweepDirectory
-    from promptcomp.sweeps.space import best_yaml, cell_of, sweep_of
+    from promptcomp.sweeps.space import best_yaml, planned_trial, sweep_of
 
     config = sweep_of("mend", [*TINY, f"lm.path={tiny_lm}"])
-    cell = cell_of(config, SweepDirectory(Path(plan["directory"])), {"method.num_slots": 1}, 0)
+    cell = planned_trial(config, SweepDirectory(Path(plan["directory"])), {"method.num_slots": 1}, 0)
     Path("point.yaml").write_text(best_yaml(config, cell.params), encoding="utf-8")
     done = run("fit", "--config", "point.yaml", "--run-dir", str(cell.run))
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from promptcomp.datamodules.tasks import RationaleRow
+from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 
 FOLDER = Path(__file__).parent / "data" / "step_by_step"
 
@@ -43,7 +43,7 @@ def svamp_rows() -> list[RationaleRow]:
     ]
 
 
-class Rows:
+class Rows(RationaleSource):
     """A source with given rows; train and test are the same."""
 
     splits = ("train", "test")

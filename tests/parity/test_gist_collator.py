@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from promptcomp.datamodules.instruction import InstructionDataModule
 from promptcomp.datamodules.instruction_options import InstructionConfig
-from promptcomp.datamodules.tasks import InstructionRow
+from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 
 DATA = Path(__file__).parent / "data" / "gist_collator"
 CASES: dict[str, Any] = json.loads((DATA / "cases.json").read_text(encoding="utf-8"))
@@ -28,7 +28,7 @@ GIST = {"llama": 500, "t5": 400}
 BATCHES = tuple(CASES["examples"])
 
 
-class _Rows:
+class _Rows(InstructionSource):
     """All examples, one split for each of the release's batches."""
 
     splits = BATCHES

@@ -20,6 +20,9 @@ OTHERS = [case for case in DATA["metric_cases"] if not case["is_classification"]
 def test_macro_f1(case):
     predictions, gold = case["predictions"], case["groundtruth"]
     assert macro_f1(predictions, gold, "metaicl") == pytest.approx(case["metaicl"], abs=1e-12)
+    if case["name"] == "whitespace":  # to MEND, " a" and "a " are two labels; here they are one, for every metric
+        assert macro_f1(predictions, gold, "sklearn") == accuracy(predictions, gold) == case["metaicl"]
+        return
     assert macro_f1(predictions, gold, "sklearn") == pytest.approx(case["sklearn_macro_f1_as_used_by_MEND"], abs=1e-12)
     assert accuracy(predictions, gold) == pytest.approx(case["accuracy"], abs=1e-12)
 

@@ -71,6 +71,7 @@ def module(
         max_example_tokens=EXAMPLE_CAP - 2,  # the release reserves two tokens that it never adds
         max_context_tokens=mend_budget(student),
         teacher_max_context_tokens=mend_budget(teacher),
+        separator="none",
         truncation="reference",
         perturbation=perturbation,
     )

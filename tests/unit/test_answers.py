@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.datamodules.instruction import InstructionDataModule
 from promptcomp.datamodules.instruction_options import InstructionConfig
-from promptcomp.datamodules.tasks import InstructionRow
+from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
@@ -23,7 +23,7 @@ from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
 OPTIONS = {"bounds": True, "max_new_tokens": 5, "bootstrap_resamples": 100, "measure_cost": False}
 
 
-class Source:
+class Source(InstructionSource):
     """Instructions of several lengths; every second row shares its instruction with the one before."""
 
     splits = ("seen",)

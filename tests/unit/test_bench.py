@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from promptcomp import plotting
 from promptcomp.bench import plot as plots
 from promptcomp.bench.requests import Refused, Request, plain_answer, requests
 from promptcomp.bench.results import BreakEven, Spread, as_csv, as_json
@@ -175,7 +176,7 @@ def test_lengths_beyond_the_window_are_skipped_with_a_word() -> None:
 
 
 def test_plot(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plots.can_plot()
+    assert plotting.can_plot()
     bench = measure(make_subject(), PLAN)
     for path in plots.plot(bench, tmp_path):
         assert path.stat().st_size > 1000

@@ -102,7 +102,7 @@ def test_a_trained_lm_in_transformers(tmp_path: Path, kind: str, method: str) ->
         torch.testing.assert_close(hf(ids, **more).logits, module.lm.hf(ids, **more).logits, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "mixtral", "t5"])
 def test_adapters_in_peft(tmp_path: Path, kind: str) -> None:
     run = run_of(tmp_path, kind, {"name": "full_prompt", "train": "lora", "lora": {"rank": 2}})
     assert export(run, tmp_path / "out", None).format == "peft"
@@ -116,6 +116,15 @@ def test_adapters_in_peft(tmp_path: Path, kind: str) -> None:
         adapted = run_readme(tmp_path / "out")["model"](input_ids=ids, **more).logits
         torch.testing.assert_close(adapted, module.lm.hf(ids, **more).logits, rtol=0, atol=1e-5)
     assert (adapted - plain).abs().max() > 1e-3
+
+
+def test_adapters_that_peft_would_put_elsewhere_are_refused(tmp_path: Path) -> None:
+    """It takes the linear layers of a mixture's dense blocks for its experts."""
+    run = run_of(tmp_path, "qwen3_moe", {"name": "full_prompt", "train": "lora", "lora": {"rank": 2}})
+    with pytest.raises(ConfigError, match="peft puts adapters of 'qwen3_moe' models beside other layers"):
+        export(run, tmp_path / "peft", None)
+    assert not (tmp_path / "peft").exists()
+    assert export(run, tmp_path / "out", "tensors").format == "tensors"
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one", "each"])

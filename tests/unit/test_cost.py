@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.cost import measure_ms, memory_bytes
@@ -15,58 +13,8 @@ from promptcomp.language_model.cache import growing, growing_pair, passing
 from promptcomp.language_model.cost import count_flops, model_cost
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from promptcomp.model_cost import ModelCost
+from tests.families import FAMILIES, SIZES, family
 from tests.tiny_models import tiny_hf
-
-NONE = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    **NONE,
-}
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
-WIDE = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
-LATENT = {
-    "num_key_value_heads": 4,
-    "first_k_dense_replace": 1,
-    "q_lora_rank": 12,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("gpt2", {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}),
-    "llama, grouped queries": ("llama", WIDE),
-    "falcon, one key for all heads": ("falcon", {**SIZES, "multi_query": True, "new_decoder_architecture": False}),
-    "deepseek_v3, latent cache": (
-        "deepseek_v3",
-        {
-            **SIZES,
-            **EXPERTS,
-            **LATENT,
-            "n_routed_experts": 8,
-            "n_group": 2,
-            "topk_group": 1,
-            "first_k_dense_replace": 1,
-        },
-    ),
-    "mixtral": ("mixtral", {**WIDE, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "qwen3_moe": ("qwen3_moe", {**WIDE, **EXPERTS, "num_experts": 8}),
-    "gpt_oss": ("gpt_oss", {**WIDE, "num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": None}),
-    "gemma3, sliding": ("gemma3_text", {**WIDE, "sliding_window": 8}),
-    "phi3": ("phi3", SIZES),
-    "gpt_neox": ("gpt_neox", SIZES),
-    "opt": ("opt", {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 16}),
-    "granite": ("granite", SIZES),
-    "olmo2": ("olmo2", SIZES),
-    "stablelm": ("stablelm", {**SIZES, "num_key_value_heads": 4}),
-    "bloom": ("bloom", {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
-    "modernbert-decoder, a head with a transform": ("modernbert-decoder", SIZES),
-}
-
 
 LLAMA_8B = ModelCost(
     "decoder",
@@ -75,12 +23,6 @@ LLAMA_8B = ModelCost(
     head=2 * 4096 * 128256,
     kv_bytes_per_token=2 * 32 * 8 * 128 * 2,
 )
-
-
-def family(name: str, **more: Any) -> PreTrainedModel:
-    """A tiny random model."""
-    kind, options = FAMILIES[name]
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options, **more)).eval()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

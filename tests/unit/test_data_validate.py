@@ -12,7 +12,7 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
 from promptcomp.datamodules.tables import TableData
 from promptcomp.datamodules.toy_icl import ToyICLData
-from promptcomp.datamodules.validation import validate
+from tests.data_sections import validate
 
 GOOD: dict[str, Any] = {"task": "a", "input": "one", "output": "yes", "options": ["no", "yes"]}
 

@@ -221,3 +221,39 @@ def test_the_figures_of_a_page(tmp_path: Path) -> None:
     found = estimate(experiment(write_llama(tmp_path / "7b", "7b"), "trainer.devices=8"))
     assert Estimate.model_validate_json(found.model_dump_json()) == found
     assert found.total_bytes > 4 * 2 * PARAMETERS["7b"] > 50 * GIB
+
+
+def student(*overrides: str) -> Experiment:
+    tree: dict[str, Any] = {
+        "method": {"name": "step_by_step"},
+        "lm": {"path": "embedded:toy_student", "from_scratch": {}},
+        "data": {"name": "toy_rationales"},
+        "trainer": {"accelerator": "cpu", "batch_size": 8},
+    }
+    return build(Experiment, apply_overrides(tree, overrides), source="test")
+
+
+def test_a_white_box_teacher_is_counted() -> None:
+    """Its weights, its pass, its logits and what the comparison makes of them."""
+    alone = estimate(student())
+    taught = estimate(student("method.teacher={path: embedded:toy_student, from_scratch: {}}"))
+    assert taught.device.weights == 2 * alone.device.weights
+    assert taught.device.logits > 1.5 * alone.device.logits
+    assert taught.step_flops == pytest.approx(4 / 3 * alone.step_flops, rel=0.01)
+
+
+@pytest.mark.parametrize("method", ["gist", "full_prompt", "mend", "prompt_tuning", "metaicl"])
+def test_a_beginning_of_sequence_is_counted(method: str) -> None:
+    words = ("data.name=toy_instructions", "lm={path: embedded:toy_instructions}", f"method={{name: {method}}}")
+    without, with_bos = (estimate(student(*words, f"lm.bos={bos}")) for bos in ("false", "true"))
+    assert with_bos.context_tokens == without.context_tokens + 1
+    assert with_bos.step_flops > without.step_flops
+    assert with_bos.activation_bytes_plain > without.activation_bytes_plain
+
+
+def test_a_process_holds_its_libraries_and_what_a_step_takes() -> None:
+    found = estimate(student())
+    assert found.host.libraries > 100 * 2**20
+    assert found.host.process == found.host.libraries + found.total_bytes
+    on_gpu = estimate(student("trainer.accelerator=gpu", "trainer.devices=1"))
+    assert on_gpu.host.process == on_gpu.host.libraries + on_gpu.host.loading

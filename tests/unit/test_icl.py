@@ -68,7 +68,7 @@ def source() -> Memory:
 
 
 def module(tokenizer: PreTrainedTokenizerFast, seed: int = 0, batch_size: int = 4, **options: Any) -> ICLDataModule:
-    config = ICLConfig(**{"num_demonstrations": 3, "max_example_tokens": 40, **options})
+    config = ICLConfig(**{"num_demonstrations": 3, "max_example_tokens": 40, "separator": "none", **options})
     return ICLDataModule(config, source(), tokenizer, seed=seed, batch_size=batch_size)
 
 
@@ -167,12 +167,21 @@ def test_evaluation_asks_every_query_once(tokenizer: PreTrainedTokenizerFast) ->
         assert all(e.options[e.gold] == e.output for e in examples)
 
 
-def test_a_held_out_pool_asks_what_it_does_not_show(tokenizer: PreTrainedTokenizerFast) -> None:
-    (plan,) = module(tokenizer).eval_plans("dev")
-    assert sorted((*plan.demonstrations, *plan.queries)) == list(range(10))
-    (plan,) = module(tokenizer, num_demonstrations=16).eval_plans("dev")
-    assert len(plan.demonstrations) == 9
-    assert len(plan.queries) == 1
+@pytest.mark.parametrize(("shown", "contexts"), [(3, 2), (8, 5), (9, 10), (16, 10)])
+def test_every_row_of_a_pool_that_is_shown_and_asked_is_asked_once(
+    tokenizer: PreTrainedTokenizerFast, shown: int, contexts: int
+) -> None:
+    plans = module(tokenizer, num_demonstrations=shown).eval_plans("dev")
+    assert sorted(i for plan in plans for i in plan.queries) == list(range(10))
+    assert {len(plan.demonstrations) for plan in plans} == {min(shown, 9)}
+    assert not any({*plan.demonstrations} & {*plan.queries} for plan in plans)
+    assert len(plans) == contexts
+
+
+def test_the_first_context_is_the_same_whether_all_rows_are_asked_or_some(tokenizer: PreTrainedTokenizerFast) -> None:
+    first, *_ = module(tokenizer).eval_plans("dev")
+    assert module(tokenizer, max_dev_queries=7).eval_plans("dev") == (first,)
+    assert len(module(tokenizer, max_dev_queries=4).eval_plans("dev")) == 1
 
 
 def test_limits(tokenizer: PreTrainedTokenizerFast) -> None:

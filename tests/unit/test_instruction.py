@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction import InstructionDataModule
 from promptcomp.datamodules.instruction_options import InstructionConfig
 from promptcomp.datamodules.instruction_sources import AlpacaPlusData, HeldOutSource, InstructionsData, held_out
 from promptcomp.datamodules.sampler import Draw
-from promptcomp.datamodules.tasks import InstructionRow
+from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.datamodules.templates import CustomTemplate, make_template
-from promptcomp.datamodules.validation import validate
+from tests.data_sections import byte_tokenizer, validate
 
 CHATML = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
@@ -37,25 +35,7 @@ ROWS = [
 ]
 
 
-def byte_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
-    """One token for each byte, and a few special ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        extra_special_tokens=["<|start|>", "<|end|>"],
-    )
-    if template is not None:
-        tokenizer.chat_template = template
-    return tokenizer
-
-
-class Rows:
+class Rows(InstructionSource):
     """Rows in memory."""
 
     def __init__(self, **splits: list[InstructionRow]) -> None:
@@ -291,8 +271,8 @@ def test_problems_are_told_with_their_place(tmp_path: Path) -> None:
     assert found[0] == "2: 'output' is missing"
     assert found[1] == "3: 'output' is int, expected text"
     assert found[2].startswith("4: 'instruction' is empty")
-    assert found[3] == "5: the same instruction, input and output as in row 1"
-    assert found[4] == "6: 'output' is empty"
+    assert found[3] == "5: the same instruction, input and output as in line 1"
+    assert found[4] == "6: the output is empty"
     assert found[5].startswith("7: not UTF-8 text")
     assert found[6].startswith("8: not valid JSON")
 

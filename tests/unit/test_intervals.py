@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from promptcomp.curve.summary import PointResult, Table
 from promptcomp.evaluation.bootstrap import percentile_interval, share_interval, wilson
 from promptcomp.evaluation.records import ROWS, Prediction
 from promptcomp.evaluation.results import Estimate, SplitResult
 from promptcomp.evaluation.seeds import mean_of
 from promptcomp.evaluation.summary import summarise
+from promptcomp.sweeps.views.efficiency import Values
+from promptcomp.sweeps.views.efficiency import reached as reached_share
 
 Z = 1.959963984540054  # scipy.stats.norm.ppf(0.975)
 
@@ -92,12 +93,8 @@ def test_equal_seeds_have_a_mean_and_no_interval() -> None:
 
 
 def test_a_curve_whose_draws_all_agree_has_no_interval() -> None:
-    values = {("a", 0.5): 0.9, ("a", 1.0): 0.9, ("b", 0.5): 0.1, ("b", 1.0): 0.8}
-    points = [
-        PointResult(method=method, size="", fraction=fraction, seed=seed, value=value, run="r")
-        for (method, fraction), value in values.items()
-        for seed in range(3)
-    ]
-    reached = Table(points).reached("a", "b", "", (0.5, 1.0), False)
-    assert reached is not None
-    assert (reached.fraction, reached.ci, reached.resampled) == (0.5, None, 1.0)
+    means = {("a", 0.5): 0.9, ("a", 1.0): 0.9, ("b", 0.5): 0.1, ("b", 1.0): 0.8}
+    values: Values = {(method, "", share): dict.fromkeys(range(3), value) for (method, share), value in means.items()}
+    found = reached_share(values, "a", "b", "", (0.5, 1.0), False)
+    assert found is not None
+    assert (found.share, found.ci, found.resampled) == (0.5, None, 1.0)

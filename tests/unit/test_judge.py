@@ -135,7 +135,7 @@ def test_tables(tmp_path: Path) -> None:
     [
         ("t.jsonl", "", "holds no examples"),
         ("t.jsonl", "{", "line 1: not valid JSON"),
-        ("t.jsonl", "[]", "line 1: expected a JSON object"),
+        ("t.jsonl", "[]", "line 1: expected an object"),
         ("t.jsonl", '{"id": 1, "text": "x"}', "line 1: no instruction, input"),
         ("t.jsonl", '{"id": 1, "instruction": "", "input": 3, "text": "x"}', "line 1: 'input' is no text"),
         ("t.csv", "id,instruction,input,text\n1,a,b\n", "line 2: no text"),

@@ -51,6 +51,9 @@ def test_bos_is_what_the_tokenizer_adds_unless_said_otherwise(tmp_path: Path) ->
         soft = lm(SoftPrompt(lm.embed(BATCH.context.ids), BATCH.context.mask), BATCH).values[0]
         torch.testing.assert_close(soft, expected)
         torch.testing.assert_close(lm(None, BATCH).values[0], hf(torch.tensor([[1, 9, 10]])).logits[0, -1])
+        vectors = SoftPrompt(lm.embed(BATCH.context.ids), BATCH.context.mask)
+        full = lm.encode(BATCH.context)
+    assert [lm.kv_bytes(each) / lm.kv_bytes_per_token for each in (None, vectors, full)] == [1, 3.5, 3.5]
     save_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match="no BOS token"):
         LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path), bos=True))

@@ -186,3 +186,40 @@ def test_queries_are_written_as_in_evaluation(data: dict[str, Any], tmp_path: Pa
     contexts = compressor.datamodule.eval_contexts(split)
     for query in contexts.encode(EvalPart(0, 0, len(contexts.targets(0)))).queries:
         assert compressor.reader.query_ids(examples[query.example].input) == query.ids
+
+
+def test_a_tokenizers_hash_tells_vocabulary_and_rules_and_earlier_ones_stay_valid(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from promptcomp.prompts.identity import _first_hash, is_tokenizer, tokenizer_hash
+
+    def made(vocab: dict[str, int], merges: list[tuple[str, str]], *added: str, **settings: object) -> Any:
+        tokenizer = Tokenizer(models.BPE(vocab, merges, **settings))  # type: ignore[arg-type]
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+        fast.add_tokens(list(added))
+        return fast
+
+    vocab = {"a": 0, "b": 1, '"vocab":': 2, "ab": 3, "ba": 4}
+    kinds = [
+        made(vocab, [("a", "b")]),
+        made(vocab, [("b", "a")]),
+        made({**vocab, "c": 5}, [("a", "b")]),
+        made(vocab, [("a", "b")], "new"),
+        made(vocab, [("a", "b")], '"vocab":x', '"merges":['),
+        made(vocab, [("a", "b")], fuse_unk=True, unk_token="a"),
+    ]
+    hashes = [tokenizer_hash(kind) for kind in kinds]
+    assert len(set(hashes)) == len(kinds)
+    again = made(vocab, [("a", "b")])
+    again.padding_side = "left"
+    again.backend_tokenizer.enable_padding(pad_id=1, pad_token="b")
+    assert tokenizer_hash(again) == hashes[0]
+    again.save_pretrained(tmp_path)
+    assert tokenizer_hash(PreTrainedTokenizerFast.from_pretrained(tmp_path)) == hashes[0]
+    for kind, found in zip(kinds, hashes, strict=True):
+        assert found.startswith("2:")
+        assert is_tokenizer(kind, found)
+        assert is_tokenizer(kind, _first_hash(kind))
+        assert not is_tokenizer(kind, "2:x")

@@ -11,14 +11,13 @@ import pytest
 
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules import build_rationales
-from promptcomp.datamodules.inspect import remarks, show
 from promptcomp.datamodules.rationale_formats import FORMATS, BadRow
 from promptcomp.datamodules.rationale_parsing import Parsed, ParsedTask, parse
 from promptcomp.datamodules.rationale_sources import RationaleFilesData, RationaleFolderData, RationaleHFData
 from promptcomp.datamodules.rationale_writing import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.datamodules.validation import validate
 from promptcomp.evaluation.equations import same_value, value_of
+from tests.data_sections import module_of, show, validate
 from tests.parity.golden_step_by_step import tokenizer
 
 
@@ -61,7 +60,7 @@ def test_original_layout(tmp_path: Path) -> None:
 
 def test_what_was_lost_is_told(tmp_path: Path) -> None:
     config = _folder(tmp_path)
-    told = remarks(config, tokenizer())
+    told = module_of(config, tokenizer()).remarks()
     assert told[0] == "teacher labels: 14 of 18 right (77.78%)"
     assert told[1] == "teacher texts that were not read cleanly: no_marker 4 (ok 14)"
     assert told[-1] == "training rows: 18 of 18"

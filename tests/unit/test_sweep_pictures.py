@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from promptcomp import plotting
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views import plots
 from promptcomp.sweeps.views.axes import axis_of
@@ -117,7 +118,7 @@ def test_plots_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_plot_has_a_panel_for_each_split(tmp_path: Path) -> None:
-    with plots.drawing():
+    with plotting.drawing():
         found = plots.figures(one_dimension(tmp_path))
     first = found[0].figure.axes
     assert [axes.get_ylabel() for axes in first] == ["exact match (seen)", "exact match (unseen)"]
@@ -136,7 +137,7 @@ def test_report_of_odd_states(name: str, tmp_path: Path) -> None:
 
 
 def test_report_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "can_plot", lambda: False)
+    monkeypatch.setattr(plotting, "can_plot", lambda: False)
     text = write_report(one_dimension(tmp_path)).read_text(encoding="utf-8")
     assert "matplotlib is not installed; pip install &#34;promptcomp[plots]&#34;" in text
     assert "<figure" not in text

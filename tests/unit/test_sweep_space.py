@@ -18,7 +18,7 @@ from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.points import distributions, grid, grid_size, point_id
 from promptcomp.sweeps.reading import read_sweep, shipped_sweeps, sweep_of
 from promptcomp.sweeps.shorthand import split_values
-from promptcomp.sweeps.space import best_yaml, cell_of, control_cells, settings_of
+from promptcomp.sweeps.space import best_yaml, planned_controls, planned_trial, settings_of
 
 PLACE = SweepDirectory(Path("somewhere"))
 
@@ -185,7 +185,7 @@ def test_optuna_takes_every_point() -> None:
 def test_cells_are_runs(tmp_path: Path) -> None:
     config = sweep_of("mend", ["method.num_slots=2,4", "optim.lr=1e-4,1e-3", "trainer.max_steps=7", "sweep.seeds=2"])
     place = SweepDirectory(tmp_path)
-    cells = [cell_of(config, place, params, seed) for seed in (0, 1) for params in grid(config)]
+    cells = [planned_trial(config, place, params, seed) for seed in (0, 1) for params in grid(config)]
     assert len({cell.cell for cell in cells}) == 8
     assert len({cell.point for cell in cells}) == 4
     first = cells[0]
@@ -193,7 +193,7 @@ def test_cells_are_runs(tmp_path: Path) -> None:
     assert first.run == tmp_path / "runs" / first.cell
     assert (first.experiment.trainer.max_steps, first.experiment.seed) == (7, 0)
     assert first.experiment.output_dir == str(tmp_path / "runs")
-    elsewhere = cell_of(config, PLACE, {"optim.lr": 1e-4, "method.num_slots": 2}, 0)
+    elsewhere = planned_trial(config, PLACE, {"optim.lr": 1e-4, "method.num_slots": 2}, 0)
     assert elsewhere.cell.rpartition("-")[2] == first.cell.rpartition("-")[2]  # neither place nor order counts
     assert elsewhere.point == first.point
 
@@ -201,7 +201,7 @@ def test_cells_are_runs(tmp_path: Path) -> None:
 def test_names_of_cells_fit_file_systems() -> None:
     long = "/a/../b c" * 60
     config = sweep(space={"data.world.seed": [1, 2], "lm.path": [long, "gpt2"]}, experiment="mend")
-    cell = cell_of(config, PLACE, {"data.world.seed": 1, "lm.path": long}, 3)
+    cell = planned_trial(config, PLACE, {"data.world.seed": 1, "lm.path": long}, 3)
     assert len(cell.cell) < 120
     assert "/" not in cell.cell
     assert cell.experiment.lm.path == long
@@ -209,7 +209,7 @@ def test_names_of_cells_fit_file_systems() -> None:
 
 def test_choices_set_several_keys() -> None:
     config = read_sweep("distiller_size")
-    half = cell_of(config, PLACE, {"distiller": "layers_2"}, 0).experiment.method
+    half = planned_trial(config, PLACE, {"distiller": "layers_2"}, 0).experiment.method
     assert half.distiller.layers == 2  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="none of its choices"):
         settings_of(config, {"distiller": "layers_9"})
@@ -218,7 +218,7 @@ def test_choices_set_several_keys() -> None:
 
 
 def test_controls_of_every_seed() -> None:
-    cells = control_cells(read_sweep("gist_tokens"), PLACE)
+    cells = planned_controls(read_sweep("gist_tokens"), PLACE)
     assert [(cell.point, cell.seed) for cell in cells] == [
         ("full_prompt", 0),
         ("no_prompt", 0),
@@ -227,7 +227,7 @@ def test_controls_of_every_seed() -> None:
     ]
     assert {cell.experiment.method.name for cell in cells} == {"full_prompt", "no_prompt"}
     assert all(cell.experiment.trainer.max_steps and cell.run.parent == PLACE.controls for cell in cells)
-    assert control_cells(read_sweep("loss_weight_mend", ["sweep.controls=true"]), PLACE) == []  # the LM is frozen
+    assert planned_controls(read_sweep("loss_weight_mend", ["sweep.controls=true"]), PLACE) == []  # the LM is frozen
 
 
 @pytest.mark.parametrize("name", shipped_sweeps())

@@ -15,10 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules import build_datamodule
-from promptcomp.datamodules.inspect import show
 from promptcomp.datamodules.text import TextConfig, TextDataModule, split_document
 from promptcomp.datamodules.toy import toy_tokenizer
-from promptcomp.datamodules.validation import validate
+from tests.data_sections import show, validate
 
 WORDS = ("lion", "pear", "hammer", "today", "about", "we", "like", "my")
 
@@ -112,7 +111,7 @@ def test_json_lines(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         ("a.jsonl", b'{"text": "fine"}\n{"text": 3}\n', "a.jsonl:2: no text in 'text'"),
         ("a.jsonl", b'{"text": "fine"}\n{"text"\n', "a.jsonl:2: not valid JSON"),
         ("a.txt", b"fine\n\nnot \xff fine\n", "a.txt:3: not UTF-8 text"),
-        ("a.pdf", b"", "a.pdf: a text file should end in .txt or .jsonl"),
+        ("a.pdf", b"", "a.pdf: a text file should end in .txt, .jsonl"),
         ("a.txt", b"one word\n", "1 document.* nothing is left to train on"),
     ],
 )

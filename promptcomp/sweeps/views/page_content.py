@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from importlib import metadata
@@ -12,10 +11,13 @@ from typing import Any
 from promptcomp import __version__
 from promptcomp.config import ConfigError
 from promptcomp.documents import YAML_LIMIT, read_json
+from promptcomp.errors import command
 from promptcomp.evaluation.seeds import Mean
 from promptcomp.files import read_text
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.axes import Axis, axis_of
+from promptcomp.sweeps.views.efficiency import Efficiency
+from promptcomp.sweeps.views.efficiency_text import cells, columns, heading, sentences
 from promptcomp.sweeps.views.importance import ROUGH_BELOW
 from promptcomp.sweeps.views.numbers import Runs, finite, log_tail
 from promptcomp.sweeps.views.progress import duration
@@ -126,6 +128,12 @@ def _mean_cell(mean: Mean | None, metric: str, sign: str = "") -> dict[str, Any]
     return {"text": mean_text(mean, metric, sign), "sort": "" if mean is None else mean.mean}
 
 
+def efficiency_content(found: Efficiency) -> dict[str, Any]:
+    """The table of methods and shares of the training data, and what it says."""
+    table = {"columns": columns(found), "rows": cells(found)}
+    return {"heading": heading(found), **table, "sentences": sentences(found)}
+
+
 def _controls(state: SweepState, summary: Summary, span: int) -> list[dict[str, Any]]:
     found = []
     for line in Runs(state).lines(summary.objectives):
@@ -204,19 +212,18 @@ def _trial(trial: Trial, summary: Summary, names: Sequence[str]) -> list[dict[st
 
 
 def _commands(state: SweepState, summary: Summary) -> list[tuple[str, str]]:
-    folder = shlex.quote(str(state.directory.path))
-    config = shlex.quote(str(state.directory.config))
-    found = [("continue it, or join it from another machine", f"promptcomp sweep {folder}")]
-    found += [("see it in a terminal", f"promptcomp sweep show {folder}")]
-    found += [("run it anew", f"promptcomp sweep {config} -o NEW_DIRECTORY")]
+    folder = state.directory.path
+    found = [("continue it, or join it from another machine", command("sweep", folder))]
+    found += [("see it in a terminal", command("sweep", "show", folder))]
+    found += [("run it anew", command("sweep", state.directory.config, "-o", "NEW_DIRECTORY"))]
     if summary.best is not None or summary.front:
-        choice = f" --objective {summary.objectives[0].name}" if summary.several else ""
-        command = f"promptcomp sweep best {folder}{choice} > best.yaml && promptcomp fit --config best.yaml"
-        found.append(("train the best point", command))
+        choice = ("--objective", summary.objectives[0].name) if summary.several else ()
+        best, fit = command("sweep", "best", folder, *choice), command("fit", "--config", "best.yaml")
+        found.append(("train the best point", f"{best} > best.yaml && {fit}"))
     finished = [trial for trial in state.trials if trial.status == "finished"]
     if finished:
-        run = shlex.quote(str(finished[0].run / "config.yaml"))
-        found.append(("repeat a single trial (here the first)", f"promptcomp fit --config {run}"))
+        again = command("fit", "--config", finished[0].run / "config.yaml")
+        found.append(("repeat a single trial (here the first)", again))
     return found
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from promptcomp.plotting import COLOURS, GREY, MARKERS
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.axes import Axis, axis_of
 from promptcomp.sweeps.views.numbers import Goal, is_of_run, learning_curve
-from promptcomp.sweeps.views.plot_parameters import COLOURS, GREY, MARKERS, short
+from promptcomp.sweeps.views.plot_parameters import short
 from promptcomp.sweeps.views.summary import Point, Summary, sign_of
 from promptcomp.sweeps.views.wording import amount, objective_text, params_text, scalar_text, short_names
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from promptcomp.evaluation.seeds import Mean, mean_of
+from promptcomp.plotting import COLOURS, GREY, MARKERS
 from promptcomp.sweeps.config import Scalar
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views.axes import Axis, axis_of
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; black and yellow are left out (dark and light
-# pages).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-GREY = "#808080"
 _BANDS = {"full_prompt": "--", "no_prompt": ":"}
 _MANY = 40
 """With more points, intervals of single points would hide each other."""

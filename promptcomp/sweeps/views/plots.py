@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptcomp.files import replacing
+from promptcomp.plotting import INK, drawing, save
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views.axes import axis_of
+from promptcomp.sweeps.views.efficiency import efficiency_of
+from promptcomp.sweeps.views.efficiency_text import heading
 from promptcomp.sweeps.views.numbers import Runs
 from promptcomp.sweeps.views.summary import Summary, summarize
 from promptcomp.sweeps.views.wording import direction_text, objective_text, short_names, slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-MISSING = 'no plots: matplotlib is not installed; pip install "promptcomp[plots]"'
-INK = "#1b1f24"
-"""Text and axes; on the page it becomes the text's own colour, so that dark mode works."""
-_STYLE: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": INK,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": "medium",
-    "figure.constrained_layout.use": True,
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "grid.alpha": 0.18,
-    "grid.color": INK,
-    "legend.fontsize": "small",
-    "legend.framealpha": 0.0,
-    "legend.labelcolor": INK,
-    "svg.hashsalt": "promptcomp",
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,33 +27,22 @@ class Plot:
     name: str
     """File name without its ending."""
     section: str
-    """parameters, front, parallel, importances or curves."""
+    """efficiency, parameters, front, parallel, importances or curves."""
     title: str
     figure: Figure
 
 
-def can_plot() -> bool:
-    """Whether matplotlib is there."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
-@contextmanager
-def drawing() -> Iterator[None]:
-    """Our style, for the time of drawing and saving; a missing glyph is a box in the picture, no reason to warn."""
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
-
-
 def figures(state: SweepState, summary: Summary | None = None) -> list[Plot]:
     """All pictures that the state has something for; none before the first value. Call it inside `drawing`."""
+    from promptcomp.sweeps.views.plot_efficiency import draw_efficiency
     from promptcomp.sweeps.views.plot_overviews import draw_curves, draw_front, draw_importances, draw_parallel
     from promptcomp.sweeps.views.plot_parameters import draw_parameter
 
     summary, runs = summary or summarize(state), Runs(state)
     plots: list[Plot] = []
+    efficiency = efficiency_of(state)
+    if efficiency is not None:
+        plots.append(Plot("efficiency", "efficiency", heading(efficiency), draw_efficiency(efficiency)))
     having = [point for point in summary.points if point.values]
     short = short_names(summary.dimensions)
     for objective in summary.objectives if having else ():
@@ -113,18 +74,7 @@ def write_plots(state: SweepState, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with drawing():
         for plot in figures(state):
-            paths += save(plot, folder)
-    return paths
-
-
-def save(plot: Plot, folder: Path) -> list[Path]:
-    """Write one picture as PNG and SVG, inside `drawing`."""
-    paths = [folder / f"{plot.name}.png", folder / f"{plot.name}.svg"]
-    with replacing(paths[0]) as temporary:
-        plot.figure.savefig(temporary, format="png", dpi=150, facecolor="white")
-    plot.figure.set_layout_engine("none")  # the layout is found; working it out again would double the time
-    with replacing(paths[1]) as temporary:
-        plot.figure.savefig(temporary, format="svg", facecolor="white", metadata={"Date": None})
+            paths += save(plot.figure, folder, plot.name)
     return paths
 
 

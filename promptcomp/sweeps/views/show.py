@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from promptcomp.errors import command
 from promptcomp.sweeps.state import SweepState, Trial
+from promptcomp.sweeps.views.efficiency import efficiency_of
+from promptcomp.sweeps.views.efficiency_text import print_efficiency
 from promptcomp.sweeps.views.live import status_line
 from promptcomp.sweeps.views.numbers import Runs, log_tail, plain_line
 from promptcomp.sweeps.views.summary import Point, Summary, summarize
@@ -27,6 +28,7 @@ from promptcomp.sweeps.views.wording import (
 ROWS = 40
 """Points that the table shows; the formats for files have all."""
 _TAIL, _FAILURES = 8, 5
+ONE_SEED = "One seed has no interval: use 3 seeds or more before believing a difference."
 LEGEND = {
     "*": "best",
     "~": "within noise of the best",
@@ -56,6 +58,10 @@ def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
     for block in (_bands(state, summary), _importances(summary)):
         for line in block:
             _say(console, line)
+    efficiency = efficiency_of(state)
+    if efficiency is not None:
+        console.print()
+        print_efficiency(efficiency, console)
     _failures(state, summary, console)
     console.print()
     for count, step in enumerate(next_steps(state, summary)):
@@ -121,7 +127,7 @@ def remarks(state: SweepState, summary: Summary, rows: int | None = None, legend
     if seeds and max(seeds) > 1:
         lines.append("[low, high]: 95 % interval over seeds (Student's t); noise: paired differences over common seeds")
     elif seeds:
-        lines.append("One seed has no interval: use 3 seeds or more before believing a difference.")
+        lines.append(ONE_SEED)
     if summary.best is None and not (summary.several and summary.front):
         lines.append(f"no best point: {summary.why_no_best}")
     if summary.ahead is not None:
@@ -130,7 +136,8 @@ def remarks(state: SweepState, summary: Summary, rows: int | None = None, legend
     if summary.several and summary.front and not all(point.complete for point in summary.front):
         lines.append("the Pareto front is provisional: its points lack seeds")
     if rows is not None and len(summary.points) > rows:
-        lines.append(f"{len(summary.points) - rows} more points: promptcomp sweep show {_folder(state)} --format csv")
+        show = command("sweep", "show", state.directory.path, "--format", "csv")
+        lines.append(f"{len(summary.points) - rows} more points: {show}")
     return [line for line in lines if line]
 
 
@@ -178,23 +185,20 @@ def failure_title(trial: Trial, summary: Summary) -> str:
 
 def next_steps(state: SweepState, summary: Summary) -> list[str]:
     """Commands that make sense now."""
-    folder = _folder(state)
+    folder = state.directory.path
     steps = []
     if not summary.progress.over:
-        steps.append(f"promptcomp sweep {folder}")
+        steps.append(command("sweep", folder))
     if summary.best is not None:
-        steps.append(f"promptcomp sweep best {folder} > best.yaml && promptcomp fit --config best.yaml")
+        fit = command("fit", "--config", "best.yaml")
+        steps.append(f"{command('sweep', 'best', folder)} > best.yaml && {fit}")
     elif summary.several and summary.front:
-        steps.append(f"promptcomp sweep best {folder} --objective {summary.objectives[0].name}")
+        steps.append(command("sweep", "best", folder, "--objective", summary.objectives[0].name))
     if any(point.values for point in summary.points):
-        steps.append(f"promptcomp sweep plot {folder}")
+        steps.append(command("sweep", "plot", folder))
     if summary.failures:
-        steps.append(f"promptcomp sweep doctor {folder}")
-    return steps or [f"promptcomp sweep {folder}"]
-
-
-def _folder(state: SweepState) -> str:
-    return shlex.quote(str(state.directory.path))
+        steps.append(command("sweep", "doctor", folder))
+    return steps or [command("sweep", folder)]
 
 
 def _say(console: Console, text: str, style: str = "") -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from promptcomp.evaluation.seeds import Mean
 from promptcomp.sweeps.state import SweepState, Trial
+from promptcomp.sweeps.views.efficiency import Efficiency, efficiency_of
 from promptcomp.sweeps.views.importance import ROUGH_BELOW
 from promptcomp.sweeps.views.numbers import Runs, finite, plain_line
 from promptcomp.sweeps.views.summary import Point, Summary, summarize
@@ -64,6 +65,20 @@ def trials_csv(state: SweepState) -> str:
         line += [finite(t.constraints.get(name)) for name in constraints]
         times = [time.isoformat(timespec="seconds") if time else None for time in (t.started, t.ended)]
         line += [t.step, t.max_steps, *times, t.device_seconds, t.worker, str(t.run), t.problem]
+        lines.append(line)
+    return _csv(header, lines)
+
+
+def efficiency_csv(found: Efficiency) -> str:
+    """One line for each size and share of the training data: every method's mean, the differences to the baselines."""
+    header = ["size", "parameters", "share"]
+    for name in (*found.methods, *(f"minus_{name}" for name in found.baselines)):
+        header += [f"{name}{ending}" for ending in ("", "_low", "_high", "_std", "_seeds")]
+    lines = []
+    for row in found.rows:
+        line = [row.size, found.sizes[row.size], row.share]
+        for mean in (*map(row.values.get, found.methods), *map(row.minus.get, found.baselines)):
+            line += [None] * 5 if mean is None else [mean.mean, *(mean.ci or (None, None)), mean.std, mean.seeds]
         lines.append(line)
     return _csv(header, lines)
 
@@ -144,7 +159,7 @@ def remark(point: Point) -> str:
 
 def state_json(state: SweepState) -> dict[str, Any]:
     """Everything as JSON values; numbers that are not finite are null."""
-    summary, runs = summarize(state), Runs(state)
+    summary, runs, efficiency = summarize(state), Runs(state), efficiency_of(state)
     progress = summary.progress
     return {
         "version": VERSION,
@@ -176,6 +191,7 @@ def state_json(state: SweepState) -> dict[str, Any]:
         },
         "importances": {metric: dict(found) for metric, found in summary.importances.items()},
         "importances_rough": sum(bool(point.values) for point in summary.points) < ROUGH_BELOW,
+        "efficiency": efficiency and efficiency.model_dump(mode="json"),
         "trials": [_trial_record(trial) for trial in state.trials],
     }
 

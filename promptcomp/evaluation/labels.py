@@ -1,0 +1,13 @@
+"""When two labels are the same: the one notion for accuracy, every F1, exact match and the check of data."""
+
+from __future__ import annotations
+
+
+def label_of(text: str) -> str:
+    """The label that a text stands for: white space at its ends does not count, a run of it counts as one blank."""
+    return " ".join(text.split())
+
+
+def same_label(text: str, other: str) -> bool:
+    """Whether two texts are one label."""
+    return label_of(text) == label_of(other)

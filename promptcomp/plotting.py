@@ -1,0 +1,73 @@
+"""What all pictures share: whether matplotlib (the extra "plots") is there, colours, style, PNG and SVG files."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from promptcomp.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MISSING = 'no plots: matplotlib is not installed; pip install "promptcomp[plots]"'
+# Okabe and Ito's colours, told apart with every kind of colour vision; black and yellow are left out (dark and light
+# pages).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES = ("-", "--", ":", "-.")
+GREY = "#808080"
+INK = "#1b1f24"
+"""Text and axes; on the page of a sweep it becomes the text's own colour, so that dark mode works."""
+_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "figure.constrained_layout.use": True,
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "grid.alpha": 0.18,
+    "grid.color": INK,
+    "legend.fontsize": "small",
+    "legend.framealpha": 0.0,
+    "legend.labelcolor": INK,
+    "svg.hashsalt": "promptcomp",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Our style, for the time of drawing and saving; a missing glyph is a box in the picture, no reason to warn."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write one picture as NAME.png and NAME.svg, inside `drawing`."""
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    with replacing(paths[0]) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, facecolor="white")
+    figure.set_layout_engine("none")  # the layout is found; working it out again would double the time
+    with replacing(paths[1]) as temporary:
+        figure.savefig(temporary, format="svg", facecolor="white", metadata={"Date": None})
+    return paths

@@ -1,0 +1,254 @@
+"""What rows mean: labels, options, names, seeds, conversations, chat templates, and what a run says that it read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken
+
+from promptcomp.config import Config, build
+from promptcomp.datamodules import DATASETS
+from promptcomp.datamodules.chat import turn_end
+from promptcomp.datamodules.conversations import BadConversation, first_exchange
+from promptcomp.datamodules.icl import ICLDataModule
+from promptcomp.datamodules.toy import toy_tokenizer
+from promptcomp.evaluation.metrics import accuracy, macro_f1
+from promptcomp.evaluation.scoring import OptionScores, make_predictions
+from tests.data_sections import byte_tokenizer, module_of, show, validate
+
+Row = dict[str, Any]
+
+
+def table(folder: Path, rows: list[Row], **options: Any) -> Config:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return build(DATASETS["table_icl"], {"test": [str(path)], "num_demonstrations": 2, **options})
+
+
+def errors(config: Config, tokenizer: Any = None) -> list[str]:
+    found = validate(config, tokenizer)
+    return [f"{p.line}: {p.message}" for p in found if p.severity == "error"]
+
+
+def row(i: int, output: str = "", options: list[str] | None = None, **more: Any) -> Row:
+    options = ["no", "yes"] if options is None else options
+    return {"input": f"lion {i}", "output": output or options[i % len(options)], "options": options, **more}
+
+
+# ---- labels
+
+
+def test_white_space_makes_no_other_label_for_any_metric(tmp_path: Path) -> None:
+    written, gold = ["yes", "no", " yes ", "not  so"], ["yes ", "no", "yes", " not so"]
+    assert accuracy(written, gold) == macro_f1(written, gold) == macro_f1(written, gold, "metaicl") == 1.0
+    rows = [{"input": f"lion {i}", "output": ("yes", "yes ", " yes", "no")[i % 4]} for i in range(8)]
+    config = table(tmp_path, rows, options_from_outputs=True)
+    module = module_of(config)
+    examples = module.examples("test")
+    assert {example.options for example in examples} == {("no", "yes")}
+    scores = OptionScores()
+    for example in examples:
+        scores.add([example.number] * 2, [0, 1], [-2.0, -1.0], [1, 1])
+    right = sum(bool(p.correct["method"]) for p in make_predictions("test", examples, {"method": scores}))
+    assert right == sum(example.output == "yes" for example in examples) == 6
+    assert "'yes ' and 'yes' are one label: white space does not count" in [p.message for p in validate(config)]
+
+
+def test_an_output_is_the_option_that_it_equals(tmp_path: Path) -> None:
+    config = table(tmp_path, [row(0, "yes "), *(row(i) for i in range(1, 5))])
+    assert errors(config) == []
+    assert {example.output for example in module_of(config).examples("test")} <= {"no", "yes"}
+    assert any("in white space alone" in problem.message for problem in validate(config))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["yes", "yes "], "has an option twice"),
+        (["yes", " "], "has an empty option"),
+        (["a" * 50 + "b", "a" * 50 + "c"], "are the same 23 tokens to the LM"),
+    ],
+)
+def test_options_that_are_the_same_are_named_before_training(tmp_path: Path, options: list[str], message: str) -> None:
+    config = table(tmp_path, [*(row(i) for i in range(4)), row(9, options[0], options)], max_example_tokens=24)
+    first, *_ = errors(config)
+    assert first.startswith("5: ")
+    assert message in first
+
+
+@pytest.mark.parametrize("options", [["qq", "ww", "ee"], ["qq", "yes"]])
+def test_options_that_the_vocabulary_does_not_have_are_named(tmp_path: Path, options: list[str]) -> None:
+    config = table(tmp_path, [row(i, options=options) for i in range(6)])
+    first, *_ = errors(config, toy_tokenizer())
+    assert "the options 'qq'" in first
+    assert "unknown to the LM's tokenizer (<unk>)" in first
+
+
+def test_published_choices_that_are_the_same_are_a_warning_and_a_remark(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "mine.json").write_text('{"train": ["t"], "test": ["t"]}')
+    (tmp_path / "data" / "t").mkdir(parents=True)
+    rows = [row(i, options=["x" * 50 + "a", "x" * 50 + "b", str(i)]) for i in range(6)]
+    for name in ("16384_100_train", "16_100_train", "16_100_test"):
+        text = "".join(json.dumps(each) + "\n" for each in rows)
+        (tmp_path / "data" / "t" / f"t_{name}.jsonl").write_text(text)
+    tree = {"folder": str(tmp_path), "partition": "mine", "seeds": [100], "dev": "none", "max_example_tokens": 20}
+    module = module_of(build(DATASETS["metaicl"], tree))
+    found = [problem for problem in module.problems() if "same 19 tokens" in problem.message]
+    assert [(problem.line, problem.severity) for problem in found] == [(i, "warning") for i in range(1, 7)]
+    assert module.remarks() == ["6 rows have options that are the same to the LM (see promptcomp data validate)"]
+
+
+# ---- names and seeds
+
+
+def test_zero_is_a_name_like_one(tmp_path: Path) -> None:
+    config = table(tmp_path, [row(i, task=i % 2, split=(i // 2) % 2) for i in range(8)])
+    module = module_of(config)
+    assert isinstance(module, ICLDataModule)
+    assert [task.name for task in module.source.tasks("test")] == ["0", "1"]
+
+
+@pytest.mark.parametrize("seed", [1.2, "1.2", True, -1, float("inf"), float("nan"), [1], "one"])
+def test_seeds_are_whole_numbers(tmp_path: Path, seed: Any) -> None:
+    first, *_ = errors(table(tmp_path, [row(0), row(1, seed=seed), row(2)]))
+    assert first.startswith("2: 'seed'")
+
+
+def test_seeds_written_as_texts_or_with_a_point_are_read(tmp_path: Path) -> None:
+    rows = [row(i, seed=seed) for i in range(4) for seed in (7, "7", 7.0)]
+    (task,) = module_of(table(tmp_path, rows)).source.tasks("test")  # type: ignore[attr-defined]
+    assert task.seed == 7
+
+
+@pytest.mark.parametrize("name", [1.5, True, ["a"], {"a": 1}])
+def test_tasks_are_named_by_texts_or_whole_numbers(tmp_path: Path, name: Any) -> None:
+    first, *_ = errors(table(tmp_path, [row(0), row(1, task=name)]))
+    assert first.startswith("2: 'task' is ")
+
+
+# ---- what is asked
+
+
+@pytest.mark.parametrize(("count", "shown"), [(20, 16), (20, 2), (10, 16), (2, 4)])
+def test_every_row_of_a_table_is_asked(tmp_path: Path, count: int, shown: int) -> None:
+    module = module_of(table(tmp_path, [row(i) for i in range(count)], num_demonstrations=shown))
+    assert sorted(example.input for example in module.examples("test")) == sorted(row(i)["input"] for i in range(count))
+    (counts,) = module.all_counts(with_tokens=True)
+    assert (counts.rows, counts.asked, counts.tasks) == (count, count, 1)
+    assert counts.shown == counts.contexts * min(shown, count - 1)
+    assert counts.tokens is not None
+    assert f"{count} queries asked" in str(counts)
+
+
+def test_inputs_and_answers_are_never_glued_by_default(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"input": "what is wrong", "label": "billing"}\n')
+    tree = {"test": [str(tmp_path / "r.jsonl")], "targets": "label"}
+    for more in ({}, {"markers": "suffix"}):
+        (shown,) = show(build(DATASETS["rationale_files"], {**tree, **more}), byte_tokenizer(), "test", 1)
+        assert not (shown.query + shown.options[0]).startswith(("predict: what is wrongb", "predict: what is wrong b"))
+        assert "predict:b" not in shown.query + shown.options[0]
+    config = table(tmp_path, [row(i) for i in range(4)])
+    (shown, *_) = show(config, byte_tokenizer(), "test", 4)
+    assert "".join(shown.demonstrations).count(" => ") == 2
+    assert shown.query.endswith(" =>")
+
+
+# ---- conversations
+
+
+def _turn(role: str, content: Any, sharegpt: bool = False) -> Row:
+    return {"from": role, "value": content} if sharegpt else {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("turns", "found"),
+    [
+        ([_turn("user", "a"), _turn("assistant", "b")], ("a", "", "b", 0)),
+        ([_turn("system", "s"), _turn("user", "a"), _turn("assistant", "b")], ("s", "a", "b", 0)),
+        ([_turn("human", "a", True), _turn("gpt", "b", True), _turn("human", "c", True)], ("a", "", "b", 1)),
+        ([_turn("user", [{"type": "text", "text": "a"}]), _turn("assistant", "b")], ("a", "", "b", 0)),
+    ],
+)
+def test_the_first_exchange_is_read(turns: list[Any], found: tuple[str, str, str, int]) -> None:
+    assert first_exchange(turns) == found
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([], "begins with nothing"),
+        ([_turn("gpt", "b", True)], "begins with assistant"),
+        ([_turn("tool", "b")], "begins with 'tool'"),
+        ([_turn("user", "a"), _turn("assistant", None)], "turn 2 is NoneType"),
+        ([_turn("user", [{"type": "image"}]), _turn("assistant", "b")], "turn 1 is list"),
+        (["hello"], "turn 1 is str"),
+    ],
+)
+def test_other_conversations_are_refused(turns: list[Any], message: str) -> None:
+    with pytest.raises(BadConversation, match=message):
+        first_exchange(turns)
+
+
+def test_files_of_conversations_say_what_is_left_out(tmp_path: Path) -> None:
+    turns = [_turn("human", "a", True), _turn("gpt", "b", True), _turn("human", "c", True), _turn("gpt", "d", True)]
+    path = tmp_path / "sharegpt.json"
+    path.write_text(json.dumps([{"id": 1, "system": "s", "conversations": turns}, {"conversations": turns[1:]}]))
+    config = build(DATASETS["instructions"], {"files": {"test": str(path)}})
+    assert errors(config)[0].startswith("2: 'conversations' begins with assistant")
+    path.write_text(json.dumps([{"system": "s", "conversations": turns}]))
+    module = module_of(config)
+    (example,) = module.examples("test")
+    assert (example.instruction, example.input, example.output) == ("s", "a", "b")
+    assert "1 of 1 rows have turns after the first answer, which are not read" in module.remarks()[0]
+
+
+# ---- chat templates
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+OPEN_ENDED = "{% for m in messages %}{% if not loop.first %}</t>{% endif %}<|im_start|>{{ m.content }}{% endfor %}"
+BY_WORDS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+DATED = "{{ strftime_now('%d %b %Y') }} " + CHATML
+
+
+@pytest.mark.parametrize(
+    ("template", "closer"), [(CHATML, "<|im_end|>"), (OPEN_ENDED, "</t>"), (BY_WORDS, None), (DATED, "<|im_end|>")]
+)
+def test_a_turn_ends_as_its_template_ends_it(tmp_path: Path, template: str, closer: str | None) -> None:
+    tokenizer = byte_tokenizer(template)
+    tokenizer.backend_tokenizer.add_special_tokens(
+        [AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>")]
+    )
+    tokenizer.add_tokens(["</t>"])
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in tokenizer.all_special_ids
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "Answer shortly", "input": "hello there", "output": "hi"}\n')
+    tree = {"files": {"test": str(path)}, "template": "chat", "template_date": "2024-07-26"}
+    module = module_of(build(DATASETS["instructions"], tree), tokenizer)
+    end = tokenizer.eos_token_id if closer is None else tokenizer.convert_tokens_to_ids(closer)
+    assert turn_end(tokenizer) == (() if closer is None else (end,))
+    (batch,) = module.eval_dataloader("test")
+    assert int(batch.target_ids[0, -1]) == end
+    assert {*module.prompt_format().stop_ids} == {end, tokenizer.eos_token_id}
+
+
+def test_a_date_in_the_template_is_said_or_fixed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "Answer shortly", "input": "hello there", "output": "hi"}\n')
+    tree = {"files": {"test": str(path)}, "template": "chat"}
+    config, fixed = (
+        build(DATASETS["instructions"], {**tree, **more}) for more in ({}, {"template_date": "2024-07-26"})
+    )
+    assert any("template_date" in problem.message for problem in validate(config, byte_tokenizer(DATED)))
+    assert "writes today's date" in module_of(config, byte_tokenizer(DATED)).remarks()[0]
+    assert module_of(config, byte_tokenizer(CHATML)).remarks() == []
+    module = module_of(fixed, byte_tokenizer(DATED))
+    assert module.remarks() == []
+    (shown,) = show(fixed, byte_tokenizer(DATED), "test", 1)
+    assert shown.demonstrations[0].startswith("26 Jul 2024 ")
