@@ -6,8 +6,10 @@ Deltas are against the first run. Their intervals are paired: both runs' predict
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -118,11 +120,25 @@ def compare(
     if any(different.values()) and not allow_different:
         name = next(name for name in shared if different[name])
         raise ConfigError(refusal(runs, name, different[name]))
-    predictions = _read_all_predictions(runs) if len(runs) > 1 else {}
-    compared = tuple(
-        _compare_split(runs, name, chosen[name], not different[name], predictions, resamples, seed) for name in shared
-    )
+    with _no_collection():
+        predictions = _read_all_predictions(runs) if len(runs) > 1 else {}
+        compared = tuple(
+            _compare_split(runs, name, chosen[name], not different[name], predictions, resamples, seed)
+            for name in shared
+        )
     return Comparison(tuple(runs), compared, notes)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Leave Python's search for circles of objects out: hundreds of thousands are made, and none is in a circle."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _shared_splits(runs: Sequence[Run], wanted: str | None) -> list[str]:

@@ -232,8 +232,8 @@ def _label(prediction: Prediction, index: int | None) -> str:
 def _text_sums(found: Sequence[Prediction], row: str, where: NDArray, num_contexts: int) -> dict[str, Sums]:
     """Metrics of the texts of a row, for each context."""
     measured = [(p.metrics or {}).get(row, {}) for p in found]
-    sums = {}
-    for name in TEXT_METRICS:
+    sums: dict[str, Sums] = {}
+    for name in TEXT_METRICS if any(measured) else ():
         has = np.array([name in values for values in measured])
         if has.any():
             values = np.array([values.get(name, 0.0) for values in measured], dtype=np.float64)

@@ -39,7 +39,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "prompt.safetensors": lambda path: save_memory(path, MEMORY, {}),
     "last.ckpt": lambda path: write_whole(CHECKPOINT, path),
     "metrics.csv": lambda path: MetricsFile(path).append(1, {"loss": 1.0}),
-    "environment.json": lambda path: write_environment(RunDirectory(path.parent)),
+    "environment.json": lambda path: write_environment(RunDirectory(path.parent), {}),
     "trained.safetensors": lambda path: write_export(path.parent, {"x": torch.zeros(2)}, {}),
     "promptcomp.json": lambda path: write_export(path.parent, {"x": torch.zeros(2)}, {}),
     "log.txt": lambda path: RunDirectory(path.parent).write_log("begun"),
