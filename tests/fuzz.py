@@ -93,6 +93,9 @@ PIECES = (
 """Bytes that are put between others."""
 
 
+_TOLD = "{{name: instructions, files: {{train: {0}, test: {0}}}, dev_examples: 2}}"
+
+
 class _Hang(BaseException):
     """A case took too long."""
 
@@ -172,7 +175,7 @@ class Bench:
 
     def _configs(self) -> None:
         for name in ("mend", "gist", "step_by_step", "no_prompt", "metaicl"):
-            tree = load(name, None, self.small).model_dump(mode="json")
+            tree = load(name, None, [*self.small, *self.data_of(name)]).model_dump(mode="json")
             (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         sweep = {
             "title": "t",
@@ -187,6 +190,11 @@ class Bench:
             "default": {"partition": "gpu", "time": "2:00:00", "nodes": 1, "gpus_per_node": 1, "cpus_per_task": 2}
         }
         (self.folder / "slurm.yaml").write_text(yaml.safe_dump(profile))
+
+    @staticmethod
+    def data_of(method: str) -> list[str]:
+        """Words that put small data in the place of a method's large one."""
+        return [f"data={_TOLD.format('told.json')}"] if method == "gist" else []
 
     def _data(self) -> None:
         rows = [
@@ -284,14 +292,14 @@ class Bench:
     def _override_case(self, rng: random.Random, folder: Path) -> tuple[list[str], str]:
         del folder
         method = rng.choice(["mend", "gist", "no_prompt", "step_by_step"])
-        keys = [".".join(path) for path in _paths(load(method, None).model_dump(mode="json"))]
+        keys = [".".join(path) for path in _paths(load(method, None, self.data_of(method)).model_dump(mode="json"))]
         words = [f"{rng.choice(keys)}={_word(rng)}" for _ in range(rng.choice([1, 1, 2]))]
         command = rng.choice(["fit", "validate", "sweep", "show"])
         if command == "sweep":
             words = [word if rng.random() < 0.6 else f"{word},{_word(rng)}" for word in words]
             return ["sweep", "--method", method, *self.small, *words, "--dry-run", "--no-measure"], "words"
         start = {"fit": ["fit", "--dry-run"], "validate": ["data", "validate"], "show": ["data", "show"]}[command]
-        return [*start, "--method", method, *self.small, *words], "words"
+        return [*start, "--method", method, *self.small, *self.data_of(method), *words], "words"
 
     def _data_case(self, rng: random.Random, folder: Path) -> tuple[list[str], str]:
         kind = rng.choice(
@@ -302,7 +310,7 @@ class Bench:
             path = rng.choice(sorted(each for each in path.rglob("*") if each.is_file()))
             data = "{name: metaicl, folder: metaicl, partition: small, seeds: [100], num_demonstrations: 2, dev: none}"
         elif kind.startswith("told"):
-            data = f"{{name: instructions, train: [{kind}], test: [{kind}], dev_share: 0.25}}"
+            data = _TOLD.format(kind)
         else:
             options = "" if kind.endswith(("json", "jsonl", "parquet")) else ", columns: {options: null}"
             data = f"{{name: table_icl, train: [{kind}], test: [{kind}], num_demonstrations: 2, dev_share: 0{options}}}"
@@ -550,4 +558,5 @@ def _problem(code: int | None, out: str, err: str) -> str:
 
 if __name__ == "__main__":
     numbers = [int(word) for word in sys.argv[1:]]
-    sys.exit(bool(failures(*(numbers or [1000]), say=lambda text: print(text, flush=True))))
+    cases, seed = [*numbers, *(1000, 0)[len(numbers) :]]
+    sys.exit(bool(failures(cases, seed, say=lambda text: print(text, flush=True))))

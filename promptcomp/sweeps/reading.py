@@ -16,6 +16,7 @@ from typing import Any
 
 from promptcomp.config import apply_overrides, build, read_yaml
 from promptcomp.errors import ConfigError
+from promptcomp.plain import shown
 from promptcomp.sweeps.config import Choices, Dimension, Interval, SweepConfig
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.shorthand import is_range, read_range, read_value, split_values
@@ -166,10 +167,10 @@ def _without_nulls(tree: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _tried_or_set(tree: dict[str, Any], key: str, raw: str, word: str) -> dict[str, Any]:
-    space, fixed = dict(tree.get("space") or {}), dict(tree.get("set") or {})
+    space, fixed = _section(tree, "space"), _section(tree, "set")
     found = _dimension_of(raw, word)
     named = space.get(key)
-    if isinstance(named, Mapping) and "choices" in named:
+    if isinstance(named, Mapping) and isinstance(named.get("choices"), Mapping):
         space[key] = _chosen(named["choices"], raw, word)
     elif found is not None:
         space[key] = found
@@ -179,6 +180,13 @@ def _tried_or_set(tree: dict[str, Any], key: str, raw: str, word: str) -> dict[s
     else:
         fixed[key] = read_value(raw, word)
     return {**tree, **({"space": space} if space else {}), **({"set": fixed} if fixed or "set" in tree else {})}
+
+
+def _section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = tree.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{name}: expected keys of the experiment, such as method.num_slots, found {shown(found)}")
+    return dict(found)
 
 
 def _dimension_of(raw: str, word: str) -> Any:
@@ -197,7 +205,7 @@ def _chosen(choices: Mapping[str, Any], raw: str, word: str) -> dict[str, Any]:
     names = split_values(raw)
     for name in names:
         if name not in choices:
-            raise ConfigError(f"{word!r}: {name!r} is none of the choices ({', '.join(choices)})")
+            raise ConfigError(f"{word!r}: {name!r} is none of the choices ({', '.join(map(str, choices))})")
     return {"choices": {name: choices[name] for name in names}}
 
 
