@@ -41,9 +41,7 @@ def read_bounded(path: Path, limit: int, what: str) -> bytes:
         ConfigError: it is missing, no regular file (a pipe is never waited for), larger than `limit`, or unreadable.
     """
     try:
-        kind = os.stat(path).st_mode
-        if not stat.S_ISREG(kind):
-            raise ConfigError(f"{path}: is {kind_of(kind)}, not a {what}")
+        check_regular(path, what)
         with open(os.open(path, os.O_RDONLY | _NO_WAIT), "rb") as file:
             content = file.read(limit + 1)
     except FileNotFoundError:
@@ -55,6 +53,18 @@ def read_bounded(path: Path, limit: int, what: str) -> bytes:
     if len(content) > limit:
         raise ConfigError(f"{path}: is larger than {limit / 2**20:.0f} MiB, too large for a {what}")
     return content
+
+
+def check_regular(path: Path, what: str) -> None:
+    """Before a library opens a file, which may wait for a pipe without end.
+
+    Raises:
+        ConfigError: it is there and no regular file.
+        OSError: it cannot be looked at.
+    """
+    kind = os.stat(path).st_mode
+    if not stat.S_ISREG(kind):
+        raise ConfigError(f"{path}: is {kind_of(kind)}, not a {what}")
 
 
 def decoded(content: bytes, path: Path | str) -> str:

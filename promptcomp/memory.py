@@ -21,7 +21,7 @@ from torch import Tensor
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import parse_json
-from promptcomp.files import replacing
+from promptcomp.files import check_regular, replacing
 
 FORMAT = 1
 """Version of the files that save_memory writes."""
@@ -129,10 +129,13 @@ def load_memory(path: Path, device: str = "cpu") -> tuple[Memory, dict[str, Any]
         ConfigError: the file is missing, damaged, edited, newer than this program, or no memory at all.
     """
     try:
+        check_regular(path, "memory file")
         with safe_open(path, "pt") as file:
             entries = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         header = parse_json(entries.get("promptcomp", "{}"))
+    except ConfigError:
+        raise
     except (OSError, SafetensorError, ValueError) as error:
         raise ConfigError(f"{path}: {_unreadable(path, error)}") from None
     if not isinstance(header, dict) or not isinstance(header.get("format"), int):

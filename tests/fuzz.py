@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import faulthandler
 import io
 import json
 import os
@@ -124,6 +125,7 @@ def run(words: Sequence[str], folder: Path) -> tuple[int | None, str, str]:
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     before, here = signal.signal(signal.SIGALRM, stop), os.getcwd()
     signal.alarm(SECONDS)
+    faulthandler.dump_traceback_later(2 * SECONDS, exit=True, file=2)  # a call outside of Python
     os.chdir(folder)
     try:
         with (
@@ -146,10 +148,11 @@ def run(words: Sequence[str], folder: Path) -> tuple[int | None, str, str]:
                 code = None
                 traceback.print_exc(limit=-6)
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
         os.chdir(here)
-    return code, out.buffer.getvalue().decode(), err.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    return code, out.buffer.getvalue().decode(), err.buffer.getvalue().decode()
 
 
 class Bench:
@@ -175,14 +178,14 @@ class Bench:
 
     def _configs(self) -> None:
         for name in ("mend", "gist", "step_by_step", "no_prompt", "metaicl"):
-            tree = load(name, None, [*self.small, *self.data_of(name)]).model_dump(mode="json")
+            small = self.small if name != "step_by_step" else []  # its answers are words of the embedded world's LM
+            tree = load(name, None, [*small, *self.data_of(name)]).model_dump(mode="json")
             (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         sweep = {
             "title": "t",
             "experiment": "mend",
             "seeds": 2,
             "space": {"method.num_slots": [1, 2]},
-            "set": {"seed": 1},
         }
         sweep |= {"sampler": "grid", "objectives": [{"metric": "accuracy", "direction": "maximize"}]}
         (self.folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
@@ -218,7 +221,8 @@ class Bench:
         for task in ("t0", "t1"):
             (metaicl / "data" / task).mkdir(parents=True)
             for name in ("16384_100_train", "16_100_train", "16_100_test"):
-                (metaicl / "data" / task / f"{task}_{name}.jsonl").write_text(lines)
+                own = "".join(json.dumps({**row, "task": task}) + "\n" for row in rows)
+                (metaicl / "data" / task / f"{task}_{name}.jsonl").write_text(own)
 
     def _run(self, name: str, method: dict[str, Any]) -> None:
         folder = self.folder / "runs" / name

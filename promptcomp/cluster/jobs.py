@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +14,7 @@ from promptcomp.cluster.record import JobRecord, find_folders, read_records, res
 from promptcomp.cluster.slurm import Entry, SlurmError
 from promptcomp.config import ConfigError
 from promptcomp.errors import command
+from promptcomp.run.directory import read_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +164,13 @@ def _from_files(folder: Path, record: JobRecord, number: str) -> Entry:
 
 def _progress(path: Path) -> tuple[int | None, str]:
     """The last step of metrics.csv, and its newest dev accuracy, dev loss or training loss."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        step = int(rows[-1]["step"])
-    except (OSError, KeyError, IndexError, ValueError, csv.Error):  # not there yet, or just being written
+    rows = read_metrics(path)
+    if not rows:  # not there yet
         return None, ""
+    step = int(rows[-1]["step"])
     for name in ("dev/accuracy", "dev/loss", "train/loss"):
         value = next((row[name] for row in reversed(rows) if row.get(name)), None)
         if value is not None:
-            return step, f"{name} {float(value):.3f}"
+            with contextlib.suppress(ValueError):
+                return step, f"{name} {float(value):.3f}"
     return step, ""

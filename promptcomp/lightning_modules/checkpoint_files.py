@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from promptcomp.config import ConfigError
+from promptcomp.files import check_regular
 from promptcomp.lightning_modules.sharded_files import is_sharded, read_header, read_whole
 
 FORMAT = 2
@@ -36,7 +37,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return read_whole(path)
     try:
+        check_regular(path, "checkpoint")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except ConfigError:
+        raise
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise ConfigError(f"{path}: cannot be read as a checkpoint ({first_line(error)})") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):

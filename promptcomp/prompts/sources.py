@@ -11,6 +11,9 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.records import FILE_KINDS, Asked, Record, kind_of_rows, no_rows, read_records
 from promptcomp.datamodules.rows import Columns, row_problems, to_row
 from promptcomp.datamodules.tasks import Row
+from promptcomp.files import read_bounded
+
+_MOST_BYTES = 2**30
 
 _ROW = Columns(task=None, seed=None, split=None)
 _QUERY = Asked(("input",), ("id",))
@@ -53,12 +56,7 @@ def read_bytes(file: Path) -> bytes:
     Raises:
         ConfigError: it is missing or cannot be read.
     """
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    return read_bounded(file, _MOST_BYTES, "file")
 
 
 def prompt_text(raw: bytes, source: str, *, keep_last_line_break: bool) -> str:

@@ -19,6 +19,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -32,12 +33,14 @@ from promptcomp import __version__
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
 from promptcomp.errors import RankLost, command
-from promptcomp.files import open_append, replacing, write_atomic
+from promptcomp.files import open_append, read_text, replacing, write_atomic
 from promptcomp.plain import without_credentials
 
 RUN_DIRECTORY_VARIABLE = "PROMPTCOMP_RUN_DIRECTORY"
 """Tells the processes that a strategy starts whose children they are and which directory rank 0 has made."""
 _PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "pydantic", "safetensors")
+
+_STEP = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +273,17 @@ def _git_commit() -> str | None:
     return done.stdout.strip()
 
 
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv that tell their step, also while a row is being written; none where it is not there."""
+    try:
+        lines = csv.reader(io.StringIO(read_text(path, "step series"), newline=""))
+        header = next(lines, [])
+        rows = [dict(zip(header, line, strict=False)) for line in lines]
+    except (ConfigError, csv.Error):
+        return []
+    return [row for row in rows if _STEP.fullmatch(row.get("step", ""))]
+
+
 class MetricsFile:
     """metrics.csv: a row for each logged step; the header grows when a new column appears.
 
@@ -278,10 +292,7 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[dict[str, str]] = []
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = list(csv.DictReader(file))
+        self.rows = read_metrics(path)
         self.columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["step"]
 
     def truncate(self, step: int) -> None:

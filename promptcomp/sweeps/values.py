@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.results import Results, SplitResult, read_results
+from promptcomp.run.directory import RunDirectory, read_metrics
 from promptcomp.sweeps.config import Constraint, Objective, SweepConfig
 
 _OF_SPLIT = ("method", "full_prompt", "no_prompt", "retained", "headroom", "gap_to_full")
@@ -130,15 +130,9 @@ def dev_reports(rows: Sequence[Mapping[str, str]], metric: str | None) -> tuple[
     return chosen, found
 
 
-def metric_rows(run: Path) -> list[Mapping[str, str]]:
-    """metrics.csv as it is now; a row that is being written may be short."""
-    try:
-        with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            lines = csv.reader(file)
-            header = next(lines, [])
-            return [dict(zip(header, line, strict=False)) for line in lines]
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return []
+def metric_rows(run: Path) -> Sequence[Mapping[str, str]]:
+    """A run's metrics.csv as it is now."""
+    return read_metrics(RunDirectory(run).metrics)
 
 
 def last_step(rows: Sequence[Mapping[str, str]]) -> int:

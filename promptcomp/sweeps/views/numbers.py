@@ -14,6 +14,7 @@ from typing import Literal
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.results import FILE_NAME, Results, SplitResult, read_results
 from promptcomp.evaluation.seeds import Mean, mean_of
+from promptcomp.files import check_regular
 from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.state import Control, SweepState, Trial
 from promptcomp.sweeps.values import dev_reports, metric_of, metric_rows, objective_names
@@ -186,11 +187,12 @@ def learning_curve(trial: Trial, metric: str | None) -> tuple[str, tuple[tuple[i
 def log_tail(path: Path, lines: int) -> list[str]:
     """The last lines of a log as plain text: what terminals do with carriage returns and colours is undone."""
     try:
+        check_regular(path, "log")
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _TAIL_BYTES))
             text = file.read().decode("utf-8", errors="replace")
-    except OSError:
+    except (OSError, ConfigError):
         return []
     shown = [plain_line(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]
     return [line for line in shown if line.strip()][-lines:]
