@@ -48,7 +48,14 @@ from promptcomp.language_model.parts import (
     stored,
     token_table,
 )
-from promptcomp.language_model.t5_encoder import Queries, encode_remembered, encode_tokens, read_prefix
+from promptcomp.language_model.t5_encoder import (
+    Queries,
+    SlotDecoder,
+    encode_remembered,
+    encode_tokens,
+    headless,
+    read_prefix,
+)
 from promptcomp.language_model.window import Window, window_of
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
 
@@ -135,8 +142,10 @@ class LanguageModel(nn.Module):
         """Wrap a model that is already there."""
         return cls(hf, tokenizer, layout, bos)
 
-    def text_encoder(self) -> TextEncoder:
-        """The LM without its head (T5: the encoder alone), sharing the weights with this object."""
+    def text_encoder(self, *, with_decoder: bool = False) -> TextEncoder:
+        """The LM without its head, sharing the weights with this object; T5: the encoder, or also the decoder."""
+        if with_decoder:
+            return SlotDecoder(headless(self.hf), self.start_id, self.end_id)
         body: Any = self.hf.get_encoder() if self.family == "encoder_decoder" else self.hf.base_model
         return TextEncoder(body, self.family, self.window, self.bos_id)
 
