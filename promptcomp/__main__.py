@@ -1,6 +1,60 @@
-"""`python -m promptcomp`: the same program as the `promptcomp` command (distributed launchers start it this way)."""
+"""The `promptcomp` command, also as `python -m promptcomp` (distributed launchers start it this way).
 
-from promptcomp.cli import main
+Ctrl-C has its handler before anything heavy is imported, so that from the start it ends the program with one word.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+_INTERRUPTED = 130  # promptcomp.stopping says it too, but is imported later
+_came: list[int] = []
+
+
+class _Interrupt(KeyboardInterrupt):
+    """A plain KeyboardInterrupt that went through eval() kills Python at its end, even if it was caught."""
+
+
+def main() -> NoReturn:
+    """Run the command line. Ctrl-C that no command has a use for ends it with "interrupted" and exit code 130."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in the background of a shell
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        from promptcomp.cli import main as run
+
+        run()
+    except BaseException:
+        if not _came:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and its exit code stays
+    _say()  # whatever Ctrl-C was turned into on its way here (typer and Lightning make an exit code of it)
+    sys.exit(_INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _came.append(number)
+    if len(_came) > 1 or _imports(frame):
+        _say()
+        os._exit(_INTERRUPTED)
+    raise _Interrupt
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: nothing is at work yet, and C extensions turn exceptions into others."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _say() -> None:
+    if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK")):  # one process of a run speaks
+        os.write(2, b"interrupted\n")
+
 
 if __name__ == "__main__":
     main()

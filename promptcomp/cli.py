@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import sys
 from pathlib import Path
@@ -14,13 +15,14 @@ import typer
 from promptcomp import __version__
 from promptcomp.commands import checkpoint, data, prompts, sweep
 from promptcomp.commands.bench import bench
-from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
+from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
 from promptcomp.commands.curve import curve
 from promptcomp.commands.jobs import cancel, jobs
 from promptcomp.commands.judge import judge
 from promptcomp.commands.rationales import rationales
 from promptcomp.commands.slurm import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, RankLost, RunFailed
+from promptcomp.plain import shown, without_credentials
 from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals, tell_job_script
 
 if TYPE_CHECKING:
@@ -35,11 +37,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_NAME_ERRORS = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST, errno.EINVAL)
 
 
 def main() -> NoReturn:
     """Run the command line. A user's mistake becomes one message and exit code 2, a full disk one and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name on a disk may hold what cannot be written as text
+            stream.reconfigure(errors="backslashreplace")
     try:
         # a signal that asks a run to make room must find its handler from the start
         with StopSignals().installed(last=True) if sys.argv[1:2] == ["fit"] else contextlib.nullcontext():
@@ -55,15 +61,18 @@ def main() -> NoReturn:
     except FloatingPointError as error:
         _fail(f"{error}; lower optim.lr or set optim.clip_norm, then start a new run", 1)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        where = f" {shown(str(error.filename))}" if error.filename else ""
+        if error.errno in _DISK_ERRORS:
+            _fail(f"cannot write{where}: {error.strerror}; what was finished is kept", 1)
+        if error.errno not in _NAME_ERRORS:
             raise
-        where = f" {error.filename}" if error.filename else ""
-        _fail(f"cannot write{where}: {error.strerror}; what was finished is kept", 1)
+        _fail(f"cannot open{where}: {error.strerror}", 2)
     sys.exit(0)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+
+    show(f"error: {without_credentials(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -136,7 +145,7 @@ def fit(
     if resume is not None:
         if method or config or run_dir or dry_run or with_controls:
             raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
-        from promptcomp.run import resume_fit
+        from promptcomp.run.fitting import resume_fit
 
         outcome = resume_fit(resume, console, overrides or ())
     else:
@@ -159,7 +168,7 @@ def fit(
 
             outcome = fit_with_controls(chosen, run_dir, console)
         else:
-            from promptcomp.run import fit as run_fit
+            from promptcomp.run.fitting import fit as run_fit
 
             outcome = run_fit(chosen, run_dir, console)
     _finish(outcome, console, as_json)
@@ -176,7 +185,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a trained run again, with other splits or data (overrides), without touching its own results."""
-    from promptcomp.run import evaluate as run_evaluate
+    from promptcomp.run.fitting import evaluate as run_evaluate
 
     console = console_for(as_json)
     _finish(run_evaluate(run, overrides or (), output, console), console, as_json)
@@ -212,7 +221,7 @@ def compare(
     if format_ == "table":
         print_comparison(comparison, console_for(False))
     else:
-        print(FORMATS[format_](comparison), end="")
+        show(FORMATS[format_](comparison), end="")
 
 
 @app.command()

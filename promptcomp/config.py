@@ -7,42 +7,37 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from promptcomp.documents import DEPTH, parse_yaml, read_yaml
 from promptcomp.errors import ConfigError
+from promptcomp.plain import shown
+
+__all__ = ["Config", "ConfigError", "Measured", "apply_overrides", "build", "dump", "parse_value", "read_yaml"]
 
 
 class Config(BaseModel):
     """Base of every configuration section: unknown keys refused, frozen, field docstrings become the help text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
+
+class Measured(Config):
+    """Base of records of what was measured: a number may be one that is not finite (it is written as null)."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+
+_MOST = 20
+"""Mistakes that one message names."""
 
 ConfigType = TypeVar("ConfigType", bound=Config)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ConfigError: the file is missing, unreadable, not UTF-8, not YAML, or not a mapping with text keys.
-    """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise ConfigError(f"{path}: expected a mapping such as 'method: {{name: mend}}', found {type(tree).__name__}")
-    return tree
 
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -55,21 +50,37 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     for override in overrides:
         path, equals, raw = override.partition("=")
         keys = path.split(".")
-        if not equals or not all(keys):
-            raise ConfigError(f"{override!r}: an override is written section.key=value, for example optim.lr=1e-4")
+        if not equals or not all(keys) or len(keys) > DEPTH:
+            raise ConfigError(f"{shown(override)}: an override is written section.key=value, for example optim.lr=1e-4")
         node = result
         for key in keys[:-1]:
             child = node.setdefault(key, {})
             if not isinstance(child, dict):
-                raise ConfigError(f"{override!r}: {key!r} holds the value {child!r} and has no keys below it")
+                raise ConfigError(
+                    f"{shown(override)}: {shown(key)} holds the value {shown(child)} and has no keys below it"
+                )
             node = child
-        try:
-            node[keys[-1]] = yaml.safe_load(raw)
-        except yaml.YAMLError:
-            raise ConfigError(
-                f"{override!r}: the value is not valid YAML; quote it, for example key='\"a: b\"'"
-            ) from None
+        node[keys[-1]] = parse_value(raw, override)
     return result
+
+
+def parse_value(raw: str, word: str, texts: bool = False) -> Any:
+    """The value in a word of the command line, read as YAML.
+
+    Args:
+        raw: the value.
+        word: the whole word, for the message.
+        texts: every scalar stays the text that it is.
+
+    Raises:
+        ConfigError: it is not YAML, or more than may be.
+    """
+    try:
+        return parse_yaml(raw, texts)
+    except ValueError as error:
+        raise ConfigError(
+            f"{shown(word)}: the value is not valid YAML ({error}); quote it, for example key='\"a: b\"'"
+        ) from None
 
 
 def build(schema: type[ConfigType], tree: Mapping[str, Any], source: str = "configuration") -> ConfigType:
@@ -81,13 +92,23 @@ def build(schema: type[ConfigType], tree: Mapping[str, Any], source: str = "conf
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        lines = [_describe(dict(item), schema) for item in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        lines = [_describe(dict(item), schema) for item in found[:_MOST]]
+        lines += [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
         raise ConfigError("\n".join([f"{source}:", *(f"  {line}" for line in lines)])) from None
 
 
 def dump(config: Config) -> str:
     """The configuration as YAML that `build` reads back to an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values; an empty section is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return found
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +143,7 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
     if error["type"] == "union_tag_not_found":
         return f"{dotted}.name: missing; known: {', '.join(str(_tag(model)) for model in parents)}"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{dotted} = {error['input']!r}: {message}" if dotted else message
+    return f"{dotted} = {shown(error['input'])}: {message}" if dotted else message
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -1,4 +1,7 @@
-"""The error that tells a user of a mistake. It has a module of its own so that the command line starts fast."""
+"""The errors that end a command with a message, in a module of their own so that the command line starts fast."""
+
+import shlex
+from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -16,3 +19,12 @@ class RunFailed(RuntimeError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+def command(*words: object) -> str:
+    """A call of the program for messages, quoted so that a shell and the program read it as it is meant."""
+    return shlex.join(["promptcomp", *(f"./{word}" if _like_an_option(word) else str(word) for word in words)])
+
+
+def _like_an_option(word: object) -> bool:
+    return isinstance(word, Path) and str(word).startswith("-")

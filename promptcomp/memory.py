@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from promptcomp.config import ConfigError
+from promptcomp.documents import parse_json
+from promptcomp.files import replacing
 
 FORMAT = 1
 """Version of the files that save_memory writes."""
@@ -114,13 +115,10 @@ def save_memory(path: Path, memory: Memory, metadata: Mapping[str, Any]) -> None
     """
     text = json.dumps({"format": FORMAT, "kind": type(memory).__name__, "metadata": dict(metadata)})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in memory_tensors(memory).items()}
-    partial = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, partial, metadata={"promptcomp": text, "sha256": file_hash(text, tensors)})
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata={"promptcomp": text, "sha256": file_hash(text, tensors)})
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written ({error})") from None
 
 
@@ -134,8 +132,8 @@ def load_memory(path: Path, device: str = "cpu") -> tuple[Memory, dict[str, Any]
         with safe_open(path, "pt") as file:
             entries = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        header = json.loads(entries.get("promptcomp", "{}"))
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        header = parse_json(entries.get("promptcomp", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
         raise ConfigError(f"{path}: {_unreadable(path, error)}") from None
     if not isinstance(header, dict) or not isinstance(header.get("format"), int):
         raise ConfigError(f"{path}: not a memory file of promptcomp; 'promptcomp compress' makes one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from promptcomp.errors import command
 from promptcomp.evaluation.formatting import (
     METRIC_TITLES,
     bytes_text,
@@ -41,18 +41,17 @@ def print_report(
     console.print(render(results, console.width))
     if run is not None:
         console.print(Text.assemble(("\nrun directory  ", "bold"), str(run)), soft_wrap=True)
-        steps = suggested_steps(run) if next_steps is None else next_steps
+        steps = suggested_steps(run, results.seed) if next_steps is None else next_steps
         for i, step in enumerate(steps):
             console.print(Text.assemble(("next           " if i == 0 else " " * 15, "bold"), step), soft_wrap=True)
 
 
-def suggested_steps(run: Path) -> list[str]:
-    """Commands that make sense after every run."""
-    folder = shlex.quote(str(run))
+def suggested_steps(run: Path, seed: int = 0) -> list[str]:
+    """Commands that make sense after every run; `seed` is the run's."""
     return [
-        f"promptcomp compare {folder} OTHER_RUN",
-        f"promptcomp fit --config {folder}/config.yaml seed=1",
-        f"promptcomp evaluate {folder}",
+        command("compare", run, "OTHER_RUN"),
+        command("fit", "--config", run / "config.yaml", f"seed={seed + 1}"),
+        command("evaluate", run),
     ]
 
 
@@ -148,7 +147,7 @@ def points_tables(points: ReferencePoints) -> RenderableType:
     parts: list[RenderableType] = []
     for name, split in points.splits.items():
         counted = f"{name}: {split.count:,} examples, {_many(split.num_contexts, 'context')}"
-        table = _table(f"{counted}; same data, steps and seed")
+        table = _table(f"{counted}; trained on the same data, steps and seed")
         metrics = [split.metric, *(["agreement"] if split.agreement_with and split.metric != "agreement" else [])]
         for metric in metrics:
             table.add_column(METRIC_TITLES.get(metric, metric), justify="right", no_wrap=True)
@@ -173,11 +172,12 @@ def print_points(points: ReferencePoints, console: Console) -> None:
 
 def _role_title(points: ReferencePoints, role: str) -> str:
     which, _, how = role.rpartition("_")
-    return f"{'no' if which == 'no_prompt' else 'full'} {points.context_kind}, {how}"
+    weights = "untrained LM" if how == "untrained" else "trained control"
+    return f"{'no' if which == 'no_prompt' else 'full'} {points.context_kind}, {weights}"
 
 
 def _points_remarks(points: ReferencePoints, split: SplitPoints) -> list[Text]:
-    lines = []
+    lines = ["untrained LM: the weights that all began with; trained control: its own weights, none of the method's"]
     for kind, kept in split.retained.items():
         text = "no headroom" if kept.no_headroom else value_text(kept.value, kept.ci)
         lines.append(f"retained between the {kind} controls: {text}")
@@ -259,6 +259,11 @@ def _remarks(results: Results, split: SplitResult) -> list[Text]:
         lines.append(f"no headroom: {gain}; a share of that would be noise")
     if split.metric == "task" and len({task.kind for task in split.tasks}) > 1:
         lines.append("score: macro-F1 of classification tasks, accuracy of the others, mean over tasks")
+    if results.bounds is not None and {"no_prompt", "full_prompt"} & split.rows.keys():
+        whose = "this run's own trained weights" if results.bounds == "trained" else "the untrained LM"
+        lines.append(f"no {results.context_kind} and full {results.context_kind}: read by {whose}")
+    if split.retained is not None and split.retained_ci is None and split.num_contexts > 1:
+        lines.append("retained: no interval, because all contexts came out alike")
     lines += [f"{row_title(results, row)}: {text}" for row, text in _unfinished(split)]
     if 0 < split.num_contexts < 10:
         lines.append(f"only {_many(split.num_contexts, 'context')}: the intervals are rough")

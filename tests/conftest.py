@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where the optional reference material is."""
+"""Shared by all tests: an option that turns warnings into errors, and where the optional reference material is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ import pytest
 # Before torch is imported, for this process and those that tests start: tiny models are fastest on one thread, and sums
 # are then taken in the same order everywhere, so that runs can be compared bit by bit.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--strict-warnings", action="store_true", help="warnings are errors (for the versions in constraints.txt)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The first filter, so that those of pyproject.toml and of single tests come on top of it."""
+    if config.getoption("--strict-warnings"):
+        config.getini("filterwarnings").insert(0, "error")
 
 
 def _shared() -> Path | None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -23,6 +25,25 @@ from promptcomp.lightning_modules import METHODS
 from promptcomp.run.parts import make_parts
 
 WINDOW = 4096
+_SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+_LLAMA = {**_SIZES, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3, "max_position_embeddings": 256}
+_XGLM = {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4, "init_std": 0.3}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("mistral", {**_LLAMA, "sliding_window": 4}),
+    "gemma3": (
+        "gemma3_text",
+        {**_LLAMA, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "gemma": ("gemma", _LLAMA),
+    "xglm": ("xglm", _XGLM),
+    "mixtral": ("mixtral", {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {**_LLAMA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [0]},
+    ),
+    "biogpt": ("biogpt", {**_SIZES, "initializer_range": 0.3}),
+}
+"""Further families: with a sliding window shorter than a prompt, scaled token embeddings, mixtures of experts."""
 DATA = {
     "name": "toy_icl",
     "num_demonstrations": 4,
@@ -33,7 +54,8 @@ DATA = {
 
 
 def save_lm(folder: Path, kind: str, seed: int = 0) -> Path:
-    """A random LM ("gpt2", "llama", "t5") with the embedded world's tokenizer; its answers are no constant."""
+    """A random LM ("gpt2", "llama", "t5", or one of KINDS) with the embedded world's tokenizer; its answers are no
+    constant."""
     tokenizer = toy_tokenizer()
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     words = len(tokenizer)
@@ -47,6 +69,9 @@ def save_lm(folder: Path, kind: str, seed: int = 0) -> Path:
             sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "initializer_range": 0.3}
             heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": WINDOW}
             model = LlamaForCausalLM(LlamaConfig(vocab_size=words, **sizes, **heads, **ids))
+        elif kind in KINDS:
+            name, options = KINDS[kind]
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, vocab_size=words, **options, **ids))
         else:
             sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "initializer_factor": 3.0}
             model = T5ForConditionalGeneration(

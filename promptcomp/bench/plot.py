@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from promptcomp.bench.results import WAYS, Bench, Record
+from promptcomp.files import replacing
 
 MISSING = 'no plot: matplotlib is not installed; pip install "promptcomp[plots]"'
 FILES = ("bench.png", "bench.svg")
@@ -50,7 +51,8 @@ def plot(bench: Bench, folder: Path) -> list[Path]:
     figure.suptitle(f"{bench.method} on {bench.lm}, {bench.dtype}, {bench.device}")
     paths = [folder / name for name in FILES]
     for path in paths:
-        figure.savefig(path, dpi=150)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=150)
     return paths
 
 

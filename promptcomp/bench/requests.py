@@ -7,22 +7,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from promptcomp.batch import Batch
 from promptcomp.bench.results import Way
 from promptcomp.bench.subject import Subject
 from promptcomp.evaluation.cost import memory_bytes
 from promptcomp.evaluation.flops import (
-    ModelShape,
     RequestFlops,
     cross_request_flops,
-    decoder_flops,
     decoder_request_flops,
-    encoder_flops,
-    shape_of_config,
+    read_flops,
 )
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.cache import growing, passing
 from promptcomp.language_model.parts import Prefix, prepend
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
 
@@ -70,7 +67,7 @@ def positions_needed(subject: Subject, prompt_tokens: int, new_tokens: int) -> i
     """Position ids that a request takes at most, whichever way it is served."""
     lm = subject.module.lm
     slots = subject.module.num_memory_slots(prompt_tokens)
-    return prompt_tokens + min(slots, prompt_tokens) + subject.query_tokens + new_tokens + (lm.bos_id is not None)
+    return prompt_tokens + min(slots, prompt_tokens) + subject.query_tokens + new_tokens + lm.num_bos
 
 
 def _no_cache(subject: Subject, batch: Batch) -> Request:
@@ -83,7 +80,7 @@ def _no_cache(subject: Subject, batch: Batch) -> Request:
         else:
             _generate(lm, lm.encode(batch.context), batch, new_tokens, on_token)
 
-    kv = tokens * _shape(lm).kv_bytes_per_token
+    kv = (tokens + lm.num_bos) * lm.kv_bytes_per_token
     return Request("no_cache", answer, lambda new: _flops(subject, None, tokens, new), kv_bytes=kv)
 
 
@@ -93,9 +90,9 @@ def plain_answer(lm: LanguageModel, ids: Tensor, new_tokens: int, on_token: OnTo
     No mask is given, so that attention takes its fastest kernel: the rival is not to be slowed by our packing.
     """
     ids, _ = prepend(ids, torch.ones_like(ids, dtype=torch.bool), lm.bos_id)
-    cache = DynamicCache()
+    model, cache = lm.body, growing()
     for _ in range(new_tokens):
-        hidden = lm.hf.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = model(input_ids=ids, use_cache=True, **passing(model, cache)).last_hidden_state
         ids = lm.head(hidden[:, -1]).argmax(-1, keepdim=True)
         ids.tolist()  # the token reaches the user, so an accelerator is waited for
         on_token()
@@ -106,11 +103,7 @@ def _prefix_cache(subject: Subject, batch: Batch) -> Request | Refused:
     if lm.query_in_encoder:
         return Refused("prefix_cache", "the encoder reads prompt and query together, both ways: nothing can be kept")
     tokens = batch.context.ids.shape[1]
-    shape = _shape(lm)
-    first = tokens + (lm.bos_id is not None)
-    make_flops = encoder_flops(shape, tokens)
-    if lm.family == "decoder":
-        make_flops = decoder_flops(shape, first) - shape.head_flops
+    make_flops = read_flops(lm.cost, tokens + lm.num_bos)
     return _behind(subject, batch, "prefix_cache", lambda: lm.encode(batch.context), make_flops)
 
 
@@ -125,7 +118,6 @@ def _compressed(subject: Subject, batch: Batch) -> Request:
 def _compressed_cached(subject: Subject, batch: Batch, compressed: Request) -> Request:
     """The keys and values (T5: encoder output) of a soft prompt, worked out once as those of any prefix can be."""
     module, lm = subject.module, subject.module.lm
-    shape = _shape(lm)
     rows = torch.arange(len(batch.context_of), device=batch.context_of.device)
 
     def make() -> Memory:
@@ -134,10 +126,7 @@ def _compressed_cached(subject: Subject, batch: Batch, compressed: Request) -> R
         front = Prefix(vectors.embeds, vectors.mask, vectors.mask)
         return lm.read(lm.front(vectors, rows) if lm.family == "decoder" else front)
 
-    slots = compressed.positions
-    read = encoder_flops(shape, slots)
-    if lm.family == "decoder":
-        read = decoder_flops(shape, slots + (lm.bos_id is not None)) - shape.head_flops
+    read = read_flops(lm.cost, compressed.positions + lm.num_bos)
     return _behind(subject, batch, "compressed_cached", make, compressed.make_flops + read)
 
 
@@ -152,7 +141,7 @@ def _behind(subject: Subject, batch: Batch, way: Way, make: Callable[[], Memory 
         lambda new_tokens: _flops(subject, memory, slots, new_tokens),
         positions=slots,
         held_bytes=memory_bytes(memory),
-        kv_bytes=slots * _shape(lm).kv_bytes_per_token,
+        kv_bytes=lm.kv_bytes(memory),
         memory=memory,
         make=make,
         make_flops=make_flops,
@@ -163,23 +152,19 @@ def _generate(lm: LanguageModel, memory: Memory | None, batch: Batch, new_tokens
     lm.generate(memory, batch, max_new_tokens=new_tokens, on_tokens=lambda tokens: on_token())
 
 
-def _shape(lm: LanguageModel) -> ModelShape:
-    return shape_of_config(lm.hf.config.to_dict(), sum(p.numel() for p in lm.hf.parameters()), lm.hf.dtype.itemsize)
-
-
 def _flops(subject: Subject, memory: Memory | None, slots: float, new_tokens: int) -> RequestFlops:
     """Analytic FLOPs of one query behind `slots` positions: kept activations, or tokens or vectors that are read."""
     lm, query = subject.module.lm, float(subject.query_tokens)
-    shape = _shape(lm)
     if lm.family == "decoder":
-        bos = float(lm.bos_id is not None)
         if isinstance(memory, KVCache):
-            return decoder_request_flops(shape, read=query, seen=slots, new_tokens=new_tokens)
-        read = bos + slots + query
-        return decoder_request_flops(shape, read=read, seen=0.0, new_tokens=new_tokens)
+            return decoder_request_flops(lm.cost, read=query, seen=slots, new_tokens=new_tokens)
+        read = lm.num_bos + slots + query
+        return decoder_request_flops(lm.cost, read=read, seen=0.0, new_tokens=new_tokens)
     if lm.query_in_encoder:  # remembered states run through the encoder's blocks beside the query
         both = slots + query
-        return cross_request_flops(shape, in_encoder=both, encoded=both, decoded=1, new_tokens=new_tokens)
+        return cross_request_flops(lm.cost, in_encoder=both, encoded=both, decoded=1, new_tokens=new_tokens)
     encoded = slots or 1.0  # T5 reads an end of sequence where there is no prompt
     in_encoder = 0.0 if isinstance(memory, EncoderStates) else encoded
-    return cross_request_flops(shape, in_encoder=in_encoder, encoded=encoded, decoded=query + 1, new_tokens=new_tokens)
+    return cross_request_flops(
+        lm.cost, in_encoder=in_encoder, encoded=encoded, decoded=query + 1, new_tokens=new_tokens
+    )

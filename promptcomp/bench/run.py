@@ -14,7 +14,7 @@ from promptcomp.bench.show import print_bench
 from promptcomp.bench.subject import Subject, subject_of_architecture, subject_of_experiment, subject_of_run
 from promptcomp.bench.timing import Plan, measure, pick_device
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import write_atomic
 from promptcomp.run.quiet import quiet
 
 

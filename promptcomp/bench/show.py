@@ -17,8 +17,11 @@ def print_bench(bench: Bench, console: Console) -> None:
     """All lengths, the skipped ones in words, and how to read the numbers."""
     weights = "trained weights" if bench.trained else "untrained weights"
     console.print(
-        f"[bold]{bench.method}[/] on {bench.lm} ({weights}), {bench.dtype}, {bench.device}, "
-        f"{bench.threads} thread(s); query {bench.query_tokens} tokens, answer {bench.new_tokens} tokens",
+        Text.assemble(
+            (bench.method, "bold"),
+            f" on {bench.lm} ({weights}), {bench.dtype}, {bench.device}, "
+            f"{bench.threads} thread(s); query {bench.query_tokens} tokens, answer {bench.new_tokens} tokens",
+        ),
         highlight=False,
     )
     for tokens in bench.lengths:

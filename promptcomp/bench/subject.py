@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from promptcomp import experiment as experiments
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
@@ -18,7 +17,7 @@ from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.eval_batches import EvalPart
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
-from promptcomp.language_model.loading import open_architecture
+from promptcomp.language_model.loading import open_architecture, random_model
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.parts import make_parts, open_trained
@@ -112,13 +111,10 @@ def random_lm(config: LanguageModelConfig, seed: int) -> LanguageModel:
         ConfigError: the architecture cannot be read.
     """
     architecture = open_architecture(config, offline_table=True)
-    factory = AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hf = factory.from_config(
-            architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attn_implementation
-        )
-    return LanguageModel.from_parts(hf.eval(), None, layout=config.layout, bos=False)
+        hf = random_model(config, architecture)
+    return LanguageModel.from_parts(hf, None, layout=config.layout, bos=False)
 
 
 def _with_data(

@@ -16,7 +16,8 @@ from promptcomp.bench.requests import Refused, Request, positions_needed, reques
 from promptcomp.bench.results import Bench, Making, Record, Spread, add_break_even
 from promptcomp.bench.subject import Subject
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.cost import count_flops, synchronise
+from promptcomp.evaluation.cost import synchronise
+from promptcomp.language_model.cost import count_flops
 from promptcomp.memory import load_memory, save_memory
 
 MIN_REPEATS = 3

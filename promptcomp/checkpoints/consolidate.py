@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from promptcomp.config import ConfigError
+from promptcomp.files import locked
 from promptcomp.lightning_modules.checkpoint_files import existing, read_checkpoint, write_whole
 from promptcomp.lightning_modules.sharded_files import is_sharded
 from promptcomp.run.directory import RunDirectory
-from promptcomp.run.lock import locked
 
 
 def consolidate(path: Path, output: Path | None) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,19 +16,21 @@ from transformers import T5EncoderModel
 from promptcomp.checkpoints import readme
 from promptcomp.checkpoints.gist_tokens import add_gist_tokens
 from promptcomp.config import ConfigError, build, read_yaml
+from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
+from promptcomp.files import follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.loading import locate
-from promptcomp.lightning_modules.adapters import lora_settings
-from promptcomp.lightning_modules.base import LMTrainingConfig
+from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
+from promptcomp.lightning_modules.base import ExportFormat, LMTrainingConfig
+from promptcomp.lightning_modules.controls import PromptTuningConfig
 from promptcomp.lightning_modules.gist import GistConfig
 from promptcomp.lightning_modules.mend import Mend
 from promptcomp.lightning_modules.trained import DESCRIPTION, Origin, read_trained, write_export
 from promptcomp.run.directory import RunDirectory, open_existing
-from promptcomp.run.parts import open_trained_module, weights_of
+from promptcomp.run.parts import make_module, open_trained_module, weights_of
 from promptcomp.run.quiet import quiet
 
-Format = Literal["hf", "peft", "tensors"]
 _LM = "lm.hf."
 
 
@@ -36,7 +39,7 @@ class Exported:
     """What has been written."""
 
     folder: Path
-    format: Format
+    format: ExportFormat
     files: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -44,26 +47,7 @@ class Exported:
         return {"folder": str(self.folder), "format": self.format, "files": list(self.files)}
 
 
-def formats_of(experiment: Experiment) -> tuple[Format, ...]:
-    """The formats that a run allows, the best first.
-
-    Raises:
-        ConfigError: the run has trained nothing.
-    """
-    method = experiment.method
-    training = method.train if isinstance(method, LMTrainingConfig) else "none"
-    if training == "lora":
-        return ("peft", "tensors")
-    if training == "lm" or method.name in ("metaicl", "mend"):
-        return ("hf", "tensors")
-    if method.name == "prompt_tuning":
-        return ("peft", "tensors")
-    if method.name == "gist":
-        return ("tensors", "hf")
-    raise ConfigError(f"method {method.name} has trained nothing that could be exported")
-
-
-def export(path: Path, folder: Path, wanted: Format | None) -> Exported:
+def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
     """Write a run's trained parts to a new folder, with a README on how to load them.
 
     Args:
@@ -76,7 +60,9 @@ def export(path: Path, folder: Path, wanted: Format | None) -> Exported:
     """
     run = open_existing(path)
     experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
-    formats = formats_of(experiment)
+    formats = make_module(experiment, ()).export_formats
+    if not formats:
+        raise ConfigError(f"method {experiment.method.name} has trained nothing that could be exported")
     chosen = wanted or formats[0]
     if chosen not in formats:
         raise ConfigError(
@@ -85,12 +71,13 @@ def export(path: Path, folder: Path, wanted: Format | None) -> Exported:
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not empty; name another folder with --output")
-    writers: Mapping[Format, Callable[[Experiment, RunDirectory, Path], str]]
+    writers: Mapping[ExportFormat, Callable[[Experiment, RunDirectory, Path], str]]
     writers = {"hf": _write_hf, "peft": _write_peft, "tensors": _write_tensors}
     weights_of(run)  # before anything is made
     with quiet():
         text = writers[chosen](experiment, run, folder)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_atomic(folder / "README.md", text)
+    follow_umask(folder)
     return Exported(folder, chosen, tuple(sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())))
 
 
@@ -151,11 +138,15 @@ def _save_extra(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     if experiment.lm.from_scratch is not None:
         raise ConfigError("the LM started from random weights, so there is no base for peft; use --format tensors")
-    if experiment.method.name == "prompt_tuning":
+    method = experiment.method
+    if isinstance(method, PromptTuningConfig):
         return _write_prompts(experiment, run, folder)
     lm = LanguageModel.from_config(experiment.lm)
-    settings = lora_settings(lm, experiment.method.lora)
+    assert isinstance(method, LMTrainingConfig)
+    settings = lora_settings(lm, method.lora)
     _name_base(settings, experiment, lm)
+    add_lora(lm, method.lora)
+    _check_that_peft_agrees(settings, experiment, lm)
     tensors, _ = read_trained(weights_of(run))
     adapters = {
         f"base_model.model.{name.removeprefix(_LM).replace('.default.', '.')}": tensor.contiguous().clone()
@@ -166,8 +157,27 @@ def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     settings.save_pretrained(str(folder))
     save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     _save_extra(folder, {name: tensor for name, tensor in tensors.items() if ".lora_" not in name})
-    method = experiment.method
-    return readme.adapters(experiment, lm, method.num_slots if isinstance(method, GistConfig) else 0)
+    return readme.adapters(experiment, lm, method.num_slots if isinstance(method, GistConfig) else 0, adapted(lm.hf))
+
+
+def _check_that_peft_agrees(settings: Any, experiment: Experiment, lm: LanguageModel) -> None:
+    """Make sure that peft, told the same, puts adapters where they were trained (it moves those of some mixtures)."""
+    import peft
+
+    other = LanguageModel.skeleton(experiment.lm).hf
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            peft.inject_adapter_in_model(copy.deepcopy(settings), other, low_cpu_mem_usage=True)
+    except ValueError:
+        agrees = False
+    else:
+        ours, theirs = ({n for n, _ in hf.named_parameters() if ".lora_" in n} for hf in (lm.hf, other))
+        agrees = ours == theirs
+    if not agrees:
+        raise ConfigError(
+            f"peft puts adapters of {lm.hf.config.model_type!r} models beside other layers than those that were "
+            "trained; use --format tensors"
+        )
 
 
 def _write_prompts(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
@@ -218,8 +228,9 @@ def _task_names(run: RunDirectory) -> tuple[str, ...]:
     file = run.export / DESCRIPTION
     if not file.is_file():
         return ()
-    names = json.loads(file.read_text(encoding="utf-8")).get("task_names", ())
-    return tuple(str(name) for name in names)
+    names = read_json(file, "description of an export")
+    found = names.get("task_names") if isinstance(names, dict) else None
+    return tuple(str(name) for name in found) if isinstance(found, list) else ()
 
 
 def _folder_names(names: tuple[str, ...], count: int) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from promptcomp.language_model import token_table
+from promptcomp.language_model import embedding_scale, token_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def add_gist_tokens(
     with torch.no_grad():
         if isinstance(head, nn.Linear) and head.weight is not table.weight:
             head.weight[numbers] = 0
-        table.weight[numbers] = gist.to(table.weight)
+        table.weight[numbers] = (gist / embedding_scale(table)).to(table.weight)
     if hf.generation_config is not None:
         hf.generation_config.suppress_tokens = sorted({*(hf.generation_config.suppress_tokens or ()), *numbers})
     repeated = [words[0]] * num_slots if len(words) == 1 else words

@@ -13,6 +13,7 @@ from torch import nn
 from promptcomp.checkpoints.gist_tokens import GistTokens
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.cache import keyword_code
 from promptcomp.language_model.loading import locate
 from promptcomp.language_model.t5_encoder import SlotDecoder
 from promptcomp.lightning_modules.mend import Mend
@@ -20,6 +21,7 @@ from promptcomp.lightning_modules.mend import Mend
 EXTRA = "promptcomp_extra.safetensors"
 """Trained tensors that have no place in the model or the adapter."""
 _FOLDER = 'folder = "."'
+_CACHE_IMPORTS = ("from inspect import signature\n\n", ", DynamicCache")
 _TEXTS = 'prompt, query = "text to compress", "text behind it"'
 
 
@@ -67,11 +69,11 @@ def _factory(lm: LanguageModel) -> str:
     return "AutoModelForCausalLM" if lm.family == "decoder" else "AutoModelForSeq2SeqLM"
 
 
-def model_code(lm: LanguageModel) -> str:
-    """Opens model and tokenizer."""
+def model_code(lm: LanguageModel, more: str = "") -> str:
+    """Opens model and tokenizer; `more` names are imported as well."""
     name = _factory(lm)
     return f"""
-from transformers import AutoTokenizer, {name}
+from transformers import AutoTokenizer, {name}{more}
 
 model = {name}.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -80,9 +82,10 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 def gist_code(lm: LanguageModel, gist: GistTokens) -> str:
     """Logits after each token of `query` (of an encoder-decoder: of the first answer token) behind the gist tokens."""
+    signature, cache = _CACHE_IMPORTS if lm.family == "decoder" else ("", "")
     return f"""
-import torch
-{model_code(lm).strip()}
+{signature}import torch
+{model_code(lm, cache).strip()}
 ids_of = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 read = torch.tensor([{_front(lm.bos_id)} + ids_of(prompt) + {list(gist.ids)}])
 {_query_code(lm, len(gist.ids), "read", "torch.tensor([ids_of(query)])")}"""
@@ -90,11 +93,11 @@ read = torch.tensor([{_front(lm.bos_id)} + ids_of(prompt) + {list(gist.ids)}])
 
 def gist_vectors_code(experiment: Experiment, lm: LanguageModel, count: int) -> str:
     """The same for an adapter, where the gist tokens are vectors and no entries of the tokenizer."""
+    signature, cache = _CACHE_IMPORTS if lm.family == "decoder" else ("", "")
     return f"""
-import torch
+{signature}import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
-{_peft_code(experiment, "", lm).strip()}
+{_adapter_code(experiment, lm, f", AutoTokenizer{cache}").strip()}
 tokenizer = AutoTokenizer.from_pretrained({_origin(experiment)})
 table = model.get_input_embeddings()
 gist = load_file(f"{{folder}}/{EXTRA}")["gist"].to(table.weight.dtype).expand({count}, -1)
@@ -118,12 +121,14 @@ def _query_code(lm: LanguageModel, count: int, given: str, query: str) -> str:
     """
     if lm.family == "decoder":
         return f"""
-cache = model({given}, use_cache=True).past_key_values
+{keyword_code("model")}  # its name in this release of transformers
+cache = DynamicCache()
+model({given}, use_cache=True, **{{keyword: cache}})
 for layer in cache.layers:  # all that is kept of the prompt
     layer.keys, layer.values = layer.keys[:, :, -{count}:], layer.values[:, :, -{count}:]
 after = torch.tensor([ids_of(query)])
 positions = torch.arange(read.shape[1], read.shape[1] + after.shape[1])[None]
-logits = model(after, past_key_values=cache, position_ids=positions).logits
+logits = model(after, position_ids=positions, **{{keyword: cache}}).logits
 """
     if not lm.query_in_encoder:
         return f"""
@@ -198,23 +203,20 @@ def _origin(experiment: Experiment) -> str:
     return f'"{locate(experiment.lm.path)}"{revision}'
 
 
-def _peft_code(experiment: Experiment, place: str, lm: LanguageModel) -> str:
-    name = _factory(lm)
-    where = f'f"{{folder}}/{place}"' if place else "folder"
+def _adapter_code(experiment: Experiment, lm: LanguageModel, more: str = "") -> str:
     return f"""
-from peft import PeftModel
-from transformers import {name}
+from transformers import {_factory(lm)}{more}
 
-base = {name}.from_pretrained({_origin(experiment)})
-model = PeftModel.from_pretrained(base, {where})
+model = {_factory(lm)}.from_pretrained({_origin(experiment)})
+model.load_adapter(folder)  # by peft
 """
 
 
-def adapters(experiment: Experiment, lm: LanguageModel, gist: int) -> str:
-    """Of LoRA adapters, with `gist` gist tokens (0: there are none)."""
-    parts = ["Low-rank adapters in peft's format."]
+def adapters(experiment: Experiment, lm: LanguageModel, gist: int, beside: str) -> str:
+    """Of LoRA adapters, with `gist` gist tokens (0: there are none); `beside` says where they are."""
+    parts = [f"Low-rank adapters in peft's format. {beside}."]
     if not gist:
-        return _page(experiment, "Adapters", *parts, _block(_peft_code(experiment, "", lm)))
+        return _page(experiment, "Adapters", *parts, _block(_adapter_code(experiment, lm)))
     parts.append(
         f"The gist embedding is in `{EXTRA}` (`gist`, one row for each gist token or one for all): {gist} of them "
         "stand behind the embeddings of a prompt; what follows may look at them and not at the prompt, and its "
@@ -228,5 +230,20 @@ def prompts(experiment: Experiment, places: Sequence[str], lm: LanguageModel) ->
     about = "Learned vectors in peft's prompt-tuning format; peft puts them in front of the input's embeddings."
     if places != ["."]:
         about += " A folder for each task: " + ", ".join(f"`{place}`" for place in places) + "."
-    place = "" if places == ["."] else places[0]
-    return _page(experiment, "Soft prompts", about, _block(_peft_code(experiment, place, lm)))
+    where = "folder" if places == ["."] else f'f"{{folder}}/{places[0]}"'
+    return _page(experiment, "Soft prompts", about, _block(prompts_code(experiment, lm, where)))
+
+
+def prompts_code(experiment: Experiment, lm: LanguageModel, where: str) -> str:
+    """Opens the LM with the vectors in the folder that the expression `where` names."""
+    return f"""
+import warnings
+
+from peft import PeftModel
+from transformers import {_factory(lm)}
+
+base = {_factory(lm)}.from_pretrained({_origin(experiment)})
+with warnings.catch_warnings():  # peft calls things in transformers by their old names
+    warnings.simplefilter("ignore", FutureWarning)
+    model = PeftModel.from_pretrained(base, {where})
+"""

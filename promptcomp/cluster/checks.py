@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from promptcomp.cluster.profile import SlurmProfile
 from promptcomp.config import ConfigError
@@ -57,7 +57,7 @@ _HINT = (
 
 def _check_weights(experiment: Experiment) -> None:
     lm = experiment.lm
-    if lm.from_scratch is not None or lm.path.startswith(EMBEDDED) or Path(lm.path).exists():
+    if lm.from_scratch is not None or lm.path.startswith(EMBEDDED) or os.path.exists(lm.path):
         return
     from huggingface_hub import try_to_load_from_cache
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from promptcomp.cluster import slurm
 from promptcomp.cluster.record import JobRecord, find_folders, read_records, resubmitted
 from promptcomp.cluster.slurm import Entry, SlurmError
 from promptcomp.config import ConfigError
+from promptcomp.errors import command
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,8 @@ def cancel_jobs(top: Path, chosen: Sequence[str], everything: bool) -> list[JobV
     Raises:
         ConfigError: a name is no job of ours; SLURM is missing or refuses.
     """
-    places = [top] if everything else [Path(name) for name in chosen if Path(name).is_dir()]
-    numbers = [name for name in chosen if not Path(name).is_dir()]
+    places = [top] if everything else [Path(name) for name in chosen if os.path.isdir(name)]
+    numbers = [name for name in chosen if not os.path.isdir(name)]
     listings = {place: list_jobs(place) for place in (*places, *((top,) if numbers else ()))}
     for listing in listings.values():
         if listing.remarks:
@@ -97,7 +99,7 @@ def cancel_jobs(top: Path, chosen: Sequence[str], everything: bool) -> list[JobV
         found = [view for view in listings[top].jobs if name in (view.id, view.id.partition("_")[0])]
         if not found:
             raise ConfigError(
-                f"{name}: neither a run directory nor a job of a run below {top}; 'promptcomp jobs {top}' lists ours"
+                f"{name}: neither a run directory nor a job of a run below {top}; `{command('jobs', top)}` lists ours"
             )
         views += found
     live = {view.id: view for view in views if view.is_live}

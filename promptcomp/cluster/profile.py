@@ -20,10 +20,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from promptcomp.config import Config, ConfigError, build
+from promptcomp.config import Config, ConfigError, build, parse_value, read_yaml
 
 FILES_VARIABLE = "PROMPTCOMP_SLURM_PROFILES"
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d(:\d\d)?)?|UNLIMITED|INFINITE")
@@ -208,17 +207,7 @@ def _pick(profiles: Mapping[str, Any], name: str, files: list[Path]) -> tuple[st
 
 def _read(path: Path) -> dict[str, Any]:
     """A profile file. Every value stays the text it is: to YAML 1.1 a time of 2:00:00 is the number 7200."""
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such profile file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected profiles by name, such as 'default: {{partition: gpu}}'")
-    return tree
+    return read_yaml(path, "profile file", texts=True, example="default: {partition: gpu}")
 
 
 def _override(tree: Mapping[str, Any], word: str) -> dict[str, Any]:
@@ -226,10 +215,7 @@ def _override(tree: Mapping[str, Any], word: str) -> dict[str, Any]:
     keys = path.split(".")
     if not equals or not all(keys) or len(keys) > 2:
         raise ConfigError(f"'slurm.{word}': an override is written slurm.key=value, for example slurm.time=2:00:00")
-    try:
-        value = yaml.load(raw, Loader=yaml.BaseLoader)
-    except yaml.YAMLError:
-        raise ConfigError(f"'slurm.{word}': the value is not valid YAML; quote it") from None
+    value = parse_value(raw, f"slurm.{word}", texts=True)
     value = "" if value is None else value
     if len(keys) == 1:
         return {**tree, keys[0]: value}

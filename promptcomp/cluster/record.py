@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,7 +11,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.documents import read_json
+from promptcomp.files import write_atomic
 
 FOLDER = "slurm"
 """Folder inside a run (or a sweep) with job.sh, jobs.json and the logs."""
@@ -55,11 +55,11 @@ def read_records(folder: Path) -> JobRecords:
         ConfigError: the file is damaged.
     """
     path = folder / "jobs.json"
-    try:
-        return JobRecords.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return JobRecords()
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError):
+    try:
+        return JobRecords.model_validate(read_json(path, "record of jobs"))
+    except (ConfigError, ValidationError):
         raise ConfigError(f"{path}: damaged; remove it to go on (the jobs themselves are not touched)") from None
 
 

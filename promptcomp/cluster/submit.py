@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +13,7 @@ from promptcomp.cluster.profile import SlurmProfile
 from promptcomp.cluster.record import FOLDER, JobRecord, add_record, now
 from promptcomp.cluster.script import Array, Job, render
 from promptcomp.config import ConfigError, dump
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import write_atomic
 
 if TYPE_CHECKING:
     from promptcomp.experiment import Experiment
@@ -156,10 +155,9 @@ def create_run(experiment: Experiment, run_dir: Path | None) -> Path:
     Raises:
         ConfigError: the directory is not empty or cannot be made.
     """
-    from promptcomp.run.directory import RUN_DIRECTORY_VARIABLE, create
+    from promptcomp.run.directory import create
 
     run = create(Path(experiment.output_dir), experiment.title, run_dir)
-    os.environ.pop(RUN_DIRECTORY_VARIABLE, None)  # for processes of a run; the job has other ones
     write_atomic(run.config, dump(experiment))
     return run.path
 

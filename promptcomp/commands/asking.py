@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from promptcomp.commands.common import show
 from promptcomp.errors import ConfigError
 from promptcomp.stopping import INTERRUPTED
 
@@ -48,20 +49,21 @@ def identity_of(model: str | None, local: str | None) -> str:
     return local_identity(str(local))
 
 
-def is_agreed(estimate: str, calls: int, cost: float | None, yes: bool, console: Console) -> bool:
-    """Tell what is about to be asked, and ask whether it should be.
+def agree(estimate: str, calls: int, cost: float | None, yes: bool, console: Console) -> None:
+    """Tell what is about to be asked, and go on only if it should be.
 
     Raises:
         ConfigError: it is much, and nobody is here to agree.
+        typer.Exit: with code 1, the answer was no.
     """
     console.print(estimate, markup=False, highlight=False)
     if yes:
-        return True
+        return
     if sys.stdin.isatty():
-        return typer.confirm("Start?", err=True)
-    if cost is not None or calls > ASKS_FROM:
+        if not typer.confirm("Start?", err=True):
+            raise typer.Exit(1)
+    elif cost is not None or calls > ASKS_FROM:
         raise ConfigError(f"{estimate}: nobody is here to agree; give --yes to start")
-    return True
 
 
 def ask_endpoint(
@@ -81,7 +83,7 @@ def ask_endpoint(
 def stopped(session: AskingSession[Any, Any], stop: AskingStopped, made: str) -> typer.Exit:
     """Tell how far the call came (`made`: "texts were written in this call"); gives back how to end it."""
     left, wanted = session.left(), len(session.todo)
-    print(
+    show(
         f"error: {stop}; {wanted - left} of {wanted} {made} and all are kept in"
         f" {session.record.path}; the same command continues with the other {left}",
         file=sys.stderr,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,7 @@ def bench(
 ) -> None:
     """Measure one query behind a prompt: read anew, behind a cache of the whole prompt, or compressed."""
     words = list(overrides or ())
-    if run is not None and "=" in run and not Path(run).exists():
+    if run is not None and "=" in run and not os.path.exists(run):
         words, run = [run, *words], None
     from promptcomp.bench.run import Choice, numbers, run_bench
     from promptcomp.bench.timing import Plan

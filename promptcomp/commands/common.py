@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
+
+from promptcomp.plain import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,8 +23,13 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A YAM
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, no tables.")]
 
 
+def show(text: str, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print a text; control characters that files, names or paths have brought are shown as escapes."""
+    print(printable(text), end=end, file=file, flush=True)
+
+
 def console_for(as_json: bool) -> Console:
     """Where people read: standard output, or standard error when standard output carries JSON."""
-    from rich.console import Console
+    from promptcomp.terminal import PlainConsole
 
-    return Console(stderr=as_json, soft_wrap=False)
+    return PlainConsole(stderr=as_json)

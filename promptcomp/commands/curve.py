@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from promptcomp.commands.common import JsonOption, Overrides, console_for
-from promptcomp.errors import ConfigError
+from promptcomp.commands.common import JsonOption, Overrides, console_for, show
+from promptcomp.errors import ConfigError, command
 from promptcomp.stopping import INTERRUPTED
 
 
@@ -49,7 +49,9 @@ def curve(
 
     console = console_for(as_json)
     if "=" in method:
-        raise ConfigError(f"{method!r}: the method comes first, for example 'promptcomp curve step_by_step {method}'")
+        raise ConfigError(
+            f"{method!r}: the method comes first, for example `{command('curve', 'step_by_step', method)}`"
+        )
     spec = CurveSpec(
         method=method,
         against=names_of(against or ["finetune"]),
@@ -68,7 +70,7 @@ def curve(
         for point in plan(spec, folder / "runs"):
             run = folder / "runs" / point.folder
             state, _ = find(point.experiment, run)
-            print(f"{point.title}: {state} {run}")
+            show(f"{point.title}: {state} {run}")
         return
     try:
         found = make_curve(spec, folder, workers=workers, wanted=Wanted(split, metric), tell=tell)

@@ -104,8 +104,7 @@ def judge(
         try:
             if session.todo and endpoint is not None:
                 estimate = session.estimate(prices)
-                if not asking.is_agreed(estimate_text(estimate), estimate.calls, estimate.cost, yes, console):
-                    raise typer.Exit(1)
+                asking.agree(estimate_text(estimate), estimate.calls, estimate.cost, yes, console)
                 asking.ask_endpoint(session, endpoint, concurrency, progress(console, len(session.todo)), console)
             elif session.todo:
                 _ask_local(session, str(local), device, batch_size, console)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from promptcomp.commands.common import JsonOption, console_for
+from promptcomp.commands.common import JsonOption, console_for, show
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -151,7 +152,10 @@ def generate(
 
 
 def _show(piece: str) -> None:
-    print(piece, end="", flush=True)
+    if sys.stdout.isatty():
+        show(piece, end="")
+    else:
+        print(piece, end="", flush=True)
 
 
 def _queries(query: str | None, file: Path | None) -> list[Query]:
@@ -180,7 +184,7 @@ def _reader(
 
         stored = load_prompt(prompt, model=model, device=device)
         return stored.memory, stored.reader
-    if model is None or not (Path(model) / "config.yaml").is_file():
+    if model is None or not os.path.isfile(Path(model) / "config.yaml"):
         raise ConfigError("--model RUN, a run directory, must say how a whole prompt and its queries are written")
     from promptcomp.prompts import open_compressor
 
@@ -201,12 +205,12 @@ def _answer_all(
     if output is not None:
         count = _write_lines(output, records)
         found: dict[str, Any] = {"output": str(output), "answers": count}
-        print(json.dumps(found) if as_json else f"{count} answers in {output}")
+        show(json.dumps(found) if as_json else f"{count} answers in {output}")
     elif as_json:
         print(json.dumps({"answers": list(records)}))
     else:
         for record in records:
-            print(json.dumps(record, ensure_ascii=False), flush=True)
+            show(json.dumps(record, ensure_ascii=False))
 
 
 def _record(query: Query, answer: Answer) -> dict[str, Any]:
@@ -216,12 +220,12 @@ def _record(query: Query, answer: Answer) -> dict[str, Any]:
 
 def _write_lines(output: Path, records: Any) -> int:
     """Write records as they come; the file has its name only when all of them are there."""
-    partial = output.with_name(output.name + ".partial")
+    from promptcomp.files import replacing
+
     count = 0
-    with partial.open("w", encoding="utf-8") as lines:
+    with replacing(output) as partial, partial.open("w", encoding="utf-8") as lines:
         for record in records:
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             lines.flush()
             count += 1
-    partial.replace(output)
     return count

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from promptcomp.commands import asking
-from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
+from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def rationales(
     if show_prompt:
         from promptcomp.datamodules import build_rationales
 
-        print(pick_template(template, data).text(build_rationales(data).rows(split)[0]))
+        show(pick_template(template, data).text(build_rationales(data).rows(split)[0]))
         return
     if (model is None) == (local is None):
         raise ConfigError("name the teacher: either --model NAME (with --base-url URL) or --local PATH")
@@ -118,8 +118,7 @@ def rationales(
                     tokens_per_minute=tpm,
                 )
                 estimate = extraction.estimate(prices)
-                if not asking.is_agreed(estimate_text(estimate), estimate[0], estimate[3], yes, console):
-                    raise typer.Exit(0)
+                asking.agree(estimate_text(estimate), estimate[0], estimate[3], yes, console)
                 bar = progress(console, len(extraction.todo))
                 asking.ask_endpoint(extraction, endpoint, concurrency, bar, console)
             elif extraction.todo and not no_ask:
@@ -134,7 +133,7 @@ def rationales(
 
 
 def _print_template(name: str | None, method: str | None, config: Path | None, overrides: list[str] | None) -> None:
-    from promptcomp.evaluation.files import read_text
+    from promptcomp.files import read_text
     from promptcomp.rationales.job import load_data
     from promptcomp.rationales.template import shipped_templates, template_path
 
@@ -145,7 +144,7 @@ def _print_template(name: str | None, method: str | None, config: Path | None, o
             raise ConfigError(
                 f"this data has no template of its own; --template one of {', '.join(shipped_templates())}"
             )
-    print(read_text(template_path(name), "template"), end="")
+    show(read_text(template_path(name), "template"), end="")
 
 
 def _ask_local(extraction: Extraction, path: str, device: str, batch_size: int, console: Console) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from promptcomp.errors import ConfigError
+from promptcomp.commands.common import show
+from promptcomp.errors import ConfigError, command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,7 +99,7 @@ def submit_new(
     try:
         done = submit_fit(run, title, profile, chosen)
     except ConfigError as error:
-        raise ConfigError(f"{error}; to try again: promptcomp fit --resume {run} --slurm {chosen}") from None
+        raise ConfigError(f"{error}; to try again: {command('fit', '--resume', run, '--slurm', chosen)}") from None
     _tell(done.id, run, done.script, console, as_json)
 
 
@@ -110,14 +111,11 @@ def submit_again(chosen: str, run: Path, words: Sequence[str], dry_run: bool, co
     """
     profile, others = load_for_submission(chosen, words)
     from promptcomp.cluster.submit import fit_job, submit_fit
-    from promptcomp.config import build, read_yaml
-    from promptcomp.experiment import Experiment
     from promptcomp.run.directory import open_existing
-    from promptcomp.run.division import check_overrides
+    from promptcomp.run.division import check_overrides, experiment_to_resume
 
     check_overrides(others)
-    directory = open_existing(run)
-    config = build(Experiment, read_yaml(directory.config), source=str(directory.config)).trainer
+    config = experiment_to_resume(open_existing(run)).trainer
     layout = {"devices": profile.tasks, "num_nodes": profile.nodes}
     now = {"devices": config.devices, "num_nodes": config.num_nodes}
     changes = [f"trainer.{key}={value}" for key, value in layout.items() if value != now[key]]
@@ -153,8 +151,8 @@ def submit_sweep(
         print(json.dumps({"sweep": str(directory), "job": number, "workers": workers}))
         return
     console.print(
-        f"submitted job {number}: {workers} workers for {directory}\nwatch them: promptcomp jobs {directory}  "
-        f"the sweep: promptcomp sweep show {directory}  stop them: promptcomp cancel {directory}",
+        f"submitted job {number}: {workers} workers for {directory}\nwatch them: {command('jobs', directory)}  "
+        f"the sweep: {command('sweep', 'show', directory)}  stop them: {command('cancel', directory)}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -196,7 +194,7 @@ def show_plan(job: Job, profile: SlurmProfile, console: Console, as_json: bool) 
         plan = {"folder": str(job.folder), "script": text, "tasks": tasks, "gpus": gpus, "forecast": forecast}
         print(json.dumps(plan))
         return
-    print(text, end="")
+    show(text, end="")
     console.print(
         f"\nwould be {job.script}: {profile.nodes * elements} node(s), {tasks} task(s), {gpus} GPU(s)\n"
         f"SLURM: {forecast}",
@@ -211,8 +209,8 @@ def _tell(number: str, run: Path, script: Path, console: Console, as_json: bool)
         print(json.dumps({"run": str(run), "job": number, "script": str(script)}))
         return
     console.print(
-        f"submitted job {number} for {run}\nscript {script}\nwatch it: promptcomp jobs {run}  "
-        f"stop it: promptcomp cancel {run}",
+        f"submitted job {number} for {run}\nscript {script}\nwatch it: {command('jobs', run)}  "
+        f"stop it: {command('cancel', run)}",
         markup=False,
         highlight=False,
         soft_wrap=True,

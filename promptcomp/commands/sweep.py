@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -141,7 +142,7 @@ def _open(
     """The sweep that is meant, and its directory."""
     from promptcomp.sweeps.reading import default_directory, find_sweep, read_sweep, sweep_of
 
-    if target is not None and "=" in target and not Path(target).exists():
+    if target is not None and "=" in target and not os.path.exists(target):
         words, target = [target, *words], None
     if target is not None and method is not None:
         raise ConfigError(f"{target!r} beside --method {method}: name one of them; what is tried is written key=2,4,8")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptcomp.commands.common import JsonOption, console_for
+from promptcomp.commands.common import JsonOption, console_for, show
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def sweep_show(
     from promptcomp.sweeps.views.tables import latex, markdown, points_csv, state_json, trials_csv
 
     texts = {"csv": points_csv, "trials": trials_csv, "markdown": markdown, "latex": latex}
-    print(json.dumps(state_json(state)) if chosen == "json" else texts[chosen](state).rstrip("\n"))
+    show(json.dumps(state_json(state)) if chosen == "json" else texts[chosen](state).rstrip("\n"))
 
 
 def sweep_best(
@@ -60,7 +60,7 @@ def sweep_best(
     if output is None:
         print(text, end="")
         return
-    from promptcomp.evaluation.files import write_atomic
+    from promptcomp.files import write_atomic
 
     write_atomic(output, text)
     console_for(False).print(f"saved as {output}", highlight=False, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from promptcomp.commands.common import JsonOption, console_for
+from promptcomp.errors import command
 
 DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's directory.")]
 
@@ -48,7 +49,8 @@ def sweep_doctor(
     if not found:
         console.print("nothing is wrong", highlight=False)
     elif left and not repair:
-        console.print(f"promptcomp sweep doctor {directory} --repair puts right what can be", highlight=False)
+        repair_it = command("sweep", "doctor", directory, "--repair")
+        console.print(f"{repair_it} puts right what can be", highlight=False, markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps([asdict(finding) for finding in found]))
     if left:

@@ -6,18 +6,23 @@ Deltas are against the first run. Their intervals are paired: both runs' predict
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from promptcomp.compare.runs import PREDICTIONS, Run, different_examples, load, metric_of, refusal, setting_of
+from promptcomp.compare.runs import PREDICTIONS, Run, different_examples, load, metric_of, refusal, settings_of
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample_metric
 from promptcomp.evaluation.metrics import MetricName, group
 from promptcomp.evaluation.records import Prediction, joined, read_predictions
 from promptcomp.evaluation.results import Estimate, Interval, SplitResult
+
+_SAME = 1e-3  # other hardware moves a loss a little
+_FIRST = "the first run"
+"""Row of the baseline among the others; labels are paths and hold no such name by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,8 @@ class SplitComparison:
     """Examples of the first run."""
     seed_means: tuple[SeedMean, ...] = ()
     notes: tuple[str, ...] = ()
+    same_bounds: bool = True
+    """Whether `retained` is a share of the same gap in all runs; otherwise one must not be ranked by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,20 +150,32 @@ def _compare_split(
 ) -> SplitComparison:
     first = runs[0]
     own = {label: [p for p in found if p.split == split] for label, found in predictions.items()}
-    rows, notes = [], []
-    for run in runs:
-        interval: Interval | None = None
-        if same and run is not first:
-            interval, note = _paired(own.get(first.label, []), own.get(run.label, []), metric, resamples, seed)
-            if note:
-                notes.append(f"{run.label}: {note}")
-        rows.append(_row(run, split, metric, first if same else None, interval))
+    others = {run.label: own.get(run.label, []) for run in runs[1:]} if same else {}
+    intervals, remarks = _paired(own.get(first.label, []), others, metric, resamples, seed)
+    notes = [f"{label}: {note}" for label, note in remarks.items()]
+    rows = [_row(run, split, metric, first if same else None, intervals.get(run.label)) for run in runs]
     if not same:
         notes.append("the runs answered different test examples: no ranks, no deltas")
     ordered = _ranked(rows, metric) if same else rows
-    return SplitComparison(
-        split, metric, same, tuple(ordered), first.results.splits[split].count, _seed_means(rows), tuple(notes)
-    )
+    same_bounds = same and _same_bounds(rows)
+    if not same_bounds and sum(row.retained is not None for row in rows) > 1:
+        notes.append("retained is a share of each run's own gap between no prompt and full prompt: do not rank by it")
+        notes += [f"{row.run.label}: {_bounds_text(row)}" for row in rows if row.retained is not None]
+    count = first.results.splits[split].count
+    return SplitComparison(split, metric, same, tuple(ordered), count, _seed_means(rows), tuple(notes), same_bounds)
+
+
+def _same_bounds(rows: Sequence[Row]) -> bool:
+    """Whether all runs that have them scored the same bounds: other weights, prompts or data give other values."""
+    weights = {row.run.results.bounds for row in rows if row.retained is not None}
+    pairs = [(row.no_prompt or 0.0, row.full_prompt or 0.0) for row in rows if row.retained is not None]
+    near = all(math.isclose(*ends, rel_tol=_SAME) for pair in pairs for ends in zip(pair, pairs[0], strict=True))
+    return near and len(weights - {None}) < 2
+
+
+def _bounds_text(row: Row) -> str:
+    whose = {"trained": " by its own trained weights", "untrained": " by the untrained LM"}
+    return f"{row.no_prompt:.3f} to {row.full_prompt:.3f}{whose.get(row.run.results.bounds or '', '')}"
 
 
 def _row(run: Run, split: str, metric: MetricName, baseline: Run | None, interval: Interval | None) -> Row:
@@ -209,22 +228,43 @@ def _ranked(rows: Sequence[Row], metric: str) -> list[Row]:
 
 
 def _paired(
-    first: Sequence[Prediction], other: Sequence[Prediction], metric: MetricName, resamples: int, seed: int
-) -> tuple[Interval | None, str]:
-    """Interval of the difference other - first, or the reason why there is none."""
-    if not first or not other:
-        return None, f"no {PREDICTIONS} in this run or the first, so the delta has no interval"
+    first: Sequence[Prediction],
+    others: Mapping[str, Sequence[Prediction]],
+    metric: MetricName,
+    resamples: int,
+    seed: int,
+) -> tuple[dict[str, Interval | None], dict[str, str]]:
+    """Intervals of the differences other - first by label, and what there is to say of some; all on the same draws."""
     by_number = {p.example: p for p in first}
-    if set(by_number) != {p.example for p in other}:
-        return None, f"{PREDICTIONS} does not hold the same examples, so the delta has no interval"
-    same_contexts = _same_partition([(by_number[p.example].context, p.context) for p in other])
-    context = None if same_contexts else 0
-    both = [joined({"first": by_number[p.example], "other": p}, context) for p in other]
-    groups = group(both, ("first", "other"))
-    samples = resample_metric(groups, ("first", "other"), metric, resamples=resamples, seed=seed)
-    interval = percentile_interval(samples.difference(metric, "other", "first"), samples.num_contexts, CONFIDENCE)
-    note = "" if same_contexts else "other contexts than the first run; the delta is resampled by task and data seed"
-    return interval, note
+    notes, members = dict[str, str](), dict[bool, dict[str, dict[int, Prediction]]]()
+    for label, other in others.items():
+        mine = {p.example: p for p in other}
+        if not first or not other:
+            notes[label] = f"no {PREDICTIONS} in this run or the first, so the delta has no interval"
+        elif set(by_number) != set(mine):
+            notes[label] = f"{PREDICTIONS} does not hold the same examples, so the delta has no interval"
+        else:
+            same_contexts = _same_partition([(p.context, mine[number].context) for number, p in by_number.items()])
+            members.setdefault(same_contexts, {})[label] = mine
+            if not same_contexts:
+                notes[label] = "other contexts than the first run; the delta is resampled by task and data seed"
+    found: dict[str, Interval | None] = {}
+    for same_contexts, of_label in members.items():
+        names = (_FIRST, *of_label)
+        both = [
+            joined(
+                {_FIRST: p, **{label: mine[number] for label, mine in of_label.items()}}, None if same_contexts else 0
+            )
+            for number, p in by_number.items()
+        ]
+        samples = resample_metric(group(both, names), names, metric, resamples=resamples, seed=seed)
+        for label in of_label:
+            difference = samples.difference(metric, label, _FIRST)
+            found[label] = percentile_interval(difference, samples.num_contexts, CONFIDENCE)
+            if found[label] is None and samples.num_contexts > 1:
+                alike = "all contexts differ alike from the first run, so the delta has no interval"
+                notes[label] = "; ".join([*([notes[label]] if label in notes else []), alike])
+    return found, {label: notes[label] for label in others if label in notes}
 
 
 def _same_partition(pairs: Sequence[tuple[int, int]]) -> bool:
@@ -236,8 +276,7 @@ def _same_partition(pairs: Sequence[tuple[int, int]]) -> bool:
 def _seed_means(rows: Sequence[Row]) -> tuple[SeedMean, ...]:
     """Mean and spread of runs that share a setting, in the order of their first run."""
     settings: list[tuple[object, list[Row]]] = []
-    for row in rows:
-        setting = setting_of(row.run)
+    for row, setting in zip(rows, settings_of([row.run for row in rows]), strict=True):
         known = next((members for other, members in settings if setting is not None and other == setting), None)
         if known is None:
             settings.append((setting, [row]))

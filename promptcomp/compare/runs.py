@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError, read_yaml
+from promptcomp.documents import YAML_LIMIT
 from promptcomp.evaluation.metrics import METRICS, MetricName
 from promptcomp.evaluation.results import FILE_NAME, Results, SplitResult, read_results
+from promptcomp.files import read_text
 
 PREDICTIONS = "predictions.jsonl"
 CONFIG = "config.yaml"
+_OWN = ("seed", "name", "output_dir")
+"""Keys in which runs of one setting differ."""
+_OWN_LINE = re.compile(rf"^(?:{'|'.join(_OWN)}): .*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ def load(paths: Sequence[Path]) -> list[Run]:
     Raises:
         ConfigError: a file cannot be read or is given twice.
     """
-    files = [path / FILE_NAME if path.is_dir() else path for path in paths]
+    files = [path / FILE_NAME if os.path.isdir(path) else path for path in paths]
     resolved = [file.resolve() for file in files]
     for i, file in enumerate(resolved):
         if file in resolved[:i]:
@@ -100,15 +107,22 @@ def refusal(runs: Sequence[Run], split: str, labels: Sequence[str]) -> str:
     )
 
 
-def setting_of(run: Run) -> dict[str, Any] | None:
-    """The run's configuration but for the seed and where it is kept; None without a configuration file.
+def settings_of(runs: Sequence[Run]) -> list[dict[str, Any] | None]:
+    """Each run's configuration but for the seed and where it is kept; None without a configuration file.
 
-    Runs of one setting differ by their training seed alone.
+    Runs of one setting differ by their training seed alone. Files that differ in nothing else are parsed once.
 
     Raises:
-        ConfigError: the configuration cannot be read.
+        ConfigError: a configuration cannot be read.
     """
-    path = run.path.parent / CONFIG
+    known: dict[str, dict[str, Any]] = {}
+    return [_setting_of(run.path.parent / CONFIG, known) for run in runs]
+
+
+def _setting_of(path: Path, known: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    return {key: value for key, value in read_yaml(path).items() if key not in ("seed", "name", "output_dir")}
+    text = _OWN_LINE.sub("", read_text(path, "configuration file", YAML_LIMIT))
+    if text not in known:
+        known[text] = {key: value for key, value in read_yaml(path).items() if key not in _OWN}
+    return known[text]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promptcomp.curve.summary import Cell, Curve
+from promptcomp.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,8 @@ def plot(curve: Curve, folder: Path) -> list[Path]:
     figure.suptitle(f"{curve.method} on {curve.data}, {curve.seeds} seeds")
     paths = [folder / name for name in FILES]
     for path in paths:
-        figure.savefig(path, dpi=150)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=150)
     return paths
 
 
@@ -88,7 +90,7 @@ def _methods(curve: Curve) -> list[tuple[str, str]]:
 def _line(axes: Axes, places: Sequence[float], cells: Sequence[Cell], label: str, colour: str, style: str) -> None:
     means = [cell.value.mean for cell in cells]
     axes.plot(places, means, label=label, color=colour, linestyle=style, marker=".")
-    if cells and all(cell.value.ci is not None for cell in cells):
-        intervals = [cell.value.ci or (0.0, 0.0) for cell in cells]
+    if cells and all(cell.value.seeds > 1 for cell in cells):
+        intervals = [cell.value.ci or (cell.value.mean, cell.value.mean) for cell in cells]
         lows, highs = [low for low, _ in intervals], [high for _, high in intervals]
         axes.fill_between(places, lows, highs, color=colour, alpha=0.12, linewidth=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from promptcomp.curve.plan import Point
+from promptcomp.files import open_append
 from promptcomp.run.child import fit_words
 from promptcomp.run.finding import find
 from promptcomp.stopping import called_at_stop
@@ -110,7 +111,7 @@ class Runner:
         words = fit_words(point.experiment, run, self._folder / "configs" / f"{point.folder}.yaml")
         log = self.log_of(point)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:  # a session of its own: Ctrl-C comes to this process, which passes it on once
+        with open_append(log) as file:  # a session of its own: Ctrl-C comes to this process, which passes it on once
             return subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,

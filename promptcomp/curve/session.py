@@ -13,10 +13,9 @@ from promptcomp.curve.summary import LOWER_IS_BETTER, Curve, PointResult, Table
 from promptcomp.curve.tables import points_csv, summary_csv
 from promptcomp.datamodules import RationaleConfig, build_rationales
 from promptcomp.datamodules.rationale_selection import choose_rows, split_rows
-from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.results import SplitResult, read_results
+from promptcomp.files import locked, write_atomic
 from promptcomp.language_model import LanguageModel
-from promptcomp.run.lock import locked
 
 Tell = Callable[[str], None]
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import Field
 
-from promptcomp.config import Config
+from promptcomp.config import Measured
 from promptcomp.evaluation.seeds import CONFIDENCE, Mean, mean_of
 
 LOWER_IS_BETTER = ("loss",)
@@ -21,7 +21,7 @@ _ALL_DRAWS = 3200
 """Up to so many, all draws of seeds are taken instead of random ones (5 seeds have 3125)."""
 
 
-class PointResult(Config):
+class PointResult(Measured):
     """One finished run."""
 
     method: str
@@ -34,7 +34,7 @@ class PointResult(Config):
     steps: int | None = None
 
 
-class Cell(Config):
+class Cell(Measured):
     """A method at a size and a share of the data."""
 
     method: str
@@ -47,7 +47,7 @@ class Cell(Config):
     """Baseline -> the method minus the baseline at the same share, seed by seed (the method's own cells only)."""
 
 
-class Reached(Config):
+class Reached(Measured):
     """The share of the data at which the method is as good as a baseline with all of it."""
 
     size: str
@@ -62,12 +62,12 @@ class Reached(Config):
     at_most: bool = False
     """Already the smallest share reaches it, so the true share may be smaller."""
     ci: tuple[float, float | None] | None = None
-    """95 % interval over draws of seeds; null at its end: not reached; null: one seed."""
+    """95 % interval over draws of seeds; null at its end: not reached; null: one seed, or all draws say the same."""
     resampled: float | None = None
     """Share of the draws in which it is reached."""
 
 
-class Curve(Config):
+class Curve(Measured):
     """Everything that a curve found (curve.json)."""
 
     version: int = 1
@@ -148,7 +148,8 @@ class Table:
             inside = np.array([math.inf if draw is None else draw for draw in draws])
             tail = (1 - CONFIDENCE) / 2
             low, high = np.quantile(inside, [tail, 1 - tail], method="inverted_cdf")
-            ci = (float(low), float(high) if math.isfinite(high) else None) if math.isfinite(low) else None
+            if math.isfinite(low) and low != high:
+                ci = (float(low), float(high) if math.isfinite(high) else None)
         return Reached(
             size=size,
             baseline=baseline,

@@ -22,7 +22,7 @@ from promptcomp.datamodules.instruction_files import InstructionColumns, read_in
 from promptcomp.datamodules.instruction_sources import ALPACA_PLUS_FILES
 from promptcomp.datamodules.rows import Problem, json_lines
 from promptcomp.datamodules.tasks import InstructionRow
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import write_atomic
 
 ALPACA, SELF_INSTRUCT = "alpaca", "self_instruct"
 _COLUMNS = InstructionColumns(source=None)

@@ -12,7 +12,6 @@ tasks, so that nothing of the test tasks is seen before the end.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +24,8 @@ from promptcomp.datamodules.options import ICLConfig
 from promptcomp.datamodules.rows import JsonlRows
 from promptcomp.datamodules.splits import hold_out
 from promptcomp.datamodules.tasks import Task, TaskKind
+from promptcomp.documents import read_json
+from promptcomp.files import is_file_name
 
 KINDS: dict[str, TaskKind] = {
     "classification": "classification",
@@ -168,7 +169,7 @@ def read_partition(folder: Path, name: str) -> dict[str, list[str]]:
         ConfigError: the file is missing or malformed, or a list is empty.
     """
     path = folder / "config" / f"{name}.json"
-    if not path.is_file():
+    if not is_file_name(name) or not path.is_file():
         known = sorted(found.stem for found in (folder / "config").glob("*.json"))
         raise ConfigError(f"data.partition {name!r}: no file {path}; known: {', '.join(known) or 'none'}")
     return read_task_lists(path)
@@ -185,16 +186,13 @@ def read_task_lists(path: Path) -> dict[str, list[str]]:
         if not lists.get(split):
             raise ConfigError(f"{path}: {split!r} should be a list of task names and is missing or empty")
     for split, tasks in lists.items():
-        if not all(isinstance(task, str) for task in tasks):
-            raise ConfigError(f"{path}: {split!r} should hold task names only")
+        if not all(isinstance(task, str) and is_file_name(task) for task in tasks):
+            raise ConfigError(f"{path}: {split!r} should hold task names only, each the name of a folder inside data/")
     return {split: list(dict.fromkeys(tasks)) for split, tasks in lists.items() if tasks and split != "dev"}
 
 
 def _read_json(path: Path) -> Mapping[str, object]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not a readable JSON file ({error})") from None
+    found = read_json(path, "file of MetaICL")
     if not isinstance(found, Mapping):
         raise ConfigError(f"{path}: expected a JSON object, found {type(found).__name__}")
     return found

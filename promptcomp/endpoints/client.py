@@ -12,10 +12,20 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict
+from urllib.parse import urlsplit
 
 from promptcomp.endpoints.limits import RateLimiter
-from promptcomp.endpoints.replies import PassingError, Reply, read_reply, retry_after, shorten
+from promptcomp.endpoints.replies import (
+    PassingError,
+    Reply,
+    TooLargeError,
+    limit_body,
+    read_reply,
+    retry_after,
+    shorten,
+)
 from promptcomp.errors import ConfigError
+from promptcomp.plain import without_credentials
 
 OPENAI_URL = "https://api.openai.com/v1"
 LONGEST_RETRY_AFTER = 600.0
@@ -61,9 +71,23 @@ class Endpoint:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ConfigError: the base URL is empty or none.
+        """
+        if self.base_url is not None and not self.base_url.strip():
+            raise ConfigError("--base-url is empty; leave it out for OPENAI_BASE_URL or OpenAI's own")
+        if not _is_url(self._whole_url):
+            raise ConfigError(f"base URL {self.url!r}: expected http://HOST[:PORT]/v1 or https://...")
+
     @property
     def url(self) -> str:
-        """The base URL that is used."""
+        """The base URL that is used, without credentials."""
+        return without_credentials(self._whole_url)
+
+    @property
+    def _whole_url(self) -> str:
         return (self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL).rstrip("/")
 
 
@@ -105,10 +129,13 @@ class ChatClient:
         self._send_temperature = True
         self._send_stop = True
         self._openai = _import_openai()
-        if not endpoint.url.startswith(("http://", "https://")):
-            raise ConfigError(f"base URL {endpoint.url!r}: expected http://HOST[:PORT]/v1 or https://...")
         self._client = self._openai.AsyncOpenAI(
-            api_key=_api_key(endpoint), base_url=endpoint.url, timeout=endpoint.timeout, max_retries=0
+            api_key=_api_key(endpoint),
+            base_url=endpoint._whole_url,
+            timeout=endpoint.timeout,
+            max_retries=0,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=self._openai.DefaultAsyncHttpxClient(event_hooks={"response": [limit_body]}),
         )
 
     async def __aenter__(self) -> Self:
@@ -208,7 +235,11 @@ class ChatClient:
                 )
         except (TimeoutError, errors.APITimeoutError):
             raise PassingError(f"no answer within {self.endpoint.timeout:g} s") from None
+        except TooLargeError as error:
+            raise PassingError(str(error)) from None
         except errors.APIConnectionError as error:
+            if isinstance(error.__cause__, TooLargeError):
+                raise PassingError(str(error.__cause__)) from None
             raise PassingError(f"cannot be reached ({_cause(error)})") from None
         except errors.APIStatusError as error:
             if self._adapt(error):
@@ -260,6 +291,14 @@ class ChatClient:
             self.usage.uncounted += 1
         self.usage.prompt_tokens += reply.prompt_tokens or 0
         self.usage.completion_tokens += reply.completion_tokens or 0
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and text.isprintable()
+    except ValueError:
+        return False
 
 
 def _import_openai() -> Any:

@@ -120,13 +120,15 @@ class Crew(Generic[Item]):
         for number in (signal.SIGINT, signal.SIGTERM):
             # Not everywhere (Windows, threads); there a signal ends the program at once, and the record is as safe.
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                before = signal.getsignal(number)
                 loop.add_signal_handler(number, self._interrupt)
-                caught.append(number)
+                caught.append((number, before))
         try:
             yield
         finally:
-            for number in caught:
+            for number, before in caught:
                 loop.remove_signal_handler(number)
+                signal.signal(number, before)
 
     def _interrupt(self) -> None:
         if self._interrupted:

@@ -7,7 +7,6 @@ ever added; the line that a killed process left unfinished is asked for again.
 from __future__ import annotations
 
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import IO, Generic, Self, TypeVar
 from pydantic import ConfigDict, ValidationError
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.files import open_append, take_lock
 
 
 class Entry(Config):
@@ -52,11 +52,12 @@ class RecordFile(ABC, Generic[EntryT]):
         self._kind, self._name, self._again = kind, name, again
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = path.open("ab+")
+            self._file: IO[bytes] = open_append(path)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from None
         try:
-            self._lock(in_use)
+            if not take_lock(self._file):  # it ends with the process, however that ends
+                raise ConfigError(f"{path}: another process {in_use}")
             self._read()
         except BaseException:
             self._file.close()
@@ -95,17 +96,6 @@ class RecordFile(ABC, Generic[EntryT]):
         self._file.write(line + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-
-    def _lock(self, in_use: str) -> None:
-        """Refuse to share the file with another process; the lock ends with the process, however it ends."""
-        if sys.platform == "win32":
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{self.path}: another process {in_use}") from None
 
     def _read(self) -> None:
         self._file.seek(0)

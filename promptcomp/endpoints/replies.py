@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import email.utils
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from promptcomp.documents import parse_json
+
+MOST_BYTES = 2**24
+"""Most bytes of a response."""
 _SHOWN = 160  # characters of a server's words in a message
 
 
@@ -56,6 +60,32 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     return max(0.0, email.utils.mktime_tz(date) - (time.time() if now is None else now))
 
 
+class TooLargeError(ValueError):
+    """A response that no answer can be."""
+
+
+async def limit_body(response: Any) -> None:
+    """Have a response fail once more of it is read than any answer holds; a hook of the HTTP client."""
+    whole: Any = response.stream
+    is_plain = response.headers.get("content-encoding", "identity") == "identity"
+
+    class Limited(type(whole)):  # type: ignore[misc]  # the client asks for its own kind of stream
+        def __init__(self) -> None:
+            self.size = 0
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for chunk in whole:
+                self.size += len(chunk)
+                if self.size > MOST_BYTES or not is_plain:
+                    raise TooLargeError(f"answers with more than {MOST_BYTES >> 20} MiB, or packed though not asked to")
+                yield chunk
+
+        async def aclose(self) -> None:
+            await whole.aclose()
+
+    response.stream = Limited()
+
+
 def read_reply(text: str, headers: Mapping[str, str]) -> Reply:
     """The reply in a response's body. Anything but a chat completion is a passing fault: proxies answer for servers.
 
@@ -64,7 +94,7 @@ def read_reply(text: str, headers: Mapping[str, str]) -> Reply:
     """
     kind = str(headers.get("content-type", "")).partition(";")[0].strip() or "no content type"
     try:
-        body = json.loads(text)
+        body = parse_json(text)
     except ValueError:
         what = "HTML" if text.lstrip()[:1] == "<" else "no complete JSON"
         raise PassingError(f"answers with {what} ({kind}: {shorten(text)})") from None

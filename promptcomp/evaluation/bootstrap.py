@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from promptcomp.evaluation.metrics import METRICS, Array, Group, MetricName, met
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-_Z95 = 1.959964
 _CHUNK_VALUES = 1_000_000  # bounds the memory of the drawn weights
 
 Interval = tuple[float, float]
@@ -35,11 +35,14 @@ class Samples:
         return _finite(float(self.values[name][row][0]))
 
     def interval(self, name: MetricName, row: str, confidence: float = CONFIDENCE) -> Interval | None:
-        """Percentile interval of the metric."""
+        """Percentile interval of the metric; where every resample is equal, that of a share of so many contexts (for a
+        loss there is none)."""
         values = self.values[name][row]
-        if name != "loss" and values[0] in (0.0, 1.0):
+        if name == "loss":
+            return percentile_interval(values, self.num_contexts, confidence)
+        if values[0] in (0.0, 1.0):
             return _at_the_edge(float(values[0]), self.num_contexts, confidence)
-        return percentile_interval(values, self.num_contexts, confidence)
+        return share_interval(values, self.num_contexts, confidence)
 
     def difference(self, name: MetricName, row: str, other: str) -> Array:
         """Metric of `row` less that of `other`, paired [1 + R]."""
@@ -127,28 +130,41 @@ def retained(
 
 
 def standard_error(values: Array, num_contexts: int) -> float | None:
-    """Standard deviation over the resamples (all but the first value); None when nothing can vary."""
+    """Standard deviation over the resamples (all but the first value); None when nothing varies."""
     drawn = values[1:][np.isfinite(values[1:])]
-    return float(drawn.std(ddof=1)) if num_contexts > 1 and len(drawn) > 1 else None
+    return float(drawn.std(ddof=1)) if num_contexts > 1 and len(drawn) > 1 and np.ptp(drawn) > 0 else None
 
 
 def percentile_interval(values: Array, num_contexts: int, confidence: float = CONFIDENCE) -> Interval | None:
-    """Interval that holds the share `confidence` of the resamples (all but the first value); None for one context."""
+    """Interval that holds the share `confidence` of the resamples (all but the first value).
+
+    None for one context, and where every resample is equal: that says how few contexts there are, not that the value is
+    certain.
+    """
     drawn = values[1:][np.isfinite(values[1:])]
-    if num_contexts < 2 or len(drawn) < 2:
+    if num_contexts < 2 or len(drawn) < 2 or np.ptp(drawn) <= 1e-9 * np.abs(drawn).max():
         return None
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def wilson(hits: float, count: int) -> Interval | None:
-    """95% Wilson score interval of a share; None for a count of 0."""
+def share_interval(values: Array, num_contexts: int, confidence: float = CONFIDENCE) -> Interval | None:
+    """The percentile interval of a share (0-1); where every resample is equal, Wilson's over contexts."""
+    if num_contexts < 2 or not np.isfinite(values[0]):
+        return None
+    found = percentile_interval(values, num_contexts, confidence)
+    return found or wilson(float(values[0]) * num_contexts, num_contexts, confidence)
+
+
+def wilson(hits: float, count: int, confidence: float = CONFIDENCE) -> Interval | None:
+    """Wilson score interval of a share; None for a count of 0."""
     if count == 0:
         return None
-    share, z2 = hits / count, _Z95**2
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, z2 = hits / count, z**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = _Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    half = z / (1 + z2 / count) * math.sqrt(max(0.0, share * (1 - share)) / count + z2 / (4 * count**2))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

@@ -1,6 +1,6 @@
 """What a context costs: bytes of a memory and measured milliseconds.
 
-The analytic half is in `promptcomp.evaluation.flops` (no torch) and offered here too.
+The analytic half is in `promptcomp.evaluation.flops` (no torch).
 """
 
 from __future__ import annotations
@@ -8,46 +8,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from promptcomp.evaluation.flops import (
-    MemoryKind,
-    ModelShape,
-    PrefillFlops,
-    cross_decoder_flops,
-    decoder_flops,
-    encoder_flops,
-    prefill_flops,
-    shape_of_config,
-)
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
-
-__all__ = [
-    "MemoryKind",
-    "ModelShape",
-    "PrefillFlops",
-    "count_flops",
-    "cross_decoder_flops",
-    "decoder_flops",
-    "encoder_flops",
-    "measure_ms",
-    "memory_bytes",
-    "prefill_flops",
-    "shape_of_config",
-    "synchronise",
-]
-
-_aten = torch.ops.aten
-_FUSED_ATTENTION = (
-    _aten._scaled_dot_product_flash_attention_for_cpu,
-    _aten._scaled_dot_product_flash_attention,
-    _aten._scaled_dot_product_efficient_attention,
-    _aten._scaled_dot_product_cudnn_attention,
-    _aten._scaled_dot_product_fused_attention_overrideable,
-)
 
 
 def memory_bytes(memory: Memory | None) -> float:
@@ -87,19 +51,3 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def count_flops(function: Callable[[], object]) -> int:
-    """FLOPs of a call as torch's FlopCounterMode counts them: matrix products, all pairs of an attention."""
-    attention: dict[Any, Any] = dict.fromkeys(_FUSED_ATTENTION, _attention_flops)
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
-        function()
-    return int(counter.get_total_flops())
-
-
-def _attention_flops(
-    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *rest: Any, **named: Any
-) -> int:
-    """Fused attention [B, H, S, Dh]. torch has no count for the CPU kernel, and none where heads share keys."""
-    batch, heads, rows, width = query
-    return 2 * batch * heads * rows * key[2] * (width + value[3])

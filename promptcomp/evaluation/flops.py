@@ -1,72 +1,20 @@
-"""Analytic prefill cost of a language model, from its sizes alone.
+"""Prefill cost of a language model, from what a token and a pair of tokens cost it (`ModelCost`).
 
-A multiply-add is two FLOPs, only matrix products count, attention is causal in decoders. For T new
-tokens after P cached positions a decoder takes 2 N T + 4 L H Dh (P T + T (T + 1) / 2), N being the weights of its
-blocks, and 2 D V for the one position whose logits start the answer. Lengths may be means over many contexts.
+A multiply-add is two FLOPs, only matrix products count, attention is causal in decoders. T new tokens after P cached
+positions take t T + c P + p (P T + T (T + 1) / 2) in a decoder, and the head for the one position whose logits start
+the answer. For a plain transformer with N weights in L blocks, H heads of width Dh and nothing latent in its cache,
+t = 2 N, p = 4 L H Dh and c = 0. Lengths may be means over many contexts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from promptcomp.config import ConfigError
+from promptcomp.model_cost import ModelCost
 
 MemoryKind = Literal["soft_prompt", "kv_cache", "encoder_states"]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """What the cost of a language model depends on."""
-
-    family: Literal["decoder", "encoder_decoder"]
-    num_layers: int
-    """Blocks; of the encoder in an encoder-decoder."""
-    num_heads: int
-    num_kv_heads: int
-    """Fewer than `num_heads` with grouped-query attention."""
-    head_dim: int
-    hidden_size: int
-    intermediate_size: int
-    vocab_size: int
-    num_parameters: int
-    """All weights, embeddings included (for the bytes of the model; the FLOPs come from the other fields)."""
-    bytes_per_value: int = 4
-    gated_mlp: bool = False
-    """Three matrices in the feed-forward part and not two."""
-    num_decoder_layers: int = 0
-    """Decoder blocks of an encoder-decoder."""
-
-    @property
-    def attention_weights(self) -> int:
-        """Weights of the four projections of one attention."""
-        return 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
-
-    @property
-    def mlp_weights(self) -> int:
-        """Weights of one feed-forward part."""
-        return (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size
-
-    @property
-    def head_flops(self) -> float:
-        """FLOPs of the logits of one position."""
-        return 2.0 * self.hidden_size * self.vocab_size
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of the keys and values of one context token while an answer is made.
-
-        For an encoder-decoder these are the decoder's cross-attention keys and values.
-        """
-        layers = self.num_layers if self.family == "decoder" else self.num_decoder_layers
-        return 2 * layers * self.num_kv_heads * self.head_dim * self.bytes_per_value
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights."""
-        return self.num_parameters * self.bytes_per_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,37 +42,39 @@ class PrefillFlops:
         return max(1, math.ceil(self.compress / saved)) if saved > 0 else None
 
 
-def decoder_flops(shape: ModelShape, new: float, cached: float = 0.0) -> float:
+def decoder_flops(cost: ModelCost, new: float, cached: float = 0.0) -> float:
     """FLOPs of `new` tokens after `cached` positions in a decoder-only LM, logits of one position included."""
-    weights = shape.num_layers * (shape.attention_weights + shape.mlp_weights)
     pairs = cached * new + new * (new + 1) / 2
-    return 2.0 * weights * new + 4.0 * shape.num_layers * shape.num_heads * shape.head_dim * pairs + shape.head_flops
+    return cost.token * new + cost.cached_token * cached + cost.pair * pairs + cost.head
 
 
-def encoder_flops(shape: ModelShape, tokens: float) -> float:
+def encoder_flops(cost: ModelCost, tokens: float) -> float:
     """FLOPs of the encoder of an encoder-decoder on `tokens` positions (attention in both directions, no logits)."""
-    weights = shape.num_layers * (shape.attention_weights + shape.mlp_weights)
-    return 2.0 * weights * tokens + 4.0 * shape.num_layers * shape.num_heads * shape.head_dim * tokens**2
+    return cost.encoder_token * tokens + cost.encoder_pair * tokens**2
 
 
 def cross_decoder_flops(
-    shape: ModelShape, new: float, encoded: float, *, project: bool = True, cached: float = 0.0
+    cost: ModelCost, new: float, encoded: float, *, project: bool = True, cached: float = 0.0
 ) -> float:
     """FLOPs of `new` decoder tokens that read `encoded` encoder positions, logits of one position included.
 
     Args:
-        shape: an encoder-decoder.
+        cost: an encoder-decoder.
         new: decoder tokens.
         encoded: encoder positions.
         project: whether the cross-attention keys and values are worked out or were cached.
         cached: decoder tokens that came before, with their keys and values cached.
     """
-    inner = shape.num_heads * shape.head_dim
-    kv_weights = 2 * shape.hidden_size * shape.head_dim * shape.num_kv_heads
-    own = 2 * shape.attention_weights + shape.mlp_weights - kv_weights
-    attended = new * (new + 1) / 2 + new * (cached + encoded)
-    layer = 2.0 * own * new + 4.0 * inner * attended + (2.0 * kv_weights * encoded if project else 0.0)
-    return shape.num_decoder_layers * layer + shape.head_flops
+    own = cost.pair * (new * (new + 1) / 2 + new * cached)
+    across = cost.cross_pair * new * encoded + (cost.cross_token * encoded if project else 0.0)
+    return cost.token * new + own + across + cost.head
+
+
+def read_flops(cost: ModelCost, tokens: float) -> float:
+    """FLOPs of reading `tokens` positions without logits: by an encoder where there is one, else by a decoder."""
+    if cost.family == "decoder":
+        return decoder_flops(cost, tokens) - cost.head
+    return encoder_flops(cost, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,22 +85,22 @@ class RequestFlops:
     answer: float
 
 
-def decoder_request_flops(shape: ModelShape, *, read: float, seen: float, new_tokens: int) -> RequestFlops:
+def decoder_request_flops(cost: ModelCost, *, read: float, seen: float, new_tokens: int) -> RequestFlops:
     """A decoder-only LM reads `read` tokens after `seen` cached positions and writes `new_tokens` tokens."""
-    first = decoder_flops(shape, read, seen)
-    steps = (decoder_flops(shape, 1, seen + read + i) for i in range(new_tokens - 1))
+    first = decoder_flops(cost, read, seen)
+    steps = (decoder_flops(cost, 1, seen + read + i) for i in range(new_tokens - 1))
     return RequestFlops(first, first + sum(steps))
 
 
 def cross_request_flops(
-    shape: ModelShape, *, in_encoder: float, encoded: float, decoded: float, new_tokens: int
+    cost: ModelCost, *, in_encoder: float, encoded: float, decoded: float, new_tokens: int
 ) -> RequestFlops:
     """An encoder reads `in_encoder` tokens; a decoder reads `decoded` tokens, attends `encoded` positions and writes.
 
     The keys and values of the cross-attention are worked out for the first token and kept for the others.
     """
-    first = encoder_flops(shape, in_encoder) + cross_decoder_flops(shape, decoded, encoded)
-    steps = (cross_decoder_flops(shape, 1, encoded, project=False, cached=decoded + i) for i in range(new_tokens - 1))
+    first = encoder_flops(cost, in_encoder) + cross_decoder_flops(cost, decoded, encoded)
+    steps = (cross_decoder_flops(cost, 1, encoded, project=False, cached=decoded + i) for i in range(new_tokens - 1))
     return RequestFlops(first, first + sum(steps))
 
 
@@ -171,11 +121,12 @@ def break_even(
 
 
 def prefill_flops(
-    shape: ModelShape,
+    cost: ModelCost,
     *,
     context_tokens: float,
     memory_slots: float,
     query_tokens: float,
+    front_tokens: float = 0.0,
     memory_kind: MemoryKind = "soft_prompt",
     layout: Literal["query_in_encoder", "query_in_decoder"] = "query_in_encoder",
     compress_flops: float = 0.0,
@@ -183,22 +134,23 @@ def prefill_flops(
     """FLOPs of one query with no context, a memory, and the full context.
 
     Args:
-        shape: the language model that answers.
-        context_tokens: tokens of the full context.
+        cost: of the language model that answers.
+        context_tokens: tokens of the full context, those in front of it included.
         memory_slots: positions of the memory.
         query_tokens: tokens of the query.
+        front_tokens: tokens that a decoder reads in front of every sequence (BOS); a KV cache needs them no more.
         memory_kind: a soft prompt runs through the LM with the query; a KV cache and encoder states do not.
         layout: where the query stands in an encoder-decoder.
         compress_flops: of making the memory once; the method knows.
     """
-    if shape.family == "decoder":
-        slots, cached = (memory_slots, 0.0) if memory_kind == "soft_prompt" else (0.0, memory_slots)
+    if cost.family == "decoder":
+        slots, cached = (front_tokens + memory_slots, 0.0) if memory_kind == "soft_prompt" else (0.0, memory_slots)
         return PrefillFlops(
-            no_prompt=decoder_flops(shape, query_tokens),
-            compressed=decoder_flops(shape, slots + query_tokens, cached),
-            full=decoder_flops(shape, context_tokens + query_tokens),
-            cached_full=decoder_flops(shape, query_tokens, context_tokens),
-            cached_compressed=decoder_flops(shape, query_tokens, memory_slots),
+            no_prompt=decoder_flops(cost, front_tokens + query_tokens),
+            compressed=decoder_flops(cost, slots + query_tokens, cached),
+            full=decoder_flops(cost, context_tokens + query_tokens),
+            cached_full=decoder_flops(cost, query_tokens, context_tokens),
+            cached_compressed=decoder_flops(cost, query_tokens, slots + cached),
             compress=compress_flops,
         )
     in_encoder = layout == "query_in_encoder"
@@ -206,20 +158,20 @@ def prefill_flops(
 
     def whole(context: float) -> float:
         read = context + encoded
-        return encoder_flops(shape, read) + cross_decoder_flops(shape, decoded, read)
+        return encoder_flops(cost, read) + cross_decoder_flops(cost, decoded, read)
 
     def cached_part(context: float) -> float:
         """An encoder reads in both directions, so its output is reusable only when the query is not part of it."""
         if in_encoder:
             return whole(context)
-        return cross_decoder_flops(shape, decoded, context, project=False)
+        return cross_decoder_flops(cost, decoded, context, project=False)
 
     compressed = whole(memory_slots)
     if memory_kind == "encoder_states":  # the states are read, not worked out: slots attend nothing
-        compressed = cross_decoder_flops(shape, decoded, memory_slots + encoded)
+        compressed = cross_decoder_flops(cost, decoded, memory_slots + encoded)
         if in_encoder:
-            attention = 4.0 * shape.num_layers * shape.num_heads * shape.head_dim * encoded * memory_slots
-            compressed += encoder_flops(shape, encoded) + attention
+            attention = cost.encoder_pair * encoded * memory_slots
+            compressed += encoder_flops(cost, encoded) + attention
     return PrefillFlops(
         no_prompt=whole(0.0),
         compressed=compressed,
@@ -228,61 +180,3 @@ def prefill_flops(
         cached_compressed=compressed if in_encoder else cached_part(memory_slots),
         compress=compress_flops,
     )
-
-
-_NAMES: dict[str, tuple[str, ...]] = {
-    "num_layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "num_heads": ("num_attention_heads", "n_head", "num_heads"),
-    "hidden_size": ("hidden_size", "n_embd", "d_model"),
-    "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "d_ff"),
-    "num_kv_heads": ("num_key_value_heads",),
-    "head_dim": ("head_dim", "d_kv"),
-}
-_GATED_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"})
-
-
-def shape_of_config(
-    config: Mapping[str, Any], num_parameters: int, bytes_per_value: int = 4, *, gated_mlp: bool | None = None
-) -> ModelShape:
-    """The shape of a model from its HF configuration.
-
-    Args:
-        config: `hf_config.to_dict()`.
-        num_parameters: all weights of the model.
-        bytes_per_value: bytes of a weight and of a cached value (4: float32, 2: bfloat16).
-        gated_mlp: None: as the architecture is known to be.
-
-    Raises:
-        ConfigError: a size is missing under every name we know.
-    """
-    kind = str(config.get("model_type", ""))
-    hidden = _look_up(config, "hidden_size")
-    heads = _look_up(config, "num_heads")
-    encoder_decoder = bool(config.get("is_encoder_decoder", False))
-    layers = _look_up(config, "num_layers")
-    if gated_mlp is None:
-        gated_mlp = kind in _GATED_TYPES or str(config.get("feed_forward_proj", "")).startswith("gated")
-    return ModelShape(
-        family="encoder_decoder" if encoder_decoder else "decoder",
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=_look_up(config, "num_kv_heads", heads),
-        head_dim=_look_up(config, "head_dim", hidden // heads),
-        hidden_size=hidden,
-        intermediate_size=_look_up(config, "intermediate_size", 4 * hidden),
-        vocab_size=int(config["vocab_size"]),
-        num_parameters=num_parameters,
-        bytes_per_value=bytes_per_value,
-        gated_mlp=gated_mlp,
-        num_decoder_layers=int(config.get("num_decoder_layers") or layers) if encoder_decoder else 0,
-    )
-
-
-def _look_up(config: Mapping[str, Any], field: str, default: int | None = None) -> int:
-    for name in _NAMES[field]:
-        value = config.get(name)
-        if value is not None:
-            return int(value)
-    if default is None:
-        raise ConfigError(f"model configuration: no {field} (looked for {', '.join(_NAMES[field])})")
-    return default

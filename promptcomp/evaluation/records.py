@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import ConfigDict, ValidationError
 
-from promptcomp.config import Config, ConfigError
-from promptcomp.evaluation.files import read_text, write_atomic
+from promptcomp.config import ConfigError, Measured
+from promptcomp.errors import command
+from promptcomp.files import read_text, write_atomic
 
 ROWS = ("no_prompt", "method", "full_prompt")
 """What every example is scored with: nothing, the method's memory, and the whole prompt."""
@@ -22,7 +23,7 @@ UNSCORED = -1
 """The prediction when no option has a score; it counts as wrong."""
 
 
-class Prediction(Config):
+class Prediction(Measured):
     """One example of one split with the scores of its options under each row of `ROWS`.
 
     The dictionaries are keyed by row; `None` says that the row does not apply to this run.
@@ -122,12 +123,15 @@ def read_predictions(path: Path) -> list[Prediction]:
         ConfigError: the file is missing or unreadable, or a line is not a prediction (tells which).
     """
     predictions = []
-    for number, line in enumerate(read_text(path, "predictions file").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "predictions file").split("\n"), start=1):
+        if not line:
+            continue
         try:
             predictions.append(Prediction.model_validate_json(line))
         except ValidationError as error:
             reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+            anew = command("fit", "--resume", path.parent)
             raise ConfigError(
-                f"{path}, line {number}: not a prediction ({reason}); write it anew with `promptcomp evaluate`"
+                f"{path}, line {number}: not a prediction ({reason}); `{anew}` writes a run's anew"
             ) from None
     return predictions

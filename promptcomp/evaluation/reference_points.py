@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-from promptcomp.config import Config, ConfigError
+from promptcomp.config import ConfigError, Measured
 from promptcomp.evaluation.bootstrap import RESAMPLES, Samples, resample, retained
 from promptcomp.evaluation.metrics import METRICS, MetricName, group
 from promptcomp.evaluation.records import Prediction, joined
@@ -23,7 +23,7 @@ Kind = Literal["trained", "untrained"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-class RoleRun(Config):
+class RoleRun(Measured):
     """Which run stands for a role."""
 
     run: str
@@ -32,7 +32,7 @@ class RoleRun(Config):
     """Trained and evaluated by this command, continued by it, or found finished."""
 
 
-class RetainedBetween(Config):
+class RetainedBetween(Measured):
     """(method - no prompt) / (full prompt - no prompt), both controls trained or both untrained."""
 
     value: float | None
@@ -45,7 +45,7 @@ class RetainedBetween(Config):
     """The controls are closer than two standard errors, or the wrong way round."""
 
 
-class SplitPoints(Config):
+class SplitPoints(Measured):
     """The reference points on one split."""
 
     metric: MetricName
@@ -59,7 +59,7 @@ class SplitPoints(Config):
     """Whose texts the rows' `agreement` compares with: the paper's exact match; null without texts."""
 
 
-class ReferencePoints(Config):
+class ReferencePoints(Measured):
     """controls.json."""
 
     schema_version: int = 1

@@ -6,14 +6,16 @@ that could not be measured, or is not finite, is null.
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from promptcomp.config import Config, ConfigError
-from promptcomp.evaluation.files import read_text, write_atomic
+from promptcomp.config import ConfigError, Measured
+from promptcomp.documents import read_json
+from promptcomp.errors import command
+from promptcomp.files import write_atomic
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -21,7 +23,7 @@ FILE_NAME = "results.json"
 Interval = tuple[float, float]
 
 
-class _Section(Config):
+class _Section(Measured):
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
 
@@ -31,7 +33,7 @@ class Estimate(_Section):
     value: float | None
     """The metric on all examples."""
     ci: Interval | None = None
-    """Bootstrap interval over contexts; null for fewer than two contexts."""
+    """Bootstrap interval over contexts (Wilson's where all resamples are equal); null for fewer than two contexts."""
     std: float | None = None
     """Sample standard deviation over the data seeds; null for one seed."""
     worst: float | None = None
@@ -69,6 +71,7 @@ class SplitResult(_Section):
     retained: float | None = None
     """(method - no_prompt) / (full_prompt - no_prompt); null without headroom or without bounds."""
     retained_ci: Interval | None = None
+    """Null also where all resamples are equal."""
     others: dict[str, float | None] = {}
     """Other metrics of the method."""
     method_ci: Interval | None = None
@@ -83,6 +86,7 @@ class SplitResult(_Section):
     gap_to_full: float | None = None
     """method - full_prompt."""
     gap_to_full_ci: Interval | None = None
+    """Null also where all resamples are equal."""
     rows: dict[str, dict[str, Estimate]] = {}
     """Row -> metric -> estimate, for every metric that applies."""
     tasks: tuple[TaskResult, ...] = ()
@@ -105,7 +109,7 @@ class Size(_Section):
     """How much is kept of a context (means over the contexts of the first test split)."""
 
     context_tokens: float | None = None
-    """Tokens of the full context."""
+    """Tokens of the full context, the BOS in front of it included where the LM reads one."""
     memory_slots: float | None = None
     """Positions that the memory takes in the LM."""
     compression: float | None = None
@@ -115,7 +119,7 @@ class Size(_Section):
     memory_bytes: float | None = None
     """Bytes of the memory as stored."""
     memory_kv_bytes: float | None = None
-    """Bytes of keys and values of the memory once it is loaded into the LM."""
+    """Bytes of keys and values in use once the memory is loaded into the LM (behind a BOS, where vectors have one)."""
     query_tokens: float | None = None
     """Tokens of a query (mean), the length that the prefill costs are worked out for."""
 
@@ -167,6 +171,9 @@ class Results(_Section):
     """The method's name for people; empty: `method`."""
     context_kind: Literal["demonstrations", "prompt"] = "prompt"
     """What the contexts are, for the rows of tables."""
+    bounds: Literal["untrained", "trained"] | None = None
+    """Weights that the bounds (full_prompt, no_prompt) were scored with: the LM's as it was, or the run's own, which it
+    has trained; null: there are no bounds, or an older version wrote the file."""
     version: str = ""
     """Version of promptcomp that wrote the file."""
 
@@ -189,16 +196,12 @@ def read_results(path: Path) -> Results:
     Raises:
         ConfigError: the file is missing, torn, foreign, or of a newer schema.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / FILE_NAME
-    text = read_text(path, "results file")
-    try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}: not valid JSON (line {error.lineno}: {error.msg}); the file is torn or edited,"
-            " write it anew with `promptcomp evaluate`"
-        ) from None
+    if not os.path.lexists(path):
+        raise ConfigError(f"{path}: no such results file; has the run finished its evaluation?")
+    anew = command("fit", "--resume", path.parent)
+    tree = read_json(path, "results file", f"`{anew}` writes a run's anew")
     version = tree.get("schema") if isinstance(tree, dict) else None
     if not isinstance(version, int):
         raise ConfigError(f"{path}: not a results file of promptcomp (it has no whole number under 'schema')")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from promptcomp.config import Config
+from promptcomp.config import Measured
 
 CONFIDENCE = 0.95
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond the table the normal quantile is near enough.
@@ -19,12 +19,12 @@ _T = (
 Interval = tuple[float, float]
 
 
-class Mean(Config):
+class Mean(Measured):
     """A mean over seeds."""
 
     mean: float
     ci: Interval | None = None
-    """Student's t interval; null for one seed."""
+    """Student's t interval; null for one seed, and where all seeds have the same value (it would have no width)."""
     std: float | None = None
     """Sample standard deviation over seeds; null for one seed."""
     seeds: int
@@ -36,6 +36,8 @@ def mean_of(values: Sequence[float]) -> Mean:
     if count < 2:
         return Mean(mean=mean, seeds=count)
     std = float(np.std(values, ddof=1))
+    if std <= 1e-9 * abs(mean):  # so few seeds do not make a value certain
+        return Mean(mean=mean, std=std, seeds=count)
     quantile = _T[count - 2] if count - 2 < len(_T) else 1.96
     half = quantile * std / math.sqrt(count)
     return Mean(mean=mean, ci=(mean - half, mean + half), std=std, seeds=count)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from promptcomp.config import ConfigError
 from promptcomp.endpoints import Message
-from promptcomp.evaluation.files import read_text
+from promptcomp.files import read_text
 from promptcomp.judge.pairs import Pair
 
 PARTS = ("system", "user", "again")

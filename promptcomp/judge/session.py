@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.endpoints import AskingSession, ChatClient, Prices
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import write_atomic
 from promptcomp.judge.asking import ANSWER_TOKENS, LocalModel, Seen, ask_endpoint, ask_local
 from promptcomp.judge.exchange import Exchange
 from promptcomp.judge.pairs import Matched, Pair, choose, is_swapped, match

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.files import read_text
+from promptcomp.documents import parse_json
+from promptcomp.errors import command
 from promptcomp.evaluation.records import ROWS
+from promptcomp.files import read_text
 
 TABLE_SPLIT = "all"
 """Split of table rows that name none."""
@@ -77,9 +78,9 @@ def _json_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{file}, line {number}: not valid JSON ({error.msg})") from None
+            value = parse_json(line)
+        except ValueError as error:
+            raise ConfigError(f"{file}, line {number}: not valid JSON ({error})") from None
         if not isinstance(value, dict):
             raise ConfigError(f"{file}, line {number}: expected a JSON object")
         yield number, value
@@ -118,7 +119,9 @@ def _predictions(path: Path, file: Path, lines: Sequence[tuple[int, dict[str, An
 
 
 def _again(path: Path) -> str:
-    return f"write them with `promptcomp evaluate {path}` on data whose answers are generated, and judge its new folder"
+    folder = path if path.is_dir() else path.parent
+    again = command("evaluate", folder, "evaluation.generate=true")
+    return f"`{again}` writes answers to a folder of its own, to be judged"
 
 
 def _table(file: Path, lines: Sequence[tuple[int, dict[str, Any]]]) -> dict[Key, Item]:

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from promptcomp.config import Config
-from promptcomp.evaluation.bootstrap import RESAMPLES, context_weights, percentile_interval, wilson
+from promptcomp.config import Measured
+from promptcomp.evaluation.bootstrap import RESAMPLES, context_weights, share_interval, wilson
 from promptcomp.judge.exchange import Exchange
 from promptcomp.judge.pairs import Pair
 from promptcomp.judge.record import Judgement
@@ -18,7 +18,7 @@ Malformed = Literal["drop", "tie"]
 Interval = tuple[float, float]
 
 
-class SplitSummary(Config):
+class SplitSummary(Measured):
     """Side a against side b on one split (or on all)."""
 
     split: str
@@ -113,7 +113,5 @@ def _interval(scored: Sequence[tuple[Pair, float]], seed: int) -> Interval | Non
     values = np.array([value for _, value in scored])
     sums = np.bincount(unit, weights=values, minlength=len(contexts))
     counts = np.bincount(unit, minlength=len(contexts))
-    if np.all(values == values[0]):
-        return wilson(float(values[0]) * len(contexts), len(contexts))
     drawn = [weights @ sums / (weights @ counts) for weights in context_weights(len(contexts), RESAMPLES, seed)]
-    return percentile_interval(np.concatenate([[values.mean()], *drawn]), len(contexts))
+    return share_interval(np.concatenate([[values.mean()], *drawn]), len(contexts))

@@ -7,7 +7,7 @@ from promptcomp.language_model.loading import (
     reads_queries_in_encoder,
 )
 from promptcomp.language_model.model import LanguageModel
-from promptcomp.language_model.parts import Logits, Scores, TextEncoder, at_least_float32, token_table
+from promptcomp.language_model.parts import Logits, Scores, TextEncoder, at_least_float32, embedding_scale, token_table
 
 __all__ = [
     "LanguageModel",
@@ -16,6 +16,7 @@ __all__ = [
     "Scores",
     "TextEncoder",
     "at_least_float32",
+    "embedding_scale",
     "open_tokenizer",
     "open_window",
     "reads_queries_in_encoder",

@@ -36,9 +36,8 @@ class AttentionPattern:
         Raises:
             ConfigError: some layers look back in a way that is not supported.
         """
-        settings = config.to_dict()
-        window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
-        kinds = settings.get("layer_types") or [SLIDING if window else FULL]
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        kinds = _kinds(config) or [SLIDING if window else FULL]
         self.kinds = tuple(dict.fromkeys(kinds))
         self.window: int | None = window if SLIDING in self.kinds else None
         self.implementation = implementation
@@ -65,10 +64,27 @@ class AttentionPattern:
         masks = {kind: block_mask(seen) if as_blocks else additive(seen, dtype) for kind, seen in made.items()}
         return masks if len(masks) > 1 else masks[self.kinds[0]]
 
+    def padded(self, real: Tensor, position: Tensor, dtype: torch.dtype) -> LayerMask | Mapping[str, LayerMask]:
+        """What the model takes as `attention_mask` for ordinary rows that are padded on the left.
+
+        Models make masks of `real` [B, S] themselves, and the best kernels need none. Eager attention, however, takes
+        its softmax in float32, where the lowest number of float64 is -inf and a row of padding becomes NaN.
+        """
+        if self.implementation != "eager":
+            return real.long()
+        causal = position.new_ones(real.shape[1], real.shape[1], dtype=torch.bool).tril()
+        return self.mask(causal & real[:, None, :], position, position, dtype)
+
     def _visible(self, kind: str, sees: Tensor, row_position: Tensor, column_position: Tensor) -> Tensor:
         if kind == FULL or self.window is None:
             return sees
         return sees & (row_position[:, :, None] - column_position[:, None, :] < self.window)
+
+
+def _kinds(config: PretrainedConfig) -> list[str]:
+    """How each layer looks back, as the architecture says; GPT-Neo has words of its own."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or []
+    return [FULL if kind == "global" else kind for kind in kinds]
 
 
 def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:

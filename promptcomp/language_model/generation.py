@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
 
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError
 from promptcomp.language_model.attention import slot_positions
 from promptcomp.language_model.beams import BeamSearch
+from promptcomp.language_model.cache import growing, growing_pair, passing, select_rows
 from promptcomp.language_model.parts import Prefix, memory_rows, positions, prepend
 from promptcomp.language_model.window import Window
 from promptcomp.memory import KVCache, Memory
@@ -70,12 +70,23 @@ class _State(ABC):
 def generate(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, settings: Settings) -> list[list[int]]:
     """See LanguageModel.generate."""
     settings.check()
-    state: _State
-    if lm.family == "encoder_decoder":
-        state = _EncoderDecoderRows(lm, memory, batch)
-    else:
-        state = _DecoderRows(lm, memory, batch, settings.max_new_tokens)
+    state = _start(lm, memory, batch, settings.max_new_tokens)
     return _beams(lm, state, settings) if settings.num_beams > 1 else _one_path(lm, state, settings)
+
+
+@torch.no_grad()
+def forced(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, tokens: Tensor) -> Tensor:
+    """Logits [N, 2, V] before and after the queries go on with `tokens` [N]."""
+    state = _start(lm, memory, batch, 1)
+    before = lm.head(state.hidden)
+    state.step(tokens)
+    return torch.stack([before, lm.head(state.hidden)], 1)
+
+
+def _start(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, new_tokens: int) -> _State:
+    if lm.family == "encoder_decoder":
+        return _EncoderDecoderRows(lm, memory, batch)
+    return _DecoderRows(lm, memory, batch, new_tokens)
 
 
 def _one_path(lm: LanguageModel, state: _State, settings: Settings) -> list[list[int]]:
@@ -126,11 +137,11 @@ class _DecoderRows(_State):
 
     def __init__(self, lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, new_tokens: int) -> None:
         self._lm = lm
-        self._cache = DynamicCache()
+        self._cache = growing()
         embeds, mask, context_of = lm.embed(batch.query_ids), batch.query_mask, batch.context_of
         if isinstance(memory, KVCache):
             memory = memory_rows(memory, context_of)
-            self._cache = DynamicCache(memory.layers)
+            self._cache = growing(memory.layers)
             first = memory.next_position[:, None]
             self._seen = torch.cat([memory.mask, mask], 1)
             rows = first + positions(mask)
@@ -152,12 +163,12 @@ class _DecoderRows(_State):
 
     def _read(self, embeds: Tensor, rows: Tensor, sees: Tensor) -> None:
         assert self._lm.pattern is not None
-        output = self._lm.hf.base_model(
+        output = self._lm.body(
             inputs_embeds=embeds,
             attention_mask=self._lm.pattern.mask(sees, rows, self._columns, embeds.dtype, blocks=False),
             position_ids=rows,
-            past_key_values=self._cache,
             use_cache=True,
+            **passing(self._lm.body, self._cache),
         )
         self.hidden = output.last_hidden_state[:, -1]
 
@@ -169,7 +180,7 @@ class _DecoderRows(_State):
         self._read(self._lm.embed(tokens[:, None]), rows, self._seen[:, None, :])
 
     def select(self, index: Tensor) -> None:
-        self._cache.reorder_cache(index)  # type: ignore[arg-type]
+        select_rows(self._cache, index)
         self._seen, self._columns, self._next = self._seen[index], self._columns[index], self._next[index]
         self.hidden = self.hidden[index]
 
@@ -179,7 +190,7 @@ class _EncoderDecoderRows(_State):
 
     def __init__(self, lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch) -> None:
         self._lm = lm
-        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self._cache = growing_pair()
         encoded = lm.encoder_side(memory, batch)
         if lm.query_in_encoder:
             ids = torch.full_like(batch.context_of, lm.start_id)[:, None]
@@ -191,13 +202,14 @@ class _EncoderDecoderRows(_State):
         self._read(ids)
 
     def _read(self, tokens: Tensor) -> None:
-        output = self._lm.hf.get_decoder()(
+        model = self._lm.hf.get_decoder()
+        output = model(
             inputs_embeds=self._lm.embed(tokens),
             attention_mask=self._mask.long(),
             encoder_hidden_states=self._encoded.layers[-1],
             encoder_attention_mask=self._encoded.mask.long(),
-            past_key_values=self._cache,
             use_cache=True,
+            **passing(model, self._cache),
         )
         self.hidden = output.last_hidden_state[:, -1]
 
@@ -206,6 +218,6 @@ class _EncoderDecoderRows(_State):
         self._read(tokens[:, None])
 
     def select(self, index: Tensor) -> None:
-        self._cache.reorder_cache(index)  # type: ignore[arg-type]
+        select_rows(self._cache, index)
         self._encoded, self._mask = self._encoded.rows(index), self._mask[index]
         self.hidden = self.hidden[index]

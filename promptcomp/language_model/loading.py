@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +13,12 @@ from pydantic import Field
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PretrainedConfig,
@@ -21,6 +27,7 @@ from transformers import (
 )
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.language_model.known_sizes import KNOWN_ARCHITECTURES
 from promptcomp.language_model.random_start import (
     FromScratch,
     changed_architecture,
@@ -32,68 +39,12 @@ from promptcomp.language_model.window import window_of
 EMBEDDED = "embedded:"
 ENCODER_DECODERS = ("t5", "mt5")
 """Encoder-decoder families whose attention takes the position from a relative bias that we can set for packed rows."""
-
-_GPT2 = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
-_OPT = {"model_type": "opt", "vocab_size": 50272, "max_position_embeddings": 2048}
-_LLAMA = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 2048}
-_T5 = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64}
-_V11 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-
-
-def _gpt2(layers: int, heads: int, width: int) -> dict[str, Any]:
-    return {**_GPT2, "n_layer": layers, "n_head": heads, "n_embd": width}
-
-
-def _opt(layers: int, heads: int, width: int) -> dict[str, Any]:
-    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width, "ffn_dim": 4 * width}
-    return {**_OPT, **sizes, "word_embed_proj_dim": width}
-
-
-def _llama(layers: int, heads: int, width: int, ff: int) -> dict[str, Any]:
-    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width, "intermediate_size": ff}
-    return {**_LLAMA, **sizes}
-
-
-def _t5(layers: int, heads: int, width: int, ff: int, v11: bool, d_kv: int = 64) -> dict[str, Any]:
-    sizes = {"num_layers": layers, "num_decoder_layers": layers, "num_heads": heads, "d_model": width, "d_ff": ff}
-    return {**_T5, **sizes, "d_kv": d_kv, **(_V11 if v11 else {})}
-
-
-def _t5_family() -> dict[str, dict[str, Any]]:
-    v10 = {"small": (6, 8, 512, 2048), "base": (12, 12, 768, 3072), "large": (24, 16, 1024, 4096)}
-    v11 = {
-        "small": (8, 6, 512, 1024),
-        "base": (12, 12, 768, 2048),
-        "large": (24, 16, 1024, 2816),
-        "xl": (24, 32, 2048, 5120),
-        "xxl": (24, 64, 4096, 10240),
-    }
-    table = {
-        f"{prefix}t5-{size}": _t5(*shape, v11=False) for size, shape in v10.items() for prefix in ("", "google-t5/")
-    }
-    for size, shape in v11.items():
-        for name in (f"google/flan-t5-{size}", f"google/t5-v1_1-{size}", f"google/t5-{size}-lm-adapt"):
-            table[name] = _t5(*shape, v11=True)
-    return table
-
-
-KNOWN_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "gpt2": _gpt2(12, 12, 768),
-    "openai-community/gpt2": _gpt2(12, 12, 768),
-    "gpt2-medium": _gpt2(24, 16, 1024),
-    "openai-community/gpt2-medium": _gpt2(24, 16, 1024),
-    "gpt2-large": _gpt2(36, 20, 1280),
-    "openai-community/gpt2-large": _gpt2(36, 20, 1280),
-    "gpt2-xl": _gpt2(48, 25, 1600),
-    "openai-community/gpt2-xl": _gpt2(48, 25, 1600),
-    "facebook/opt-125m": _opt(12, 12, 768),
-    "facebook/opt-1.3b": _opt(24, 32, 2048),
-    "facebook/opt-2.7b": _opt(32, 32, 2560),
-    "facebook/opt-6.7b": _opt(32, 32, 4096),
-    "huggyllama/llama-7b": _llama(32, 32, 4096, 11008),
-    **_t5_family(),
+_TEXT_PARTS = {
+    r"^(model\.)?(language_model|text_model)\.lm_head\.": "lm_head.",
+    r"^(model\.)?(language_model|text_model)\.(model\.)?(?!lm_head)": "model.",
 }
-"""Sizes of well-known models, so that a dry run needs neither weights nor a network."""
+"""Names of the text model's tensors in checkpoints of models that see pictures as well."""
+_log = logging.getLogger(__name__)
 
 
 class LanguageModelConfig(Config):
@@ -105,9 +56,9 @@ class LanguageModelConfig(Config):
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Type of the weights."""
-    attn_implementation: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
-    """Attention code; flex_attention (training on GPUs only) skips blocks that a mask hides. Kernels that take no mask
-    of their own (flash attention) cannot serve."""
+    attn_implementation: Literal["sdpa", "eager", "flex_attention"] | None = None
+    """Attention code; null: sdpa where the model has it, otherwise eager. flex_attention (training on GPUs only) skips
+    blocks that a mask hides. Kernels that take no mask of their own (flash attention) cannot serve."""
     layout: Literal["query_in_decoder", "query_in_encoder"] = "query_in_decoder"
     """Encoder-decoder only: where the query goes (the memory is always on the encoder's side)."""
     bos: bool | None = None
@@ -145,18 +96,76 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
         found = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     else:
         try:
-            found = AutoConfig.from_pretrained(path, revision=config.revision)
+            found = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(_unreadable(config.path, "model", error)) from None
+    found = _readable(found, config.path)
     if config.from_scratch is not None and config.from_scratch.settings:
         found = changed_architecture(found, config.from_scratch.settings, config.path)
     if config.layers is not None:
         found = first_layers(found, config.layers, config.path)
-    if found.is_encoder_decoder and found.model_type not in ENCODER_DECODERS:
-        known = ", ".join(ENCODER_DECODERS)
-        kind = found.model_type
-        raise ConfigError(f"{config.path}: encoder-decoder models of type {kind!r} are not supported; known: {known}")
     return found
+
+
+def _readable(found: PretrainedConfig, path: str) -> PretrainedConfig:
+    """The architecture of what reads text in a model of this one.
+
+    Raises:
+        ConfigError: no language model of this kind is supported.
+    """
+    kind = found.model_type
+    if found.is_encoder_decoder:
+        if kind not in ENCODER_DECODERS:
+            known = ", ".join(ENCODER_DECODERS)
+            raise ConfigError(f"{path}: encoder-decoder models of type {kind!r} are not supported; known: {known}")
+        return found
+    text = found.get_text_config(decoder=True)
+    if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        if text is not found:
+            text.tie_word_embeddings = found.tie_word_embeddings
+        return text
+    if type(found) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return found
+    raise ConfigError(f"{path}: models of type {kind!r} are not supported: transformers has no causal LM of this type")
+
+
+def _factory(architecture: PretrainedConfig) -> Any:
+    if architecture.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    return AutoModelForCausalLM if type(architecture) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
+
+
+def _model_class(architecture: PretrainedConfig) -> type[PreTrainedModel]:
+    mappings = (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+    return next(mapping[type(architecture)] for mapping in mappings if type(architecture) in mapping)
+
+
+def attention(config: LanguageModelConfig, architecture: PretrainedConfig) -> str:
+    """The attention code that is used: what was asked for, or the best one that the model has.
+
+    Raises:
+        ConfigError: the model does not have the one that was asked for.
+    """
+    made, wanted = _model_class(architecture), config.attn_implementation
+    has = {"eager": True, "sdpa": made._supports_sdpa, "flex_attention": made._supports_flex_attn}
+    if wanted is not None and not has[wanted]:
+        others = " or ".join(name for name, there in has.items() if there)
+        raise ConfigError(
+            f"lm.attn_implementation = {wanted}: models of type {architecture.model_type!r} do not have it in "
+            f"transformers; set it to {others}, or leave it out"
+        )
+    if wanted is None and not has["sdpa"]:
+        _say_eager(architecture.model_type)
+    return wanted or ("sdpa" if has["sdpa"] else "eager")
+
+
+@cache
+def _say_eager(kind: str) -> None:
+    _log.warning("note: models of type %r have no sdpa attention in transformers; eager is used instead", kind)
 
 
 def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> PreTrainedModel:
@@ -165,16 +174,22 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
     Raises:
         ConfigError: the weights are missing, unreadable or do not fit the architecture.
     """
-    factory = AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
     if config.from_scratch is not None:
-        return _random_model(config, config.from_scratch, factory, architecture)
+        hf = random_model(config, architecture)
+        if config.from_scratch.positional_start is not None:
+            start_positions(hf, config.from_scratch.positional_start)
+        return hf
+    is_text = type(architecture) in MODEL_FOR_CAUSAL_LM_MAPPING
     try:
-        hf = factory.from_pretrained(
+        hf, found = _factory(architecture).from_pretrained(
             locate(config.path),
             config=architecture,
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
-            attn_implementation=config.attn_implementation,
+            attn_implementation=attention(config, architecture),
+            key_mapping=_TEXT_PARTS if is_text else None,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if config.path.startswith(EMBEDDED) and not list(Path(locate(config.path)).glob("*.safetensors")):
@@ -182,27 +197,39 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
                 f"{config.path} has no weights; start it with random ones: lm.from_scratch={{}}"
             ) from None
         raise ConfigError(_unreadable(config.path, "weights", error)) from None
+    if missing := sorted(found["missing_keys"]):
+        raise ConfigError(
+            f"{config.path}: the weights lack {len(missing)} tensors of a {architecture.model_type!r} model "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}), which would be random"
+        )
     return hf.eval()
 
 
-def _random_model(
-    config: LanguageModelConfig, start: FromScratch, factory: Any, architecture: PretrainedConfig
-) -> PreTrainedModel:
-    hf = factory.from_config(
-        architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attn_implementation
+def random_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> PreTrainedModel:
+    """A model with random weights, drawn from torch's global generator, in eval mode."""
+    hf = _factory(architecture).from_config(
+        architecture,
+        dtype=getattr(torch, config.dtype),
+        attn_implementation=attention(config, architecture),
+        trust_remote_code=False,
     )
-    if start.positional_start is not None:
-        start_positions(hf, start.positional_start)
     return hf.eval()
+
+
+def identity(config: LanguageModelConfig, hf: PreTrainedModel) -> str:
+    """Which weights a model was opened with, told without reading them: random ones, or files by size and time."""
+    if config.from_scratch is not None:
+        return "random"
+    folder = Path(locate(config.path))
+    files = sorted(each for suffix in ("safetensors", "bin", "json") for each in folder.glob(f"*.{suffix}"))
+    found = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files]
+    return f"{config.path} {config.revision} {getattr(hf.config, '_commit_hash', None)} {found}"
 
 
 def open_skeleton(config: LanguageModelConfig, architecture: PretrainedConfig) -> PreTrainedModel:
     """The model on the meta device: shapes without weights."""
-    factory = AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        hf = factory.from_config(
-            architecture, dtype=getattr(torch, config.dtype), attn_implementation=config.attn_implementation
-        ).eval()
+        hf = random_model(config, architecture)
     if architecture.is_encoder_decoder and not architecture.scale_decoder_outputs:
         # T5 1.1 has an output head of its own, which transformers learns from the checkpoint only.
         hf.lm_head.weight = nn.Parameter(torch.empty_like(hf.lm_head.weight), requires_grad=False)
@@ -216,7 +243,7 @@ def open_tokenizer(config: LanguageModelConfig) -> PreTrainedTokenizerBase:
         ConfigError: there is none, or it cannot be read.
     """
     try:
-        return AutoTokenizer.from_pretrained(locate(config.path), revision=config.revision)
+        return AutoTokenizer.from_pretrained(locate(config.path), revision=config.revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(_unreadable(config.path, "tokenizer", error)) from None
 
@@ -245,8 +272,25 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
+def reads_bos(config: LanguageModelConfig) -> bool:
+    """Whether an LM of this configuration reads BOS; no, where neither it nor a tokenizer on this disk says so."""
+    if config.bos is not None:
+        return config.bos
+    return Path(locate(config.path)).is_dir() and _starts_with_bos(config.path)
+
+
+@cache
+def _starts_with_bos(path: str) -> bool:
+    try:
+        return adds_bos(open_tokenizer(LanguageModelConfig(path=path)))
+    except ConfigError:  # a folder with an architecture and nothing else
+        return False
+
+
 def _unreadable(path: str, what: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return f"{path}: the {what} needs code of its own (auto_map), which promptcomp does not run; give another model"
     return (
         f"{path}: the {what} cannot be read; give a folder saved by save_pretrained or a reachable hub name ({reason})"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -28,4 +29,4 @@ def local_device(name: str) -> torch.device:
 def local_identity(path: str) -> str:
     """The name of a local model in a record: a folder by its full path, a hub name as it is."""
     found = Path(locate(path))
-    return f"local:{found.resolve()}" if found.exists() and not path.startswith("embedded:") else f"local:{path}"
+    return f"local:{found.resolve()}" if os.path.exists(found) and not path.startswith("embedded:") else f"local:{path}"

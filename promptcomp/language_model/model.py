@@ -11,16 +11,20 @@ tokens or a corrected bias). Every forward lays its queries and targets out as t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.language_model import generation, loading
 from promptcomp.language_model.attention import AttentionPattern, slot_positions
+from promptcomp.language_model.cache import growing, passing, reading, stored
+from promptcomp.language_model.cost import model_cost
+from promptcomp.language_model.head import body_name, logits_of
 from promptcomp.language_model.loading import LanguageModelConfig
 from promptcomp.language_model.packing import (
     MAX_ROW_TOKENS,
@@ -34,18 +38,15 @@ from promptcomp.language_model.packing import (
 )
 from promptcomp.language_model.parts import (
     Logits,
-    LogitScale,
     Prefix,
     Scores,
     TextEncoder,
     first_of,
-    kv_bytes_per_token,
     last_visible,
     memory_rows,
     positions,
     prepend,
-    reading,
-    stored,
+    refusing,
     token_table,
 )
 from promptcomp.language_model.t5_encoder import (
@@ -56,8 +57,10 @@ from promptcomp.language_model.t5_encoder import (
     headless,
     read_prefix,
 )
-from promptcomp.language_model.window import Window, window_of
+from promptcomp.language_model.verify import verify
+from promptcomp.language_model.window import Window
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+from promptcomp.model_cost import ModelCost
 
 
 class LanguageModel(nn.Module):
@@ -69,28 +72,57 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.hf = hf
         self.tokenizer = tokenizer
-        settings = hf.config.to_dict()
+        with refusing(hf, "their architecture lacks what promptcomp reads from it"):
+            self._read_architecture(layout)
+        self.bos_id: int | None = self._bos_id(bos)
+        self.train(hf.training)
+
+    def _read_architecture(self, layout: str) -> None:
+        hf = self.hf
         self.family: Literal["decoder", "encoder_decoder"] = (
             "encoder_decoder" if hf.config.is_encoder_decoder else "decoder"
         )
+        is_decoder = self.family == "decoder"
+        self.text_config: PretrainedConfig = hf.config.get_text_config(decoder=True) if is_decoder else hf.config
+        """The architecture of what reads text (a part of a model that sees pictures as well)."""
+        settings = self.text_config.to_dict()
         self.query_in_encoder = self.family == "encoder_decoder" and layout == "query_in_encoder"
         self.hidden_size: int = token_table(hf).embedding_dim
         self.vocab_size: int = token_table(hf).num_embeddings
-        self.num_layers: int = hf.config.num_hidden_layers
-        is_decoder = self.family == "decoder"
-        self.window: int | None = window_of(hf.config) if is_decoder else None
-        self._window = Window(self.window)
-        self.pattern = AttentionPattern(hf.config, hf.config._attn_implementation) if is_decoder else None
+        self.num_layers: int = self.text_config.num_hidden_layers
+        self._body = body_name(hf) if is_decoder else ""
+        self._window = Window.of(self.text_config) if is_decoder else Window(None)
+        self.window: int | None = self._window.size
+        self.pattern = AttentionPattern(self.text_config, hf.config._attn_implementation) if is_decoder else None
         """How decoder-only layers look back."""
-        self.kv_bytes_per_token: int = kv_bytes_per_token(hf)
-        self.bos_id: int | None = self._bos_id(bos)
         self.block_classes: frozenset[str] = frozenset(hf._no_split_modules or ())
         """Names of the classes that sharding keeps whole."""
         self.start_id: int = settings.get("decoder_start_token_id") or 0
         self.end_id: int = first_of(settings.get("eos_token_id"), 1)
         """The end of sequence."""
-        self._scale = LogitScale.of(hf.config)
-        self.train(hf.training)
+
+    @cached_property
+    def cost(self) -> ModelCost:
+        """What a token costs it, adapters aside; counted when it is first asked for."""
+        return model_cost(self.hf)
+
+    @property
+    def num_bos(self) -> int:
+        """Tokens that it reads in front of every sequence: BOS, or none."""
+        return int(self.bos_id is not None)
+
+    def kv_bytes(self, memory: Memory | None) -> float:
+        """Bytes of keys and values in use while an answer is made behind a memory, real slots only, mean over its rows;
+        in front of vectors stands BOS."""
+        if memory is None:
+            return float(self.num_bos * self.kv_bytes_per_token)
+        front = self.num_bos if isinstance(memory, SoftPrompt) else 0
+        return (float(memory.num_slots.double().mean()) + front) * self.kv_bytes_per_token
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one prompt token holds in the cache a decoder reads (T5: keys and values of cross-attention)."""
+        return self.cost.kv_bytes_per_token
 
     def _bos_id(self, bos: bool | None) -> int | None:
         if self.family == "encoder_decoder" or self.tokenizer is None:
@@ -108,7 +140,9 @@ class LanguageModel(nn.Module):
             ConfigError: something is missing, unreadable or unsupported.
         """
         hf = loading.open_model(config, loading.open_architecture(config))
-        return cls(hf, loading.open_tokenizer(config), config.layout, config.bos)
+        lm = cls(hf, loading.open_tokenizer(config), config.layout, config.bos)
+        verify(lm, loading.identity(config, hf))
+        return lm
 
     @classmethod
     def skeleton(cls, config: LanguageModelConfig) -> Self:
@@ -118,7 +152,10 @@ class LanguageModel(nn.Module):
             ConfigError: the architecture cannot be read.
         """
         hf = loading.open_skeleton(config, loading.open_architecture(config, offline_table=True))
-        return cls(hf, None, config.layout, False)
+        lm = cls(hf, None, config.layout, False)
+        if lm.family == "decoder" and loading.reads_bos(config):
+            lm.bos_id = first_of(hf.config.bos_token_id, 0)
+        return lm
 
     @classmethod
     def shell(cls, config: LanguageModelConfig) -> Self:
@@ -139,14 +176,25 @@ class LanguageModel(nn.Module):
         layout: Literal["query_in_decoder", "query_in_encoder"] = "query_in_decoder",
         bos: bool | None = None,
     ) -> Self:
-        """Wrap a model that is already there."""
-        return cls(hf, tokenizer, layout, bos)
+        """Wrap a model that is already there.
+
+        Raises:
+            ConfigError: its family is not supported.
+        """
+        lm = cls(hf, tokenizer, layout, bos)
+        verify(lm)
+        return lm
+
+    @property
+    def body(self) -> Any:
+        """A decoder-only LM without its head: final hidden states."""
+        return self.hf.get_submodule(self._body)
 
     def text_encoder(self, *, with_decoder: bool = False) -> TextEncoder:
         """The LM without its head, sharing the weights with this object; T5: the encoder, or also the decoder."""
         if with_decoder:
             return SlotDecoder(headless(self.hf), self.start_id, self.end_id)
-        body: Any = self.hf.get_encoder() if self.family == "encoder_decoder" else self.hf.base_model
+        body: Any = self.hf.get_encoder() if self.family == "encoder_decoder" else self.body
         return TextEncoder(body, self.family, self.window, self.bos_id)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -205,14 +253,16 @@ class LanguageModel(nn.Module):
 
     def _read(self, embeds: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Keys and values of every layer for left-padded rows (decoder-only)."""
+        assert self.pattern is not None
         self._window.check_context(mask)
-        cache = DynamicCache()
-        output = self.hf.base_model(
+        cache = growing()
+        position = positions(mask)
+        output = self.body(
             inputs_embeds=embeds,
-            attention_mask=mask.long(),
-            position_ids=positions(mask),
-            past_key_values=cache,
+            attention_mask=self.pattern.padded(mask, position, embeds.dtype),
+            position_ids=position,
             use_cache=True,
+            **passing(self.body, cache),
         )
         layers = stored(cache)
         if torch.is_grad_enabled():  # FSDP2 needs every part that gets a gradient to come from a module's output
@@ -323,8 +373,7 @@ class LanguageModel(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of final hidden states."""
-        head: Any = self.hf.get_output_embeddings()
-        return self._scale(head(hidden))
+        return logits_of(self.hf, hidden)
 
     def _pack(self, query_ids: Tensor, query_mask: Tensor, parent: Tensor, batch: Batch, everywhere: bool) -> Packed:
         return pack(
@@ -348,19 +397,19 @@ class LanguageModel(nn.Module):
             self._window.check_room(position, memory.mask.shape[1])
             sees = tree_mask(packed, memory.mask, with_prefix_rows=False)
             columns = torch.cat([slot_positions(memory), position], 1)
-            return self.hf.base_model(
+            return self.body(
                 inputs_embeds=embeds,
                 attention_mask=self.pattern.mask(sees, position, columns, embeds.dtype),
                 position_ids=position,
-                past_key_values=reading(memory),
                 use_cache=False,
+                **passing(self.body, reading(memory)),
             ).last_hidden_state
         front = self.front(memory, packed.context_of)
         slots = front.mask.shape[1]
         position = torch.cat([positions(front.mask), front.mask.sum(-1, keepdim=True) + packed.position], 1)
         self._window.check_room(position, slots)
         sees = tree_mask(packed, front.mask, with_prefix_rows=True, visible=front.visible)
-        hidden = self.hf.base_model(
+        hidden = self.body(
             inputs_embeds=torch.cat([front.embeds, embeds], 1),
             attention_mask=self.pattern.mask(sees, position, position, embeds.dtype),
             position_ids=position,

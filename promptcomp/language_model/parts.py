@@ -1,15 +1,20 @@
-"""Parts that language models are made of: results, the headless text encoder, prefixes, positions, cache sizes."""
+"""Parts that language models are made of: results, the headless text encoder, prefixes, positions."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
+from promptcomp.config import ConfigError
+from promptcomp.language_model.cost import model_cost
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
+from promptcomp.model_cost import ModelCost
 
 MemoryType = TypeVar("MemoryType", SoftPrompt, KVCache, EncoderStates)
 
@@ -34,27 +39,6 @@ class Logits(NamedTuple):
     def is_likeliest(self) -> Tensor:
         """Whether each scored target token is the likeliest one [E]."""
         return self.values.argmax(-1)[self.predictor] == self.label
-
-
-class LogitScale(NamedTuple):
-    """What models do to the logits behind the output head: a factor, then a soft cap."""
-
-    factor: float
-    cap: float | None
-
-    @classmethod
-    def of(cls, config: PretrainedConfig) -> LogitScale:
-        """As the architecture says (T5 1.0 scales by d_model ** -0.5)."""
-        settings = config.to_dict()
-        factor = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
-        if config.is_encoder_decoder and settings.get("scale_decoder_outputs"):
-            factor *= config.d_model**-0.5
-        return cls(factor, settings.get("final_logit_softcapping"))
-
-    def __call__(self, values: Tensor) -> Tensor:
-        if self.factor != 1.0:
-            values = values * self.factor
-        return values if self.cap is None else torch.tanh(values / self.cap) * self.cap
 
 
 class Prefix(NamedTuple):
@@ -82,11 +66,45 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+def unsupported(hf: PreTrainedModel, why: str) -> str:
+    """The message of a refusal."""
+    kind, version = hf.config.model_type, transformers.__version__
+    return f"models of type {kind!r} are not supported with transformers {version}: {why}"
+
+
+@contextlib.contextmanager
+def refusing(hf: PreTrainedModel, what: str) -> Iterator[None]:
+    """Turn whatever a model's own code raises into a refusal.
+
+    Raises:
+        ConfigError: says `what` does not work with models of this type, and what was raised.
+    """
+    try:
+        yield
+    except (ConfigError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(unsupported(hf, f"{what} ({type(error).__name__}: {reason})")) from None
+
+
 def token_table(hf: PreTrainedModel) -> nn.Embedding:
     """The input embeddings of a model."""
     table = hf.get_input_embeddings()
-    assert isinstance(table, nn.Embedding)
+    if not isinstance(table, nn.Embedding):
+        raise ConfigError(unsupported(hf, "they have no table of token embeddings"))
     return table
+
+
+@torch.no_grad()
+def embedding_scale(table: nn.Embedding) -> float:
+    """What looking a token up multiplies its row of the table by (1; in Gemma, XGLM and BioGPT the square root of the
+    width), taken from a look-up in a table of ones; 1 on the meta device, where nothing has a value."""
+    if table.weight.device.type == "meta":
+        return 1.0
+    ones = torch.ones((), dtype=table.weight.dtype, device=table.weight.device).expand(table.weight.shape)
+    first = torch.zeros(1, dtype=torch.long, device=ones.device)
+    return float(torch.func.functional_call(table, {"weight": ones}, (first,)).double().mean())
 
 
 class TextEncoder(nn.Module):
@@ -108,6 +126,11 @@ class TextEncoder(nn.Module):
         """Input embeddings [..., D]."""
         return token_table(self.body)(ids)
 
+    @property
+    def cost(self) -> ModelCost:
+        """What a token costs it."""
+        return model_cost(self.body)
+
     def with_bos(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Left-padded ids and mask with BOS in front where the model uses one."""
         return prepend(ids, mask, self.bos_id)
@@ -127,39 +150,6 @@ class TextEncoder(nn.Module):
         embeds = torch.cat([self.embed(ids), slots], 1)
         whole = torch.cat([mask, mask.new_ones(slots.shape[:2])], 1)
         return self(embeds, whole, position_ids)[:, -slots.shape[1] :]
-
-
-class _ReadOnlyLayer(DynamicLayer):
-    """A cache layer that is read together with the new tokens and keeps none of them."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None
-        assert self.values is not None
-        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
-
-
-def reading(memory: KVCache) -> Cache:
-    cache = DynamicCache()
-    cache.layers = [_ReadOnlyLayer(keys, values) for keys, values in memory.layers]
-    return cache
-
-
-def stored(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Keys and values of every layer of a filled cache."""
-    layers = []
-    for layer in cache.layers:
-        assert isinstance(layer, DynamicLayer)
-        assert layer.keys is not None
-        assert layer.values is not None
-        layers.append((layer.keys, layer.values))
-    return tuple(layers)
 
 
 def memory_rows(memory: MemoryType, index: Tensor) -> MemoryType:
@@ -194,15 +184,3 @@ def first_of(value: int | list[int] | None, default: int) -> int:
     if isinstance(value, list):
         return value[0]
     return default if value is None else value
-
-
-def kv_bytes_per_token(hf: PreTrainedModel) -> int:
-    """Bytes that one prompt token holds in the cache a decoder reads (T5: keys and values of cross-attention)."""
-    settings = hf.config.to_dict()
-    if hf.config.is_encoder_decoder:
-        layers, width = settings["num_decoder_layers"], settings["num_heads"] * settings["d_kv"]
-    else:
-        heads = hf.config.num_attention_heads
-        head_size = settings.get("head_dim") or hf.config.hidden_size // heads
-        layers, width = hf.config.num_hidden_layers, (settings.get("num_key_value_heads") or heads) * head_size
-    return 2 * layers * width * torch.empty((), dtype=hf.dtype).element_size()

@@ -20,6 +20,7 @@ from promptcomp.language_model import LanguageModel
 
 if TYPE_CHECKING:
     import peft
+    from transformers import PreTrainedModel
 
 LMTraining = Literal["lm", "lora", "none"]
 """lm: all weights of the LM; lora: adapters beside its matrices; none: it stays as it is."""
@@ -35,7 +36,8 @@ class LoraConfig(Config):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on what the adapters read."""
     targets: tuple[str, ...] = ()
-    """Names of the layers that get adapters ("q_proj", "v_proj", ...); empty: every linear layer but the head."""
+    """Names of the layers that get adapters ("q_proj", "v_proj", ...); empty: every linear layer but the head. Experts
+    of a mixture whose matrices are one tensor, and their router, are no linear layers: they stay as they are."""
 
 
 def add_lora(lm: LanguageModel, config: LoraConfig, *, skeleton: bool = False) -> None:
@@ -52,7 +54,9 @@ def add_lora(lm: LanguageModel, config: LoraConfig, *, skeleton: bool = False) -
     settings = lora_settings(lm, config)
     import peft
 
-    peft.inject_adapter_in_model(settings, lm.hf, low_cpu_mem_usage=skeleton)
+    holder = nn.Module()  # without the configuration by which peft takes linear layers of mixtures for fused experts
+    holder.lm = lm.hf
+    peft.inject_adapter_in_model(settings, holder, low_cpu_mem_usage=skeleton)
     # peft gives them the type of the matrix that they stand beside; in a skeleton, the default type
     wide = torch.float32 if lm.hf.dtype.itemsize == 2 else lm.hf.dtype
     for name, parameter in lm.hf.named_parameters():
@@ -73,28 +77,60 @@ def lora_settings(lm: LanguageModel, config: LoraConfig) -> peft.LoraConfig:
             "method.train = 'lora' needs the package peft; install it with: pip install \"promptcomp[lora]\""
         ) from None
     layers = _linear_layers(lm.hf)
-    unknown = [name for name in config.targets if name not in layers]
+    known = {_last(name) for name in layers}
+    unknown = [name for name in config.targets if name not in known]
     if unknown:
-        known = ", ".join(sorted(layers))
-        raise ConfigError(f"method.lora.targets: the LM has no linear layer {unknown[0]!r}; it has {known}")
-    chosen = sorted(config.targets or layers)
+        listed = ", ".join(sorted(known))
+        raise ConfigError(f"method.lora.targets: the LM has no linear layer {unknown[0]!r}; it has {listed}")
+    names = set(config.targets) or known
+    wanted = sorted(name for name in layers if _last(name) in names)
+    found = {name for name, _ in lm.hf.named_modules() if _last(name) in names}
+    chosen = (
+        sorted(names) if found == set(wanted) else wanted
+    )  # where names say more than is meant, each layer is named
     return peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft says int and divides by the rank
         lora_dropout=config.dropout,
         target_modules=chosen,
-        fan_in_fan_out=any(layers[name] is Conv1D for name in chosen),
+        fan_in_fan_out=any(isinstance(layers[name], Conv1D) for name in wanted),
     )
 
 
-def _linear_layers(hf: nn.Module) -> dict[str, type[nn.Module]]:
-    """Last part of the name and class of every linear layer, without the output head."""
-    head = hf.get_output_embeddings()  # type: ignore[operator]
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _linear_layers(hf: PreTrainedModel) -> dict[str, nn.Module]:
+    """Every linear layer by its name, without the output head and whatever else stands behind the body."""
+    head = hf.get_output_embeddings()
+    body = {id(module) for module in hf.base_model.modules()} - {id(head)}
     return {
-        name.rpartition(".")[2]: type(module)
+        name: module
         for name, module in hf.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and id(module) in body
     }
+
+
+def adapted(hf: PreTrainedModel) -> str:
+    """What has adapters, and which matrices of the body have none, in a sentence; empty for a model without any."""
+    beside = {name for name, module in hf.named_modules() if hasattr(module, "lora_A")}
+    if not beside:
+        return ""
+    head = hf.get_output_embeddings()
+    tables = {id(module.weight) for module in hf.modules() if isinstance(module, nn.Embedding) or module is head}
+    body = {id(parameter) for parameter in hf.base_model.parameters()} - tables
+    left: dict[str, int] = {}
+    for name, parameter in hf.named_parameters():
+        owner = name.partition(".lora_")[0].partition(".base_layer")[0]
+        if parameter.ndim > 1 and id(parameter) in body and owner not in beside:
+            short = ".".join(name.removesuffix(".weight").split(".")[-2:])
+            left[short] = left.get(short, 0) + parameter.numel()
+    said = f"LoRA: adapters beside {', '.join(sorted({_last(name) for name in beside}))}"
+    if not left:
+        return f"{said}: every linear layer but the head"
+    share = sum(left.values()) / sum(p.numel() for name, p in hf.named_parameters() if ".lora_" not in name)
+    return f"{said}; none beside {', '.join(sorted(left))} ({share:.0%} of the weights)"
 
 
 @contextmanager

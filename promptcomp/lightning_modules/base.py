@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
 from promptcomp.lightning_modules.adapters import LMTraining, add_lora
 from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks
-from promptcomp.lightning_modules.method import ExampleGold, LMTrainingConfig, MethodConfig, Pass
+from promptcomp.lightning_modules.method import ExampleGold, ExportFormat, LMTrainingConfig, MethodConfig, Pass
 from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective
 from promptcomp.lightning_modules.optim import OptimConfig, learning_rate_factor, make_optimizer
 from promptcomp.lightning_modules.resuming import rank_dependent_part
@@ -28,7 +28,16 @@ from promptcomp.lightning_modules.sharding import shard
 from promptcomp.lightning_modules.trained_state import TrainedState
 from promptcomp.memory import Memory
 
-__all__ = ["CompressionModule", "Counts", "ExampleGold", "LMTrainingConfig", "LossTerm", "MethodConfig", "Pass"]
+__all__ = [
+    "CompressionModule",
+    "Counts",
+    "ExampleGold",
+    "ExportFormat",
+    "LMTrainingConfig",
+    "LossTerm",
+    "MethodConfig",
+    "Pass",
+]
 
 
 class CompressionModule(TrainedState):
@@ -91,6 +100,19 @@ class CompressionModule(TrainedState):
         """Whether there is anything to train."""
         return True
 
+    @property
+    def export_formats(self) -> tuple[ExportFormat, ...]:
+        """What `checkpoint export` can write of it, the best first; empty where nothing is trained."""
+        if not self.trainable:
+            return ()
+        of_the_lm: dict[LMTraining, tuple[ExportFormat, ...]] = {"lm": ("hf",), "lora": ("peft",), "none": ()}
+        return (*of_the_lm[self.lm_training], "tensors")
+
+    @property
+    def compared(self) -> Literal["nothing", "targets", "all"]:
+        """After which tokens its logits are compared with a teacher's, for estimates before a run."""
+        return "nothing"
+
     def build(self) -> None:
         """Make the trainable parts; `self.lm` is there."""
 
@@ -116,7 +138,7 @@ class CompressionModule(TrainedState):
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """What a training step reads for one context with `queries` queries of `example_tokens` tokens each."""
-        read = self.num_memory_slots(context_tokens)
+        read = self.lm.num_bos + self.num_memory_slots(context_tokens)
         return [
             Pass(self.lm.hf, read + queries * example_tokens, read + example_tokens, True, self.lm_training == "lm")
         ]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
+
+from promptcomp.language_model.cache import Cache, copy_of
 
 NORMS = (nn.LayerNorm, nn.RMSNorm)
 """PyTorch's norms that take weights."""
@@ -30,7 +31,7 @@ def recompute_activations(module: nn.Module) -> None:
     and forbids the caches that gist tokens are read into. Names of parameters do not change.
     """
     for block in blocks_of(module):
-        block.forward = _Recomputed(block.forward)
+        block.forward = Recomputed(block.forward)
 
 
 def compile_blocks(module: nn.Module) -> None:
@@ -58,7 +59,7 @@ def _norm(norm: nn.LayerNorm | nn.RMSNorm, hidden: Tensor) -> Tensor:
     return F.layer_norm(hidden, list(norm.normalized_shape), weight, bias, norm.eps)
 
 
-class _Recomputed:
+class Recomputed:
     """A block's forward whose activations are recomputed in the backward pass."""
 
     def __init__(self, forward: Any) -> None:
@@ -67,33 +68,17 @@ class _Recomputed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self._forward(*args, **kwargs)
-        cache = kwargs.get("past_key_values")
-        position = next((i for i, value in enumerate(args) if isinstance(value, DynamicCache)), None)
-        if position is not None:
-            cache = args[position]
-        if not isinstance(cache, DynamicCache) or not _is_filled(cache):
+        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+        if cache is None:
             return checkpoint(self._forward, *args, use_reentrant=False, **kwargs)
+        before = copy_of(cache)  # the block adds to its cache, and does so again in the recomputation
 
-        # A cache that the block adds to must not be added to twice: the recomputation fills one of its own.
-        def run(*values: Any, **named: Any) -> tuple[Any, int, Tensor, Tensor]:
-            own = DynamicCache()
-            if position is None:
-                named["past_key_values"] = own
-            else:
-                values = (*values[:position], own, *values[position + 1 :])
-            result = self._forward(*values, **named)
-            number, layer = next(
-                (i, each) for i, each in enumerate(own.layers) if isinstance(each, DynamicLayer) and each.is_initialized
-            )
-            assert layer.keys is not None
-            assert layer.values is not None
-            return result, number, layer.keys, layer.values
+        def run(*values: Any, **named: Any) -> tuple[Any, Cache]:
+            own = copy_of(before)
+            values = tuple(own if value is cache else value for value in values)
+            named = {name: own if value is cache else value for name, value in named.items()}
+            return self._forward(*values, **named), own
 
-        result, number, keys, values = checkpoint(run, *args, use_reentrant=False, **kwargs)
-        cache.update(keys, values, number)
+        result, filled = checkpoint(run, *args, use_reentrant=False, **kwargs)
+        cache.layers = filled.layers
         return result
-
-
-def _is_filled(cache: DynamicCache) -> bool:
-    """Whether blocks add to the cache (those that are read only are other classes of layers)."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)

@@ -64,7 +64,7 @@ def write_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     remove(temporary)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             torch.save(dict(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
@@ -84,6 +84,8 @@ def disk_error(error: RuntimeError, path: Path) -> Exception:
 def replace(new: Path, path: Path) -> None:
     """Put a complete file or folder in the place of a file or folder; `existing(path)` is one of the two throughout."""
     before = _before(path)
+    if path.is_symlink():  # it is none of ours, and nothing is written through it
+        path.unlink()
     if path.exists():
         if path.is_file() and new.is_file():
             os.replace(new, path)
@@ -99,7 +101,7 @@ def replace(new: Path, path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file or a folder, if it is there."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

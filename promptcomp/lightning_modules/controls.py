@@ -16,9 +16,16 @@ from torch import nn
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
-from promptcomp.language_model import token_table
+from promptcomp.language_model import embedding_scale, token_table
 from promptcomp.language_model.parts import Prefix
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, MethodConfig
+from promptcomp.lightning_modules.base import (
+    CompressionModule,
+    Counts,
+    ExportFormat,
+    LMTrainingConfig,
+    LossTerm,
+    MethodConfig,
+)
 from promptcomp.memory import Memory, SoftPrompt
 
 
@@ -43,7 +50,8 @@ class PromptTuningConfig(MethodConfig):
     share: Literal["per_task", "shared"] = "per_task"
     """per_task: a prompt for each task; shared: one for all."""
     slot_init: Literal["random", "vocabulary"] = "vocabulary"
-    """vocabulary: embeddings of random tokens; random: N(0, 0.02)."""
+    """vocabulary: embeddings of random tokens; random: N(0, 0.02), times the factor that an LM may
+    multiply its token embeddings by."""
 
 
 class FullPrompt(CompressionModule):
@@ -97,15 +105,15 @@ class PromptTuning(CompressionModule):
 
     def build(self) -> None:
         """The prompts [tasks or 1, K, D]."""
-        table = token_table(self.lm.hf).weight.detach()
+        table, scale = token_table(self.lm.hf).weight.detach(), embedding_scale(token_table(self.lm.hf))
         shared = self.method.share == "shared"
         if not shared and not self.task_names:
             raise ConfigError("method.share = 'per_task': the data names no tasks; use method.share=shared")
         shape = (1 if shared else len(self.task_names), self.method.num_slots)
         if self.method.slot_init == "vocabulary":
-            prompts = table[torch.randint(0, table.shape[0], shape)].clone()
+            prompts = table[torch.randint(0, table.shape[0], shape)] * scale
         else:
-            prompts = torch.randn(*shape, table.shape[1], dtype=table.dtype, device=table.device) * 0.02
+            prompts = torch.randn(*shape, table.shape[1], dtype=table.dtype, device=table.device) * (0.02 * scale)
         self.prompts = nn.Parameter(prompts)
 
     def compress(self, context: Context) -> SoftPrompt:
@@ -116,6 +124,11 @@ class PromptTuning(CompressionModule):
             raise ConfigError(f"task {last} has no prompt, only the {known} tasks of training have; use share=shared")
         embeds = self.prompts[row]
         return SoftPrompt(embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device))
+
+    @property
+    def export_formats(self) -> tuple[ExportFormat, ...]:
+        """peft knows soft prompts."""
+        return ("peft", "tensors")
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """The prompt's length, whatever the context's."""

@@ -25,7 +25,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.flops import decoder_flops, encoder_flops, shape_of_config
-from promptcomp.language_model import LanguageModel, token_table
+from promptcomp.evaluation.flops import read_flops
+from promptcomp.language_model import LanguageModel, embedding_scale, token_table
 from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora, without_lora
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, ExportFormat, LMTrainingConfig, LossTerm, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.trained import Origin, check_trained, read_lora, read_trained
 from promptcomp.memory import EncoderStates, KVCache
@@ -76,6 +76,10 @@ class GistConfig(LMTrainingConfig):
     """Weight of the cross-entropy of the prompt's own tokens, said again from the gist tokens alone after the
     end-of-sequence token. Answers may need no more than to tell the training prompts apart; this needs their words."""
 
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        return super().without_training().model_copy(update={"kl_weight": 0.0, "teacher": "initial"})
+
 
 class Gist(CompressionModule):
     """See the module docstring."""
@@ -95,7 +99,7 @@ class Gist(CompressionModule):
 
     def _initial_embedding(self) -> Tensor:
         method, tokenizer = self.method, self.lm.tokenizer
-        table = token_table(self.lm.hf).weight.detach()
+        table, scale = token_table(self.lm.hf).weight.detach(), embedding_scale(token_table(self.lm.hf))
         if method.gist_token is not None and tokenizer is not None:
             number = tokenizer.get_vocab().get(method.gist_token)
             if number is None or number >= len(table):
@@ -106,10 +110,11 @@ class Gist(CompressionModule):
             start = table[number : number + 1]
         else:  # a table may have more rows than there are tokens (T5)
             start = table[: len(table) if tokenizer is None else len(tokenizer)].mean(0, keepdim=True)
+        start = start * scale
         if method.shared_embedding:
-            return start.clone()
+            return start
         start = start.repeat(method.num_slots, 1)
-        return start + NOISE * table.std() * torch.randn_like(start)
+        return start + NOISE * scale * table.std() * torch.randn_like(start)
 
     def _open_teacher(self) -> LanguageModel | None:
         """A frozen LM of its own where the teacher is not to be had from the LM that is trained."""
@@ -135,6 +140,16 @@ class Gist(CompressionModule):
         """With the number of gist tokens, which a shared embedding does not show."""
         return super().origin().model_copy(update={"num_slots": self.method.num_slots})
 
+    @property
+    def export_formats(self) -> tuple[ExportFormat, ...]:
+        """The embedding alone may go into a copy of the LM as well."""
+        return (*super().export_formats, "hf") if self.lm_training == "none" else super().export_formats
+
+    @property
+    def compared(self) -> Literal["nothing", "targets", "all"]:
+        """With a teacher behind the full prompt, as `kl_positions` says."""
+        return self.method.kl_positions if self.method.kl_weight else "nothing"
+
     def slots(self) -> Tensor:
         """Embeddings of the gist tokens [k, D]."""
         return self.gist.expand(self.method.num_slots, -1)
@@ -149,21 +164,18 @@ class Gist(CompressionModule):
 
     def compress_flops(self, context_tokens: float) -> float:
         """The LM reads the context and the gist tokens."""
-        shape = shape_of_config(self.lm.hf.config.to_dict(), 0)
-        length = context_tokens + self.method.num_slots
-        if self.lm.family == "encoder_decoder":
-            return encoder_flops(shape, length)
-        return decoder_flops(shape, length) - shape.head_flops
+        return read_flops(self.lm.cost, self.lm.num_bos + context_tokens + self.method.num_slots)
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """The student; where they are asked for, the LM and the teacher behind the full prompt."""
         method, lm = self.method, self.lm.hf
         trained = method.train == "lm"
-        prefix = context_tokens + method.num_slots
+        context = self.lm.num_bos + context_tokens
+        prefix = context + method.num_slots
         # An encoder that reads queries meets the prefix again with each of them, unless it was remembered.
         repeated = queries if self.lm.query_in_encoder and method.arrangement == "joint" else 1
         read = repeated * prefix + queries * example_tokens
-        whole, length = context_tokens + queries * example_tokens, context_tokens + example_tokens
+        whole, length = context + queries * example_tokens, context + example_tokens
         found = [Pass(lm, read, prefix + example_tokens, True, trained)]
         if method.full_prompt_weight:
             found.append(Pass(lm, whole, length, True, trained))
@@ -171,7 +183,8 @@ class Gist(CompressionModule):
             again = (prefix if method.arrangement == "joint" else 0) + context_tokens + 1  # 1: the request
             found.append(Pass(lm, again, again, True, trained, says_context=True))
         if method.kl_weight:
-            found.append(Pass(lm if self.teacher is None else self.teacher.hf, whole, length, False, False))
+            teacher = lm if self.teacher is None else self.teacher.hf
+            found.append(Pass(teacher, whole, length, False, False, caches_context=True))
         return found
 
     @property

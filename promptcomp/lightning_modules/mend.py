@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
@@ -29,9 +29,9 @@ from torch.nn import functional as F
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.flops import cross_decoder_flops, decoder_flops, encoder_flops, shape_of_config
-from promptcomp.language_model import LanguageModelConfig, TextEncoder, token_table
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, MethodConfig, Pass
+from promptcomp.evaluation.flops import cross_decoder_flops, read_flops
+from promptcomp.language_model import LanguageModelConfig, TextEncoder, embedding_scale, token_table
+from promptcomp.lightning_modules.base import CompressionModule, Counts, ExportFormat, LossTerm, MethodConfig, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import EncoderStates, SoftPrompt
@@ -48,7 +48,7 @@ class MendConfig(MethodConfig):
     num_slots: int = Field(100, gt=0)
     """Vectors that a chunk of demonstrations becomes (l in the paper)."""
     slot_init: Literal["random", "vocabulary"] = "random"
-    """random: N(0, the distiller's initializer_range); vocabulary: embeddings of random tokens."""
+    """random: N(0, the distiller's initializer_range), as token embeddings start; vocabulary: some token embeddings."""
     distiller: LanguageModelConfig | None = None
     """The distiller's starting point, any LM with the same tokenizer; null: a copy of the LM."""
     slots_in: Literal["encoder", "decoder"] = "encoder"
@@ -71,6 +71,10 @@ class MendConfig(MethodConfig):
     """T: both distributions are taken at this temperature."""
     kl_positions: Literal["all", "targets"] = "all"
     """all: after every token of query and answer, as in the paper; targets: only where an answer token is predicted."""
+
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        return self.model_copy(update={"init_from": None})
 
 
 def distil(
@@ -136,15 +140,16 @@ class Mend(CompressionModule):
         token_table(self.distiller.body).requires_grad_(False)
 
     def _initial_slots(self, width: int) -> Tensor:
-        table = token_table(self.distiller.body).weight.detach()
+        lookup = token_table(self.distiller.body)
+        table, scale = lookup.weight.detach(), embedding_scale(lookup)
         if self.method.slot_init == "vocabulary":
             # The reference draws ids from 100 upwards, past special tokens and single bytes.
             first = 100 if table.shape[0] > 200 else 0
-            return table[torch.randint(first, table.shape[0], (self.method.num_slots,))].clone()
+            return table[torch.randint(first, table.shape[0], (self.method.num_slots,))] * scale
         std = self.distiller.body.config.to_dict().get("initializer_range")
         if std is None:  # T5 has no such number; its own embeddings give the scale
             std = 1.0 if self.skeleton else float(table.square().mean().sqrt())
-        return torch.randn(self.method.num_slots, width, dtype=table.dtype, device=table.device) * std
+        return torch.randn(self.method.num_slots, width, dtype=table.dtype, device=table.device) * (std * scale)
 
     def _make_projection(self, width: int) -> nn.Module:
         kind, goal = self.method.projection, self.lm.hidden_size
@@ -169,7 +174,8 @@ class Mend(CompressionModule):
         was_training = self.distiller.training
         hidden = distil(self.distiller.eval(), self.slots, ids, torch.ones_like(ids, dtype=torch.bool))
         self.distiller.train(was_training)
-        length = token_table(self.lm.hf).weight.norm(dim=-1).mean() / hidden.norm(dim=-1).mean()
+        table = token_table(self.lm.hf)
+        length = embedding_scale(table) * table.weight.norm(dim=-1).mean() / hidden.norm(dim=-1).mean()
         nn.init.eye_(linear.weight).mul_(length)
         nn.init.zeros_(linear.bias)
 
@@ -192,32 +198,31 @@ class Mend(CompressionModule):
 
     def compress_flops(self, context_tokens: float) -> float:
         """The distiller reads demonstrations and slots; then the projection."""
-        shape = shape_of_config(self.distiller.body.config.to_dict(), 0)
         slots = self.num_memory_slots(math.ceil(context_tokens))
         chunks = slots // self.slots.shape[0]
-        length = context_tokens / chunks + self.slots.shape[0]
+        read, cost = context_tokens / chunks, self.distiller.cost
         if self.method.slots_in == "decoder":
-            read = encoder_flops(shape, context_tokens / chunks) - shape.head_flops
-            read += cross_decoder_flops(shape, self.slots.shape[0] + 1, context_tokens / chunks)
-        elif self.distiller.family == "encoder_decoder":
-            read = encoder_flops(shape, length)
+            slot_flops = cross_decoder_flops(cost, self.slots.shape[0] + 1, read) - cost.head
+            flops = read_flops(cost, read) + slot_flops
         else:
-            read = decoder_flops(shape, length) - shape.head_flops
-        return chunks * read + 2.0 * slots * sum(p.numel() for p in self.projection.parameters() if p.dim() == 2)
+            flops = read_flops(cost, self._distiller_bos + read + self.slots.shape[0])
+        return chunks * flops + 2.0 * slots * sum(p.numel() for p in self.projection.parameters() if p.dim() == 2)
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """Distiller, student and teacher."""
         slots = self.num_memory_slots(context_tokens)
-        student = slots + example_tokens
+        front = self.lm.num_bos + slots
+        student = front + example_tokens
         # Queries share the row that holds the slots, unless an encoder reads each query with them.
-        student_tokens = queries * student if self.lm.query_in_encoder else slots + queries * example_tokens
+        student_tokens = queries * student if self.lm.query_in_encoder else front + queries * example_tokens
         found = [
             *self._distiller_passes(context_tokens, slots),
             Pass(self.lm.hf, student_tokens, student, True, False),
         ]
         if self._with_kl:
-            whole = context_tokens + example_tokens
-            found.append(Pass(self.lm.hf, context_tokens + queries * example_tokens, whole, False, False))
+            context = self.lm.num_bos + context_tokens
+            tokens, length = context + queries * example_tokens, context + example_tokens
+            found.append(Pass(self.lm.hf, tokens, length, False, False, caches_context=True))
         return found
 
     def _distiller_passes(self, context_tokens: int, slots: int) -> list[Pass]:
@@ -227,21 +232,35 @@ class Mend(CompressionModule):
             trained = not self.method.frozen_encoder
             encoder = Pass(body.get_encoder(), context_tokens, min(context_tokens, chunk), trained, trained)
             return [encoder, Pass(body.get_decoder(), slots, self.slots.shape[0], True, True)]
-        read = context_tokens + slots
-        return [Pass(body, read, min(read, chunk + self.slots.shape[0]), True, True)]
+        read = context_tokens + slots + slots // self.slots.shape[0] * self._distiller_bos
+        return [Pass(body, read, min(read, chunk + self.slots.shape[0] + self._distiller_bos), True, True)]
 
     def _chunk_size(self) -> int:
         limit = self.method.max_chunk_tokens
         window = self.distiller.window
         if window is None:
             return limit if limit is not None else 1 << 30
-        room = window - self.slots.shape[0] - (self.distiller.bos_id is not None)
+        room = window - self.slots.shape[0] - self._distiller_bos
         if room < 1:
             raise ConfigError(
                 f"method.num_slots = {self.slots.shape[0]} leaves no room for demonstrations in the distiller's window "
                 f"of {window}; use fewer slots"
             )
         return room if limit is None else min(limit, room)
+
+    @property
+    def _distiller_bos(self) -> int:
+        return int(self.distiller.bos_id is not None)
+
+    @property
+    def export_formats(self) -> tuple[ExportFormat, ...]:
+        """The distiller is a model of its own."""
+        return ("hf", "tensors")
+
+    @property
+    def compared(self) -> Literal["nothing", "targets", "all"]:
+        """With the LM that reads the demonstrations themselves."""
+        return self.method.kl_positions if self._with_kl else "nothing"
 
     @property
     def _with_kl(self) -> bool:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, Self
 
 from transformers import PreTrainedModel
 
 from promptcomp.config import Config
 from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig
 
+ExportFormat = Literal["hf", "peft", "tensors"]
+"""A Hugging Face model, adapters or prompts for peft, the trained tensors by name."""
+
 
 class MethodConfig(Config):
     """Base of the methods' sections; each adds a literal `name`."""
+
+    def without_training(self) -> Self:
+        """The method as it serves once its trained parts are loaded: without a teacher or weights to start from."""
+        return self
 
 
 class LMTrainingConfig(MethodConfig):
@@ -25,6 +32,10 @@ class LMTrainingConfig(MethodConfig):
     """The adapters of `train: lora`."""
     init_from: str | None = None
     """A run directory, export or checkpoint of the same method whose trained parts training starts from."""
+
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        return self.model_copy(update={"init_from": None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,8 @@ class Pass:
     """Whether its weights get a gradient."""
     says_context: bool = False
     """Its targets are the contexts, each behind a query of one token, instead of the examples."""
+    caches_context: bool = False
+    """A decoder reads the context first and keeps its keys and values until the answers are worked out."""
 
 
 class ExampleGold(Protocol):

@@ -27,6 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from promptcomp.config import ConfigError
+from promptcomp.documents import parse_json
+from promptcomp.files import follow_umask
 from promptcomp.lightning_modules.shards import Region, local_part, overlap, region_of, within
 
 HEADER = "checkpoint.pt"
@@ -88,6 +90,7 @@ def write_shard(folder: Path, tensors: Mapping[str, Tensor], rank: int, world_si
     note = {"format": "pt", _OFFSETS: json.dumps(offsets)}
     try:
         save_file(parts, path, metadata=note)
+        follow_umask(path)
         with path.open("rb") as file:
             os.fsync(file.fileno())
     except SafetensorError as error:  # its message holds the system's, without the number
@@ -166,7 +169,7 @@ class ShardReader:
         try:
             for name in self.header["shards"]:
                 file = self._files.enter_context(safe_open(self.folder / name, framework="pt"))
-                offsets = json.loads((file.metadata() or {}).get(_OFFSETS, "{}"))
+                offsets = parse_json((file.metadata() or {}).get(_OFFSETS, "{}"))
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     part = file.get_slice(key)
                     starts = offsets[key]["saved_offsets"]

@@ -76,6 +76,11 @@ class StepByStepConfig(LMTrainingConfig):
             raise ValueError("on_policy_share and jsd_beta need a teacher")
         return self
 
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        unneeded = {"teacher": None, "jsd_beta": None, "on_policy_share": 0.0}
+        return super().without_training().model_copy(update=unneeded)
+
     @property
     def weights(self) -> dict[int, float]:
         """Weight of each task's loss."""
@@ -253,11 +258,17 @@ class StepByStep(Finetune):
             return "method.on_policy_share draws answers"
         return super().depends_on_ranks()
 
+    @property
+    def compared(self) -> Literal["nothing", "targets", "all"]:
+        """With a white-box teacher, on the tokens of the targets."""
+        return "nothing" if self.method.teacher is None else "targets"
+
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """The student on both tasks, and the teacher."""
         found = super().passes(context_tokens, example_tokens, queries)
         if self.teacher is not None:
-            tokens, length = context_tokens + queries * example_tokens, context_tokens + example_tokens
+            context = self.teacher.num_bos + context_tokens
+            tokens, length = context + queries * example_tokens, context + example_tokens
             found.append(Pass(self.teacher.hf, tokens, length, False, False))
         return found
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.documents import read_json
+from promptcomp.files import replacing, write_atomic
 from promptcomp.lightning_modules.checkpoint_files import FORMAT, existing, first_line, read_checkpoint
 from promptcomp.lightning_modules.sharded_files import WEIGHTS, ShardReader, is_sharded
 
@@ -103,10 +103,10 @@ def read_lora(path: Path) -> dict[str, Any]:
     for folder in (path, path / "export"):
         if (folder / DESCRIPTION).is_file():
             try:
-                found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["method"]["lora"]
-            except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+                found = dict(read_json(folder / DESCRIPTION, "description of an export")["method"]["lora"])
+            except (KeyError, TypeError, ValueError) as error:
                 raise ConfigError(f"{folder}: the export cannot be read ({first_line(error)})") from None
-            return dict(found)
+            return found
     raise ConfigError(f"{path}: the sizes of its adapters are not known; give a finished run or an export")
 
 
@@ -129,20 +129,17 @@ def write_export(folder: Path, tensors: Mapping[str, Tensor], description: Mappi
     """Write tensors and description; a reader never sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    partial = folder / f"{TENSORS}.partial"
-    save_file(whole, partial)
-    os.replace(partial, folder / TENSORS)
-    partial = folder / f"{DESCRIPTION}.partial"
-    partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / DESCRIPTION)
+    with replacing(folder / TENSORS) as partial:
+        save_file(whole, partial)
+    write_atomic(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
 def _read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_json(folder / DESCRIPTION, "description of an export")
         info = Origin.model_validate(description["origin"]).model_dump()
         return load_file(folder / TENSORS), info
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, SafetensorError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(f"{folder}: the export cannot be read ({first_line(error)})") from None
 
 

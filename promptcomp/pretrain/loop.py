@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 import promptcomp
 from promptcomp.config import Config, ConfigError
+from promptcomp.files import follow_umask, write_atomic
 from promptcomp.pretrain.architecture import Architecture, build_model
 from promptcomp.pretrain.instruction_lessons import InstructionCurriculum, InstructionLessons
 from promptcomp.pretrain.lessons import Lessons
@@ -163,7 +164,8 @@ def save_base(
     try:
         model.save_pretrained(partial)
         lessons.tokenizer.save_pretrained(partial)
-        (partial / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+        write_atomic(partial / "recipe.json", json.dumps(recipe, indent=1) + "\n")
+        follow_umask(partial)
         if output_dir.exists():
             output_dir.rename(old)
         partial.rename(output_dir)

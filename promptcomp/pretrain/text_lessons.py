@@ -6,10 +6,10 @@ Documents are shuffled anew in every epoch, joined with <bos> between them, and 
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.documents import parse_json, read_json
+from promptcomp.files import is_file_name, read_text
 
 
 class TextCorpus(Config):
@@ -160,7 +162,7 @@ def _paragraphs(files: tuple[Path, ...]) -> list[str]:
     for file in files:
         if not file.is_file():
             raise ConfigError(f"data.files: {file} is no file")
-        found += [part for part in file.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+        found += [part for part in read_text(file, "text").split("\n\n") if part.strip()]
     return found
 
 
@@ -169,18 +171,38 @@ def _metaicl_rows(config: TextCorpus) -> list[list[str]]:
     if config.metaicl_dir is None:
         return []
     partition = config.metaicl_dir / "config" / f"{config.metaicl_partition}.json"
-    if not partition.is_file():
+    if not is_file_name(str(config.metaicl_partition)) or not partition.is_file():
         known = ", ".join(sorted(path.stem for path in partition.parent.glob("*.json"))) or "none"
         raise ConfigError(f"data.metaicl_partition: no file {partition}; found: {known}")
     after_input, after_row = config.separators
     tasks = []
-    for name in json.loads(partition.read_text(encoding="utf-8"))[config.metaicl_split]:
+    for name in _task_names(partition, config.metaicl_split):
         rows: dict[str, None] = {}  # an ordered set: classification tasks repeat rows over their seeds
-        for file in sorted((config.metaicl_dir / "data" / name).glob(f"{name}_*_train.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                rows[f"{row['input']}{after_input}{row['output']}{after_row}"] = None
+        for file in sorted((config.metaicl_dir / "data" / name).glob(f"{escape(name)}_*_train.jsonl")):
+            for number, line in enumerate(read_text(file, "task file").split("\n"), start=1):
+                if line.strip():
+                    row = _row(line, f"{file}, line {number}")
+                    rows[f"{row['input']}{after_input}{row['output']}{after_row}"] = None
         if not rows:
             raise ConfigError(f"data.metaicl_dir: task {name!r} has no *_train.jsonl in {config.metaicl_dir / 'data'}")
         tasks.append(list(rows))
     return tasks
+
+
+def _task_names(partition: Path, split: str) -> list[str]:
+    """The names of a partition's tasks, each of which is a folder."""
+    found = read_json(partition, "partition of MetaICL")
+    names = found.get(split) if isinstance(found, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) and is_file_name(name) for name in names):
+        raise ConfigError(f"{partition}: expected a list of task names under {split!r}, each the name of a folder")
+    return names
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(row, dict) or not {"input", "output"} <= row.keys():
+        raise ConfigError(f"{where}: expected an object with 'input' and 'output'")
+    return row

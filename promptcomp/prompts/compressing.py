@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -121,9 +122,10 @@ class Compressor:
             raise ConfigError(f"{self.run}: its method ({method}) reads no prompt, so there is nothing to save")
         tokens = context.ids.shape[1]
         info = self._info(source, memory, tokens, task, keep_text)
-        per_token = self.module.lm.kv_bytes_per_token
+        lm = self.module.lm
         prompt = CompressedPrompt(StoredPrompt(memory, info), reader=self.reader)
-        return Compression(prompt, milliseconds, info.slots * per_token, tokens * per_token)
+        whole = (tokens + lm.num_bos) * lm.kv_bytes_per_token
+        return Compression(prompt, milliseconds, round(lm.kv_bytes(memory)), whole)
 
     def uncompressed(self, source: PromptSource) -> Memory | None:
         """The whole prompt as a memory of the same LM, for comparison (on the CPU)."""
@@ -175,7 +177,7 @@ class Compressor:
 def _findable(lm: LanguageModelConfig) -> LanguageModelConfig:
     """The same section with an absolute path, where it names a folder."""
     folder = Path(lm.path)
-    return lm.model_copy(update={"path": str(folder.resolve())}) if folder.is_dir() else lm
+    return lm.model_copy(update={"path": str(folder.resolve())}) if os.path.isdir(folder) else lm
 
 
 def _list(names: Sequence[str]) -> str:

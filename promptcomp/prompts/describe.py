@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from promptcomp.errors import command
 from promptcomp.memory import memory_tensors
 from promptcomp.prompts.artifact import read_prompt
 from promptcomp.prompts.compressing import Compression
@@ -68,7 +69,7 @@ def print_compression(done: Compression, output: Path, file_bytes: int, console:
     lines = (
         f"{output}: {info.source_tokens} tokens -> {info.slots} slots ({ratio:.1f}x) in {done.milliseconds:.0f} ms",
         f"file {size(file_bytes)}, in the LM's cache {size(done.kv_bytes)} instead of {size(done.full_kv_bytes)}",
-        f'ask it: promptcomp generate --prompt {output} "..."',
+        f"ask it: {command('generate', '--prompt', output, '...')}",
     )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +12,16 @@ import torch
 from transformers import TextStreamer
 
 from promptcomp.batch import EncodedContext, EncodedQuery, collate
-from promptcomp.config import ConfigError, build, read_yaml
+from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import PromptFormat
-from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel
-from promptcomp.lightning_modules import METHODS
 from promptcomp.memory import KVCache, Memory, memory_to
 from promptcomp.prompts.artifact import PromptInfo
 from promptcomp.prompts.identity import tokenizer_hash, weights_hash
-from promptcomp.run.directory import open_existing
-from promptcomp.run.parts import weights_of
+from promptcomp.run.parts import open_trained_lm
 from promptcomp.run.quiet import quiet
 
 DEFAULT_NEW_TOKENS = 128
-_ONLY_FOR_TRAINING = {"init_from": None, "kl_weight": 0.0}
-"""Settings that open further models, which reading does not need."""
 OnText = Callable[[str], None]
 
 
@@ -186,30 +182,6 @@ def next_position(lm: LanguageModel, memory: Memory | None) -> int | None:
     return (lm.bos_id is not None) + (0 if memory is None else int(memory.num_slots[0]))
 
 
-def open_run_lm(path: Path) -> LanguageModel:
-    """The LM of a run as the run has trained it; neither the run's data nor a teacher is needed.
-
-    Raises:
-        ConfigError: no run, or no trained weights.
-    """
-    run = open_existing(path)
-    experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
-    method = experiment.method
-    unneeded = {key: value for key, value in _ONLY_FOR_TRAINING.items() if key in type(method).model_fields}
-    module = METHODS[method.name].module(
-        method.model_copy(update=unneeded),
-        experiment.lm,
-        experiment.optim,
-        max_steps=experiment.trainer.max_steps,
-        seed=experiment.seed,
-    )
-    if module.lm_training == "none":
-        return LanguageModel.from_config(experiment.lm)
-    module.configure_model()
-    module.load_trained(weights_of(run))
-    return module.lm.eval()
-
-
 def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> LanguageModel:
     """The LM that a compressed prompt was made for, after making sure that it is the one.
 
@@ -224,11 +196,11 @@ def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> Language
     place = model if model is not None else (info.run if info.lm_is_trained else info.lm.path)
     if place is None:
         raise ConfigError(f"{source}: does not say where its LM is; name a run directory with --model")
-    if model is None and Path(place).is_absolute() and not Path(place).exists():
+    if model is None and Path(place).is_absolute() and not os.path.exists(place):
         raise ConfigError(f"{source}: the LM it was made for is gone from {place}; say with --model where it is now")
     with quiet():
-        if (Path(place) / "config.yaml").is_file():
-            lm = open_run_lm(Path(place))
+        if os.path.isfile(Path(place) / "config.yaml"):
+            lm = open_trained_lm(Path(place))
         else:
             lm = LanguageModel.from_config(info.lm.model_copy(update={"path": str(place)}))
     check_identity(info, lm, source, str(place))

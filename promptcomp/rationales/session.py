@@ -13,7 +13,7 @@ from promptcomp.datamodules.rationale_selection import same_label
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.endpoints import AskingSession, ChatClient, Prices
 from promptcomp.evaluation.bootstrap import wilson
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import write_atomic
 from promptcomp.rationales.asking import (
     LocalModel,
     Request,

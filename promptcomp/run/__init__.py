@@ -1,5 +1,1 @@
-"""Runs: training, resuming and evaluating, each in its run directory."""
-
-from promptcomp.run.fitting import Outcome, evaluate, fit, resume_fit
-
-__all__ = ["Outcome", "evaluate", "fit", "resume_fit"]
+"""Runs: training, resuming and evaluating, each in its run directory. Nothing is imported here: views need no torch."""

@@ -18,6 +18,7 @@ from promptcomp.evaluation.scoring import OptionScores, examples_sha256, make_pr
 from promptcomp.evaluation.summary import summarise
 from promptcomp.evaluation.texts import add_texts
 from promptcomp.experiment import EvaluationConfig
+from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.controls import FullPrompt, NoPrompt
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
@@ -35,21 +36,23 @@ class _Sizes:
     context_tokens: int = 0
     slots: int = 0
     memory_bytes: float = 0.0
+    kv_bytes: float = 0.0
     queries: int = 0
     query_tokens: int = 0
     kind: flops.MemoryKind | None = None
     first_batch: Batch | None = None
 
-    def add(self, batch: Batch, memory: Memory | None) -> None:
+    def add(self, lm: LanguageModel, batch: Batch, memory: Memory | None) -> None:
         contexts = len(batch.context.mask)
         self.contexts += contexts
-        self.context_tokens += int(batch.context.mask.sum())
+        self.context_tokens += int(batch.context.mask.sum()) + contexts * lm.num_bos
         self.queries += len(batch.query_mask)
         self.query_tokens += int(batch.query_mask.sum())
         if memory is not None:
             self.kind = memory_kind(memory)
             self.slots += int(memory.num_slots.sum())
             self.memory_bytes += cost.memory_bytes(memory) * contexts
+            self.kv_bytes += lm.kv_bytes(memory) * contexts
         if self.first_batch is None:
             self.first_batch = batch
 
@@ -132,7 +135,7 @@ def _score(
     for done, batch in enumerate(batches, start=1):
         batch = batch.to(module.device)
         memory = module.compress(batch.context)
-        sizes.add(batch, memory)
+        sizes.add(module.lm, batch, memory)
         memories = {row: memory if row == "method" else bound_memory(module, row, batch.context) for row in rows}
         for row in rows:
             sums, counts, _ = module.lm.score(memories[row], batch)
@@ -165,27 +168,23 @@ def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: Evalu
     contexts, queries = max(sizes.contexts, 1), max(sizes.queries, 1)
     context_tokens, slots = sizes.context_tokens / contexts, sizes.slots / contexts
     query_tokens = sizes.query_tokens / queries
-    shape = flops.shape_of_config(
-        lm.hf.config.to_dict(),
-        sum(p.numel() for p in lm.parameters()),
-        lm.hf.dtype.itemsize,
-    )
     prefill = flops.prefill_flops(
-        shape,
+        lm.cost,
         context_tokens=context_tokens,
         memory_slots=slots,
         query_tokens=query_tokens,
+        front_tokens=lm.num_bos,
         memory_kind=sizes.kind or "soft_prompt",
         layout=layout,  # type: ignore[arg-type]
-        compress_flops=module.compress_flops(context_tokens),
+        compress_flops=module.compress_flops(context_tokens - lm.num_bos),
     )
     size = Size(
         context_tokens=context_tokens,
         memory_slots=slots,
         compression=context_tokens / slots if slots else None,
-        context_bytes=context_tokens * shape.kv_bytes_per_token,
+        context_bytes=context_tokens * lm.kv_bytes_per_token,
         memory_bytes=sizes.memory_bytes / contexts,
-        memory_kv_bytes=slots * shape.kv_bytes_per_token,
+        memory_kv_bytes=sizes.kv_bytes / contexts,
         query_tokens=query_tokens,
     )
     timed = _time(module, sizes.first_batch) if config.measure_cost and sizes.first_batch is not None else Cost()

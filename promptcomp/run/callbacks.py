@@ -75,7 +75,7 @@ class SaveBetweenSteps(L.Callback):
     The signal handler only sets a flag (saving inside a handler can meet a half-done optimiser step); the ranks agree
     on it before the next step and all raise `Stopped`. A second Ctrl-C kills the run; the signals of a cluster
     (`StopSignals`) may repeat. All saving is done before a step, when the logs and the dev evaluation of the last one
-    are done: a resumed run neither repeats nor skips them.
+    are done: a resumed run neither repeats nor skips them. A signal after the last step is the caller's to act on.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -89,8 +89,14 @@ class SaveBetweenSteps(L.Callback):
         self._process = os.getpid()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Install the handlers (again: Lightning puts one on SIGTERM that communicates, which ranks may wait in)."""
+        """Install the handlers (again: Lightning puts one on SIGTERM that communicates, which ranks may wait in).
+
+        Raises:
+            Stopped: a SIGTERM came just before.
+        """
         self._process = os.getpid()
+        if trainer.received_sigterm:  # Lightning's own handler took it a moment ago
+            raise Stopped(trainer.global_step)
         for number in {*self.signals, *StopSignals.numbers()}:
             handler = self._stop.handle if is_preemption(number) else self._handle
             self._previous[number] = signal.signal(number, handler)
@@ -118,15 +124,12 @@ class SaveBetweenSteps(L.Callback):
         if stop:
             raise Stopped(step, trainer.strategy.reduce_boolean_decision(asked, all=False))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the handlers back."""
-        self._restore()
-
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Put the handlers back."""
-        self._restore()
+        self.restore()
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Put the handlers back, once all is saved: Lightning's own would swallow a signal after the last step."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

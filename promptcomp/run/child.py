@@ -15,11 +15,11 @@ from types import FrameType
 
 from promptcomp.config import ConfigError, dump
 from promptcomp.errors import RunFailed
-from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
+from promptcomp.files import write_atomic
 from promptcomp.lightning_modules.checkpoint_files import existing, step_of
-from promptcomp.run.directory import RunDirectory, check_unused
+from promptcomp.run.directory import RunDirectory, check_unused, clear_unstarted
 from promptcomp.run.finding import find, identity, module_of
 from promptcomp.run.fitting import Outcome
 from promptcomp.run.layout import layout_of
@@ -45,24 +45,14 @@ def fit_words(experiment: Experiment, run: Path | None, config: Path, command: S
     if run is not None and (run / "config.yaml").is_file():
         return [*command, "--resume", str(run)]
     if run is not None:
-        _clear_unstarted(run)
+        clear_unstarted(run)
+        with contextlib.suppress(OSError):
+            run.rmdir()
+        if run.is_dir():
+            raise ConfigError(f"{run} is in the way: it holds files but no run; move it away")
     config.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(config, dump(experiment))
     return [*command, "--config", str(config), *(() if run is None else ("--run-dir", str(run)))]
-
-
-def _clear_unstarted(run: Path) -> None:
-    """Remove a directory whose run was killed before it had written its configuration."""
-    if not run.is_dir():
-        return
-    with contextlib.suppress(OSError):
-        for left in run.glob(".config.yaml.*.tmp"):
-            left.unlink()
-        (run / "checkpoints").rmdir()
-    try:
-        run.rmdir()
-    except OSError:
-        raise ConfigError(f"{run} is in the way: it holds files but no run; move it away") from None
 
 
 def attend(words: Sequence[str], keep: Sequence[int] = ()) -> tuple[int, int | None]:

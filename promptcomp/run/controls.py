@@ -15,11 +15,11 @@ from typing import Any
 from rich.console import Console
 
 from promptcomp.config import ConfigError, build
-from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.records import Prediction, read_predictions
 from promptcomp.evaluation.reference_points import ReferencePoints, Role, RoleRun, SplitPoints, split_points
 from promptcomp.evaluation.results import Results, read_results
 from promptcomp.experiment import Experiment
+from promptcomp.files import locked, write_atomic
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import LMTrainingConfig
 from promptcomp.report import print_points
@@ -28,7 +28,6 @@ from promptcomp.run.cluster_environment import started_rank
 from promptcomp.run.directory import RunDirectory
 from promptcomp.run.finding import find, identity, module_of
 from promptcomp.run.fitting import Outcome, fit, resume_fit
-from promptcomp.run.lock import locked
 
 FILE_NAME = "controls.json"
 

@@ -1,7 +1,7 @@
 """A run directory: its layout, the record of the environment, and the step series.
 
 config.yaml        the resolved configuration; `promptcomp fit --config RUN/config.yaml` repeats the run
-environment.json   versions, hardware, git commit
+environment.json   versions, hardware, git commit and configuration of each start
 metrics.csv        one row for each logged step
 checkpoints/       last.ckpt (what --resume continues from; a folder where it is sharded), best.ckpt (what is evaluated)
 export/            the trained parts: trained.safetensors, promptcomp.json (method.init_from takes a run)
@@ -13,13 +13,15 @@ log.txt            messages with their times
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -28,10 +30,13 @@ from typing import Any
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.documents import read_json
+from promptcomp.errors import RankLost, command
+from promptcomp.files import open_append, replacing, write_atomic
+from promptcomp.plain import without_credentials
 
 RUN_DIRECTORY_VARIABLE = "PROMPTCOMP_RUN_DIRECTORY"
-"""Tells the processes that a strategy starts which directory rank 0 has made."""
+"""Tells the processes that a strategy starts whose children they are and which directory rank 0 has made."""
 _PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "pydantic", "safetensors")
 
 
@@ -93,8 +98,12 @@ class RunDirectory:
 
     def write_log(self, message: str) -> None:
         """Append one line to log.txt."""
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {message}\n")
+        with open_append(self.log) as file:
+            file.write(
+                f"{datetime.now(UTC).isoformat(timespec='seconds')} {without_credentials(message)}\n".encode(
+                    errors="replace"
+                )
+            )
 
 
 def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
@@ -103,10 +112,8 @@ def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
     Raises:
         ConfigError: `chosen` already holds something, or the folder cannot be written.
     """
-    inherited = os.environ.get(RUN_DIRECTORY_VARIABLE)
-    if inherited:
-        return RunDirectory(Path(inherited))
     if chosen is not None:
+        clear_unstarted(chosen)
         check_unused(chosen)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = chosen or next(p for p in _candidates(output_dir / f"{title}-{stamp}") if not p.exists())
@@ -114,8 +121,39 @@ def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
         (path / "checkpoints").mkdir(parents=True)
     except OSError as error:
         raise ConfigError(f"{path}: the run directory cannot be made ({error.strerror})") from None
-    os.environ[RUN_DIRECTORY_VARIABLE] = str(path)
     return RunDirectory(path)
+
+
+@contextlib.contextmanager
+def told_to_children(path: Path) -> Iterator[None]:
+    """Processes that are started within this block learn where the run is."""
+    os.environ[RUN_DIRECTORY_VARIABLE] = f"{os.getpid()}:{path}"
+    try:
+        yield
+    finally:
+        del os.environ[RUN_DIRECTORY_VARIABLE]
+
+
+def told_by_parent() -> RunDirectory | None:
+    """The run whose first process has started this one; None for every other process, whatever its environment says.
+
+    Raises:
+        RankLost: that process is there no more.
+    """
+    parent, _, path = os.environ.get(RUN_DIRECTORY_VARIABLE, "").partition(":")
+    if path and parent == str(os.getppid()):
+        return RunDirectory(Path(path))
+    if path and os.environ.get("LOCAL_RANK", "0") != "0":
+        raise RankLost(f"the first process of the run in {path} has ended")
+    return None
+
+
+def clear_unstarted(path: Path) -> None:
+    """Empty a directory whose run was killed before it had written its configuration; others are left alone."""
+    with contextlib.suppress(OSError):
+        for left in path.glob(".config.yaml.*.tmp"):
+            left.unlink()
+        (path / "checkpoints").rmdir()
 
 
 def check_unused(path: Path) -> None:
@@ -124,7 +162,9 @@ def check_unused(path: Path) -> None:
         ConfigError: a new run's directory holds something already.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} is not empty; continue it with 'promptcomp fit --resume {path}' or name another")
+        is_run = RunDirectory(path).config.is_file()
+        again = f"continue it with `{command('fit', '--resume', path)}` or " if is_run else ""
+        raise ConfigError(f"{path} is not empty; {again}name another")
 
 
 def _candidates(first: Path) -> Any:
@@ -139,13 +179,18 @@ def open_existing(path: Path) -> RunDirectory:
     """An existing run directory.
 
     Raises:
-        ConfigError: it is not there or has no config.yaml.
+        ConfigError: it is not there, has no config.yaml, or is the folder of an evaluation.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(f"{path}: no such run directory")
-    run = RunDirectory(path)
+    run, history = RunDirectory(path), list[dict[str, Any]]()
     if not run.config.is_file():
         raise ConfigError(f"{path} is no run directory: it has no config.yaml")
+    with contextlib.suppress(ConfigError):  # without its record a run is as good, but for --resume
+        history = _history(run)
+    evaluated = next((each["evaluates"] for each in history if "evaluates" in each), None)
+    if evaluated is not None:
+        raise ConfigError(f"{path} is no run directory but an evaluation of {evaluated}; name the run itself")
     return run
 
 
@@ -156,7 +201,7 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(without_credentials, sys.argv[1:])],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "promptcomp": __version__,
@@ -168,12 +213,40 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_environment(run: RunDirectory) -> None:
-    """Record the environment; a resumed run keeps the earlier records too."""
-    history: list[Any] = []
-    if run.environment.is_file():
-        history = json.loads(run.environment.read_text(encoding="utf-8"))["history"]
-    write_atomic(run.environment, json.dumps({"history": [*history, environment()]}, indent=2) + "\n")
+def write_environment(run: RunDirectory, config: Mapping[str, Any], evaluates: Path | None = None) -> None:
+    """Record the environment and the configuration; a resumed run keeps the earlier records too.
+
+    Args:
+        run: where.
+        config: as resolved.
+        evaluates: the run that was evaluated, where the directory is no run of its own.
+
+    Raises:
+        ConfigError: the earlier records cannot be read.
+    """
+    of = {} if evaluates is None else {"evaluates": str(evaluates)}
+    history = [*_history(run), {**environment(), **of, "config": config}]
+    write_atomic(run.environment, json.dumps({"history": history}, indent=2) + "\n")
+
+
+def recorded_config(run: RunDirectory) -> dict[str, Any] | None:
+    """The configuration that a run was started with; None: it has not begun, or an older version began it.
+
+    Raises:
+        ConfigError: the record cannot be read.
+    """
+    return next((each["config"] for each in _history(run) if isinstance(each.get("config"), dict)), None)
+
+
+def _history(run: RunDirectory) -> list[dict[str, Any]]:
+    if not run.environment.is_file():
+        return []
+    hint = "it says what the run was started with: move it away to go on anyway"
+    found = read_json(run.environment, "record of the environment", hint)
+    history = found.get("history") if isinstance(found, dict) else None
+    if not isinstance(history, list) or not all(isinstance(each, dict) for each in history):
+        raise ConfigError(f"{run.environment} is damaged; {hint}")
+    return history
 
 
 def _version(name: str) -> str | None:
@@ -225,12 +298,12 @@ class MetricsFile:
             self.columns += new
             self._rewrite()
             return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, restval="").writerow(row)
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self.columns, restval="").writerow(row)
+        with open_append(self.path) as file:
+            file.write(line.getvalue().encode())
 
     def _rewrite(self) -> None:
         lines = [self.columns, *([row.get(name) or "" for name in self.columns] for row in self.rows)]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(lines)
-        temporary.replace(self.path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from promptcomp.run.quiet import quiet
 
@@ -44,7 +45,8 @@ def print_report(console: Console, as_json: bool) -> bool:
         for name in ("", "check", "found"):
             table.add_column(name)
         for finding in findings:
-            table.add_row("[green]ok[/]" if finding.ok else "[red]!![/]", finding.subject, finding.detail)
+            mark = Text("ok", style="green") if finding.ok else Text("!!", style="red")
+            table.add_row(mark, finding.subject, finding.detail)
         console.print(table)
     return all(finding.ok for finding in findings)
 

@@ -45,7 +45,7 @@ def print_estimate(
     console.print(dump(experiment), highlight=False, markup=False)
     console.print(_parts_table(found.parts))
     where = "one device" if found.devices == 1 else f"each of {found.devices} devices ({found.strategy})"
-    console.print(f"\n[bold]Memory of {where}, {found.micro_batch} context(s) at a time[/]", highlight=False)
+    console.print(f"\nMemory of {where}, {found.micro_batch} context(s) at a time", style="bold", highlight=False)
     console.print(_memory_table(found))
     for line in _lines(found, experiment.trainer.max_steps):
         console.print(line, highlight=False, soft_wrap=True)
@@ -90,6 +90,7 @@ def _lines(found: Estimate, max_steps: int) -> list[str]:
             f"communication: each device sends {size(parts.total)} a step "
             f"(weights {size(parts.gather_weights)}, gradients {size(parts.reduce_gradients)})"
         )
+    lines += [found.adapters] if found.adapters else []
     lines += [
         f"context at most {found.context_tokens} tokens -> {found.memory_slots} slots; "
         f"query with target at most {found.example_tokens} tokens",

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from promptcomp.evaluation.flops import cross_decoder_flops, decoder_flops, encoder_flops, shape_of_config
+from promptcomp.evaluation.flops import cross_decoder_flops, encoder_flops, read_flops
 from promptcomp.experiment import Experiment
+from promptcomp.language_model.cost import model_cost
 from promptcomp.lightning_modules import METHODS
+from promptcomp.lightning_modules.adapters import adapted
 from promptcomp.lightning_modules.base import CompressionModule, Pass
 from promptcomp.lightning_modules.sharding import units_of
 from promptcomp.run.activations import NOTHING, Numbers, kept_bytes
@@ -37,7 +39,7 @@ from promptcomp.run.layout import (
     host_memory,
     layout_of,
 )
-from promptcomp.run.workload import Work, label_positions, rows_of, with_teacher, work_of
+from promptcomp.run.workload import Work, label_positions, rows_of, work_of
 
 
 class Part(BaseModel):
@@ -56,7 +58,7 @@ class Estimate(BaseModel):
 
     parts: list[Part]
     context_tokens: int
-    """Most tokens of a context (its budget)."""
+    """Most tokens of a context: its budget, and BOS where the LM reads one."""
     example_tokens: int
     """Most tokens of a query with its target."""
     memory_slots: int
@@ -86,6 +88,8 @@ class Estimate(BaseModel):
     """Of one optimiser step on all devices together."""
     train_flops: float
     """All steps, all devices together."""
+    adapters: str
+    """Which layers of the LM have adapters and which matrices have none; empty without any."""
     remarks: list[str]
     """What does not fit or is wasteful, each with the nearest fix."""
 
@@ -161,7 +165,7 @@ def estimate_module(
     flops = sum(_pass_flops(module, each, work) for each in passes)
     found = Estimate(
         parts=_parts(module, layout.weight_type),
-        context_tokens=work.context,
+        context_tokens=work.context + module.lm.num_bos,
         example_tokens=work.example,
         memory_slots=module.num_memory_slots(work.context),
         strategy=layout.strategy,
@@ -179,6 +183,7 @@ def estimate_module(
         checkpoint_bytes=3 * groups.whole.trained,
         step_flops=flops,
         train_flops=flops,
+        adapters=adapted(module.lm.hf),
         remarks=[],
     )
     limit = device_memory_gib * GIB if device_memory_gib is not None else _found_memory(layout)
@@ -188,14 +193,14 @@ def estimate_module(
 def _pass_flops(module: CompressionModule, each: Pass, work: Work) -> float:
     """Forward and backward, with the logits where labels are."""
     rows, decoder_rows = rows_of(module, each, work)
-    shape = shape_of_config(each.model.config.to_dict(), 0)
+    cost = model_cost(each.model)
     if decoder_rows is not None:
-        decoder = cross_decoder_flops(shape, decoder_rows.length, rows.length) - shape.head_flops
-        forward = rows.count * encoder_flops(shape, rows.length) + decoder_rows.count * decoder
+        decoder = cross_decoder_flops(cost, decoder_rows.length, rows.length) - cost.head
+        forward = rows.count * encoder_flops(cost, rows.length) + decoder_rows.count * decoder
     else:
-        forward = rows.count * (decoder_flops(shape, rows.length) - shape.head_flops)
+        forward = rows.count * read_flops(cost, rows.length)
     if each.model.get_output_embeddings() is not None:
-        forward += shape.head_flops * label_positions(module, each, work)
+        forward += cost.head * label_positions(module, each, work)
     return forward * (1 + each.gradient + each.trained)
 
 
@@ -239,7 +244,7 @@ def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layo
     sum is made, and with a teacher its logits and both log-softmaxes; in half precision the logits as the head made
     them as well.
     """
-    compared, _ = with_teacher(module)
+    compared = module.compared != "nothing"
     is_half = (layout.autocast or layout.weight_type or module.lm.hf.dtype).itemsize == 2
     heads = [each for each in passes if each.gradient and each.model.get_output_embeddings() is not None]
     students = [label_positions(module, each, work) * module.lm.vocab_size for each in heads]
@@ -250,11 +255,11 @@ def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layo
 
 def _teacher_cache(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:
     """Keys and values of the full prompt in a decoder-only teacher, at the moment that its answer is worked out."""
-    if module.lm.family != "decoder" or all(each.gradient for each in passes):
+    lm = module.lm
+    if lm.family != "decoder" or not any(each.caches_context for each in passes):
         return 0
-    itemsize = (layout.autocast or layout.weight_type or module.lm.hf.dtype).itemsize
-    shape = shape_of_config(module.lm.hf.config.to_dict(), 0, itemsize)
-    return shape.kv_bytes_per_token * work.context * work.contexts
+    itemsize = (layout.autocast or layout.weight_type or lm.hf.dtype).itemsize
+    return lm.kv_bytes_per_token * itemsize // lm.hf.dtype.itemsize * (work.context + lm.num_bos) * work.contexts
 
 
 def _gathers(passes: list[Pass], layout: Layout) -> float:

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import json
-import os
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
+from rich.text import Text
 
 from promptcomp import __version__
-from promptcomp.config import ConfigError, apply_overrides, build, dump, read_yaml
+from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.base import ContextDataModule, ICLConfig
 from promptcomp.datamodules.rationale import RationaleDataModule
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.errors import command
 from promptcomp.evaluation.records import Prediction, write_predictions
-from promptcomp.evaluation.results import Cost, Results, Size, write_results
+from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
 from promptcomp.experiment import Experiment
+from promptcomp.files import check_no_links, locked, write_atomic
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
-from promptcomp.run.callbacks import Stopped
+from promptcomp.run.callbacks import SaveBetweenSteps, Stopped
 from promptcomp.run.devices import device_of
 from promptcomp.run.directory import (
-    RUN_DIRECTORY_VARIABLE,
     RunDirectory,
     create,
     open_existing,
+    told_by_parent,
     write_environment,
 )
-from promptcomp.run.division import check_overrides
+from promptcomp.run.division import experiment_to_resume
 from promptcomp.run.lease import under_lease
-from promptcomp.run.lock import locked
 from promptcomp.run.parts import Parts, make_module, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
@@ -59,6 +61,8 @@ class Outcome:
     interrupted: bool = False
     preempted: bool = False
     """Interrupted by a signal that asks to make room: whoever sent it will continue the run."""
+    next_steps: tuple[str, ...] | None = None
+    """Commands to suggest; None: those that make sense after every run."""
 
     def as_json(self) -> dict[str, Any]:
         """The outcome for machines; `results` is results.json."""
@@ -69,10 +73,10 @@ class Outcome:
         """The outcome for people."""
         if self.interrupted:
             console.print(f"Stopped after step {self.step}; the run is complete up to there.")
-            console.print(f"Continue with: promptcomp fit --resume {self.run}", highlight=False, soft_wrap=True)
+            console.print(f"Continue with: {command('fit', '--resume', self.run)}", highlight=False, soft_wrap=True)
         elif self.results is not None:
             console.print()
-            print_report(self.results, console, self.run)
+            print_report(self.results, console, self.run, self.next_steps)
 
 
 @under_lease
@@ -82,19 +86,16 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
     Raises:
         ConfigError: a mistake in the configuration or the data.
     """
-    inherited = RUN_DIRECTORY_VARIABLE in os.environ
     with quiet():
         ranks = join(experiment.trainer)
         ranks.check_same(experiment)
         parts = ranks.agreed(lambda: make_parts(experiment))  # most mistakes show here, before there is a directory
-    run = ranks.once(lambda: create(Path(experiment.output_dir), experiment.title, run_dir))
-    try:
-        if not inherited and ranks.rank == 0:
+    run = told_by_parent()
+    if run is None:
+        run = ranks.once(lambda: create(Path(experiment.output_dir), experiment.title, run_dir))
+        if ranks.rank == 0:
             write_atomic(run.config, dump(experiment))
-        return _fit_alone(experiment, parts, run, console, resume=False)
-    finally:
-        if not inherited:
-            os.environ.pop(RUN_DIRECTORY_VARIABLE, None)
+    return _fit_alone(experiment, parts, run, console, resume=False)
 
 
 @under_lease
@@ -107,13 +108,11 @@ def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> O
         overrides: of how the work is divided (`trainer.devices=4`); the trajectory stays what it was.
 
     Raises:
-        ConfigError: no run directory, a checkpoint that does not belong to its configuration, or that cannot be
-            continued exactly with these overrides.
+        ConfigError: no run directory, a configuration that was edited since, a checkpoint that does not belong to it,
+            or that cannot be continued exactly with these overrides.
     """
-    overrides = list(overrides)
-    check_overrides(overrides)
     run = open_existing(path)
-    experiment = build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
+    experiment = experiment_to_resume(run, overrides)
     with quiet(run):
         ranks = join(experiment.trainer)
         ranks.check_same(experiment)
@@ -128,6 +127,7 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
         ConfigError: no run, no trained weights, or a mistake in the overrides.
     """
     run = open_existing(path)
+    check_no_links(run.path, ("evaluations",))
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     target = RunDirectory(output or run.path / "evaluations" / stamp)
     if target.path.exists() and any(target.path.iterdir()):
@@ -136,20 +136,39 @@ def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console:
         experiment, datamodule, module = open_trained(path, overrides)
         target.path.mkdir(parents=True, exist_ok=True)
         write_atomic(target.config, dump(experiment))
-        write_environment(target)
+        write_environment(target, experiment.model_dump(mode="json"), evaluates=run.path)
         results = _evaluate(experiment, module, datamodule, target, console, Cost())
-    return Outcome(target.path, results, step=0)
+    return Outcome(target.path, results, step=0, next_steps=_after_evaluation(run.path, target.path, results))
+
+
+def _after_evaluation(run: Path, target: Path, results: Results) -> tuple[str, ...]:
+    """Commands that make sense after an evaluation, whose folder is no run."""
+    with_others = command("compare", target, "OTHER_RUN")
+    try:
+        before = read_results(run)
+    except ConfigError:  # the run was stopped before its own evaluation
+        return (with_others,)
+    both = [(before.splits[name], split) for name, split in results.splits.items() if name in before.splits]
+    if not both or any(old.metric != new.metric for old, new in both):
+        return (with_others,)
+    same = all(old.examples_sha256 == new.examples_sha256 for old, new in both)
+    return command("compare", run, target, *(() if same else ("--allow-different",))), with_others
 
 
 def _fit_alone(
     experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool
 ) -> Outcome | None:
     """`_fit`, refused while another process works in the same run directory."""
+    check_no_links(run.path, ("checkpoints", "export"))
     with stop_signals() as stop:
         if not is_rank_zero():  # rank 0 holds the lock
             return _fit(experiment, parts, run, console, resume, stop)
         with locked(run.config):
-            return _fit(experiment, parts, run, console, resume, stop)
+            try:
+                return _fit(experiment, parts, run, console, resume, stop)
+            except KeyboardInterrupt:
+                print(f"Continue with: {command('fit', '--resume', run.path)}", file=sys.stderr)
+                raise
 
 
 def _fit(
@@ -161,7 +180,7 @@ def _fit(
         set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
         if first:
-            write_environment(run)
+            write_environment(run, experiment.model_dump(mode="json"))
             _announce(experiment, run, console, "resumed" if resume else "started")
             for remark in datamodule.remarks():
                 console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -206,15 +225,23 @@ def _train(experiment: Experiment, parts: Parts, run: RunDirectory, console: Con
     datamodule, module = parts
     progress = TrainingProgress(console, experiment.trainer.max_steps)
     trainer = make_trainer(experiment, run, datamodule, progress, resume)
+    saving = next(each for each in trainer.callbacks if isinstance(each, SaveBetweenSteps))  # type: ignore[attr-defined]
     if "dev" in datamodule.eval_splits:
         module.watch(datamodule.examples("dev"))
     checkpoint = existing(run.last) if resume else None
     seconds = time.monotonic()
-    with noticing_lost_ranks(trainer.world_size):
-        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        seconds, step = time.monotonic() - seconds, trainer.global_step
-        trainer.save_checkpoint(run.last)
-        part()
+    try:
+        with noticing_lost_ranks(trainer.world_size):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+            seconds, step = time.monotonic() - seconds, trainer.global_step
+            trainer.save_checkpoint(run.last)
+            part()
+    except SystemExit as end:  # what Lightning makes of a Ctrl-C before the first step
+        raise KeyboardInterrupt from end
+    finally:
+        saving.restore()
+    if saving.received is not None:  # after the last step had begun
+        raise Stopped(step)
     return Cost(train_seconds=seconds, steps=step, tokens_per_second=progress.tokens / max(seconds, 1e-9))
 
 
@@ -235,7 +262,7 @@ def _evaluate(
     predictions: list[Prediction] = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for split in config.splits or tests:
-            bar = progress.add_task(f"evaluate {split}", total=None)
+            bar = progress.add_task(escape(f"evaluate {split}"), total=None)
             found[split] = assess(
                 module,
                 datamodule,
@@ -270,6 +297,7 @@ def _evaluate(
         size=size,
         cost=prefill.model_copy(update=cost.model_dump(exclude_none=True)),
         context_kind="demonstrations" if is_icl else "prompt",
+        bounds=_bounds_weights(experiment, module) if config.bounds else None,
         version=__version__,
     )
     write_predictions(run.predictions, predictions)
@@ -277,10 +305,18 @@ def _evaluate(
     return results
 
 
+def _bounds_weights(experiment: Experiment, module: CompressionModule) -> Literal["untrained", "trained"]:
+    """Whose weights full prompt and no prompt are read with: the module's LM, which training may have changed."""
+    started = experiment.trainer.max_steps or getattr(experiment.method, "init_from", None) is not None
+    return "trained" if module.lm_training != "none" and started else "untrained"
+
+
 def _announce(experiment: Experiment, run: RunDirectory, console: Console, how: str) -> None:
     console.print(
-        f"[bold]{experiment.method.name}[/] on {experiment.data.name} with {experiment.lm.path}, "
-        f"seed {experiment.seed}, in {run.path}",
+        Text.assemble(
+            (experiment.method.name, "bold"),
+            f" on {experiment.data.name} with {experiment.lm.path}, seed {experiment.seed}, in {run.path}",
+        ),
         highlight=False,
         soft_wrap=True,
     )

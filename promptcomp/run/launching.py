@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from promptcomp.run.directory import told_to_children
 from promptcomp.run.sharded import ShardedStrategy
 
 _LOOK_EVERY = 0.5
@@ -37,7 +39,8 @@ class WatchfulLauncher(_SubprocessScriptLauncher):
             if environment.creates_processes_externally:
                 _watch(_ParentGone())
             else:
-                self._call_children_scripts()
+                with told_to_children(Path(trainer.logger.save_dir)):
+                    self._call_children_scripts()
                 _watch(_ChildGone(self.procs))
         return function(*args, **kwargs)
 

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.documents import read_json
+from promptcomp.files import write_atomic
 
 LEASE_VARIABLE = "PROMPTCOMP_LEASE"
-"""Where a trainer keeps its lease."""
+"""Where a trainer keeps its lease, behind the process id of the parent that says so (see `asked_lease`)."""
 SECONDS_VARIABLE = "PROMPTCOMP_LEASE_SECONDS"
 """Seconds between two touches of a lease."""
 GRACE_VARIABLE = "PROMPTCOMP_LEASE_GRACE"
@@ -87,8 +88,8 @@ def write_lease(path: Path, lease: Lease) -> None:
 def read_lease(path: Path) -> Lease | None:
     """The lease in a file; None where there is none (or a damaged one, which is worth as much)."""
     try:
-        return Lease(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return Lease(**read_json(path, "lease"))
+    except (ConfigError, TypeError):
         return None
 
 
@@ -201,14 +202,25 @@ def kept(path: Path, note: str = "") -> Iterator[Keeper]:
         keeper.stop()
 
 
+def ask_lease(path: Path) -> dict[str, str]:
+    """The environment by which a process that this one starts is asked to keep a lease."""
+    return {LEASE_VARIABLE: f"{os.getpid()}:{path}"}
+
+
+def asked_lease() -> Path | None:
+    """The lease that this process' own parent asks for; what another process has left in the environment is nothing."""
+    parent, _, path = os.environ.get(LEASE_VARIABLE, "").partition(":")
+    return Path(path) if path and parent == str(os.getppid()) else None
+
+
 def under_lease(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Have rank 0 keep the lease that the environment asks for while `function` runs."""
+    """Have rank 0 keep the lease that its parent asks for while `function` runs."""
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        path = os.environ.get(LEASE_VARIABLE)
+        path = asked_lease()
         rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
-        with kept(Path(path)) if path and rank == "0" else contextlib.nullcontext():
+        with kept(path) if path is not None and rank == "0" else contextlib.nullcontext():
             return function(*args, **kwargs)
 
     return call

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from promptcomp.datamodules import DATASETS, ICLConfig, InstructionConfig
 from promptcomp.datamodules.inspect import ShownRow, remarks, show
@@ -32,7 +33,7 @@ def print_methods(console: Console, as_json: bool) -> None:
     for name in ("method", "what it does", "paper"):
         table.add_column(name)
     for spec in METHODS.values():
-        table.add_row(f"[bold]{spec.name}[/]", spec.summary, spec.paper)
+        table.add_row(Text(spec.name, style="bold"), spec.summary, spec.paper)
     console.print(table)
     console.print("\nShipped experiments (promptcomp fit --method NAME):", highlight=False)
     console.print("  " + ", ".join(shipped()), highlight=False)
@@ -108,12 +109,12 @@ def _print_row(row: ShownRow, is_icl: bool, console: Console) -> None:
     pieces = f" in {len(row.demonstrations)} demonstrations" if is_icl else ""
     parts = [f"{row.context_tokens} tokens{pieces}{teacher}", *lost]
     if row.context_tokens:
-        console.print(f"[bold]context[/] ({'; '.join(parts)})", highlight=False)
+        console.print(Text.assemble(("context", "bold"), f" ({'; '.join(parts)})"), highlight=False)
     for piece in row.demonstrations if row.context_tokens else ():
         console.print("  " + _visible(piece), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"[bold]query[/] ({row.query_tokens} tokens)", highlight=False)
+    console.print(Text.assemble(("query", "bold"), f" ({row.query_tokens} tokens)"), highlight=False)
     console.print("  " + _visible(row.query), highlight=False, markup=False, soft_wrap=True)
-    console.print("[bold]targets[/] (the right one marked)", highlight=False)
+    console.print(Text.assemble(("targets", "bold"), " (the right one marked)"), highlight=False)
     for number, (option, tokens) in enumerate(zip(row.options, row.target_tokens, strict=True)):
         mark = "*" if number == row.gold else " "
         console.print(f"{mark} {_visible(option)}  ({tokens})", highlight=False, markup=False, soft_wrap=True)

@@ -12,17 +12,15 @@ from promptcomp.datamodules import build_datamodule
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.instruction_options import InstructionConfig
 from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.errors import command
 from promptcomp.experiment import Experiment
-from promptcomp.language_model import open_tokenizer, open_window, reads_queries_in_encoder
+from promptcomp.language_model import LanguageModel, open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.lightning_modules.execution import Execution
 from promptcomp.lightning_modules.gist import GistConfig
 from promptcomp.run.directory import RunDirectory, open_existing
-
-_ONLY_FOR_TRAINING = {"init_from": None, "kl_weight": 0.0, "teacher": None}
-"""Settings that open further models, which a trained module does not need."""
 
 Parts = tuple[ContextDataModule, CompressionModule]
 """The data and the module of an experiment."""
@@ -97,17 +95,16 @@ def _check_reconstruction(experiment: Experiment, window: int | None) -> None:
 def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment, ContextDataModule, CompressionModule]:
     """A finished run with its trained weights: the experiment, its data, and the module in eval mode.
 
+    The models that only training needs (`MethodConfig.without_training`) are not opened.
+
     Raises:
         ConfigError: no run, no trained weights, or a mistake in the overrides.
     """
     run = open_existing(path)
     experiment = build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
     set_threads(experiment)
-    datamodule, module = make_parts(experiment)
-    module.configure_model()
-    if module.trainable:
-        module.load_trained(weights_of(run))
-    return experiment, datamodule, module.eval()
+    datamodule, module = make_parts(_without_training(experiment))
+    return experiment, datamodule, _with_weights(module, run)
 
 
 def open_trained_module(path: Path) -> tuple[Experiment, CompressionModule]:
@@ -118,13 +115,32 @@ def open_trained_module(path: Path) -> tuple[Experiment, CompressionModule]:
     """
     run = open_existing(path)
     experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
-    method = experiment.method
-    unneeded = {key: value for key, value in _ONLY_FOR_TRAINING.items() if key in type(method).model_fields}
-    module = make_module(experiment.model_copy(update={"method": method.model_copy(update=unneeded)}), ())
+    return experiment, _with_weights(make_module(_without_training(experiment), ()), run)
+
+
+def open_trained_lm(path: Path) -> LanguageModel:
+    """The LM of a run as the run has left it; what the method has beside it is opened only where the LM was trained.
+
+    Raises:
+        ConfigError: no run, or no trained weights.
+    """
+    run = open_existing(path)
+    experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
+    module = make_module(_without_training(experiment), ())
+    if module.lm_training == "none":
+        return LanguageModel.from_config(experiment.lm)
+    return _with_weights(module, run).lm
+
+
+def _without_training(experiment: Experiment) -> Experiment:
+    return experiment.model_copy(update={"method": experiment.method.without_training()})
+
+
+def _with_weights(module: CompressionModule, run: RunDirectory) -> CompressionModule:
     module.configure_model()
     if module.trainable:
         module.load_trained(weights_of(run))
-    return experiment, module.eval()
+    return module.eval()
 
 
 def weights_of(run: RunDirectory) -> Path:
@@ -136,7 +152,8 @@ def weights_of(run: RunDirectory) -> Path:
     for path in (run.best, run.last):
         if found := existing(path):
             return found
-    raise ConfigError(f"{run.path} holds no trained weights yet; train it with 'promptcomp fit --resume {run.path}'")
+    again = command("fit", "--resume", run.path)
+    raise ConfigError(f"{run.path} holds no trained weights yet; train it with `{again}`")
 
 
 def set_threads(experiment: Experiment) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
+from promptcomp.errors import command
 from promptcomp.pretrain import PretrainConfig, pretrain
 
 
@@ -57,7 +58,8 @@ def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, con
         print(json.dumps({"model": str(output), "seconds": seconds, "numbers": display.numbers}))
         return
     console.print(f"{output} holds the model, its tokenizer and recipe.json ({seconds:.0f} s).", highlight=False)
-    console.print(f"Use it with any experiment: promptcomp fit ... lm.path={output}", highlight=False, soft_wrap=True)
+    use = command("fit", "--method", "METHOD", f"lm.path={output}")
+    console.print(f"Use it with any experiment: {use}", highlight=False, markup=False, soft_wrap=True)
 
 
 class _Display:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from promptcomp.lightning_modules.adapters import adapted
 from promptcomp.lightning_modules.base import CompressionModule
 
 _SMOOTHING = 0.95
@@ -37,6 +38,9 @@ class TrainingProgress(L.Callback):
         """Open the bar."""
         self._started = time.monotonic()
         self._first_step = trainer.global_step
+        assert isinstance(pl_module, CompressionModule)
+        if trainer.is_global_zero and (adapters := adapted(pl_module.lm.hf)):
+            self.console.print(adapters, highlight=False, markup=False, soft_wrap=True)
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
         self._progress = Progress(

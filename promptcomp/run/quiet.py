@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from promptcomp.files import open_append
 from promptcomp.run.directory import RunDirectory
+
+
+class _LogFile(logging.FileHandler):
+    """A log that is not written through a link."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(open_append(Path(self.baseFilename)), self.encoding, self.errors)
 
 
 @contextmanager
@@ -21,7 +31,7 @@ def quiet(run: RunDirectory | None = None) -> Iterator[None]:
     previous = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     handler: logging.Handler = logging.NullHandler()
     if run is not None:
-        handler = logging.FileHandler(run.log, encoding="utf-8", delay=True)
+        handler = _LogFile(run.log, encoding="utf-8", errors="replace", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False

@@ -1,7 +1,7 @@
 """The processes of one run: who they are, and that they agree before they train.
 
 torchrun and srun start all ranks at once, so they meet before there is a run directory. Lightning's own launcher starts
-the others when rank 0 is about to train; they find the directory in an environment variable.
+the others when rank 0 is about to train; its children find the directory in an environment variable.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 
-from promptcomp.config import ConfigError
+from promptcomp.config import ConfigError, flat
 from promptcomp.errors import RankLost
 from promptcomp.experiment import Experiment, TrainerConfig
 from promptcomp.run.cluster_environment import cluster_environment, started_by_srun, started_rank
 from promptcomp.run.devices import accelerator_of, device_count
+from promptcomp.run.division import PLACES
 
 T = TypeVar("T")
-_PLACES = {"name", "output_dir"}
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "Timed out waiting", "gloo", "NCCL", "Socket Timeout")
 
 
@@ -72,7 +72,8 @@ class Ranks:
         Raises:
             ConfigError: on every rank: their configurations differ (other overrides, other files); names the first key.
         """
-        trees = self._gathered(_flat(experiment.model_dump(mode="json", exclude=_PLACES)))
+        ours = flat(experiment.model_dump(mode="json", exclude=set(PLACES)))
+        trees = self._gathered({key: json.dumps(value) for key, value in ours.items()})
         for rank, other in enumerate(trees):
             differing = sorted(key for key in trees[0].keys() | other.keys() if trees[0].get(key) != other.get(key))
             if differing:
@@ -152,14 +153,3 @@ def noticing_lost_ranks(world_size: int) -> Iterator[None]:
                 f"up to its last checkpoint: continue it with 'promptcomp fit --resume RUN' ({reason})"
             ) from None
         raise
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys and their values as text."""
-    found: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = json.dumps(value)
-    return found

@@ -10,7 +10,7 @@ import torch
 
 from promptcomp.batch import Batch
 from promptcomp.datamodules.rationale import RationaleDataModule
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import write_atomic
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.answers import example_of_query, room
 

@@ -67,18 +67,11 @@ def _known_target(work: Work) -> int:
     return work.target if work.target < work.example else 0
 
 
-def with_teacher(module: CompressionModule) -> tuple[bool, bool]:
-    """Whether logits are compared with a teacher's, and whether they are made after every token."""
-    settings = module.method.model_dump()
-    compared = bool(settings.get("kl_weight")) or settings.get("stage") == "pretrain"
-    return compared, compared and settings.get("kl_positions") == "all"
-
-
 def label_positions(module: CompressionModule, each: Pass, work: Work) -> int:
     """Positions of a micro-batch at which a pass makes logits."""
     work = work.of(each)
-    _, everywhere = with_teacher(module)
-    length = work.example if everywhere and not module.lm.query_in_encoder else work.target
+    everywhere = module.compared == "all" and not module.lm.query_in_encoder
+    length = work.example if everywhere else work.target
     return work.contexts * work.queries * length
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from promptcomp.config import ConfigError
+from promptcomp.config import ConfigError, flat
 from promptcomp.sweeps.config import Choices, SweepConfig
 
 _FIXED = ("sampler", "objectives", "constraints", "pruning")
@@ -45,7 +45,7 @@ def _differences(
     for dimension in now.space.values():
         if isinstance(dimension, Choices):
             swept |= {key for settings in dimension.choices.values() for key in settings}
-    old, new = _flat(base_before), _flat(base_now)
+    old, new = flat(base_before), flat(base_now)
     for key in [*old, *(key for key in new if key not in old)]:
         if key not in _NOT_COMPARED and not _is_below(key, swept) and old.get(key) != new.get(key):
             yield f"{key} = {_shown(old.get(key))}, not {_shown(new.get(key))}"
@@ -65,16 +65,6 @@ def _in_space(before: Mapping[str, Any], now: Mapping[str, Any], config: SweepCo
             for name, settings in now[key]["choices"].items():
                 if name in old and old[name] != settings:
                     yield f"other settings of {key} = {name} ({_shown(old[name])}); give the new ones another name"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _is_below(key: str, swept: set[str]) -> bool:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from promptcomp.config import ConfigError
+from promptcomp.files import locked, open_append
 from promptcomp.run.child import FIT, fit_words
 from promptcomp.run.directory import RUN_DIRECTORY_VARIABLE
-from promptcomp.run.lease import JOB_VARIABLE, LEASE_VARIABLE, lease_of, write_lease
-from promptcomp.run.lock import locked
+from promptcomp.run.lease import JOB_VARIABLE, LEASE_VARIABLE, ask_lease, lease_of, write_lease
 from promptcomp.stopping import PREEMPTED
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.planning import Kind
@@ -81,8 +81,8 @@ def start(directory: SweepDirectory, cell: Cell, devices: Sequence[str], command
     words = fit_words(cell.experiment, cell.run, directory.logs / f"{cell.cell}.yaml", command)
     log = directory.log_of(cell.cell)
     lease = directory.lease_of(cell.cell)
-    with log.open("ab") as file:
-        log_start = file.tell()
+    with open_append(log) as file:
+        log_start = file.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
@@ -106,7 +106,7 @@ def environment(outer: Mapping[str, str], cell: Cell, lease: Path, devices: Sequ
         for name, value in outer.items()
         if name not in (*_OWN, *_RANKS) and not name.startswith(("SLURM_", "TORCHELASTIC_", "PMI_", "OMPI_"))
     }
-    env[LEASE_VARIABLE] = str(lease.resolve())
+    env |= ask_lease(lease.resolve())
     if "SLURM_JOB_ID" in outer:
         env[JOB_VARIABLE] = outer["SLURM_JOB_ID"]
     if devices:

@@ -53,8 +53,6 @@ class Interval(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Interval:
-        if not (math.isfinite(self.low) and math.isfinite(self.high)):
-            raise ValueError("low and high must be finite")
         if self.low >= self.high:
             raise ValueError(f"low = {self.low:g} is not below high = {self.high:g}")
         if self.log and self.low <= 0:

@@ -17,6 +17,7 @@ from typing import Protocol
 import optuna
 
 from promptcomp.config import ConfigError
+from promptcomp.files import open_append
 from promptcomp.stopping import INTERRUPTED, PREEMPTED
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.state import SweepState
@@ -70,7 +71,7 @@ def start_process(
     words = [sys.executable, "-m", "promptcomp", "sweep", "work", str(directory.path), "--worker", str(number)]
     if devices:
         words += ["--devices", ",".join(devices)]
-    with log.open("ab") as file:
+    with open_append(log) as file:
         return subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ from pathlib import Path
 import optuna
 
 from promptcomp.config import ConfigError, build, dump, read_yaml
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import write_atomic
 from promptcomp.run.lease import is_live
 from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.directory import SweepDirectory

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.directory import SweepDirectory
@@ -95,7 +96,7 @@ def print_sweeps(console: Console, as_json: bool) -> None:
         return
     for name, config in configs.items():
         trials = grid_size(config) * config.seeds
-        console.print(f"[bold]{name}[/]  {config.title}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble((name, "bold"), f"  {config.title}"), highlight=False, soft_wrap=True)
         for key, dimension in config.space.items():
             console.print(f"    {key}: {tell_dimension(dimension)}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"    {config.experiment}, {config.sampler}, {trials} trials", highlight=False, soft_wrap=True)

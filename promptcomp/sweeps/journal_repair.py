@@ -14,7 +14,7 @@ from pathlib import Path
 
 from optuna.storages import JournalStorage
 
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import write_atomic
 from promptcomp.run.lease import disk_time
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.journal import WholeLines
@@ -125,5 +125,6 @@ def _replay(text: bytes, name: str) -> str | None:
 def _replace(journal: Path, text: bytes, kept: bytes) -> None:
     """Put the repaired journal in place at once; the damaged one stays beside it."""
     copy = journal.with_name(f"{journal.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
-    copy.write_bytes(text)
+    with copy.open("xb") as file:
+        file.write(text)
     write_atomic(journal, kept.decode("utf-8"))

@@ -7,6 +7,7 @@ Words (`key=value`) change it: `sweep.seeds=5` a key of the sweep itself, `metho
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -54,7 +55,7 @@ def find_sweep(name_or_path: str) -> Origin:
     known = shipped_sweeps()
     if name_or_path in known:
         return Origin(name_or_path, f"{name_or_path}.yaml", read_yaml(known[name_or_path]))
-    if path.is_dir():
+    if os.path.isdir(path):
         file = SweepDirectory(path).config
         if not file.is_file():
             raise ConfigError(f"{path} is no sweep directory: it has no {file.name}")
@@ -73,7 +74,7 @@ def _with_full_path(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not isinstance(name, str) or not name.endswith((".yaml", ".yml")):
         return tree
     beside = folder / name
-    return {**tree, "experiment": str((beside if beside.is_file() else Path(name)).absolute())}
+    return {**tree, "experiment": str((beside if os.path.isfile(beside) else Path(name)).absolute())}
 
 
 def read_sweep(name_or_path: str | Path, words: Iterable[str] = ()) -> SweepConfig:

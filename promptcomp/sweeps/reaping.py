@@ -12,7 +12,7 @@ from promptcomp.sweeps.queue import Queue
 from promptcomp.sweeps.snapshot import Leases
 from promptcomp.sweeps.space import Cell, cell_of, control_cells
 from promptcomp.sweeps.study import Sweep
-from promptcomp.sweeps.values import constraint_values, dev_reports, is_lower_better, objective_values
+from promptcomp.sweeps.values import constraint_values, dev_reports, is_lower_better, metric_rows, objective_values
 
 Say = Callable[[str], None]
 
@@ -128,7 +128,7 @@ def report(sweep: Sweep, queue: Queue, number: int, run: Path) -> tuple[str | No
     Returns:
         The metric and its values.
     """
-    metric, found = dev_reports(run, sweep.config.pruning.metric)
+    metric, found = dev_reports(metric_rows(run), sweep.config.pruning.metric)
     if metric is None or len(sweep.config.objectives) > 1:  # Optuna takes reports for one objective only
         return metric, found
     lower = sweep.config.objectives[0].direction == "minimize"

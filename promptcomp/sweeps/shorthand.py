@@ -6,8 +6,7 @@ import json
 import re
 from typing import Any
 
-import yaml
-
+from promptcomp.config import parse_value
 from promptcomp.errors import ConfigError
 
 Scalar = bool | int | float | str | None
@@ -92,7 +91,4 @@ def read_value(text: str, where: str) -> Any:
     Raises:
         ConfigError: it is not YAML.
     """
-    try:
-        return number_or_same(yaml.safe_load(text))
-    except yaml.YAMLError:
-        raise ConfigError(f"{where}: {text!r} is not valid YAML; quote it, for example '\"a: b\"'") from None
+    return number_or_same(parse_value(text, where))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Literal
 from optuna.trial import FrozenTrial
 
 from promptcomp.config import ConfigError, read_yaml
+from promptcomp.documents import YAML_LIMIT
+from promptcomp.files import read_text
 from promptcomp.run.lease import disk_time, grace_of, is_live, read_lease
 from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.directory import SweepDirectory
@@ -18,7 +21,9 @@ from promptcomp.sweeps.planning import Record, device_hours, dropped, groups, ne
 from promptcomp.sweeps.queue import record_of
 from promptcomp.sweeps.space import control_cells, grid_size
 from promptcomp.sweeps.state import Control, SweepState, Trial, TrialStatus
-from promptcomp.sweeps.values import dev_reports, known_values, last_step, objective_names
+from promptcomp.sweeps.values import dev_reports, known_values, last_step, metric_rows, objective_names
+
+_MAX_STEPS = re.compile(r"^trainer:\n(?:  .*\n)*?  max_steps: (\d{1,18})$", re.MULTILINE)
 
 
 class Leases:
@@ -122,7 +127,8 @@ class _View:
         record = standing(attempts)
         run = self.run_of(record, self.directory.runs)
         status = self.status(attempts, is_control=False)
-        reports = _reports(self.config, run, frozen)
+        rows = metric_rows(run)
+        _, reports = dev_reports(rows, self.config.pruning.metric)  # a run on another machine's disk has told Optuna
         return Trial(
             number=record.number,
             cell=record.cell,
@@ -134,8 +140,8 @@ class _View:
             run=run,
             values=dict(zip(objective_names(self.config), record.values, strict=False)),
             constraints=record.constraints,
-            reports=reports,
-            step=last_step(run),
+            reports=tuple(sorted((reports or frozen.intermediate_values).items())),
+            step=last_step(rows),
             max_steps=_max_steps(run),
             worker=record.worker,
             started=min((each.started for each in attempts if each.started is not None), default=None),
@@ -184,14 +190,12 @@ def _device_seconds(attempts: Sequence[Record]) -> float:
     return device_hours(attempts, datetime.now(UTC)) * 3600
 
 
-def _reports(config: SweepConfig, run: Path, frozen: FrozenTrial) -> tuple[tuple[int, float], ...]:
-    """The dev metric of a run: from its metrics.csv, or as told to Optuna (a run on another machine's disk)."""
-    _, found = dev_reports(run, config.pruning.metric)
-    return tuple(sorted((found or frozen.intermediate_values).items()))
-
-
 def _max_steps(run: Path) -> int:
+    """A run's trainer.max_steps: found as `dump` writes it, since parsing thousands of files takes a minute."""
     try:
+        found = _MAX_STEPS.search(read_text(run / "config.yaml", "configuration file", YAML_LIMIT))
+        if found:
+            return int(found[1])
         tree = read_yaml(run / "config.yaml")
     except ConfigError:
         return 0

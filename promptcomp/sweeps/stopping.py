@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from promptcomp.config import ConfigError
-from promptcomp.run.lock import locked
+from promptcomp.files import locked
 from promptcomp.stopping import INTERRUPTED, PREEMPTED
 from promptcomp.sweeps.directory import SweepDirectory
 

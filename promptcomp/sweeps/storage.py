@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,17 +17,15 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.files import read_text, write_atomic
+from promptcomp.errors import command
+from promptcomp.files import locked, read_text, write_atomic
+from promptcomp.plain import SECRETS, without_credentials
 from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.journal import WholeLines
-
-if sys.platform != "win32":  # there two workers may plan the same trial; the second one finds out and drops it
-    import fcntl
 
 STORAGE_VARIABLE = "PROMPTCOMP_STORAGE"
 """A database's whole address, password included; how a sweep tells its workers."""
 _SQLITE = "sqlite"
-_WAIT = 0.05  # seconds between two looks at a lock
 
 Result = TypeVar("Result")
 
@@ -45,7 +42,7 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
     """
     given = _url(storage) if storage else None
     whole = os.environ.get(STORAGE_VARIABLE)
-    before = _url(read_text(directory.storage, "storage address").strip()) if directory.storage.is_file() else None
+    before = _remembered(directory)
     if given is None and before is None and not whole:
         return None
     if before is None and directory.journal.is_file() and directory.journal.stat().st_size:
@@ -55,10 +52,10 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
         )
     if given is not None and before is not None and _plain(given) != _plain(before):
         raise ConfigError(
-            f"{directory.path} keeps its trials in {before}, not in {given.render_as_string()}; leave --storage out, "
+            f"{directory.path} keeps its trials in {_plain(before)}, not in {_plain(given)}; leave --storage out, "
             "or begin another sweep with -o"
         )
-    if given is not None and given.password is not None:
+    if given is not None and _has_secret(given):
         return given
     with_password = _url(whole) if whole else None
     found = given or before
@@ -69,7 +66,8 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
 
 def remember(directory: SweepDirectory, address: URL | None) -> None:
     """Write a database's address to storage.txt, without its password."""
-    if address is not None and not directory.storage.is_file():
+    before = _remembered(directory)
+    if address is not None and (before is None or _has_secret(before)):
         write_atomic(directory.storage, f"{_plain(address)}\n")
 
 
@@ -100,8 +98,19 @@ def _url(text_: str) -> URL:
 
 
 def _plain(url: URL) -> str:
-    """The address without its password."""
-    return url.set(password=None).render_as_string(hide_password=False)
+    """The address without its password, wherever that stands in it."""
+    query = {name: value for name, value in url.query.items() if name.lower() not in SECRETS}
+    bare = URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query)
+    return bare.render_as_string(hide_password=False)
+
+
+def _has_secret(url: URL) -> bool:
+    return url.password is not None or any(name.lower() in SECRETS for name in url.query)
+
+
+def _remembered(directory: SweepDirectory) -> URL | None:
+    """The address that the sweep was begun with."""
+    return _url(read_text(directory.storage, "storage address").strip()) if directory.storage.is_file() else None
 
 
 def open_storage(directory: SweepDirectory, address: URL | None) -> BaseStorage:
@@ -129,7 +138,7 @@ def damaged(path: Path, error: Exception) -> ConfigError:
     """What to say of a journal that Optuna cannot read."""
     return ConfigError(
         f"{path} is damaged ({type(error).__name__}: {_first_line(error)}); "
-        f"'promptcomp sweep doctor {path.parent} --repair' drops the torn lines and keeps a copy"
+        f"`{command('sweep', 'doctor', path.parent, '--repair')}` drops the torn lines and keeps a copy"
     )
 
 
@@ -146,26 +155,16 @@ def exclusive(
 ) -> Iterator[None]:
     """Hold the sweep's planning lock: a lock on a file, and with a database one there too, for other machines.
 
-    Both are released by the system when their holder dies. Where a disk does not lock at all, claims are still safe
-    (Optuna's are atomic); a trial that was planned twice is then found and dropped when it is claimed.
+    Both are released by the system when their holder dies. Where a disk does not lock at all, or on Windows, claims are
+    still safe (Optuna's are atomic); a trial that was planned twice is then found and dropped when it is claimed.
 
     Raises:
         InterruptedError: `stopped` while waiting.
     """
     directory.leases.mkdir(parents=True, exist_ok=True)
-    with directory.planning_lock.open("a") as file:
-        while sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if stopped():
-                    raise InterruptedError("stopped while waiting for the planning lock") from None
-                time.sleep(_WAIT)
-            except OSError:  # a disk without locks
-                break
-        with _database_lock(directory, address):
-            yield
+    on_file = locked(directory.planning_lock, on_wait=lambda: None, stopped=stopped, required=False)
+    with on_file, _database_lock(directory, address):
+        yield
 
 
 @contextlib.contextmanager
@@ -241,4 +240,5 @@ def unreachable(error: Exception) -> ConfigError:
 
 def _first_line(error: Exception) -> str:
     original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return next((line.strip() for line in str(original).splitlines() if line.strip()), type(error).__name__)
+    line = next((line.strip() for line in str(original).splitlines() if line.strip()), type(error).__name__)
+    return without_credentials(line)

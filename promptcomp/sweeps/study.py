@@ -18,7 +18,8 @@ from sqlalchemy.exc import DBAPIError
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError, build, dump, read_yaml
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.errors import command
+from promptcomp.files import write_atomic
 from promptcomp.sweeps.changes import check_changes
 from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.directory import SweepDirectory
@@ -76,7 +77,7 @@ def read_config(directory: SweepDirectory) -> SweepConfig:
         raise ConfigError(
             f"{directory.path} is no sweep: it has no {directory.config.name}"
             + (
-                f"; 'promptcomp sweep doctor {directory.path} --repair' restores it"
+                f"; `{command('sweep', 'doctor', directory.path, '--repair')}` restores it"
                 if directory.journal.is_file()
                 else ""
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from promptcomp.config import ConfigError
@@ -107,17 +107,16 @@ def _finite(value: object) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def dev_reports(run: Path, metric: str | None) -> tuple[str | None, dict[int, float]]:
+def dev_reports(rows: Sequence[Mapping[str, str]], metric: str | None) -> tuple[str | None, dict[int, float]]:
     """The dev metric of a run so far.
 
     Args:
-        run: the run directory.
+        rows: its `metric_rows`.
         metric: a column of metrics.csv; None: dev/accuracy where there is one, otherwise dev/loss.
 
     Returns:
         The column, None where there is none yet; training step -> value, finite ones only.
     """
-    rows = metric_rows(run)
     columns = {name for row in rows for name, value in row.items() if value}
     chosen = metric or next((name for name in ("dev/accuracy", "dev/loss") if name in columns), None)
     if chosen is None:
@@ -135,14 +134,16 @@ def metric_rows(run: Path) -> list[Mapping[str, str]]:
     """metrics.csv as it is now; a row that is being written may be short."""
     try:
         with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            lines = csv.reader(file)
+            header = next(lines, [])
+            return [dict(zip(header, line, strict=False)) for line in lines]
     except (OSError, UnicodeDecodeError, csv.Error):
         return []
 
 
-def last_step(run: Path) -> int:
-    """Last training step in metrics.csv; 0 before the first."""
-    steps = [step for row in metric_rows(run)[-1:] if (step := _number(row.get("step"))) is not None]
+def last_step(rows: Sequence[Mapping[str, str]]) -> int:
+    """Last training step in a run's `metric_rows`; 0 before the first."""
+    steps = [step for row in rows[-1:] if (step := _number(row.get("step"))) is not None]
     return int(steps[0]) if steps else 0
 
 

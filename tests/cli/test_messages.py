@@ -48,7 +48,7 @@ def test_every_mistake_is_told_at_once(run: Run) -> None:
         (b"", "expected a mapping"),
         (b"- a\n- b\n", "expected a mapping"),
         (b"method: {name: mend", "not valid YAML"),
-        (b"\xff\xfe\x00bad", "cannot be read"),
+        (b"\xff\xfe\x00bad", "not UTF-8"),
         (b"method: {name: mend}\n", "data: missing"),
         (b"method: {num_slots: 3}\n", "method.name: missing"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -53,6 +54,22 @@ def _ask(run: Run, server: JudgeServer, rows: str, *words: str) -> Done:
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(("word", "code"), [("n", 1), ("y", 0)])
+def test_a_no_to_the_price_ends_as_judge_ends(
+    word: str, code: int, run: Run, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setattr("sys.stdin", _Terminal(f"{word}\n"))
+    with serving(teacher) as server:
+        done = _ask(run, server, rows, "--price-in", "1", "--price-out", "1")
+    assert (done.returncode, len(server.requests)) == (code, 0 if code else COUNT - 1)
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_rows_report_and_nothing_paid_twice(run: Run, rows: str, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from promptcomp.bench.show import print_bench
 from promptcomp.bench.subject import Subject
 from promptcomp.bench.timing import Plan, measure, pick_device
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.cost import count_flops
 from promptcomp.evaluation.flops import break_even
+from promptcomp.language_model.cost import count_flops
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from tests.tiny_models import tiny_lm

@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from promptcomp.batch import Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.checkpoints.export import export
 from promptcomp.config import ConfigError
+from promptcomp.language_model import LanguageModelConfig
+from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates
 from promptcomp.run.parts import open_trained, open_trained_module
-from tests.prompt_runs import DATA, save_lm, save_run
+from tests.prompt_runs import DATA, KINDS, save_lm, save_run
 
 PROMPT, QUERY = "we like cat . so happy", "the dog again"
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 def run_of(folder: Path, kind: str, method: dict[str, Any], layout: str = "query_in_decoder") -> Path:
@@ -70,6 +71,7 @@ def same(found: Tensor, expected: Tensor) -> None:
         ("llama", "query_in_decoder"),
         ("t5", "query_in_decoder"),
         ("t5", "query_in_encoder"),
+        *((kind, "query_in_decoder") for kind in KINDS),
     ],
 )
 def test_gist_tokens_in_transformers(tmp_path: Path, kind: str, layout: str, shared: bool) -> None:
@@ -81,6 +83,8 @@ def test_gist_tokens_in_transformers(tmp_path: Path, kind: str, layout: str, sha
     expected = logits_of(module)
     logits = names["logits"][0]
     same(logits[:, : expected.shape[1]], expected)
+    gist = torch.tensor(names["tokenizer"].convert_tokens_to_ids(["<gist>"] if shared else ["<gist_1>", "<gist_2>"]))
+    torch.testing.assert_close(names["model"].get_input_embeddings()(gist), module.trained_tensors()["gist"])
     assert set(names["model"].generation_config.suppress_tokens) <= set(range(len(names["tokenizer"])))
 
 
@@ -99,7 +103,7 @@ def test_a_trained_lm_in_transformers(tmp_path: Path, kind: str, method: str) ->
         torch.testing.assert_close(hf(ids, **more).logits, module.lm.hf(ids, **more).logits, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "mixtral", "t5"])
 def test_adapters_in_peft(tmp_path: Path, kind: str) -> None:
     run = run_of(tmp_path, kind, {"name": "full_prompt", "train": "lora", "lora": {"rank": 2}})
     assert export(run, tmp_path / "out", None).format == "peft"
@@ -115,12 +119,22 @@ def test_adapters_in_peft(tmp_path: Path, kind: str) -> None:
     assert (adapted - plain).abs().max() > 1e-3
 
 
+def test_adapters_that_peft_would_put_elsewhere_are_refused(tmp_path: Path) -> None:
+    """It takes the linear layers of a mixture's dense blocks for its experts."""
+    run = run_of(tmp_path, "qwen3_moe", {"name": "full_prompt", "train": "lora", "lora": {"rank": 2}})
+    with pytest.raises(ConfigError, match="peft puts adapters of 'qwen3_moe' models beside other layers"):
+        export(run, tmp_path / "peft", None)
+    assert not (tmp_path / "peft").exists()
+    assert export(run, tmp_path / "out", "tensors").format == "tensors"
+
+
 @pytest.mark.parametrize("shared", [True, False], ids=["one", "each"])
 @pytest.mark.parametrize(
     ("kind", "layout"),
     [
         ("gpt2", "query_in_decoder"),
         ("llama", "query_in_decoder"),
+        ("gemma3", "query_in_decoder"),
         ("t5", "query_in_decoder"),
         ("t5", "query_in_encoder"),
     ],
@@ -223,6 +237,37 @@ def run_readme_after(run: Path, folder: Path) -> dict[str, Any]:
     """Export in the best format and run its README."""
     export(run, folder, None)
     return run_readme(folder)
+
+
+RATIONALES = {"name": "toy_rationales", "train_count": 8}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_trained_method_says_what_it_can_be_exported_as(tmp_path: Path, name: str) -> None:
+    """By its module alone: nothing here or in the exporter lists methods."""
+    options: dict[str, Any] = {"name": name}
+    if "train" in METHODS[name].config.model_fields:
+        options["train"] = "lm"
+    data = {**RATIONALES, "targets": "label"} if name == "finetune" else RATIONALES if name == "step_by_step" else DATA
+    run = save_run(tmp_path / "run", save_lm(tmp_path / "lm", "gpt2"), options, data=data)
+    _, module = open_trained_module(run) if name != "prompt_tuning" else (None, open_trained(run, ())[2])
+    assert "tensors" in module.export_formats
+    assert export(run, tmp_path / "tensors", "tensors").format == "tensors"
+    expected = module.trained_tensors()
+    found = run_readme(tmp_path / "tensors")["tensors"]
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+    assert export(run, tmp_path / "best", None).format == module.export_formats[0]
+
+
+def test_a_method_with_parameters_of_its_own_needs_no_word_to_be_exported() -> None:
+    class Own(CompressionModule):
+        pass
+
+    config = METHODS["full_prompt"].config
+    for train, formats in (("none", ("tensors",)), ("lm", ("hf", "tensors")), ("lora", ("peft", "tensors"))):
+        lm = LanguageModelConfig(path="embedded:toy_decoder")
+        assert Own(config(train=train), lm, OptimConfig(), max_steps=1, seed=0).export_formats == formats
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from promptcomp.config import ConfigError
 from promptcomp.experiment import load
+from promptcomp.files import locked
 from promptcomp.run.child import FIT, attend, fit_words, starts_processes
-from promptcomp.run.lock import locked
 
 WAITS = """
 import pathlib, signal, sys, time

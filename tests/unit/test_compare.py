@@ -47,7 +47,16 @@ def predictions(
     ]
 
 
-def make_run(folder: Path, skill: float, seed: int = 0, *, sha: str = "same", config: str = "", **options) -> Path:
+def make_run(
+    folder: Path,
+    skill: float,
+    seed: int = 0,
+    *,
+    sha: str = "same",
+    config: str = "",
+    bounds: str | None = None,
+    **options,
+) -> Path:
     folder.mkdir(parents=True)
     found = predictions(skill, seed, **options)
     metric = "accuracy"
@@ -60,6 +69,7 @@ def make_run(folder: Path, skill: float, seed: int = 0, *, sha: str = "same", co
         seed=seed,
         splits={found[0].split: split},
         size=Size(compression=12.0, memory_bytes=4096, context_bytes=65536),
+        bounds=bounds,
     )
     write_results(folder / "results.json", results)
     write_predictions(folder / "predictions.jsonl", found)
@@ -183,3 +193,32 @@ def test_no_torch_is_imported():
     code = "import sys, promptcomp.compare, promptcomp.report; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_retained_of_different_bounds_is_shown_with_a_note(tmp_path: Path) -> None:
+    """Ranks are by the metric; a share of another gap says nothing about which run is better."""
+    frozen = make_run(tmp_path / "frozen", 0.7, bounds="untrained")
+    again = make_run(tmp_path / "again", 0.8, bounds="untrained")
+    trained = make_run(tmp_path / "trained", 0.85, seed=5, bounds="trained")  # its own bounds have other values
+    same = compare([frozen, again], resamples=100).splits[0]
+    assert same.same_bounds
+    assert not any("retained" in note for note in same.notes)
+    different = compare([frozen, trained], resamples=100)
+    (split,) = different.splits
+    assert not split.same_bounds
+    assert [row.run.label for row in split.rows] == ["trained", "frozen"]
+    notes = "\n".join(split.notes)
+    assert "do not rank by it" in notes
+    assert "frozen: 0.3" in notes
+    assert "by the untrained LM" in notes
+    assert "by its own trained weights" in notes
+    tree = json.loads(FORMATS["json"](different))
+    assert tree["splits"][0]["same_bounds"] is False
+    assert {row["bounds"] for row in tree["splits"][0]["rows"]} == {"trained", "untrained"}
+
+
+def test_an_equal_run_has_a_delta_without_an_interval(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, 0.7) for name in ("one", "two")]
+    (split,) = compare(runs, resamples=100).splits
+    assert {row.delta_ci for row in split.rows} == {None}
+    assert any("differ alike" in note for note in split.notes)

@@ -1,84 +1,103 @@
-"""Analytic costs against counted FLOPs of real modules and against a published worked example."""
+"""Costs that are counted on a model against counts of the real model, and formulas against a worked example."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.cost import measure_ms, memory_bytes
-from promptcomp.evaluation.flops import ModelShape, PrefillFlops, decoder_flops, prefill_flops, shape_of_config
+from promptcomp.evaluation.flops import PrefillFlops, decoder_flops, encoder_flops, prefill_flops
+from promptcomp.language_model.cache import growing, growing_pair, passing
+from promptcomp.language_model.cost import count_flops, model_cost
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
+from promptcomp.model_cost import ModelCost
+from tests.families import FAMILIES, SIZES, family
+from tests.tiny_models import tiny_hf
 
-LLAMA_8B = ModelShape("decoder", 32, 32, 8, 128, 4096, 14336, 128256, 8_030_261_248, 2, gated_mlp=True)
-
-
-def counted(model: torch.nn.Module, **inputs: torch.Tensor) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(**inputs)
-    return counter.get_total_flops()
-
-
-def shape_of(model) -> ModelShape:
-    return shape_of_config(model.config.to_dict(), sum(p.numel() for p in model.parameters()))
-
-
-@pytest.mark.parametrize("tokens", [7, 24])
-def test_decoders_agree_with_the_flop_counter(tokens):
-    """The counter takes all T^2 pairs of an attention and T positions of the head; both are put right here."""
-    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=4, n_embd=32, vocab_size=50, n_positions=64))
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            hidden_size=32,
-            head_dim=16,
-            intermediate_size=48,
-            vocab_size=50,
-        )
-    )
-    for model in (gpt2, llama):
-        shape = shape_of(model)
-        model.set_attn_implementation("eager")
-        found = counted(model, input_ids=torch.ones(1, tokens, dtype=torch.long))
-        acausal = 4 * shape.num_layers * shape.num_heads * shape.head_dim * (tokens**2 - tokens * (tokens + 1) / 2)
-        expected = decoder_flops(shape, tokens) + acausal + (tokens - 1) * shape.head_flops
-        assert found == pytest.approx(expected, rel=0.01)  # rotary embeddings
+LLAMA_8B = ModelCost(
+    "decoder",
+    token=2 * 32 * (2 * 4096 * 128 * (32 + 8) + 3 * 4096 * 14336),
+    pair=4 * 32 * 32 * 128,
+    head=2 * 4096 * 128256,
+    kv_bytes_per_token=2 * 32 * 8 * 128 * 2,
+)
 
 
-@pytest.mark.parametrize("projection", ["relu", "gated-gelu"])
-def test_encoder_decoder_agrees_with_the_flop_counter(projection):
-    config = T5Config(
-        num_layers=2, num_decoder_layers=3, num_heads=4, d_kv=8, d_model=24, d_ff=40, vocab_size=50,
-        feed_forward_proj=projection, decoder_start_token_id=0,
-    )  # fmt: skip
-    model = T5ForConditionalGeneration(config)
-    model.set_attn_implementation("eager")
-    shape = shape_of(model)
-    assert (shape.gated_mlp, shape.num_decoder_layers) == (projection == "gated-gelu", 3)
-    ids = torch.ones(1, 15, dtype=torch.long)
-    found = counted(model, input_ids=ids, decoder_input_ids=ids[:, :1])
-    costs = prefill_flops(shape, context_tokens=10, memory_slots=2, query_tokens=5)
-    assert found == pytest.approx(costs.full, rel=0.001)
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_a_model_says_what_its_tokens_cost(name: str) -> None:
+    """The counter takes all pairs of an attention and the logits of all T positions; both are put right here."""
+    hf = family(name)
+    hf.set_attn_implementation("eager")
+    cost = model_cost(hf)
+    cache = growing()
+
+    def read(length: int) -> float:
+        ids = torch.arange(length)[None] % 60
+        return count_flops(lambda: hf(ids, use_cache=True, **passing(hf, cache)))
+
+    whole, later = read(21), read(5)
+    assert whole == pytest.approx(decoder_flops(cost, 21) + cost.pair * (21**2 - 21 * 11) + 20 * cost.head, rel=0.01)
+    behind = decoder_flops(cost, 5, 21) + cost.pair * (25 - 15) + 4 * cost.head
+    assert later == pytest.approx(behind, rel=0.01)
+    held = sum(part.numel() * part.element_size() for each in cache.layers for part in (each.keys, each.values))
+    assert held == 26 * cost.kv_bytes_per_token
+
+
+@pytest.mark.parametrize("kind", ["t5", "t5v11"])
+@torch.no_grad()
+def test_an_encoder_decoder_says_what_its_tokens_cost(kind: str) -> None:
+    hf = tiny_hf(kind)
+    hf.set_attn_implementation("eager")
+    cost, ids = model_cost(hf), torch.ones(1, 15, dtype=torch.long)
+    found = count_flops(lambda: hf(input_ids=ids, decoder_input_ids=ids[:, :1]))
+    costs = prefill_flops(cost, context_tokens=10, memory_slots=2, query_tokens=5)
+    assert found == costs.full
     assert costs.cached_full == costs.full  # an encoder reads both ways: nothing of it can be cached
-    in_decoder = prefill_flops(shape, context_tokens=15, memory_slots=2, query_tokens=5, layout="query_in_decoder")
-    found = counted(model, input_ids=ids, decoder_input_ids=ids[:, :6])
-    acausal = 4 * 3 * 32 * (36 - 21)
-    assert found == pytest.approx(in_decoder.full + acausal + 5 * shape.head_flops, rel=0.001)
+    in_decoder = prefill_flops(cost, context_tokens=15, memory_slots=2, query_tokens=5, layout="query_in_decoder")
+    found = count_flops(lambda: hf(input_ids=ids, decoder_input_ids=ids[:, :6]))
+    assert found == in_decoder.full + cost.pair * (36 - 21) + 5 * cost.head
     assert in_decoder.cached_full < in_decoder.full
+    encoder = hf.get_encoder()
+    assert count_flops(lambda: encoder(ids)) == encoder_flops(model_cost(encoder), 15) == encoder_flops(cost, 15)
+    decoder, cache = hf.get_decoder(), growing_pair()
+    decoder(ids[:, :3], encoder_hidden_states=torch.zeros(1, 7, 32), use_cache=True, **passing(decoder, cache))
+    held = sum(part.nbytes for each in cache.cross_attention_cache.layers for part in (each.keys, each.values))
+    assert held == 7 * cost.kv_bytes_per_token
 
 
-def test_worked_example_of_an_eight_billion_model():
+def test_adapters_precision_and_the_device_do_not_matter() -> None:
+    hf = family("llama, grouped queries")
+    half = model_cost(family("llama, grouped queries").to(torch.bfloat16))
+    with torch.device("meta"):
+        skeleton = LlamaForCausalLM(hf.config)
+    assert model_cost(skeleton) == model_cost(hf)
+    assert (half.token, 2 * half.kv_bytes_per_token) == (model_cost(hf).token, model_cost(hf).kv_bytes_per_token)
+    state = torch.random.get_rng_state()
+    model_cost(family("granite"))
+    hf.requires_grad_(False)
+    assert model_cost(hf.base_model).head == 0  # type: ignore[arg-type]
+    assert state.shape == torch.random.get_rng_state().shape
+
+
+@torch.no_grad()
+def test_experts_whose_work_depends_on_values_are_counted_with_their_weights() -> None:
+    config = AutoConfig.for_model(
+        "jetmoe", **{**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}, kv_channels=8
+    )
+    hf = AutoModelForCausalLM.from_config(config).eval()
+    cost = model_cost(hf)
+    found = count_flops(lambda: hf(torch.arange(21)[None]))
+    assert found == pytest.approx(decoder_flops(cost, 21) + cost.pair * (21**2 - 21 * 11) + 20 * cost.head, rel=0.01)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.for_model("jetmoe", vocab_size=7, num_hidden_layers=1))
+    with pytest.raises(ConfigError, match="'jetmoe' cost depends on their weights"):
+        model_cost(skeleton)
+
+
+def test_worked_example_of_an_eight_billion_model() -> None:
     """2,048 prompt tokens, 64 query tokens, 16 slots; published figures in TFLOPs."""
     soft = prefill_flops(LLAMA_8B, context_tokens=2048, memory_slots=16, query_tokens=64)
     cache = prefill_flops(LLAMA_8B, context_tokens=2048, memory_slots=16, query_tokens=64, memory_kind="kv_cache")
@@ -91,6 +110,18 @@ def test_worked_example_of_an_eight_billion_model():
     assert LLAMA_8B.kv_bytes_per_token == 128 * 1024
 
 
+def test_a_beginning_is_read_wherever_nothing_is_cached() -> None:
+    """BOS stands in front of queries and vectors; a cache has seen it."""
+    lengths = {"context_tokens": 101, "memory_slots": 4, "query_tokens": 10}
+    soft = prefill_flops(LLAMA_8B, **lengths, front_tokens=1)
+    assert soft.no_prompt == decoder_flops(LLAMA_8B, 11)
+    assert soft.compressed == decoder_flops(LLAMA_8B, 15)
+    assert soft.cached_compressed == decoder_flops(LLAMA_8B, 10, 5)
+    assert soft.full == decoder_flops(LLAMA_8B, 111)
+    kept = prefill_flops(LLAMA_8B, **lengths, front_tokens=1, memory_kind="kv_cache")
+    assert kept.compressed == kept.cached_compressed == decoder_flops(LLAMA_8B, 10, 4)
+
+
 def test_ratio_and_break_even():
     costs = PrefillFlops(no_prompt=1, compressed=2, full=10, cached_full=1.5, cached_compressed=1.1, compress=17)
     assert costs.ratio == 5
@@ -100,10 +131,10 @@ def test_ratio_and_break_even():
 
 
 def test_encoder_states_cost_no_encoder_pass():
-    shape = ModelShape("encoder_decoder", 2, 4, 4, 8, 32, 64, 50, 0, num_decoder_layers=2)
-    soft = prefill_flops(shape, context_tokens=40, memory_slots=4, query_tokens=5, layout="query_in_decoder")
+    cost = model_cost(tiny_hf("t5"))
+    soft = prefill_flops(cost, context_tokens=40, memory_slots=4, query_tokens=5, layout="query_in_decoder")
     states = prefill_flops(
-        shape,
+        cost,
         context_tokens=40,
         memory_slots=4,
         query_tokens=5,
@@ -111,7 +142,7 @@ def test_encoder_states_cost_no_encoder_pass():
         memory_kind="encoder_states",
     )
     assert states.compressed < soft.compressed < soft.full
-    inside = prefill_flops(shape, context_tokens=40, memory_slots=4, query_tokens=5, memory_kind="encoder_states")
+    inside = prefill_flops(cost, context_tokens=40, memory_slots=4, query_tokens=5, memory_kind="encoder_states")
     assert inside.no_prompt < inside.compressed < inside.full
 
 
@@ -122,11 +153,6 @@ def test_memory_bytes_count_real_slots():
     layers = tuple((torch.zeros(2, 4, 3, 5, dtype=torch.bfloat16),) * 2 for _ in range(6))
     assert memory_bytes(KVCache(layers, mask, torch.tensor([3, 1]))) == 2 * 6 * 2 * 4 * 5 * 2
     assert memory_bytes(EncoderStates((torch.zeros(2, 3, 8),) * 3, mask)) == 2 * 3 * 8 * 4
-
-
-def test_configuration_without_a_size_is_refused():
-    with pytest.raises(ConfigError, match=r"no hidden_size .looked for hidden_size, n_embd, d_model"):
-        shape_of_config({"vocab_size": 5}, 0)
 
 
 def test_measured_milliseconds_are_a_median_of_warm_calls():

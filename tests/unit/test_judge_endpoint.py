@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import sys
 from typing import Any
 
@@ -214,9 +215,43 @@ def test_openai_itself_needs_a_key() -> None:
         _ask(Endpoint(model="m"))
 
 
-def test_a_url_that_is_none() -> None:
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "http://", "http://[::1", "http://h:99999/v1", "http://h\n/v1", "file:///x"]
+)
+def test_a_url_that_is_none(url: str) -> None:
     with pytest.raises(ConfigError, match="expected http"):
-        _ask(Endpoint(model="m", base_url="localhost:8000"))
+        Endpoint(model="m", base_url=url)
+
+
+@pytest.mark.parametrize("url", ["", "  "])
+def test_an_empty_url_is_not_openais(url: str) -> None:
+    with pytest.raises(ConfigError, match="--base-url is empty"):
+        Endpoint(model="m", base_url=url)
+
+
+def test_credentials_in_the_url_are_used_and_never_told() -> None:
+    with serving(lambda *_: fault(500, "boom")) as server:
+        endpoint = _endpoint(server, base_url=server.url.replace("//", "//user:pass-word@"), retries=0)
+        with pytest.raises(EndpointError) as error:
+            _ask(endpoint)
+    assert endpoint.url == server.url
+    assert "pass-word" not in str(error.value)
+    assert server.headers[0]["authorization"].startswith("Basic ")
+
+
+def test_a_response_without_end_or_packed_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promptcomp.endpoints.replies.MOST_BYTES", 2**16)
+    body = completion("x" * 2**17).body
+    for answer in (
+        Answer(200, body),
+        Answer(500, body),
+        Answer(200, gzip.compress(body), {"Content-Encoding": "gzip"}),
+    ):
+        with serving(_first(answer)) as server:
+            reply, client = _ask(_endpoint(server))
+        assert (reply.text, client.usage.failed) == ("fine", 1)
+    with serving(lambda *_: Answer(200, body)) as server, pytest.raises(EndpointError, match="answers with more than"):
+        _ask(_endpoint(server, retries=0))
 
 
 def test_without_the_openai_package(monkeypatch: pytest.MonkeyPatch) -> None:

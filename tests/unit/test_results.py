@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.files import write_atomic
 from promptcomp.evaluation.records import Prediction
 from promptcomp.evaluation.results import (
     Cost,
@@ -23,6 +22,7 @@ from promptcomp.evaluation.results import (
     read_results,
     write_results,
 )
+from promptcomp.files import write_atomic
 
 
 def make(**changes) -> Results:

@@ -119,7 +119,7 @@ def test_wrong_words(words: list[str], expected: str) -> None:
         ({"a": {"low": 1}}, "high: missing"),
         ({"a": {"low": 1, "hihg": 2}}, "hihg: unknown key; known: low, high"),
         ({"a": {"low": "x", "high": 2}}, "valid number"),
-        ({"a": {"low": 0, "high": float("inf")}}, "must be finite"),
+        ({"a": {"low": 0, "high": float("inf")}}, "finite number"),
         ({"a": {"choices": {"x": 3}}}, "valid dictionary"),
     ],
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from promptcomp.sweeps.config import Interval, Scalar, SweepConfig
@@ -51,10 +53,25 @@ def importances(
     return {name: value for name, value in found.items() if math.isfinite(value)} if any(found.values()) else {}
 
 
+@contextlib.contextmanager
+def _without_sklearn() -> Iterator[None]:
+    """Leave scikit-learn out of what is imported: it takes two seconds, and only Optuna's other evaluators use it."""
+    is_there = "sklearn" in sys.modules
+    if not is_there:
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # the import system's way to say: not installed
+    try:
+        yield
+    finally:
+        if not is_there:
+            del sys.modules["sklearn"]
+
+
 def _ped_anova(trials: Sequence[Any], direction: Literal["maximize", "minimize"]) -> dict[str, float]:
     """On a study in memory, without Optuna's line about its creation."""
     import optuna
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    with _without_sklearn():
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     evaluator = PedAnovaImportanceEvaluator(target_quantile=_SHARE_OF_FEW if len(trials) < _FEW else _SHARE)
     before = optuna.logging.get_verbosity()

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from promptcomp.errors import command
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.numbers import plain_line
 from promptcomp.sweeps.views.progress import Progress
@@ -128,7 +129,8 @@ def render(state: SweepState, summary: Summary, console: Console) -> RenderableT
         parts.append(_line(_clean(text), "red"))
     if len(summary.failures) > _FAILURES:
         more = len(summary.failures) - _FAILURES
-        parts.append(_line(f"and {many(more, 'earlier failure')}: promptcomp sweep show {state.directory.path}", "dim"))
+        show = command("sweep", "show", state.directory.path)
+        parts.append(_line(f"and {many(more, 'earlier failure')}: {show}", "dim"))
     return Group(*parts)
 
 

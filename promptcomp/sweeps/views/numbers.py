@@ -16,7 +16,7 @@ from promptcomp.evaluation.results import FILE_NAME, Results, SplitResult, read_
 from promptcomp.evaluation.seeds import Mean, mean_of
 from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.state import Control, SweepState, Trial
-from promptcomp.sweeps.values import dev_reports, metric_of, objective_names
+from promptcomp.sweeps.values import dev_reports, metric_of, metric_rows, objective_names
 
 CONTROLS = ("full_prompt", "no_prompt")
 TITLES = {"full_prompt": "full prompt", "no_prompt": "no prompt"}
@@ -178,7 +178,7 @@ def learning_curve(trial: Trial, metric: str | None) -> tuple[str, tuple[tuple[i
     """Name and (training step, value) pairs of a trial's dev metric; from metrics.csv where nothing was reported."""
     found, pairs = metric, tuple((step, value) for step, value in trial.reports if finite(value) is not None)
     if not pairs or found is None:
-        found, read = dev_reports(trial.run, metric)
+        found, read = dev_reports(metric_rows(trial.run), metric)
         pairs = pairs or tuple(sorted(read.items()))
     return found or "dev metric", pairs
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from importlib import metadata
 from typing import Any
 
 from promptcomp import __version__
+from promptcomp.config import ConfigError
+from promptcomp.documents import YAML_LIMIT, read_json
+from promptcomp.errors import command
 from promptcomp.evaluation.seeds import Mean
+from promptcomp.files import read_text
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.axes import Axis, axis_of
 from promptcomp.sweeps.views.importance import ROUGH_BELOW
@@ -202,26 +204,25 @@ def _trial(trial: Trial, summary: Summary, names: Sequence[str]) -> list[dict[st
 
 
 def _commands(state: SweepState, summary: Summary) -> list[tuple[str, str]]:
-    folder = shlex.quote(str(state.directory.path))
-    config = shlex.quote(str(state.directory.config))
-    found = [("continue it, or join it from another machine", f"promptcomp sweep {folder}")]
-    found += [("see it in a terminal", f"promptcomp sweep show {folder}")]
-    found += [("run it anew", f"promptcomp sweep {config} -o NEW_DIRECTORY")]
+    folder = state.directory.path
+    found = [("continue it, or join it from another machine", command("sweep", folder))]
+    found += [("see it in a terminal", command("sweep", "show", folder))]
+    found += [("run it anew", command("sweep", state.directory.config, "-o", "NEW_DIRECTORY"))]
     if summary.best is not None or summary.front:
-        choice = f" --objective {summary.objectives[0].name}" if summary.several else ""
-        command = f"promptcomp sweep best {folder}{choice} > best.yaml && promptcomp fit --config best.yaml"
-        found.append(("train the best point", command))
+        choice = ("--objective", summary.objectives[0].name) if summary.several else ()
+        best, fit = command("sweep", "best", folder, *choice), command("fit", "--config", "best.yaml")
+        found.append(("train the best point", f"{best} > best.yaml && {fit}"))
     finished = [trial for trial in state.trials if trial.status == "finished"]
     if finished:
-        run = shlex.quote(str(finished[0].run / "config.yaml"))
-        found.append(("repeat a single trial (here the first)", f"promptcomp fit --config {run}"))
+        again = command("fit", "--config", finished[0].run / "config.yaml")
+        found.append(("repeat a single trial (here the first)", again))
     return found
 
 
 def _sweep_yaml(state: SweepState) -> str:
     try:
-        return state.directory.config.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return read_text(state.directory.config, "sweep", YAML_LIMIT)
+    except ConfigError:
         return ""
 
 
@@ -231,8 +232,8 @@ def _versions(state: SweepState) -> list[tuple[str, str]]:
     found += [(name, metadata.version(name)) for name in ("optuna",)]
     for trial in state.trials:
         try:
-            record = json.loads((trial.run / "environment.json").read_text(encoding="utf-8"))["history"][-1]
-        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            record = read_json(trial.run / "environment.json", "record of the environment")["history"][-1]
+        except (ConfigError, KeyError, IndexError, TypeError):
             continue
         if isinstance(record, dict):
             return [*found, *_recorded(record)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptcomp.files import replacing
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views.axes import axis_of
 from promptcomp.sweeps.views.numbers import Runs
@@ -119,9 +120,11 @@ def write_plots(state: SweepState, folder: Path) -> list[Path]:
 def save(plot: Plot, folder: Path) -> list[Path]:
     """Write one picture as PNG and SVG, inside `drawing`."""
     paths = [folder / f"{plot.name}.png", folder / f"{plot.name}.svg"]
-    plot.figure.savefig(paths[0], dpi=150, facecolor="white")
+    with replacing(paths[0]) as temporary:
+        plot.figure.savefig(temporary, format="png", dpi=150, facecolor="white")
     plot.figure.set_layout_engine("none")  # the layout is found; working it out again would double the time
-    plot.figure.savefig(paths[1], facecolor="white", metadata={"Date": None})
+    with replacing(paths[1]) as temporary:
+        plot.figure.savefig(temporary, format="svg", facecolor="white", metadata={"Date": None})
     return paths
 
 

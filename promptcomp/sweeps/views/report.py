@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.errors import ConfigError
-from promptcomp.evaluation.files import write_atomic
+from promptcomp.files import write_atomic
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views import plots
 from promptcomp.sweeps.views.page_content import content

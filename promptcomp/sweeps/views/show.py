@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from promptcomp.errors import command
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.live import status_line
 from promptcomp.sweeps.views.numbers import Runs, log_tail, plain_line
@@ -130,7 +129,8 @@ def remarks(state: SweepState, summary: Summary, rows: int | None = None, legend
     if summary.several and summary.front and not all(point.complete for point in summary.front):
         lines.append("the Pareto front is provisional: its points lack seeds")
     if rows is not None and len(summary.points) > rows:
-        lines.append(f"{len(summary.points) - rows} more points: promptcomp sweep show {_folder(state)} --format csv")
+        show = command("sweep", "show", state.directory.path, "--format", "csv")
+        lines.append(f"{len(summary.points) - rows} more points: {show}")
     return [line for line in lines if line]
 
 
@@ -178,23 +178,20 @@ def failure_title(trial: Trial, summary: Summary) -> str:
 
 def next_steps(state: SweepState, summary: Summary) -> list[str]:
     """Commands that make sense now."""
-    folder = _folder(state)
+    folder = state.directory.path
     steps = []
     if not summary.progress.over:
-        steps.append(f"promptcomp sweep {folder}")
+        steps.append(command("sweep", folder))
     if summary.best is not None:
-        steps.append(f"promptcomp sweep best {folder} > best.yaml && promptcomp fit --config best.yaml")
+        fit = command("fit", "--config", "best.yaml")
+        steps.append(f"{command('sweep', 'best', folder)} > best.yaml && {fit}")
     elif summary.several and summary.front:
-        steps.append(f"promptcomp sweep best {folder} --objective {summary.objectives[0].name}")
+        steps.append(command("sweep", "best", folder, "--objective", summary.objectives[0].name))
     if any(point.values for point in summary.points):
-        steps.append(f"promptcomp sweep plot {folder}")
+        steps.append(command("sweep", "plot", folder))
     if summary.failures:
-        steps.append(f"promptcomp sweep doctor {folder}")
-    return steps or [f"promptcomp sweep {folder}"]
-
-
-def _folder(state: SweepState) -> str:
-    return shlex.quote(str(state.directory.path))
+        steps.append(command("sweep", "doctor", folder))
+    return steps or [command("sweep", folder)]
 
 
 def _say(console: Console, text: str, style: str = "") -> None:

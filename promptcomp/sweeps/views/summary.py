@@ -50,10 +50,12 @@ class Point:
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the interval of the difference to the best point holds 0; None: not known (fewer than two seeds)."""
-        if self.versus_best is None or self.versus_best.ci is None:
-            return None
-        low, high = self.versus_best.ci
+        """Whether the interval of the difference to the best point holds 0; None: not known (fewer than two seeds, or
+        the same difference in all of them)."""
+        versus = self.versus_best
+        if versus is None or versus.ci is None:
+            return True if versus is not None and versus.seeds > 1 and versus.mean == 0 else None
+        low, high = versus.ci
         return low <= 0 <= high
 
 

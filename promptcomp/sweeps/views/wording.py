@@ -73,11 +73,11 @@ def amount(metric: str, value: float, sign: str = "") -> str:
 
 
 def mean_text(mean: Mean | None, metric: str = "", sign: str = "") -> str:
-    """A mean with its interval: `0.512 [0.431, 0.593]`; an interval of no width is left out."""
+    """A mean with its interval: `0.512 [0.431, 0.593]`."""
     if mean is None:
         return "-"
     text = amount(metric, mean.mean, sign)
-    if mean.ci is None or mean.std == 0:
+    if mean.ci is None:
         return text
     return f"{text} [{amount(metric, mean.ci[0], sign)}, {amount(metric, mean.ci[1], sign)}]"
 

@@ -1,0 +1,261 @@
+"""Files: reads that end, whole writes, locks. A symbolic link is never written through, only replaced.
+
+What is written here has the permissions that the user's umask gives, unless it is `private`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from promptcomp.errors import ConfigError
+
+if sys.platform != "win32":  # there two processes may get in each other's way
+    import fcntl
+
+_READABLE = 0o666
+_PRIVATE = 0o600
+_NAME = 120
+"""Letters of a name that its temporary file repeats; file systems allow 255 bytes."""
+_LOOK = 0.05
+"""Seconds between two looks at a lock."""
+_NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
+
+
+def read_bounded(path: Path, limit: int, what: str) -> bytes:
+    """The bytes of a file.
+
+    Args:
+        path: the file; a link to one is followed.
+        limit: most bytes.
+        what: what it should be, for the message ("configuration file").
+
+    Raises:
+        ConfigError: it is missing, no regular file (a pipe is never waited for), larger than `limit`, or unreadable.
+    """
+    try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind):
+            raise ConfigError(f"{path}: is {kind_of(kind)}, not a {what}")
+        with open(os.open(path, os.O_RDONLY | _NO_WAIT), "rb") as file:
+            content = file.read(limit + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such {what}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{_short(path)}: cannot be read ({_reason(error)})") from None
+    if len(content) > limit:
+        raise ConfigError(f"{path}: is larger than {limit / 2**20:.0f} MiB, too large for a {what}")
+    return content
+
+
+def decoded(content: bytes, path: Path | str) -> str:
+    """The UTF-8 text of a file, without a byte order mark.
+
+    Raises:
+        ConfigError: it is no UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}, line {line}: not UTF-8 text (byte 0x{content[error.start]:02x}); save it as UTF-8"
+        ) from None
+
+
+def read_text(path: Path, what: str, limit: int = 2**33) -> str:
+    """The text of a file that a run has written, or of a table of answers.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message ("results file").
+        limit: most bytes.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, too large or not UTF-8.
+    """
+    return decoded(read_bounded(path, limit, what), path)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name stays in the folder that it is put into: no path, nothing hidden behind `..`, not too long."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0") and len(name.encode("utf-8", "replace")) <= 255
+
+
+def kind_of(mode: int) -> str:
+    """What something is that is no regular file, in words."""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def write_atomic(path: Path, text: str, private: bool = False) -> None:
+    """Replace the file `path` by `text`; a reader (or a crash at any moment) sees the old file or the new one.
+
+    Args:
+        path: the file; a link is replaced, not followed.
+        text: what it is to hold.
+        private: nobody but the user may read it.
+
+    Raises:
+        ConfigError: the folder is missing, not writable or full. The old file, if any, is untouched.
+    """
+    try:
+        with replacing(path, private) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(
+            f"{_short(path)}: cannot be written ({_reason(error)}); free space or choose another output_dir"
+        ) from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path, private: bool = False) -> Iterator[Path]:
+    """An empty file beside `path` that takes its place when the block ends, flushed; left out if the block raises.
+
+    Args:
+        path: the file to be; a link is replaced, not followed.
+        private: nobody but the user may read it.
+
+    Raises:
+        OSError: it cannot be made, or `path` is something that is no file.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        found = os.lstat(path).st_mode
+        if not (stat.S_ISREG(found) or stat.S_ISLNK(found)):
+            raise OSError(None, f"it is {kind_of(found)}, not a file", str(path))
+    temporary = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, _PRIVATE if private else _READABLE)
+    try:
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)  # as the umask has it
+        os.close(handle)
+        yield temporary
+        os.chmod(temporary, mode)  # libraries that write whole files themselves make private ones
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file, or all files of a folder, the permissions of the user's umask: safetensors makes private ones."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if not file.is_symlink() and file.is_file():
+            file.chmod(_READABLE & ~mask)
+
+
+def open_append(path: Path) -> IO[bytes]:
+    """Open a file for reading and for adding at its end; it is made if it is not there.
+
+    Raises:
+        ConfigError: it is a link or no file, or cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _NO_LINK | _NO_WAIT, _READABLE)
+        kind = os.fstat(handle).st_mode
+    except OSError as error:
+        if os.path.islink(path):
+            raise ConfigError(f"{path}: is a link, which is not written through; remove it") from None
+        raise ConfigError(f"{_short(path)}: cannot be written ({_reason(error)})") from None
+    if not stat.S_ISREG(kind):
+        os.close(handle)
+        raise ConfigError(f"{path}: is {kind_of(kind)}, not a file")
+    return os.fdopen(handle, "ab+")
+
+
+def check_no_links(folder: Path, names: tuple[str, ...]) -> None:
+    """
+    Raises:
+        ConfigError: one of the folders `names` inside `folder`, which are to be written into, is a link.
+    """
+    for name in names:
+        if (folder / name).is_symlink():
+            raise ConfigError(
+                f"{folder / name}: is a link, and nothing is written through one; put the folder itself there, or move"
+                f" the whole of {folder}"
+            )
+
+
+@contextlib.contextmanager
+def locked(
+    path: Path,
+    on_wait: Callable[[], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    required: bool = True,
+) -> Iterator[int]:
+    """Hold the lock of a file (made if it is not there); the system releases it when the process ends in any way.
+
+    Gives the file's descriptor: a process that inherits it holds the lock too.
+
+    Args:
+        path: the file; its content is left alone.
+        on_wait: called before waiting for another process; None: do not wait.
+        stopped: gives up waiting.
+        required: False: go on without a lock on a disk that does not lock at all.
+
+    Raises:
+        ConfigError: another process holds the lock and `on_wait` is None, or the file cannot be opened.
+        InterruptedError: `stopped` while waiting.
+    """
+    with open_append(path) as file:
+        try:
+            if not take_lock(file):
+                if on_wait is None:
+                    raise ConfigError(f"{path.parent} is in use by another process; wait for it or stop it")
+                on_wait()
+                while not take_lock(file):
+                    if stopped():
+                        raise InterruptedError("stopped while waiting for a lock")
+                    time.sleep(_LOOK)
+        except OSError as error:
+            if required or isinstance(error, InterruptedError):
+                raise
+        yield file.fileno()
+
+
+def take_lock(file: IO[Any]) -> bool:
+    """Lock an open file for this process if nobody else has it; whether it did.
+
+    Raises:
+        OSError: the disk does not lock.
+    """
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _flush(path: Path) -> None:
+    """Make a file (or the names in a folder) last; some file systems cannot sync a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _short(path: Path | str) -> str:
+    text = str(path)
+    return text if len(text) < 2 * _NAME else f"{text[:_NAME]}..."

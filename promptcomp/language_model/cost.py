@@ -1,0 +1,192 @@
+"""What one token costs a language model, counted on the model itself.
+
+The architecture is built once more on torch's meta device (shapes without data) and reads a few tokens: torch's FLOP
+counter sees each of its matrix products, and the cache that it fills holds its keys and values. So grouped or shared
+heads, latent caches, gated feed-forward parts and the active experts of a mixture count as the model's own code has
+them. Counts for two lengths give what a token costs and what a pair of attending tokens costs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from promptcomp.config import ConfigError
+from promptcomp.language_model.cache import Cache, growing, growing_pair, passing
+from promptcomp.model_cost import ModelCost
+
+_Shape = tuple[int, ...]
+_FEW = 4
+"""Tokens of the shorter count; not 1, whose products with one key would look like outer products."""
+
+_known: dict[tuple[type, str, torch.dtype], ModelCost] = {}
+
+
+def model_cost(hf: PreTrainedModel) -> ModelCost:
+    """What a model costs as its code and configuration have it, adapters aside; counted once for each architecture.
+
+    Args:
+        hf: A causal LM, an encoder-decoder, or the body of one, on any device.
+
+    Raises:
+        ConfigError: the work depends on the values of weights, and there are none yet.
+    """
+    key = type(hf), hf.config.to_json_string(), hf.dtype
+    if key not in _known:
+        with torch.random.fork_rng(devices=[]):
+            _known[key] = _measured(hf)
+    return _known[key]
+
+
+def _measured(hf: PreTrainedModel) -> ModelCost:
+    with torch.device("meta"):
+        skeleton: Any = (
+            type(hf)._from_config(copy.deepcopy(hf.config), dtype=hf.dtype, attn_implementation="eager").eval()
+        )
+    if hasattr(skeleton, "set_experts_implementation"):  # of the implementations, the one whose shapes are fixed
+        skeleton.set_experts_implementation("batched_mm")
+    try:
+        return _counted(skeleton)
+    except (NotImplementedError, RuntimeError):  # shapes that depend on values: the weights say
+        if hf.device.type == "meta":
+            raise ConfigError(
+                f"what models of type {hf.config.model_type!r} cost depends on their weights; nothing can be said "
+                "before they are there"
+            ) from None
+    was_training = hf.training
+    try:
+        return _counted(hf.eval())
+    finally:
+        hf.train(was_training)
+
+
+def _counted(hf: Any) -> ModelCost:
+    if getattr(hf, "is_decoder", True) is False:  # T5's encoder alone
+        return _encoder(hf)
+    return _encoder_decoder(hf) if hf.config.is_encoder_decoder else _decoder(hf)
+
+
+def _decoder(hf: Any) -> ModelCost:
+    body, few = hf.base_model, _FEW
+
+    def read(model: Any, length: int, cache: Cache) -> int:
+        return _flops(lambda: model(input_ids=_ids(hf, length), use_cache=True, **passing(model, cache)))
+
+    cache = growing()
+    first = read(body, few, cache)
+    held = _bytes(cache)
+    token, pair = _token_and_pair(first, read(body, 2 * few, growing()))
+    behind = read(body, few, cache)
+    return ModelCost(
+        "decoder",
+        token,
+        pair,
+        head=(read(hf, few, growing()) - first) / few,
+        kv_bytes_per_token=(_bytes(cache) - held) // few,
+        cached_token=(behind - few * token - 2 * few**2 * pair) / few,
+    )
+
+
+def _encoder(hf: Any) -> ModelCost:
+    def read(length: int) -> int:
+        return _flops(lambda: hf(input_ids=_ids(hf, length), use_cache=False))
+
+    token, pair = _token_and_pair(read(_FEW), read(2 * _FEW))
+    return ModelCost("encoder", encoder_token=token, encoder_pair=pair)
+
+
+def _encoder_decoder(hf: Any) -> ModelCost:
+    decoder, width = hf.get_decoder(), hf.get_input_embeddings().embedding_dim
+    few, many, cache = _FEW, 2 * _FEW, growing_pair()
+
+    def decode(length: int, encoded: int, **held: Any) -> int:
+        states = torch.zeros(1, encoded, width, device=hf.device, dtype=hf.dtype)
+        return _flops(lambda: decoder(input_ids=_ids(hf, length), encoder_hidden_states=states, **held))
+
+    encoder = _encoder(hf.get_encoder())
+    base, longer = decode(few, few, use_cache=True, **passing(decoder, cache)), decode(many, few)
+    wider, both = decode(few, many), decode(many, many)
+    cross_pair = (both - longer - wider + base) / few**2
+    cross_token = (wider - base) / few - few * cross_pair
+    pair = (longer - 2 * base + few * cross_token) / (2 * few**2)
+    whole = _flops(lambda: hf(input_ids=_ids(hf, few), decoder_input_ids=_ids(hf, few)))
+    return ModelCost(
+        "encoder_decoder",
+        token=base / few - cross_token - few * (pair + cross_pair),
+        pair=pair,
+        head=(whole - base) / few - encoder.encoder_token - few * encoder.encoder_pair,
+        kv_bytes_per_token=_bytes(cache.cross_attention_cache) // few,
+        encoder_token=encoder.encoder_token,
+        encoder_pair=encoder.encoder_pair,
+        cross_token=cross_token,
+        cross_pair=cross_pair,
+    )
+
+
+def _ids(hf: Any, length: int) -> torch.Tensor:
+    return torch.ones(1, length, dtype=torch.long, device=hf.device)
+
+
+def _token_and_pair(few: int, many: int) -> tuple[float, float]:
+    """t and p of t T + p T², from the counts for two lengths."""
+    pair = (many - 2 * few) / (2 * _FEW**2)
+    return few / _FEW - _FEW * pair, pair
+
+
+def _bytes(cache: Any) -> int:
+    """Keys and values of all layers."""
+    return sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
+
+
+def _flops(call: Callable[[], object]) -> int:
+    with torch.inference_mode(False), torch.no_grad():
+        return count_flops(call, outer_products=False)
+
+
+def count_flops(call: Callable[[], object], *, outer_products: bool = True) -> int:
+    """FLOPs of a call as torch's FlopCounterMode counts them: matrix products, all pairs of an attention.
+
+    Args:
+        call: What is counted.
+        outer_products: Count batched outer products (the angles of rotary positions), which add nothing up.
+    """
+    known = dict(_UNKNOWN_TO_TORCH)
+    if not outer_products:
+        known[_aten.bmm] = _inner_products
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def _inner_products(one: _Shape, two: _Shape, *rest: Any, **named: Any) -> int:
+    batch, rows, inner = one
+    return 2 * batch * rows * inner * two[2] if inner > 1 else 0
+
+
+def _grouped_products(one: _Shape, two: _Shape, *rest: Any, **named: Any) -> int:
+    """Rows [S, K], each with the matrix of its own group [G, K, N]: the experts of a mixture."""
+    return 2 * one[0] * one[1] * two[2]
+
+
+def _attention(query: _Shape, key: _Shape, value: _Shape, *rest: Any, **named: Any) -> int:
+    """Fused attention [B, H, S, Dh]. torch has no count for the CPU kernel, and none where heads share keys."""
+    batch, heads, rows, width = query
+    return 2 * batch * heads * rows * key[2] * (width + value[3])
+
+
+_aten = torch.ops.aten
+_UNKNOWN_TO_TORCH: dict[Any, Any] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_flash_attention: _attention,
+    _aten._scaled_dot_product_efficient_attention: _attention,
+    _aten._scaled_dot_product_cudnn_attention: _attention,
+    _aten._scaled_dot_product_fused_attention_overrideable: _attention,
+    _aten._grouped_mm: _grouped_products,
+}
+if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
+    _UNKNOWN_TO_TORCH[torch.ops.transformers.grouped_mm_fallback] = _grouped_products

@@ -1,0 +1,173 @@
+"""Continuing a run: what may have changed since, and which processes belong to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from promptcomp.config import ConfigError
+from promptcomp.experiment import Experiment
+from promptcomp.run.directory import RunDirectory, told_by_parent, told_to_children, write_environment
+from promptcomp.run.division import DIVISION, check_overrides, experiment_to_resume
+from promptcomp.run.lease import ask_lease, under_lease
+from tests.cli.conftest import Run
+from tests.prompt_runs import DATA
+
+START = {
+    "method": {"name": "mend", "num_slots": 2},
+    "data": DATA,
+    "lm": {"path": "some/lm"},
+    "optim": {"lr": 0.002, "betas": [0.9, 0.999]},
+}
+
+
+def started(folder: Path) -> RunDirectory:
+    """A run directory as a start leaves it."""
+    folder.mkdir()
+    run = RunDirectory(folder)
+    tree = Experiment.model_validate(START).model_dump(mode="json")
+    run.config.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    write_environment(run, tree)
+    return run
+
+
+def edit(run: RunDirectory, key: str, value: Any) -> None:
+    """Change a key of config.yaml."""
+    tree = node = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    *sections, last = key.split(".")
+    for section in sections:
+        node = node[section]
+    node[last] = value
+    run.config.write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("optim.lr", 0.5, "optim.lr was 0.002 and is 0.5"),
+        ("optim.betas", [0.5, 0.9], "optim.betas was [0.9, 0.999] and is [0.5, 0.9]"),
+        ("trainer.max_steps", 9, "trainer.max_steps was 1000 and is 9"),
+        ("trainer.batch_size", 2, "trainer.batch_size was 8 and is 2"),
+        ("trainer.precision", "bf16-mixed", 'trainer.precision was "32-true" and is "bf16-mixed"'),
+        ("trainer.select_by", "loss", 'trainer.select_by was "auto" and is "loss"'),
+        ("method.num_slots", 3, "method.num_slots was 2 and is 3"),
+        ("method.distiller", {"path": "x"}, 'method.distiller was null and is {"path": "x"'),
+        ("data.world.num_queries", 3, "data.world.num_queries was 2 and is 3"),
+        ("lm.path", "other/lm", 'lm.path was "some/lm" and is "other/lm"'),
+        ("evaluation.bounds", False, "evaluation.bounds was true and is false"),
+        ("seed", 1, "seed was 0 and is 1"),
+        ("method", {"name": "gist"}, 'method.name was "mend" and is "gist"'),
+    ],
+)
+def test_an_edited_configuration_is_refused_and_the_change_is_named(
+    tmp_path: Path, key: str, value: Any, said: str
+) -> None:
+    run = started(tmp_path / "run")
+    edit(run, key, value)
+    with pytest.raises(ConfigError) as refused:
+        experiment_to_resume(run)
+    assert said in str(refused.value)
+    assert str(run.config) in str(refused.value)
+
+
+def test_place_and_division_may_change_in_the_file_and_on_the_command_line(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    changes = {"name": "other", "output_dir": "elsewhere", "trainer.devices": 2, "trainer.strategy": "fsdp"}
+    for key, value in {**changes, "trainer.accumulate": 4}.items():
+        edit(run, key, value)
+    found = experiment_to_resume(run, ["trainer.num_nodes=2", "trainer.checkpoints=sharded"])
+    assert (found.trainer.devices, found.trainer.num_nodes, found.trainer.accumulate) == (2, 2, 4)
+    check_overrides([f"trainer.{key}=1" for key in DIVISION])
+    for item in (
+        "optim.lr=1",
+        "trainer.max_steps=9",
+        "trainer.precision=bf16-true",
+        "trainer={threads: 9}",
+        "seed=1",
+    ):
+        with pytest.raises(ConfigError, match="only how its work is divided"):
+            experiment_to_resume(run, [item])
+
+
+def test_later_starts_do_not_make_an_edit_the_original(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    edit(run, "trainer.devices", 2)
+    write_environment(run, experiment_to_resume(run).model_dump(mode="json"))
+    edit(run, "seed", 5)
+    with pytest.raises(ConfigError, match=r"\(seed was 0 and is 5\)"):
+        experiment_to_resume(run)
+
+
+def test_a_run_of_an_older_version_has_no_record_or_fewer_keys(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    history = json.loads(run.environment.read_text())
+    del history["history"][0]["config"]["optim"]["weight_decay"]
+    run.environment.write_text(json.dumps(history))
+    assert experiment_to_resume(run).optim.lr == 0.002  # the other key has its default, then and now
+    edit(run, "optim.lr", 0.5)
+    del history["history"][0]["config"]
+    run.environment.write_text(json.dumps(history))
+    assert experiment_to_resume(run).optim.lr == 0.5
+    run.environment.unlink()
+    assert experiment_to_resume(run).optim.lr == 0.5
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"history": [1]}', '{"history": 3}'])
+def test_a_damaged_record_is_told(tmp_path: Path, text: str) -> None:
+    run = started(tmp_path / "run")
+    run.environment.write_text(text)
+    with pytest.raises(ConfigError, match=r"environment\.json.* move it away"):
+        experiment_to_resume(run)
+
+
+def test_a_killed_run_is_not_continued_with_another_learning_rate(tiny_run: Run, run: Run, tmp_path: Path) -> None:
+    assert tiny_run("run", "trainer.max_steps=2").returncode == 0
+    (tmp_path / "run" / "results.json").unlink()  # killed before it had any
+    edit(RunDirectory(tmp_path / "run"), "optim.lr", 0.25)
+    done = run("fit", "--resume", "run")
+    assert done.returncode == 2
+    assert "optim.lr was " in done.stderr
+    assert "and is 0.25" in done.stderr
+    again = run("fit", "--resume", "run", "--slurm", "slurm.partition=x", "--dry-run")
+    assert again.returncode == 2
+
+
+def test_only_children_of_a_run_learn_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with told_to_children(tmp_path / "a:b"):
+        assert told_by_parent() is None  # this process has told it
+        monkeypatch.setattr(os, "getppid", os.getpid)
+        assert told_by_parent() == RunDirectory(tmp_path / "a:b")
+    assert told_by_parent() is None
+
+
+@pytest.mark.parametrize("stale", ["leaked", "1:leaked", ":leaked", "leaked:"])
+def test_a_stale_environment_does_not_overrule_the_run_directory(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stale: str
+) -> None:
+    (tmp_path / "leaked" / "checkpoints").mkdir(parents=True)
+    for name in ("PROMPTCOMP_RUN_DIRECTORY", "PROMPTCOMP_LEASE"):
+        monkeypatch.setenv(name, stale)
+    assert tiny_run("wanted", "trainer.max_steps=0", "method={name: no_prompt}").returncode == 0
+    assert (tmp_path / "wanted" / "results.json").is_file()
+    assert [path.name for path in (tmp_path / "leaked").iterdir()] == ["checkpoints"]
+
+
+def test_a_lease_is_kept_for_the_own_parent_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").write_text("of value")
+    for value in (str(tmp_path / "mine"), f"1:{tmp_path / 'mine'}"):
+        monkeypatch.setenv("PROMPTCOMP_LEASE", value)
+        under_lease(lambda: None)()
+    assert (tmp_path / "mine").read_text() == "of value"
+    for name, value in ask_lease(tmp_path / "asked").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "getppid", os.getpid)
+    for rank in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(rank, raising=False)
+    assert under_lease((tmp_path / "asked").is_file)()
+    assert not (tmp_path / "asked").exists()
