@@ -12,7 +12,8 @@ Deviations from the released code, all on purpose: the frozen LM is in eval mode
 student); position ids count real tokens (there: padding shifts the slots); the teacher reads the student's
 demonstrations unless the data section gives it a budget of its own; demonstrations beyond the distiller's window are
 distilled in chunks whose vectors are concatenated (there: only the last group's vectors were kept); other distillers
-than GPT-2, T5 included. Training with `kl_weight: 0` is the HyperTuning-like ablation.
+than GPT-2, T5 included. Training with `kl_weight: 0` is the HyperTuning-like ablation. `slots: states` (T5) is another
+form than the paper's: the frozen decoder attends to V itself, and V never goes through the frozen encoder.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class MendConfig(MethodConfig):
     """The distiller's starting point, any LM with the same tokenizer; null: a copy of the LM."""
     slots_in: Literal["encoder", "decoder"] = "encoder"
     """Which half of an encoder-decoder distiller reads the slots: its encoder, behind the demonstrations, or its
-    decoder, which looks at the encoded demonstrations (as HyperT5 does)."""
+    decoder, which looks at the encoded demonstrations."""
     frozen_encoder: bool = False
     """With `slots_in: decoder`: train the distiller's decoder alone, which takes half the time of a step."""
     slots: Literal["inputs", "states"] = "inputs"
@@ -216,7 +217,7 @@ class Mend(CompressionModule):
         # Queries share the row that holds the slots, unless an encoder reads each query with them.
         student_tokens = queries * student if self.lm.query_in_encoder else front + queries * example_tokens
         found = [
-            *self._distiller_passes(context_tokens, slots),
+            self._distiller_pass(context_tokens, slots),
             Pass(self.lm.hf, student_tokens, student, True, False),
         ]
         if self._with_kl:
@@ -225,15 +226,13 @@ class Mend(CompressionModule):
             found.append(Pass(self.lm.hf, tokens, length, False, False, caches_context=True))
         return found
 
-    def _distiller_passes(self, context_tokens: int, slots: int) -> list[Pass]:
-        """One for what reads demonstrations and slots, or one for each half of an encoder-decoder."""
-        body, chunk = self.distiller.body, self._chunk_size()
+    def _distiller_pass(self, context_tokens: int, slots: int) -> Pass:
+        """With the slots, unless a decoder reads these; a frozen encoder counts as a trained one (an upper bound)."""
+        chunk = self._chunk_size()
         if self.method.slots_in == "decoder":
-            trained = not self.method.frozen_encoder
-            encoder = Pass(body.get_encoder(), context_tokens, min(context_tokens, chunk), trained, trained)
-            return [encoder, Pass(body.get_decoder(), slots, self.slots.shape[0], True, True)]
+            return Pass(self.distiller.body, context_tokens, min(context_tokens, chunk), True, True)
         read = context_tokens + slots + slots // self.slots.shape[0] * self._distiller_bos
-        return [Pass(body, read, min(read, chunk + self.slots.shape[0] + self._distiller_bos), True, True)]
+        return Pass(self.distiller.body, read, min(read, chunk + self.slots.shape[0] + self._distiller_bos), True, True)
 
     def _chunk_size(self) -> int:
         limit = self.method.max_chunk_tokens
