@@ -29,6 +29,9 @@ _EXPANDED = 4 * YAML_LIMIT
 """Most letters and values of a YAML text with every alias written out."""
 _WHOLE = 2**64
 """Whole numbers are below this on both sides of 0."""
+_LONGEST_NUMBER = 1024
+"""Most characters of a number in YAML."""
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BASE_LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -46,6 +49,8 @@ class _Values(_LOADER):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
+        if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:  # "1:1:1:..." is read in quadratic time
+            raise _Refused(f"{_at(node.start_mark)}a number of {len(node.value)} characters is too large")
         try:
             found = super().construct_object(node, deep)
         except (ValueError, KeyError, IndexError, AttributeError, OverflowError, TypeError) as error:

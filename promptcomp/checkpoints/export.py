@@ -115,7 +115,7 @@ def _write_hf(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
 
 def _save_distiller(module: Mend, folder: Path) -> None:
     body: Any = module.distiller.body
-    if module.distiller.family == "encoder_decoder":
+    if module.distiller.family == "encoder_decoder" and module.method.slots_in == "encoder":
         whole = T5EncoderModel(body.config)
         whole.encoder = body
         whole.shared = body.embed_tokens

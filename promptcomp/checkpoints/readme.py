@@ -15,6 +15,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.cache import keyword_code
 from promptcomp.language_model.loading import locate
+from promptcomp.language_model.t5_encoder import SlotDecoder
 from promptcomp.lightning_modules.mend import Mend
 
 EXTRA = "promptcomp_extra.safetensors"
@@ -147,10 +148,16 @@ logits = model(encoder_outputs=(states,), decoder_input_ids=torch.tensor([[{lm.s
 
 def distiller(experiment: Experiment, module: Mend) -> str:
     """Of MEND's distiller."""
+    count = module.slots.shape[0]
+    reads = f"demonstrations followed by {count} learned slots"
+    if module.method.slots_in == "decoder":
+        reads = f"demonstrations in its encoder and {count} learned slots in its decoder"
+    use = "stand in front of a query's embeddings in the frozen LM"
+    if module.method.slots == "states":
+        use = "take the place of the encoder's output in the frozen LM"
     about = (
-        f"A Hugging Face model (without an output head) that reads demonstrations followed by "
-        f"{module.slots.shape[0]} learned slots. Its final states at the slots, projected where the sizes differ, are "
-        "the vectors that stand in front of a query's embeddings in the frozen LM. Longer demonstrations than the "
+        f"A Hugging Face model (without an output head) that reads {reads}. Its final states at the slots, projected "
+        f"where the sizes differ, are the vectors that {use}. Longer demonstrations than the "
         "model's window are read in chunks, whose vectors follow each other. Slots and projection are in "
         f"`{EXTRA}`."
     )
@@ -159,7 +166,8 @@ def distiller(experiment: Experiment, module: Mend) -> str:
 
 def distiller_code(module: Mend) -> str:
     """Vectors [1, K, D] of `prompt`."""
-    name = "AutoModel" if module.distiller.family == "decoder" else "T5EncoderModel"
+    whole = module.distiller.family == "decoder" or module.method.slots_in == "decoder"
+    name = "AutoModel" if whole else "T5EncoderModel"
     front = _front(module.distiller.bos_id)
     project = ""
     if isinstance(module.projection, nn.Linear):
@@ -174,9 +182,19 @@ from transformers import AutoTokenizer, {name}
 model, tokenizer = {name}.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 extra = load_file(f"{{folder}}/{EXTRA}")
 ids = torch.tensor([{front} + tokenizer(prompt, add_special_tokens=False)["input_ids"]])
-embeds = torch.cat([model.get_input_embeddings()(ids), extra["slots"][None]], 1)
-vectors = model(inputs_embeds=embeds).last_hidden_state[:, -len(extra["slots"]):]{project}
+{_slots_code(module)}{project}
 """
+
+
+def _slots_code(module: Mend) -> str:
+    """From `ids` to the states at the slots, `vectors`."""
+    if isinstance(module.distiller, SlotDecoder):
+        return f"""encoded = model.get_encoder()(input_ids=ids).last_hidden_state
+start = model.get_input_embeddings()(torch.tensor([[{module.distiller.start_id}]]))
+embeds = torch.cat([start, extra["slots"][None]], 1)
+vectors = model.get_decoder()(inputs_embeds=embeds, encoder_hidden_states=encoded).last_hidden_state[:, 1:]"""
+    return """embeds = torch.cat([model.get_input_embeddings()(ids), extra["slots"][None]], 1)
+vectors = model(inputs_embeds=embeds).last_hidden_state[:, -len(extra["slots"]):]"""
 
 
 def _origin(experiment: Experiment) -> str:

@@ -22,10 +22,11 @@ from promptcomp.datamodules.rationale_sources import (
     RationaleFolderData,
     RationaleHFData,
 )
+from promptcomp.datamodules.records import Problem, tell_error
 from promptcomp.datamodules.sampler import Draw, StepSampler
 from promptcomp.datamodules.tables import TableData, TableSource
 from promptcomp.datamodules.tasks import InstructionSource, RationaleSource, TaskSource
-from promptcomp.datamodules.text import TextConfig, TextDataModule
+from promptcomp.datamodules.text import TextConfig, TextDataModule, load_texts
 from promptcomp.datamodules.toy import ToySource
 from promptcomp.datamodules.toy_icl import ToyICLData
 from promptcomp.datamodules.toy_instruction_data import ToyInstructionsData
@@ -94,6 +95,23 @@ def build_rationales(config: RationaleConfig) -> RationaleSource:
     if isinstance(config, RationaleHFData):
         return HubSource(config)
     raise ConfigError(f"data section {type(config).__name__} is not registered")
+
+
+def file_problems(config: Config) -> list[Problem]:
+    """What is wrong with the files alone, where another mistake keeps the section's datamodule from being made."""
+    found: list[Problem] = []
+    try:
+        if isinstance(config, TextConfig):
+            load_texts(config, found)
+        elif isinstance(config, ICLConfig):
+            build_source(config).check(found)
+        elif isinstance(config, InstructionConfig):
+            build_instructions(config).check(found)
+        elif isinstance(config, RationaleConfig):
+            build_rationales(config).check(found)
+    except ConfigError as error:
+        tell_error(error, found)
+    return found
 
 
 def build_datamodule(
@@ -166,4 +184,5 @@ __all__ = [
     "build_instructions",
     "build_rationales",
     "build_source",
+    "file_problems",
 ]

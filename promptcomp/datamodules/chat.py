@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import json
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 
 from transformers import PreTrainedTokenizerBase
 
 from promptcomp.config import ConfigError
 
 _INSTRUCTION, _INPUT, _ANSWER, _NEXT = "INSTRUCTION7f3a", "INPUT7f3a", "ANSWER7f3a", "NEXT7f3a"
-_ASKS_DAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
-"""Where a template asks for the day."""
+_DIRECTIVES = [f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdDeFGHIjmMpRSTuUVwWxXyY"]
+"""What a template can ask of a day."""
+_TWO_DAYS = (datetime(2001, 1, 2, 3, 4, 5), datetime(2012, 11, 23, 14, 15, 16))
+"""They differ in all of it."""
 _Messages = list[dict[str, str]]
 
 
@@ -56,7 +58,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, writes_bos: bool, day: dat
     between, _, after = rest.partition(_INPUT)
     padded = render(turns(f" {_INPUT} "))
     bos = tokenizer.bos_token
-    dates = {Renderer(tokenizer, date(year, 1, 2))(turns(_INPUT)) for year in (2001, 2002)}
+    dates = {Renderer(tokenizer, each)(turns(_INPUT)) for each in _TWO_DAYS}
     return ChatParts(
         context=(context.removeprefix(bos) if writes_bos and isinstance(bos, str) else context) + "{instruction}",
         query=between + "{input}" + after,
@@ -86,7 +88,7 @@ class Renderer:
         try:
             template = self._tokenizer.get_chat_template()
             if self._day is not None:
-                template = _ASKS_DAY.sub(self._written, template)
+                template = _fixed_day(self._day) + template
             return str(
                 self._tokenizer.apply_chat_template(
                     messages, chat_template=template, tokenize=False, add_generation_prompt=ask
@@ -95,9 +97,15 @@ class Renderer:
         except Exception:  # a template is a program of its author: it may raise anything
             return None
 
-    def _written(self, call: re.Match[str]) -> str:
-        assert self._day is not None
-        return repr(self._day.strftime(call[2]))
+
+def _fixed_day(day: date) -> str:
+    """A macro in place of the function that tells templates today's date, however they call it."""
+    parts = json.dumps([[directive, day.strftime(directive)] for directive in _DIRECTIVES])
+    replaced = "{% set day.text = day.text | replace(directive, part) %}"
+    return (
+        "{% macro strftime_now(format) %}{% set day = namespace(text=format) %}"
+        f"{{% for directive, part in {parts} %}}{replaced}{{% endfor %}}{{{{ day.text }}}}{{% endmacro %}}\n"
+    )
 
 
 class _Turns:
@@ -137,8 +145,8 @@ def _end_ids(tokenizer: PreTrainedTokenizerBase, render: Renderer, messages: _Me
     answered = [*messages, {"role": "assistant", "content": _ANSWER}]
     markers = _markers(tokenizer)
     for conversation, least in ((answered, 1), ([*answered, {"role": "user", "content": _NEXT}], 2)):
-        text = render(conversation, ask=False)
-        closing = "" if text is None else text.rpartition(_ANSWER)[2].partition(_NEXT)[0].lstrip()
+        _, answer, rest = (render(conversation, ask=False) or "").rpartition(_ANSWER)
+        closing = rest.partition(_NEXT)[0].lstrip() if answer else ""  # a template may leave answers out
         ids = tokenizer(closing, add_special_tokens=False)["input_ids"] if closing else []
         if ids and ids[0] in markers and sum(i in markers for i in ids) >= least:  # a lone one opens the next turn
             return (int(ids[0]),)

@@ -193,11 +193,7 @@ def read_partition(folder: Path, name: str) -> dict[str, list[str]]:
     if not is_file_name(name) or not path.is_file():
         known = sorted(found.stem for found in (folder / "config").glob("*.json"))
         raise ConfigError(f"data.partition {name!r}: no file {path}; known: {', '.join(known) or 'none'}")
-    lists = read_task_lists(path)
-    for task in (task for tasks in lists.values() for task in tasks):
-        if not is_file_name(task):
-            raise ConfigError(f"{path}: {task!r} is no name of a folder inside data/")
-    return lists
+    return read_task_lists(path)
 
 
 def read_task_lists(path: Path) -> dict[str, list[str]]:
@@ -211,7 +207,7 @@ def read_task_lists(path: Path) -> dict[str, list[str]]:
         if not lists.get(split):
             raise ConfigError(f"{path}: {split!r} should be a list of task names and is missing or empty")
     for split, tasks in lists.items():
-        if not all(isinstance(task, str) and is_file_name(task) for task in tasks):
+        if not all(isinstance(task, str) and is_file_name(task) and task.isprintable() for task in tasks):
             raise ConfigError(f"{path}: {split!r} should hold task names only, each the name of a folder inside data/")
     return {split: list(dict.fromkeys(tasks)) for split, tasks in lists.items() if tasks and split != "dev"}
 

@@ -83,8 +83,9 @@ def read_rows(
         ConfigError: a bad row, or none, unless `found` collects that.
     """
     rows: list[RationaleRow] = []
+    seen = False
     for record in records:
-        problem = record.problem
+        seen, problem = True, record.problem
         try:
             if problem is None:
                 row = reader.row(record.content, start + len(rows), split)
@@ -93,7 +94,7 @@ def read_rows(
             problem = str(error)
         if problem is not None:
             tell(Problem(record.file, record.line, problem), found)
-    if not rows:
+    if not seen:
         tell(no_rows(where), found)
     return rows
 

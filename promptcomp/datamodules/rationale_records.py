@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promptcomp.config import Config
@@ -112,8 +112,8 @@ class RecordReader:
         columns = self.columns
         if "{" in columns.input:
             try:
-                text = columns.input.format_map(record)
-            except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
+                text = _Filled().vformat(columns.input, (), record)
+            except (KeyError, ValueError, IndexError, AttributeError, TypeError, OverflowError, MemoryError) as error:
                 raise BadRow(f"columns.input {columns.input!r} cannot be filled in ({error})") from None
         else:
             text = text_of(record, columns.input)
@@ -143,6 +143,21 @@ class RecordReader:
         if names and value not in names:
             raise BadRow(f"{self.columns.label!r} {value!r} is none of columns.label_names")
         return str(value)
+
+
+class _Filled(string.Formatter):
+    """Fills a template with texts and finite numbers, and nothing else ("None" is no text of a row)."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The value of a field.
+
+        Raises:
+            ValueError: it is neither text nor a finite number.
+        """
+        value, first = super().get_field(field_name, args, kwargs)
+        if not isinstance(value, str | int | float) or not _is_finite(value):
+            raise ValueError(f"{field_name!r} is {type(value).__name__}, expected text or a finite number")
+        return value, first
 
 
 def _is_finite(value: str | int | float) -> bool:

@@ -302,7 +302,11 @@ def _checked(content: Any, asked: Asked) -> tuple[Mapping[str, Any], str | None]
     if isinstance(content, _Repeated) and (twice := [name for name in asked.all if name in content.twice]):
         return {}, f"the key {twice[0]!r} is there twice"
     for name in asked.all:
-        if half := half_character(content.get(name)):
+        try:
+            half = half_character(content.get(name))
+        except RecursionError:
+            return {}, f"{name!r} is nested too deeply"
+        if half:
             return {}, f"{name!r} has half a character (\\u{ord(half):04x}, one of a surrogate pair)"
     return content, None
 

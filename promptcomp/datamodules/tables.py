@@ -16,7 +16,7 @@ from promptcomp.datamodules.records import Found, Problem, has_errors, no_rows, 
 from promptcomp.datamodules.rows import Columns, Duplicates, kind_of, place_of, row_problems, row_warnings, to_row
 from promptcomp.datamodules.splits import check_tasks, hold_out, warn_of_leaks
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
-from promptcomp.evaluation.labels import label_of, same_label
+from promptcomp.evaluation.labels import label_of, looks_of, same_label
 
 
 class TableData(ICLConfig):
@@ -101,22 +101,26 @@ class TableSource(TaskSource):
         for path in dict.fromkeys([*config.train, *config.dev, *config.test, *config.demonstrations]):
             try:
                 self._files[path] = read_entries(path, config.columns, found)
-                self._warn_of_blanks(path, found)
+                self._warn_of_spellings(path, found)
             except ConfigError as error:
                 tell_error(error, found, str(path))
         if not has_errors(found):
             names = check_tasks(self, found)
             warn_of_leaks(names.get("train", ()), names.get("test", ()), found)
 
-    def _warn_of_blanks(self, path: Path, found: Found) -> None:
-        """Outputs of one label that are written in several ways, where they become the options."""
+    def _warn_of_spellings(self, path: Path, found: Found) -> None:
+        """Outputs that are one label in several spellings, and labels that look like one."""
         spelled: dict[str, str] = {}
-        for entry in self._files[path] if self.config.options_from_outputs and found is not None else ():
-            output = entry.row.output
-            if spelled.setdefault(label_of(output), output) != output:
-                first = spelled[label_of(output)]
-                text = f"{output!r} and {first!r} are one label: white space does not count"
-                tell(Problem.at(entry.row.where, text, "warning"), found)
+        seen: dict[str, str] = {}
+        for row in (entry.row for entry in self._files[path] if found is not None):
+            label = label_of(row.output)
+            if (first := spelled.setdefault(label, row.output)) != row.output:
+                text = f"{row.output!r} and {first!r} are one label: white space does not count"
+            elif (other := seen.setdefault(looks_of(label), label)) != label:
+                text = f"{label!a} and {other!a} look alike, but are two labels"
+            else:
+                continue
+            tell(Problem.at(row.where, text, "warning"), found)
 
     @cached_property
     def _train(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 
 def label_of(text: str) -> str:
     """The label that a text stands for: white space at its ends does not count, a run of it counts as one blank."""
@@ -11,3 +13,9 @@ def label_of(text: str) -> str:
 def same_label(text: str, other: str) -> bool:
     """Whether two texts are one label."""
     return label_of(text) == label_of(other)
+
+
+def looks_of(text: str) -> str:
+    """What a person sees of a label: case, width, ways to write an accent and invisible characters left out."""
+    seen = unicodedata.normalize("NFKC", text).casefold()
+    return label_of("".join(letter for letter in seen if unicodedata.category(letter) != "Cf"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -10,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -44,6 +45,7 @@ _TEXT_PARTS = {
     r"^(model\.)?(language_model|text_model)\.(model\.)?(?!lm_head)": "model.",
 }
 """Names of the text model's tensors in checkpoints of models that see pictures as well."""
+_MOST_LAYERS = 10_000
 _log = logging.getLogger(__name__)
 
 
@@ -95,15 +97,15 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
         sizes = dict(KNOWN_ARCHITECTURES[path])
         found = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     else:
-        try:
+        with _reading(config.path, "model"):
             found = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ConfigError(_unreadable(config.path, "model", error)) from None
     found = _readable(found, config.path)
     if config.from_scratch is not None and config.from_scratch.settings:
         found = changed_architecture(found, config.from_scratch.settings, config.path)
     if config.layers is not None:
         found = first_layers(found, config.layers, config.path)
+    if (layers := found.get_text_config(decoder=True).num_hidden_layers) > _MOST_LAYERS:
+        raise ConfigError(f"{config.path}: {layers} layers are too many; at most {_MOST_LAYERS} can be built")
     return found
 
 
@@ -179,8 +181,10 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
         if config.from_scratch.positional_start is not None:
             start_positions(hf, config.from_scratch.positional_start)
         return hf
+    if config.path.startswith(EMBEDDED) and not list(Path(locate(config.path)).glob("*.safetensors")):
+        raise ConfigError(f"{config.path} has no weights; start it with random ones: lm.from_scratch={{}}")
     is_text = type(architecture) in MODEL_FOR_CAUSAL_LM_MAPPING
-    try:
+    with _reading(config.path, "weights"):
         hf, found = _factory(architecture).from_pretrained(
             locate(config.path),
             config=architecture,
@@ -191,12 +195,6 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if config.path.startswith(EMBEDDED) and not list(Path(locate(config.path)).glob("*.safetensors")):
-            raise ConfigError(
-                f"{config.path} has no weights; start it with random ones: lm.from_scratch={{}}"
-            ) from None
-        raise ConfigError(_unreadable(config.path, "weights", error)) from None
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(
             f"{config.path}: the weights lack {len(missing)} tensors of a {architecture.model_type!r} model "
@@ -207,12 +205,13 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
 
 def random_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> PreTrainedModel:
     """A model with random weights, drawn from torch's global generator, in eval mode."""
-    hf = _factory(architecture).from_config(
-        architecture,
-        dtype=getattr(torch, config.dtype),
-        attn_implementation=attention(config, architecture),
-        trust_remote_code=False,
-    )
+    with _reading(config.path, "architecture"):
+        hf = _factory(architecture).from_config(
+            architecture,
+            dtype=getattr(torch, config.dtype),
+            attn_implementation=attention(config, architecture),
+            trust_remote_code=False,
+        )
     return hf.eval()
 
 
@@ -242,10 +241,12 @@ def open_tokenizer(config: LanguageModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
-    try:
-        return AutoTokenizer.from_pretrained(locate(config.path), revision=config.revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(_unreadable(config.path, "tokenizer", error)) from None
+    path = locate(config.path)
+    with _reading(config.path, "tokenizer"):
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, revision=config.revision, trust_remote_code=False
+        )
+    return found
 
 
 def open_window(config: LanguageModelConfig) -> int | None:
@@ -287,8 +288,24 @@ def _starts_with_bos(path: str) -> bool:
         return False
 
 
+@contextmanager
+def _reading(path: str, what: str) -> Iterator[None]:
+    """Reading what others have written, for which transformers may raise anything.
+
+    Raises:
+        ConfigError: it did.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(_unreadable(path, what, error)) from None
+
+
 def _unreadable(path: str, what: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())
     if "trust_remote_code" in str(error):
         return f"{path}: the {what} needs code of its own (auto_map), which promptcomp does not run; give another model"
     return (

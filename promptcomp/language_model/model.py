@@ -49,7 +49,14 @@ from promptcomp.language_model.parts import (
     refusing,
     token_table,
 )
-from promptcomp.language_model.t5_encoder import Queries, encode_remembered, encode_tokens, read_prefix
+from promptcomp.language_model.t5_encoder import (
+    Queries,
+    SlotDecoder,
+    encode_remembered,
+    encode_tokens,
+    headless,
+    read_prefix,
+)
 from promptcomp.language_model.verify import verify
 from promptcomp.language_model.window import Window
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
@@ -185,8 +192,10 @@ class LanguageModel(nn.Module):
         """A decoder-only LM without its head: final hidden states."""
         return self.hf.get_submodule(self._body)
 
-    def text_encoder(self) -> TextEncoder:
-        """The LM without its head (T5: the encoder alone), sharing the weights with this object."""
+    def text_encoder(self, *, with_decoder: bool = False) -> TextEncoder:
+        """The LM without its head, sharing the weights with this object; T5: the encoder, or also the decoder."""
+        if with_decoder:
+            return SlotDecoder(headless(self.hf), self.start_id, self.end_id)
         body: Any = self.hf.get_encoder() if self.family == "encoder_decoder" else self.body
         return TextEncoder(body, self.family, self.window, self.bos_id)
 

@@ -144,6 +144,13 @@ class TextEncoder(nn.Module):
             inputs_embeds=embeds, attention_mask=mask.long(), position_ids=position_ids, use_cache=False
         ).last_hidden_state
 
+    def read(self, ids: Tensor, mask: Tensor, slots: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Final hidden states [B, K, D] at slot embeddings `slots` [B, K, D] behind the tokens `ids` [B, C]; optional
+        `position_ids` are [B, C + K]."""
+        embeds = torch.cat([self.embed(ids), slots], 1)
+        whole = torch.cat([mask, mask.new_ones(slots.shape[:2])], 1)
+        return self(embeds, whole, position_ids)[:, -slots.shape[1] :]
+
 
 def memory_rows(memory: MemoryType, index: Tensor) -> MemoryType:
     """`memory.rows(index)`, without a copy where the index changes nothing."""

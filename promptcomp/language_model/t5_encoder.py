@@ -13,12 +13,44 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import AutoModel, PreTrainedModel
 
 from promptcomp.config import ConfigError
 from promptcomp.language_model.attention import additive
 from promptcomp.language_model.packing import close_gaps
-from promptcomp.language_model.parts import Prefix, memory_rows
+from promptcomp.language_model.parts import Prefix, TextEncoder, memory_rows, token_table
 from promptcomp.memory import EncoderStates
+
+
+class SlotDecoder(TextEncoder):
+    """An encoder-decoder without its head: the encoder reads tokens, and the decoder reads the slots behind its start.
+
+    `body` holds both halves (a T5Model). The slots see what comes before them, and all tokens through cross-attention.
+    """
+
+    def __init__(self, body: PreTrainedModel, start_id: int, end_id: int) -> None:
+        super().__init__(body, "encoder_decoder", None, None)
+        self.start_id, self.end_id = start_id, end_id
+
+    def read(self, ids: Tensor, mask: Tensor, slots: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Final hidden states [B, K, D] of the decoder at slot embeddings [B, K, D]; T5 knows no `position_ids`."""
+        end, start = token_table(self.body).weight[[self.end_id, self.start_id]]
+        encoded = encode_tokens(self.body.get_encoder(), self.embed(ids), mask, end)
+        hidden = self.body.get_decoder()(
+            inputs_embeds=torch.cat([start.expand(len(slots), 1, -1), slots], 1),
+            encoder_hidden_states=encoded.layers[-1],
+            encoder_attention_mask=encoded.mask.long(),
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[:, 1:]
+
+
+def headless(hf: PreTrainedModel) -> PreTrainedModel:
+    """The encoder-decoder without its output head, sharing the weights."""
+    with torch.device("meta"):
+        whole: Any = AutoModel.from_config(hf.config)
+    whole.shared, whole.encoder, whole.decoder = hf.get_input_embeddings(), hf.get_encoder(), hf.get_decoder()
+    return whole.train(hf.training)
 
 
 class Queries(NamedTuple):

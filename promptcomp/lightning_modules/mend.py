@@ -12,7 +12,8 @@ Deviations from the released code, all on purpose: the frozen LM is in eval mode
 student); position ids count real tokens (there: padding shifts the slots); the teacher reads the student's
 demonstrations unless the data section gives it a budget of its own; demonstrations beyond the distiller's window are
 distilled in chunks whose vectors are concatenated (there: only the last group's vectors were kept); other distillers
-than GPT-2, T5 included. Training with `kl_weight: 0` is the HyperTuning-like ablation.
+than GPT-2, T5 included. Training with `kl_weight: 0` is the HyperTuning-like ablation. `slots: states` (T5) is another
+form than the paper's: the frozen decoder attends to V itself, and V never goes through the frozen encoder.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from torch.nn import functional as F
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.flops import read_flops
+from promptcomp.evaluation.flops import cross_decoder_flops, read_flops
 from promptcomp.language_model import LanguageModelConfig, TextEncoder, embedding_scale, token_table
 from promptcomp.lightning_modules.base import CompressionModule, Counts, ExportFormat, LossTerm, MethodConfig, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.teachers import check_same_tokenizer
-from promptcomp.memory import SoftPrompt
+from promptcomp.memory import EncoderStates, SoftPrompt
 
 
 class MendConfig(MethodConfig):
@@ -51,6 +52,14 @@ class MendConfig(MethodConfig):
     """random: N(0, the distiller's initializer_range), as token embeddings start; vocabulary: some token embeddings."""
     distiller: LanguageModelConfig | None = None
     """The distiller's starting point, any LM with the same tokenizer; null: a copy of the LM."""
+    slots_in: Literal["encoder", "decoder"] = "encoder"
+    """Which half of an encoder-decoder distiller reads the slots: its encoder, behind the demonstrations, or its
+    decoder, which looks at the encoded demonstrations."""
+    frozen_encoder: bool = False
+    """With `slots_in: decoder`: train the distiller's decoder alone, which takes half the time of a step."""
+    slots: Literal["inputs", "states"] = "inputs"
+    """What the vectors are to the LM: inputs, in front of the query's embeddings, as in the paper; states: what an
+    encoder-decoder's decoder attends to, in the place of the encoder's output (layout query_in_decoder only)."""
     projection: Literal["auto", "none", "linear", "tanh"] = "auto"
     """From the distiller's width to the LM's; auto: tanh(Linear) where they differ, otherwise none."""
     projection_init: Literal["default", "identity"] = "default"
@@ -73,10 +82,7 @@ def distil(
     encoder: TextEncoder, slots: Tensor, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None
 ) -> Tensor:
     """Final hidden states at the slots [B, K, d] after reading `ids` [B, C]; `position_ids` [B, C + K] are optional."""
-    rows, num_slots = ids.shape[0], slots.shape[0]
-    embeds = torch.cat([encoder.embed(ids), slots.expand(rows, -1, -1)], 1)
-    whole = torch.cat([mask, mask.new_ones(rows, num_slots)], 1)
-    return encoder(embeds, whole, position_ids)[:, -num_slots:]
+    return encoder.read(ids, mask, slots.expand(len(ids), -1, -1), position_ids)
 
 
 def split_into_chunks(context: Context, size: int) -> tuple[Tensor, Tensor]:
@@ -100,8 +106,15 @@ class Mend(CompressionModule):
     def build(self) -> None:
         """The distiller, the slots and the projection."""
         method = self.method
+        if method.slots == "states" and (self.lm.family == "decoder" or self.lm.query_in_encoder):
+            raise ConfigError(
+                "method.slots = 'states' is for encoder-decoder LMs whose decoder reads the query "
+                "(lm.layout=query_in_decoder); use 'inputs'"
+            )
         self.distiller = self._open_distiller()
         self.distiller.requires_grad_(True)
+        if method.frozen_encoder:
+            self._freeze_encoder()
         width = self.distiller.hidden_size
         self.slots = nn.Parameter(self._initial_slots(width))
         self.projection = self._make_projection(width)
@@ -110,11 +123,22 @@ class Mend(CompressionModule):
 
     def _open_distiller(self) -> TextEncoder:
         config = self.method.distiller
-        if config is None:
-            return copy.deepcopy(self.lm.text_encoder())
-        other = self.open_lm(config)
-        check_same_tokenizer(self.lm, other, f"method.distiller.path = {config.path!r}")
-        return other.text_encoder()
+        other = self.lm
+        if config is not None:
+            other = self.open_lm(config)
+            check_same_tokenizer(self.lm, other, f"method.distiller.path = {config.path!r}")
+        in_decoder = self.method.slots_in == "decoder"
+        if in_decoder and other.family == "decoder":
+            raise ConfigError("method.slots_in = 'decoder' is for encoder-decoder distillers; use 'encoder'")
+        encoder = other.text_encoder(with_decoder=in_decoder)
+        return encoder if config is not None else copy.deepcopy(encoder)
+
+    def _freeze_encoder(self) -> None:
+        """Leave the decoder's weights alone trainable, without the token embeddings."""
+        if self.method.slots_in != "decoder":
+            raise ConfigError("method.frozen_encoder goes with method.slots_in=decoder, where the decoder is trained")
+        self.distiller.body.get_encoder().requires_grad_(False)
+        token_table(self.distiller.body).requires_grad_(False)
 
     def _initial_slots(self, width: int) -> Tensor:
         lookup = token_table(self.distiller.body)
@@ -156,7 +180,7 @@ class Mend(CompressionModule):
         nn.init.eye_(linear.weight).mul_(length)
         nn.init.zeros_(linear.bias)
 
-    def compress(self, context: Context) -> SoftPrompt:
+    def compress(self, context: Context) -> SoftPrompt | EncoderStates:
         """num_slots vectors for each chunk of each context; slots of chunks that hold no token are masked."""
         ids, mask = split_into_chunks(context, self._chunk_size())
         rows, chunks, _ = ids.shape
@@ -165,10 +189,9 @@ class Mend(CompressionModule):
         ids, mask = self.distiller.with_bos(ids.flatten(0, 1), mask.flatten(0, 1))
         vectors = self.projection(distil(self.distiller, self.slots, ids, mask))
         num_slots = self.slots.shape[0]
-        return SoftPrompt(
-            vectors.reshape(rows, chunks * num_slots, -1),
-            present[:, :, None].expand(-1, -1, num_slots).reshape(rows, chunks * num_slots),
-        )
+        vectors = vectors.reshape(rows, chunks * num_slots, -1)
+        mask = present[:, :, None].expand(-1, -1, num_slots).reshape(rows, chunks * num_slots)
+        return EncoderStates((vectors,), mask) if self.method.slots == "states" else SoftPrompt(vectors, mask)
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """num_slots for each chunk."""
@@ -178,21 +201,23 @@ class Mend(CompressionModule):
         """The distiller reads demonstrations and slots; then the projection."""
         slots = self.num_memory_slots(math.ceil(context_tokens))
         chunks = slots // self.slots.shape[0]
-        length = self._distiller_bos + context_tokens / chunks + self.slots.shape[0]
-        read = read_flops(self.distiller.cost, length)
-        return chunks * read + 2.0 * slots * sum(p.numel() for p in self.projection.parameters() if p.dim() == 2)
+        read, cost = context_tokens / chunks, self.distiller.cost
+        if self.method.slots_in == "decoder":
+            slot_flops = cross_decoder_flops(cost, self.slots.shape[0] + 1, read) - cost.head
+            flops = read_flops(cost, read) + slot_flops
+        else:
+            flops = read_flops(cost, self._distiller_bos + read + self.slots.shape[0])
+        return chunks * flops + 2.0 * slots * sum(p.numel() for p in self.projection.parameters() if p.dim() == 2)
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """Distiller, student and teacher."""
         slots = self.num_memory_slots(context_tokens)
-        chunk = self._chunk_size() + self.slots.shape[0] + self._distiller_bos
-        read = context_tokens + slots + slots // self.slots.shape[0] * self._distiller_bos
         front = self.lm.num_bos + slots
         student = front + example_tokens
         # Queries share the row that holds the slots, unless an encoder reads each query with them.
         student_tokens = queries * student if self.lm.query_in_encoder else front + queries * example_tokens
         found = [
-            Pass(self.distiller.body, read, min(read, chunk), True, True),
+            self._distiller_pass(context_tokens, slots),
             Pass(self.lm.hf, student_tokens, student, True, False),
         ]
         if self._with_kl:
@@ -200,6 +225,14 @@ class Mend(CompressionModule):
             tokens, length = context + queries * example_tokens, context + example_tokens
             found.append(Pass(self.lm.hf, tokens, length, False, False, caches_context=True))
         return found
+
+    def _distiller_pass(self, context_tokens: int, slots: int) -> Pass:
+        """With the slots, unless a decoder reads these; a frozen encoder counts as a trained one (an upper bound)."""
+        chunk = self._chunk_size()
+        if self.method.slots_in == "decoder":
+            return Pass(self.distiller.body, context_tokens, min(context_tokens, chunk), True, True)
+        read = context_tokens + slots + slots // self.slots.shape[0] * self._distiller_bos
+        return Pass(self.distiller.body, read, min(read, chunk + self.slots.shape[0] + self._distiller_bos), True, True)
 
     def _chunk_size(self) -> int:
         limit = self.method.max_chunk_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +12,7 @@ from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.records import NotHere
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import open_tokenizer
+from promptcomp.language_model.loading import locate
 from promptcomp.run.estimate import Estimate, Part, estimate
 from promptcomp.run.layout import layout_of
 from promptcomp.run.parts import make_parts
@@ -70,6 +72,8 @@ def _read_data(experiment: Experiment) -> list[str]:
         try:
             open_tokenizer(experiment.lm)
         except ConfigError as error:
+            if any(Path(locate(experiment.lm.path)).glob("tokenizer*")):  # it is here, and cannot be used
+                raise
             return [f"the data was not read, for the LM's tokenizer is not here ({error})"]
         try:
             make_parts(experiment)

@@ -109,12 +109,20 @@ def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> 
     work = work_of(experiment, module, layout)
     libraries = resident_bytes()  # shapes take no memory; all that they need is imported now, as it is in training
     found = estimate_module(module, work, layout, device_memory_gib)
-    weights = found.host.loading if layout.on_gpu else max(found.total_bytes, found.host.loading)
-    share = found.host.optimizer // layout.devices_per_node
-    host = found.host.model_copy(update={"libraries": libraries, "process": libraries + weights + share})
+    process = libraries + _most_at_once(found, layout)
+    host = found.host.model_copy(update={"libraries": libraries, "process": process})
     step_flops = found.step_flops * experiment.trainer.batch_size / work.contexts
     whole = {"host": host, "step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps}
     return found.model_copy(update=whole)
+
+
+def _most_at_once(found: Estimate, layout: Layout) -> int:
+    """Bytes of a process besides libraries: on CPU a step, or the best weights read back beside the trained state."""
+    if layout.on_gpu:
+        return found.host.loading + found.host.optimizer // layout.devices_per_node
+    device = found.device
+    trained_state = device.weights + device.gradients + device.optimizer
+    return max(found.total_bytes, found.host.loading, trained_state + device.gradients)
 
 
 def skeleton_of(experiment: Experiment) -> CompressionModule:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules import DATASETS, ICLConfig
+from promptcomp.datamodules import DATASETS, ICLConfig, file_problems
 from promptcomp.datamodules.base import Counts
 from promptcomp.datamodules.inspect import ShownRow, show
 from promptcomp.datamodules.records import Problem, has_errors
@@ -124,13 +124,18 @@ def print_problems(
     counts: list[Counts] = []
     with quiet():
         try:
-            datamodule = make_data(experiment)
+            try:
+                datamodule = make_data(experiment)
+            except ConfigError:
+                problems = file_problems(experiment.data)
+                raise
             problems = datamodule.problems()
             if not has_errors(problems):
                 check_train_split(experiment, datamodule, make_module(experiment, datamodule.task_names))
                 counts = datamodule.all_counts(with_tokens=True)
         except ConfigError as error:
-            problems.append(Problem("data", None, str(error)))
+            last = Problem("data", None, str(error))
+            problems += [last] if last not in problems else []
     errors = sum(problem.severity == "error" for problem in problems)
     if as_json:
         print(json.dumps({"problems": [asdict(p) for p in problems], "read": [asdict(c) for c in counts]}))

@@ -48,6 +48,8 @@ def rows_of(module: CompressionModule, each: Pass, work: Work) -> tuple[Rows, Ro
     """The sequences of a pass, as promptcomp.language_model packs them."""
     work = work.of(each)
     length, rows = math.ceil(each.length), math.ceil(each.tokens / each.length) * work.contexts
+    if each.model.config.is_encoder_decoder and each.model.get_output_embeddings() is None:
+        return Rows(rows, length), Rows(rows, module.num_memory_slots(length) + 1)  # a distiller's decoder reads slots
     if each.model.config.is_encoder_decoder:
         if module.lm.query_in_encoder:
             count = work.contexts * work.queries

@@ -44,12 +44,23 @@ SMALL: dict[str, list[dict[str, Any]]] = {
 }
 """Options of a method at this size; methods without an entry are tried with their defaults."""
 
+SLOTS_IN_DECODER: list[tuple[str, dict[str, Any]]] = [
+    ("t5_query_in_decoder", {"num_slots": 3, "slots_in": "decoder", "max_chunk_tokens": 5}),
+    ("t5_query_in_decoder", {"num_slots": 3, "slots_in": "decoder", "slots": "states"}),
+    ("t5_query_in_encoder", {"num_slots": 3, "slots_in": "decoder", "stage": "pretrain"}),
+]
+"""MEND with distillers that have a decoder."""
+
 VARIANTS = [
     pytest.param(name, options, model, id=f"{name}{i}-{model}")
     for name in METHODS
     for i, options in enumerate(SMALL.get(name, [{}]))
     for model in MODELS
     if model != "opt"
+]
+VARIANTS += [
+    pytest.param("mend", options, model, id=f"mend_slots_in_decoder{i}-{model}")
+    for i, (model, options) in enumerate(SLOTS_IN_DECODER)
 ]
 CONTROLS = ("full_prompt", "no_prompt")
 TRAINED = [v for v in VARIANTS if v.values[0] not in CONTROLS or v.values[1]]
@@ -100,7 +111,7 @@ def test_memory_kind_and_slots(name: str, options: dict[str, Any], model: str) -
         assert memory.num_slots.tolist() == [3, 3, 3]
         return
     if name in ("mend", "prompt_tuning"):
-        assert isinstance(memory, SoftPrompt)
+        assert isinstance(memory, EncoderStates if options.get("slots") == "states" else SoftPrompt)
         chunk = options.get("max_chunk_tokens")
         chunks = [1, 1, 1] if chunk is None else [-(-int(n) // chunk) for n in batch.context.mask.sum(-1)]
         assert memory.num_slots.tolist() == [3 * count for count in chunks]

@@ -17,6 +17,7 @@ from promptcomp.config import ConfigError
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.memory import EncoderStates
 from promptcomp.run.parts import open_trained, open_trained_module
 from tests.prompt_runs import DATA, KINDS, save_lm, save_run
 
@@ -180,19 +181,26 @@ def test_soft_prompts_of_every_task(tmp_path: Path) -> None:
     torch.testing.assert_close(model.get_prompt_embedding_to_save("default"), vectors, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
-def test_the_distiller_in_transformers(tmp_path: Path, kind: str) -> None:
-    options: dict[str, Any] = {"name": "mend", "num_slots": 2}
-    if kind == "llama":
-        options.update(projection="tanh")
-    run = run_of(tmp_path, kind, options)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("gpt2", {}),
+        ("llama", {"projection": "tanh"}),
+        ("t5", {}),
+        ("t5", {"slots_in": "decoder", "projection": "linear"}),
+        ("t5", {"slots_in": "decoder", "slots": "states", "frozen_encoder": True}),
+    ],
+)
+def test_the_distiller_in_transformers(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    run = run_of(tmp_path, kind, {"name": "mend", "num_slots": 2, **options})
     assert export(run, tmp_path / "out", None).format == "hf"
     vectors = run_readme(tmp_path / "out")["vectors"]
     _, module = open_trained_module(run)
     ids = torch.tensor([ids_of(module, PROMPT)])
     with torch.no_grad():
         memory = module.compress(Context(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros(1, dtype=torch.long)))
-    torch.testing.assert_close(vectors, memory.embeds, rtol=1e-4, atol=1e-4)  # type: ignore[union-attr]
+    found = memory.layers[-1] if isinstance(memory, EncoderStates) else memory.embeds  # type: ignore[union-attr]
+    torch.testing.assert_close(vectors, found, rtol=1e-4, atol=1e-4)
 
 
 def test_tensors_start_a_run(tmp_path: Path) -> None:

@@ -134,6 +134,10 @@ REFUSED: dict[str, tuple[Callable[[list[Row], str], Lines], str]] = {
     ),
     "a key twice": (_second(lambda row, text: _dump(row, f'"{text}": "again"')), "is there twice"),
     "deep nesting": (_second(lambda *_: b"[" * 100_000 + b"]" * 100_000), "nested too deeply"),
+    "nesting in what is asked": (
+        _second(lambda row, text: _dump({**row, text: "DEEP"}).replace(b'"DEEP"', b"[" * 700 + b"]" * 700)),
+        "nested too deeply",
+    ),
     "no object": (_second(lambda *_: b'"text"'), "expected an object"),
     "NUL bytes": (_second(lambda *_: b"\0" * 8), "not valid JSON"),
     "Latin-1": (_second(lambda *_: b'{"n": "caf\xe9"}'), "not UTF-8 text"),
@@ -264,6 +268,16 @@ def test_parquet_reads_what_is_asked_for_and_names_rows_it_cannot(tmp_path: Path
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(ConfigError, match="not a readable Parquet file"):
         list(read_records(path, ASKED))
+
+
+@pytest.mark.parametrize("value", ["null", "[1]", "{}", "NaN", "9" * 5000])
+def test_templates_are_filled_with_texts_and_numbers_alone(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(f'{{"a": "x", "b": 1.5, "label": "y"}}\n{{"a": "x", "b": {value}, "label": "y"}}\n')
+    tree = {"name": "rationale_files", "test": [str(path)], "targets": "label", "columns": {"input": "{a} {b}"}}
+    (error,) = errors_of(build(DATASETS["rationale_files"], tree))
+    assert error.startswith(f"{path}:2: ")
+    assert "expected text or a finite number" in error
 
 
 def test_class_labels_are_their_names(tmp_path: Path) -> None:

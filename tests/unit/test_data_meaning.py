@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tokenizers import AddedToken
 
 from promptcomp.config import Config, build
 from promptcomp.datamodules import DATASETS
-from promptcomp.datamodules.chat import turn_end
+from promptcomp.datamodules.chat import chat_template, turn_end
 from promptcomp.datamodules.conversations import BadConversation, first_exchange
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.toy import toy_tokenizer
@@ -55,6 +56,24 @@ def test_white_space_makes_no_other_label_for_any_metric(tmp_path: Path) -> None
     right = sum(bool(p.correct["method"]) for p in make_predictions("test", examples, {"method": scores}))
     assert right == sum(example.output == "yes" for example in examples) == 6
     assert "'yes ' and 'yes' are one label: white space does not count" in [p.message for p in validate(config)]
+
+
+@pytest.mark.parametrize("options_from_outputs", [False, True])
+@pytest.mark.parametrize("white", [" ", "\n", "\u00a0", "\u3000"])
+def test_spellings_of_one_label_are_warned_of(tmp_path: Path, white: str, options_from_outputs: bool) -> None:
+    rows = [{"input": f"lion {i}", "output": f"yes{white if i == 2 else ''}"} for i in range(4)]
+    found = validate(table(tmp_path, rows, options_from_outputs=options_from_outputs))
+    assert [p.line for p in found if "are one label" in p.message] == [3]
+
+
+@pytest.mark.parametrize(
+    "other", ["Caf\u00e9", "cafe\u0301", "\uff43\uff41\uff46\u00e9", "caf\u00e9\u200b", "\ufeffcaf\u00e9"]
+)
+def test_labels_that_look_alike_are_two_and_warned_of(tmp_path: Path, other: str) -> None:
+    rows = [{"input": f"lion {i}", "output": other if i == 2 else "caf\u00e9"} for i in range(4)]
+    config = table(tmp_path, rows, options_from_outputs=True)
+    assert [p.line for p in validate(config) if "look alike, but are two labels" in p.message] == [3]
+    assert {example.options for example in module_of(config).examples("test")} == {tuple(sorted(("caf\u00e9", other)))}
 
 
 def test_an_output_is_the_option_that_it_equals(tmp_path: Path) -> None:
@@ -215,10 +234,12 @@ CHATML = (
 OPEN_ENDED = "{% for m in messages %}{% if not loop.first %}</t>{% endif %}<|im_start|>{{ m.content }}{% endfor %}"
 BY_WORDS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 DATED = "{{ strftime_now('%d %b %Y') }} " + CHATML
+NO_ANSWERS = CHATML.replace("{{ m.content }}", "{{ m.content if m.role != 'assistant' }}").replace("<|im_end|>", "")
 
 
 @pytest.mark.parametrize(
-    ("template", "closer"), [(CHATML, "<|im_end|>"), (OPEN_ENDED, "</t>"), (BY_WORDS, None), (DATED, "<|im_end|>")]
+    ("template", "closer"),
+    [(CHATML, "<|im_end|>"), (OPEN_ENDED, "</t>"), (BY_WORDS, None), (NO_ANSWERS, None), (DATED, "<|im_end|>")],
 )
 def test_a_turn_ends_as_its_template_ends_it(tmp_path: Path, template: str, closer: str | None) -> None:
     tokenizer = byte_tokenizer(template)
@@ -252,3 +273,21 @@ def test_a_date_in_the_template_is_said_or_fixed(tmp_path: Path) -> None:
     assert module.remarks() == []
     (shown,) = show(fixed, byte_tokenizer(DATED), "test", 1)
     assert shown.demonstrations[0].startswith("26 Jul 2024 ")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        "{{ strftime_now(format='%d %b %Y') }}",
+        "{% set f = '%d %b %Y' %}{{ strftime_now(f) if strftime_now is defined }}",
+        "{% macro day() %}{{ strftime_now('%d ' ~ '%b %Y') }}{% endmacro %}{{ day() }}",
+        "{{ strftime_now('%-d %B') }}",
+    ],
+)
+def test_a_date_is_found_however_the_template_asks_for_it(written: str) -> None:
+    tokenizer = byte_tokenizer(f"{written}\n{CHATML}")
+    assert chat_template(tokenizer, False).dated
+    parts = chat_template(tokenizer, False, date(2024, 7, 26))
+    assert not parts.dated
+    assert parts.context.startswith(("26 Jul 2024\n<|im_start|>system", "26 July\n<|im_start|>system"))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
+from promptcomp.experiment import load
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import KNOWN_ARCHITECTURES
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
+from promptcomp.run.dry_run import print_estimate
 from tests.tiny_models import MODELS, VOCABULARY, save_tokenizer, tiny_hf, tiny_lm
 
 BATCH = collate(
@@ -73,6 +77,46 @@ def test_unreadable_models_are_refused_in_one_sentence(tmp_path: Path) -> None:
         LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
     (tmp_path / "config.json").write_text('{"model_type": "bart"}', encoding="utf-8")
     with pytest.raises(ConfigError, match="type 'bart' are not supported"):
+        LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", "3", "[" * 100_000, "\0"], ids=lambda content: ascii(content[:4])
+)
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_damaged_model_folders_are_refused_in_one_sentence_by_dry_runs_too(
+    tmp_path: Path, file: str, content: str
+) -> None:
+    tiny_hf("llama").save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"the (model|tokenizer) cannot be read; [^\n]*$"):
+        LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"the (model|tokenizer) cannot be read; [^\n]*$"):
+        print_estimate(load("full_prompt", None, [f"lm.path={tmp_path}"]), Console(), as_json=False)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("hidden_size", "x"),
+        ("hidden_size", -1),
+        ("num_attention_heads", 0),
+        ("num_hidden_layers", 10**9),
+        ("model_type", [1]),
+        ("dtype", "none"),
+        ("hidden_act", "none"),
+        ("rope_parameters", {"rope_type": "none"}),
+    ],
+)
+def test_architectures_that_cannot_be_built_are_refused_in_one_sentence(
+    tmp_path: Path, entry: str, value: object
+) -> None:
+    tiny_hf("llama").save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    tree = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**tree, entry: value}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}: [^\n]*$"):
         LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
 
 

@@ -19,6 +19,9 @@ from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.mend import Mend, MendConfig, distil, split_into_chunks
 from promptcomp.lightning_modules.optim import learning_rate_factor
+from promptcomp.memory import EncoderStates, SoftPrompt
+from promptcomp.run.activations import Rows
+from promptcomp.run.workload import Work, rows_of
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
 
 
@@ -121,6 +124,59 @@ def test_identity_projection_starts_at_the_scale_of_token_embeddings() -> None:
     assert vectors.norm(dim=-1).mean().item() == pytest.approx(tokens.item(), rel=0.1)
     with pytest.raises(ConfigError, match="goes with method"):
         mend(projection="tanh", projection_init="identity")
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_slots_in_the_decoder_are_what_transformers_computes(states: bool) -> None:
+    """A row at a time, without padding; an empty context is read as the end of sequence."""
+    options = {"slots_in": "decoder", "slots": "states" if states else "inputs"}
+    module = mend("t5_query_in_decoder", **options).double().eval()
+    hf: Any = module.lm.hf
+    rows = [*batch().context.ids.masked_fill(~batch().context.mask, -1).tolist(), []]
+    texts = [[token for token in row if token >= 0] for row in rows]
+    query = (EncodedQuery((3, 4), (EncodedTarget((5, 6)),)),)
+    together = collate([EncodedContext(tuple(text), query) for text in texts], 0)
+    memory = module.compress(together.context)
+    assert isinstance(memory, EncoderStates if states else SoftPrompt)
+    logits = module.lm(memory, together, "targets").values
+    for number, text in enumerate(texts):
+        encoded = hf.get_encoder()(torch.tensor([text or [module.lm.end_id]])).last_hidden_state
+        slots = torch.cat([hf.shared(torch.tensor([[module.lm.start_id]])), module.slots[None]], 1)
+        vectors = hf.get_decoder()(inputs_embeds=slots, encoder_hidden_states=encoded).last_hidden_state[:, 1:]
+        if not states:
+            torch.testing.assert_close(memory.embeds[number], vectors[0])
+            vectors = hf.get_encoder()(inputs_embeds=vectors).last_hidden_state
+        asked = torch.tensor([[module.lm.start_id, 3, 4, 5]])
+        expected = hf(encoder_outputs=(vectors,), decoder_input_ids=asked).logits[0, 2:]
+        torch.testing.assert_close(logits[[number, number + len(texts)]], expected)  # all queries, then all answers
+
+
+def test_a_frozen_encoder_leaves_the_decoder_to_be_trained() -> None:
+    module = mend("t5_query_in_decoder", slots_in="decoder", frozen_encoder=True)
+    names = module.trained_names()
+    assert "slots" in names
+    assert all(name == "slots" or ".decoder." in name for name in names)
+    torch.stack([term.total for term in module.losses(batch())]).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.trained_parameters().values())
+    whole = mend("t5_query_in_decoder", slots_in="decoder")
+    assert any(".encoder." in name for name in whole.trained_names())
+    read = whole.passes(40, 8, 2)[0]
+    assert (read.tokens, read.length, rows_of(whole, read, Work(40, 8, 8, 2, 5))[1]) == (40, 40, Rows(5, 4))
+    assert module.compress_flops(40) == whole.compress_flops(40) > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("llama", {"slots_in": "decoder"}, "slots_in = 'decoder' is for encoder-decoder distillers"),
+        ("llama", {"slots": "states"}, "slots = 'states' is for encoder-decoder LMs"),
+        ("t5_query_in_encoder", {"slots": "states"}, "lm.layout=query_in_decoder"),
+        ("t5_query_in_decoder", {"frozen_encoder": True}, "goes with method.slots_in=decoder"),
+    ],
+)
+def test_halves_that_are_not_there_are_refused(model: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        mend(model, **options)
 
 
 def test_slots_from_the_vocabulary() -> None:
