@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from promptcomp.config import dump
-from promptcomp.datamodules.toy import toy_tokenizer
 from promptcomp.experiment import Experiment
+from promptcomp.language_model import LanguageModelConfig
+from promptcomp.language_model.loading import open_tokenizer
 from promptcomp.lightning_modules import METHODS
 from promptcomp.run.parts import make_parts
 
@@ -53,10 +54,10 @@ DATA = {
 """A small corner of the embedded world."""
 
 
-def save_lm(folder: Path, kind: str, seed: int = 0) -> Path:
-    """A random LM ("gpt2", "llama", "t5", or one of KINDS) with the embedded world's tokenizer; its answers are no
+def save_lm(folder: Path, kind: str, seed: int = 0, world: str = "toy_decoder") -> Path:
+    """A random LM ("gpt2", "llama", "t5", or one of KINDS) with the tokenizer of an embedded world; its answers are no
     constant."""
-    tokenizer = toy_tokenizer()
+    tokenizer = open_tokenizer(LanguageModelConfig(path=f"embedded:{world}"))
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     words = len(tokenizer)
     model: PreTrainedModel

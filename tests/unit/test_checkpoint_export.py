@@ -248,8 +248,10 @@ def test_every_trained_method_says_what_it_can_be_exported_as(tmp_path: Path, na
     options: dict[str, Any] = {"name": name}
     if "train" in METHODS[name].config.model_fields:
         options["train"] = "lm"
-    data = {**RATIONALES, "targets": "label"} if name == "finetune" else RATIONALES if name == "step_by_step" else DATA
-    run = save_run(tmp_path / "run", save_lm(tmp_path / "lm", "gpt2"), options, data=data)
+    of_rationales = {"step_by_step": RATIONALES, "finetune": {**RATIONALES, "targets": "label"}}
+    world = "toy_student" if name in of_rationales else "toy_decoder"
+    lm = save_lm(tmp_path / "lm", "gpt2", world=world)
+    run = save_run(tmp_path / "run", lm, options, data=of_rationales.get(name, DATA))
     _, module = open_trained_module(run) if name != "prompt_tuning" else (None, open_trained(run, ())[2])
     assert "tensors" in module.export_formats
     assert export(run, tmp_path / "tensors", "tensors").format == "tensors"
