@@ -39,6 +39,8 @@ def _shared() -> Path | None:
 
 
 SIGNALS = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)}
+SIGNALS[signal.SIGINT] = signal.default_int_handler
+"""A shell ignores Ctrl-C for what it starts in the background, and processes that tests start would inherit that."""
 
 
 @pytest.fixture(autouse=True)
