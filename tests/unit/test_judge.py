@@ -107,7 +107,7 @@ def test_other_questions_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"texts": None}, "holds no generated texts; write them with `promptcomp evaluate"),
+        ({"texts": None}, "holds no generated texts; `promptcomp evaluate"),
         ({"instruction": None}, "line 1: has no 'instruction' and 'input'"),
     ],
 )
