@@ -20,7 +20,7 @@ from tests.cli.conftest import Run
         (("fit", "--method", "mend", "trainer.max_steps"), "an override is written section.key=value"),
         (("fit", "--config", "nowhere.yaml"), "nowhere.yaml: no such configuration file"),
         (("fit", "--resume", "nowhere"), "nowhere: no such run directory"),
-        (("fit", "--resume", "x", "seed=1"), "--resume continues a run as it was configured"),
+        (("fit", "--resume", "x", "seed=1"), "x: no such run directory"),
         (("evaluate", "nowhere"), "nowhere: no such run directory"),
         (("compare", "nowhere"), "nowhere"),
         (("pretrain", "toy_decodre"), "did you mean 'toy_decoder'?"),

@@ -36,7 +36,7 @@ def test_a_trained_run_needs_neither_its_teacher_nor_its_start(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    lm = save_lm(tmp_path / "lm", "gpt2")
+    lm = save_lm(tmp_path / "lm", "gpt2", world="toy_student" if name == "step_by_step" else "toy_decoder")
     settings = METHOD_SETTINGS.get(name, {})
     plain = {key: value for key, value in settings.items() if key in ("train", "num_slots", "share")}
     run = save_run(tmp_path / "run", lm, {"name": name, **plain}, data=RATIONALES if name == "step_by_step" else DATA)
