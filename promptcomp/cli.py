@@ -71,7 +71,6 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-
     show(f"error: {without_credentials(message)}", file=sys.stderr)
     sys.exit(code)
 

@@ -13,7 +13,6 @@ import copy
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,8 @@ from torch.distributed.tensor import DTensor
 import promptcomp
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
+from promptcomp.documents import read_json
+from promptcomp.files import write_atomic
 from promptcomp.language_model import generation
 from promptcomp.language_model.attention import AttentionPattern
 from promptcomp.language_model.parts import refusing, unsupported
@@ -98,14 +99,13 @@ def _is_constant(parameter: Tensor) -> bool:
 def _kept_verdict(lm: LanguageModel, key: str) -> str | None:
     """The verdict of an earlier process, or ours, which is left for later ones where the folder can be written."""
     file = cache_folder() / "verified" / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return json.loads(file.read_text(encoding="utf-8"))["refused"]
+    with contextlib.suppress(ConfigError, KeyError, TypeError):
+        kept = read_json(file, "verdict on a model")["refused"]
+        return None if kept is None else str(kept)
     verdict = _verdict(lm)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(ConfigError, OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, encoding="utf-8", delete=False) as partial:
-            json.dump({"model": lm.hf.config.model_type, "refused": verdict}, partial)
-        os.replace(partial.name, file)
+        write_atomic(file, json.dumps({"model": lm.hf.config.model_type, "refused": verdict}))
     return verdict
 
 
