@@ -176,7 +176,7 @@ promptcomp; deleting the folder is safe. It takes as long as reading about fifte
 * **Attention**: `lm.attn_implementation` is by default `sdpa` where the family has it and `eager` elsewhere, which a
   note says.
 * **Models that see pictures as well** are opened as the language model inside them, where transformers has a class for
-  it.
+  it that gives the same logits (not Cohere's, which are scaled alone only), and otherwise as they are.
 * **Sliding windows** count positions, not columns, so padding and gist tokens do not shorten them.
 * **LongRoPE** (Phi-3 with 128k): from `original_max_position_embeddings` on, one long row changes the scores of all
   rows of its batch, so the window ends there, and longer prompts are refused.

@@ -58,6 +58,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lfm2", "lfm2_moe", "lfm3"), _CONVOLVED),
     **dict.fromkeys(("bamba", "granitemoehybrid"), _MAMBA),
     "big_bird": {"is_decoder": True, "attention_type": "original_full"},
+    "cohere2_vision": {"vision_config": _SEEING},
     "cwm": {"bos_token_id": 1, "eos_token_id": 2},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
     "gemma3": {"vision_config": _SEEING},
@@ -119,7 +120,7 @@ _LEFT_OUT = {
 """They see pictures or hear as well, draft for others, or cannot be made small by these rules."""
 
 CAUSAL = tuple(kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind not in _LEFT_OUT)
-SEEING = ("gemma3", "llava", "mistral3", "qwen3_vl")
+SEEING = ("cohere2_vision", "gemma3", "llava", "mistral3", "qwen3_vl")
 ENCODER_DECODERS = ("t5", "mt5")
 
 

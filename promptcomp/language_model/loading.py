@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -28,6 +30,7 @@ from transformers import (
 )
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.language_model.head import logits_of
 from promptcomp.language_model.known_sizes import KNOWN_ARCHITECTURES
 from promptcomp.language_model.random_start import (
     FromScratch,
@@ -122,13 +125,36 @@ def _readable(found: PretrainedConfig, path: str) -> PretrainedConfig:
             raise ConfigError(f"{path}: encoder-decoder models of type {kind!r} are not supported; known: {known}")
         return found
     text = found.get_text_config(decoder=True)
-    if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and (text is found or _heads_agree(found, text)):
         if text is not found:
             text.tie_word_embeddings = found.tie_word_embeddings
         return text
     if type(found) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return found
     raise ConfigError(f"{path}: models of type {kind!r} are not supported: transformers has no causal LM of this type")
+
+
+def _heads_agree(found: PretrainedConfig, text: PretrainedConfig) -> bool:
+    """Whether a language model gives the same logits alone as inside a model that sees pictures as well.
+
+    Some scale or cap them alone only (Cohere, Gemma, Granite). Both are made without weights, with an output layer that
+    passes the mean of the hidden states on; where one cannot be made, there is nothing to compare with.
+    """
+    if type(found) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return True
+    logits = []
+    try:
+        for config in (text, found):
+            with torch.device("meta"):
+                hf = _model_class(config)._from_config(copy.deepcopy(config))
+            width = hf.get_input_embeddings().embedding_dim
+            head = nn.Linear(width, 1, bias=False)
+            nn.init.constant_(head.weight, 1 / width)
+            hf.set_output_embeddings(head)
+            logits.append(float(logits_of(hf, torch.full((1, width), 8.0)).detach()))
+    except Exception:  # whatever transformers raises, or a head that is more than an output layer
+        return True
+    return math.isclose(*logits, rel_tol=1e-5)
 
 
 def _factory(architecture: PretrainedConfig) -> Any:
