@@ -22,6 +22,7 @@ from promptcomp.datamodules.records import (
 )
 from promptcomp.datamodules.tasks import LazySequence, Row, TaskKind
 from promptcomp.evaluation.labels import label_of, same_label
+from promptcomp.plain import shown
 
 
 class Columns(Config):
@@ -89,15 +90,10 @@ def _place_problems(record: Mapping[str, Any], columns: Columns) -> list[str]:
     value = record.get(columns.seed) if columns.seed else None
     try:
         if value not in (None, "") and whole_number(value) < 0:
-            found.append(f"{columns.seed!r} {_short(value)} is negative")
+            found.append(f"{columns.seed!r} {shown(value, 60)} is negative")
     except ValueError:
-        found.append(f"{columns.seed!r} {_short(value)} is no whole number")
+        found.append(f"{columns.seed!r} {shown(value, 60)} is no whole number")
     return found
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def place_of(record: Mapping[str, Any], columns: Columns, stem: str) -> tuple[str, int | None, str | None]:

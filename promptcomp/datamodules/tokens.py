@@ -9,6 +9,8 @@ from functools import cached_property
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from promptcomp.plain import shown
+
 _MAX_CACHED_TOKENS = 64_000_000  # 4 bytes each, and about as much again for the texts
 _FEW_TEXTS = 256  # fewer are not worth waking the tokenizer's threads: measured 3 ms a call on busy cores
 
@@ -80,9 +82,9 @@ def same_options(
         tokenizer: Made the ids.
     """
     if empty := [option for option, each in zip(options, ids, strict=True) if not each]:
-        return f"the option {_shorter(empty[0])} has no token"
+        return f"the option {shown(empty[0], 60)} has no token"
     if lost := [option for option, each in zip(options, ids, strict=True) if _is_unknown(each, tokenizer)]:
-        names = ", ".join(map(_shorter, lost))
+        names = ", ".join(shown(option, 60) for option in lost)
         return (
             f"the options {names} are unknown to the LM's tokenizer ({tokenizer.unk_token}); use an LM that knows them"
         )
@@ -90,7 +92,7 @@ def same_options(
     for option, each in zip(options, ids, strict=True):
         other = first.setdefault(tuple(each), option)
         if other is not option:
-            return f"the options {_shorter(other)} and {_shorter(option)} are the same {len(each)} tokens to the LM"
+            return f"the options {shown(other, 60)} and {shown(option, 60)} are the same {len(each)} tokens to the LM"
     return None
 
 
@@ -98,7 +100,3 @@ def _is_unknown(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether all tokens but blanks and line ends are the unknown one."""
     unknown = tokenizer.unk_token_id
     return unknown in ids and all(i == unknown or not str(tokenizer.decode([i])).strip() for i in ids)
-
-
-def _shorter(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
