@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 
 
+@lru_cache(maxsize=4096)  # the options of a task come again with every row
 def label_of(text: str) -> str:
     """The label that a text stands for: white space at its ends does not count, a run of it counts as one blank."""
     return " ".join(text.split())
