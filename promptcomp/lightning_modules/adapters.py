@@ -85,9 +85,8 @@ def lora_settings(lm: LanguageModel, config: LoraConfig) -> peft.LoraConfig:
     names = set(config.targets) or known
     wanted = sorted(name for name in layers if _last(name) in names)
     found = {name for name, _ in lm.hf.named_modules() if _last(name) in names}
-    chosen = (
-        sorted(names) if found == set(wanted) else wanted
-    )  # where names say more than is meant, each layer is named
+    # Where the short names would also match something else, each layer is named in full.
+    chosen = sorted(names) if found == set(wanted) else wanted
     return peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft says int and divides by the rank
