@@ -6,6 +6,7 @@ budgets in instruction_encoding.py. Where this differs from gisting's released c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -135,15 +136,21 @@ class InstructionDataModule(ContextDataModule):
         yield from self.source.remarks()
         if self.template.dated:
             yield DATED
-        rows = {split: self.rows(split) for split in self.source.splits}
-        trained = {(row.instruction, row.input) for row in rows.get("train", ())}
-        for split in self.eval_splits:
-            shared = sum((row.instruction, row.input) in trained for row in rows[split])
-            if shared and trained:
-                yield f"{shared} of {len(rows[split])} {split} rows are training rows too (same instruction and input)"
         special = sorted({str(token) for token in self.tokenizer.all_special_tokens if token})
-        for split in rows:
-            yield from _special_tokens(split, rows[split], special)
+        trained: set[tuple[str, str]] = set()
+        for split in sorted(self.source.splits, key=lambda name: name != "train"):
+            rows, is_train = self.rows(split), split == "train"
+            shared, found = 0, Counter[str]()
+            for row in rows:  # once, as rows may be made when they are asked for
+                asked = row.instruction, row.input
+                shared += not is_train and asked in trained
+                if is_train:
+                    trained.add(asked)
+                found.update(token for token in special if any(token in text for text in (*asked, row.output)))
+            if shared:
+                yield f"{shared} of {len(rows)} {split} rows are training rows too (same instruction and input)"
+            for token, count in sorted(found.items()):
+                yield f"{count} {split} rows contain {token!r}, which the tokenizer reads as a special token"
             if (long := self.long_rows(split)).long and self.config.too_long != "error":
                 yield long.describe(self.config.too_long)
 
@@ -337,16 +344,6 @@ class InstructionDataModule(ContextDataModule):
     def _check_eval_split(self, split: str) -> None:
         if split not in self.eval_splits:
             raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
-
-
-def _special_tokens(split: str, rows: Sequence[InstructionRow], special: Sequence[str]) -> Iterator[str]:
-    counts = dict.fromkeys(special, 0)
-    for row in rows:
-        for token in special:
-            counts[token] += token in row.instruction or token in row.input or token in row.output
-    for token, count in counts.items():
-        if count:
-            yield f"{count} {split} rows contain {token!r}, which the tokenizer reads as a special token"
 
 
 class _InstructionContexts(EvalContexts):
