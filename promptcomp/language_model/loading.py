@@ -261,8 +261,8 @@ def open_skeleton(config: LanguageModelConfig, architecture: PretrainedConfig) -
     return hf
 
 
-def open_tokenizer(config: LanguageModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model.
+def open_tokenizer(config: LanguageModelConfig, *, on_disk: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model; `on_disk`: as it is on this machine, without asking the hub.
 
     Raises:
         ConfigError: there is none, or it cannot be read.
@@ -270,7 +270,7 @@ def open_tokenizer(config: LanguageModelConfig) -> PreTrainedTokenizerBase:
     path = locate(config.path)
     with _reading(config.path, "tokenizer"):
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, revision=config.revision, trust_remote_code=False
+            path, revision=config.revision, trust_remote_code=False, local_files_only=on_disk
         )
     return found
 

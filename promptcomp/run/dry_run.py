@@ -70,7 +70,7 @@ def _read_data(experiment: Experiment) -> list[str]:
     """
     with quiet():
         try:
-            open_tokenizer(experiment.lm)
+            open_tokenizer(experiment.lm, on_disk=True)
         except ConfigError as error:
             if any(Path(locate(experiment.lm.path)).glob("tokenizer*")):  # it is here, and cannot be used
                 raise
