@@ -27,14 +27,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from training import METHOD_OPTIONS, make_batch, train_step
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from promptcomp.forecast.estimate import estimate_module
+from promptcomp.forecast.placement import Layout
+from promptcomp.forecast.workload import Work
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, OptimConfig
 from promptcomp.lightning_modules.execution import Execution, prepare_blocks
 from promptcomp.lightning_modules.sharding import shard
-from promptcomp.run.estimate import estimate_module
-from promptcomp.run.layout import Layout
-from promptcomp.run.workload import Work
 
 _LLAMA = {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 8192, "num_key_value_heads": 8}
 SHAPES: dict[str, dict[str, Any]] = {

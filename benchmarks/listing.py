@@ -28,14 +28,14 @@ from optuna.trial import TrialState, create_trial
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from promptcomp.config import dump
-from promptcomp.evaluation.records import Prediction, write_predictions
+from promptcomp.evaluation.predictions import Prediction, write_predictions
 from promptcomp.evaluation.results import Estimate, Results, SplitResult, TaskResult
 from promptcomp.experiment import load
-from promptcomp.sweeps.config import SweepConfig
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.points import distributions, grid, point_id
-from promptcomp.sweeps.reading import sweep_of
 from promptcomp.sweeps.study import begin
+from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.sweep_file import sweep_of
 
 SEEDS = 5
 EVALS = 20

@@ -40,13 +40,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from promptcomp.forecast.estimate import estimate_module
+from promptcomp.forecast.placement import Layout
+from promptcomp.forecast.workload import Work
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, OptimConfig
 from promptcomp.lightning_modules.execution import Execution
-from promptcomp.run.estimate import estimate_module
-from promptcomp.run.layout import Layout
-from promptcomp.run.workload import Work
 
 VOCABULARY = 8192
 LAYERS = 4

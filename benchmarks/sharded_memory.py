@@ -28,13 +28,13 @@ from training import METHOD_OPTIONS, make_batch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from promptcomp.batch import Batch
+from promptcomp.forecast.estimate import estimate_module
+from promptcomp.forecast.placement import Layout
+from promptcomp.forecast.workload import Work
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule, OptimConfig
 from promptcomp.lightning_modules.sharding import shard
-from promptcomp.run.estimate import estimate_module
-from promptcomp.run.layout import Layout
-from promptcomp.run.workload import Work
 
 CASES = {"lora": ("full_prompt_lora", 1.0), "gist": ("gist", 0.25)}
 """Method and share of the layers."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
+from promptcomp.forecast.workload import Work
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.run.workload import Work
 
 METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gist": ("gist", {"num_slots": 4}),

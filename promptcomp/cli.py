@@ -17,10 +17,10 @@ from promptcomp.commands import checkpoint, data, prompts, sweep
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
 from promptcomp.commands.curve import curve
-from promptcomp.commands.jobs import cancel, jobs
+from promptcomp.commands.job_commands import cancel, jobs
 from promptcomp.commands.judge import judge
 from promptcomp.commands.rationales import rationales
-from promptcomp.commands.slurm import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
+from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, RankLost, RunFailed
 from promptcomp.plain import shown, without_credentials
 from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals, tell_job_script

@@ -1,4 +1,4 @@
-"""What one token costs a language model; it is counted by promptcomp.language_model.cost."""
+"""What one token costs a language model; it is counted by promptcomp.language_model.counting."""
 
 from __future__ import annotations
 

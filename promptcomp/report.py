@@ -19,7 +19,7 @@ from promptcomp.evaluation.formatting import (
     number_text,
     value_text,
 )
-from promptcomp.evaluation.records import TEXT_METRICS
+from promptcomp.evaluation.predictions import TEXT_METRICS
 from promptcomp.evaluation.reference_points import ReferencePoints, SplitPoints
 from promptcomp.evaluation.results import Estimate, Results, SplitResult
 

@@ -30,15 +30,15 @@ import pandas as pd
 import yaml
 
 from promptcomp.cli import main
-from promptcomp.evaluation.records import Prediction, write_predictions
+from promptcomp.evaluation.predictions import Prediction, write_predictions
 from promptcomp.evaluation.results import Estimate, Results, SplitResult, TaskResult, write_results
 from promptcomp.experiment import load
 from promptcomp.plain import UNSEEN
-from promptcomp.run.directory import MetricsFile, RunDirectory, write_environment
-from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.run.run_directory import MetricsFile, RunDirectory, write_environment
 from promptcomp.sweeps.queue import planned_of
-from promptcomp.sweeps.reading import sweep_of
 from promptcomp.sweeps.study import begin
+from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.sweep_file import sweep_of
 from tests.prompt_runs import save_lm, save_run
 
 SECONDS = 60

@@ -23,7 +23,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.language_model.loading import open_tokenizer
 from promptcomp.lightning_modules import METHODS
-from promptcomp.run.parts import make_parts
+from promptcomp.run.opening import make_parts
 
 WINDOW = 4096
 _SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

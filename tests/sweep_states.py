@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from promptcomp.sweeps.config import SweepConfig
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.state import Control, SweepState, Trial
+from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 START = datetime(2026, 5, 1, 8, tzinfo=UTC)
 NOW = START + timedelta(minutes=30)

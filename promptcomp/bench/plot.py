@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptcomp.bench.results import WAYS, Bench, Record
+from promptcomp.bench.measurements import WAYS, Bench, Record
 from promptcomp.plotting import COLOURS, GREY, LINES, drawing, save
 
 if TYPE_CHECKING:

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from promptcomp.batch import Batch
-from promptcomp.bench.results import Way
+from promptcomp.bench.measurements import Way
 from promptcomp.bench.subject import Subject
-from promptcomp.evaluation.cost import memory_bytes
 from promptcomp.evaluation.flops import (
     RequestFlops,
     cross_request_flops,
     decoder_request_flops,
     read_flops,
 )
+from promptcomp.evaluation.memory_cost import memory_bytes
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.cache import growing, passing
 from promptcomp.language_model.parts import Prefix, prepend

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from promptcomp import experiment as experiments
 from promptcomp import plotting
+from promptcomp.bench.bench_table import print_bench
+from promptcomp.bench.measurements import Bench, as_csv, as_json
 from promptcomp.bench.plot import plot
-from promptcomp.bench.results import Bench, as_csv, as_json
-from promptcomp.bench.show import print_bench
 from promptcomp.bench.subject import Subject, subject_of_architecture, subject_of_experiment, subject_of_run
 from promptcomp.bench.timing import Plan, measure, pick_device
 from promptcomp.config import ConfigError

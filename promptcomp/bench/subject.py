@@ -20,7 +20,7 @@ from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import open_architecture, random_model
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.run.parts import make_parts, open_trained
+from promptcomp.run.opening import make_parts, open_trained
 
 POOL_CONTEXTS = 64
 """Contexts that prompts are put together from."""

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from promptcomp import __version__
+from promptcomp.bench.measurements import Bench, Making, Record, Spread, add_break_even
 from promptcomp.bench.requests import Refused, Request, positions_needed, requests
-from promptcomp.bench.results import Bench, Making, Record, Spread, add_break_even
 from promptcomp.bench.subject import Subject
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.cost import synchronise
-from promptcomp.language_model.cost import count_flops
+from promptcomp.evaluation.memory_cost import synchronise
+from promptcomp.language_model.counting import count_flops
 from promptcomp.memory import load_memory, save_memory
 
 MIN_REPEATS = 3

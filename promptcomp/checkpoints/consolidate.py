@@ -8,7 +8,7 @@ from promptcomp.config import ConfigError
 from promptcomp.files import locked
 from promptcomp.lightning_modules.checkpoint_files import existing, read_checkpoint, write_whole
 from promptcomp.lightning_modules.sharded_files import is_sharded
-from promptcomp.run.directory import RunDirectory
+from promptcomp.run.run_directory import RunDirectory
 
 
 def consolidate(path: Path, output: Path | None) -> Path:

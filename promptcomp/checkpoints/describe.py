@@ -15,7 +15,7 @@ from promptcomp.config import ConfigError
 from promptcomp.lightning_modules.checkpoint_files import existing, read_checkpoint
 from promptcomp.lightning_modules.sharded_files import OPTIMIZER, WEIGHTS, is_sharded, meta_tensors, read_header, split
 from promptcomp.lightning_modules.trained import DESCRIPTION, TENSORS, read_trained
-from promptcomp.run.directory import RunDirectory
+from promptcomp.run.run_directory import RunDirectory
 
 Kind = Literal["whole", "sharded", "export"]
 

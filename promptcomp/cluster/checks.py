@@ -24,7 +24,7 @@ def check_parts(experiment: Experiment, profile: SlurmProfile) -> None:
     Raises:
         ConfigError: something is missing or wrong; for nodes without internet also weights that are not on disk.
     """
-    from promptcomp.run.parts import make_parts
+    from promptcomp.run.opening import make_parts
     from promptcomp.run.quiet import quiet
 
     try:

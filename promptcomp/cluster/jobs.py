@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.cluster import slurm
-from promptcomp.cluster.record import JobRecord, find_folders, read_records, resubmitted
+from promptcomp.cluster.job_record import JobRecord, find_folders, read_records, resubmitted
 from promptcomp.cluster.slurm import Entry, SlurmError
 from promptcomp.config import ConfigError
 from promptcomp.errors import command
-from promptcomp.run.directory import read_metrics
+from promptcomp.run.run_directory import read_metrics
 
 
 @dataclass(frozen=True, slots=True)

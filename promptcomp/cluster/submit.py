@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from promptcomp.cluster import slurm
+from promptcomp.cluster.job_record import FOLDER, JobRecord, add_record, now
 from promptcomp.cluster.profile import SlurmProfile
-from promptcomp.cluster.record import FOLDER, JobRecord, add_record, now
 from promptcomp.cluster.script import Array, Job, render
 from promptcomp.config import ConfigError, dump
 from promptcomp.files import write_atomic
@@ -155,7 +155,7 @@ def create_run(experiment: Experiment, run_dir: Path | None) -> Path:
     Raises:
         ConfigError: the directory is not empty or cannot be made.
     """
-    from promptcomp.run.directory import create
+    from promptcomp.run.run_directory import create
 
     run = create(Path(experiment.output_dir), experiment.title, run_dir)
     write_atomic(run.config, dump(experiment))

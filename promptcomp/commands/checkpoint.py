@@ -80,7 +80,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write what a run has trained for transformers or peft, with a README on how to load it."""
-    from promptcomp.checkpoints.export import export as write
+    from promptcomp.exports.export import export as write
 
     found = write(run, output, format_)
     if as_json:

@@ -44,7 +44,7 @@ def curve(
     """
     from promptcomp.sweeps.checking import check, check_metric
     from promptcomp.sweeps.data_efficiency import data_efficiency
-    from promptcomp.sweeps.directory import SweepDirectory
+    from promptcomp.sweeps.sweep_directory import SweepDirectory
 
     if "=" in method:
         raise ConfigError(
@@ -64,7 +64,7 @@ def curve(
         check_metric(metric)
     console, directory = console_for(as_json), output or Path("curves") / Path(method).stem
     if dry_run:
-        from promptcomp.sweeps.dry_run import print_plan
+        from promptcomp.sweeps.preview import print_plan
 
         print_plan(config, SweepDirectory(directory), workers, False, console, as_json)
         return
@@ -73,8 +73,8 @@ def curve(
         raise stopped(console)
     from promptcomp.sweeps.views.efficiency import efficiency_of
     from promptcomp.sweeps.views.efficiency_text import print_efficiency
-    from promptcomp.sweeps.views.report import write_report
-    from promptcomp.sweeps.views.show import ONE_SEED
+    from promptcomp.sweeps.views.html_report import write_report
+    from promptcomp.sweeps.views.overview import ONE_SEED
 
     found = efficiency_of(state, metric, split)
     if found is None:

@@ -68,7 +68,7 @@ def compress(
     if as_json:
         print(json.dumps(found))
         return
-    from promptcomp.prompts.describe import print_compression
+    from promptcomp.prompts.prompt_table import print_compression
 
     print_compression(done, output, size, console_for(False))
 
@@ -89,7 +89,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A file made by 'promptcomp compress'.")], as_json: JsonOption = False
 ) -> None:
     """Verify a compressed prompt and show what it says of itself."""
-    from promptcomp.prompts.describe import description, print_description
+    from promptcomp.prompts.prompt_table import description, print_description
 
     found = description(file)
     if as_json:

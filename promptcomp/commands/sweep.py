@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from promptcomp.commands.common import JsonOption, MethodOption, console_for
-from promptcomp.commands.slurm import (
+from promptcomp.commands.slurm_options import (
     SlurmCommand,
     SlurmOption,
     load_for_submission,
@@ -31,8 +31,8 @@ from promptcomp.stopping import INTERRUPTED
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from promptcomp.sweeps.config import SweepConfig
     from promptcomp.sweeps.state import SweepState
+    from promptcomp.sweeps.sweep_config import SweepConfig
 
 
 class _RunByDefault(TyperGroup):
@@ -117,7 +117,7 @@ def sweep_run(
     own += [f"sweep.objectives={_objectives(objective)}"] if objective else []
     config, directory = _open(target, [*(words or ()), *own], method, output)
     from promptcomp.sweeps.checking import check, check_splits
-    from promptcomp.sweeps.directory import SweepDirectory
+    from promptcomp.sweeps.sweep_directory import SweepDirectory
 
     experiments = check(config, allow_huge=yes)
     if profile is not None:
@@ -128,7 +128,7 @@ def sweep_run(
         show_sweep_plan(profile, directory, workers, console_for(as_json), as_json)
         return
     if dry_run:
-        from promptcomp.sweeps.dry_run import print_plan
+        from promptcomp.sweeps.preview import print_plan
 
         print_plan(config, SweepDirectory(directory), workers, measure, console_for(as_json), as_json)
         return
@@ -143,7 +143,7 @@ def _open(
     target: str | None, words: Sequence[str], method: str | None, output: Path | None
 ) -> tuple[SweepConfig, Path]:
     """The sweep that is meant, and its directory."""
-    from promptcomp.sweeps.reading import default_directory, find_sweep, read_sweep, sweep_of
+    from promptcomp.sweeps.sweep_file import default_directory, find_sweep, read_sweep, sweep_of
 
     if target is not None and "=" in target and not os.path.exists(target):
         words, target = [target, *words], None
@@ -185,8 +185,8 @@ def _objectives(texts: Sequence[str]) -> str:
 def _run(
     config: SweepConfig, directory: Path, storage: str | None, workers: int, devices: str | None, as_json: bool
 ) -> None:
-    from promptcomp.sweeps.views.report import write_report
-    from promptcomp.sweeps.views.show import print_state
+    from promptcomp.sweeps.views.html_report import write_report
+    from promptcomp.sweeps.views.overview import print_state
     from promptcomp.sweeps.views.tables import state_json
 
     console = console_for(as_json)
@@ -206,9 +206,9 @@ def work(
     config: SweepConfig, directory: Path, storage: str | None, workers: int, devices: str | None, console: Console
 ) -> tuple[SweepState, bool]:
     """Run a sweep under the live view; its state, and whether it has come to its end."""
-    from promptcomp.sweeps.directory import SweepDirectory
     from promptcomp.sweeps.running import run_sweep
     from promptcomp.sweeps.study import read_state
+    from promptcomp.sweeps.sweep_directory import SweepDirectory
     from promptcomp.sweeps.views.live import LiveView
 
     place = SweepDirectory(directory)
@@ -226,7 +226,7 @@ def stopped(console: Console) -> typer.Exit:
 
 
 def _print_list(as_json: bool) -> None:
-    from promptcomp.sweeps.dry_run import print_sweeps
+    from promptcomp.sweeps.preview import print_sweeps
 
     print_sweeps(console_for(as_json), as_json)
 

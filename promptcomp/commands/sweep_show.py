@@ -32,7 +32,7 @@ def sweep_show(
         raise ConfigError(f"--format {format_!r} is not known; choose {', '.join(FORMATS)}")
     state = read(directory)
     if chosen == "table":
-        from promptcomp.sweeps.views.show import print_state
+        from promptcomp.sweeps.views.overview import print_state
 
         print_state(state, console_for(False))
         return
@@ -69,7 +69,7 @@ def sweep_best(
 def sweep_plot(directory: DirectoryArgument) -> None:
     """Write the plots, the tables and one page that opens without a network (DIR/report/index.html)."""
     state = read(directory)
-    from promptcomp.sweeps.views.report import write_report
+    from promptcomp.sweeps.views.html_report import write_report
 
     console_for(False).print(f"saved as {write_report(state)}", highlight=False, markup=False, soft_wrap=True)
 
@@ -80,7 +80,7 @@ def read(directory: Path) -> SweepState:
     Raises:
         ConfigError: no sweep is there.
     """
-    from promptcomp.sweeps.directory import SweepDirectory
+    from promptcomp.sweeps.sweep_directory import SweepDirectory
 
     place = SweepDirectory(directory)
     if not place.config.is_file():

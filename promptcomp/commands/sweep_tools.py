@@ -21,7 +21,7 @@ def sweep_work(
     devices: Annotated[str, typer.Option("--devices", help="GPUs of this worker, as 0,1; default: as they are.")] = "",
 ) -> None:
     """Run trials of a sweep one by one until none is left; what `promptcomp sweep` and cluster jobs start."""
-    from promptcomp.sweeps.directory import SweepDirectory
+    from promptcomp.sweeps.sweep_directory import SweepDirectory
     from promptcomp.sweeps.worker import work
 
     names = tuple(name.strip() for name in devices.split(",") if name.strip())
@@ -36,8 +36,8 @@ def sweep_doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Look a sweep over: torn journal, stale locks, trials whose process is gone, results that were not told."""
-    from promptcomp.sweeps.directory import SweepDirectory
-    from promptcomp.sweeps.doctor import examine
+    from promptcomp.sweeps.repair import examine
+    from promptcomp.sweeps.sweep_directory import SweepDirectory
 
     found = examine(SweepDirectory(directory), repair)
     console = console_for(as_json)

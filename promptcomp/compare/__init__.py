@@ -1,6 +1,6 @@
 """Tables over finished runs (no torch is imported)."""
 
 from promptcomp.compare.comparison import Comparison, Row, SeedMean, SplitComparison, compare
-from promptcomp.compare.tables import FORMATS, print_comparison
+from promptcomp.compare.comparison_table import FORMATS, print_comparison
 
 __all__ = ["FORMATS", "Comparison", "Row", "SeedMean", "SplitComparison", "compare", "print_comparison"]

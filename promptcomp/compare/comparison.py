@@ -19,7 +19,7 @@ from promptcomp.compare.runs import PREDICTIONS, Run, different_examples, load, 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample_metric
 from promptcomp.evaluation.metrics import MetricName, group
-from promptcomp.evaluation.records import Prediction, joined, read_predictions
+from promptcomp.evaluation.predictions import Prediction, joined, read_predictions
 from promptcomp.evaluation.results import Estimate, Interval, SplitResult
 
 _FIRST = "the first run"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptcomp.evaluation.labels import label_of
-from promptcomp.evaluation.records import TEXT_METRICS, UNSCORED, Prediction
+from promptcomp.evaluation.predictions import TEXT_METRICS, UNSCORED, Prediction
 
 Flavour = Literal["sklearn", "metaicl"]
 MetricName = Literal[

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from promptcomp.config import ConfigError, Measured
 from promptcomp.evaluation.bootstrap import RESAMPLES, Samples, resample, retained
 from promptcomp.evaluation.metrics import METRICS, MetricName, group
-from promptcomp.evaluation.records import Prediction, joined
+from promptcomp.evaluation.predictions import Prediction, joined
 from promptcomp.evaluation.results import Estimate, Interval
 from promptcomp.evaluation.texts import agreement
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from promptcomp.evaluation.labels import same_label
-from promptcomp.evaluation.records import ROWS, UNSCORED, Prediction
+from promptcomp.evaluation.predictions import ROWS, UNSCORED, Prediction
 
 
 class ExampleLike(Protocol):

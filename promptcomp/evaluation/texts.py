@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from promptcomp.evaluation.equations import same_value, value_of
 from promptcomp.evaluation.labels import same_label
-from promptcomp.evaluation.records import ROWS, Prediction
+from promptcomp.evaluation.predictions import ROWS, Prediction
 from promptcomp.evaluation.rouge import Rouge
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.records import Asked, Record, name_in, read_records
 from promptcomp.errors import command
-from promptcomp.evaluation.records import ROWS
+from promptcomp.evaluation.predictions import ROWS
 
 TABLE_SPLIT = "all"
 """Split of table rows that name none."""

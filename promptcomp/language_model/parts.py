@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from promptcomp.config import ConfigError
-from promptcomp.language_model.cost import model_cost
+from promptcomp.language_model.counting import model_cost
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from promptcomp.model_cost import ModelCost
 

@@ -3,7 +3,7 @@
 from promptcomp.prompts.artifact import PromptInfo, StoredPrompt, read_prompt, write_prompt
 from promptcomp.prompts.compressing import Compression, Compressor, compress, open_compressor
 from promptcomp.prompts.prompt import CompressedPrompt, load_prompt
-from promptcomp.prompts.reading import Answer, AnswerSettings, Reader
+from promptcomp.prompts.prompt_files import Answer, AnswerSettings, Reader
 from promptcomp.prompts.sources import PromptSource, Query, read_queries, read_source, text_queries
 
 __all__ = [

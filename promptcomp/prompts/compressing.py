@@ -26,9 +26,9 @@ from promptcomp.memory import Memory, memory_tensors, memory_to
 from promptcomp.prompts.artifact import PromptInfo, StoredPrompt
 from promptcomp.prompts.identity import text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt import CompressedPrompt, choose_device
-from promptcomp.prompts.reading import Reader, next_position
+from promptcomp.prompts.prompt_files import Reader, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
-from promptcomp.run.parts import open_trained
+from promptcomp.run.opening import open_trained
 from promptcomp.run.quiet import quiet
 
 

@@ -10,7 +10,7 @@ import torch
 
 from promptcomp.memory import Memory
 from promptcomp.prompts.artifact import PromptInfo, StoredPrompt, read_prompt, write_prompt
-from promptcomp.prompts.reading import Answer, AnswerSettings, OnText, Reader, open_lm
+from promptcomp.prompts.prompt_files import Answer, AnswerSettings, OnText, Reader, open_lm
 
 
 class CompressedPrompt:

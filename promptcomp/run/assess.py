@@ -9,20 +9,21 @@ import torch
 
 from promptcomp.batch import Batch, Context
 from promptcomp.datamodules.base import ContextDataModule
-from promptcomp.evaluation import cost, flops
+from promptcomp.evaluation import flops
+from promptcomp.evaluation import memory_cost as cost
 from promptcomp.evaluation.metrics import MetricName
-from promptcomp.evaluation.records import Prediction
+from promptcomp.evaluation.predictions import Prediction
 from promptcomp.evaluation.results import Cost, Size, SplitResult
 from promptcomp.evaluation.rouge import Rouge
 from promptcomp.evaluation.scoring import OptionScores, examples_sha256, make_predictions
-from promptcomp.evaluation.summary import summarise
+from promptcomp.evaluation.summarize import summarise
 from promptcomp.evaluation.texts import add_texts
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.controls import FullPrompt, NoPrompt
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
-from promptcomp.run.answers import Answers, answers_for
+from promptcomp.run.written_answers import Answers, answers_for
 
 OnBatch = Callable[[int, int], None]
 """Called with (batches done, batches in all)."""

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from promptcomp.run.checkpoints import log_right_steps, save_between_steps
-from promptcomp.run.directory import MetricsFile, RunDirectory
+from promptcomp.run.run_directory import MetricsFile, RunDirectory
 from promptcomp.stopping import StopSignals, is_preemption
 
 

@@ -18,11 +18,11 @@ from promptcomp.errors import RunFailed
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
+from promptcomp.forecast.placement import layout_of
 from promptcomp.lightning_modules.checkpoint_files import existing, step_of
-from promptcomp.run.directory import RunDirectory, check_unused, clear_unstarted
 from promptcomp.run.finding import find, identity, module_of
 from promptcomp.run.fitting import Outcome
-from promptcomp.run.layout import layout_of
+from promptcomp.run.run_directory import RunDirectory, check_unused, clear_unstarted
 from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals, is_preemption
 
 FIT = (sys.executable, "-m", "promptcomp", "fit")

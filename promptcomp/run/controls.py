@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from promptcomp.config import ConfigError, build
-from promptcomp.evaluation.records import Prediction, read_predictions
+from promptcomp.evaluation.predictions import Prediction, read_predictions
 from promptcomp.evaluation.reference_points import ReferencePoints, Role, RoleRun, SplitPoints, split_points
 from promptcomp.evaluation.results import Results, read_results
 from promptcomp.experiment import Experiment
@@ -25,9 +25,9 @@ from promptcomp.lightning_modules.base import LMTrainingConfig
 from promptcomp.report import print_points
 from promptcomp.run.child import fit_apart, starts_processes
 from promptcomp.run.cluster_environment import started_rank
-from promptcomp.run.directory import RunDirectory
 from promptcomp.run.finding import find, identity, module_of
 from promptcomp.run.fitting import Outcome, fit, resume_fit
+from promptcomp.run.run_directory import RunDirectory
 
 FILE_NAME = "controls.json"
 

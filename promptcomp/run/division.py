@@ -8,7 +8,7 @@ from typing import Any
 
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.experiment import Experiment
-from promptcomp.run.directory import RunDirectory, recorded_config
+from promptcomp.run.run_directory import RunDirectory, recorded_config
 
 PLACES = ("name", "output_dir")
 """Keys that say where a run is kept."""

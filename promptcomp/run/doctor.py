@@ -56,7 +56,7 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    from promptcomp.run.directory import environment
+    from promptcomp.run.run_directory import environment
 
     packages = environment()["packages"]
     missing = [name for name, version in packages.items() if version is None]

@@ -11,11 +11,11 @@ from rich.table import Table
 from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.records import NotHere
 from promptcomp.experiment import Experiment
+from promptcomp.forecast.estimate import Estimate, Part, estimate
+from promptcomp.forecast.placement import layout_of
 from promptcomp.language_model import open_tokenizer
 from promptcomp.language_model.loading import locate
-from promptcomp.run.estimate import Estimate, Part, estimate
-from promptcomp.run.layout import layout_of
-from promptcomp.run.parts import make_parts
+from promptcomp.run.opening import make_parts
 from promptcomp.run.quiet import quiet
 
 _MEMORY = {

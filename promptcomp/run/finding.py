@@ -12,7 +12,7 @@ from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.run.directory import RunDirectory
+from promptcomp.run.run_directory import RunDirectory
 
 _PLACE = ("name", "output_dir")
 _TRAINING = ("optim", "trainer", "seed")

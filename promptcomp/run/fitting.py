@@ -22,10 +22,11 @@ from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.base import ContextDataModule, ICLConfig
 from promptcomp.datamodules.rationale import RationaleDataModule
 from promptcomp.errors import command
-from promptcomp.evaluation.records import Prediction, write_predictions
+from promptcomp.evaluation.predictions import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import check_no_links, locked, write_atomic
+from promptcomp.lease import under_lease
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.checkpoint_files import existing
@@ -33,20 +34,19 @@ from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
 from promptcomp.run.callbacks import SaveBetweenSteps, Stopped
 from promptcomp.run.devices import device_of
-from promptcomp.run.directory import (
+from promptcomp.run.division import experiment_to_resume
+from promptcomp.run.opening import Parts, make_module, make_parts, open_trained, set_threads, weights_of
+from promptcomp.run.progress import TrainingProgress
+from promptcomp.run.quiet import quiet
+from promptcomp.run.ranks import is_rank_zero, join, noticing_lost_ranks, part
+from promptcomp.run.rationale_texts import write_rationales
+from promptcomp.run.run_directory import (
     RunDirectory,
     create,
     open_existing,
     told_by_parent,
     write_environment,
 )
-from promptcomp.run.division import experiment_to_resume
-from promptcomp.run.lease import under_lease
-from promptcomp.run.parts import Parts, make_module, make_parts, open_trained, set_threads, weights_of
-from promptcomp.run.progress import TrainingProgress
-from promptcomp.run.quiet import quiet
-from promptcomp.run.ranks import is_rank_zero, join, noticing_lost_ranks, part
-from promptcomp.run.rationale_texts import write_rationales
 from promptcomp.run.trainer import make_trainer
 from promptcomp.stopping import StopRequested, StopSignals, stop_signals
 

@@ -18,7 +18,7 @@ from promptcomp.datamodules.inspect import ShownRow, show
 from promptcomp.datamodules.records import Problem, has_errors
 from promptcomp.experiment import load, shipped
 from promptcomp.lightning_modules import METHODS
-from promptcomp.run.parts import check_train_split, make_data, make_module
+from promptcomp.run.opening import check_train_split, make_data, make_module
 from promptcomp.run.quiet import quiet
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from promptcomp.files import open_append
-from promptcomp.run.directory import RunDirectory
+from promptcomp.run.run_directory import RunDirectory
 
 
 class _LogFile(logging.FileHandler):

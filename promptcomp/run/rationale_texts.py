@@ -12,7 +12,7 @@ from promptcomp.batch import Batch
 from promptcomp.datamodules.rationale import RationaleDataModule
 from promptcomp.files import write_atomic
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.run.answers import example_of_query, room
+from promptcomp.run.written_answers import example_of_query, room
 
 
 def write_rationales(

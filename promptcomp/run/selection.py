@@ -11,7 +11,7 @@ from torch import Tensor
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.experiment import TrainerConfig
-from promptcomp.run.directory import RunDirectory
+from promptcomp.run.run_directory import RunDirectory
 
 _LOSS = "dev/loss"
 

@@ -16,10 +16,10 @@ from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps
 from promptcomp.run.checkpoints import AtomicCheckpoints
 from promptcomp.run.cluster_environment import cluster_environment, started_rank
 from promptcomp.run.devices import accelerator_of, check_precision, device_count
-from promptcomp.run.directory import RunDirectory
 from promptcomp.run.launching import WatchfulDDP, WatchfulFSDP
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.ranks import SameExperiment
+from promptcomp.run.run_directory import RunDirectory
 from promptcomp.run.selection import BestCheckpoint, monitor_of
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError, flat
-from promptcomp.sweeps.config import Choices, SweepConfig
+from promptcomp.sweeps.sweep_config import Choices, SweepConfig
 
 _FIXED = ("sampler", "objectives", "constraints", "pruning")
 """Trials that were run under others could not be compared with new ones."""

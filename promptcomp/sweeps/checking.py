@@ -10,11 +10,9 @@ from typing import Any
 
 from promptcomp.errors import ConfigError
 from promptcomp.evaluation.metrics import METRICS
-from promptcomp.evaluation.records import TEXT_METRICS
+from promptcomp.evaluation.predictions import TEXT_METRICS
 from promptcomp.evaluation.results import Cost, Size
 from promptcomp.experiment import Experiment
-from promptcomp.sweeps.config import Choices, Dimension, Interval, SweepConfig
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.shorthand import Scalar
 from promptcomp.sweeps.space import (
     base_tree,
@@ -25,6 +23,8 @@ from promptcomp.sweeps.space import (
     scalars,
     settings_of,
 )
+from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 HUGE = 10_000
 """Points of a grid above which someone has to say that it is meant."""
@@ -77,7 +77,7 @@ def check_splits(config: SweepConfig) -> None:
     wanted = [split for split in named if split is not None]
     if not wanted:
         return
-    from promptcomp.run.parts import make_parts
+    from promptcomp.run.opening import make_parts
     from promptcomp.run.quiet import quiet
 
     experiment = experiment_of(config, first_point(config), config.first_seed)

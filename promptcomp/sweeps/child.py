@@ -14,14 +14,14 @@ from typing import Literal
 
 from promptcomp.config import ConfigError
 from promptcomp.files import locked, open_append
+from promptcomp.lease import JOB_VARIABLE, LEASE_VARIABLE, ask_lease, lease_of, write_lease
 from promptcomp.run.child import FIT, fit_words
-from promptcomp.run.directory import RUN_DIRECTORY_VARIABLE
-from promptcomp.run.lease import JOB_VARIABLE, LEASE_VARIABLE, ask_lease, lease_of, write_lease
+from promptcomp.run.run_directory import RUN_DIRECTORY_VARIABLE
 from promptcomp.stopping import PREEMPTED
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.planning import Kind
 from promptcomp.sweeps.space import PlannedTrial
 from promptcomp.sweeps.storage import STORAGE_VARIABLE
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 _OWN = (STORAGE_VARIABLE, LEASE_VARIABLE, RUN_DIRECTORY_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")

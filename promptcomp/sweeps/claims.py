@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from promptcomp.run.lease import Keeper
-from promptcomp.sweeps.config import Budget, Scalar
+from promptcomp.lease import Keeper
 from promptcomp.sweeps.planning import Record, dropped, groups, is_double, missing, used_up
 from promptcomp.sweeps.queue import Queue
 from promptcomp.sweeps.reaping import Say, controls_of, devices_of, is_ours, planned_of_record, reap, relative
@@ -18,6 +17,7 @@ from promptcomp.sweeps.snapshot import note_of
 from promptcomp.sweeps.space import PlannedTrial, base_tree, distributions, grid, planned_trial, point_id
 from promptcomp.sweeps.storage import exclusive
 from promptcomp.sweeps.study import Sweep
+from promptcomp.sweeps.sweep_config import Budget, Scalar
 
 
 @dataclass(frozen=True, slots=True)

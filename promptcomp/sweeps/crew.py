@@ -19,11 +19,11 @@ import optuna
 from promptcomp.config import ConfigError
 from promptcomp.files import open_append
 from promptcomp.stopping import INTERRUPTED, PREEMPTED
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.stopping import PARENT_VARIABLE
 from promptcomp.sweeps.storage import STORAGE_VARIABLE
 from promptcomp.sweeps.study import StateReader
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.worker import DISK_FULL
 
 _LOOK_EVERY = 0.1  # seconds

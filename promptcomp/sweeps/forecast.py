@@ -15,8 +15,6 @@ from promptcomp.experiment import Experiment
 from promptcomp.run.dry_run import Estimate, estimate
 from promptcomp.run.finding import find
 from promptcomp.sweeps.checking import samples_of
-from promptcomp.sweeps.config import Choices, Dimension, Interval, Scalar, SweepConfig, Values
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.measuring import Measured, MeasuringFailed, measured
 from promptcomp.sweeps.space import (
     PlannedTrial,
@@ -27,6 +25,8 @@ from promptcomp.sweeps.space import (
     planned_controls,
     planned_trial,
 )
+from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, Values
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 _CORNERS = 8
 """Points whose memory and work are estimated to find the smallest and the largest."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
-from promptcomp.run.lease import Lease, is_dead, lease_of
+from promptcomp.lease import Lease, is_dead, lease_of
 
 _GRACE = 30.0  # seconds; Optuna's own
 _PAUSE = 0.001, 0.1  # seconds between two looks, at first and at most

@@ -15,10 +15,10 @@ from pathlib import Path
 from optuna.storages import JournalStorage
 
 from promptcomp.files import write_atomic
-from promptcomp.run.lease import disk_time
-from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.lease import disk_time
 from promptcomp.sweeps.journal import WholeLines
 from promptcomp.sweeps.storage import study_name
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 _HELD = 1.0  # seconds; a writer holds the lock for milliseconds
 _OLD = 60.0

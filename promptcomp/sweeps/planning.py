@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from promptcomp.sweeps.config import Scalar, SweepConfig
+from promptcomp.sweeps.sweep_config import Scalar, SweepConfig
 
 Kind = Literal["", "void", "interrupted", "preempted", "disk", "lost", "failed", "memory", "nan", "config", "value"]
 """Why an attempt ended without a result.

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from promptcomp.errors import ConfigError
-from promptcomp.sweeps.config import Choices, Dimension, Interval, Scalar, SweepConfig, Values
-from promptcomp.sweeps.reading import is_numeric
 from promptcomp.sweeps.shorthand import name_of_value
+from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, Values
+from promptcomp.sweeps.sweep_file import is_numeric
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -18,9 +18,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from promptcomp.config import ConfigError
-from promptcomp.sweeps.config import Scalar
 from promptcomp.sweeps.planning import Kind, Planned, Record
 from promptcomp.sweeps.space import point_id
+from promptcomp.sweeps.sweep_config import Scalar
 
 _STATES: Mapping[TrialState, Any] = {
     TrialState.WAITING: "waiting",

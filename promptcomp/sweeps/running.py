@@ -9,12 +9,12 @@ from rich.console import Console
 
 from promptcomp.config import ConfigError
 from promptcomp.stopping import called_at_stop
-from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.crew import Crew, Start
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.space import PlannedTrial, grid, planned_trial
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.study import StateReader, begin
+from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 
 def run_sweep(

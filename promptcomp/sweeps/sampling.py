@@ -16,10 +16,10 @@ from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from promptcomp.sweeps.config import Choices, Scalar, SweepConfig
 from promptcomp.sweeps.planning import Record
 from promptcomp.sweeps.queue import Queue, record_of
 from promptcomp.sweeps.space import point_id
+from promptcomp.sweeps.sweep_config import Choices, Scalar, SweepConfig
 
 _TRIES = 20
 _ENUMERABLE = 100_000

@@ -14,13 +14,13 @@ from optuna.trial import FrozenTrial
 from promptcomp.config import ConfigError, read_yaml
 from promptcomp.documents import YAML_LIMIT
 from promptcomp.files import read_text
-from promptcomp.run.lease import disk_time, grace_of, is_live, read_lease
-from promptcomp.sweeps.config import SweepConfig
-from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.lease import disk_time, grace_of, is_live, read_lease
 from promptcomp.sweeps.planning import Record, device_hours, dropped, groups, next_attempt, standing, used_up
 from promptcomp.sweeps.queue import record_of
 from promptcomp.sweeps.space import grid_size, planned_controls
 from promptcomp.sweeps.state import Control, SweepState, Trial, TrialStatus
+from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.values import dev_reports, known_values, last_step, metric_rows, objective_names
 
 _MAX_STEPS = re.compile(r"^trainer:\n(?:  .*\n)*?  max_steps: (\d{1,18})$", re.MULTILINE)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from promptcomp.config import build, dump, read_yaml
 from promptcomp.errors import ConfigError
-from promptcomp.sweeps.config import Choices, Interval, Scalar, SweepConfig
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.points import distributions, grid, grid_size, point_id, scalars
-from promptcomp.sweeps.reading import read_sweep, sweep_of
 from promptcomp.sweeps.shorthand import name_of_value
+from promptcomp.sweeps.sweep_config import Choices, Interval, Scalar, SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.sweep_file import read_sweep, sweep_of
 
 if TYPE_CHECKING:
     from promptcomp.experiment import Experiment

@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from promptcomp.sweeps.config import Scalar, SweepConfig
-from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.sweep_config import Scalar, SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 TrialStatus = Literal["waiting", "running", "stale", "finished", "pruned", "failed"]
 """stale: counted as running, but its trainer's lease has run out; the next worker takes it up again."""

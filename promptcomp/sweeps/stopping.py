@@ -13,7 +13,7 @@ from types import FrameType
 from promptcomp.config import ConfigError
 from promptcomp.files import locked
 from promptcomp.stopping import INTERRUPTED, PREEMPTED
-from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 PARENT_VARIABLE = "PROMPTCOMP_SWEEP_PARENT"
 """Process id of the `promptcomp sweep` that has started this worker, which ends when that one does."""

@@ -20,8 +20,8 @@ from promptcomp.config import ConfigError
 from promptcomp.errors import command
 from promptcomp.files import locked, read_text, write_atomic
 from promptcomp.plain import SECRETS, without_credentials
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.journal import WholeLines
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 STORAGE_VARIABLE = "PROMPTCOMP_STORAGE"
 """A database's whole address, password included; how a sweep tells its workers."""

@@ -21,8 +21,6 @@ from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.errors import command
 from promptcomp.files import write_atomic
 from promptcomp.sweeps.changes import check_changes
-from promptcomp.sweeps.config import SweepConfig
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.queue import Queue, make_study
 from promptcomp.sweeps.snapshot import state_of
 from promptcomp.sweeps.space import base_tree
@@ -39,6 +37,8 @@ from promptcomp.sweeps.storage import (
     study_name,
     unreachable,
 )
+from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 
 @dataclass(slots=True)

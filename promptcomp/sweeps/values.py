@@ -8,8 +8,8 @@ from pathlib import Path
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.results import Results, SplitResult, read_results
-from promptcomp.run.directory import RunDirectory, read_metrics
-from promptcomp.sweeps.config import Constraint, Objective, SweepConfig
+from promptcomp.run.run_directory import RunDirectory, read_metrics
+from promptcomp.sweeps.sweep_config import Constraint, Objective, SweepConfig
 
 _OF_SPLIT = ("method", "full_prompt", "no_prompt", "retained", "headroom", "gap_to_full")
 

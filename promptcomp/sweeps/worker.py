@@ -13,19 +13,19 @@ from pathlib import Path
 import optuna
 
 from promptcomp.config import ConfigError
+from promptcomp.lease import Keeper, kept
 from promptcomp.run.child import FIT
 from promptcomp.run.finding import find
-from promptcomp.run.lease import Keeper, kept
 from promptcomp.stopping import PREEMPTED
 from promptcomp.sweeps.child import Child, End, end_of, is_busy, start
 from promptcomp.sweeps.claims import Claim, Desk, Nothing
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.planning import UNCOUNTED, Kind, Record
 from promptcomp.sweeps.reaping import adopt, devices_of, report
 from promptcomp.sweeps.sampling import bracket_of, comparable_part, pruner_of, should_prune
 from promptcomp.sweeps.stopping import Stop, devices_held, say
 from promptcomp.sweeps.storage import patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 DISK_FULL = 74
 """Exit code of a worker that has stopped because the disk is full (EX_IOERR)."""

@@ -47,7 +47,7 @@ COMMANDS = {
         ("fit", "promptcomp.run.fitting"),
         ("evaluate", "transformers"),
         ("compress", "numpy"),
-        ("sweep show", "promptcomp.sweeps.directory"),
+        ("sweep show", "promptcomp.sweeps.sweep_directory"),
         ("data validate", "lightning"),
     ],
 )

@@ -133,8 +133,8 @@ def test_finished_runs_are_in_the_plan(run: Run, tiny_lm: Path) -> None:
     words = ("--method", "mend", *TINY, f"lm.path={tiny_lm}", "--dry-run", "--no-measure", "--json")
     plan = json.loads(run("sweep", *words).stdout)
     assert (plan["finished"], plan["started"]) == (0, 0)
-    from promptcomp.sweeps.directory import SweepDirectory
     from promptcomp.sweeps.space import best_yaml, planned_trial, sweep_of
+    from promptcomp.sweeps.sweep_directory import SweepDirectory
 
     config = sweep_of("mend", [*TINY, f"lm.path={tiny_lm}"])
     cell = planned_trial(config, SweepDirectory(Path(plan["directory"])), {"method.num_slots": 1}, 0)

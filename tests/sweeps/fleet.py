@@ -17,10 +17,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from promptcomp.run.lease import is_live, read_lease
-from promptcomp.sweeps.config import SweepConfig
-from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.lease import is_live, read_lease
 from promptcomp.sweeps.running import run_sweep
+from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.worker import work
 from tests.sweeps.helpers import FAKE, sweep_config
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.config import build
-from promptcomp.sweeps.config import SweepConfig
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.study import begin, read_state
+from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.worker import work
 
 FAKE = (sys.executable, "-I", "-S", str(Path(__file__).with_name("fake_fit.py")))

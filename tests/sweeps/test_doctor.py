@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from promptcomp.config import ConfigError
-from promptcomp.run.lease import lease_of, write_lease
-from promptcomp.sweeps.directory import SweepDirectory
-from promptcomp.sweeps.doctor import examine
+from promptcomp.lease import lease_of, write_lease
+from promptcomp.sweeps.repair import examine
 from promptcomp.sweeps.study import begin, open_sweep, read_state
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 from tests.sweeps.helpers import assert_exactly_once, run, statuses, sweep_config
 
 LINE = b'{"op_code":2,"worker_id":"x","study_id":0,"user_attr":{"a":1}}\n'

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from promptcomp.run.lease import is_live, read_lease
+from promptcomp.lease import is_live, read_lease
 from promptcomp.sweeps import worker as worker_module
-from promptcomp.sweeps.directory import SweepDirectory
-from promptcomp.sweeps.doctor import examine
+from promptcomp.sweeps.repair import examine
 from promptcomp.sweeps.study import begin, read_state
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.worker import DISK_FULL, work
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
 

@@ -15,10 +15,10 @@ import pytest
 
 from promptcomp.cli import main
 from promptcomp.config import ConfigError
-from promptcomp.sweeps.directory import SweepDirectory
-from promptcomp.sweeps.doctor import examine
-from promptcomp.sweeps.reading import sweep_of
+from promptcomp.sweeps.repair import examine
 from promptcomp.sweeps.study import begin, read_state
+from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.sweep_file import sweep_of
 from tests.sweeps.helpers import assert_exactly_once, starts
 from tests.sweeps.postgres import Server, binaries
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from promptcomp.sweeps.views.report import write_report
+from promptcomp.sweeps.views.html_report import write_report
 from tests.sweep_states import nasty, several_objectives
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

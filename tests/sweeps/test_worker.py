@@ -10,8 +10,8 @@ import optuna
 import pytest
 
 from promptcomp.config import ConfigError
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.study import begin, read_state
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.views.progress import progress_of
 from promptcomp.sweeps.worker import DISK_FULL, work
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config

@@ -12,15 +12,15 @@ from rich.console import Console
 
 from promptcomp import plotting
 from promptcomp.bench import plot as plots
+from promptcomp.bench.bench_table import print_bench
+from promptcomp.bench.measurements import BreakEven, Spread, as_csv, as_json
 from promptcomp.bench.requests import Refused, Request, plain_answer, requests
-from promptcomp.bench.results import BreakEven, Spread, as_csv, as_json
 from promptcomp.bench.run import Choice, numbers, open_subject
-from promptcomp.bench.show import print_bench
 from promptcomp.bench.subject import Subject
 from promptcomp.bench.timing import Plan, measure, pick_device
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import break_even
-from promptcomp.language_model.cost import count_flops
+from promptcomp.language_model.counting import count_flops
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from tests.tiny_models import tiny_lm

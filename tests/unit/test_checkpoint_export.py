@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from promptcomp.batch import Context, EncodedContext, EncodedQuery, EncodedTarget, collate
-from promptcomp.checkpoints.export import export
 from promptcomp.config import ConfigError
+from promptcomp.exports.export import export
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates
-from promptcomp.run.parts import open_trained, open_trained_module
+from promptcomp.run.opening import open_trained, open_trained_module
 from tests.prompt_runs import DATA, KINDS, save_lm, save_run
 
 PROMPT, QUERY = "we like cat . so happy", "the dog again"

@@ -227,7 +227,7 @@ def test_newer_formats_are_refused(tmp_path: Path) -> None:
     saved = read_checkpoint(file)
     saved["promptcomp"]["format"] = 3
     torch.save(saved, tmp_path / "new.ckpt")
-    from promptcomp.run.parts import open_trained_module
+    from promptcomp.run.opening import open_trained_module
 
     _, module = open_trained_module(path)
     with pytest.raises(ConfigError, match="newer promptcomp"):

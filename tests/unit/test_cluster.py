@@ -13,16 +13,16 @@ import pytest
 
 from promptcomp import __version__
 from promptcomp.cluster import checks, slurm
+from promptcomp.cluster.job_record import JobRecord, add_record, find_folders, read_records
 from promptcomp.cluster.jobs import cancel_jobs, list_jobs, log_tail
 from promptcomp.cluster.profile import SlurmProfile, load_profile, split_overrides
-from promptcomp.cluster.record import JobRecord, add_record, find_folders, read_records
 from promptcomp.cluster.script import Array, Job, directive, render
 from promptcomp.cluster.submit import array_job, fit_job, place, submit_array, submit_fit
-from promptcomp.commands.slurm import with_default_profile
+from promptcomp.commands.slurm_options import with_default_profile
 from promptcomp.errors import ConfigError
 from promptcomp.experiment import load
 from promptcomp.sweeps.checking import check
-from promptcomp.sweeps.reading import sweep_of
+from promptcomp.sweeps.sweep_file import sweep_of
 
 GOLDEN = Path(__file__).parent / "golden_job.sh"
 FULL = """

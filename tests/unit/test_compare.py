@@ -15,9 +15,9 @@ from rich.console import Console
 
 from promptcomp.compare import FORMATS, compare, print_comparison
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.records import ROWS, Prediction, write_predictions
+from promptcomp.evaluation.predictions import ROWS, Prediction, write_predictions
 from promptcomp.evaluation.results import Results, Size, write_results
-from promptcomp.evaluation.summary import summarise
+from promptcomp.evaluation.summarize import summarise
 
 
 def predictions(

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.cost import measure_ms, memory_bytes
 from promptcomp.evaluation.flops import PrefillFlops, decoder_flops, encoder_flops, prefill_flops
+from promptcomp.evaluation.memory_cost import measure_ms, memory_bytes
 from promptcomp.language_model.cache import growing, growing_pair, passing
-from promptcomp.language_model.cost import count_flops, model_cost
+from promptcomp.language_model.counting import count_flops, model_cost
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from promptcomp.model_cost import ModelCost
 from tests.families import FAMILIES, SIZES, family

@@ -18,16 +18,16 @@ from promptcomp.evaluation.seeds import mean_of
 from promptcomp.experiment import Experiment, load
 from promptcomp.sweeps.changes import check_changes
 from promptcomp.sweeps.checking import check, check_metric
-from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.data_efficiency import data_efficiency
-from promptcomp.sweeps.directory import SweepDirectory
-from promptcomp.sweeps.reading import read_sweep
 from promptcomp.sweeps.space import base_tree, grid, planned_trial
 from promptcomp.sweeps.state import SweepState
+from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.sweep_file import read_sweep
 from promptcomp.sweeps.views.efficiency import Values, crossing, efficiency_of, reached
 from promptcomp.sweeps.views.efficiency_text import print_efficiency
-from promptcomp.sweeps.views.report import write_report
-from promptcomp.sweeps.views.show import print_state
+from promptcomp.sweeps.views.html_report import write_report
+from promptcomp.sweeps.views.overview import print_state
 from promptcomp.sweeps.views.tables import efficiency_csv, state_json
 from tests.sweep_states import config, one_dimension, state, trial, write_results
 from tests.sweep_states import data_efficiency as made_by_hand

@@ -13,10 +13,9 @@ import torch
 
 from promptcomp.config import apply_overrides, build
 from promptcomp.experiment import Experiment, TrainerConfig
-from promptcomp.lightning_modules.sharding import units_of
-from promptcomp.run.activations import Numbers, Rows, kept_bytes
-from promptcomp.run.estimate import Estimate, estimate
-from promptcomp.run.layout import (
+from promptcomp.forecast.activations import Numbers, Rows, kept_bytes
+from promptcomp.forecast.estimate import Estimate, estimate
+from promptcomp.forecast.placement import (
     GIB,
     Groups,
     Layout,
@@ -27,6 +26,7 @@ from promptcomp.run.layout import (
     host_memory,
     layout_of,
 )
+from promptcomp.lightning_modules.sharding import units_of
 from tests.tiny_models import tiny_hf
 
 LLAMA_2 = {

@@ -18,9 +18,9 @@ from promptcomp.lightning_modules.checkpoint_files import read_checkpoint, write
 from promptcomp.lightning_modules.sharded_files import write_shard
 from promptcomp.lightning_modules.trained import write_export
 from promptcomp.memory import SoftPrompt, save_memory
-from promptcomp.run.directory import MetricsFile, RunDirectory, write_environment
 from promptcomp.run.quiet import quiet
-from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.run.run_directory import MetricsFile, RunDirectory, write_environment
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 RESULTS = Results(method="mend", family="decoder", data="toy", lm="x", seed=0, splits={})
 MEMORY = SoftPrompt(torch.zeros(1, 2, 4), torch.ones(1, 2, dtype=torch.bool))

@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
+from promptcomp.forecast.activations import Rows
+from promptcomp.forecast.workload import Work, rows_of
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.mend import Mend, MendConfig, distil, split_into_chunks
 from promptcomp.lightning_modules.optim import learning_rate_factor
 from promptcomp.memory import EncoderStates, SoftPrompt
-from promptcomp.run.activations import Rows
-from promptcomp.run.workload import Work, rows_of
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
 
 

@@ -15,9 +15,9 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import context_weights, resample, retained
 from promptcomp.evaluation.metrics import METRICS, accuracy, group, macro_f1
 from promptcomp.evaluation.option_accuracy import OptionAccuracy, best_choice
-from promptcomp.evaluation.records import ROWS, TEXT_METRICS, Prediction, read_predictions, write_predictions
+from promptcomp.evaluation.predictions import ROWS, TEXT_METRICS, Prediction, read_predictions, write_predictions
 from promptcomp.evaluation.scoring import OptionScores, choose, examples_sha256, make_predictions, subtract_null
-from promptcomp.evaluation.summary import summarise
+from promptcomp.evaluation.summarize import summarise
 
 
 @dataclass(frozen=True)

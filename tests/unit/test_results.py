@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.records import Prediction
+from promptcomp.evaluation.predictions import Prediction
 from promptcomp.evaluation.results import (
     Cost,
     Estimate,

@@ -11,8 +11,8 @@ import torch
 
 from promptcomp.config import ConfigError, build
 from promptcomp.experiment import Experiment, TrainerConfig
-from promptcomp.run.directory import RunDirectory
-from promptcomp.run.parts import make_parts
+from promptcomp.run.opening import make_parts
+from promptcomp.run.run_directory import RunDirectory
 from promptcomp.run.selection import BestCheckpoint, monitor_of
 
 

@@ -17,8 +17,8 @@ from promptcomp import plotting
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views import plots
 from promptcomp.sweeps.views.axes import axis_of
+from promptcomp.sweeps.views.html_report import write_report
 from promptcomp.sweeps.views.live import LiveView
-from promptcomp.sweeps.views.report import write_report
 from promptcomp.sweeps.views.summary import summarize
 from tests.sweep_states import (
     NOW,

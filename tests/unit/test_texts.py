@@ -10,9 +10,9 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.records import Prediction, read_predictions, write_predictions
+from promptcomp.evaluation.predictions import Prediction, read_predictions, write_predictions
 from promptcomp.evaluation.rouge import ROUGE, Rouge
-from promptcomp.evaluation.summary import summarise
+from promptcomp.evaluation.summarize import summarise
 from promptcomp.evaluation.texts import GeneratedTexts, add_texts, exact_match, text_metrics
 
 SENTENCE = "the cats were running quickly past Dr. Smith's 3 houses; he ran. Running! happily? e.g. flies\nstudies U.S."

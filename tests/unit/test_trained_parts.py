@@ -10,7 +10,7 @@ import yaml
 
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS, MethodConfig
-from promptcomp.run.parts import open_trained, open_trained_lm, open_trained_module
+from promptcomp.run.opening import open_trained, open_trained_lm, open_trained_module
 from tests.prompt_runs import DATA, save_lm, save_run
 
 RATIONALES = {"name": "toy_rationales", "train_count": 8, "world": {"dev_rows": 2, "test_rows": 2}}

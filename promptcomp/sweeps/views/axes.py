@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from promptcomp.sweeps.config import Choices, Interval, Scalar, SweepConfig, Values
+from promptcomp.sweeps.sweep_config import Choices, Interval, Scalar, SweepConfig, Values
 from promptcomp.sweeps.views.wording import scalar_text, short_names
 
 Kind = Literal["linear", "log2", "log10", "category"]

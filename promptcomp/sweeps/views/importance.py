@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from promptcomp.sweeps.config import Interval, Scalar, SweepConfig
+from promptcomp.sweeps.sweep_config import Interval, Scalar, SweepConfig
 from promptcomp.sweeps.views.numbers import Goal
 
 MIN_POINTS = 4

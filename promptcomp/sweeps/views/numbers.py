@@ -15,8 +15,8 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.results import FILE_NAME, Results, SplitResult, read_results
 from promptcomp.evaluation.seeds import Mean, mean_of
 from promptcomp.files import check_regular
-from promptcomp.sweeps.config import SweepConfig
 from promptcomp.sweeps.state import Control, SweepState, Trial
+from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.values import dev_reports, metric_of, metric_rows, objective_names
 
 CONTROLS = ("full_prompt", "no_prompt")

@@ -20,8 +20,8 @@ from promptcomp.sweeps.views.efficiency import Efficiency
 from promptcomp.sweeps.views.efficiency_text import cells, columns, heading, sentences
 from promptcomp.sweeps.views.importance import ROUGH_BELOW
 from promptcomp.sweeps.views.numbers import Runs, finite, log_tail
+from promptcomp.sweeps.views.overview import failure_title, overview, remarks
 from promptcomp.sweeps.views.progress import duration
-from promptcomp.sweeps.views.show import failure_title, overview, remarks
 from promptcomp.sweeps.views.summary import Point, Summary, sign_of
 from promptcomp.sweeps.views.tables import remark
 from promptcomp.sweeps.views.wording import (

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from promptcomp.evaluation.seeds import Mean, mean_of
 from promptcomp.plotting import COLOURS, GREY, MARKERS
-from promptcomp.sweeps.config import Scalar
 from promptcomp.sweeps.state import SweepState
+from promptcomp.sweeps.sweep_config import Scalar
 from promptcomp.sweeps.views.axes import Axis, axis_of
 from promptcomp.sweeps.views.numbers import Band, Goal, Runs
 from promptcomp.sweeps.views.summary import Point, Summary

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from promptcomp.evaluation.seeds import Mean, mean_of
-from promptcomp.sweeps.config import Scalar
 from promptcomp.sweeps.state import SweepState, Trial
+from promptcomp.sweeps.sweep_config import Scalar
 from promptcomp.sweeps.views.importance import MIN_POINTS, importances
 from promptcomp.sweeps.views.numbers import Goal, finite, goals_of
 from promptcomp.sweeps.views.progress import Progress, progress_of

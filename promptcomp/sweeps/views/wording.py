@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text, number_text
 from promptcomp.evaluation.seeds import Mean
-from promptcomp.sweeps.config import Scalar
+from promptcomp.sweeps.sweep_config import Scalar
 from promptcomp.sweeps.views.numbers import Goal, is_of_run
 from promptcomp.sweeps.views.progress import Progress
 

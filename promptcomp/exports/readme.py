@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from promptcomp.checkpoints.gist_tokens import GistTokens
 from promptcomp.experiment import Experiment
+from promptcomp.exports.gist_tokens import GistTokens
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.cache import keyword_code
 from promptcomp.language_model.loading import locate

@@ -6,8 +6,8 @@ shorter: a context is taken at its token budget and a query with its target at t
 FLOPs of a step: those of each forward pass (promptcomp.evaluation.flops) and of the logits at the labels, as much again
 backward through a frozen model and twice as much through a trained one (Kaplan et al. 2020,
 https://arxiv.org/abs/2001.08361, section 2.1); recomputed activations are not counted.
-Activations: promptcomp.run.activations. Devices: promptcomp.run.layout. How far the figures are from measured ones:
-benchmarks/memory.py.
+Activations: promptcomp.forecast.activations. Devices: promptcomp.forecast.placement. How far the figures are from
+measured ones: benchmarks/memory.py.
 """
 
 from __future__ import annotations
@@ -19,13 +19,8 @@ from pydantic import BaseModel
 
 from promptcomp.evaluation.flops import cross_decoder_flops, encoder_flops, read_flops
 from promptcomp.experiment import Experiment
-from promptcomp.language_model.cost import model_cost
-from promptcomp.lightning_modules import METHODS
-from promptcomp.lightning_modules.adapters import adapted
-from promptcomp.lightning_modules.base import CompressionModule, Pass
-from promptcomp.lightning_modules.sharding import units_of
-from promptcomp.run.activations import NOTHING, Numbers, kept_bytes
-from promptcomp.run.layout import (
+from promptcomp.forecast.activations import NOTHING, Numbers, kept_bytes
+from promptcomp.forecast.placement import (
     GIB,
     Communication,
     DeviceMemory,
@@ -40,7 +35,12 @@ from promptcomp.run.layout import (
     layout_of,
     resident_bytes,
 )
-from promptcomp.run.workload import Work, label_positions, rows_of, work_of
+from promptcomp.forecast.workload import Work, label_positions, rows_of, work_of
+from promptcomp.language_model.counting import model_cost
+from promptcomp.lightning_modules import METHODS
+from promptcomp.lightning_modules.adapters import adapted
+from promptcomp.lightning_modules.base import CompressionModule, Pass
+from promptcomp.lightning_modules.sharding import units_of
 
 
 class Part(BaseModel):

@@ -20,7 +20,7 @@ from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.lightning_modules.execution import Execution
 from promptcomp.lightning_modules.gist import GistConfig
-from promptcomp.run.directory import RunDirectory, open_existing
+from promptcomp.run.run_directory import RunDirectory, open_existing
 
 Parts = tuple[ContextDataModule, CompressionModule]
 """The data and the module of an experiment."""

@@ -9,10 +9,10 @@ from promptcomp.datamodules.base import ICLConfig
 from promptcomp.datamodules.instruction_options import InstructionConfig
 from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.experiment import Experiment
+from promptcomp.forecast.activations import Rows
+from promptcomp.forecast.placement import Layout
 from promptcomp.language_model.packing import MAX_ROW_TOKENS
 from promptcomp.lightning_modules.base import CompressionModule, Pass
-from promptcomp.run.activations import Rows
-from promptcomp.run.layout import Layout
 
 _MAX_CONTEXT_WITHOUT_WINDOW = 1024
 

@@ -17,9 +17,9 @@ from typing import Any
 from promptcomp.config import apply_overrides, build, read_yaml
 from promptcomp.errors import ConfigError
 from promptcomp.plain import shown
-from promptcomp.sweeps.config import Choices, Dimension, Interval, SweepConfig
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.shorthand import is_range, read_range, read_value, split_values
+from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 OWN = "sweep."
 """In front of a key of the sweep itself."""

@@ -7,7 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from promptcomp.bench.results import WAYS, Bench, Spread
+from promptcomp.bench.measurements import WAYS, Bench, Spread
 from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text, number_text
 
 WIDE = 100

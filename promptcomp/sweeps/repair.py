@@ -13,15 +13,15 @@ import optuna
 
 from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.files import write_atomic
-from promptcomp.run.lease import is_live
-from promptcomp.sweeps.config import SweepConfig
-from promptcomp.sweeps.directory import SweepDirectory
+from promptcomp.lease import is_live
 from promptcomp.sweeps.journal_repair import check_journal, check_lock
 from promptcomp.sweeps.planning import Planned, Record, groups, standing
 from promptcomp.sweeps.queue import Queue
 from promptcomp.sweeps.reaping import abandoned, adopt, is_finished, reap, run_of
 from promptcomp.sweeps.storage import address_of, close_storage, exclusive, open_storage, study_name
 from promptcomp.sweeps.study import Sweep, open_sweep
+from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 _PROBE_LINES = 50
 _PROBE = """

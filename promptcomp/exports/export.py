@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import T5EncoderModel
 
-from promptcomp.checkpoints import readme
-from promptcomp.checkpoints.gist_tokens import add_gist_tokens
 from promptcomp.config import ConfigError, build, read_yaml
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
+from promptcomp.exports import readme
+from promptcomp.exports.gist_tokens import add_gist_tokens
 from promptcomp.files import follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.loading import locate
@@ -27,9 +27,9 @@ from promptcomp.lightning_modules.controls import PromptTuningConfig
 from promptcomp.lightning_modules.gist import GistConfig
 from promptcomp.lightning_modules.mend import Mend
 from promptcomp.lightning_modules.trained import DESCRIPTION, Origin, read_trained, write_export
-from promptcomp.run.directory import RunDirectory, open_existing
-from promptcomp.run.parts import make_module, open_trained_module, weights_of
+from promptcomp.run.opening import make_module, open_trained_module, weights_of
 from promptcomp.run.quiet import quiet
+from promptcomp.run.run_directory import RunDirectory, open_existing
 
 _LM = "lm.hf."
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from promptcomp.cluster.profile import SlurmProfile
     from promptcomp.cluster.script import Job
-    from promptcomp.sweeps.config import SweepConfig
+    from promptcomp.sweeps.sweep_config import SweepConfig
 
 SlurmOption = Annotated[
     str | None,
@@ -111,8 +111,8 @@ def submit_again(chosen: str, run: Path, words: Sequence[str], dry_run: bool, co
     """
     profile, others = load_for_submission(chosen, words)
     from promptcomp.cluster.submit import fit_job, submit_fit
-    from promptcomp.run.directory import open_existing
     from promptcomp.run.division import check_overrides, experiment_to_resume
+    from promptcomp.run.run_directory import open_existing
 
     check_overrides(others)
     config = experiment_to_resume(open_existing(run)).trainer
@@ -139,9 +139,9 @@ def submit_sweep(
 ) -> None:
     """`sweep ... --slurm`: write the sweep down and submit an array of workers, which share its study."""
     from promptcomp.cluster.submit import submit_array
-    from promptcomp.sweeps.directory import SweepDirectory
     from promptcomp.sweeps.running import run_sweep
     from promptcomp.sweeps.storage import STORAGE_VARIABLE
+    from promptcomp.sweeps.sweep_directory import SweepDirectory
 
     run_sweep(config, SweepDirectory(directory), storage=storage, workers=0, console=console)
     if storage is not None:  # its password is in no file; sbatch hands the environment on

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from promptcomp.sweeps.config import SweepConfig
-from promptcomp.sweeps.directory import SweepDirectory
 from promptcomp.sweeps.forecast import SweepPlan, make_plan, tell_dimension
 from promptcomp.sweeps.points import grid_size
-from promptcomp.sweeps.reading import read_sweep, shipped_sweeps
+from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.sweep_file import read_sweep, shipped_sweeps
 
 
 def print_plan(

@@ -18,7 +18,7 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.memory import KVCache, Memory, memory_to
 from promptcomp.prompts.artifact import PromptInfo
 from promptcomp.prompts.identity import is_tokenizer, weights_hash
-from promptcomp.run.parts import open_trained_lm
+from promptcomp.run.opening import open_trained_lm
 from promptcomp.run.quiet import quiet
 
 DEFAULT_NEW_TOKENS = 128

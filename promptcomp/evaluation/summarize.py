@@ -16,7 +16,7 @@ from promptcomp.evaluation.bootstrap import (
     retained,
 )
 from promptcomp.evaluation.metrics import METRICS, Group, MetricName, group, metric
-from promptcomp.evaluation.records import ROWS, TEXT_METRICS, Prediction
+from promptcomp.evaluation.predictions import ROWS, TEXT_METRICS, Prediction
 from promptcomp.evaluation.results import Estimate, SplitResult, TaskResult
 
 
