@@ -21,7 +21,7 @@ LEVELS = (
     ("experiment",),
     ("lightning_modules", "datamodules", "pretrain"),
     ("language_model", "evaluation", "endpoints"),
-    ("lease", "plugins"),
+    ("lease",),
     ("memory", "batch", "config", "model_cost"),
     ("documents", "plotting"),
     ("files", "terminal"),
