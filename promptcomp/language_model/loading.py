@@ -138,11 +138,12 @@ def _heads_agree(found: PretrainedConfig, text: PretrainedConfig) -> bool:
     """Whether a language model gives the same logits alone as inside a model that sees pictures as well.
 
     Some scale or cap them alone only (Cohere, Gemma, Granite). Both are made without weights, with an output layer that
-    passes the mean of the hidden states on; where one cannot be made, there is nothing to compare with.
+    passes the mean of the hidden states on. Where the larger one cannot be made, they agree only if the logits alone
+    are those of the output layer.
     """
     if type(found) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return True
-    logits = []
+    mean, logits = 8.0, []
     try:
         for config in (text, found):
             with torch.device("meta"):
@@ -151,9 +152,9 @@ def _heads_agree(found: PretrainedConfig, text: PretrainedConfig) -> bool:
             head = nn.Linear(width, 1, bias=False)
             nn.init.constant_(head.weight, 1 / width)
             hf.set_output_embeddings(head)
-            logits.append(float(logits_of(hf, torch.full((1, width), 8.0)).detach()))
+            logits.append(float(logits_of(hf, torch.full((1, width), mean)).detach()))
     except Exception:  # whatever transformers raises, or a head that is more than an output layer
-        return True
+        return all(math.isclose(each, mean, rel_tol=1e-5) for each in logits)
     return math.isclose(*logits, rel_tol=1e-5)
 
 

@@ -46,7 +46,7 @@ _SMALL, _DOUBTFUL = 20_000_000, 1e-5
 _FOREST = ((4, ((2, (2, 1)), (1, (3,)))), (1, ((2, (2,)),)))
 """Lengths of contexts with their queries with their targets."""
 _LONGEST = 10
-_FORMAT = 1
+_FORMAT = 2
 """Raise it when what is compared changes."""
 _verdicts: dict[str, str | None] = {}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AyaVisionConfig, PreTrainedModel
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
@@ -215,3 +215,13 @@ def test_no_code_of_a_model_folder_runs_whatever_stdin_says(tmp_path: Path, name
     assert len(lines) == 8
     assert sum(line == "opened" for line in lines) == opened
     assert all("needs code of its own (auto_map)" in line for line in lines if line != "opened")
+
+
+def test_a_model_with_a_head_of_its_own_is_not_taken_out_of_one_that_cannot_be_made(
+    tmp_path: Path,
+) -> None:
+    """Aya Vision holds a Cohere LM, whose logits are scaled where it stands alone; this picture part is no model."""
+    found = AyaVisionConfig()
+    assert found.vision_config.hidden_size % found.vision_config.num_attention_heads
+    found.save_pretrained(tmp_path)
+    assert open_architecture(LanguageModelConfig(path=str(tmp_path))).model_type == found.model_type
