@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from promptcomp.checkpoints.checkpoint_files import existing, read_checkpoint, write_whole
+from promptcomp.checkpoints.sharded_files import is_sharded
 from promptcomp.config import ConfigError
 from promptcomp.files import locked
-from promptcomp.lightning_modules.checkpoint_files import existing, read_checkpoint, write_whole
-from promptcomp.lightning_modules.sharded_files import is_sharded
 from promptcomp.run.run_directory import RunDirectory
 
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from promptcomp.checkpoints.checkpoint_files import existing, read_checkpoint
+from promptcomp.checkpoints.sharded_files import OPTIMIZER, WEIGHTS, is_sharded, meta_tensors, read_header, split
+from promptcomp.checkpoints.trained import DESCRIPTION, TENSORS, read_trained
 from promptcomp.config import ConfigError
-from promptcomp.lightning_modules.checkpoint_files import existing, read_checkpoint
-from promptcomp.lightning_modules.sharded_files import OPTIMIZER, WEIGHTS, is_sharded, meta_tensors, read_header, split
-from promptcomp.lightning_modules.trained import DESCRIPTION, TENSORS, read_trained
 from promptcomp.run.run_directory import RunDirectory
 
 Kind = Literal["whole", "sharded", "export"]

@@ -15,6 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from promptcomp.batch import Batch, Context
+from promptcomp.checkpoints.resuming import rank_dependent_part
+from promptcomp.checkpoints.trained_state import TrainedState
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
@@ -23,9 +25,7 @@ from promptcomp.lightning_modules.execution import Execution, one_after_another,
 from promptcomp.lightning_modules.method import ExampleGold, ExportFormat, LMTrainingConfig, MethodConfig, Pass
 from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective
 from promptcomp.lightning_modules.optim import OptimConfig, learning_rate_factor, make_optimizer
-from promptcomp.lightning_modules.resuming import rank_dependent_part
 from promptcomp.lightning_modules.sharding import shard
-from promptcomp.lightning_modules.trained_state import TrainedState
 from promptcomp.memory import Memory
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from promptcomp.lightning_modules.checkpoint_files import read_checkpoint, write_whole
+from promptcomp.checkpoints.checkpoint_files import read_checkpoint, write_whole
 
 
 def save_between_steps(trainer: L.Trainer, path: Path) -> None:

@@ -8,10 +8,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.strategies import Strategy
 
+from promptcomp.checkpoints.checkpoint_files import existing, step_of
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.experiment import Experiment, TrainerConfig
-from promptcomp.lightning_modules.checkpoint_files import existing, step_of
 from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps
 from promptcomp.run.checkpoints import AtomicCheckpoints
 from promptcomp.run.cluster_environment import cluster_environment, started_rank

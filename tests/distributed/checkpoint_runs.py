@@ -17,11 +17,11 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 
+from promptcomp.checkpoints import saving as sharded
+from promptcomp.checkpoints.sharded_files import write_shard
 from promptcomp.config import ConfigError
 from promptcomp.experiment import Precision, TrainerConfig
 from promptcomp.lightning_modules.execution import Execution
-from promptcomp.lightning_modules.sharded_files import write_shard
-from promptcomp.run import sharded
 from promptcomp.run.checkpoints import AtomicCheckpoints
 from promptcomp.run.cluster_environment import cluster_environment
 from promptcomp.run.quiet import quiet

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
+from promptcomp.checkpoints import checkpoint_files, sharded_files
+from promptcomp.checkpoints.checkpoint_files import existing, read_checkpoint, replace, step_of, write_whole
 from promptcomp.checkpoints.consolidate import consolidate
 from promptcomp.checkpoints.describe import damage, describe, places_of
+from promptcomp.checkpoints.sharded_files import ShardReader, is_sharded, split, write_header, write_shard
+from promptcomp.checkpoints.trained import read_trained
 from promptcomp.config import ConfigError
-from promptcomp.lightning_modules import checkpoint_files, sharded_files
-from promptcomp.lightning_modules.checkpoint_files import existing, read_checkpoint, replace, step_of, write_whole
-from promptcomp.lightning_modules.sharded_files import ShardReader, is_sharded, split, write_header, write_shard
-from promptcomp.lightning_modules.trained import read_trained
 from tests.cli.conftest import run as run  # the program, in this process
 from tests.prompt_runs import save_lm, save_run
 

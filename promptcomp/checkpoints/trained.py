@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from promptcomp.checkpoints.checkpoint_files import FORMAT, existing, first_line, read_checkpoint
+from promptcomp.checkpoints.sharded_files import WEIGHTS, ShardReader, is_sharded
 from promptcomp.config import Config, ConfigError
 from promptcomp.documents import read_json
 from promptcomp.files import replacing, write_atomic
-from promptcomp.lightning_modules.checkpoint_files import FORMAT, existing, first_line, read_checkpoint
-from promptcomp.lightning_modules.sharded_files import WEIGHTS, ShardReader, is_sharded
 
 TENSORS = "trained.safetensors"
 DESCRIPTION = "promptcomp.json"

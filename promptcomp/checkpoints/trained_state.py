@@ -9,17 +9,17 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
-from promptcomp.language_model import LanguageModel, LanguageModelConfig
-from promptcomp.lightning_modules.checkpoint_files import FORMAT
-from promptcomp.lightning_modules.method import MethodConfig
-from promptcomp.lightning_modules.resuming import check_resumable, division_of
-from promptcomp.lightning_modules.shards import copy_into, full_tensor, plain_name
-from promptcomp.lightning_modules.trained import (
+from promptcomp.checkpoints.checkpoint_files import FORMAT
+from promptcomp.checkpoints.resuming import check_resumable, division_of
+from promptcomp.checkpoints.shards import copy_into, full_tensor, plain_name
+from promptcomp.checkpoints.trained import (
     Origin,
     check_trained,
     read_trained,
     write_export,
 )
+from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.lightning_modules.method import MethodConfig
 
 
 class TrainedState(L.LightningModule):

@@ -26,10 +26,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from promptcomp.checkpoints.shards import Region, local_part, overlap, region_of, within
 from promptcomp.config import ConfigError
 from promptcomp.documents import parse_json
 from promptcomp.files import follow_umask
-from promptcomp.lightning_modules.shards import Region, local_part, overlap, region_of, within
 
 HEADER = "checkpoint.pt"
 WEIGHTS = "weights/"

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from promptcomp.checkpoints.sharded_files import is_sharded, read_header, read_whole
 from promptcomp.config import ConfigError
 from promptcomp.files import check_regular
-from promptcomp.lightning_modules.sharded_files import is_sharded, read_header, read_whole
 
 FORMAT = 2
 """Of the checkpoints that are written. 1: the optimiser's state by number; 2: by name."""

@@ -16,9 +16,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.checkpoint_files import disk_error, read_checkpoint, remove, replace
-from promptcomp.lightning_modules.sharded_files import (
+from promptcomp.checkpoints.checkpoint_files import disk_error, read_checkpoint, remove, replace
+from promptcomp.checkpoints.sharded_files import (
     WEIGHTS,
     ShardReader,
     join,
@@ -28,7 +27,8 @@ from promptcomp.lightning_modules.sharded_files import (
     write_header,
     write_shard,
 )
-from promptcomp.lightning_modules.shards import full_tensor
+from promptcomp.checkpoints.shards import full_tensor
+from promptcomp.lightning_modules.base import CompressionModule
 
 
 class ShardedStrategy(ModelParallelStrategy):

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from promptcomp.checkpoints.shards import local_part, placed_like
 from promptcomp.config import ConfigError
-from promptcomp.lightning_modules.shards import local_part, placed_like
 
 
 def keep_state_by_name(optimizer: Optimizer) -> None:
