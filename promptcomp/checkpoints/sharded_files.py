@@ -4,9 +4,8 @@
     shard-00001-of-00002.safetensors     the parts of the first process, and where in the whole tensors they lie
 
 Tensors are named `weights/<parameter>` and `optimizer/<parameter>/<moment>`. The offsets stand in the files' headers as
-torch.distributed.checkpoint's safetensors format has them (DCP_SHARDING_INFO), so its HuggingFaceStorageReader reads
-the folder too. torch's default format is not used, because its index is a pickle. Reading needs no process group
-and takes any number of processes, each of which reads only what it will hold.
+torch.distributed.checkpoint's safetensors format has them (DCP_SHARDING_INFO), and its HuggingFaceStorageReader reads
+the files: without a process group, and in any number of processes, each of which reads only what it will hold.
 """
 
 from __future__ import annotations
@@ -16,25 +15,28 @@ import math
 import os
 import pickle
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader
 
-from promptcomp.checkpoints.shards import Region, local_part, overlap, region_of, within
+from promptcomp.checkpoints.named_state import local_part, region_of
 from promptcomp.config import ConfigError
-from promptcomp.documents import parse_json
 from promptcomp.files import follow_umask
 
 HEADER = "checkpoint.pt"
 WEIGHTS = "weights/"
 OPTIMIZER = "optimizer/"
 _OFFSETS = "DCP_SHARDING_INFO"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def is_sharded(path: Path) -> bool:
@@ -130,8 +132,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     try:
         header = torch.load(folder / HEADER, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"{folder / HEADER}: cannot be read as a checkpoint ({line})") from None
+        raise ConfigError(f"{folder / HEADER}: cannot be read as a checkpoint ({first_line(error)})") from None
     if not isinstance(header, dict) or not {"tensors", "shards", "promptcomp"} <= header.keys():
         raise ConfigError(f"{folder}: is not a sharded checkpoint of promptcomp")
     for name, size in header["shards"].items():
@@ -143,82 +144,51 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def meta_tensors(header: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a header as shapes without memory, by their names in the files."""
+def empty_tensors(header: Mapping[str, Any], device: str = "meta") -> dict[str, Tensor]:
+    """The tensors of a header, not filled, by their names in the files; on the meta device they take no memory."""
     return {
-        name: torch.empty(each["shape"], dtype=getattr(torch, each["dtype"].removeprefix("torch.")), device="meta")
+        name: torch.empty(each["shape"], dtype=getattr(torch, each["dtype"].removeprefix("torch.")), device=device)
         for name, each in header["tensors"].items()
     }
 
 
-@dataclass(slots=True)
-class ShardReader:
-    """The tensors of a sharded checkpoint, for reading parts; a context manager.
+def read_into(folder: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Fill tensors (or the parts of sharded ones that this process holds) from a folder; not a collective.
+
+    Args:
+        folder: A sharded checkpoint.
+        header: Its `read_header`.
+        tensors: By their names in the files, each of the whole tensor's shape; overwritten.
 
     Raises:
-        ConfigError: see read_header; also when parts do not make up a whole tensor.
+        ConfigError: a file cannot be read, or the parts do not make up whole tensors.
     """
-
-    folder: Path
-    header: dict[str, Any] = field(init=False)
-    _files: ExitStack = field(init=False, default_factory=ExitStack)
-    _parts: dict[str, list[tuple[Region, Any]]] = field(init=False, default_factory=dict)
-
-    def __enter__(self) -> ShardReader:
-        self.header = read_header(self.folder)
-        try:
-            for name in self.header["shards"]:
-                file = self._files.enter_context(safe_open(self.folder / name, framework="pt"))
-                offsets = parse_json((file.metadata() or {}).get(_OFFSETS, "{}"))
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    part = file.get_slice(key)
-                    starts = offsets[key]["saved_offsets"]
-                    region = tuple(slice(s, s + n) for s, n in zip(starts, part.get_shape(), strict=True))
-                    self._parts.setdefault(key, []).append((region, part))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            self._files.close()
-            raise ConfigError(f"{self.folder}: cannot be read ({str(error).splitlines()[0]})") from None
-        self._check()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
-
-    def _check(self) -> None:
-        for name, each in self.header["tensors"].items():
-            found = {tuple(s.start for s in region): region for region, _ in self._parts.get(name, ())}
-            count = sum(math.prod(s.stop - s.start for s in region) for region in found.values())
-            if count != math.prod(each["shape"]):
-                self._files.close()
-                raise ConfigError(f"{self.folder}: incomplete, parts of {name} are missing")
-
-    def read_into(self, name: str, target: Tensor) -> None:
-        """Fill the part of a tensor that this process holds.
-
-        Args:
-            name: Its name in the files.
-            target: Sharded or not, of the whole tensor's shape; overwritten.
-        """
-        goal, wanted = local_part(target), region_of(target)
-        for region, part in self._parts[name]:
-            common = overlap(region, wanted)
-            if common is not None:
-                piece = part[within(common, region)] if common else part[...]
-                goal[within(common, wanted)].copy_(piece)
-
-    def read(self, name: str) -> Tensor:
-        """A whole tensor on the CPU."""
-        each = self.header["tensors"][name]
-        result = torch.empty(each["shape"], dtype=getattr(torch, each["dtype"].removeprefix("torch.")))
-        self.read_into(name, result)
-        return result
+    reader, planner = HuggingFaceStorageReader(str(folder)), DefaultLoadPlanner()
+    wanted = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
+    try:
+        found = reader.read_metadata()
+        for name in wanted:
+            stored: Any = found.state_dict_metadata.get(name)
+            count = sum(chunk.sizes.numel() for chunk in stored.chunks) if stored else 0
+            if count != math.prod(header["tensors"][name]["shape"]):
+                raise ConfigError(f"{folder}: incomplete, parts of {name} are missing")
+        planner.set_up_planner(wanted, found, is_coordinator=True)
+        reader.set_up_storage_reader(found, is_coordinator=True)
+        reader.read_data(reader.prepare_local_plan(planner.create_local_plan()), planner)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{folder}: cannot be read ({first_line(error)})") from None
 
 
-def read_whole(folder: Path) -> dict[str, Any]:
-    """A sharded checkpoint as one that was never sharded, on the CPU.
+def read_whole(folder: Path, *, weights_only: bool = False) -> dict[str, Any]:
+    """A sharded checkpoint as one that was never sharded, on the CPU; `weights_only`: without optimiser states.
 
     Raises:
         ConfigError: it is none of ours, cannot be read or is incomplete.
     """
-    with ShardReader(folder) as reader:
-        return join(reader.header, {name: reader.read(name) for name in reader.header["tensors"]})
+    header = read_header(folder)
+    if weights_only:
+        header.pop("optimizer_states", None)
+        header["tensors"] = {name: each for name, each in header["tensors"].items() if name.startswith(WEIGHTS)}
+    tensors = empty_tensors(header, "cpu")
+    read_into(folder, header, tensors)
+    return join(header, tensors)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import T5EncoderModel
 
-from promptcomp.checkpoints.trained import DESCRIPTION, Origin, read_trained, write_export
+from promptcomp.checkpoints.trained_state import DESCRIPTION, Origin, read_trained, write_export
 from promptcomp.config import ConfigError, build, read_yaml
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment

@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from promptcomp.batch import Batch, Context
-from promptcomp.checkpoints.trained import Origin, check_trained, read_lora, read_trained
+from promptcomp.checkpoints.trained_state import Origin, check_trained, read_lora, read_trained
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, EncodedTarget
-from promptcomp.checkpoints.shards import full_tensor
+from promptcomp.checkpoints.named_state import full_tensor
 from promptcomp.datamodules.base import ContextDataModule, Draw, LoaderConfig
 from promptcomp.experiment import Precision, TrainerConfig
 from promptcomp.language_model import LanguageModelConfig, loading

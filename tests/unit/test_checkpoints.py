@@ -17,11 +17,17 @@ import pytest
 import torch
 
 from promptcomp.checkpoints import checkpoint_files, sharded_files
-from promptcomp.checkpoints.checkpoint_files import existing, read_checkpoint, replace, step_of, write_whole
-from promptcomp.checkpoints.consolidate import consolidate
+from promptcomp.checkpoints.checkpoint_files import (
+    consolidate,
+    existing,
+    read_checkpoint,
+    replace,
+    step_of,
+    write_whole,
+)
 from promptcomp.checkpoints.describe import damage, describe, places_of
-from promptcomp.checkpoints.sharded_files import ShardReader, is_sharded, split, write_header, write_shard
-from promptcomp.checkpoints.trained import read_trained
+from promptcomp.checkpoints.sharded_files import is_sharded, split, write_header, write_shard
+from promptcomp.checkpoints.trained_state import read_trained
 from promptcomp.config import ConfigError
 from tests.cli.conftest import run as run  # the program, in this process
 from tests.prompt_runs import save_lm, save_run
@@ -193,8 +199,8 @@ def test_parts_that_do_not_make_a_tensor_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     name, size = write_shard(path, {key: value for key, value in tensors.items() if "slots" not in key}, 0, 1)
     write_header(path, header, {name: size})
-    with pytest.raises(ConfigError, match="parts of weights/slots are missing"), ShardReader(path):
-        pass
+    with pytest.raises(ConfigError, match="parts of weights/slots are missing"):
+        read_checkpoint(path)
 
 
 def test_numbers_that_are_not_finite_are_damage(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from promptcomp.checkpoints.checkpoint_files import read_checkpoint, write_whole
 from promptcomp.checkpoints.sharded_files import write_shard
-from promptcomp.checkpoints.trained import write_export
+from promptcomp.checkpoints.trained_state import write_export
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.results import Results, write_results
 from promptcomp.files import check_no_links, follow_umask, is_file_name, locked, open_append, replacing, write_atomic

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from promptcomp.checkpoints.resuming import check_resumable, rank_dependent_part
+from promptcomp.checkpoints.trained_state import check_resumable, rank_dependent_part
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sampler import StepSampler
 from promptcomp.errors import RankLost
