@@ -4,8 +4,9 @@
     shard-00001-of-00002.safetensors     the parts of the first process, and where in the whole tensors they lie
 
 Tensors are named `weights/<parameter>` and `optimizer/<parameter>/<moment>`. The offsets stand in the files' headers as
-torch.distributed.checkpoint's safetensors format has them (DCP_SHARDING_INFO), and its HuggingFaceStorageReader reads
-the files: without a process group, and in any number of processes, each of which reads only what it will hold.
+torch.distributed.checkpoint's safetensors format has them (DCP_SHARDING_INFO), so its HuggingFaceStorageReader reads
+the folder too. What a process reads is planned by torch: only what it will hold, without a process group, whatever the
+number of processes that have written. torch's default format is not used, because its index is a pickle.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ import math
 import os
 import pickle
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultLoadPlanner, HuggingFaceStorageReader
+from torch.distributed.checkpoint import ChunkStorageMetadata, DefaultLoadPlanner, Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorProperties
 
 from promptcomp.checkpoints.named_state import local_part, region_of
 from promptcomp.config import ConfigError
+from promptcomp.documents import parse_json
 from promptcomp.files import follow_umask
 
 HEADER = "checkpoint.pt"
@@ -163,20 +167,33 @@ def read_into(folder: Path, header: Mapping[str, Any], tensors: Mapping[str, Ten
     Raises:
         ConfigError: a file cannot be read, or the parts do not make up whole tensors.
     """
-    reader, planner = HuggingFaceStorageReader(str(folder)), DefaultLoadPlanner()
     wanted = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
-    try:
-        found = reader.read_metadata()
-        for name in wanted:
-            stored: Any = found.state_dict_metadata.get(name)
-            count = sum(chunk.sizes.numel() for chunk in stored.chunks) if stored else 0
-            if count != math.prod(header["tensors"][name]["shape"]):
+    parts: dict[str, dict[torch.Size, Any]] = {name: {} for name in wanted}
+    with ExitStack() as files:
+        try:
+            for name in header["shards"]:
+                file = files.enter_context(safe_open(folder / name, framework="pt"))
+                offsets = parse_json((file.metadata() or {}).get(_OFFSETS, "{}"))
+                for key in parts.keys() & file.keys():
+                    parts[key][torch.Size(offsets[key]["saved_offsets"])] = file.get_slice(key)
+            stored = {name: _stored(tensor, parts[name]) for name, tensor in wanted.items()}
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{folder}: cannot be read ({first_line(error)})") from None
+        for name, each in stored.items():
+            if sum(chunk.sizes.numel() for chunk in each.chunks) != each.size.numel():
                 raise ConfigError(f"{folder}: incomplete, parts of {name} are missing")
-        planner.set_up_planner(wanted, found, is_coordinator=True)
-        reader.set_up_storage_reader(found, is_coordinator=True)
-        reader.read_data(reader.prepare_local_plan(planner.create_local_plan()), planner)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{folder}: cannot be read ({first_line(error)})") from None
+        planner = DefaultLoadPlanner()
+        planner.set_up_planner(wanted, Metadata(dict(stored)), is_coordinator=True)
+        for item in planner.create_local_plan().items:
+            ranges = zip(item.storage_offsets, item.lengths, strict=True)
+            part = parts[item.storage_index.fqn][item.storage_index.offset or torch.Size()]
+            piece = part[tuple(slice(start, start + length) for start, length in ranges) or ...]
+            planner.resolve_tensor(item).detach().copy_(piece)
+
+
+def _stored(tensor: Tensor, parts: Mapping[torch.Size, Any]) -> TensorStorageMetadata:
+    chunks = [ChunkStorageMetadata(start, torch.Size(part.get_shape())) for start, part in parts.items()]
+    return TensorStorageMetadata(TensorProperties(tensor.dtype), tensor.shape, chunks)
 
 
 def read_whole(folder: Path, *, weights_only: bool = False) -> dict[str, Any]:

@@ -108,31 +108,32 @@ def test_a_kill_between_two_renames_leaves_the_one_before(tmp_path: Path, monkey
     assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.parametrize("kind", ["whole", "parts"])
-def test_a_kill_at_any_moment_leaves_a_usable_checkpoint(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "last.ckpt"
+def test_a_kill_at_any_moment_leaves_a_usable_checkpoint(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom tests.unit.test_checkpoints import *\n"
-        "write = write_whole if sys.argv[2] == 'whole' else write_parts\n"
         "for number in range(1, 10**6):\n"
-        "    write(checkpoint(float(number), 20_000), Path(sys.argv[1]))\n    print(number, flush=True)\n"
+        "    for write in (write_whole, write_parts):\n"
+        "        write(checkpoint(float(number), 20_000), Path(sys.argv[1], write.__name__))\n"
+        "    print(number, flush=True)\n"
     )
     rng = random.Random(0)
+    paths = [tmp_path / write.__name__ for write in (write_whole, write_parts)]
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(path), kind], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
     ) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        copies = []
-        for number in range(15):  # what a kill at this moment would leave
+        found = []
+        for number in range(30):  # what a kill at this moment would leave
             time.sleep(rng.random() * 0.01)
             child.send_signal(signal.SIGSTOP)
             _wait_until_stopped(child.pid)
-            copies.append(_usable_step(path))
-            child.send_signal(signal.SIGCONT if number < 14 else signal.SIGKILL)
-    assert all(step >= 1 for step in copies)
-    assert copies == sorted(copies)
-    assert _usable_step(path) >= copies[-1]
+            found.append([_usable_step(path) for path in paths])
+            child.send_signal(signal.SIGCONT if number < 29 else signal.SIGKILL)
+    for path, steps in zip(paths, zip(*found, strict=True), strict=True):
+        assert steps[0] >= 1
+        assert list(steps) == sorted(steps)
+        assert _usable_step(path) >= steps[-1]
 
 
 def _wait_until_stopped(pid: int) -> None:
