@@ -1,1 +1,1 @@
-"""Checkpoints as users handle them: looking inside, joining parts, exporting to Hugging Face and peft folders."""
+"""Checkpoints: what training has changed and the optimiser's state by name, in one file or in a folder of parts."""

@@ -11,11 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from promptcomp.checkpoints.checkpoint_files import read_checkpoint
+from promptcomp.checkpoints.sharded_files import OPTIMIZER, WEIGHTS, empty_tensors, is_sharded, read_header, split
+from promptcomp.checkpoints.trained_state import DESCRIPTION, TENSORS, checkpoints_of, read_trained
 from promptcomp.config import ConfigError
-from promptcomp.lightning_modules.checkpoint_files import existing, read_checkpoint
-from promptcomp.lightning_modules.sharded_files import OPTIMIZER, WEIGHTS, is_sharded, meta_tensors, read_header, split
-from promptcomp.lightning_modules.trained import DESCRIPTION, TENSORS, read_trained
-from promptcomp.run.run_directory import RunDirectory
 
 Kind = Literal["whole", "sharded", "export"]
 
@@ -67,12 +66,8 @@ def places_of(path: Path) -> list[Path]:
     """
     if path.is_file() or is_sharded(path) or (path / TENSORS).is_file():
         return [path]
-    run = RunDirectory(path)
-    found = [each for place in (run.best, run.last) if (each := existing(place))]
-    known = {run.best.name, run.last.name}
-    found += [each for each in sorted(run.best.parent.glob("*.ckpt")) if each.name not in known]
-    if (run.export / TENSORS).is_file():
-        found.append(run.export)
+    export = path / "export"
+    found = [*checkpoints_of(path), *([export] if (export / TENSORS).is_file() else [])]
     if not found:
         missing = "" if path.exists() else " (does not exist)"
         raise ConfigError(f"{path}{missing}: no checkpoint there; give a run directory, an export or a checkpoint")
@@ -94,7 +89,7 @@ def describe(path: Path) -> Description:
         size = sum(each.stat().st_size for each in path.iterdir())
         has_state = "optimizer_states" in header
         found = _description(
-            path, "sharded", header["promptcomp"], header["global_step"], meta_tensors(header), has_state, size
+            path, "sharded", header["promptcomp"], header["global_step"], empty_tensors(header), has_state, size
         )
         found.files.update(header["shards"])
         return found

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from promptcomp.commands.common import JsonOption, console_for
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from promptcomp.checkpoints.describe import Description
+
 app = typer.Typer(help="Look into checkpoints, join their parts, export what was trained.", no_args_is_help=True)
 _Place = Annotated[Path, typer.Argument(help="A run directory, a checkpoint (file or folder) or an export.")]
 Format = Literal["hf", "peft", "tensors"]
+MOST_TENSORS = 20
 
 
 @app.command()
@@ -23,10 +29,41 @@ def show(
 ) -> None:
     """Say what is in it: format, method, LM, step, trained tensors, the optimiser's state, sizes."""
     from promptcomp.checkpoints.describe import describe, places_of
-    from promptcomp.checkpoints.show import print_descriptions
 
     found = [describe(place) for place in places_of(path)]
-    print_descriptions(found, console_for(as_json), as_json, every_tensor)
+    if as_json:
+        print(json.dumps([each.as_json() for each in found]))
+        return
+    console = console_for(as_json)
+    for number, each in enumerate(found):
+        if number:
+            console.print()
+        _print(each, console, every_tensor)
+
+
+def _print(found: Description, console: Console, every_tensor: bool) -> None:
+    from rich.table import Table
+
+    from promptcomp.evaluation.formatting import bytes_text
+
+    step = "" if found.step is None else f", step {found.step}"
+    state = "no optimiser state" if found.optimizer is None else f"optimiser state of {found.optimizer['numbers']:,}"
+    lines = [
+        found.path,
+        f"  {found.kind}, format {found.format}{step}, {bytes_text(found.bytes)}",
+        f"  method {found.method} on {found.lm} ({found.family})",
+        f"  {found.parameters:,} trained parameters in {len(found.tensors)} tensors, {state}",
+    ]
+    lines += [f"  {name}: {bytes_text(size)}" for name, size in found.files.items()]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    shown = found.tensors if every_tensor else found.tensors[:MOST_TENSORS]
+    for tensor in shown:
+        table.add_row("   ", tensor.name, " x ".join(map(str, tensor.shape)) or "number", tensor.dtype)
+    console.print(table)
+    if len(shown) < len(found.tensors):
+        console.print(f"    ... and {len(found.tensors) - len(shown)} more (--all)", highlight=False)
 
 
 @app.command()
@@ -55,7 +92,7 @@ def consolidate(
     as_json: JsonOption = False,
 ) -> None:
     """Join the parts of a sharded checkpoint into one file, which every command takes."""
-    from promptcomp.checkpoints.consolidate import consolidate as join
+    from promptcomp.checkpoints.checkpoint_files import consolidate as join
 
     file = join(path, output)
     if as_json:

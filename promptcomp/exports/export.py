@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import T5EncoderModel
 
+from promptcomp.checkpoints.trained_state import DESCRIPTION, Origin, read_trained, write_export
 from promptcomp.config import ConfigError, build, read_yaml
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
@@ -26,7 +27,6 @@ from promptcomp.lightning_modules.base import ExportFormat, LMTrainingConfig
 from promptcomp.lightning_modules.controls import PromptTuningConfig
 from promptcomp.lightning_modules.gist import GistConfig
 from promptcomp.lightning_modules.mend import Mend
-from promptcomp.lightning_modules.trained import DESCRIPTION, Origin, read_trained, write_export
 from promptcomp.run.opening import make_module, open_trained_module, weights_of
 from promptcomp.run.quiet import quiet
 from promptcomp.run.run_directory import RunDirectory, open_existing

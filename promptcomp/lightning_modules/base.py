@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from promptcomp.batch import Batch, Context
+from promptcomp.checkpoints.trained_state import TrainedState
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
@@ -23,9 +24,7 @@ from promptcomp.lightning_modules.execution import Execution, one_after_another,
 from promptcomp.lightning_modules.method import ExampleGold, ExportFormat, LMTrainingConfig, MethodConfig, Pass
 from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective
 from promptcomp.lightning_modules.optim import OptimConfig, learning_rate_factor, make_optimizer
-from promptcomp.lightning_modules.resuming import rank_dependent_part
 from promptcomp.lightning_modules.sharding import shard
-from promptcomp.lightning_modules.trained_state import TrainedState
 from promptcomp.memory import Memory
 
 __all__ = [
@@ -53,6 +52,7 @@ class CompressionModule(TrainedState):
         skeleton: shapes only, on the meta device (for a dry run); nothing is read or computed.
     """
 
+    method: MethodConfig
     lm: LanguageModel
 
     def __init__(
@@ -299,8 +299,3 @@ class CompressionModule(TrainedState):
     ) -> None:
         """Clip by `optim.clip_norm`; the trainer's own setting is not used."""
         self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip_norm, gradient_clip_algorithm="norm")
-
-    def depends_on_ranks(self) -> str | None:
-        """Why training depends on how a step is divided among ranks and micro-batches; None: it does not."""
-        name = rank_dependent_part(self)
-        return None if name is None else f"{name} uses dropout"

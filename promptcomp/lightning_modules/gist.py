@@ -32,13 +32,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from promptcomp.batch import Batch, Context
+from promptcomp.checkpoints.trained_state import Origin, check_trained, read_lora, read_trained
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
 from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora, without_lora
 from promptcomp.lightning_modules.base import CompressionModule, Counts, ExportFormat, LMTrainingConfig, LossTerm, Pass
 from promptcomp.lightning_modules.losses import kl_divergence
-from promptcomp.lightning_modules.trained import Origin, check_trained, read_lora, read_trained
 from promptcomp.memory import EncoderStates, KVCache
 
 NOISE = 0.1

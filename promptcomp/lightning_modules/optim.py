@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from promptcomp.checkpoints.named_state import keep_state_by_name
 from promptcomp.config import Config
 from promptcomp.lightning_modules.offload import HostAdamW
-from promptcomp.lightning_modules.optimizer_state import keep_state_by_name
 
 
 class OptimConfig(Config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -12,7 +13,6 @@ import lightning as L
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from promptcomp.run.checkpoints import log_right_steps, save_between_steps
 from promptcomp.run.run_directory import MetricsFile, RunDirectory
 from promptcomp.stopping import StopSignals, is_preemption
 
@@ -116,11 +116,11 @@ class SaveBetweenSteps(L.Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
-        log_right_steps(trainer)
+        _log_right_steps(trainer)
         asked = self._stop.received is not None
         stop = trainer.strategy.reduce_boolean_decision(asked or self.received is not None, all=False)
         if stop or (step > 0 and step % self.every == 0):
-            save_between_steps(trainer, self.run.last)
+            _save(trainer, self.run.last)
         if stop:
             raise Stopped(step, trainer.strategy.reduce_boolean_decision(asked, all=False))
 
@@ -133,3 +133,22 @@ class SaveBetweenSteps(L.Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+
+def _save(trainer: L.Trainer, path: Path) -> None:
+    """Save the state as of the last finished step, although Lightning has counted the next batch as ready."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    counters = (progress.total, progress.current)
+    for counter in counters:
+        counter.ready -= 1
+    try:
+        trainer.save_checkpoint(path)
+    finally:
+        for counter in counters:
+            counter.ready += 1
+
+
+def _log_right_steps(trainer: L.Trainer) -> None:
+    """Before a step: log by the number of steps that were done. Lightning has a count of its own for this, and counts a
+    step twice when it resumes from a checkpoint written right after a dev evaluation."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step

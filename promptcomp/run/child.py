@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from promptcomp.checkpoints.checkpoint_files import existing, step_of
 from promptcomp.config import ConfigError, dump
 from promptcomp.errors import RunFailed
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
 from promptcomp.forecast.placement import layout_of
-from promptcomp.lightning_modules.checkpoint_files import existing, step_of
 from promptcomp.run.finding import find, identity, module_of
 from promptcomp.run.fitting import Outcome
 from promptcomp.run.run_directory import RunDirectory, check_unused, clear_unstarted

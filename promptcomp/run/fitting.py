@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from promptcomp import __version__
+from promptcomp.checkpoints.checkpoint_files import existing
 from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.base import ContextDataModule, ICLConfig
 from promptcomp.datamodules.rationale import RationaleDataModule
@@ -29,7 +30,6 @@ from promptcomp.files import check_no_links, locked, write_atomic
 from promptcomp.lease import under_lease
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
 from promptcomp.run.callbacks import SaveBetweenSteps, Stopped

@@ -20,8 +20,8 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from promptcomp.checkpoints.saving import ShardedStrategy
 from promptcomp.run.run_directory import told_to_children
-from promptcomp.run.sharded import ShardedStrategy
 
 _LOOK_EVERY = 0.5
 """Seconds."""

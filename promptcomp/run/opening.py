@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from promptcomp.checkpoints.checkpoint_files import existing
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import build_datamodule
 from promptcomp.datamodules.base import ContextDataModule
@@ -17,7 +18,6 @@ from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel, open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.checkpoint_files import existing
 from promptcomp.lightning_modules.execution import Execution
 from promptcomp.lightning_modules.gist import GistConfig
 from promptcomp.run.run_directory import RunDirectory, open_existing

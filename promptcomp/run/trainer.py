@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.strategies import Strategy
 
+from promptcomp.checkpoints.checkpoint_files import existing, step_of
+from promptcomp.checkpoints.saving import AtomicCheckpoints, BestCheckpoint
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.experiment import Experiment, TrainerConfig
-from promptcomp.lightning_modules.checkpoint_files import existing, step_of
 from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps
-from promptcomp.run.checkpoints import AtomicCheckpoints
 from promptcomp.run.cluster_environment import cluster_environment, started_rank
 from promptcomp.run.devices import accelerator_of, check_precision, device_count
 from promptcomp.run.launching import WatchfulDDP, WatchfulFSDP
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.ranks import SameExperiment
 from promptcomp.run.run_directory import RunDirectory
-from promptcomp.run.selection import BestCheckpoint, monitor_of
 
 
 def make_trainer(
@@ -37,7 +37,7 @@ def make_trainer(
     callbacks: list[Callback] = [SameExperiment(experiment), SaveBetweenSteps(run, config.checkpoint_every), progress]
     if has_dev:
         monitor, mode = monitor_of(config, datamodule)
-        callbacks.append(BestCheckpoint(run, monitor, mode))
+        callbacks.append(BestCheckpoint(run.best, monitor, mode))
         if config.patience is not None:
             callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
     elif config.patience is not None:
@@ -66,6 +66,23 @@ def make_trainer(
         enable_model_summary=False,
         default_root_dir=run.path,
     )
+
+
+def monitor_of(config: TrainerConfig, datamodule: ContextDataModule) -> tuple[str, Literal["max", "min"]]:
+    """The logged dev result that weights are chosen by, and which of its ends is the better one.
+
+    Raises:
+        ConfigError: the dev split has no such result.
+    """
+    has_options = datamodule.has_options("dev")
+    wanted = config.select_by
+    if wanted == "exact_match" and all(len(example.options) > 1 for example in datamodule.examples("dev")):
+        wanted = "auto"
+    if wanted == "auto":
+        wanted = "accuracy" if has_options else "loss"
+    if wanted == "accuracy" and not has_options:
+        raise ConfigError("trainer.select_by = 'accuracy': the dev split has no options; use loss or exact_match")
+    return f"dev/{wanted}", "min" if wanted == "loss" else "max"
 
 
 def make_strategy(config: TrainerConfig) -> Strategy | str:

@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 
+from promptcomp.checkpoints import saving
+from promptcomp.checkpoints.saving import AtomicCheckpoints
+from promptcomp.checkpoints.sharded_files import write_shard
 from promptcomp.config import ConfigError
 from promptcomp.experiment import Precision, TrainerConfig
 from promptcomp.lightning_modules.execution import Execution
-from promptcomp.lightning_modules.sharded_files import write_shard
-from promptcomp.run import sharded
-from promptcomp.run.checkpoints import AtomicCheckpoints
 from promptcomp.run.cluster_environment import cluster_environment
 from promptcomp.run.quiet import quiet
 from promptcomp.run.trainer import make_strategy
@@ -91,14 +91,14 @@ def do(action: Action, folder: Path) -> None:
     try:
         trainer.fit(module, datamodule=data(case, layout), ckpt_path=start, weights_only=True)
         if action.full_disk and trainer.global_rank == 1:
-            sharded.write_shard = fail
+            saving.write_shard = fail
         if action.save is not None:
             trainer.save_checkpoint(folder / action.save)
             trainer.save_checkpoint(folder / f"{action.save}.best", weights_only=True)
         tensors = {name: tensor.clone() for name, tensor in module.trained_tensors().items()}
     finally:
         torch.set_default_dtype(torch.float32)
-        sharded.write_shard = write_shard
+        saving.write_shard = write_shard
     if trainer.is_global_zero:
         torch.save({"losses": losses.values, "tensors": tensors}, folder / f"{action.name}.pt")
 

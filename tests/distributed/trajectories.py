@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, EncodedTarget
+from promptcomp.checkpoints.named_state import full_tensor
 from promptcomp.datamodules.base import ContextDataModule, Draw, LoaderConfig
 from promptcomp.experiment import Precision, TrainerConfig
 from promptcomp.language_model import LanguageModelConfig, loading
 from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
 from promptcomp.lightning_modules.execution import Execution
-from promptcomp.lightning_modules.shards import full_tensor
 from promptcomp.run.cluster_environment import cluster_environment
 from promptcomp.run.quiet import quiet
 from promptcomp.run.trainer import make_strategy

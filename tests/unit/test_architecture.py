@@ -15,11 +15,12 @@ LEVELS = (
     ("__main__",),
     ("cli",),
     ("commands",),
-    ("sweeps", "cluster", "compare", "report", "prompts", "checkpoints", "exports", "bench", "judge", "rationales"),
+    ("sweeps", "cluster", "compare", "report", "prompts", "exports", "bench", "judge", "rationales"),
     ("run",),
     ("forecast",),
     ("experiment",),
     ("lightning_modules", "datamodules", "pretrain"),
+    ("checkpoints",),
     ("language_model", "evaluation", "endpoints"),
     ("lease",),
     ("memory", "batch", "config", "model_cost"),
@@ -71,9 +72,8 @@ def test_imports_go_one_way() -> None:
 
 def test_methods_do_not_import_methods() -> None:
     folder = ROOT / "lightning_modules"
-    state = {"trained", "trained_state", "optimizer_state", "checkpoint_files", "sharded_files", "shards", "resuming"}
     training = {"blocks", "execution", "method", "objective", "offload", "optim", "losses", "sharding"}
-    shared = {"base", "adapters", "teachers", "__init__", *state, *training}
+    shared = {"base", "adapters", "teachers", "__init__", *training}
     for path in folder.glob("*.py"):
         if path.stem not in shared:
             for target in _imports(path):

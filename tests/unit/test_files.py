@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from promptcomp.checkpoints.checkpoint_files import read_checkpoint, write_whole
+from promptcomp.checkpoints.sharded_files import write_shard
+from promptcomp.checkpoints.trained_state import write_export
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.results import Results, write_results
 from promptcomp.files import check_no_links, follow_umask, is_file_name, locked, open_append, replacing, write_atomic
-from promptcomp.lightning_modules.checkpoint_files import read_checkpoint, write_whole
-from promptcomp.lightning_modules.sharded_files import write_shard
-from promptcomp.lightning_modules.trained import write_export
 from promptcomp.memory import SoftPrompt, save_memory
 from promptcomp.run.quiet import quiet
 from promptcomp.run.run_directory import MetricsFile, RunDirectory, write_environment

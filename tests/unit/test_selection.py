@@ -9,11 +9,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from promptcomp.checkpoints.saving import BestCheckpoint
 from promptcomp.config import ConfigError, build
 from promptcomp.experiment import Experiment, TrainerConfig
 from promptcomp.run.opening import make_parts
-from promptcomp.run.run_directory import RunDirectory
-from promptcomp.run.selection import BestCheckpoint, monitor_of
+from promptcomp.run.trainer import monitor_of
 
 
 def data(name: str) -> Any:
@@ -35,11 +35,11 @@ def test_options_are_chosen_by_accuracy_and_free_answers_by_loss_unless_told_oth
 def test_of_equal_results_the_lower_loss_is_better(tmp_path: Path) -> None:
     def chosen(results: list[tuple[float, float]], split_at: int) -> list[bool]:
         found = []
-        callback = BestCheckpoint(RunDirectory(tmp_path), "dev/exact_match", "max")
+        callback = BestCheckpoint(tmp_path / "best.ckpt", "dev/exact_match", "max")
         for number, (exact, loss) in enumerate(results):
             if number == split_at:  # a stop and a resumption
                 state = callback.state_dict()
-                callback = BestCheckpoint(RunDirectory(tmp_path), "dev/exact_match", "max")
+                callback = BestCheckpoint(tmp_path / "best.ckpt", "dev/exact_match", "max")
                 callback.load_state_dict(state)
             current = torch.tensor(exact)
             trainer = Mock(callback_metrics={"dev/exact_match": current, "dev/loss": torch.tensor(loss)})

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from promptcomp.checkpoints.trained_state import check_resumable, rank_dependent_part
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sampler import StepSampler
 from promptcomp.errors import RankLost
@@ -19,7 +20,6 @@ from promptcomp.lightning_modules.base import LossTerm
 from promptcomp.lightning_modules.blocks import recompute_activations
 from promptcomp.lightning_modules.objective import StepObjective
 from promptcomp.lightning_modules.offload import HostAdamW
-from promptcomp.lightning_modules.resuming import check_resumable, rank_dependent_part
 from promptcomp.run.devices import check_precision, device_count
 from promptcomp.run.division import check_overrides
 from promptcomp.run.ranks import Ranks, noticing_lost_ranks

@@ -1,7 +1,8 @@
-"""FSDP2 with checkpoints of the trained tensors alone: one gathered file, or a folder of parts.
+"""How Lightning's trainer writes, reads and selects our checkpoints.
 
-Lightning's own sharded checkpoints hold the frozen LM as well, cannot be read when it is left out, and number the
-optimiser's state over all parameters, so that no other strategy can go on from them.
+Under FSDP2 they hold the trained tensors alone too: one gathered file, or a folder of parts. Lightning's own sharded
+checkpoints hold the frozen LM as well, cannot be read when it is left out, and number the optimiser's state over all
+parameters, so that no other strategy can go on from them.
 """
 
 from __future__ import annotations
@@ -10,25 +11,85 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.checkpoint_files import disk_error, read_checkpoint, remove, replace
-from promptcomp.lightning_modules.sharded_files import (
+from promptcomp.checkpoints.checkpoint_files import disk_error, read_checkpoint, remove, replace, write_whole
+from promptcomp.checkpoints.named_state import full_tensor
+from promptcomp.checkpoints.sharded_files import (
     WEIGHTS,
-    ShardReader,
+    empty_tensors,
     join,
-    meta_tensors,
     read_header,
+    read_into,
     split,
     write_header,
     write_shard,
 )
-from promptcomp.lightning_modules.shards import full_tensor
+from promptcomp.checkpoints.trained_state import TrainedState
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Whole files, written beside the old one and renamed; reads whole and sharded checkpoints alike."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write, flush to the disk, rename.
+
+        Raises:
+            OSError: the disk is full or not writable; the checkpoint before is untouched.
+        """
+        write_whole(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Everything, on the CPU, without pickles (whatever the arguments say).
+
+        Raises:
+            ConfigError: it cannot be read, is incomplete, or is none of ours.
+        """
+        return read_checkpoint(Path(path))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """The weights with the best dev result, as one file; of equal results the one with the lower loss."""
+
+    def __init__(self, path: Path, monitor: str, mode: str) -> None:
+        super().__init__(
+            dirpath=path.parent,
+            filename=path.stem,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+        self._best_loss: float | None = None
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        """Whether the present weights are the best so far."""
+        is_better = super().check_monitor_top_k(trainer, current)
+        loss = float(trainer.callback_metrics["dev/loss"])
+        if not is_better and current is not None and self._best_loss is not None and self.monitor != "dev/loss":
+            is_better = bool(current == self.best_model_score) and loss < self._best_loss
+        if is_better:
+            self._best_loss = loss
+        return is_better
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, and the loss of the best weights."""
+        return {**super().state_dict(), "best_loss": self._best_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue as before a stop; checkpoints of earlier versions hold no loss."""
+        super().load_state_dict(state_dict)
+        self._best_loss = state_dict.get("best_loss")
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -109,18 +170,17 @@ class ShardedStrategy(ModelParallelStrategy):
         if not path.is_dir():
             return read_checkpoint(path)
         module = self.lightning_module
-        assert isinstance(module, CompressionModule)
+        assert isinstance(module, TrainedState)
         header = read_header(path)
-        shapes = meta_tensors(header)
+        shapes = empty_tensors(header)
         weights = {name.removeprefix(WEIGHTS): each for name, each in shapes.items() if name.startswith(WEIGHTS)}
         module.check_trained(weights, header["promptcomp"], "the checkpoint")
         parameters = module.trained_parameters()
-        tensors: dict[str, Tensor] = {}
-        with ShardReader(path) as reader, torch.no_grad():
-            for key, shape in shapes.items():
-                name = key.removeprefix(WEIGHTS) if key.startswith(WEIGHTS) else key.split("/")[1]
-                tensors[key] = torch.empty_like(parameters[name], dtype=shape.dtype, requires_grad=False)
-                reader.read_into(key, tensors[key])
+        tensors = {
+            key: torch.empty_like(parameters[key.split("/")[1]], dtype=shape.dtype, requires_grad=False)
+            for key, shape in shapes.items()
+        }
+        read_into(path, header, tensors)
         return join(header, tensors)
 
 

@@ -10,14 +10,15 @@ import os
 import pickle
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from promptcomp.checkpoints.sharded_files import first_line, is_sharded, read_header, read_whole
 from promptcomp.config import ConfigError
-from promptcomp.files import check_regular
-from promptcomp.lightning_modules.sharded_files import is_sharded, read_header, read_whole
+from promptcomp.files import check_regular, locked
 
 FORMAT = 2
 """Of the checkpoints that are written. 1: the optimiser's state by number; 2: by name."""
@@ -28,14 +29,18 @@ def existing(path: Path) -> Path | None:
     return next((each for each in (path, _before(path)) if each.is_file() or is_sharded(each)), None)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, weights_only: bool = False) -> dict[str, Any]:
     """A checkpoint that training wrote, whole and on the CPU; tensors of a file are read when they are used.
+
+    Args:
+        path: A file or a folder.
+        weights_only: Whether optimiser states in a folder are left unread.
 
     Raises:
         ConfigError: it cannot be read, is incomplete, or is none of ours.
     """
     if path.is_dir():
-        return read_whole(path)
+        return read_whole(path, weights_only=weights_only)
     try:
         check_regular(path, "checkpoint")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -79,6 +84,37 @@ def write_whole(checkpoint: Mapping[str, Any], path: Path) -> None:
         remove(temporary)
 
 
+def consolidate(path: Path, output: Path | None) -> Path:
+    """Join the parts of a checkpoint; returns the file.
+
+    Args:
+        path: A sharded checkpoint, or a run directory, whose last checkpoint is meant.
+        output: The file to write; None: in the place of the folder.
+
+    Raises:
+        ConfigError: there is no sharded checkpoint, a part is missing or cut off, the run is being trained, or `output`
+            exists.
+    """
+    is_run = (path / "config.yaml").is_file()
+    target = path / "checkpoints" / "last.ckpt" if is_run else path
+    folder = existing(target)
+    if folder is None and not target.exists():
+        raise ConfigError(f"{path}: no checkpoint there; give a run directory or a folder checkpoints/last.ckpt")
+    if folder is None:
+        raise ConfigError(f"{target}: is not a sharded checkpoint of promptcomp; give a run directory or its last.ckpt")
+    if folder.is_file():
+        raise ConfigError(f"{folder}: is one file already")
+    if output is not None:
+        if output.exists():
+            raise ConfigError(f"{output} exists; name another file with --output")
+        write_whole(read_whole(folder), output)
+        return output
+    config = target.parent.parent / "config.yaml"
+    with locked(config) if config.is_file() else nullcontext():  # not under a training
+        write_whole(read_whole(folder), target)
+    return target
+
+
 def disk_error(error: RuntimeError, path: Path) -> Exception:
     """The full disk that torch's zip writer hides behind an error of its own, or the error itself."""
     cause = error.__context__
@@ -109,11 +145,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _before(path: Path) -> Path:

@@ -1,8 +1,8 @@
-"""The optimiser's state by parameter name, so that it can be loaded under another strategy or number of processes.
+"""Tensors by parameter name, whole or sharded, and the optimiser's state by the same names.
 
 torch numbers parameters in the order in which an optimiser has met them. The hooks here replace the numbers by names
 when a state is taken, and find the numbers again when one is loaded; whole tensors are cut to the parts that a process
-holds.
+holds. So a state can be loaded under another strategy or number of processes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,60 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 
 from promptcomp.config import ConfigError
-from promptcomp.lightning_modules.shards import local_part, placed_like
+
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what compilation, recomputation or sharding put into it."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def region_of(tensor: Tensor) -> tuple[slice, ...]:
+    """Which part of the whole tensor this process holds; everything where it is not sharded."""
+    if not isinstance(tensor, DTensor):
+        return tuple(slice(0, length) for length in tensor.shape)
+    sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tuple(slice(offset, offset + size) for size, offset in zip(sizes, offsets, strict=True))
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This process's part as a plain tensor that shares its memory."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    part: Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]
+    return part
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole tensor of a sharded one (a collective, the result is on every rank), or the tensor itself."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    mesh = tensor.device_mesh.device_type
+    if tensor.device.type != mesh:  # parts that are kept on the CPU travel through the devices' network
+        tensor = tensor.to(mesh)
+    whole: Tensor = tensor.detach().full_tensor()  # type: ignore[attr-defined]
+    return whole
+
+
+def copy_into(target: Tensor, value: Tensor) -> None:
+    """Overwrite `target` by a whole tensor of its shape, or by one that is sharded as it is (no collective)."""
+    source = local_part(value) if isinstance(value, DTensor) else value[region_of(target)]
+    with torch.no_grad():
+        local_part(target).copy_(source)
+
+
+def placed_like(value: Tensor, target: Tensor) -> Tensor:
+    """A copy of a whole tensor, sharded and placed as `target`, which has its shape (no collective)."""
+    result = torch.empty_like(target, dtype=value.dtype, requires_grad=False)
+    copy_into(result, value)
+    return result
 
 
 def keep_state_by_name(optimizer: Optimizer) -> None:

@@ -5,8 +5,8 @@
 
 Tensors are named `weights/<parameter>` and `optimizer/<parameter>/<moment>`. The offsets stand in the files' headers as
 torch.distributed.checkpoint's safetensors format has them (DCP_SHARDING_INFO), so its HuggingFaceStorageReader reads
-the folder too. torch's default format is not used, because its index is a pickle. Reading needs no process group
-and takes any number of processes, each of which reads only what it will hold.
+the folder too. What a process reads is planned by torch: only what it will hold, without a process group, whatever the
+number of processes that have written. torch's default format is not used, because its index is a pickle.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import pickle
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint import ChunkStorageMetadata, DefaultLoadPlanner, Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorProperties
 
+from promptcomp.checkpoints.named_state import local_part, region_of
 from promptcomp.config import ConfigError
 from promptcomp.documents import parse_json
 from promptcomp.files import follow_umask
-from promptcomp.lightning_modules.shards import Region, local_part, overlap, region_of, within
 
 HEADER = "checkpoint.pt"
 WEIGHTS = "weights/"
 OPTIMIZER = "optimizer/"
 _OFFSETS = "DCP_SHARDING_INFO"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def is_sharded(path: Path) -> bool:
@@ -130,8 +136,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     try:
         header = torch.load(folder / HEADER, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"{folder / HEADER}: cannot be read as a checkpoint ({line})") from None
+        raise ConfigError(f"{folder / HEADER}: cannot be read as a checkpoint ({first_line(error)})") from None
     if not isinstance(header, dict) or not {"tensors", "shards", "promptcomp"} <= header.keys():
         raise ConfigError(f"{folder}: is not a sharded checkpoint of promptcomp")
     for name, size in header["shards"].items():
@@ -143,82 +148,64 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def meta_tensors(header: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a header as shapes without memory, by their names in the files."""
+def empty_tensors(header: Mapping[str, Any], device: str = "meta") -> dict[str, Tensor]:
+    """The tensors of a header, not filled, by their names in the files; on the meta device they take no memory."""
     return {
-        name: torch.empty(each["shape"], dtype=getattr(torch, each["dtype"].removeprefix("torch.")), device="meta")
+        name: torch.empty(each["shape"], dtype=getattr(torch, each["dtype"].removeprefix("torch.")), device=device)
         for name, each in header["tensors"].items()
     }
 
 
-@dataclass(slots=True)
-class ShardReader:
-    """The tensors of a sharded checkpoint, for reading parts; a context manager.
+def read_into(folder: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Fill tensors (or the parts of sharded ones that this process holds) from a folder; not a collective.
+
+    Args:
+        folder: A sharded checkpoint.
+        header: Its `read_header`.
+        tensors: By their names in the files, each of the whole tensor's shape; overwritten.
 
     Raises:
-        ConfigError: see read_header; also when parts do not make up a whole tensor.
+        ConfigError: a file cannot be read, or the parts do not make up whole tensors.
     """
-
-    folder: Path
-    header: dict[str, Any] = field(init=False)
-    _files: ExitStack = field(init=False, default_factory=ExitStack)
-    _parts: dict[str, list[tuple[Region, Any]]] = field(init=False, default_factory=dict)
-
-    def __enter__(self) -> ShardReader:
-        self.header = read_header(self.folder)
+    wanted = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
+    parts: dict[str, dict[torch.Size, Any]] = {name: {} for name in wanted}
+    with ExitStack() as files:
         try:
-            for name in self.header["shards"]:
-                file = self._files.enter_context(safe_open(self.folder / name, framework="pt"))
+            for name in header["shards"]:
+                file = files.enter_context(safe_open(folder / name, framework="pt"))
                 offsets = parse_json((file.metadata() or {}).get(_OFFSETS, "{}"))
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    part = file.get_slice(key)
-                    starts = offsets[key]["saved_offsets"]
-                    region = tuple(slice(s, s + n) for s, n in zip(starts, part.get_shape(), strict=True))
-                    self._parts.setdefault(key, []).append((region, part))
+                for key in parts.keys() & file.keys():
+                    parts[key][torch.Size(offsets[key]["saved_offsets"])] = file.get_slice(key)
+            stored = {name: _stored(tensor, parts[name]) for name, tensor in wanted.items()}
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            self._files.close()
-            raise ConfigError(f"{self.folder}: cannot be read ({str(error).splitlines()[0]})") from None
-        self._check()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
-
-    def _check(self) -> None:
-        for name, each in self.header["tensors"].items():
-            found = {tuple(s.start for s in region): region for region, _ in self._parts.get(name, ())}
-            count = sum(math.prod(s.stop - s.start for s in region) for region in found.values())
-            if count != math.prod(each["shape"]):
-                self._files.close()
-                raise ConfigError(f"{self.folder}: incomplete, parts of {name} are missing")
-
-    def read_into(self, name: str, target: Tensor) -> None:
-        """Fill the part of a tensor that this process holds.
-
-        Args:
-            name: Its name in the files.
-            target: Sharded or not, of the whole tensor's shape; overwritten.
-        """
-        goal, wanted = local_part(target), region_of(target)
-        for region, part in self._parts[name]:
-            common = overlap(region, wanted)
-            if common is not None:
-                piece = part[within(common, region)] if common else part[...]
-                goal[within(common, wanted)].copy_(piece)
-
-    def read(self, name: str) -> Tensor:
-        """A whole tensor on the CPU."""
-        each = self.header["tensors"][name]
-        result = torch.empty(each["shape"], dtype=getattr(torch, each["dtype"].removeprefix("torch.")))
-        self.read_into(name, result)
-        return result
+            raise ConfigError(f"{folder}: cannot be read ({first_line(error)})") from None
+        for name, each in stored.items():
+            if sum(chunk.sizes.numel() for chunk in each.chunks) != each.size.numel():
+                raise ConfigError(f"{folder}: incomplete, parts of {name} are missing")
+        planner = DefaultLoadPlanner()
+        planner.set_up_planner(wanted, Metadata(dict(stored)), is_coordinator=True)
+        for item in planner.create_local_plan().items:
+            ranges = zip(item.storage_offsets, item.lengths, strict=True)
+            part = parts[item.storage_index.fqn][item.storage_index.offset or torch.Size()]
+            piece = part[tuple(slice(start, start + length) for start, length in ranges) or ...]
+            planner.resolve_tensor(item).detach().copy_(piece)
 
 
-def read_whole(folder: Path) -> dict[str, Any]:
-    """A sharded checkpoint as one that was never sharded, on the CPU.
+def _stored(tensor: Tensor, parts: Mapping[torch.Size, Any]) -> TensorStorageMetadata:
+    chunks = [ChunkStorageMetadata(start, torch.Size(part.get_shape())) for start, part in parts.items()]
+    return TensorStorageMetadata(TensorProperties(tensor.dtype), tensor.shape, chunks)
+
+
+def read_whole(folder: Path, *, weights_only: bool = False) -> dict[str, Any]:
+    """A sharded checkpoint as one that was never sharded, on the CPU; `weights_only`: without optimiser states.
 
     Raises:
         ConfigError: it is none of ours, cannot be read or is incomplete.
     """
-    with ShardReader(folder) as reader:
-        return join(reader.header, {name: reader.read(name) for name in reader.header["tensors"]})
+    header = read_header(folder)
+    if weights_only:
+        header.pop("optimizer_states", None)
+        header["tensors"] = {name: each for name, each in header["tensors"].items() if name.startswith(WEIGHTS)}
+    tensors = empty_tensors(header, "cpu")
+    read_into(folder, header, tensors)
+    return join(header, tensors)

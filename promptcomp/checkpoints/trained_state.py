@@ -1,0 +1,289 @@
+"""What training has changed, as checkpoints and exports hold it: taking it out, checking it, putting it back.
+
+A resumed run is the same trajectory. Data order is a function of (seed, step), and losses are means over whole steps:
+the number of ranks and micro-batches may change. Random numbers of dropout are drawn rank by rank and micro-batch by
+micro-batch: there it may not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from promptcomp.checkpoints.checkpoint_files import FORMAT, existing, read_checkpoint
+from promptcomp.checkpoints.named_state import copy_into, full_tensor, plain_name
+from promptcomp.checkpoints.sharded_files import first_line, is_sharded
+from promptcomp.config import Config, ConfigError
+from promptcomp.documents import read_json
+from promptcomp.files import replacing, write_atomic
+from promptcomp.language_model import LanguageModel, LanguageModelConfig
+
+TENSORS = "trained.safetensors"
+DESCRIPTION = "promptcomp.json"
+
+
+class Origin(Config):
+    """Which method on which LM trained tensors belong to."""
+
+    format: int = 1
+    method: str
+    family: str
+    lm: str
+    num_slots: int | None = None
+    """Where the shapes of the tensors do not tell it."""
+
+
+def check_format(info: Mapping[str, Any], source: str) -> None:
+    """Make sure that this version can read it.
+
+    Raises:
+        ConfigError: it has no format number, or a newer one.
+    """
+    found = info.get("format")
+    if not isinstance(found, int) or found < 1:
+        raise ConfigError(f"{source}: not written by this version of promptcomp (format {found!r})")
+    if found > FORMAT:
+        raise ConfigError(
+            f"{source}: written by a newer promptcomp (format {found}; this one reads up to {FORMAT}); "
+            "update promptcomp"
+        )
+
+
+def check_trained(
+    tensors: Mapping[str, Tensor],
+    info: Mapping[str, Any],
+    expected: Mapping[str, torch.Size],
+    origin: Origin,
+    source: str,
+) -> None:
+    """Check that `tensors`, described by `info`, are exactly what the module `origin` trains.
+
+    Raises:
+        ConfigError: names the first difference: format, method, family, missing or unknown tensors, shapes.
+    """
+    check_format(info, source)
+    for key, ours in (("method", origin.method), ("family", origin.family)):
+        if info.get(key) != ours:
+            raise ConfigError(f"{source}: made with {key} {info.get(key)!r}, but this run uses {key} {ours!r}")
+    slots = info.get("num_slots")
+    if None not in (slots, origin.num_slots) and slots != origin.num_slots:
+        raise ConfigError(f"{source}: made with method.num_slots = {slots}, but this run uses {origin.num_slots}")
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unknown:
+        found = f"{len(missing)} tensors missing ({', '.join(missing[:3])})" if missing else ""
+        extra = f"{len(unknown)} tensors too many ({', '.join(unknown[:3])})" if unknown else ""
+        raise ConfigError(
+            f"{source}: does not fit this configuration: {'; '.join(part for part in (found, extra) if part)}"
+        )
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            was, now = tuple(tensors[name].shape), tuple(shape)
+            raise ConfigError(f"{source}: {name} has shape {was}, but this configuration needs {now} (slots, sizes?)")
+
+
+def division_of(trainer: L.Trainer | None) -> dict[str, int | str]:
+    """How the examples of a step are divided, as a checkpoint says it."""
+    return {
+        "optimizer_layout": "plain",
+        "ranks": 1 if trainer is None else trainer.world_size,
+        "micro_batches": 1 if trainer is None else trainer.accumulate_grad_batches,
+    }
+
+
+def check_resumable(info: Mapping[str, Any], ours: Mapping[str, int | str], reason: str | None) -> None:
+    """
+    Args:
+        info: what the checkpoint says.
+        ours: `division_of` the trainer that would go on.
+        reason: why random numbers depend on the division; None: they do not.
+
+    Raises:
+        ConfigError: the run could not be continued exactly.
+    """
+    theirs = {**ours, **{key: info[key] for key in ours if key in info}}
+    if theirs["optimizer_layout"] != "plain":
+        raise ConfigError(
+            "the checkpoint was written by a sharded run of an older version and cannot be resumed (the optimiser's "
+            "state would be mixed up); start a new run with method.init_from where the method has it"
+        )
+    if theirs != ours and reason is not None:
+        was = f"{theirs['ranks']} process(es) and trainer.accumulate={theirs['micro_batches']}"
+        raise ConfigError(
+            f"the run was trained with {was}, now it is {ours['ranks']} and {ours['micro_batches']}: it cannot be "
+            f"continued exactly, because {reason}, whose random numbers depend on this; resume with {was}"
+        )
+
+
+def rank_dependent_part(module: nn.Module) -> str | None:
+    """The name of a part that draws random numbers in training mode, or None."""
+    for name, each in module.named_modules():
+        if not each.training:
+            continue
+        if isinstance(each, nn.Dropout) and each.p > 0:
+            return name
+        for key, value in vars(each).items():  # attention code takes the number from an attribute
+            if "dropout" in key and isinstance(value, float) and value > 0:
+                return name
+    return None
+
+
+def read_trained(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Trained tensors and their description from an export folder, a checkpoint file or a run directory.
+
+    Raises:
+        ConfigError: there is nothing of the kind, or it cannot be read.
+    """
+    for folder in (path, path / "export"):
+        if (folder / TENSORS).is_file():
+            return _read_export(folder)
+    files = [path] if path.is_file() or is_sharded(path) else checkpoints_of(path)
+    if not files:
+        missing = "" if path.exists() else " (does not exist)"
+        raise ConfigError(f"{path}{missing}: no trained weights there; give a run directory, an export or a .ckpt file")
+    checkpoint = read_checkpoint(files[0], weights_only=True)
+    info = checkpoint.get("promptcomp", {})
+    check_format(info, str(path))
+    return checkpoint["state_dict"], info
+
+
+def read_lora(path: Path) -> dict[str, Any]:
+    """The configuration of the adapters in an export folder or a run directory.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for folder in (path, path / "export"):
+        if (folder / DESCRIPTION).is_file():
+            try:
+                found = dict(read_json(folder / DESCRIPTION, "description of an export")["method"]["lora"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ConfigError(f"{folder}: the export cannot be read ({first_line(error)})") from None
+            return found
+    raise ConfigError(f"{path}: the sizes of its adapters are not known; give a finished run or an export")
+
+
+def write_export(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write tensors and description; a reader never sees half a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    with replacing(folder / TENSORS) as partial:
+        save_file(whole, partial)
+    write_atomic(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def _read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        description = read_json(folder / DESCRIPTION, "description of an export")
+        info = Origin.model_validate(description["origin"]).model_dump()
+        return load_file(folder / TENSORS), info
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ConfigError(f"{folder}: the export cannot be read ({first_line(error)})") from None
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The checkpoints of a run directory: the best, the last, then others, the newest first."""
+    folder = run / "checkpoints"
+    named = ("best.ckpt", "last.ckpt")
+    others = [file for file in folder.glob("*.ckpt") if file.name not in named]
+    others.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    return [*(found for name in named if (found := existing(folder / name))), *others]
+
+
+class TrainedState(L.LightningModule):
+    """The part of a module that knows which of its tensors training changes. Sharded parameters stay sharded."""
+
+    method: Config
+    lm: LanguageModel
+    lm_config: LanguageModelConfig | None
+    task_names: tuple[str, ...]
+    _is_in_trainer: bool
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name; a checkpoint holds these and no others."""
+        return {plain_name(name): p for name, p in self.named_parameters() if p.requires_grad}
+
+    def trained_names(self) -> list[str]:
+        """Their names."""
+        return list(self.trained_parameters())
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The trained tensors by name, whole (a collective where they are sharded; every rank gets them)."""
+        return {name: full_tensor(parameter) for name, parameter in self.trained_parameters().items()}
+
+    def origin(self) -> Origin:
+        """What a checkpoint or an export of this module says of itself."""
+        name = type(self.method).model_fields["name"].default
+        path = self.lm_config.path if self.lm_config is not None else "in memory"
+        return Origin(method=name, family=self.lm.family, lm=path)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trained tensors only and say what they are."""
+        checkpoint["state_dict"] = {name: p.detach() for name, p in self.trained_parameters().items()}
+        checkpoint["promptcomp"] = {**self.origin().model_dump(), "format": FORMAT, **self._division()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put trained tensors in; refuses those of another method, family or shape and what cannot go on exactly.
+
+        Raises:
+            ConfigError: names the difference.
+        """
+        info: Mapping[str, Any] = checkpoint.get("promptcomp", {})
+        self.check_trained(checkpoint["state_dict"], info, "the checkpoint")
+        if checkpoint.get("optimizer_states"):
+            check_resumable(info, self._division(), self.depends_on_ranks())
+        self._put(checkpoint["state_dict"])
+
+    def _division(self) -> dict[str, int | str]:
+        return division_of(self.trainer if self._is_in_trainer else None)
+
+    def depends_on_ranks(self) -> str | None:
+        """Why training depends on how a step is divided among ranks and micro-batches; None: it does not."""
+        name = rank_dependent_part(self)
+        return None if name is None else f"{name} uses dropout"
+
+    def check_trained(self, tensors: Mapping[str, Tensor], info: Mapping[str, Any], source: str) -> None:
+        """Make sure that tensors (of any device) are what this module trains.
+
+        Raises:
+            ConfigError: names the first difference.
+        """
+        expected = {name: p.shape for name, p in self.trained_parameters().items()}
+        check_trained(tensors, info, expected, self.origin(), source)
+
+    def load_trained(self, path: Path) -> None:
+        """Load the trained parts from a run directory, an export or a checkpoint.
+
+        Raises:
+            ConfigError: nothing readable is there, or it belongs to another method, family or shape.
+        """
+        tensors, info = read_trained(path)
+        self.check_trained(tensors, info, str(path))
+        self._put(tensors)
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.trained_parameters().items():
+            copy_into(parameter, tensors[name])
+
+    def export(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Write the trained parts (safetensors) and what they are (JSON) to `folder`.
+
+        Args:
+            folder: Made where it does not exist.
+            tensors: The trained tensors where they are at hand, so that nothing has to be gathered.
+        """
+        lm = self.lm_config.model_dump(mode="json") if self.lm_config is not None else None
+        description = {
+            "origin": self.origin().model_dump(),
+            "method": self.method.model_dump(mode="json"),
+            "lm": lm,
+            "task_names": list(self.task_names),
+        }
+        write_export(folder, self.trained_tensors() if tensors is None else tensors, description)
