@@ -22,7 +22,7 @@ LEVELS = (
     ("lightning_modules", "datamodules", "pretrain"),
     ("checkpoints",),
     ("language_model", "evaluation", "endpoints"),
-    ("lease",),
+    ("lease", "plugins"),
     ("memory", "batch", "config", "model_cost"),
     ("documents", "plotting"),
     ("files", "terminal"),
