@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.lightning_modules.checkpoint_files import FORMAT
-from promptcomp.lightning_modules.method import MethodConfig
+from promptcomp.lightning_modules.method_config import MethodConfig
 from promptcomp.lightning_modules.resuming import check_resumable, division_of
 from promptcomp.lightning_modules.shards import copy_into, full_tensor, plain_name
 from promptcomp.lightning_modules.trained import (
