@@ -56,8 +56,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Path) -> Path:
         "evaluation": {"measure_cost": False, "bootstrap_resamples": 100},
     }
     (folder / "mean_pool.yaml").write_text(yaml.safe_dump(experiment))
-    space = {"experiment": "mean_pool.yaml", "space": {"method.num_slots": [1, 2]}, "set": {"trainer.max_steps": 1}}
-    (folder / "slots.yaml").write_text(yaml.safe_dump(space))
+    sweep = {
+        "experiment": "mean_pool.yaml",
+        "set": {"trainer.max_steps": 1},
+        "space": {"method.num_slots": [1, 2]},
+        "objectives": [{"metric": "size.memory_slots", "direction": "minimize"}],
+    }
+    (folder / "slots.yaml").write_text(yaml.safe_dump(sweep))
     return folder
 
 
