@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -216,7 +216,7 @@ class Mend(CompressionModule):
 
     def as_hf(self) -> HFExport:
         """The distiller, a model of its own; an encoder alone as transformers has it."""
-        body = self.distiller.body
+        body: Any = self.distiller.body
         if self.distiller.family == "encoder_decoder" and self.method.slots_in == "encoder":
             whole = T5EncoderModel(body.config)
             whole.encoder = body
