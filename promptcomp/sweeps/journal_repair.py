@@ -17,7 +17,7 @@ from optuna.storages import JournalStorage
 from promptcomp.files import write_atomic
 from promptcomp.lease import disk_time
 from promptcomp.sweeps.journal import WholeLines
-from promptcomp.sweeps.storage import study_name
+from promptcomp.sweeps.storage import DAMAGE, study_name
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 _HELD = 1.0  # seconds; a writer holds the lock for milliseconds
@@ -117,7 +117,7 @@ def _replay(text: bytes, name: str) -> str | None:
                 return f"the study {name!r} is not in it"
             for identity in found.values():
                 storage.get_all_trials(identity, deepcopy=False)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except DAMAGE as error:
             return f"{type(error).__name__}: {error}"
     return None
 

@@ -26,6 +26,8 @@ from promptcomp.sweeps.sweep_directory import SweepDirectory
 STORAGE_VARIABLE = "PROMPTCOMP_STORAGE"
 """A database's whole address, password included; how a sweep tells its workers."""
 _SQLITE = "sqlite"
+DAMAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
+"""What Optuna raises while it replays a journal whose lines are not its own."""
 
 Result = TypeVar("Result")
 
@@ -130,7 +132,7 @@ def open_storage(directory: SweepDirectory, address: URL | None) -> BaseStorage:
 def _open_journal(path: Path) -> BaseStorage:
     try:
         return JournalStorage(WholeLines(path))
-    except (ValueError, KeyError, AttributeError) as error:
+    except DAMAGE as error:
         raise damaged(path, error) from None
 
 
