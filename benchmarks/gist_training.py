@@ -42,8 +42,9 @@ from promptcomp.datamodules.instruction import InstructionDataModule
 from promptcomp.datamodules.instruction_options import InstructionConfig
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.language_model import LanguageModel
-from promptcomp.lightning_modules.base import OptimConfig
-from promptcomp.lightning_modules.gist import Gist, GistConfig
+from promptcomp.lightning_modules.gist import Gist
+from promptcomp.lightning_modules.gist_config import GistConfig
+from promptcomp.lightning_modules.method_config import OptimConfig
 
 BATCH = 8
 WINDOW = 32

@@ -32,8 +32,9 @@ from promptcomp.forecast.placement import Layout
 from promptcomp.forecast.workload import Work
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
-from promptcomp.lightning_modules.base import CompressionModule, OptimConfig
+from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.execution import Execution, prepare_blocks
+from promptcomp.lightning_modules.method_config import OptimConfig
 from promptcomp.lightning_modules.sharding import shard
 
 _LLAMA = {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 8192, "num_key_value_heads": 8}
@@ -129,9 +130,7 @@ def build(case: Case, device: torch.device, quick: bool) -> CompressionModule:
     torch.manual_seed(0)
     with device:
         lm = LanguageModel.from_parts(make_model(case, quick), layout="query_in_encoder")
-        module = METHODS[method].module(
-            METHODS[method].config(**options), lm, OptimConfig(lr=1e-5), max_steps=9, seed=0
-        )
+        module = METHODS[method](**options).module(lm, OptimConfig(lr=1e-5), max_steps=9, seed=0)
         module.configure_model()
     return module.to(dtype=torch.bfloat16 if case.precision == "bf16-true" else None).train()
 

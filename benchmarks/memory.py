@@ -45,8 +45,9 @@ from promptcomp.forecast.placement import Layout
 from promptcomp.forecast.workload import Work
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
-from promptcomp.lightning_modules.base import CompressionModule, OptimConfig
+from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.execution import Execution
+from promptcomp.lightning_modules.method_config import OptimConfig
 
 VOCABULARY = 8192
 LAYERS = 4
@@ -112,7 +113,7 @@ def build(case: Case, device: torch.device) -> CompressionModule:
     method, options = METHOD_OPTIONS[case.method]
     hf = make_model(case).to(device)
     lm = LanguageModel.from_parts(hf, layout="query_in_encoder")
-    module = METHODS[method].module(METHODS[method].config(**options), lm, OptimConfig(), max_steps=9, seed=0)
+    module = METHODS[method](**options).module(lm, OptimConfig(), max_steps=9, seed=0)
     module.execution = Execution(activation_checkpointing=case.checkpointing)
     module.configure_model()
     return module.to(device=device, dtype=torch.bfloat16 if case.precision == "bf16-true" else None).train()

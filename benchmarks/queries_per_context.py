@@ -13,7 +13,8 @@ from common import make_batch, make_contexts, make_lm, median_seconds
 
 from promptcomp.batch import Batch
 from promptcomp.lightning_modules import OptimConfig
-from promptcomp.lightning_modules.mend import Mend, MendConfig
+from promptcomp.lightning_modules.mend import Mend
+from promptcomp.lightning_modules.mend_config import MendConfig
 
 
 def step(module: Mend, optimizer: torch.optim.Optimizer, batch: Batch) -> None:

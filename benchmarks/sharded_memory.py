@@ -33,7 +33,8 @@ from promptcomp.forecast.placement import Layout
 from promptcomp.forecast.workload import Work
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
-from promptcomp.lightning_modules.base import CompressionModule, OptimConfig
+from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.method_config import OptimConfig
 from promptcomp.lightning_modules.sharding import shard
 
 CASES = {"lora": ("full_prompt_lora", 1.0), "gist": ("gist", 0.25)}
@@ -71,7 +72,7 @@ def build(case: str, options: argparse.Namespace, device: str) -> CompressionMod
     with torch.device(device):
         lm = LanguageModel.from_parts(LlamaForCausalLM(config))
         spec = METHODS[name]
-        module = spec.module(spec.config(**settings), lm, OptimConfig(), max_steps=9, seed=0, skeleton=device == "meta")
+        module = spec(**settings).module(lm, OptimConfig(), max_steps=9, seed=0, skeleton=device == "meta")
         module.configure_model()
     return module.train()
 

@@ -30,7 +30,8 @@ from promptcomp.datamodules import RationaleDataModule, build_rationales
 from promptcomp.datamodules.rationale_sources import RationaleFolderData
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import OptimConfig
-from promptcomp.lightning_modules.step_by_step import StepByStep, StepByStepConfig
+from promptcomp.lightning_modules.step_by_step import StepByStep
+from promptcomp.lightning_modules.step_by_step_config import StepByStepConfig
 
 IGNORE = -100
 

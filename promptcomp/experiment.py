@@ -19,8 +19,7 @@ from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.base import ICLConfig
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS
-from promptcomp.lightning_modules.optim import OptimConfig
-from promptcomp.lightning_modules.step_by_step import StepByStepConfig
+from promptcomp.lightning_modules.method_config import OptimConfig
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
@@ -117,7 +116,7 @@ class Experiment(Config):
 
     name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
     """Name of the run directory; empty: method and data."""
-    method: Annotated[Union[tuple(s.config for s in METHODS.values())], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
+    method: Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
     """The compression method or control, chosen by `method.name`."""
     data: Annotated[Union[tuple(DATASETS.values())], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
     """The data, chosen by `data.name`."""
@@ -136,15 +135,8 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _strategy_suits_method(self) -> Experiment:
-        if (
-            self.trainer.strategy == "fsdp"
-            and isinstance(self.method, StepByStepConfig)
-            and self.method.on_policy_share
-        ):
-            raise ValueError(
-                "trainer.strategy=fsdp cannot run method.on_policy_share: ranks would draw answers of different length "
-                "and wait for each other; use trainer.strategy=ddp or method.on_policy_share=0"
-            )
+        if problem := self.method.strategy_problem(self.trainer.strategy):
+            raise ValueError(f"trainer.strategy={self.trainer.strategy} {problem}")
         return self
 
     @model_validator(mode="after")

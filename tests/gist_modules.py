@@ -10,7 +10,8 @@ from torch import Tensor
 
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.language_model import LanguageModelConfig
-from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
+from promptcomp.lightning_modules import METHODS, OptimConfig
+from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.gist import Gist
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
 
@@ -37,7 +38,7 @@ def method(name: str = "gist", lm: Any = "llama", attention: str = "sdpa", **opt
         lm.hf.set_attn_implementation(attention)
     spec = METHODS[name]
     optim = OptimConfig(lr=1e-2, schedule="constant")
-    module = spec.module(spec.config(**options), lm, optim, max_steps=6, seed=0)
+    module = spec(**options).module(lm, optim, max_steps=6, seed=0)
     module.configure_model()
     return module.eval()
 

@@ -18,7 +18,6 @@ from promptcomp.datamodules.eval_batches import EvalPart
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import open_architecture, random_model
-from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.opening import make_parts, open_trained
 
@@ -91,8 +90,7 @@ def subject_of_architecture(
     """
     own = [f"lm.path={lm}", *([] if slots is None else [f"method.num_slots={slots}"])]
     experiment = experiments.load(method, config, [*own, *overrides])
-    module = METHODS[experiment.method.name].module(
-        experiment.method,
+    module = experiment.method.module(
         random_lm(experiment.lm, experiment.seed),
         experiment.optim,
         max_steps=experiment.trainer.max_steps,

@@ -49,7 +49,7 @@ def compress(
 
     check_output(output, force)
     compressor = open_compressor(run, device)
-    if text is None and file is None and not stdin and demonstrations is None and compressor.needs_text:
+    if text is None and file is None and not stdin and demonstrations is None and compressor.module.method.reads_prompt:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
     source = _source(compressor, text, file, demonstrations, stdin)
     done = compressor.compress(source, task=task, keep_text=keep_text)

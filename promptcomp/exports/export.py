@@ -11,23 +11,19 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import T5EncoderModel
 
 from promptcomp.checkpoints.trained_state import DESCRIPTION, Origin, read_trained, write_export
 from promptcomp.config import ConfigError, build, read_yaml
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
 from promptcomp.exports import readme
-from promptcomp.exports.gist_tokens import add_gist_tokens
 from promptcomp.files import follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.loading import locate
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
-from promptcomp.lightning_modules.base import ExportFormat, LMTrainingConfig
-from promptcomp.lightning_modules.controls import PromptTuningConfig
-from promptcomp.lightning_modules.gist import GistConfig
-from promptcomp.lightning_modules.mend import Mend
-from promptcomp.run.opening import make_module, open_trained_module, weights_of
+from promptcomp.lightning_modules.exported import EXTRA
+from promptcomp.lightning_modules.method_config import ExportFormat
+from promptcomp.run.opening import open_trained_module, weights_of
 from promptcomp.run.quiet import quiet
 from promptcomp.run.run_directory import RunDirectory, open_existing
 
@@ -60,7 +56,7 @@ def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
     """
     run = open_existing(path)
     experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
-    formats = make_module(experiment, ()).export_formats
+    formats = experiment.method.export_formats
     if not formats:
         raise ConfigError(f"method {experiment.method.name} has trained nothing that could be exported")
     chosen = wanted or formats[0]
@@ -97,41 +93,20 @@ def _write_tensors(experiment: Experiment, run: RunDirectory, folder: Path) -> s
 def _write_hf(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     _, module = open_trained_module(run.path)
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(module, Mend):
-        _save_distiller(module, folder)
-        return readme.distiller(experiment, module)
-    hf, tokenizer = module.lm.hf, module.lm.tokenizer
-    assert tokenizer is not None
     tensors = module.trained_tensors()
-    extra = {name: tensor for name, tensor in tensors.items() if not name.startswith(_LM) and name != "gist"}
-    gist = None
-    if isinstance(module.method, GistConfig):
-        gist = add_gist_tokens(hf, tokenizer, tensors["gist"], module.method.num_slots)
-    hf.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    _save_extra(folder, extra)
-    return readme.language_model(experiment, module.lm, gist)
-
-
-def _save_distiller(module: Mend, folder: Path) -> None:
-    body: Any = module.distiller.body
-    if module.distiller.family == "encoder_decoder" and module.method.slots_in == "encoder":
-        whole = T5EncoderModel(body.config)
-        whole.encoder = body
-        whole.shared = body.embed_tokens
-        body = whole
-    body.save_pretrained(folder)
+    exported = module.as_hf()
+    exported.model.save_pretrained(folder)
     if module.lm.tokenizer is not None:
         module.lm.tokenizer.save_pretrained(folder)
-    tensors = module.trained_tensors()
-    _save_extra(folder, {name: t for name, t in tensors.items() if not name.startswith("distiller.")})
+    _save_extra(folder, {name: tensor for name, tensor in tensors.items() if not name.startswith(exported.inside)})
+    return readme.of_page(experiment, exported.page)
 
 
 def _save_extra(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     if tensors:
         save_file(
             {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-            folder / readme.EXTRA,
+            folder / EXTRA,
         )
 
 
@@ -139,10 +114,9 @@ def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     if experiment.lm.from_scratch is not None:
         raise ConfigError("the LM started from random weights, so there is no base for peft; use --format tensors")
     method = experiment.method
-    if isinstance(method, PromptTuningConfig):
+    if method.lm_training != "lora":
         return _write_prompts(experiment, run, folder)
     lm = LanguageModel.from_config(experiment.lm)
-    assert isinstance(method, LMTrainingConfig)
     settings = lora_settings(lm, method.lora)
     _name_base(settings, experiment, lm)
     add_lora(lm, method.lora)
@@ -157,7 +131,8 @@ def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     settings.save_pretrained(str(folder))
     save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     _save_extra(folder, {name: tensor for name, tensor in tensors.items() if ".lora_" not in name})
-    return readme.adapters(experiment, lm, method.num_slots if isinstance(method, GistConfig) else 0, adapted(lm.hf))
+    module = method.module(lm, experiment.optim, max_steps=0, seed=experiment.seed)
+    return readme.adapters(experiment, module.adapter_page(readme.origin(experiment)), adapted(lm.hf))
 
 
 def _check_that_peft_agrees(settings: Any, experiment: Experiment, lm: LanguageModel) -> None:

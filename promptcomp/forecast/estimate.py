@@ -37,7 +37,6 @@ from promptcomp.forecast.placement import (
 )
 from promptcomp.forecast.workload import Work, label_positions, rows_of, work_of
 from promptcomp.language_model.counting import model_cost
-from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.adapters import adapted
 from promptcomp.lightning_modules.base import CompressionModule, Pass
 from promptcomp.lightning_modules.sharding import units_of
@@ -134,8 +133,7 @@ def skeleton_of(experiment: Experiment) -> CompressionModule:
     lm = experiment.lm
     if lm.attn_implementation == "flex_attention":  # keeps what sdpa keeps; its compiled form cannot be traced
         lm = lm.model_copy(update={"attn_implementation": "sdpa"})
-    module = METHODS[experiment.method.name].module(
-        experiment.method,
+    module = experiment.method.module(
         lm,
         experiment.optim,
         max_steps=experiment.trainer.max_steps,

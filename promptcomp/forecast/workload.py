@@ -32,7 +32,7 @@ class Work:
 
     def of(self, each: Pass) -> Work:
         """What one pass reads."""
-        if not each.says_context:
+        if not each.reconstructs:
             return self
         return replace(self, example=self.context + 1, target=self.context, queries=1)
 

@@ -11,13 +11,8 @@ from transformers import GenerationConfig
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.chat import turn_end
 from promptcomp.endpoints import Message
-from promptcomp.language_model.loading import (
-    LanguageModelConfig,
-    open_architecture,
-    open_model,
-    open_tokenizer,
-    open_window,
-)
+from promptcomp.language_model.lm_config import LanguageModelConfig
+from promptcomp.language_model.loading import open_architecture, open_model, open_tokenizer, open_window
 from promptcomp.language_model.local import local_device
 
 

@@ -1,13 +1,23 @@
-"""Language models behind one face: decoder-only and encoder-decoder, with or without a Memory in front."""
+"""Language models behind one face: decoder-only and encoder-decoder, with or without a Memory in front.
 
-from promptcomp.language_model.loading import (
-    LanguageModelConfig,
-    open_tokenizer,
-    open_window,
-    reads_queries_in_encoder,
-)
-from promptcomp.language_model.model import LanguageModel
-from promptcomp.language_model.parts import Logits, Scores, TextEncoder, at_least_float32, embedding_scale, token_table
+The names are imported when they are first used: the section of the configuration needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from promptcomp.language_model.lm_config import LanguageModelConfig
+    from promptcomp.language_model.loading import open_tokenizer, open_window, reads_queries_in_encoder
+    from promptcomp.language_model.model import LanguageModel
+    from promptcomp.language_model.parts import (
+        Logits,
+        Scores,
+        TextEncoder,
+        at_least_float32,
+        embedding_scale,
+        token_table,
+    )
 
 __all__ = [
     "LanguageModel",
@@ -22,3 +32,12 @@ __all__ = [
     "reads_queries_in_encoder",
     "token_table",
 ]
+_FILES = {"LanguageModel": "model", "LanguageModelConfig": "lm_config"} | dict.fromkeys(
+    ("open_tokenizer", "open_window", "reads_queries_in_encoder"), "loading"
+)
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILES.get(name, 'parts')}"), name)

@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -29,15 +28,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from promptcomp.config import Config, ConfigError
+from promptcomp.config import ConfigError
 from promptcomp.language_model.head import logits_of
 from promptcomp.language_model.known_sizes import KNOWN_ARCHITECTURES
-from promptcomp.language_model.random_start import (
-    FromScratch,
-    changed_architecture,
-    first_layers,
-    start_positions,
-)
+from promptcomp.language_model.lm_config import LanguageModelConfig
+from promptcomp.language_model.random_start import changed_architecture, first_layers, start_positions
 from promptcomp.language_model.window import window_of
 
 EMBEDDED = "embedded:"
@@ -50,28 +45,6 @@ _TEXT_PARTS = {
 """Names of the text model's tensors in checkpoints of models that see pictures as well."""
 _MOST_LAYERS = 10_000
 _log = logging.getLogger(__name__)
-
-
-class LanguageModelConfig(Config):
-    """Which language model to use."""
-
-    path: str
-    """A folder, a hub name, or an embedded model: embedded:toy_decoder, embedded:toy_t5."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Type of the weights."""
-    attn_implementation: Literal["sdpa", "eager", "flex_attention"] | None = None
-    """Attention code; null: sdpa where the model has it, otherwise eager. flex_attention (training on GPUs only) skips
-    blocks that a mask hides. Kernels that take no mask of their own (flash attention) cannot serve."""
-    layout: Literal["query_in_decoder", "query_in_encoder"] = "query_in_decoder"
-    """Encoder-decoder only: where the query goes (the memory is always on the encoder's side)."""
-    bos: bool | None = None
-    """Put the tokenizer's BOS in front of every sequence; null: as the tokenizer itself does."""
-    from_scratch: FromScratch | None = None
-    """Start with random weights; `path` gives the tokenizer and the architecture (embedded:toy_student has no more)."""
-    layers: int | None = Field(None, ge=1)
-    """Only the first so many blocks of the model (T5: of its encoder and of its decoder), with their weights."""
 
 
 def locate(path: str) -> str:

@@ -25,7 +25,7 @@ from promptcomp.language_model.attention import AttentionPattern, slot_positions
 from promptcomp.language_model.cache import growing, passing, reading, stored
 from promptcomp.language_model.counting import model_cost
 from promptcomp.language_model.head import body_name, logits_of
-from promptcomp.language_model.loading import LanguageModelConfig
+from promptcomp.language_model.lm_config import LanguageModelConfig
 from promptcomp.language_model.packing import (
     MAX_ROW_TOKENS,
     Packed,

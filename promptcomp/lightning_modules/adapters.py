@@ -8,36 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from promptcomp.config import Config, ConfigError
+from promptcomp.config import ConfigError
 from promptcomp.language_model import LanguageModel
+from promptcomp.lightning_modules.method_config import LoraConfig
 
 if TYPE_CHECKING:
     import peft
     from transformers import PreTrainedModel
-
-LMTraining = Literal["lm", "lora", "none"]
-"""lm: all weights of the LM; lora: adapters beside its matrices; none: it stays as it is."""
-
-
-class LoraConfig(Config):
-    """Low-rank adapters beside the LM's frozen matrices."""
-
-    rank: int = Field(16, gt=0)
-    """Rank of the update of a matrix."""
-    alpha: float = Field(32.0, gt=0)
-    """The update is scaled by alpha / rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on what the adapters read."""
-    targets: tuple[str, ...] = ()
-    """Names of the layers that get adapters ("q_proj", "v_proj", ...); empty: every linear layer but the head. Experts
-    of a mixture whose matrices are one tensor, and their router, are no linear layers: they stay as they are."""
 
 
 def add_lora(lm: LanguageModel, config: LoraConfig, *, skeleton: bool = False) -> None:

@@ -1,42 +1,67 @@
 """What every method shares and no paper describes: freezing, the optimiser, logging and checkpoints.
 
-A method is `build()` (make the trainable parts), `compress(context)`, and `losses(batch)` with its `counts(batch)`.
+A method is `build()` (make the trainable parts), `compress(context)`, `num_memory_slots(tokens)` and, where it is more
+than the cross-entropy of the targets, `losses(batch)` with its `counts(batch)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
 
 from promptcomp.batch import Batch, Context
 from promptcomp.checkpoints.trained_state import TrainedState
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
-from promptcomp.lightning_modules.adapters import LMTraining, add_lora
+from promptcomp.lightning_modules.adapters import add_lora
 from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks
-from promptcomp.lightning_modules.method import ExampleGold, ExportFormat, LMTrainingConfig, MethodConfig, Pass
+from promptcomp.lightning_modules.exported import HFExport, Page, adapter_code, model_code
+from promptcomp.lightning_modules.method_config import LMTraining, LMTrainingConfig, MethodConfig, OptimConfig
 from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective
-from promptcomp.lightning_modules.optim import OptimConfig, learning_rate_factor, make_optimizer
+from promptcomp.lightning_modules.optim import learning_rate_factor, make_optimizer
 from promptcomp.lightning_modules.sharding import shard
 from promptcomp.memory import Memory
 
-__all__ = [
-    "CompressionModule",
-    "Counts",
-    "ExampleGold",
-    "ExportFormat",
-    "LMTrainingConfig",
-    "LossTerm",
-    "MethodConfig",
-    "Pass",
-]
+__all__ = ["CompressionModule", "Counts", "ExampleGold", "LossTerm", "Pass"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One model reading tokens in a training step, for estimates before a run; numbers are for one context."""
+
+    model: PreTrainedModel
+    tokens: float
+    """Tokens read."""
+    length: float
+    """Tokens of one sequence (attention grows with it)."""
+    gradient: bool
+    """Whether a gradient flows through it, so that its activations are kept."""
+    trained: bool
+    """Whether its weights get a gradient."""
+    reconstructs: bool = False
+    """Reconstruction: its targets are the contexts, each behind a query of one token, instead of the examples."""
+    caches_context: bool = False
+    """A decoder reads the context first and keeps its keys and values until the answers are worked out."""
+
+
+class ExampleGold(Protocol):
+    """What the running accuracy needs to know of an example."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def gold(self) -> int: ...
+    @property
+    def options(self) -> Sequence[str]: ...
 
 
 class CompressionModule(TrainedState):
@@ -93,20 +118,12 @@ class CompressionModule(TrainedState):
     @property
     def lm_training(self) -> LMTraining:
         """What of the LM is trained; "none": it is frozen and stays in eval mode."""
-        return self.method.train if isinstance(self.method, LMTrainingConfig) else "none"
+        return self.method.lm_training
 
     @property
     def trainable(self) -> bool:
         """Whether there is anything to train."""
-        return True
-
-    @property
-    def export_formats(self) -> tuple[ExportFormat, ...]:
-        """What `checkpoint export` can write of it, the best first; empty where nothing is trained."""
-        if not self.trainable:
-            return ()
-        of_the_lm: dict[LMTraining, tuple[ExportFormat, ...]] = {"lm": ("hf",), "lora": ("peft",), "none": ()}
-        return (*of_the_lm[self.lm_training], "tensors")
+        return self.method.trains
 
     @property
     def compared(self) -> Literal["nothing", "targets", "all"]:
@@ -121,12 +138,13 @@ class CompressionModule(TrainedState):
         raise NotImplementedError
 
     def losses(self, batch: Batch) -> list[LossTerm]:
-        """The terms of the training objective on this batch."""
-        raise NotImplementedError
+        """The terms of the training objective on this batch; here the cross-entropy of the targets, a token mean."""
+        logits = self.lm(self.compress(batch.context), batch, "targets")
+        return [LossTerm("ce", -logits.log_probs().sum(), logits.label.shape[0])]
 
     def counts(self, batch: Batch) -> Counts:
         """The counts of the terms that `losses` would give, from the batch alone; see `Counts`."""
-        raise NotImplementedError
+        return {"ce": self.lm.scored_tokens(batch).sum()}
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """Positions that the memory of a context of this length takes."""
@@ -142,6 +160,19 @@ class CompressionModule(TrainedState):
         return [
             Pass(self.lm.hf, read + queries * example_tokens, read + example_tokens, True, self.lm_training == "lm")
         ]
+
+    def as_hf(self) -> HFExport:
+        """What `checkpoint export --format hf` writes; the LM and its tokenizer may be changed in place."""
+        about = "A plain Hugging Face model. Prompts are written as in training (`promptcomp data show`)."
+        return HFExport(self.lm.hf, Page("Language model", about, model_code(self.lm)))
+
+    def adapter_page(self, base: str) -> Page:
+        """The README of exported adapters; the LM is there and not built upon.
+
+        Args:
+            base: Arguments of `from_pretrained` for the LM that training began with.
+        """
+        return Page("Adapters", "", adapter_code(self.lm, base))
 
     def score(self, batch: Batch) -> Scores:
         """Log likelihood of every target given the compressed context."""

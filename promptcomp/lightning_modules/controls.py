@@ -4,63 +4,27 @@ Full prompt and no prompt serve untrained, as the bounds of a frozen LM, and as 
 trains the LM (`method.train=lm` or `lora`; the controls of Mu et al. 2023, arXiv 2304.08467).
 Prompt tuning: Lester, Al-Rfou, Constant 2021, https://arxiv.org/abs/2104.08691; per task or one prompt for all tasks,
 as MEND's baselines have it. A task that was not trained on has only its initial prompt in the per-task form.
+MetaICL: Min et al., NAACL 2022, https://arxiv.org/abs/2110.15943. The LM reads k demonstrations of a task and a query,
+and the cross-entropy of the answer trains all of its weights. The paper averages over the tokens of each answer first
+and then over answers (`loss_average: sequence`).
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import nn
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.language_model import embedding_scale, token_table
 from promptcomp.language_model.parts import Prefix
-from promptcomp.lightning_modules.base import (
-    CompressionModule,
-    Counts,
-    ExportFormat,
-    LMTrainingConfig,
-    LossTerm,
-    MethodConfig,
-)
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm
+from promptcomp.lightning_modules.controls_config import MetaICLConfig, PromptTuningConfig
 from promptcomp.memory import Memory, SoftPrompt
-
-
-class FullPromptConfig(LMTrainingConfig):
-    """Positive control: the LM reads the whole context, as it is or after training with the same data as a method."""
-
-    name: Literal["full_prompt"] = "full_prompt"
-
-
-class NoPromptConfig(LMTrainingConfig):
-    """Negative control: the LM reads the query alone, as it is or after training with the same data as a method."""
-
-    name: Literal["no_prompt"] = "no_prompt"
-
-
-class PromptTuningConfig(MethodConfig):
-    """Learned vectors in place of the context, not depending on it."""
-
-    name: Literal["prompt_tuning"] = "prompt_tuning"
-    num_slots: int = Field(100, gt=0)
-    """Vectors of a prompt."""
-    share: Literal["per_task", "shared"] = "per_task"
-    """per_task: a prompt for each task; shared: one for all."""
-    slot_init: Literal["random", "vocabulary"] = "vocabulary"
-    """vocabulary: embeddings of random tokens; random: N(0, 0.02), times the factor that an LM may
-    multiply its token embeddings by."""
 
 
 class FullPrompt(CompressionModule):
     """See FullPromptConfig."""
-
-    @property
-    def trainable(self) -> bool:
-        """Only where the configuration says so."""
-        return self.lm_training != "none"
 
     def compress(self, context: Context) -> Memory | None:
         """The context itself."""
@@ -69,10 +33,6 @@ class FullPrompt(CompressionModule):
     def num_memory_slots(self, context_tokens: int) -> int:
         """Every token of it."""
         return context_tokens
-
-    def counts(self, batch: Batch) -> Counts:
-        """Scored tokens."""
-        return {"ce": self.lm.scored_tokens(batch).sum()}
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Cross-entropy of the targets, a token mean."""
@@ -125,20 +85,34 @@ class PromptTuning(CompressionModule):
         embeds = self.prompts[row]
         return SoftPrompt(embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device))
 
-    @property
-    def export_formats(self) -> tuple[ExportFormat, ...]:
-        """peft knows soft prompts."""
-        return ("peft", "tensors")
-
     def num_memory_slots(self, context_tokens: int) -> int:
         """The prompt's length, whatever the context's."""
         return self.method.num_slots
 
+
+class MetaICL(CompressionModule):
+    """See MetaICLConfig."""
+
+    method: MetaICLConfig
+
+    def compress(self, context: Context) -> Memory | None:
+        """The context itself, read by the weights of the moment."""
+        return self.lm.encode(context)
+
+    def num_memory_slots(self, context_tokens: int) -> int:
+        """Every token of the context."""
+        return context_tokens
+
     def counts(self, batch: Batch) -> Counts:
-        """Scored tokens."""
-        return {"ce": self.lm.scored_tokens(batch).sum()}
+        """Answers or their tokens."""
+        scored = self.lm.scored_tokens(batch)
+        return {"ce": scored.sum() if self.method.loss_average == "token" else (scored > 0).sum()}
 
     def losses(self, batch: Batch) -> list[LossTerm]:
-        """Cross-entropy of the targets, a token mean."""
+        """Cross-entropy of the answers."""
         logits = self.lm(self.compress(batch.context), batch, "targets")
-        return [LossTerm("ce", -logits.log_probs().sum(), logits.label.shape[0])]
+        nll = -logits.log_probs()
+        if self.method.loss_average == "token":
+            return [LossTerm("ce", nll.sum(), nll.shape[0])]
+        count = torch.bincount(logits.target_of, minlength=batch.target_ids.shape[0])
+        return [LossTerm("ce", (nll / count[logits.target_of]).sum(), (count > 0).sum())]

@@ -25,10 +25,9 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from promptcomp.batch import Batch, Context
@@ -36,49 +35,17 @@ from promptcomp.checkpoints.trained_state import Origin, check_trained, read_lor
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
-from promptcomp.lightning_modules.adapters import LMTraining, LoraConfig, add_lora, without_lora
-from promptcomp.lightning_modules.base import CompressionModule, Counts, ExportFormat, LMTrainingConfig, LossTerm, Pass
+from promptcomp.lightning_modules.adapters import add_lora, without_lora
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass
+from promptcomp.lightning_modules.exported import HFExport, Page
+from promptcomp.lightning_modules.gist_config import GistConfig
+from promptcomp.lightning_modules.gist_tokens import adapter_page, add_gist_tokens, hf_page
 from promptcomp.lightning_modules.losses import kl_divergence
+from promptcomp.lightning_modules.method_config import LoraConfig
 from promptcomp.memory import EncoderStates, KVCache
 
 NOISE = 0.1
 """Embeddings of their own start this far apart, in standard deviations of the token embeddings."""
-
-
-class GistConfig(LMTrainingConfig):
-    """Gist tokens: the LM learns to put a prompt into the activations of a few tokens behind it."""
-
-    name: Literal["gist"] = "gist"
-    num_slots: int = Field(1, gt=0)
-    """Gist tokens behind a prompt (k in the paper)."""
-    shared_embedding: bool = True
-    """One embedding for all gist tokens, told apart by their positions, as in the paper; false: one for each."""
-    gist_token: str | None = None
-    """Start from the embedding of this token of the LM's tokenizer ("<GIST>" in the original checkpoints); null: from
-    the mean of the token embeddings."""
-    train: LMTraining = "lm"
-    """lm: all weights of the LM, as in the paper; lora: adapters; none: the gist embedding alone."""
-    arrangement: Literal["joint", "split"] = "joint"
-    """joint: prompt, gist tokens and query in one masked pass; split: the prompt first, then the query behind what is
-    remembered of it. Both give the same numbers; joint is one forward, split reads a prompt once for many queries."""
-    kl_weight: float = Field(0.0, ge=0)
-    """Weight of KL(teacher with the full prompt || LM with gist tokens); 0: no teacher, as in the paper."""
-    temperature: float = Field(1.0, gt=0)
-    """Both distributions are taken at this temperature."""
-    kl_positions: Literal["targets", "all"] = "targets"
-    """targets: only where an output token is predicted; all: after every token of query and output."""
-    teacher: str = "initial"
-    """initial: the LM before training (`train: lm` keeps a frozen copy); self: the LM as it is at the moment; otherwise
-    a run directory or an export of a trained full_prompt with the same LM."""
-    full_prompt_weight: float = Field(0.0, ge=0)
-    """Weight of the cross-entropy behind the full prompt, so that the LM goes on reading prompts as well."""
-    reconstruction_weight: float = Field(0.0, ge=0)
-    """Weight of the cross-entropy of the prompt's own tokens, said again from the gist tokens alone after the
-    end-of-sequence token. Answers may need no more than to tell the training prompts apart; this needs their words."""
-
-    def without_training(self) -> Self:
-        """See MethodConfig."""
-        return super().without_training().model_copy(update={"kl_weight": 0.0, "teacher": "initial"})
 
 
 class Gist(CompressionModule):
@@ -140,10 +107,16 @@ class Gist(CompressionModule):
         """With the number of gist tokens, which a shared embedding does not show."""
         return super().origin().model_copy(update={"num_slots": self.method.num_slots})
 
-    @property
-    def export_formats(self) -> tuple[ExportFormat, ...]:
-        """The embedding alone may go into a copy of the LM as well."""
-        return (*super().export_formats, "hf") if self.lm_training == "none" else super().export_formats
+    def as_hf(self) -> HFExport:
+        """The LM with gist tokens in its tokenizer and its embedding table."""
+        tokenizer = self.lm.tokenizer
+        assert tokenizer is not None
+        gist = add_gist_tokens(self.lm.hf, tokenizer, self.gist.detach(), self.method.num_slots)
+        return HFExport(self.lm.hf, hf_page(self.lm, gist), ("lm.hf.", "gist"))
+
+    def adapter_page(self, base: str) -> Page:
+        """With the gist embedding, which is no part of the adapters."""
+        return adapter_page(self.lm, base, self.method.num_slots)
 
     @property
     def compared(self) -> Literal["nothing", "targets", "all"]:
@@ -181,7 +154,7 @@ class Gist(CompressionModule):
             found.append(Pass(lm, whole, length, True, trained))
         if method.reconstruction_weight:
             again = (prefix if method.arrangement == "joint" else 0) + context_tokens + 1  # 1: the request
-            found.append(Pass(lm, again, again, True, trained, says_context=True))
+            found.append(Pass(lm, again, again, True, trained, reconstructs=True))
         if method.kl_weight:
             teacher = lm if self.teacher is None else self.teacher.hf
             found.append(Pass(teacher, whole, length, False, False, caches_context=True))

@@ -21,61 +21,24 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import T5EncoderModel
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import cross_decoder_flops, read_flops
-from promptcomp.language_model import LanguageModelConfig, TextEncoder, embedding_scale, token_table
-from promptcomp.lightning_modules.base import CompressionModule, Counts, ExportFormat, LossTerm, MethodConfig, Pass
+from promptcomp.language_model import TextEncoder, embedding_scale, token_table
+from promptcomp.language_model.t5_encoder import SlotDecoder
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass
+from promptcomp.lightning_modules.exported import EXTRA, HFExport, Page, front
 from promptcomp.lightning_modules.losses import kl_divergence
+from promptcomp.lightning_modules.mend_config import MendConfig
 from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import EncoderStates, SoftPrompt
-
-
-class MendConfig(MethodConfig):
-    """MEND: a distiller LM turns demonstrations into vectors for a frozen LM."""
-
-    name: Literal["mend"] = "mend"
-    stage: Literal["pretrain", "finetune"] = "finetune"
-    """pretrain: KL only (stage 1, plain text); finetune: CE + kl_weight * KL (stage 2, tasks)."""
-    init_from: str | None = None
-    """A stage-1 run directory, export or checkpoint that training starts from."""
-    num_slots: int = Field(100, gt=0)
-    """Vectors that a chunk of demonstrations becomes (l in the paper)."""
-    slot_init: Literal["random", "vocabulary"] = "random"
-    """random: N(0, the distiller's initializer_range), as token embeddings start; vocabulary: some token embeddings."""
-    distiller: LanguageModelConfig | None = None
-    """The distiller's starting point, any LM with the same tokenizer; null: a copy of the LM."""
-    slots_in: Literal["encoder", "decoder"] = "encoder"
-    """Which half of an encoder-decoder distiller reads the slots: its encoder, behind the demonstrations, or its
-    decoder, which looks at the encoded demonstrations."""
-    frozen_encoder: bool = False
-    """With `slots_in: decoder`: train the distiller's decoder alone, which takes half the time of a step."""
-    slots: Literal["inputs", "states"] = "inputs"
-    """What the vectors are to the LM: inputs, in front of the query's embeddings, as in the paper; states: what an
-    encoder-decoder's decoder attends to, in the place of the encoder's output (layout query_in_decoder only)."""
-    projection: Literal["auto", "none", "linear", "tanh"] = "auto"
-    """From the distiller's width to the LM's; auto: tanh(Linear) where they differ, otherwise none."""
-    projection_init: Literal["default", "identity"] = "default"
-    """identity (linear only): start with the hidden states themselves at the scale of the LM's token embeddings."""
-    max_chunk_tokens: int | None = Field(None, gt=0)
-    """Distil longer contexts in chunks of this many tokens; null: as many as the distiller's window holds."""
-    kl_weight: float = Field(1.0, ge=0)
-    """lambda of stage 2; 0: no teacher."""
-    temperature: float = Field(1.0, gt=0)
-    """T: both distributions are taken at this temperature."""
-    kl_positions: Literal["all", "targets"] = "all"
-    """all: after every token of query and answer, as in the paper; targets: only where an answer token is predicted."""
-
-    def without_training(self) -> Self:
-        """See MethodConfig."""
-        return self.model_copy(update={"init_from": None})
 
 
 def distil(
@@ -251,10 +214,27 @@ class Mend(CompressionModule):
     def _distiller_bos(self) -> int:
         return int(self.distiller.bos_id is not None)
 
-    @property
-    def export_formats(self) -> tuple[ExportFormat, ...]:
-        """The distiller is a model of its own."""
-        return ("hf", "tensors")
+    def as_hf(self) -> HFExport:
+        """The distiller, a model of its own; an encoder alone as transformers has it."""
+        body: Any = self.distiller.body
+        if self.distiller.family == "encoder_decoder" and self.method.slots_in == "encoder":
+            whole = T5EncoderModel(body.config)
+            whole.encoder = body
+            whole.shared = body.embed_tokens
+            body = whole
+        reads = f"demonstrations followed by {len(self.slots)} learned slots"
+        if self.method.slots_in == "decoder":
+            reads = f"demonstrations in its encoder and {len(self.slots)} learned slots in its decoder"
+        use = "stand in front of a query's embeddings in the frozen LM"
+        if self.method.slots == "states":
+            use = "take the place of the encoder's output in the frozen LM"
+        about = (
+            f"A Hugging Face model (without an output head) that reads {reads}. Its final states at the slots, "
+            f"projected where the sizes differ, are the vectors that {use}. Longer demonstrations than the model's "
+            f"window are read in chunks, whose vectors follow each other. Slots and projection are in `{EXTRA}`."
+        )
+        page = Page("Distiller", about, distiller_code(self), ('prompt = "demonstrations"',))
+        return HFExport(body, page, ("distiller.",))
 
     @property
     def compared(self) -> Literal["nothing", "targets", "all"]:
@@ -292,3 +272,36 @@ class Mend(CompressionModule):
             total = kl_divergence(student.values, teacher.values, method.temperature)
             terms.append(LossTerm("kl", total, student.values.shape[0], 1.0 if pretrain else method.kl_weight))
         return terms
+
+
+def distiller_code(module: Mend) -> str:
+    """Vectors [1, K, D] of `prompt`."""
+    whole = module.distiller.family == "decoder" or module.method.slots_in == "decoder"
+    name = "AutoModel" if whole else "T5EncoderModel"
+    first = front(module.distiller.bos_id)
+    project = ""
+    if isinstance(module.projection, nn.Linear):
+        project = '\nvectors = vectors @ extra["projection.weight"].T + extra["projection.bias"]'
+    elif not isinstance(module.projection, nn.Identity):
+        project = '\nvectors = torch.tanh(vectors @ extra["projection.0.weight"].T + extra["projection.0.bias"])'
+    return f"""
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, {name}
+
+model, tokenizer = {name}.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+extra = load_file(f"{{folder}}/{EXTRA}")
+ids = torch.tensor([{first} + tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+{_slots_code(module)}{project}
+"""
+
+
+def _slots_code(module: Mend) -> str:
+    """From `ids` to the states at the slots, `vectors`."""
+    if isinstance(module.distiller, SlotDecoder):
+        return f"""encoded = model.get_encoder()(input_ids=ids).last_hidden_state
+start = model.get_input_embeddings()(torch.tensor([[{module.distiller.start_id}]]))
+embeds = torch.cat([start, extra["slots"][None]], 1)
+vectors = model.get_decoder()(inputs_embeds=embeds, encoder_hidden_states=encoded).last_hidden_state[:, 1:]"""
+    return """embeds = torch.cat([model.get_input_embeddings()(ids), extra["slots"][None]], 1)
+vectors = model(inputs_embeds=embeds).last_hidden_state[:, -len(extra["slots"]):]"""

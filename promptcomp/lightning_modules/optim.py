@@ -4,36 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from promptcomp.checkpoints.named_state import keep_state_by_name
-from promptcomp.config import Config
+from promptcomp.lightning_modules.method_config import OptimConfig
 from promptcomp.lightning_modules.offload import HostAdamW
-
-
-class OptimConfig(Config):
-    """AdamW and its learning-rate schedule."""
-
-    lr: float = Field(1e-3, gt=0)
-    """Highest learning rate."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay, on matrices only (no biases, no norms)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's two moments."""
-    eps: float = Field(1e-8, gt=0)
-    """AdamW's epsilon."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after the warm-up."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps in which the learning rate rises linearly."""
-    min_lr_ratio: float = Field(0.0, ge=0, le=1)
-    """Where the schedule ends, as a share of `lr`."""
-    clip_norm: float | None = Field(1.0, gt=0)
-    """Largest gradient norm; null: no clipping."""
 
 
 def learning_rate_factor(step: int, max_steps: int, optim: OptimConfig) -> float:

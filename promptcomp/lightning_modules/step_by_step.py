@@ -25,79 +25,17 @@ from collections import deque
 from typing import Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptcomp.batch import ANSWER, RATIONALE, Batch, Context, pad
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, Logits, at_least_float32
-from promptcomp.lightning_modules.adapters import LMTraining
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LMTrainingConfig, LossTerm, Pass
+from promptcomp.language_model import LanguageModel, Logits, at_least_float32
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass
 from promptcomp.lightning_modules.losses import jensen_shannon, kl_divergence, mutual_information
+from promptcomp.lightning_modules.step_by_step_config import FinetuneConfig, StepByStepConfig
 from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import EncoderStates, Memory
 
 NAMES = {ANSWER: "label", RATIONALE: "rationale"}
-
-
-class StepByStepConfig(LMTrainingConfig):
-    """Distilling step-by-step: a teacher's rationales are a second task for a small student."""
-
-    name: Literal["step_by_step"] = "step_by_step"
-    train: LMTraining = "lm"
-    """lm: all weights of the student, as in the paper; lora: adapters."""
-    alpha: float | None = Field(None, ge=0, le=1)
-    """Weight of the labels; rationales weigh 1 - alpha (the released code). null with lambda_ null: 0.5."""
-    lambda_: float | None = Field(None, ge=0)
-    """Weight of the rationales beside labels of weight 1 (the paper's form)."""
-    weighting: Literal["fixed", "uncertainty"] = "fixed"
-    """uncertainty: both weights are learned."""
-    mutual_information: float = Field(0.0, ge=0)
-    """Weight of the mutual-information term; its authors use 0.1."""
-    teacher: LanguageModelConfig | None = None
-    """A white-box teacher with the student's tokenizer."""
-    teacher_weight: float = Field(1.0, ge=0)
-    """Weight of the distance to the teacher."""
-    temperature: float = Field(1.0, gt=0)
-    """tau: teacher and student are compared at this temperature."""
-    jsd_beta: float | None = Field(None, gt=0, lt=1)
-    """Compare by the generalised Jensen-Shannon divergence; null: tau^2 KL(teacher || student)."""
-    on_policy_share: float = Field(0.0, ge=0, le=1)
-    """Share of the steps whose comparison uses rationales drawn from the student."""
-    on_policy_tokens: int = Field(64, ge=1)
-    """Most tokens of a drawn rationale."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.alpha is not None and self.lambda_ is not None:
-            raise ValueError("alpha and lambda_ are two forms of one weight; give one of them")
-        if self.weighting == "uncertainty" and (self.alpha, self.lambda_) != (None, None):
-            raise ValueError("weighting 'uncertainty' learns the weights; leave alpha and lambda_ out")
-        if self.teacher is None and (self.on_policy_share > 0 or self.jsd_beta is not None):
-            raise ValueError("on_policy_share and jsd_beta need a teacher")
-        return self
-
-    def without_training(self) -> Self:
-        """See MethodConfig."""
-        unneeded = {"teacher": None, "jsd_beta": None, "on_policy_share": 0.0}
-        return super().without_training().model_copy(update=unneeded)
-
-    @property
-    def weights(self) -> dict[int, float]:
-        """Weight of each task's loss."""
-        if self.weighting == "uncertainty":
-            return {ANSWER: 1.0, RATIONALE: 1.0}
-        if self.lambda_ is not None:
-            return {ANSWER: 1.0, RATIONALE: self.lambda_}
-        alpha = 0.5 if self.alpha is None else self.alpha
-        return {ANSWER: alpha, RATIONALE: 1.0 - alpha}
-
-
-class FinetuneConfig(LMTrainingConfig):
-    """Baseline: the student learns the labels alone; whose labels is the data section's `label_source`."""
-
-    name: Literal["finetune"] = "finetune"
-    train: LMTraining = "lm"
-    """lm: all weights of the student; lora: adapters."""
 
 
 class TaskLogits(NamedTuple):
@@ -116,11 +54,6 @@ class Finetune(CompressionModule):
     """See FinetuneConfig."""
 
     method: FinetuneConfig | StepByStepConfig
-
-    @property
-    def trainable(self) -> bool:
-        """Whether the student may change."""
-        return self.lm_training != "none"
 
     def compress(self, context: Context) -> Memory | None:
         """The input, where the queries are markers behind it; nothing where the queries hold it."""

@@ -8,7 +8,8 @@ from pydantic import Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.language_model.random_start import PositionalStart, start_positions
+from promptcomp.language_model.lm_config import PositionalStart
+from promptcomp.language_model.random_start import start_positions
 from promptcomp.pretrain.t5_start import CopyStart, apply_copy_start
 
 

@@ -21,7 +21,6 @@ from promptcomp.datamodules.tasks import Row
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.controls import PromptTuning
 from promptcomp.memory import Memory, memory_tensors, memory_to
 from promptcomp.prompts.artifact import PromptInfo, StoredPrompt
 from promptcomp.prompts.identity import text_hash, tokenizer_hash, weights_hash
@@ -71,11 +70,6 @@ class Compressor:
         """Whether the run's prompts are demonstrations."""
         return isinstance(self.datamodule, ICLDataModule)
 
-    @property
-    def needs_text(self) -> bool:
-        """Whether the method reads the prompt (prompt tuning has learned one instead)."""
-        return not isinstance(self.module, PromptTuning)
-
     def context(self, source: PromptSource, task: str | None = None) -> Context:
         """The token ids of a prompt, as training would have written it.
 
@@ -91,7 +85,7 @@ class Compressor:
             ids = self.datamodule.context_ids(source.text)
         else:
             ids = ()
-        if not ids and self.needs_text:
+        if not ids and self.module.method.reads_prompt:
             raise ConfigError("the prompt is empty or only white space; there is nothing to compress")
         row = torch.tensor([ids], dtype=torch.long, device=self.module.device)
         number = torch.tensor([self._task_number(task)], device=self.module.device)
@@ -100,7 +94,7 @@ class Compressor:
     def _task_number(self, task: str | None) -> int:
         names = self.module.task_names
         if task is None:
-            if isinstance(self.module, PromptTuning) and self.module.method.share == "per_task" and len(names) > 1:
+            if self.module.method.has_task_prompts and len(names) > 1:
                 raise ConfigError(f"{self.run}: has a prompt for each task; choose one with --task: {_list(names)}")
             return 0
         if task not in names:

@@ -21,7 +21,6 @@ from promptcomp.evaluation.texts import add_texts
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.controls import FullPrompt, NoPrompt
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
 from promptcomp.run.written_answers import Answers, answers_for
 
@@ -130,7 +129,8 @@ def _score(
     sizes: _Sizes,
     answers: Answers | None = None,
 ) -> dict[str, OptionScores | None]:
-    rows = ["method", *(row for row in ("full_prompt", "no_prompt") if bounds and row != same_as(module))]
+    itself = module.method.bound
+    rows = ["method", *(row for row in ("full_prompt", "no_prompt") if bounds and row != itself)]
     collected = {row: OptionScores() for row in rows}
     total = len(batches)  # type: ignore[arg-type]
     for done, batch in enumerate(batches, start=1):
@@ -144,18 +144,11 @@ def _score(
         if answers is not None:
             answers.add(module, memories, batch)
         on_batch(done, total)
-    if bounds and (bound := same_as(module)) is not None:
-        collected[bound] = collected["method"]
+    if bounds and itself is not None:
+        collected[itself] = collected["method"]
         if answers is not None:
-            answers.repeat("method", bound)
+            answers.repeat("method", itself)
     return dict(collected)
-
-
-def same_as(module: CompressionModule) -> str | None:
-    """The bound that a control is itself: it need not be worked out twice."""
-    if isinstance(module, NoPrompt):
-        return "no_prompt"
-    return "full_prompt" if isinstance(module, FullPrompt) else None
 
 
 def bound_memory(module: CompressionModule, row: str, context: Context) -> Memory | None:

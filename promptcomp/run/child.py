@@ -20,7 +20,7 @@ from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
 from promptcomp.forecast.placement import layout_of
-from promptcomp.run.finding import find, identity, module_of
+from promptcomp.run.finding import find, identity
 from promptcomp.run.fitting import Outcome
 from promptcomp.run.run_directory import RunDirectory, check_unused, clear_unstarted
 from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals, is_preemption
@@ -110,7 +110,7 @@ def _stopping() -> list[int]:
 def starts_processes(experiment: Experiment) -> bool:
     """Whether the run starts processes of its own: they repeat the command line, so it has to be that run's alone, and
     what Lightning leaves in the environment is no other run's."""
-    trains = bool(experiment.trainer.max_steps) and module_of(experiment).trainable
+    trains = bool(experiment.trainer.max_steps) and experiment.method.trains
     return trains and layout_of(experiment.trainer).strategy != "single"
 
 

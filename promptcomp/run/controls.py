@@ -20,12 +20,11 @@ from promptcomp.evaluation.reference_points import ReferencePoints, Role, RoleRu
 from promptcomp.evaluation.results import Results, read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import locked, write_atomic
-from promptcomp.lightning_modules import METHODS
-from promptcomp.lightning_modules.base import LMTrainingConfig
+from promptcomp.lightning_modules.method_config import LMTrainingConfig
 from promptcomp.report import print_points
 from promptcomp.run.child import fit_apart, starts_processes
 from promptcomp.run.cluster_environment import started_rank
-from promptcomp.run.finding import find, identity, module_of
+from promptcomp.run.finding import find, identity
 from promptcomp.run.fitting import Outcome, fit, resume_fit
 from promptcomp.run.run_directory import RunDirectory
 
@@ -65,14 +64,13 @@ class ControlsOutcome:
 
 def wanted_runs(experiment: Experiment) -> tuple[dict[Role, Experiment], tuple[str, ...]]:
     """The runs of a table of reference points, the method first, and remarks on those that there are not."""
-    module = module_of(experiment)
-    train, title = module.lm_training, METHODS[experiment.method.name].title
+    method = experiment.method
+    train, title = method.lm_training, method.title
     runs: dict[Role, Experiment] = {"method": experiment}
     notes: list[str] = []
     if train == "none" or not experiment.trainer.max_steps:
         notes.append(f"{title} leaves the LM as it is, so its controls have nothing to train: untrained only")
     else:
-        method = experiment.method
         lora = method.lora.model_dump() if isinstance(method, LMTrainingConfig) else {}
         section = {"train": train, **({"lora": lora} if train == "lora" else {})}
         runs["full_prompt_trained"] = _control(experiment, "full_prompt", section)

@@ -10,8 +10,6 @@ from typing import Literal
 from promptcomp.config import ConfigError, build, read_yaml
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
-from promptcomp.lightning_modules import METHODS
-from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.run_directory import RunDirectory
 
 _PLACE = ("name", "output_dir")
@@ -19,22 +17,11 @@ _TRAINING = ("optim", "trainer", "seed")
 State = Literal["finished", "unfinished", "missing"]
 
 
-def module_of(experiment: Experiment) -> CompressionModule:
-    """The experiment's module without its models: it knows what it would train."""
-    return METHODS[experiment.method.name].module(
-        experiment.method,
-        experiment.lm,
-        experiment.optim,
-        max_steps=experiment.trainer.max_steps,
-        seed=experiment.seed,
-    )
-
-
 def identity(experiment: Experiment) -> str:
     """Equal for experiments that give the same results: name and place never matter, optim, trainer and seed only if
     anything is trained."""
     tree = experiment.model_dump(mode="json")
-    trains = experiment.trainer.max_steps > 0 and module_of(experiment).trainable
+    trains = experiment.trainer.max_steps > 0 and experiment.method.trains
     for key in (*_PLACE, *(() if trains else _TRAINING)):
         del tree[key]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

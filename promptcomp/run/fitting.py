@@ -28,7 +28,6 @@ from promptcomp.evaluation.results import Cost, Results, Size, read_results, wri
 from promptcomp.experiment import Experiment
 from promptcomp.files import check_no_links, locked, write_atomic
 from promptcomp.lease import under_lease
-from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
@@ -291,7 +290,7 @@ def _evaluate(
     size, prefill = measure(module, first.sizes, experiment.lm.layout, config) if config.bounds else (Size(), Cost())
     results = Results(
         method=experiment.method.name,
-        title=METHODS[experiment.method.name].title,
+        title=experiment.method.title,
         family=module.lm.family,
         data=experiment.data.name,
         lm=experiment.lm.path,

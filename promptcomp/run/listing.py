@@ -26,16 +26,16 @@ def print_methods(console: Console, as_json: bool) -> None:
     """The registry, and the experiments that come with the package."""
     if as_json:
         methods = [
-            {"name": s.name, "summary": s.summary, "paper": s.paper, "families": s.families, "needs": s.needs}
-            for s in METHODS.values()
+            {"name": name, "summary": s.summary, "paper": s.paper, "families": s.families, "needs": s.needs}
+            for name, s in METHODS.items()
         ]
         print(json.dumps({"methods": methods, "experiments": list(shipped())}))
         return
     table = Table(box=None, pad_edge=False)
     for name in ("method", "what it does", "paper"):
         table.add_column(name)
-    for spec in METHODS.values():
-        table.add_row(Text(spec.name, style="bold"), spec.summary, spec.paper)
+    for name, section in METHODS.items():
+        table.add_row(Text(name, style="bold"), section.summary, section.paper)
     console.print(table)
     console.print("\nShipped experiments (promptcomp fit --method NAME):", highlight=False)
     console.print("  " + ", ".join(shipped()), highlight=False)

@@ -19,7 +19,6 @@ from promptcomp.language_model import LanguageModel, open_tokenizer, open_window
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.execution import Execution
-from promptcomp.lightning_modules.gist import GistConfig
 from promptcomp.run.run_directory import RunDirectory, open_existing
 
 Parts = tuple[ContextDataModule, CompressionModule]
@@ -61,7 +60,7 @@ def make_data(experiment: Experiment) -> ContextDataModule:
     """
     _check_tasks(experiment)
     window = open_window(experiment.lm)
-    _check_reconstruction(experiment, window)
+    _check_context(experiment, window)
     return build_datamodule(
         experiment.data,
         open_tokenizer(experiment.lm),
@@ -76,8 +75,7 @@ def make_data(experiment: Experiment) -> ContextDataModule:
 def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> CompressionModule:
     """The module of an experiment, not built yet."""
     trainer = experiment.trainer
-    module = METHODS[experiment.method.name].module(
-        experiment.method,
+    module = experiment.method.module(
         experiment.lm,
         experiment.optim,
         max_steps=experiment.trainer.max_steps,
@@ -89,33 +87,28 @@ def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> Compress
 
 
 def _check_tasks(experiment: Experiment) -> None:
-    """Two tasks need the method that learns them, and the reverse."""
-    data, method = experiment.data, experiment.method.name
+    """Two tasks need a method that learns them, and the reverse."""
+    data, method = experiment.data, experiment.method
     two_tasks = isinstance(data, RationaleConfig) and data.has_two_tasks
-    if method == "step_by_step" and not two_tasks:
+    if method.has_two_tasks and not two_tasks:
         raise ConfigError(
-            f"method step_by_step learns labels and rationales, but data {data.name!r} gives no rationales; use "
+            f"method {method.name} learns labels and rationales, but data {data.name!r} gives no rationales; use "
             "rationale data with data.targets=label_and_rationale (promptcomp data list)"
         )
-    if two_tasks and method != "step_by_step":
+    if two_tasks and not method.has_two_tasks:
+        fitting = " or ".join(name for name, section in METHODS.items() if section.has_two_tasks)
         raise ConfigError(
-            f"data.targets = 'label_and_rationale' is for method step_by_step, not {method}; set data.targets=label or "
-            "another single target"
+            f"data.targets = 'label_and_rationale' is for method {fitting}, not {method.name}; set data.targets=label "
+            "or another single target"
         )
 
 
-def _check_reconstruction(experiment: Experiment, window: int | None) -> None:
-    """A prompt that is said again stands in the LM's window twice."""
-    data, method = experiment.data, experiment.method
-    if window is None or not isinstance(method, GistConfig) or not isinstance(data, InstructionConfig):
+def _check_context(experiment: Experiment, window: int | None) -> None:
+    """The longest contexts must leave the method its room in the LM's window."""
+    if window is None or not isinstance(experiment.data, InstructionConfig):
         return
-    longest, slots = data.limits("train")[0], method.num_slots
-    most = (window - slots - 2) // 2  # 2: BOS and the request
-    if method.reconstruction_weight and longest > most:
-        raise ConfigError(
-            f"method.reconstruction_weight: a context of {longest} tokens, said again behind {slots} gist token(s), "
-            f"exceeds the LM's window of {window}; set data.max_context_tokens={most} or less, or the weight to 0"
-        )
+    if problem := experiment.method.context_problem(experiment.data.limits("train")[0], window):
+        raise ConfigError(problem)
 
 
 def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment, ContextDataModule, CompressionModule]:
@@ -152,10 +145,9 @@ def open_trained_lm(path: Path) -> LanguageModel:
     """
     run = open_existing(path)
     experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
-    module = make_module(_without_training(experiment), ())
-    if module.lm_training == "none":
+    if experiment.method.lm_training == "none":
         return LanguageModel.from_config(experiment.lm)
-    return _with_weights(module, run).lm
+    return _with_weights(make_module(_without_training(experiment), ()), run).lm
 
 
 def _without_training(experiment: Experiment) -> Experiment:

@@ -16,6 +16,7 @@ from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from promptcomp.lightning_modules import METHODS
 from promptcomp.sweeps.planning import Record
 from promptcomp.sweeps.queue import Queue, record_of
 from promptcomp.sweeps.space import point_id
@@ -23,11 +24,9 @@ from promptcomp.sweeps.sweep_config import Choices, Scalar, SweepConfig
 
 _TRIES = 20
 _ENUMERABLE = 100_000
-_OTHER_METRIC = ("data.", "lm.", "trainer.max_steps", "trainer.eval_every", "trainer.batch_size", "method.num_slots")
+_OTHER_METRIC = ("data.", "lm.", "trainer.max_steps", "trainer.eval_every", "trainer.batch_size")
 """Keys that change what a dev value means, how soon it comes, or how hard the task is: runs that differ in them say
 nothing about each other half-way."""
-_OTHER_LOSS = ("weight", "alpha", "lambda", "temperature", "beta", "loss")
-"""Parts of keys that change what a loss is the sum of."""
 
 
 def sampler_of(config: SweepConfig, turn: int) -> BaseSampler:
@@ -122,14 +121,16 @@ def bracket_of(config: SweepConfig, number: int, eval_every: int, max_steps: int
 
 def comparable_part(config: SweepConfig, params: Mapping[str, Scalar], metric: str) -> dict[str, Scalar]:
     """The parameters that runs must share for their dev values to be comparable half-way."""
-    loss = _OTHER_LOSS if "loss" in metric else ()
+    of_methods = {f"method.{key}" for section in METHODS.values() for key in section.difficulty_keys}
+    if "loss" in metric:
+        of_methods |= {f"method.{key}" for section in METHODS.values() for key in section.loss_keys}
     found: dict[str, Scalar] = {}
     for name, value in params.items():
         dimension = config.space.get(name)
         keys = {name}
         if isinstance(dimension, Choices):
             keys = {key for settings in dimension.choices.values() for key in settings}
-        if any(key.startswith(_OTHER_METRIC) or any(part in key for part in loss) for key in keys):
+        if any(key.startswith(_OTHER_METRIC) or key in of_methods for key in keys):
             found[name] = value
     return found
 

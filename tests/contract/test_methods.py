@@ -9,12 +9,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, EncodedTarget, collate
-from promptcomp.config import ConfigError, build, dump
-from promptcomp.lightning_modules import METHODS, CompressionModule, MethodConfig, OptimConfig
+from promptcomp.config import ConfigError, build, dump, read_yaml
+from promptcomp.lightning_modules import METHODS, MethodConfig, OptimConfig
+from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt, load_memory, save_memory
 from tests.tiny_models import MODELS, tiny_lm
 
@@ -24,54 +26,21 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
 
-SMALL: dict[str, list[dict[str, Any]]] = {
-    "mend": [
-        {"num_slots": 3},
-        {"num_slots": 3, "stage": "pretrain", "projection": "linear", "projection_init": "identity"},
-        {"num_slots": 3, "max_chunk_tokens": 5, "slot_init": "vocabulary", "kl_positions": "targets"},
-    ],
-    "prompt_tuning": [{"num_slots": 3}, {"num_slots": 3, "share": "shared", "slot_init": "random"}],
-    "metaicl": [{}, {"loss_average": "token"}],
-    "gist": [
-        {"num_slots": 3},
-        {"num_slots": 3, "arrangement": "split", "shared_embedding": False, "kl_weight": 0.5, "kl_positions": "all"},
-        {"num_slots": 3, "arrangement": "split", "reconstruction_weight": 0.3},
-        {"num_slots": 3, "train": "lora", "kl_weight": 0.5, "full_prompt_weight": 0.5},
-        {"num_slots": 3, "train": "none"},
-    ],
-    "full_prompt": [{}, {"train": "lm"}, {"train": "lora", "lora": {"rank": 2}}],
-    "no_prompt": [{}, {"train": "lm"}],
-}
-"""Options of a method at this size; methods without an entry are tried with their defaults."""
-
-SLOTS_IN_DECODER: list[tuple[str, dict[str, Any]]] = [
-    ("t5_query_in_decoder", {"num_slots": 3, "slots_in": "decoder", "max_chunk_tokens": 5}),
-    ("t5_query_in_decoder", {"num_slots": 3, "slots_in": "decoder", "slots": "states"}),
-    ("t5_query_in_encoder", {"num_slots": 3, "slots_in": "decoder", "stage": "pretrain"}),
-]
-"""MEND with distillers that have a decoder."""
-
+SETTINGS: dict[str, list[dict[str, Any]]] = read_yaml(Path(__file__).with_name("settings.yaml"))
 VARIANTS = [
-    pytest.param(name, options, model, id=f"{name}{i}-{model}")
+    pytest.param(
+        name, {key: value for key, value in options.items() if key != "models"}, model, id=f"{name}{i}-{model}"
+    )
     for name in METHODS
-    for i, options in enumerate(SMALL.get(name, [{}]))
-    for model in MODELS
-    if model != "opt"
+    for i, options in enumerate(SETTINGS.get(name, [{}]))
+    for model in options.get("models", [model for model in MODELS if model != "opt"])
 ]
-VARIANTS += [
-    pytest.param("mend", options, model, id=f"mend_slots_in_decoder{i}-{model}")
-    for i, (model, options) in enumerate(SLOTS_IN_DECODER)
-]
-CONTROLS = ("full_prompt", "no_prompt")
-TRAINED = [v for v in VARIANTS if v.values[0] not in CONTROLS or v.values[1]]
+TRAINED = [v for v in VARIANTS if METHODS[v.values[0]](**v.values[1]).trains]  # type: ignore[index, arg-type]
 
 
 def make(name: str, options: dict[str, Any], model: str, *, lr: float = 1e-2, steps: int = 40) -> CompressionModule:
-    spec = METHODS[name]
     optim = OptimConfig(lr=lr, schedule="constant")
-    module = spec.module(
-        spec.config(**options), tiny_lm(model), optim, max_steps=steps, seed=0, task_names=("a", "b", "c")
-    )
+    module = METHODS[name](**options).module(tiny_lm(model), optim, max_steps=steps, seed=0, task_names=("a", "b", "c"))
     module.configure_model()
     return module.eval()
 
@@ -103,22 +72,13 @@ def test_memory_kind_and_slots(name: str, options: dict[str, Any], model: str) -
     module = make(name, options, model)
     batch = collate(contexts(), 0)
     memory = module.compress(batch.context)
-    if name == "no_prompt":
-        assert memory is None
+    slots = [module.num_memory_slots(int(tokens)) for tokens in batch.context.mask.sum(-1)]
+    if memory is None:
+        assert not any(slots)
+        assert module.method.bound == "no_prompt"
         return
-    if name == "gist":
-        assert isinstance(memory, KVCache if module.lm.family == "decoder" else EncoderStates)
-        assert memory.num_slots.tolist() == [3, 3, 3]
-        return
-    if name in ("mend", "prompt_tuning"):
-        assert isinstance(memory, EncoderStates if options.get("slots") == "states" else SoftPrompt)
-        chunk = options.get("max_chunk_tokens")
-        chunks = [1, 1, 1] if chunk is None else [-(-int(n) // chunk) for n in batch.context.mask.sum(-1)]
-        assert memory.num_slots.tolist() == [3 * count for count in chunks]
-        return
-    kinds = {"t5_query_in_decoder": EncoderStates, "t5_query_in_encoder": SoftPrompt}
-    assert isinstance(memory, kinds.get(model, KVCache))
-    assert memory.num_slots.tolist() == batch.context.mask.sum(-1).tolist()
+    assert isinstance(memory, SoftPrompt | (KVCache if module.lm.family == "decoder" else EncoderStates))
+    assert memory.num_slots.tolist() == slots
 
 
 @pytest.mark.parametrize(("name", "options", "model"), VARIANTS)
@@ -129,22 +89,23 @@ def test_padding_and_company_change_nothing(name: str, options: dict[str, Any], 
     torch.testing.assert_close(scores(module, rows), alone, rtol=0, atol=1e-5)
 
 
-def test_extra_padding_columns_change_nothing() -> None:
-    module = make("mend", {"num_slots": 3}, "llama")
+@pytest.mark.parametrize("name", METHODS)
+def test_extra_padding_columns_change_nothing(name: str) -> None:
+    module = make(name, SETTINGS.get(name, [{}])[0], "llama")
     batch = collate(contexts(), 0)
-    before = module.compress(batch.context).embeds  # type: ignore[union-attr]
+    before = module.score(batch).sum_log_prob
     ids = torch.nn.functional.pad(batch.context.ids, (9, 0), value=33)
     mask = torch.nn.functional.pad(batch.context.mask, (9, 0))
-    after = module.compress(Context(ids, mask, batch.context.task)).embeds  # type: ignore[union-attr]
-    torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
+    batch.context = Context(ids, mask, batch.context.task)
+    torch.testing.assert_close(module.score(batch).sum_log_prob, before, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "options", "model"), VARIANTS)
 def test_training_path_is_inference_path(name: str, options: dict[str, Any], model: str, tmp_path: Path) -> None:
     """Logits inside the loss equal logits from the memory that was written to a file and read back."""
-    if name == "step_by_step" and model == "t5_query_in_encoder":
-        return  # decodes its tasks one by one; test_step_by_step compares them with separate rows
     module = make(name, options, model)
+    if module.method.has_two_tasks and module.lm.query_in_encoder:
+        return  # tasks are decoded one by one; the tests of such a method compare them with separate rows
     batch = collate(contexts(), 0)
     seen: list[Tensor] = []
 
@@ -161,8 +122,7 @@ def test_training_path_is_inference_path(name: str, options: dict[str, Any], mod
             save_memory(tmp_path / "memory.safetensors", memory, {"task": "a"})
             memory, metadata = load_memory(tmp_path / "memory.safetensors")
             assert metadata == {"task": "a"}
-        where = "all" if getattr(module.method, "kl_positions", "targets") == "all" else "targets"
-        logits = module.lm(memory, batch, where).values
+        logits = module.lm(memory, batch, "all" if module.compared == "all" else "targets").values
     torch.testing.assert_close(logits, seen[0], rtol=0, atol=1e-5)
 
 
@@ -238,8 +198,8 @@ def test_fits_one_batch_and_the_checkpoint_holds_what_was_trained(
     fit = trainer(25)
     fit.fit(module, loader(batch, 25), loader(batch, 1))
     after = loss_of(module.eval(), batch)
-    embeddings_alone = name == "prompt_tuning" or options.get("train") == "none"
-    assert after < (0.995 if embeddings_alone else 0.9) * before
+    vectors_alone = len(module.trained_names()) == 1
+    assert after < (0.995 if vectors_alone else 0.9) * before
     assert "dev/loss" in fit.callback_metrics
     if module.lm_training != "lm":
         assert all(torch.equal(v, frozen[k]) for k, v in module.lm.state_dict().items() if ".lora_" not in k)
@@ -259,34 +219,24 @@ def test_fits_one_batch_and_the_checkpoint_holds_what_was_trained(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_configuration_round_trip(name: str) -> None:
-    import yaml
-
-    spec = METHODS[name]
-    for options in SMALL.get(name, [{}]):
-        config = spec.config(**options)
-        assert build(spec.config, yaml.safe_load(dump(config))) == config
+    for options in SETTINGS.get(name, [{}]):
+        config = METHODS[name](**{key: value for key, value in options.items() if key != "models"})
+        assert build(METHODS[name], yaml.safe_load(dump(config))) == config
         assert isinstance(config, MethodConfig)
-        assert spec.config.model_fields["name"].default == name
 
 
-def test_refuses_trained_parts_of_something_else(tmp_path: Path) -> None:
-    mend = make("mend", {"num_slots": 3}, "llama")
-    mend.export(tmp_path / "mend")
-    with pytest.raises(ConfigError, match="made with method 'mend'"):
-        make("prompt_tuning", {"num_slots": 3}, "llama").load_trained(tmp_path / "mend")
-    with pytest.raises(ConfigError, match="made with family 'decoder'"):
-        make("mend", {"num_slots": 3}, "t5_query_in_decoder").load_trained(tmp_path / "mend")
-    with pytest.raises(ConfigError, match=r"slots has shape \(3, 32\)"):
-        make("mend", {"num_slots": 5}, "llama").load_trained(tmp_path / "mend")
-    with pytest.raises(ConfigError, match="tensors too many"):
-        make("mend", {"num_slots": 3}, "gpt2").load_trained(tmp_path / "mend")
-    with pytest.raises(ConfigError, match="does not exist"):
-        mend.load_trained(tmp_path / "nothing")
-    (tmp_path / "bad.ckpt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ConfigError, match="cannot be read as a checkpoint"):
-        mend.load_trained(tmp_path / "bad.ckpt")
+@pytest.mark.parametrize("name", METHODS)
+def test_a_section_says_what_is_asked_of_it(name: str) -> None:
+    section = METHODS[name]
+    assert section.model_fields["name"].default == name
+    assert section.title
+    assert section.summary
+    assert section.needs
+    assert set(section.difficulty_keys) | set(section.loss_keys) <= set(section.model_fields)
+    assert section().trains == bool(section().export_formats)
 
 
-def test_an_untrained_control_has_no_optimiser() -> None:
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name]().trains])
+def test_what_trains_nothing_has_no_optimiser(name: str) -> None:
     with pytest.raises(ConfigError, match="nothing to train"):
-        make("full_prompt", {}, "gpt2").configure_optimizers()
+        make(name, {}, "gpt2").configure_optimizers()

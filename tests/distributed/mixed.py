@@ -20,7 +20,8 @@ from torch.distributed.tensor import DTensor
 
 from promptcomp.batch import Batch
 from promptcomp.language_model import LanguageModel
-from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
+from promptcomp.lightning_modules import METHODS, OptimConfig
+from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.blocks import blocks_of
 from promptcomp.lightning_modules.execution import Execution
 from promptcomp.lightning_modules.sharding import shard, units_of
@@ -52,7 +53,7 @@ def finetuned(kind: str) -> CompressionModule:
     """A module that trains all weights of a tiny LM of KINDS, whose table has the shape of no matrix in a block."""
     lm = LanguageModel.from_parts(tiny_hf(kind, width=48))
     spec = METHODS["finetune"]
-    module = spec.module(spec.config(), lm, OptimConfig(), max_steps=9, seed=0, task_names=("a", "b", "c"))
+    module = spec().module(lm, OptimConfig(), max_steps=9, seed=0, task_names=("a", "b", "c"))
     module.configure_model()
     return module.train()
 

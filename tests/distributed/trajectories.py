@@ -27,7 +27,8 @@ from promptcomp.checkpoints.named_state import full_tensor
 from promptcomp.datamodules.base import ContextDataModule, Draw, LoaderConfig
 from promptcomp.experiment import Precision, TrainerConfig
 from promptcomp.language_model import LanguageModelConfig, loading
-from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
+from promptcomp.lightning_modules import METHODS, OptimConfig
+from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.execution import Execution
 from promptcomp.run.cluster_environment import cluster_environment
 from promptcomp.run.quiet import quiet
@@ -206,9 +207,7 @@ def make_module(case: Case, folder: Path, dtype: str = "float64", steps: int = S
     )
     spec = METHODS[case.method]
     optim = OptimConfig(lr=1e-2, clip_norm=0.5, warmup_steps=1)
-    module = spec.module(
-        spec.config(**case.options), config, optim, max_steps=steps, seed=0, task_names=("a", "b", "c")
-    )
+    module = spec(**case.options).module(config, optim, max_steps=steps, seed=0, task_names=("a", "b", "c"))
     module.execution = case.execution
     return module
 

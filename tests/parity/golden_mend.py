@@ -15,7 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.language_model import LanguageModel, TextEncoder
 from promptcomp.lightning_modules import OptimConfig
-from promptcomp.lightning_modules.mend import Mend, MendConfig
+from promptcomp.lightning_modules.mend import Mend
+from promptcomp.lightning_modules.mend_config import MendConfig
 from promptcomp.memory import SoftPrompt
 
 DATA = Path(__file__).parent / "data" / "mend"

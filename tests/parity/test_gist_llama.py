@@ -9,7 +9,8 @@ from torch import Tensor
 from promptcomp.batch import Context
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import OptimConfig
-from promptcomp.lightning_modules.gist import Gist, GistConfig
+from promptcomp.lightning_modules.gist import Gist
+from promptcomp.lightning_modules.gist_config import GistConfig
 from promptcomp.memory import KVCache
 from tests.parity.golden_gist import GIST, Arrays, Row, batch_of, llama_rows, prefix_of, split, tiny_llama
 

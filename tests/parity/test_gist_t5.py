@@ -12,7 +12,8 @@ from torch import Tensor
 
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import OptimConfig
-from promptcomp.lightning_modules.gist import Gist, GistConfig
+from promptcomp.lightning_modules.gist import Gist
+from promptcomp.lightning_modules.gist_config import GistConfig
 from promptcomp.memory import EncoderStates
 from tests.parity.golden_gist import GIST, Arrays, Row, batch_of, prefix_of, split, t5_rows, tiny_t5
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from promptcomp.batch import Batch
 from promptcomp.lightning_modules.losses import kl_divergence
-from promptcomp.lightning_modules.mend import MendConfig
+from promptcomp.lightning_modules.mend_config import MendConfig
 
 SCALAR = {"rtol": 0, "atol": 1e-9}
 ARRAY = {"rtol": 0, "atol": 1e-6}

@@ -10,7 +10,7 @@ from golden_mend import DATA, Case, RawPositions, make
 from torch import Tensor
 
 from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, EncodedTarget, collate
-from promptcomp.lightning_modules.mend import MendConfig
+from promptcomp.lightning_modules.mend_config import MendConfig
 from tests.tiny_models import MODELS, naive_score, tiny_lm
 
 

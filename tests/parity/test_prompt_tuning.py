@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import OptimConfig
-from promptcomp.lightning_modules.controls import PromptTuning, PromptTuningConfig
+from promptcomp.lightning_modules.controls import PromptTuning
+from promptcomp.lightning_modules.controls_config import PromptTuningConfig
 
 
 def prompt_tuning(name: str, share: str) -> PromptTuning:

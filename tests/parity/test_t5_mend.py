@@ -16,7 +16,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from promptcomp.batch import Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import OptimConfig
-from promptcomp.lightning_modules.mend import MendConfig
+from promptcomp.lightning_modules.mend_config import MendConfig
 from promptcomp.memory import SoftPrompt
 
 ARRAY = {"rtol": 1e-6, "atol": 1e-6}  # recorded in float32

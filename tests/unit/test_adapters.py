@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from promptcomp.config import ConfigError
 from promptcomp.language_model import LanguageModel
-from promptcomp.lightning_modules.adapters import LoraConfig, adapted, add_lora
+from promptcomp.lightning_modules.adapters import adapted, add_lora
+from promptcomp.lightning_modules.method_config import LoraConfig
 from tests.families import FAMILIES, family
 from tests.tiny_models import tiny_hf
 

@@ -15,7 +15,8 @@ from promptcomp.datamodules.instruction_options import InstructionConfig
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.language_model import LanguageModel
-from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
+from promptcomp.lightning_modules import METHODS, OptimConfig
+from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.assess import Assessment, assess
 from promptcomp.run.written_answers import answers_for, example_of_query, room
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
@@ -45,7 +46,7 @@ def datamodule(folder: Path, **options) -> InstructionDataModule:
 
 def module(lm: LanguageModel, **method) -> CompressionModule:
     spec = METHODS[method["name"]]
-    made = spec.module(spec.config(**method), lm, OptimConfig(), max_steps=1, seed=0)
+    made = spec(**method).module(lm, OptimConfig(), max_steps=1, seed=0)
     made.configure_model()
     return made.eval()
 

@@ -72,13 +72,25 @@ def test_imports_go_one_way() -> None:
 
 def test_methods_do_not_import_methods() -> None:
     folder = ROOT / "lightning_modules"
-    training = {"blocks", "execution", "method", "objective", "offload", "optim", "losses", "sharding"}
+    training = {
+        "blocks",
+        "execution",
+        "exported",
+        "method_config",
+        "objective",
+        "offload",
+        "optim",
+        "losses",
+        "sharding",
+    }
     shared = {"base", "adapters", "teachers", "__init__", *training}
     for path in folder.glob("*.py"):
         if path.stem not in shared:
             for target in _imports(path):
                 if target.startswith("promptcomp.lightning_modules."):
-                    assert target.split(".")[2] in shared, f"{path.name} imports {target}"
+                    stem = target.split(".")[2]
+                    own = stem.startswith(path.stem.removesuffix("_config"))
+                    assert stem in shared or own, f"{path.name} imports {target}"
 
 
 def test_one_module_knows_the_caches_of_transformers() -> None:
@@ -107,3 +119,31 @@ def test_help_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_sections_of_methods_import_no_torch() -> None:
+    """The registry is filled from files that need none of what the methods themselves need."""
+    code = (
+        "import sys\n"
+        "from promptcomp.lightning_modules import METHODS\n"
+        "from promptcomp.language_model import LanguageModelConfig\n"
+        "assert METHODS and LanguageModelConfig(path='embedded:toy_decoder')\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'numpy', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_methods_know_methods_by_name() -> None:
+    """What is asked of a method is asked of its section or its module."""
+    methods = {path.stem for path in (ROOT / "lightning_modules").glob("*_config.py")} - {"method_config"}
+    methods |= {stem.removesuffix("_config") for stem in methods}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {target}"
+        for path in ROOT.rglob("*.py")
+        if path.parent != ROOT / "lightning_modules"
+        for target in _imports(path)
+        if target.startswith("promptcomp.lightning_modules.") and target.split(".")[2] in methods
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -31,8 +31,7 @@ PLAN = Plan((12, 20), (1, 2), new_tokens=3, repeats=3, seed=0, device="cpu", sec
 
 def make_module(method: str, model: str, **options: object) -> CompressionModule:
     spec = METHODS[method]
-    module = spec.module(
-        spec.config(**options),  # type: ignore[arg-type]
+    module = spec(**options).module(
         tiny_lm(model, width=64),
         OptimConfig(),
         max_steps=1,

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from promptcomp.batch import Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
 from promptcomp.exports.export import export
-from promptcomp.language_model import LanguageModelConfig
-from promptcomp.lightning_modules import METHODS, OptimConfig
+from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.method_config import LMTrainingConfig
 from promptcomp.memory import EncoderStates
 from promptcomp.run.opening import open_trained, open_trained_module
 from tests.prompt_runs import DATA, KINDS, save_lm, save_run
@@ -246,30 +246,29 @@ RATIONALES = {"name": "toy_rationales", "train_count": 8}
 def test_every_trained_method_says_what_it_can_be_exported_as(tmp_path: Path, name: str) -> None:
     """By its module alone: nothing here or in the exporter lists methods."""
     options: dict[str, Any] = {"name": name}
-    if "train" in METHODS[name].config.model_fields:
+    if "train" in METHODS[name].model_fields:
         options["train"] = "lm"
     of_rationales = {"step_by_step": RATIONALES, "finetune": {**RATIONALES, "targets": "label"}}
     world = "toy_student" if name in of_rationales else "toy_decoder"
     lm = save_lm(tmp_path / "lm", "gpt2", world=world)
     run = save_run(tmp_path / "run", lm, options, data=of_rationales.get(name, DATA))
     _, module = open_trained_module(run) if name != "prompt_tuning" else (None, open_trained(run, ())[2])
-    assert "tensors" in module.export_formats
+    assert "tensors" in module.method.export_formats
     assert export(run, tmp_path / "tensors", "tensors").format == "tensors"
     expected = module.trained_tensors()
     found = run_readme(tmp_path / "tensors")["tensors"]
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in found)
-    assert export(run, tmp_path / "best", None).format == module.export_formats[0]
+    assert export(run, tmp_path / "best", None).format == module.method.export_formats[0]
 
 
 def test_a_method_with_parameters_of_its_own_needs_no_word_to_be_exported() -> None:
-    class Own(CompressionModule):
+    class Own(LMTrainingConfig):
         pass
 
-    config = METHODS["full_prompt"].config
-    for train, formats in (("none", ("tensors",)), ("lm", ("hf", "tensors")), ("lora", ("peft", "tensors"))):
-        lm = LanguageModelConfig(path="embedded:toy_decoder")
-        assert Own(config(train=train), lm, OptimConfig(), max_steps=1, seed=0).export_formats == formats
+    assert Own(train="none").export_formats == ("tensors",)
+    assert Own(train="lm").export_formats == ("hf", "tensors")
+    assert Own(train="lora").export_formats == ("peft", "tensors")
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -12,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
-from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
-from promptcomp.memory import SoftPrompt
+from promptcomp.lightning_modules import METHODS, OptimConfig
+from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from tests.tiny_models import tiny_lm
 
 
@@ -27,7 +29,7 @@ class Example(NamedTuple):
 
 def make(name: str, model: str = "llama", tasks: tuple[str, ...] = ("a", "b"), **options: Any) -> CompressionModule:
     spec = METHODS[name]
-    module = spec.module(spec.config(**options), tiny_lm(model), OptimConfig(), max_steps=4, seed=0, task_names=tasks)
+    module = spec(**options).module(tiny_lm(model), OptimConfig(), max_steps=4, seed=0, task_names=tasks)
     module.configure_model()
     return module.eval()
 
@@ -124,3 +126,43 @@ def test_precisions(name: str, model: str, precision: str) -> None:
     fit.fit(module, loader(2), loader())
     assert torch.isfinite(fit.callback_metrics["train/loss"])
     assert torch.isfinite(fit.callback_metrics["dev/loss"])
+
+
+def test_refuses_trained_parts_of_something_else(tmp_path: Path) -> None:
+    mend = make("mend", num_slots=3)
+    mend.export(tmp_path / "mend")
+    with pytest.raises(ConfigError, match="made with method 'mend'"):
+        make("prompt_tuning", num_slots=3).load_trained(tmp_path / "mend")
+    with pytest.raises(ConfigError, match="made with family 'decoder'"):
+        make("mend", "t5_query_in_decoder", num_slots=3).load_trained(tmp_path / "mend")
+    with pytest.raises(ConfigError, match=r"slots has shape \(3, 32\)"):
+        make("mend", num_slots=5).load_trained(tmp_path / "mend")
+    with pytest.raises(ConfigError, match="tensors too many"):
+        make("mend", "gpt2", num_slots=3).load_trained(tmp_path / "mend")
+    with pytest.raises(ConfigError, match="does not exist"):
+        mend.load_trained(tmp_path / "nothing")
+    (tmp_path / "bad.ckpt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ConfigError, match="cannot be read as a checkpoint"):
+        mend.load_trained(tmp_path / "bad.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "model", "kind"),
+    [
+        ("gist", {"num_slots": 3}, "llama", KVCache),
+        ("gist", {"num_slots": 3}, "t5_query_in_decoder", EncoderStates),
+        ("gist", {"num_slots": 3}, "t5_query_in_encoder", EncoderStates),
+        ("mend", {"num_slots": 3}, "t5_query_in_decoder", SoftPrompt),
+        ("mend", {"num_slots": 3, "slots_in": "decoder", "slots": "states"}, "t5_query_in_decoder", EncoderStates),
+        ("prompt_tuning", {"num_slots": 3}, "gpt2", SoftPrompt),
+        ("full_prompt", {}, "gpt2", KVCache),
+        ("full_prompt", {}, "t5_query_in_decoder", EncoderStates),
+        ("metaicl", {}, "t5_query_in_encoder", SoftPrompt),
+    ],
+)
+def test_kinds_of_memory(name: str, options: dict[str, Any], model: str, kind: type) -> None:
+    module, context = make(name, model, **options), batch().context
+    memory = module.compress(context)
+    assert isinstance(memory, kind)
+    length = context.mask.sum(-1).tolist()
+    assert memory.num_slots.tolist() == ([3, 3] if "num_slots" in options else length)

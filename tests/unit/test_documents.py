@@ -12,7 +12,7 @@ import yaml
 from promptcomp.config import ConfigError, apply_overrides, build
 from promptcomp.documents import DEPTH, JSON_LIMIT, YAML_LIMIT, parse_json, parse_yaml, read_json, read_yaml
 from promptcomp.experiment import load
-from promptcomp.lightning_modules.optim import OptimConfig
+from promptcomp.lightning_modules.method_config import OptimConfig
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
 LETTERS = f"a: &a {'x' * 1000}\nb: [{', '.join(['*a'] * 9000)}]"

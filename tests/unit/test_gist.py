@@ -17,7 +17,8 @@ from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.text import TextConfig, TextDataModule
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, open_tokenizer
 from promptcomp.lightning_modules import OptimConfig
-from promptcomp.lightning_modules.gist import Gist, GistConfig
+from promptcomp.lightning_modules.gist import Gist
+from promptcomp.lightning_modules.gist_config import GistConfig
 from promptcomp.memory import EncoderStates, KVCache
 from tests.gist_modules import CONTEXTS, DECODERS, EVERY, batch, gist, method, saved, steps, total, value
 from tests.tiny_models import tiny_lm

@@ -19,7 +19,8 @@ from promptcomp.forecast.workload import Work, rows_of
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.losses import kl_divergence
-from promptcomp.lightning_modules.mend import Mend, MendConfig, distil, split_into_chunks
+from promptcomp.lightning_modules.mend import Mend, distil, split_into_chunks
+from promptcomp.lightning_modules.mend_config import MendConfig
 from promptcomp.lightning_modules.optim import learning_rate_factor
 from promptcomp.memory import EncoderStates, SoftPrompt
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
@@ -236,8 +237,7 @@ def test_dry_run_of_the_papers_sizes() -> None:
     for name in METHODS:
         spec = METHODS[name]
         for path in ("gpt2", "google/flan-t5-small"):
-            dry = spec.module(
-                spec.config(),
+            dry = spec().module(
                 LanguageModelConfig(path=path),
                 OptimConfig(),
                 max_steps=1,

@@ -15,7 +15,7 @@ from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.eval_batches import EvalPart
 from promptcomp.datamodules.tasks import Row
-from promptcomp.lightning_modules import CompressionModule
+from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from promptcomp.prompts import AnswerSettings, Compressor, PromptSource, load_prompt, open_compressor
 from tests.prompt_runs import DATA, save_lm, save_run

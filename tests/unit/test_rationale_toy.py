@@ -20,9 +20,10 @@ from promptcomp.datamodules.toy_rationales import (
 )
 from promptcomp.evaluation.equations import value_of
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
-from promptcomp.language_model.random_start import FromScratch, PositionalStart
-from promptcomp.lightning_modules.base import OptimConfig
-from promptcomp.lightning_modules.metaicl import MetaICL, MetaICLConfig
+from promptcomp.language_model.lm_config import FromScratch, PositionalStart
+from promptcomp.lightning_modules.controls import MetaICL
+from promptcomp.lightning_modules.controls_config import MetaICLConfig
+from promptcomp.lightning_modules.method_config import OptimConfig
 
 SMALL = {"pool_rows": 200, "dev_rows": 50, "test_rows": 50}
 

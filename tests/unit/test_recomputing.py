@@ -53,7 +53,7 @@ def loss_and_gradients(arrangement: str, model: str, recompute: bool) -> tuple[T
     method, options = ARRANGEMENTS[arrangement]
     spec = METHODS[method]
     optim = OptimConfig(lr=1e-2, schedule="constant")
-    module = spec.module(spec.config(**options), tiny_lm(model), optim, max_steps=4, seed=0, task_names=("a", "b"))
+    module = spec(**options).module(tiny_lm(model), optim, max_steps=4, seed=0, task_names=("a", "b"))
     module.execution = Execution(activation_checkpointing=recompute)
     module.configure_model()
     module.train()

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
-from promptcomp.lightning_modules import METHODS, CompressionModule, OptimConfig
+from promptcomp.lightning_modules import METHODS, OptimConfig
+from promptcomp.lightning_modules.base import CompressionModule
 from tests.prompt_runs import KINDS
 from tests.tiny_models import tiny_hf
 
@@ -28,8 +29,8 @@ def lm_of(kind: str) -> LanguageModel:
 
 def module_of(lm: LanguageModel, name: str, **options: Any) -> CompressionModule:
     spec = METHODS[name]
-    config = spec.config(num_slots=40, **options)
-    module = spec.module(config, lm, OptimConfig(), max_steps=2, seed=0, task_names=("a",))
+    config = spec(num_slots=40, **options)
+    module = config.module(lm, OptimConfig(), max_steps=2, seed=0, task_names=("a",))
     module.configure_model()
     return module
 

@@ -14,7 +14,8 @@ from promptcomp.batch import ANSWER, RATIONALE, Batch, EncodedContext, EncodedQu
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.lightning_modules import OptimConfig
 from promptcomp.lightning_modules.losses import jensen_shannon, kl_divergence, mutual_information
-from promptcomp.lightning_modules.step_by_step import NAMES, StepByStep, StepByStepConfig, task_logits
+from promptcomp.lightning_modules.step_by_step import NAMES, StepByStep, task_logits
+from promptcomp.lightning_modules.step_by_step_config import StepByStepConfig
 from tests.tiny_models import naive_score, tiny_lm
 
 MODELS = ("llama", "gpt2", "t5_query_in_encoder", "t5_query_in_decoder")

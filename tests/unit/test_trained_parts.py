@@ -40,7 +40,7 @@ def test_a_trained_run_needs_neither_its_teacher_nor_its_start(
     settings = METHOD_SETTINGS.get(name, {})
     plain = {key: value for key, value in settings.items() if key in ("train", "num_slots", "share")}
     run = save_run(tmp_path / "run", lm, {"name": name, **plain}, data=RATIONALES if name == "step_by_step" else DATA)
-    start = {"init_from": "gone"} if "init_from" in METHODS[name].config.model_fields else {}
+    start = {"init_from": "gone"} if "init_from" in METHODS[name].model_fields else {}
     _with(run / "config.yaml", settings | start)
     experiment, _, _ = open_trained(run)
     assert experiment.method.model_dump(include=set(start)) == start  # told as it was trained
@@ -48,7 +48,7 @@ def test_a_trained_run_needs_neither_its_teacher_nor_its_start(
     open_trained_lm(run)
 
 
-@pytest.mark.parametrize("config", [spec.config for spec in METHODS.values()])
+@pytest.mark.parametrize("config", METHODS.values())
 def test_no_setting_that_opens_a_model_is_left(config: type[MethodConfig]) -> None:
     """Whoever adds such a setting (a path, or a section of another LM) has to say that it is for training alone."""
     stays = {"distiller"}  # a trained MEND is of its distiller's architecture

@@ -1,0 +1,72 @@
+"""The section of MEND."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from promptcomp.language_model.lm_config import LanguageModelConfig
+from promptcomp.lightning_modules.method_config import ExportFormat, MethodConfig
+
+if TYPE_CHECKING:
+    from promptcomp.lightning_modules.base import CompressionModule
+
+
+class MendConfig(MethodConfig):
+    """MEND: a distiller LM turns demonstrations into vectors for a frozen LM."""
+
+    title: ClassVar[str] = "MEND"
+    summary: ClassVar[str] = "a distiller LM turns demonstrations into vectors for a frozen LM"
+    paper: ClassVar[str] = "Li et al. 2024, arXiv 2403.06914"
+    needs: ClassVar[str] = "contexts (demonstrations, instructions or text)"
+    difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots",)
+    loss_keys: ClassVar[tuple[str, ...]] = ("kl_weight", "temperature")
+
+    name: Literal["mend"] = "mend"
+    stage: Literal["pretrain", "finetune"] = "finetune"
+    """pretrain: KL only (stage 1, plain text); finetune: CE + kl_weight * KL (stage 2, tasks)."""
+    init_from: str | None = None
+    """A stage-1 run directory, export or checkpoint that training starts from."""
+    num_slots: int = Field(100, gt=0)
+    """Vectors that a chunk of demonstrations becomes (l in the paper)."""
+    slot_init: Literal["random", "vocabulary"] = "random"
+    """random: N(0, the distiller's initializer_range), as token embeddings start; vocabulary: some token embeddings."""
+    distiller: LanguageModelConfig | None = None
+    """The distiller's starting point, any LM with the same tokenizer; null: a copy of the LM."""
+    slots_in: Literal["encoder", "decoder"] = "encoder"
+    """Which half of an encoder-decoder distiller reads the slots: its encoder, behind the demonstrations, or its
+    decoder, which looks at the encoded demonstrations."""
+    frozen_encoder: bool = False
+    """With `slots_in: decoder`: train the distiller's decoder alone, which takes half the time of a step."""
+    slots: Literal["inputs", "states"] = "inputs"
+    """What the vectors are to the LM: inputs, in front of the query's embeddings, as in the paper; states: what an
+    encoder-decoder's decoder attends to, in the place of the encoder's output (layout query_in_decoder only)."""
+    projection: Literal["auto", "none", "linear", "tanh"] = "auto"
+    """From the distiller's width to the LM's; auto: tanh(Linear) where they differ, otherwise none."""
+    projection_init: Literal["default", "identity"] = "default"
+    """identity (linear only): start with the hidden states themselves at the scale of the LM's token embeddings."""
+    max_chunk_tokens: int | None = Field(None, gt=0)
+    """Distil longer contexts in chunks of this many tokens; null: as many as the distiller's window holds."""
+    kl_weight: float = Field(1.0, ge=0)
+    """lambda of stage 2; 0: no teacher."""
+    temperature: float = Field(1.0, gt=0)
+    """T: both distributions are taken at this temperature."""
+    kl_positions: Literal["all", "targets"] = "all"
+    """all: after every token of query and answer, as in the paper; targets: only where an answer token is predicted."""
+
+    @classmethod
+    def module_class(cls) -> type[CompressionModule]:
+        """See MethodConfig."""
+        from promptcomp.lightning_modules.mend import Mend
+
+        return Mend
+
+    @property
+    def export_formats(self) -> tuple[ExportFormat, ...]:
+        """The distiller is a model of its own."""
+        return ("hf", "tensors")
+
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        return self.model_copy(update={"init_from": None})

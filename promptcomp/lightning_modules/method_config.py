@@ -1,0 +1,145 @@
+"""Sections of methods: all that is asked of a method from outside. Neither these files nor what they import need torch.
+
+A section is one file beside its LightningModule, which `module_class` imports when it is wanted; it is registered in
+`promptcomp.lightning_modules.METHODS`, or by another package with an entry point (see `promptcomp.plugins`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from promptcomp.config import Config
+
+if TYPE_CHECKING:
+    from promptcomp.language_model import LanguageModel, LanguageModelConfig
+    from promptcomp.lightning_modules.base import CompressionModule
+
+ExportFormat = Literal["hf", "peft", "tensors"]
+"""hf: a Hugging Face model (`CompressionModule.as_hf`); peft: adapters where the LM trains with LoRA, otherwise learned
+vectors in the trained tensor `prompts` [tasks or 1, K, D]; tensors: the trained tensors by name."""
+LMTraining = Literal["lm", "lora", "none"]
+"""lm: all weights of the LM; lora: adapters beside its matrices; none: it stays as it is."""
+
+
+class LoraConfig(Config):
+    """Low-rank adapters beside the LM's frozen matrices."""
+
+    rank: int = Field(16, gt=0)
+    """Rank of the update of a matrix."""
+    alpha: float = Field(32.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on what the adapters read."""
+    targets: tuple[str, ...] = ()
+    """Names of the layers that get adapters ("q_proj", "v_proj", ...); empty: every linear layer but the head. Experts
+    of a mixture whose matrices are one tensor, and their router, are no linear layers: they stay as they are."""
+
+
+class OptimConfig(Config):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Highest learning rate."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay, on matrices only (no biases, no norms)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's two moments."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps in which the learning rate rises linearly."""
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """Where the schedule ends, as a share of `lr`."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest gradient norm; null: no clipping."""
+
+
+class MethodConfig(Config):
+    """Base of the methods' sections; each adds a literal `name` and what is said here."""
+
+    title: ClassVar[str]
+    """The name in tables."""
+    summary: ClassVar[str]
+    paper: ClassVar[str] = ""
+    families: ClassVar[tuple[str, ...]] = ("decoder", "encoder_decoder")
+    """LMs that it runs with."""
+    needs: ClassVar[str] = "contexts"
+    """What the data must offer, in words."""
+    has_two_tasks: ClassVar[bool] = False
+    """Whether it learns labels and rationales as two tasks: data that gives both goes with such methods alone."""
+    reads_prompt: ClassVar[bool] = True
+    """Whether its memory depends on the prompt."""
+    bound: ClassVar[Literal["full_prompt", "no_prompt"] | None] = None
+    """The bound of every result that it is itself."""
+    difficulty_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys that change how hard the task is: half-way, runs that differ in them say nothing about each other."""
+    loss_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys that change what the loss is the sum of."""
+
+    @classmethod
+    def module_class(cls) -> type[CompressionModule]:
+        """Its LightningModule, imported now."""
+        raise NotImplementedError
+
+    def module(
+        self, lm: LanguageModelConfig | LanguageModel, optim: OptimConfig, *, max_steps: int, seed: int, **options: Any
+    ) -> CompressionModule:
+        """Its module, not built yet; the arguments are those of `CompressionModule`."""
+        return self.module_class()(self, lm, optim, max_steps=max_steps, seed=seed, **options)
+
+    @property
+    def lm_training(self) -> LMTraining:
+        """What of the LM is trained; "none": it is frozen and stays in eval mode."""
+        return "none"
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return True
+
+    @property
+    def export_formats(self) -> tuple[ExportFormat, ...]:
+        """What `checkpoint export` can write of it, the best first; empty where nothing is trained."""
+        of_the_lm: dict[LMTraining, tuple[ExportFormat, ...]] = {"lm": ("hf",), "lora": ("peft",), "none": ()}
+        return (*of_the_lm[self.lm_training], "tensors") if self.trains else ()
+
+    @property
+    def has_task_prompts(self) -> bool:
+        """Whether a task's name chooses its memory."""
+        return False
+
+    def without_training(self) -> Self:
+        """The method as it serves once its trained parts are loaded: without a teacher or weights to start from."""
+        return self
+
+    def strategy_problem(self, strategy: str) -> str | None:
+        """Why it cannot be trained with this `trainer.strategy`, in words that follow it; None: it can."""
+        return None
+
+    def context_problem(self, longest: int, window: int) -> str | None:
+        """Why contexts of up to `longest` tokens are too long for it in an LM's window of `window`; None: they fit."""
+        return None
+
+
+class LMTrainingConfig(MethodConfig):
+    """Base of the sections of methods that may train the LM itself."""
+
+    train: LMTraining = "none"
+    """lm: all weights of the LM; lora: low-rank adapters beside them; none: the LM stays as it is."""
+    lora: LoraConfig = LoraConfig()
+    """The adapters of `train: lora`."""
+    init_from: str | None = None
+    """A run directory, export or checkpoint of the same method whose trained parts training starts from."""
+
+    @property
+    def lm_training(self) -> LMTraining:
+        """As the configuration says."""
+        return self.train
+
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        return self.model_copy(update={"init_from": None})
