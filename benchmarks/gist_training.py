@@ -39,7 +39,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from promptcomp.batch import Batch, EncodedContext
 from promptcomp.datamodules.instruction import InstructionDataModule
-from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.instruction_config import InstructionConfig
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.base import OptimConfig

@@ -9,11 +9,11 @@ from promptcomp.datamodules.base import ContextDataModule, ExampleInfo, ICLConfi
 from promptcomp.datamodules.hub import HFData, HFSource
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.instruction import InstructionDataModule
-from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction_sources import AlpacaPlusData, HeldOutSource, InstructionsData
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
 from promptcomp.datamodules.rationale import RationaleDataModule
-from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.rationale_config import RationaleConfig
 from promptcomp.datamodules.rationale_sources import (
     FilesSource,
     FolderSource,
@@ -28,7 +28,7 @@ from promptcomp.datamodules.tables import TableData, TableSource
 from promptcomp.datamodules.tasks import InstructionSource, RationaleSource, TaskSource
 from promptcomp.datamodules.text import TextConfig, TextDataModule, load_texts
 from promptcomp.datamodules.toy import ToySource
-from promptcomp.datamodules.toy_icl import ToyICLData
+from promptcomp.datamodules.toy_sections import ToyICLData
 from promptcomp.datamodules.toy_instruction_data import ToyInstructionsData
 from promptcomp.datamodules.toy_instructions import ToyInstructionSource
 from promptcomp.datamodules.toy_rationales import ToyRationaleData, ToyRationaleSource

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.arrow import ArrowRows, open_table
 from promptcomp.datamodules.metaicl import read_task_lists
-from promptcomp.datamodules.options import ICLConfig
+from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.records import Asked, Found, has_errors, tell, tell_error
 from promptcomp.datamodules.rows import Columns, kind_of, place_of, row_problems
 from promptcomp.datamodules.splits import check_tasks, hold_out, warn_of_leaks

@@ -17,7 +17,7 @@ from promptcomp.datamodules.instruction_files import (
     open_instructions,
     read_instructions,
 )
-from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.instruction_config import InstructionConfig
 from promptcomp.datamodules.records import Found, NotHere, tell_error
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 

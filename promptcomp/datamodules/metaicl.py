@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.options import ICLConfig
+from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.records import Found, NotHere, has_errors, tell_error
 from promptcomp.datamodules.rows import JsonlRows
 from promptcomp.datamodules.splits import check_tasks, hold_out, warn_of_leaks

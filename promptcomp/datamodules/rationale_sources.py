@@ -14,7 +14,7 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.arrow import open_table
 from promptcomp.datamodules.rationale_files import joined, read_rows, text_list, unique
 from promptcomp.datamodules.rationale_formats import FORMATS, FormatName
-from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.rationale_config import RationaleConfig
 from promptcomp.datamodules.rationale_parsing import ParsedTask, ParseMode, parse
 from promptcomp.datamodules.rationale_records import RationaleColumns, RecordReader
 from promptcomp.datamodules.records import (

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.rationale_config import RationaleConfig
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.datamodules.templates import starts_words
 from promptcomp.datamodules.tokens import TokenCache

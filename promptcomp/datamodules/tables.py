@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.options import ICLConfig
+from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.records import Found, Problem, has_errors, no_rows, read_records, tell, tell_error
 from promptcomp.datamodules.rows import Columns, Duplicates, kind_of, place_of, row_problems, row_warnings, to_row
 from promptcomp.datamodules.splits import check_tasks, hold_out, warn_of_leaks

@@ -20,7 +20,7 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.arrow import TextColumn, open_table
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
-from promptcomp.datamodules.options import LoaderConfig
+from promptcomp.datamodules.icl_config import LoaderConfig
 from promptcomp.datamodules.records import (
     FILE_KINDS,
     Asked,

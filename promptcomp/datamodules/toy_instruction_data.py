@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.instruction_config import InstructionConfig
 from promptcomp.datamodules.templates import CustomTemplate, TemplateName
 from promptcomp.datamodules.toy_instructions import ToyInstructionsConfig
 

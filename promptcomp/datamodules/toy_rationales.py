@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.rationale_options import Markers, RationaleConfig
+from promptcomp.datamodules.rationale_config import Markers, RationaleConfig
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 from promptcomp.datamodules.toy_words import CATEGORIES
 

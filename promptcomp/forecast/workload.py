@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 from promptcomp.datamodules.base import ICLConfig
-from promptcomp.datamodules.instruction_options import InstructionConfig
-from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.instruction_config import InstructionConfig
+from promptcomp.datamodules.rationale_config import RationaleConfig
 from promptcomp.experiment import Experiment
 from promptcomp.forecast.activations import Rows
 from promptcomp.forecast.placement import Layout

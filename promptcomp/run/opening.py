@@ -10,8 +10,8 @@ import torch
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import build_datamodule
 from promptcomp.datamodules.base import ContextDataModule
-from promptcomp.datamodules.instruction_options import InstructionConfig
-from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.instruction_config import InstructionConfig
+from promptcomp.datamodules.rationale_config import RationaleConfig
 from promptcomp.errors import command
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel, open_tokenizer, open_window, reads_queries_in_encoder

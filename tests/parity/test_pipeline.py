@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.datamodules.icl import ICLDataModule
-from promptcomp.datamodules.options import ICLConfig, Perturbation
+from promptcomp.datamodules.icl_config import ICLConfig, Perturbation
 from promptcomp.datamodules.plans import Plan
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import Row, Task

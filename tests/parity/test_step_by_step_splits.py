@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.rationale_config import RationaleConfig
 from promptcomp.datamodules.rationale_selection import reference_split, split_rows
 from promptcomp.datamodules.rationale_sources import RationaleFolderData
 from promptcomp.datamodules.tasks import RationaleRow

@@ -11,7 +11,7 @@ import pytest
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
 from promptcomp.datamodules.tables import TableData
-from promptcomp.datamodules.toy_icl import ToyICLData
+from promptcomp.datamodules.toy_sections import ToyICLData
 from tests.data_sections import validate
 
 GOOD: dict[str, Any] = {"task": "a", "input": "one", "output": "yes", "options": ["no", "yes"]}

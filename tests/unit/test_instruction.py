@@ -12,7 +12,7 @@ import pytest
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction import InstructionDataModule
-from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction_sources import AlpacaPlusData, HeldOutSource, InstructionsData, held_out
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.options import LoaderConfig
+from promptcomp.datamodules.icl_config import LoaderConfig
 from promptcomp.datamodules.templates import CustomTemplate, TemplateName
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from promptcomp.datamodules.options import LoaderConfig
+from promptcomp.datamodules.icl_config import LoaderConfig
 
 Targets = Literal[
     "label_and_rationale",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from promptcomp.datamodules.options import ICLConfig
+from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.rendering import SeparatorName
 from promptcomp.datamodules.toy import ToyConfig
 
