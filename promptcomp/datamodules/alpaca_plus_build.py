@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.instruction_files import InstructionColumns, read_instructions
-from promptcomp.datamodules.instruction_sources import ALPACA_PLUS_FILES
+from promptcomp.datamodules.instruction_config import ALPACA_PLUS_FILES, InstructionColumns
+from promptcomp.datamodules.instruction_files import read_instructions
 from promptcomp.datamodules.records import Asked, no_rows, read_records
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.files import write_atomic

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import ClassVar, Literal
-
-from pydantic import Field, model_validator
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.arrow import ArrowRows, open_table
+from promptcomp.datamodules.icl_config import HFData
 from promptcomp.datamodules.metaicl import read_task_lists
-from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.records import Asked, Found, has_errors, tell, tell_error
-from promptcomp.datamodules.rows import Columns, kind_of, place_of, row_problems
+from promptcomp.datamodules.rows import kind_of, place_of, row_problems
 from promptcomp.datamodules.splits import check_tasks, hold_out, warn_of_leaks
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
 
@@ -23,38 +19,6 @@ Groups = dict[tuple[str, int | None, str], list[int]]
 """Places of the rows of every (task, data seed, role)."""
 Split = tuple[Groups, Callable[[Sequence[int]], ArrowRows]]
 """The groups of a split, and what reads the rows at some places."""
-
-
-class HFData(ICLConfig):
-    """One dataset of the Hugging Face hub (or local, for `datasets`) with the rows of all tasks."""
-
-    lenient: ClassVar[bool] = True
-
-    name: Literal["hf_icl"] = "hf_icl"
-    path: str
-    """Name on the hub, or a local folder (MEND's: bigheiniuJ/EvalMetaICLAll)."""
-    config: str | None = None
-    """Configuration of the dataset, if it has several."""
-    train_split: str = "meta_train"
-    """Split with the training tasks."""
-    test_split: str = "meta_eval_100shot"
-    """Split with the test tasks' demonstrations (split "train") and queries (split "test", "dev")."""
-    partition: Path | None = None
-    """MetaICL partition file {"train": [task, ...], "test": [...]}; None = all tasks of both splits."""
-    seeds: tuple[int, ...] | None = None
-    """Data seeds to test with; None = all."""
-    dev: Literal["train_tasks", "target_dev", "none"] = "train_tasks"
-    """Where checkpoints are selected, as for `metaicl`."""
-    dev_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training tasks that is held out with dev "train_tasks"."""
-    columns: Columns = Columns()
-    """Names of the columns."""
-
-    @model_validator(mode="after")
-    def _columns_are_named(self) -> HFData:
-        if self.columns.task is None or self.columns.split is None:
-            raise ValueError("columns.task and columns.split must be named: one dataset holds all tasks")
-        return self
 
 
 class HFSource(TaskSource):

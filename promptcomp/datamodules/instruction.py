@@ -17,8 +17,8 @@ from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
-from promptcomp.datamodules.instruction_encoding import InstructionEncoder, LongRows, find_long_rows
 from promptcomp.datamodules.instruction_config import InstructionConfig
+from promptcomp.datamodules.instruction_encoding import InstructionEncoder, LongRows, find_long_rows
 from promptcomp.datamodules.records import Found, Problem, has_errors, tell_error
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource

@@ -8,32 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from promptcomp.config import Config
 from promptcomp.datamodules.arrow import Table, open_table
 from promptcomp.datamodules.conversations import CONVERSATIONS, BadConversation, column_with_turns, first_exchange
-from promptcomp.datamodules.records import Asked, Found, Record, no_rows, read_records, tell
+from promptcomp.datamodules.instruction_config import InstructionColumns
+from promptcomp.datamodules.records import Found, Record, no_rows, read_records, tell
 from promptcomp.datamodules.rows import Duplicates
 from promptcomp.datamodules.tasks import InstructionRow, LazySequence
 
 _HUGE = 1_000_000  # characters; such a row is hardly meant
-
-
-class InstructionColumns(Config):
-    """Names of the columns of a table of instructions; conversations (`messages`, `conversations`) need none."""
-
-    instruction: str = "instruction"
-    """Column with the instruction."""
-    input: str | None = "input"
-    """Column with what it is applied to; null or absent: no row has an input."""
-    output: str = "output"
-    """Column with the answer."""
-    source: str | None = "source"
-    """Column that says where a row comes from; null or absent: the name of the file."""
-
-    def asked(self) -> Asked:
-        """The columns for a reader."""
-        optional = tuple(name for name in (self.input, self.source, "system") if name is not None)
-        return Asked((self.instruction, self.output), optional, instead=CONVERSATIONS)
 
 
 def instruction_problems(record: Mapping[str, Any], columns: InstructionColumns, allow_empty: bool) -> list[str]:

@@ -5,81 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
-
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.instruction_files import (
-    InstructionColumns,
-    SomeRows,
-    open_instructions,
-    read_instructions,
-)
-from promptcomp.datamodules.instruction_config import InstructionConfig
+from promptcomp.datamodules.instruction_config import AlpacaPlusData, InstructionsData
+from promptcomp.datamodules.instruction_files import SomeRows, open_instructions, read_instructions
 from promptcomp.datamodules.records import Found, NotHere, tell_error
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
-
-ALPACA_PLUS_FILES = {
-    "train": "alpaca_plus_train.json",
-    "seen": "alpaca_plus_validation_seen.json",
-    "unseen": "alpaca_plus_validation_unseen.json",
-    "human": "alpaca_plus_validation_human.json",
-}
-
-
-class HeldOutConfig(InstructionConfig):
-    """Instruction data whose dev split is cut from the training rows."""
-
-    dev_examples: int = Field(default=256, ge=0)
-    """Most rows that are cut from the training rows as the dev split (unless one is given); 0 = no dev split."""
-    hold_out: Literal["instruction", "row"] = "instruction"
-    """instruction: all rows of an instruction are held out together, so dev asks new instructions; row: single rows."""
-
-
-class AlpacaPlusData(HeldOutConfig):
-    """Alpaca+ (Mu et al. 2023), in the files that 'promptcomp data build alpaca-plus' makes."""
-
-    name: Literal["alpaca_plus"] = "alpaca_plus"
-    folder: Path
-    """Folder with the files."""
-    files: dict[str, str] = ALPACA_PLUS_FILES
-    """File in the folder for each split; name only those you have: {seen: alpaca_plus_validation_seen.json}."""
-    columns: InstructionColumns = InstructionColumns()
-    """Names of the keys of a row."""
-
-    def paths(self) -> dict[str, Path]:
-        """The file of every split."""
-        return {split: self.folder / name for split, name in self.files.items()}
-
-
-class InstructionsData(HeldOutConfig):
-    """Your own instructions or conversations: JSONL, JSON, CSV, TSV or Parquet files, or a dataset of the hub."""
-
-    name: Literal["instructions"] = "instructions"
-    files: dict[str, Path] = {}
-    """A file for each split, for example {train: mine.jsonl, test: other.csv}; "train" and "dev" have their meaning,
-    any other name is a test split."""
-    dataset: str | None = None
-    """Instead of files: a dataset of the hub, or a folder that `datasets` can load."""
-    dataset_config: str | None = None
-    """Configuration of the dataset, if it has several."""
-    dataset_splits: dict[str, str] = Field(default={"train": "train"}, min_length=1)
-    """The dataset's split for each split."""
-    test_examples: int = Field(default=0, ge=0)
-    """Most rows that are cut from the training rows as the split "test"; 0 = none."""
-    columns: InstructionColumns = InstructionColumns()
-    """Names of the columns."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> InstructionsData:
-        if bool(self.files) == (self.dataset is not None):
-            raise ValueError("give either `files` or `dataset`")
-        named = self.files or self.dataset_splits
-        if self.test_examples and "test" in named:
-            raise ValueError("test_examples cuts a test split from the training rows, but one is given; set it to 0")
-        return self
 
 
 class HeldOutSource(InstructionSource):

@@ -15,12 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
-
-from pydantic import Field
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.icl_config import ICLConfig
+from promptcomp.datamodules.icl_config import MetaICLData
 from promptcomp.datamodules.records import Found, NotHere, has_errors, tell_error
 from promptcomp.datamodules.rows import JsonlRows
 from promptcomp.datamodules.splits import check_tasks, hold_out, warn_of_leaks
@@ -35,33 +32,6 @@ KINDS: dict[str, TaskKind] = {
     "free-form": "free_form",
     "free_form": "free_form",
 }
-
-
-class MetaICLData(ICLConfig):
-    """Tasks in MetaICL's folder layout."""
-
-    lenient: ClassVar[bool] = True
-
-    name: Literal["metaicl"] = "metaicl"
-    folder: Path
-    """Folder that holds `data/` and `config/`."""
-    partition: str
-    """Name of a file in `config/` (without .json): which tasks to train and to test on."""
-    seeds: tuple[int, ...] = Field(default=(100, 13, 21, 42, 87), min_length=1)
-    """Data seeds of the test tasks' demonstrations."""
-    train_k: int = Field(default=16384, ge=1)
-    """The <k> in the names of the training tasks' files."""
-    train_seed: int = 100
-    """The <seed> in the names of the training tasks' files."""
-    test_k: int = Field(default=16, ge=1)
-    """The <k> in the names of the test tasks' files."""
-    dev: Literal["train_tasks", "target_dev", "none"] = "train_tasks"
-    """Where checkpoints are selected: a held-out share of the training tasks, or the dev rows of the test tasks (as the
-    original does; it sees the test tasks before the end)."""
-    dev_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training tasks that is held out with dev "train_tasks"."""
-    dev_seed: int = 100
-    """Data seed of the dev rows with dev "target_dev"."""
 
 
 class MetaICLSource(TaskSource):

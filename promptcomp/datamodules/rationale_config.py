@@ -1,12 +1,22 @@
-"""Options of examples with a teacher's rationales, whatever their source."""
+"""Sections of examples with a teacher's rationales: their options, the original's folders, files, one dataset."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from promptcomp.datamodules.icl_config import LoaderConfig
+from promptcomp.datamodules.rationale_formats import FORMATS, FormatName
+from promptcomp.datamodules.rationale_parsing import ParsedTask, ParseMode
+from promptcomp.datamodules.rationale_records import RationaleColumns
+from promptcomp.datamodules.records import Found
+from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths, Reader
+
+if TYPE_CHECKING:
+    from promptcomp.datamodules.rationale import RationaleDataModule
+    from promptcomp.datamodules.tasks import RationaleSource
 
 Targets = Literal[
     "label_and_rationale",
@@ -19,7 +29,7 @@ Targets = Literal[
 Markers = Literal["prefix", "suffix", "none"]
 
 
-class RationaleConfig(LoaderConfig):
+class RationaleConfig(DataConfig):
     """Options of examples with a teacher's rationales, whatever their source."""
 
     targets: Targets = "label_and_rationale"
@@ -105,3 +115,162 @@ class RationaleConfig(LoaderConfig):
     def in_one_target(self) -> bool:
         """Whether rationale and label stand in one target."""
         return self.targets in ("rationale_then_label", "label_then_rationale")
+
+    @property
+    def format_name(self) -> FormatName | None:
+        """The known format of the raw rows; None: they have none."""
+        return None
+
+    def without_teacher(self) -> Self:
+        """The section without what a teacher wrote, whose files then need not be there."""
+        return self
+
+    def source(self) -> RationaleSource:
+        """The rows that the section describes.
+
+        Raises:
+            ConfigError: files are missing or bad.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no source()")
+
+    def build(self, reader: Reader) -> RationaleDataModule:
+        """See the base class."""
+        from promptcomp.datamodules.rationale import RationaleDataModule
+
+        return RationaleDataModule(
+            self,
+            self.source(),
+            reader.tokenizer,
+            seed=reader.seed,
+            batch_size=reader.batch_size,
+            window=reader.window,
+            query_in_encoder=reader.query_in_encoder,
+        )
+
+    def check_files(self, found: Found) -> None:
+        """See the base class."""
+        self.source().check(found)
+
+    def lengths(self, window: int | None) -> Lengths:
+        """An input is read once for both tasks where their markers stand behind it; otherwise it is part of a query."""
+        text = self.max_input_tokens or window or DEFAULT_WINDOW
+        most = min(text, text if window is None else window // 2)
+        target = max(self.max_label_tokens, self.max_rationale_tokens if self.uses_rationales else 0)
+        return Lengths(most, target, target) if self.markers == "suffix" else Lengths(0, most + target, target)
+
+    @property
+    def training_queries(self) -> int:
+        """One for each task."""
+        return 2 if self.has_two_tasks else 1
+
+
+class FormattedRationales(RationaleConfig):
+    """Rationale data in files of a known format."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_format(cls, values: Any) -> Any:
+        """Arithmetic formats compare labels by value unless told otherwise."""
+        if isinstance(values, Mapping) and "metric" not in values:
+            known = FORMATS.get(str(values.get("task") or values.get("format")))
+            if known is not None:
+                return {**values, "metric": known.metric}
+        return values
+
+
+class RationaleFolderData(FormattedRationales):
+    """The original's layout: <folder>/<task>/<task>_<split>.json with llm/<split>_CoT_<i>.json beside it."""
+
+    name: Literal["rationale_folder"] = "rationale_folder"
+    folder: Path
+    """Folder with a folder for each task (the original's `datasets`)."""
+    task: ParsedTask
+    """Which data set: format of the rows, and of the teacher's texts."""
+    teacher: Literal["palm", "gpt_neox", "human", "none"] = "palm"
+    """Whose rationales: palm: <task>/llm/; gpt_neox: gpt-neox/<task>/<split>.json; human: those in the rows."""
+    parsing: ParseMode = "strict"
+    """How the teacher's texts are read: strict, or as the original with its losses."""
+
+    @property
+    def format_name(self) -> FormatName:
+        """The task's."""
+        return self.task
+
+    def without_teacher(self) -> Self:
+        """See the base class."""
+        return self.model_copy(update={"teacher": "none"})
+
+    def source(self) -> RationaleSource:
+        """See the base class."""
+        from promptcomp.datamodules.rationale_sources import FolderSource
+
+        return FolderSource(self)
+
+
+class RationaleFilesData(FormattedRationales):
+    """Files of one example a line, with the teacher's work in the same line or in other files (by id)."""
+
+    name: Literal["rationale_files"] = "rationale_files"
+    train: tuple[Path, ...] = ()
+    dev: tuple[Path, ...] = ()
+    test: tuple[Path, ...] = Field(min_length=1)
+    rationales: tuple[Path, ...] = ()
+    """Files with id, llm_label, llm_rationale, teacher, parse_status (as `promptcomp rationales` writes them)."""
+    format: FormatName | None = None
+    """Format of the lines (gsm8k: question, and the rationale before ####); null: columns as below."""
+    columns: RationaleColumns = RationaleColumns()
+    """Names of the columns."""
+    human_rationales: bool = True
+    """Use the rationale that people wrote, where the format has one and no teacher wrote another."""
+
+    @property
+    def format_name(self) -> FormatName | None:
+        """As configured."""
+        return self.format
+
+    def without_teacher(self) -> Self:
+        """See the base class."""
+        return self.model_copy(update={"rationales": ()})
+
+    def source(self) -> RationaleSource:
+        """See the base class."""
+        from promptcomp.datamodules.rationale_sources import FilesSource
+
+        return FilesSource(self)
+
+
+class RationaleHFData(FormattedRationales):
+    """One dataset of the Hugging Face hub (or local), by a known format or a map of columns."""
+
+    name: Literal["rationale_hf"] = "rationale_hf"
+    path: str
+    """Name on the hub, or a local folder."""
+    config: str | None = None
+    """Configuration of the dataset, if it has several."""
+    train_split: str | None = "train"
+    dev_split: str | None = None
+    """null: `dev_share` of the training rows is held out."""
+    test_split: str = "test"
+    rationales: tuple[Path, ...] = ()
+    """Files with a teacher's work by id, as for `rationale_files`."""
+    format: FormatName | None = None
+    """Format of the rows; null: columns as below."""
+    columns: RationaleColumns = RationaleColumns()
+    """Names of the columns."""
+    human_rationales: bool = True
+    """As for `rationale_files`."""
+
+    @property
+    def format_name(self) -> FormatName | None:
+        """As configured."""
+        return self.format
+
+    def without_teacher(self) -> Self:
+        """See the base class."""
+        return self.model_copy(update={"rationales": ()})
+
+    def source(self) -> RationaleSource:
+        """See the base class."""
+        from promptcomp.datamodules.rationale_sources import HubSource
+
+        return HubSource(self)

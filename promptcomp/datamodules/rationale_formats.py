@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from promptcomp.datamodules.rationale_parsing import NLI_LABELS
-from promptcomp.datamodules.rationale_writing import SEGMENT
 
 FormatName = Literal["cqa", "svamp", "esnli", "anli1", "asdiv", "gsm8k"]
 Metric = Literal["exact_match", "equation"]
+SEGMENT = "\x1f"
+"""Stands in a row's input where the tokenizer's end-of-sequence token belongs (premise and hypothesis)."""
 GSM8K_MARKER = "####"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 

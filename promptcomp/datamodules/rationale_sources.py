@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Literal
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.arrow import open_table
+from promptcomp.datamodules.rationale_config import RationaleFilesData, RationaleFolderData, RationaleHFData
 from promptcomp.datamodules.rationale_files import joined, read_rows, text_list, unique
-from promptcomp.datamodules.rationale_formats import FORMATS, FormatName
-from promptcomp.datamodules.rationale_config import RationaleConfig
-from promptcomp.datamodules.rationale_parsing import ParsedTask, ParseMode, parse
+from promptcomp.datamodules.rationale_parsing import parse
 from promptcomp.datamodules.rationale_records import RationaleColumns, RecordReader
 from promptcomp.datamodules.records import (
     Found,
@@ -29,93 +26,6 @@ from promptcomp.datamodules.records import (
     tell_error,
 )
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
-
-
-class FormattedRationales(RationaleConfig):
-    """Rationale data in files of a known format."""
-
-    @property
-    def format_name(self) -> FormatName | None:
-        """The format of the raw rows; None: columns are named."""
-        return None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _metric_of_format(cls, values: Any) -> Any:
-        """Arithmetic formats compare labels by value unless told otherwise."""
-        if isinstance(values, Mapping) and "metric" not in values:
-            known = FORMATS.get(str(values.get("task") or values.get("format")))
-            if known is not None:
-                return {**values, "metric": known.metric}
-        return values
-
-
-class RationaleFolderData(FormattedRationales):
-    """The original's layout: <folder>/<task>/<task>_<split>.json with llm/<split>_CoT_<i>.json beside it."""
-
-    name: Literal["rationale_folder"] = "rationale_folder"
-    folder: Path
-    """Folder with a folder for each task (the original's `datasets`)."""
-    task: ParsedTask
-    """Which data set: format of the rows, and of the teacher's texts."""
-    teacher: Literal["palm", "gpt_neox", "human", "none"] = "palm"
-    """Whose rationales: palm: <task>/llm/; gpt_neox: gpt-neox/<task>/<split>.json; human: those in the rows."""
-    parsing: ParseMode = "strict"
-    """How the teacher's texts are read: strict, or as the original with its losses."""
-
-    @property
-    def format_name(self) -> FormatName:
-        """The task's."""
-        return self.task
-
-
-class RationaleFilesData(FormattedRationales):
-    """Files of one example a line, with the teacher's work in the same line or in other files (by id)."""
-
-    name: Literal["rationale_files"] = "rationale_files"
-    train: tuple[Path, ...] = ()
-    dev: tuple[Path, ...] = ()
-    test: tuple[Path, ...] = Field(min_length=1)
-    rationales: tuple[Path, ...] = ()
-    """Files with id, llm_label, llm_rationale, teacher, parse_status (as `promptcomp rationales` writes them)."""
-    format: FormatName | None = None
-    """Format of the lines (gsm8k: question, and the rationale before ####); null: columns as below."""
-    columns: RationaleColumns = RationaleColumns()
-    """Names of the columns."""
-    human_rationales: bool = True
-    """Use the rationale that people wrote, where the format has one and no teacher wrote another."""
-
-    @property
-    def format_name(self) -> FormatName | None:
-        """As configured."""
-        return self.format
-
-
-class RationaleHFData(FormattedRationales):
-    """One dataset of the Hugging Face hub (or local), by a known format or a map of columns."""
-
-    name: Literal["rationale_hf"] = "rationale_hf"
-    path: str
-    """Name on the hub, or a local folder."""
-    config: str | None = None
-    """Configuration of the dataset, if it has several."""
-    train_split: str | None = "train"
-    dev_split: str | None = None
-    """null: `dev_share` of the training rows is held out."""
-    test_split: str = "test"
-    rationales: tuple[Path, ...] = ()
-    """Files with a teacher's work by id, as for `rationale_files`."""
-    format: FormatName | None = None
-    """Format of the rows; null: columns as below."""
-    columns: RationaleColumns = RationaleColumns()
-    """Names of the columns."""
-    human_rationales: bool = True
-    """As for `rationale_files`."""
-
-    @property
-    def format_name(self) -> FormatName | None:
-        """As configured."""
-        return self.format
 
 
 class _FileSource(RationaleSource):

@@ -15,12 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.rationale_config import RationaleConfig
+from promptcomp.datamodules.rationale_formats import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.datamodules.templates import starts_words
 from promptcomp.datamodules.tokens import TokenCache
 
-SEGMENT = "\x1f"
-"""Stands in a row's input where the tokenizer's end-of-sequence token belongs (premise and hypothesis)."""
 DEFAULT_INPUT_TOKENS = 1024
 
 

@@ -6,38 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.icl_config import ICLConfig
+from promptcomp.datamodules.icl_config import TableData
 from promptcomp.datamodules.records import Found, Problem, has_errors, no_rows, read_records, tell, tell_error
 from promptcomp.datamodules.rows import Columns, Duplicates, kind_of, place_of, row_problems, row_warnings, to_row
 from promptcomp.datamodules.splits import check_tasks, hold_out, warn_of_leaks
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
 from promptcomp.evaluation.labels import label_of, looks_of, same_label
-
-
-class TableData(ICLConfig):
-    """Your own examples in JSONL, JSON, CSV, TSV or Parquet files."""
-
-    name: Literal["table_icl"] = "table_icl"
-    train: tuple[Path, ...] = ()
-    """Files with the training tasks."""
-    test: tuple[Path, ...] = Field(min_length=1)
-    """Files with the tasks to test on."""
-    dev: tuple[Path, ...] = ()
-    """Files with the tasks to select checkpoints on; none: a held-out share of the training tasks (dev_share)."""
-    demonstrations: tuple[Path, ...] = ()
-    """Files with demonstrations for the dev and test tasks; none: a task's rows with split "train", or else its other
-    rows."""
-    dev_share: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the training tasks that is held out when `dev` is empty; 0 = no dev split."""
-    columns: Columns = Columns()
-    """Names of the columns."""
-    options_from_outputs: bool = False
-    """Give a task without options the list of its distinct outputs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,36 +9,13 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
-from typing import Literal
 
-from pydantic import model_validator
 from transformers import PreTrainedTokenizerBase
 
-from promptcomp.config import Config
 from promptcomp.datamodules.chat import chat_template
+from promptcomp.datamodules.instruction_config import CustomTemplate, TemplateName
 
-TemplateName = Literal["alpaca_gist", "chat", "plain"]
 _WORD_START = "\u2581"  # how SentencePiece writes the space in front of a word
-
-
-class CustomTemplate(Config):
-    """Your own template. Nothing is added to it but the token that ends an answer."""
-
-    context: str = "{instruction}"
-    """What is compressed; `{instruction}` stands for the instruction."""
-    query: str
-    """What follows; `{input}` stands for the input."""
-    empty_query: str
-    """What follows for rows without an input."""
-    output: str = "{output}"
-    """The answer, `{output}`; put a space in front where the vocabulary is byte-level and the query ends in none."""
-
-    @model_validator(mode="after")
-    def _fields_are_there(self) -> CustomTemplate:
-        for name, field in (("context", "{instruction}"), ("query", "{input}"), ("output", "{output}")):
-            if getattr(self, name).count(field) != 1:
-                raise ValueError(f"{name} should hold {field} once")
-        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,14 +33,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import combinations
-from typing import Literal
 
-from pydantic import Field, model_validator
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from promptcomp.config import Config
 from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskSource
+from promptcomp.datamodules.toy_sections import Group, TaskForm, ToyConfig
 from promptcomp.datamodules.toy_words import (
     ADJECTIVE_TEMPLATES,
     ADJECTIVES,
@@ -54,50 +52,9 @@ from promptcomp.datamodules.toy_words import (
     vocabulary,
 )
 
-TaskForm = Literal["classification", "natural", "lookup", "arbitrary"]
-Group = Literal["nouns", "adjectives"]
-
 HELD_OUT_CATEGORIES: frozenset[str] = frozenset({"clothes", "instruments", "jobs", "weather", "cool", "large"})
 SPLITS: tuple[str, ...] = ("train", "dev", "test", "test_hard")
 _DEV_SHARE, _TEST_SHARE = 0.12, 0.18
-
-
-class ToyConfig(Config):
-    """The embedded world of in-context classification tasks."""
-
-    name: Literal["toy_icl"] = "toy_icl"
-    seed: int = 0
-    """Chooses the tasks of every split; the partition of the class sets does not depend on it."""
-    min_classes: int = Field(default=2, ge=2, le=4)
-    max_classes: int = Field(default=4, ge=2, le=4)
-    """Fewest and most classes of a task; the train split has its own maximum."""
-    train_max_classes: int = Field(default=6, ge=2, le=6)
-    """Most classes of a training task. Tasks of 5 and 6 classes may hold dev and test pairs; with 4, train class sets
-    have train pairs only, and no held-out set is part of one (a harder setting)."""
-    groups: tuple[Group, ...] = Field(default=("nouns", "adjectives"), min_length=1)
-    """Groups of categories that tasks are made of; distractors come from the other group in any case."""
-    train_groups: tuple[Group, ...] | None = None
-    """The same for the train split alone (None: as `groups`); ["nouns"] asks for transfer to adjectives."""
-    two_slot_share: float = Field(default=0.3, ge=0, le=1)
-    """Share of sentences with a distractor from the other group; 1 is the hard setting."""
-    train_forms: tuple[TaskForm, ...] = Field(default=("classification",), min_length=1)
-    """Forms of the training tasks, drawn uniformly: `classification`, `natural` (category names as labels), `lookup`
-    and `arbitrary` (single words have labels, see `draw_rule`). The other splits hold classification tasks only."""
-    num_train_tasks: int = Field(default=100_000, ge=1)
-    num_dev_tasks: int = Field(default=64, ge=1)
-    num_test_tasks: int = Field(default=128, ge=1)
-    """Tasks of "test" and of "test_hard"."""
-    num_demonstrations: int = Field(default=24, ge=2)
-    """Rows in a task's demonstration pool, balanced over its classes."""
-    num_queries: int = Field(default=16, ge=1)
-    """Query rows of a task, balanced over its classes; none is a copy of a demonstration (except in lookup tasks)."""
-
-    @model_validator(mode="after")
-    def _classes_in_order(self) -> ToyConfig:
-        for name, most in (("max_classes", self.max_classes), ("train_max_classes", self.train_max_classes)):
-            if self.min_classes > most:
-                raise ValueError(f"min_classes {self.min_classes} is larger than {name} {most}")
-        return self
 
 
 @cache

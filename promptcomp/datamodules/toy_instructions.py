@@ -34,11 +34,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Literal
 
-from pydantic import Field
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from promptcomp.config import Config
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
 from promptcomp.datamodules.toy_instruction_words import (
     FRAMES,
@@ -51,6 +49,7 @@ from promptcomp.datamodules.toy_instruction_words import (
     ordinary,
     reworded,
 )
+from promptcomp.datamodules.toy_sections import ToyInstructionsConfig
 
 Pair = tuple[str, str]
 """(selection, transform)."""
@@ -59,25 +58,6 @@ PairSplit = Literal["train", "dev", "unseen"]
 SPLITS: tuple[str, ...] = ("train", "dev", "seen", "unseen", "paraphrased")
 _DEV_SHARE, _RECOMBINED_SHARE = 0.1, 0.2
 _UNSEEN_PER_TRANSFORM, _DEV_PER_TRANSFORM = 4, 2
-
-
-class ToyInstructionsConfig(Config):
-    """The embedded instruction world."""
-
-    seed: int = 0
-    """Chooses the rows of every split; what is held out does not depend on it."""
-    phrasings: int | None = Field(default=None, ge=1)
-    """Phrasings of every operation in training (None: all of the training part, 15-67)."""
-    reworded_share: float = Field(default=0.3, ge=0, le=1)
-    """Share of the paraphrased split whose wording is new to training, not only recombined."""
-    min_words: int = Field(default=3, ge=3, le=6)
-    max_words: int = Field(default=6, ge=3, le=6)
-    """Fewest and most words of an input."""
-    num_train_rows: int = Field(default=100_000, ge=1)
-    """Rows are generated when they are read, so many cost nothing."""
-    num_dev_rows: int = Field(default=256, ge=1)
-    num_test_rows: int = Field(default=512, ge=1)
-    """Rows of "seen", of "unseen" and of "paraphrased"."""
 
 
 def _by_md5(items: Sequence[str]) -> list[str]:

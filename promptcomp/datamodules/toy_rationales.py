@@ -13,18 +13,14 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
-from pydantic import Field
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.rationale_config import Markers, RationaleConfig
+from promptcomp.config import ConfigError
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
+from promptcomp.datamodules.toy_sections import ToyRationaleConfig, World
 from promptcomp.datamodules.toy_words import CATEGORIES
-
-World = Literal["cost", "reviews"]
 
 _GOODS = "animals birds fish fruits vegetables tools furniture vehicles instruments clothes"
 _BUYERS = ("i buy", "we buy", "they get")
@@ -47,39 +43,6 @@ _NUM_ASPECTS = 5
 _MAX_PRICE = 5
 _PRICE_SEED = "prices"
 _MARKS = ("predict:", "explain:", "=>", ",", "?", "+", "=")
-
-
-class ToyRationaleConfig(Config):
-    """The generator of the embedded rationale worlds."""
-
-    kind: World = "cost"
-    """cost: the price of two goods (9 labels); reviews: whether most opinions are good (2 labels)."""
-    seed: int = Field(default=0, ge=0)
-    """Chooses the rows of every split and the teacher's mistakes; the hidden prices do not depend on it."""
-    pool_rows: int = Field(default=800, ge=1, le=4000)
-    """Rows of the train split (`train_count` and `train_share` choose among them)."""
-    dev_rows: int = Field(default=1000, ge=1, le=1000)
-    test_rows: int = Field(default=1000, ge=1, le=1000)
-    misread_share: float = Field(default=0.0, ge=0, le=1)
-    """Probability that the teacher misreads one price (by one) or one opinion; its rationale and label follow."""
-    swapped_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of rows that have the teacher's rationale and label of another question."""
-
-
-class ToyRationaleData(RationaleConfig):
-    """The embedded worlds of rationales (no files needed)."""
-
-    name: Literal["toy_rationales"] = "toy_rationales"
-    world: ToyRationaleConfig = ToyRationaleConfig()
-    """The generator's own options."""
-    markers: Markers = "suffix"
-    input_end: str | None = ""
-    target_space: bool | None = False
-    train_count: int | None = Field(default=400, ge=1)
-    max_label_tokens: int = Field(default=16, ge=2)
-    max_rationale_tokens: int = Field(default=32, ge=2)
-    length_window: int = Field(default=1, ge=1)
-    """1: the rows are so alike in length that sorting them saves nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from promptcomp.datamodules.tasks import Row
-from promptcomp.datamodules.toy import Group, ToyRule, draw_rule
+from promptcomp.datamodules.toy import ToyRule, draw_rule
+from promptcomp.datamodules.toy_sections import Group
 from promptcomp.datamodules.toy_words import CATEGORIES
 
 DocumentKind = Literal["repetition", "lookup", "natural", "words", "classification", "definition"]

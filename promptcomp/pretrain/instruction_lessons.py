@@ -21,7 +21,6 @@ from promptcomp.config import Config
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.datamodules.toy_instruction_words import ANSWER, GROUP_OF, SEPARATOR, Wording
 from promptcomp.datamodules.toy_instructions import (
-    ToyInstructionsConfig,
     ToyInstructionSource,
     draw_instruction,
     draw_words,
@@ -29,6 +28,7 @@ from promptcomp.datamodules.toy_instructions import (
     pairs_of,
     perform,
 )
+from promptcomp.datamodules.toy_sections import ToyInstructionsConfig
 from promptcomp.pretrain.stages import StagedLessons
 
 

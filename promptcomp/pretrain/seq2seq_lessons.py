@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 
 from promptcomp.batch import pad
 from promptcomp.datamodules.tasks import Row
-from promptcomp.datamodules.toy import ToyConfig, ToySource
+from promptcomp.datamodules.toy import ToySource
+from promptcomp.datamodules.toy_sections import ToyConfig
 from promptcomp.datamodules.toy_words import ARROW, CATEGORIES, LABELS, NEWLINE
 from promptcomp.pretrain.curriculum import DocumentKind, draw_document
 from promptcomp.pretrain.toy_lessons import Stage, StagedCurriculum, ToyLessons

@@ -7,7 +7,6 @@ from collections import Counter
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules import build_rationales
 from promptcomp.datamodules.rationale_parsing import STATUSES
 from promptcomp.datamodules.rationale_selection import agree
 from promptcomp.datamodules.tasks import RationaleRow
@@ -38,7 +37,7 @@ class Extraction(AskingSession[Request, Completion]):
         self.job = job
         self.template = pick_template(job.template, job.data)
         self.writing = writing_of(job, self.template)
-        source = build_rationales(job.data)
+        source = job.data.source()
         if job.split not in source.splits:
             raise ConfigError(f"--split {job.split!r} is unknown; the data has {', '.join(source.splits)}")
         self.rows: list[RationaleRow] = list(source.rows(job.split)[: job.rows])

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules import DATASETS, ICLConfig, file_problems
+from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.base import Counts
 from promptcomp.datamodules.inspect import ShownRow, show
 from promptcomp.datamodules.records import Problem, has_errors
@@ -81,7 +81,7 @@ def print_rows(
         print(json.dumps([asdict(row) for row in rows]))
         return
     for row in rows:
-        _print_row(row, isinstance(experiment.data, ICLConfig), console)
+        _print_row(row, experiment.data.context_kind == "demonstrations", console)
     for remark in said:
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
 
@@ -127,7 +127,7 @@ def print_problems(
             try:
                 datamodule = make_data(experiment)
             except ConfigError:
-                problems = file_problems(experiment.data)
+                problems = experiment.data.file_problems()
                 raise
             problems = datamodule.problems()
             if not has_errors(problems):

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
-from promptcomp.datamodules import build_datamodule
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.instruction_config import InstructionConfig
-from promptcomp.datamodules.rationale_config import RationaleConfig
+from promptcomp.datamodules.sections import Reader
 from promptcomp.errors import command
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel, open_tokenizer, open_window, reads_queries_in_encoder
@@ -62,15 +61,16 @@ def make_data(experiment: Experiment) -> ContextDataModule:
     _check_tasks(experiment)
     window = open_window(experiment.lm)
     _check_reconstruction(experiment, window)
-    return build_datamodule(
-        experiment.data,
+    reader = Reader(
         open_tokenizer(experiment.lm),
-        seed=experiment.seed,
-        batch_size=experiment.trainer.batch_size // experiment.trainer.accumulate,
-        window=window,
-        query_in_encoder=reads_queries_in_encoder(experiment.lm),
-        writes_bos=experiment.lm.bos,
+        experiment.seed,
+        experiment.trainer.batch_size // experiment.trainer.accumulate,
+        window,
+        reads_queries_in_encoder(experiment.lm),
+        experiment.lm.bos,
     )
+    datamodule: ContextDataModule = experiment.data.build(reader)
+    return datamodule
 
 
 def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> CompressionModule:
@@ -91,13 +91,12 @@ def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> Compress
 def _check_tasks(experiment: Experiment) -> None:
     """Two tasks need the method that learns them, and the reverse."""
     data, method = experiment.data, experiment.method.name
-    two_tasks = isinstance(data, RationaleConfig) and data.has_two_tasks
-    if method == "step_by_step" and not two_tasks:
+    if method == "step_by_step" and not data.has_two_tasks:
         raise ConfigError(
             f"method step_by_step learns labels and rationales, but data {data.name!r} gives no rationales; use "
             "rationale data with data.targets=label_and_rationale (promptcomp data list)"
         )
-    if two_tasks and method != "step_by_step":
+    if data.has_two_tasks and method != "step_by_step":
         raise ConfigError(
             f"data.targets = 'label_and_rationale' is for method step_by_step, not {method}; set data.targets=label or "
             "another single target"

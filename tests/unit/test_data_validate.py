@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
-from promptcomp.datamodules.tables import TableData
+from promptcomp.datamodules.icl_config import MetaICLData, TableData
+from promptcomp.datamodules.metaicl import MetaICLSource
 from promptcomp.datamodules.toy_sections import ToyICLData
 from tests.data_sections import validate
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from promptcomp.config import ConfigError, build, read_yaml
-from promptcomp.datamodules.toy import ToyConfig, ToySource, class_sets, pair_splits
+from promptcomp.datamodules.toy import ToySource, class_sets, pair_splits
+from promptcomp.datamodules.toy_sections import ToyConfig
 from promptcomp.pretrain import PretrainConfig, pretrain
 from promptcomp.pretrain.curriculum import draw_document
 from promptcomp.pretrain.toy_lessons import ToyCurriculum, ToyLessons

@@ -12,7 +12,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from promptcomp.config import ConfigError, build, read_yaml
 from promptcomp.datamodules.tasks import Row
-from promptcomp.datamodules.toy import ToyConfig, ToySource
+from promptcomp.datamodules.toy import ToySource
+from promptcomp.datamodules.toy_sections import ToyConfig
 from promptcomp.pretrain import PretrainConfig, pretrain
 from promptcomp.pretrain.architecture import Architecture, build_model
 from promptcomp.pretrain.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons

@@ -11,13 +11,13 @@ import torch
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.toy_rationales import (
-    ToyRationaleConfig,
     ToyRationaleSource,
     labels,
     prices,
     toy_rationale_tokenizer,
     vocabulary,
 )
+from promptcomp.datamodules.toy_sections import ToyRationaleConfig
 from promptcomp.evaluation.equations import value_of
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.random_start import FromScratch, PositionalStart

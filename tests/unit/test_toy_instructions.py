@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from promptcomp.config import build, read_yaml
 from promptcomp.datamodules.tasks import InstructionRow
-from promptcomp.datamodules.toy_instruction_data import ToyInstructionsData
 from promptcomp.datamodules.toy_instruction_words import (
     FRAMES,
     GROUP_OF,
@@ -27,13 +26,13 @@ from promptcomp.datamodules.toy_instruction_words import (
     reworded,
 )
 from promptcomp.datamodules.toy_instructions import (
-    ToyInstructionsConfig,
     ToyInstructionSource,
     instruction_tokenizer,
     pair_splits,
     pairs_of,
     phrasings,
 )
+from promptcomp.datamodules.toy_sections import ToyInstructionsConfig, ToyInstructionsData
 from promptcomp.pretrain import PretrainConfig, pretrain
 from promptcomp.pretrain.instruction_lessons import InstructionCurriculum, InstructionLessons
 
