@@ -9,7 +9,7 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.inspect import ShownRow
 from promptcomp.datamodules.inspect import show as show_module
-from promptcomp.datamodules.records import Problem
+from promptcomp.datamodules.sources.records import Problem
 from promptcomp.datamodules.sections import DataConfig, Reader
 
 

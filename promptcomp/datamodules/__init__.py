@@ -19,7 +19,9 @@ def __getattr__(name: str) -> object:
 
 @cache
 def _datasets() -> dict[str, type[DataConfig]]:
-    from promptcomp.datamodules import icl_config, instruction_config, rationale_config, text_config, toy_sections
+    from promptcomp.datamodules import icl_config, text_config, toy_sections
+    from promptcomp.datamodules.instruction.instruction_module import instruction_config
+    from promptcomp.datamodules.rationale.rationale_module import rationale_config
     from promptcomp.plugins import with_installed
 
     own: tuple[type[DataConfig], ...] = (

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from promptcomp.datamodules.records import Found
-from promptcomp.datamodules.rows import Columns
+from promptcomp.datamodules.sources.records import Found
+from promptcomp.datamodules.sources.rows import Columns
 from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths, Reader
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class MetaICLData(ICLConfig):
 
     def source(self) -> TaskSource:
         """See the base class."""
-        from promptcomp.datamodules.metaicl import MetaICLSource
+        from promptcomp.datamodules.sources.metaicl_folder import MetaICLSource
 
         return MetaICLSource(self)
 
@@ -202,7 +202,7 @@ class HFData(ICLConfig):
 
     def source(self) -> TaskSource:
         """See the base class."""
-        from promptcomp.datamodules.hub import HFSource
+        from promptcomp.datamodules.sources.hub import HFSource
 
         return HFSource(self)
 
@@ -229,6 +229,6 @@ class TableData(ICLConfig):
 
     def source(self) -> TaskSource:
         """See the base class."""
-        from promptcomp.datamodules.tables import TableSource
+        from promptcomp.datamodules.sources.own_tables import TableSource
 
         return TableSource(self)

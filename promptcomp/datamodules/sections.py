@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.records import Found, Problem, tell_error
+from promptcomp.datamodules.sources.records import Found, Problem, tell_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

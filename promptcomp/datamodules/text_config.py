@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from promptcomp.datamodules.records import Found
+from promptcomp.datamodules.sources.records import Found
 from promptcomp.datamodules.sections import DataConfig, Lengths, Reader
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from promptcomp.config import Config
 from promptcomp.datamodules.icl_config import ICLConfig, SeparatorName
-from promptcomp.datamodules.instruction_config import CustomTemplate, InstructionConfig, TemplateName
-from promptcomp.datamodules.rationale_config import Markers, RationaleConfig
+from promptcomp.datamodules.instruction.instruction_config import CustomTemplate, InstructionConfig, TemplateName
+from promptcomp.datamodules.rationale.rationale_config import Markers, RationaleConfig
 
 if TYPE_CHECKING:
     from promptcomp.datamodules.tasks import InstructionSource, RationaleSource, TaskSource

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS
-from promptcomp.datamodules.rationale_config import (
+from promptcomp.datamodules.rationale.rationale_config import (
     RationaleConfig,
 )
 from promptcomp.experiment import shipped

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from promptcomp.datamodules.alpaca_plus_build import (
+from promptcomp.datamodules.sources.alpaca_plus import (
     build_alpaca_plus,
     counts,
     read_alpaca,

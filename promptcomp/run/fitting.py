@@ -20,7 +20,7 @@ from rich.text import Text
 from promptcomp import __version__
 from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.base import ContextDataModule
-from promptcomp.datamodules.rationale import RationaleDataModule
+from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 from promptcomp.errors import command
 from promptcomp.evaluation.predictions import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results

@@ -15,7 +15,7 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.base import Counts
 from promptcomp.datamodules.inspect import ShownRow, show
-from promptcomp.datamodules.records import Problem, has_errors
+from promptcomp.datamodules.sources.records import Problem, has_errors
 from promptcomp.experiment import load, shipped
 from promptcomp.lightning_modules import METHODS
 from promptcomp.run.opening import check_train_split, make_data, make_module

@@ -9,7 +9,7 @@ import torch
 
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules.base import ContextDataModule
-from promptcomp.datamodules.instruction_config import InstructionConfig
+from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.sections import Reader
 from promptcomp.errors import command
 from promptcomp.experiment import Experiment

@@ -12,8 +12,8 @@ from tokenizers import AddedToken
 
 from promptcomp.config import build
 from promptcomp.datamodules import DATASETS
-from promptcomp.datamodules.chat import chat_template, turn_end
-from promptcomp.datamodules.conversations import BadConversation, first_exchange
+from promptcomp.datamodules.instruction.chat_templates import chat_template, turn_end
+from promptcomp.datamodules.sources.conversations import BadConversation, first_exchange
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.sections import DataConfig
 from promptcomp.datamodules.toy import toy_tokenizer

@@ -10,7 +10,7 @@ import pytest
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.icl_config import MetaICLData, TableData
-from promptcomp.datamodules.metaicl import MetaICLSource
+from promptcomp.datamodules.sources.metaicl_folder import MetaICLSource
 from promptcomp.datamodules.toy_sections import ToyICLData
 from tests.data_sections import validate
 

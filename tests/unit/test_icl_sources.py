@@ -13,11 +13,11 @@ import yaml
 from promptcomp.config import ConfigError, build, dump
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.icl_config import HFData, MetaICLData, TableData
-from promptcomp.datamodules.metaicl import MetaICLSource
-from promptcomp.datamodules.rows import JsonlRows
+from promptcomp.datamodules.sources.metaicl_folder import MetaICLSource
+from promptcomp.datamodules.sources.rows import JsonlRows
 from promptcomp.datamodules.sections import Reader
-from promptcomp.datamodules.splits import hold_out
-from promptcomp.datamodules.tables import TableSource
+from promptcomp.datamodules.sources.splits import hold_out
+from promptcomp.datamodules.sources.own_tables import TableSource
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.datamodules.toy import toy_tokenizer
 from tests.data_sections import show, validate

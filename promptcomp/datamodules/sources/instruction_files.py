@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from promptcomp.datamodules.arrow import Table, open_table
-from promptcomp.datamodules.conversations import CONVERSATIONS, BadConversation, column_with_turns, first_exchange
-from promptcomp.datamodules.instruction_config import InstructionColumns
-from promptcomp.datamodules.records import Found, Record, no_rows, read_records, tell
-from promptcomp.datamodules.rows import Duplicates
+from promptcomp.datamodules.sources.arrow import Table, open_table
+from promptcomp.datamodules.sources.conversations import CONVERSATIONS, BadConversation, column_with_turns, first_exchange
+from promptcomp.datamodules.instruction.instruction_config import InstructionColumns
+from promptcomp.datamodules.sources.records import Found, Record, no_rows, read_records, tell
+from promptcomp.datamodules.sources.rows import Duplicates
 from promptcomp.datamodules.tasks import InstructionRow, LazySequence
 
 _HUGE = 1_000_000  # characters; such a row is hardly meant

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Literal
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.instruction_config import AlpacaPlusData, InstructionsData
-from promptcomp.datamodules.instruction_files import SomeRows, open_instructions, read_instructions
-from promptcomp.datamodules.records import Found, NotHere, tell_error
+from promptcomp.datamodules.instruction.instruction_config import AlpacaPlusData, InstructionsData
+from promptcomp.datamodules.sources.instruction_files import SomeRows, open_instructions, read_instructions
+from promptcomp.datamodules.sources.records import Found, NotHere, tell_error
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 
 

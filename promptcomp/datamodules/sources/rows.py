@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from promptcomp.config import Config
-from promptcomp.datamodules.records import (
+from promptcomp.datamodules.sources.records import (
     Asked,
     Found,
     Record,

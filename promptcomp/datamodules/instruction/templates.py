@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from promptcomp.datamodules.chat import chat_template
-from promptcomp.datamodules.instruction_config import CustomTemplate, TemplateName
+from promptcomp.datamodules.instruction.chat_templates import chat_template
+from promptcomp.datamodules.instruction.instruction_config import CustomTemplate, TemplateName
 
 _WORD_START = "\u2581"  # how SentencePiece writes the space in front of a word
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.conversations import CONVERSATIONS
-from promptcomp.datamodules.records import Asked, Found
+from promptcomp.datamodules.sources.conversations import CONVERSATIONS
+from promptcomp.datamodules.sources.records import Asked, Found
 from promptcomp.datamodules.sections import DataConfig, Lengths, Reader
 
 if TYPE_CHECKING:
-    from promptcomp.datamodules.instruction import InstructionDataModule
+    from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
     from promptcomp.datamodules.tasks import InstructionSource
 
 TemplateName = Literal["alpaca_gist", "chat", "plain"]
@@ -147,7 +147,7 @@ class InstructionConfig(DataConfig):
 
     def build(self, reader: Reader) -> InstructionDataModule:
         """See the base class."""
-        from promptcomp.datamodules.instruction import InstructionDataModule
+        from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
 
         return InstructionDataModule(
             self,
@@ -201,7 +201,7 @@ class AlpacaPlusData(HeldOutConfig):
 
     def source(self) -> InstructionSource:
         """See the base class."""
-        from promptcomp.datamodules.instruction_sources import HeldOutSource
+        from promptcomp.datamodules.sources.instruction_sources import HeldOutSource
 
         return HeldOutSource(self)
 
@@ -235,6 +235,6 @@ class InstructionsData(HeldOutConfig):
 
     def source(self) -> InstructionSource:
         """See the base class."""
-        from promptcomp.datamodules.instruction_sources import HeldOutSource
+        from promptcomp.datamodules.sources.instruction_sources import HeldOutSource
 
         return HeldOutSource(self)

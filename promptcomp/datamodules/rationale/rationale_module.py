@@ -17,10 +17,10 @@ from promptcomp.batch import ANSWER, RATIONALE, EncodedContext
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
-from promptcomp.datamodules.rationale_config import RationaleConfig
-from promptcomp.datamodules.rationale_selection import Account, TrainRow, split_rows, train_rows
-from promptcomp.datamodules.rationale_writing import Writer
-from promptcomp.datamodules.records import Found, Problem, has_errors, tell, tell_error
+from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
+from promptcomp.datamodules.rationale.row_selection import Account, TrainRow, split_rows, train_rows
+from promptcomp.datamodules.rationale.writing import Writer
+from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell, tell_error
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
 from promptcomp.datamodules.tokens import same_options

@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import cached_property
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.arrow import ArrowRows, open_table
+from promptcomp.datamodules.sources.arrow import ArrowRows, open_table
 from promptcomp.datamodules.icl_config import HFData
-from promptcomp.datamodules.metaicl import read_task_lists
-from promptcomp.datamodules.records import Asked, Found, has_errors, tell, tell_error
-from promptcomp.datamodules.rows import kind_of, place_of, row_problems
-from promptcomp.datamodules.splits import check_tasks, hold_out, warn_of_leaks
+from promptcomp.datamodules.sources.metaicl_folder import read_task_lists
+from promptcomp.datamodules.sources.records import Asked, Found, has_errors, tell, tell_error
+from promptcomp.datamodules.sources.rows import kind_of, place_of, row_problems
+from promptcomp.datamodules.sources.splits import check_tasks, hold_out, warn_of_leaks
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
 
 Groups = dict[tuple[str, int | None, str], list[int]]

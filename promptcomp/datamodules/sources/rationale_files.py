@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.rationale_formats import BadRow
-from promptcomp.datamodules.rationale_parsing import STATUSES
-from promptcomp.datamodules.rationale_records import RecordReader
-from promptcomp.datamodules.records import (
+from promptcomp.datamodules.sources.rationale_formats import BadRow
+from promptcomp.datamodules.sources.rationale_parsing import STATUSES
+from promptcomp.datamodules.sources.rationale_records import RecordReader
+from promptcomp.datamodules.sources.records import (
     Asked,
     Found,
     Problem,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.records import Asked, NotHere, Record, batch_records, named
-from promptcomp.datamodules.rows import Columns, to_row
+from promptcomp.datamodules.sources.records import Asked, NotHere, Record, batch_records, named
+from promptcomp.datamodules.sources.rows import Columns, to_row
 from promptcomp.datamodules.tasks import LazySequence, Row
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.records import Found, Problem, tell, tell_error
+from promptcomp.datamodules.sources.records import Found, Problem, tell, tell_error
 from promptcomp.datamodules.tasks import Task, TaskSource
 
 

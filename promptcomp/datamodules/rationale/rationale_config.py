@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from promptcomp.datamodules.rationale_formats import FORMATS, FormatName
-from promptcomp.datamodules.rationale_parsing import ParsedTask, ParseMode
-from promptcomp.datamodules.rationale_records import RationaleColumns
-from promptcomp.datamodules.records import Found
+from promptcomp.datamodules.sources.rationale_formats import FORMATS, FormatName
+from promptcomp.datamodules.sources.rationale_parsing import ParsedTask, ParseMode
+from promptcomp.datamodules.sources.rationale_records import RationaleColumns
+from promptcomp.datamodules.sources.records import Found
 from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths, Reader
 
 if TYPE_CHECKING:
-    from promptcomp.datamodules.rationale import RationaleDataModule
+    from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
     from promptcomp.datamodules.tasks import RationaleSource
 
 Targets = Literal[
@@ -135,7 +135,7 @@ class RationaleConfig(DataConfig):
 
     def build(self, reader: Reader) -> RationaleDataModule:
         """See the base class."""
-        from promptcomp.datamodules.rationale import RationaleDataModule
+        from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 
         return RationaleDataModule(
             self,
@@ -202,7 +202,7 @@ class RationaleFolderData(FormattedRationales):
 
     def source(self) -> RationaleSource:
         """See the base class."""
-        from promptcomp.datamodules.rationale_sources import FolderSource
+        from promptcomp.datamodules.sources.rationale_sources import FolderSource
 
         return FolderSource(self)
 
@@ -234,7 +234,7 @@ class RationaleFilesData(FormattedRationales):
 
     def source(self) -> RationaleSource:
         """See the base class."""
-        from promptcomp.datamodules.rationale_sources import FilesSource
+        from promptcomp.datamodules.sources.rationale_sources import FilesSource
 
         return FilesSource(self)
 
@@ -271,6 +271,6 @@ class RationaleHFData(FormattedRationales):
 
     def source(self) -> RationaleSource:
         """See the base class."""
-        from promptcomp.datamodules.rationale_sources import HubSource
+        from promptcomp.datamodules.sources.rationale_sources import HubSource
 
         return HubSource(self)

@@ -12,7 +12,7 @@ import numpy as np
 
 from promptcomp.batch import ANSWER, RATIONALE
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.rationale_config import RationaleConfig
+from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 from promptcomp.evaluation.equations import same_value
 from promptcomp.evaluation.labels import same_label

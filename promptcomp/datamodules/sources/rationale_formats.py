@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from promptcomp.datamodules.rationale_parsing import NLI_LABELS
+from promptcomp.datamodules.sources.rationale_parsing import NLI_LABELS
 
 FormatName = Literal["cqa", "svamp", "esnli", "anli1", "asdiv", "gsm8k"]
 Metric = Literal["exact_match", "equation"]

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promptcomp.config import Config
-from promptcomp.datamodules.rationale_formats import FORMATS, BadRow, Example, FormatName, text_of
-from promptcomp.datamodules.rationale_parsing import STATUSES
-from promptcomp.datamodules.records import Asked, name_in
-from promptcomp.datamodules.rows import option_problems
+from promptcomp.datamodules.sources.rationale_formats import FORMATS, BadRow, Example, FormatName, text_of
+from promptcomp.datamodules.sources.rationale_parsing import STATUSES
+from promptcomp.datamodules.sources.records import Asked, name_in
+from promptcomp.datamodules.sources.rows import option_problems
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.labels import same_label
 
