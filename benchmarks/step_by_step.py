@@ -26,8 +26,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from promptcomp.batch import ANSWER, RATIONALE, Batch
-from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 from promptcomp.datamodules.rationale.rationale_config import RationaleFolderData
+from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import OptimConfig
 from promptcomp.lightning_modules.step_by_step import StepByStep, StepByStepConfig

@@ -233,7 +233,7 @@ def pretrain(
     as_json: JsonOption = False,
 ) -> None:
     """Train a small base LM from scratch, for offline use: the embedded world's, or one for your own text."""
-    from promptcomp.run.pretraining import run_pretrain
+    from promptcomp.toy.pretraining import run_pretrain
 
     run_pretrain(recipe, overrides or [], output, console_for(as_json), as_json)
 

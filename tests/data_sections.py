@@ -9,8 +9,8 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.inspect import ShownRow
 from promptcomp.datamodules.inspect import show as show_module
-from promptcomp.datamodules.sources.records import Problem
 from promptcomp.datamodules.sections import DataConfig, Reader
+from promptcomp.datamodules.sources.records import Problem
 
 
 def module_of(config: DataConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> ContextDataModule:

@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import Batch, EncodedContext, collate
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart, eval_batches
-from promptcomp.datamodules.sources.records import Found, Problem
 from promptcomp.datamodules.sampler import Draw, StepSampler
 from promptcomp.datamodules.sections import DataConfig
+from promptcomp.datamodules.sources.records import Found, Problem
 from promptcomp.datamodules.tasks import TaskKind
 from promptcomp.evaluation.metrics import MetricName
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths, Reader
 from promptcomp.datamodules.sources.records import Found
 from promptcomp.datamodules.sources.rows import Columns
-from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths, Reader
 
 if TYPE_CHECKING:
     from promptcomp.datamodules.icl import ICLDataModule

@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.arrow import TextColumn, open_table
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
+from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sources.arrow import TextColumn, open_table
 from promptcomp.datamodules.sources.records import (
     FILE_KINDS,
     Asked,
@@ -30,7 +31,6 @@ from promptcomp.datamodules.sources.records import (
     tell,
     tell_error,
 )
-from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.text_config import TextConfig
 from promptcomp.datamodules.tokens import TokenCache
 

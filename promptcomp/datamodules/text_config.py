@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from promptcomp.datamodules.sources.records import Found
 from promptcomp.datamodules.sections import DataConfig, Lengths, Reader
+from promptcomp.datamodules.sources.records import Found
 
 if TYPE_CHECKING:
     from promptcomp.datamodules.text import TextDataModule

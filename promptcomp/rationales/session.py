@@ -7,8 +7,8 @@ from collections import Counter
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.rationale_parsing import STATUSES
 from promptcomp.datamodules.rationale.row_selection import agree
+from promptcomp.datamodules.sources.rationale_parsing import STATUSES
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.endpoints import AskingSession, ChatClient, Prices
 from promptcomp.evaluation.bootstrap import wilson

@@ -11,7 +11,7 @@ import pytest
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.icl_config import MetaICLData, TableData
 from promptcomp.datamodules.sources.metaicl_folder import MetaICLSource
-from promptcomp.datamodules.toy_sections import ToyICLData
+from promptcomp.toy.toy_sections import ToyICLData
 from tests.data_sections import validate
 
 GOOD: dict[str, Any] = {"task": "a", "input": "one", "output": "yes", "options": ["no", "yes"]}

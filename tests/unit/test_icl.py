@@ -20,8 +20,8 @@ from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.datamodules.tokens import TokenCache
-from promptcomp.datamodules.toy import ToySource, toy_tokenizer
-from promptcomp.datamodules.toy_sections import ToyConfig, ToyICLData
+from promptcomp.toy.icl_world import ToySource, toy_tokenizer
+from promptcomp.toy.toy_sections import ToyConfig, ToyICLData
 
 OPTIONS = ("no", "yes", "maybe so")
 

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.alpaca_plus import AlpacaPlus, build_alpaca_plus, check_overlaps
 from promptcomp.datamodules.instruction.instruction_config import AlpacaPlusData
+from promptcomp.datamodules.sources.alpaca_plus import AlpacaPlus, build_alpaca_plus, check_overlaps
 from promptcomp.datamodules.sources.instruction_sources import HeldOutSource
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.run.building import build_alpaca_plus_files

@@ -13,8 +13,8 @@ from promptcomp.datamodules.rationale.row_selection import choose_rows, shuffled
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.datamodules.toy_rationales import toy_rationale_tokenizer
-from promptcomp.datamodules.toy_sections import ToyRationaleData
+from promptcomp.toy.rationale_world import toy_rationale_tokenizer
+from promptcomp.toy.toy_sections import ToyRationaleData
 
 WORLD = {"pool_rows": 40, "dev_rows": 10, "test_rows": 10}
 

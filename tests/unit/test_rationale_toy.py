@@ -10,19 +10,19 @@ import pytest
 import torch
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.toy_rationales import (
+from promptcomp.evaluation.equations import value_of
+from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.language_model.random_start import FromScratch, PositionalStart
+from promptcomp.lightning_modules.base import OptimConfig
+from promptcomp.lightning_modules.metaicl import MetaICL, MetaICLConfig
+from promptcomp.toy.rationale_world import (
     ToyRationaleSource,
     labels,
     prices,
     toy_rationale_tokenizer,
     vocabulary,
 )
-from promptcomp.datamodules.toy_sections import ToyRationaleConfig
-from promptcomp.evaluation.equations import value_of
-from promptcomp.language_model import LanguageModel, LanguageModelConfig
-from promptcomp.language_model.random_start import FromScratch, PositionalStart
-from promptcomp.lightning_modules.base import OptimConfig
-from promptcomp.lightning_modules.metaicl import MetaICL, MetaICLConfig
+from promptcomp.toy.toy_sections import ToyRationaleConfig
 
 SMALL = {"pool_rows": 200, "dev_rows": 50, "test_rows": 50}
 

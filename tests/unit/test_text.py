@@ -17,7 +17,7 @@ from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.text import TextDataModule, split_document
 from promptcomp.datamodules.text_config import TextConfig
-from promptcomp.datamodules.toy import toy_tokenizer
+from promptcomp.toy.icl_world import toy_tokenizer
 from tests.data_sections import show, validate
 
 WORDS = ("lion", "pear", "hammer", "today", "about", "we", "like", "my")

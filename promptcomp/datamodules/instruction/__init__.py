@@ -1,1 +1,1 @@
-"""TODO."""
+"""Instruction data: sections, templates, encoding, the datamodule."""

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.datamodules.instruction.templates import Template
+from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.datamodules.tokens import TokenCache
 
 _CHUNK = 4096  # rows that are tokenised in one call

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.datamodules.sections import DataConfig, Lengths, Reader
 from promptcomp.datamodules.sources.conversations import CONVERSATIONS
 from promptcomp.datamodules.sources.records import Asked, Found
-from promptcomp.datamodules.sections import DataConfig, Lengths, Reader
 
 if TYPE_CHECKING:
     from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule

@@ -17,12 +17,12 @@ from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
-from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.encoding import InstructionEncoder, LongRows, find_long_rows
-from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell_error
-from promptcomp.datamodules.sampler import Draw
-from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
+from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.templates import make_template
+from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell_error
+from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.datamodules.tokens import TokenCache
 from promptcomp.evaluation.metrics import MetricName
 

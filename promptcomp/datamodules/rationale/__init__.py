@@ -1,1 +1,1 @@
-"""TODO."""
+"""Data with a teacher's rationales: sections, selection of rows, writing, the datamodule."""

@@ -20,8 +20,8 @@ from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.rationale.row_selection import Account, TrainRow, split_rows, train_rows
 from promptcomp.datamodules.rationale.writing import Writer
-from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell, tell_error
 from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell, tell_error
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
 from promptcomp.datamodules.tokens import same_options
 from promptcomp.evaluation.metrics import MetricName

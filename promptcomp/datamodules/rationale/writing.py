@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
+from promptcomp.datamodules.instruction.templates import starts_words
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.sources.rationale_formats import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.datamodules.instruction.templates import starts_words
 from promptcomp.datamodules.tokens import TokenCache
 
 DEFAULT_INPUT_TOKENS = 1024

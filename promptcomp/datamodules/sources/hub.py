@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import cached_property
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.arrow import ArrowRows, open_table
 from promptcomp.datamodules.icl_config import HFData
+from promptcomp.datamodules.sources.arrow import ArrowRows, open_table
 from promptcomp.datamodules.sources.metaicl_folder import read_task_lists
 from promptcomp.datamodules.sources.records import Asked, Found, has_errors, tell, tell_error
 from promptcomp.datamodules.sources.rows import kind_of, place_of, row_problems

@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from promptcomp.datamodules.sources.arrow import Table, open_table
-from promptcomp.datamodules.sources.conversations import CONVERSATIONS, BadConversation, column_with_turns, first_exchange
 from promptcomp.datamodules.instruction.instruction_config import InstructionColumns
+from promptcomp.datamodules.sources.arrow import Table, open_table
+from promptcomp.datamodules.sources.conversations import (
+    CONVERSATIONS,
+    BadConversation,
+    column_with_turns,
+    first_exchange,
+)
 from promptcomp.datamodules.sources.records import Found, Record, no_rows, read_records, tell
 from promptcomp.datamodules.sources.rows import Duplicates
 from promptcomp.datamodules.tasks import InstructionRow, LazySequence

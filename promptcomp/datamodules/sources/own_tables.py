@@ -10,7 +10,15 @@ from pathlib import Path
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.icl_config import TableData
 from promptcomp.datamodules.sources.records import Found, Problem, has_errors, no_rows, read_records, tell, tell_error
-from promptcomp.datamodules.sources.rows import Columns, Duplicates, kind_of, place_of, row_problems, row_warnings, to_row
+from promptcomp.datamodules.sources.rows import (
+    Columns,
+    Duplicates,
+    kind_of,
+    place_of,
+    row_problems,
+    row_warnings,
+    to_row,
+)
 from promptcomp.datamodules.sources.splits import check_tasks, hold_out, warn_of_leaks
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
 from promptcomp.evaluation.labels import label_of, looks_of, same_label

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.arrow import open_table
 from promptcomp.datamodules.rationale.rationale_config import RationaleFilesData, RationaleFolderData, RationaleHFData
+from promptcomp.datamodules.sources.arrow import open_table
 from promptcomp.datamodules.sources.rationale_files import joined, read_rows, text_list, unique
 from promptcomp.datamodules.sources.rationale_parsing import parse
 from promptcomp.datamodules.sources.rationale_records import RationaleColumns, RecordReader

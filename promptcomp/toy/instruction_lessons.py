@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from promptcomp.batch import pad
 from promptcomp.config import Config
 from promptcomp.datamodules.tasks import InstructionRow
-from promptcomp.datamodules.toy_instruction_words import ANSWER, GROUP_OF, SEPARATOR, Wording
-from promptcomp.datamodules.toy_instructions import (
+from promptcomp.toy.instruction_words import ANSWER, GROUP_OF, SEPARATOR, Wording
+from promptcomp.toy.instruction_world import (
     ToyInstructionSource,
     draw_instruction,
     draw_words,
@@ -28,8 +28,8 @@ from promptcomp.datamodules.toy_instructions import (
     pairs_of,
     perform,
 )
-from promptcomp.datamodules.toy_sections import ToyInstructionsConfig
-from promptcomp.pretrain.stages import StagedLessons
+from promptcomp.toy.stages import StagedLessons
+from promptcomp.toy.toy_sections import ToyInstructionsConfig
 
 
 class InstructionStage(Config):

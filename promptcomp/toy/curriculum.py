@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from promptcomp.datamodules.tasks import Row
-from promptcomp.datamodules.toy import ToyRule, draw_rule
-from promptcomp.datamodules.toy_sections import Group
-from promptcomp.datamodules.toy_words import CATEGORIES
+from promptcomp.toy.icl_world import ToyRule, draw_rule
+from promptcomp.toy.toy_sections import Group
+from promptcomp.toy.words import CATEGORIES
 
 DocumentKind = Literal["repetition", "lookup", "natural", "words", "classification", "definition"]
 

@@ -1,4 +1,4 @@
-"""Words and phrasings of the embedded instruction world (see `promptcomp.datamodules.toy_instructions`).
+"""Words and phrasings of the embedded instruction world (see `promptcomp.toy.instruction_world`).
 
 A pattern such as "(drop|remove) (|only) the first (word|one)" stands for all its choices: here 2 x 2 x 2 phrasings.
 """
@@ -11,7 +11,7 @@ from functools import cache
 from itertools import product
 from typing import Literal
 
-from promptcomp.datamodules.toy_words import CATEGORIES, SPECIALS
+from promptcomp.toy.words import CATEGORIES, SPECIALS
 
 Wording = Literal["train", "dev", "recombined", "ordinary", "reworded_dev", "reworded"]
 """Parts of the phrasings: "ordinary" is made of the three before it, and there are two parts of reworded ones."""

@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 import promptcomp
 from promptcomp.config import Config, ConfigError
 from promptcomp.files import follow_umask, write_atomic
-from promptcomp.pretrain.architecture import Architecture, build_model
-from promptcomp.pretrain.instruction_lessons import InstructionCurriculum, InstructionLessons
-from promptcomp.pretrain.lessons import Lessons
-from promptcomp.pretrain.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
-from promptcomp.pretrain.text_lessons import TextCorpus, TextLessons
-from promptcomp.pretrain.toy_lessons import ToyCurriculum, ToyLessons
+from promptcomp.toy.architecture import Architecture, build_model
+from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons
+from promptcomp.toy.lessons import Lessons
+from promptcomp.toy.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
+from promptcomp.toy.text_lessons import TextCorpus, TextLessons
+from promptcomp.toy.toy_lessons import ToyCurriculum, ToyLessons
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 """Called with (step, total steps at most, {"loss": ..., and skills where they were measured})."""

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.language_model.random_start import PositionalStart, start_positions
-from promptcomp.pretrain.t5_start import CopyStart, apply_copy_start
+from promptcomp.toy.t5_start import CopyStart, apply_copy_start
 
 
 class Architecture(Config):

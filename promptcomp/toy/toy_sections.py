@@ -119,7 +119,7 @@ class ToyICLData(ICLConfig):
 
     def source(self) -> TaskSource:
         """See the base class."""
-        from promptcomp.datamodules.toy import ToySource
+        from promptcomp.toy.icl_world import ToySource
 
         return ToySource(self.world)
 
@@ -141,7 +141,7 @@ class ToyInstructionsData(InstructionConfig):
 
     def source(self) -> InstructionSource:
         """See the base class."""
-        from promptcomp.datamodules.toy_instructions import ToyInstructionSource
+        from promptcomp.toy.instruction_world import ToyInstructionSource
 
         return ToyInstructionSource(self.world)
 
@@ -163,6 +163,6 @@ class ToyRationaleData(RationaleConfig):
 
     def source(self) -> RationaleSource:
         """See the base class."""
-        from promptcomp.datamodules.toy_rationales import ToyRationaleSource
+        from promptcomp.toy.rationale_world import ToyRationaleSource
 
         return ToyRationaleSource(self.world)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.errors import command
-from promptcomp.pretrain import PretrainConfig, pretrain
+from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
 
 
 def recipes() -> dict[str, Path]:

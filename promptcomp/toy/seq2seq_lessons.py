@@ -24,11 +24,11 @@ from transformers import PreTrainedModel
 
 from promptcomp.batch import pad
 from promptcomp.datamodules.tasks import Row
-from promptcomp.datamodules.toy import ToySource
-from promptcomp.datamodules.toy_sections import ToyConfig
-from promptcomp.datamodules.toy_words import ARROW, CATEGORIES, LABELS, NEWLINE
-from promptcomp.pretrain.curriculum import DocumentKind, draw_document
-from promptcomp.pretrain.toy_lessons import Stage, StagedCurriculum, ToyLessons
+from promptcomp.toy.curriculum import DocumentKind, draw_document
+from promptcomp.toy.icl_world import ToySource
+from promptcomp.toy.toy_lessons import Stage, StagedCurriculum, ToyLessons
+from promptcomp.toy.toy_sections import ToyConfig
+from promptcomp.toy.words import ARROW, CATEGORIES, LABELS, NEWLINE
 
 _IGNORE = -100
 _COPY_PIECES, _COPY_LENGTH = 4, 9

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerFast
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
-from promptcomp.datamodules.toy_sections import ToyRationaleConfig, World
-from promptcomp.datamodules.toy_words import CATEGORIES
+from promptcomp.toy.toy_sections import ToyRationaleConfig, World
+from promptcomp.toy.words import CATEGORIES
 
 _GOODS = "animals birds fish fruits vegetables tools furniture vehicles instruments clothes"
 _BUYERS = ("i buy", "we buy", "they get")

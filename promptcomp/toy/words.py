@@ -1,4 +1,4 @@
-"""Words, labels and sentence templates of the embedded world (see `promptcomp.datamodules.toy`)."""
+"""Words, labels and sentence templates of the embedded world (see `promptcomp.toy.icl_world`)."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from promptcomp.batch import pad
 from promptcomp.config import Config
 from promptcomp.datamodules.tasks import Row
-from promptcomp.datamodules.toy import ToySource, toy_tokenizer
-from promptcomp.datamodules.toy_sections import ToyConfig
-from promptcomp.datamodules.toy_words import ARROW, NEWLINE
-from promptcomp.pretrain.curriculum import DocumentKind, draw_document, repeated_words
-from promptcomp.pretrain.stages import StagedLessons
+from promptcomp.toy.curriculum import DocumentKind, draw_document, repeated_words
+from promptcomp.toy.icl_world import ToySource, toy_tokenizer
+from promptcomp.toy.stages import StagedLessons
+from promptcomp.toy.toy_sections import ToyConfig
+from promptcomp.toy.words import ARROW, NEWLINE
 
 
 class Stage(Config):

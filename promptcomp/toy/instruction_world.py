@@ -22,7 +22,7 @@ Splits ("source" of a row names its part):
 - dev: a quarter each of "seen", "unseen" (dev pairs) and "recombined" and "reworded" (dev phrasings), so that choices
   made on dev have seen no test pair and no test phrasing.
 
-The base LM (`promptcomp.pretrain`) has read all phrasings, but training pairs only. So "paraphrased" asks whether a
+The base LM (`promptcomp.toy.pretrain_loop`) has read all phrasings, but training pairs only. So "paraphrased" asks whether a
 compressor carries over to words that only the base LM knows, and "unseen" is new to both.
 """
 
@@ -38,7 +38,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
-from promptcomp.datamodules.toy_instruction_words import (
+from promptcomp.toy.instruction_words import (
     FRAMES,
     GROUP_OF,
     SELECTIONS,
@@ -49,7 +49,7 @@ from promptcomp.datamodules.toy_instruction_words import (
     ordinary,
     reworded,
 )
-from promptcomp.datamodules.toy_sections import ToyInstructionsConfig
+from promptcomp.toy.toy_sections import ToyInstructionsConfig
 
 Pair = tuple[str, str]
 """(selection, transform)."""
