@@ -21,7 +21,7 @@ Splits, made of fixed facts and not of a seed:
 - Train tasks of 5 and 6 classes, a size that is never evaluated, may have any pair of open categories: held-out sets
   are parts of these. `train_max_classes: 4` leaves them out.
 - Words, templates and labels are shared between train, dev and test: what is held out is the combination.
-- The base LM (`promptcomp.toy.pretrain_loop`) has seen all 24 categories. None of its tasks of 2-4 classes has a dev, test or
+- The base LM (`pretrain_loop.py`) has seen all 24 categories. None of its tasks of 2-4 classes has a dev, test or
   test_hard pair; its tasks of 5 and 6 classes may have any ("pretrain" below).
 """
 

@@ -22,7 +22,7 @@ Splits ("source" of a row names its part):
 - dev: a quarter each of "seen", "unseen" (dev pairs) and "recombined" and "reworded" (dev phrasings), so that choices
   made on dev have seen no test pair and no test phrasing.
 
-The base LM (`promptcomp.toy.pretrain_loop`) has read all phrasings, but training pairs only. So "paraphrased" asks whether a
+The base LM (`pretrain_loop.py`) has read all phrasings, but training pairs only. So "paraphrased" asks whether a
 compressor carries over to words that only the base LM knows, and "unseen" is new to both.
 """
 
