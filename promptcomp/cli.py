@@ -241,7 +241,7 @@ def pretrain(
 @app.command()
 def methods(as_json: JsonOption = False) -> None:
     """List the methods and controls, and the shipped experiments."""
-    from promptcomp.run.listing import print_methods
+    from promptcomp.commands.listing import print_methods
 
     print_methods(console_for(as_json), as_json)
 

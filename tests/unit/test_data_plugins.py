@@ -56,7 +56,8 @@ def sections(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
 
 def test_it_stands_beside_ours(sections: dict[str, Any]) -> None:
-    assert sections["greetings"] is GreetingData and "toy_icl" in sections
+    assert sections["greetings"] is GreetingData
+    assert "toy_icl" in sections
     with pytest.raises(ConfigError, match="greting"):
         build(sections["greetings"], {"greting": "hi"})
 
@@ -65,9 +66,11 @@ def test_it_is_validated_shown_and_forecast(sections: dict[str, Any]) -> None:
     data = build(sections["greetings"], {"greeting": "hi", "max_context_tokens": 64})
     assert not [problem for problem in validate(data) if problem.severity == "error"]
     (row,) = show(data, byte_tokenizer(), "test", 1)
-    assert row.options[0].startswith("hi ada") and "greet" in "".join(row.demonstrations)
+    assert row.options[0].startswith("hi ada")
+    assert "greet" in "".join(row.demonstrations)
     assert module_of(data).num_train_items() == 2
-    assert data.lengths(None) == Lengths(64, 512, 256) and data.training_queries == 1
+    assert data.lengths(None) == Lengths(64, 512, 256)
+    assert data.training_queries == 1
     assert not data.file_problems()
 
 
