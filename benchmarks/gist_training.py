@@ -38,8 +38,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from promptcomp.batch import Batch, EncodedContext
-from promptcomp.datamodules.instruction import InstructionDataModule
-from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
+from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.gist import Gist

@@ -26,8 +26,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from promptcomp.batch import ANSWER, RATIONALE, Batch
-from promptcomp.datamodules import RationaleDataModule, build_rationales
-from promptcomp.datamodules.rationale_sources import RationaleFolderData
+from promptcomp.datamodules.rationale.rationale_config import RationaleFolderData
+from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import OptimConfig
 from promptcomp.lightning_modules.step_by_step import StepByStep
@@ -73,9 +73,7 @@ def our_loss(module: StepByStep, batch: Batch) -> Tensor:
 def batches(data: RationaleFolderData, tokenizer: PreTrainedTokenizerFast, size: int, window: int) -> Iterator[Batch]:
     """Training batches; `window` 1 draws them at random."""
     section = data.model_copy(update={"length_window": window})
-    return iter(
-        RationaleDataModule(section, build_rationales(section), tokenizer, seed=0, batch_size=size).train_dataloader()
-    )
+    return iter(RationaleDataModule(section, section.source(), tokenizer, seed=0, batch_size=size).train_dataloader())
 
 
 def seconds(losses: Iterable[Tensor], parameters: Sequence[Tensor]) -> float:
@@ -103,7 +101,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     data = RationaleFolderData(folder=options.folder, task=options.task)
-    rows = build_rationales(data).rows("train")
+    rows = data.source().rows("train")
     tokenizer = train_tokenizer(text for row in rows for text in (row.input, row.label, row.llm_rationale))
     hf = make_model(options.width, options.layers)
     lm = LanguageModel.from_parts(hf, layout="query_in_encoder")

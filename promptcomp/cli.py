@@ -233,7 +233,7 @@ def pretrain(
     as_json: JsonOption = False,
 ) -> None:
     """Train a small base LM from scratch, for offline use: the embedded world's, or one for your own text."""
-    from promptcomp.run.pretraining import run_pretrain
+    from promptcomp.toy.pretraining import run_pretrain
 
     run_pretrain(recipe, overrides or [], output, console_for(as_json), as_json)
 
@@ -241,7 +241,7 @@ def pretrain(
 @app.command()
 def methods(as_json: JsonOption = False) -> None:
     """List the methods and controls, and the shipped experiments."""
-    from promptcomp.run.listing import print_methods
+    from promptcomp.commands.listing import print_methods
 
     print_methods(console_for(as_json), as_json)
 

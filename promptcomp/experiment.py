@@ -16,7 +16,6 @@ from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS
-from promptcomp.datamodules.base import ICLConfig
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.method_config import OptimConfig
@@ -141,8 +140,8 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _answers_can_be_written(self) -> Experiment:
-        if self.evaluation.generate is True and isinstance(self.data, ICLConfig) and self.data.scoring == "channel":
-            raise ValueError("evaluation.generate=true needs data.scoring=direct: a channel query holds the answer")
+        if self.evaluation.generate is True and self.data.why_no_answers:
+            raise ValueError(f"evaluation.generate=true {self.data.why_no_answers}")
         return self
 
     @property

@@ -5,20 +5,20 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules import build_datamodule
+from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.inspect import ShownRow
 from promptcomp.datamodules.inspect import show as show_module
-from promptcomp.datamodules.records import Problem
+from promptcomp.datamodules.sections import DataConfig, Reader
+from promptcomp.datamodules.sources.records import Problem
 
 
-def module_of(config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -> ContextDataModule:
+def module_of(config: DataConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> ContextDataModule:
     """The datamodule of a section; without a tokenizer with one token for each byte."""
-    return build_datamodule(config, tokenizer or byte_tokenizer(), seed=0, batch_size=1, window=None)
+    return config.build(Reader(tokenizer or byte_tokenizer(), seed=0, batch_size=1))
 
 
-def validate(config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Problem]:
+def validate(config: DataConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Problem]:
     """What `promptcomp data validate` finds."""
     try:
         return module_of(config, tokenizer).problems()
@@ -26,7 +26,7 @@ def validate(config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -
         return [Problem("data", None, str(error))]
 
 
-def show(config: Config, tokenizer: PreTrainedTokenizerBase, split: str, count: int) -> list[ShownRow]:
+def show(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: str, count: int) -> list[ShownRow]:
     """The first rows of a split."""
     return show_module(module_of(config, tokenizer), split, count)
 

@@ -17,7 +17,7 @@ app.add_typer(build_app, name="build")
 @app.command("list")
 def data_list(as_json: JsonOption = False) -> None:
     """List the kinds of data and their keys."""
-    from promptcomp.run.listing import print_data
+    from promptcomp.commands.listing import print_data
 
     print_data(console_for(as_json), as_json)
 
@@ -32,7 +32,7 @@ def data_show(
     as_json: JsonOption = False,
 ) -> None:
     """Print rows of an experiment's data exactly as the model will see them."""
-    from promptcomp.run.listing import print_rows
+    from promptcomp.commands.listing import print_rows
 
     print_rows(method, config, overrides or (), split, count, console_for(as_json), as_json)
 
@@ -42,7 +42,7 @@ def data_validate(
     overrides: Overrides = None, method: MethodOption = None, config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
     """Find every bad row of an experiment's data, with file and line. Exit code 1 when there is one."""
-    from promptcomp.run.listing import print_problems
+    from promptcomp.commands.listing import print_problems
 
     if print_problems(method, config, overrides or (), console_for(as_json), as_json):
         raise typer.Exit(1)
@@ -62,8 +62,24 @@ def data_build_alpaca_plus(
     as_json: JsonOption = False,
 ) -> None:
     """Build Alpaca+ (gisting, Mu et al. 2023) by the published rules, and print what is in it."""
-    from promptcomp.run.building import build_alpaca_plus_files
+    import json
 
-    build_alpaca_plus_files(
-        alpaca, self_instruct, user_oriented, output, seen, unseen, overwrite, console_for(as_json), as_json
-    )
+    from rich.table import Table
+
+    from promptcomp.datamodules.sources import alpaca_plus as plus
+
+    rows = plus.read_self_instruct(self_instruct), plus.read_alpaca(alpaca), plus.read_user_oriented(user_oriented)
+    data = plus.build_alpaca_plus(*rows, seen, unseen)
+    paths = plus.write_alpaca_plus(data, output, overwrite)
+    figures = {split: plus.counts(found) for split, found in data.splits().items()}
+    if as_json:
+        print(json.dumps({split: {"file": str(paths[split]), **found} for split, found in figures.items()}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("split", *figures["train"]):
+        table.add_column(name.replace("_", " "), justify="left" if name == "split" else "right")
+    for split, counted in figures.items():
+        table.add_row(split, *(str(value) for value in counted.values()))
+    console = console_for(as_json)
+    console.print(table)
+    console.print(f"written to {output}", highlight=False, soft_wrap=True)

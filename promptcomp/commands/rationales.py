@@ -81,9 +81,7 @@ def rationales(
         return
     data = load_data(method, config, overrides or ())
     if show_prompt:
-        from promptcomp.datamodules import build_rationales
-
-        show(pick_template(template, data).text(build_rationales(data).rows(split)[0]))
+        show(pick_template(template, data).text(data.source().rows(split)[0]))
         return
     if (model is None) == (local is None):
         raise ConfigError("name the teacher: either --model NAME (with --base-url URL) or --local PATH")

@@ -20,15 +20,13 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import Batch, EncodedContext, collate
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart, eval_batches
-from promptcomp.datamodules.options import ICLConfig, LoaderConfig
-from promptcomp.datamodules.records import Found, Problem
 from promptcomp.datamodules.sampler import Draw, StepSampler
+from promptcomp.datamodules.sections import DataConfig
+from promptcomp.datamodules.sources.records import Found, Problem
 from promptcomp.datamodules.tasks import TaskKind
 from promptcomp.evaluation.metrics import MetricName
 
 _COUNTED = 2000  # contexts of a split that are written to count tokens
-
-__all__ = ["ContextDataModule", "Counts", "Draw", "ExampleInfo", "ICLConfig", "LoaderConfig", "StepSampler"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +140,7 @@ class ContextDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        config: LoaderConfig,
+        config: DataConfig,
         tokenizer: PreTrainedTokenizerBase,
         *,
         seed: int,

@@ -11,7 +11,7 @@ from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.eval_batches import EvalPart
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.plans import Plan
-from promptcomp.datamodules.rationale import RationaleDataModule
+from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 from promptcomp.datamodules.rendering import assemble
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.options import ICLConfig
+from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import Row, Task
 

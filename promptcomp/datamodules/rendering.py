@@ -10,13 +10,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from promptcomp.datamodules.icl_config import Scoring, SeparatorName, Truncation
 from promptcomp.datamodules.tokens import TokenCache
-
-SeparatorName = Literal["none", "space", "newlines", "arrow"]
-Scoring = Literal["direct", "channel"]
-Truncation = Literal["whole_demonstrations", "reference", "left"]
 
 
 @dataclass(frozen=True, slots=True)

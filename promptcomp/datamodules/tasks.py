@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar, overload
 
-from promptcomp.datamodules.records import Problem
+from promptcomp.datamodules.sources.records import Problem
 
 TaskKind = Literal["classification", "multi_choice", "free_form"]
 
@@ -55,7 +55,7 @@ class RationaleRow:
     llm_rationale: str = ""
     """The teacher's reasons."""
     parse_status: str = "ok"
-    """How reading the teacher's text went: a `promptcomp.datamodules.rationale_parsing.ParseStatus`."""
+    """How reading the teacher's text went: a `promptcomp.datamodules.sources.rationale_parsing.ParseStatus`."""
     teacher: str = ""
     """Who wrote them."""
     options: tuple[str, ...] = ()

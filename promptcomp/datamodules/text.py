@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.arrow import TextColumn, open_table
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
-from promptcomp.datamodules.options import LoaderConfig
-from promptcomp.datamodules.records import (
+from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sources.arrow import TextColumn, open_table
+from promptcomp.datamodules.sources.records import (
     FILE_KINDS,
     Asked,
     Found,
@@ -33,42 +31,10 @@ from promptcomp.datamodules.records import (
     tell,
     tell_error,
 )
-from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.text_config import TextConfig
 from promptcomp.datamodules.tokens import TokenCache
 
 _SPLIT_STREAM = 7
-
-
-class TextConfig(LoaderConfig):
-    """Plain text, cut into pseudo-demonstrations and completions."""
-
-    name: Literal["text"] = "text"
-    paths: tuple[Path, ...] = ()
-    """Files: .txt (documents between blank lines) or .jsonl, .json, .csv, .tsv, .parquet (one document a row)."""
-    hub: str | None = None
-    """A dataset of the Hugging Face hub, or a folder that `datasets` can load; instead of `paths`."""
-    hub_config: str | None = None
-    """Configuration of the hub's dataset ("en" of allenai/c4)."""
-    hub_split: str = "validation"
-    """Split of the hub's dataset (MEND uses C4's validation split)."""
-    text_column: str = "text"
-    """Column or key with the text."""
-    context_share: float = Field(default=0.8, gt=0, lt=1)
-    """Share of a document's tokens that becomes the context."""
-    min_tokens: int = Field(default=16, ge=4)
-    """Documents with fewer tokens are passed over."""
-    max_tokens: int = Field(default=1024, ge=4)
-    """Longer documents are cut on the right."""
-    dev_documents: int = Field(default=64, ge=0)
-    """Documents that are held out as the dev split (chosen by a fixed seed); 0 = no dev split."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> TextConfig:
-        if bool(self.paths) == (self.hub is not None):
-            raise ValueError("give either `paths` or `hub`")
-        if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens {self.min_tokens} is larger than max_tokens {self.max_tokens}")
-        return self
 
 
 class TextDataModule(ContextDataModule):

@@ -5,16 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from promptcomp.datamodules.base import ICLConfig
-from promptcomp.datamodules.instruction_options import InstructionConfig
-from promptcomp.datamodules.rationale_options import RationaleConfig
 from promptcomp.experiment import Experiment
 from promptcomp.forecast.activations import Rows
 from promptcomp.forecast.placement import Layout
 from promptcomp.language_model.packing import MAX_ROW_TOKENS
 from promptcomp.lightning_modules.base import CompressionModule, Pass
-
-_MAX_CONTEXT_WITHOUT_WINDOW = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +34,9 @@ class Work:
 
 def work_of(experiment: Experiment, module: CompressionModule, layout: Layout) -> Work:
     """What a device reads at a time."""
-    context, example, target = _lengths(experiment, module)
+    context, example, target = experiment.data.lengths(module.lm.window)
     contexts = max(1, experiment.trainer.batch_size // (layout.accumulate * layout.devices))
-    return Work(context, example, target, _queries(experiment), contexts)
+    return Work(context, example, target, experiment.data.training_queries, contexts)
 
 
 def rows_of(module: CompressionModule, each: Pass, work: Work) -> tuple[Rows, Rows | None]:
@@ -75,33 +70,3 @@ def label_positions(module: CompressionModule, each: Pass, work: Work) -> int:
     everywhere = module.compared == "all" and not module.lm.query_in_encoder
     length = work.example if everywhere else work.target
     return work.contexts * work.queries * length
-
-
-def _queries(experiment: Experiment) -> int:
-    """Queries of one context in training."""
-    data = experiment.data
-    if isinstance(data, ICLConfig | InstructionConfig):
-        return data.queries_per_context
-    return 2 if isinstance(data, RationaleConfig) and data.has_two_tasks else 1
-
-
-def _lengths(experiment: Experiment, module: CompressionModule) -> tuple[int, int, int]:
-    """Budgets of a context, of a query with its target, and of the target where it has one of its own, in tokens."""
-    data = experiment.data
-    if isinstance(data, ICLConfig):
-        window = module.lm.window
-        room = _MAX_CONTEXT_WITHOUT_WINDOW if window is None else window - data.max_example_tokens - 1
-        most = room if data.max_context_tokens is None else data.max_context_tokens
-        example = data.max_example_tokens
-        return min(most, data.num_demonstrations * example), example, example
-    if isinstance(data, InstructionConfig):
-        context, query, target = data.limits("train")
-        return context, query + target, target
-    if isinstance(data, RationaleConfig):
-        text = data.max_input_tokens or module.lm.window or _MAX_CONTEXT_WITHOUT_WINDOW
-        room = text if module.lm.window is None else module.lm.window // 2
-        shared = data.markers == "suffix"
-        target = max(data.max_label_tokens, data.max_rationale_tokens if data.uses_rationales else 0)
-        return (min(text, room), target, target) if shared else (0, min(text, room) + target, target)
-    context = round(data.context_share * data.max_tokens)
-    return context, data.max_tokens - context, data.max_tokens - context

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.chat import turn_end
+from promptcomp.datamodules.instruction.chat_templates import turn_end
 from promptcomp.endpoints import Message
 from promptcomp.language_model.lm_config import LanguageModelConfig
 from promptcomp.language_model.loading import open_architecture, open_model, open_tokenizer, open_window

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.records import Asked, Record, name_in, read_records
+from promptcomp.datamodules.sources.records import Asked, Record, name_in, read_records
 from promptcomp.errors import command
 from promptcomp.evaluation.predictions import ROWS
 

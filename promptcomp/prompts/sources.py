@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.records import FILE_KINDS, Asked, Record, kind_of_rows, no_rows, read_records
-from promptcomp.datamodules.rows import Columns, row_problems, to_row
+from promptcomp.datamodules.sources.records import FILE_KINDS, Asked, Record, kind_of_rows, no_rows, read_records
+from promptcomp.datamodules.sources.rows import Columns, row_problems, to_row
 from promptcomp.datamodules.tasks import Row
 from promptcomp.files import read_bounded
 

@@ -11,12 +11,9 @@ from typing import Annotated, Any, Union
 from pydantic import Field
 
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
-from promptcomp.datamodules import DATASETS, RationaleConfig
-from promptcomp.datamodules.rationale_sources import (
-    FormattedRationales,
-    RationaleFilesData,
-    RationaleFolderData,
-    RationaleHFData,
+from promptcomp.datamodules import DATASETS
+from promptcomp.datamodules.rationale.rationale_config import (
+    RationaleConfig,
 )
 from promptcomp.experiment import shipped
 from promptcomp.rationales.asking import Writing
@@ -79,11 +76,7 @@ def load_data(method: str | None, config: Path | None, overrides: Sequence[str])
     if not isinstance(data, RationaleConfig):
         known = ", ".join(name for name, section in DATASETS.items() if issubclass(section, RationaleConfig))
         raise ConfigError(f"data.name = {data.name!r} has no rationales; choose {known}")
-    if isinstance(data, RationaleFolderData):  # what another teacher wrote is of no use here, and need not be there
-        return data.model_copy(update={"teacher": "none"})
-    if isinstance(data, RationaleFilesData | RationaleHFData):
-        return data.model_copy(update={"rationales": ()})
-    return data
+    return data.without_teacher()
 
 
 def pick_template(name: str | None, data: RationaleConfig) -> PromptTemplate:
@@ -94,7 +87,7 @@ def pick_template(name: str | None, data: RationaleConfig) -> PromptTemplate:
     """
     if name is not None:
         return load_template(name)
-    format_name = data.format_name if isinstance(data, FormattedRationales) else None
+    format_name = data.format_name
     if format_name is None or format_name not in shipped_templates():
         raise ConfigError(
             "this data has no template of its own; give --template FILE.yaml, or one of "
@@ -106,7 +99,7 @@ def pick_template(name: str | None, data: RationaleConfig) -> PromptTemplate:
 def default_output(job: Job) -> Path:
     """rationales/DATA-SPLIT-TEACHER.jsonl."""
     data = job.data
-    format_name = data.format_name if isinstance(data, FormattedRationales) else None
+    format_name = data.format_name
     teacher = job.teacher.removeprefix("local:")
     teacher = Path(teacher).name if teacher.startswith("/") else teacher
     name = f"{format_name or type(data).model_fields['name'].default}-{job.split}-{teacher}"

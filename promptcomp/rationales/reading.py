@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from promptcomp.datamodules.rationale_parsing import Parsed, ParseStatus, parse
-from promptcomp.datamodules.rationale_selection import agree
+from promptcomp.datamodules.rationale.row_selection import agree
+from promptcomp.datamodules.sources.rationale_parsing import Parsed, ParseStatus, parse
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.equations import value_of
 from promptcomp.rationales.template import PromptTemplate

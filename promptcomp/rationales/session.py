@@ -7,9 +7,8 @@ from collections import Counter
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules import build_rationales
-from promptcomp.datamodules.rationale_parsing import STATUSES
-from promptcomp.datamodules.rationale_selection import agree
+from promptcomp.datamodules.rationale.row_selection import agree
+from promptcomp.datamodules.sources.rationale_parsing import STATUSES
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.endpoints import AskingSession, ChatClient, Prices
 from promptcomp.evaluation.bootstrap import wilson
@@ -38,7 +37,7 @@ class Extraction(AskingSession[Request, Completion]):
         self.job = job
         self.template = pick_template(job.template, job.data)
         self.writing = writing_of(job, self.template)
-        source = build_rationales(job.data)
+        source = job.data.source()
         if job.split not in source.splits:
             raise ConfigError(f"--split {job.split!r} is unknown; the data has {', '.join(source.splits)}")
         self.rows: list[RationaleRow] = list(source.rows(job.split)[: job.rows])

@@ -16,8 +16,8 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError, build, read_yaml
-from promptcomp.datamodules.rationale_parsing import ParsedTask
-from promptcomp.datamodules.rationale_writing import SEGMENT
+from promptcomp.datamodules.sources.rationale_formats import SEGMENT
+from promptcomp.datamodules.sources.rationale_parsing import ParsedTask
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.endpoints import Message
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from promptcomp.config import ConfigError, dump
-from promptcomp.datamodules.records import NotHere
+from promptcomp.datamodules.sources.records import NotHere
 from promptcomp.experiment import Experiment
 from promptcomp.forecast.estimate import Estimate, Part, estimate
 from promptcomp.forecast.placement import layout_of

@@ -20,8 +20,8 @@ from rich.text import Text
 from promptcomp import __version__
 from promptcomp.checkpoints.checkpoint_files import existing
 from promptcomp.config import ConfigError, dump
-from promptcomp.datamodules.base import ContextDataModule, ICLConfig
-from promptcomp.datamodules.rationale import RationaleDataModule
+from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 from promptcomp.errors import command
 from promptcomp.evaluation.predictions import Prediction, write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
@@ -257,8 +257,7 @@ def _evaluate(
 ) -> Results:
     """Score every test split with its bounds; write predictions.jsonl and results.json."""
     module.eval().to(device_of(experiment.trainer))
-    data, config = experiment.data, experiment.evaluation
-    is_icl = isinstance(data, ICLConfig)
+    config = experiment.evaluation
     tests = tuple(split for split in datamodule.eval_splits if split != "dev") or datamodule.eval_splits
     found: dict[str, Assessment] = {}
     predictions: list[Prediction] = []
@@ -271,7 +270,7 @@ def _evaluate(
                 split,
                 datamodule.headline,
                 config,
-                calibrated=is_icl and data.calibration == "pmi",
+                calibrated=experiment.data.is_calibrated,
                 on_batch=lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
             )
             predictions += found[split].predictions
@@ -298,7 +297,7 @@ def _evaluate(
         splits={split: assessment.result for split, assessment in found.items()},
         size=size,
         cost=prefill.model_copy(update=cost.model_dump(exclude_none=True)),
-        context_kind="demonstrations" if is_icl else "prompt",
+        context_kind=experiment.data.context_kind,
         bounds=_bounds_weights(experiment, module) if config.bounds else None,
         version=__version__,
     )

@@ -9,10 +9,9 @@ import torch
 
 from promptcomp.checkpoints.checkpoint_files import existing
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
-from promptcomp.datamodules import build_datamodule
 from promptcomp.datamodules.base import ContextDataModule
-from promptcomp.datamodules.instruction_options import InstructionConfig
-from promptcomp.datamodules.rationale_options import RationaleConfig
+from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
+from promptcomp.datamodules.sections import Reader
 from promptcomp.errors import command
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel, open_tokenizer, open_window, reads_queries_in_encoder
@@ -61,15 +60,16 @@ def make_data(experiment: Experiment) -> ContextDataModule:
     _check_tasks(experiment)
     window = open_window(experiment.lm)
     _check_context(experiment, window)
-    return build_datamodule(
-        experiment.data,
+    reader = Reader(
         open_tokenizer(experiment.lm),
-        seed=experiment.seed,
-        batch_size=experiment.trainer.batch_size // experiment.trainer.accumulate,
-        window=window,
-        query_in_encoder=reads_queries_in_encoder(experiment.lm),
-        writes_bos=experiment.lm.bos,
+        experiment.seed,
+        experiment.trainer.batch_size // experiment.trainer.accumulate,
+        window,
+        reads_queries_in_encoder(experiment.lm),
+        experiment.lm.bos,
     )
+    datamodule: ContextDataModule = experiment.data.build(reader)
+    return datamodule
 
 
 def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> CompressionModule:
@@ -89,13 +89,12 @@ def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> Compress
 def _check_tasks(experiment: Experiment) -> None:
     """Two tasks need a method that learns them, and the reverse."""
     data, method = experiment.data, experiment.method
-    two_tasks = isinstance(data, RationaleConfig) and data.has_two_tasks
-    if method.has_two_tasks and not two_tasks:
+    if method.has_two_tasks and not data.has_two_tasks:
         raise ConfigError(
             f"method {method.name} learns labels and rationales, but data {data.name!r} gives no rationales; use "
             "rationale data with data.targets=label_and_rationale (promptcomp data list)"
         )
-    if two_tasks and not method.has_two_tasks:
+    if data.has_two_tasks and not method.has_two_tasks:
         fitting = " or ".join(name for name, section in METHODS.items() if section.has_two_tasks)
         raise ConfigError(
             f"data.targets = 'label_and_rationale' is for method {fitting}, not {method.name}; set data.targets=label "

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from promptcomp.batch import Batch
-from promptcomp.datamodules.rationale import RationaleDataModule
+from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 from promptcomp.files import write_atomic
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.written_answers import example_of_query, room

@@ -12,7 +12,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from promptcomp.cli import main
-from promptcomp.datamodules.toy import toy_tokenizer
+from promptcomp.toy.icl_world import toy_tokenizer
 
 
 class Done(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from promptcomp.datamodules.toy import toy_tokenizer
+from promptcomp.toy.icl_world import toy_tokenizer
 from tests.cli.conftest import Done, Run
 from tests.judge_server import Answer, JudgeServer, completion, fault, judge, serving, shown
 

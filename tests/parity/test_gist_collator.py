@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from promptcomp.datamodules.instruction import InstructionDataModule
-from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
+from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 
 DATA = Path(__file__).parent / "data" / "gist_collator"

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from promptcomp.datamodules.icl import ICLDataModule
-from promptcomp.datamodules.options import ICLConfig
+from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.rendering import SEPARATORS, Renderer, assemble
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.datamodules.tokens import TokenCache

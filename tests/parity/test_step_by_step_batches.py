@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from promptcomp.batch import ANSWER, RATIONALE, Batch, collate
-from promptcomp.datamodules.rationale import RationaleDataModule
-from promptcomp.datamodules.rationale_sources import FolderSource, RationaleFolderData
+from promptcomp.datamodules.rationale.rationale_config import RationaleFolderData
+from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sources.rationale_sources import FolderSource
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 from tests.parity.golden_step_by_step import Rows, batches, svamp_rows, tokenizer
 

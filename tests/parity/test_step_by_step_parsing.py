@@ -7,8 +7,9 @@ from typing import Literal
 
 import pytest
 
-from promptcomp.datamodules.rationale_parsing import ParsedTask, Style, parse
-from promptcomp.datamodules.rationale_sources import FolderSource, RationaleFolderData
+from promptcomp.datamodules.rationale.rationale_config import RationaleFolderData
+from promptcomp.datamodules.sources.rationale_parsing import ParsedTask, Style, parse
+from promptcomp.datamodules.sources.rationale_sources import FolderSource
 from tests.parity.golden_step_by_step import numbers
 
 STYLES: tuple[tuple[Style, str], ...] = (("palm", "palm_parser"), ("gpt_neox", "gpt_neox_parser"))

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoTokenizer
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
-from promptcomp.datamodules.instruction import InstructionDataModule
-from promptcomp.datamodules.instruction_options import InstructionConfig
+from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
+from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.language_model import LanguageModel

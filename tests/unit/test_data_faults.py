@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from promptcomp.config import Config, ConfigError, build
+from promptcomp.config import ConfigError, build
 from promptcomp.datamodules import DATASETS
-from promptcomp.datamodules.records import Asked, read_records
+from promptcomp.datamodules.sections import DataConfig
+from promptcomp.datamodules.sources.records import Asked, read_records
 from promptcomp.judge.sources import read_side
 from promptcomp.prompts.sources import read_queries, read_rows
 from tests.data_sections import module_of, validate
@@ -36,7 +37,7 @@ class Section:
     """Its configuration; FILE and FOLDER stand for the paths."""
     file: str = "rows.jsonl"
 
-    def config(self, folder: Path, lines: Lines) -> Config:
+    def config(self, folder: Path, lines: Lines) -> DataConfig:
         """The section with these lines as its file."""
         path = folder / self.file
         if path.suffix == ".json":  # a list of rows
@@ -147,7 +148,7 @@ REFUSED: dict[str, tuple[Callable[[list[Row], str], Lines], str]] = {
 }
 
 
-def errors_of(config: Config) -> list[str]:
+def errors_of(config: DataConfig) -> list[str]:
     """The errors of `data validate`, the first of which is what `fit` raises."""
     errors = [problem for problem in validate(config) if problem.severity == "error"]
     raised = None

@@ -10,26 +10,27 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
-from promptcomp.config import Config, build
+from promptcomp.config import build
 from promptcomp.datamodules import DATASETS
-from promptcomp.datamodules.chat import chat_template, turn_end
-from promptcomp.datamodules.conversations import BadConversation, first_exchange
 from promptcomp.datamodules.icl import ICLDataModule
-from promptcomp.datamodules.toy import toy_tokenizer
+from promptcomp.datamodules.instruction.chat_templates import chat_template, turn_end
+from promptcomp.datamodules.sections import DataConfig
+from promptcomp.datamodules.sources.conversations import BadConversation, first_exchange
 from promptcomp.evaluation.metrics import accuracy, macro_f1
 from promptcomp.evaluation.scoring import OptionScores, make_predictions
+from promptcomp.toy.icl_world import toy_tokenizer
 from tests.data_sections import byte_tokenizer, module_of, show, validate
 
 Row = dict[str, Any]
 
 
-def table(folder: Path, rows: list[Row], **options: Any) -> Config:
+def table(folder: Path, rows: list[Row], **options: Any) -> DataConfig:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return build(DATASETS["table_icl"], {"test": [str(path)], "num_demonstrations": 2, **options})
 
 
-def errors(config: Config, tokenizer: Any = None) -> list[str]:
+def errors(config: DataConfig, tokenizer: Any = None) -> list[str]:
     found = validate(config, tokenizer)
     return [f"{p.line}: {p.message}" for p in found if p.severity == "error"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
-from promptcomp.datamodules.tables import TableData
-from promptcomp.datamodules.toy_icl import ToyICLData
+from promptcomp.datamodules.icl_config import MetaICLData, TableData
+from promptcomp.datamodules.sources.metaicl_folder import MetaICLSource
+from promptcomp.toy.toy_sections import ToyICLData
 from tests.data_sections import validate
 
 GOOD: dict[str, Any] = {"task": "a", "input": "one", "output": "yes", "options": ["no", "yes"]}

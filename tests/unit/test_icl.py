@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerFast
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.icl import ICLDataModule
-from promptcomp.datamodules.options import ICLConfig
+from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.datamodules.tokens import TokenCache
-from promptcomp.datamodules.toy import ToyConfig, ToySource, toy_tokenizer
-from promptcomp.datamodules.toy_icl import ToyICLData
+from promptcomp.toy.icl_world import ToySource, toy_tokenizer
+from promptcomp.toy.toy_sections import ToyConfig, ToyICLData
 
 OPTIONS = ("no", "yes", "maybe so")
 

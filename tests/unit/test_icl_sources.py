@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
-from promptcomp.config import Config, ConfigError, build, dump
-from promptcomp.datamodules import DATASETS, build_datamodule, build_source
-from promptcomp.datamodules.metaicl import MetaICLData, MetaICLSource
-from promptcomp.datamodules.rows import JsonlRows
-from promptcomp.datamodules.splits import hold_out
-from promptcomp.datamodules.tables import TableData, TableSource
+from promptcomp.config import ConfigError, build, dump
+from promptcomp.datamodules import DATASETS
+from promptcomp.datamodules.icl_config import HFData, MetaICLData, TableData
+from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.sources.metaicl_folder import MetaICLSource
+from promptcomp.datamodules.sources.own_tables import TableSource
+from promptcomp.datamodules.sources.rows import JsonlRows
+from promptcomp.datamodules.sources.splits import hold_out
 from promptcomp.datamodules.tasks import Row, Task
-from promptcomp.datamodules.toy import toy_tokenizer
+from promptcomp.toy.icl_world import toy_tokenizer
 from tests.data_sections import show, validate
 
 Record = dict[str, Any]
@@ -98,7 +100,7 @@ def test_kinds_may_come_from_files(folder: Path) -> None:
 
 def test_metaicl_end_to_end(folder: Path) -> None:
     config = metaicl(folder, eval_queries_per_context=1, max_example_tokens=32)
-    dm = build_datamodule(config, toy_tokenizer(), seed=0, batch_size=2, window=128)
+    dm = config.build(Reader(toy_tokenizer(), seed=0, batch_size=2, window=128))
     batch = next(iter(dm.train_dataloader()))
     assert len(batch.context.ids) == 2
     assert len(dm.examples("test")) == 20
@@ -262,13 +264,13 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def hub(dataset: Path, **options: Any) -> Config:
+def hub(dataset: Path, **options: Any) -> HFData:
     tree = {"path": str(dataset), "test_split": "meta_eval", "num_demonstrations": 4, **options}
-    return build(DATASETS["hf_icl"], tree)
+    return build(HFData, tree)
 
 
 def test_one_dataset(dataset: Path, tmp_path: Path) -> None:
-    source = build_source(hub(dataset))  # type: ignore[arg-type]
+    source = hub(dataset).source()
     assert sorted(task.name for split in ("train", "dev") for task in source.tasks(split)) == ["a", "b", "c"]
     tasks = source.tasks("test")
     assert [(t.name, t.seed, len(t.demonstrations), len(t.queries)) for t in tasks] == [
@@ -278,7 +280,7 @@ def test_one_dataset(dataset: Path, tmp_path: Path) -> None:
     assert tasks[0].queries[1] == Row("t lion 1", "yes", ("no", "yes"))
     partition = tmp_path / "some.json"
     partition.write_text('{"train": ["a", "b"], "test": ["t"]}')
-    source = build_source(hub(dataset, partition=str(partition), dev="target_dev", seeds=[21]))  # type: ignore[arg-type]
+    source = hub(dataset, partition=str(partition), dev="target_dev", seeds=[21]).source()
     assert [task.name for task in source.tasks("train")] == ["a", "b"]
     assert [(task.seed, len(task.queries)) for task in source.tasks("dev")] == [(21, 2)]
     assert validate(hub(dataset)) == []
@@ -286,10 +288,10 @@ def test_one_dataset(dataset: Path, tmp_path: Path) -> None:
 
 def test_one_dataset_with_mistakes(dataset: Path) -> None:
     with pytest.raises(ConfigError, match="no split 'meta'; it has meta_train, meta_eval"):
-        build_source(hub(dataset, test_split="meta")).tasks("test")  # type: ignore[arg-type]
+        hub(dataset, test_split="meta").source().tasks("test")
     columns = {"input": "question"}
     with pytest.raises(ConfigError, match=r"split meta_eval\): no column 'question'; the columns are"):
-        build_source(hub(dataset, columns=columns)).tasks("test")  # type: ignore[arg-type]
+        hub(dataset, columns=columns).source().tasks("test")
     with pytest.raises(ConfigError, match=r"columns\.task and columns\.split must be named"):
         hub(dataset, columns={"task": None})
 

@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.instruction import InstructionDataModule
-from promptcomp.datamodules.instruction_options import InstructionConfig
-from promptcomp.datamodules.instruction_sources import AlpacaPlusData, HeldOutSource, InstructionsData, held_out
+from promptcomp.datamodules.instruction.instruction_config import (
+    AlpacaPlusData,
+    CustomTemplate,
+    InstructionConfig,
+    InstructionsData,
+)
+from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
+from promptcomp.datamodules.instruction.templates import make_template
 from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sources.instruction_sources import HeldOutSource, held_out
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
-from promptcomp.datamodules.templates import CustomTemplate, make_template
 from tests.data_sections import byte_tokenizer, validate
 
 CHATML = (

@@ -7,13 +7,13 @@ import random
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from promptcomp.commands.data import data_build_alpaca_plus
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.alpaca_plus_build import AlpacaPlus, build_alpaca_plus, check_overlaps
-from promptcomp.datamodules.instruction_sources import AlpacaPlusData, HeldOutSource
+from promptcomp.datamodules.instruction.instruction_config import AlpacaPlusData
+from promptcomp.datamodules.sources.alpaca_plus import AlpacaPlus, build_alpaca_plus, check_overlaps
+from promptcomp.datamodules.sources.instruction_sources import HeldOutSource
 from promptcomp.datamodules.tasks import InstructionRow
-from promptcomp.run.building import build_alpaca_plus_files
 
 Triple = tuple[str, str, str]
 SELF = [
@@ -96,7 +96,7 @@ def test_files_are_written_and_read_back(tmp_path: Path, capsys: pytest.CaptureF
     task = {"instruction": "plan", "instances": [{"input": "", "output": "ok"}, {"input": "x", "output": "y"}]}
     (tmp_path / "user.jsonl").write_text(json.dumps(task))
     paths = (tmp_path / "alpaca.json", tmp_path / "self.jsonl", tmp_path / "user.jsonl", tmp_path / "out")
-    build_alpaca_plus_files(*paths, 1, 1, False, Console(), True)
+    data_build_alpaca_plus(*paths, 1, 1, False, True)
     printed = json.loads(capsys.readouterr().out)
     assert {split: found["rows"] for split, found in printed.items()} == {
         "train": 11,
@@ -107,9 +107,9 @@ def test_files_are_written_and_read_back(tmp_path: Path, capsys: pytest.CaptureF
     source = HeldOutSource(AlpacaPlusData(folder=tmp_path / "out", dev_examples=0))
     assert [row.output for row in source.rows("human")] == ["ok", "y"]
     with pytest.raises(ConfigError, match="already"):
-        build_alpaca_plus_files(*paths, 1, 1, False, Console(), True)
-    build_alpaca_plus_files(*paths, 1, 1, True, Console(), False)
+        data_build_alpaca_plus(*paths, 1, 1, False, True)
+    data_build_alpaca_plus(*paths, 1, 1, True, False)
     assert "self instruct" in capsys.readouterr().out
     (tmp_path / "user.jsonl").write_text('{"instruction": "plan"}')
     with pytest.raises(ConfigError, match=r"user\.jsonl:1: 'instances' is missing"):
-        build_alpaca_plus_files(*paths, 1, 1, True, Console(), False)
+        data_build_alpaca_plus(*paths, 1, 1, True, False)

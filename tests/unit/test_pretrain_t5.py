@@ -12,10 +12,11 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from promptcomp.config import ConfigError, build, read_yaml
 from promptcomp.datamodules.tasks import Row
-from promptcomp.datamodules.toy import ToyConfig, ToySource
-from promptcomp.pretrain import PretrainConfig, pretrain
-from promptcomp.pretrain.architecture import Architecture, build_model
-from promptcomp.pretrain.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
+from promptcomp.toy.architecture import Architecture, build_model
+from promptcomp.toy.icl_world import ToySource
+from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
+from promptcomp.toy.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
+from promptcomp.toy.toy_sections import ToyConfig
 
 RECIPE = Path(str(files("promptcomp"))) / "experiments" / "pretrain" / "toy_t5.yaml"
 ASSET = Path(str(files("promptcomp"))) / "assets" / "toy_t5"

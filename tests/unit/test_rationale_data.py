@@ -8,21 +8,20 @@ import pytest
 
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, collate
 from promptcomp.config import ConfigError, build
-from promptcomp.datamodules import build_datamodule
-from promptcomp.datamodules.rationale import RationaleDataModule
-from promptcomp.datamodules.rationale_selection import choose_rows, shuffled
+from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
+from promptcomp.datamodules.rationale.row_selection import choose_rows, shuffled
 from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.datamodules.toy_rationales import ToyRationaleData, toy_rationale_tokenizer
+from promptcomp.toy.rationale_world import toy_rationale_tokenizer
+from promptcomp.toy.toy_sections import ToyRationaleData
 
 WORLD = {"pool_rows": 40, "dev_rows": 10, "test_rows": 10}
 
 
 def _module(seed: int = 0, **options: Any) -> RationaleDataModule:
     tree = {"world": WORLD, "train_count": None, **options}
-    found = build_datamodule(
-        build(ToyRationaleData, tree), toy_rationale_tokenizer(), seed=seed, batch_size=4, window=128
-    )
+    found = build(ToyRationaleData, tree).build(Reader(toy_rationale_tokenizer(), seed=seed, batch_size=4, window=128))
     assert isinstance(found, RationaleDataModule)
     return found
 

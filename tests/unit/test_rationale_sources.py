@@ -10,11 +10,9 @@ import datasets
 import pytest
 
 from promptcomp.config import ConfigError, build
-from promptcomp.datamodules import build_rationales
-from promptcomp.datamodules.rationale_formats import FORMATS, BadRow
-from promptcomp.datamodules.rationale_parsing import Parsed, ParsedTask, parse
-from promptcomp.datamodules.rationale_sources import RationaleFilesData, RationaleFolderData, RationaleHFData
-from promptcomp.datamodules.rationale_writing import SEGMENT
+from promptcomp.datamodules.rationale.rationale_config import RationaleFilesData, RationaleFolderData, RationaleHFData
+from promptcomp.datamodules.sources.rationale_formats import FORMATS, SEGMENT, BadRow
+from promptcomp.datamodules.sources.rationale_parsing import Parsed, ParsedTask, parse
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.equations import same_value, value_of
 from tests.data_sections import module_of, show, validate
@@ -49,7 +47,7 @@ def _folder(root: Path, chunks: tuple[int, ...] = (12, 8), rows: int = 20) -> Ra
 def test_original_layout(tmp_path: Path) -> None:
     config = _folder(tmp_path)
     assert config.metric == "equation"
-    source = build_rationales(config)
+    source = config.source()
     rows = source.rows("train")
     assert source.splits == ("train", "test")
     assert rows[13] == RationaleRow(
@@ -73,7 +71,7 @@ def test_what_was_lost_is_told(tmp_path: Path) -> None:
 def test_a_valid_file_is_the_dev_split(tmp_path: Path) -> None:
     config = _folder(tmp_path).model_copy(update={"teacher": "none"})
     _write(tmp_path / "svamp" / "svamp_valid.json", _questions(3))
-    source = build_rationales(config)
+    source = config.source()
     assert source.splits == ("train", "dev", "test")
     assert len(source.rows("dev")) == 3
 
@@ -83,9 +81,9 @@ def test_gpt_neox_files(tmp_path: Path) -> None:
     path = tmp_path / "gpt-neox" / "svamp" / "test.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(["R. The answer is (1 + 1)."] * 4), encoding="utf-8")
-    assert build_rationales(config).rows("test")[0].llm_label == "(1 + 1)"
+    assert config.source().rows("test")[0].llm_label == "(1 + 1)"
     with pytest.raises(ConfigError, match=r"gpt-neox/svamp/train\.json: no such file"):
-        build_rationales(config).rows("train")
+        config.source().rows("train")
 
 
 @pytest.mark.parametrize(("chunks", "rows"), [((12, 7), 20), ((12, 8), 19)])
@@ -93,7 +91,7 @@ def test_other_than_as_many_completions_as_rows(tmp_path: Path, chunks: tuple[in
     config = _folder(tmp_path, chunks, 20)
     _write(tmp_path / "svamp" / "svamp_train.json", _questions(rows))
     with pytest.raises(ConfigError, match=f"{sum(chunks)} completions for the {rows} rows .*joined by position"):
-        build_rationales(config).rows("train")
+        config.source().rows("train")
     assert any("joined by position" in problem.message for problem in validate(config))
 
 
@@ -101,10 +99,10 @@ def test_a_missing_chunk(tmp_path: Path) -> None:
     config = _folder(tmp_path)
     (tmp_path / "svamp" / "llm" / "train_CoT_0.json").unlink()
     with pytest.raises(ConfigError, match=r"train_CoT_0\.json is missing"):
-        build_rationales(config).rows("train")
+        config.source().rows("train")
     (tmp_path / "svamp" / "llm" / "train_CoT_1.json").unlink()
     with pytest.raises(ConfigError, match=r"data\.teacher=none"):
-        build_rationales(config).rows("train")
+        config.source().rows("train")
 
 
 def test_files_joined_by_id(tmp_path: Path) -> None:
@@ -115,7 +113,7 @@ def test_files_joined_by_id(tmp_path: Path) -> None:
         test=(_write(tmp_path / "test.jsonl", [{**rows[0], "llm_rationale": "so"}]),),
         rationales=(_write(tmp_path / "work.jsonl", work),),
     )
-    train = build_rationales(config).rows("train")
+    train = config.source().rows("train")
     assert train[2] == RationaleRow("r2", "question 2", "yes", "no", "because", "repaired", "t")
     assert not train[1].llm_rationale
     found = [str(problem) for problem in validate(config)]
@@ -139,7 +137,7 @@ def test_bad_rows_are_named(tmp_path: Path, record: Any, message: str) -> None:
     path = _write(tmp_path / "rows.jsonl", [{"id": "b", "input": "p", "label": "x"}, record])
     config = RationaleFilesData(test=(path,))
     with pytest.raises(ConfigError, match=message):
-        build_rationales(config).rows("test")
+        config.source().rows("test")
     assert any(message in problem.message for problem in validate(config))
 
 
@@ -147,7 +145,7 @@ def test_gsm8k(tmp_path: Path) -> None:
     answer = "Half is 48/2=<<48/2=24>>24.\nTogether 1,072.\n#### 1,072"
     path = _write(tmp_path / "g.jsonl", [{"question": "How many?", "answer": answer}])
     config = build(RationaleFilesData, {"test": [str(path)], "format": "gsm8k"})
-    (row,) = build_rationales(config).rows("test")
+    (row,) = config.source().rows("test")
     assert (row.label, row.llm_rationale) == ("1072", "Half is 48/2=24.\nTogether 1,072.")
     assert (row.llm_label, row.teacher, config.metric) == ("1072", "human", "equation")
 
@@ -163,12 +161,12 @@ def test_a_dataset_by_column_map(tmp_path: Path) -> None:
         "llm_rationale": "why",
     }
     config = build(RationaleHFData, {"path": str(tmp_path / "set"), "columns": columns})
-    row = build_rationales(config).rows("train")[1]
+    row = config.source().rows("train")[1]
     assert (row.id, row.input, row.label, row.llm_rationale) == ("train-1", "it snows then dry", "no", "b")
     assert row.options == ("yes", "no")
     wrong = build(RationaleHFData, {"path": str(tmp_path / "set"), "columns": {"input": "{premiss}"}})
     with pytest.raises(ConfigError, match="premiss"):
-        build_rationales(wrong).rows("train")
+        wrong.source().rows("train")
 
 
 def test_formats() -> None:

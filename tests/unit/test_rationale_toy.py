@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.toy_rationales import (
-    ToyRationaleConfig,
-    ToyRationaleSource,
-    labels,
-    prices,
-    toy_rationale_tokenizer,
-    vocabulary,
-)
 from promptcomp.evaluation.equations import value_of
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.lm_config import FromScratch, PositionalStart
 from promptcomp.lightning_modules.controls import MetaICL
 from promptcomp.lightning_modules.controls_config import MetaICLConfig
 from promptcomp.lightning_modules.method_config import OptimConfig
+from promptcomp.toy.rationale_world import (
+    ToyRationaleSource,
+    labels,
+    prices,
+    toy_rationale_tokenizer,
+    vocabulary,
+)
+from promptcomp.toy.toy_sections import ToyRationaleConfig
 
 SMALL = {"pool_rows": 200, "dev_rows": 50, "test_rows": 50}
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from promptcomp.config import ConfigError, build
-from promptcomp.datamodules.rationale_parsing import Parsed
-from promptcomp.datamodules.rationale_writing import SEGMENT
+from promptcomp.datamodules.sources.rationale_formats import SEGMENT
+from promptcomp.datamodules.sources.rationale_parsing import Parsed
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.rationales.asking import Writing, request_key
 from promptcomp.rationales.job import Job, default_output, load_data, pick_template, writing_of

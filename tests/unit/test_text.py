@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError, build
-from promptcomp.datamodules import build_datamodule
-from promptcomp.datamodules.text import TextConfig, TextDataModule, split_document
-from promptcomp.datamodules.toy import toy_tokenizer
+from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.text import TextDataModule, split_document
+from promptcomp.datamodules.text_config import TextConfig
+from promptcomp.toy.icl_world import toy_tokenizer
 from tests.data_sections import show, validate
 
 WORDS = ("lion", "pear", "hammer", "today", "about", "we", "like", "my")
@@ -98,7 +99,7 @@ def test_json_lines(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps({"body": document(i, 20)}) + "\n" for i in range(8)))
     config = build(TextConfig, {"paths": [str(path)], "text_column": "body", "dev_documents": 2, "min_tokens": 4})
-    dm = build_datamodule(config, tokenizer, seed=0, batch_size=2, window=None)
+    dm = config.build(Reader(tokenizer, seed=0, batch_size=2))
     assert dm.num_train_items() == 6
     (row,) = show(config, tokenizer, "dev", 1)
     assert row.context_tokens == 16

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from promptcomp.datamodules.tasks import Task
-from promptcomp.datamodules.toy import HELD_OUT_CATEGORIES, ToyConfig, ToySource, class_sets, pair_splits, toy_tokenizer
-from promptcomp.datamodules.toy_words import (
+from promptcomp.toy.icl_world import HELD_OUT_CATEGORIES, ToySource, class_sets, pair_splits, toy_tokenizer
+from promptcomp.toy.toy_sections import ToyConfig
+from promptcomp.toy.words import (
     ADJECTIVE_TEMPLATES,
     ADJECTIVES,
     CATEGORIES,

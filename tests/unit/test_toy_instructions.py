@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from promptcomp.config import build, read_yaml
 from promptcomp.datamodules.tasks import InstructionRow
-from promptcomp.datamodules.toy_instruction_data import ToyInstructionsData
-from promptcomp.datamodules.toy_instruction_words import (
+from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons
+from promptcomp.toy.instruction_words import (
     FRAMES,
     GROUP_OF,
     SELECTIONS,
@@ -26,16 +26,15 @@ from promptcomp.datamodules.toy_instruction_words import (
     ordinary,
     reworded,
 )
-from promptcomp.datamodules.toy_instructions import (
-    ToyInstructionsConfig,
+from promptcomp.toy.instruction_world import (
     ToyInstructionSource,
     instruction_tokenizer,
     pair_splits,
     pairs_of,
     phrasings,
 )
-from promptcomp.pretrain import PretrainConfig, pretrain
-from promptcomp.pretrain.instruction_lessons import InstructionCurriculum, InstructionLessons
+from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
+from promptcomp.toy.toy_sections import ToyInstructionsConfig, ToyInstructionsData
 
 RECIPE = Path(str(files("promptcomp"))) / "experiments" / "pretrain" / "toy_instructions.yaml"
 ASSET = Path(str(files("promptcomp"))) / "assets" / "toy_instructions"

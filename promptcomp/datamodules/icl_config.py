@@ -1,0 +1,234 @@
+"""Sections of in-context-learning data: their options, and MetaICL's folders, one dataset, your own tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths, Reader
+from promptcomp.datamodules.sources.records import Found
+from promptcomp.datamodules.sources.rows import Columns
+
+if TYPE_CHECKING:
+    from promptcomp.datamodules.icl import ICLDataModule
+    from promptcomp.datamodules.tasks import TaskSource
+
+SeparatorName = Literal["none", "space", "newlines", "arrow"]
+Scoring = Literal["direct", "channel"]
+Truncation = Literal["whole_demonstrations", "reference", "left"]
+Perturbation = Literal["none", "no_labels", "no_inputs", "random_labels", "wrong_labels"]
+
+
+class ICLConfig(DataConfig):
+    """Options of in-context-learning data, whatever its source."""
+
+    num_demonstrations: int = Field(default=16, ge=0)
+    """Demonstrations in a context."""
+    sampling: Literal["fixed", "fresh"] = "fresh"
+    """fixed: one list for each task and data seed (MetaICL); fresh: drawn anew for every context (MEND)."""
+    order: Literal["shuffled", "as_given", "reversed"] = "shuffled"
+    """Order of the demonstrations: random, as in the file, or the file's order backwards."""
+    balance: Literal["examples", "tasks"] = "examples"
+    """A training epoch visits every example once (large tasks weigh more; MEND), or every task once."""
+    separator: SeparatorName = "arrow"
+    """arrow: "input => output \\n", in every vocabulary; space and newlines: as MetaICL (T5 has no newline); none:
+    nothing between input, output and the next example (MEND)."""
+    output_space: bool = True
+    """A space in front of outputs, where no separator already ends in white space (byte-level vocabularies)."""
+    max_example_tokens: int = Field(default=256, ge=4)
+    """Most tokens of one input with its output; the input is cut on the right."""
+    max_context_tokens: int | None = Field(default=None, ge=0)
+    """Most tokens of all demonstrations; None = what the LM's window leaves."""
+    teacher_max_context_tokens: int | None = Field(default=None, ge=0)
+    """The teacher's own budget, as in MEND's release; None = the teacher reads the very same tokens."""
+    truncation: Truncation = "whole_demonstrations"
+    """Over the budget: whole_demonstrations keeps those that fit; reference cuts the input of the next one too (MEND);
+    left keeps the last tokens (MetaICL)."""
+    perturbation: Perturbation = "none"
+    """Damage to the demonstrations, to ask what a method reads in them."""
+    scoring: Scoring = "direct"
+    """direct: P(output | demonstrations, input); channel: P(input | demonstrations, output)."""
+    calibration: Literal["none", "pmi"] = "none"
+    """pmi: subtract the score under the input "N/A" (direct scoring only)."""
+    queries_per_context: int = Field(default=1, ge=1)
+    """Training queries that share one context; 1 = MEND."""
+    eval_queries_per_context: int | None = Field(default=None, ge=1)
+    """Evaluation queries that share one context; None = all of a task and data seed; 1 with fresh sampling = MEND."""
+    eval_seed: int = Field(default=0, ge=0)
+    """Seed of everything drawn for evaluation; not the run's seed: all runs are tested on the same prompts."""
+    metric: Literal["accuracy", "task"] = "task"
+    """task: macro-F1 for classification, accuracy otherwise, mean over data seeds and then tasks; accuracy: of all."""
+    max_dev_tasks: int | None = Field(default=None, ge=1)
+    """Most tasks of the dev split; None = all."""
+    max_dev_queries: int | None = Field(default=16, ge=1)
+    """Most queries of each task (and data seed) of the dev split; None = all."""
+    max_eval_tasks: int | None = Field(default=None, ge=1)
+    """Most tasks of each test split; None = all."""
+    max_eval_queries: int | None = Field(default=None, ge=1)
+    """Most queries of each task and data seed of the test splits; None = all."""
+
+    context_kind: ClassVar[Literal["demonstrations", "prompt"]] = "demonstrations"
+    lenient: ClassVar[bool] = False
+    """Whether a multi-choice row whose options are the same to the model is worth a warning only: published tasks have
+    such rows, and their figures are of all rows."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ICLConfig:
+        if self.calibration == "pmi" and self.scoring == "channel":
+            raise ValueError("calibration 'pmi' replaces the input and so needs scoring 'direct'")
+        for name in ("max_context_tokens", "teacher_max_context_tokens"):
+            budget = getattr(self, name)
+            needs_one = self.num_demonstrations > 0 and self.truncation == "whole_demonstrations"
+            if budget is not None and needs_one and budget < self.max_example_tokens:
+                raise ValueError(
+                    f"{name} {budget} is less than max_example_tokens {self.max_example_tokens}, so a long first "
+                    "demonstration would leave the context empty; lower max_example_tokens"
+                )
+        return self
+
+    def source(self) -> TaskSource:
+        """The tasks that the section describes.
+
+        Raises:
+            ConfigError: files are missing or bad.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no source()")
+
+    def build(self, reader: Reader) -> ICLDataModule:
+        """See the base class."""
+        from promptcomp.datamodules.icl import ICLDataModule
+
+        return ICLDataModule(
+            self,
+            self.source(),
+            reader.tokenizer,
+            seed=reader.seed,
+            batch_size=reader.batch_size,
+            window=reader.window,
+        )
+
+    def check_files(self, found: Found) -> None:
+        """See the base class."""
+        self.source().check(found)
+
+    def lengths(self, window: int | None) -> Lengths:
+        """Demonstrations of full length, as many as fit."""
+        example = self.max_example_tokens
+        room = DEFAULT_WINDOW if window is None else window - example - 1
+        most = room if self.max_context_tokens is None else self.max_context_tokens
+        return Lengths(min(most, self.num_demonstrations * example), example, example)
+
+    @property
+    def training_queries(self) -> int:
+        """As configured."""
+        return self.queries_per_context
+
+    @property
+    def is_calibrated(self) -> bool:
+        """As configured."""
+        return self.calibration == "pmi"
+
+    @property
+    def why_no_answers(self) -> str:
+        """A channel query holds the answer."""
+        return "needs data.scoring=direct: a channel query holds the answer" if self.scoring == "channel" else ""
+
+
+class MetaICLData(ICLConfig):
+    """Tasks in MetaICL's folder layout."""
+
+    lenient: ClassVar[bool] = True
+
+    name: Literal["metaicl"] = "metaicl"
+    folder: Path
+    """Folder that holds `data/` and `config/`."""
+    partition: str
+    """Name of a file in `config/` (without .json): which tasks to train and to test on."""
+    seeds: tuple[int, ...] = Field(default=(100, 13, 21, 42, 87), min_length=1)
+    """Data seeds of the test tasks' demonstrations."""
+    train_k: int = Field(default=16384, ge=1)
+    """The <k> in the names of the training tasks' files."""
+    train_seed: int = 100
+    """The <seed> in the names of the training tasks' files."""
+    test_k: int = Field(default=16, ge=1)
+    """The <k> in the names of the test tasks' files."""
+    dev: Literal["train_tasks", "target_dev", "none"] = "train_tasks"
+    """Where checkpoints are selected: a held-out share of the training tasks, or the dev rows of the test tasks (as the
+    original does; it sees the test tasks before the end)."""
+    dev_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the training tasks that is held out with dev "train_tasks"."""
+    dev_seed: int = 100
+    """Data seed of the dev rows with dev "target_dev"."""
+
+    def source(self) -> TaskSource:
+        """See the base class."""
+        from promptcomp.datamodules.sources.metaicl_folder import MetaICLSource
+
+        return MetaICLSource(self)
+
+
+class HFData(ICLConfig):
+    """One dataset of the Hugging Face hub (or local, for `datasets`) with the rows of all tasks."""
+
+    lenient: ClassVar[bool] = True
+
+    name: Literal["hf_icl"] = "hf_icl"
+    path: str
+    """Name on the hub, or a local folder (MEND's: bigheiniuJ/EvalMetaICLAll)."""
+    config: str | None = None
+    """Configuration of the dataset, if it has several."""
+    train_split: str = "meta_train"
+    """Split with the training tasks."""
+    test_split: str = "meta_eval_100shot"
+    """Split with the test tasks' demonstrations (split "train") and queries (split "test", "dev")."""
+    partition: Path | None = None
+    """MetaICL partition file {"train": [task, ...], "test": [...]}; None = all tasks of both splits."""
+    seeds: tuple[int, ...] | None = None
+    """Data seeds to test with; None = all."""
+    dev: Literal["train_tasks", "target_dev", "none"] = "train_tasks"
+    """Where checkpoints are selected, as for `metaicl`."""
+    dev_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the training tasks that is held out with dev "train_tasks"."""
+    columns: Columns = Columns()
+    """Names of the columns."""
+
+    @model_validator(mode="after")
+    def _columns_are_named(self) -> HFData:
+        if self.columns.task is None or self.columns.split is None:
+            raise ValueError("columns.task and columns.split must be named: one dataset holds all tasks")
+        return self
+
+    def source(self) -> TaskSource:
+        """See the base class."""
+        from promptcomp.datamodules.sources.hub import HFSource
+
+        return HFSource(self)
+
+
+class TableData(ICLConfig):
+    """Your own examples in JSONL, JSON, CSV, TSV or Parquet files."""
+
+    name: Literal["table_icl"] = "table_icl"
+    train: tuple[Path, ...] = ()
+    """Files with the training tasks."""
+    test: tuple[Path, ...] = Field(min_length=1)
+    """Files with the tasks to test on."""
+    dev: tuple[Path, ...] = ()
+    """Files with the tasks to select checkpoints on; none: a held-out share of the training tasks (dev_share)."""
+    demonstrations: tuple[Path, ...] = ()
+    """Files with demonstrations for the dev and test tasks; none: a task's rows with split "train", or else its other
+    rows."""
+    dev_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the training tasks that is held out when `dev` is empty; 0 = no dev split."""
+    columns: Columns = Columns()
+    """Names of the columns."""
+    options_from_outputs: bool = False
+    """Give a task without options the list of its distinct outputs."""
+
+    def source(self) -> TaskSource:
+        """See the base class."""
+        from promptcomp.datamodules.sources.own_tables import TableSource
+
+        return TableSource(self)

@@ -1,0 +1,1 @@
+"""Instruction data: sections, templates, encoding, the datamodule."""

@@ -1,0 +1,240 @@
+"""Sections of instruction data: their options, Alpaca+ in its four files, your own files or datasets."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from promptcomp.config import Config, ConfigError
+from promptcomp.datamodules.sections import DataConfig, Lengths, Reader
+from promptcomp.datamodules.sources.conversations import CONVERSATIONS
+from promptcomp.datamodules.sources.records import Asked, Found
+
+if TYPE_CHECKING:
+    from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
+    from promptcomp.datamodules.tasks import InstructionSource
+
+TemplateName = Literal["alpaca_gist", "chat", "plain"]
+ALPACA_PLUS_FILES = {
+    "train": "alpaca_plus_train.json",
+    "seen": "alpaca_plus_validation_seen.json",
+    "unseen": "alpaca_plus_validation_unseen.json",
+    "human": "alpaca_plus_validation_human.json",
+}
+
+
+class CustomTemplate(Config):
+    """Your own template. Nothing is added to it but the token that ends an answer."""
+
+    context: str = "{instruction}"
+    """What is compressed; `{instruction}` stands for the instruction."""
+    query: str
+    """What follows; `{input}` stands for the input."""
+    empty_query: str
+    """What follows for rows without an input."""
+    output: str = "{output}"
+    """The answer, `{output}`; put a space in front where the vocabulary is byte-level and the query ends in none."""
+
+    @model_validator(mode="after")
+    def _fields_are_there(self) -> CustomTemplate:
+        for name, field in (("context", "{instruction}"), ("query", "{input}"), ("output", "{output}")):
+            if getattr(self, name).count(field) != 1:
+                raise ValueError(f"{name} should hold {field} once")
+        return self
+
+
+class InstructionColumns(Config):
+    """Names of the columns of a table of instructions; conversations (`messages`, `conversations`) need none."""
+
+    instruction: str = "instruction"
+    """Column with the instruction."""
+    input: str | None = "input"
+    """Column with what it is applied to; null or absent: no row has an input."""
+    output: str = "output"
+    """Column with the answer."""
+    source: str | None = "source"
+    """Column that says where a row comes from; null or absent: the name of the file."""
+
+    def asked(self) -> Asked:
+        """The columns for a reader."""
+        optional = tuple(name for name in (self.input, self.source, "system") if name is not None)
+        return Asked((self.instruction, self.output), optional, instead=CONVERSATIONS)
+
+
+class Limits(Config):
+    """Budgets of one split where they differ from those of the others; null = the same."""
+
+    max_context_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of an instruction with what its template writes."""
+    max_query_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of an input with what its template writes."""
+    max_target_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of an output with its end."""
+
+
+class InstructionConfig(DataConfig):
+    """Options of instruction data, whatever its source."""
+
+    template: TemplateName | CustomTemplate = "alpaca_gist"
+    """alpaca_gist: "Instruction: ..." and then "Input: ... Output:"; chat: the tokenizer's chat template; plain: lines
+    without words of their own; or your own {context, query, empty_query, output}."""
+    template_date: date | None = None
+    """The day that a chat template writes where it writes one (Llama 3 does); null = the day of the run."""
+    max_context_tokens: int = Field(default=256, ge=1)
+    """Most tokens of an instruction with what its template writes; gist tokens come on top and are never cut."""
+    max_query_tokens: int = Field(default=256, ge=1)
+    """Most tokens of an input with what its template writes."""
+    max_target_tokens: int = Field(default=256, ge=1)
+    """Most tokens of an output with the token that ends it."""
+    split_limits: dict[str, Limits] = {}
+    """Other budgets for some splits, for example {human: {max_context_tokens: 384}}."""
+    too_long: Literal["cut", "skip", "error"] = "cut"
+    """A row over a budget: cut its text on the right (an output then has no end token), skip the row, or stop. How
+    many there are is always said."""
+    queries_per_context: int = Field(default=1, ge=1)
+    """Most training rows of one instruction that share its compression."""
+    eval_queries_per_context: int | None = Field(default=None, ge=1)
+    """Most evaluation rows of one instruction that share its compression; null = all."""
+    max_dev_examples: int | None = Field(default=None, ge=1)
+    """Most rows of the dev split, chosen at random by eval_seed; null = all."""
+    max_eval_examples: int | None = Field(default=None, ge=1)
+    """Most rows of each test split, chosen at random by eval_seed; null = all."""
+    metric: Literal["exact_match", "rougeL", "loss"] = "rougeL"
+    """What results are summed up by: exact_match or rougeL of generated answers, or the loss of the right answer."""
+    eval_seed: int = Field(default=0, ge=0)
+    """Seed of that choice; not the run's seed: all runs are tested on the same rows."""
+    allow_empty_instruction: bool = False
+    """Take rows whose instruction is empty or blank; otherwise they are errors."""
+
+    def limits(self, split: str) -> tuple[int, int, int]:
+        """Budgets of a split for context, query and target, in tokens."""
+        own = self.split_limits.get(split, Limits())
+        return (
+            own.max_context_tokens or self.max_context_tokens,
+            own.max_query_tokens or self.max_query_tokens,
+            own.max_target_tokens or self.max_target_tokens,
+        )
+
+    def check_window(self, splits: tuple[str, ...], window: int | None) -> None:
+        """Check the budgets against the LM's window [positions].
+
+        Raises:
+            ConfigError: a row within its budgets may not fit, or `split_limits` names an unknown split.
+        """
+        for split in self.split_limits:
+            if split not in splits:
+                raise ConfigError(f"data.split_limits: no split {split!r}; there are {', '.join(splits)}")
+        for split in splits if window is not None else ():
+            total = sum(self.limits(split)) + 1  # one position for a BOS token
+            if window is not None and total > window:
+                where = "data.split_limits" if split in self.split_limits else "data.max_context_tokens"
+                raise ConfigError(
+                    f"{where}: context, query and target of {' + '.join(map(str, self.limits(split)))} tokens and a "
+                    f"BOS token exceed the LM's window of {window} (split {split}); lower max_context_tokens, "
+                    "max_query_tokens or max_target_tokens"
+                )
+
+    def source(self) -> InstructionSource:
+        """The rows that the section describes.
+
+        Raises:
+            ConfigError: files are missing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no source()")
+
+    def build(self, reader: Reader) -> InstructionDataModule:
+        """See the base class."""
+        from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
+
+        return InstructionDataModule(
+            self,
+            self.source(),
+            reader.tokenizer,
+            seed=reader.seed,
+            batch_size=reader.batch_size,
+            window=reader.window,
+            query_in_encoder=reader.query_in_encoder,
+            writes_bos=reader.writes_bos,
+        )
+
+    def check_files(self, found: Found) -> None:
+        """See the base class."""
+        self.source().check(found)
+
+    def lengths(self, window: int | None) -> Lengths:
+        """As the budgets of the training split."""
+        context, query, target = self.limits("train")
+        return Lengths(context, query + target, target)
+
+    @property
+    def training_queries(self) -> int:
+        """As configured."""
+        return self.queries_per_context
+
+
+class HeldOutConfig(InstructionConfig):
+    """Instruction data whose dev split is cut from the training rows."""
+
+    dev_examples: int = Field(default=256, ge=0)
+    """Most rows that are cut from the training rows as the dev split (unless one is given); 0 = no dev split."""
+    hold_out: Literal["instruction", "row"] = "instruction"
+    """instruction: all rows of an instruction are held out together, so dev asks new instructions; row: single rows."""
+
+
+class AlpacaPlusData(HeldOutConfig):
+    """Alpaca+ (Mu et al. 2023), in the files that 'promptcomp data build alpaca-plus' makes."""
+
+    name: Literal["alpaca_plus"] = "alpaca_plus"
+    folder: Path
+    """Folder with the files."""
+    files: dict[str, str] = ALPACA_PLUS_FILES
+    """File in the folder for each split; name only those you have: {seen: alpaca_plus_validation_seen.json}."""
+    columns: InstructionColumns = InstructionColumns()
+    """Names of the keys of a row."""
+
+    def paths(self) -> dict[str, Path]:
+        """The file of every split."""
+        return {split: self.folder / name for split, name in self.files.items()}
+
+    def source(self) -> InstructionSource:
+        """See the base class."""
+        from promptcomp.datamodules.sources.instruction_sources import HeldOutSource
+
+        return HeldOutSource(self)
+
+
+class InstructionsData(HeldOutConfig):
+    """Your own instructions or conversations: JSONL, JSON, CSV, TSV or Parquet files, or a dataset of the hub."""
+
+    name: Literal["instructions"] = "instructions"
+    files: dict[str, Path] = {}
+    """A file for each split, for example {train: mine.jsonl, test: other.csv}; "train" and "dev" have their meaning,
+    any other name is a test split."""
+    dataset: str | None = None
+    """Instead of files: a dataset of the hub, or a folder that `datasets` can load."""
+    dataset_config: str | None = None
+    """Configuration of the dataset, if it has several."""
+    dataset_splits: dict[str, str] = Field(default={"train": "train"}, min_length=1)
+    """The dataset's split for each split."""
+    test_examples: int = Field(default=0, ge=0)
+    """Most rows that are cut from the training rows as the split "test"; 0 = none."""
+    columns: InstructionColumns = InstructionColumns()
+    """Names of the columns."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> InstructionsData:
+        if bool(self.files) == (self.dataset is not None):
+            raise ValueError("give either `files` or `dataset`")
+        named = self.files or self.dataset_splits
+        if self.test_examples and "test" in named:
+            raise ValueError("test_examples cuts a test split from the training rows, but one is given; set it to 0")
+        return self
+
+    def source(self) -> InstructionSource:
+        """See the base class."""
+        from promptcomp.datamodules.sources.instruction_sources import HeldOutSource
+
+        return HeldOutSource(self)

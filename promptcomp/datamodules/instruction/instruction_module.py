@@ -1,0 +1,369 @@
+"""Instruction data: an instruction as the context, its input as the query and the answer as the target.
+
+Rows come from any `InstructionSource`; what is written around them is in templates.py, how they are cut to their
+budgets in instruction_encoding.py. Where this differs from gisting's released code is listed in docs/data.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
+from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
+from promptcomp.datamodules.instruction.encoding import InstructionEncoder, LongRows, find_long_rows
+from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
+from promptcomp.datamodules.instruction.templates import make_template
+from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell_error
+from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
+from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.evaluation.metrics import MetricName
+
+_CHOICE_STREAM = 11
+_LOOKED_AT = 20_000  # rows of a split that are tokenised at the start of a run to tell how many are cut
+DATED = (
+    "the chat template writes today's date, so contexts differ from day to day; set data.template_date=YYYY-MM-DD to "
+    "keep them the same"
+)
+_SAMPLED_SOURCES = 10_000  # training rows that are asked for their source; generated rows cost time
+
+
+class InstructionDataModule(ContextDataModule):
+    """Rows with instructions as batches of contexts, queries and targets. Evaluation has one target to a query."""
+
+    answers_are_generated = True
+
+    def __init__(
+        self,
+        config: InstructionConfig,
+        source: InstructionSource,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        batch_size: int,
+        window: int | None = None,
+        query_in_encoder: bool = False,
+        writes_bos: bool | None = None,
+    ) -> None:
+        """
+        Args:
+            config: Options of instruction data.
+            source: Lists the rows.
+            tokenizer: The LM's tokenizer.
+            seed: The run's seed.
+            batch_size: Contexts of one micro-batch over all processes.
+            window: Most positions the LM can read; None: no limit.
+            query_in_encoder: Whether an encoder reads the queries; they then end in EOS.
+            writes_bos: Whether the LM puts BOS in front of a context; None: as the tokenizer itself does.
+
+        Raises:
+            ConfigError: the budgets do not fit the window or the template, or the tokenizer has no chat template.
+        """
+        super().__init__(config, tokenizer, seed=seed, batch_size=batch_size)
+        config.check_window(source.splits, window)
+        self.config, self.source = config, source
+        if writes_bos is None:
+            writes_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+        self.template = make_template(
+            config.template,
+            tokenizer,
+            query_in_encoder=query_in_encoder,
+            writes_bos=writes_bos,
+            date=config.template_date,
+        )
+        cache = TokenCache(tokenizer)
+        self._encoders = {
+            split: InstructionEncoder(self.template, cache, config.limits(split)) for split in source.splits
+        }
+        self._cache = cache
+        self.eval_splits = tuple(split for split in source.splits if split != "train")
+        self._rows: dict[str, Sequence[InstructionRow]] = {}
+        self._long: dict[str, LongRows] = {}
+        self._groups: dict[str, tuple[tuple[int, ...], ...]] = {}
+        self._places: dict[str, Sequence[int]] = {}
+
+    @property
+    def headline(self) -> MetricName:
+        """As configured."""
+        return self.config.metric
+
+    # ---- rows
+
+    def rows(self, split: str) -> Sequence[InstructionRow]:
+        """All rows of a split, those that are too long included.
+
+        Raises:
+            ConfigError: the split is unknown, or a file is missing or bad.
+        """
+        if split not in self.source.splits:
+            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.source.splits) or 'none'}")
+        if split not in self._rows:
+            self._rows[split] = self.source.rows(split)
+        return self._rows[split]
+
+    def encoder(self, split: str) -> InstructionEncoder:
+        """What writes the rows of a split."""
+        return self._encoders[split]
+
+    def long_rows(self, split: str) -> LongRows:
+        """Which rows of a split are over a token budget."""
+        if split not in self._long:
+            self._long[split] = find_long_rows(split, self.rows(split), self._encoders[split])
+        return self._long[split]
+
+    def check(self, found: Found = None) -> None:
+        """See the base class."""
+        self.source.check(found)
+        if has_errors(found):
+            return
+        for split in self.source.splits:
+            try:
+                self.places(split)
+            except ConfigError as error:
+                tell_error(error, found)
+        if found is not None:
+            found += [Problem("data", None, text, "warning") for text in self._oddities()]
+
+    def _oddities(self) -> Iterator[str]:
+        """What only shows when splits are compared and tokenised: shared rows, special tokens as text, long rows."""
+        yield from self.source.remarks()
+        if self.template.dated:
+            yield DATED
+        special = sorted({str(token) for token in self.tokenizer.all_special_tokens if token})
+        trained: set[tuple[str, str]] = set()
+        for split in sorted(self.source.splits, key=lambda name: name != "train"):
+            rows, is_train = self.rows(split), split == "train"
+            shared, found = 0, Counter[str]()
+            for row in rows:  # once, as rows may be made when they are asked for
+                asked = row.instruction, row.input
+                shared += not is_train and asked in trained
+                if is_train:
+                    trained.add(asked)
+                found.update(token for token in special if any(token in text for text in (*asked, row.output)))
+            if shared:
+                yield f"{shared} of {len(rows)} {split} rows are training rows too (same instruction and input)"
+            for token, count in sorted(found.items()):
+                yield f"{count} {split} rows contain {token!r}, which the tokenizer reads as a special token"
+            if (long := self.long_rows(split)).long and self.config.too_long != "error":
+                yield long.describe(self.config.too_long)
+
+    def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
+        """See the base class."""
+        is_train = split == "train"
+        tokens = (self.train_tokens() if is_train else self.eval_tokens(split)) if with_tokens else None
+        rows, places = self.rows(split), self.places(split)
+        sources = {rows[place].source for place in places[:: max(1, len(places) // _SAMPLED_SOURCES)]}
+        contexts = self.num_train_items() if is_train else len(self.groups(split))
+        asked = None if is_train else len(places)
+        return Counts(split, rows=len(rows), tasks=len(sources), contexts=contexts, asked=asked, tokens=tokens)
+
+    def remarks(self) -> list[str]:
+        """A sentence for every split with rows over a budget; of many rows that are cut, only some are looked at."""
+        said = [*self.source.remarks(), *([DATED] if self.template.dated else [])]
+        found = []
+        for split in self.source.splits:
+            rows = self.rows(split)
+            if self.config.too_long == "cut" and split not in self._long and len(rows) > _LOOKED_AT:
+                found.append(find_long_rows(split, rows[:: -(-len(rows) // _LOOKED_AT)], self._encoders[split]))
+            else:
+                found.append(self.long_rows(split))
+        return said + [long.describe(self.config.too_long) for long in found if long.long]
+
+    def places(self, split: str) -> Sequence[int]:
+        """Places of the rows of a split that are used, in the order of the source."""
+        if split not in self._places:
+            count: int = len(self.rows(split))
+            used: Sequence[int] = range(count)
+            if self.config.too_long == "error" and self.long_rows(split).long:
+                raise ConfigError(
+                    f"data.too_long = error: {self.long_rows(split).describe('error')}; raise the budgets, or choose "
+                    "cut or skip"
+                )
+            if self.config.too_long == "skip":
+                skipped = set(self.long_rows(split).long)
+                used = [place for place in used if place not in skipped] if skipped else used
+            if split != "train":
+                used = self._chosen(split, used)
+            if not used:
+                raise ConfigError(f"the {split} split has no rows" + (" within the token budgets" if count else ""))
+            self._places[split] = used
+        return self._places[split]
+
+    def _chosen(self, split: str, used: Sequence[int]) -> Sequence[int]:
+        config = self.config
+        most = config.max_dev_examples if split == "dev" else config.max_eval_examples
+        if most is None or len(used) <= most:
+            return used
+        order = np.random.default_rng((config.eval_seed, _CHOICE_STREAM)).permutation(len(used))
+        return [used[int(i)] for i in sorted(order[:most])]
+
+    def groups(self, split: str) -> Sequence[tuple[int, ...]]:
+        """Numbers (among the used rows) of the rows that share one compression, in the order of the first ones."""
+        if split not in self._groups:
+            is_train = split == "train"
+            most = self.config.queries_per_context if is_train else self.config.eval_queries_per_context
+            rows, by_instruction = self.rows(split), dict[str, list[int]]()
+            for number, place in enumerate(self.places(split)):
+                by_instruction.setdefault(rows[place].instruction, []).append(number)
+            self._groups[split] = tuple(
+                tuple(members[start : start + (most or len(members))])
+                for members in by_instruction.values()
+                for start in range(0, len(members), most or len(members))
+            )
+        return self._groups[split]
+
+    @cached_property
+    def _numbers(self) -> Mapping[str, int]:
+        """Numbers of the sources by name."""
+        names: list[str] = []
+        if "train" in self.source.splits:
+            train = self.rows("train")
+            names += [train[i].source for i in range(0, len(train), max(1, len(train) // _SAMPLED_SOURCES))]
+        for split in self.eval_splits:
+            rows = self.rows(split)
+            names += [rows[place].source for place in self.places(split)]
+        return {name: number for number, name in enumerate(dict.fromkeys(names))}
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the rows' sources."""
+        return tuple(self._numbers)
+
+    # ---- training
+
+    def num_train_items(self) -> int:
+        """Training rows; groups of rows of one instruction with `queries_per_context` > 1."""
+        if "train" not in self.source.splits:
+            return 0
+        return len(self.places("train")) if self.config.queries_per_context == 1 else len(self.groups("train"))
+
+    def _train_rows(self, draw: Draw) -> list[InstructionRow]:
+        rows, places = self.rows("train"), self.places("train")
+        if self.config.queries_per_context == 1:
+            return [rows[places[draw.index]]]
+        return [rows[places[number]] for number in self.groups("train")[draw.index]]
+
+    def train_context(self, draw: Draw) -> EncodedContext:
+        """The rows of a draw."""
+        rows = self._train_rows(draw)
+        return self.encode("train", rows, [0] * len(rows))
+
+    def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
+        """Tokens of the context and of its queries with their targets, all padded to the longest, of each draw."""
+        drawn = [self._train_rows(draw) for draw in draws]
+        self._encoders["train"].add(row for rows in drawn for row in rows)
+        return [self._train_length(rows) for rows in drawn]
+
+    def _train_length(self, rows: Sequence[InstructionRow]) -> int:
+        encoder = self._encoders["train"]
+        longest = max(len(encoder.query(row.input)) + len(encoder.target(row.output)) for row in rows)
+        return len(encoder.context(rows[0].instruction)) + len(rows) * longest
+
+    def encode(self, split: str, rows: Sequence[InstructionRow], numbers: Iterable[int]) -> EncodedContext:
+        """Rows of one instruction as a context with a query for each.
+
+        Args:
+            split: Whose budgets hold.
+            rows: At least one; all have the same instruction.
+            numbers: The example number of each row.
+
+        Raises:
+            ConfigError: the instruction is blank and `allow_empty_instruction` is off.
+        """
+        encoder, instruction = self._encoders[split], rows[0].instruction
+        if not instruction.strip() and not self.config.allow_empty_instruction:
+            raise ConfigError(
+                f"split {split}: a row has an empty instruction (input {rows[0].input[:60]!r}); "
+                "mend the data or set data.allow_empty_instruction=true"
+            )
+        queries = tuple(
+            EncodedQuery(encoder.query(row.input), (EncodedTarget(encoder.target(row.output)),), number)
+            for row, number in zip(rows, numbers, strict=True)
+        )
+        return EncodedContext(encoder.context(instruction), queries, self._numbers.get(rows[0].source, 0))
+
+    # ---- text from outside
+
+    def prompt_format(self) -> PromptFormat:
+        """A query as it is written behind an instruction; an answer ends with its end token."""
+        template = self.template
+        closing = str(self.tokenizer.decode(list(template.end_ids))) if template.closes_query else ""
+        end = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
+        stop_ids = tuple(dict.fromkeys((*template.end_ids, *end)))
+        return PromptFormat(template.query + closing, template.empty_query + closing, stop_ids)
+
+    def context_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of an instruction, whatever its length."""
+        return (*self._cache(self.template.context_text(text)), *self.template.context_end)
+
+    # ---- evaluation
+
+    def examples(self, split: str) -> Sequence[ExampleInfo]:
+        """The rows of an evaluation split as free-form examples; rows of one instruction share a context number.
+
+        Raises:
+            ConfigError: the split is unknown or has no rows.
+        """
+        self._check_eval_split(split)
+        rows, places = self.rows(split), self.places(split)
+        context_of = {number: context for context, group in enumerate(self.groups(split)) for number in group}
+        return [
+            ExampleInfo(
+                number=number,
+                task=row.source,
+                kind="free_form",
+                seed=None,
+                context=context_of[number],
+                gold=0,
+                options=(row.output,),
+                input=row.input,
+                output=row.output,
+                instruction=row.instruction,
+            )
+            for number, row in enumerate(rows[place] for place in places)
+        ]
+
+    def eval_contexts(self, split: str, *, null: bool = False) -> EvalContexts:
+        """The contexts of an evaluation split.
+
+        Raises:
+            ConfigError: the split is unknown, or `null` was asked for.
+        """
+        self._check_eval_split(split)
+        if null:
+            raise ConfigError("calibration 'pmi' needs examples with options; instruction data has none")
+        return _InstructionContexts(self, split)
+
+    def _check_eval_split(self, split: str) -> None:
+        if split not in self.eval_splits:
+            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
+
+
+class _InstructionContexts(EvalContexts):
+    def __init__(self, module: InstructionDataModule, split: str) -> None:
+        self._module, self._split, self._groups = module, split, module.groups(split)
+        self._rows, self._places = module.rows(split), module.places(split)
+        module.encoder(split).add(self._rows[place] for place in self._places)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def _row(self, number: int) -> InstructionRow:
+        return self._rows[self._places[number]]
+
+    def length(self, context: int) -> int:
+        return len(self._module.encoder(self._split).context(self._row(self._groups[context][0]).instruction))
+
+    def targets(self, context: int) -> Sequence[int]:
+        return [1] * len(self._groups[context])
+
+    def encode(self, part: EvalPart) -> EncodedContext:
+        numbers = self._groups[part.context][part.start : part.stop]
+        return self._module.encode(self._split, [self._row(number) for number in numbers], numbers)

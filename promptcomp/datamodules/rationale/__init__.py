@@ -1,0 +1,1 @@
+"""Data with a teacher's rationales: sections, selection of rows, writing, the datamodule."""

@@ -1,0 +1,276 @@
+"""Sections of examples with a teacher's rationales: their options, the original's folders, files, one dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths, Reader
+from promptcomp.datamodules.sources.rationale_formats import FORMATS, FormatName
+from promptcomp.datamodules.sources.rationale_parsing import ParsedTask, ParseMode
+from promptcomp.datamodules.sources.rationale_records import RationaleColumns
+from promptcomp.datamodules.sources.records import Found
+
+if TYPE_CHECKING:
+    from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
+    from promptcomp.datamodules.tasks import RationaleSource
+
+Targets = Literal[
+    "label_and_rationale",
+    "label",
+    "rationale",
+    "rationale_then_label",
+    "label_then_rationale",
+    "label_from_rationale",
+]
+Markers = Literal["prefix", "suffix", "none"]
+
+
+class RationaleConfig(DataConfig):
+    """Options of examples with a teacher's rationales, whatever their source."""
+
+    targets: Targets = "label_and_rationale"
+    """What is learned from an input: label_and_rationale: two tasks (the method); label, rationale: one of them;
+    rationale_then_label and label_then_rationale: both in one target, with `separator` between them;
+    label_from_rationale: the label of the input together with the teacher's rationale (also at test time)."""
+    markers: Markers = "prefix"
+    """Where the task is named: prefix: in front of the input (the paper's T5); suffix: behind it, so that a
+    decoder-only LM reads the input once for both tasks; none: nowhere (plain fine-tuning)."""
+    label_marker: str = Field(default="predict:", min_length=1)
+    """Names the label task."""
+    rationale_marker: str = Field(default="explain:", min_length=1)
+    """Names the rationale task; with label_from_rationale it stands in front of the rationale."""
+    separator: str = Field(default="=>", min_length=1)
+    """Stands between rationale and label where both are one target."""
+    input_end: str | None = None
+    """Text behind the input; null: a line end where a decoder-only LM reads the input right before its answer (" =>" in
+    vocabularies without line ends), otherwise nothing."""
+    target_space: bool | None = None
+    """A space in front of each target; null: where one LM reads both and neither a line end nor the vocabulary begins a
+    word (byte-level vocabularies)."""
+    input_eos: bool | None = None
+    """An end-of-sequence token behind each query; null: as the tokenizer itself does (T5: yes)."""
+    label_source: Literal["gold", "teacher"] = "gold"
+    """Whose labels are trained on. Evaluation splits always have the data set's own."""
+    rationale_filter: Literal["all", "teacher_correct", "teacher_correct_rows"] = "all"
+    """Which rationales are trained on: all; those of rows whose teacher label is right (the label task keeps all rows);
+    teacher_correct_rows: the other rows are left out altogether."""
+    blank_targets: Literal["skip", "train"] = "skip"
+    """Rows without a label or rationale (failed parses): skip what is missing, or train on a blank as the original."""
+    shuffle_rationales: bool = False
+    """Give each row the rationale of another one (a control: is it the content that helps?)."""
+    train_count: int | None = Field(default=None, ge=1)
+    """Most training rows; null: all."""
+    train_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of these rows to train on. With "fixed" and "per_seed" a smaller subset is part of every larger one."""
+    subset: Literal["fixed", "per_seed", "reference"] = "fixed"
+    """Which rows: fixed: the same in every run; per_seed: others for every seed; reference: the original's, which
+    depends on the seed and is drawn before the dev split (and so moves it)."""
+    subset_seed: int = Field(default=0, ge=0)
+    """Seed of the "fixed" subset."""
+    dev_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the training rows held out as dev where the data has no dev split; the original's 90/10 split, which
+    does not depend on the run's seed. 0: no dev split."""
+    max_input_tokens: int | None = Field(default=None, ge=4)
+    """Most tokens of an input with its marker; longer ones are cut on the right. null: 1024 (the original), or what the
+    LM's window leaves."""
+    max_label_tokens: int = Field(default=256, ge=2)
+    """Most tokens of a label with its end-of-sequence token."""
+    max_rationale_tokens: int = Field(default=256, ge=2)
+    """Most tokens of a rationale with its end-of-sequence token."""
+    max_dev_rows: int | None = Field(default=None, ge=1)
+    """Most rows of the dev split; null: all."""
+    max_eval_rows: int | None = Field(default=None, ge=1)
+    """Most rows of each test split; null: all."""
+    scored_splits: Literal["none", "dev", "all"] = "dev"
+    """Splits whose rows are answered by the likeliest of their options, where they have some; other answers are
+    generated. "dev" lets the best weights be chosen by accuracy at little cost."""
+    metric: Literal["exact_match", "equation"] = "exact_match"
+    """How a label is compared: as text, or by the value of the arithmetic expression it is."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RationaleConfig:
+        if self.markers == "none" and self.targets == "label_and_rationale":
+            raise ValueError("targets 'label_and_rationale' needs markers 'prefix' or 'suffix' to tell the tasks apart")
+        if self.label_marker == self.rationale_marker:
+            raise ValueError(f"label_marker and rationale_marker are both {self.label_marker!r}; they must differ")
+        if self.shuffle_rationales and self.targets == "label":
+            raise ValueError("shuffle_rationales has no effect with targets 'label'")
+        return self
+
+    @property
+    def uses_rationales(self) -> bool:
+        """Whether a rationale is read or written anywhere."""
+        return self.targets != "label"
+
+    @property
+    def has_two_tasks(self) -> bool:
+        """Whether the student learns to write rationales beside labels."""
+        return self.targets == "label_and_rationale"
+
+    @property
+    def in_one_target(self) -> bool:
+        """Whether rationale and label stand in one target."""
+        return self.targets in ("rationale_then_label", "label_then_rationale")
+
+    @property
+    def format_name(self) -> FormatName | None:
+        """The known format of the raw rows; None: they have none."""
+        return None
+
+    def without_teacher(self) -> Self:
+        """The section without what a teacher wrote, whose files then need not be there."""
+        return self
+
+    def source(self) -> RationaleSource:
+        """The rows that the section describes.
+
+        Raises:
+            ConfigError: files are missing or bad.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no source()")
+
+    def build(self, reader: Reader) -> RationaleDataModule:
+        """See the base class."""
+        from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
+
+        return RationaleDataModule(
+            self,
+            self.source(),
+            reader.tokenizer,
+            seed=reader.seed,
+            batch_size=reader.batch_size,
+            window=reader.window,
+            query_in_encoder=reader.query_in_encoder,
+        )
+
+    def check_files(self, found: Found) -> None:
+        """See the base class."""
+        self.source().check(found)
+
+    def lengths(self, window: int | None) -> Lengths:
+        """An input is read once for both tasks where their markers stand behind it; otherwise it is part of a query."""
+        text = self.max_input_tokens or window or DEFAULT_WINDOW
+        most = min(text, text if window is None else window // 2)
+        target = max(self.max_label_tokens, self.max_rationale_tokens if self.uses_rationales else 0)
+        return Lengths(most, target, target) if self.markers == "suffix" else Lengths(0, most + target, target)
+
+    @property
+    def training_queries(self) -> int:
+        """One for each task."""
+        return 2 if self.has_two_tasks else 1
+
+
+class FormattedRationales(RationaleConfig):
+    """Rationale data in files of a known format."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_format(cls, values: Any) -> Any:
+        """Arithmetic formats compare labels by value unless told otherwise."""
+        if isinstance(values, Mapping) and "metric" not in values:
+            known = FORMATS.get(str(values.get("task") or values.get("format")))
+            if known is not None:
+                return {**values, "metric": known.metric}
+        return values
+
+
+class RationaleFolderData(FormattedRationales):
+    """The original's layout: <folder>/<task>/<task>_<split>.json with llm/<split>_CoT_<i>.json beside it."""
+
+    name: Literal["rationale_folder"] = "rationale_folder"
+    folder: Path
+    """Folder with a folder for each task (the original's `datasets`)."""
+    task: ParsedTask
+    """Which data set: format of the rows, and of the teacher's texts."""
+    teacher: Literal["palm", "gpt_neox", "human", "none"] = "palm"
+    """Whose rationales: palm: <task>/llm/; gpt_neox: gpt-neox/<task>/<split>.json; human: those in the rows."""
+    parsing: ParseMode = "strict"
+    """How the teacher's texts are read: strict, or as the original with its losses."""
+
+    @property
+    def format_name(self) -> FormatName:
+        """The task's."""
+        return self.task
+
+    def without_teacher(self) -> Self:
+        """See the base class."""
+        return self.model_copy(update={"teacher": "none"})
+
+    def source(self) -> RationaleSource:
+        """See the base class."""
+        from promptcomp.datamodules.sources.rationale_sources import FolderSource
+
+        return FolderSource(self)
+
+
+class RationaleFilesData(FormattedRationales):
+    """Files of one example a line, with the teacher's work in the same line or in other files (by id)."""
+
+    name: Literal["rationale_files"] = "rationale_files"
+    train: tuple[Path, ...] = ()
+    dev: tuple[Path, ...] = ()
+    test: tuple[Path, ...] = Field(min_length=1)
+    rationales: tuple[Path, ...] = ()
+    """Files with id, llm_label, llm_rationale, teacher, parse_status (as `promptcomp rationales` writes them)."""
+    format: FormatName | None = None
+    """Format of the lines (gsm8k: question, and the rationale before ####); null: columns as below."""
+    columns: RationaleColumns = RationaleColumns()
+    """Names of the columns."""
+    human_rationales: bool = True
+    """Use the rationale that people wrote, where the format has one and no teacher wrote another."""
+
+    @property
+    def format_name(self) -> FormatName | None:
+        """As configured."""
+        return self.format
+
+    def without_teacher(self) -> Self:
+        """See the base class."""
+        return self.model_copy(update={"rationales": ()})
+
+    def source(self) -> RationaleSource:
+        """See the base class."""
+        from promptcomp.datamodules.sources.rationale_sources import FilesSource
+
+        return FilesSource(self)
+
+
+class RationaleHFData(FormattedRationales):
+    """One dataset of the Hugging Face hub (or local), by a known format or a map of columns."""
+
+    name: Literal["rationale_hf"] = "rationale_hf"
+    path: str
+    """Name on the hub, or a local folder."""
+    config: str | None = None
+    """Configuration of the dataset, if it has several."""
+    train_split: str | None = "train"
+    dev_split: str | None = None
+    """null: `dev_share` of the training rows is held out."""
+    test_split: str = "test"
+    rationales: tuple[Path, ...] = ()
+    """Files with a teacher's work by id, as for `rationale_files`."""
+    format: FormatName | None = None
+    """Format of the rows; null: columns as below."""
+    columns: RationaleColumns = RationaleColumns()
+    """Names of the columns."""
+    human_rationales: bool = True
+    """As for `rationale_files`."""
+
+    @property
+    def format_name(self) -> FormatName | None:
+        """As configured."""
+        return self.format
+
+    def without_teacher(self) -> Self:
+        """See the base class."""
+        return self.model_copy(update={"rationales": ()})
+
+    def source(self) -> RationaleSource:
+        """See the base class."""
+        from promptcomp.datamodules.sources.rationale_sources import HubSource
+
+        return HubSource(self)

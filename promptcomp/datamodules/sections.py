@@ -1,0 +1,114 @@
+"""What every data section is: options of batching, and what the rest of the program asks of data.
+
+Files of sections import no torch: what a section builds is imported when it is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from promptcomp.config import Config, ConfigError
+from promptcomp.datamodules.sources.records import Found, Problem, tell_error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from promptcomp.datamodules.base import ContextDataModule
+
+DEFAULT_WINDOW = 1024
+"""Tokens of a context that a forecast reckons with where neither data nor LM has a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What an LM asks of its data."""
+
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+    """The run's."""
+    batch_size: int
+    """Contexts of one micro-batch over all processes."""
+    window: int | None = None
+    """Most positions the LM can read; None: no limit."""
+    query_in_encoder: bool = False
+    """Whether an encoder reads the queries (instruction data then closes them with EOS)."""
+    writes_bos: bool | None = None
+    """Whether the LM puts BOS in front of a context; None: as the tokenizer itself does."""
+
+
+class Lengths(NamedTuple):
+    """Most tokens of a training context, of a query with its target, and of the target alone."""
+
+    context: int
+    example: int
+    target: int
+    """As long as the example where it has no budget of its own."""
+
+
+class DataConfig(Config):
+    """Options of batching, which every data section has, and what the rest of the program asks of data."""
+
+    length_window: int = Field(default=32, ge=1)
+    """Batches of a shuffled window that are sorted by length before they are cut; 1 = plain random order."""
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    """Form training batches by padded tokens (contexts, queries, targets) instead of by number of contexts."""
+    eval_batch_contexts: int = Field(default=16, ge=1)
+    """Most contexts in one evaluation batch."""
+    eval_batch_targets: int = Field(default=128, ge=1)
+    """Most targets (queries times options) in one evaluation batch; large tasks are split into several batches."""
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that prepare batches beside the training process; 0 = none."""
+
+    context_kind: ClassVar[Literal["demonstrations", "prompt"]] = "prompt"
+    """What stands in a context; results name it."""
+
+    def build(self, reader: Reader) -> ContextDataModule:
+        """The datamodule that the section describes, not read yet.
+
+        Raises:
+            ConfigError: files are missing or bad, or budgets do not fit the window.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no build()")
+
+    def check_files(self, found: Found) -> None:
+        """Look for what is wrong with the files alone, where another mistake keeps the datamodule from being made.
+
+        Raises:
+            ConfigError: the files cannot be listed.
+        """
+
+    def file_problems(self) -> list[Problem]:
+        """What `check_files` finds."""
+        found: list[Problem] = []
+        try:
+            self.check_files(found)
+        except ConfigError as error:
+            tell_error(error, found)
+        return found
+
+    def lengths(self, window: int | None) -> Lengths:
+        """Budgets of a training step in tokens, for the forecast; `window`: the LM's."""
+        raise NotImplementedError(f"{type(self).__name__} has no lengths()")
+
+    @property
+    def training_queries(self) -> int:
+        """Most queries of one context in training."""
+        return 1
+
+    @property
+    def has_two_tasks(self) -> bool:
+        """Whether the student learns to write rationales beside labels."""
+        return False
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether scores under an empty input are subtracted."""
+        return False
+
+    @property
+    def why_no_answers(self) -> str:
+        """Why no answers can be generated to this data; empty: they can."""
+        return ""

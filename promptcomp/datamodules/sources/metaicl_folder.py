@@ -1,0 +1,195 @@
+"""Tasks in MetaICL's folder layout (Min et al. 2022, arXiv 2110.15943).
+
+    FOLDER/data/TASK/TASK_<k>_<seed>_<train|dev|test>.jsonl    one row a line: task, input, output, options
+    FOLDER/config/PARTITION.json                               {"train": [task, ...], "test": [...]}
+    FOLDER/config/tasks/TASK.json                              optional: {"task_type": "classification", ...}
+    FOLDER/tasks.json                                          optional: {TASK: {"kind": "classification"}}
+
+Training tasks have one file (k = 16384, seed 100); test tasks have 16 demonstrations for each of five seeds and a test
+file. The original selects checkpoints on the test tasks' dev rows; here the default is a held-out share of the training
+tasks, so that nothing of the test tasks is seen before the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.icl_config import MetaICLData
+from promptcomp.datamodules.sources.records import Found, NotHere, has_errors, tell_error
+from promptcomp.datamodules.sources.rows import JsonlRows
+from promptcomp.datamodules.sources.splits import check_tasks, hold_out, warn_of_leaks
+from promptcomp.datamodules.tasks import Task, TaskKind, TaskSource
+from promptcomp.documents import read_json
+from promptcomp.files import is_file_name
+
+KINDS: dict[str, TaskKind] = {
+    "classification": "classification",
+    "multi-choice": "multi_choice",
+    "multi_choice": "multi_choice",
+    "free-form": "free_form",
+    "free_form": "free_form",
+}
+
+
+class MetaICLSource(TaskSource):
+    """Lists the tasks of one partition."""
+
+    def __init__(self, config: MetaICLData) -> None:
+        """
+        Raises:
+            ConfigError: the folder or the partition is missing or malformed.
+        """
+        self.config = config
+        folder = config.folder
+        if not folder.is_dir():
+            raise NotHere(f"data.folder {folder}: no such folder")
+        self._partition = read_partition(folder, config.partition)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train", "dev" unless it is off, "test" and what else the partition file names."""
+        others = [name for name in self._partition if name not in ("train", "test")]
+        dev = [] if self.config.dev == "none" else ["dev"]
+        return ("train", *dev, "test", *others)
+
+    @cached_property
+    def _train(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+        """Training tasks and those held out for selection."""
+        tasks = [self._training_task(name) for name in self._partition["train"]]
+        if self.config.dev != "train_tasks":
+            return tuple(tasks), ()
+        return hold_out(tasks, self.config.dev_share, f"partition {self.config.partition}")
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of a split; test tasks come once for each data seed.
+
+        Raises:
+            ConfigError: the split is unknown, a file is missing, or a row is bad.
+        """
+        config = self.config
+        if split not in self.splits:
+            raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
+        if split == "train":
+            return self._train[0]
+        if split == "dev" and config.dev == "train_tasks":
+            return self._train[1]
+        if split == "dev":
+            return [self._target_task(name, config.dev_seed, "dev") for name in self._partition["test"]]
+        return [self._target_task(name, seed, "test") for name in self._partition[split] for seed in config.seeds]
+
+    def path(self, task: str, k: int, seed: int, split: str) -> Path:
+        """The file of a task."""
+        return self.config.folder / "data" / task / f"{task}_{k}_{seed}_{split}.jsonl"
+
+    def check(self, found: Found = None) -> None:
+        """Read every file of the partition, then put the tasks of every split together.
+
+        Raises:
+            ConfigError: the first bad row or file, unless they are collected.
+        """
+        partition = str(self.config.folder / "config" / f"{self.config.partition}.json")
+        warn_of_leaks(self._partition["train"], self._partition["test"], found, partition)
+        for name, path in self.files():
+            try:
+                if not path.parent.is_dir():
+                    raise ConfigError(f"{partition}: task {name!r} is unknown: no folder {path.parent}")
+                self._files[path] = JsonlRows(path, name, found=found)
+            except ConfigError as error:
+                tell_error(error, found, partition if str(error).startswith(f"{partition}:") else str(path))
+        if not has_errors(found):
+            check_tasks(self, found)
+
+    def files(self) -> list[tuple[str, Path]]:
+        """Every file that the configuration refers to, with its task."""
+        config = self.config
+        found = [
+            (name, self.path(name, config.train_k, config.train_seed, "train")) for name in self._partition["train"]
+        ]
+        for split in (name for name in self._partition if name != "train"):
+            for name in self._partition[split]:
+                for seed in config.seeds:
+                    found.append((name, self.path(name, config.test_k, seed, "train")))
+                    found.append((name, self.path(name, config.test_k, seed, "test")))
+        if config.dev == "target_dev":
+            for name in self._partition["test"]:
+                found.append((name, self.path(name, config.test_k, config.dev_seed, "train")))
+                found.append((name, self.path(name, config.test_k, config.dev_seed, "dev")))
+        return list(dict.fromkeys(found))
+
+    def _training_task(self, name: str) -> Task:
+        rows = self._rows(name, self.config.train_k, self.config.train_seed, "train")
+        return Task(name, self._kind(name, rows), rows, rows, self.config.train_seed)
+
+    def _target_task(self, name: str, seed: int, split: str) -> Task:
+        k = self.config.test_k
+        queries = self._rows(name, k, seed, split)
+        return Task(name, self._kind(name, queries), self._rows(name, k, seed, "train"), queries, seed)
+
+    def _rows(self, task: str, k: int, seed: int, split: str) -> JsonlRows:
+        path = self.path(task, k, seed, split)
+        if path not in self._files:
+            self._files[path] = JsonlRows(path, task)
+        return self._files[path]
+
+    @cached_property
+    def _files(self) -> dict[Path, JsonlRows]:
+        return {}
+
+    @cached_property
+    def _kinds(self) -> Mapping[str, TaskKind]:
+        path = self.config.folder / "tasks.json"
+        if not path.is_file():
+            return {}
+        found = _read_mapping(path)
+        return {name: _kind(entry.get("kind"), path) for name, entry in found.items() if isinstance(entry, Mapping)}
+
+    def _kind(self, name: str, rows: JsonlRows) -> TaskKind:
+        if name in self._kinds:
+            return self._kinds[name]
+        path = self.config.folder / "config" / "tasks" / f"{name}.json"
+        return _kind(_read_mapping(path).get("task_type"), path) if path.is_file() else rows.kind
+
+
+def read_partition(folder: Path, name: str) -> dict[str, list[str]]:
+    """The task lists of a partition file: "train", "test" and any further lists, which become test splits.
+
+    Raises:
+        ConfigError: the file is missing or malformed, or a list is empty.
+    """
+    path = folder / "config" / f"{name}.json"
+    if not is_file_name(name) or not path.is_file():
+        known = sorted(found.stem for found in (folder / "config").glob("*.json"))
+        raise ConfigError(f"data.partition {name!r}: no file {path}; known: {', '.join(known) or 'none'}")
+    return read_task_lists(path)
+
+
+def read_task_lists(path: Path) -> dict[str, list[str]]:
+    """The lists of a partition file.
+
+    Raises:
+        ConfigError: the file is missing or malformed, or "train" or "test" is empty.
+    """
+    lists = {split: tasks for split, tasks in _read_mapping(path).items() if isinstance(tasks, list)}
+    for split in ("train", "test"):
+        if not lists.get(split):
+            raise ConfigError(f"{path}: {split!r} should be a list of task names and is missing or empty")
+    for split, tasks in lists.items():
+        if not all(isinstance(task, str) and is_file_name(task) and task.isprintable() for task in tasks):
+            raise ConfigError(f"{path}: {split!r} should hold task names only, each the name of a folder inside data/")
+    return {split: list(dict.fromkeys(tasks)) for split, tasks in lists.items() if tasks and split != "dev"}
+
+
+def _read_mapping(path: Path) -> Mapping[str, object]:
+    found = read_json(path, "file of MetaICL")
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def _kind(name: object, path: Path) -> TaskKind:
+    if not isinstance(name, str) or name not in KINDS:
+        raise ConfigError(f"{path}: task kind {name!r} is unknown; known: classification, multi-choice, free-form")
+    return KINDS[name]

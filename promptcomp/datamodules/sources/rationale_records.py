@@ -1,0 +1,182 @@
+"""One record of a file or table as a row with a rationale: by a known format or by a map of columns."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from promptcomp.config import Config
+from promptcomp.datamodules.sources.rationale_formats import FORMATS, BadRow, Example, FormatName, text_of
+from promptcomp.datamodules.sources.rationale_parsing import STATUSES
+from promptcomp.datamodules.sources.records import Asked, name_in
+from promptcomp.datamodules.sources.rows import option_problems
+from promptcomp.datamodules.tasks import RationaleRow
+from promptcomp.evaluation.labels import same_label
+
+HUMAN = "human"
+ID_FIELDS = ("uid", "ID")
+"""Names of the rows in the known formats."""
+
+
+class RationaleColumns(Config):
+    """Names of the columns of a table; those of the teacher may be missing in it."""
+
+    id: str | None = "id"
+    """Names the row; null or absent: its number does."""
+    input: str = "input"
+    """Column with the input, or a template of several: "{premise} => {hypothesis}"."""
+    label: str = "label"
+    """Column with the label."""
+    label_names: tuple[str, ...] = ()
+    """Names of labels that are numbers, from 0 on."""
+    options: str | None = "options"
+    """Column with the list of possible labels."""
+    llm_label: str | None = "llm_label"
+    llm_rationale: str | None = "llm_rationale"
+    """Columns with what the teacher (or a person) wrote."""
+    parse_status: str | None = "parse_status"
+    teacher: str | None = "teacher"
+
+
+class RecordReader:
+    """Makes rows of records."""
+
+    def __init__(self, columns: RationaleColumns, format_name: FormatName | None, human: bool) -> None:
+        """
+        Args:
+            columns: Names of the columns, where no format is given; in any case those of the teacher.
+            format_name: A known format.
+            human: Take the format's human rationale where the record has none of a teacher.
+        """
+        self.columns, self._human = columns, human
+        self._format = FORMATS[format_name] if format_name is not None else None
+
+    def asked(self) -> Asked:
+        """The columns for a reader; each row is looked at by itself, as formats may write theirs in several ways."""
+        columns = self.columns
+        names = [columns.id, columns.llm_label, columns.llm_rationale, columns.parse_status, columns.teacher]
+        if self._format is not None:
+            return Asked(optional=(*(name for name in names if name), *ID_FIELDS, *self._format.fields))
+        fields = [columns.input] if "{" not in columns.input else _fields(columns.input)
+        names += [columns.label, columns.options]
+        lists = (columns.options,) if columns.options else ()
+        numbers = (columns.label,) if columns.label_names else ()
+        return Asked(tuple(fields), tuple(name for name in names if name), lists=lists, numbers=numbers)
+
+    def row(self, record: Mapping[str, Any], number: int, split: str) -> RationaleRow:
+        """The row in a record.
+
+        Raises:
+            BadRow: the record is not of the format.
+        """
+        example = self._format.read(record) if self._format is not None else self._example(record)
+        if not example.input.strip():
+            raise BadRow("the input is empty")
+        columns = self.columns
+        label, rationale = _text(record, columns.llm_label), _text(record, columns.llm_rationale)
+        teacher, status = _text(record, columns.teacher), _text(record, columns.parse_status) or "ok"
+        if status not in STATUSES:
+            raise BadRow(f"{columns.parse_status!r} {status!r} is none of {', '.join(STATUSES)}")
+        if self._human and not rationale and example.rationale:
+            rationale, label, teacher = example.rationale, label or example.label, HUMAN
+        return RationaleRow(
+            self.id_of(record, number, split),
+            example.input,
+            example.label,
+            label,
+            rationale,
+            status,
+            teacher,
+            example.options,
+        )
+
+    def id_of(self, record: Mapping[str, Any], number: int, split: str) -> str:
+        """What names a record.
+
+        Raises:
+            BadRow: its name is neither text nor a whole number.
+        """
+        names = (self.columns.id,) if self._format is None else (self.columns.id, *ID_FIELDS)
+        for name in (name for name in names if name is not None):
+            try:
+                if (found := name_in(record.get(name))) is not None:
+                    return found
+            except ValueError:
+                raise BadRow(f"{name!r} is {type(record[name]).__name__}, expected text or a whole number") from None
+        return f"{split}-{number}"
+
+    def _example(self, record: Mapping[str, Any]) -> Example:
+        columns = self.columns
+        if "{" in columns.input:
+            try:
+                text = _Filled().vformat(columns.input, (), record)
+            except (KeyError, ValueError, IndexError, AttributeError, TypeError, OverflowError, MemoryError) as error:
+                raise BadRow(f"columns.input {columns.input!r} cannot be filled in ({error})") from None
+        else:
+            text = text_of(record, columns.input)
+        options = record.get(columns.options) if columns.options else None
+        if options is not None and (not isinstance(options, list) or not all(isinstance(o, str) for o in options)):
+            raise BadRow(f"{columns.options!r} is not a list of texts")
+        if options and (problems := option_problems(options, columns.options or "")):
+            raise BadRow(problems[0])
+        label = self._label(record.get(columns.label))
+        if options and label and label not in options:
+            same = [option for option in options if same_label(option, label)]
+            if not same:
+                raise BadRow(f"{columns.label!r} {label!r} is not among the options {options}")
+            label = same[0]
+        return Example(text, label, tuple(options or columns.label_names))
+
+    def _label(self, value: Any) -> str:
+        names = self.columns.label_names
+        if names and isinstance(value, int):
+            if not 0 <= value < len(names):
+                raise BadRow(f"{self.columns.label!r} {value} has no name in columns.label_names")
+            return names[value]
+        if value is None:
+            return ""
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or not _is_finite(value):
+            raise BadRow(f"{self.columns.label!r} is {type(value).__name__}, expected text")
+        if names and value not in names:
+            raise BadRow(f"{self.columns.label!r} {value!r} is none of columns.label_names")
+        return str(value)
+
+
+class _Filled(string.Formatter):
+    """Fills a template with texts and finite numbers, and nothing else ("None" is no text of a row)."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The value of a field.
+
+        Raises:
+            ValueError: it is neither text nor a finite number.
+        """
+        value, first = super().get_field(field_name, args, kwargs)
+        if not isinstance(value, str | int | float) or not _is_finite(value):
+            raise ValueError(f"{field_name!r} is {type(value).__name__}, expected text or a finite number")
+        return value, first
+
+
+def _is_finite(value: str | int | float) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _fields(template: str) -> list[str]:
+    """The columns that a template names."""
+    try:
+        parts = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    except ValueError:  # said of each row
+        return []
+    return [re.split(r"[.\[]", name)[0] for name in parts]
+
+
+def _text(record: Mapping[str, Any], name: str | None) -> str:
+    value = record.get(name) if name else None
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadRow(f"{name!r} is {type(value).__name__}, expected text")
+    return value

@@ -1,0 +1,253 @@
+"""The embedded world: a generator of in-context classification tasks that a 0.4M-parameter LM can really learn.
+
+Words: 24 categories of 12 words, 16 of nouns (animals, tools, countries ...) and 8 of adjectives (joy, warm, small
+...). A task draws 2-4 categories of one group and gives each a random label ("foo", "west", "b" ...), so its labels can
+be known from demonstrations only:
+
+    about lion today => west
+    my hammer is grumpy today => foo
+
+Sentences come from about ten templates a group. A `two_slot_share` of them has a second slot whose word, a distractor,
+comes from a random category of the other group. Rows are plain text; the rendering "input => label \\n" belongs to the
+datamodule (separator preset `arrow`). Chance without demonstrations is 1 / number of classes: 1/2, 1/3 and 1/4, so
+0.361 on average over the default uniform 2-4 classes.
+
+Splits, made of fixed facts and not of a seed:
+- 6 whole categories (4 of nouns, 2 of adjectives) are in no train, dev or test task, not even as distractors. The tasks
+  of "test_hard" are made of nothing else.
+- Every pair of the other categories, within a group, belongs to train, dev or test. A train task of 2-4 classes has
+  train pairs only; a dev (test) task has at least one dev (test) pair and otherwise train pairs. So no dev or test
+  class set is a train set or part of a train set of up to 4 classes, and dev and test share none.
+- Train tasks of 5 and 6 classes, a size that is never evaluated, may have any pair of open categories: held-out sets
+  are parts of these. `train_max_classes: 4` leaves them out.
+- Words, templates and labels are shared between train, dev and test: what is held out is the combination.
+- The base LM (`pretrain_loop.py`) has seen all 24 categories. None of its tasks of 2-4 classes has a dev, test or
+  test_hard pair; its tasks of 5 and 6 classes may have any ("pretrain" below).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import combinations
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskSource
+from promptcomp.toy.toy_sections import Group, TaskForm, ToyConfig
+from promptcomp.toy.words import (
+    ADJECTIVE_TEMPLATES,
+    ADJECTIVES,
+    CATEGORIES,
+    LABELS,
+    NEWLINE,
+    NOUN_TEMPLATES,
+    NOUNS,
+    SENTINELS,
+    TWO_SLOT_TEMPLATES,
+    vocabulary,
+)
+
+HELD_OUT_CATEGORIES: frozenset[str] = frozenset({"clothes", "instruments", "jobs", "weather", "cool", "large"})
+SPLITS: tuple[str, ...] = ("train", "dev", "test", "test_hard")
+_DEV_SHARE, _TEST_SHARE = 0.12, 0.18
+
+
+@cache
+def pair_splits() -> Mapping[frozenset[str], str]:
+    """The split of every pair of categories of one group: "train", "dev", "test" or "test_hard".
+
+    A pair of one held-out and one other category is "mixed": it is used in pretraining only. Within a group the pairs
+    of the other categories are put in the order of their MD5 sums; the first are test, the next dev, the rest train.
+    """
+    result: dict[frozenset[str], str] = {}
+    for group in (NOUNS, ADJECTIVES):
+        open_pairs = []
+        for pair in combinations(sorted(group), 2):
+            num_held_out = len(HELD_OUT_CATEGORIES & set(pair))
+            if num_held_out:
+                result[frozenset(pair)] = "test_hard" if num_held_out == 2 else "mixed"
+            else:
+                open_pairs.append(pair)
+        open_pairs.sort(key=lambda pair: hashlib.md5("|".join(pair).encode(), usedforsecurity=False).digest())
+        num_test, num_dev = round(_TEST_SHARE * len(open_pairs)), round(_DEV_SHARE * len(open_pairs))
+        for i, pair in enumerate(open_pairs):
+            result[frozenset(pair)] = "test" if i < num_test else "dev" if i < num_test + num_dev else "train"
+    return result
+
+
+@cache
+def class_sets(split: str, group: Group, size: int) -> tuple[tuple[str, ...], ...]:
+    """All sets of `size` categories of one group that belong to `split`.
+
+    "train" has the sets of up to 4 with train pairs only, and all larger sets of open categories: a model that never
+    has to tell two categories apart does not learn to. `split` may also be "pretrain", which adds the held-out
+    categories in the same way: up to 4 no dev, test or test_hard pair, above any pair.
+    """
+    allowed = {"dev": {"dev", "train"}, "test": {"test", "train"}, "pretrain": {"train", "mixed"}}.get(split, {split})
+    if size > 4 and split in ("train", "pretrain"):
+        allowed = allowed | {"dev", "test"} | ({"test_hard"} if split == "pretrain" else set())
+    splits = pair_splits()
+    found = []
+    for names in combinations(sorted(NOUNS if group == "nouns" else ADJECTIVES), size):
+        pairs = {splits[frozenset(pair)] for pair in combinations(names, 2)}
+        if pairs <= allowed and (split in ("train", "pretrain") or split in pairs):
+            found.append(names)
+    return tuple(found)
+
+
+def sentence(category: str, word: str, rng: random.Random, two_slot_share: float, distractors: Sequence[str]) -> str:
+    """A sentence about `word`; with probability `two_slot_share` it holds a word of one of the `distractors` too.
+
+    Args:
+        category: The category of `word`; it decides between noun and adjective templates.
+        word: The word that decides the label.
+        rng: Source of all choices.
+        two_slot_share: Probability of a template with two slots.
+        distractors: Categories of the other group.
+    """
+    is_noun = category in NOUNS
+    if distractors and rng.random() < two_slot_share:
+        other = rng.choice(CATEGORIES[rng.choice(distractors)])
+        noun, adjective = (word, other) if is_noun else (other, word)
+        return rng.choice(TWO_SLOT_TEMPLATES).format(noun=noun, adjective=adjective)
+    templates = NOUN_TEMPLATES if is_noun else ADJECTIVE_TEMPLATES
+    return rng.choice(templates).format(noun=word, adjective=word)
+
+
+@dataclass(frozen=True)
+class ToyRule:
+    """What a task asks: a label for each class. `classes` are categories, or tuples of words in a lookup task."""
+
+    form: TaskForm
+    classes: tuple[str | tuple[str, ...], ...]
+    labels: tuple[str, ...]
+    distractors: tuple[str, ...]
+
+    def row(self, index: int, rng: random.Random, two_slot_share: float) -> Row:
+        """A row of class number `index`."""
+        members = self.classes[index]
+        if isinstance(members, tuple):
+            text = rng.choice(members)
+        else:
+            text = sentence(members, rng.choice(CATEGORIES[members]), rng, two_slot_share, self.distractors)
+        return Row(text, self.labels[index], self.labels)
+
+    def rows(self, count: int, rng: random.Random, two_slot_share: float, avoid: frozenset[str]) -> tuple[Row, ...]:
+        """`count` rows in random order, balanced over the classes, whose inputs are not in `avoid`."""
+        found = []
+        for i in range(count):
+            row = self.row(i % len(self.classes), rng, two_slot_share)
+            while row.input in avoid:
+                row = self.row(i % len(self.classes), rng, two_slot_share)
+            found.append(row)
+        rng.shuffle(found)
+        return tuple(found)
+
+
+def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[Group], num_classes: int) -> ToyRule:
+    """A random task of a split.
+
+    Args:
+        rng: Source of all choices.
+        split: A split of the source, or "pretrain" (see `class_sets`).
+        form: Form of the task. A lookup task maps one or two single words to each label, an arbitrary task two to six,
+            whatever their categories (nothing is told about which categories belong together).
+        groups: Groups to choose from. Where a group has no class set so large, smaller sets are used.
+        num_classes: Number of classes.
+    """
+    held_out = split == "test_hard"
+    usable = [c for c in CATEGORIES if split == "pretrain" or (c in HELD_OUT_CATEGORIES) == held_out]
+    labels = tuple(rng.sample(LABELS, num_classes))
+    if form == "lookup":
+        words = rng.sample([word for c in usable for word in CATEGORIES[c]], 2 * num_classes)
+        width = rng.choice((1, 1, 2))
+        return ToyRule(form, tuple(tuple(words[i::num_classes][:width]) for i in range(num_classes)), labels, ())
+    if form == "arbitrary":
+        words = rng.sample([word for c in usable for word in CATEGORIES[c]], rng.randint(2, 6) * num_classes)
+        return ToyRule(form, tuple(tuple(words[i::num_classes]) for i in range(num_classes)), labels, ())
+    group = rng.choice(groups)
+    size = num_classes
+    while not class_sets(split, group, size):
+        size -= 1
+    classes = list(rng.choice(class_sets(split, group, size)))
+    rng.shuffle(classes)
+    distractors = tuple(c for c in usable if (c in NOUNS) != (group == "nouns"))
+    return ToyRule(form, tuple(classes), tuple(classes) if form == "natural" else labels[:size], distractors)
+
+
+class ToySource(TaskSource):
+    """Tasks of the embedded world; task i of a split is a pure function of (config, split, i)."""
+
+    def __init__(self, config: ToyConfig) -> None:
+        self.config = config
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train", "dev", "test" and "test_hard" (see the module docstring)."""
+        return SPLITS
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of a split, built when they are indexed.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is unknown; the embedded world has {', '.join(SPLITS)}")
+        return _ToyTasks(self.config, split)
+
+
+class _ToyTasks(LazySequence[Task]):
+    def __init__(self, config: ToyConfig, split: str) -> None:
+        self._config = config
+        self._split = split
+
+    @cached_property
+    def _length(self) -> int:
+        config = self._config
+        sizes = {"train": config.num_train_tasks, "dev": config.num_dev_tasks}
+        return sizes.get(self._split, config.num_test_tasks)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def item(self, index: int) -> Task:
+        config = self._config
+        train = self._split == "train"
+        rng = random.Random(f"{config.seed}/{self._split}/{index}")  # text seeds do not depend on PYTHONHASHSEED
+        groups = config.train_groups if train and config.train_groups is not None else config.groups
+        form = rng.choice(config.train_forms) if train else "classification"
+        num_classes = rng.randint(config.min_classes, config.train_max_classes if train else config.max_classes)
+        rule = draw_rule(rng, self._split, form, groups, num_classes)
+        demonstrations = rule.rows(config.num_demonstrations, rng, config.two_slot_share, frozenset())
+        shown = frozenset() if form in ("lookup", "arbitrary") else frozenset(row.input for row in demonstrations)
+        queries = rule.rows(config.num_queries, rng, config.two_slot_share, shown)
+        name = f"{self._split}-{index:06d}-{form}-{len(rule.classes)}"
+        return Task(name, "classification", demonstrations, queries)
+
+
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of the whole world: one token a word, "\\n" a token of its own, blanks dropped.
+
+    Ids: <pad> 0, <bos> 1, <eos> 2, <unk> 3, "=>" 4, "\\n" 5, then words, then 32 sentinels for encoder-decoder models.
+    """
+    words = models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"), pre_tokenizers.Split(NEWLINE, "isolated")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        extra_special_tokens=list(SENTINELS),
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )

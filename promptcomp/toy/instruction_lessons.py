@@ -1,0 +1,149 @@
+"""Pretraining on the embedded instruction world: first copying, then instructions in all phrasings.
+
+A document is "instruction : words => answer <eos>", read by a decoder-only LM. All phrasings occur, those that a
+compressor's training holds out as well; pairs of selection and transform are training pairs only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from promptcomp.batch import pad
+from promptcomp.config import Config
+from promptcomp.datamodules.tasks import InstructionRow
+from promptcomp.toy.instruction_words import ANSWER, GROUP_OF, SEPARATOR, Wording
+from promptcomp.toy.instruction_world import (
+    ToyInstructionSource,
+    draw_instruction,
+    draw_words,
+    instruction_tokenizer,
+    pairs_of,
+    perform,
+)
+from promptcomp.toy.stages import StagedLessons
+from promptcomp.toy.toy_sections import ToyInstructionsConfig
+
+
+class InstructionStage(Config):
+    """One stage of the curriculum."""
+
+    name: str
+    steps: int = Field(ge=1)
+    repetition: float = Field(default=0.0, ge=0, le=1)
+    """Share of the batches that hold repeated random words instead of instructions."""
+    max_words: int = Field(default=6, ge=3, le=6)
+    """Most words of an input."""
+    lr_scale: tuple[float, float] = (1.0, 1.0)
+    """Learning rate at the stage's start and end, relative to `optim.lr`; linear between."""
+
+
+class InstructionCurriculum(Config):
+    """Pretraining on the embedded instruction world."""
+
+    name: Literal["toy_instructions"] = "toy_instructions"
+    stages: tuple[InstructionStage, ...] = Field(min_length=1)
+    reworded_share: float = Field(default=0.3, ge=0, le=1)
+    """Share of instructions in the wordings and frames that compressors are never trained on."""
+    other_token_weight: float = Field(default=0.1, ge=0)
+    """Weight of the mean loss over the tokens of instructions and inputs; answers have 1."""
+    skill_rows: int = Field(default=256, ge=4)
+    """Rows of dev behind the skills."""
+    report_rows: int = Field(default=512, ge=1)
+    """Rows of every split behind the final report."""
+
+
+class InstructionLessons(StagedLessons[InstructionStage]):
+    """Batches of the curriculum for a decoder-only LM."""
+
+    def __init__(self, config: InstructionCurriculum, batch_size: int, seed: int) -> None:
+        super().__init__(config.stages)
+        self.config = config
+        self.tokenizer: PreTrainedTokenizerFast = instruction_tokenizer()
+        self._batch_size = batch_size
+        self._rng = random.Random(f"instruction curriculum/{seed}")
+        self._ids = self.tokenizer.get_vocab()
+
+    def loss(self, model: PreTrainedModel) -> Tensor:
+        """Loss on a new batch (scalar): answers + `other_token_weight` times all other tokens."""
+        stage = self.stage
+        if self._rng.random() < stage.repetition:
+            ids, answers = self._repetition()
+        else:
+            ids, answers = self._encode([self._draw(stage.max_words) for _ in range(self._batch_size)])
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # [B, T - 1, V]; right padding needs no mask
+        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        known = answers[:, 1:]
+        other = (ids[:, 1:] != self.tokenizer.pad_token_id) & ~known
+        self.count_step()
+        return losses[known].mean() + self.config.other_token_weight * losses[other].mean()
+
+    def skills(self, model: PreTrainedModel) -> dict[str, float]:
+        """Exact match on rows of dev, by part."""
+        config = ToyInstructionsConfig(num_dev_rows=self.config.skill_rows)
+        return self.exact_match(model, ToyInstructionSource(config).rows("dev"))
+
+    def report(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Exact match on every split, by part, with the full prompt; rows of their own seed, not the evaluated ones."""
+        count = self.config.report_rows
+        source = ToyInstructionSource(ToyInstructionsConfig(seed=-1, num_dev_rows=count, num_test_rows=count))
+        cells = {split: self.exact_match(model, source.rows(split)) for split in source.splits if split != "train"}
+        return {"rows_per_split": count, "exact_match": _rounded(cells)}
+
+    @torch.no_grad()
+    def exact_match(self, model: PreTrainedModel, rows: Sequence[InstructionRow]) -> dict[str, float]:
+        """Share of rows whose answer is right in every token, by part (the row's `source`).
+
+        Counted with the right tokens in front of every token, which is the same as greedy decoding being right.
+        """
+        model.eval()
+        right: dict[str, list[float]] = {}
+        for start in range(0, len(rows), self._batch_size):
+            part = rows[start : start + self._batch_size]
+            ids, answers = self._encode(part)
+            best = model(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
+            correct = ((best == ids[:, 1:]) | ~answers[:, 1:]).all(1)
+            for row, value in zip(part, correct.tolist(), strict=True):
+                right.setdefault(row.source, []).append(value)
+        model.train()
+        return {name: sum(values) / len(values) for name, values in right.items()}
+
+    def _draw(self, max_words: int) -> InstructionRow:
+        rng = self._rng
+        pair = rng.choice(pairs_of("train"))
+        wording: Wording = rng.choice(("reworded", "reworded", "reworded_dev", "ordinary"))
+        if rng.random() >= self.config.reworded_share:
+            wording = "ordinary"
+        words = draw_words(pair[0], rng, 3, max_words)
+        return InstructionRow(draw_instruction(pair, wording, rng), " ".join(words), " ".join(perform(pair, words)))
+
+    def _encode(self, rows: Sequence[InstructionRow]) -> tuple[Tensor, Tensor]:
+        """Token ids [B, T], padded on the right, and where they are an answer or its end [B, T]."""
+        ids, answers = [], []
+        for row in rows:
+            question = f"<bos> {row.instruction} {SEPARATOR} {row.input} {ANSWER}".split()
+            answer = f"{row.output} <eos>".split()
+            ids.append([self._ids[word] for word in question + answer])
+            answers.append([0] * len(question) + [1] * len(answer))
+        return pad(ids, 0, "right")[0], pad(answers, 0, "right")[0].bool()
+
+    def _repetition(self) -> tuple[Tensor, Tensor]:
+        """Segments of 4-10 random words repeated to 32 tokens; known from the second copy on."""
+        period = self._rng.randint(4, 10)
+        ids, words = [], list(GROUP_OF)
+        for _ in range(self._batch_size):
+            segment = [self._ids[self._rng.choice(words)] for _ in range(period)]
+            ids.append([self._ids["<bos>"], *(segment * (32 // period + 1))[:32]])
+        answers = [[0] * (1 + period) + [1] * (32 - period)] * self._batch_size
+        return torch.tensor(ids), torch.tensor(answers).bool()
+
+
+def _rounded(cells: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {split: {name: round(value, 4) for name, value in parts.items()} for split, parts in cells.items()}

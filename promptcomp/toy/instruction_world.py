@@ -1,0 +1,238 @@
+"""The embedded instruction world: small list-editing tasks said in many ways, which a 0.3M-parameter LM can learn.
+
+An instruction joins a selection (21: all, the first, all but the last, only the animals ...) and a transform (7: as is,
+reversed, each twice, plus after each, minus before each, done at the end, okay at the start). The input is a list of
+3-6 words, the output what the instruction makes of it:
+
+    keep only the fruits and write them backwards : cat plum red pear  =>  pear plum
+
+What is held out, by fixed facts and not by a seed:
+- Pairs: of the 147 (selection, transform) pairs 28 belong to "unseen", 14 to dev, 105 to training. Every selection is
+  in 5 training pairs, every transform in 15.
+- Phrasings: every operation has 23-96 ordinary phrasings (verb x object x ...), divided by their MD5 sums: 70%
+  training, 10% dev, 20% "recombined". Every word of a recombined phrasing is in training phrasings of some operation.
+- Three more phrasings of every operation are "reworded": other constructions with words that training never has (one of
+  them is for dev), together with sentence frames of their own.
+
+Splits ("source" of a row names its part):
+- train: training pairs, training phrasings.
+- seen: the same pairs and phrasings, other draws. Instructions come up again; a row with its input hardly ever.
+- unseen: unseen pairs in training phrasings.
+- paraphrased: training pairs; both parts recombined, or (`reworded_share`) both parts and the frame reworded.
+- dev: a quarter each of "seen", "unseen" (dev pairs) and "recombined" and "reworded" (dev phrasings), so that choices
+  made on dev have seen no test pair and no test phrasing.
+
+The base LM (`pretrain_loop.py`) has read all phrasings, but training pairs only. So "paraphrased" asks whether a
+compressor carries over to words that only the base LM knows, and "unseen" is new to both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Literal
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
+from promptcomp.toy.instruction_words import (
+    FRAMES,
+    GROUP_OF,
+    SELECTIONS,
+    TRANSFORMS,
+    WORD_GROUPS,
+    Wording,
+    instruction_vocabulary,
+    ordinary,
+    reworded,
+)
+from promptcomp.toy.toy_sections import ToyInstructionsConfig
+
+Pair = tuple[str, str]
+"""(selection, transform)."""
+PairSplit = Literal["train", "dev", "unseen"]
+
+SPLITS: tuple[str, ...] = ("train", "dev", "seen", "unseen", "paraphrased")
+_DEV_SHARE, _RECOMBINED_SHARE = 0.1, 0.2
+_UNSEEN_PER_TRANSFORM, _DEV_PER_TRANSFORM = 4, 2
+
+
+def _by_md5(items: Sequence[str]) -> list[str]:
+    return sorted(items, key=lambda item: hashlib.md5(item.encode(), usedforsecurity=False).digest())
+
+
+@cache
+def pair_splits() -> Mapping[Pair, PairSplit]:
+    """The part of every (selection, transform) pair.
+
+    Each transform gives 4 pairs to "unseen" and 2 to dev; each selection gives 2 of its 7.
+    """
+    result: dict[Pair, PairSplit] = {(s, t): "train" for s in SELECTIONS for t in TRANSFORMS}
+    given = dict.fromkeys(SELECTIONS, 0)
+    for transform in TRANSFORMS:
+        order = _by_md5([f"{selection}|{transform}" for selection in SELECTIONS])
+        order.sort(key=lambda item: given[item.split("|")[0]])  # stable: selections that gave least come first
+        for i, item in enumerate(order[: _UNSEEN_PER_TRANSFORM + _DEV_PER_TRANSFORM]):
+            selection = item.split("|")[0]
+            given[selection] += 1
+            result[selection, transform] = "unseen" if i < _UNSEEN_PER_TRANSFORM else "dev"
+    return result
+
+
+@cache
+def pairs_of(split: PairSplit) -> tuple[Pair, ...]:
+    """All pairs of a part."""
+    return tuple(pair for pair, part in pair_splits().items() if part == split)
+
+
+@cache
+def phrasings(operation: str, wording: Wording) -> tuple[str, ...]:
+    """The phrasings of a selection or transform that belong to a part, in a fixed mixed order."""
+    if wording == "reworded_dev":
+        return reworded(operation)[:1]
+    if wording == "reworded":
+        return reworded(operation)[1:]
+    if wording == "ordinary":
+        return ordinary(operation)
+    found = _by_md5(ordinary(operation))
+    num_dev = max(1, round(_DEV_SHARE * len(found)))
+    num_recombined = max(1, round(_RECOMBINED_SHARE * len(found)))
+    parts = {
+        "dev": found[:num_dev],
+        "recombined": found[num_dev : num_dev + num_recombined],
+        "train": found[num_dev + num_recombined :],
+    }
+    return tuple(parts[wording])
+
+
+def perform(pair: Pair, words: Sequence[str]) -> list[str]:
+    """The output words of an instruction for the input `words`."""
+    return _transform(pair[1], _select(pair[0], list(words)))
+
+
+def _select(selection: str, words: list[str]) -> list[str]:
+    kind, _, group = selection.partition(" ")
+    if kind == "keep":
+        return [word for word in words if GROUP_OF[word] == group]
+    if kind == "drop":
+        return [word for word in words if GROUP_OF[word] != group]
+    parts = {
+        "all": words,
+        "first": words[:1],
+        "last": words[-1:],
+        "first_two": words[:2],
+        "last_two": words[-2:],
+        "drop_first": words[1:],
+        "drop_last": words[:-1],
+    }
+    return parts[kind]
+
+
+def _transform(transform: str, words: list[str]) -> list[str]:
+    if transform == "reverse":
+        return words[::-1]
+    around = {"double": "{0} {0}", "plus": "{0} plus", "minus": "minus {0}"}.get(transform, "{0}")
+    found = " ".join(around.format(word) for word in words).split()
+    return [*["okay"][: transform == "okay"], *found, *["done"][: transform == "done"]]
+
+
+def draw_words(selection: str, rng: random.Random, fewest: int, most: int) -> list[str]:
+    """Different input words in random order; one or two of the group that a "keep" or "drop" selection names."""
+    count = rng.randint(fewest, most)
+    group = selection.partition(" ")[2]
+    if not group:
+        return rng.sample(list(GROUP_OF), count)
+    inside = rng.randint(1, 2)
+    others = [word for word, name in GROUP_OF.items() if name != group]
+    words = rng.sample(WORD_GROUPS[group], inside) + rng.sample(others, count - inside)
+    rng.shuffle(words)
+    return words
+
+
+def draw_instruction(pair: Pair, wording: Wording, rng: random.Random, limit: int | None = None) -> str:
+    """An instruction for `pair`; ordinary wordings share the training frames. `limit`: phrasings per operation."""
+    selection, transform = (rng.choice(phrasings(operation, wording)[:limit]) for operation in pair)
+    frame = rng.choice(FRAMES[wording if wording in ("reworded", "reworded_dev") else "train"])
+    return frame.format(selection=selection, transform=transform)
+
+
+class ToyInstructionSource(InstructionSource):
+    """Rows of the embedded instruction world; row i of a split is a pure function of (config, split, i)."""
+
+    def __init__(self, config: ToyInstructionsConfig) -> None:
+        self.config = config
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train", "dev", "seen", "unseen" and "paraphrased" (see the module docstring)."""
+        return SPLITS
+
+    def rows(self, split: str) -> Sequence[InstructionRow]:
+        """The rows of a split, built when they are indexed.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is unknown; the embedded instruction world has {', '.join(SPLITS)}")
+        return _ToyRows(self.config, split)
+
+
+class _ToyRows(LazySequence[InstructionRow]):
+    def __init__(self, config: ToyInstructionsConfig, split: str) -> None:
+        self._config = config
+        self._split = split
+
+    def __len__(self) -> int:
+        config = self._config
+        return {"train": config.num_train_rows, "dev": config.num_dev_rows}.get(self._split, config.num_test_rows)
+
+    def item(self, index: int) -> InstructionRow:
+        config = self._config
+        rng = random.Random(f"{config.seed}/instructions/{self._split}/{index}")
+        part, pair_split, wording = _part(self._split, index, rng, config.reworded_share)
+        pair = rng.choice(pairs_of(pair_split))
+        limit = config.phrasings if wording == "train" else None
+        instruction = draw_instruction(pair, wording, rng, limit)
+        words = draw_words(pair[0], rng, config.min_words, config.max_words)
+        return InstructionRow(instruction, " ".join(words), " ".join(perform(pair, words)), part)
+
+
+def _part(split: str, index: int, rng: random.Random, reworded_share: float) -> tuple[str, PairSplit, Wording]:
+    """Name, pairs and wording of a row."""
+    if split in ("train", "seen"):
+        return split, "train", "train"
+    if split == "unseen":
+        return "unseen", "unseen", "train"
+    if split == "paraphrased":
+        return (
+            ("reworded", "train", "reworded")
+            if rng.random() < reworded_share
+            else ("recombined", "train", "recombined")
+        )
+    parts: tuple[tuple[str, PairSplit, Wording], ...] = (
+        ("seen", "train", "train"),
+        ("unseen", "dev", "train"),
+        ("recombined", "train", "dev"),
+        ("reworded", "train", "reworded_dev"),
+    )
+    return parts[index % 4]
+
+
+def instruction_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word; text is split at spaces. Ids: <pad> 0, <bos> 1, <eos> 2, <unk> 3."""
+    words = {token: i for i, token in enumerate(instruction_vocabulary())}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,168 @@
+"""Sections of the toy worlds, which need no files, and the options of their generators."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from promptcomp.config import Config
+from promptcomp.datamodules.icl_config import ICLConfig, SeparatorName
+from promptcomp.datamodules.instruction.instruction_config import CustomTemplate, InstructionConfig, TemplateName
+from promptcomp.datamodules.rationale.rationale_config import Markers, RationaleConfig
+
+if TYPE_CHECKING:
+    from promptcomp.datamodules.tasks import InstructionSource, RationaleSource, TaskSource
+
+TaskForm = Literal["classification", "natural", "lookup", "arbitrary"]
+Group = Literal["nouns", "adjectives"]
+World = Literal["cost", "reviews"]
+
+
+class ToyConfig(Config):
+    """The embedded world of in-context classification tasks."""
+
+    name: Literal["toy_icl"] = "toy_icl"
+    seed: int = 0
+    """Chooses the tasks of every split; the partition of the class sets does not depend on it."""
+    min_classes: int = Field(default=2, ge=2, le=4)
+    max_classes: int = Field(default=4, ge=2, le=4)
+    """Fewest and most classes of a task; the train split has its own maximum."""
+    train_max_classes: int = Field(default=6, ge=2, le=6)
+    """Most classes of a training task. Tasks of 5 and 6 classes may hold dev and test pairs; with 4, train class sets
+    have train pairs only, and no held-out set is part of one (a harder setting)."""
+    groups: tuple[Group, ...] = Field(default=("nouns", "adjectives"), min_length=1)
+    """Groups of categories that tasks are made of; distractors come from the other group in any case."""
+    train_groups: tuple[Group, ...] | None = None
+    """The same for the train split alone (None: as `groups`); ["nouns"] asks for transfer to adjectives."""
+    two_slot_share: float = Field(default=0.3, ge=0, le=1)
+    """Share of sentences with a distractor from the other group; 1 is the hard setting."""
+    train_forms: tuple[TaskForm, ...] = Field(default=("classification",), min_length=1)
+    """Forms of the training tasks, drawn uniformly: `classification`, `natural` (category names as labels), `lookup`
+    and `arbitrary` (single words have labels, see `draw_rule`). The other splits hold classification tasks only."""
+    num_train_tasks: int = Field(default=100_000, ge=1)
+    num_dev_tasks: int = Field(default=64, ge=1)
+    num_test_tasks: int = Field(default=128, ge=1)
+    """Tasks of "test" and of "test_hard"."""
+    num_demonstrations: int = Field(default=24, ge=2)
+    """Rows in a task's demonstration pool, balanced over its classes."""
+    num_queries: int = Field(default=16, ge=1)
+    """Query rows of a task, balanced over its classes; none is a copy of a demonstration (except in lookup tasks)."""
+
+    @model_validator(mode="after")
+    def _classes_in_order(self) -> ToyConfig:
+        for name, most in (("max_classes", self.max_classes), ("train_max_classes", self.train_max_classes)):
+            if self.min_classes > most:
+                raise ValueError(f"min_classes {self.min_classes} is larger than {name} {most}")
+        return self
+
+
+class ToyInstructionsConfig(Config):
+    """The embedded instruction world."""
+
+    seed: int = 0
+    """Chooses the rows of every split; what is held out does not depend on it."""
+    phrasings: int | None = Field(default=None, ge=1)
+    """Phrasings of every operation in training (None: all of the training part, 15-67)."""
+    reworded_share: float = Field(default=0.3, ge=0, le=1)
+    """Share of the paraphrased split whose wording is new to training, not only recombined."""
+    min_words: int = Field(default=3, ge=3, le=6)
+    max_words: int = Field(default=6, ge=3, le=6)
+    """Fewest and most words of an input."""
+    num_train_rows: int = Field(default=100_000, ge=1)
+    """Rows are generated when they are read, so many cost nothing."""
+    num_dev_rows: int = Field(default=256, ge=1)
+    num_test_rows: int = Field(default=512, ge=1)
+    """Rows of "seen", of "unseen" and of "paraphrased"."""
+
+
+class ToyRationaleConfig(Config):
+    """The generator of the embedded rationale worlds."""
+
+    kind: World = "cost"
+    """cost: the price of two goods (9 labels); reviews: whether most opinions are good (2 labels)."""
+    seed: int = Field(default=0, ge=0)
+    """Chooses the rows of every split and the teacher's mistakes; the hidden prices do not depend on it."""
+    pool_rows: int = Field(default=800, ge=1, le=4000)
+    """Rows of the train split (`train_count` and `train_share` choose among them)."""
+    dev_rows: int = Field(default=1000, ge=1, le=1000)
+    test_rows: int = Field(default=1000, ge=1, le=1000)
+    misread_share: float = Field(default=0.0, ge=0, le=1)
+    """Probability that the teacher misreads one price (by one) or one opinion; its rationale and label follow."""
+    swapped_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of rows that have the teacher's rationale and label of another question."""
+
+
+class ToyICLData(ICLConfig):
+    """The embedded world of in-context classification tasks (no files needed)."""
+
+    name: Literal["toy_icl"] = "toy_icl"
+    world: ToyConfig = ToyConfig()
+    """The generator's own options."""
+    num_demonstrations: int = Field(default=24, ge=0)
+    separator: SeparatorName = "arrow"
+    balance: Literal["examples", "tasks"] = "tasks"
+    max_example_tokens: int = Field(default=32, ge=4)
+    length_window: int = Field(default=1, ge=1)
+    """1: the tasks are so alike in length that sorting them saves nothing."""
+
+    @model_validator(mode="after")
+    def _enough_demonstrations(self) -> ToyICLData:
+        if self.num_demonstrations > self.world.num_demonstrations:
+            raise ValueError(
+                f"num_demonstrations {self.num_demonstrations} is more than a task of the world has: raise "
+                f"world.num_demonstrations (now {self.world.num_demonstrations}) as well"
+            )
+        if self.balance != "tasks":
+            raise ValueError("balance must be 'tasks': the tasks of the embedded world are generated and never listed")
+        return self
+
+    def source(self) -> TaskSource:
+        """See the base class."""
+        from promptcomp.toy.icl_world import ToySource
+
+        return ToySource(self.world)
+
+
+class ToyInstructionsData(InstructionConfig):
+    """The embedded world of list-editing instructions (no files needed)."""
+
+    name: Literal["toy_instructions"] = "toy_instructions"
+    world: ToyInstructionsConfig = ToyInstructionsConfig()
+    """The generator's own options."""
+    template: TemplateName | CustomTemplate = CustomTemplate(query=": {input} =>", empty_query=": =>")
+    """As the embedded base model has it: "instruction : input => output"."""
+    max_context_tokens: int = Field(default=48, ge=1)
+    max_query_tokens: int = Field(default=16, ge=1)
+    max_target_tokens: int = Field(default=24, ge=1)
+    metric: Literal["exact_match", "rougeL", "loss"] = "exact_match"
+    length_window: int = Field(default=1, ge=1)
+    """1: the rows are so alike in length that sorting them saves nothing."""
+
+    def source(self) -> InstructionSource:
+        """See the base class."""
+        from promptcomp.toy.instruction_world import ToyInstructionSource
+
+        return ToyInstructionSource(self.world)
+
+
+class ToyRationaleData(RationaleConfig):
+    """The embedded worlds of rationales (no files needed)."""
+
+    name: Literal["toy_rationales"] = "toy_rationales"
+    world: ToyRationaleConfig = ToyRationaleConfig()
+    """The generator's own options."""
+    markers: Markers = "suffix"
+    input_end: str | None = ""
+    target_space: bool | None = False
+    train_count: int | None = Field(default=400, ge=1)
+    max_label_tokens: int = Field(default=16, ge=2)
+    max_rationale_tokens: int = Field(default=32, ge=2)
+    length_window: int = Field(default=1, ge=1)
+    """1: the rows are so alike in length that sorting them saves nothing."""
+
+    def source(self) -> RationaleSource:
+        """See the base class."""
+        from promptcomp.toy.rationale_world import ToyRationaleSource
+
+        return ToyRationaleSource(self.world)

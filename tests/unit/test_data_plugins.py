@@ -1,0 +1,89 @@
+"""A data section of another package: listed, validated, shown, checked and forecast like those of this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+
+from promptcomp import datamodules, plugins
+from promptcomp.config import ConfigError, build
+from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
+from promptcomp.datamodules.sections import Lengths
+from promptcomp.datamodules.sources.records import Found, Problem, tell
+from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
+from tests.data_sections import byte_tokenizer, module_of, show, validate
+
+
+class GreetingSource(InstructionSource):
+    """The same rows in every split."""
+
+    def __init__(self, greeting: str) -> None:
+        self._greeting = greeting
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", "test")
+
+    def rows(self, split: str) -> Sequence[InstructionRow]:
+        return [InstructionRow("greet", name, f"{self._greeting} {name}", "mine") for name in ("ada", "bob")]
+
+    def check(self, found: Found = None) -> None:
+        if not self._greeting:
+            tell(Problem("greetings", 1, "no greeting"), found)
+
+
+class GreetingData(InstructionConfig):
+    """Greetings."""
+
+    name: Literal["greetings"] = "greetings"
+    greeting: str = "hello"
+
+    def source(self) -> InstructionSource:
+        return GreetingSource(self.greeting)
+
+
+@pytest.fixture
+def sections(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    point = SimpleNamespace(name="greetings", value="mine:GreetingData", dist=None, load=lambda: GreetingData)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == "promptcomp.data" else [])
+    datamodules._datasets.cache_clear()
+    yield datamodules._datasets()
+    datamodules._datasets.cache_clear()
+
+
+def test_it_stands_beside_ours(sections: dict[str, Any]) -> None:
+    assert sections["greetings"] is GreetingData
+    assert "toy_icl" in sections
+    with pytest.raises(ConfigError, match="greting"):
+        build(sections["greetings"], {"greting": "hi"})
+
+
+def test_it_is_validated_shown_and_forecast(sections: dict[str, Any]) -> None:
+    data = build(sections["greetings"], {"greeting": "hi", "max_context_tokens": 64})
+    assert not [problem for problem in validate(data) if problem.severity == "error"]
+    (row,) = show(data, byte_tokenizer(), "test", 1)
+    assert "hi ada" in row.options[0]
+    assert "greet" in "".join(row.demonstrations)
+    assert module_of(data).num_train_items() == 2
+    assert data.lengths(None) == Lengths(64, 512, 256)
+    assert data.training_queries == 1
+    assert not data.file_problems()
+
+
+def test_its_files_are_checked_alone(sections: dict[str, Any]) -> None:
+    (problem,) = build(sections["greetings"], {"greeting": ""}).file_problems()
+    assert str(problem) == str(Problem("greetings", 1, "no greeting"))
+
+
+def test_a_taken_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = "promptcomp.toy.toy_sections:ToyICLData"
+    point = EntryPoint("toy_icl", value, "promptcomp.data")
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
+    datamodules._datasets.cache_clear()
+    with pytest.raises(ConfigError, match="the name is taken"):
+        datamodules._datasets()
+    datamodules._datasets.cache_clear()
