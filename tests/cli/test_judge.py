@@ -225,15 +225,16 @@ class _Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("word", "code", "requests"), [("n", 1, 0), ("y", 0, 3)])
+@pytest.mark.parametrize(("word", "requests"), [("n", 0), ("y", 3)])
 def test_a_person_is_asked(
-    word: str, code: int, requests: int, run: Run, runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    word: str, requests: int, run: Run, runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", _Terminal(f"{word}\n"))
     with serving() as server:
         done = _judge(run, server, *runs, "--split", "unseen", "--price-in", "3", "--json")
-    assert (done.returncode, len(server.requests)) == (code, requests)
+    assert (done.returncode, len(server.requests)) == (0, requests)
     assert "3 calls, about" in done.stderr
+    assert ("nothing was asked" in done.stderr) == (word == "n")
     assert json.loads(done.stdout) if requests else done.stdout.strip() == ""
 
 
@@ -286,7 +287,7 @@ def test_a_local_judge_whose_window_is_too_small(
 ) -> None:
     done = run("judge", *runs, "--split", "unseen", "--local", str(tiny_lm), "--device", "cpu", "--json")
     assert json.loads(done.stdout)["splits"]["unseen"]["refused"] == 3
-    assert "exceed the model's window of 256" in _record(tmp_path)[0]["error"]
+    assert "exceed the LM's window of 256" in _record(tmp_path)[0]["error"]
 
 
 def _start(folder: Path, server: JudgeServer) -> subprocess.Popen[str]:

@@ -17,7 +17,7 @@ import pytest
 from promptcomp.config import Config, ConfigError, build
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.records import Asked, read_records
-from promptcomp.judge.sources import read_side
+from promptcomp.judge.pairs import read_side
 from promptcomp.prompts.sources import read_queries, read_rows
 from tests.data_sections import module_of, validate
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Union
 
 from pydantic import Field
 
+from promptcomp.chat import Writing
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS, RationaleConfig
 from promptcomp.datamodules.rationale_sources import (
@@ -19,7 +20,6 @@ from promptcomp.datamodules.rationale_sources import (
     RationaleHFData,
 )
 from promptcomp.experiment import shipped
-from promptcomp.rationales.asking import Writing
 from promptcomp.rationales.template import PromptTemplate, load_template, shipped_templates
 
 _SAMPLING_TEMPERATURE = 0.7
@@ -30,7 +30,7 @@ class _DataSection(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RationaleJob:
     """What is to be explained, by whom and how."""
 
     data: RationaleConfig
@@ -103,7 +103,7 @@ def pick_template(name: str | None, data: RationaleConfig) -> PromptTemplate:
     return load_template(format_name)
 
 
-def default_output(job: Job) -> Path:
+def default_output(job: RationaleJob) -> Path:
     """rationales/DATA-SPLIT-TEACHER.jsonl."""
     data = job.data
     format_name = data.format_name if isinstance(data, FormattedRationales) else None
@@ -113,7 +113,7 @@ def default_output(job: Job) -> Path:
     return Path("rationales") / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('_')}.jsonl"
 
 
-def writing_of(job: Job, template: PromptTemplate) -> Writing:
+def writing_of(job: RationaleJob, template: PromptTemplate) -> Writing:
     """How the teacher writes.
 
     Raises:

@@ -19,19 +19,30 @@ from promptcomp.config import Config, ConfigError
 from promptcomp.files import open_append, take_lock
 
 
-class Entry(Config):
+class KeptAnswer(Config):
     """One answer; keys that a later version has added are passed over."""
 
     model_config = ConfigDict(extra="ignore")
 
     key: str
     """Hash of everything that was asked."""
+    split: str
+    cut: bool = False
+    """The (last) text ended at the limit of tokens."""
+    error: str | None = None
+    """Why the request was refused."""
+    prompt_tokens: int | None = None
+    """Over all attempts; null: not told."""
+    completion_tokens: int | None = None
+    model: str | None = None
+    """The model as the server names it."""
+    time: str = ""
 
 
-EntryT = TypeVar("EntryT", bound=Entry)
+KeptT = TypeVar("KeptT", bound=KeptAnswer)
 
 
-class RecordFile(ABC, Generic[EntryT]):
+class AnswerFile(ABC, Generic[KeptT]):
     """The open file. Use as a context manager; one process at a time.
 
     Args:
@@ -45,9 +56,9 @@ class RecordFile(ABC, Generic[EntryT]):
         ConfigError: the file is not such a record, is open elsewhere, or cannot be written.
     """
 
-    def __init__(self, path: Path, kind: type[EntryT], *, name: str, again: str, in_use: str) -> None:
+    def __init__(self, path: Path, kind: type[KeptT], *, name: str, again: str, in_use: str) -> None:
         self.path = path
-        self.entries: dict[str, EntryT] = {}
+        self.entries: dict[str, KeptT] = {}
         """By key; of several the last."""
         self._kind, self._name, self._again = kind, name, again
         try:
@@ -69,7 +80,7 @@ class RecordFile(ABC, Generic[EntryT]):
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def append(self, entry: EntryT, seen: Callable[[EntryT], None] | None = None) -> None:
+    def append(self, entry: KeptT, seen: Callable[[KeptT], None] | None = None) -> None:
         """Keep an answer; it is on disk when this returns, and before `seen` is told of it."""
         self._write(entry.model_dump_json().encode())
         self.entries[entry.key] = entry

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict
 from urllib.parse import urlsplit
 
-from promptcomp.endpoints.limits import RateLimiter
-from promptcomp.endpoints.replies import (
+from promptcomp.chat.limits import RateLimiter
+from promptcomp.chat.replies import (
     PassingError,
     Reply,
     TooLargeError,
