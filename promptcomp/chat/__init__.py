@@ -1,6 +1,6 @@
 """Language models that answer questions: at an OpenAI-compatible endpoint or here, every answer kept in a file."""
 
-from promptcomp.chat.answer_file import AnswerFile, KeptAnswer, now
+from promptcomp.chat.answer_file import AnswerFile, FileHeader, KeptAnswer, now
 from promptcomp.chat.client import ChatClient, Endpoint, EndpointError, Message, RefusedError, StoppedError, Usage
 from promptcomp.chat.limits import RateLimiter
 from promptcomp.chat.replies import Reply
@@ -15,6 +15,7 @@ __all__ = [
     "ChatClient",
     "Endpoint",
     "EndpointError",
+    "FileHeader",
     "KeptAnswer",
     "Message",
     "Prices",

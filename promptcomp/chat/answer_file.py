@@ -7,16 +7,28 @@ ever added; the line that a killed process left unfinished is asked for again.
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Generic, Self, TypeVar
+from typing import IO, Generic, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, ValidationError
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.files import open_append, take_lock
+
+
+class FileHeader(Config):
+    """First line: what the file is; keys that a later version has added are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: str
+    version: Literal[1] = 1
+
+    def identity(self) -> dict[str, object]:
+        """What must be equal for answers to go into the same file, by its name for people."""
+        return {}
 
 
 class KeptAnswer(Config):
@@ -42,25 +54,29 @@ class KeptAnswer(Config):
 KeptT = TypeVar("KeptT", bound=KeptAnswer)
 
 
-class AnswerFile(ABC, Generic[KeptT]):
+class AnswerFile(Generic[KeptT]):
     """The open file. Use as a context manager; one process at a time.
 
     Args:
         path: the file; made when it does not exist.
-        kind: what a line is.
+        header: the first line of a new file.
+        kind: what every other line is.
         name: the same in words, for messages.
         again: what happens to a line that is removed ("asked" again).
         in_use: what another process does, and the way out.
 
     Raises:
-        ConfigError: the file is not such a record, is open elsewhere, or cannot be written.
+        ConfigError: the file is not such a record, holds answers that do not mix with those to come, is
+            open elsewhere, or cannot be written.
     """
 
-    def __init__(self, path: Path, kind: type[KeptT], *, name: str, again: str, in_use: str) -> None:
+    def __init__(
+        self, path: Path, header: FileHeader, kind: type[KeptT], *, name: str, again: str, in_use: str
+    ) -> None:
         self.path = path
         self.entries: dict[str, KeptT] = {}
         """By key; of several the last."""
-        self._kind, self._name, self._again = kind, name, again
+        self._header, self._kind, self._name, self._again = header, kind, name, again
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = open_append(path)
@@ -87,22 +103,6 @@ class AnswerFile(ABC, Generic[KeptT]):
         if seen is not None:
             seen(entry)
 
-    @abstractmethod
-    def _first_line(self) -> bytes:
-        """What a new file begins with."""
-
-    @abstractmethod
-    def _is_new(self, content: bytes) -> bool:
-        """Whether nothing is lost when the file is begun anew: it is empty, or torn in its first line."""
-
-    @abstractmethod
-    def _check(self, line: bytes) -> None:
-        """Look at the first line of a file.
-
-        Raises:
-            ConfigError: the file is something else, or what it holds does not mix with what is to come.
-        """
-
     def _write(self, line: bytes) -> None:
         self._file.write(line + b"\n")
         self._file.flush()
@@ -111,12 +111,15 @@ class AnswerFile(ABC, Generic[KeptT]):
     def _read(self) -> None:
         self._file.seek(0)
         content = self._file.read()
-        if self._is_new(content):
+        start = self._header.model_dump_json(include={"format"}).encode()[:-1]
+        first, newline, rest = content.partition(b"\n")
+        # Nothing is lost when a file without answers is begun anew: empty, torn in its first line, or with no other.
+        if not rest and (first.startswith(start) or (not newline and start.startswith(first))):
             self._file.truncate(0)
-            self._write(self._first_line())
+            self._write(self._header.model_dump_json().encode())
             return
+        self._check(first)
         lines = content.split(b"\n")
-        self._check(lines[0])
         for number, line in enumerate(lines[1:-1], start=2):
             try:
                 entry = self._kind.model_validate_json(line)
@@ -127,6 +130,25 @@ class AnswerFile(ABC, Generic[KeptT]):
             self.entries[entry.key] = entry
         if lines[-1]:
             self._file.truncate(len(content) - len(lines[-1]))
+
+    def _check(self, line: bytes) -> None:
+        """
+        Raises:
+            ConfigError: the file is something else, or what it holds does not mix with what is to come.
+        """
+        try:
+            found = type(self._header).model_validate_json(line)
+        except ValidationError:
+            found = None
+        if found is None or found.format != self._header.format:
+            raise ConfigError(f"{self.path}: not a file of {self._name}s; name another with -o")
+        before = found.identity()
+        for what, current in self._header.identity().items():
+            if before[what] != current:
+                raise ConfigError(
+                    f"{self.path} holds {self._name}s with another {what}: {before[what]}, now {current};"
+                    " they are not mixed, name a new file with -o"
+                )
 
 
 def now() -> str:

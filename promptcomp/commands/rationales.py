@@ -10,7 +10,6 @@ import typer
 
 from promptcomp.commands import asking
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
-from promptcomp.errors import ConfigError
 
 
 def rationales(
@@ -68,11 +67,15 @@ def rationales(
     The data is an experiment's (--method, --config) or named by data.* keys. What it writes is data for
     data.name=rationale_files.
     """
-    if show_template:
-        _print_template(template, method, config, overrides)
-        return
-    from promptcomp.rationales.rationale_job import RationaleJob, load_data, pick_template
+    from promptcomp.rationales.rationale_job import RationaleJob, load_data, pick_template, template_name
 
+    if show_template:
+        from promptcomp.files import read_text
+        from promptcomp.rationales.template import template_path
+
+        name = template_name(load_data(method, config, overrides or ())) if template is None else template
+        show(read_text(template_path(name), "template"), end="")
+        return
     data = load_data(method, config, overrides or ())
     if show_prompt:
         from promptcomp.datamodules import build_rationales
@@ -116,18 +119,3 @@ def rationales(
             print(json.dumps(report))
         else:
             print_report(report, extraction.kept, console)
-
-
-def _print_template(name: str | None, method: str | None, config: Path | None, overrides: list[str] | None) -> None:
-    from promptcomp.files import read_text
-    from promptcomp.rationales.rationale_job import load_data
-    from promptcomp.rationales.template import shipped_templates, template_path
-
-    if name is None:
-        data = load_data(method, config, overrides or ())
-        name = str(data.model_dump().get("task") or data.model_dump().get("format"))
-        if name not in shipped_templates():
-            raise ConfigError(
-                f"this data has no template of its own; --template one of {', '.join(shipped_templates())}"
-            )
-    show(read_text(template_path(name), "template"), end="")

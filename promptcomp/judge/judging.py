@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from promptcomp.chat import AskingEstimate, AskingSession, Prices, Writing
+from promptcomp.chat import AskingEstimate, AskingSession, Prices, Writing, now
 from promptcomp.files import write_atomic
 from promptcomp.judge.judge_prompt import load_prompt
 from promptcomp.judge.pairs import Matched, Pair, Side, choose, is_swapped, match, read_side
-from promptcomp.judge.verdicts import Exchange, Judgement, JudgementFile, JudgementHeader
+from promptcomp.judge.verdicts import Exchange, Judgement, JudgementHeader, open_judgements
 from promptcomp.judge.win_rates import Malformed, SplitSummary, summarise
 
 POOLED = "all splits"
@@ -72,6 +72,7 @@ class JudgeSession(AskingSession[Judgement]):
             a=self.name_a,
             b=self.name_b,
             url=settings.url,
+            created=now(),
         )
         self.writing = Writing(settings.max_tokens)
         self.pairs: list[tuple[Pair, Exchange | None]] = []
@@ -79,7 +80,7 @@ class JudgeSession(AskingSession[Judgement]):
             swapped = is_swapped(settings.seed, pair.split, pair.example)
             exchange = Exchange(pair, swapped, prompt, header, settings.attempts)
             self.pairs.append((pair, None if pair.identical and not settings.ask_identical else exchange))
-        self.record = JudgementFile(settings.output or default_output(side_a, side_b), header)
+        self.record = open_judgements(settings.output or default_output(side_a, side_b), header)
         self.todo = [exchange for _, exchange in self.pairs if exchange is not None and self._is_open(exchange)]
         self.kept = sum(exchange is not None for _, exchange in self.pairs) - len(self.todo)
         """Pairs judged by earlier calls."""

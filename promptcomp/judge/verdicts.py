@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, ValidationError
-
-from promptcomp.chat import BYTES_PER_TOKEN, AnswerFile, KeptAnswer, Message, Reply, now
-from promptcomp.config import Config, ConfigError
+from promptcomp.chat import BYTES_PER_TOKEN, AnswerFile, FileHeader, KeptAnswer, Message, Reply, now
 from promptcomp.judge.judge_prompt import JudgePrompt
 from promptcomp.judge.pairs import Pair
 
@@ -25,7 +22,6 @@ Choice = Literal["A", "B", "tie"]
 _CHOICES: dict[str, Choice] = {"a": "A", "b": "B", "tie": "tie"}
 _FENCE = re.compile(r"\A```[\w-]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
 _DECODER = json.JSONDecoder(strict=False)  # line breaks inside a text are no reason to ask again
-_START = b'{"format":"promptcomp-judgements"'
 _TOKENS_PER_MESSAGE = 5
 
 
@@ -81,13 +77,10 @@ def _answer(value: Any) -> ReadAnswer | None:
     return None if known is None else ReadAnswer(reason.strip(), known)
 
 
-class JudgementHeader(Config):
+class JudgementHeader(FileHeader):
     """First line: the judge. Judgements of another judge, prompt or answer length do not go into the same file."""
 
-    model_config = ConfigDict(extra="ignore")
-
-    format: Literal["promptcomp-judgements"] = "promptcomp-judgements"
-    version: Literal[1] = 1
+    format: str = "promptcomp-judgements"
     judge: str
     """The judge's model; `local:PATH` for a model that runs here."""
     prompt_sha256: str
@@ -99,6 +92,10 @@ class JudgementHeader(Config):
     url: str | None = None
     """Endpoint when the file was begun."""
     created: str = ""
+
+    def identity(self) -> dict[str, object]:
+        prompt = self.prompt_sha256[:12]
+        return {"judge": self.judge, "judge prompt (sha256)": prompt, "--max-tokens": self.max_tokens}
 
 
 class Judgement(KeptAnswer):
@@ -117,47 +114,10 @@ class Judgement(KeptAnswer):
     attempts: int
 
 
-class JudgementFile(AnswerFile[Judgement]):
-    """The open file.
-
-    Args:
-        path: the file; made when it does not exist.
-        header: the judge that is about to judge.
-
-    Raises:
-        ConfigError: the file is not a record, was made by another judge, is open elsewhere, or cannot be written.
-    """
-
-    def __init__(self, path: Path, header: JudgementHeader) -> None:
-        self._header = header
-        in_use = "is judging into this file; wait, or name another with -o"
-        super().__init__(path, Judgement, name="judgement", again="judged", in_use=in_use)
-
-    def _first_line(self) -> bytes:
-        return self._header.model_copy(update={"created": now()}).model_dump_json().encode()
-
-    def _is_new(self, content: bytes) -> bool:
-        """Also a header and nothing else: no judgement is there that another judge's could mix with."""
-        if b"\n" not in content:
-            return content.startswith(_START) or _START.startswith(content)
-        return content.startswith(_START) and content.count(b"\n") == 1 and content.endswith(b"\n")
-
-    def _check(self, line: bytes) -> None:
-        try:
-            found = JudgementHeader.model_validate_json(line)
-        except ValidationError:
-            raise ConfigError(f"{self.path}: not a file of judgements; name another with -o") from None
-        here = self._header
-        for what, before, current in (
-            ("judge", found.judge, here.judge),
-            ("judge prompt (sha256)", found.prompt_sha256[:12], here.prompt_sha256[:12]),
-            ("--max-tokens", found.max_tokens, here.max_tokens),
-        ):
-            if before != current:
-                raise ConfigError(
-                    f"{self.path} holds judgements with another {what}: {before}, now {current};"
-                    " judgements of different judges are not mixed, name a new file with -o"
-                )
+def open_judgements(path: Path, header: JudgementHeader) -> AnswerFile[Judgement]:
+    """The file of judgements; see `AnswerFile`."""
+    in_use = "is judging into this file; wait, or name another with -o"
+    return AnswerFile(path, header, Judgement, name="judgement", again="judged", in_use=in_use)
 
 
 class Exchange:

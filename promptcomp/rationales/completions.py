@@ -11,10 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptcomp.chat import BYTES_PER_TOKEN, AnswerFile, KeptAnswer, Message, Reply, Writing, now
-from promptcomp.config import ConfigError
-
-_HEADER = b'{"format":"promptcomp-completions","version":1}'
+from promptcomp.chat import BYTES_PER_TOKEN, AnswerFile, FileHeader, KeptAnswer, Message, Reply, Writing, now
 
 
 class Completion(KeptAnswer):
@@ -77,23 +74,8 @@ def request_key(teacher: str, prompt: object, writing: Writing, sample: int, see
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-class CompletionFile(AnswerFile[Completion]):
-    """The open file.
-
-    Raises:
-        ConfigError: the file is not a record, is open elsewhere, or cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        in_use = "writes into this file; wait, or name another"
-        super().__init__(path, Completion, name="completion", again="asked", in_use=in_use)
-
-    def _first_line(self) -> bytes:
-        return _HEADER
-
-    def _is_new(self, content: bytes) -> bool:
-        return _HEADER.startswith(content)
-
-    def _check(self, line: bytes) -> None:
-        if line != _HEADER:
-            raise ConfigError(f"{self.path}: not a file of completions; name another with -o")
+def open_completions(path: Path) -> AnswerFile[Completion]:
+    """The file of completions; see `AnswerFile`."""
+    in_use = "writes into this file; wait, or name another"
+    header = FileHeader(format="promptcomp-completions")
+    return AnswerFile(path, header, Completion, name="completion", again="asked", in_use=in_use)

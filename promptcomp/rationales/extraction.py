@@ -17,7 +17,7 @@ from promptcomp.datamodules.rationale_selection import agree
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.bootstrap import wilson
 from promptcomp.files import write_atomic
-from promptcomp.rationales.completions import Completion, CompletionFile, RationaleRequest, request_key
+from promptcomp.rationales.completions import Completion, RationaleRequest, open_completions, request_key
 from promptcomp.rationales.rationale_job import RationaleJob, default_output, pick_template, writing_of
 from promptcomp.rationales.reading import Verdict, majority, read
 
@@ -57,7 +57,7 @@ class Extraction(AskingSession[Completion]):
             raise ConfigError(f"the {job.split} split has no rows")
         self.requests = [[self._request(row, sample) for sample in range(job.samples)] for row in self.rows]
         self.output = job.output or default_output(job)
-        self.record = CompletionFile(self.output.with_name(f"{self.output.stem}.completions.jsonl"))
+        self.record = open_completions(self.output.with_name(f"{self.output.stem}.completions.jsonl"))
         self.todo = self._todo()
         self.kept = len({request.key for own in self.requests for request in own}) - len(self.todo)
         """Different texts that earlier calls have brought."""

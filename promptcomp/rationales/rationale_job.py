@@ -86,30 +86,39 @@ def load_data(method: str | None, config: Path | None, overrides: Sequence[str])
     return data
 
 
+def template_name(data: RationaleConfig) -> str:
+    """The shipped template of the data's format.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    name, known = _format_of(data), shipped_templates()
+    if name not in known:
+        raise ConfigError(
+            f"this data has no template of its own; give --template FILE.yaml, or one of {', '.join(known)}"
+        )
+    return str(name)
+
+
 def pick_template(name: str | None, data: RationaleConfig) -> PromptTemplate:
     """The template asked for, or the one of the data's format.
 
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
-    if name is not None:
-        return load_template(name)
-    format_name = data.format_name if isinstance(data, FormattedRationales) else None
-    if format_name is None or format_name not in shipped_templates():
-        raise ConfigError(
-            "this data has no template of its own; give --template FILE.yaml, or one of "
-            + ", ".join(shipped_templates())
-        )
-    return load_template(format_name)
+    return load_template(template_name(data) if name is None else name)
+
+
+def _format_of(data: RationaleConfig) -> str | None:
+    return data.format_name if isinstance(data, FormattedRationales) else None
 
 
 def default_output(job: RationaleJob) -> Path:
     """rationales/DATA-SPLIT-TEACHER.jsonl."""
     data = job.data
-    format_name = data.format_name if isinstance(data, FormattedRationales) else None
     teacher = job.teacher.removeprefix("local:")
     teacher = Path(teacher).name if teacher.startswith("/") else teacher
-    name = f"{format_name or type(data).model_fields['name'].default}-{job.split}-{teacher}"
+    name = f"{_format_of(data) or type(data).model_fields['name'].default}-{job.split}-{teacher}"
     return Path("rationales") / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('_')}.jsonl"
 
 

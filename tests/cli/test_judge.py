@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from promptcomp.chat import Message, Writing
+from promptcomp.chat.local_lm import LocalLM
 from promptcomp.datamodules.toy import toy_tokenizer
 from tests.cli.conftest import Done, Run
 from tests.judge_server import Answer, JudgeServer, completion, fault, judge, serving, shown
@@ -280,6 +283,25 @@ def test_a_local_judge_that_knows_nothing(run: Run, runs: tuple[str, str], local
     again = run(*words, "--json")
     assert json.loads(again.stdout) == found
     assert len(_record(tmp_path)) == 3
+
+
+def test_a_local_judge_reads_what_transformers_reads(local_judge: Path) -> None:
+    model = LocalLM(str(local_judge), "cpu", chat=True)
+    first: list[Message] = [{"role": "system", "content": "the bird is red"}, {"role": "user", "content": "the cat"}]
+    again: list[Message] = [
+        *first,
+        {"role": "assistant", "content": "a dog"},
+        {"role": "user", "content": "is it blue"},
+    ]
+    other: list[Message] = [first[0], {"role": "user", "content": "and the dog is a cat"}]
+    assert model.prepare([first, other], 6) == [None, None]
+    assert model._shared
+    for chats in ([first, other], [again], [first, again]):
+        for chat, reply in zip(chats, model.answer(chats, Writing(6), 0), strict=True):
+            ids = torch.tensor([model._encode(chat)])
+            new = model.lm.hf.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+            assert reply.text == model.decode([int(token) for token in new])
+            assert reply.prompt_tokens == ids.shape[1]
 
 
 def test_a_local_judge_whose_window_is_too_small(

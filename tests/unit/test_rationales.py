@@ -14,7 +14,7 @@ from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.rationale_parsing import Parsed
 from promptcomp.datamodules.rationale_writing import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.rationales.completions import Completion, CompletionFile, request_key
+from promptcomp.rationales.completions import Completion, open_completions, request_key
 from promptcomp.rationales.rationale_job import RationaleJob, default_output, load_data, pick_template, writing_of
 from promptcomp.rationales.reading import majority, read
 from promptcomp.rationales.template import PromptTemplate, load_template, shipped_templates
@@ -178,25 +178,25 @@ def test_shared_prefix_leaves_every_row_a_token() -> None:
 
 def test_record_survives_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "a.completions.jsonl"
-    with CompletionFile(path) as record:
+    with open_completions(path) as record:
         record.append(Completion(key="k", id="1", split="train", text="t\n"))
         with pytest.raises(ConfigError, match="another process"):
-            CompletionFile(path)
+            open_completions(path)
     with path.open("ab") as file:
         file.write(b'{"key": "l", "id"')
-    with CompletionFile(path) as record:
+    with open_completions(path) as record:
         assert list(record.entries) == ["k"]
         record.append(Completion(key="m", id="2", split="train"))
-    with CompletionFile(path) as record:
+    with open_completions(path) as record:
         assert list(record.entries) == ["k", "m"]
     path.write_text(path.read_text() + "nonsense\n")
     with pytest.raises(ConfigError, match="line 4: not a completion"):
-        CompletionFile(path)
+        open_completions(path)
     path.write_text("my notes")
     with pytest.raises(ConfigError, match="not a file of completions"):
-        CompletionFile(path)
+        open_completions(path)
     path.write_text('{"format":"prom')
-    with CompletionFile(path) as record:
+    with open_completions(path) as record:
         assert not record.entries
 
 
