@@ -6,6 +6,7 @@ ever added; the line that a killed process left unfinished is asked for again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -136,10 +137,9 @@ class AnswerFile(Generic[KeptT]):
         Raises:
             ConfigError: the file is something else, or what it holds does not mix with what is to come.
         """
-        try:
+        found: FileHeader | None = None
+        with contextlib.suppress(ValidationError):
             found = type(self._header).model_validate_json(line)
-        except ValidationError:
-            found = None
         if found is None or found.format != self._header.format:
             raise ConfigError(f"{self.path}: not a file of {self._name}s; name another with -o")
         before = found.identity()
