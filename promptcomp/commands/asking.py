@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,9 +17,8 @@ from promptcomp.stopping import INTERRUPTED
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from promptcomp.endpoints import AskingSession, AskingStopped, Endpoint
-    from promptcomp.endpoints.records import EntryT
-    from promptcomp.endpoints.session import ItemT
+    from promptcomp.chat import AskingSession, AskingStopped, Endpoint, Prices
+    from promptcomp.chat.answer_file import KeptT
 
 ASKS_FROM = 200
 """More requests than this, or any price, need --yes where nobody can be asked."""
@@ -40,51 +40,117 @@ PriceOutOption = Annotated[float | None, typer.Option("--price-out", min=0, help
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")]
 
 
-def identity_of(model: str | None, local: str | None) -> str:
-    """Who is asked, as a record names it."""
-    if model is not None:
-        return model
-    from promptcomp.language_model.local import local_identity
-
-    return local_identity(str(local))
-
-
-def agree(estimate: str, calls: int, cost: float | None, yes: bool, console: Console) -> None:
-    """Tell what is about to be asked, and go on only if it should be.
+def endpoint_of(
+    who: str,
+    model: str | None,
+    local: str | None,
+    base_url: str | None,
+    api_key_env: str,
+    timeout: float,
+    retries: int,
+    rpm: int | None,
+    tpm: int | None,
+) -> tuple[str, Endpoint | None]:
+    """The name of the model that is asked, as a record has it, and its endpoint; None: a local LM is asked.
 
     Raises:
-        ConfigError: it is much, and nobody is here to agree.
-        typer.Exit: with code 1, the answer was no.
+        ConfigError: both or neither of --model and --local are there, or the URL is none.
     """
-    console.print(estimate, markup=False, highlight=False)
+    if (model is None) == (local is None):
+        raise ConfigError(f"name the {who}: either --model NAME (with --base-url URL) or --local PATH")
+    if model is None:
+        from promptcomp.chat.local_lm import local_identity
+
+        return local_identity(str(local)), None
+    from promptcomp.chat import Endpoint
+
+    return model, Endpoint(
+        model, base_url, api_key_env, timeout, retries, requests_per_minute=rpm, tokens_per_minute=tpm
+    )
+
+
+def ask(
+    session: AskingSession[KeptT],
+    endpoint: Endpoint | None,
+    local: str | None,
+    *,
+    concurrency: int,
+    device: str,
+    batch_size: int,
+    prices: Prices,
+    yes: bool,
+    console: Console,
+) -> None:
+    """Have the endpoint or the local LM answer what is left, with a bar; first tell what an endpoint will be asked.
+
+    Raises:
+        ConfigError: it is much and nobody is here to agree, or the endpoint or the LM cannot be used.
+        typer.Exit: a person said no (code 0), the endpoint failed (1), or a signal came (130); what was answered is
+            kept.
+    """
+    if not session.todo:
+        return
+    from promptcomp.chat import AskingStopped
+
+    try:
+        if endpoint is not None:
+            _agree(session, prices, yes, console)
+            with _progress(session, console) as seen:
+                notes = session.ask_endpoint(endpoint, concurrency, seen)
+            for note in notes:
+                console.print(f"note: {note}", markup=False, highlight=False)
+            return
+        from promptcomp.chat.local_lm import LocalLM
+        from promptcomp.run.quiet import quiet
+
+        with quiet():
+            lm = LocalLM(str(local), device, chat=session.local_chat)
+        with _progress(session, console) as seen:
+            session.ask_local(lm, batch_size, seen)
+    except AskingStopped as stop:
+        raise _stopped(session, stop) from None
+
+
+def _agree(session: AskingSession[KeptT], prices: Prices, yes: bool, console: Console) -> None:
+    estimate = session.estimate(prices)
+    console.print(estimate.text, markup=False, highlight=False)
     if yes:
         return
     if sys.stdin.isatty():
         if not typer.confirm("Start?", err=True):
-            raise typer.Exit(1)
-    elif cost is not None or calls > ASKS_FROM:
-        raise ConfigError(f"{estimate}: nobody is here to agree; give --yes to start")
+            show("nothing was asked", file=sys.stderr)
+            raise typer.Exit(0)
+    elif estimate.cost is not None or estimate.calls > ASKS_FROM:
+        raise ConfigError(f"{estimate.text}: nobody is here to agree; give --yes to start")
 
 
-def ask_endpoint(
-    session: AskingSession[ItemT, EntryT],
-    endpoint: Endpoint,
-    concurrency: int,
-    progress: AbstractContextManager[Callable[[EntryT], None]],
-    console: Console,
-) -> None:
-    """Have an endpoint answer what is left, with a bar, and print remarks on how it had to be asked."""
-    with progress as seen:
-        notes = session.ask_endpoint(endpoint, concurrency, seen)
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+@contextmanager
+def _progress(session: AskingSession[KeptT], console: Console) -> Iterator[Callable[[KeptT], None]]:
+    """A bar with running counts; silent where no person reads."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(f"[bold]{session.name}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    rest = (TextColumn("{task.fields[state]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    counts: Counter[str] = Counter()
+    with Progress(*columns, *rest, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(session.todo), state="")
+
+        def seen(answer: KeptT) -> None:
+            counts.update(session.marks_of(answer))
+            bar.update(task, advance=1, state=", ".join(f"{counts[mark]} {mark}" for mark in session.marks))
+
+        yield seen
 
 
-def stopped(session: AskingSession[Any, Any], stop: AskingStopped, made: str) -> typer.Exit:
-    """Tell how far the call came (`made`: "texts were written in this call"); gives back how to end it."""
+def _stopped(session: AskingSession[KeptT], stop: AskingStopped) -> typer.Exit:
+    """Tell how far the call came; gives back how to end it."""
     left, wanted = session.left(), len(session.todo)
     show(
-        f"error: {stop}; {wanted - left} of {wanted} {made} and all are kept in"
+        f"error: {stop}; {wanted - left} of {wanted} {session.made} and all are kept in"
         f" {session.record.path}; the same command continues with the other {left}",
         file=sys.stderr,
     )

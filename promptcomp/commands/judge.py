@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from promptcomp.commands import asking
 from promptcomp.commands.common import JsonOption, console_for
 from promptcomp.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from promptcomp.judge.session import Session
 
 _SIDE = "A run directory, a folder with predictions.jsonl, or a JSONL/CSV file with id, instruction, input, text."
 
@@ -61,31 +56,18 @@ def judge(
     as_json: JsonOption = False,
 ) -> None:
     """Pairwise win rate of A over B, judged by a language model. The same command continues where it was stopped."""
-    if (model is None) == (local is None):
-        raise ConfigError("name the judge: either --model NAME (with --base-url URL) or --local PATH")
     if malformed not in ("drop", "tie"):
         raise ConfigError(f"--malformed {malformed!r} is not known; choose drop or tie")
-    from promptcomp.endpoints import AskingStopped, Endpoint, Prices
-    from promptcomp.judge.session import Comparison, Session
-    from promptcomp.judge.show import estimate_text, print_result, progress
-    from promptcomp.judge.summary import Malformed
+    name, endpoint = asking.endpoint_of("judge", model, local, base_url, api_key_env, timeout, retries, rpm, tpm)
+    from promptcomp.chat import Prices
+    from promptcomp.judge.judging import JudgeSession, JudgeSettings, print_result
+    from promptcomp.judge.win_rates import Malformed
 
     policy: Malformed = "tie" if malformed == "tie" else "drop"
-    endpoint = None
-    if model is not None:
-        endpoint = Endpoint(
-            model=model,
-            base_url=base_url,
-            api_key_env=api_key_env,
-            timeout=timeout,
-            retries=retries,
-            requests_per_minute=rpm,
-            tokens_per_minute=tpm,
-        )
-    comparison = Comparison(
+    settings = JudgeSettings(
         a=a,
         b=b,
-        judge=asking.identity_of(model, local),
+        judge=name,
         url=endpoint.url if endpoint else None,
         row_a=row_a,
         row_b=row_b,
@@ -100,30 +82,21 @@ def judge(
         output=output,
     )
     console, prices = console_for(as_json), Prices(price_in, price_out)
-    with Session(comparison) as session:
-        try:
-            if session.todo and endpoint is not None:
-                estimate = session.estimate(prices)
-                asking.agree(estimate_text(estimate), estimate.calls, estimate.cost, yes, console)
-                asking.ask_endpoint(session, endpoint, concurrency, progress(console, len(session.todo)), console)
-            elif session.todo:
-                _ask_local(session, str(local), device, batch_size, console)
-        except AskingStopped as stop:
-            raise asking.stopped(session, stop, "judgements were made by this call") from None
+    with JudgeSession(settings) as session:
+        asking.ask(
+            session,
+            endpoint,
+            local,
+            concurrency=concurrency,
+            device=device,
+            batch_size=batch_size,
+            prices=prices,
+            yes=yes,
+            console=console,
+        )
         result = session.result(policy, prices)
         session.write_result(policy, prices)
         if as_json:
             print(json.dumps(result))
         else:
             print_result(session, result, console)
-
-
-def _ask_local(session: Session, path: str, device: str, batch_size: int, console: Console) -> None:
-    from promptcomp.judge.local import LocalJudge
-    from promptcomp.judge.show import progress
-    from promptcomp.run.quiet import quiet
-
-    with quiet():
-        judge_model = LocalJudge(path, device)
-    with progress(console, len(session.todo)) as seen:
-        session.ask_local(judge_model, batch_size, seen)

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from promptcomp.commands import asking
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
-from promptcomp.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from promptcomp.rationales.session import Extraction
 
 
 def rationales(
@@ -73,25 +67,27 @@ def rationales(
     The data is an experiment's (--method, --config) or named by data.* keys. What it writes is data for
     data.name=rationale_files.
     """
-    from promptcomp.rationales.job import Job, load_data, pick_template
-    from promptcomp.rationales.session import Extraction
+    from promptcomp.rationales.rationale_job import RationaleJob, load_data, pick_template, template_name
 
     if show_template:
-        _print_template(template, method, config, overrides)
+        from promptcomp.files import read_text
+        from promptcomp.rationales.template import template_path
+
+        name = template_name(load_data(method, config, overrides or ())) if template is None else template
+        show(read_text(template_path(name), "template"), end="")
         return
     data = load_data(method, config, overrides or ())
     if show_prompt:
         show(pick_template(template, data).text(data.source().rows(split)[0]))
         return
-    if (model is None) == (local is None):
-        raise ConfigError("name the teacher: either --model NAME (with --base-url URL) or --local PATH")
-    from promptcomp.endpoints import AskingStopped, Endpoint, Prices
-    from promptcomp.rationales.show import estimate_text, print_report, progress
+    teacher, endpoint = asking.endpoint_of("teacher", model, local, base_url, api_key_env, timeout, retries, rpm, tpm)
+    from promptcomp.chat import Prices
+    from promptcomp.rationales.extraction import Extraction, print_report
 
-    job = Job(
+    job = RationaleJob(
         data=data,
-        teacher=asking.identity_of(model, local),
-        chat=model is not None,
+        teacher=teacher,
+        chat=endpoint is not None,
         split=split,
         template=template,
         rows=rows,
@@ -104,53 +100,20 @@ def rationales(
     )
     console, prices = console_for(as_json), Prices(price_in, price_out)
     with Extraction(job) as extraction:
-        try:
-            if extraction.todo and not no_ask and model is not None:
-                endpoint = Endpoint(
-                    model=model,
-                    base_url=base_url,
-                    api_key_env=api_key_env,
-                    timeout=timeout,
-                    retries=retries,
-                    requests_per_minute=rpm,
-                    tokens_per_minute=tpm,
-                )
-                estimate = extraction.estimate(prices)
-                asking.agree(estimate_text(estimate), estimate[0], estimate[3], yes, console)
-                bar = progress(console, len(extraction.todo))
-                asking.ask_endpoint(extraction, endpoint, concurrency, bar, console)
-            elif extraction.todo and not no_ask:
-                _ask_local(extraction, str(local), device, batch_size, console)
-        except AskingStopped as stop:
-            raise asking.stopped(extraction, stop, "texts were written in this call") from None
+        if not no_ask:
+            asking.ask(
+                extraction,
+                endpoint,
+                local,
+                concurrency=concurrency,
+                device=device,
+                batch_size=batch_size,
+                prices=prices,
+                yes=yes,
+                console=console,
+            )
         report = extraction.write(prices)
         if as_json:
             print(json.dumps(report))
         else:
             print_report(report, extraction.kept, console)
-
-
-def _print_template(name: str | None, method: str | None, config: Path | None, overrides: list[str] | None) -> None:
-    from promptcomp.files import read_text
-    from promptcomp.rationales.job import load_data
-    from promptcomp.rationales.template import shipped_templates, template_path
-
-    if name is None:
-        data = load_data(method, config, overrides or ())
-        name = str(data.model_dump().get("task") or data.model_dump().get("format"))
-        if name not in shipped_templates():
-            raise ConfigError(
-                f"this data has no template of its own; --template one of {', '.join(shipped_templates())}"
-            )
-    show(read_text(template_path(name), "template"), end="")
-
-
-def _ask_local(extraction: Extraction, path: str, device: str, batch_size: int, console: Console) -> None:
-    from promptcomp.rationales.local import LocalTeacher
-    from promptcomp.rationales.show import progress
-    from promptcomp.run.quiet import quiet
-
-    with quiet():
-        teacher = LocalTeacher(path, device)
-    with progress(console, len(extraction.todo)) as seen:
-        extraction.ask_local(teacher, batch_size, seen)

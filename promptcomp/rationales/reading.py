@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from promptcomp.chat.replies import cut_at
 from promptcomp.datamodules.rationale.row_selection import agree
 from promptcomp.datamodules.sources.rationale_parsing import Parsed, ParseStatus, parse
 from promptcomp.datamodules.tasks import RationaleRow
@@ -24,12 +25,6 @@ class Verdict:
     """Answers with this label."""
     answers: int
     """All answers."""
-
-
-def cut_at(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the stop texts."""
-    places = [place for place in (text.find(end) for end in stop) if place >= 0]
-    return text[: min(places)] if places else text
 
 
 def read(template: PromptTemplate, text: str, row: RationaleRow) -> Parsed:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from promptcomp.chat import Message
 from promptcomp.config import Config, ConfigError, build, read_yaml
 from promptcomp.datamodules.sources.rationale_formats import SEGMENT
 from promptcomp.datamodules.sources.rationale_parsing import ParsedTask
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.endpoints import Message
 
 _FIELDS = re.compile(r"\{(input|premise|hypothesis|rationale|label)\}")
 

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from promptcomp.chat import Message, Writing
+from promptcomp.chat.local_lm import LocalLM
 from promptcomp.toy.icl_world import toy_tokenizer
 from tests.cli.conftest import Done, Run
 from tests.judge_server import Answer, JudgeServer, completion, fault, judge, serving, shown
@@ -225,15 +228,16 @@ class _Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("word", "code", "requests"), [("n", 1, 0), ("y", 0, 3)])
+@pytest.mark.parametrize(("word", "requests"), [("n", 0), ("y", 3)])
 def test_a_person_is_asked(
-    word: str, code: int, requests: int, run: Run, runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    word: str, requests: int, run: Run, runs: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", _Terminal(f"{word}\n"))
     with serving() as server:
         done = _judge(run, server, *runs, "--split", "unseen", "--price-in", "3", "--json")
-    assert (done.returncode, len(server.requests)) == (code, requests)
+    assert (done.returncode, len(server.requests)) == (0, requests)
     assert "3 calls, about" in done.stderr
+    assert ("nothing was asked" in done.stderr) == (word == "n")
     assert json.loads(done.stdout) if requests else done.stdout.strip() == ""
 
 
@@ -281,12 +285,31 @@ def test_a_local_judge_that_knows_nothing(run: Run, runs: tuple[str, str], local
     assert len(_record(tmp_path)) == 3
 
 
+def test_a_local_judge_reads_what_transformers_reads(local_judge: Path) -> None:
+    model = LocalLM(str(local_judge), "cpu", chat=True)
+    first: list[Message] = [{"role": "system", "content": "the bird is red"}, {"role": "user", "content": "the cat"}]
+    again: list[Message] = [
+        *first,
+        {"role": "assistant", "content": "a dog"},
+        {"role": "user", "content": "is it blue"},
+    ]
+    other: list[Message] = [first[0], {"role": "user", "content": "and the dog is a cat"}]
+    assert model.prepare([first, other], 6) == [None, None]
+    assert model._shared
+    for chats in ([first, other], [again], [first, again]):
+        for chat, reply in zip(chats, model.answer(chats, Writing(6), 0), strict=True):
+            ids = torch.tensor([model._encode(chat)])
+            new = model.lm.hf.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+            assert reply.text == model.decode([int(token) for token in new])
+            assert reply.prompt_tokens == ids.shape[1]
+
+
 def test_a_local_judge_whose_window_is_too_small(
     run: Run, runs: tuple[str, str], tiny_lm: Path, tmp_path: Path
 ) -> None:
     done = run("judge", *runs, "--split", "unseen", "--local", str(tiny_lm), "--device", "cpu", "--json")
     assert json.loads(done.stdout)["splits"]["unseen"]["refused"] == 3
-    assert "exceed the model's window of 256" in _record(tmp_path)[0]["error"]
+    assert "exceed the LM's window of 256" in _record(tmp_path)[0]["error"]
 
 
 def _start(folder: Path, server: JudgeServer) -> subprocess.Popen[str]:

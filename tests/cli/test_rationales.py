@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from promptcomp.rationales.asking import Writing
-from promptcomp.rationales.local import LocalTeacher
+from promptcomp.chat import Writing
+from promptcomp.chat.local_lm import LocalLM
 from tests.cli.conftest import Done, Run
 from tests.judge_server import Answer, JudgeServer, completion, fault, serving
 
@@ -56,15 +56,16 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize(("word", "code"), [("n", 1), ("y", 0)])
+@pytest.mark.parametrize(("word", "requests"), [("n", 0), ("y", COUNT - 1)])
 def test_a_no_to_the_price_ends_as_judge_ends(
-    word: str, code: int, run: Run, rows: str, monkeypatch: pytest.MonkeyPatch
+    word: str, requests: int, run: Run, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openai")
     monkeypatch.setattr("sys.stdin", _Terminal(f"{word}\n"))
     with serving(teacher) as server:
         done = _ask(run, server, rows, "--price-in", "1", "--price-out", "1")
-    assert (done.returncode, len(server.requests)) == (code, 0 if code else COUNT - 1)
+    assert (done.returncode, len(server.requests)) == (0, requests)
+    assert ("nothing was asked" in done.stderr) == (word == "n")
 
 
 class _Terminal(io.StringIO):
@@ -173,8 +174,10 @@ def test_servers_that_know_no_stop_texts(run: Run, rows: str) -> None:
         return teacher(n, request)
 
     with serving(odd) as server:
-        done = _ask(run, server, rows, "--json", "--concurrency", "1")
-    assert json.loads(done.stdout)["answered"] == COUNT
+        done = _ask(run, server, rows, "--json")
+    assert json.loads(done.stdout)["answered"] == COUNT, (
+        "requests under way when the first is answered are sent again too"
+    )
     assert "takes no stop texts" in done.stderr
 
 
@@ -237,30 +240,30 @@ def test_a_local_teacher(run: Run, tiny_lm: Path, tmp_path: Path) -> None:
 
 
 def test_the_shared_prefix_changes_nothing(tiny_lm: Path) -> None:
-    model = LocalTeacher(str(tiny_lm), "cpu")
+    model = LocalLM(str(tiny_lm), "cpu")
     shared = "the bird is red and the cat is blue "
     prompts = [shared + tail for tail in ("and the dog", "the", "a red cat is a bird and")]
     writing = Writing(8, ())
     assert model.prepare(prompts, 8) == [None] * 3
-    together = model.continue_texts(prompts, writing, 0)
+    together = model.answer(prompts, writing, 0)
     for prompt, found in zip(prompts, together, strict=True):
         model.prepare([prompt + " x", prompt], 8)
         model._shared, model._memory = (), None
-        assert model.continue_texts([prompt], writing, 0) == [found]
+        assert model.answer([prompt], writing, 0) == [found]
 
 
 def test_an_encoder_decoder_teacher() -> None:
-    model = LocalTeacher("embedded:toy_t5", "cpu")
+    model = LocalLM("embedded:toy_t5", "cpu")
     prompts = ["the bird is red and the dog", "the bird is red"]
     model.prepare(prompts, 6)
     assert model._shared
-    together = model.continue_texts(prompts, Writing(6, ()), 0)
+    together = model.answer(prompts, Writing(6, ()), 0)
     model._shared, model._memory = (), None
-    assert model.continue_texts(prompts[:1], Writing(6, ()), 0) == together[:1]
+    assert model.answer(prompts[:1], Writing(6, ()), 0) == together[:1]
 
 
 def test_prompts_beyond_the_window_are_refused(tiny_lm: Path) -> None:
-    model = LocalTeacher(str(tiny_lm), "cpu")
+    model = LocalLM(str(tiny_lm), "cpu")
     fits, too_long = model.prepare(["the bird", "the " * 255], 8)
     assert fits is None
     assert too_long is not None
@@ -268,11 +271,11 @@ def test_prompts_beyond_the_window_are_refused(tiny_lm: Path) -> None:
 
 
 def test_stop_texts_end_a_batch_early(tiny_lm: Path) -> None:
-    model = LocalTeacher(str(tiny_lm), "cpu")
+    model = LocalLM(str(tiny_lm), "cpu")
     model.prepare(["the bird is"], 20)
-    whole = model.continue_texts(["the bird is"], Writing(20, ()), 0)[0]
-    stop = whole[0].split()[2]
-    text, _, tokens, cut = model.continue_texts(["the bird is"], Writing(20, (stop,)), 0)[0]
-    assert text == whole[0][: whole[0].find(stop)]
-    assert tokens <= 3
-    assert not cut
+    whole = model.answer(["the bird is"], Writing(20, ()), 0)[0]
+    stop = whole.text.split()[2]
+    reply = model.answer(["the bird is"], Writing(20, (stop,)), 0)[0]
+    assert reply.text == whole.text[: whole.text.find(stop)]
+    assert (reply.completion_tokens or 0) <= 3
+    assert reply.finish_reason == "stop"

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from promptcomp.chat import Reply
 from promptcomp.errors import ConfigError
 from promptcomp.evaluation.bootstrap import wilson
-from promptcomp.judge.answers import parse_answer
-from promptcomp.judge.exchange import Exchange
-from promptcomp.judge.pairs import Pair, choose, is_swapped, match
-from promptcomp.judge.prompt import load_prompt
-from promptcomp.judge.record import Header, Judgement, Record
-from promptcomp.judge.sources import read_side
-from promptcomp.judge.summary import summarise
+from promptcomp.judge.judge_prompt import load_prompt
+from promptcomp.judge.pairs import Pair, choose, is_swapped, match, read_side
+from promptcomp.judge.verdicts import Exchange, Judgement, JudgementHeader, open_judgements, parse_answer
+from promptcomp.judge.win_rates import summarise
 
 GOOD = '{"reason": "because", "choice": "A"}'
 
@@ -201,17 +199,21 @@ def test_prompts_that_cannot_be_used(tmp_path: Path, text: str, words: str) -> N
     assert words in str(error.value)
 
 
-def _header(**changes: Any) -> Header:
+def _header(**changes: Any) -> JudgementHeader:
     values = {"judge": "m", "prompt_sha256": "p" * 64, "max_tokens": 300, "a": "a", "b": "b", **changes}
-    return Header.model_validate(values)
+    return JudgementHeader.model_validate(values)
 
 
 def _exchange(pair: Pair, swapped: bool = False, attempts: int = 2) -> Exchange:
     return Exchange(pair, swapped, load_prompt(), _header(), attempts)
 
 
+def _reply(text: str, prompt: int | None = None, completion: int | None = None, reason: str = "stop") -> Reply:
+    return Reply(text, prompt, completion, reason, None)
+
+
 def _judged(exchange: Exchange, choice: str) -> Judgement:
-    judgement = exchange.take(json.dumps({"reason": "r", "choice": choice}), 10, 2)
+    judgement = exchange.take(_reply(json.dumps({"reason": "r", "choice": choice}), 10, 2))
     assert judgement is not None
     return judgement
 
@@ -219,9 +221,9 @@ def _judged(exchange: Exchange, choice: str) -> Judgement:
 def test_an_exchange_asks_again_and_then_gives_up() -> None:
     exchange = _exchange(_pairs(1)[0], swapped=True)
     assert len(exchange.messages) == 2
-    assert exchange.take("what?", 10, 2) is None
+    assert exchange.take(_reply("what?", 10, 2)) is None
     assert [message["role"] for message in exchange.messages] == ["system", "user", "assistant", "user"]
-    judgement = exchange.take("eh", 20, None, cut=True)
+    judgement = exchange.take(_reply("eh", 20, None, "length"))
     assert judgement is not None
     assert (judgement.choice, judgement.winner, judgement.attempts, judgement.cut) == (None, None, 2, True)
     assert (judgement.answers, judgement.prompt_tokens, judgement.completion_tokens) == (("what?", "eh"), 30, None)
@@ -243,13 +245,13 @@ def test_keys_depend_on_all_that_decides() -> None:
 
 def test_the_record_survives_a_torn_line(tmp_path: Path) -> None:
     path, lines = tmp_path / "new" / "j.jsonl", [_judged(_exchange(pair), "A") for pair in _pairs(3)]
-    with Record(path, _header()) as record:
+    with open_judgements(path, _header()) as record:
         for line in lines:
             record.append(line)
     whole = path.read_bytes()
     for cut in range(1, 60, 7):
         path.write_bytes(whole[:-cut])
-        with Record(path, _header()) as record:
+        with open_judgements(path, _header()) as record:
             assert list(record.entries) == [line.key for line in lines[:2]]
             record.append(lines[2])
         assert path.read_bytes() == whole
@@ -259,9 +261,9 @@ def test_a_torn_header_is_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     for start in (b"", b'{"for', b'{"format":"promptcomp-judgements","ver'):
         path.write_bytes(start)
-        with Record(path, _header()) as record:
+        with open_judgements(path, _header()) as record:
             record.append(_judged(_exchange(_pairs(1)[0]), "A"))
-        with Record(path, _header()) as record:
+        with open_judgements(path, _header()) as record:
             assert len(record.entries) == 1
 
 
@@ -275,14 +277,14 @@ def test_a_torn_header_is_written_anew(tmp_path: Path) -> None:
 )
 def test_other_judges_are_not_mixed(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     path = tmp_path / "j.jsonl"
-    Record(path, _header()).__exit__()
-    with Record(path, _header(**changes)):
+    open_judgements(path, _header()).__exit__()
+    with open_judgements(path, _header(**changes)):
         pass  # nothing was judged yet: the file is the new judge's
-    with Record(path, _header()) as record:
+    with open_judgements(path, _header()) as record:
         record.append(_judged(_exchange(_pairs(1)[0]), "A"))
     before = path.read_bytes()
     with pytest.raises(ConfigError) as error:
-        Record(path, _header(**changes))
+        open_judgements(path, _header(**changes))
     assert words in str(error.value)
     assert "name a new file with -o" in str(error.value)
     assert path.read_bytes() == before
@@ -293,25 +295,25 @@ def test_files_that_are_no_records_are_left_alone(tmp_path: Path) -> None:
     for text in ("dear diary\nno line end", "x", '{"format": "other"}\n'):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match="not a file of judgements"):
-            Record(path, _header())
+            open_judgements(path, _header())
         assert path.read_text(encoding="utf-8") == text
     with pytest.raises(ConfigError, match="cannot be written"):
-        Record(tmp_path, _header())
+        open_judgements(tmp_path, _header())
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
-    with Record(path, _header()) as record:
+    with open_judgements(path, _header()) as record:
         record.append(_judged(_exchange(_pairs(1)[0]), "A"))
     path.write_bytes(path.read_bytes() + b"{}\n")
     with pytest.raises(ConfigError, match="line 3: not a judgement"):
-        Record(path, _header())
+        open_judgements(path, _header())
 
 
 def test_two_processes_do_not_share_a_record(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
-    with Record(path, _header()), pytest.raises(ConfigError, match="another process"):
-        Record(path, _header())
+    with open_judgements(path, _header()), pytest.raises(ConfigError, match="another process"):
+        open_judgements(path, _header())
 
 
 def _summary(choices: list[tuple[bool, str | None]], **changes: Any) -> Any:
@@ -319,7 +321,7 @@ def _summary(choices: list[tuple[bool, str | None]], **changes: Any) -> Any:
     for pair, (swapped, choice) in zip(_pairs(len(choices)), choices, strict=True):
         exchange = _exchange(pair, swapped, attempts=1)
         pairs.append((pair, exchange))
-        line = exchange.take("?") if choice is None else _judged(exchange, choice)
+        line = exchange.take(_reply("?")) if choice is None else _judged(exchange, choice)
         assert line is not None
         judgements[line.key] = line
     values = {"malformed": "drop", "seed": 0, **changes}

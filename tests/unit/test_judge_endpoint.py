@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from promptcomp.endpoints import ChatClient, Endpoint, EndpointError, Message, RateLimiter, RefusedError, Reply
-from promptcomp.endpoints.client import StoppedError
-from promptcomp.endpoints.replies import retry_after
+from promptcomp.chat import ChatClient, Endpoint, EndpointError, Message, RateLimiter, RefusedError, Reply
+from promptcomp.chat.client import StoppedError
+from promptcomp.chat.replies import retry_after
 from promptcomp.errors import ConfigError
 from tests.judge_server import Answer, JudgeServer, Rule, completion, fault, serving
 
@@ -240,7 +240,7 @@ def test_credentials_in_the_url_are_used_and_never_told() -> None:
 
 
 def test_a_response_without_end_or_packed_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promptcomp.endpoints.replies.MOST_BYTES", 2**16)
+    monkeypatch.setattr("promptcomp.chat.replies.MOST_BYTES", 2**16)
     body = completion("x" * 2**17).body
     for answer in (
         Answer(200, body),

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
+from promptcomp.chat import Writing
+from promptcomp.chat.local_lm import shared_prefix
+from promptcomp.chat.replies import cut_at
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sources.rationale_formats import SEGMENT
 from promptcomp.datamodules.sources.rationale_parsing import Parsed
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.rationales.asking import Writing, request_key
-from promptcomp.rationales.job import Job, default_output, load_data, pick_template, writing_of
-from promptcomp.rationales.local import shared_prefix
-from promptcomp.rationales.reading import cut_at, majority, read
-from promptcomp.rationales.record import Completion, Record
+from promptcomp.rationales.completions import Completion, open_completions, request_key
+from promptcomp.rationales.rationale_job import RationaleJob, default_output, load_data, pick_template, writing_of
+from promptcomp.rationales.reading import majority, read
 from promptcomp.rationales.template import PromptTemplate, load_template, shipped_templates
 
 OWN: dict[str, Any] = {
@@ -177,25 +178,25 @@ def test_shared_prefix_leaves_every_row_a_token() -> None:
 
 def test_record_survives_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "a.completions.jsonl"
-    with Record(path) as record:
+    with open_completions(path) as record:
         record.append(Completion(key="k", id="1", split="train", text="t\n"))
         with pytest.raises(ConfigError, match="another process"):
-            Record(path)
+            open_completions(path)
     with path.open("ab") as file:
         file.write(b'{"key": "l", "id"')
-    with Record(path) as record:
+    with open_completions(path) as record:
         assert list(record.entries) == ["k"]
         record.append(Completion(key="m", id="2", split="train"))
-    with Record(path) as record:
+    with open_completions(path) as record:
         assert list(record.entries) == ["k", "m"]
     path.write_text(path.read_text() + "nonsense\n")
     with pytest.raises(ConfigError, match="line 4: not a completion"):
-        Record(path)
+        open_completions(path)
     path.write_text("my notes")
     with pytest.raises(ConfigError, match="not a file of completions"):
-        Record(path)
+        open_completions(path)
     path.write_text('{"format":"prom')
-    with Record(path) as record:
+    with open_completions(path) as record:
         assert not record.entries
 
 
@@ -206,7 +207,7 @@ def test_data_and_template_are_found(tmp_path: Path) -> None:
     toy = load_data("step_by_step", None, ["data.world.pool_rows=8"])
     with pytest.raises(ConfigError, match="no template of its own"):
         pick_template(None, toy)
-    job = Job(toy, "local:/m/x y", chat=False)
+    job = RationaleJob(toy, "local:/m/x y", chat=False)
     assert default_output(job) == Path("rationales/toy_rationales-train-x_y.jsonl")
 
 
@@ -227,7 +228,7 @@ def test_data_mistakes(overrides: list[str], words: str) -> None:
 def test_temperatures() -> None:
     data = load_data("step_by_step", None, [])
     template = _template()
-    assert writing_of(Job(data, "t", chat=False), template).temperature == 0
-    assert writing_of(Job(data, "t", chat=False, samples=3), template).temperature == 0.7
+    assert writing_of(RationaleJob(data, "t", chat=False), template).temperature == 0
+    assert writing_of(RationaleJob(data, "t", chat=False, samples=3), template).temperature == 0.7
     with pytest.raises(ConfigError, match="are all the same"):
-        writing_of(Job(data, "t", chat=False, samples=3, temperature=0.0), template)
+        writing_of(RationaleJob(data, "t", chat=False, samples=3, temperature=0.0), template)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from promptcomp.chat import Message
 from promptcomp.config import ConfigError
-from promptcomp.endpoints import Message
 from promptcomp.files import read_text
 from promptcomp.judge.pairs import Pair
 

@@ -6,37 +6,48 @@ import json
 from collections import Counter
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
+from promptcomp.chat import AskingEstimate, AskingSession, Prices
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.rationale.row_selection import agree
 from promptcomp.datamodules.sources.rationale_parsing import STATUSES
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.endpoints import AskingSession, ChatClient, Prices
 from promptcomp.evaluation.bootstrap import wilson
 from promptcomp.files import write_atomic
-from promptcomp.rationales.asking import (
-    LocalModel,
-    Request,
-    Seen,
-    ask_endpoint,
-    ask_local,
-    request_key,
-)
-from promptcomp.rationales.job import Job, default_output, pick_template, writing_of
+from promptcomp.rationales.completions import Completion, RationaleRequest, open_completions, request_key
+from promptcomp.rationales.rationale_job import RationaleJob, default_output, pick_template, writing_of
 from promptcomp.rationales.reading import Verdict, majority, read
-from promptcomp.rationales.record import Completion, Record
+
+_MEANING = {
+    "ok": "read as it stands",
+    "repaired": "read, though cut or not quite in form",
+    "empty": "no text",
+    "no_marker": "the rationale does not end",
+    "two_markers": "two conclusions",
+    "empty_label": "no label",
+    "out_of_set": "label is none of the options",
+    "not_an_equation": "label has no value",
+}
 
 
-class Extraction(AskingSession[Request, Completion]):
+class Extraction(AskingSession[Completion]):
     """Rows, their requests, the record, and what is still to be asked. Use as a context manager.
 
     Raises:
         ConfigError: data, template, settings or record cannot be used.
     """
 
-    def __init__(self, job: Job) -> None:
+    name = "rationales"
+    marks = ("cut", "refused")
+    made = "texts were written in this call"
+
+    def __init__(self, job: RationaleJob) -> None:
         self.job = job
         self.template = pick_template(job.template, job.data)
         self.writing = writing_of(job, self.template)
+        self.answer_tokens = self.writing.max_tokens // 2
         source = job.data.source()
         if job.split not in source.splits:
             raise ConfigError(f"--split {job.split!r} is unknown; the data has {', '.join(source.splits)}")
@@ -45,19 +56,19 @@ class Extraction(AskingSession[Request, Completion]):
             raise ConfigError(f"the {job.split} split has no rows")
         self.requests = [[self._request(row, sample) for sample in range(job.samples)] for row in self.rows]
         self.output = job.output or default_output(job)
-        self.record: Record = Record(self.output.with_name(f"{self.output.stem}.completions.jsonl"))
+        self.record = open_completions(self.output.with_name(f"{self.output.stem}.completions.jsonl"))
         self.todo = self._todo()
         self.kept = len({request.key for own in self.requests for request in own}) - len(self.todo)
         """Different texts that earlier calls have brought."""
 
-    def _request(self, row: RationaleRow, sample: int) -> Request:
+    def _request(self, row: RationaleRow, sample: int) -> RationaleRequest:
         text, messages = self.template.text(row), tuple(self.template.messages(row))
         key = request_key(self.job.teacher, messages if self.job.chat else text, self.writing, sample, self.job.seed)
-        return Request(key, row.id, self.job.split, sample, text, messages)
+        return RationaleRequest(key, row.id, self.job.split, sample, text, messages)
 
-    def _todo(self) -> list[Request]:
+    def _todo(self) -> list[RationaleRequest]:
         """Each text once, however many rows want it."""
-        wanted: dict[str, Request] = {}
+        wanted: dict[str, RationaleRequest] = {}
         for own in self.requests:
             for request in own:
                 found = self.record.entries.get(request.key)
@@ -65,22 +76,17 @@ class Extraction(AskingSession[Request, Completion]):
                     wanted.setdefault(request.key, request)
         return list(wanted.values())
 
-    def estimate(self, prices: Prices) -> tuple[int, int, int, float | None]:
+    def estimate(self, prices: Prices) -> AskingEstimate:
         """Requests to come, about how many prompt tokens, at most how many new tokens, and what that costs."""
-        prompt = sum(request.prompt_tokens for request in self.todo)
-        most = self.writing.max_tokens * len(self.todo)
-        return len(self.todo), prompt, most, prices.cost(prompt, most)
+        calls, prompt = len(self.todo), sum(request.prompt_tokens for request in self.todo)
+        most = self.writing.max_tokens * calls
+        cost = prices.cost(prompt, most)
+        price = "" if cost is None else f", at most about {cost:,.2f} at the given prices"
+        text = f"{calls:,} requests, about {prompt:,} prompt tokens and at most {most:,} new ones{price}"
+        return AskingEstimate(calls, cost, text)
 
-    async def _ask(self, client: ChatClient, concurrency: int, seen: Seen) -> None:
-        await ask_endpoint(self.todo, client, self.record, self.writing, concurrency, seen)
-
-    def ask_local(self, model: LocalModel, batch_size: int, seen: Seen) -> None:
-        """Have a local model write what is left.
-
-        Raises:
-            AskingStopped: a person stopped it; what was written is kept.
-        """
-        ask_local(self.todo, model, self.record, self.writing, batch_size, seen)
+    def marks_of(self, answer: Completion) -> list[str]:
+        return ["cut"] * answer.cut + ["refused"] * (answer.error is not None)
 
     # ---- what came of it
 
@@ -169,3 +175,35 @@ class Extraction(AskingSession[Request, Completion]):
             "output": str(self.output),
             "completions": str(self.record.path),
         }
+
+
+def print_report(report: dict[str, Any], kept: int, console: Console) -> None:
+    """What the teacher's texts came to, and where they are."""
+    table = Table(title=f"{report['teacher']} on {report['rows']:,} rows of {report['split']}", title_justify="left")
+    table.add_column("parsed")
+    table.add_column("rows", justify="right")
+    table.add_column("meaning")
+    for status, count in report["parsed"].items():
+        table.add_row(status, f"{count:,}", _MEANING[status])
+    for name, meaning in (("refused", "the teacher could not be asked"), ("missing", "not asked yet")):
+        if report[name]:
+            table.add_row(name, f"{report[name]:,}", meaning)
+    console.print(table)
+    for line in _lines(report, kept):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines(report: dict[str, Any], kept: int) -> list[str]:
+    lines = []
+    if report["teacher_accuracy"] is not None:
+        low, high = report["teacher_accuracy_ci"]
+        share = f"{report['teacher_accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+        lines.append(f"Teacher accuracy: {share} ({report['teacher_correct']:,} of {report['labelled']:,}).")
+    if report["agreement"] is not None:
+        lines.append(f"Of {report['samples']} samples {report['agreement']:.0%} vote for the label that was kept.")
+    if report["cut"]:
+        lines.append(f"{report['cut']:,} texts ended at the limit of tokens (--max-tokens).")
+    cost = "" if report["cost"] is None else f", cost {report['cost']:,.4f}"
+    tokens = f"{report['prompt_tokens']:,} prompt and {report['completion_tokens']:,} new tokens{cost}"
+    lines.append(f"{tokens}; {kept:,} texts kept from earlier.")
+    return [*lines, f"Rows: {report['output']}", f"Texts: {report['completions']}"]

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Union
 
 from pydantic import Field
 
+from promptcomp.chat import Writing
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.rationale.rationale_config import (
     RationaleConfig,
 )
 from promptcomp.experiment import shipped
-from promptcomp.rationales.asking import Writing
 from promptcomp.rationales.template import PromptTemplate, load_template, shipped_templates
 
 _SAMPLING_TEMPERATURE = 0.7
@@ -27,7 +27,7 @@ class _DataSection(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RationaleJob:
     """What is to be explained, by whom and how."""
 
     data: RationaleConfig
@@ -79,34 +79,39 @@ def load_data(method: str | None, config: Path | None, overrides: Sequence[str])
     return data.without_teacher()
 
 
+def template_name(data: RationaleConfig) -> str:
+    """The shipped template of the data's format.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    name, known = data.format_name, shipped_templates()
+    if name not in known:
+        raise ConfigError(
+            f"this data has no template of its own; give --template FILE.yaml, or one of {', '.join(known)}"
+        )
+    return str(name)
+
+
 def pick_template(name: str | None, data: RationaleConfig) -> PromptTemplate:
     """The template asked for, or the one of the data's format.
 
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
-    if name is not None:
-        return load_template(name)
-    format_name = data.format_name
-    if format_name is None or format_name not in shipped_templates():
-        raise ConfigError(
-            "this data has no template of its own; give --template FILE.yaml, or one of "
-            + ", ".join(shipped_templates())
-        )
-    return load_template(format_name)
+    return load_template(template_name(data) if name is None else name)
 
 
-def default_output(job: Job) -> Path:
+def default_output(job: RationaleJob) -> Path:
     """rationales/DATA-SPLIT-TEACHER.jsonl."""
     data = job.data
-    format_name = data.format_name
     teacher = job.teacher.removeprefix("local:")
     teacher = Path(teacher).name if teacher.startswith("/") else teacher
-    name = f"{format_name or type(data).model_fields['name'].default}-{job.split}-{teacher}"
+    name = f"{data.format_name or type(data).model_fields['name'].default}-{job.split}-{teacher}"
     return Path("rationales") / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('_')}.jsonl"
 
 
-def writing_of(job: Job, template: PromptTemplate) -> Writing:
+def writing_of(job: RationaleJob, template: PromptTemplate) -> Writing:
     """How the teacher writes.
 
     Raises:

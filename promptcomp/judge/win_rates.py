@@ -9,9 +9,8 @@ import numpy as np
 
 from promptcomp.config import Measured
 from promptcomp.evaluation.bootstrap import RESAMPLES, context_weights, share_interval, wilson
-from promptcomp.judge.exchange import Exchange
 from promptcomp.judge.pairs import Pair
-from promptcomp.judge.record import Judgement
+from promptcomp.judge.verdicts import Exchange, Judgement
 
 Malformed = Literal["drop", "tie"]
 

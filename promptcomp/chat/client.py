@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict
 from urllib.parse import urlsplit
 
-from promptcomp.endpoints.limits import RateLimiter
-from promptcomp.endpoints.replies import (
+from promptcomp.chat.limits import RateLimiter
+from promptcomp.chat.replies import (
     PassingError,
     Reply,
     TooLargeError,
@@ -33,6 +33,12 @@ LONGEST_RETRY_AFTER = 600.0
 MOST_STOPS = 4
 """Stop texts that OpenAI's servers accept."""
 _RETRIED = (408, 409, 429)
+_OPTIONAL = {
+    "max_tokens": None,  # newer models know it as max_completion_tokens
+    "temperature": "the model takes no temperature: its own default was used",
+    "stop": "the model takes no stop texts: answers run on to their end",
+}
+"""Parts of a request that a server may not know, and what to tell when they are left out."""
 
 
 class Message(TypedDict):
@@ -125,9 +131,8 @@ class ChatClient:
         """What had to be asked differently from what was meant, in words."""
         self.limiter = RateLimiter(endpoint.requests_per_minute, endpoint.tokens_per_minute, sleep=self._sleep)
         self._stopping = asyncio.Event()
-        self._length_key = "max_tokens"
-        self._send_temperature = True
-        self._send_stop = True
+        self._unknown: set[str] = set()
+        """Of the optional parts of a request, those that this server does not know."""
         self._openai = _import_openai()
         self._client = self._openai.AsyncOpenAI(
             api_key=_api_key(endpoint),
@@ -223,11 +228,12 @@ class ChatClient:
     ) -> Reply | None:
         """One try; None: the same request has to be put differently."""
         errors = self._openai
-        options: dict[str, Any] = {self._length_key: max_tokens}
-        if self._send_temperature:
-            options["temperature"] = temperature
-        if stop and self._send_stop:
+        options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+        if stop:
             options["stop"] = list(stop)[:MOST_STOPS]
+        options = {name: value for name, value in options.items() if name not in self._unknown}
+        if "max_tokens" not in options:
+            options["max_completion_tokens"] = max_tokens
         try:
             async with asyncio.timeout(self.endpoint.timeout):  # the library's own limit is per read, not for the whole
                 raw = await self._client.chat.completions.with_raw_response.create(
@@ -242,29 +248,24 @@ class ChatClient:
                 raise PassingError(str(error.__cause__)) from None
             raise PassingError(f"cannot be reached ({_cause(error)})") from None
         except errors.APIStatusError as error:
-            if self._adapt(error):
+            if self._adapt(error, options):
                 return None
             raise self._status_error(error) from None
         except errors.OpenAIError as error:
             raise EndpointError(f"{self.endpoint.url}: {shorten(str(error))}") from None
         return read_reply(raw.text, raw.headers)
 
-    def _adapt(self, error: Any) -> bool:
-        """Newer models know `max_tokens` by another name and fix the temperature; whether that was the trouble."""
+    def _adapt(self, error: Any, sent: Container[str]) -> bool:
+        """Whether the trouble was a part of the request that this server does not know; it is sent no more."""
+        unknown = str(error.param)
         if error.status_code != 400 or not str(error.code).startswith("unsupported"):
             return False
-        if error.param == "max_tokens" and self._length_key == "max_tokens":
-            self._length_key = "max_completion_tokens"
-            return True
-        if error.param == "temperature" and self._send_temperature:
-            self._send_temperature = False
-            self.notes.append("the model takes no temperature: its own default was used")
-            return True
-        if error.param == "stop" and self._send_stop:
-            self._send_stop = False
-            self.notes.append("the model takes no stop texts: answers run on to their end")
-            return True
-        return False
+        if unknown not in _OPTIONAL or unknown not in sent:
+            return False
+        if unknown not in self._unknown:  # requests that were under way meet it too
+            self._unknown.add(unknown)
+            self.notes += [note] if (note := _OPTIONAL[unknown]) else []
+        return True
 
     def _status_error(self, error: Any) -> Exception:
         status, words, where = error.status_code, _server_words(error), self.endpoint.url

@@ -1,0 +1,202 @@
+"""The talk with the judge about one pair: ask, read the answer, ask again, and at last a line of judgements.jsonl.
+
+An answer is a JSON object with `reason` and `choice`, alone, fenced, or inside other words. The first line of the file
+tells which judge gave the judgements, every other line is one judgement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from promptcomp.chat import BYTES_PER_TOKEN, AnswerFile, FileHeader, KeptAnswer, Message, Reply, now
+from promptcomp.judge.judge_prompt import JudgePrompt
+from promptcomp.judge.pairs import Pair
+
+Choice = Literal["A", "B", "tie"]
+
+_CHOICES: dict[str, Choice] = {"a": "A", "b": "B", "tie": "tie"}
+_FENCE = re.compile(r"\A```[\w-]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
+_DECODER = json.JSONDecoder(strict=False)  # line breaks inside a text are no reason to ask again
+_TOKENS_PER_MESSAGE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAnswer:
+    """A judge's answer that could be read."""
+
+    reason: str
+    choice: Choice
+    """By the order in which the answers were shown."""
+
+
+def parse_answer(text: str) -> ReadAnswer | None:
+    """The judgement in a judge's words; None if there is none, or if there are two that differ.
+
+    A reasoning model's `<think>...</think>` is left aside. The object may have further keys.
+    """
+    text = text.rpartition("</think>")[2].strip()
+    fenced = _FENCE.match(text)
+    if fenced:
+        text = fenced[1].strip()
+    found = {}
+    for value in _objects(text):
+        answer = _answer(value)
+        if answer is not None:
+            found[answer.choice] = answer
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _objects(text: str) -> list[Any]:
+    """The outermost JSON objects in a text, in order."""
+    values, start = [], text.find("{")
+    while start >= 0:
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+        except json.JSONDecodeError:
+            end = start + 1
+        except RecursionError:  # no judgement is nested a thousand deep, and trying each brace would take long
+            break
+        else:
+            values.append(value)
+        start = text.find("{", end)
+    return values
+
+
+def _answer(value: Any) -> ReadAnswer | None:
+    if not isinstance(value, dict):
+        return None
+    reason, choice = value.get("reason"), value.get("choice")
+    if not isinstance(reason, str) or not isinstance(choice, str):
+        return None
+    known = _CHOICES.get(choice.strip().lower())
+    return None if known is None else ReadAnswer(reason.strip(), known)
+
+
+class JudgementHeader(FileHeader):
+    """First line: the judge. Judgements of another judge, prompt or answer length do not go into the same file."""
+
+    format: str = "promptcomp-judgements"
+    judge: str
+    """The judge's model; `local:PATH` for a model that runs here."""
+    prompt_sha256: str
+    max_tokens: int
+    """Most tokens of an answer."""
+    a: str
+    """Sides when the file was begun, for people."""
+    b: str
+    url: str | None = None
+    """Endpoint when the file was begun."""
+    created: str = ""
+
+    def identity(self) -> dict[str, object]:
+        prompt = self.prompt_sha256[:12]
+        return {"judge": self.judge, "judge prompt (sha256)": prompt, "--max-tokens": self.max_tokens}
+
+
+class Judgement(KeptAnswer):
+    """One example as the judge saw it; the key is of the judge, the prompt, the example, both texts and their order."""
+
+    example: str
+    swapped: bool
+    """Side b was shown first, as answer A."""
+    choice: Choice | None
+    """By the order shown; null: malformed or refused."""
+    winner: Literal["a", "b", "tie"] | None
+    """The same by side."""
+    reason: str = ""
+    answers: tuple[str, ...] = ()
+    """The judge's words, one text for each attempt."""
+    attempts: int
+
+
+def open_judgements(path: Path, header: JudgementHeader) -> AnswerFile[Judgement]:
+    """The file of judgements; see `AnswerFile`."""
+    in_use = "is judging into this file; wait, or name another with -o"
+    return AnswerFile(path, header, Judgement, name="judgement", again="judged", in_use=in_use)
+
+
+class Exchange:
+    """One pair before the judge.
+
+    Args:
+        pair: the question and both answers.
+        swapped: side b is shown first.
+        prompt: the words around them.
+        header: which judge.
+        attempts: most times to ask when the answer cannot be read.
+    """
+
+    def __init__(self, pair: Pair, swapped: bool, prompt: JudgePrompt, header: JudgementHeader, attempts: int) -> None:
+        self.pair = pair
+        self.swapped = swapped
+        self._prompt = prompt
+        self._attempts = attempts
+        self._messages = prompt.messages(pair, swapped)
+        self._replies: list[Reply] = []
+        identity = [header.judge, header.prompt_sha256, header.max_tokens, pair.split, pair.example, self._messages]
+        self.key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    @property
+    def messages(self) -> list[Message]:
+        """What to ask now."""
+        return self._prompt.ask_again(self._messages, self._replies[-1].text) if self._replies else self._messages
+
+    @property
+    def local_prompt(self) -> list[Message]:
+        """A local judge is shown the same chat."""
+        return self.messages
+
+    @property
+    def prompt_tokens(self) -> int:
+        """About how many tokens the question takes."""
+        return sum(_TOKENS_PER_MESSAGE + len(m["content"].encode()) // BYTES_PER_TOKEN for m in self.messages)
+
+    length = prompt_tokens
+
+    def take(self, reply: Reply) -> Judgement | None:
+        """Read an answer; None: ask again."""
+        self._replies.append(reply)
+        answer = parse_answer(reply.text)
+        if answer is None and len(self._replies) < self._attempts:
+            return None
+        return self._judgement(answer, cut=reply.finish_reason == "length" and answer is None, model=reply.model)
+
+    def refuse(self, error: str) -> Judgement:
+        """The line for a request that the judge's server refuses."""
+        return self._judgement(None, error=error)
+
+    def _judgement(
+        self, answer: ReadAnswer | None, *, cut: bool = False, model: str | None = None, error: str | None = None
+    ) -> Judgement:
+        first, second = ("b", "a") if self.swapped else ("a", "b")
+        winners = {None: None, "A": first, "B": second, "tie": "tie"}
+        choice = answer.choice if answer else None
+        return Judgement.model_validate(
+            {
+                "key": self.key,
+                "split": self.pair.split,
+                "example": self.pair.example,
+                "swapped": self.swapped,
+                "choice": choice,
+                "winner": winners[choice],
+                "reason": answer.reason if answer else "",
+                "answers": tuple(reply.text for reply in self._replies),
+                "attempts": len(self._replies),
+                "prompt_tokens": _sum([reply.prompt_tokens for reply in self._replies]),
+                "completion_tokens": _sum([reply.completion_tokens for reply in self._replies]),
+                "cut": cut,
+                "error": error,
+                "model": model,
+                "time": now(),
+            }
+        )
+
+
+def _sum(counts: list[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
