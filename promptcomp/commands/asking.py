@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from promptcomp.commands.common import show
-from promptcomp.errors import ConfigError
-from promptcomp.stopping import INTERRUPTED
+from promptcomp.errors import ConfigError, Exit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,4 +87,4 @@ def stopped(session: AskingSession[Any, Any], stop: AskingStopped, made: str) ->
         f" {session.record.path}; the same command continues with the other {left}",
         file=sys.stderr,
     )
-    return typer.Exit(INTERRUPTED if stop.interrupted else 1)
+    return typer.Exit(Exit.INTERRUPTED if stop.interrupted else 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from promptcomp.config import ConfigError, dump
-from promptcomp.errors import RunFailed
+from promptcomp.errors import Exit, RunFailed
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
@@ -23,7 +23,7 @@ from promptcomp.lightning_modules.checkpoint_files import existing, step_of
 from promptcomp.run.finding import find, identity, module_of
 from promptcomp.run.fitting import Outcome
 from promptcomp.run.run_directory import RunDirectory, check_unused, clear_unstarted
-from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals, is_preemption
+from promptcomp.stopping import StopSignals, is_preemption
 
 FIT = (sys.executable, "-m", "promptcomp", "fit")
 
@@ -143,14 +143,14 @@ def fit_apart(wanted: Experiment, path: Path | None, run_dir: Path | None, lock:
     code, passed = attend([*fit_words(wanted, path or run_dir, config), "--json"], keep=[lock])
     state, found = find(wanted, run_dir)
     results = read_results(found) if state == "finished" and found is not None else None
-    if code == 2:  # it has told the mistake
-        raise RunFailed("", 2)
-    stopped = passed is not None or code in (PREEMPTED, INTERRUPTED)
+    if code == Exit.MISTAKE:  # it has told the mistake
+        raise RunFailed("", code)
+    stopped = passed is not None or code in (Exit.PREEMPTED, Exit.INTERRUPTED)
     if not stopped and (code or results is None):
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        raise RunFailed(f"the run in {found or place} {how}, see above; the same command continues it", 1)
+        raise RunFailed(f"the run in {found or place} {how}, see above; the same command continues it", code)
     step = _step(found) if results is None else results.cost.steps or 0
-    preempted = code == PREEMPTED or is_preemption(passed)
+    preempted = code == Exit.PREEMPTED or is_preemption(passed)
     return Outcome(found or place, results, step, interrupted=stopped, preempted=preempted)
 
 

@@ -17,14 +17,13 @@ from typing import Protocol
 import optuna
 
 from promptcomp.config import ConfigError
+from promptcomp.errors import Exit
 from promptcomp.files import open_append
-from promptcomp.stopping import INTERRUPTED, PREEMPTED
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.stopping import PARENT_VARIABLE
 from promptcomp.sweeps.storage import STORAGE_VARIABLE
 from promptcomp.sweeps.study import StateReader
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.worker import DISK_FULL
 
 _LOOK_EVERY = 0.1  # seconds
 _SHOW_EVERY = 0.5
@@ -160,9 +159,9 @@ class Crew:
             code = member.process.poll()
             if member.is_over or code is None:
                 continue
-            if code in (0, INTERRUPTED, PREEMPTED):
+            if code in (Exit.FINISHED, Exit.INTERRUPTED, Exit.PREEMPTED):
                 member.is_over = True
-            elif code in (2, DISK_FULL):
+            elif code in (Exit.MISTAKE, Exit.NO_SPACE):
                 member.is_over = True
                 self.problem = self._last_line(member.number)
             else:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from promptcomp.config import ConfigError
+from promptcomp.errors import Exit
 from promptcomp.files import locked
-from promptcomp.stopping import INTERRUPTED, PREEMPTED
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 PARENT_VARIABLE = "PROMPTCOMP_SWEEP_PARENT"
@@ -53,7 +53,7 @@ class Stop:
     def code(self) -> int:
         """Exit code."""
         in_job = self.received == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
-        return PREEMPTED if in_job or self.received in (signal.SIGUSR1, signal.SIGUSR2) else INTERRUPTED
+        return Exit.PREEMPTED if in_job or self.received in (signal.SIGUSR1, signal.SIGUSR2) else Exit.INTERRUPTED
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ from pathlib import Path
 import optuna
 
 from promptcomp.config import ConfigError
+from promptcomp.errors import Exit, is_full
 from promptcomp.lease import Keeper, kept
 from promptcomp.run.child import FIT
 from promptcomp.run.finding import find
-from promptcomp.stopping import PREEMPTED
 from promptcomp.sweeps.child import Child, End, end_of, is_busy, start
 from promptcomp.sweeps.claims import Claim, Desk, Nothing
 from promptcomp.sweeps.planning import UNCOUNTED, Kind, Record
@@ -27,8 +27,7 @@ from promptcomp.sweeps.storage import patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
-DISK_FULL = 74
-"""Exit code of a worker that has stopped because the disk is full (EX_IOERR)."""
+DISK_FULL = Exit.NO_SPACE
 _LOOK_EVERY = 0.25  # seconds between two looks at a child
 _PATIENCE = 120.0  # seconds that a stopped child has for its checkpoint
 _DATABASE_WAIT = 600.0  # seconds that a database may be away
@@ -143,7 +142,7 @@ class Worker:
             say("the disk is full: no further trial is begun; free space and start again, nothing is lost")
             return DISK_FULL
         if end == "preempted":
-            return PREEMPTED
+            return Exit.PREEMPTED
         return self.stop.code if self.stop.is_set() else None
 
     def _carry_out(self, claim: Claim) -> tuple[End | str, str]:
@@ -164,7 +163,7 @@ class Worker:
             try:
                 child = start(self.sweep.directory, cell, self.devices, self.command)
             except ConfigError as error:
-                return "config", str(error)
+                return "disk" if is_full(error) else "config", str(error)
             except OSError as error:
                 return "disk", f"cannot be begun: {error.strerror or error}"
             pruned = self._watch(claim, child)
