@@ -17,6 +17,7 @@ from promptcomp.errors import Exit
 from promptcomp.files import locked, open_append
 from promptcomp.lease import JOB_VARIABLE, LEASE_VARIABLE, ask_lease, lease_of, write_lease
 from promptcomp.run.child import FIT, fit_words
+from promptcomp.run.forked import Forked, can_fork, fork_fit
 from promptcomp.run.run_directory import RUN_DIRECTORY_VARIABLE
 from promptcomp.sweeps.planning import Kind
 from promptcomp.sweeps.space import PlannedTrial
@@ -39,7 +40,7 @@ End = Literal["done", "busy"] | Kind
 class Child:
     """A running `promptcomp fit`."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     cell: PlannedTrial
     log: Path
     log_start: int
@@ -68,7 +69,13 @@ class Child:
         return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
 
 
-def start(directory: SweepDirectory, cell: PlannedTrial, devices: Sequence[str], command: Sequence[str] = FIT) -> Child:
+def start(
+    directory: SweepDirectory,
+    cell: PlannedTrial,
+    devices: Sequence[str],
+    command: Sequence[str] = FIT,
+    fork: bool = False,
+) -> Child:
     """Begin or continue a trial's run.
 
     Args:
@@ -76,6 +83,7 @@ def start(directory: SweepDirectory, cell: PlannedTrial, devices: Sequence[str],
         cell: the trial.
         devices: what CUDA_VISIBLE_DEVICES is to be; empty: as it is here.
         command: what is started.
+        fork: this process has computed nothing, so it may be forked.
 
     Raises:
         ConfigError: the run directory holds something else.
@@ -86,14 +94,19 @@ def start(directory: SweepDirectory, cell: PlannedTrial, devices: Sequence[str],
     lease = directory.lease_of(cell.cell)
     with open_append(log) as file:
         log_start = file.seek(0, os.SEEK_END)
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment(os.environ, cell, lease, devices),
-            start_new_session=True,  # Ctrl-C comes to the sweep alone, which passes it on once
-        )
+        env = environment(os.environ, cell, lease, devices)
+        process: subprocess.Popen[bytes] | Forked
+        if fork and can_fork(cell.experiment, devices):
+            process = fork_fit(words[2:], env, file.fileno())
+        else:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=env,
+                start_new_session=True,  # Ctrl-C comes to the sweep alone, which passes it on once
+            )
     write_lease(lease, lease_of(process.pid))  # until the trainer has read its modules and keeps it itself
     return Child(process, cell, log, log_start, _killed_for_memory())
 

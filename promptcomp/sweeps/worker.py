@@ -35,7 +35,11 @@ _FREE = 16 * 2**20  # bytes; with less on the disk no trial is begun
 
 
 def work(
-    directory: SweepDirectory | Path, worker: int = 0, devices: Sequence[str] = (), command: Sequence[str] = FIT
+    directory: SweepDirectory | Path,
+    worker: int = 0,
+    devices: Sequence[str] = (),
+    command: Sequence[str] = FIT,
+    fork: bool = False,
 ) -> int:
     """Work on a sweep until nothing is left to do.
 
@@ -44,6 +48,7 @@ def work(
         worker: this worker's number, for people.
         devices: CUDA devices of this worker; empty: as the environment has it.
         command: begins a run.
+        fork: this process is a worker and nothing else: runs on one device may be forks of it.
 
     Returns:
         0 when nothing is left (or a budget is used up), 74 on a full disk, 75 when pre-empted, 130 when stopped.
@@ -60,7 +65,7 @@ def work(
         sweep = patiently(lambda: open_sweep(place), say, stop.is_set, _DATABASE_WAIT)
         with kept(place.worker_leases / f"{name}.json") as keeper:
             try:
-                return Worker(sweep, keeper, tuple(devices), stop, command).run()
+                return Worker(sweep, keeper, tuple(devices), stop, command, fork).run()
             finally:
                 sweep.close()
 
@@ -82,13 +87,14 @@ class Worker:
         devices: its CUDA devices.
         stop: whether to end.
         command: begins a run.
+        fork: runs may be forks of this process.
     """
 
     def __init__(
-        self, sweep: Sweep, keeper: Keeper, devices: tuple[str, ...], stop: Stop, command: Sequence[str]
+        self, sweep: Sweep, keeper: Keeper, devices: tuple[str, ...], stop: Stop, command: Sequence[str], fork: bool
     ) -> None:
         self.sweep, self.keeper, self.devices, self.stop = sweep, keeper, devices, stop
-        self.command = command
+        self.command, self.fork = command, fork
         self.desk = Desk(sweep, keeper, say)
 
     def run(self) -> int:
@@ -161,7 +167,7 @@ class Worker:
                 continue
             say(f"{what}: {'continuing' if (cell.run / 'config.yaml').is_file() else 'new run'} {cell.run}")
             try:
-                child = start(self.sweep.directory, cell, self.devices, self.command)
+                child = start(self.sweep.directory, cell, self.devices, self.command, self.fork)
             except ConfigError as error:
                 return "disk" if is_full(error) else "config", str(error)
             except OSError as error:
