@@ -76,9 +76,9 @@ def test_version_and_help(run: Run) -> None:
     ("error", "code", "said"),
     [
         (ConfigError("a mistake"), 2, "a mistake"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded", "x"), 74, "cannot write x"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "x"), 74, "cannot write 'x'"),
         (NoSpace("x: cannot be written"), 74, "cannot be written"),
-        (PermissionError(errno.EACCES, "Permission denied", "x"), 1, "cannot write x"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 1, "cannot write 'x'"),
         (MemoryError(), 71, "out of memory: MemoryError"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), 71, "out of memory: CUDA"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 71, "out of memory"),
