@@ -158,13 +158,13 @@ def fit(
             from promptcomp.run.dry_run import print_estimate
 
             if with_controls:
-                from promptcomp.run.controls import print_plan
+                from promptcomp.run.matched_controls import print_plan
 
                 print_plan(chosen, run_dir, console)
             print_estimate(chosen, console, as_json, device_memory)
             return
         if with_controls:
-            from promptcomp.run.controls import fit_with_controls
+            from promptcomp.run.matched_controls import fit_with_controls
 
             outcome = fit_with_controls(chosen, run_dir, console)
         else:

@@ -12,6 +12,7 @@ import gc
 import importlib
 import os
 import random
+import runpy
 import signal
 import sys
 import threading
@@ -124,9 +125,7 @@ def _become_fit(words: Sequence[str], env: Mapping[str, str], log: int, mask: se
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if torch.cuda._is_in_bad_fork():  # somebody has begun with CUDA in the parent all the same
             os.execv(sys.executable, [sys.executable, "-m", *words])
-        from promptcomp.__main__ import main
-
-        main()
+        runpy.run_module("promptcomp", run_name="__main__")
     except SystemExit as end:
         code = Exit.FINISHED if end.code is None else end.code
     except BaseException:

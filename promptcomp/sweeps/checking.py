@@ -13,7 +13,6 @@ from promptcomp.evaluation.metrics import METRICS
 from promptcomp.evaluation.predictions import TEXT_METRICS
 from promptcomp.evaluation.results import Cost, Size
 from promptcomp.experiment import Experiment
-from promptcomp.sweeps.shorthand import Scalar
 from promptcomp.sweeps.space import (
     base_tree,
     experiment_of,
@@ -23,7 +22,7 @@ from promptcomp.sweeps.space import (
     scalars,
     settings_of,
 )
-from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, SweepConfig
+from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 HUGE = 10_000

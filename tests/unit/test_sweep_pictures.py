@@ -19,7 +19,7 @@ from promptcomp.sweeps.views import plots
 from promptcomp.sweeps.views.axes import axis_of
 from promptcomp.sweeps.views.html_report import write_report
 from promptcomp.sweeps.views.live import LiveView
-from promptcomp.sweeps.views.summary import summarize
+from promptcomp.sweeps.views.points import summarize
 from tests.sweep_states import (
     NOW,
     STATES,

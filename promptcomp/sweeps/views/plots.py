@@ -13,7 +13,7 @@ from promptcomp.sweeps.views.axes import axis_of
 from promptcomp.sweeps.views.efficiency import efficiency_of
 from promptcomp.sweeps.views.efficiency_text import heading
 from promptcomp.sweeps.views.numbers import Runs
-from promptcomp.sweeps.views.summary import Summary, summarize
+from promptcomp.sweeps.views.points import Summary, summarize
 from promptcomp.sweeps.views.wording import direction_text, objective_text, short_names, slug
 
 if TYPE_CHECKING:
