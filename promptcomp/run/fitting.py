@@ -261,11 +261,10 @@ def _evaluate(
     module.eval().to(device_of(experiment.trainer))
     data, config = experiment.data, experiment.evaluation
     is_icl = isinstance(data, ICLConfig)
-    tests = tuple(split for split in datamodule.eval_splits if split != "dev") or datamodule.eval_splits
     found: dict[str, Assessment] = {}
     predictions: list[Prediction] = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for split in config.splits or tests:
+        for split in config.splits or datamodule.test_splits:
             bar = progress.add_task(escape(f"evaluate {split}"), total=None)
             found[split] = assess(
                 module,

@@ -21,6 +21,7 @@ from promptcomp.lease import disk_time, is_live
 from promptcomp.sweeps.claims import abandoned, adopt, is_finished, reap, run_of
 from promptcomp.sweeps.planning import Planned, Record, groups, standing
 from promptcomp.sweeps.queue import Queue
+from promptcomp.sweeps.state import note_of
 from promptcomp.sweeps.storage import WholeLines, address_of, close_storage, exclusive, open_storage, study_name
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import SweepConfig
@@ -144,14 +145,16 @@ def _zombies(sweep: Sweep, repair: bool) -> Iterator[Finding]:
     gone = abandoned(sweep)
     if repair:
         reap(sweep, lambda _: None)
-    for _, record, is_control in gone:
-        kind = "control" if is_control else "trial"
-        yield Finding(f"{kind} {record.number} ({record.cell}) counts as running, but its process is gone", repair)
+    for queue, record in gone:
+        yield Finding(
+            f"{note_of(record.number, queue.is_control)} ({record.cell}) counts as running, but its process is gone",
+            repair,
+        )
 
 
 def _doubles(sweep: Sweep, repair: bool) -> Iterator[Finding]:
     """Trials with two results: the first one counts."""
-    for queue in (sweep.trials, sweep.controls):
+    for queue in sweep.queues:
         for attempts in groups(queue.records()).values():
             over = [record for record in attempts if record.state == "complete"]
             for extra in over[1:]:
@@ -166,25 +169,25 @@ def _doubles(sweep: Sweep, repair: bool) -> Iterator[Finding]:
 
 def _untold(sweep: Sweep, repair: bool) -> Iterator[Finding]:
     """Finished runs that the storage does not know of."""
-    for queue, is_control in ((sweep.trials, False), (sweep.controls, True)):
+    for queue in sweep.queues:
         for attempts in groups(queue.records()).values():
             record = standing(attempts)
             if record.state not in ("waiting", "fail") or record.kind in ("value", "config"):
                 continue
-            run = run_of(sweep, record, is_control)
-            if is_finished(sweep, record, run, is_control):
+            run = run_of(sweep, queue, record)
+            if is_finished(sweep, queue, record):
                 if repair:
-                    _adopt_untold(sweep, queue, record, run, is_control)
+                    _adopt_untold(sweep, queue, record, run)
                 yield Finding(f"{run} is finished, but trial {record.number} does not say so", repair)
 
 
-def _adopt_untold(sweep: Sweep, queue: Queue, record: Record, run: Path, is_control: bool) -> None:
+def _adopt_untold(sweep: Sweep, queue: Queue, record: Record, run: Path) -> None:
     number = record.number
     if record.state == "fail":
         queue.enqueue(Planned(record.point, record.seed, record.attempt + 1, record.params), record.cell)
         number = max(each.number for each in queue.records() if each.key == record.key)
     queue.take(number, "doctor", sweep.place)
-    adopt(sweep, queue, number, run, 0.0, is_control)
+    adopt(sweep, queue, number, run, 0.0)
 
 
 def _leases(sweep: Sweep, repair: bool) -> Iterator[Finding]:

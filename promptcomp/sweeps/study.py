@@ -23,6 +23,7 @@ from promptcomp import __version__
 from promptcomp.config import ConfigError, build, dump, flat, read_yaml
 from promptcomp.errors import command
 from promptcomp.files import write_atomic
+from promptcomp.sweeps.planning import Record
 from promptcomp.sweeps.queue import Queue, make_study
 from promptcomp.sweeps.space import base_tree
 from promptcomp.sweeps.state import SweepState, state_of
@@ -52,6 +53,15 @@ class Sweep:
     trials: Queue
     controls: Queue
     place: str
+
+    @property
+    def queues(self) -> tuple[Queue, Queue]:
+        """Trials and controls."""
+        return self.trials, self.controls
+
+    def records(self) -> list[Record]:
+        """All attempts at trials and controls."""
+        return [record for queue in self.queues for record in queue.records()]
 
     def close(self) -> None:
         """Give a database's connections back."""
@@ -135,7 +145,7 @@ def _open(directory: SweepDirectory, config: SweepConfig, address: URL | None) -
     opened = open_storage(directory, address)
     name = study_name(directory)
     trials = make_study(opened, name, [objective.direction for objective in config.objectives])
-    controls = make_study(opened, f"{name}.controls", ["maximize"])
+    controls = make_study(opened, f"{name}.controls", ["maximize"], is_control=True)
     return Sweep(directory, config, address, trials, controls, place_of(directory)[0])
 
 

@@ -271,7 +271,7 @@ class Worker:
         """Wait for a child; report its dev metric; pass on the wish to stop. Returns whether it was pruned."""
         progress, pruned, asked_at, pause = _Pruning(), False, None, 0.02
         while child.process.poll() is None:
-            if asked_at is None and not claim.is_control and not self.stop.is_set():
+            if asked_at is None and not claim.queue.is_control and not self.stop.is_set():
                 pruned = self._is_hopeless(claim, progress)
             if asked_at is None and (pruned or self.stop.is_set()):
                 child.ask_to_stop()
@@ -317,7 +317,7 @@ class Worker:
         """Tell the storage what became of a trial."""
         queue, number, cell = claim.queue, claim.number, claim.cell
         if end == "done":
-            problem = adopt(self.sweep, queue, number, Path(line), spent, claim.is_control)
+            problem = adopt(self.sweep, queue, number, Path(line), spent)
             say(f"{cell.cell}: {'finished' if problem is None else problem}")
             return
         if end == "pruned":
