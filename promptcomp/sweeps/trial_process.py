@@ -16,8 +16,7 @@ from promptcomp.config import ConfigError
 from promptcomp.errors import Exit
 from promptcomp.files import locked, open_append
 from promptcomp.lease import JOB_VARIABLE, LEASE_VARIABLE, ask_lease, lease_of, write_lease
-from promptcomp.run.child import FIT, fit_words
-from promptcomp.run.forked import Forked, can_fork, fork_fit
+from promptcomp.run.child import FIT, Forked, can_fork, fit_words, fork_fit
 from promptcomp.run.run_directory import RUN_DIRECTORY_VARIABLE
 from promptcomp.sweeps.planning import Kind
 from promptcomp.sweeps.space import PlannedTrial

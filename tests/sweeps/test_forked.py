@@ -14,7 +14,7 @@ import pytest
 
 from promptcomp.experiment import load
 from promptcomp.lease import is_live, read_lease
-from promptcomp.run.forked import can_fork
+from promptcomp.run.child import can_fork
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from tests.sweeps.helpers import sweep_config
