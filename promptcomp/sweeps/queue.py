@@ -19,7 +19,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from promptcomp.config import ConfigError
 from promptcomp.sweeps.planning import Kind, Planned, Record
-from promptcomp.sweeps.space import point_id
 from promptcomp.sweeps.sweep_config import Scalar
 
 _STATES: Mapping[TrialState, Any] = {
@@ -218,11 +217,6 @@ def record_of(trial: FrozenTrial) -> Record:
         started=_time(notes.get("started")),
         ended=_time(notes.get("ended")),
     )
-
-
-def planned_of(params: Mapping[str, Scalar], seed: int, attempt: int = 1) -> Planned:
-    """An attempt at a point."""
-    return Planned(point_id(params), seed, attempt, params)
 
 
 def _now() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -72,22 +73,15 @@ def devices_held(directory: SweepDirectory, devices: Sequence[str], stop: Stop) 
     """Hold this machine's devices against other workers of the same sweep (a second `promptcomp sweep`)."""
     with contextlib.ExitStack() as stack:
         directory.leases.mkdir(parents=True, exist_ok=True)
-        for device in devices:
-            path = directory.leases / f"device-{socket.gethostname()}-{device.replace('/', '_')}.lock"
-            told = False
-            while True:
-                try:
-                    stack.enter_context(locked(path))
-                    break
-                except ConfigError:
-                    if not told:
-                        told = True
-                        say(f"device {device} belongs to another worker of this sweep; waiting for it")
-                if stop.is_set():
-                    yield False
-                    return
-                time.sleep(1.0)
-        yield True
+        try:
+            for device in devices:
+                path = directory.leases / f"device-{socket.gethostname()}-{device.replace('/', '_')}.lock"
+                waiting = f"device {device} belongs to another worker of this sweep; waiting for it"
+                stack.enter_context(locked(path, functools.partial(say, waiting), stop.is_set))
+        except InterruptedError:
+            yield False
+        else:
+            yield True
 
 
 def say(text: str) -> None:
