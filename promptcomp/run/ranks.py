@@ -47,14 +47,14 @@ class Ranks:
             ConfigError: on every rank, if one raised it.
         """
         result: T | None = None
-        problem = None
+        problem: ConfigError | None = None
         try:
             result = work()
         except ConfigError as error:
-            problem = str(error)
+            problem = error
         for each in self._gathered(problem):
             if each is not None:
-                raise ConfigError(each)
+                raise each
         return result  # type: ignore[return-value]
 
     def once(self, work: Callable[[], T]) -> T:
