@@ -254,7 +254,7 @@ def _stream(number: int, mode: str, buffering: int = -1) -> TextIO:
     return cast(TextIO, os.fdopen(number, mode, buffering, "utf-8", "backslashreplace", closefd=False))
 
 
-def _become_fit(words: Sequence[str], env: Mapping[str, str], log: int, mask: set[signal.Signals]) -> NoReturn:
+def _become_fit(words: Sequence[str], env: Mapping[str, str], log: int, mask: set[int | signal.Signals]) -> NoReturn:
     """In the fork: be what a new Python would be, then never come back."""
     code: object = Exit.CRASHED
     try:

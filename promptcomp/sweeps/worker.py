@@ -235,7 +235,7 @@ class Worker:
             except OSError as error:
                 return "disk", f"cannot be begun: {error.strerror or error}"
             pruned = self._watch(claim, child)
-            code = child.process.returncode
+            code = child.process.returncode or 0
             child.kill()  # ranks that are left over when the first one was killed
             self.sweep.directory.lease_of(cell.cell).unlink(missing_ok=True)
             finished = find(cell.experiment, cell.run)[0] == "finished"
