@@ -15,6 +15,7 @@ from promptcomp.run.finding import find
 from promptcomp.sweeps.planning import Record, dropped, groups, is_double, missing, used_up
 from promptcomp.sweeps.queue import Queue
 from promptcomp.sweeps.sampling import draw_point
+from promptcomp.sweeps.snapshot import Leases, note_of
 from promptcomp.sweeps.space import (
     PlannedTrial,
     base_tree,
@@ -24,7 +25,6 @@ from promptcomp.sweeps.space import (
     planned_trial,
     point_id,
 )
-from promptcomp.sweeps.state import Leases, note_of
 from promptcomp.sweeps.storage import exclusive
 from promptcomp.sweeps.study import Sweep
 from promptcomp.sweeps.sweep_config import Budget, Scalar

@@ -21,7 +21,7 @@ from promptcomp.lease import disk_time, is_live
 from promptcomp.sweeps.claims import abandoned, adopt, is_finished, reap, run_of
 from promptcomp.sweeps.planning import Planned, Record, groups, standing
 from promptcomp.sweeps.queue import Queue
-from promptcomp.sweeps.state import note_of
+from promptcomp.sweeps.snapshot import note_of
 from promptcomp.sweeps.storage import WholeLines, address_of, close_storage, exclusive, open_storage, study_name
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import SweepConfig

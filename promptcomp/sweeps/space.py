@@ -7,6 +7,10 @@ no scalars). `settings_of` turns them into keys of the experiment.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import itertools
+import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,23 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from promptcomp.config import build, dump, read_yaml
 from promptcomp.errors import ConfigError
-from promptcomp.sweeps.sweep_config import Choices, Interval, Scalar, SweepConfig, name_of_value
+from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, Values, name_of_value
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-
-if TYPE_CHECKING:
-    from promptcomp.experiment import Experiment
-import hashlib
-import itertools
-import json
-import math
-from typing import TYPE_CHECKING
-
-from promptcomp.sweeps.sweep_config import Dimension, Values
 from promptcomp.sweeps.sweep_file import is_numeric
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+    from promptcomp.experiment import Experiment
 
 SHARE = "data.train_share"
 """The key of a sweep over shares of the training data."""

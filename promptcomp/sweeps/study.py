@@ -25,8 +25,9 @@ from promptcomp.errors import command
 from promptcomp.files import check_no_links, write_atomic
 from promptcomp.sweeps.planning import Record
 from promptcomp.sweeps.queue import Queue, make_study
+from promptcomp.sweeps.snapshot import state_of
 from promptcomp.sweeps.space import base_tree
-from promptcomp.sweeps.state import SweepState, state_of
+from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.storage import (
     address_of,
     check_workers,

@@ -148,7 +148,7 @@ def test_report_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_views_import_no_torch() -> None:
     code = (
         "import sys\n"
-        "from promptcomp.sweeps.views import best, live, report, show\n"
+        "from promptcomp.sweeps.views import best, html_report, live, overview\n"
         "heavy = {'torch', 'lightning', 'transformers', 'matplotlib', 'optuna', 'jinja2'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
