@@ -143,11 +143,12 @@ def _count(
     where = np.array([numbers[p.context] for p in found], dtype=np.int64)
     tokens = np.array([p.gold_tokens for p in found], dtype=np.float64)
     classes = _classes(found, rows) if kind == "classification" else {}
-    gold = np.array([classes.get(_label(p, p.gold), UNSCORED) for p in found], dtype=np.int64)
+    own = [[classes.get(label_of(option), UNSCORED) for option in p.options] if classes else [] for p in found]
+    gold = _chosen(own, [p.gold for p in found])
     counted = {}
     for row in rows:
         correct = np.array([bool(p.correct.get(row)) for p in found])
-        predicted = np.array([classes.get(_label(p, p.prediction.get(row)), UNSCORED) for p in found], dtype=np.int64)
+        predicted = _chosen(own, [p.prediction.get(row) for p in found])
         loss = np.array([_number(p.loss.get(row)) for p in found], dtype=np.float64)
         counted[row] = RowCounts(
             correct=_sums(where, correct, n),
@@ -221,12 +222,19 @@ def _group_value(g: Group, row: str, drawn: NDArray, name: MetricName) -> Array:
 
 def _classes(found: Sequence[Prediction], rows: Sequence[str]) -> dict[str, int]:
     """Numbers of the classes that occur as gold label or prediction; options may be ordered anew in every example."""
-    labels = [_label(p, index) for p in found for index in (p.gold, *(p.prediction.get(row) for row in rows))]
-    return {label: i for i, label in enumerate(dict.fromkeys(label for label in labels if label))}
+    labels = dict[str, None]()
+    for p in found:
+        for index in dict.fromkeys((p.gold, *map(p.prediction.get, rows))):
+            if index is not None and 0 <= index < len(p.options) and (label := label_of(p.options[index])):
+                labels[label] = None
+    return {label: i for i, label in enumerate(labels)}
 
 
-def _label(prediction: Prediction, index: int | None) -> str:
-    return "" if index is None or index < 0 or not prediction.options else label_of(prediction.options[index])
+def _chosen(classes: Sequence[Sequence[int]], indices: Sequence[int | None]) -> NDArray:
+    """The class of the chosen option of each example [N]; UNSCORED where none is chosen."""
+    pairs = zip(classes, indices, strict=True)
+    found = [of[i] if i is not None and 0 <= i < len(of) else UNSCORED for of, i in pairs]
+    return np.array(found, dtype=np.int64)
 
 
 def _text_sums(found: Sequence[Prediction], row: str, where: NDArray, num_contexts: int) -> dict[str, Sums]:

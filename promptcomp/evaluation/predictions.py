@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, model_validator
 
 from promptcomp.config import ConfigError, Measured
 from promptcomp.errors import command
@@ -69,6 +69,13 @@ class Prediction(Measured):
     """Row -> metric of `TEXT_METRICS` -> value (0-1); `agreement` is missing where there is no full-prompt text."""
     unfinished: dict[str, bool] | None = None
     """Whether the text of a row reached the limit of new tokens before it ended."""
+
+    @model_validator(mode="after")
+    def _choices_are_options(self) -> Prediction:
+        for index in (self.gold, *self.prediction.values()) if self.options else ():
+            if index is not None and index >= len(self.options):
+                raise ValueError(f"option {index} is chosen or right, and there are {len(self.options)}")
+        return self
 
     @property
     def is_generated(self) -> bool:

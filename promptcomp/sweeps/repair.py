@@ -22,7 +22,7 @@ from promptcomp.sweeps.claims import abandoned, adopt, is_finished, reap, run_of
 from promptcomp.sweeps.planning import Planned, Record, groups, standing
 from promptcomp.sweeps.queue import Queue
 from promptcomp.sweeps.snapshot import note_of
-from promptcomp.sweeps.storage import WholeLines, address_of, close_storage, exclusive, open_storage, study_name
+from promptcomp.sweeps.storage import DAMAGE, WholeLines, address_of, close_storage, exclusive, open_storage, study_name
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
@@ -331,7 +331,7 @@ def _replay(text: bytes, name: str) -> str | None:
                 return f"the study {name!r} is not in it"
             for identity in found.values():
                 storage.get_all_trials(identity, deepcopy=False)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except DAMAGE as error:
             return f"{type(error).__name__}: {error}"
     return None
 

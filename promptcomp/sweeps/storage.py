@@ -154,6 +154,8 @@ STORAGE_VARIABLE = "PROMPTCOMP_STORAGE"
 PARENT_VARIABLE = "PROMPTCOMP_SWEEP_PARENT"
 """Process id of the `promptcomp sweep` that has started a worker, which ends when that one does."""
 _SQLITE = "sqlite"
+DAMAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
+"""What Optuna raises while it replays a journal whose lines are not its own."""
 
 Result = TypeVar("Result")
 
@@ -258,7 +260,7 @@ def open_storage(directory: SweepDirectory, address: URL | None) -> BaseStorage:
 def _open_journal(path: Path) -> BaseStorage:
     try:
         return JournalStorage(WholeLines(path))
-    except (ValueError, KeyError, AttributeError) as error:
+    except DAMAGE as error:
         raise damaged(path, error) from None
 
 

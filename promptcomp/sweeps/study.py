@@ -29,6 +29,7 @@ from promptcomp.sweeps.snapshot import state_of
 from promptcomp.sweeps.space import base_tree
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.storage import (
+    DAMAGE,
     address_of,
     check_workers,
     close_storage,
@@ -217,7 +218,7 @@ class StateReader:
         except DBAPIError as error:
             self.close()
             raise unreachable(error) from None
-        except (ValueError, KeyError, AttributeError) as error:
+        except DAMAGE as error:
             self._opened = None
             if isinstance(error, ConfigError) or address is not None:
                 raise

@@ -112,8 +112,13 @@ def test_findings_and_repair(sweep: SweepDirectory, spoil: Callable[[SweepDirect
     assert statuses(after)["running"] + statuses(after)["stale"] == 0
 
 
-def test_damage_is_said_by_the_reader(sweep: SweepDirectory) -> None:
-    _garbage(sweep)
+def _no_operation(sweep: SweepDirectory) -> None:
+    sweep.journal.write_bytes(sweep.journal.read_bytes().replace(b'"op_code":6', b'"op_code":77'))
+
+
+@pytest.mark.parametrize("spoil", [_garbage, _no_operation])
+def test_damage_is_said_by_the_reader(sweep: SweepDirectory, spoil: Callable[[SweepDirectory], None]) -> None:
+    spoil(sweep)
     with pytest.raises(ConfigError, match=r"is damaged.*promptcomp sweep doctor .* --repair"):
         read_state(sweep)
 

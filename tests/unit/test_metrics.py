@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -342,6 +343,10 @@ def test_predictions_file_round_trip_and_errors(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["predictions.jsonl"]
     path.write_text(path.read_text()[:-30], encoding="utf-8")
     with pytest.raises(ConfigError, match=r"predictions\.jsonl, line 20: not a prediction"):
+        read_predictions(path)
+    line = predictions[0].model_dump()
+    path.write_text(json.dumps(line | {"options": line["options"][: line["gold"]] or ["red"], "gold": 2}))
+    with pytest.raises(ConfigError, match=r"line 1: not a prediction .*option 2 is chosen or right, and there are"):
         read_predictions(path)
 
 
