@@ -31,7 +31,7 @@ from promptcomp.config import dump
 from promptcomp.evaluation.predictions import Prediction, write_predictions
 from promptcomp.evaluation.results import Estimate, Results, SplitResult, TaskResult
 from promptcomp.experiment import load
-from promptcomp.sweeps.points import distributions, grid, point_id
+from promptcomp.sweeps.space import distributions, grid, point_id
 from promptcomp.sweeps.study import begin
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory

@@ -21,9 +21,9 @@ from promptcomp.commands.job_commands import cancel, jobs
 from promptcomp.commands.judge import judge
 from promptcomp.commands.rationales import rationales
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
-from promptcomp.errors import ConfigError, RankLost, RunFailed
+from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import shown, without_credentials
-from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals, tell_job_script
+from promptcomp.stopping import StopSignals, tell_job_script
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,12 +37,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_RIGHTS_ERRORS = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST, errno.EINVAL)
 
 
 def main() -> NoReturn:
-    """Run the command line. A user's mistake becomes one message and exit code 2, a full disk one and exit code 1."""
+    """Run the command line. What a user can do something about becomes one message; the exit code says what it was."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name on a disk may hold what cannot be written as text
             stream.reconfigure(errors="backslashreplace")
@@ -50,28 +50,29 @@ def main() -> NoReturn:
         # a signal that asks a run to make room must find its handler from the start
         with StopSignals().installed(last=True) if sys.argv[1:2] == ["fit"] else contextlib.nullcontext():
             app()
-    except ConfigError as error:
-        _fail(str(error), 2)
-    except RankLost as error:
-        _fail(str(error), 1)
-    except RunFailed as error:
-        if str(error):
-            _fail(str(error), error.code)
-        sys.exit(error.code)
+    except (ConfigError, RankLost, RunFailed) as error:
+        _fail(str(error), error.exit_code)
     except FloatingPointError as error:
-        _fail(f"{error}; lower optim.lr or set optim.clip_norm, then start a new run", 1)
-    except OSError as error:
+        _fail(f"{error}; lower optim.lr or set optim.clip_norm, then start a new run", Exit.NOT_FINITE)
+    except Exception as error:
+        if is_out_of_memory(error):
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            _fail(f"out of memory: {reason}; raise trainer.accumulate or lower trainer.batch_size", Exit.OUT_OF_MEMORY)
+        if not isinstance(error, OSError):
+            raise
         where = f" {shown(str(error.filename))}" if error.filename else ""
-        if error.errno in _DISK_ERRORS:
-            _fail(f"cannot write{where}: {error.strerror}; what was finished is kept", 1)
+        if is_full(error) or error.errno in _RIGHTS_ERRORS:
+            code = Exit.NO_SPACE if is_full(error) else Exit.CRASHED
+            _fail(f"cannot write{where}: {error.strerror}; what was finished is kept", code)
         if error.errno not in _NAME_ERRORS:
             raise
-        _fail(f"cannot open{where}: {error.strerror}", 2)
+        _fail(f"cannot open{where}: {error.strerror}", Exit.MISTAKE)
     sys.exit(0)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    show(f"error: {without_credentials(message)}", file=sys.stderr)
+def _fail(message: str, code: Exit) -> NoReturn:
+    if message:
+        show(f"error: {without_credentials(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -157,13 +158,13 @@ def fit(
             from promptcomp.run.dry_run import print_estimate
 
             if with_controls:
-                from promptcomp.run.controls import print_plan
+                from promptcomp.run.matched_controls import print_plan
 
                 print_plan(chosen, run_dir, console)
             print_estimate(chosen, console, as_json, device_memory)
             return
         if with_controls:
-            from promptcomp.run.controls import fit_with_controls
+            from promptcomp.run.matched_controls import fit_with_controls
 
             outcome = fit_with_controls(chosen, run_dir, console)
         else:
@@ -280,4 +281,4 @@ def _finish(outcome: Any, console: Console, as_json: bool) -> None:
     if outcome.preempted:
         tell_job_script()
     if outcome.interrupted:
-        raise typer.Exit(PREEMPTED if outcome.preempted else INTERRUPTED)
+        raise typer.Exit(Exit.PREEMPTED if outcome.preempted else Exit.INTERRUPTED)

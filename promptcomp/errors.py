@@ -1,24 +1,81 @@
-"""The errors that end a command with a message, in a module of their own so that the command line starts fast."""
+"""The errors that end a command with a message, and exit codes; a module of its own so that the command line starts
+fast."""
 
+import errno
 import shlex
+from enum import IntEnum
 from pathlib import Path
+
+
+class Exit(IntEnum):
+    """How a command has ended: what a sweep, a job script or a person can go by, whatever was printed.
+
+    Where the system has a number for it (sysexits.h), it is that one. A process that a signal has killed has none.
+    """
+
+    FINISHED = 0
+    CRASHED = 1
+    """Something that nobody has foreseen, with a traceback, or another process of the same run has ended."""
+    MISTAKE = 2
+    """A user's mistake."""
+    NOT_FINITE = 65
+    """A loss that is not finite (EX_DATAERR)."""
+    OUT_OF_MEMORY = 71
+    """Of a GPU or of the machine, where the system did not kill the process (EX_OSERR)."""
+    NO_SPACE = 74
+    """The disk, or the user's share of it, is full (EX_IOERR)."""
+    PREEMPTED = 75
+    """A run that must make room and can be continued (EX_TEMPFAIL: try again later)."""
+    INTERRUPTED = 130
+    """A run that a person has stopped and that can be continued (128 + SIGINT)."""
 
 
 class ConfigError(ValueError):
     """A mistake of the user's, told in one message; the CLI prints it and exits with code 2."""
 
+    exit_code = Exit.MISTAKE
+
+
+class NoSpace(ConfigError):
+    """The disk is full; exit code 74."""
+
+    exit_code = Exit.NO_SPACE
+
 
 class RankLost(RuntimeError):
-    """Another process of the same run has ended; the CLI prints it and exits with code 1."""
+    """Another process of the same run has ended; the CLI prints it and exits with the code of that process if it is one
+    of `Exit`, otherwise 1."""
+
+    def __init__(self, message: str, code: int = Exit.CRASHED) -> None:
+        super().__init__(message)
+        self.exit_code = known_code(code)
 
 
 class RunFailed(RuntimeError):
     """A run in a process of its own has ended without results, and has said why; the CLI adds the message, if there is
-    one, and exits with `code`."""
+    one, and exits with `exit_code`."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
-        self.code = code
+        self.exit_code = known_code(code)
+
+
+def known_code(code: int) -> Exit:
+    """The exit code of a process as one of `Exit`; CRASHED for any other, and for a signal."""
+    return Exit(code) if code in set(Exit) else Exit.CRASHED
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, or the user's share of it, is full."""
+    return isinstance(error, NoSpace) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up: Python's, the system's or torch's (for a CPU it has no class)."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    names = {each.__name__ for each in type(error).__mro__}
+    return "OutOfMemoryError" in names or (type(error) is RuntimeError and "DefaultCPUAllocator" in str(error))
 
 
 def command(*words: object) -> str:

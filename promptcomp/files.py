@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, NoSpace, is_full
 
 if sys.platform != "win32":  # there two processes may get in each other's way
     import fcntl
@@ -122,9 +122,7 @@ def write_atomic(path: Path, text: str, private: bool = False) -> None:
         with replacing(path, private) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except OSError as error:
-        raise ConfigError(
-            f"{_short(path)}: cannot be written ({_reason(error)}); free space or choose another output_dir"
-        ) from None
+        raise _unwritable(path, error, "; free space or choose another output_dir") from None
 
 
 @contextlib.contextmanager
@@ -178,7 +176,7 @@ def open_append(path: Path) -> IO[bytes]:
     except OSError as error:
         if os.path.islink(path):
             raise ConfigError(f"{path}: is a link, which is not written through; remove it") from None
-        raise ConfigError(f"{_short(path)}: cannot be written ({_reason(error)})") from None
+        raise _unwritable(path, error) from None
     if not stat.S_ISREG(kind):
         os.close(handle)
         raise ConfigError(f"{path}: is {kind_of(kind)}, not a file")
@@ -260,6 +258,11 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def _unwritable(path: Path, error: OSError, advice: str = "") -> ConfigError:
+    kind = NoSpace if is_full(error) else ConfigError
+    return kind(f"{_short(path)}: cannot be written ({_reason(error)}){advice}")
 
 
 def _reason(error: Exception) -> str:

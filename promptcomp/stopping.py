@@ -16,11 +16,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-PREEMPTED = 75
-"""Exit code of a run that must make room and can be continued (EX_TEMPFAIL: try again later)."""
-INTERRUPTED = 130
-"""Exit code of a run that a person has stopped and that can be continued (128 + SIGINT)."""
-
 
 class StopRequested(BaseException):
     """A signal came while nothing was left to save. No Exception: nobody who catches those may swallow it."""

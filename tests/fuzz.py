@@ -35,7 +35,8 @@ from promptcomp.evaluation.results import Estimate, Results, SplitResult, TaskRe
 from promptcomp.experiment import load
 from promptcomp.plain import UNSEEN
 from promptcomp.run.run_directory import MetricsFile, RunDirectory, write_environment
-from promptcomp.sweeps.queue import planned_of
+from promptcomp.sweeps.planning import Planned
+from promptcomp.sweeps.space import point_id
 from promptcomp.sweeps.study import begin
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.sweep_file import sweep_of
@@ -256,7 +257,8 @@ class Bench:
         for slots in (1, 2):
             for seed in (0, 1):
                 cell = f"num_slots_{slots}-s{seed}"
-                sweep.trials.enqueue(planned_of({"method.num_slots": slots}, seed), cell)
+                params = {"method.num_slots": slots}
+                sweep.trials.enqueue(Planned(point_id(params), seed, 1, params), cell)
                 number = len(sweep.trials.frozen()) - 1
                 sweep.trials.take(number, "host:1", sweep.place)
                 sweep.trials.complete(number, [0.5], {}, 1.0)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from promptcomp.commands.common import show
-from promptcomp.errors import ConfigError
-from promptcomp.stopping import INTERRUPTED
+from promptcomp.errors import ConfigError, Exit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,4 +153,4 @@ def _stopped(session: AskingSession[KeptT], stop: AskingStopped) -> typer.Exit:
         f" {session.record.path}; the same command continues with the other {left}",
         file=sys.stderr,
     )
-    return typer.Exit(INTERRUPTED if stop.interrupted else 1)
+    return typer.Exit(Exit.INTERRUPTED if stop.interrupted else 1)

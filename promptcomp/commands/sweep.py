@@ -25,8 +25,7 @@ from promptcomp.commands.slurm_options import (
 )
 from promptcomp.commands.sweep_show import sweep_best, sweep_plot, sweep_show
 from promptcomp.commands.sweep_tools import sweep_doctor, sweep_work
-from promptcomp.errors import ConfigError
-from promptcomp.stopping import INTERRUPTED
+from promptcomp.errors import ConfigError, Exit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -222,7 +221,7 @@ def work(
 def stopped(console: Console) -> typer.Exit:
     """How a command ends that somebody has stopped."""
     console.print("Stopped. Nothing finished is lost: the same command continues.")
-    return typer.Exit(INTERRUPTED)
+    return typer.Exit(Exit.INTERRUPTED)
 
 
 def _print_list(as_json: bool) -> None:

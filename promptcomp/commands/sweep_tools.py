@@ -25,7 +25,7 @@ def sweep_work(
     from promptcomp.sweeps.worker import work
 
     names = tuple(name.strip() for name in devices.split(",") if name.strip())
-    raise typer.Exit(work(SweepDirectory(directory), worker, names))
+    raise typer.Exit(work(SweepDirectory(directory), worker, names, fork=True))
 
 
 def sweep_doctor(

@@ -222,6 +222,11 @@ class ContextDataModule(L.LightningDataModule):
     def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
         """How much a split holds; `with_tokens` writes its contexts (the first `_COUNTED` of them)."""
 
+    @property
+    def test_splits(self) -> tuple[str, ...]:
+        """Splits that are evaluated after training: all but dev, or dev where there is no other."""
+        return tuple(split for split in self.eval_splits if split != "dev") or self.eval_splits
+
     def all_counts(self, *, with_tokens: bool = False) -> list[Counts]:
         """The counts of every split."""
         splits = (*(["train"] if self.num_train_items() else []), *self.eval_splits)

@@ -1,21 +1,34 @@
 """Runs in processes of their own: the words of `promptcomp fit` that begin or continue one, and waiting for its end.
 
-Sweeps and controls start their runs with these words; `fit --with-controls` waits here.
+Sweeps and controls start their runs with these words; `fit --with-controls` waits here. A run on one device may be a
+fork: what is imported here is imported there, and all else is its own. A fork takes over one thread of this process and
+nothing that CUDA has begun: who forks has imported torch and computed nothing with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
+import importlib
+import os
+import random
+import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn, TextIO, cast
+
+import torch
 
 from promptcomp.checkpoints.checkpoint_files import existing, step_of
 from promptcomp.config import ConfigError, dump
-from promptcomp.errors import RunFailed
+from promptcomp.errors import Exit, RunFailed
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
@@ -23,7 +36,7 @@ from promptcomp.forecast.placement import layout_of
 from promptcomp.run.finding import find, identity
 from promptcomp.run.fitting import Outcome
 from promptcomp.run.run_directory import RunDirectory, check_unused, clear_unstarted
-from promptcomp.stopping import INTERRUPTED, PREEMPTED, StopSignals, is_preemption
+from promptcomp.stopping import StopSignals, is_preemption
 
 FIT = (sys.executable, "-m", "promptcomp", "fit")
 
@@ -143,14 +156,14 @@ def fit_apart(wanted: Experiment, path: Path | None, run_dir: Path | None, lock:
     code, passed = attend([*fit_words(wanted, path or run_dir, config), "--json"], keep=[lock])
     state, found = find(wanted, run_dir)
     results = read_results(found) if state == "finished" and found is not None else None
-    if code == 2:  # it has told the mistake
-        raise RunFailed("", 2)
-    stopped = passed is not None or code in (PREEMPTED, INTERRUPTED)
+    if code == Exit.MISTAKE:  # it has told the mistake
+        raise RunFailed("", code)
+    stopped = passed is not None or code in (Exit.PREEMPTED, Exit.INTERRUPTED)
     if not stopped and (code or results is None):
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        raise RunFailed(f"the run in {found or place} {how}, see above; the same command continues it", 1)
+        raise RunFailed(f"the run in {found or place} {how}, see above; the same command continues it", code)
     step = _step(found) if results is None else results.cost.steps or 0
-    preempted = code == PREEMPTED or is_preemption(passed)
+    preempted = code == Exit.PREEMPTED or is_preemption(passed)
     return Outcome(found or place, results, step, interrupted=stopped, preempted=preempted)
 
 
@@ -158,3 +171,118 @@ def _step(run: Path | None) -> int:
     """Steps in the last checkpoint of a run."""
     checkpoint = existing(RunDirectory(run).last) if run is not None else None
     return step_of(checkpoint) if checkpoint is not None else 0
+
+
+_HEAVY = ("promptcomp.cli", "rouge_score.rouge_scorer", "transformers.generation.utils")
+"""What a run imports late, and at length."""
+_SIGNALS = tuple(
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if name in signal.Signals.__members__
+)
+
+
+class Forked:
+    """A forked process, with what is asked of a `subprocess.Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def can_fork(experiment: Experiment, devices: Sequence[str]) -> bool:
+    """Whether a run may be forked: one process on one device, on a system where a fork may go on computing.
+
+    Args:
+        experiment: the run's.
+        devices: CUDA devices that it is to have; empty: those that there are.
+    """
+    trainer = experiment.trainer
+    one = trainer.devices == 1 or (
+        trainer.devices == "auto"
+        and (trainer.accelerator in ("cpu", "mps") or len(devices) == 1 or torch.cuda.device_count() < 2)
+    )
+    alone = one and trainer.num_nodes == 1 and trainer.strategy == "auto"
+    return alone and sys.platform == "linux" and not torch.cuda.is_initialized()
+
+
+def fork_fit(words: Sequence[str], env: Mapping[str, str], log: int) -> Forked:
+    """Start `python -m promptcomp fit ...` in a session of its own, without a new Python.
+
+    Args:
+        words: the command line that a new Python would get, from the program's name on.
+        env: its environment.
+        log: descriptor of the file that takes its standard output and error.
+    """
+    _import()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a signal that comes too early must not be lost
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become_fit(words, env, log, before)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return Forked(pid)
+
+
+@functools.cache
+def _import() -> None:
+    """Import what runs need, once, and have the garbage collector leave it alone: its memory stays shared."""
+    for name in _HEAVY:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def _stream(number: int, mode: str, buffering: int = -1) -> TextIO:
+    return cast(TextIO, os.fdopen(number, mode, buffering, "utf-8", "backslashreplace", closefd=False))
+
+
+def _become_fit(words: Sequence[str], env: Mapping[str, str], log: int, mask: set[int | signal.Signals]) -> NoReturn:
+    """In the fork: be what a new Python would be, then never come back."""
+    code: object = Exit.CRASHED
+    try:
+        os.setsid()
+        for number in _SIGNALS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # locks and connections are the parent's
+        os.environ.clear()
+        os.environ.update(env)
+        sys.argv = list(words)
+        sys.stdin, sys.stdout, sys.stderr = _stream(0, "r"), _stream(1, "w"), _stream(2, "w", buffering=1)
+        random.seed()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if torch.cuda._is_in_bad_fork():  # somebody has begun with CUDA in the parent all the same
+            os.execv(sys.executable, [sys.executable, "-m", *words])
+        runpy.run_module("promptcomp", run_name="__main__")
+    except SystemExit as end:
+        code = Exit.FINISHED if end.code is None else end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(code if isinstance(code, int) else Exit.CRASHED)
+    raise AssertionError

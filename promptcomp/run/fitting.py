@@ -34,6 +34,7 @@ from promptcomp.run.assess import Assessment, assess, measure
 from promptcomp.run.callbacks import SaveBetweenSteps, Stopped
 from promptcomp.run.devices import device_of
 from promptcomp.run.division import experiment_to_resume
+from promptcomp.run.launching import code_of_lost
 from promptcomp.run.opening import Parts, make_module, make_parts, open_trained, set_threads, weights_of
 from promptcomp.run.progress import TrainingProgress
 from promptcomp.run.quiet import quiet
@@ -233,7 +234,7 @@ def _train(experiment: Experiment, parts: Parts, run: RunDirectory, console: Con
     checkpoint = existing(run.last) if resume else None
     seconds = time.monotonic()
     try:
-        with noticing_lost_ranks(trainer.world_size):
+        with noticing_lost_ranks(trainer.world_size, lambda: code_of_lost(trainer.strategy.launcher)):
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
             seconds, step = time.monotonic() - seconds, trainer.global_step
             trainer.save_checkpoint(run.last)
@@ -258,11 +259,10 @@ def _evaluate(
     """Score every test split with its bounds; write predictions.jsonl and results.json."""
     module.eval().to(device_of(experiment.trainer))
     config = experiment.evaluation
-    tests = tuple(split for split in datamodule.eval_splits if split != "dev") or datamodule.eval_splits
     found: dict[str, Assessment] = {}
     predictions: list[Prediction] = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for split in config.splits or tests:
+        for split in config.splits or datamodule.test_splits:
             bar = progress.add_task(escape(f"evaluate {split}"), total=None)
             found[split] = assess(
                 module,

@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from promptcomp.checkpoints.saving import ShardedStrategy
+from promptcomp.errors import Exit, known_code
 from promptcomp.run.run_directory import told_to_children
 
 _LOOK_EVERY = 0.5
@@ -43,6 +44,16 @@ class WatchfulLauncher(_SubprocessScriptLauncher):
                     self._call_children_scripts()
                 _watch(_ChildGone(self.procs))
         return function(*args, **kwargs)
+
+
+def code_of_lost(launcher: object) -> int:
+    """The exit code of the first process that a launcher has started and that has failed, waited for; 1: none has."""
+    if not isinstance(launcher, WatchfulLauncher):
+        return Exit.CRASHED
+    gone, deadline = _ChildGone(launcher.procs), time.monotonic() + _PATIENCE
+    while gone() is None and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY)
+    return gone.code or Exit.CRASHED
 
 
 class WatchfulDDP(DDPStrategy):
@@ -68,12 +79,13 @@ class _ChildGone:
     """Tells whether one of the started processes has failed, and how."""
 
     def __init__(self, children: Sequence[subprocess.Popen[Any]]) -> None:
-        self._children = children
+        self._children, self.code = children, 0
 
     def __call__(self) -> str | None:
         for number, child in enumerate(self._children, start=1):
             code = child.poll()
             if code:
+                self.code = code
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 return f"process {number} of this run {how}"
         return None
@@ -89,7 +101,7 @@ class _ParentGone:
     """Tells whether the process that has started this one is there no more."""
 
     def __init__(self) -> None:
-        self._parent = os.getppid()
+        self._parent, self.code = os.getppid(), 0
 
     def __call__(self) -> str | None:
         return None if os.getppid() == self._parent else "the first process of this run has ended"
@@ -108,4 +120,4 @@ def _look(gone: _ChildGone | _ParentGone) -> NoReturn:
     time.sleep(_PATIENCE)  # most of the time the process notices by itself, and this thread ends with it
     gone.stop_others()
     print(f"error: {problem}; continue the run with 'promptcomp fit --resume RUN'", file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(known_code(gone.code))

@@ -18,7 +18,7 @@ import lightning as L
 import torch
 
 from promptcomp.config import ConfigError, flat
-from promptcomp.errors import RankLost
+from promptcomp.errors import Exit, RankLost
 from promptcomp.experiment import Experiment, TrainerConfig
 from promptcomp.run.cluster_environment import cluster_environment, started_by_srun, started_rank
 from promptcomp.run.devices import accelerator_of, device_count
@@ -47,14 +47,14 @@ class Ranks:
             ConfigError: on every rank, if one raised it.
         """
         result: T | None = None
-        problem = None
+        problem: ConfigError | None = None
         try:
             result = work()
         except ConfigError as error:
-            problem = str(error)
+            problem = error
         for each in self._gathered(problem):
             if each is not None:
-                raise ConfigError(each)
+                raise each
         return result  # type: ignore[return-value]
 
     def once(self, work: Callable[[], T]) -> T:
@@ -137,8 +137,12 @@ class SameExperiment(L.Callback):
 
 
 @contextmanager
-def noticing_lost_ranks(world_size: int) -> Iterator[None]:
+def noticing_lost_ranks(world_size: int, code: Callable[[], int] = lambda: Exit.CRASHED) -> Iterator[None]:
     """
+    Args:
+        world_size: processes of the run.
+        code: asked for the exit code of the process that has ended, if that can be known.
+
     Raises:
         RankLost: another process of the run has ended or does not answer.
     """
@@ -150,6 +154,7 @@ def noticing_lost_ranks(world_size: int) -> Iterator[None]:
             reason = " ".join(str(error).split())[:200]
             raise RankLost(
                 "another process of this run has ended or does not answer; what it printed says why. The run is kept "
-                f"up to its last checkpoint: continue it with 'promptcomp fit --resume RUN' ({reason})"
+                f"up to its last checkpoint: continue it with 'promptcomp fit --resume RUN' ({reason})",
+                code(),
             ) from None
         raise

@@ -32,7 +32,7 @@ from typing import Any
 from promptcomp import __version__
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
-from promptcomp.errors import RankLost, command
+from promptcomp.errors import NoSpace, RankLost, command, is_full
 from promptcomp.files import open_append, read_text, replacing, write_atomic
 from promptcomp.plain import without_credentials
 
@@ -123,7 +123,8 @@ def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
     try:
         (path / "checkpoints").mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(f"{path}: the run directory cannot be made ({error.strerror})") from None
+        kind = NoSpace if is_full(error) else ConfigError
+        raise kind(f"{path}: the run directory cannot be made ({error.strerror})") from None
     return RunDirectory(path)
 
 

@@ -13,7 +13,6 @@ from promptcomp.evaluation.metrics import METRICS
 from promptcomp.evaluation.predictions import TEXT_METRICS
 from promptcomp.evaluation.results import Cost, Size
 from promptcomp.experiment import Experiment
-from promptcomp.sweeps.shorthand import Scalar
 from promptcomp.sweeps.space import (
     base_tree,
     experiment_of,
@@ -23,8 +22,9 @@ from promptcomp.sweeps.space import (
     scalars,
     settings_of,
 )
-from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, SweepConfig
+from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.values import OF_SPLIT
 
 HUGE = 10_000
 """Points of a grid above which someone has to say that it is meant."""
@@ -35,8 +35,7 @@ _OF_SWEEP = {
     "name": "the sweep names its runs",
     "output_dir": "give the sweep's directory with -o",
 }
-_OF_SPLIT = ("method", "full_prompt", "no_prompt", "retained", "headroom", "gap_to_full")
-_NEED_BOUNDS = {"full_prompt", "no_prompt", "retained", "headroom", "gap_to_full"}
+_NEED_BOUNDS = set(OF_SPLIT) - {"method"}
 _SMALLER_IS_BETTER = {"loss"}
 
 
@@ -83,8 +82,7 @@ def check_splits(config: SweepConfig) -> None:
     experiment = experiment_of(config, first_point(config), config.first_seed)
     with quiet():
         datamodule, _ = make_parts(experiment)
-    splits = tuple(split for split in datamodule.eval_splits if split != "dev") or datamodule.eval_splits
-    known = experiment.evaluation.splits or splits
+    known = experiment.evaluation.splits or datamodule.test_splits
     for split in wanted:
         if split not in known:
             raise ConfigError(f"objectives and constraints: results have no split {split!r}; {_near(split, known)}")
@@ -300,7 +298,7 @@ def check_metric(metric: str) -> None:
 def known_metrics() -> tuple[str, ...]:
     """Every name that an objective or a constraint can have."""
     sections = [f"{name}.{key}" for name, section in (("size", Size), ("cost", Cost)) for key in section.model_fields]
-    return (*_OF_SPLIT, *METRICS, *sections)
+    return (*OF_SPLIT, *METRICS, *sections)
 
 
 def _near(found: str, known: Iterable[str]) -> str:

@@ -9,10 +9,8 @@ from typing import Any
 from promptcomp.config import build, read_yaml
 from promptcomp.datamodules import DATASETS
 from promptcomp.errors import ConfigError
-from promptcomp.sweeps.points import SHARE
-from promptcomp.sweeps.shorthand import read_value, split_values
-from promptcomp.sweeps.space import experiment_file, experiment_of, with_settings
-from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.sweeps.space import SHARE, experiment_file, experiment_of, with_settings
+from promptcomp.sweeps.sweep_config import SweepConfig, read_value, split_values
 from promptcomp.sweeps.sweep_file import apply_words
 
 CHOOSER = "method"

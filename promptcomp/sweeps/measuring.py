@@ -197,10 +197,9 @@ def _trainer(experiment: Experiment, run: RunDirectory, datamodule: ContextDataM
 def _test(experiment: Experiment, module: CompressionModule, datamodule: ContextDataModule) -> float:
     """Seconds of all test splits, each scaled up from as many batches as a few seconds hold."""
     module.eval()
-    tests = tuple(split for split in datamodule.eval_splits if split != "dev") or datamodule.eval_splits
     total = 0.0
     few = experiment.evaluation.model_copy(update={"bootstrap_resamples": 100})
-    for split in experiment.evaluation.splits or tests:
+    for split in experiment.evaluation.splits or datamodule.test_splits:
         began, share = time.monotonic(), [1.0]
 
         def look(done: int, batches: int, began: float = began, share: list[float] = share) -> None:

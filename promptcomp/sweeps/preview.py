@@ -1,19 +1,241 @@
-"""`promptcomp sweep --dry-run` and `--list` on the screen."""
+"""What a sweep would do and cost, before it does anything: `promptcomp sweep --dry-run`, and `--list`."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from promptcomp.sweeps.forecast import SweepPlan, make_plan, tell_dimension
-from promptcomp.sweeps.points import grid_size
-from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.config import ConfigError
+from promptcomp.experiment import Experiment
+from promptcomp.run.dry_run import Estimate, estimate
+from promptcomp.run.finding import find
+from promptcomp.sweeps.checking import samples_of
+from promptcomp.sweeps.measuring import Measured, MeasuringFailed, measured
+from promptcomp.sweeps.space import (
+    PlannedTrial,
+    base_tree,
+    experiment_of,
+    grid,
+    grid_size,
+    planned_controls,
+    planned_trial,
+)
+from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, Values
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.sweep_file import read_sweep, shipped_sweeps
+
+_CORNERS = 8
+"""Points whose memory and work are estimated to find the smallest and the largest."""
+
+
+class PointCost(BaseModel):
+    """One point: what it would need, and what it takes where that was measured."""
+
+    params: dict[str, Any]
+    parameters: int
+    trained: int
+    memory_bytes: int
+    """Of a training step on one device (estimated)."""
+    train_flops: float
+    step_seconds: float | None = None
+    trial_seconds: float | None = None
+    peak_bytes: int | None = None
+    """Measured."""
+
+
+class SweepPlan(BaseModel):
+    """What a sweep would do."""
+
+    title: str
+    experiment: str
+    directory: str
+    sampler: str
+    space: dict[str, str]
+    fixed: dict[str, Any]
+    objectives: list[str]
+    points: int
+    seeds: int
+    trials: int
+    controls: int
+    finished: int
+    """Runs that are there and would be reused (of a grid, and of the controls)."""
+    started: int
+    """Runs that would be continued."""
+    workers: int
+    devices_per_trial: int
+    smallest: PointCost
+    largest: PointCost
+    hours: float | None = None
+    """All that is left to do, one after another."""
+    hours_with_workers: float | None = None
+    device_hours: float | None = None
+    remarks: list[str] = []
+
+
+def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, measure: bool) -> SweepPlan:
+    """Plan a sweep.
+
+    Args:
+        config: the sweep, checked.
+        directory: where it would be.
+        workers: trials at a time.
+        measure: measure the smallest and the largest point.
+
+    Raises:
+        ConfigError: a mistake that trials would end with.
+    """
+    base = base_tree(config)
+    planned = _planned(config, directory, base)
+    controls = planned_controls(config, directory)
+    states = [find(trial.experiment, trial.run)[0] for trial in (*planned, *controls)]
+    small, large = _ends(config, base)
+    points = grid_size(config)
+    plan = SweepPlan(
+        title=config.title,
+        experiment=config.experiment,
+        directory=str(directory.path),
+        sampler=config.sampler,
+        space={name: tell_dimension(dimension) for name, dimension in config.space.items()},
+        fixed=config.set,
+        objectives=[_tell_objective(config, i) for i in range(len(config.objectives))],
+        points=points,
+        seeds=config.seeds,
+        trials=points * config.seeds,
+        controls=len(controls),
+        finished=states.count("finished"),
+        started=states.count("unfinished"),
+        workers=workers,
+        devices_per_trial=_devices(small[1]),
+        smallest=_cost(*small),
+        largest=_cost(*large),
+    )
+    plan.remarks += _machine(plan)
+    return _with_time(plan, config, small, large) if measure else plan
+
+
+def _planned(config: SweepConfig, directory: SweepDirectory, base: Mapping[str, Any]) -> list[PlannedTrial]:
+    """All trials of a grid; none where points are still to be drawn."""
+    if config.sampler != "grid":
+        return []
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    return [planned_trial(config, directory, params, seed, base) for seed in seeds for params in grid(config)]
+
+
+_Point = tuple[dict[str, Scalar], Experiment, Estimate]
+
+
+def _ends(config: SweepConfig, base: Mapping[str, Any]) -> tuple[_Point, _Point]:
+    """The points with the least and the most work among the corners of the space."""
+    axes = [_corners_of(dimension) for dimension in config.space.values()]
+    found: list[_Point] = []
+    for values in itertools.islice(itertools.product(*axes), _CORNERS):
+        params = dict(zip(config.space, values, strict=True))
+        experiment = experiment_of(config, params, config.first_seed, base)
+        try:
+            found.append((params, experiment, estimate(experiment)))
+        except ConfigError as error:
+            shown = ", ".join(f"{name}={value}" for name, value in params.items())
+            raise ConfigError(f"point {shown}: {error}") from None
+    order = sorted(found, key=lambda each: (each[2].train_flops, each[2].total_bytes))
+    return order[0], order[-1]
+
+
+def _corners_of(dimension: Dimension) -> tuple[Scalar, ...]:
+    samples = samples_of(dimension)
+    return samples if isinstance(dimension, Choices) else tuple(dict.fromkeys((samples[0], samples[-1])))
+
+
+def _cost(params: Mapping[str, Scalar], experiment: Experiment, found: Estimate) -> PointCost:
+    return PointCost(
+        params=dict(params),
+        parameters=sum(part.parameters for part in found.parts),
+        trained=sum(part.trained for part in found.parts),
+        memory_bytes=found.total_bytes,
+        train_flops=found.train_flops,
+    )
+
+
+def _with_time(plan: SweepPlan, config: SweepConfig, small: _Point, large: _Point) -> SweepPlan:
+    """Measure both ends; a trial is taken to lie half-way between them."""
+    try:
+        times = [measured(small[1])]
+        times.append(measured(large[1]) if large[0] != small[0] else times[0])
+    except MeasuringFailed as failure:
+        plan.remarks.append(f"no time can be told: the measured trial failed ({failure})")
+        return plan
+    seconds = [time.trial(point[1]) for time, point in zip(times, (small, large), strict=True)]
+    left = max(0, plan.trials + plan.controls - plan.finished)
+    hours = left * sum(seconds) / 2 / 3600
+    _fill(plan.smallest, times[0], seconds[0])
+    _fill(plan.largest, times[1], seconds[1])
+    plan.hours = hours
+    plan.hours_with_workers = max(hours / plan.workers, max(seconds) / 3600 if left else 0.0)
+    plan.device_hours = hours * plan.devices_per_trial
+    plan.remarks += _budget(config, plan)
+    return plan
+
+
+def _fill(cost: PointCost, time: Measured, seconds: float) -> None:
+    cost.step_seconds, cost.trial_seconds, cost.peak_bytes = time.step, seconds, time.peak_bytes
+
+
+def _budget(config: SweepConfig, plan: SweepPlan) -> list[str]:
+    budget, found = config.budget, []
+    if budget.trials is not None and plan.trials > budget.trials:
+        found.append(f"the budget ends after {budget.trials} of {plan.trials} trials")
+    if budget.hours is not None and plan.hours_with_workers is not None and plan.hours_with_workers > budget.hours:
+        found.append(f"the budget of {budget.hours:g} h ends it before all is done")
+    if budget.device_hours is not None and plan.device_hours is not None and plan.device_hours > budget.device_hours:
+        found.append(f"the budget of {budget.device_hours:g} device hours ends it before all is done")
+    return found
+
+
+def _machine(plan: SweepPlan) -> list[str]:
+    gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+    if gpus and plan.workers * plan.devices_per_trial > gpus:
+        needs = plan.workers * plan.devices_per_trial
+        return [f"{plan.workers} workers of {plan.devices_per_trial} GPUs need {needs}, and there are {gpus}"]
+    if not gpus and plan.workers > cores:
+        return [f"{plan.workers} workers share {cores} cores: they will be slower than measured"]
+    return []
+
+
+def _devices(experiment: Experiment) -> int:
+    """Devices of a trial; where it takes what there is, its worker gives it one."""
+    devices = experiment.trainer.devices
+    return (1 if devices == "auto" else int(devices)) * experiment.trainer.num_nodes
+
+
+def tell_dimension(dimension: Dimension) -> str:
+    """What is tried, in one line."""
+    if isinstance(dimension, Choices):
+        return ", ".join(dimension.choices)
+    if isinstance(dimension, Values):
+        return ", ".join(str(value) for value in dimension.values)
+    return _tell_interval(dimension)
+
+
+def _tell_interval(interval: Interval) -> str:
+    words = [f"{interval.low:g} to {interval.high:g}"]
+    words += ["whole numbers"] if interval.integer else []
+    words += ["logarithmic"] if interval.log else []
+    words += [f"{interval.steps} steps"] if interval.steps else []
+    return ", ".join(words)
+
+
+def _tell_objective(config: SweepConfig, number: int) -> str:
+    objective = config.objectives[number]
+    place = "" if objective.split is None else f" on {objective.split}"
+    return f"{objective.direction} {objective.metric}{place}"
 
 
 def print_plan(

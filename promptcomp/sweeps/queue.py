@@ -19,7 +19,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from promptcomp.config import ConfigError
 from promptcomp.sweeps.planning import Kind, Planned, Record
-from promptcomp.sweeps.space import point_id
 from promptcomp.sweeps.sweep_config import Scalar
 
 _STATES: Mapping[TrialState, Any] = {
@@ -37,10 +36,11 @@ class Queue:
     Args:
         storage: where they are.
         name: the study's.
+        is_control: its trials are controls.
     """
 
-    def __init__(self, storage: BaseStorage, name: str) -> None:
-        self.storage = storage
+    def __init__(self, storage: BaseStorage, name: str, is_control: bool = False) -> None:
+        self.storage, self.is_control = storage, is_control
         # the sampler is only ever asked by `draw`; a Trial must not ask an expensive one whenever it is re-attached
         self.study = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler())
         self._study_id = storage.get_study_id_from_name(name)
@@ -219,11 +219,6 @@ def record_of(trial: FrozenTrial) -> Record:
     )
 
 
-def planned_of(params: Mapping[str, Scalar], seed: int, attempt: int = 1) -> Planned:
-    """An attempt at a point."""
-    return Planned(point_id(params), seed, attempt, params)
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat()
 
@@ -235,16 +230,18 @@ def _time(found: Any) -> datetime | None:
         return None
 
 
-def make_study(storage: BaseStorage, name: str, directions: Sequence[Literal["maximize", "minimize"]]) -> Queue:
+def make_study(
+    storage: BaseStorage, name: str, directions: Sequence[Literal["maximize", "minimize"]], is_control: bool = False
+) -> Queue:
     """Open a study, made if there is none.
 
     Raises:
         ConfigError: the storage holds something else.
     """
     if name in {study.study_name for study in storage.get_all_studies()}:
-        return Queue(storage, name)
+        return Queue(storage, name, is_control)
     try:
         optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"the study {name!r} cannot be opened: {error}") from None
-    return Queue(storage, name)
+    return Queue(storage, name, is_control)

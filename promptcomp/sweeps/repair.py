@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from optuna.storages import JournalStorage
 
 from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.files import write_atomic
-from promptcomp.lease import is_live
-from promptcomp.sweeps.journal_repair import check_journal, check_lock
+from promptcomp.lease import disk_time, is_live
+from promptcomp.sweeps.claims import abandoned, adopt, is_finished, reap, run_of
 from promptcomp.sweeps.planning import Planned, Record, groups, standing
 from promptcomp.sweeps.queue import Queue
-from promptcomp.sweeps.reaping import abandoned, adopt, is_finished, reap, run_of
-from promptcomp.sweeps.storage import address_of, close_storage, exclusive, open_storage, study_name
+from promptcomp.sweeps.snapshot import note_of
+from promptcomp.sweeps.storage import DAMAGE, WholeLines, address_of, close_storage, exclusive, open_storage, study_name
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
@@ -141,14 +145,16 @@ def _zombies(sweep: Sweep, repair: bool) -> Iterator[Finding]:
     gone = abandoned(sweep)
     if repair:
         reap(sweep, lambda _: None)
-    for _, record, is_control in gone:
-        kind = "control" if is_control else "trial"
-        yield Finding(f"{kind} {record.number} ({record.cell}) counts as running, but its process is gone", repair)
+    for queue, record in gone:
+        yield Finding(
+            f"{note_of(record.number, queue.is_control)} ({record.cell}) counts as running, but its process is gone",
+            repair,
+        )
 
 
 def _doubles(sweep: Sweep, repair: bool) -> Iterator[Finding]:
     """Trials with two results: the first one counts."""
-    for queue in (sweep.trials, sweep.controls):
+    for queue in sweep.queues:
         for attempts in groups(queue.records()).values():
             over = [record for record in attempts if record.state == "complete"]
             for extra in over[1:]:
@@ -163,25 +169,25 @@ def _doubles(sweep: Sweep, repair: bool) -> Iterator[Finding]:
 
 def _untold(sweep: Sweep, repair: bool) -> Iterator[Finding]:
     """Finished runs that the storage does not know of."""
-    for queue, is_control in ((sweep.trials, False), (sweep.controls, True)):
+    for queue in sweep.queues:
         for attempts in groups(queue.records()).values():
             record = standing(attempts)
             if record.state not in ("waiting", "fail") or record.kind in ("value", "config"):
                 continue
-            run = run_of(sweep, record, is_control)
-            if is_finished(sweep, record, run, is_control):
+            run = run_of(sweep, queue, record)
+            if is_finished(sweep, queue, record):
                 if repair:
-                    _adopt_untold(sweep, queue, record, run, is_control)
+                    _adopt_untold(sweep, queue, record, run)
                 yield Finding(f"{run} is finished, but trial {record.number} does not say so", repair)
 
 
-def _adopt_untold(sweep: Sweep, queue: Queue, record: Record, run: Path, is_control: bool) -> None:
+def _adopt_untold(sweep: Sweep, queue: Queue, record: Record, run: Path) -> None:
     number = record.number
     if record.state == "fail":
         queue.enqueue(Planned(record.point, record.seed, record.attempt + 1, record.params), record.cell)
         number = max(each.number for each in queue.records() if each.key == record.key)
     queue.take(number, "doctor", sweep.place)
-    adopt(sweep, queue, number, run, 0.0, is_control)
+    adopt(sweep, queue, number, run, 0.0)
 
 
 def _leases(sweep: Sweep, repair: bool) -> Iterator[Finding]:
@@ -226,3 +232,113 @@ def _probe(folder: Path) -> str | None:
     if set(lines) != expected or len(lines) != len(expected):
         return f"of {len(expected)} lines that two processes appended, {len(set(lines) & expected)} are there"
     return None
+
+
+_HELD = 1.0  # seconds; a writer holds the lock for milliseconds
+_OLD = 60.0
+_STOP_FIRST = "workers are at work: stop them first, then repair"
+_STARTS = (b'{"op_code"', b'{"op_code":')
+
+
+def check_lock(directory: SweepDirectory, repair: bool, busy: bool) -> Iterator[tuple[str, str]]:
+    """The journal's lock, a symbolic link, and what is left of locks that were broken."""
+    lock = Path(f"{directory.journal}.lock")
+    before = _changed(lock)
+    if before is not None:
+        if not busy and disk_time(directory.path) - before < _OLD:
+            time.sleep(_HELD)
+        old = disk_time(directory.path) - before > _OLD
+        if _changed(lock) == before and (old or not busy):
+            if repair:
+                lock.unlink(missing_ok=True)
+            yield f"{lock.name}: a lock that nobody holds (its process was killed while writing)", ""
+    for left in directory.path.glob(f"{lock.name}*.rename"):
+        if repair:
+            left.unlink(missing_ok=True)
+        yield f"{left.name}: left over from a lock", ""
+
+
+def _changed(lock: Path) -> float | None:
+    try:
+        return lock.lstat().st_mtime
+    except OSError:
+        return None
+
+
+def check_journal(directory: SweepDirectory, repair: bool, busy: bool) -> Iterator[tuple[str, str]]:
+    """The journal's lines, then the journal as a whole."""
+    journal = directory.journal
+    if not journal.is_file():
+        return
+    text = journal.read_bytes()
+    kept, problems = _whole_lines(text)
+    advice = _STOP_FIRST if repair and busy and problems else ""
+    for problem in problems:
+        yield f"{journal.name}: {problem}", advice
+    if advice:
+        return
+    error = _replay(kept, study_name(directory))
+    if error is None:
+        if problems and repair:
+            _replace(journal, text, kept)
+        return
+    if repair and not busy:
+        _replace(journal, text, b"")
+    yield (
+        f"{journal.name}: its lines do not follow from each other ({error}); repairing begins a new journal, and "
+        "finished runs are taken over when the sweep is started again",
+        _STOP_FIRST if repair and busy else "",
+    )
+
+
+def _whole_lines(text: bytes) -> tuple[bytes, list[str]]:
+    """The lines that are whole, those glued to a torn one included, and what is wrong with the others."""
+    kept, problems = [], []
+    lines = text.split(b"\n")
+    tail = lines.pop()
+    for number, line in enumerate(lines, start=1):
+        if _is_entry(line):
+            kept.append(line)
+            continue
+        start = max(line.rfind(mark) for mark in _STARTS)
+        if start > 0 and _is_entry(line[start:]):  # the torn line was never confirmed, the one glued to it was
+            kept.append(line[start:])
+            problems.append(f"line {number} is torn and another one is glued to it")
+        else:
+            problems.append(f"line {number} is no entry")
+    if tail:
+        problems.append(f"the last line is torn ({len(tail)} bytes)")
+    return b"".join(line + b"\n" for line in kept), problems
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and isinstance(found.get("op_code"), int)
+
+
+def _replay(text: bytes, name: str) -> str | None:
+    """Have Optuna read a journal; what it stumbles over."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "journal.log"
+        copy.write_bytes(text)
+        try:
+            storage = JournalStorage(WholeLines(copy))
+            found = {study.study_name: study._study_id for study in storage.get_all_studies()}
+            if text and name not in found:
+                return f"the study {name!r} is not in it"
+            for identity in found.values():
+                storage.get_all_trials(identity, deepcopy=False)
+        except DAMAGE as error:
+            return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _replace(journal: Path, text: bytes, kept: bytes) -> None:
+    """Put the repaired journal in place at once; the damaged one stays beside it."""
+    copy = journal.with_name(f"{journal.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+    with copy.open("xb") as file:
+        file.write(text)
+    write_atomic(journal, kept.decode("utf-8"))

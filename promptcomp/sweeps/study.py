@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
@@ -17,10 +20,10 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from promptcomp import __version__
-from promptcomp.config import ConfigError, build, dump, read_yaml
+from promptcomp.config import ConfigError, build, dump, flat, read_yaml
 from promptcomp.errors import command
 from promptcomp.files import check_no_links, write_atomic
-from promptcomp.sweeps.changes import check_changes
+from promptcomp.sweeps.planning import Record
 from promptcomp.sweeps.queue import Queue, make_study
 from promptcomp.sweeps.snapshot import state_of
 from promptcomp.sweeps.space import base_tree
@@ -38,7 +41,7 @@ from promptcomp.sweeps.storage import (
     study_name,
     unreachable,
 )
-from promptcomp.sweeps.sweep_config import SweepConfig
+from promptcomp.sweeps.sweep_config import Choices, SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 
@@ -52,6 +55,15 @@ class Sweep:
     trials: Queue
     controls: Queue
     place: str
+
+    @property
+    def queues(self) -> tuple[Queue, Queue]:
+        """Trials and controls."""
+        return self.trials, self.controls
+
+    def records(self) -> list[Record]:
+        """All attempts at trials and controls."""
+        return [record for queue in self.queues for record in queue.records()]
 
     def close(self) -> None:
         """Give a database's connections back."""
@@ -136,7 +148,7 @@ def _open(directory: SweepDirectory, config: SweepConfig, address: URL | None) -
     opened = open_storage(directory, address)
     name = study_name(directory)
     trials = make_study(opened, name, [objective.direction for objective in config.objectives])
-    controls = make_study(opened, f"{name}.controls", ["maximize"])
+    controls = make_study(opened, f"{name}.controls", ["maximize"], is_control=True)
     return Sweep(directory, config, address, trials, controls, place_of(directory)[0])
 
 
@@ -224,3 +236,70 @@ def read_state(directory: SweepDirectory, storage: str | None = None) -> SweepSt
         return reader.read()
     finally:
         reader.close()
+
+
+_FIXED = ("sampler", "objectives", "constraints", "pruning")
+"""Trials that were run under others could not be compared with new ones."""
+_NOT_COMPARED = ("name", "output_dir", "seed")
+
+
+def check_changes(
+    path: Path, before: Mapping[str, Any], now: SweepConfig, base_before: Mapping[str, Any], base_now: Mapping[str, Any]
+) -> None:
+    """Refuse a change that finished trials cannot be reconciled with.
+
+    Args:
+        path: the sweep's directory, for the message.
+        before: the sweep as it was begun, as a tree.
+        now: as it is asked for.
+        base_before: its experiment with `set`, as a tree.
+        base_now: the same, now.
+
+    Raises:
+        ConfigError: names the first difference and the way out.
+    """
+    for difference in _differences(before, now, base_before, base_now):
+        raise ConfigError(f"{path} was begun with {difference}; take that back, or begin another sweep with -o")
+
+
+def _differences(
+    before: Mapping[str, Any], now: SweepConfig, base_before: Mapping[str, Any], base_now: Mapping[str, Any]
+) -> Iterator[str]:
+    tree = now.model_dump(mode="json")
+    for key in _FIXED:
+        if key in before and before[key] != tree[key]:
+            yield f"{key} {_shown(before[key])}, not {_shown(tree[key])}"
+    yield from _in_space(before.get("space", {}), tree["space"], now)
+    swept = set(now.space)
+    for dimension in now.space.values():
+        if isinstance(dimension, Choices):
+            swept |= {key for settings in dimension.choices.values() for key in settings}
+    old, new = flat(base_before), flat(base_now)
+    for key in [*old, *(key for key in new if key not in old)]:
+        if key not in _NOT_COMPARED and not _is_below(key, swept) and old.get(key) != new.get(key):
+            yield f"{key} = {_shown(old.get(key))}, not {_shown(new.get(key))}"
+
+
+def _in_space(before: Mapping[str, Any], now: Mapping[str, Any], config: SweepConfig) -> Iterator[str]:
+    if list(before) and set(before) != set(now):
+        for key in sorted(set(before) ^ set(now)):
+            yield f"a space {'without' if key in now else 'with'} {key}"
+    if config.sampler != "grid":
+        for key in now:
+            if before.get(key) != now[key]:
+                yield f"the space {key} = {_shown(before.get(key))}, and a sampler that draws needs it unchanged"
+    for key, dimension in config.space.items():
+        if isinstance(dimension, Choices):
+            old = before.get(key, {}).get("choices") or {}
+            for name, settings in now[key]["choices"].items():
+                if name in old and old[name] != settings:
+                    yield f"other settings of {key} = {name} ({_shown(old[name])}); give the new ones another name"
+
+
+def _is_below(key: str, swept: set[str]) -> bool:
+    return any(key == other or key.startswith(f"{other}.") for other in swept)
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

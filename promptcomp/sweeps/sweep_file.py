@@ -17,8 +17,16 @@ from typing import Any
 from promptcomp.config import apply_overrides, build, read_yaml
 from promptcomp.errors import ConfigError
 from promptcomp.plain import shown
-from promptcomp.sweeps.shorthand import is_range, read_range, read_value, split_values
-from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, SweepConfig
+from promptcomp.sweeps.sweep_config import (
+    Choices,
+    Dimension,
+    Interval,
+    SweepConfig,
+    is_range,
+    read_range,
+    read_value,
+    split_values,
+)
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 OWN = "sweep."

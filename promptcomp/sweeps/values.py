@@ -11,7 +11,8 @@ from promptcomp.evaluation.results import Results, SplitResult, read_results
 from promptcomp.run.run_directory import RunDirectory, read_metrics
 from promptcomp.sweeps.sweep_config import Constraint, Objective, SweepConfig
 
-_OF_SPLIT = ("method", "full_prompt", "no_prompt", "retained", "headroom", "gap_to_full")
+OF_SPLIT = ("method", "full_prompt", "no_prompt", "retained", "headroom", "gap_to_full")
+"""Fields of a split of results.json that are one number each."""
 
 
 def objective_names(config: SweepConfig) -> tuple[str, ...]:
@@ -93,7 +94,7 @@ def metric_of(results: Results, metric: str, split: str | None = None) -> float 
 
 
 def _of_split(split: SplitResult, metric: str) -> float | None:
-    if metric in _OF_SPLIT:
+    if metric in OF_SPLIT:
         return _finite(split.model_dump(include={metric})[metric])
     if metric == split.metric:
         return _finite(split.method)

@@ -2,33 +2,94 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shutil
+import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import optuna
 
 from promptcomp.config import ConfigError
+from promptcomp.errors import Exit, is_full
+from promptcomp.files import locked
 from promptcomp.lease import Keeper, kept
 from promptcomp.run.child import FIT
 from promptcomp.run.finding import find
-from promptcomp.stopping import PREEMPTED
-from promptcomp.sweeps.child import Child, End, end_of, is_busy, start
-from promptcomp.sweeps.claims import Claim, Desk, Nothing
+from promptcomp.sweeps.claims import Claim, Desk, Nothing, adopt, devices_of, report
 from promptcomp.sweeps.planning import UNCOUNTED, Kind, Record
-from promptcomp.sweeps.reaping import adopt, devices_of, report
 from promptcomp.sweeps.sampling import bracket_of, comparable_part, pruner_of, should_prune
-from promptcomp.sweeps.stopping import Stop, devices_held, say
-from promptcomp.sweeps.storage import patiently
+from promptcomp.sweeps.storage import PARENT_VARIABLE, patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.trial_process import Child, End, end_of, is_busy, start
 
-DISK_FULL = 74
-"""Exit code of a worker that has stopped because the disk is full (EX_IOERR)."""
+
+class Stop:
+    """Whether this worker should end, and how. Signals only set it."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.count = 0
+        self._parent = int(os.environ.get(PARENT_VARIABLE, "0"))
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Catch the signals that end a worker."""
+        before = {}
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            before[number] = signal.signal(number, self._caught)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _caught(self, number: int, _frame: FrameType | None) -> None:
+        self.received = self.received or number
+        self.count += 1
+
+    def is_set(self) -> bool:
+        """Whether to end: a signal has come, or the parent is gone."""
+        if self.received is None and self._parent and os.getppid() != self._parent:
+            self.received = signal.SIGTERM
+        return self.received is not None
+
+    @property
+    def code(self) -> int:
+        """Exit code."""
+        in_job = self.received == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
+        return Exit.PREEMPTED if in_job or self.received in (signal.SIGUSR1, signal.SIGUSR2) else Exit.INTERRUPTED
+
+
+@contextlib.contextmanager
+def devices_held(directory: SweepDirectory, devices: Sequence[str], stop: Stop) -> Iterator[bool]:
+    """Hold this machine's devices against other workers of the same sweep (a second `promptcomp sweep`)."""
+    with contextlib.ExitStack() as stack:
+        directory.leases.mkdir(parents=True, exist_ok=True)
+        try:
+            for device in devices:
+                path = directory.leases / f"device-{socket.gethostname()}-{device.replace('/', '_')}.lock"
+                waiting = f"device {device} belongs to another worker of this sweep; waiting for it"
+                stack.enter_context(locked(path, functools.partial(say, waiting), stop.is_set))
+        except InterruptedError:
+            yield False
+        else:
+            yield True
+
+
+def say(text: str) -> None:
+    """One line of the worker's log, with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+DISK_FULL = Exit.NO_SPACE
 _LOOK_EVERY = 0.25  # seconds between two looks at a child
 _PATIENCE = 120.0  # seconds that a stopped child has for its checkpoint
 _DATABASE_WAIT = 600.0  # seconds that a database may be away
@@ -36,7 +97,11 @@ _FREE = 16 * 2**20  # bytes; with less on the disk no trial is begun
 
 
 def work(
-    directory: SweepDirectory | Path, worker: int = 0, devices: Sequence[str] = (), command: Sequence[str] = FIT
+    directory: SweepDirectory | Path,
+    worker: int = 0,
+    devices: Sequence[str] = (),
+    command: Sequence[str] = FIT,
+    fork: bool = False,
 ) -> int:
     """Work on a sweep until nothing is left to do.
 
@@ -45,6 +110,7 @@ def work(
         worker: this worker's number, for people.
         devices: CUDA devices of this worker; empty: as the environment has it.
         command: begins a run.
+        fork: this process is a worker and nothing else: runs on one device may be forks of it.
 
     Returns:
         0 when nothing is left (or a budget is used up), 74 on a full disk, 75 when pre-empted, 130 when stopped.
@@ -61,7 +127,7 @@ def work(
         sweep = patiently(lambda: open_sweep(place), say, stop.is_set, _DATABASE_WAIT)
         with kept(place.worker_leases / f"{name}.json") as keeper:
             try:
-                return Worker(sweep, keeper, tuple(devices), stop, command).run()
+                return Worker(sweep, keeper, tuple(devices), stop, command, fork).run()
             finally:
                 sweep.close()
 
@@ -83,13 +149,14 @@ class Worker:
         devices: its CUDA devices.
         stop: whether to end.
         command: begins a run.
+        fork: runs may be forks of this process.
     """
 
     def __init__(
-        self, sweep: Sweep, keeper: Keeper, devices: tuple[str, ...], stop: Stop, command: Sequence[str]
+        self, sweep: Sweep, keeper: Keeper, devices: tuple[str, ...], stop: Stop, command: Sequence[str], fork: bool
     ) -> None:
         self.sweep, self.keeper, self.devices, self.stop = sweep, keeper, devices, stop
-        self.command = command
+        self.command, self.fork = command, fork
         self.desk = Desk(sweep, keeper, say)
 
     def run(self) -> int:
@@ -143,7 +210,7 @@ class Worker:
             say("the disk is full: no further trial is begun; free space and start again, nothing is lost")
             return DISK_FULL
         if end == "preempted":
-            return PREEMPTED
+            return Exit.PREEMPTED
         return self.stop.code if self.stop.is_set() else None
 
     def _carry_out(self, claim: Claim) -> tuple[End | str, str]:
@@ -162,13 +229,13 @@ class Worker:
                 continue
             say(f"{what}: {'continuing' if (cell.run / 'config.yaml').is_file() else 'new run'} {cell.run}")
             try:
-                child = start(self.sweep.directory, cell, self.devices, self.command)
+                child = start(self.sweep.directory, cell, self.devices, self.command, self.fork)
             except ConfigError as error:
-                return "config", str(error)
+                return "disk" if is_full(error) else "config", str(error)
             except OSError as error:
                 return "disk", f"cannot be begun: {error.strerror or error}"
             pruned = self._watch(claim, child)
-            code = child.process.returncode
+            code = child.process.returncode or 0
             child.kill()  # ranks that are left over when the first one was killed
             self.sweep.directory.lease_of(cell.cell).unlink(missing_ok=True)
             finished = find(cell.experiment, cell.run)[0] == "finished"
@@ -198,7 +265,7 @@ class Worker:
         """Wait for a child; report its dev metric; pass on the wish to stop. Returns whether it was pruned."""
         progress, pruned, asked_at, pause = _Pruning(), False, None, 0.02
         while child.process.poll() is None:
-            if asked_at is None and not claim.is_control and not self.stop.is_set():
+            if asked_at is None and not claim.queue.is_control and not self.stop.is_set():
                 pruned = self._is_hopeless(claim, progress)
             if asked_at is None and (pruned or self.stop.is_set()):
                 child.ask_to_stop()
@@ -244,7 +311,7 @@ class Worker:
         """Tell the storage what became of a trial."""
         queue, number, cell = claim.queue, claim.number, claim.cell
         if end == "done":
-            problem = adopt(self.sweep, queue, number, Path(line), spent, claim.is_control)
+            problem = adopt(self.sweep, queue, number, Path(line), spent)
             say(f"{cell.cell}: {'finished' if problem is None else problem}")
             return
         if end == "pruned":

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
+import torch
 
+from promptcomp.commands import listing
+from promptcomp.errors import ConfigError, NoSpace, RankLost
 from tests.cli.conftest import Run
 
 
@@ -66,3 +70,29 @@ def test_version_and_help(run: Run) -> None:
     text = run("--help").stdout
     for command in ("fit", "evaluate", "compare", "pretrain", "methods", "data", "doctor"):
         assert command in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConfigError("a mistake"), 2, "a mistake"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "x"), 74, "cannot write 'x'"),
+        (NoSpace("x: cannot be written"), 74, "cannot be written"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 1, "cannot write 'x'"),
+        (MemoryError(), 71, "out of memory: MemoryError"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 71, "out of memory: CUDA"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 71, "out of memory"),
+        (FloatingPointError("the loss is not finite"), 65, "lower optim.lr"),
+        (RankLost("gone", 71), 71, "gone"),
+        (RankLost("gone", -9), 1, "gone"),
+    ],
+)
+def test_exit_codes(error: Exception, code: int, said: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(listing, "print_methods", failing)
+    done = run("methods")
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

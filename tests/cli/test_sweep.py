@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from promptcomp.sweeps import forecast
+from promptcomp.sweeps import preview
 from promptcomp.sweeps.measuring import Measured, MeasuringFailed
 from tests.cli.conftest import Run
 
@@ -103,7 +103,7 @@ def test_subcommands_come_first_and_run_is_the_default(run: Run) -> None:
 
 def test_the_plan(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = Measured(step=0.5, dev=1.0, test=2.0, start=3.0, peak_bytes=2**30)
-    monkeypatch.setattr(forecast, "measured", lambda experiment: times)
+    monkeypatch.setattr(preview, "measured", lambda experiment: times)
     words = ("--method", "mend", *TINY, "--seeds", "2", "sweep.budget.hours=0.001", "--dry-run")
     done = run("sweep", *words)
     assert done.returncode == 0, done.stderr
@@ -124,7 +124,7 @@ def test_a_plan_without_a_measurement(run: Run, monkeypatch: pytest.MonkeyPatch)
     def failing(experiment: object) -> Measured:
         raise MeasuringFailed("exit code -9: killed")
 
-    monkeypatch.setattr(forecast, "measured", failing)
+    monkeypatch.setattr(preview, "measured", failing)
     done = run("sweep", "--method", "mend", *TINY, "--dry-run")
     assert "the measured trial failed (exit code -9: killed)" in done.stdout
 
@@ -133,8 +133,9 @@ def test_finished_runs_are_in_the_plan(run: Run, tiny_lm: Path) -> None:
     words = ("--method", "mend", *TINY, f"lm.path={tiny_lm}", "--dry-run", "--no-measure", "--json")
     plan = json.loads(run("sweep", *words).stdout)
     assert (plan["finished"], plan["started"]) == (0, 0)
-    from promptcomp.sweeps.space import best_yaml, planned_trial, sweep_of
+    from promptcomp.sweeps.space import best_yaml, planned_trial
     from promptcomp.sweeps.sweep_directory import SweepDirectory
+    from promptcomp.sweeps.sweep_file import sweep_of
 
     config = sweep_of("mend", [*TINY, f"lm.path={tiny_lm}"])
     cell = planned_trial(config, SweepDirectory(Path(plan["directory"])), {"method.num_slots": 1}, 0)
@@ -145,7 +146,8 @@ def test_finished_runs_are_in_the_plan(run: Run, tiny_lm: Path) -> None:
 
 
 def test_steps_are_measured(run: Run, tiny_lm: Path) -> None:
-    from promptcomp.sweeps.space import best_yaml, sweep_of
+    from promptcomp.sweeps.space import best_yaml
+    from promptcomp.sweeps.sweep_file import sweep_of
 
     config = sweep_of("mend", [*TINY, f"lm.path={tiny_lm}"])
     assert run("methods").returncode == 0  # moves to the empty folder

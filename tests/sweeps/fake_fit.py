@@ -65,15 +65,15 @@ for mode in modes:
     if mode == "raise" or (mode == "once" and first_time):
         raise ValueError("something is wrong with <this> trial")
     if mode == "nan":
-        end("the loss is not finite at step 1; lower optim.lr or set optim.clip_norm, then start a new run", 1)
+        end("the loss is not finite at step 1; lower optim.lr or set optim.clip_norm, then start a new run", 65)
     if mode == "memory":
-        raise MemoryError("CUDA out of memory")
+        end("out of memory: CUDA out of memory", 71)
     if mode == "oom":
         sys.exit(137)
     if mode == "config":
         end("data.source: no such file", 2)
     if mode == "disk":
-        end(f"cannot write {run}: No space left on device; what was finished is kept", 1)
+        end(f"cannot write {run}: No space left on device; what was finished is kept", 74)
     if mode == "usr1" and first_time:
         sys.exit(75)
 checkpoint = run / "checkpoints" / "last.ckpt"

@@ -16,11 +16,11 @@ from promptcomp import plotting
 from promptcomp.config import ConfigError, dump
 from promptcomp.evaluation.seeds import mean_of
 from promptcomp.experiment import Experiment, load
-from promptcomp.sweeps.changes import check_changes
 from promptcomp.sweeps.checking import check, check_metric
 from promptcomp.sweeps.data_efficiency import data_efficiency
 from promptcomp.sweeps.space import base_tree, grid, planned_trial
 from promptcomp.sweeps.state import SweepState
+from promptcomp.sweeps.study import check_changes
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.sweep_file import read_sweep

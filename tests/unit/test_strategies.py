@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from promptcomp.checkpoints.trained_state import check_resumable, rank_dependent_part
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sampler import StepSampler
-from promptcomp.errors import RankLost
+from promptcomp.errors import NoSpace, RankLost
 from promptcomp.experiment import Experiment, TrainerConfig
 from promptcomp.lightning_modules.base import LossTerm
 from promptcomp.lightning_modules.blocks import recompute_activations
@@ -105,6 +105,14 @@ def test_one_process_agrees_with_itself() -> None:
     assert Ranks().once(lambda: 3) == 3
     with pytest.raises(ConfigError, match="bad"):
         Ranks().agreed(lambda: build(TrainerConfig, {"bad": 1}))
+
+
+def test_a_full_disk_stays_one_for_all_ranks() -> None:
+    def full() -> None:
+        raise NoSpace("x: the run directory cannot be made")
+
+    with pytest.raises(NoSpace, match="cannot be made"):
+        Ranks().once(full)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 4])

@@ -19,7 +19,7 @@ from promptcomp.sweeps.views import plots
 from promptcomp.sweeps.views.axes import axis_of
 from promptcomp.sweeps.views.html_report import write_report
 from promptcomp.sweeps.views.live import LiveView
-from promptcomp.sweeps.views.summary import summarize
+from promptcomp.sweeps.views.points import summarize
 from tests.sweep_states import (
     NOW,
     STATES,
@@ -110,11 +110,12 @@ def test_axes(dimension: dict[str, Any], values: list[Any], kind: str) -> None:
 
 def test_plots_of_every_kind(tmp_path: Path) -> None:
     found = several_objectives(tmp_path)
-    names = {path.name for path in plots.write_plots(found, tmp_path / "pictures")}
+    folder = write_report(found).parent
+    names = {path.name for path in folder.iterdir()}
     for stem in ("retained_over_num_slots", "retained_over_distiller", "front_retained_size_memory_slots", "curves"):
         assert {f"{stem}.png", f"{stem}.svg"} <= names
     assert {"parallel.png", "importances.png", "retained_over_lr.png"} <= names
-    assert all((tmp_path / "pictures" / name).stat().st_size > 1000 for name in names)
+    assert all((folder / name).stat().st_size > 1000 for name in names if name.endswith((".png", ".svg")))
 
 
 def test_plot_has_a_panel_for_each_split(tmp_path: Path) -> None:

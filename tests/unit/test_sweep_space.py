@@ -13,10 +13,17 @@ from promptcomp import experiment as experiments
 from promptcomp.config import ConfigError, build, dump
 from promptcomp.experiment import Experiment
 from promptcomp.sweeps.checking import HUGE, check, known_metrics
-from promptcomp.sweeps.points import distributions, grid, grid_size, point_id
-from promptcomp.sweeps.shorthand import split_values
-from promptcomp.sweeps.space import best_yaml, planned_controls, planned_trial, settings_of
-from promptcomp.sweeps.sweep_config import Choices, Interval, SweepConfig, Values
+from promptcomp.sweeps.space import (
+    best_yaml,
+    distributions,
+    grid,
+    grid_size,
+    planned_controls,
+    planned_trial,
+    point_id,
+    settings_of,
+)
+from promptcomp.sweeps.sweep_config import Choices, Interval, SweepConfig, Values, split_values
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.sweep_file import read_sweep, shipped_sweeps, sweep_of
 

@@ -17,7 +17,7 @@ from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views.best import best_cell
 from promptcomp.sweeps.views.numbers import Runs, goals_of, learning_curve, log_tail
 from promptcomp.sweeps.views.overview import print_state
-from promptcomp.sweeps.views.summary import summarize
+from promptcomp.sweeps.views.points import summarize
 from promptcomp.sweeps.views.tables import FORMATS, latex, markdown, points_csv, state_json
 from promptcomp.sweeps.views.wording import amount, number, params_text, short_names, time_text
 from tests.sweep_states import (

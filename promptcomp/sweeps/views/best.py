@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from promptcomp.errors import ConfigError
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.numbers import Goal
-from promptcomp.sweeps.views.summary import Point, Summary, sign_of, summarize
+from promptcomp.sweeps.views.points import Point, Summary, sign_of, summarize
 from promptcomp.sweeps.views.wording import mean_text, params_text
 
 _LISTED = 12

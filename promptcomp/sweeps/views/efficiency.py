@@ -15,7 +15,7 @@ import numpy as np
 
 from promptcomp.config import ConfigError, Measured, build, read_yaml
 from promptcomp.evaluation.seeds import CONFIDENCE, Mean, mean_of
-from promptcomp.sweeps.points import SHARE, scalars
+from promptcomp.sweeps.space import SHARE, scalars
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.sweep_config import Choices, SweepConfig
 from promptcomp.sweeps.sweep_file import is_numeric

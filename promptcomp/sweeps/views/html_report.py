@@ -15,7 +15,7 @@ from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views import plots
 from promptcomp.sweeps.views.efficiency import Efficiency, efficiency_of
 from promptcomp.sweeps.views.page_content import content, efficiency_content
-from promptcomp.sweeps.views.summary import Summary, summarize
+from promptcomp.sweeps.views.points import Summary, summarize
 from promptcomp.sweeps.views.tables import efficiency_csv, points_csv, state_json, trials_csv
 
 PAGE = "index.html"

@@ -14,8 +14,8 @@ from rich.text import Text
 from promptcomp.errors import command
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.numbers import plain_line
-from promptcomp.sweeps.views.progress import Progress
-from promptcomp.sweeps.views.summary import Summary, summarize
+from promptcomp.sweeps.views.pace import Progress
+from promptcomp.sweeps.views.points import Summary, summarize
 from promptcomp.sweeps.views.wording import (
     STATUS_STYLES,
     amount,

@@ -13,7 +13,7 @@ from promptcomp.sweeps.views.efficiency import efficiency_of
 from promptcomp.sweeps.views.efficiency_text import print_efficiency
 from promptcomp.sweeps.views.live import status_line
 from promptcomp.sweeps.views.numbers import Runs, log_tail, plain_line
-from promptcomp.sweeps.views.summary import Point, Summary, summarize
+from promptcomp.sweeps.views.points import Point, Summary, summarize
 from promptcomp.sweeps.views.wording import (
     device_hours_text,
     many,

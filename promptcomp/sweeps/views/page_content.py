@@ -21,8 +21,8 @@ from promptcomp.sweeps.views.efficiency_text import cells, columns, heading, sen
 from promptcomp.sweeps.views.importance import ROUGH_BELOW
 from promptcomp.sweeps.views.numbers import Runs, finite, log_tail
 from promptcomp.sweeps.views.overview import failure_title, overview, remarks
-from promptcomp.sweeps.views.progress import duration
-from promptcomp.sweeps.views.summary import Point, Summary, sign_of
+from promptcomp.sweeps.views.pace import duration
+from promptcomp.sweeps.views.points import Point, Summary, sign_of
 from promptcomp.sweeps.views.tables import remark
 from promptcomp.sweeps.views.wording import (
     amount,

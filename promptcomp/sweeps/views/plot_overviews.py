@@ -10,7 +10,7 @@ from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.axes import Axis, axis_of
 from promptcomp.sweeps.views.numbers import Goal, is_of_run, learning_curve
 from promptcomp.sweeps.views.plot_parameters import short
-from promptcomp.sweeps.views.summary import Point, Summary, sign_of
+from promptcomp.sweeps.views.points import Point, Summary, sign_of
 from promptcomp.sweeps.views.wording import amount, objective_text, params_text, scalar_text, short_names
 
 if TYPE_CHECKING:

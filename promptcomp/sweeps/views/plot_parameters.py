@@ -12,7 +12,7 @@ from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.sweep_config import Scalar
 from promptcomp.sweeps.views.axes import Axis, axis_of
 from promptcomp.sweeps.views.numbers import Band, Goal, Runs
-from promptcomp.sweeps.views.summary import Point, Summary
+from promptcomp.sweeps.views.points import Point, Summary
 from promptcomp.sweeps.views.wording import objective_text, scalar_text
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptcomp.plotting import INK, drawing, save
+from promptcomp.plotting import INK
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views.axes import axis_of
 from promptcomp.sweeps.views.efficiency import efficiency_of
 from promptcomp.sweeps.views.efficiency_text import heading
 from promptcomp.sweeps.views.numbers import Runs
-from promptcomp.sweeps.views.summary import Summary, summarize
+from promptcomp.sweeps.views.points import Summary, summarize
 from promptcomp.sweeps.views.wording import direction_text, objective_text, short_names, slug
 
 if TYPE_CHECKING:
@@ -66,16 +66,6 @@ def figures(state: SweepState, summary: Summary | None = None) -> list[Plot]:
     if curves is not None:
         plots.append(Plot("curves", "curves", "Learning curves", curves))
     return plots
-
-
-def write_plots(state: SweepState, folder: Path) -> list[Path]:
-    """Write every picture as PNG and SVG; matplotlib must be there."""
-    paths = []
-    folder.mkdir(parents=True, exist_ok=True)
-    with drawing():
-        for plot in figures(state):
-            paths += save(plot.figure, folder, plot.name)
-    return paths
 
 
 def page_svg(plot: Plot, folder: Path) -> str:

@@ -12,7 +12,7 @@ from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.efficiency import Efficiency, efficiency_of
 from promptcomp.sweeps.views.importance import ROUGH_BELOW
 from promptcomp.sweeps.views.numbers import Runs, finite, plain_line
-from promptcomp.sweeps.views.summary import Point, Summary, summarize
+from promptcomp.sweeps.views.points import Point, Summary, summarize
 from promptcomp.sweeps.views.wording import mean_text, objective_text, scalar_text, short_names
 
 VERSION = 1

@@ -9,7 +9,7 @@ from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text, nu
 from promptcomp.evaluation.seeds import Mean
 from promptcomp.sweeps.sweep_config import Scalar
 from promptcomp.sweeps.views.numbers import Goal, is_of_run
-from promptcomp.sweeps.views.progress import Progress
+from promptcomp.sweeps.views.pace import Progress
 
 STATUS_STYLES = {
     "finished": "green",

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from promptcomp.config import ConfigError
+from promptcomp.errors import Exit
 from promptcomp.files import locked, open_append
 from promptcomp.lease import JOB_VARIABLE, LEASE_VARIABLE, ask_lease, lease_of, write_lease
-from promptcomp.run.child import FIT, fit_words
+from promptcomp.run.child import FIT, Forked, can_fork, fit_words, fork_fit
 from promptcomp.run.run_directory import RUN_DIRECTORY_VARIABLE
-from promptcomp.stopping import PREEMPTED
 from promptcomp.sweeps.planning import Kind
 from promptcomp.sweeps.space import PlannedTrial
 from promptcomp.sweeps.storage import STORAGE_VARIABLE
@@ -25,9 +25,11 @@ from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 _OWN = (STORAGE_VARIABLE, LEASE_VARIABLE, RUN_DIRECTORY_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
-_NO_MEMORY = ("out of memory", "memoryerror", "cannot allocate memory", "can't allocate memory", "bad_alloc")
-_NO_SPACE = ("no space left on device", "disk quota exceeded")
-_NOT_FINITE = ("floatingpointerror", "lower optim.lr or set optim.clip_norm")
+_KINDS: Mapping[int, Kind] = {
+    Exit.NO_SPACE: "disk",
+    Exit.OUT_OF_MEMORY: "memory",
+    Exit.NOT_FINITE: "nan",
+}
 _TAIL = 16_384  # bytes
 
 End = Literal["done", "busy"] | Kind
@@ -37,7 +39,7 @@ End = Literal["done", "busy"] | Kind
 class Child:
     """A running `promptcomp fit`."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     cell: PlannedTrial
     log: Path
     log_start: int
@@ -55,17 +57,24 @@ class Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def tail(self) -> str:
-        """The end of what it has printed."""
+    def last_line(self) -> str:
+        """The last line that it has printed, for people."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(self.log_start, self.log.stat().st_size - _TAIL))
-                return file.read().decode("utf-8", "replace")
+                lines = file.read().decode("utf-8", "replace").splitlines()
         except OSError:
-            return ""
+            lines = []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
 
 
-def start(directory: SweepDirectory, cell: PlannedTrial, devices: Sequence[str], command: Sequence[str] = FIT) -> Child:
+def start(
+    directory: SweepDirectory,
+    cell: PlannedTrial,
+    devices: Sequence[str],
+    command: Sequence[str] = FIT,
+    fork: bool = False,
+) -> Child:
     """Begin or continue a trial's run.
 
     Args:
@@ -73,6 +82,7 @@ def start(directory: SweepDirectory, cell: PlannedTrial, devices: Sequence[str],
         cell: the trial.
         devices: what CUDA_VISIBLE_DEVICES is to be; empty: as it is here.
         command: what is started.
+        fork: this process has computed nothing, so it may be forked.
 
     Raises:
         ConfigError: the run directory holds something else.
@@ -83,14 +93,19 @@ def start(directory: SweepDirectory, cell: PlannedTrial, devices: Sequence[str],
     lease = directory.lease_of(cell.cell)
     with open_append(log) as file:
         log_start = file.seek(0, os.SEEK_END)
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment(os.environ, cell, lease, devices),
-            start_new_session=True,  # Ctrl-C comes to the sweep alone, which passes it on once
-        )
+        env = environment(os.environ, cell, lease, devices)
+        process: subprocess.Popen[bytes] | Forked
+        if fork and can_fork(cell.experiment, devices):
+            process = fork_fit(words[2:], env, file.fileno())
+        else:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=env,
+                start_new_session=True,  # Ctrl-C comes to the sweep alone, which passes it on once
+            )
     write_lease(lease, lease_of(process.pid))  # until the trainer has read its modules and keeps it itself
     return Child(process, cell, log, log_start, _killed_for_memory())
 
@@ -146,28 +161,20 @@ def end_of(child: Child, code: int, *, stopped: bool, finished: bool) -> tuple[E
     Returns:
         done, busy (another process works in its directory), or why there is no result; and one line for people.
     """
-    if code == 0 and finished:
+    if code == Exit.FINISHED and finished:
         return "done", ""
-    tail = child.tail()
-    line = next((line.strip() for line in reversed(tail.splitlines()) if line.strip()), "nothing was printed")
-    low = tail.lower()
-    if any(text in low for text in _NO_SPACE):
-        return "disk", line
-    if code == PREEMPTED:
+    if code == Exit.PREEMPTED:
         return "preempted", "pre-empted"
-    if stopped:
+    if stopped and code != Exit.NO_SPACE:
         return "interrupted", "stopped"
-    if any(text in low for text in _NO_MEMORY):
-        return "memory", f"out of memory: {line}"
+    line = child.last_line()
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         if _killed_for_memory() != child.killed_for_memory or child.killed_for_memory < 0:
             return "memory", f"killed, most likely for want of memory (exit code {code})"
         return "failed", f"killed (exit code {code})"
-    if code == 2:
+    if code == Exit.MISTAKE:
         return ("busy", line) if is_busy(child.cell.run) else ("config", line)
-    if any(text in low for text in _NOT_FINITE):
-        return "nan", line
-    return "failed", f"exit code {code}: {line}"
+    return (_KINDS[code], line) if code in _KINDS else ("failed", f"exit code {code}: {line}")
 
 
 def _killed_for_memory() -> int:

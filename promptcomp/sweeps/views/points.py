@@ -14,7 +14,7 @@ from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.sweep_config import Scalar
 from promptcomp.sweeps.views.importance import MIN_POINTS, importances
 from promptcomp.sweeps.views.numbers import Goal, finite, goals_of
-from promptcomp.sweeps.views.progress import Progress, progress_of
+from promptcomp.sweeps.views.pace import Progress, progress_of
 
 
 @dataclass(frozen=True, slots=True)
