@@ -15,7 +15,7 @@ LEVELS = (
     ("__main__",),
     ("cli",),
     ("commands",),
-    ("sweeps", "cluster", "compare", "report", "prompts", "checkpoints", "exports", "bench", "judge", "rationales"),
+    ("sweeps", "cluster", "comparing", "report", "prompts", "checkpoints", "exports", "bench", "judge", "rationales"),
     ("run",),
     ("forecast",),
     ("experiment",),

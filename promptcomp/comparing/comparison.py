@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from promptcomp.compare.runs import PREDICTIONS, Run, different_examples, load, metric_of, refusal, settings_of
+from promptcomp.comparing.runs import PREDICTIONS, Run, different_examples, load, metric_of, refusal, settings_of
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample_metric
 from promptcomp.evaluation.metrics import MetricName, group

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from promptcomp.compare.comparison import Comparison, Row, SeedMean, SplitComparison
+from promptcomp.comparing.comparison import Comparison, Row, SeedMean, SplitComparison
 from promptcomp.evaluation.formatting import METRIC_TITLES, bytes_text, value_text
 from promptcomp.evaluation.results import Interval
 
