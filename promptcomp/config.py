@@ -46,21 +46,41 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     Raises:
         ConfigError: an assignment has no `=`, an empty path, goes through a value, or its value is not YAML.
     """
-    result = _copy(tree)
+    settings = []
     for override in overrides:
         path, equals, raw = override.partition("=")
         keys = path.split(".")
         if not equals or not all(keys) or len(keys) > DEPTH:
             raise ConfigError(f"{shown(override)}: an override is written section.key=value, for example optim.lr=1e-4")
+        settings.append((path, parse_value(raw, override), override))
+    return _set(tree, settings)
+
+
+def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a configuration with dotted keys set; a mapping as a value replaces what was there.
+
+    Raises:
+        ConfigError: a key goes through a value.
+    """
+    return _set(tree, ((dotted, value, dotted) for dotted, value in settings.items()))
+
+
+def _set(tree: Mapping[str, Any], settings: Iterable[tuple[str, Any, str]]) -> dict[str, Any]:
+    """A copy of `tree` with (dotted key, value, what to call it in a message) set in order."""
+    result = _copy(tree)
+    for dotted, value, word in settings:
+        *parents, last = dotted.split(".")
         node = result
-        for key in keys[:-1]:
-            child = node.setdefault(key, {})
+        for key in parents:
+            child = node.get(key)
+            if child is None:
+                child = node[key] = {}
             if not isinstance(child, dict):
                 raise ConfigError(
-                    f"{shown(override)}: {shown(key)} holds the value {shown(child)} and has no keys below it"
+                    f"{shown(word)}: {shown(key)} holds the value {shown(child)} and has no keys below it"
                 )
             node = child
-        node[keys[-1]] = parse_value(raw, override)
+        node[last] = _copy(value) if isinstance(value, Mapping) else value
     return result
 
 

@@ -59,7 +59,7 @@ def make_data(experiment: Experiment) -> ContextDataModule:
     Raises:
         ConfigError: there is none, its budgets do not fit, or data and method do not belong together.
     """
-    _check_tasks(experiment)
+    check_tasks(experiment)
     window = open_window(experiment.lm)
     _check_reconstruction(experiment, window)
     return build_datamodule(
@@ -73,12 +73,14 @@ def make_data(experiment: Experiment) -> ContextDataModule:
     )
 
 
-def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> CompressionModule:
-    """The module of an experiment, not built yet."""
+def make_module(
+    experiment: Experiment, task_names: tuple[str, ...], lm: LanguageModel | None = None
+) -> CompressionModule:
+    """The module of an experiment, not built yet; `lm`: one that is open already."""
     trainer = experiment.trainer
     module = METHODS[experiment.method.name].module(
         experiment.method,
-        experiment.lm,
+        experiment.lm if lm is None else lm,
         experiment.optim,
         max_steps=experiment.trainer.max_steps,
         seed=experiment.seed,
@@ -88,7 +90,7 @@ def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> Compress
     return module
 
 
-def _check_tasks(experiment: Experiment) -> None:
+def check_tasks(experiment: Experiment) -> None:
     """Two tasks need the method that learns them, and the reverse."""
     data, method = experiment.data, experiment.method.name
     two_tasks = isinstance(data, RationaleConfig) and data.has_two_tasks

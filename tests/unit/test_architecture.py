@@ -14,7 +14,8 @@ ROOT = Path(promptcomp.__file__).parent
 LEVELS = (
     ("__main__",),
     ("cli",),
-    ("commands",),
+    ("commands", "in_memory"),
+    ("api",),
     ("sweeps", "cluster", "comparing", "report", "prompts", "checkpoints", "exports", "bench", "judge", "rationales"),
     ("run",),
     ("forecast",),
