@@ -5,7 +5,6 @@ Order of precedence: code defaults < YAML file < overrides, left to right. All m
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -14,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from promptcomp.documents import DEPTH, parse_yaml, read_yaml
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.plain import shown
 
 __all__ = ["Config", "ConfigError", "Measured", "apply_overrides", "build", "dump", "parse_value", "read_yaml"]
@@ -150,16 +149,14 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
         parents = [m for p in parents if part in p.model_fields for m in _models(p.model_fields[part].annotation)]
     dotted = ".".join(path)
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], last_fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(last_fields)}"
+        hint = did_you_mean(path[-1], last_fields, f"known keys: {', '.join(last_fields)}")
         return f"{dotted}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{dotted}: missing"
     if error["type"] == "union_tag_invalid":
         known = [str(_tag(model)) for model in parents]
         found = str(error["ctx"]["tag"])
-        near = difflib.get_close_matches(found, known, n=1)
-        return f"{dotted}.name = {found!r}: " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+        return f"{dotted}.name = {found!r}: {did_you_mean(found, known)}"
     if error["type"] == "union_tag_not_found":
         return f"{dotted}.name: missing; known: {', '.join(str(_tag(model)) for model in parents)}"
     message = error["msg"].removeprefix("Value error, ")

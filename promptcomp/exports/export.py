@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import T5EncoderModel
 
-from promptcomp.config import ConfigError, build, read_yaml
+from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
 from promptcomp.exports import readme
@@ -91,6 +91,7 @@ def _write_tensors(experiment: Experiment, run: RunDirectory, folder: Path) -> s
         "task_names": list(_task_names(run)),
     }
     write_export(folder, tensors, description)
+    write_atomic(folder / "config.yaml", dump(experiment))
     return readme.tensors(experiment)
 
 

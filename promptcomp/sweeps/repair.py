@@ -12,6 +12,7 @@ from pathlib import Path
 import optuna
 
 from promptcomp.config import ConfigError, build, dump, read_yaml
+from promptcomp.errors import first_line
 from promptcomp.files import write_atomic
 from promptcomp.lease import is_live
 from promptcomp.sweeps.journal_repair import check_journal, check_lock
@@ -110,7 +111,7 @@ def _config(directory: SweepDirectory, repair: bool) -> Iterator[Finding]:
         build(SweepConfig, read_yaml(directory.config), source=str(directory.config))
         return
     except ConfigError as error:
-        problem = str(error).splitlines()[0]
+        problem = first_line(error)
     storage = open_storage(directory, address_of(directory, None))
     copy = Queue(storage, study_name(directory)).attribute("config")
     close_storage(storage)

@@ -6,7 +6,6 @@ no scalars). `settings_of` turns them into keys of the experiment.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptcomp.config import build, dump, read_yaml, with_settings
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.sweeps.points import distributions, grid, grid_size, point_id, scalars
 from promptcomp.sweeps.shorthand import name_of_value
 from promptcomp.sweeps.sweep_config import Choices, Interval, Scalar, SweepConfig
@@ -108,8 +107,7 @@ def experiment_file(name: str) -> Path:
         return known[name]
     if name.endswith((".yaml", ".yml")):
         return Path(name)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "see 'promptcomp methods'"
+    hint = did_you_mean(name, known, "see 'promptcomp methods'")
     raise ConfigError(f"experiment {name!r} is neither a shipped experiment nor a YAML file; {hint}")
 
 
