@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,11 +122,11 @@ class Run:
                 if points:
                     curves.plot(*zip(*points, strict=True), label=name, color=colour)
             curves.set_xlabel("optimiser step")
-            if series:
+            if curves.lines:
                 curves.legend()
             splits = self.results.splits if self._directory.results.is_file() else {}
             for number, row in enumerate(ROWS):
-                values = [getattr(split, row) or 0.0 for split in splits.values()]
+                values = [math.nan if (found := getattr(split, row)) is None else found for split in splits.values()]
                 places = [place + 0.27 * (number - 1) for place in range(len(splits))]
                 bars.bar(places, values, 0.25, label=row.replace("_", " "), color=(GREY, *COLOURS)[number])
             bars.set_xticks(range(len(splits)), [f"{name}\n{METRIC_TITLES[s.metric]}" for name, s in splits.items()])
@@ -262,7 +263,7 @@ def evaluate(run: Place, *, output: Place | None = None, verbose: bool = False, 
     Raises:
         ConfigError: no trained run, or a mistake in the settings.
     """
-    words = [f"{key}={json.dumps(value)}" for key, value in dotted(settings).items()]
+    words = [f"{key}={json.dumps(value, default=str)}" for key, value in dotted(settings).items()]
     place = None if output is None else Path(output)
     return _finished(fitting.evaluate(Path(run), words, place, console_for(verbose)), verbose)
 
