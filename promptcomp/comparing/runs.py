@@ -48,7 +48,7 @@ def load(paths: Sequence[Path]) -> list[ComparedRun]:
         ConfigError: a file cannot be read or is given twice.
     """
     files = [path / FILE_NAME if os.path.isdir(path) else path for path in paths]
-    resolved = [file.resolve() for file in files]
+    resolved = [Path(os.path.realpath(file)) for file in files]  # unlike resolve(), also of links in a circle
     for i, file in enumerate(resolved):
         if file in resolved[:i]:
             raise ConfigError(f"{paths[i]}: the same run is given twice")

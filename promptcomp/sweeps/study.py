@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from promptcomp import __version__
 from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.errors import command
-from promptcomp.files import write_atomic
+from promptcomp.files import check_no_links, write_atomic
 from promptcomp.sweeps.changes import check_changes
 from promptcomp.sweeps.queue import Queue, make_study
 from promptcomp.sweeps.snapshot import state_of
@@ -97,6 +97,7 @@ def begin(config: SweepConfig, directory: SweepDirectory, storage: str | None, w
     Raises:
         ConfigError: a change that finished trials forbid, an unusable storage or directory.
     """
+    check_no_links(directory.path, ("runs", "controls", "logs", "leases", "report"))
     try:
         for folder in (directory.path, directory.runs, directory.logs, directory.worker_leases):
             folder.mkdir(parents=True, exist_ok=True)

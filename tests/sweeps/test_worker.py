@@ -259,3 +259,12 @@ def test_params_are_known_to_optuna(tmp_path: Path) -> None:
     run(sweep_config(), tmp_path / "s")
     lines = [json.loads(line) for line in (tmp_path / "s" / "journal.log").read_text().splitlines()]
     assert {line.get("param_name") for line in lines} - {None} == {"method.num_slots"}
+
+
+def test_nothing_is_written_through_a_linked_folder(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "runs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="runs: is a link"):
+        begin(sweep_config(), SweepDirectory(tmp_path / "s"), None, 1)
+    assert not any((tmp_path / "elsewhere").iterdir())

@@ -153,6 +153,13 @@ def test_labels_are_as_long_as_needed(tmp_path):
         compare([paths[0], paths[0] / "results.json"])
 
 
+def test_a_link_to_itself_is_no_results_file(tmp_path, runs):
+    (tmp_path / "round").mkdir()
+    (tmp_path / "round" / "results.json").symlink_to("results.json")
+    with pytest.raises(ConfigError, match=r"results\.json"):
+        compare([runs[0], tmp_path / "round"])
+
+
 def test_splits_must_be_shared(tmp_path, runs):
     other = make_run(tmp_path / "other", 0.7, split="test_far")
     with pytest.raises(ConfigError, match="no evaluated split in common"):
