@@ -2,30 +2,49 @@
 
     import promptcomp
 
-    prompt = promptcomp.compress("runs/gist", text="Translate into French.")
+    run = promptcomp.fit("gist", trainer__max_steps=100)
+    prompt = promptcomp.load_compressor(run).compress("Translate into French.")
     print(prompt.generate("good morning"))
 
 These names are imported when they are first used, so that `import promptcomp` costs nothing.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["CompressedPrompt", "ConfigError", "__version__", "compress", "load_prompt"]
+__all__ = [
+    "CompressedPrompt",
+    "ConfigError",
+    "Run",
+    "TextCompressor",
+    "__version__",
+    "compare",
+    "compress",
+    "evaluate",
+    "fit",
+    "load_compressor",
+    "load_prompt",
+    "load_run",
+    "sweep",
+]
 
 if TYPE_CHECKING:
+    from promptcomp.api import Run, compare, evaluate, fit, load_run, sweep
     from promptcomp.errors import ConfigError
+    from promptcomp.in_memory import TextCompressor, load_compressor
     from promptcomp.prompts import CompressedPrompt, compress, load_prompt
 else:
+    _HOMES = {
+        "api": ("Run", "compare", "evaluate", "fit", "load_run", "sweep"),
+        "errors": ("ConfigError",),
+        "in_memory": ("TextCompressor", "load_compressor"),
+        "prompts": ("CompressedPrompt", "compress", "load_prompt"),
+    }
 
     def __getattr__(name: str) -> object:
         """Import one of `__all__` (PEP 562)."""
-        if name == "ConfigError":
-            from promptcomp.errors import ConfigError
-
-            return ConfigError
-        if name in __all__:
-            from promptcomp import prompts
-
-            return getattr(prompts, name)
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(f"promptcomp.{home}"), name)
         raise AttributeError(f"module 'promptcomp' has no attribute {name!r}")

@@ -5,7 +5,6 @@ Order of precedence: code defaults < YAML file < overrides, left to right. All m
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -14,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from promptcomp.documents import DEPTH, parse_yaml, read_yaml
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.plain import shown
 
 __all__ = ["Config", "ConfigError", "Measured", "apply_overrides", "build", "dump", "parse_value", "read_yaml"]
@@ -46,21 +45,41 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     Raises:
         ConfigError: an assignment has no `=`, an empty path, goes through a value, or its value is not YAML.
     """
-    result = _copy(tree)
+    settings = []
     for override in overrides:
         path, equals, raw = override.partition("=")
         keys = path.split(".")
         if not equals or not all(keys) or len(keys) > DEPTH:
             raise ConfigError(f"{shown(override)}: an override is written section.key=value, for example optim.lr=1e-4")
+        settings.append((path, parse_value(raw, override), override))
+    return _set(tree, settings)
+
+
+def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a configuration with dotted keys set; a mapping as a value replaces what was there.
+
+    Raises:
+        ConfigError: a key goes through a value.
+    """
+    return _set(tree, ((dotted, value, dotted) for dotted, value in settings.items()))
+
+
+def _set(tree: Mapping[str, Any], settings: Iterable[tuple[str, Any, str]]) -> dict[str, Any]:
+    """A copy of `tree` with (dotted key, value, what to call it in a message) set in order."""
+    result = _copy(tree)
+    for dotted, value, word in settings:
+        *parents, last = dotted.split(".")
         node = result
-        for key in keys[:-1]:
-            child = node.setdefault(key, {})
+        for key in parents:
+            child = node.get(key)
+            if child is None:
+                child = node[key] = {}
             if not isinstance(child, dict):
                 raise ConfigError(
-                    f"{shown(override)}: {shown(key)} holds the value {shown(child)} and has no keys below it"
+                    f"{shown(word)}: {shown(key)} holds the value {shown(child)} and has no keys below it"
                 )
             node = child
-        node[keys[-1]] = parse_value(raw, override)
+        node[last] = _copy(value) if isinstance(value, Mapping) else value
     return result
 
 
@@ -130,16 +149,14 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
         parents = [m for p in parents if part in p.model_fields for m in _models(p.model_fields[part].annotation)]
     dotted = ".".join(path)
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], last_fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(last_fields)}"
+        hint = did_you_mean(path[-1], last_fields, f"known keys: {', '.join(last_fields)}")
         return f"{dotted}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{dotted}: missing"
     if error["type"] == "union_tag_invalid":
         known = [str(_tag(model)) for model in parents]
         found = str(error["ctx"]["tag"])
-        near = difflib.get_close_matches(found, known, n=1)
-        return f"{dotted}.name = {found!r}: " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+        return f"{dotted}.name = {found!r}: {did_you_mean(found, known)}"
     if error["type"] == "union_tag_not_found":
         return f"{dotted}.name: missing; known: {', '.join(str(_tag(model)) for model in parents)}"
     message = error["msg"].removeprefix("Value error, ")

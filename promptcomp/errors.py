@@ -1,8 +1,10 @@
 """The errors that end a command with a message, and exit codes; a module of its own so that the command line starts
 fast."""
 
+import difflib
 import errno
 import shlex
+from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
@@ -81,6 +83,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 def command(*words: object) -> str:
     """A call of the program for messages, quoted so that a shell and the program read it as it is meant."""
     return shlex.join(["promptcomp", *(f"./{word}" if _like_an_option(word) else str(word) for word in words)])
+
+
+def did_you_mean(found: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """The nearest of the known names; where none is near: `otherwise`, or all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(found, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise or f"known: {', '.join(names) or 'none'}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line with something in it of what an error says; its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _like_an_option(word: object) -> bool:

@@ -6,7 +6,6 @@ Method and data are tagged unions: their `name` chooses the class and so the key
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS
+from promptcomp.errors import did_you_mean
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.method_config import OptimConfig
@@ -169,12 +169,7 @@ def load(method: str | None, config: Path | None, overrides: Iterable[str] = ())
     if method is not None:
         known = shipped()
         if method not in known:
-            raise ConfigError(f"--method {method!r} is not known; {_suggest(method, list(known))}")
+            raise ConfigError(f"--method {method!r} is not known; {did_you_mean(method, known)}")
         config = known[method]
     assert config is not None
     return build(Experiment, apply_overrides(read_yaml(config), overrides), source=str(config.name))
-
-
-def _suggest(value: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(value, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -8,8 +8,9 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from promptcomp.config import flat
 from promptcomp.evaluation.flops import break_even
 
 Way = Literal["no_cache", "prefix_cache", "compressed", "compressed_cached"]
@@ -171,20 +172,11 @@ def as_json(bench: Bench) -> str:
 
 def as_csv(bench: Bench) -> str:
     """One line for each record, nested names joined by dots."""
-    rows = [_flat(asdict(record)) for record in bench.records]
+    flattened = [flat(asdict(record)) for record in bench.records]
+    rows = [{name: value for name, value in row.items() if value not in (None, {})} for row in flattened]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, ["method", "lm", *columns], lineterminator="\n")
     writer.writeheader()
     writer.writerows({"method": bench.method, "lm": bench.lm, **row} for row in rows)
     return text.getvalue()
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        elif value is not None:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -13,7 +13,6 @@ A name is looked for in ./promptcomp-slurm.yaml, then in the file that $PROMPTCO
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from promptcomp.config import Config, ConfigError, build, parse_value, read_yaml
+from promptcomp.errors import did_you_mean
 
 FILES_VARIABLE = "PROMPTCOMP_SLURM_PROFILES"
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d(:\d\d)?)?|UNLIMITED|INFINITE")
@@ -197,9 +197,7 @@ def _pick(profiles: Mapping[str, Any], name: str, files: list[Path]) -> tuple[st
         name, found = found, profiles.get(found)
     where = ", ".join(map(str, files)) or "promptcomp-slurm.yaml (there is none)"
     if found is None:
-        near = difflib.get_close_matches(name, list(profiles), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(profiles) or 'none'}"
-        raise ConfigError(f"--slurm {name!r}: no such profile in {where}; {hint}")
+        raise ConfigError(f"--slurm {name!r}: no such profile in {where}; {did_you_mean(name, profiles)}")
     if not isinstance(found, dict):
         raise ConfigError(f"{where}: profile {name!r} is not a mapping such as 'partition: gpu'")
     return f"slurm profile {name} ({where})", found

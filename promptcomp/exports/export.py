@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from promptcomp.checkpoints.trained_state import DESCRIPTION, Origin, read_trained, write_export
-from promptcomp.config import ConfigError, build, read_yaml
+from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
 from promptcomp.exports import readme
@@ -87,6 +87,7 @@ def _write_tensors(experiment: Experiment, run: RunDirectory, folder: Path) -> s
         "task_names": list(_task_names(run)),
     }
     write_export(folder, tensors, description)
+    write_atomic(folder / "config.yaml", dump(experiment))
     return readme.tensors(experiment)
 
 

@@ -31,7 +31,8 @@ def tensors(experiment: Experiment) -> str:
         experiment,
         "Trained tensors",
         "`trained.safetensors` holds the tensors that training has changed, by name; `promptcomp.json` says of which "
-        "method and LM. `method.init_from=FOLDER` starts a run of the same method from here.",
+        "method and LM. `method.init_from=FOLDER` starts a run of the same method from here, and in Python "
+        "`promptcomp.load_compressor(FOLDER)` compresses prompts with it (`config.yaml` says how they are written).",
         _block(code),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from promptcomp.config import ConfigError
+from promptcomp.errors import did_you_mean
 from promptcomp.language_model.lm_config import PositionalStart
 
 
@@ -29,8 +29,7 @@ def changed_architecture(found: PretrainedConfig, settings: dict[str, Any], path
     saved, kind = found.to_dict(), found.model_type
     for name in settings:
         if name not in saved:
-            near = difflib.get_close_matches(name, saved, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"see the config.json of {path}"
+            hint = did_you_mean(name, saved, f"see the config.json of {path}")
             raise ConfigError(f"lm.from_scratch.settings.{name}: {kind} has no such setting; {hint}")
     derived = {"model_type"}
     if {"hidden_size", "num_attention_heads"} & set(settings):  # follow from these, unless given as well

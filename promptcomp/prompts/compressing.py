@@ -48,15 +48,15 @@ class Compressor:
     """A trained run that compresses prompts.
 
     Args:
-        run: The run's directory (recorded in the prompts).
+        run: The run's directory (recorded in the prompts); None: it was trained in memory.
         parts: What `open_trained` gives.
         device: Where to compress.
     """
 
     def __init__(
-        self, run: Path, parts: tuple[Experiment, ContextDataModule, CompressionModule], device: str = "auto"
+        self, run: Path | None, parts: tuple[Experiment, ContextDataModule, CompressionModule], device: str = "auto"
     ) -> None:
-        self.run = run
+        self.run, self.source = run, str(run or "this compressor")
         self.experiment, self.datamodule, self.module = parts
         self.module.to(choose_device(device))
         self.reader = Reader(self.module.lm, self.datamodule.prompt_format())
@@ -79,7 +79,7 @@ class Compressor:
         if source.rows is not None:
             if not isinstance(self.datamodule, ICLDataModule):
                 kind = self.experiment.data.name
-                raise ConfigError(f"{self.run}: its data ({kind}) has no demonstrations; give the prompt as text")
+                raise ConfigError(f"{self.source}: its data ({kind}) has no demonstrations; give the prompt as text")
             ids = self.datamodule.demonstration_ids(source.rows)
         elif source.text.strip():
             ids = self.datamodule.context_ids(source.text)
@@ -95,10 +95,10 @@ class Compressor:
         names = self.module.task_names
         if task is None:
             if self.module.method.has_task_prompts and len(names) > 1:
-                raise ConfigError(f"{self.run}: has a prompt for each task; choose one with --task: {_list(names)}")
+                raise ConfigError(f"{self.source}: has a prompt for each task; choose one with --task: {_list(names)}")
             return 0
         if task not in names:
-            raise ConfigError(f"--task {task!r} is unknown; {self.run} knows {_list(names)}")
+            raise ConfigError(f"--task {task!r} is unknown; {self.source} knows {_list(names)}")
         return names.index(task)
 
     def compress(self, source: PromptSource, *, task: str | None = None, keep_text: bool = False) -> Compression:
@@ -113,7 +113,7 @@ class Compressor:
         milliseconds = 1000 * (time.perf_counter() - start)
         if memory is None:
             method = self.experiment.method.name
-            raise ConfigError(f"{self.run}: its method ({method}) reads no prompt, so there is nothing to save")
+            raise ConfigError(f"{self.source}: its method ({method}) reads no prompt, so there is nothing to save")
         tokens = context.ids.shape[1]
         info = self._info(source, memory, tokens, task, keep_text)
         lm = self.module.lm
@@ -148,7 +148,7 @@ class Compressor:
             method=experiment.method.name,
             family=lm.family,
             lm=_findable(experiment.lm),
-            run=str(self.run.resolve()),
+            run=None if self.run is None else str(self.run.resolve()),
             lm_is_trained=self.module.lm_training != "none",
             lm_hash=weights,
             tokenizer_hash=tokenizer,
@@ -217,13 +217,22 @@ def compress(
     if len(given) > 1:
         raise ConfigError("give one of text, file and demonstrations")
     compressor = open_compressor(run, device)
-    if demonstrations is not None and not isinstance(demonstrations, str | Path):
-        source = PromptSource.from_rows([Row(input_text, output) for input_text, output in demonstrations])
-    else:
-        source = read_source(
-            text=text,
-            file=None if file is None else Path(file),
-            demonstrations=None if demonstrations is None else Path(demonstrations),
-            is_icl=compressor.is_icl,
-        )
+    source = source_of(compressor, text, None if file is None else Path(file), demonstrations)
     return compressor.compress(source, task=task, keep_text=keep_text).prompt
+
+
+def source_of(
+    compressor: Compressor,
+    text: str | None = None,
+    file: Path | None = None,
+    demonstrations: Sequence[tuple[str, str]] | str | Path | None = None,
+) -> PromptSource:
+    """The prompt as a program gives it.
+
+    Raises:
+        ConfigError: as `read_source`.
+    """
+    if demonstrations is not None and not isinstance(demonstrations, str | Path):
+        return PromptSource.from_rows([Row(input_text, output) for input_text, output in demonstrations])
+    rows = None if demonstrations is None else Path(demonstrations)
+    return read_source(text=text, file=file, demonstrations=rows, is_icl=compressor.is_icl)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from promptcomp.errors import command
+from promptcomp.evaluation.formatting import bytes_text
 from promptcomp.memory import memory_tensors
 from promptcomp.prompts.artifact import read_prompt
 from promptcomp.prompts.compressing import Compression
@@ -41,7 +42,7 @@ def print_description(found: dict[str, Any], console: Console) -> None:
     lm, slots, tokens = found["lm"], found["slots"], found["source_tokens"]
     reader = f"{lm['path']} as trained in {found['run']}" if found["lm_is_trained"] else lm["path"]
     rows = {
-        "file": f"{found['file']} ({size(found['file_bytes'])}, hash verified)",
+        "file": f"{found['file']} ({bytes_text(found['file_bytes'])}, hash verified)",
         "kind": f"{found['kind']}, {found['dtype']}, {found['num_tensors']} tensors",
         "made by": f"{found['method']} ({found['run']}) on {found['created']}, promptcomp {found['version']}",
         "prompt": f"{tokens} tokens -> {slots} slots ({tokens / max(slots, 1):.1f}x)",
@@ -68,18 +69,9 @@ def print_compression(done: Compression, output: Path, file_bytes: int, console:
     ratio = info.source_tokens / max(info.slots, 1)
     lines = (
         f"{output}: {info.source_tokens} tokens -> {info.slots} slots ({ratio:.1f}x) in {done.milliseconds:.0f} ms",
-        f"file {size(file_bytes)}, in the LM's cache {size(done.kv_bytes)} instead of {size(done.full_kv_bytes)}",
+        f"file {bytes_text(file_bytes)}, in the LM's cache {bytes_text(done.kv_bytes)} instead of "
+        f"{bytes_text(done.full_kv_bytes)}",
         f"ask it: {command('generate', '--prompt', output, '...')}",
     )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def size(count: int) -> str:
-    """Bytes in words."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.sources.records import NotHere
+from promptcomp.evaluation.formatting import bytes_text
 from promptcomp.experiment import Experiment
 from promptcomp.forecast.estimate import Estimate, Part, estimate
 from promptcomp.forecast.placement import layout_of
@@ -88,7 +89,7 @@ def _parts_table(parts: list[Part]) -> Table:
         table.add_column(name, justify="left" if name == "part" else "right")
     for part in parts:
         counts = (f"{part.parameters:,}", f"{part.trained:,}")
-        table.add_row(part.name, *counts, size(part.weight_bytes), size(part.training_bytes))
+        table.add_row(part.name, *counts, bytes_text(part.weight_bytes), bytes_text(part.training_bytes))
     return table
 
 
@@ -99,28 +100,28 @@ def _memory_table(found: Estimate) -> Table:
     for field, name in _MEMORY.items():
         count = int(getattr(found.device, field))
         if count:
-            table.add_row(name, size(count))
+            table.add_row(name, bytes_text(count))
     return table
 
 
 def _lines(found: Estimate, experiment: Experiment) -> list[str]:
     """The figures outside of tables."""
     lines = [
-        f"\nmemory of a step: {size(found.total_bytes)} at most at one time on one device",
-        f"activations: {size(found.activation_bytes_plain)}, with activation checkpointing "
-        f"{size(found.activation_bytes_checkpointed)}",
-        f"host: {size(found.host.loading)} a node while the weights are loaded"
-        + (f", {size(found.host.optimizer)} of optimiser state" if found.host.optimizer else ""),
-        f"process: {size(found.host.process)} at most"
+        f"\nmemory of a step: {bytes_text(found.total_bytes)} at most at one time on one device",
+        f"activations: {bytes_text(found.activation_bytes_plain)}, with activation checkpointing "
+        f"{bytes_text(found.activation_bytes_checkpointed)}",
+        f"host: {bytes_text(found.host.loading)} a node while the weights are loaded"
+        + (f", {bytes_text(found.host.optimizer)} of optimiser state" if found.host.optimizer else ""),
+        f"process: {bytes_text(found.host.process)} at most"
         + (" on the host, CUDA's libraries aside" if layout_of(experiment.trainer).on_gpu else "")
-        + f" (libraries {size(found.host.libraries)} and loading included)",
-        f"checkpoint: {size(found.checkpoint_bytes)} (trained weights and AdamW's moments)",
+        + f" (libraries {bytes_text(found.host.libraries)} and loading included)",
+        f"checkpoint: {bytes_text(found.checkpoint_bytes)} (trained weights and AdamW's moments)",
     ]
     if found.communication.total:
         parts = found.communication
         lines.append(
-            f"communication: each device sends {size(parts.total)} a step "
-            f"(weights {size(parts.gather_weights)}, gradients {size(parts.reduce_gradients)})"
+            f"communication: each device sends {bytes_text(parts.total)} a step "
+            f"(weights {bytes_text(parts.gather_weights)}, gradients {bytes_text(parts.reduce_gradients)})"
         )
     lines += [found.adapters] if found.adapters else []
     lines += [
@@ -130,12 +131,3 @@ def _lines(found: Estimate, experiment: Experiment) -> list[str]:
         f"{experiment.trainer.max_steps} steps (upper bounds)",
     ]
     return lines
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return ""

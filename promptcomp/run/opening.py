@@ -57,7 +57,7 @@ def make_data(experiment: Experiment) -> ContextDataModule:
     Raises:
         ConfigError: there is none, its budgets do not fit, or data and method do not belong together.
     """
-    _check_tasks(experiment)
+    check_tasks(experiment)
     window = open_window(experiment.lm)
     _check_context(experiment, window)
     reader = Reader(
@@ -72,11 +72,13 @@ def make_data(experiment: Experiment) -> ContextDataModule:
     return datamodule
 
 
-def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> CompressionModule:
-    """The module of an experiment, not built yet."""
+def make_module(
+    experiment: Experiment, task_names: tuple[str, ...], lm: LanguageModel | None = None
+) -> CompressionModule:
+    """The module of an experiment, not built yet; `lm`: one that is open already."""
     trainer = experiment.trainer
     module = experiment.method.module(
-        experiment.lm,
+        experiment.lm if lm is None else lm,
         experiment.optim,
         max_steps=experiment.trainer.max_steps,
         seed=experiment.seed,
@@ -86,7 +88,7 @@ def make_module(experiment: Experiment, task_names: tuple[str, ...]) -> Compress
     return module
 
 
-def _check_tasks(experiment: Experiment) -> None:
+def check_tasks(experiment: Experiment) -> None:
     """Two tasks need a method that learns them, and the reverse."""
     data, method = experiment.data, experiment.method
     if method.has_two_tasks and not data.has_two_tasks:

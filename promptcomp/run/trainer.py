@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping
@@ -50,21 +50,11 @@ def make_trainer(
         devices=device_count(config),
         num_nodes=config.num_nodes,
         strategy=make_strategy(config),
-        precision=config.precision,
-        max_steps=config.max_steps,
-        accumulate_grad_batches=config.accumulate,
-        val_check_interval=config.eval_every * config.accumulate,
-        check_val_every_n_epoch=None,
-        limit_val_batches=None if has_dev else 0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
         logger=MetricsLogger(run, resumed_step),
         callbacks=callbacks,
         plugins=[AtomicCheckpoints(), cluster_environment(config.devices, config.num_nodes)],
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=run.path,
+        **loop_settings(config, has_dev),
     )
 
 
@@ -83,6 +73,23 @@ def monitor_of(config: TrainerConfig, datamodule: ContextDataModule) -> tuple[st
     if wanted == "accuracy" and not has_options:
         raise ConfigError("trainer.select_by = 'accuracy': the dev split has no options; use loss or exact_match")
     return f"dev/{wanted}", "min" if wanted == "loss" else "max"
+
+
+def loop_settings(config: TrainerConfig, has_dev: bool) -> dict[str, Any]:
+    """What Lightning's trainer is told of the steps, wherever it keeps what comes out of them."""
+    return {
+        "precision": config.precision,
+        "max_steps": config.max_steps,
+        "accumulate_grad_batches": config.accumulate,
+        "val_check_interval": config.eval_every * config.accumulate,
+        "check_val_every_n_epoch": None,
+        "limit_val_batches": None if has_dev else 0,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 10,
+        "use_distributed_sampler": False,  # the sampler divides the work itself
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
 
 
 def make_strategy(config: TrainerConfig) -> Strategy | str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.evaluation.metrics import METRICS
 from promptcomp.evaluation.predictions import TEXT_METRICS
 from promptcomp.evaluation.results import Cost, Size
@@ -85,7 +84,9 @@ def check_splits(config: SweepConfig) -> None:
     known = experiment.evaluation.splits or datamodule.test_splits
     for split in wanted:
         if split not in known:
-            raise ConfigError(f"objectives and constraints: results have no split {split!r}; {_near(split, known)}")
+            raise ConfigError(
+                f"objectives and constraints: results have no split {split!r}; {did_you_mean(split, known)}"
+            )
 
 
 def first_point(config: SweepConfig) -> dict[str, Scalar]:
@@ -271,7 +272,7 @@ def _metrics(config: SweepConfig, experiments: Iterable[Experiment]) -> Iterator
 def _of_metric(metric: str, split: str | None, experiments: list[Experiment]) -> str | None:
     known = known_metrics()
     if metric not in known:
-        return f"not a number of results.json; {_near(metric, known)}"
+        return f"not a number of results.json; {did_you_mean(metric, known)}"
     section = metric.partition(".")[0]
     if section in ("size", "cost") and split is not None:
         return f"size and cost belong to the run, not to split {split!r}; leave split out"
@@ -292,16 +293,10 @@ def check_metric(metric: str) -> None:
         ConfigError: they cannot.
     """
     if metric not in known_metrics():
-        raise ConfigError(f"metric {metric!r} is not a number of results.json; {_near(metric, known_metrics())}")
+        raise ConfigError(f"metric {metric!r} is not a number of results.json; {did_you_mean(metric, known_metrics())}")
 
 
 def known_metrics() -> tuple[str, ...]:
     """Every name that an objective or a constraint can have."""
     sections = [f"{name}.{key}" for name, section in (("size", Size), ("cost", Cost)) for key in section.model_fields]
     return (*OF_SPLIT, *METRICS, *sections)
-
-
-def _near(found: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(found, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

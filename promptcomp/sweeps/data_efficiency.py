@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from promptcomp.config import build, read_yaml
+from promptcomp.config import build, read_yaml, with_settings
 from promptcomp.datamodules import DATASETS
 from promptcomp.errors import ConfigError
-from promptcomp.sweeps.space import SHARE, experiment_file, experiment_of, with_settings
+from promptcomp.sweeps.space import SHARE, experiment_file, experiment_of
 from promptcomp.sweeps.sweep_config import SweepConfig, read_value, split_values
 from promptcomp.sweeps.sweep_file import apply_words
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from promptcomp.config import ConfigError
+from promptcomp.evaluation.formatting import bytes_text
 from promptcomp.experiment import Experiment
 from promptcomp.run.dry_run import Estimate, estimate
 from promptcomp.run.finding import find
@@ -285,12 +286,12 @@ def _table(plan: SweepPlan) -> Table:
     for name in plan.space:
         table.add_row(name, *(_value(end.params[name]) for end in ends))
     table.add_row("parameters (trained)", *(f"{end.parameters:,} ({end.trained:,})" for end in ends))
-    table.add_row("memory of a step, estimated", *(_gib(end.memory_bytes) for end in ends))
+    table.add_row("memory of a step, estimated", *(bytes_text(end.memory_bytes) for end in ends))
     table.add_row("training, estimated", *(f"{end.train_flops:.2g} FLOP" for end in ends))
     if plan.smallest.trial_seconds is not None:
         table.add_row("a step, measured", *(f"{end.step_seconds:.3g} s" for end in ends))
         table.add_row("a trial, from it", *(f"{end.trial_seconds:.0f} s" for end in ends))
-        table.add_row("most memory, measured", *(_gib(end.peak_bytes or 0) for end in ends))
+        table.add_row("most memory, measured", *(bytes_text(end.peak_bytes or 0) for end in ends))
     return table
 
 
@@ -300,10 +301,6 @@ def _value(value: Any) -> str:
 
 def _many(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
 
 
 def _hours(hours: float) -> str:

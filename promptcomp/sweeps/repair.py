@@ -16,6 +16,7 @@ import optuna
 from optuna.storages import JournalStorage
 
 from promptcomp.config import ConfigError, build, dump, read_yaml
+from promptcomp.errors import first_line
 from promptcomp.files import write_atomic
 from promptcomp.lease import disk_time, is_live
 from promptcomp.sweeps.claims import abandoned, adopt, is_finished, reap, run_of
@@ -114,7 +115,7 @@ def _config(directory: SweepDirectory, repair: bool) -> Iterator[Finding]:
         build(SweepConfig, read_yaml(directory.config), source=str(directory.config))
         return
     except ConfigError as error:
-        problem = str(error).splitlines()[0]
+        problem = first_line(error)
     storage = open_storage(directory, address_of(directory, None))
     copy = Queue(storage, study_name(directory)).attribute("config")
     close_storage(storage)

@@ -6,7 +6,6 @@ no scalars). `settings_of` turns them into keys of the experiment.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -17,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptcomp.config import build, dump, read_yaml
-from promptcomp.errors import ConfigError
+from promptcomp.config import build, dump, read_yaml, with_settings
+from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, Values, name_of_value
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.sweep_file import is_numeric
@@ -222,34 +221,8 @@ def experiment_file(name: str) -> Path:
         return known[name]
     if name.endswith((".yaml", ".yml")):
         return Path(name)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "see 'promptcomp methods'"
+    hint = did_you_mean(name, known, "see 'promptcomp methods'")
     raise ConfigError(f"experiment {name!r} is neither a shipped experiment nor a YAML file; {hint}")
-
-
-def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a configuration with dotted keys set; a mapping as a value replaces what was there.
-
-    Raises:
-        ConfigError: a key goes through a value.
-    """
-    result = _copy(tree)
-    for dotted, value in settings.items():
-        *parents, last = dotted.split(".")
-        node = result
-        for key in parents:
-            child = node.get(key)
-            if child is None:
-                child = node[key] = {}
-            if not isinstance(child, dict):
-                raise ConfigError(f"{dotted}: {key!r} holds the value {child!r} and has no keys below it")
-            node = child
-        node[last] = _copy(value) if isinstance(value, Mapping) else value
-    return result
-
-
-def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
 
 
 def experiment_of(

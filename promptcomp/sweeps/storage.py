@@ -25,7 +25,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from promptcomp.config import ConfigError
-from promptcomp.errors import command
+from promptcomp.errors import command, first_line
 from promptcomp.files import locked, read_text, write_atomic
 from promptcomp.lease import Lease, is_dead, lease_of
 from promptcomp.plain import SECRETS, without_credentials
@@ -370,5 +370,4 @@ def unreachable(error: Exception) -> ConfigError:
 
 def _first_line(error: Exception) -> str:
     original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    line = next((line.strip() for line in str(original).splitlines() if line.strip()), type(error).__name__)
-    return without_credentials(line)
+    return without_credentials(first_line(original))

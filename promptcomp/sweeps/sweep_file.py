@@ -6,7 +6,6 @@ Words (`key=value`) change it: `sweep.seeds=5` a key of the sweep itself, `metho
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.config import apply_overrides, build, read_yaml
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.plain import shown
 from promptcomp.sweeps.sweep_config import (
     Choices,
@@ -71,8 +70,7 @@ def find_sweep(name_or_path: str) -> Origin:
         return Origin(path.name, str(file), read_yaml(file), path)
     if path.suffix in (".yaml", ".yml"):
         return Origin(path.stem, str(path), _with_full_path(read_yaml(path), path.parent))
-    near = difflib.get_close_matches(name_or_path, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"shipped sweeps: {', '.join(known)}"
+    hint = did_you_mean(name_or_path, known, f"shipped sweeps: {', '.join(known)}")
     raise ConfigError(f"{name_or_path!r} is no shipped sweep, no YAML file and no sweep directory; {hint}")
 
 
@@ -157,9 +155,7 @@ def _own(tree: dict[str, Any], key: str, raw: str, word: str) -> dict[str, Any]:
     if top in ("space", "set"):
         raise ConfigError(f"{word!r}: write what is tried or set without 'sweep.', for example method.num_slots=1,2")
     if top not in SweepConfig.model_fields:
-        near = difflib.get_close_matches(top, SweepConfig.model_fields, n=1)
-        hint = f"did you mean sweep.{near[0]}?" if near else f"known: {', '.join(SweepConfig.model_fields)}"
-        raise ConfigError(f"{word!r}: a sweep has no key {top!r}; {hint}")
+        raise ConfigError(f"{word!r}: a sweep has no key {top!r}; {did_you_mean(top, SweepConfig.model_fields)}")
     result = apply_overrides(_without_nulls(tree, top), [f"{key}={raw}"])
     if key == "sampler":  # switching must not leave the other kind's setting in the way
         if result["sampler"] == "grid":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
-from promptcomp.errors import command
+from promptcomp.errors import command, did_you_mean
 from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
 
 
@@ -34,8 +33,7 @@ def find_recipe(name: str) -> Path:
         return known[name]
     if name.endswith((".yaml", ".yml")):
         return Path(name)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(known)}; or give a .yaml file"
+    hint = did_you_mean(name, known, f"shipped: {', '.join(known)}; or give a .yaml file")
     raise ConfigError(f"{name!r} is no recipe; {hint}")
 
 

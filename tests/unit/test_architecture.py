@@ -14,8 +14,9 @@ ROOT = Path(promptcomp.__file__).parent
 LEVELS = (
     ("__main__",),
     ("cli",),
-    ("commands",),
-    ("sweeps", "cluster", "compare", "report", "prompts", "exports", "bench", "judge", "rationales"),
+    ("commands", "in_memory"),
+    ("api",),
+    ("sweeps", "cluster", "comparing", "report", "prompts", "exports", "bench", "judge", "rationales"),
     ("run",),
     ("forecast",),
     ("experiment",),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from promptcomp.compare import FORMATS, compare, print_comparison
+from promptcomp.comparing import FORMATS, compare, print_comparison
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.predictions import ROWS, Prediction, write_predictions
 from promptcomp.evaluation.results import Results, Size, write_results
@@ -197,7 +197,7 @@ def test_table_fits_the_terminal(runs, width):
 
 
 def test_no_torch_is_imported():
-    code = "import sys, promptcomp.compare, promptcomp.report; print('torch' in sys.modules)"
+    code = "import sys, promptcomp.comparing, promptcomp.report; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
 

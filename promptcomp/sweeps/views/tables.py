@@ -222,6 +222,7 @@ def _trial_record(trial: Trial) -> dict[str, Any]:
         "number": trial.number,
         "cell": trial.cell,
         "point": trial.point,
+        "params": dict(trial.params),
         "seed": trial.seed,
         "status": trial.status,
         "attempt": trial.attempt,

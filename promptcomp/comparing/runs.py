@@ -23,7 +23,7 @@ _OWN_LINE = re.compile(rf"^(?:{'|'.join(_OWN)}): .*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ComparedRun:
     """A run to compare."""
 
     label: str
@@ -38,7 +38,7 @@ class Run:
         return self.path.parent / PREDICTIONS
 
 
-def load(paths: Sequence[Path]) -> list[Run]:
+def load(paths: Sequence[Path]) -> list[ComparedRun]:
     """Read the runs.
 
     Args:
@@ -52,7 +52,7 @@ def load(paths: Sequence[Path]) -> list[Run]:
     for i, file in enumerate(resolved):
         if file in resolved[:i]:
             raise ConfigError(f"{paths[i]}: the same run is given twice")
-    return [Run(label, file, read_results(file)) for label, file in zip(_labels(resolved), files, strict=True)]
+    return [ComparedRun(label, file, read_results(file)) for label, file in zip(_labels(resolved), files, strict=True)]
 
 
 def _labels(files: Sequence[Path]) -> list[str]:
@@ -65,7 +65,7 @@ def _labels(files: Sequence[Path]) -> list[str]:
     return [str(file) for file in files]
 
 
-def metric_of(runs: Sequence[Run], split: str, wanted: str | None) -> MetricName:
+def metric_of(runs: Sequence[ComparedRun], split: str, wanted: str | None) -> MetricName:
     """The metric to compare a split by: the wanted one, or the runs' headline metric.
 
     Raises:
@@ -82,7 +82,7 @@ def metric_of(runs: Sequence[Run], split: str, wanted: str | None) -> MetricName
     raise ConfigError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
 
 
-def different_examples(runs: Sequence[Run], split: str) -> list[str]:
+def different_examples(runs: Sequence[ComparedRun], split: str) -> list[str]:
     """Labels of the runs whose examples are not those of the first run (or cannot be known to be)."""
     first = runs[0].results.splits[split]
     others = [run for run in runs[1:] if not _same_examples(first, run.results.splits[split])]
@@ -93,7 +93,7 @@ def _same_examples(first: SplitResult, other: SplitResult) -> bool:
     return bool(first.examples_sha256) and first.examples_sha256 == other.examples_sha256
 
 
-def refusal(runs: Sequence[Run], split: str, labels: Sequence[str]) -> str:
+def refusal(runs: Sequence[ComparedRun], split: str, labels: Sequence[str]) -> str:
     """Why runs with other examples are not ranked, and what to do."""
     first = runs[0]
     counts = "; ".join(
@@ -107,7 +107,7 @@ def refusal(runs: Sequence[Run], split: str, labels: Sequence[str]) -> str:
     )
 
 
-def settings_of(runs: Sequence[Run]) -> list[dict[str, Any] | None]:
+def settings_of(runs: Sequence[ComparedRun]) -> list[dict[str, Any] | None]:
     """Each run's configuration but for the seed and where it is kept; None without a configuration file.
 
     Runs of one setting differ by their training seed alone. Files that differ in nothing else are parsed once.

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from promptcomp.compare.comparison import Comparison, Row, SeedMean, SplitComparison
+from promptcomp.comparing.comparison import Comparison, Row, SeedMean, SplitComparison
 from promptcomp.evaluation.formatting import METRIC_TITLES, bytes_text, value_text
 from promptcomp.evaluation.results import Interval
 
@@ -34,11 +34,11 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 def to_csv(comparison: Comparison) -> str:
     """One line for each run and split, numbers in full precision, empty where there is none."""
-    records = _records(comparison)
+    found = records(comparison)
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
+    writer = csv.DictWriter(out, fieldnames=list(found[0]), lineterminator="\n")
     writer.writeheader()
-    for record in records:
+    for record in found:
         flat = {key: "" if value is None else value for key, value in record.items()}
         writer.writerow(flat)
     return out.getvalue()
@@ -59,7 +59,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 def to_json(comparison: Comparison) -> str:
     """Everything the comparison holds, as one JSON object."""
-    records = _records(comparison)
+    found = records(comparison)
     splits = [
         {
             "split": split.split,
@@ -67,7 +67,7 @@ def to_json(comparison: Comparison) -> str:
             "count": split.count,
             "same_examples": split.same_examples,
             "same_bounds": split.same_bounds,
-            "rows": [record for record in records if record["split"] == split.split],
+            "rows": [record for record in found if record["split"] == split.split],
             "seed_means": [_seed_record(mean) for mean in split.seed_means],
             "notes": list(split.notes),
         }
@@ -81,7 +81,8 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {"csv": to_csv, "markdown": to
 """Renderings that do not depend on a terminal."""
 
 
-def _records(comparison: Comparison) -> list[dict[str, Any]]:
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """A flat record for each run and split."""
     return [_record(split, row) for split in comparison.splits for row in split.rows]
 
 

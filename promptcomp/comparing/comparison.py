@@ -15,7 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from promptcomp.compare.runs import PREDICTIONS, Run, different_examples, load, metric_of, refusal, settings_of
+from promptcomp.comparing.runs import (
+    PREDICTIONS,
+    ComparedRun,
+    different_examples,
+    load,
+    metric_of,
+    refusal,
+    settings_of,
+)
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample_metric
 from promptcomp.evaluation.metrics import MetricName, group
@@ -31,7 +39,7 @@ _SAME = 1e-3  # other hardware moves a loss a little
 class Row:
     """One run in the table of one split. Values are of the split's metric."""
 
-    run: Run
+    run: ComparedRun
     rank: int | None
     """1 is the best; None when the runs must not be ranked."""
     method: float | None
@@ -81,7 +89,7 @@ class SplitComparison:
 class Comparison:
     """What `compare` found; the first run is the baseline of all deltas."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[ComparedRun, ...]
     splits: tuple[SplitComparison, ...]
     notes: tuple[str, ...] = ()
 
@@ -141,7 +149,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _shared_splits(runs: Sequence[Run], wanted: str | None) -> list[str]:
+def _shared_splits(runs: Sequence[ComparedRun], wanted: str | None) -> list[str]:
     shared = [name for name in runs[0].results.splits if all(name in run.results.splits for run in runs)]
     listed = "; ".join(f"{run.label}: {', '.join(run.results.splits) or 'none'}" for run in runs)
     if wanted is not None and wanted not in shared:
@@ -151,12 +159,12 @@ def _shared_splits(runs: Sequence[Run], wanted: str | None) -> list[str]:
     return shared if wanted is None else [wanted]
 
 
-def _read_all_predictions(runs: Sequence[Run]) -> dict[str, list[Prediction]]:
+def _read_all_predictions(runs: Sequence[ComparedRun]) -> dict[str, list[Prediction]]:
     return {run.label: read_predictions(run.predictions) for run in runs if run.predictions.is_file()}
 
 
 def _compare_split(
-    runs: Sequence[Run],
+    runs: Sequence[ComparedRun],
     split: str,
     metric: MetricName,
     same: bool,
@@ -194,7 +202,9 @@ def _bounds_text(row: Row) -> str:
     return f"{row.no_prompt:.3f} to {row.full_prompt:.3f}{whose.get(row.run.results.bounds or '', '')}"
 
 
-def _row(run: Run, split: str, metric: MetricName, baseline: Run | None, interval: Interval | None) -> Row:
+def _row(
+    run: ComparedRun, split: str, metric: MetricName, baseline: ComparedRun | None, interval: Interval | None
+) -> Row:
     result = run.results.splits[split]
     headline = result.metric == metric
     value = {row: _estimate(result, row, metric) for row in ("method", "no_prompt", "full_prompt")}

@@ -1,6 +1,0 @@
-"""Tables over finished runs (no torch is imported)."""
-
-from promptcomp.compare.comparison import Comparison, Row, SeedMean, SplitComparison, compare
-from promptcomp.compare.comparison_table import FORMATS, print_comparison
-
-__all__ = ["FORMATS", "Comparison", "Row", "SeedMean", "SplitComparison", "compare", "print_comparison"]

@@ -1,0 +1,163 @@
+"""The Python API: the examples of docs/python.md, and what they leave out. Nothing it prints, nothing it hides."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import promptcomp
+from promptcomp import ConfigError, api
+from promptcomp.api import SweepRun
+from promptcomp.sweeps import running, study
+from tests.sweep_states import one_dimension
+
+LM = str(resources.files("promptcomp") / "assets" / "toy_instructions")
+ROWS = [{"instruction": "keep only the fruits", "input": "horse plum", "output": "plum"}] * 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the examples of the page have been run: runs/gist, runs/again, mine."""
+    folder, page = tmp_path_factory.mktemp("api"), Path(__file__).parents[2] / "docs" / "python.md"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        found = doctest.testfile(str(page), module_relative=False, globs={"lm": LM}, optionflags=options)
+    assert found.attempted > 15
+    assert not found.failed
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return AutoModelForCausalLM.from_pretrained(LM)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(LM)
+
+
+def test_importing_costs_nothing_and_every_name_is_there() -> None:
+    code = "import sys, promptcomp; assert not {'torch', 'lightning', 'pydantic'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in promptcomp.__all__:
+        assert not isinstance(getattr(promptcomp, name), type(sys)), f"{name} is a module"
+
+
+def test_a_run_shows_what_it_found(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = promptcomp.load_run(folder / "runs" / "gist")
+    figure = run.plot()
+    assert isinstance(figure, Figure)
+    assert figure.axes[0].get_xlabel() == "optimiser step"
+    assert run.metrics["step"].tolist() == [2]
+    assert {"low", "high"} <= set(run.scores)
+    assert not capfd.readouterr().out
+
+
+def test_tables_without_pandas_are_lists(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.importlib.util, "find_spec", lambda name: None)
+    assert promptcomp.load_run(folder / "runs" / "gist").metrics[0]["step"] == 2
+
+
+def test_an_evaluation_is_loaded_too_and_a_run_without_results_says_so(folder: Path, tmp_path: Path) -> None:
+    assert promptcomp.load_run(folder / "runs" / "again").results.method == "gist"
+    assert "without results" in repr(api.Run(tmp_path))
+    with pytest.raises(ConfigError, match="no such run directory"):
+        promptcomp.load_run(tmp_path / "nowhere")
+
+
+def test_trained_tensors_compress_as_their_run_does(folder: Path) -> None:
+    run = folder / "runs" / "gist"
+    whole, tensors = promptcomp.load_compressor(run), promptcomp.load_compressor(run / "export")
+    answers = [each.compress("keep only the fruits").generate("horse plum shirt apple") for each in (whole, tensors)]
+    assert answers[0] == answers[1]
+
+
+def test_what_was_saved_goes_into_a_fresh_model(folder: Path, tokenizer: Any) -> None:
+    fresh = AutoModelForCausalLM.from_pretrained(LM)
+    opened = promptcomp.load_compressor(folder / "mine", model=fresh, tokenizer=tokenizer)
+    assert opened.compress("keep only the fruits").generate("horse plum") == "plum"
+    with pytest.raises(ConfigError, match="together"):
+        promptcomp.load_compressor(folder / "mine", model=fresh)
+
+
+def test_dev_rows_are_measured_and_a_second_fit_goes_on(model: Any, tokenizer: Any) -> None:
+    compressor = promptcomp.TextCompressor.from_model(model, tokenizer, "gist", num_slots=1, train="none")
+    before = model.get_input_embeddings().weight.clone()
+    few: dict[str, Any] = {"trainer__max_steps": 2, "trainer__batch_size": 2, "trainer__eval_every": 1}
+    first = compressor.fit(ROWS, ROWS[:1], **few).metrics["dev/loss"].tolist()
+    second = compressor.fit(ROWS, ROWS[:1], optim__lr=0.1, **few).metrics["dev/loss"].tolist()
+    assert len(first) == len(second) == 2
+    assert second[-1] != first[-1]
+    assert (model.get_input_embeddings().weight == before).all()
+
+
+def test_a_control_compresses_as_it_is(model: Any, tokenizer: Any) -> None:
+    compressor = promptcomp.TextCompressor.from_model(model, tokenizer, "full_prompt")
+    assert compressor.compress("keep only the fruits").info.slots >= 4
+    with pytest.raises(ConfigError, match="nothing to train"):
+        compressor.fit(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ([{"instruction": "a"}], {}, r"rows\[0\]: 'output' is missing"),
+        (["a"], {}, r"rows\[0\]: expected a dictionary, not str"),
+        (ROWS, {"method__num_slots": 3}, "give their settings to from_model"),
+        (ROWS, {"trainer__max_step": 3}, "did you mean 'max_steps'"),
+    ],
+)
+def test_mistakes_have_one_message(
+    model: Any, tokenizer: Any, rows: Any, settings: dict[str, Any], message: str
+) -> None:
+    compressor = promptcomp.TextCompressor.from_model(model, tokenizer, "gist", train="none")
+    with pytest.raises(ConfigError, match=message):
+        compressor.fit(rows, **settings)
+
+
+def test_several_devices_are_left_to_the_command() -> None:
+    with pytest.raises(ConfigError, match="trainer__devices=1"):
+        promptcomp.fit("gist", trainer__devices=2, trainer__accelerator="cpu")
+    with pytest.raises(ConfigError, match="rationales"):
+        promptcomp.TextCompressor.from_model(
+            AutoModelForCausalLM.from_pretrained(LM), AutoTokenizer.from_pretrained(LM), "step_by_step"
+        )
+
+
+def test_a_sweep_is_planned_as_the_command_plans_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(running, "run_sweep", lambda *given, **options: asked.append((*given, options)) or True)
+    monkeypatch.setattr(study, "read_state", lambda directory: one_dimension(directory.path))
+    found = promptcomp.sweep(
+        "gist_tokens", output=tmp_path, workers=2, method__num_slots=[1, 2], trainer__max_steps=5, sweep__seeds=2
+    )
+    config, directory, options = asked[0]
+    assert config.space["method.num_slots"].values == (1, 2)
+    assert (config.set["trainer.max_steps"], config.seeds, options["workers"]) == (5, 2, 2)
+    assert found.path == directory.path == tmp_path
+    monkeypatch.setattr(running, "run_sweep", lambda *given, **options: False)
+    with pytest.raises(KeyboardInterrupt, match="the same call continues"):
+        promptcomp.sweep(
+            {"experiment": "gist", "space": {"optim.lr": [1e-3]}}, output=tmp_path, optim__lr="1e-4..1e-2:steps=3"
+        )
+    with pytest.raises(ConfigError, match="output="):
+        promptcomp.sweep({"experiment": "gist"}, optim__lr=[1e-3, 1e-2])
+
+
+def test_a_sweeps_tables_and_pictures(tmp_path: Path) -> None:
+    found = SweepRun(one_dimension(tmp_path))
+    assert found.best == {"method.num_slots": found.points["method.num_slots"][0]}
+    assert len(found.trials) == len(found.state.trials)
+    assert "method.num_slots" in found.trials
+    assert all(isinstance(figure, Figure) for figure in found.plot().values())
+    assert "num_slots" in repr(found)
