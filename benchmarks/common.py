@@ -22,7 +22,7 @@ from promptcomp.language_model import LanguageModel
 
 
 def make_lm(kind: str) -> LanguageModel:
-    """A random model: "gpt2" and "t5" with a paper-like vocabulary at a small width, "toy" as the embedded decoder."""
+    """A random model: "gpt2" and "t5" with a paper-like vocabulary at a small width, "toy" as the built-in decoder."""
     torch.manual_seed(0)
     if kind == "gpt2":
         sizes = {"n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 1024, "vocab_size": 8192}

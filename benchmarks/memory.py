@@ -9,7 +9,7 @@ and (estimate - peak) / peak, for each case and the largest of them.
 
 Run: python benchmarks/memory.py --process FOLDER_OF_A_MODEL. What `fit --dry-run` says that a process takes on CPU
 (libraries and loading included) against the highest resident memory of the real `promptcomp fit` (three steps and the
-evaluation), for gist with LoRA, a trained full_prompt and MEND on the embedded instruction world.
+evaluation), for gist with LoRA, a trained full_prompt and MEND on the toy instruction world.
 """
 
 from __future__ import annotations

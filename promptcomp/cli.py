@@ -233,7 +233,7 @@ def pretrain(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a small base LM from scratch, for offline use: the embedded world's, or one for your own text."""
+    """Train a small base LM from scratch, for offline use: the toy world's, or one for your own text."""
     from promptcomp.toy.pretraining import run_pretrain
 
     run_pretrain(recipe, overrides or [], output, console_for(as_json), as_json)
@@ -249,7 +249,7 @@ def methods(as_json: JsonOption = False) -> None:
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
-    """Check this machine: versions, devices, disk, embedded models, a tiny training step."""
+    """Check this machine: versions, devices, disk, built-in models, a tiny training step."""
     from promptcomp.run.doctor import print_report
 
     if not print_report(console_for(as_json), as_json):

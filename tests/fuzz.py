@@ -179,7 +179,7 @@ class Bench:
 
     def _configs(self) -> None:
         for name in ("mend", "gist", "step_by_step", "no_prompt", "metaicl"):
-            small = self.small if name != "step_by_step" else []  # its answers are words of the embedded world's LM
+            small = self.small if name != "step_by_step" else []  # its answers are words of the toy world's LM
             tree = load(name, None, [*small, *self.data_of(name)]).model_dump(mode="json")
             (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         sweep = {

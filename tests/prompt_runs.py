@@ -51,13 +51,13 @@ DATA = {
     "queries_per_context": 2,
     "world": {"num_test_tasks": 2, "num_dev_tasks": 2, "num_queries": 2},
 }
-"""A small corner of the embedded world."""
+"""A small corner of the toy world."""
 
 
 def save_lm(folder: Path, kind: str, seed: int = 0, world: str = "toy_decoder") -> Path:
-    """A random LM ("gpt2", "llama", "t5", or one of KINDS) with the tokenizer of an embedded world; its answers are no
+    """A random LM ("gpt2", "llama", "t5", or one of KINDS) with the tokenizer of a toy world; its answers are no
     constant."""
-    tokenizer = open_tokenizer(LanguageModelConfig(path=f"embedded:{world}"))
+    tokenizer = open_tokenizer(LanguageModelConfig(path=f"builtin:{world}"))
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     words = len(tokenizer)
     model: PreTrainedModel

@@ -28,7 +28,7 @@ Prompt = str | Sequence[Message]
 def local_identity(path: str) -> str:
     """The name of a local model in a record: a folder by its full path, a hub name as it is."""
     found = Path(locate(path))
-    return f"local:{found.resolve()}" if os.path.exists(found) and not path.startswith("embedded:") else f"local:{path}"
+    return f"local:{found.resolve()}" if os.path.exists(found) and not path.startswith("builtin:") else f"local:{path}"
 
 
 class _AllEnded(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from promptcomp.cluster.profile import SlurmProfile
 from promptcomp.config import ConfigError
 from promptcomp.experiment import Experiment
-from promptcomp.language_model.loading import EMBEDDED
+from promptcomp.language_model.loading import BUILTIN
 
 _WEIGHTS = (
     "model.safetensors",
@@ -57,7 +57,7 @@ _HINT = (
 
 def _check_weights(experiment: Experiment) -> None:
     lm = experiment.lm
-    if lm.from_scratch is not None or lm.path.startswith(EMBEDDED) or os.path.exists(lm.path):
+    if lm.from_scratch is not None or lm.path.startswith(BUILTIN) or os.path.exists(lm.path):
         return
     from huggingface_hub import try_to_load_from_cache
 

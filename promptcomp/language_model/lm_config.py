@@ -37,7 +37,7 @@ class LanguageModelConfig(Config):
     """Which language model to use."""
 
     path: str
-    """A folder, a hub name, or an embedded model: embedded:toy_decoder, embedded:toy_t5."""
+    """A folder, a hub name, or a built-in model: builtin:toy_decoder, builtin:toy_t5."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
@@ -50,6 +50,6 @@ class LanguageModelConfig(Config):
     bos: bool | None = None
     """Put the tokenizer's BOS in front of every sequence; null: as the tokenizer itself does."""
     from_scratch: FromScratch | None = None
-    """Start with random weights; `path` gives the tokenizer and the architecture (embedded:toy_student has no more)."""
+    """Start with random weights; `path` gives the tokenizer and the architecture (builtin:toy_student has no more)."""
     layers: int | None = Field(None, ge=1)
     """Only the first so many blocks of the model (T5: of its encoder and of its decoder), with their weights."""

@@ -1,4 +1,4 @@
-"""Finding and opening Hugging Face models and tokenizers: folders, hub names and the embedded models."""
+"""Finding and opening Hugging Face models and tokenizers: folders, hub names and the built-in models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from promptcomp.language_model.lm_config import LanguageModelConfig
 from promptcomp.language_model.random_start import changed_architecture, first_layers, start_positions
 from promptcomp.language_model.window import window_of
 
-EMBEDDED = "embedded:"
+BUILTIN = "builtin:"
 ENCODER_DECODERS = ("t5", "mt5")
 """Encoder-decoder families whose attention takes the position from a relative bias that we can set for packed rows."""
 _TEXT_PARTS = {
@@ -48,17 +48,19 @@ _log = logging.getLogger(__name__)
 
 
 def locate(path: str) -> str:
-    """The folder of an embedded model; any other name unchanged.
+    """The folder of a built-in model; any other name unchanged.
 
     Raises:
-        ConfigError: no embedded model of that name.
+        ConfigError: no built-in model of that name.
     """
-    if not path.startswith(EMBEDDED):
+    if path.startswith("embedded:"):
+        raise ConfigError(f"lm.path = {path!r}: built-in models are named {BUILTIN}{path.partition(':')[2]} now")
+    if not path.startswith(BUILTIN):
         return path
-    folder = Path(str(resources.files("promptcomp") / "assets" / path.removeprefix(EMBEDDED)))
+    folder = Path(str(resources.files("promptcomp") / "assets" / path.removeprefix(BUILTIN)))
     if not (folder / "config.json").is_file():
         shipped = sorted(p.name for p in folder.parent.glob("*") if (p / "config.json").is_file())
-        raise ConfigError(f"lm.path = {path!r}: no such embedded model; shipped: {', '.join(shipped) or 'none'}")
+        raise ConfigError(f"lm.path = {path!r}: no such built-in model; shipped: {', '.join(shipped) or 'none'}")
     return str(folder)
 
 
@@ -181,7 +183,7 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
         if config.from_scratch.positional_start is not None:
             start_positions(hf, config.from_scratch.positional_start)
         return hf
-    if config.path.startswith(EMBEDDED) and not list(Path(locate(config.path)).glob("*.safetensors")):
+    if config.path.startswith(BUILTIN) and not list(Path(locate(config.path)).glob("*.safetensors")):
         raise ConfigError(f"{config.path} has no weights; start it with random ones: lm.from_scratch={{}}")
     is_text = type(architecture) in MODEL_FOR_CAUSAL_LM_MAPPING
     with _reading(config.path, "weights"):

@@ -30,7 +30,7 @@ class Finding(BaseModel):
 
 def report() -> list[Finding]:
     """Every check; a check that fails says what to do."""
-    checks: list[Callable[[], Finding]] = [_python, _packages, _devices, _memory, _disk, _writable, _embedded, _step]
+    checks: list[Callable[[], Finding]] = [_python, _packages, _devices, _memory, _disk, _writable, _builtin, _step]
     with quiet():
         return [check() for check in checks]
 
@@ -76,7 +76,7 @@ def _devices() -> Finding:
 
 def _memory() -> Finding:
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return Finding(subject="memory", ok=free > 1, detail=f"{free:.1f} GiB free (the embedded world needs about 1)")
+    return Finding(subject="memory", ok=free > 1, detail=f"{free:.1f} GiB free (the toy world needs about 1)")
 
 
 def _disk() -> Finding:
@@ -96,17 +96,17 @@ def _writable() -> Finding:
     return Finding(subject="run directories", ok=True, detail="can be written here")
 
 
-def _embedded() -> Finding:
+def _builtin() -> Finding:
     from promptcomp.config import ConfigError
     from promptcomp.language_model import LanguageModel, LanguageModelConfig
 
     names = ("toy_decoder", "toy_t5")
     try:
-        models = {name: LanguageModel.from_config(LanguageModelConfig(path=f"embedded:{name}")) for name in names}
+        models = {name: LanguageModel.from_config(LanguageModelConfig(path=f"builtin:{name}")) for name in names}
     except (ConfigError, OSError) as error:
-        return Finding(subject="embedded models", ok=False, detail=f"{error}; reinstall the package")
+        return Finding(subject="built-in models", ok=False, detail=f"{error}; reinstall the package")
     sizes = [f"{name} {sum(p.numel() for p in model.parameters()):,} parameters" for name, model in models.items()]
-    return Finding(subject="embedded models", ok=True, detail=", ".join(sizes))
+    return Finding(subject="built-in models", ok=True, detail=", ".join(sizes))
 
 
 def _step() -> Finding:

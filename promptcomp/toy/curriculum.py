@@ -1,4 +1,4 @@
-"""Pretraining text of the embedded world, in stages: a small LM learns to copy, then to look up, then to classify.
+"""Pretraining text of the toy world, in stages: a small LM learns to copy, then to look up, then to classify.
 
 Trained on classification tasks alone, LMs this small stay for thousands of steps at guessing among the labels they have
 seen. Repeated random words and single-word lookup make the copying circuit (an "induction head") form first;

@@ -1,4 +1,4 @@
-"""The embedded world: a generator of in-context classification tasks that a 0.4M-parameter LM can really learn.
+"""The toy world: a generator of in-context classification tasks that a 0.4M-parameter LM can really learn.
 
 Words: 24 categories of 12 words, 16 of nouns (animals, tools, countries ...) and 8 of adjectives (joy, warm, small
 ...). A task draws 2-4 categories of one group and gives each a random label ("foo", "west", "b" ...), so its labels can
@@ -181,7 +181,7 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
 
 
 class ToySource(TaskSource):
-    """Tasks of the embedded world; task i of a split is a pure function of (config, split, i)."""
+    """Tasks of the toy world; task i of a split is a pure function of (config, split, i)."""
 
     def __init__(self, config: ToyConfig) -> None:
         self.config = config
@@ -198,7 +198,7 @@ class ToySource(TaskSource):
             ValueError: there is no such split.
         """
         if split not in SPLITS:
-            raise ValueError(f"split {split!r} is unknown; the embedded world has {', '.join(SPLITS)}")
+            raise ValueError(f"split {split!r} is unknown; the toy world has {', '.join(SPLITS)}")
         return _ToyTasks(self.config, split)
 
 

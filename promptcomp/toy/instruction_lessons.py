@@ -1,4 +1,4 @@
-"""Pretraining on the embedded instruction world: first copying, then instructions in all phrasings.
+"""Pretraining on the toy instruction world: first copying, then instructions in all phrasings.
 
 A document is "instruction : words => answer <eos>", read by a decoder-only LM. All phrasings occur, those that a
 compressor's training holds out as well; pairs of selection and transform are training pairs only.
@@ -46,7 +46,7 @@ class InstructionStage(Config):
 
 
 class InstructionCurriculum(Config):
-    """Pretraining on the embedded instruction world."""
+    """Pretraining on the toy instruction world."""
 
     name: Literal["toy_instructions"] = "toy_instructions"
     stages: tuple[InstructionStage, ...] = Field(min_length=1)

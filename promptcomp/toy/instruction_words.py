@@ -1,4 +1,4 @@
-"""Words and phrasings of the embedded instruction world (see `promptcomp.toy.instruction_world`).
+"""Words and phrasings of the toy instruction world (see `promptcomp.toy.instruction_world`).
 
 A pattern such as "(drop|remove) (|only) the first (word|one)" stands for all its choices: here 2 x 2 x 2 phrasings.
 """

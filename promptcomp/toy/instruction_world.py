@@ -1,4 +1,4 @@
-"""The embedded instruction world: small list-editing tasks said in many ways, which a 0.3M-parameter LM can learn.
+"""The toy instruction world: small list-editing tasks said in many ways, which a 0.3M-parameter LM can learn.
 
 An instruction joins a selection (21: all, the first, all but the last, only the animals ...) and a transform (7: as is,
 reversed, each twice, plus after each, minus before each, done at the end, okay at the start). The input is a list of
@@ -160,7 +160,7 @@ def draw_instruction(pair: Pair, wording: Wording, rng: random.Random, limit: in
 
 
 class ToyInstructionSource(InstructionSource):
-    """Rows of the embedded instruction world; row i of a split is a pure function of (config, split, i)."""
+    """Rows of the toy instruction world; row i of a split is a pure function of (config, split, i)."""
 
     def __init__(self, config: ToyInstructionsConfig) -> None:
         self.config = config
@@ -177,7 +177,7 @@ class ToyInstructionSource(InstructionSource):
             ValueError: there is no such split.
         """
         if split not in SPLITS:
-            raise ValueError(f"split {split!r} is unknown; the embedded instruction world has {', '.join(SPLITS)}")
+            raise ValueError(f"split {split!r} is unknown; the toy instruction world has {', '.join(SPLITS)}")
         return _ToyRows(self.config, split)
 
 

@@ -1,4 +1,4 @@
-"""The embedded worlds of rationales: small tasks in which a teacher's reasons tell more than the label does.
+"""The toy worlds of rationales: small tasks in which a teacher's reasons tell more than the label does.
 
 cost: what two goods cost together ("i buy a robin and a saw , what is the price ?" -> 7). The prices, 1 to 5 for 120
 goods, are never told; the label shows a sum, the rationale ("3 + 4 = 7") the prices. reviews: whether most of five
@@ -133,7 +133,7 @@ class ToyRationaleSource(RationaleSource):
             ConfigError: there is no such split.
         """
         if split not in self.splits:
-            raise ConfigError(f"split {split!r} is unknown; the embedded worlds have {', '.join(self.splits)}")
+            raise ConfigError(f"split {split!r} is unknown; the toy worlds have {', '.join(self.splits)}")
         if not self._all:
             config = self.config
             stream = _questions(config)
@@ -168,7 +168,7 @@ class ToyRationaleSource(RationaleSource):
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All tokens of the embedded worlds in the order of their ids: specials, marks, words."""
+    """All tokens of the toy worlds in the order of their ids: specials, marks, words."""
     words = {word for text in (*_BUYERS, *_JOINS, "and a", "what is the price", "the was so") for word in text.split()}
     words.update(prices(), _GOOD.split(), _BAD.split(), _ASPECTS.split(), ("good", "bad", "positive", "negative"))
     words.update(map(str, range(2 * _MAX_PRICE + 1)))

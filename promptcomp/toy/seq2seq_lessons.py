@@ -1,4 +1,4 @@
-"""Encoder-decoder pretraining on the embedded world: the encoder reads demonstrations, the decoder asks and answers.
+"""Encoder-decoder pretraining on the toy world: the encoder reads demonstrations, the decoder asks and answers.
 
 Layout `query_in_decoder`: the encoder reads "x1 => y1 \\n x2 => y2 \\n ..." and the decoder `<pad> x =>`, after which
 it predicts `y \\n <eos>`. Several queries share an encoder pass: they stand in one decoder row and a block mask keeps
@@ -35,7 +35,7 @@ _COPY_PIECES, _COPY_LENGTH = 4, 9
 
 
 class ToySeq2SeqCurriculum(StagedCurriculum):
-    """Pretraining of an encoder-decoder LM on the embedded world; a stage's `rows` are rows in the encoder."""
+    """Pretraining of an encoder-decoder LM on the toy world; a stage's `rows` are rows in the encoder."""
 
     name: Literal["toy_icl_seq2seq"] = "toy_icl_seq2seq"
     num_queries: int = Field(default=8, ge=1)

@@ -1,4 +1,4 @@
-"""Decoder-only pretraining on the embedded world: rendering, loss, skills and the walk through the stages."""
+"""Decoder-only pretraining on the toy world: rendering, loss, skills and the walk through the stages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class StagedCurriculum(Config):
 
 
 class ToyCurriculum(StagedCurriculum):
-    """Pretraining on the embedded world."""
+    """Pretraining on the toy world."""
 
     name: Literal["toy_icl"] = "toy_icl"
 

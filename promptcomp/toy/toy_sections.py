@@ -20,7 +20,7 @@ World = Literal["cost", "reviews"]
 
 
 class ToyConfig(Config):
-    """The embedded world of in-context classification tasks."""
+    """The toy world of in-context classification tasks."""
 
     name: Literal["toy_icl"] = "toy_icl"
     seed: int = 0
@@ -58,7 +58,7 @@ class ToyConfig(Config):
 
 
 class ToyInstructionsConfig(Config):
-    """The embedded instruction world."""
+    """The toy instruction world."""
 
     seed: int = 0
     """Chooses the rows of every split; what is held out does not depend on it."""
@@ -77,7 +77,7 @@ class ToyInstructionsConfig(Config):
 
 
 class ToyRationaleConfig(Config):
-    """The generator of the embedded rationale worlds."""
+    """The generator of the toy rationale worlds."""
 
     kind: World = "cost"
     """cost: the price of two goods (9 labels); reviews: whether most opinions are good (2 labels)."""
@@ -94,7 +94,7 @@ class ToyRationaleConfig(Config):
 
 
 class ToyICLData(ICLConfig):
-    """The embedded world of in-context classification tasks (no files needed)."""
+    """The toy world of in-context classification tasks (no files needed)."""
 
     name: Literal["toy_icl"] = "toy_icl"
     world: ToyConfig = ToyConfig()
@@ -114,7 +114,7 @@ class ToyICLData(ICLConfig):
                 f"world.num_demonstrations (now {self.world.num_demonstrations}) as well"
             )
         if self.balance != "tasks":
-            raise ValueError("balance must be 'tasks': the tasks of the embedded world are generated and never listed")
+            raise ValueError("balance must be 'tasks': the tasks of the toy world are generated and never listed")
         return self
 
     def source(self) -> TaskSource:
@@ -125,13 +125,13 @@ class ToyICLData(ICLConfig):
 
 
 class ToyInstructionsData(InstructionConfig):
-    """The embedded world of list-editing instructions (no files needed)."""
+    """The toy world of list-editing instructions (no files needed)."""
 
     name: Literal["toy_instructions"] = "toy_instructions"
     world: ToyInstructionsConfig = ToyInstructionsConfig()
     """The generator's own options."""
     template: TemplateName | CustomTemplate = CustomTemplate(query=": {input} =>", empty_query=": =>")
-    """As the embedded base model has it: "instruction : input => output"."""
+    """As the built-in base model has it: "instruction : input => output"."""
     max_context_tokens: int = Field(default=48, ge=1)
     max_query_tokens: int = Field(default=16, ge=1)
     max_target_tokens: int = Field(default=24, ge=1)
@@ -147,7 +147,7 @@ class ToyInstructionsData(InstructionConfig):
 
 
 class ToyRationaleData(RationaleConfig):
-    """The embedded worlds of rationales (no files needed)."""
+    """The toy worlds of rationales (no files needed)."""
 
     name: Literal["toy_rationales"] = "toy_rationales"
     world: ToyRationaleConfig = ToyRationaleConfig()

@@ -1,4 +1,4 @@
-"""Words, labels and sentence templates of the embedded world (see `promptcomp.toy.icl_world`)."""
+"""Words, labels and sentence templates of the toy world (see `promptcomp.toy.icl_world`)."""
 
 from __future__ import annotations
 

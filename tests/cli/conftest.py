@@ -1,4 +1,4 @@
-"""The program run in this process, and a tiny random LM of the embedded world on disk."""
+"""The program run in this process, and a tiny random LM of the toy world on disk."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 @pytest.fixture(scope="session")
 def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random GPT-2 with dropout and the embedded world's tokenizer."""
+    """A random GPT-2 with dropout and the toy world's tokenizer."""
     folder = tmp_path_factory.mktemp("tiny_lm")
     tokenizer = toy_tokenizer()
     torch.manual_seed(0)

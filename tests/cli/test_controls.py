@@ -18,7 +18,7 @@ TRAINED = {"no_prompt_untrained", "no_prompt_trained", "method", "full_prompt_tr
 
 @pytest.fixture
 def gist_run(run: Run, tiny_lm: Path) -> Run:
-    """`promptcomp fit --with-controls` of a tiny gist model on the embedded world, with answers."""
+    """`promptcomp fit --with-controls` of a tiny gist model on the toy world, with answers."""
 
     def call(*overrides: str) -> Done:
         return run(

@@ -16,8 +16,8 @@ SMALL = [
     "evaluation.bootstrap_resamples=100", "evaluation.measure_cost=false", "optim.lr=1e-4",
 ]  # fmt: skip
 LMS = {
-    "decoder": ["lm.path=embedded:toy_decoder", "lm.bos=true"],
-    "encoder_decoder": ["lm.path=embedded:toy_t5", "lm.layout=query_in_encoder"],
+    "decoder": ["lm.path=builtin:toy_decoder", "lm.bos=true"],
+    "encoder_decoder": ["lm.path=builtin:toy_t5", "lm.layout=query_in_encoder"],
 }
 
 

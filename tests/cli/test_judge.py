@@ -212,8 +212,8 @@ def test_another_judge_needs_another_file(run: Run, runs: tuple[str, str]) -> No
         (("--model", "m", "--split", "human"), "it has seen, unseen"),
         (("--model", "m", "--prompt", "nowhere.txt"), "nowhere.txt: no such judge prompt"),
         (("--local", "a"), "a: the model cannot be read"),
-        (("--local", "embedded:toy_t5"), "cannot be a judge"),
-        (("--local", "embedded:toy_decoder", "--device", "tpu"), "choose auto, cpu, cuda"),
+        (("--local", "builtin:toy_t5"), "cannot be a judge"),
+        (("--local", "builtin:toy_decoder", "--device", "tpu"), "choose auto, cpu, cuda"),
     ],
 )
 def test_mistakes(words: tuple[str, ...], expected: str, run: Run, runs: tuple[str, str]) -> None:

@@ -21,7 +21,7 @@ def test_every_shipped_experiment_is_valid_and_has_a_dry_run(
     monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **_: asked.append(words) or [])
     named = load(name, None).method.name in name or name.startswith("paper/")
     assert named or name == "task_distillation"  # finetune with the teacher's labels
-    own = ["lm.path=embedded:toy_decoder"] if load(name, None).lm.path.startswith("models/") else []
+    own = ["lm.path=builtin:toy_decoder"] if load(name, None).lm.path.startswith("models/") else []
     done = run("fit", "--method", name, "--dry-run", "--json", *own)
     assert done.returncode == 0, done.stderr
     estimate = json.loads(done.stdout)["estimate"]
@@ -73,7 +73,7 @@ def test_bad_rows_are_found_with_file_and_line(run: Run, tmp_path: Path) -> None
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
     (tmp_path / "own.yaml").write_text(
-        "method: {name: full_prompt}\nlm: {path: 'embedded:toy_decoder', bos: true}\n"
+        "method: {name: full_prompt}\nlm: {path: 'builtin:toy_decoder', bos: true}\n"
         "data: {name: table_icl, test: [rows.jsonl]}\n"
     )
     done = run("data", "validate", "--config", "own.yaml")
@@ -85,7 +85,7 @@ def test_bad_rows_are_found_with_file_and_line(run: Run, tmp_path: Path) -> None
 
 def test_doctor(run: Run) -> None:
     findings = json.loads(run("doctor", "--json").stdout)
-    assert {"python", "packages", "devices", "embedded models"} <= {finding["subject"] for finding in findings}
+    assert {"python", "packages", "devices", "built-in models"} <= {finding["subject"] for finding in findings}
     assert all(finding["ok"] for finding in findings), findings
 
 

@@ -253,7 +253,7 @@ def test_the_shared_prefix_changes_nothing(tiny_lm: Path) -> None:
 
 
 def test_an_encoder_decoder_teacher() -> None:
-    model = LocalLM("embedded:toy_t5", "cpu")
+    model = LocalLM("builtin:toy_t5", "cpu")
     prompts = ["the bird is red and the dog", "the bird is red"]
     model.prepare(prompts, 6)
     assert model._shared

@@ -37,7 +37,7 @@ def test_data_and_method_that_do_not_belong_together(run: Run, tmp_path: Path) -
     done = run("fit", "--method", "step_by_step", "--run-dir", str(tmp_path / "a"), "data={name: toy_icl}", *SHORT[:2])
     assert done.returncode == 2
     assert "rationale" in done.stderr
-    other = ("method={name: mend, num_slots: 2}", "lm={path: embedded:toy_student, from_scratch: {}}")
+    other = ("method={name: mend, num_slots: 2}", "lm={path: builtin:toy_student, from_scratch: {}}")
     done = run("fit", "--method", "step_by_step", "--run-dir", str(tmp_path / "b"), *other, *SHORT)
     assert done.returncode == 2
     assert "rationale" in done.stderr

@@ -138,7 +138,7 @@ def test_sections_of_methods_import_no_torch() -> None:
         "import sys\n"
         "from promptcomp.lightning_modules import METHODS\n"
         "from promptcomp.language_model import LanguageModelConfig\n"
-        "assert METHODS and LanguageModelConfig(path='embedded:toy_decoder')\n"
+        "assert METHODS and LanguageModelConfig(path='builtin:toy_decoder')\n"
     )
     assert not _heavy(code)
 

@@ -148,9 +148,9 @@ def test_gist_tokens_with_adapters(tmp_path: Path, kind: str, layout: str, share
     same(run_readme(tmp_path / "out")["logits"][0], logits_of(open_trained_module(run)[1]))
 
 
-def test_adapters_of_an_embedded_lm(tmp_path: Path) -> None:
+def test_adapters_of_a_builtin_lm(tmp_path: Path) -> None:
     method = {"name": "gist", "num_slots": 1, "train": "lora"}
-    run = save_run(tmp_path / "run", Path("embedded:toy_decoder"), method, data=DATA)
+    run = save_run(tmp_path / "run", Path("builtin:toy_decoder"), method, data=DATA)
     same(run_readme_after(run, tmp_path / "out")["logits"][0], logits_of(open_trained_module(run)[1]))
 
 
@@ -223,9 +223,9 @@ def run_readme_of_hf(run: Path, folder: Path) -> dict[str, Any]:
     return run_readme(folder)
 
 
-def test_an_embedded_lm_is_exported(tmp_path: Path) -> None:
+def test_a_builtin_lm_is_exported(tmp_path: Path) -> None:
     method = {"name": "gist", "num_slots": 1}
-    run = save_run(tmp_path / "run", Path("embedded:toy_decoder"), method, data=DATA)
+    run = save_run(tmp_path / "run", Path("builtin:toy_decoder"), method, data=DATA)
     names = run_readme_after(run, tmp_path / "out")
     _, module = open_trained_module(run)
     expected = logits_of(module)

@@ -65,7 +65,7 @@ def make_run(
         method="mend",
         family="decoder",
         data="toy_icl",
-        lm="embedded:toy_decoder",
+        lm="builtin:toy_decoder",
         seed=seed,
         splits={found[0].split: split},
         size=Size(compression=12.0, memory_bytes=4096, context_bytes=65536),

@@ -226,7 +226,7 @@ def test_the_figures_of_a_page(tmp_path: Path) -> None:
 def student(*overrides: str) -> Experiment:
     tree: dict[str, Any] = {
         "method": {"name": "step_by_step"},
-        "lm": {"path": "embedded:toy_student", "from_scratch": {}},
+        "lm": {"path": "builtin:toy_student", "from_scratch": {}},
         "data": {"name": "toy_rationales"},
         "trainer": {"accelerator": "cpu", "batch_size": 8},
     }
@@ -236,7 +236,7 @@ def student(*overrides: str) -> Experiment:
 def test_a_white_box_teacher_is_counted() -> None:
     """Its weights, its pass, its logits and what the comparison makes of them."""
     alone = estimate(student())
-    taught = estimate(student("method.teacher={path: embedded:toy_student, from_scratch: {}}"))
+    taught = estimate(student("method.teacher={path: builtin:toy_student, from_scratch: {}}"))
     assert taught.device.weights == 2 * alone.device.weights
     assert taught.device.logits > 1.5 * alone.device.logits
     assert taught.step_flops == pytest.approx(4 / 3 * alone.step_flops, rel=0.01)
@@ -244,7 +244,7 @@ def test_a_white_box_teacher_is_counted() -> None:
 
 @pytest.mark.parametrize("method", ["gist", "full_prompt", "mend", "prompt_tuning", "metaicl"])
 def test_a_beginning_of_sequence_is_counted(method: str) -> None:
-    words = ("data.name=toy_instructions", "lm={path: embedded:toy_instructions}", f"method={{name: {method}}}")
+    words = ("data.name=toy_instructions", "lm={path: builtin:toy_instructions}", f"method={{name: {method}}}")
     without, with_bos = (estimate(student(*words, f"lm.bos={bos}")) for bos in ("false", "true"))
     assert with_bos.context_tokens == without.context_tokens + 1
     assert with_bos.step_flops > without.step_flops

@@ -32,5 +32,5 @@ def test_the_first_blocks_keep_their_weights(kind: str, tmp_path: Path) -> None:
 
 
 def test_more_blocks_than_there_are() -> None:
-    with pytest.raises(ConfigError, match="layers = 9: embedded:toy_decoder has 4 layers"):
-        LanguageModel.skeleton(LanguageModelConfig(path="embedded:toy_decoder", layers=9))
+    with pytest.raises(ConfigError, match="layers = 9: builtin:toy_decoder has 4 layers"):
+        LanguageModel.skeleton(LanguageModelConfig(path="builtin:toy_decoder", layers=9))

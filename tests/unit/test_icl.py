@@ -437,7 +437,7 @@ def test_workers_give_the_same_batches(tokenizer: PreTrainedTokenizerFast) -> No
         assert torch.equal(one.target_ids, two.target_ids)
 
 
-def test_the_embedded_world() -> None:
+def test_the_toy_worlds() -> None:
     config = ToyICLData(queries_per_context=4, world=ToyConfig(num_train_tasks=50), max_dev_tasks=3)
     dm = ICLDataModule(config, ToySource(config.world), toy_tokenizer(), seed=0, batch_size=2, window=256)
     batch = next(iter(dm.train_dataloader()))

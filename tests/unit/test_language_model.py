@@ -66,8 +66,8 @@ def test_bos_is_what_the_tokenizer_adds_unless_said_otherwise(tmp_path: Path) ->
 def test_unreadable_models_are_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the model cannot be read"):
         LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path)))
-    with pytest.raises(ConfigError, match="no such embedded model"):
-        LanguageModel.from_config(LanguageModelConfig(path="embedded:nothing"))
+    with pytest.raises(ConfigError, match="no such built-in model"):
+        LanguageModel.from_config(LanguageModelConfig(path="builtin:nothing"))
     hf = tiny_hf("gpt2")
     hf.config.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="the weights cannot be read"):

@@ -1,4 +1,4 @@
-"""The encoder-decoder recipe of the embedded world: start, batches, a short form, and the shipped checkpoint."""
+"""The encoder-decoder recipe of the toy world: start, batches, a short form, and the shipped checkpoint."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -178,7 +178,7 @@ def test_demonstrations_are_written_as_in_training(compressors: dict[tuple[str, 
 @pytest.mark.parametrize("data", [DATA, {"name": "toy_instructions"}], ids=lambda data: str(data["name"]))
 def test_queries_are_written_as_in_evaluation(data: dict[str, Any], tmp_path: Path) -> None:
     is_icl = data["name"] == "toy_icl"
-    lm = save_lm(tmp_path / "lm", "gpt2") if is_icl else Path("embedded:toy_instructions")
+    lm = save_lm(tmp_path / "lm", "gpt2") if is_icl else Path("builtin:toy_instructions")
     method = {"name": "gist", "num_slots": 1, "train": "none"}
     compressor = open_compressor(save_run(tmp_path / "run", lm, method, data=data), "cpu")
     split = compressor.datamodule.eval_splits[-1]

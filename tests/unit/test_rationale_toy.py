@@ -1,4 +1,4 @@
-"""The embedded rationale worlds, and a student that starts from random weights."""
+"""The toy rationale worlds, and a student that starts from random weights."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_shipped_tokenizer_is_that_of_the_worlds() -> None:
 
 
 def _student(**options: Any) -> LanguageModelConfig:
-    return LanguageModelConfig(path="embedded:toy_student", from_scratch=FromScratch(**options))
+    return LanguageModelConfig(path="builtin:toy_student", from_scratch=FromScratch(**options))
 
 
 def test_a_student_follows_the_runs_seed() -> None:
@@ -138,4 +138,4 @@ def test_wrong_settings_are_told(settings: dict[str, int], message: str) -> None
 
 def test_a_model_without_weights_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match="from_scratch"):
-        LanguageModel.from_config(LanguageModelConfig(path="embedded:toy_student"))
+        LanguageModel.from_config(LanguageModelConfig(path="builtin:toy_student"))

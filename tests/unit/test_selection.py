@@ -17,7 +17,7 @@ from promptcomp.run.trainer import monitor_of
 
 
 def data(name: str) -> Any:
-    lm = {"path": "embedded:toy_decoder" if name == "toy_icl" else "embedded:toy_instructions"}
+    lm = {"path": "builtin:toy_decoder" if name == "toy_icl" else "builtin:toy_instructions"}
     tree = {"method": {"name": "prompt_tuning"}, "data": {"name": name}, "lm": lm}
     return make_parts(build(Experiment, tree))[0]
 

@@ -46,9 +46,9 @@ def test_combinations_that_cannot_work(options: dict[str, object], message: str)
 
 def test_drawn_answers_are_refused_with_divided_weights() -> None:
     tree = {
-        "method": {"name": "step_by_step", "teacher": {"path": "embedded:toy_decoder"}, "on_policy_share": 0.5},
+        "method": {"name": "step_by_step", "teacher": {"path": "builtin:toy_decoder"}, "on_policy_share": 0.5},
         "data": {"name": "toy_rationales", "targets": "label_and_rationale"},
-        "lm": {"path": "embedded:toy_decoder"},
+        "lm": {"path": "builtin:toy_decoder"},
         "trainer": {"strategy": "fsdp"},
     }
     with pytest.raises(ConfigError, match="on_policy_share"):

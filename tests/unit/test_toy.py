@@ -1,4 +1,4 @@
-"""The embedded world: determinism, the partition, balance and the tokenizer."""
+"""The toy world: determinism, the partition, balance and the tokenizer."""
 
 from collections import Counter
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""The embedded instruction world: what is held out, right answers, the tokenizer, the recipe and the shipped model."""
+"""The toy instruction world: what is held out, right answers, the tokenizer, the recipe and the shipped model."""
 
 import json
 import random
@@ -141,7 +141,7 @@ def test_rows_are_pure_functions_of_the_configuration() -> None:
     for split in SOURCE.splits:
         assert list(SOURCE.rows(split)[:20]) == [other.rows(split)[i] for i in reversed(range(20))][::-1]
     assert ToyInstructionSource(ToyInstructionsConfig(seed=1)).rows("train")[0] != SOURCE.rows("train")[0]
-    with pytest.raises(ValueError, match="the embedded instruction world has train, dev, seen"):
+    with pytest.raises(ValueError, match="the toy instruction world has train, dev, seen"):
         SOURCE.rows("human")
 
 
