@@ -23,8 +23,8 @@ from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.window import window_of
-from promptcomp.prompts import CompressedPrompt, Compressor, open_compressor
-from promptcomp.prompts.compressing import source_of
+from promptcomp.prompts.compressing import Compressor, open_compressor, source_of
+from promptcomp.prompts.prompt_files import CompressedPrompt
 from promptcomp.run.callbacks import MetricsLogger
 from promptcomp.run.devices import accelerator_of
 from promptcomp.run.opening import check_tasks, make_data, make_module

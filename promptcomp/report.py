@@ -20,8 +20,8 @@ from promptcomp.evaluation.formatting import (
     value_text,
 )
 from promptcomp.evaluation.predictions import TEXT_METRICS
-from promptcomp.evaluation.reference_points import ReferencePoints, SplitPoints
 from promptcomp.evaluation.results import Estimate, Results, SplitResult
+from promptcomp.evaluation.summarize import ReferencePoints, SplitPoints
 
 WIDE = 110
 """Console columns from which the tables have room for more than the essentials."""

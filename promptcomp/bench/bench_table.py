@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from rich import box
-from rich.console import Console, Group, RenderableType
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from promptcomp.bench.measurements import WAYS, Bench, Spread
+from promptcomp.bench.measurements import WAYS, Bench, Record, Spread
 from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text, number_text
+from promptcomp.plotting import COLOURS, GREY, LINES, drawing, save
+from promptcomp.terminal import open_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 WIDE = 100
 
@@ -25,8 +34,13 @@ def print_bench(bench: Bench, console: Console) -> None:
         highlight=False,
     )
     for tokens in bench.lengths:
-        console.print()
-        console.print(length_tables(bench, tokens, console.width))
+        for table in (
+            _serving_table(bench, tokens, console.width >= WIDE),
+            _making_table(bench, tokens, console.width >= WIDE),
+            _break_even_table(bench, tokens),
+        ):
+            console.print()
+            console.print(table)
     for line in bench.skipped:
         console.print(f"\nskipped: {line}", highlight=False)
     console.print(
@@ -37,25 +51,10 @@ def print_bench(bench: Bench, console: Console) -> None:
     )
 
 
-def length_tables(bench: Bench, tokens: int, width: int) -> RenderableType:
-    """Serving, making and break-even at one prompt length."""
-    parts: list[RenderableType] = [
-        serving_table(bench, tokens, width),
-        Text(),
-        making_table(bench, tokens, width),
-        Text(),
-    ]
-    return Group(*parts, break_even_table(bench, tokens))
-
-
-def serving_table(bench: Bench, tokens: int, width: int) -> Table:
+def _serving_table(bench: Bench, tokens: int, wide: bool) -> Table:
     """One query behind the prompt, in each way."""
-    table = _table(f"{tokens:,} prompt tokens: one query", "batch", "way")
-    wide = width >= WIDE
-    for column in ("FLOPs", *(["counted"] if wide else []), "first token", "tokens/s", "kept"):
-        table.add_column(column, justify="right", no_wrap=True)
-    if wide:
-        table.add_column("KV in use", justify="right", no_wrap=True)
+    columns = ("FLOPs", *(["counted"] if wide else []), "first token", "tokens/s", "kept")
+    table = _table(f"{tokens:,} prompt tokens: one query", ("way",), (*columns, *(["KV in use"] if wide else [])))
     for rows in bench.batch_sizes:
         for number, record in enumerate(bench.at(tokens, rows)):
             head = [str(rows) if number == 0 else "", WAYS[record.way]]
@@ -79,11 +78,10 @@ def serving_table(bench: Bench, tokens: int, width: int) -> Table:
     return table
 
 
-def making_table(bench: Bench, tokens: int, width: int) -> Table:
+def _making_table(bench: Bench, tokens: int, wide: bool) -> Table:
     """What is done once for the prompt."""
-    table = _table("made once for a prompt", "batch", "what")
-    for column in ("FLOPs", *(["counted"] if width >= WIDE else []), "time", "file", "loading it"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("FLOPs", *(["counted"] if wide else []), "time", "file", "loading it")
+    table = _table("made once for a prompt", ("what",), columns)
     for rows in bench.batch_sizes:
         made = [r for r in bench.at(tokens, rows) if r.making is not None]
         for number, record in enumerate(made):
@@ -93,7 +91,7 @@ def making_table(bench: Bench, tokens: int, width: int) -> Table:
                 str(rows) if number == 0 else "",
                 WAYS[record.way],
                 flops_text(making.flops),
-                *([flops_text(making.flops_counted)] if width >= WIDE else []),
+                *([flops_text(making.flops_counted)] if wide else []),
                 _ms(making.ms),
                 bytes_text(making.file_bytes),
                 "-" if making.load_ms is None else ms_text(making.load_ms.median),
@@ -102,11 +100,10 @@ def making_table(bench: Bench, tokens: int, width: int) -> Table:
     return table
 
 
-def break_even_table(bench: Bench, tokens: int) -> Table:
+def _break_even_table(bench: Bench, tokens: int) -> Table:
     """Uses of the prompt from which compressing pays."""
-    table = _table("compressing pays from this number of queries on", "batch", "way", "against")
-    for column in ("first token,\nFLOPs", "\ntime", "answer,\nFLOPs", "\ntime"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("first token,\nFLOPs", "\ntime", "answer,\nFLOPs", "\ntime")
+    table = _table("compressing pays from this number of queries on", ("way", "against"), columns)
     for rows in bench.batch_sizes:
         head = str(rows)
         for record in bench.at(tokens, rows):
@@ -118,17 +115,12 @@ def break_even_table(bench: Bench, tokens: int) -> Table:
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for column in columns:
-        table.add_column(column, justify="right" if column == "batch" else "left", no_wrap=True)
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = open_table(title, right=["batch"], show_edge=True)
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -137,3 +129,43 @@ def _ms(spread: Spread | None) -> str:
         return "-"
     share = (spread.high - spread.low) / 2 / spread.median if spread.median else 0.0
     return f"{ms_text(spread.median)} ±{share:.0%}"
+
+
+_COLOURS = dict(zip(WAYS, (GREY, *COLOURS), strict=False))
+
+
+def plot(bench: Bench, folder: Path) -> list[Path]:
+    """Write bench.png and bench.svg; matplotlib must be there."""
+    with drawing():
+        return save(_draw(bench), folder, "bench")
+
+
+def _draw(bench: Bench) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4))
+    times, kept = figure.subplots(1, 2)
+    for number, rows in enumerate(bench.batch_sizes):
+        for way, title in WAYS.items():
+            records = [r for r in bench.records if (r.way, r.batch_size) == (way, rows) and not r.not_possible]
+            if not records:
+                continue
+            style = {"color": _COLOURS[way], "linestyle": LINES[number % len(LINES)], "marker": "."}
+            lengths = [record.prompt_tokens for record in records]
+            label = title if len(bench.batch_sizes) == 1 else f"{title}, batch {rows}"
+            times.plot(lengths, [_first_token(record) for record in records], label=label, **style)
+            if number == 0 and way != "no_cache":
+                kept.plot(lengths, [record.held_bytes / 2**20 for record in records], label=title, **style)
+    for axes, name in ((times, "ms to the first token"), (kept, "MiB kept for one prompt")):
+        axes.set_xlabel("prompt tokens")
+        axes.set_ylabel(name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.legend()
+    figure.suptitle(f"{bench.method} on {bench.lm}, {bench.dtype}, {bench.device}")
+    return figure
+
+
+def _first_token(record: Record) -> float:
+    assert record.first_token_ms is not None
+    return record.first_token_ms.median

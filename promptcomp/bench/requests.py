@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from promptcomp.batch import Batch
+from promptcomp import experiment as experiments
+from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.bench.measurements import Way
-from promptcomp.bench.subject import Subject
+from promptcomp.datamodules.eval_batches import EvalPart
 from promptcomp.evaluation.flops import (
     RequestFlops,
     cross_request_flops,
@@ -18,10 +20,14 @@ from promptcomp.evaluation.flops import (
     read_flops,
 )
 from promptcomp.evaluation.memory_cost import memory_bytes
+from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.cache import growing, passing
+from promptcomp.language_model.loading import open_architecture, random_model
 from promptcomp.language_model.parts import Prefix, prepend
+from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+from promptcomp.run.opening import make_parts, open_trained
 
 OnToken = Callable[[], None]
 
@@ -168,3 +174,117 @@ def _flops(subject: Subject, memory: Memory | None, slots: float, new_tokens: in
     return cross_request_flops(
         lm.cost, in_encoder=in_encoder, encoded=encoded, decoded=query + 1, new_tokens=new_tokens
     )
+
+
+POOL_CONTEXTS = 64
+"""Contexts that prompts are put together from."""
+DEFAULT_QUERY_TOKENS = 32
+"""Where there is no data to take the mean from."""
+
+
+@dataclass(slots=True)
+class Subject:
+    """A module in eval mode and the text that prompts and queries are made of."""
+
+    module: CompressionModule
+    method: str
+    lm: str
+    trained: bool
+    prompt_pool: Sequence[int]
+    """Token ids that prompts are cut from; empty: random ids."""
+    query_pool: Sequence[int]
+    query_tokens: int
+    seed: int = 0
+
+    def batch(self, prompt_tokens: int, rows: int, device: torch.device) -> Batch:
+        """`rows` prompts of exactly `prompt_tokens` tokens, each with one query and an empty answer."""
+        generator = torch.Generator().manual_seed(self.seed)
+        contexts = []
+        for row in range(rows):
+            prompt = self._cut(self.prompt_pool, prompt_tokens, row * prompt_tokens, generator)
+            query = self._cut(self.query_pool, self.query_tokens, row * self.query_tokens, generator)
+            contexts.append(EncodedContext(prompt, (EncodedQuery(query, (EncodedTarget((query[0],)),)),)))
+        return collate(contexts, pad_id=0).to(device)
+
+    def _cut(self, pool: Sequence[int], count: int, start: int, generator: torch.Generator) -> tuple[int, ...]:
+        if not pool:
+            first = min(3, self.module.lm.vocab_size - 1)  # past the usual special tokens
+            return tuple(torch.randint(first, self.module.lm.vocab_size, (count,), generator=generator).tolist())
+        return tuple(pool[(start + i) % len(pool)] for i in range(count))
+
+
+def open_subject(
+    run: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    method: str | None = None,
+    config: Path | None = None,
+    lm: str | None = None,
+    slots: int | None = None,
+    query_tokens: int | None = None,
+) -> Subject:
+    """What is measured, with an untrained method where there is no run.
+
+    Args:
+        run: a finished run, with its trained weights and its own data.
+        overrides: changes of the configuration, KEY=VALUE.
+        method: instead of a run, a shipped experiment,
+        config: or a file.
+        lm: with those, an LM of this architecture with random weights: nothing but the architecture is read, no
+            weights and no data (well-known names need no network).
+        slots: method.num_slots.
+        query_tokens: tokens of a query; None: the mean of the data, or DEFAULT_QUERY_TOKENS.
+
+    Raises:
+        ConfigError: options that contradict each other, or anything wrong with the run or the configuration.
+    """
+    if run is not None:
+        if method or config or lm or slots:
+            raise ConfigError(
+                "a run directory brings its own method and LM; leave --method, --config, --lm, --slots out"
+            )
+        experiment, datamodule, module = open_trained(run, overrides)
+    else:
+        if method is None and config is None:
+            raise ConfigError(
+                "give a run directory, or --method NAME or --config FILE (with --lm PATH for random weights)"
+            )
+        own = [*([] if lm is None else [f"lm.path={lm}"]), *([] if slots is None else [f"method.num_slots={slots}"])]
+        experiment = experiments.load(method, config, [*own, *overrides])
+        if lm is not None:
+            module = _random_module(experiment)
+            return Subject(module, experiment.method.name, lm, False, (), (), query_tokens or DEFAULT_QUERY_TOKENS)
+        datamodule, module = make_parts(experiment)
+        module.configure_model()
+        module.eval()
+    prompts: list[int] = []
+    queries: list[Sequence[int]] = []
+    contexts = datamodule.eval_contexts(datamodule.eval_splits[0])
+    for number in range(min(POOL_CONTEXTS, len(contexts))):
+        encoded = contexts.encode(EvalPart(number, 0, len(contexts.targets(number))))
+        prompts += encoded.ids
+        queries += [query.ids for query in encoded.queries]
+    pool = [token for query in queries for token in query]
+    mean = round(len(pool) / len(queries)) if queries else DEFAULT_QUERY_TOKENS
+    return Subject(
+        module=module,
+        method=experiment.method.name,
+        lm=experiment.lm.path,
+        trained=run is not None,
+        prompt_pool=prompts,
+        query_pool=pool,
+        query_tokens=query_tokens or max(1, mean),
+    )
+
+
+def _random_module(experiment: Experiment) -> CompressionModule:
+    """The method on an LM of random weights, without a tokenizer."""
+    architecture = open_architecture(experiment.lm, offline_table=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        hf = random_model(experiment.lm, architecture)
+    lm = LanguageModel.from_parts(hf, None, layout=experiment.lm.layout, bos=False)
+    steps, seed = experiment.trainer.max_steps, experiment.seed
+    module = experiment.method.module(lm, experiment.optim, max_steps=steps, seed=seed, task_names=("task",))
+    module.configure_model()
+    return module.eval()

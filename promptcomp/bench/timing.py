@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
-from promptcomp import __version__
-from promptcomp.bench.measurements import Bench, Making, Record, Spread, add_break_even
-from promptcomp.bench.requests import Refused, Request, positions_needed, requests
-from promptcomp.bench.subject import Subject
+from promptcomp import __version__, plotting
+from promptcomp.bench.bench_table import plot, print_bench
+from promptcomp.bench.measurements import Bench, Making, Record, Spread, add_break_even, as_csv, as_json
+from promptcomp.bench.requests import Refused, Request, Subject, positions_needed, requests
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.memory_cost import synchronise
+from promptcomp.files import write_atomic
 from promptcomp.language_model.counting import count_flops
 from promptcomp.memory import load_memory, save_memory
+from promptcomp.run.quiet import quiet
 
 MIN_REPEATS = 3
 
@@ -201,3 +204,58 @@ def _seconds(function: Callable[[], object], device: torch.device) -> float:
     function()
     synchronise(device)
     return time.perf_counter() - start
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1 from "64,256".
+
+    Raises:
+        ConfigError: names the option.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ConfigError(f"{option} {text!r}: give whole numbers of at least 1, for example 64,256")
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def run_bench(
+    open_: Callable[[], Subject], plan: Plan, output: Path | None, console: Console, as_json_document: bool
+) -> Bench:
+    """Measure and show; with `output` also write bench.json, bench.csv and the plot.
+
+    Args:
+        open_: opens what is measured (`open_subject`), after the other options were looked at.
+        plan: what to measure.
+        output: folder of the files.
+        console: for tables and progress.
+        as_json_document: print the document and no tables.
+
+    Raises:
+        ConfigError: a mistake in the options, or nothing could be measured.
+    """
+    pick_device(plan.device)
+    if output is not None and output.exists() and any(output.iterdir()):
+        raise ConfigError(f"{output} is not empty; name another folder with --output")
+    with quiet():
+        subject = open_()
+    with console.status("measuring ...") as status:
+        bench = measure(
+            subject, plan, lambda tokens, rows: status.update(f"measuring {tokens:,} prompt tokens, batch {rows} ...")
+        )
+    if not bench.records:
+        raise ConfigError("nothing to measure: " + "; ".join(bench.skipped) + "; give shorter --lengths")
+    if as_json_document:
+        print(as_json(bench))
+    else:
+        print_bench(bench, console)
+    if output is None:
+        return bench
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomic(output / "bench.json", as_json(bench) + "\n")
+    write_atomic(output / "bench.csv", as_csv(bench))
+    if plotting.can_plot():
+        plot(bench, output)
+    else:
+        console.print(plotting.MISSING, highlight=False, markup=False)
+    console.print(f"written to {output}", highlight=False, soft_wrap=True)
+    return bench

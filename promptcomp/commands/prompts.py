@@ -15,7 +15,9 @@ from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
     from promptcomp.memory import Memory
-    from promptcomp.prompts import Answer, AnswerSettings, Compressor, PromptSource, Query, Reader
+    from promptcomp.prompts.compressing import Compressor
+    from promptcomp.prompts.prompt_files import Answer, AnswerSettings, Reader
+    from promptcomp.prompts.sources import PromptSource, Query
 
 DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
 TextOption = Annotated[str | None, typer.Option("--text", help="The prompt.")]
@@ -44,8 +46,8 @@ def compress(
     """Compress a prompt with a trained run into a file that 'generate' reads."""
     if sum((text is not None, file is not None, stdin, demonstrations is not None)) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
-    from promptcomp.prompts import open_compressor
     from promptcomp.prompts.artifact import check_output
+    from promptcomp.prompts.compressing import open_compressor
 
     check_output(output, force)
     compressor = open_compressor(run, device)
@@ -68,7 +70,7 @@ def compress(
     if as_json:
         print(json.dumps(found))
         return
-    from promptcomp.prompts.prompt_table import print_compression
+    from promptcomp.prompts.compressing import print_compression
 
     print_compression(done, output, size, console_for(False))
 
@@ -76,8 +78,7 @@ def compress(
 def _source(
     compressor: Compressor, text: str | None, file: Path | None, demonstrations: Path | None, stdin: bool = False
 ) -> PromptSource:
-    from promptcomp.prompts import PromptSource, read_source
-    from promptcomp.prompts.sources import prompt_text
+    from promptcomp.prompts.sources import PromptSource, prompt_text, read_source
 
     if stdin:
         raw = sys.stdin.buffer.read()
@@ -89,7 +90,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A file made by 'promptcomp compress'.")], as_json: JsonOption = False
 ) -> None:
     """Verify a compressed prompt and show what it says of itself."""
-    from promptcomp.prompts.prompt_table import description, print_description
+    from promptcomp.prompts.compressing import description, print_description
 
     found = description(file)
     if as_json:
@@ -136,8 +137,8 @@ def generate(
         )
     if query is not None and queries is not None:
         raise ConfigError("give a query or --queries, not both")
-    from promptcomp.prompts import AnswerSettings
     from promptcomp.prompts.artifact import check_output
+    from promptcomp.prompts.prompt_files import AnswerSettings
 
     if output is not None:
         check_output(output, force)
@@ -159,7 +160,7 @@ def _show(piece: str) -> None:
 
 
 def _queries(query: str | None, file: Path | None) -> list[Query]:
-    from promptcomp.prompts import Query, read_queries, text_queries
+    from promptcomp.prompts.sources import Query, read_queries, text_queries
 
     if query is not None:
         return [Query(query)]
@@ -180,13 +181,13 @@ def _reader(
 ) -> tuple[Memory | None, Reader]:
     """The memory in front of the queries and the LM that reads it."""
     if prompt is not None:
-        from promptcomp.prompts import load_prompt
+        from promptcomp.prompts.prompt_files import load_prompt
 
         stored = load_prompt(prompt, model=model, device=device)
         return stored.memory, stored.reader
     if model is None or not os.path.isfile(Path(model) / "config.yaml"):
         raise ConfigError("--model RUN, a run directory, must say how a whole prompt and its queries are written")
-    from promptcomp.prompts import open_compressor
+    from promptcomp.prompts.compressing import open_compressor
 
     compressor = open_compressor(model, device)
     return compressor.uncompressed(_source(compressor, text, file, demonstrations)), compressor.reader

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from promptcomp.sweeps.state import SweepState
 
 DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's directory.")]
-FORMATS = ("table", "csv", "trials", "markdown", "latex", "json")
+FORMATS = ("table", "csv", "trials", "json")
 
 
 def sweep_show(
     directory: DirectoryArgument,
     format_: Annotated[
         str,
-        typer.Option("--format", "-f", help="table, csv (points), trials (as CSV), markdown, latex or json."),
+        typer.Option("--format", "-f", help="table, csv (points), trials (as CSV) or json."),
     ] = "table",
     as_json: JsonOption = False,
 ) -> None:
@@ -52,7 +52,7 @@ def sweep_best(
     """The best point as YAML that `promptcomp fit --config` takes."""
     state = read(directory)
     from promptcomp.sweeps.space import best_yaml
-    from promptcomp.sweeps.views.best import best_cell
+    from promptcomp.sweeps.views.points import best_cell
 
     trial = best_cell(state, objective, point)
     values = ", ".join(f"{name} {value:.4g}" for name, value in trial.values.items())

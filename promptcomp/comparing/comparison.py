@@ -25,7 +25,7 @@ from promptcomp.comparing.runs import (
     settings_of,
 )
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample_metric
+from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample
 from promptcomp.evaluation.metrics import MetricName, group
 from promptcomp.evaluation.predictions import Prediction, joined, read_predictions
 from promptcomp.evaluation.results import Estimate, Interval, SplitResult
@@ -282,7 +282,7 @@ def _paired(
             joined({_FIRST: p, **{label: mine[number] for label, mine in of_label.items()}}, context)
             for number, p in by_number.items()
         ]
-        samples = resample_metric(group(both, names), names, metric, resamples=resamples, seed=seed)
+        samples = resample(group(both, names), names, [metric], resamples=resamples, seed=seed)
         for label in of_label:
             difference = samples.difference(metric, label, _FIRST)
             found[label] = percentile_interval(difference, samples.num_contexts, CONFIDENCE)

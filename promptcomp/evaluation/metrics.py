@@ -9,15 +9,15 @@ Everything is kept as counts for each context, so that a weighted sum over conte
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from promptcomp.evaluation.labels import label_of
 from promptcomp.evaluation.predictions import TEXT_METRICS, UNSCORED, Prediction
+from promptcomp.evaluation.texts import label_of
 
 Flavour = Literal["sklearn", "metaicl"]
 MetricName = Literal[
@@ -32,33 +32,6 @@ The rest (records.TEXT_METRICS): mean over all examples with generated texts.
 """
 
 Array = NDArray[np.float64]
-
-
-def accuracy(predictions: Sequence[Hashable], gold: Sequence[Hashable | Sequence[Hashable]]) -> float:
-    """Share of right predictions; a list as gold label holds several right answers. NaN when empty."""
-    if len(predictions) != len(gold):
-        raise ValueError(f"{len(predictions)} predictions for {len(gold)} gold labels")
-    right = [[_plain(each) for each in (g if isinstance(g, list | tuple) else (g,))] for g in gold]
-    hits = [_plain(p) in g for p, g in zip(predictions, right, strict=True)]
-    return sum(hits) / len(hits) if hits else float("nan")
-
-
-def _plain(label: Hashable) -> Hashable:
-    return label_of(label) if isinstance(label, str) else label
-
-
-def macro_f1(predictions: Sequence[str], gold: Sequence[str], flavour: Flavour = "sklearn") -> float:
-    """Unweighted mean of the classes' F1 (see the module docstring for the flavours). NaN when empty."""
-    if len(predictions) != len(gold):
-        raise ValueError(f"{len(predictions)} predictions for {len(gold)} gold labels")
-    predictions, gold = [label_of(p) for p in predictions], [label_of(g) for g in gold]
-    classes = {label: i for i, label in enumerate(dict.fromkeys([*gold, *predictions]))}
-    index_gold = np.array([classes[label] for label in gold], dtype=np.int64)
-    index_predicted = np.array([classes[label] for label in predictions], dtype=np.int64)
-    hits = np.bincount(index_gold[index_gold == index_predicted], minlength=len(classes))
-    counts_gold = np.bincount(index_gold, minlength=len(classes))
-    counts_predicted = np.bincount(index_predicted, minlength=len(classes))
-    return float(f1_from_counts(hits[None], counts_gold[None], counts_predicted[None], flavour)[0])
 
 
 def f1_from_counts(hits: NDArray, gold: NDArray, predicted: NDArray, flavour: Flavour) -> Array:
@@ -172,25 +145,21 @@ def _count(
     )
 
 
-def statistics(groups: Sequence[Group], rows: Sequence[str], weights: NDArray) -> dict[str, dict[str, Array]]:
-    """Every metric of every row under R weightings of the contexts.
+def metric(groups: Sequence[Group], row: str, weights: NDArray, name: MetricName) -> Array:
+    """One metric of one row under R weightings of the contexts.
 
     Means over seeds and tasks weight a group by the share of its contexts that was drawn; with weights of one this is
-    the plain mean over tasks of the mean over seeds. A metric without any example is NaN.
+    the plain mean over tasks of the mean over seeds.
 
     Args:
         groups: from `group`.
-        rows: rows to work out.
+        row: the row.
         weights: how often each context counts, [R, contexts of the split].
+        name: the metric.
 
     Returns:
-        metric -> row -> [R].
+        [R]; NaN where no example has the metric.
     """
-    return {name: {row: metric(groups, row, weights, name) for row in rows} for name in METRICS}
-
-
-def metric(groups: Sequence[Group], row: str, weights: NDArray, name: MetricName) -> Array:
-    """One metric of one row under R weightings of the contexts [R]; see `statistics`."""
     above, below = np.zeros(len(weights)), np.zeros(len(weights))
     for g in groups:
         drawn = weights[:, g.clusters]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +14,8 @@ from pydantic import ConfigDict, ValidationError, model_validator
 
 from promptcomp.config import ConfigError, Measured
 from promptcomp.errors import command
+from promptcomp.evaluation.results import finite
+from promptcomp.evaluation.texts import Rouge, same_label, text_metrics
 from promptcomp.files import read_text, write_atomic
 
 ROWS = ("no_prompt", "method", "full_prompt")
@@ -142,3 +148,210 @@ def read_predictions(path: Path) -> list[Prediction]:
                 f"{path}, line {number}: not a prediction ({reason}); `{anew}` writes a run's anew"
             ) from None
     return predictions
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleInfo:
+    """What evaluation needs to know about one example of a split."""
+
+    number: int
+    """Number within the split; `Batch.example` refers to it."""
+    task: str
+    kind: Literal["classification", "multi_choice", "free_form"]
+    seed: int | None
+    """Data seed of the task."""
+    context: int
+    """Number of the shared context within the split; examples with one number belong to one cluster."""
+    gold: int
+    """Index of the output among the options; 0 for free-form examples, whose only option is their output."""
+    options: tuple[str, ...]
+    input: str
+    output: str
+    instruction: str = ""
+    """The context as a person wrote it; empty: the context's tokens, decoded, stand for it."""
+
+
+@dataclass(slots=True)
+class OptionScores:
+    """Log probabilities of options, collected batch by batch in any order.
+
+    An option that is added twice (a distributed sampler repeats examples to fill the last batch) is kept once.
+    """
+
+    values: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)
+    """(example, choice) -> (sum of the log probabilities in nats, number of tokens)."""
+
+    def add(
+        self, example: Sequence[int], choice: Sequence[int], sum_log_prob: Sequence[float], num_tokens: Sequence[int]
+    ) -> None:
+        """Add the targets of a batch: four sequences of one length (`tensor.tolist()`)."""
+        for e, c, total, count in zip(example, choice, sum_log_prob, num_tokens, strict=True):
+            self.values[e, c] = (total, count)
+
+    def mean(self, example: int, num_options: int) -> list[float]:
+        """Score of each option in nats per token; NaN for an option without tokens.
+
+        Raises:
+            ValueError: an option of the example was never added.
+        """
+        pairs = [self._get(example, choice) for choice in range(num_options)]
+        return [total / count if count else math.nan for total, count in pairs]
+
+    def num_tokens(self, example: int, choice: int) -> int:
+        """Number of scored tokens of an option."""
+        return self._get(example, choice)[1]
+
+    def _get(self, example: int, choice: int) -> tuple[float, int]:
+        if (example, choice) not in self.values:
+            raise ValueError(f"example {example}: option {choice} has not been scored")
+        return self.values[example, choice]
+
+
+def subtract_null(scores: Sequence[float], null: Sequence[float]) -> list[float]:
+    """Pointwise mutual information: scores less those of the same options after the input "N/A" (MetaICL)."""
+    return [score - bias for score, bias in zip(scores, null, strict=True)]
+
+
+def choose(scores: Sequence[float]) -> int:
+    """Index of the highest finite score, the first on ties; `UNSCORED` when there is none."""
+    finite = [i for i, score in enumerate(scores) if math.isfinite(score)]
+    return max(finite, key=lambda i: (scores[i], -i), default=UNSCORED)
+
+
+def make_predictions(
+    split: str,
+    examples: Iterable[ExampleInfo],
+    scores: Mapping[str, OptionScores | None],
+    null: Mapping[str, OptionScores | None] | None = None,
+) -> list[Prediction]:
+    """Predictions of a split, in the order of the examples' numbers.
+
+    Args:
+        split: name of the split.
+        examples: all examples of the split.
+        scores: for each row of `ROWS` what was collected; None or absent: the row does not apply.
+        null: the same for the input "N/A" (PMI); None: no calibration.
+
+    Raises:
+        ValueError: an option of an example has not been scored.
+    """
+    ordered = sorted(examples, key=lambda example: example.number)
+    return [_predict(split, example, scores, null or {}) for example in ordered]
+
+
+def _predict(
+    split: str,
+    example: ExampleInfo,
+    collected: Mapping[str, OptionScores | None],
+    null: Mapping[str, OptionScores | None],
+) -> Prediction:
+    kept: dict[str, tuple[float | None, ...] | None] = dict.fromkeys(ROWS)
+    prediction: dict[str, int | None] = dict.fromkeys(ROWS)
+    correct: dict[str, bool | None] = dict.fromkeys(ROWS)
+    loss: dict[str, float | None] = dict.fromkeys(ROWS)
+    gold_tokens = 0
+    has_choice = example.kind != "free_form"
+    for row in ROWS:
+        found = collected.get(row)
+        if found is None:
+            continue
+        num_options = max(1, len(example.options))  # a free-form example has its output as the only target
+        scores = found.mean(example.number, num_options)
+        own = -scores[example.gold]
+        bias = null.get(row)
+        if bias is not None:
+            scores = subtract_null(scores, bias.mean(example.number, num_options))
+        kept[row] = tuple(finite(score) for score in scores)
+        loss[row] = finite(own)
+        gold_tokens = found.num_tokens(example.number, example.gold)
+        if has_choice:
+            chosen = prediction[row] = choose(scores)
+            correct[row] = chosen != UNSCORED and same_label(example.options[chosen], example.options[example.gold])
+    return Prediction(
+        split=split,
+        example=example.number,
+        task=example.task,
+        kind=example.kind,
+        seed=example.seed,
+        context=example.context,
+        gold=example.gold,
+        options=tuple(example.options),
+        scores=kept,
+        prediction=prediction,
+        correct=correct,
+        loss=loss,
+        gold_tokens=gold_tokens,
+    )
+
+
+def examples_sha256(examples: Iterable[ExampleInfo]) -> str:
+    """Identity of a split's examples: what is asked, with which options, and what is right.
+
+    The demonstrations are left out on purpose: runs that differ in them answer the same questions and may be compared.
+    """
+    digest = hashlib.sha256()
+    for e in sorted(examples, key=lambda example: example.number):
+        identity = [e.number, e.task, e.kind, e.seed, e.input, e.output, list(e.options), e.gold]
+        digest.update(json.dumps(identity, ensure_ascii=True, separators=(",", ":")).encode("ascii"))
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+@dataclass(slots=True)
+class GeneratedTexts:
+    """What one row (method or bound) answered, collected batch by batch in any order."""
+
+    texts: dict[int, str] = field(default_factory=dict)
+    """Example -> text."""
+    unfinished: set[int] = field(default_factory=set)
+    """Examples whose text reached the limit of new tokens before it ended."""
+
+    def add(self, example: Sequence[int], texts: Sequence[str], unfinished: Sequence[bool]) -> None:
+        """Add the answers of a batch: three sequences of one length."""
+        for number, text, cut in zip(example, texts, unfinished, strict=True):
+            self.texts[number] = text
+            self.unfinished.discard(number)
+            if cut:
+                self.unfinished.add(number)
+
+
+def add_texts(
+    predictions: Sequence[Prediction],
+    collected: Mapping[str, GeneratedTexts],
+    questions: Mapping[int, tuple[str, str, str]],
+    rouge: Rouge,
+) -> list[Prediction]:
+    """The predictions of a split with texts and their metrics.
+
+    Args:
+        predictions: of the split; those without a text in `collected` stay as they are.
+        collected: row -> what was generated.
+        questions: example -> instruction (the context as text), input and right answer.
+        rouge: the scorer.
+    """
+    return [
+        _with_texts(p, collected, questions[p.example], rouge) if p.example in questions else p for p in predictions
+    ]
+
+
+def _with_texts(
+    prediction: Prediction, collected: Mapping[str, GeneratedTexts], question: tuple[str, str, str], rouge: Rouge
+) -> Prediction:
+    instruction, given, reference = question
+    number = prediction.example
+    texts = {row: collected[row].texts[number] if row in collected else None for row in ROWS}
+    full = texts["full_prompt"]
+    metrics = {
+        row: text_metrics(text, reference, full if row != "full_prompt" else None, rouge)
+        for row, text in texts.items()
+        if text is not None
+    }
+    update = {
+        "texts": texts,
+        "reference": reference,
+        "instruction": instruction,
+        "input": given,
+        "metrics": metrics,
+        "unfinished": {row: number in found.unfinished for row, found in collected.items()},
+    }
+    return prediction.model_copy(update=update)

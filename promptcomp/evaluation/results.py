@@ -6,6 +6,7 @@ that could not be measured, or is not finite, is null.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,11 @@ SCHEMA = 1
 FILE_NAME = "results.json"
 
 Interval = tuple[float, float]
+
+
+def finite(value: float | None) -> float | None:
+    """The value if it is a number that is finite, else None (null in files)."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 class _Section(Measured):

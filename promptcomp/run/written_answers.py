@@ -9,7 +9,7 @@ import torch
 
 from promptcomp.batch import Batch
 from promptcomp.datamodules.base import ContextDataModule, ExampleInfo
-from promptcomp.evaluation.texts import GeneratedTexts
+from promptcomp.evaluation.predictions import GeneratedTexts
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import KVCache, Memory

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from promptcomp.evaluation.metrics import accuracy, macro_f1
-from promptcomp.evaluation.scoring import choose, subtract_null
+from promptcomp.evaluation.predictions import choose, subtract_null
+from tests.classification import accuracy, macro_f1
 
 DATA = json.loads((Path(__file__).parent / "data" / "metric_cases.json").read_text(encoding="utf-8"))
 CLASSIFICATION = [case for case in DATA["metric_cases"] if case["is_classification"]]

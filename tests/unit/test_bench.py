@@ -11,13 +11,11 @@ import torch
 from rich.console import Console
 
 from promptcomp import plotting
-from promptcomp.bench import plot as plots
+from promptcomp.bench import bench_table
 from promptcomp.bench.bench_table import print_bench
 from promptcomp.bench.measurements import BreakEven, Spread, as_csv, as_json
-from promptcomp.bench.requests import Refused, Request, plain_answer, requests
-from promptcomp.bench.run import Choice, numbers, open_subject
-from promptcomp.bench.subject import Subject
-from promptcomp.bench.timing import Plan, measure, pick_device
+from promptcomp.bench.requests import Refused, Request, Subject, open_subject, plain_answer, requests
+from promptcomp.bench.timing import Plan, measure, numbers, pick_device
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import break_even
 from promptcomp.language_model.counting import count_flops
@@ -177,14 +175,13 @@ def test_lengths_beyond_the_window_are_skipped_with_a_word() -> None:
 def test_plot(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plotting.can_plot()
     bench = measure(make_subject(), PLAN)
-    for path in plots.plot(bench, tmp_path):
+    for path in bench_table.plot(bench, tmp_path):
         assert path.stat().st_size > 1000
 
 
 def test_options_that_make_no_sense() -> None:
-    nothing: tuple = (None, None, None, None, None, (), None)
     with pytest.raises(ConfigError, match=r"give a run directory, or --method NAME"):
-        open_subject(Choice(*nothing))
+        open_subject(None)
     with pytest.raises(ConfigError, match="whole numbers of at least 1"):
         numbers("64,0", "--lengths")
     assert numbers("64, 8,64", "--lengths") == (64, 8)
