@@ -12,13 +12,9 @@ from torch import Tensor
 from promptcomp import experiment as experiments
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.bench.measurements import Way
+from promptcomp.config import ConfigError
 from promptcomp.datamodules.eval_batches import EvalPart
-from promptcomp.evaluation.flops import (
-    RequestFlops,
-    cross_request_flops,
-    decoder_request_flops,
-    read_flops,
-)
+from promptcomp.evaluation.flops import cross_request_flops, decoder_request_flops, read_flops
 from promptcomp.evaluation.memory_cost import memory_bytes
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel
@@ -36,13 +32,12 @@ OnToken = Callable[[], None]
 class Request:
     """One way of serving a batch of queries.
 
-    `answer(new_tokens, on_token)` reads the queries behind what is kept and writes; `make` does what is done once for
-    the prompts, with `make_flops` for one of them.
+    `answer(new_tokens, on_token)` reads the queries behind what is kept and writes, `flops(new_tokens)` is what that
+    takes for one query; `make` does what is done once for the prompts, with `make_flops` for one of them.
     """
 
-    way: Way
     answer: Callable[[int, OnToken], None]
-    flops: Callable[[int], RequestFlops]
+    flops: Callable[[int], float]
     positions: float = 0.0
     held_bytes: float = 0.0
     kv_bytes: float = 0.0
@@ -51,21 +46,38 @@ class Request:
     make_flops: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A way that does not exist for this LM."""
+def requests(subject: Subject, batch: Batch) -> dict[Way, Request | str]:
+    """All ways of serving `batch` (one query behind each prompt); a text: why this LM does not have one."""
+    module, lm = subject.module, subject.module.lm
+    tokens = batch.context.ids.shape[1]
+    rows = torch.arange(len(batch.context_of), device=batch.context_of.device)
 
-    way: Way
-    reason: str
+    def anew(new_tokens: int, on_token: OnToken) -> None:
+        if lm.family == "decoder":
+            plain_answer(lm, torch.cat([batch.context.ids, batch.query_ids], 1), new_tokens, on_token)
+        else:
+            _generate(lm, lm.encode(batch.context), batch, new_tokens, on_token)
 
+    def cached_vectors() -> Memory:
+        """The keys and values (T5: encoder output) of a soft prompt, worked out once as those of any prefix can be."""
+        vectors = module.compress(batch.context)
+        assert isinstance(vectors, SoftPrompt)
+        front = Prefix(vectors.embeds, vectors.mask, vectors.mask)
+        return lm.read(lm.front(vectors, rows) if lm.family == "decoder" else front)
 
-def requests(subject: Subject, batch: Batch) -> list[Request | Refused]:
-    """All ways of serving `batch` (one query behind each prompt)."""
-    ways: list[Request | Refused] = [_no_cache(subject, batch), _prefix_cache(subject, batch)]
-    compressed = _compressed(subject, batch)
-    ways.append(compressed)
-    if isinstance(compressed.memory, SoftPrompt) and not subject.module.lm.query_in_encoder:
-        ways.append(_compressed_cached(subject, batch, compressed))
+    kv = (tokens + lm.num_bos) * lm.kv_bytes_per_token
+    ways: dict[Way, Request | str] = {
+        "no_cache": Request(anew, lambda new: _flops(subject, None, tokens, new), kv_bytes=kv),
+        "prefix_cache": "the encoder reads prompt and query together, both ways: nothing can be kept",
+    }
+    if not lm.query_in_encoder:
+        make_flops = read_flops(lm.cost, tokens + lm.num_bos)
+        ways["prefix_cache"] = _behind(subject, batch, lambda: lm.encode(batch.context), make_flops)
+    make_flops = module.compress_flops(float(tokens))
+    ways["compressed"] = own = _behind(subject, batch, lambda: module.compress(batch.context), make_flops)
+    if isinstance(own.memory, SoftPrompt) and not lm.query_in_encoder:
+        make_flops = own.make_flops + read_flops(lm.cost, own.positions + lm.num_bos)
+        ways["compressed_cached"] = _behind(subject, batch, cached_vectors, make_flops)
     return ways
 
 
@@ -74,20 +86,6 @@ def positions_needed(subject: Subject, prompt_tokens: int, new_tokens: int) -> i
     lm = subject.module.lm
     slots = subject.module.num_memory_slots(prompt_tokens)
     return prompt_tokens + min(slots, prompt_tokens) + subject.query_tokens + new_tokens + lm.num_bos
-
-
-def _no_cache(subject: Subject, batch: Batch) -> Request:
-    lm = subject.module.lm
-    tokens = batch.context.ids.shape[1]
-
-    def answer(new_tokens: int, on_token: OnToken) -> None:
-        if lm.family == "decoder":
-            plain_answer(lm, torch.cat([batch.context.ids, batch.query_ids], 1), new_tokens, on_token)
-        else:
-            _generate(lm, lm.encode(batch.context), batch, new_tokens, on_token)
-
-    kv = (tokens + lm.num_bos) * lm.kv_bytes_per_token
-    return Request("no_cache", answer, lambda new: _flops(subject, None, tokens, new), kv_bytes=kv)
 
 
 def plain_answer(lm: LanguageModel, ids: Tensor, new_tokens: int, on_token: OnToken) -> None:
@@ -104,45 +102,12 @@ def plain_answer(lm: LanguageModel, ids: Tensor, new_tokens: int, on_token: OnTo
         on_token()
 
 
-def _prefix_cache(subject: Subject, batch: Batch) -> Request | Refused:
-    lm = subject.module.lm
-    if lm.query_in_encoder:
-        return Refused("prefix_cache", "the encoder reads prompt and query together, both ways: nothing can be kept")
-    tokens = batch.context.ids.shape[1]
-    make_flops = read_flops(lm.cost, tokens + lm.num_bos)
-    return _behind(subject, batch, "prefix_cache", lambda: lm.encode(batch.context), make_flops)
-
-
-def _compressed(subject: Subject, batch: Batch) -> Request:
-    module = subject.module
-    tokens = batch.context.ids.shape[1]
-    return _behind(
-        subject, batch, "compressed", lambda: module.compress(batch.context), module.compress_flops(float(tokens))
-    )
-
-
-def _compressed_cached(subject: Subject, batch: Batch, compressed: Request) -> Request:
-    """The keys and values (T5: encoder output) of a soft prompt, worked out once as those of any prefix can be."""
-    module, lm = subject.module, subject.module.lm
-    rows = torch.arange(len(batch.context_of), device=batch.context_of.device)
-
-    def make() -> Memory:
-        vectors = module.compress(batch.context)
-        assert isinstance(vectors, SoftPrompt)
-        front = Prefix(vectors.embeds, vectors.mask, vectors.mask)
-        return lm.read(lm.front(vectors, rows) if lm.family == "decoder" else front)
-
-    read = read_flops(lm.cost, compressed.positions + lm.num_bos)
-    return _behind(subject, batch, "compressed_cached", make, compressed.make_flops + read)
-
-
-def _behind(subject: Subject, batch: Batch, way: Way, make: Callable[[], Memory | None], make_flops: float) -> Request:
+def _behind(subject: Subject, batch: Batch, make: Callable[[], Memory | None], make_flops: float) -> Request:
     """A request that reads its query behind a memory that was made once."""
     lm = subject.module.lm
     memory = make()
     slots = 0.0 if memory is None else float(memory.num_slots.double().mean())
     return Request(
-        way,
         lambda new_tokens, on_token: _generate(lm, memory, batch, new_tokens, on_token),
         lambda new_tokens: _flops(subject, memory, slots, new_tokens),
         positions=slots,
@@ -158,7 +123,7 @@ def _generate(lm: LanguageModel, memory: Memory | None, batch: Batch, new_tokens
     lm.generate(memory, batch, max_new_tokens=new_tokens, on_tokens=lambda tokens: on_token())
 
 
-def _flops(subject: Subject, memory: Memory | None, slots: float, new_tokens: int) -> RequestFlops:
+def _flops(subject: Subject, memory: Memory | None, slots: float, new_tokens: int) -> float:
     """Analytic FLOPs of one query behind `slots` positions: kept activations, or tokens or vectors that are read."""
     lm, query = subject.module.lm, float(subject.query_tokens)
     if lm.family == "decoder":

@@ -14,7 +14,7 @@ from promptcomp import plotting
 from promptcomp.bench import bench_table
 from promptcomp.bench.bench_table import print_bench
 from promptcomp.bench.measurements import BreakEven, Spread, as_csv, as_json
-from promptcomp.bench.requests import Refused, Request, Subject, open_subject, plain_answer, requests
+from promptcomp.bench.requests import Request, Subject, open_subject, plain_answer, requests
 from promptcomp.bench.timing import Plan, measure, numbers, pick_device
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import break_even
@@ -53,23 +53,23 @@ def test_analytic_flops_agree_with_counted_ones(method: str, model: str) -> None
     subject = make_subject(method, model)
     with torch.inference_mode():
         batch = subject.batch(24, 1, torch.device("cpu"))
-        for way in requests(subject, batch):
+        for name, way in requests(subject, batch).items():
             if isinstance(way, Request):
                 counted = count_flops(lambda way=way: way.answer(1, lambda: None))  # type: ignore[misc]
-                assert counted == pytest.approx(way.flops(1).first_token, rel=0.06), way.way
+                assert counted == pytest.approx(way.flops(1), rel=0.06), name
                 counted = count_flops(lambda way=way: way.answer(4, lambda: None))  # type: ignore[misc]
-                assert counted == pytest.approx(way.flops(4).answer, rel=0.06), way.way
+                assert counted == pytest.approx(way.flops(4), rel=0.06), name
                 if way.make is not None and way.make_flops:
-                    assert count_flops(way.make) == pytest.approx(way.make_flops, rel=0.06), way.way
+                    assert count_flops(way.make) == pytest.approx(way.make_flops, rel=0.06), name
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_all_ways_exist_or_say_why(model: str) -> None:
     subject = make_subject(model=model)
     with torch.inference_mode():
-        ways = {way.way: way for way in requests(subject, subject.batch(16, 2, torch.device("cpu")))}
+        ways = requests(subject, subject.batch(16, 2, torch.device("cpu")))
     if model == "t5_query_in_encoder":
-        assert isinstance(ways["prefix_cache"], Refused)
+        assert isinstance(ways["prefix_cache"], str)
         assert "compressed_cached" not in ways
         return
     cached = ways["prefix_cache"]
@@ -103,7 +103,7 @@ def test_compressed_keys_and_values_stand_for_the_vectors() -> None:
         lm = subject.module.lm
         batch = subject.batch(16, 2, torch.device("cpu"))
         with torch.inference_mode():
-            ways = {way.way: way for way in requests(subject, batch)}
+            ways = requests(subject, batch)
             memories = [ways[name].memory for name in ("compressed", "compressed_cached")]  # type: ignore[union-attr]
             vectors, cached = (lm(memory, batch).values for memory in memories)
         torch.testing.assert_close(vectors, cached, rtol=1e-4, atol=1e-4)

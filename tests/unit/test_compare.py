@@ -141,8 +141,8 @@ def test_runs_of_one_setting_get_a_mean_over_seeds(tmp_path):
     split = compare(paths, resamples=20).splits[0]
     assert len(split.seed_means) == 1
     values = [row.method for row in split.rows if row.run.label.startswith("seed")]
-    assert split.seed_means[0].method == pytest.approx(np.mean(values))
-    assert split.seed_means[0].method_std == pytest.approx(np.std(values, ddof=1))
+    assert split.seed_means[0].value == pytest.approx(np.mean(values))
+    assert split.seed_means[0].value_std == pytest.approx(np.std(values, ddof=1))
     assert "mean of 3 seeds" in FORMATS["markdown"](compare(paths, resamples=20))
 
 
