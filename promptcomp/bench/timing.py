@@ -15,11 +15,21 @@ import torch
 from rich.console import Console
 
 from promptcomp import __version__, plotting
-from promptcomp.bench.bench_table import plot, print_bench
-from promptcomp.bench.measurements import Bench, Making, Record, Spread, Way, add_break_even, as_csv, as_json
+from promptcomp.bench.measurements import (
+    Bench,
+    Making,
+    Record,
+    Spread,
+    Way,
+    add_break_even,
+    as_csv,
+    as_json,
+    plot,
+    print_bench,
+)
 from promptcomp.bench.requests import Request, Subject, positions_needed, requests
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.memory_cost import synchronise
+from promptcomp.evaluation.memory_cost import seconds_of, synchronise
 from promptcomp.files import write_atomic
 from promptcomp.language_model.counting import count_flops
 from promptcomp.memory import load_memory, save_memory
@@ -140,7 +150,7 @@ def _making(
         save_memory(path, way.memory, {})
         load_memory(path, str(device))
         repeats = max(MIN_REPEATS, plan.repeats)
-        times = [_seconds(lambda: load_memory(path, str(device)), device) for _ in range(repeats)]
+        times = [seconds_of(lambda: load_memory(path, str(device)), device) for _ in range(repeats)]
         making.file_bytes, making.load_ms = path.stat().st_size, Spread.of([1000.0 * value for value in times])
     return making
 
@@ -165,7 +175,7 @@ def _time(
         answer = partial(_stamps, request, plan.new_tokens, device)
         add(answers[way], answer, answer()[1])
         if request.make is not None:
-            make = partial(_seconds, request.make, device)
+            make = partial(seconds_of, request.make, device)
             add(makings[way], make, make())
     for number in range(max(rounds for _, _, rounds in jobs)):
         order.shuffle(jobs)
@@ -181,14 +191,6 @@ def _stamps(way: Request, new_tokens: int, device: torch.device) -> tuple[float,
     start = time.perf_counter()
     way.answer(new_tokens, lambda: stamps.append(time.perf_counter()))
     return stamps[0] - start, stamps[-1] - start
-
-
-def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    synchronise(device)
-    start = time.perf_counter()
-    function()
-    synchronise(device)
-    return time.perf_counter() - start
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:

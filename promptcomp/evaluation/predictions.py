@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, ValidationError, model_validator
 
@@ -89,6 +89,7 @@ class Prediction(Measured):
         return self.texts is not None
 
 
+_BY_ROW = ("scores", "prediction", "correct", "loss")
 _GENERATED_KEYS = {"texts", "reference", "instruction", "input", "metrics", "unfinished"}
 
 
@@ -102,18 +103,9 @@ def joined(members: Mapping[str, Prediction], context: int | None = None) -> Pre
     first = next(iter(members.values()))
     metrics = {row: p.metrics["method"] for row, p in members.items() if p.metrics and "method" in p.metrics}
     texts = {row: p.texts.get("method") if p.texts else None for row, p in members.items()}
-    return first.model_copy(
-        update={
-            "context": first.context if context is None else context,
-            "scores": {row: p.scores.get("method") for row, p in members.items()},
-            "prediction": {row: p.prediction.get("method") for row, p in members.items()},
-            "correct": {row: p.correct.get("method") for row, p in members.items()},
-            "loss": {row: p.loss.get("method") for row, p in members.items()},
-            "texts": texts if metrics else None,
-            "metrics": metrics or None,
-            "unfinished": None,
-        }
-    )
+    own = {name: {row: getattr(p, name).get("method") for row, p in members.items()} for name in _BY_ROW}
+    written = {"texts": texts if metrics else None, "metrics": metrics or None, "unfinished": None}
+    return first.model_copy(update={"context": first.context if context is None else context, **own, **written})
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
@@ -122,11 +114,8 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    write_atomic(path, "".join(f"{_line(prediction)}\n" for prediction in predictions))
-
-
-def _line(prediction: Prediction) -> str:
-    return prediction.model_dump_json(exclude=None if prediction.is_generated else _GENERATED_KEYS)
+    dumped = (p.model_dump_json(exclude=None if p.is_generated else _GENERATED_KEYS) for p in predictions)
+    write_atomic(path, "".join(f"{line}\n" for line in dumped))
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -207,15 +196,10 @@ class OptionScores:
         return self.values[example, choice]
 
 
-def subtract_null(scores: Sequence[float], null: Sequence[float]) -> list[float]:
-    """Pointwise mutual information: scores less those of the same options after the input "N/A" (MetaICL)."""
-    return [score - bias for score, bias in zip(scores, null, strict=True)]
-
-
 def choose(scores: Sequence[float]) -> int:
     """Index of the highest finite score, the first on ties; `UNSCORED` when there is none."""
-    finite = [i for i, score in enumerate(scores) if math.isfinite(score)]
-    return max(finite, key=lambda i: (scores[i], -i), default=UNSCORED)
+    numbers = [i for i, score in enumerate(scores) if math.isfinite(score)]
+    return max(numbers, key=lambda i: (scores[i], -i), default=UNSCORED)
 
 
 def make_predictions(
@@ -235,53 +219,40 @@ def make_predictions(
     Raises:
         ValueError: an option of an example has not been scored.
     """
-    ordered = sorted(examples, key=lambda example: example.number)
-    return [_predict(split, example, scores, null or {}) for example in ordered]
-
-
-def _predict(
-    split: str,
-    example: ExampleInfo,
-    collected: Mapping[str, OptionScores | None],
-    null: Mapping[str, OptionScores | None],
-) -> Prediction:
-    kept: dict[str, tuple[float | None, ...] | None] = dict.fromkeys(ROWS)
-    prediction: dict[str, int | None] = dict.fromkeys(ROWS)
-    correct: dict[str, bool | None] = dict.fromkeys(ROWS)
-    loss: dict[str, float | None] = dict.fromkeys(ROWS)
-    gold_tokens = 0
-    has_choice = example.kind != "free_form"
-    for row in ROWS:
-        found = collected.get(row)
-        if found is None:
-            continue
+    predictions = []
+    for example in sorted(examples, key=lambda example: example.number):
+        found: dict[str, dict[str, Any]] = {key: dict.fromkeys(ROWS) for key in _BY_ROW}
+        gold_tokens = 0
         num_options = max(1, len(example.options))  # a free-form example has its output as the only target
-        scores = found.mean(example.number, num_options)
-        own = -scores[example.gold]
-        bias = null.get(row)
-        if bias is not None:
-            scores = subtract_null(scores, bias.mean(example.number, num_options))
-        kept[row] = tuple(finite(score) for score in scores)
-        loss[row] = finite(own)
-        gold_tokens = found.num_tokens(example.number, example.gold)
-        if has_choice:
-            chosen = prediction[row] = choose(scores)
-            correct[row] = chosen != UNSCORED and same_label(example.options[chosen], example.options[example.gold])
-    return Prediction(
-        split=split,
-        example=example.number,
-        task=example.task,
-        kind=example.kind,
-        seed=example.seed,
-        context=example.context,
-        gold=example.gold,
-        options=tuple(example.options),
-        scores=kept,
-        prediction=prediction,
-        correct=correct,
-        loss=loss,
-        gold_tokens=gold_tokens,
-    )
+        for row in ROWS:
+            own, bias = scores.get(row), (null or {}).get(row)
+            if own is None:
+                continue
+            means = own.mean(example.number, num_options)
+            found["loss"][row] = finite(-means[example.gold])
+            if bias is not None:
+                means = [mean - less for mean, less in zip(means, bias.mean(example.number, num_options), strict=True)]
+            found["scores"][row] = tuple(map(finite, means))
+            gold_tokens = own.num_tokens(example.number, example.gold)
+            if example.kind != "free_form":
+                chosen = found["prediction"][row] = choose(means)
+                right = example.options[example.gold]
+                found["correct"][row] = chosen != UNSCORED and same_label(example.options[chosen], right)
+        predictions.append(
+            Prediction(
+                split=split,
+                example=example.number,
+                task=example.task,
+                kind=example.kind,
+                seed=example.seed,
+                context=example.context,
+                gold=example.gold,
+                options=tuple(example.options),
+                gold_tokens=gold_tokens,
+                **found,
+            )
+        )
+    return predictions
 
 
 def examples_sha256(examples: Iterable[ExampleInfo]) -> str:
@@ -330,28 +301,27 @@ def add_texts(
         rouge: the scorer.
     """
     return [
-        _with_texts(p, collected, questions[p.example], rouge) if p.example in questions else p for p in predictions
+        _with_texts(p, collected, *questions[p.example], rouge) if p.example in questions else p for p in predictions
     ]
 
 
 def _with_texts(
-    prediction: Prediction, collected: Mapping[str, GeneratedTexts], question: tuple[str, str, str], rouge: Rouge
+    prediction: Prediction,
+    collected: Mapping[str, GeneratedTexts],
+    instruction: str,
+    given: str,
+    reference: str,
+    rouge: Rouge,
 ) -> Prediction:
-    instruction, given, reference = question
     number = prediction.example
     texts = {row: collected[row].texts[number] if row in collected else None for row in ROWS}
-    full = texts["full_prompt"]
-    metrics = {
-        row: text_metrics(text, reference, full if row != "full_prompt" else None, rouge)
-        for row, text in texts.items()
-        if text is not None
-    }
+    full = {row: texts["full_prompt"] if row != "full_prompt" else None for row in ROWS}
     update = {
         "texts": texts,
         "reference": reference,
         "instruction": instruction,
         "input": given,
-        "metrics": metrics,
+        "metrics": {r: text_metrics(text, reference, full[r], rouge) for r, text in texts.items() if text is not None},
         "unfinished": {row: number in found.unfinished for row, found in collected.items()},
     }
     return prediction.model_copy(update=update)

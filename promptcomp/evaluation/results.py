@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
-from promptcomp.config import ConfigError, Measured
+from promptcomp.config import ConfigError, Measured, build
 from promptcomp.documents import read_json
 from promptcomp.errors import command
 from promptcomp.files import write_atomic
@@ -215,14 +215,4 @@ def read_results(path: Path) -> Results:
         raise ConfigError(
             f"{path}: written by a newer promptcomp (schema {version}, this version reads {SCHEMA}); upgrade promptcomp"
         )
-    try:
-        return Results.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: not a complete results file: {_first(error)}") from None
-
-
-def _first(error: ValidationError) -> str:
-    items: list[Any] = list(error.errors(include_url=False))
-    place = ".".join(str(part) for part in items[0]["loc"])
-    more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
-    return f"{place}: {items[0]['msg']}{more}"
+    return build(Results, tree, source=f"{path}: not a complete results file")

@@ -8,7 +8,7 @@ import operator
 import re
 import unicodedata
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from promptcomp.config import ConfigError
@@ -164,18 +164,13 @@ class _CachedTokenizer:
     def __init__(self) -> None:
         from rouge_score.tokenizers import DefaultTokenizer
 
-        self._stemming = DefaultTokenizer(use_stemmer=True)
+        stemming = DefaultTokenizer(use_stemmer=True)
         self._plain = DefaultTokenizer(use_stemmer=False)
-        self._stems: dict[str, str] = {}
+        self._stem = cache(lambda word: "".join(stemming.tokenize(word)))
 
     def tokenize(self, text: str) -> list[str]:
         """Stemmed words."""
         return [self._stem(word) for word in self._plain.tokenize(text)]
-
-    def _stem(self, word: str) -> str:
-        if word not in self._stems:
-            self._stems[word] = "".join(self._stemming.tokenize(word))
-        return self._stems[word]
 
 
 def _splitter(sentences: Sentences) -> TokenizerI:

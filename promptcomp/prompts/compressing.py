@@ -20,7 +20,6 @@ from promptcomp.batch import Context
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.icl import ICLDataModule
-from promptcomp.datamodules.tasks import Row
 from promptcomp.errors import command
 from promptcomp.evaluation.formatting import bytes_text
 from promptcomp.experiment import Experiment
@@ -220,25 +219,8 @@ def compress(
     if len(given) > 1:
         raise ConfigError("give one of text, file and demonstrations")
     compressor = open_compressor(run, device)
-    source = source_of(compressor, text, None if file is None else Path(file), demonstrations)
+    source = read_source(text=text, file=file, demonstrations=demonstrations, is_icl=compressor.is_icl)
     return compressor.compress(source, task=task, keep_text=keep_text).prompt
-
-
-def source_of(
-    compressor: Compressor,
-    text: str | None = None,
-    file: Path | None = None,
-    demonstrations: Sequence[tuple[str, str]] | str | Path | None = None,
-) -> PromptSource:
-    """The prompt as a program gives it.
-
-    Raises:
-        ConfigError: as `read_source`.
-    """
-    if demonstrations is not None and not isinstance(demonstrations, str | Path):
-        return PromptSource.from_rows([Row(input_text, output) for input_text, output in demonstrations])
-    rows = None if demonstrations is None else Path(demonstrations)
-    return read_source(text=text, file=file, demonstrations=rows, is_icl=compressor.is_icl)
 
 
 _SHOWN_HASH = 16
@@ -294,11 +276,10 @@ def print_compression(done: Compression, output: Path, file_bytes: int, console:
     """What compressing gave, in a few lines."""
     info = done.prompt.info
     ratio = info.source_tokens / max(info.slots, 1)
-    lines = (
+    lines = [
         f"{output}: {info.source_tokens} tokens -> {info.slots} slots ({ratio:.1f}x) in {done.milliseconds:.0f} ms",
         f"file {bytes_text(file_bytes)}, in the LM's cache {bytes_text(done.kv_bytes)} instead of "
         f"{bytes_text(done.full_kv_bytes)}",
         f"ask it: {command('generate', '--prompt', output, '...')}",
-    )
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    ]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

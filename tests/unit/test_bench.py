@@ -11,9 +11,8 @@ import torch
 from rich.console import Console
 
 from promptcomp import plotting
-from promptcomp.bench import bench_table
-from promptcomp.bench.bench_table import print_bench
-from promptcomp.bench.measurements import BreakEven, Spread, as_csv, as_json
+from promptcomp.bench import measurements
+from promptcomp.bench.measurements import BreakEven, Spread, as_csv, as_json, print_bench
 from promptcomp.bench.requests import Request, Subject, open_subject, plain_answer, requests
 from promptcomp.bench.timing import Plan, measure, numbers, pick_device
 from promptcomp.config import ConfigError
@@ -175,7 +174,7 @@ def test_lengths_beyond_the_window_are_skipped_with_a_word() -> None:
 def test_plot(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plotting.can_plot()
     bench = measure(make_subject(), PLAN)
-    for path in bench_table.plot(bench, tmp_path):
+    for path in measurements.plot(bench, tmp_path):
         assert path.stat().st_size > 1000
 
 

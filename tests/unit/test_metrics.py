@@ -25,7 +25,6 @@ from promptcomp.evaluation.predictions import (
     examples_sha256,
     make_predictions,
     read_predictions,
-    subtract_null,
     write_predictions,
 )
 from promptcomp.evaluation.summarize import summarise
@@ -281,7 +280,6 @@ def test_choice_ignores_what_is_not_a_number():
     assert choose([-2.0, -1.0, -1.0]) == 1
     assert choose([math.nan, -5.0]) == 1
     assert choose([math.nan, -math.inf]) == -1
-    assert subtract_null([-1.0, -2.0], [-0.5, -3.0]) == [-0.5, 1.0]
 
 
 def make_scores() -> tuple[list[Example], OptionScores]:

@@ -170,11 +170,11 @@ def test_streaming_beams_and_draws(lm: str, compressors: dict[tuple[str, str], C
 def test_demonstrations_are_written_as_in_training(compressors: dict[tuple[str, str], Compressor]) -> None:
     compressor = compressors["gpt2", "mend"]
     rows = [Row("cat tea", "foo"), Row("owl", "bar")]
-    context = compressor.context(PromptSource.from_rows(rows))
+    context = compressor.context(PromptSource("", tuple(rows)))
     written = compressor.datamodule.context_ids("cat tea => foo \nowl => bar \n")
     assert context.ids[0].tolist() == list(written)
     with pytest.raises(ConfigError, match=r"demonstrations take .* the first .* fit"):
-        compressor.context(PromptSource.from_rows(rows * 100))
+        compressor.context(PromptSource("", tuple(rows * 100)))
 
 
 @pytest.mark.parametrize("data", [DATA, {"name": "toy_instructions"}], ids=lambda data: str(data["name"]))

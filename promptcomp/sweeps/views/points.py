@@ -236,45 +236,34 @@ def best_cell(state: SweepState, objective: str | None = None, point: str | None
     Raises:
         ConfigError: there is none; the message says why and, for several objectives, lists the Pareto front.
     """
-    summary = summarize(state, with_importances=False)
-    chosen = _objective(summary, objective)
+    summary, where = summarize(state, with_importances=False), state.directory.path
+    names = [goal.name for goal in summary.objectives]
+    if objective is not None and objective not in names:
+        raise ConfigError(f"--objective {objective}: the sweep has no such objective; it has {', '.join(names)}")
+    chosen = summary.objectives[0 if objective is None else names.index(objective)]
     if point is not None:
-        found = _named(summary, point)
-    elif summary.several and objective is None:
-        raise ConfigError(_choose(state, summary))
+        found = [each for each in summary.points if each.point == point]
+        found = found or [each for each in summary.points if point and each.point.startswith(point)]
+        if len(found) != 1:
+            what = "several points start with it" if found else "the sweep has no such point"
+            raise ConfigError(f"--point {point}: {what}; points: {_list(summary)}")
+        best = found[0]
     elif summary.several:
+        if objective is None:
+            raise ConfigError(_choose(state, summary))
         if not summary.front:
-            raise ConfigError(f"{state.directory.path}: no point of the sweep has a value of every objective yet")
-        found = max(summary.front, key=lambda p: sign_of(chosen) * p.values[chosen.name].mean)
+            raise ConfigError(f"{where}: no point of the sweep has a value of every objective yet")
+        best = max(summary.front, key=lambda p: sign_of(chosen) * p.values[chosen.name].mean)
     elif summary.best is None:
         choice = f"; --point names one of: {_list(summary)}" if any(p.values for p in summary.points) else ""
-        raise ConfigError(f"{state.directory.path}: {summary.why_no_best}{choice}")
+        raise ConfigError(f"{where}: {summary.why_no_best}{choice}")
     else:
-        found = summary.best
-    values = found.by_seed.get(chosen.name, {})
+        best = summary.best
+    values = best.by_seed.get(chosen.name, {})
     if not values:
-        raise ConfigError(f"{state.directory.path}: point {found.point} has no finished trial with a value")
+        raise ConfigError(f"{where}: point {best.point} has no finished trial with a value")
     seed = max(values, key=lambda seed: sign_of(chosen) * values[seed])
-    return next(trial for trial in found.trials if trial.seed == seed)
-
-
-def _objective(summary: Summary, name: str | None) -> Goal:
-    if name is None:
-        return summary.objectives[0]
-    for objective in summary.objectives:
-        if objective.name == name:
-            return objective
-    known = ", ".join(objective.name for objective in summary.objectives)
-    raise ConfigError(f"--objective {name}: the sweep has no such objective; it has {known}")
-
-
-def _named(summary: Summary, name: str) -> Point:
-    found = [point for point in summary.points if point.point == name]
-    found = found or [point for point in summary.points if name and point.point.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    what = "several points start with it" if found else "the sweep has no such point"
-    raise ConfigError(f"--point {name}: {what}; points: {_list(summary)}")
+    return next(trial for trial in best.trials if trial.seed == seed)
 
 
 def _choose(state: SweepState, summary: Summary) -> str:
