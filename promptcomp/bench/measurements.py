@@ -1,4 +1,4 @@
-"""What the bench found: one record for each way of serving, prompt length and batch size; JSON and CSV."""
+"""What the bench found: one record for each way of serving, prompt length and batch size; files, tables, picture."""
 
 from __future__ import annotations
 

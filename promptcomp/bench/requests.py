@@ -1,4 +1,8 @@
-"""The ways of serving a query behind a prompt, as calls that can be timed and counted, with their analytic FLOPs."""
+"""What is measured, and the ways of serving a query behind a prompt, as calls that can be timed and counted.
+
+A trained run, an experiment before training, or a method on an LM of random weights: they cost the same as trained ones,
+so a user sees what a method would cost before training it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paired bootstrap over contexts.
+"""Intervals: paired bootstrap over contexts, shares, and Student's t over training seeds.
 
 Examples that share a context share its luck, so whole contexts are drawn with replacement; every row (method and
 bounds) is worked out on the same draws, which makes differences and ratios paired.

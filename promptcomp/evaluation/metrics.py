@@ -2,7 +2,7 @@
 
 Two flavours of macro-F1: "sklearn", as MEND (arXiv 2403.06914) uses it, averages over the classes of the gold labels
 and of the predictions; "metaicl" averages over the classes of the gold labels alone. They differ when a predicted class
-never occurs in the gold labels. Which labels are the same is decided in labels.py, for both and for accuracy.
+never occurs in the gold labels. Which labels are the same is decided by `texts.label_of`, for both and for accuracy.
 
 Everything is kept as counts for each context, so that a weighted sum over contexts gives the metric of any resample.
 """
@@ -28,7 +28,7 @@ METRICS: tuple[MetricName, ...] = get_args(MetricName)
 """accuracy: of all examples, pooled. task_accuracy: mean over tasks of the mean over seeds. macro_f1 and
 macro_f1_metaicl: the same of macro-F1, over classification tasks. task: macro-F1 of classification tasks and accuracy
 of the others, mean over seeds, then over tasks (MetaICL's headline). loss: nats per gold token, pooled; less is better.
-The rest (records.TEXT_METRICS): mean over all examples with generated texts.
+The rest (predictions.TEXT_METRICS): mean over all examples with generated texts.
 """
 
 Array = NDArray[np.float64]
@@ -122,7 +122,7 @@ def _count(
     for row in rows:
         correct = np.array([bool(p.correct.get(row)) for p in found])
         predicted = _chosen(own, [p.prediction.get(row) for p in found])
-        loss = np.array([_number(p.loss.get(row)) for p in found], dtype=np.float64)
+        loss = np.array([p.loss.get(row) for p in found], dtype=np.float64)  # None: NaN
         counted[row] = RowCounts(
             correct=_sums(where, correct, n),
             hits=_table(where, np.where(gold == predicted, gold, UNSCORED), n, len(classes)),
@@ -221,10 +221,6 @@ def _text_sums(found: Sequence[Prediction], row: str, where: NDArray, num_contex
 def _sums(where: NDArray, values: NDArray, num_contexts: int) -> Array:
     """Sum of the values in each context [contexts]."""
     return np.bincount(where, weights=values, minlength=num_contexts).astype(np.float64)
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 def _table(where: NDArray, labels: NDArray, num_contexts: int, num_classes: int) -> Array:

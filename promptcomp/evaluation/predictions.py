@@ -1,4 +1,9 @@
-"""predictions.jsonl: one line for every evaluated example; all of results.json's metrics follow from it."""
+"""From log probabilities of options and generated texts to predictions.jsonl: one line for every evaluated example.
+
+The score of an option is its mean log probability per token (MEND, arXiv 2403.06914; MetaICL). PMI (MetaICL's
+calibration) subtracts the score of the same option with the input replaced by "N/A". The highest score wins, the first
+on ties. A score that is not a number never wins: the original code let an empty 0/0 option win silently.
+"""
 
 from __future__ import annotations
 

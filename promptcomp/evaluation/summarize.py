@@ -1,4 +1,9 @@
-"""From the predictions of a split to its entry in results.json."""
+"""From the predictions of a split to its entry in results.json, or in controls.json.
+
+controls.json has a method between its four reference points: no prompt and full prompt, each untrained and trained. The
+trained controls saw the same data, steps and seeds as the method; the untrained ones are the LM as it was. All figures
+come from the runs' predictions on the same examples, resampled together, so differences are paired.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +43,7 @@ def summarise(
         predictions: all predictions of the split.
         metric_name: the headline metric; where no example has what it needs (options, generated texts) another is
             taken instead: see `headline`.
-        examples_sha256: identity of the examples (`scoring.examples_sha256`).
+        examples_sha256: identity of the examples (`predictions.examples_sha256`).
         resamples: bootstrap resamples.
         seed: seed of the bootstrap.
         confidence: of the intervals.

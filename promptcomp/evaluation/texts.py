@@ -1,4 +1,13 @@
-"""Metrics of generated texts, one example at a time."""
+"""Texts as labels, as equations and against a reference: when two are the same, and the metrics of an answer.
+
+Equations: the original (google-research/distilling-step-by-step) gives what a model wrote to Python's `eval`. Here it
+is parsed, and only numbers, + - * /, signs and brackets are computed, within limits on length and depth.
+
+ROUGE as the gisting paper reports it (Mu et al. 2023, arXiv 2304.08467): `rouge_score` with stemming, F-measure, on
+lower-cased [a-z0-9]+. ROUGE-Lsum compares sentence by sentence: the paper's code finds sentences with nltk's English
+Punkt model, which has to be downloaded; here the same Punkt algorithm runs with a built-in list of abbreviations instead
+of the trained model, so that the numbers are the same on every machine. The other variants do not look at sentences.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +38,7 @@ def agreement(text: str, full: str) -> float:
 
 
 def text_metrics(text: str, reference: str, full: str | None, rouge: Rouge) -> dict[str, float]:
-    """The metrics of `records.TEXT_METRICS` of one answer.
+    """The metrics of `predictions.TEXT_METRICS` of one answer.
 
     Args:
         text: what was generated.

@@ -1,4 +1,8 @@
-"""Trained parts as folders that other programs read: Hugging Face models, peft adapters and prompts, plain tensors."""
+"""Trained parts as folders that other programs read: Hugging Face models, peft adapters and prompts, plain tensors.
+
+Each has a README.md on how to load it without promptcomp; what only a method can say comes from its module
+(`CompressionModule.as_hf`, `adapter_page`).
+"""
 
 from __future__ import annotations
 

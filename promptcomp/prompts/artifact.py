@@ -1,4 +1,8 @@
-"""The file of a compressed prompt: a memory with one row, and in its header everything needed to use it safely."""
+"""The file of a compressed prompt: a memory with one row, and in its header everything needed to use it safely.
+
+A memory is meaningless to any other weights, and nothing in its shapes would tell, so the header has SHA-256 hashes of
+the weights (every parameter's name, dtype, shape and bytes) and of the tokenizer (vocabulary and rules).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compressing a prompt with a trained run."""
+"""Compressing a prompt with a trained run, and what a compressed prompt says of itself."""
 
 from __future__ import annotations
 

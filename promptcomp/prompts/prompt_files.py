@@ -1,4 +1,4 @@
-"""The LM that reads compressed prompts: finding it, making sure it is the right one, answering queries."""
+"""A compressed prompt in Python (`load_prompt("prompt.safetensors").generate("query")`) and the LM that reads it."""
 
 from __future__ import annotations
 

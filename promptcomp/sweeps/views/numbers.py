@@ -1,4 +1,4 @@
-"""What views read from run directories besides the state: other splits, the bounds, learning curves.
+"""What views read from run directories besides the state (other splits, the bounds, learning curves), and progress.
 
 A file that is missing or torn gives nothing: a view of a running sweep must not end because of one run.
 """

@@ -1,4 +1,4 @@
-"""Words and numbers of sweeps as people read them."""
+"""Words and numbers of sweeps as people read them, and how a dimension is laid out on an axis."""
 
 from __future__ import annotations
 
