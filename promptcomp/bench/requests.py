@@ -1,6 +1,6 @@
 """What is measured, and the ways of serving a query behind a prompt, as calls that can be timed and counted.
 
-A trained run, an experiment before training, or a method on an LM of random weights: they cost the same as trained ones,
+A trained run, an experiment before training, a method on an LM of random weights (they cost as much as trained ones),
 so a user sees what a method would cost before training it.
 """
 

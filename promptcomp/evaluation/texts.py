@@ -5,7 +5,7 @@ is parsed, and only numbers, + - * /, signs and brackets are computed, within li
 
 ROUGE as the gisting paper reports it (Mu et al. 2023, arXiv 2304.08467): `rouge_score` with stemming, F-measure, on
 lower-cased [a-z0-9]+. ROUGE-Lsum compares sentence by sentence: the paper's code finds sentences with nltk's English
-Punkt model, which has to be downloaded; here the same Punkt algorithm runs with a built-in list of abbreviations instead
+Punkt model, which needs a download; here the same Punkt algorithm runs with a built-in list of abbreviations instead
 of the trained model, so that the numbers are the same on every machine. The other variants do not look at sentences.
 """
 

@@ -1,4 +1,4 @@
-"""A sweep as pictures (matplotlib, the extra "plots"): all of them, those over parameters and shares, SVG for the page."""
+"""A sweep as pictures (matplotlib, the extra "plots"): over parameters, over shares of the data; SVG for the page."""
 
 from __future__ import annotations
 
