@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from promptcomp.comparing import FORMATS, compare, print_comparison
+from promptcomp.comparing.comparison import compare
+from promptcomp.comparing.comparison_table import FORMATS, print_comparison
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.predictions import ROWS, Prediction, write_predictions
 from promptcomp.evaluation.results import Results, Size, write_results
