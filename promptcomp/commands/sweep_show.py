@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from promptcomp.sweeps.state import SweepState
 
 DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's directory.")]
-FORMATS = ("table", "csv", "trials", "json")
 
 
 def sweep_show(
@@ -28,16 +27,17 @@ def sweep_show(
 ) -> None:
     """Points with intervals over seeds, the best, the Pareto front, importances, failures with their logs."""
     chosen = "json" if as_json else format_
-    if chosen not in FORMATS:
-        raise ConfigError(f"--format {format_!r} is not known; choose {', '.join(FORMATS)}")
+    from promptcomp.sweeps.views import tables
+
+    known = ("table", *tables.FORMATS, "json")
+    if chosen not in known:
+        raise ConfigError(f"--format {format_!r} is not known; choose {', '.join(known)}")
     state = read(directory)
     if chosen == "table":
         from promptcomp.sweeps.views.overview import print_state
 
         print_state(state, console_for(False))
         return
-    from promptcomp.sweeps.views import tables
-
     show(json.dumps(tables.state_json(state)) if chosen == "json" else tables.FORMATS[chosen](state).rstrip("\n"))
 
 

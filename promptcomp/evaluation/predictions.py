@@ -226,7 +226,7 @@ def make_predictions(
     """
     predictions = []
     for example in sorted(examples, key=lambda example: example.number):
-        found: dict[str, dict[str, Any]] = {key: dict.fromkeys(ROWS) for key in _BY_ROW}
+        found: dict[str, Any] = {key: dict.fromkeys(ROWS) for key in _BY_ROW}
         gold_tokens = 0
         num_options = max(1, len(example.options))  # a free-form example has its output as the only target
         for row in ROWS:

@@ -56,9 +56,8 @@ def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
         console.print(_table(summary, console.width, rows))
         for line in remarks(state, summary, rows):
             _say(console, line)
-    for block in (_bands(state, summary), _importances(summary)):
-        for line in block:
-            _say(console, line)
+    for line in [*_bands(state, summary), *_importances(summary)]:
+        _say(console, line)
     efficiency = efficiency_of(state)
     if efficiency is not None:
         console.print()
@@ -157,11 +156,10 @@ def _importances(summary: Summary) -> list[str]:
     if summary.why_no_importances is not None:
         shown = len(summary.dimensions) > 1
         return [f"importances: {summary.why_no_importances}"] if shown else []
-    lines = []
-    for metric, found in summary.importances.items():
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.items())
-        lines.append(f"importances for {metric} (PED-ANOVA): {shares}")
-    return lines
+    shares = {
+        m: ", ".join(f"{n} {share:.0%}" for n, share in found.items()) for m, found in summary.importances.items()
+    }
+    return [f"importances for {metric} (PED-ANOVA): {text}" for metric, text in shares.items()]
 
 
 def _failures(state: SweepState, summary: Summary, console: Console) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from promptcomp.plotting import COLOURS, GREY, MARKERS, interval
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views.numbers import Goal, is_of_run, learning_curve
-from promptcomp.sweeps.views.points import Point, Summary, sign_of
+from promptcomp.sweeps.views.points import Summary, sign_of
 from promptcomp.sweeps.views.wording import (
     Axis,
     amount,
@@ -41,7 +40,10 @@ def draw_front(summary: Summary, first: Goal, other: Goal) -> Figure:
     shown = [p for p in summary.points if first.name in p.values and other.name in p.values]
     front = sorted((p for p in shown if p.on_front), key=lambda p: p.values[other.name].mean)
     if len(summary.objectives) == 2:
-        axes.plot(*_stairs(front, other, first), color=COLOURS[0], linewidth=1.2, alpha=0.8)
+        # The edge of what the front dominates: between two neighbours, the worse of both.
+        edge = [p.values[other.name].mean for p in front], [p.values[first.name].mean for p in front]
+        where: Literal["pre", "post"] = "post" if other.direction == "minimize" else "pre"
+        axes.step(*edge, where=where, color=COLOURS[0], linewidth=1.2, alpha=0.8)
     rest = [p for p in shown if not p.on_front]
     for number, point in enumerate([*front, *rest], start=1):
         across, up = point.values[other.name], point.values[first.name]
@@ -75,20 +77,6 @@ def draw_front(summary: Summary, first: Goal, other: Goal) -> Figure:
     axes.set_ylabel(f"{objective_text(first)}, {direction_text(first)}")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
-
-
-def _stairs(front: Sequence[Point], x: Goal, y: Goal) -> tuple[list[float], list[float]]:
-    """The edge of what the front dominates: between two neighbours, the worse of both."""
-    xs: list[float] = []
-    ys: list[float] = []
-    for number, point in enumerate(front):
-        across, up = point.values[x.name].mean, point.values[y.name].mean
-        if number:
-            xs.append(min(xs[-1] * sign_of(x), across * sign_of(x)) * sign_of(x))
-            ys.append(min(ys[-1] * sign_of(y), up * sign_of(y)) * sign_of(y))
-        xs.append(across)
-        ys.append(up)
-    return xs, ys
 
 
 def parallel(state: SweepState, summary: Summary) -> dict[str, Any] | None:

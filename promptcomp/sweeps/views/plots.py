@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from promptcomp.evaluation.bootstrap import Mean, mean_of
 from promptcomp.plotting import COLOURS, GREY, INK, MARKERS, interval, panels
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.views.efficiency import Efficiency, efficiency_of
+from promptcomp.sweeps.views.efficiency import Efficiency, Row, efficiency_of
 from promptcomp.sweeps.views.numbers import Band, Goal, Runs
 from promptcomp.sweeps.views.plot_overviews import draw_curves, draw_front, draw_importances, draw_parallel, parallel
 from promptcomp.sweeps.views.points import Point, Summary, summarize
@@ -244,10 +244,7 @@ def draw_efficiency(found: Efficiency) -> Figure:
 
 def _over_shares(axes: Axes, found: Efficiency, size: str) -> None:
     rows = [row for row in found.rows if row.size == size]
-    for index, name in enumerate(found.methods):
-        having = [row for row in rows if name in row.values]
-        shares, means = [row.share for row in having], [row.values[name] for row in having]
-        _means(axes, shares, means, index, label=short(name, 44))
+    _methods(axes, found, rows, [row.share for row in rows])
     for reached in found.reached:
         if reached.size != size:
             continue
@@ -268,10 +265,7 @@ def _over_sizes(axes: Axes, found: Efficiency) -> None:
     by_count = len(set(counts)) == len(found.sizes)
     places = dict(zip(found.sizes, counts if by_count else range(len(found.sizes)), strict=True))
     rows = sorted((row for row in found.rows if row.share == found.shares[-1]), key=lambda row: places[row.size])
-    for index, name in enumerate(found.methods):
-        having = [row for row in rows if name in row.values]
-        sizes, means = [places[row.size] for row in having], [row.values[name] for row in having]
-        _means(axes, sizes, means, index, label=short(name, 44))
+    _methods(axes, found, rows, [places[row.size] for row in rows])
     if by_count:
         axes.set_xscale("log")
         axes.set_xticks(counts, [f"{count:,}" for count in counts])
@@ -280,3 +274,11 @@ def _over_sizes(axes: Axes, found: Efficiency) -> None:
     else:
         axes.set_xticks(list(places.values()), [short(size) for size in places])
     axes.set_title(f"share {found.shares[-1]:g}")
+
+
+def _methods(axes: Axes, found: Efficiency, rows: Sequence[Row], places: Sequence[float]) -> None:
+    """A line for each method."""
+    for index, name in enumerate(found.methods):
+        having = [(place, row.values[name]) for row, place in zip(rows, places, strict=True) if name in row.values]
+        own = [place for place, _ in having], [mean for _, mean in having]
+        _means(axes, *own, index, label=short(name, 44))
