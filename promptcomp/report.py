@@ -149,8 +149,8 @@ def print_points(points: ReferencePoints, console: Console) -> None:
         console.print()
     for note in points.notes:
         console.print(Text(note, style="italic"), soft_wrap=True)
-    for role, found in points.runs.items():
-        console.print(f"{_role_title(points, role)}: {found.how}, {found.run}", highlight=False, soft_wrap=True)
+    for role, made in points.runs.items():
+        console.print(f"{_role_title(points, role)}: {made.how}, {made.run}", highlight=False, soft_wrap=True)
 
 
 def _role_title(points: ReferencePoints, role: str) -> str:

@@ -111,7 +111,7 @@ def _estimates(
     samples: Samples, row: str, confidence: float = CONFIDENCE, groups: Sequence[Group] = ()
 ) -> dict[str, Estimate]:
     """Every metric of a row that has a value; with `groups` its spread over data seeds too."""
-    found = {}
+    found: dict[str, Estimate] = {}
     for name in METRICS:
         value = samples.estimate(name, row)
         if value is None:
