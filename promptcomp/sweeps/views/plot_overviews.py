@@ -55,7 +55,7 @@ def draw_front(summary: Summary, first: Goal, other: Goal) -> Figure:
         if point.on_front:
             name = short(params_text(point.params, summary.varying), 44)
             label = f"{number}  {name}" if number <= _LISTED else None
-            axes.plot(across.mean, up.mean, MARKERS[0], color=COLOURS[0], markersize=7, label=label)
+            axes.plot(across.mean, up.mean, MARKERS[0], color=COLOURS[0], markersize=7, label=label, zorder=3)
             offset = (6, 6) if first.direction == "maximize" else (6, -12)
             axes.annotate(str(number), (across.mean, up.mean), textcoords="offset points", xytext=offset)
     for marker, label, some in (
