@@ -40,7 +40,8 @@ else:
         "api": ("Run", "compare", "evaluate", "fit", "load_run", "sweep"),
         "errors": ("ConfigError",),
         "in_memory": ("TextCompressor", "load_compressor"),
-        "prompts": ("CompressedPrompt", "compress", "load_prompt"),
+        "prompts.compressing": ("compress",),
+        "prompts.prompt_files": ("CompressedPrompt", "load_prompt"),
     }
 
     def __getattr__(name: str) -> object:
