@@ -139,6 +139,22 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
+    def _tasks_suit_method(self) -> Experiment:
+        """Two tasks need a method that learns them, and the reverse."""
+        if self.method.has_two_tasks and not self.data.has_two_tasks:
+            raise ValueError(
+                f"method {self.method.name} learns labels and rationales, but data {self.data.name!r} gives no "
+                "rationales; use rationale data with data.targets=label_and_rationale (promptcomp data list)"
+            )
+        if self.data.has_two_tasks and not self.method.has_two_tasks:
+            fitting = " or ".join(name for name, section in METHODS.items() if section.has_two_tasks)
+            raise ValueError(
+                f"data.targets = 'label_and_rationale' is for method {fitting}, not {self.method.name}; set "
+                "data.targets=label or another single target"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _answers_can_be_written(self) -> Experiment:
         if self.evaluation.generate is True and self.data.why_no_answers:
             raise ValueError(f"evaluation.generate=true {self.data.why_no_answers}")

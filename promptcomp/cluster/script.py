@@ -20,16 +20,6 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFF
 
 
 @dataclass(frozen=True, slots=True)
-class Array:
-    """A job array."""
-
-    count: int
-    """Elements."""
-    max_parallel: int
-    """Most of them at a time."""
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
     """What a script runs, and where."""
 
@@ -40,7 +30,8 @@ class Job:
     words: tuple[str, ...]
     """Words after `promptcomp`."""
     tasks_per_node: int
-    array: Array | None = None
+    array: int = 0
+    """Elements of a job array; 0: it is none."""
 
     @property
     def script(self) -> Path:
@@ -110,7 +101,7 @@ def _options(job: Job, profile: SlurmProfile, workdir: Path) -> list[str]:
         ("output", f"{str(job.folder).replace('%', '%%')}/{job.logs}"),
         ("open-mode", "append"),
         ("chdir", str(workdir)),
-        ("array", f"0-{job.array.count - 1}%{job.array.max_parallel}" if job.array else None),
+        ("array", f"0-{job.array - 1}%{job.array}" if job.array else None),
         ("partition", profile.partition),
         ("account", profile.account),
         ("qos", profile.qos),

@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO, cast
+from typing import Any, NoReturn
 
 import torch
 
@@ -33,11 +33,17 @@ from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
 from promptcomp.forecast.placement import layout_of
-from promptcomp.run.finding import find, identity
+from promptcomp.run.configured import find, identity
 from promptcomp.run.fitting import Outcome
 from promptcomp.run.run_directory import RunDirectory, check_unused, clear_unstarted
 from promptcomp.stopping import StopSignals, is_preemption
 
+_SIGNALS = tuple(
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if name in signal.Signals.__members__
+)
+"""Signals that end a program."""
 FIT = (sys.executable, "-m", "promptcomp", "fit")
 
 
@@ -93,9 +99,10 @@ def attend(words: Sequence[str], keep: Sequence[int] = ()) -> tuple[int, int | N
             process.send_signal(number)
 
     previous = {}
-    for number in _stopping():
-        with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
-            previous[number] = signal.signal(number, pass_on)
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as this program was started to do (nohup)
+            with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
+                previous[number] = signal.signal(number, pass_on)
     try:
         process = subprocess.Popen(
             words,
@@ -111,13 +118,6 @@ def attend(words: Sequence[str], keep: Sequence[int] = ()) -> tuple[int, int | N
         for number, handler in previous.items():
             signal.signal(number, handler)
     return code, passed[-1] if passed else None
-
-
-def _stopping() -> list[int]:
-    """Signals that end a program, but for those that this one was started to ignore (nohup)."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    numbers = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
-    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def starts_processes(experiment: Experiment) -> bool:
@@ -175,11 +175,6 @@ def _step(run: Path | None) -> int:
 
 _HEAVY = ("promptcomp.cli", "rouge_score.rouge_scorer", "transformers.generation.utils")
 """What a run imports late, and at length."""
-_SIGNALS = tuple(
-    signal.Signals[name]
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if name in signal.Signals.__members__
-)
 
 
 class Forked:
@@ -250,10 +245,6 @@ def _import() -> None:
     gc.freeze()
 
 
-def _stream(number: int, mode: str, buffering: int = -1) -> TextIO:
-    return cast(TextIO, os.fdopen(number, mode, buffering, "utf-8", "backslashreplace", closefd=False))
-
-
 def _become_fit(words: Sequence[str], env: Mapping[str, str], log: int, mask: set[int | signal.Signals]) -> NoReturn:
     """In the fork: be what a new Python would be, then never come back."""
     code: object = Exit.CRASHED
@@ -268,7 +259,9 @@ def _become_fit(words: Sequence[str], env: Mapping[str, str], log: int, mask: se
         os.environ.clear()
         os.environ.update(env)
         sys.argv = list(words)
-        sys.stdin, sys.stdout, sys.stderr = _stream(0, "r"), _stream(1, "w"), _stream(2, "w", buffering=1)
+        text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
+        sys.stdin, sys.stdout = os.fdopen(0, "r", **text), os.fdopen(1, "w", **text)
+        sys.stderr = os.fdopen(2, "w", buffering=1, **text)
         random.seed()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if torch.cuda._is_in_bad_fork():  # somebody has begun with CUDA in the parent all the same
