@@ -38,12 +38,6 @@ from promptcomp.run.fitting import Outcome
 from promptcomp.run.run_directory import RunDirectory, check_unused, clear_unstarted
 from promptcomp.stopping import StopSignals, is_preemption
 
-_SIGNALS = tuple(
-    signal.Signals[name]
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if name in signal.Signals.__members__
-)
-"""Signals that end a program."""
 FIT = (sys.executable, "-m", "promptcomp", "fit")
 
 
@@ -99,10 +93,9 @@ def attend(words: Sequence[str], keep: Sequence[int] = ()) -> tuple[int, int | N
             process.send_signal(number)
 
     previous = {}
-    for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as this program was started to do (nohup)
-            with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
-                previous[number] = signal.signal(number, pass_on)
+    for number in _stopping():
+        with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
+            previous[number] = signal.signal(number, pass_on)
     try:
         process = subprocess.Popen(
             words,
@@ -118,6 +111,13 @@ def attend(words: Sequence[str], keep: Sequence[int] = ()) -> tuple[int, int | N
         for number, handler in previous.items():
             signal.signal(number, handler)
     return code, passed[-1] if passed else None
+
+
+def _stopping() -> list[int]:
+    """Signals that end a program, but for those that this one was started to ignore (nohup)."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    numbers = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def starts_processes(experiment: Experiment) -> bool:
@@ -225,7 +225,7 @@ def fork_fit(words: Sequence[str], env: Mapping[str, str], log: int) -> Forked:
     _import()
     sys.stdout.flush()
     sys.stderr.flush()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a signal that comes too early must not be lost
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _stopping())  # a signal that comes too early must not be lost
     try:
         pid = os.fork()
         if pid == 0:
@@ -250,7 +250,7 @@ def _become_fit(words: Sequence[str], env: Mapping[str, str], log: int, mask: se
     code: object = Exit.CRASHED
     try:
         os.setsid()
-        for number in _SIGNALS:
+        for number in _stopping():
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 1)
