@@ -66,20 +66,14 @@ def render(job: Job, profile: SlurmProfile, workdir: Path) -> str:
     environment.filters |= {"sh": lambda value: shlex.quote(str(value)), "directive": directive}
     template = (resources.files("promptcomp.cluster") / "job.sh.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
+        job=job,
+        profile=profile,
         title=" ".join(job.title.split()),
         version=__version__,
-        script=job.script,
-        folder=job.folder,
         workdir=workdir,
         options=_options(job, profile, workdir),
-        modules=profile.modules,
         environment=_environment(profile),
-        setup=profile.setup,
-        nodes=profile.nodes,
-        signal_seconds=profile.signal_seconds,
         patience_seconds=max(profile.signal_seconds - 30, profile.signal_seconds // 2),
-        max_requeues=profile.max_requeues,
-        array=job.array,
         launch=_launch(job, profile, workdir),
     )
 

@@ -79,8 +79,8 @@ def rows_of(module: CompressionModule, each: Pass, work: Work) -> tuple[Rows, Ro
         return Rows(rows, length), Rows(rows, module.num_memory_slots(length) + 1)  # a distiller's decoder reads slots
     if each.model.config.is_encoder_decoder:
         if module.lm.query_in_encoder:
-            count = work.contexts * work.queries
-            return Rows(count, max(1, length - _known_target(work))), Rows(count, work.target + 1)
+            count, known = work.contexts * work.queries, work.target if work.target < work.example else 0
+            return Rows(count, max(1, length - known)), Rows(count, work.target + 1)
         tree = work.queries * work.example + 1
         split = math.ceil(tree / (MAX_ROW_TOKENS // 2)) if work.queries > 1 else 1
         read = Rows(work.contexts, max(1, length - work.example))
@@ -90,10 +90,6 @@ def rows_of(module: CompressionModule, each: Pass, work: Work) -> tuple[Rows, Ro
     front, tree = length - work.example, work.queries * work.example
     split = math.ceil(tree / MAX_ROW_TOKENS) if work.queries > 1 else 1
     return Rows(work.contexts * split, front + math.ceil(tree / split)), None
-
-
-def _known_target(work: Work) -> int:
-    return work.target if work.target < work.example else 0
 
 
 def label_positions(module: CompressionModule, each: Pass, work: Work) -> int:
@@ -142,7 +138,8 @@ Inputs = Callable[[], dict[str, Any]]
 
 def _reading(model: PreTrainedModel, rows: Rows, encoder: Rows | None, layout: Layout) -> Inputs:
     """Embeddings, an additive mask and position ids, made inside the mode; for a decoder an encoder's states too."""
-    dtype, width = _input_type(model, layout), _width(model)
+    weights: Any = model.get_input_embeddings().weight
+    dtype, width = layout.weight_type or weights.dtype, weights.shape[1]
 
     def states(length: int) -> Tensor:
         return torch.empty(rows.count, length, width, dtype=dtype, requires_grad=True)
@@ -163,16 +160,6 @@ def _reading(model: PreTrainedModel, rows: Rows, encoder: Rows | None, layout: L
         return found
 
     return make
-
-
-def _width(model: PreTrainedModel) -> int:
-    table = model.get_input_embeddings()
-    assert isinstance(table, nn.Embedding)
-    return table.embedding_dim
-
-
-def _input_type(model: PreTrainedModel, layout: Layout) -> torch.dtype:
-    return layout.weight_type or model.get_input_embeddings().weight.dtype  # type: ignore[return-value]
 
 
 @dataclass
@@ -216,7 +203,9 @@ def _trace(body: nn.Module, make_inputs: Inputs, layout: Layout) -> Kept:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         kinds = _gathered_types(body, layout)
         state = {
-            name: _fake(p, kinds.get(p, layout.weight_type)).requires_grad_(p.requires_grad)
+            name: torch.empty(
+                p.shape, dtype=kinds.get(p) or layout.weight_type or p.dtype, requires_grad=p.requires_grad
+            )
             for name, p in body.named_parameters()
         }
         state |= {name: torch.empty_like(b, device="cpu") for name, b in body.named_buffers()}
@@ -230,10 +219,6 @@ def _trace(body: nn.Module, make_inputs: Inputs, layout: Layout) -> Kept:
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(counter.pack, _never))
         torch.func.functional_call(body, state, (), inputs)
     return counter.kept()
-
-
-def _fake(parameter: Tensor, kind: torch.dtype | None) -> Tensor:
-    return torch.empty(parameter.shape, dtype=kind or parameter.dtype)
 
 
 def _gathered_types(body: nn.Module, layout: Layout) -> dict[Tensor, torch.dtype]:

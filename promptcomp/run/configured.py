@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from promptcomp.config import ConfigError, apply_overrides, build, flat, read_yaml
+from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.run.run_directory import RunDirectory, recorded_config
@@ -87,12 +87,10 @@ def check_unchanged(run: RunDirectory, experiment: Experiment) -> None:
         return
     with contextlib.suppress(ConfigError):  # a key that is no more: config.yaml cannot hold it either
         recorded = build(Experiment, recorded).model_dump(mode="json")  # with the defaults of keys that were added
-    old, new = flat(recorded), flat(experiment.model_dump(mode="json"))
-    changed = [key for key in {**old, **new} if key not in _FREE and old.get(key, _MISSING) != new.get(key, _MISSING)]
+    changed = sorted(_changes(recorded, experiment.model_dump(mode="json")))
     if not changed:
         return
-    changed.sort(key=lambda key: (not key.endswith(".name"), key))
-    listed = "; ".join(f"{key} was {_shown(old, key)} and is {_shown(new, key)}" for key in changed[:_NAMED])
+    listed = "; ".join(f"{key} was {old} and is {new}" for _, key, old, new in changed[:_NAMED])
     more = f"; and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
     raise ConfigError(
         f"{run.config} was edited since the run began ({listed}{more}); put it back to continue the run, or start a "
@@ -100,8 +98,20 @@ def check_unchanged(run: RunDirectory, experiment: Experiment) -> None:
     )
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    text = json.dumps(values[key], ensure_ascii=False) if key in values else "not there"
+def _changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[bool, str, str, str]]:
+    """Dotted keys with their values then and now as texts; in front whether it is no name (which comes first)."""
+    for key in before.keys() | now.keys():
+        dotted, old, new = f"{prefix}{key}", before.get(key, _MISSING), now.get(key, _MISSING)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _changes(old, new, f"{dotted}.")
+        elif old != new and dotted not in _FREE:
+            yield key != "name", dotted, _shown(old), _shown(new)
+
+
+def _shown(value: Any) -> str:
+    text = "not there" if value is _MISSING else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
