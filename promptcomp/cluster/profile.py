@@ -162,25 +162,18 @@ def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
     return ours, [word for word in words if word not in ours]
 
 
-def profile_files() -> list[Path]:
-    """The files that profiles are looked for in, those that exist."""
-    named = os.environ.get(FILES_VARIABLE)
-    places = [Path("promptcomp-slurm.yaml"), Path.home() / ".config" / "promptcomp" / "slurm.yaml"]
-    if named:
-        places.insert(1, Path(named))
-        if not places[1].is_file():
-            raise ConfigError(f"{FILES_VARIABLE}={named}: no such file")
-    return [path for path in places if path.is_file()]
-
-
 def _find(chosen: str) -> tuple[str, dict[str, Any]]:
     file, colon, name = chosen.rpartition(":")
     if not colon and Path(chosen).suffix in (".yaml", ".yml"):
         file, name = chosen, "default"
     if file:
-        path = Path(file)
-        return _pick(_read(path), name, [path])
-    files = profile_files()
+        return _pick(_read(Path(file)), name, [Path(file)])
+    places = [Path("promptcomp-slurm.yaml"), Path.home() / ".config" / "promptcomp" / "slurm.yaml"]
+    if named := os.environ.get(FILES_VARIABLE):
+        places.insert(1, Path(named))
+        if not places[1].is_file():
+            raise ConfigError(f"{FILES_VARIABLE}={named}: no such file")
+    files = [path for path in places if path.is_file()]
     if not files and chosen == "default":
         return "slurm profile default", {}
     merged: dict[str, Any] = {}

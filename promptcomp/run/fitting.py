@@ -34,7 +34,7 @@ from promptcomp.run.assess import Assessment, assess, measure
 from promptcomp.run.callbacks import SaveBetweenSteps, Stopped, TrainingProgress
 from promptcomp.run.configured import experiment_to_resume
 from promptcomp.run.opening import Parts, make_module, make_parts, open_trained, quiet, set_threads, weights_of
-from promptcomp.run.processes import device_of, is_rank_zero, join, noticing_lost_ranks, part
+from promptcomp.run.processes import device_of, is_rank_zero, join_group, leave_group, noticing_lost_ranks
 from promptcomp.run.run_directory import (
     RunDirectory,
     create,
@@ -83,7 +83,7 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
         ConfigError: a mistake in the configuration or the data.
     """
     with quiet():
-        ranks = join(experiment.trainer)
+        ranks = join_group(experiment.trainer)
         ranks.check_same(experiment)
         parts = ranks.agreed(lambda: make_parts(experiment))  # most mistakes show here, before there is a directory
     run = told_by_parent()
@@ -110,7 +110,7 @@ def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> O
     run = open_existing(path)
     experiment = experiment_to_resume(run, overrides)
     with quiet(run):
-        ranks = join(experiment.trainer)
+        ranks = join_group(experiment.trainer)
         ranks.check_same(experiment)
         parts = ranks.agreed(lambda: make_parts(experiment))
     return _fit_alone(experiment, parts, run, console, resume=True)
@@ -229,7 +229,7 @@ def _train(experiment: Experiment, parts: Parts, run: RunDirectory, console: Con
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
             seconds, step = time.monotonic() - seconds, trainer.global_step
             trainer.save_checkpoint(run.last)
-            part()
+            leave_group()
     except SystemExit as end:  # what Lightning makes of a Ctrl-C before the first step
         raise KeyboardInterrupt from end
     finally:

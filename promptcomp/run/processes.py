@@ -202,7 +202,7 @@ class Ranks:
         return every
 
 
-def join(config: TrainerConfig) -> Ranks:
+def join_group(config: TrainerConfig) -> Ranks:
     """Meet the ranks that torchrun or srun has started; elsewhere this process is alone.
 
     Raises:
@@ -227,7 +227,7 @@ def join(config: TrainerConfig) -> Ranks:
     return Ranks(rank, world_size)
 
 
-def part() -> None:
+def leave_group() -> None:
     """Leave the group, all ranks at once: what follows is rank 0's alone."""
     if torch.distributed.is_initialized():
         if torch.distributed.get_world_size() > 1:
