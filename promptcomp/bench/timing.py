@@ -33,7 +33,7 @@ from promptcomp.evaluation.memory_cost import seconds_of, synchronise
 from promptcomp.files import write_atomic
 from promptcomp.language_model.counting import count_flops
 from promptcomp.memory import load_memory, save_memory
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import quiet
 
 MIN_REPEATS = 3
 

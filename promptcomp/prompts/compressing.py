@@ -29,8 +29,7 @@ from promptcomp.memory import Memory, memory_tensors, memory_to
 from promptcomp.prompts.artifact import PromptInfo, read_prompt, text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt_files import CompressedPrompt, Reader, choose_device, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
-from promptcomp.run.opening import open_trained
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import open_trained, quiet
 
 
 @dataclass(frozen=True, slots=True)

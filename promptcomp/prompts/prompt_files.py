@@ -17,8 +17,7 @@ from promptcomp.datamodules.base import PromptFormat
 from promptcomp.language_model import LanguageModel
 from promptcomp.memory import KVCache, Memory, memory_to, save_memory
 from promptcomp.prompts.artifact import PromptInfo, check_output, is_tokenizer, read_prompt, weights_hash
-from promptcomp.run.opening import open_trained_lm
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import open_trained_lm, quiet
 
 DEFAULT_NEW_TOKENS = 128
 OnText = Callable[[str], None]

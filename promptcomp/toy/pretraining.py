@@ -13,7 +13,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.errors import command, did_you_mean
-from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
 
 
 def recipes() -> dict[str, Path]:
@@ -44,6 +43,8 @@ def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, con
         ConfigError: unknown recipe, bad overrides, or an output folder that holds something else.
     """
     path = find_recipe(recipe)
+    from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
+
     config = build(PretrainConfig, apply_overrides(read_yaml(path), overrides), source=path.name)
     output = output or Path("models") / path.stem
     if output.exists() and any(output.iterdir()):
