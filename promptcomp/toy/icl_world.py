@@ -21,7 +21,7 @@ Splits, made of fixed facts and not of a seed:
 - Train tasks of 5 and 6 classes, a size that is never evaluated, may have any pair of open categories: held-out sets
   are parts of these. `train_max_classes: 4` leaves them out.
 - Words, templates and labels are shared between train, dev and test: what is held out is the combination.
-- The base LM (`pretrain_loop.py`) has seen all 24 categories. None of its tasks of 2-4 classes has a dev, test or
+- The base LM (`pretraining.py`) has seen all 24 categories. None of its tasks of 2-4 classes has a dev, test or
   test_hard pair; its tasks of 5 and 6 classes may have any ("pretrain" below).
 """
 
@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import combinations
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskSource
@@ -50,6 +50,7 @@ from promptcomp.toy.words import (
     SENTINELS,
     TWO_SLOT_TEMPLATES,
     vocabulary,
+    word_tokenizer,
 )
 
 HELD_OUT_CATEGORIES: frozenset[str] = frozenset({"clothes", "instruments", "jobs", "weather", "cool", "large"})
@@ -236,18 +237,5 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
 
     Ids: <pad> 0, <bos> 1, <eos> 2, <unk> 3, "=>" 4, "\\n" 5, then words, then 32 sentinels for encoder-decoder models.
     """
-    words = models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>")
-    tokenizer = Tokenizer(words)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"), pre_tokenizers.Split(NEWLINE, "isolated")]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        extra_special_tokens=list(SENTINELS),
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-    )
+    splitting = [pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"), pre_tokenizers.Split(NEWLINE, "isolated")]
+    return word_tokenizer(vocabulary(), pre_tokenizers.Sequence(splitting), extra_special_tokens=list(SENTINELS))

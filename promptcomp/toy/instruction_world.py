@@ -22,7 +22,7 @@ Splits ("source" of a row names its part):
 - dev: a quarter each of "seen", "unseen" (dev pairs) and "recombined" and "reworded" (dev phrasings), so that choices
   made on dev have seen no test pair and no test phrasing.
 
-The base LM (`pretrain_loop.py`) has read all phrasings, but training pairs only. So "paraphrased" asks whether a
+The base LM (`pretraining.py`) has read all phrasings, but training pairs only. So "paraphrased" asks whether a
 compressor carries over to words that only the base LM knows, and "unseen" is new to both.
 """
 
@@ -34,11 +34,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Literal
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
-from promptcomp.toy.instruction_words import (
+from promptcomp.toy.toy_sections import ToyInstructionsConfig
+from promptcomp.toy.words import (
     FRAMES,
     GROUP_OF,
     SELECTIONS,
@@ -48,8 +49,8 @@ from promptcomp.toy.instruction_words import (
     instruction_vocabulary,
     ordinary,
     reworded,
+    word_tokenizer,
 )
-from promptcomp.toy.toy_sections import ToyInstructionsConfig
 
 Pair = tuple[str, str]
 """(selection, transform)."""
@@ -224,15 +225,4 @@ def _part(split: str, index: int, rng: random.Random, reworded_share: float) -> 
 
 def instruction_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word; text is split at spaces. Ids: <pad> 0, <bos> 1, <eos> 2, <unk> 3."""
-    words = {token: i for i, token in enumerate(instruction_vocabulary())}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-    )
+    return word_tokenizer(instruction_vocabulary(), pre_tokenizers.WhitespaceSplit())

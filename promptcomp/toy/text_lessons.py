@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from promptcomp.config import Config, ConfigError
 from promptcomp.documents import parse_json, read_json
 from promptcomp.files import is_file_name, read_text
+from promptcomp.toy.lessons import Lessons, StageConfig
 
 
 class TextCorpus(Config):
@@ -58,10 +59,11 @@ class TextCorpus(Config):
         return self
 
 
-class TextLessons:
-    """Packed next-token prediction."""
+class TextLessons(Lessons[StageConfig]):
+    """Packed next-token prediction, in one stage."""
 
     def __init__(self, config: TextCorpus, batch_size: int, seed: int) -> None:
+        super().__init__([StageConfig(name="text", steps=config.steps)])
         self.config = config
         self._batch_size = batch_size
         self._rng = random.Random(f"text/{seed}")
@@ -69,43 +71,22 @@ class TextLessons:
         self._tasks = _metaicl_rows(config)
         documents = self._shuffled_documents()
         self.tokenizer = train_tokenizer(documents, config.vocab_size)
-        self._step = 0
         self._blocks = self._endless_blocks()
         self._held_out = torch.tensor([next(self._blocks) for _ in range(config.held_out_blocks)])
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the schedule."""
-        return self.config.steps
-
-    @property
-    def finished(self) -> bool:
-        """Whether the schedule is over."""
-        return self._step >= self.config.steps
-
-    @property
-    def stage_name(self) -> str:
-        """There is one stage."""
-        return "text"
 
     @property
     def lr_scale(self) -> float:
         """Cosine from 1 to `final_lr_scale`."""
         low = self.config.final_lr_scale
-        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * self._step / self.config.steps))
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * self._step_in_stage / self.config.steps))
 
-    def loss(self, model: PreTrainedModel) -> Tensor:
+    def batch_loss(self, model: PreTrainedModel) -> Tensor:
         """Mean next-token loss on the next blocks."""
-        self._step += 1
         return _next_token_loss(model, torch.tensor([next(self._blocks) for _ in range(self._batch_size)]))
 
-    @torch.no_grad()
     def skills(self, model: PreTrainedModel) -> dict[str, float]:
         """Loss on the blocks kept apart (nats a token); their rows may come again in documents of later epochs."""
-        model.eval()
-        loss = _next_token_loss(model, self._held_out).item()
-        model.train()
-        return {"held_out_loss": loss}
+        return {"held_out_loss": _next_token_loss(model, self._held_out).item()}
 
     def report(self, model: PreTrainedModel) -> dict[str, Any]:
         """The same as the skills."""

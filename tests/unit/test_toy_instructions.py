@@ -16,7 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from promptcomp.config import build, read_yaml
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons
-from promptcomp.toy.instruction_words import (
+from promptcomp.toy.instruction_world import (
+    ToyInstructionSource,
+    instruction_tokenizer,
+    pair_splits,
+    pairs_of,
+    phrasings,
+)
+from promptcomp.toy.pretraining import PretrainConfig, pretrain
+from promptcomp.toy.toy_sections import ToyInstructionsConfig, ToyInstructionsData
+from promptcomp.toy.words import (
     FRAMES,
     GROUP_OF,
     SELECTIONS,
@@ -26,15 +35,6 @@ from promptcomp.toy.instruction_words import (
     ordinary,
     reworded,
 )
-from promptcomp.toy.instruction_world import (
-    ToyInstructionSource,
-    instruction_tokenizer,
-    pair_splits,
-    pairs_of,
-    phrasings,
-)
-from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
-from promptcomp.toy.toy_sections import ToyInstructionsConfig, ToyInstructionsData
 
 RECIPE = Path(str(files("promptcomp"))) / "experiments" / "pretrain" / "toy_instructions.yaml"
 ASSET = Path(str(files("promptcomp"))) / "assets" / "toy_instructions"
