@@ -33,7 +33,7 @@ from promptcomp.forecast.workload import Work
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.execution import Execution, prepare_blocks
+from promptcomp.lightning_modules.blocks import Execution, prepare_blocks
 from promptcomp.lightning_modules.method_config import OptimConfig
 from promptcomp.lightning_modules.sharding import shard
 

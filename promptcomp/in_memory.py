@@ -22,7 +22,7 @@ from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
 from promptcomp.language_model import LanguageModel
-from promptcomp.language_model.window import window_of
+from promptcomp.language_model.attention import Window
 from promptcomp.prompts import CompressedPrompt, Compressor, open_compressor
 from promptcomp.prompts.compressing import source_of
 from promptcomp.run.callbacks import MetricsLogger
@@ -80,7 +80,7 @@ class TextCompressor:
         """
         own = {key if "__" in key or key == "seed" else f"method__{key}": value for key, value in settings.items()}
         text = model.config.get_text_config(decoder=True)
-        window = None if text.is_encoder_decoder else window_of(text)
+        window = None if text.is_encoder_decoder else Window.of(text).size
         room = _BUDGET if window is None else (window - settings.get("num_slots", 1) - 2) // 3
         budget = max(1, min(_BUDGET, room))
         limits = {f"max_{part}_tokens": budget for part in ("context", "query", "target")}

@@ -21,10 +21,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.language_model import generation, loading
-from promptcomp.language_model.attention import AttentionPattern, slot_positions
+from promptcomp.language_model.attention import AttentionPattern, Window, slot_positions
 from promptcomp.language_model.cache import growing, passing, reading, stored
-from promptcomp.language_model.counting import model_cost
-from promptcomp.language_model.head import body_name, logits_of
+from promptcomp.language_model.counting import ModelCost, model_cost
 from promptcomp.language_model.lm_config import LanguageModelConfig
 from promptcomp.language_model.packing import (
     MAX_ROW_TOKENS,
@@ -41,8 +40,10 @@ from promptcomp.language_model.parts import (
     Prefix,
     Scores,
     TextEncoder,
+    body_name,
     first_of,
     last_visible,
+    logits_of,
     memory_rows,
     positions,
     prepend,
@@ -58,9 +59,7 @@ from promptcomp.language_model.t5_encoder import (
     read_prefix,
 )
 from promptcomp.language_model.verify import verify
-from promptcomp.language_model.window import Window
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
-from promptcomp.model_cost import ModelCost
 
 
 class LanguageModel(nn.Module):

@@ -63,7 +63,8 @@ def verify(lm: LanguageModel, weights: str | None = None) -> None:
     Raises:
         ConfigError: the family cannot be read packed and padded; says which family and what differs.
     """
-    if not _is_whole(lm) or (lm.window is not None and lm.window < _LONGEST):
+    without_numbers = any(isinstance(each, DTensor) or each.is_meta for each in lm.hf.parameters())
+    if without_numbers or (lm.window is not None and lm.window < _LONGEST):
         return
     key = _key(lm, weights)
     if key not in _verdicts:
@@ -76,10 +77,6 @@ def cache_folder() -> Path:
     """Where verdicts are kept: $PROMPTCOMP_CACHE, or promptcomp in $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("PROMPTCOMP_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "promptcomp"
-
-
-def _is_whole(lm: LanguageModel) -> bool:
-    return not any(isinstance(each, DTensor) or each.is_meta for each in lm.hf.parameters())
 
 
 def _key(lm: LanguageModel, weights: str | None) -> str:
@@ -116,7 +113,8 @@ def _verdict(lm: LanguageModel) -> str | None:
             found = _compare(lm)
     except ConfigError as error:
         return str(error)
-    if lm.hf.dtype == torch.float32 and max(found.values()) > _DOUBTFUL and _is_small(lm):
+    is_small = sum(each.numel() for each in lm.hf.parameters()) < _SMALL
+    if lm.hf.dtype == torch.float32 and max(found.values()) > _DOUBTFUL and is_small:
         with contextlib.suppress(Exception):  # some models mix types when they should not
             twin = _in_float64(lm)
             found, lm = _compare(twin), twin
@@ -133,10 +131,6 @@ def _verdict(lm: LanguageModel) -> str | None:
 def _compare(lm: LanguageModel) -> dict[str, float]:
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _without_dropout(lm), _narrowed(lm):
         return _differences(lm)
-
-
-def _is_small(lm: LanguageModel) -> bool:
-    return sum(each.numel() for each in lm.hf.parameters()) < _SMALL
 
 
 def _in_float64(lm: LanguageModel) -> LanguageModel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
 from promptcomp.lightning_modules.adapters import add_lora
-from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks
+from promptcomp.lightning_modules.blocks import Execution, one_after_another, prepare_blocks
 from promptcomp.lightning_modules.exported import HFExport, Page, adapter_code, model_code
 from promptcomp.lightning_modules.method_config import LMTraining, LMTrainingConfig, MethodConfig, OptimConfig
 from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective
@@ -31,7 +31,7 @@ from promptcomp.lightning_modules.optim import learning_rate_factor, make_optimi
 from promptcomp.lightning_modules.sharding import shard
 from promptcomp.memory import Memory
 
-__all__ = ["CompressionModule", "Counts", "ExampleGold", "LossTerm", "Pass"]
+__all__ = ["CompressionModule", "Counts", "LossTerm", "Pass"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +51,6 @@ class Pass:
     """Reconstruction: its targets are the contexts, each behind a query of one token, instead of the examples."""
     caches_context: bool = False
     """A decoder reads the context first and keeps its keys and values until the answers are worked out."""
-
-
-class ExampleGold(Protocol):
-    """What the running accuracy needs to know of an example."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def gold(self) -> int: ...
-    @property
-    def options(self) -> Sequence[str]: ...
 
 
 class CompressionModule(TrainedState):
@@ -285,8 +274,12 @@ class CompressionModule(TrainedState):
         number = (self.seed * 1_000_003 + micro_batch) * 4099 + self.global_rank
         torch.manual_seed(number % (1 << 63))
 
-    def watch(self, examples: Sequence[ExampleGold]) -> None:
-        """Name the gold options of the dev split; without this only a loss is logged."""
+    def watch(self, examples: Sequence[Any]) -> None:
+        """Name the gold options of the dev split; without this only a loss is logged.
+
+        Args:
+            examples: Each with `number`, `gold` and `options`, as a datamodule lists them.
+        """
         self._gold = {example.number: example.gold for example in examples if len(example.options) > 1}
         self._has_free_answers = len(self._gold) < len(examples)
 
@@ -330,3 +323,26 @@ class CompressionModule(TrainedState):
     ) -> None:
         """Clip by `optim.clip_norm`; the trainer's own setting is not used."""
         self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip_norm, gradient_clip_algorithm="norm")
+
+
+def check_same_tokenizer(lm: LanguageModel, other: LanguageModel, what: str) -> None:
+    """Text reaches an LM and its teacher or distiller as the same ids, so both must mean the same by them.
+
+    Args:
+        lm: The LM.
+        other: The teacher or distiller.
+        what: Names the other in messages.
+
+    Raises:
+        ConfigError: the tokenizers or the vocabularies differ.
+    """
+    if lm.tokenizer is not None and other.tokenizer is not None:
+        ours, theirs = lm.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+        if ours != theirs:
+            odd = sum(1 for token, number in theirs.items() if ours.get(token) != number)
+            raise ConfigError(
+                f"{what}: its tokenizer is not the LM's ({len(theirs)} tokens, {odd} of them "
+                f"unknown to the LM or numbered otherwise; the LM has {len(ours)}); choose one of the LM's family"
+            )
+    if other.vocab_size < (lm.vocab_size if lm.tokenizer is None else len(lm.tokenizer)):
+        raise ConfigError(f"{what}: {other.vocab_size} token embeddings are fewer than the LM's vocabulary")

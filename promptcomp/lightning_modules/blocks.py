@@ -1,11 +1,15 @@
-"""What is done to the transformer blocks of a module: finding them, recomputing their activations, compiling them."""
+"""How a module is run, apart from what it computes: transformer blocks recomputed or compiled, processes in turn."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +21,15 @@ NORMS = (nn.LayerNorm, nn.RMSNorm)
 """PyTorch's norms that take weights."""
 
 
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """Options that save memory or time and leave the numbers as they are (up to rounding, where compiled)."""
+
+    activation_checkpointing: bool = False
+    offload_optimizer: bool = False
+    compile: bool = False
+
+
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The transformer blocks of all language models in a module."""
     models = [each for each in module.modules() if isinstance(each, PreTrainedModel)]
@@ -24,20 +37,29 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     return [each for each in module.modules() if type(each).__name__ in names]
 
 
-def recompute_activations(module: nn.Module) -> None:
-    """Keep only the inputs of each block for the backward pass and work out the rest again.
+def prepare_blocks(module: nn.Module, execution: Execution) -> None:
+    """Recompute and compile transformer blocks where asked for, in place; before they are sharded."""
+    for block in blocks_of(module):
+        if execution.activation_checkpointing:
+            block.forward = Recomputed(block.forward)
+        if execution.compile:
+            block.compile(dynamic=True)
 
-    Not Hugging Face's gradient checkpointing: that is off in a frozen LM (eval mode), whose activations we need too,
-    and forbids the caches that gist tokens are read into. Names of parameters do not change.
+
+@contextmanager
+def one_after_another(strategy: Strategy) -> Iterator[None]:
+    """The processes of a machine enter the block in turn, so that its memory holds one LM on its way to a GPU.
+
+    Processes that stay on the CPU do not wait: each needs its copy anyway.
     """
-    for block in blocks_of(module):
-        block.forward = Recomputed(block.forward)
-
-
-def compile_blocks(module: nn.Module) -> None:
-    """torch.compile of each block, in place, so that names of parameters do not change."""
-    for block in blocks_of(module):
-        block.compile(dynamic=True)
+    devices = strategy.parallel_devices if isinstance(strategy, ParallelStrategy) else None
+    if devices is None or strategy.root_device.type == "cpu":
+        yield
+        return
+    for turn in range(len(devices)):
+        if turn == devices.index(strategy.root_device):
+            yield
+        strategy.barrier()
 
 
 def let_norms_follow_inputs(module: nn.Module) -> None:
@@ -60,7 +82,11 @@ def _norm(norm: nn.LayerNorm | nn.RMSNorm, hidden: Tensor) -> Tensor:
 
 
 class Recomputed:
-    """A block's forward whose activations are recomputed in the backward pass."""
+    """A block's forward of which only the inputs are kept; the rest is computed again in the backward pass.
+
+    Not Hugging Face's gradient checkpointing: that is off in a frozen LM (eval mode), whose activations we need too,
+    and forbids the caches that gist tokens are read into. Names of parameters do not change.
+    """
 
     def __init__(self, forward: Any) -> None:
         self._forward = forward

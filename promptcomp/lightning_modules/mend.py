@@ -33,11 +33,10 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import cross_decoder_flops, read_flops
 from promptcomp.language_model import TextEncoder, embedding_scale, token_table
 from promptcomp.language_model.t5_encoder import SlotDecoder
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass, check_same_tokenizer
 from promptcomp.lightning_modules.exported import EXTRA, HFExport, Page, front
 from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.mend_config import MendConfig
-from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import EncoderStates, SoftPrompt
 
 

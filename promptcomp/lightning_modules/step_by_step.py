@@ -29,10 +29,9 @@ from torch import Tensor, nn
 
 from promptcomp.batch import ANSWER, RATIONALE, Batch, Context, pad
 from promptcomp.language_model import LanguageModel, Logits, at_least_float32
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass, check_same_tokenizer
 from promptcomp.lightning_modules.losses import jensen_shannon, kl_divergence, mutual_information
 from promptcomp.lightning_modules.step_by_step_config import FinetuneConfig, StepByStepConfig
-from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import EncoderStates, Memory
 
 NAMES = {ANSWER: "label", RATIONALE: "rationale"}
