@@ -46,7 +46,7 @@ from promptcomp.forecast.workload import Work
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.blocks import Execution
+from promptcomp.lightning_modules.execution import Execution
 from promptcomp.lightning_modules.method_config import OptimConfig
 
 VOCABULARY = 8192

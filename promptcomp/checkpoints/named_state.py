@@ -61,13 +61,6 @@ def copy_into(target: Tensor, value: Tensor) -> None:
         local_part(target).copy_(source)
 
 
-def placed_like(value: Tensor, target: Tensor) -> Tensor:
-    """A copy of a whole tensor, sharded and placed as `target`, which has its shape (no collective)."""
-    result = torch.empty_like(target, dtype=value.dtype, requires_grad=False)
-    copy_into(result, value)
-    return result
-
-
 def keep_state_by_name(optimizer: Optimizer) -> None:
     """Make `state_dict()` speak of names, and `load_state_dict` understand them (and the numbers of older files).
 
@@ -146,5 +139,6 @@ def _placed(value: Any, parameter: Tensor) -> Any:
         return value
     if value.shape != parameter.shape or value.dim() == 0:
         return value.detach().clone()
-    with torch.no_grad():
-        return placed_like(value, parameter)
+    result = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+    copy_into(result, value)
+    return result

@@ -24,8 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from promptcomp.lightning_modules.blocks import NORMS
-from promptcomp.lightning_modules.sharding import units_of
+from promptcomp.lightning_modules.execution import NORMS, units_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from promptcomp.forecast.workload import Work, label_positions, rows_of, work_of
 from promptcomp.language_model.counting import model_cost
 from promptcomp.lightning_modules.adapters import adapted
 from promptcomp.lightning_modules.base import CompressionModule, Pass
-from promptcomp.lightning_modules.sharding import units_of
+from promptcomp.lightning_modules.execution import units_of
 
 
 class Part(BaseModel):

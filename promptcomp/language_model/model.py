@@ -73,7 +73,11 @@ class LanguageModel(nn.Module):
         self.tokenizer = tokenizer
         with refusing(hf, "their architecture lacks what promptcomp reads from it"):
             self._read_architecture(layout)
-        self.bos_id: int | None = self._bos_id(bos)
+        self.bos_id: int | None = None
+        if self.family == "decoder" and tokenizer is not None and (loading.adds_bos(tokenizer) if bos is None else bos):
+            if tokenizer.bos_token_id is None:
+                raise ConfigError("lm.bos = true, but the tokenizer has no BOS token; set lm.bos=false")
+            self.bos_id = tokenizer.bos_token_id
         self.train(hf.training)
 
     def _read_architecture(self, layout: str) -> None:
@@ -122,14 +126,6 @@ class LanguageModel(nn.Module):
     def kv_bytes_per_token(self) -> int:
         """Bytes that one prompt token holds in the cache a decoder reads (T5: keys and values of cross-attention)."""
         return self.cost.kv_bytes_per_token
-
-    def _bos_id(self, bos: bool | None) -> int | None:
-        if self.family == "encoder_decoder" or self.tokenizer is None:
-            return None
-        wanted = loading.adds_bos(self.tokenizer) if bos is None else bos
-        if wanted and self.tokenizer.bos_token_id is None:
-            raise ConfigError("lm.bos = true, but the tokenizer has no BOS token; set lm.bos=false")
-        return self.tokenizer.bos_token_id if wanted else None
 
     @classmethod
     def from_config(cls, config: LanguageModelConfig) -> Self:
@@ -328,7 +324,8 @@ class LanguageModel(nn.Module):
         log_probs = logits.log_probs()
         zeros = log_probs.new_zeros(batch.target_ids.shape[0])
         ones = torch.ones_like(logits.target_of)
-        misses = torch.zeros_like(batch.query_of).index_add(0, logits.target_of, (~logits.is_likeliest()).long())
+        missed = logits.values.argmax(-1)[logits.predictor] != logits.label
+        misses = torch.zeros_like(batch.query_of).index_add(0, logits.target_of, missed.long())
         return Scores(
             zeros.index_add(0, logits.target_of, log_probs),
             torch.zeros_like(batch.query_of).index_add(0, logits.target_of, ones),

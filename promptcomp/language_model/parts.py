@@ -36,10 +36,6 @@ class Logits(NamedTuple):
         values = at_least_float32(self.values)
         return values[self.predictor, self.label] - values.logsumexp(-1)[self.predictor]
 
-    def is_likeliest(self) -> Tensor:
-        """Whether each scored target token is the likeliest one [E]."""
-        return self.values.argmax(-1)[self.predictor] == self.label
-
 
 class Prefix(NamedTuple):
     """Embeddings read in front of the queries, of which the queries see a part only (gist tokens).
@@ -204,8 +200,9 @@ class TextEncoder(nn.Module):
         ).last_hidden_state
 
     def read(self, ids: Tensor, mask: Tensor, slots: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, K, D] at slot embeddings `slots` [B, K, D] behind the tokens `ids` [B, C]; optional
+        """Final hidden states [B, K, D] at slot embeddings `slots` [K, D] behind the tokens `ids` [B, C]; optional
         `position_ids` are [B, C + K]."""
+        slots = slots.expand(len(ids), -1, -1)
         embeds = torch.cat([self.embed(ids), slots], 1)
         whole = torch.cat([mask, mask.new_ones(slots.shape[:2])], 1)
         return self(embeds, whole, position_ids)[:, -slots.shape[1] :]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,13 +22,13 @@ from promptcomp.checkpoints.trained_state import TrainedState
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
+from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
-from promptcomp.lightning_modules.blocks import Execution, one_after_another, prepare_blocks
+from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks, shard
 from promptcomp.lightning_modules.exported import HFExport, Page, adapter_code, model_code
 from promptcomp.lightning_modules.method_config import LMTraining, LMTrainingConfig, MethodConfig, OptimConfig
 from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective
 from promptcomp.lightning_modules.optim import learning_rate_factor, make_optimizer
-from promptcomp.lightning_modules.sharding import shard
 from promptcomp.memory import Memory
 
 __all__ = ["CompressionModule", "Counts", "LossTerm", "Pass"]
@@ -68,6 +68,8 @@ class CompressionModule(TrainedState):
 
     method: MethodConfig
     lm: LanguageModel
+    answer_term: ClassVar[str] = "ce"
+    """The name of the cross-entropy of the targets."""
 
     def __init__(
         self,
@@ -126,14 +128,18 @@ class CompressionModule(TrainedState):
         """The memory of each context; None stands for no prompt."""
         raise NotImplementedError
 
+    def read_for_training(self, context: Context) -> Memory | Prefix | None:
+        """What the targets are predicted behind in training: the memory, or what gives the same numbers in one pass."""
+        return self.compress(context)
+
     def losses(self, batch: Batch) -> list[LossTerm]:
         """The terms of the training objective on this batch; here the cross-entropy of the targets, a token mean."""
-        logits = self.lm(self.compress(batch.context), batch, "targets")
-        return [LossTerm("ce", -logits.log_probs().sum(), logits.label.shape[0])]
+        logits = self.lm(self.read_for_training(batch.context), batch, "targets")
+        return [LossTerm(self.answer_term, -logits.log_probs().sum(), logits.label.shape[0])]
 
     def counts(self, batch: Batch) -> Counts:
         """The counts of the terms that `losses` would give, from the batch alone; see `Counts`."""
-        return {"ce": self.lm.scored_tokens(batch).sum()}
+        return {self.answer_term: self.lm.scored_tokens(batch).sum()}
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """Positions that the memory of a context of this length takes."""

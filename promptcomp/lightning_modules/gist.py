@@ -40,8 +40,8 @@ from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTer
 from promptcomp.lightning_modules.exported import HFExport, Page
 from promptcomp.lightning_modules.gist_config import GistConfig
 from promptcomp.lightning_modules.gist_tokens import adapter_page, add_gist_tokens, hf_page
-from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.method_config import LoraConfig
+from promptcomp.lightning_modules.objective import kl_divergence
 from promptcomp.memory import EncoderStates, KVCache
 
 NOISE = 0.1
@@ -199,14 +199,15 @@ class Gist(CompressionModule):
     @torch.no_grad()
     def _teach(self, batch: Batch, where: Literal["all", "targets"]) -> Tensor:
         """The teacher's logits [P, V] behind the full prompt."""
-        if self.teacher is not None:
-            return self.teacher(self.teacher.encode(batch.teacher_context), batch, where).values
         with self._as_teacher() as lm:
             return lm(lm.encode(batch.teacher_context), batch, where).values
 
     @contextmanager
     def _as_teacher(self) -> Iterator[LanguageModel]:
-        """The LM without dropout and, where the teacher is the initial LM, without adapters."""
+        """The teacher; if that is the LM, then without dropout and, where the initial LM is meant, without adapters."""
+        if self.teacher is not None:
+            yield self.teacher
+            return
         was_training = self.lm.training
         self.lm.eval()
         try:

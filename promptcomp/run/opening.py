@@ -17,7 +17,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel, open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.blocks import Execution
+from promptcomp.lightning_modules.execution import Execution
 from promptcomp.run.run_directory import RunDirectory, open_existing
 
 Parts = tuple[ContextDataModule, CompressionModule]

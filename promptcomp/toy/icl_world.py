@@ -12,17 +12,12 @@ comes from a random category of the other group. Rows are plain text; the render
 datamodule (separator preset `arrow`). Chance without demonstrations is 1 / number of classes: 1/2, 1/3 and 1/4, so
 0.361 on average over the default uniform 2-4 classes.
 
-Splits, made of fixed facts and not of a seed:
+Splits, made of fixed facts and not of a seed (docs/toy_worlds.md says what follows from them):
 - 6 whole categories (4 of nouns, 2 of adjectives) are in no train, dev or test task, not even as distractors. The tasks
   of "test_hard" are made of nothing else.
 - Every pair of the other categories, within a group, belongs to train, dev or test. A train task of 2-4 classes has
-  train pairs only; a dev (test) task has at least one dev (test) pair and otherwise train pairs. So no dev or test
-  class set is a train set or part of a train set of up to 4 classes, and dev and test share none.
-- Train tasks of 5 and 6 classes, a size that is never evaluated, may have any pair of open categories: held-out sets
-  are parts of these. `train_max_classes: 4` leaves them out.
-- Words, templates and labels are shared between train, dev and test: what is held out is the combination.
-- The base LM (`pretraining.py`) has seen all 24 categories. None of its tasks of 2-4 classes has a dev, test or
-  test_hard pair; its tasks of 5 and 6 classes may have any ("pretrain" below).
+  train pairs only (one of 5 or 6 any pair); a dev (test) task has at least one dev (test) pair, otherwise train pairs.
+- The base LM's own tasks of 2-4 classes have no dev, test or test_hard pair ("pretrain" below).
 """
 
 from __future__ import annotations
@@ -184,13 +179,10 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
 class ToySource(TaskSource):
     """Tasks of the toy world; task i of a split is a pure function of (config, split, i)."""
 
+    splits = SPLITS
+
     def __init__(self, config: ToyConfig) -> None:
         self.config = config
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """ "train", "dev", "test" and "test_hard" (see the module docstring)."""
-        return SPLITS
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of a split, built when they are indexed.

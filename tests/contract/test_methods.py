@@ -198,7 +198,7 @@ def test_fits_one_batch_and_the_checkpoint_holds_what_was_trained(
     fit = trainer(25)
     fit.fit(module, loader(batch, 25), loader(batch, 1))
     after = loss_of(module.eval(), batch)
-    vectors_alone = len(module.trained_names()) == 1
+    vectors_alone = len(module.trained_parameters()) == 1
     assert after < (0.995 if vectors_alone else 0.9) * before
     assert "dev/loss" in fit.callback_metrics
     if module.lm_training != "lm":
@@ -207,7 +207,7 @@ def test_fits_one_batch_and_the_checkpoint_holds_what_was_trained(
     file = tmp_path / "last.ckpt"
     fit.save_checkpoint(file, weights_only=False)
     stored = torch.load(file, weights_only=True)
-    assert set(stored["state_dict"]) == set(module.trained_names())
+    assert set(stored["state_dict"]) == set(module.trained_parameters())
     again = make(name, options, model)
     again.load_trained(file)
     assert loss_of(again, batch) == pytest.approx(after, rel=1e-6)

@@ -18,11 +18,11 @@ import lightning as L
 import torch
 
 from promptcomp.checkpoints import saving
+from promptcomp.checkpoints.checkpoint_files import write_shard
 from promptcomp.checkpoints.saving import AtomicCheckpoints
-from promptcomp.checkpoints.sharded_files import write_shard
 from promptcomp.config import ConfigError
 from promptcomp.experiment import Precision, TrainerConfig
-from promptcomp.lightning_modules.blocks import Execution
+from promptcomp.lightning_modules.execution import Execution
 from promptcomp.run.cluster_environment import cluster_environment
 from promptcomp.run.quiet import quiet
 from promptcomp.run.trainer import make_strategy

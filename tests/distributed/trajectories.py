@@ -31,7 +31,7 @@ from promptcomp.experiment import Precision, TrainerConfig
 from promptcomp.language_model import LanguageModelConfig, loading
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.blocks import Execution
+from promptcomp.lightning_modules.execution import Execution
 from promptcomp.run.cluster_environment import cluster_environment
 from promptcomp.run.quiet import quiet
 from promptcomp.run.trainer import make_strategy

@@ -17,7 +17,7 @@ from promptcomp.datamodules.sampler import StepSampler
 from promptcomp.errors import NoSpace, RankLost
 from promptcomp.experiment import Experiment, TrainerConfig
 from promptcomp.lightning_modules.base import LossTerm
-from promptcomp.lightning_modules.blocks import Execution, prepare_blocks
+from promptcomp.lightning_modules.execution import Execution, prepare_blocks
 from promptcomp.lightning_modules.objective import StepObjective
 from promptcomp.lightning_modules.optim import HostAdamW
 from promptcomp.run.devices import check_precision, device_count
