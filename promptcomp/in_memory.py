@@ -117,7 +117,7 @@ class TextCompressor:
         experiment = build(Experiment, tree, source="fit")
         if (experiment.method, experiment.lm) != (inner.experiment.method, inner.experiment.lm):
             raise ConfigError("the method and the LM are settled by then: give their settings to from_model")
-        if not inner.module.trainable:
+        if not inner.module.method.trains:
             raise ConfigError(f"method {experiment.method.name!r} has nothing to train; compress with it as it is")
         splits = {"train": _read("rows", rows)} | ({} if dev is None else {"dev": _read("dev", dev)})
         module, config, lm = inner.module, experiment.trainer, inner.module.lm
@@ -180,7 +180,7 @@ class TextCompressor:
             ConfigError: nothing is trained, or the folder holds something.
         """
         place, inner = Path(folder), self._inner
-        if not inner.module.trainable:
+        if not inner.module.method.trains:
             raise ConfigError(f"method {inner.experiment.method.name!r} trains nothing that could be saved")
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
             raise ConfigError(f"{place} is not empty; name another folder")

@@ -14,12 +14,6 @@ from promptcomp.config import ConfigError
 from promptcomp.errors import did_you_mean
 from promptcomp.language_model.lm_config import PositionalStart
 
-_GPT2 = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
-_OPT = {"model_type": "opt", "vocab_size": 50272, "max_position_embeddings": 2048}
-_LLAMA = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 2048}
-_T5 = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64}
-_V11 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-
 
 def changed_architecture(found: PretrainedConfig, settings: dict[str, Any], path: str) -> PretrainedConfig:
     """An architecture with some settings changed.
@@ -98,56 +92,48 @@ def start_positions(model: PreTrainedModel, start: PositionalStart) -> None:
             attention.k_proj.weight[rows] *= start.content_scale
 
 
-def _gpt2(layers: int, heads: int, width: int) -> dict[str, Any]:
-    return {**_GPT2, "n_layer": layers, "n_head": heads, "n_embd": width}
-
-
-def _opt(layers: int, heads: int, width: int) -> dict[str, Any]:
-    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width, "ffn_dim": 4 * width}
-    return {**_OPT, **sizes, "word_embed_proj_dim": width}
-
-
-def _llama(layers: int, heads: int, width: int, ff: int) -> dict[str, Any]:
-    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width, "intermediate_size": ff}
-    return {**_LLAMA, **sizes}
-
-
-def _t5(layers: int, heads: int, width: int, ff: int, v11: bool, d_kv: int = 64) -> dict[str, Any]:
-    sizes = {"num_layers": layers, "num_decoder_layers": layers, "num_heads": heads, "d_model": width, "d_ff": ff}
-    return {**_T5, **sizes, "d_kv": d_kv, **(_V11 if v11 else {})}
-
-
-def _t5_family() -> dict[str, dict[str, Any]]:
-    v10 = {"small": (6, 8, 512, 2048), "base": (12, 12, 768, 3072), "large": (24, 16, 1024, 4096)}
-    v11 = {
-        "small": (8, 6, 512, 1024),
-        "base": (12, 12, 768, 2048),
-        "large": (24, 16, 1024, 2816),
-        "xl": (24, 32, 2048, 5120),
-        "xxl": (24, 64, 4096, 10240),
-    }
-    table = {
-        f"{prefix}t5-{size}": _t5(*shape, v11=False) for size, shape in v10.items() for prefix in ("", "google-t5/")
-    }
-    for size, shape in v11.items():
-        for name in (f"google/flan-t5-{size}", f"google/t5-v1_1-{size}", f"google/t5-{size}-lm-adapt"):
-            table[name] = _t5(*shape, v11=True)
-    return table
-
-
-KNOWN_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "gpt2": _gpt2(12, 12, 768),
-    "openai-community/gpt2": _gpt2(12, 12, 768),
-    "gpt2-medium": _gpt2(24, 16, 1024),
-    "openai-community/gpt2-medium": _gpt2(24, 16, 1024),
-    "gpt2-large": _gpt2(36, 20, 1280),
-    "openai-community/gpt2-large": _gpt2(36, 20, 1280),
-    "gpt2-xl": _gpt2(48, 25, 1600),
-    "openai-community/gpt2-xl": _gpt2(48, 25, 1600),
-    "facebook/opt-125m": _opt(12, 12, 768),
-    "facebook/opt-1.3b": _opt(24, 32, 2048),
-    "facebook/opt-2.7b": _opt(32, 32, 2560),
-    "facebook/opt-6.7b": _opt(32, 32, 4096),
-    "huggyllama/llama-7b": _llama(32, 32, 4096, 11008),
-    **_t5_family(),
+# layers, heads, width (and width of the feed-forward part)
+_GPT2 = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
+_OPT = {"125m": (12, 12, 768), "1.3b": (24, 32, 2048), "2.7b": (32, 32, 2560), "6.7b": (32, 32, 4096)}
+_T5 = {"small": (6, 8, 512, 2048), "base": (12, 12, 768, 3072), "large": (24, 16, 1024, 4096)}
+_T5_1_1 = {
+    "small": (8, 6, 512, 1024),
+    "base": (12, 12, 768, 2048),
+    "large": (24, 16, 1024, 2816),
+    "xl": (24, 32, 2048, 5120),
+    "xxl": (24, 64, 4096, 10240),
 }
+
+
+def _known_architectures() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    common: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
+    for name, (layers, heads, width) in _GPT2.items():
+        sizes = {**common, "n_layer": layers, "n_head": heads, "n_embd": width}
+        found |= dict.fromkeys((name, f"openai-community/{name}"), sizes)
+    common = {"model_type": "opt", "vocab_size": 50272, "max_position_embeddings": 2048}
+    for name, (layers, heads, width) in _OPT.items():
+        sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width, "ffn_dim": 4 * width}
+        found[f"facebook/opt-{name}"] = {**common, **sizes, "word_embed_proj_dim": width}
+    found["huggyllama/llama-7b"] = {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+    }
+    common = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64}
+    changes = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    v11 = ("google/flan-t5-{}", "google/t5-v1_1-{}", "google/t5-{}-lm-adapt")
+    for table, names, extra in ((_T5, ("t5-{}", "google-t5/t5-{}"), {}), (_T5_1_1, v11, changes)):
+        for size, (layers, heads, width, ff) in table.items():
+            stack = {"num_layers": layers, "num_decoder_layers": layers, "num_heads": heads}
+            sizes = {**common, **stack, "d_model": width, "d_ff": ff, **extra}
+            found |= dict.fromkeys((name.format(size) for name in names), sizes)
+    return found
+
+
+KNOWN_ARCHITECTURES = _known_architectures()
+"""Keywords of the configuration of well-known models by their names."""

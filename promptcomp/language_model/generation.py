@@ -6,7 +6,7 @@ seen is worked out from positions and kept for each row, not inherited from the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,19 +29,29 @@ OnTokens = Callable[[list[int | None]], None]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """See LanguageModel.generate."""
+    """How answers are made.
+
+    Raises:
+        ConfigError: settings that contradict each other or have no meaning.
+    """
 
     max_new_tokens: int
-    stop_ids: tuple[int, ...] = ()
+    """Most tokens of an answer."""
+    stop_ids: Sequence[int] = ()
+    """Tokens that end an answer."""
     temperature: float = 0.0
+    """0 takes the likeliest token; otherwise tokens are drawn with `generator`."""
     top_p: float = 1.0
+    """Draw from the likeliest tokens that hold this much probability together."""
     generator: torch.Generator | None = None
     num_beams: int = 1
+    """More than 1: beam search (Hugging Face's rules; goes with temperature 0)."""
     length_penalty: float = 1.0
+    """Beam scores are divided by length ** length_penalty."""
     on_tokens: OnTokens | None = None
+    """Called after every step with the new token of each query, None for those that have ended (not with beams)."""
 
-    def check(self) -> None:
-        """Raise ConfigError for settings without a meaning."""
+    def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise ConfigError("the number of new tokens and of beams must be at least 1")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
@@ -53,7 +63,6 @@ class Settings:
 @torch.no_grad()
 def generate(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, settings: Settings) -> list[list[int]]:
     """See LanguageModel.generate."""
-    settings.check()
     state = _start(lm, memory, batch, settings.max_new_tokens)
     return _beams(lm, state, settings) if settings.num_beams > 1 else _one_path(lm, state, settings)
 
@@ -131,7 +140,7 @@ class BeamSearch:
     N rows of B beams each; beam b of row n is row n * B + b of the model's batch.
     """
 
-    def __init__(self, rows: int, width: int, stop_ids: tuple[int, ...], length_penalty: float) -> None:
+    def __init__(self, rows: int, width: int, stop_ids: Sequence[int], length_penalty: float) -> None:
         self._width = width
         self._stop_ids = frozenset(stop_ids)
         self._penalty = length_penalty

@@ -10,7 +10,6 @@ tokens or a corrected bias). Every forward lays its queries and targets out as t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -140,27 +139,23 @@ class LanguageModel(nn.Module):
         return lm
 
     @classmethod
-    def skeleton(cls, config: LanguageModelConfig) -> Self:
-        """Shapes on the meta device, without weights or tokenizer; well-known names need no network.
+    def skeleton(cls, config: LanguageModelConfig, *, with_tokenizer: bool = False) -> Self:
+        """Shapes on the meta device, without weights.
 
-        Raises:
-            ConfigError: the architecture cannot be read.
-        """
-        hf = loading.open_skeleton(config, loading.open_architecture(config, offline_table=True))
-        lm = cls(hf, None, config.layout, False)
-        if lm.family == "decoder" and loading.reads_bos(config):
-            lm.bos_id = first_of(hf.config.bos_token_id, 0)
-        return lm
-
-    @classmethod
-    def shell(cls, config: LanguageModelConfig) -> Self:
-        """Shapes on the meta device with the tokenizer: for weights that come from another process.
+        Args:
+            config: Which LM.
+            with_tokenizer: For weights that come from another process; otherwise well-known names need no network.
 
         Raises:
             ConfigError: something is missing, unreadable or unsupported.
         """
-        hf = loading.open_skeleton(config, loading.open_architecture(config))
-        return cls(hf, loading.open_tokenizer(config), config.layout, config.bos)
+        hf = loading.open_skeleton(config, loading.open_architecture(config, offline_table=not with_tokenizer))
+        if with_tokenizer:
+            return cls(hf, loading.open_tokenizer(config), config.layout, config.bos)
+        lm = cls(hf, None, config.layout, False)
+        if lm.family == "decoder" and loading.reads_bos(config):
+            lm.bos_id = first_of(hf.config.bos_token_id, 0)
+        return lm
 
     @classmethod
     def from_parts(
@@ -332,42 +327,18 @@ class LanguageModel(nn.Module):
             misses == 0,
         )
 
-    def generate(
-        self,
-        memory: Memory | Prefix | None,
-        batch: Batch,
-        *,
-        max_new_tokens: int,
-        stop_ids: Sequence[int] = (),
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        generator: torch.Generator | None = None,
-        num_beams: int = 1,
-        length_penalty: float = 1.0,
-        on_tokens: generation.OnTokens | None = None,
-    ) -> list[list[int]]:
+    def generate(self, memory: Memory | Prefix | None, batch: Batch, **settings: Any) -> list[list[int]]:
         """Continuations of the batch's N queries (its targets are not looked at), without the stop token.
 
         Args:
             memory: One row for each context; of a `Prefix` the queries and the new tokens see the visible part.
             batch: Its queries; none may be empty.
-            max_new_tokens: Most tokens of an answer.
-            stop_ids: Tokens that end an answer.
-            temperature: 0 takes the likeliest token; otherwise tokens are drawn with `generator`.
-            top_p: Draw from the likeliest tokens that hold this much probability together.
-            generator: Source of randomness.
-            num_beams: More than 1: beam search (Hugging Face's rules; goes with temperature 0).
-            length_penalty: Beam scores are divided by length ** length_penalty.
-            on_tokens: Called after every step with the new token of each query, None for those that have ended
-                (not with beams).
+            settings: Those of `promptcomp.language_model.generation.Settings`.
 
         Raises:
             ConfigError: settings that contradict each other, or answers beyond the LM's window.
         """
-        settings = generation.Settings(
-            max_new_tokens, tuple(stop_ids), temperature, top_p, generator, num_beams, length_penalty, on_tokens
-        )
-        return generation.generate(self, memory, batch, settings)
+        return generation.generate(self, memory, batch, generation.Settings(**settings))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of final hidden states."""

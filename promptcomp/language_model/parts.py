@@ -190,22 +190,16 @@ class TextEncoder(nn.Module):
         """Left-padded ids and mask with BOS in front where the model uses one."""
         return prepend(ids, mask, self.bos_id)
 
-    def forward(self, embeds: Tensor, mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, S, D]; a T5 needs contiguous tokens, others count `position_ids` where not given."""
-        if self.family == "encoder_decoder":
-            return self.body(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
-        position_ids = positions(mask) if position_ids is None else position_ids
-        return self.body(
-            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+    def forward(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """Final hidden states [B, S, D]; a T5 needs contiguous tokens."""
+        options = {} if self.family == "encoder_decoder" else {"position_ids": positions(mask), "use_cache": False}
+        return self.body(inputs_embeds=embeds, attention_mask=mask.long(), **options).last_hidden_state
 
-    def read(self, ids: Tensor, mask: Tensor, slots: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, K, D] at slot embeddings `slots` [K, D] behind the tokens `ids` [B, C]; optional
-        `position_ids` are [B, C + K]."""
+    def read(self, ids: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
+        """Final hidden states [B, K, D] at slot embeddings `slots` [K, D] behind the tokens `ids` [B, C]."""
         slots = slots.expand(len(ids), -1, -1)
-        embeds = torch.cat([self.embed(ids), slots], 1)
         whole = torch.cat([mask, mask.new_ones(slots.shape[:2])], 1)
-        return self(embeds, whole, position_ids)[:, -slots.shape[1] :]
+        return self(torch.cat([self.embed(ids), slots], 1), whole)[:, -slots.shape[1] :]
 
 
 def memory_rows(memory: MemoryType, index: Tensor) -> MemoryType:

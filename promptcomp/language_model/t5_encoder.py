@@ -32,8 +32,8 @@ class SlotDecoder(TextEncoder):
         super().__init__(body, "encoder_decoder", None, None)
         self.start_id, self.end_id = start_id, end_id
 
-    def read(self, ids: Tensor, mask: Tensor, slots: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, K, D] of the decoder at slot embeddings [K, D]; T5 knows no `position_ids`."""
+    def read(self, ids: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
+        """Final hidden states [B, K, D] of the decoder at slot embeddings [K, D]."""
         slots = slots.expand(len(ids), -1, -1)
         end, start = token_table(self.body).weight[[self.end_id, self.start_id]]
         encoded = encode_tokens(self.body.get_encoder(), self.embed(ids), mask, end)

@@ -26,7 +26,7 @@ from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
 from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks, shard
 from promptcomp.lightning_modules.exported import HFExport, Page, adapter_code, model_code
-from promptcomp.lightning_modules.method_config import LMTraining, LMTrainingConfig, MethodConfig, OptimConfig
+from promptcomp.lightning_modules.method_config import LMTrainingConfig, MethodConfig, OptimConfig
 from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective
 from promptcomp.lightning_modules.optim import learning_rate_factor, make_optimizer
 from promptcomp.memory import Memory
@@ -107,16 +107,6 @@ class CompressionModule(TrainedState):
         self.dev_accuracy = OptionAccuracy()
 
     @property
-    def lm_training(self) -> LMTraining:
-        """What of the LM is trained; "none": it is frozen and stays in eval mode."""
-        return self.method.lm_training
-
-    @property
-    def trainable(self) -> bool:
-        """Whether there is anything to train."""
-        return self.method.trains
-
-    @property
     def compared(self) -> Literal["nothing", "targets", "all"]:
         """After which tokens its logits are compared with a teacher's, for estimates before a run."""
         return "nothing"
@@ -151,10 +141,8 @@ class CompressionModule(TrainedState):
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """What a training step reads for one context with `queries` queries of `example_tokens` tokens each."""
-        read = self.lm.num_bos + self.num_memory_slots(context_tokens)
-        return [
-            Pass(self.lm.hf, read + queries * example_tokens, read + example_tokens, True, self.lm_training == "lm")
-        ]
+        read, trained = self.lm.num_bos + self.num_memory_slots(context_tokens), self.method.lm_training == "lm"
+        return [Pass(self.lm.hf, read + queries * example_tokens, read + example_tokens, True, trained)]
 
     def as_hf(self) -> HFExport:
         """What `checkpoint export --format hf` writes; the LM and its tokenizer may be changed in place."""
@@ -176,7 +164,7 @@ class CompressionModule(TrainedState):
     def open_lm(self, config: LanguageModelConfig) -> LanguageModel:
         """An LM of this configuration: with weights, or shapes (in a dry run; where rank 0 sends the weights)."""
         if self.skeleton:
-            return LanguageModel.skeleton(config) if self.device_mesh is None else LanguageModel.shell(config)
+            return LanguageModel.skeleton(config, with_tokenizer=self.device_mesh is not None)
         return LanguageModel.from_config(config)
 
     def setup(self, stage: str) -> None:
@@ -203,12 +191,15 @@ class CompressionModule(TrainedState):
             with torch.random.fork_rng(devices=[]):  # an LM that starts from scratch follows the run's seed
                 torch.manual_seed(self.seed)
                 self.lm = self.open_lm(self.lm_config)
-        self.lm.requires_grad_(self.lm_training == "lm")
+        self.lm.requires_grad_(self.method.lm_training == "lm")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.build()
             if isinstance(self.method, LMTrainingConfig):
-                self._start(self.method)
+                if self.method.train == "lora":  # after `build`, which may copy the LM as it was
+                    add_lora(self.lm, self.method.lora, skeleton=self.skeleton)
+                if self.method.init_from is not None and not self.skeleton:
+                    self.load_trained(Path(self.method.init_from))
         prepare_blocks(self, self.execution)
         self.train(self.training)
 
@@ -223,17 +214,10 @@ class CompressionModule(TrainedState):
         mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
         shard(self, mesh, methods, device, from_rank_zero=from_rank_zero, precision=self.trainer.precision)
 
-    def _start(self, method: LMTrainingConfig) -> None:
-        """Add adapters (after `build`, which may copy the LM as it was) and load what training starts from."""
-        if method.train == "lora":
-            add_lora(self.lm, method.lora, skeleton=self.skeleton)
-        if method.init_from is not None and not self.skeleton:
-            self.load_trained(Path(method.init_from))
-
     def train(self, mode: bool = True) -> CompressionModule:
         """Training mode for the trained parts alone: a frozen LM must not use dropout."""
         super().train(mode)
-        if self._is_built and self.lm_training == "none":
+        if self._is_built and self.method.lm_training == "none":
             self.lm.eval()
         return self
 

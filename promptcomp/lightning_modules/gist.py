@@ -111,8 +111,8 @@ class Gist(CompressionModule):
         """The LM with gist tokens in its tokenizer and its embedding table."""
         tokenizer = self.lm.tokenizer
         assert tokenizer is not None
-        gist = add_gist_tokens(self.lm.hf, tokenizer, self.gist.detach(), self.method.num_slots)
-        return HFExport(self.lm.hf, hf_page(self.lm, gist), ("lm.hf.", "gist"))
+        ids, text = add_gist_tokens(self.lm.hf, tokenizer, self.gist.detach(), self.method.num_slots)
+        return HFExport(self.lm.hf, hf_page(self.lm, ids, text), ("lm.hf.", "gist"))
 
     def adapter_page(self, base: str) -> Page:
         """With the gist embedding, which is no part of the adapters."""

@@ -26,7 +26,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from itertools import combinations
 
 from tokenizers import Regex, pre_tokenizers
@@ -200,14 +200,9 @@ class _ToyTasks(LazySequence[Task]):
         self._config = config
         self._split = split
 
-    @cached_property
-    def _length(self) -> int:
-        config = self._config
-        sizes = {"train": config.num_train_tasks, "dev": config.num_dev_tasks}
-        return sizes.get(self._split, config.num_test_tasks)
-
     def __len__(self) -> int:
-        return self._length
+        config = self._config
+        return {"train": config.num_train_tasks, "dev": config.num_dev_tasks}.get(self._split, config.num_test_tasks)
 
     def item(self, index: int) -> Task:
         config = self._config

@@ -67,7 +67,11 @@ class TextLessons(Lessons[StageConfig]):
         self.config = config
         self._batch_size = batch_size
         self._rng = random.Random(f"text/{seed}")
-        self._texts = _paragraphs(config.files)
+        self._texts: list[str] = []
+        for file in config.files:
+            if not file.is_file():
+                raise ConfigError(f"data.files: {file} is no file")
+            self._texts += [part for part in read_text(file, "text").split("\n\n") if part.strip()]
         self._tasks = _metaicl_rows(config)
         documents = self._shuffled_documents()
         self.tokenizer = train_tokenizer(documents, config.vocab_size)
@@ -136,15 +140,6 @@ def train_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenize
 def _next_token_loss(model: PreTrainedModel, blocks: Tensor) -> Tensor:
     logits = model(input_ids=blocks, use_cache=False).logits[:, :-1]  # [B, T - 1, V]
     return F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten())
-
-
-def _paragraphs(files: tuple[Path, ...]) -> list[str]:
-    found = []
-    for file in files:
-        if not file.is_file():
-            raise ConfigError(f"data.files: {file} is no file")
-        found += [part for part in read_text(file, "text").split("\n\n") if part.strip()]
-    return found
 
 
 def _metaicl_rows(config: TextCorpus) -> list[list[str]]:

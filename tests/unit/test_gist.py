@@ -151,8 +151,8 @@ def test_adapters_need_peft(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_controls_train_only_where_they_are_told_to() -> None:
     for name in ("full_prompt", "no_prompt"):
         untrained, trained = method(name), method(name, train="lm")
-        assert not untrained.trainable
-        assert trained.trainable
+        assert not untrained.method.trains
+        assert trained.method.trains
         assert not untrained.trained_parameters()
         assert set(trained.trained_parameters()) == {f"lm.{each}" for each, _ in trained.lm.named_parameters()}
         assert torch.equal(untrained.score(batch()).sum_log_prob, trained.score(batch()).sum_log_prob)
