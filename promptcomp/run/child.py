@@ -175,11 +175,6 @@ def _step(run: Path | None) -> int:
 
 _HEAVY = ("promptcomp.cli", "rouge_score.rouge_scorer", "transformers.generation.utils")
 """What a run imports late, and at length."""
-_SIGNALS = tuple(
-    signal.Signals[name]
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if name in signal.Signals.__members__
-)
 
 
 class Forked:
@@ -230,7 +225,7 @@ def fork_fit(words: Sequence[str], env: Mapping[str, str], log: int) -> Forked:
     _import()
     sys.stdout.flush()
     sys.stderr.flush()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a signal that comes too early must not be lost
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _stopping())  # a signal that comes too early must not be lost
     try:
         pid = os.fork()
         if pid == 0:
@@ -259,7 +254,7 @@ def _become_fit(words: Sequence[str], env: Mapping[str, str], log: int, mask: se
     code: object = Exit.CRASHED
     try:
         os.setsid()
-        for number in _SIGNALS:
+        for number in _stopping():
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(log, 1)

@@ -25,11 +25,7 @@ from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 _OWN = (STORAGE_VARIABLE, LEASE_VARIABLE, RUN_DIRECTORY_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
-_KINDS: Mapping[int, Kind] = {
-    Exit.NO_SPACE: "disk",
-    Exit.OUT_OF_MEMORY: "memory",
-    Exit.NOT_FINITE: "nan",
-}
+_KINDS: Mapping[int, Kind] = {Exit.NO_SPACE: "disk", Exit.OUT_OF_MEMORY: "memory", Exit.NOT_FINITE: "nan"}
 _TAIL = 16_384  # bytes
 
 End = Literal["done", "busy"] | Kind

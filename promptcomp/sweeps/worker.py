@@ -22,6 +22,7 @@ from promptcomp.files import locked
 from promptcomp.lease import Keeper, kept
 from promptcomp.run.child import FIT
 from promptcomp.run.finding import find
+from promptcomp.stopping import is_preemption
 from promptcomp.sweeps.claims import Claim, Desk, Nothing, adopt, devices_of, report
 from promptcomp.sweeps.planning import UNCOUNTED, Kind, Record
 from promptcomp.sweeps.sampling import bracket_of, comparable_part, pruner_of, should_prune
@@ -64,8 +65,7 @@ class Stop:
     @property
     def code(self) -> int:
         """Exit code."""
-        in_job = self.received == signal.SIGTERM and "SLURM_JOB_ID" in os.environ
-        return Exit.PREEMPTED if in_job or self.received in (signal.SIGUSR1, signal.SIGUSR2) else Exit.INTERRUPTED
+        return Exit.PREEMPTED if is_preemption(self.received) else Exit.INTERRUPTED
 
 
 @contextlib.contextmanager
@@ -89,7 +89,6 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-DISK_FULL = Exit.NO_SPACE
 _LOOK_EVERY = 0.25  # seconds between two looks at a child
 _PATIENCE = 120.0  # seconds that a stopped child has for its checkpoint
 _DATABASE_WAIT = 600.0  # seconds that a database may be away
@@ -164,14 +163,14 @@ class Worker:
         pause = 0.2
         while not self.stop.is_set():
             if self._is_disk_full():
-                return DISK_FULL
+                return Exit.NO_SPACE
             try:
                 claim = self._patiently_claim()
             except InterruptedError:
                 break
             except (OSError, ConfigError):  # the last bytes may have gone since we looked
                 if self._is_disk_full():
-                    return DISK_FULL
+                    return Exit.NO_SPACE
                 raise
             if isinstance(claim, Claim):
                 code = self._attend(claim)
@@ -208,7 +207,7 @@ class Worker:
         self.keeper.note("")
         if end == "disk":
             say("the disk is full: no further trial is begun; free space and start again, nothing is lost")
-            return DISK_FULL
+            return Exit.NO_SPACE
         if end == "preempted":
             return Exit.PREEMPTED
         return self.stop.code if self.stop.is_set() else None

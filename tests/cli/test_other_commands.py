@@ -90,7 +90,8 @@ def test_doctor(run: Run) -> None:
 
 
 def test_pretrain_makes_a_model_that_fit_takes(run: Run, tmp_path: Path) -> None:
-    done = run("pretrain", "toy_decoder", "steps=2", "batch_size=2", "check_every=2", "--output", "base", "--json")
+    short = ("steps=2", "batch_size=2", "check_every=2", "data.skill_documents=2", "data.report_documents=2")
+    done = run("pretrain", "toy_decoder", *short, "--output", "base", "--json")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "base" / "model.safetensors").is_file()
     assert run("pretrain", "toy_decoder", "--output", "base").returncode == 2

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from promptcomp.errors import Exit
 from promptcomp.lease import is_live, read_lease
 from promptcomp.sweeps import worker as worker_module
 from promptcomp.sweeps.repair import examine
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.worker import DISK_FULL, work
+from promptcomp.sweeps.worker import work
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +138,7 @@ def test_a_disk_that_fills_up(small_disk: Path, monkeypatch: pytest.MonkeyPatch)
     begin(config, directory, None, 1)
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * (12 * 2**20))
-    assert work(directory, command=FAKE) == DISK_FULL
+    assert work(directory, command=FAKE) == Exit.NO_SPACE
     assert statuses(read_state(directory)) == {}
     filler.unlink()
     monkeypatch.setattr(worker_module, "_FREE", 64 * 1024)
@@ -149,7 +150,7 @@ def test_a_disk_that_fills_up(small_disk: Path, monkeypatch: pytest.MonkeyPatch)
             pass
     with filler.open("r+b") as file:
         file.truncate(filler.stat().st_size - 100 * 1024)  # enough to begin, not enough to finish
-    assert work(directory, command=FAKE) == DISK_FULL
+    assert work(directory, command=FAKE) == Exit.NO_SPACE
     filler.unlink()
     monkeypatch.undo()
     assert_exactly_once(run(config, directory.path), 4)

@@ -10,10 +10,11 @@ import optuna
 import pytest
 
 from promptcomp.config import ConfigError
+from promptcomp.errors import Exit
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.views.pace import progress_of
-from promptcomp.sweeps.worker import DISK_FULL, work
+from promptcomp.sweeps.worker import work
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
 
 
@@ -141,7 +142,7 @@ def test_a_full_disk_stops_the_worker(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("FAKE_MODE", "disk:4:*")
     directory = SweepDirectory(tmp_path / "s")
     begin(sweep_config(), directory, None, 1)
-    assert work(directory, command=FAKE) == DISK_FULL
+    assert work(directory, command=FAKE) == Exit.NO_SPACE
     assert statuses(read_state(directory)) == {"finished": 1, "waiting": 1}
     monkeypatch.delenv("FAKE_MODE")
     assert_exactly_once(run(sweep_config(), tmp_path / "s"), 2)
