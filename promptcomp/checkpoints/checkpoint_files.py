@@ -3,7 +3,7 @@
 Whatever is written is complete before it takes the place of the one before, so that a kill or a full disk at any moment
 leaves a usable checkpoint; `existing` finds it.
 
-A sharded checkpoint: a folder into which every process writes the part of the tensors that it holds.
+The folder, a sharded checkpoint:
 
     checkpoint.pt                        all but the tensors (loops, scheduler, callbacks); the files' sizes
     shard-00001-of-00002.safetensors     the parts of the first process, and where in the whole tensors they lie

@@ -185,7 +185,8 @@ class BeamSearch:
         for rank, (score, (beam, token)) in enumerate(zip(scores, places, strict=True)):
             if token in self._stop_ids:
                 if rank < self._width:
-                    self._end(row, score, length, row.tokens[beam])
+                    row.ended.append((score / length**self._penalty, row.tokens[beam]))
+                    row.ended = sorted(row.ended, key=lambda answer: -answer[0])[: self._width]
             elif len(going_on) < self._width:
                 going_on.append((score, beam, token))
         while len(going_on) < self._width:  # a vocabulary of stop tokens
@@ -194,10 +195,6 @@ class BeamSearch:
         best = going_on[0][0] / length**self._penalty
         row.done = len(row.ended) == self._width and min(score for score, _ in row.ended) >= best
         return going_on
-
-    def _end(self, row: _Row, score: float, length: int, tokens: list[int]) -> None:
-        row.ended.append((score / length**self._penalty, tokens))
-        row.ended = sorted(row.ended, key=lambda answer: -answer[0])[: self._width]
 
     def best(self) -> list[list[int]]:
         """The best answer of every row, ended or not."""

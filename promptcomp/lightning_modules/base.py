@@ -111,6 +111,11 @@ class CompressionModule(TrainedState):
         """After which tokens its logits are compared with a teacher's, for estimates before a run."""
         return "nothing"
 
+    @property
+    def _where(self) -> Literal["targets", "all"]:
+        """Where its own logits are needed."""
+        return "all" if self.compared == "all" else "targets"
+
     def build(self) -> None:
         """Make the trainable parts; `self.lm` is there."""
 

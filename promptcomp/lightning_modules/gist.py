@@ -160,10 +160,6 @@ class Gist(CompressionModule):
             found.append(Pass(teacher, whole, length, False, False, caches_context=True))
         return found
 
-    @property
-    def _where(self) -> Literal["all", "targets"]:
-        return "all" if self.method.kl_weight and self.method.kl_positions == "all" else "targets"
-
     def counts(self, batch: Batch) -> Counts:
         """Scored tokens, and positions that are compared with the teacher."""
         scored = self.lm.scored_tokens(batch).sum()

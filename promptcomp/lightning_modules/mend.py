@@ -233,10 +233,6 @@ class Mend(CompressionModule):
     def _with_kl(self) -> bool:
         return self.method.stage == "pretrain" or self.method.kl_weight > 0
 
-    @property
-    def _where(self) -> Literal["all", "targets"]:
-        return "all" if self._with_kl and self.method.kl_positions == "all" else "targets"
-
     def counts(self, batch: Batch) -> Counts:
         """Scored tokens, and positions that are compared."""
         found: dict[str, Tensor | int] = {}

@@ -83,17 +83,12 @@ class MethodConfig(Config):
     implementation: ClassVar[str]
     """Its LightningModule: "package.file:Class"."""
 
-    @classmethod
-    def module_class(cls) -> type[CompressionModule]:
-        """Its LightningModule, imported now."""
-        found: type[CompressionModule] = resolve_name(cls.implementation)
-        return found
-
     def module(
         self, lm: LanguageModelConfig | LanguageModel, optim: OptimConfig, *, max_steps: int, seed: int, **options: Any
     ) -> CompressionModule:
-        """Its module, not built yet; the arguments are those of `CompressionModule`."""
-        return self.module_class()(self, lm, optim, max_steps=max_steps, seed=seed, **options)
+        """Its module, imported now and not built yet; the arguments are those of `CompressionModule`."""
+        module_class: type[CompressionModule] = resolve_name(self.implementation)
+        return module_class(self, lm, optim, max_steps=max_steps, seed=seed, **options)
 
     @property
     def lm_training(self) -> LMTraining:

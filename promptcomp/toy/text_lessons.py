@@ -156,9 +156,15 @@ def _metaicl_rows(config: TextCorpus) -> list[list[str]]:
         rows: dict[str, None] = {}  # an ordered set: classification tasks repeat rows over their seeds
         for file in sorted((config.metaicl_dir / "data" / name).glob(f"{escape(name)}_*_train.jsonl")):
             for number, line in enumerate(read_text(file, "task file").split("\n"), start=1):
-                if line.strip():
-                    row = _row(line, f"{file}, line {number}")
-                    rows[f"{row['input']}{after_input}{row['output']}{after_row}"] = None
+                if not line.strip():
+                    continue
+                try:
+                    row = parse_json(line)
+                except ValueError as error:
+                    raise ConfigError(f"{file}, line {number}: not valid JSON ({error})") from None
+                if not isinstance(row, dict) or not {"input", "output"} <= row.keys():
+                    raise ConfigError(f"{file}, line {number}: expected an object with 'input' and 'output'")
+                rows[f"{row['input']}{after_input}{row['output']}{after_row}"] = None
         if not rows:
             raise ConfigError(f"data.metaicl_dir: task {name!r} has no *_train.jsonl in {config.metaicl_dir / 'data'}")
         tasks.append(list(rows))
@@ -172,13 +178,3 @@ def _task_names(partition: Path, split: str) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) and is_file_name(name) for name in names):
         raise ConfigError(f"{partition}: expected a list of task names under {split!r}, each the name of a folder")
     return names
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not valid JSON ({error})") from None
-    if not isinstance(row, dict) or not {"input", "output"} <= row.keys():
-        raise ConfigError(f"{where}: expected an object with 'input' and 'output'")
-    return row
