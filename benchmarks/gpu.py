@@ -33,9 +33,8 @@ from promptcomp.forecast.placement import Layout
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.execution import Execution, prepare_blocks
+from promptcomp.lightning_modules.execution import Execution, prepare_blocks, shard
 from promptcomp.lightning_modules.method_config import OptimConfig
-from promptcomp.lightning_modules.sharding import shard
 
 _LLAMA = {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 8192, "num_key_value_heads": 8}
 SHAPES: dict[str, dict[str, Any]] = {

@@ -34,8 +34,8 @@ from promptcomp.forecast.placement import Layout
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.execution import shard
 from promptcomp.lightning_modules.method_config import OptimConfig
-from promptcomp.lightning_modules.sharding import shard
 
 CASES = {"lora": ("full_prompt_lora", 1.0), "gist": ("gist", 0.25)}
 """Method and share of the layers."""

@@ -11,7 +11,8 @@ once. Contexts and queries are padded on the left and targets on the right, so `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Final, Self
 
 import torch
@@ -102,14 +103,15 @@ class Batch:
         """The targets of one role and the queries they hang on, and the rows [n] of these queries in this batch."""
         targets = (self.role == role).nonzero().squeeze(1)
         queries, query_of = self.query_of[targets].unique(return_inverse=True)
-        ids, mask = _trim(self.target_ids[targets], self.target_mask[targets])
+        mask = self.target_mask[targets]
+        width = int(mask.sum(-1).max()) if len(mask) else 0  # without columns of nothing but padding
         chosen = replace(
             self,
             query_ids=self.query_ids[queries],
             query_mask=self.query_mask[queries],
             context_of=self.context_of[queries],
-            target_ids=ids,
-            target_mask=mask,
+            target_ids=self.target_ids[targets][:, :width],
+            target_mask=mask[:, :width],
             query_of=query_of,
             example=self.example[targets],
             choice=self.choice[targets],
@@ -142,24 +144,12 @@ class Batch:
         return self.context.mask.sum() + self.query_mask.sum() + self.target_mask.sum()
 
 
-def _trim(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Right-padded rows without columns of nothing but padding."""
-    width = int(mask.sum(-1).max()) if len(mask) else 0
-    return ids[:, :width], mask[:, :width]
-
-
 def _move(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, tuple):
         return tuple(each.to(device) for each in value)
     if isinstance(value, Context):
         return Context(value.ids.to(device), value.mask.to(device), value.task.to(device))
     return value.to(device)
-
-
-@dataclass(slots=True)
-class _Columns:
-    ids: list[Sequence[int]] = field(default_factory=list)
-    parent: list[int] = field(default_factory=list)
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[Tensor, Tensor]:
@@ -177,29 +167,17 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[Tensor, 
 
 def collate(contexts: Sequence[EncodedContext], pad_id: int) -> Batch:
     """Make a Batch of encoded contexts; the only place where padding is decided."""
-    queries, targets = _Columns(), _Columns()
-    example: list[int] = []
-    choice: list[int] = []
-    role: list[int] = []
-    for g, context in enumerate(contexts):
-        for query in context.queries:
-            for target in query.targets:
-                targets.ids.append(target.ids)
-                targets.parent.append(len(queries.ids))
-                example.append(query.example)
-                choice.append(target.choice)
-                role.append(target.role)
-            queries.ids.append(query.ids)
-            queries.parent.append(g)
-    task = torch.tensor([context.task for context in contexts], dtype=torch.long)
-    context_ids, context_mask = pad([context.ids for context in contexts], pad_id, "left")
-    student = Context(context_ids, context_mask, task)
+    queries = [(row, query) for row, context in enumerate(contexts) for query in context.queries]
+    targets = [(row, query, target) for row, (_, query) in enumerate(queries) for target in query.targets]
+    column = partial(torch.tensor, dtype=torch.long)
+    task = column([context.task for context in contexts])
+    student = Context(*pad([context.ids for context in contexts], pad_id, "left"), task)
     teacher = student
     if any(context.teacher_ids is not None for context in contexts):
         teacher_rows = [c.ids if c.teacher_ids is None else c.teacher_ids for c in contexts]
         teacher = Context(*pad(teacher_rows, pad_id, "left"), task)
-    query_ids, query_mask = pad(queries.ids, pad_id, "left")
-    target_ids, target_mask = pad(targets.ids, pad_id, "right")
+    query_ids, query_mask = pad([query.ids for _, query in queries], pad_id, "left")
+    target_ids, target_mask = pad([target.ids for _, _, target in targets], pad_id, "right")
     return Batch(
         context=student,
         teacher_context=teacher,
@@ -207,9 +185,9 @@ def collate(contexts: Sequence[EncodedContext], pad_id: int) -> Batch:
         query_mask=query_mask,
         target_ids=target_ids,
         target_mask=target_mask,
-        context_of=torch.tensor(queries.parent, dtype=torch.long),
-        query_of=torch.tensor(targets.parent, dtype=torch.long),
-        example=torch.tensor(example, dtype=torch.long),
-        choice=torch.tensor(choice, dtype=torch.long),
-        role=torch.tensor(role, dtype=torch.long),
+        context_of=column([row for row, _ in queries]),
+        query_of=column([row for row, _, _ in targets]),
+        example=column([query.example for _, query, _ in targets]),
+        choice=column([target.choice for _, _, target in targets]),
+        role=column([target.role for _, _, target in targets]),
     )

@@ -147,9 +147,9 @@ def replacing(path: Path, private: bool = False) -> Iterator[Path]:
         os.close(handle)
         yield temporary
         os.chmod(temporary, mode)  # libraries that write whole files themselves make private ones
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -248,7 +248,7 @@ def take_lock(file: IO[Any]) -> bool:
     return True
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Make a file (or the names in a folder) last; some file systems cannot sync a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:

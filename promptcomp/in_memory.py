@@ -22,7 +22,7 @@ from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
 from promptcomp.language_model import LanguageModel
-from promptcomp.language_model.window import window_of
+from promptcomp.language_model.attention import Window
 from promptcomp.prompts.compressing import Compressor, open_compressor
 from promptcomp.prompts.prompt_files import CompressedPrompt
 from promptcomp.prompts.sources import read_source
@@ -79,7 +79,7 @@ class TextCompressor:
         """
         own = {key if "__" in key or key == "seed" else f"method__{key}": value for key, value in settings.items()}
         text = model.config.get_text_config(decoder=True)
-        window = None if text.is_encoder_decoder else window_of(text)
+        window = None if text.is_encoder_decoder else Window.of(text).size
         room = _BUDGET if window is None else (window - settings.get("num_slots", 1) - 2) // 3
         budget = max(1, min(_BUDGET, room))
         limits = {f"max_{part}_tokens": budget for part in ("context", "query", "target")}
@@ -115,7 +115,7 @@ class TextCompressor:
         experiment = build(Experiment, tree, source="fit")
         if (experiment.method, experiment.lm) != (inner.experiment.method, inner.experiment.lm):
             raise ConfigError("the method and the LM are settled by then: give their settings to from_model")
-        if not inner.module.trainable:
+        if not inner.module.method.trains:
             raise ConfigError(f"method {experiment.method.name!r} has nothing to train; compress with it as it is")
         splits = {"train": _read("rows", rows)} | ({} if dev is None else {"dev": _read("dev", dev)})
         module, config, lm = inner.module, experiment.trainer, inner.module.lm
@@ -178,7 +178,7 @@ class TextCompressor:
             ConfigError: nothing is trained, or the folder holds something.
         """
         place, inner = Path(folder), self._inner
-        if not inner.module.trainable:
+        if not inner.module.method.trains:
             raise ConfigError(f"method {inner.experiment.method.name!r} trains nothing that could be saved")
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
             raise ConfigError(f"{place} is not empty; name another folder")

@@ -137,19 +137,14 @@ def grace_of(folder: Path) -> float:
     chosen = os.environ.get(GRACE_VARIABLE)
     if chosen:
         return _positive(GRACE_VARIABLE, chosen)
-    return _NETWORK_GRACE if is_network_disk(folder) else _GRACE
-
-
-def is_network_disk(folder: Path) -> bool:
-    """Whether a folder is on a disk of another machine, as /proc/mounts says; False where that cannot be known."""
     try:
         lines = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return False
+        return _GRACE
     here = folder.resolve()
     mounts = [(Path(parts[1]), parts[2]) for line in lines if len(parts := line.split()) > 2]
     kinds = [(len(mount.parts), kind) for mount, kind in mounts if here.is_relative_to(mount)]
-    return bool(kinds) and max(kinds)[1].startswith(_NETWORK_DISKS)
+    return _NETWORK_GRACE if kinds and max(kinds)[1].startswith(_NETWORK_DISKS) else _GRACE
 
 
 class Keeper:

@@ -29,8 +29,20 @@ _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _SHAPES = {"mask": 2, "next_position": 1, "embeds": 3}
 
 
+class _Slots:
+    """Rows of slots, of which `mask` [B, K] says which are real."""
+
+    __slots__ = ()
+    mask: Tensor
+
+    @property
+    def num_slots(self) -> Tensor:
+        """Real slots of each row [B]."""
+        return self.mask.sum(-1)
+
+
 @dataclass(frozen=True, slots=True)
-class SoftPrompt:
+class SoftPrompt(_Slots):
     """Vectors put in front of the query's token embeddings. `embeds` [B, K, D], `mask` [B, K] bool."""
 
     embeds: Tensor
@@ -40,14 +52,9 @@ class SoftPrompt:
         """The memory of the rows `index` [N]."""
         return type(self)(self.embeds[index], self.mask[index])
 
-    @property
-    def num_slots(self) -> Tensor:
-        """Real slots of each row [B]."""
-        return self.mask.sum(-1)
-
 
 @dataclass(frozen=True, slots=True)
-class KVCache:
+class KVCache(_Slots):
     """Keys and values of a decoder-only LM at the slots: per layer [B, H, K, Dh] each; `mask` [B, K] bool.
 
     `next_position` [B] is the position id of the token that follows (for a gist it is not the number of slots).
@@ -62,14 +69,9 @@ class KVCache:
         layers = tuple((keys[index], values[index]) for keys, values in self.layers)
         return type(self)(layers, self.mask[index], self.next_position[index])
 
-    @property
-    def num_slots(self) -> Tensor:
-        """Real slots of each row [B]."""
-        return self.mask.sum(-1)
-
 
 @dataclass(frozen=True, slots=True)
-class EncoderStates:
+class EncoderStates(_Slots):
     """States of an encoder-decoder LM's encoder at the slots; `mask` [B, K] bool.
 
     `layers` holds the input of every encoder block and, last, the encoder's output: [B, K, D] each. A decoder that
@@ -82,11 +84,6 @@ class EncoderStates:
     def rows(self, index: Tensor) -> Self:
         """The memory of the rows `index` [N]."""
         return type(self)(tuple(layer[index] for layer in self.layers), self.mask[index])
-
-    @property
-    def num_slots(self) -> Tensor:
-        """Real slots of each row [B]."""
-        return self.mask.sum(-1)
 
 
 Memory = SoftPrompt | KVCache | EncoderStates
@@ -209,14 +206,8 @@ def _assemble(kind: str, tensors: Mapping[str, Tensor]) -> Memory:
         memory = KVCache(layers, mask, tensors["next_position"])
     else:
         raise ValueError(f"unknown kind of memory {kind!r}; known: SoftPrompt, KVCache, EncoderStates")
-    _check_tensors(memory, tensors)
-    return memory
-
-
-def _check_tensors(memory: Memory, tensors: Mapping[str, Tensor]) -> None:
     if extra := tensors.keys() - memory_tensors(memory).keys():
         raise ValueError(f"unknown tensors: {', '.join(sorted(extra))}")
-    mask = tensors["mask"]
     if mask.dim() != 2 or mask.dtype != torch.bool:
         raise ValueError("mask must be a bool tensor [rows, slots]")
     slots_at = 2 if isinstance(memory, KVCache) else 1
@@ -225,3 +216,4 @@ def _check_tensors(memory: Memory, tensors: Mapping[str, Tensor]) -> None:
         fits = tensor.dim() == wanted and len(tensor) == len(mask)
         if not fits or (wanted > 2 and tensor.shape[slots_at] != mask.shape[1]):
             raise ValueError(f"{name} has shape {list(tensor.shape)}, which does not fit a mask {list(mask.shape)}")
+    return memory

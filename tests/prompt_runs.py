@@ -100,7 +100,7 @@ def save_run(
     _, module = make_parts(experiment)
     module.configure_model()
     assert module.method.name in METHODS  # type: ignore[attr-defined]
-    if module.trainable:
+    if module.method.trains:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             for parameter in module.parameters():  # away from where training would start

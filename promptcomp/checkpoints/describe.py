@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from promptcomp.checkpoints.checkpoint_files import read_checkpoint
-from promptcomp.checkpoints.sharded_files import OPTIMIZER, WEIGHTS, empty_tensors, is_sharded, read_header, split
+from promptcomp.checkpoints.checkpoint_files import (
+    OPTIMIZER,
+    WEIGHTS,
+    empty_tensors,
+    is_sharded,
+    read_checkpoint,
+    read_header,
+    split,
+)
 from promptcomp.checkpoints.trained_state import DESCRIPTION, TENSORS, checkpoints_of, read_trained
 from promptcomp.config import ConfigError
 
@@ -45,7 +51,7 @@ class Description:
     """Tensors and numbers of the optimiser's state; None where there is none."""
     bytes: int
     """Of all files."""
-    files: dict[str, int] = field(default_factory=dict)
+    files: dict[str, int]
     """Sizes of the parts of a sharded checkpoint."""
 
     @property
@@ -80,53 +86,46 @@ def describe(path: Path) -> Description:
     Raises:
         ConfigError: it cannot be read, is incomplete, or is none of ours.
     """
-    if (path / TENSORS).is_file():
-        weights, info = read_trained(path)
-        size = sum((path / name).stat().st_size for name in (TENSORS, DESCRIPTION))
-        return _description(path, "export", info, None, {f"{WEIGHTS}{n}": t for n, t in weights.items()}, False, size)
-    if path.is_dir():
-        header = read_header(path)
-        size = sum(each.stat().st_size for each in path.iterdir())
-        has_state = "optimizer_states" in header
-        found = _description(
-            path, "sharded", header["promptcomp"], header["global_step"], empty_tensors(header), has_state, size
-        )
-        found.files.update(header["shards"])
-        return found
-    checkpoint = read_checkpoint(path)
-    _, tensors = split(checkpoint)
-    has_state, info = "optimizer_states" in checkpoint, checkpoint.get("promptcomp", {})
-    return _description(path, "whole", info, checkpoint.get("global_step"), tensors, has_state, path.stat().st_size)
-
-
-def _description(
-    path: Path,
-    kind: Kind,
-    info: Mapping[str, Any],
-    step: int | None,
-    tensors: Mapping[str, Tensor],
-    has_state: bool,
-    size: int,
-) -> Description:
-    missing = {"format", "method", "family", "lm"} - info.keys()
-    if missing:
-        raise ConfigError(f"{path}: is not a checkpoint of promptcomp (it does not say its {sorted(missing)[0]})")
-    weights = tuple(
-        TensorInfo(name.removeprefix(WEIGHTS), tuple(t.shape), str(t.dtype).removeprefix("torch."))
-        for name, t in tensors.items()
-        if name.startswith(WEIGHTS)
+    kind: Kind = "export" if (path / TENSORS).is_file() else "sharded" if path.is_dir() else "whole"
+    header: dict[str, Any]
+    files: Iterable[Path] = (path,)
+    if kind == "export":
+        trained, info = read_trained(path)
+        header, tensors = {"promptcomp": info}, {f"{WEIGHTS}{name}": tensor for name, tensor in trained.items()}
+        files = (path / TENSORS, path / DESCRIPTION)
+    elif kind == "sharded":
+        header, files = read_header(path), path.iterdir()
+        tensors = empty_tensors(header)
+    else:
+        header, tensors = split(read_checkpoint(path))
+    info = header.get("promptcomp", {})
+    if missing := {"format", "method", "family", "lm"} - info.keys():
+        raise ConfigError(f"{path}: is not a checkpoint of promptcomp (it does not say its {min(missing)})")
+    state = [tensor.numel() for name, tensor in tensors.items() if name.startswith(OPTIMIZER)]
+    return Description(
+        path=str(path),
+        kind=kind,
+        format=info["format"],
+        method=info["method"],
+        family=info["family"],
+        lm=info["lm"],
+        step=header.get("global_step"),
+        tensors=tuple(
+            TensorInfo(name.removeprefix(WEIGHTS), tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in tensors.items()
+            if name.startswith(WEIGHTS)
+        ),
+        optimizer={"tensors": len(state), "numbers": sum(state)} if "optimizer_states" in header else None,
+        bytes=sum(file.stat().st_size for file in files),
+        files=dict(header.get("shards", {})),
     )
-    state = [tensor for name, tensor in tensors.items() if name.startswith(OPTIMIZER)]
-    optimizer = {"tensors": len(state), "numbers": sum(tensor.numel() for tensor in state)} if has_state else None
-    names = (info["format"], info["method"], info["family"], info["lm"])
-    return Description(str(path), kind, *names, step, weights, optimizer, size)
 
 
 def damage(path: Path) -> list[str]:
     """What is wrong with the files at a path of `places_of`: unreadable, missing or cut off, numbers not finite."""
     try:
         describe(path)
-        tensors = _all_tensors(path)
+        tensors = read_trained(path)[0] if (path / TENSORS).is_file() else split(read_checkpoint(path))[1]
     except ConfigError as error:
         return [str(error)]
     return [
@@ -134,9 +133,3 @@ def damage(path: Path) -> list[str]:
         for name, tensor in tensors.items()
         if tensor.is_floating_point() and (bad := int((~torch.isfinite(tensor)).sum()))
     ]
-
-
-def _all_tensors(path: Path) -> dict[str, Tensor]:
-    if (path / TENSORS).is_file():
-        return read_trained(path)[0]
-    return split(read_checkpoint(path))[1]

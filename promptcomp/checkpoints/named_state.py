@@ -61,13 +61,6 @@ def copy_into(target: Tensor, value: Tensor) -> None:
         local_part(target).copy_(source)
 
 
-def placed_like(value: Tensor, target: Tensor) -> Tensor:
-    """A copy of a whole tensor, sharded and placed as `target`, which has its shape (no collective)."""
-    result = torch.empty_like(target, dtype=value.dtype, requires_grad=False)
-    copy_into(result, value)
-    return result
-
-
 def keep_state_by_name(optimizer: Optimizer) -> None:
     """Make `state_dict()` speak of names, and `load_state_dict` understand them (and the numbers of older files).
 
@@ -78,15 +71,15 @@ def keep_state_by_name(optimizer: Optimizer) -> None:
     optimizer.register_load_state_dict_pre_hook(_to_numbers)
 
 
-def _names(group: dict[str, Any]) -> list[str]:
-    return list(group["param_names"])
-
-
 def _to_names(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    names = {n: name for group in state["param_groups"] for n, name in zip(group["params"], _names(group), strict=True)}
+    names = {
+        n: name
+        for group in state["param_groups"]
+        for n, name in zip(group["params"], group["param_names"], strict=True)
+    }
     parameters = dict(zip((n for g in state["param_groups"] for n in g["params"]), _parameters(optimizer), strict=True))
     groups = [
-        {**{key: value for key, value in group.items() if key != "param_names"}, "params": _names(group)}
+        {**{key: value for key, value in group.items() if key != "param_names"}, "params": [*group["param_names"]]}
         for group in state["param_groups"]
     ]
     found = {
@@ -120,7 +113,7 @@ def _to_numbers(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     if any("param_names" in group for group in state["param_groups"]):
         state = _to_names(optimizer, state)  # format 1
     saved_group = {name: group for group in state["param_groups"] for name in group["params"]}
-    ours = [name for group in optimizer.param_groups for name in _names(group)]
+    ours = [name for group in optimizer.param_groups for name in group["param_names"]]
     if differing := sorted(set(ours) ^ set(saved_group)):
         raise ConfigError(
             f"the checkpoint's optimiser state is of other parameters ({', '.join(map(str, differing[:3]))}); "
@@ -130,7 +123,7 @@ def _to_numbers(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     parameters = _parameters(optimizer)
     groups = []
     for group in optimizer.param_groups:
-        names = _names(group)
+        names = [*group["param_names"]]
         settings = {key: value for key, value in saved_group[names[0]].items() if key != "params"}
         groups.append({**settings, "params": [number_of[name] for name in names], "param_names": names})
     found = {
@@ -146,5 +139,6 @@ def _placed(value: Any, parameter: Tensor) -> Any:
         return value
     if value.shape != parameter.shape or value.dim() == 0:
         return value.detach().clone()
-    with torch.no_grad():
-        return placed_like(value, parameter)
+    result = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+    copy_into(result, value)
+    return result

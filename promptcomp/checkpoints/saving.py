@@ -20,18 +20,21 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from promptcomp.checkpoints.checkpoint_files import disk_error, read_checkpoint, remove, replace, write_whole
-from promptcomp.checkpoints.named_state import full_tensor
-from promptcomp.checkpoints.sharded_files import (
+from promptcomp.checkpoints.checkpoint_files import (
     WEIGHTS,
     empty_tensors,
     join,
+    read_checkpoint,
     read_header,
     read_into,
+    remove,
+    replace,
     split,
     write_header,
     write_shard,
+    write_whole,
 )
+from promptcomp.checkpoints.named_state import full_tensor
 from promptcomp.checkpoints.trained_state import TrainedState
 
 
@@ -128,19 +131,22 @@ class ShardedStrategy(ModelParallelStrategy):
             self._save_parts(checkpoint, path)
             return
         whole = gathered(checkpoint, keep=self.is_global_zero)
-        self._agreed(lambda: self.checkpoint_io.save_checkpoint(whole, path) if self.is_global_zero else None)
+        self._on_rank_zero(lambda: self.checkpoint_io.save_checkpoint(whole, path))
 
     def _save_parts(self, checkpoint: dict[str, Any], path: Path) -> None:
         temporary = path.with_name(f".{path.name}.tmp")
         header, tensors = split(checkpoint)
         try:
-            self._agreed(lambda: _make_empty(temporary) if self.is_global_zero else None)
+            self._on_rank_zero(lambda: _make_empty(temporary))
             sizes = self._agreed(lambda: write_shard(temporary, tensors, self.global_rank, self.world_size))
-            self._agreed(lambda: _finish(temporary, path, header, dict(sizes)) if self.is_global_zero else None)
+            self._on_rank_zero(lambda: _finish(temporary, path, header, dict(sizes)))
         except OSError:
             if self.is_global_zero:
                 remove(temporary)
             raise
+
+    def _on_rank_zero(self, work: Callable[[], Any]) -> None:
+        self._agreed(lambda: work() if self.is_global_zero else None)
 
     def _agreed(self, work: Callable[[], Any]) -> list[Any]:
         """Do something on every rank; returns the results of all.
@@ -190,10 +196,7 @@ def _make_empty(folder: Path) -> None:
 
 
 def _finish(temporary: Path, path: Path, header: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    try:
-        write_header(temporary, header, sizes)
-    except RuntimeError as error:
-        raise disk_error(error, path) from None
+    write_header(temporary, header, sizes)
     replace(temporary, path)
 
 

@@ -8,7 +8,8 @@ micro-batch: there it may not.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from promptcomp.checkpoints.checkpoint_files import FORMAT, existing, read_checkpoint
+from promptcomp.checkpoints.checkpoint_files import FORMAT, existing, is_sharded, read_checkpoint
 from promptcomp.checkpoints.named_state import copy_into, full_tensor, plain_name
-from promptcomp.checkpoints.sharded_files import first_line, is_sharded
 from promptcomp.config import Config, ConfigError
 from promptcomp.documents import read_json
+from promptcomp.errors import first_line
 from promptcomp.files import replacing, write_atomic
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 
@@ -76,33 +77,21 @@ def check_trained(
     slots = info.get("num_slots")
     if None not in (slots, origin.num_slots) and slots != origin.num_slots:
         raise ConfigError(f"{source}: made with method.num_slots = {slots}, but this run uses {origin.num_slots}")
-    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or unknown:
-        found = f"{len(missing)} tensors missing ({', '.join(missing[:3])})" if missing else ""
-        extra = f"{len(unknown)} tensors too many ({', '.join(unknown[:3])})" if unknown else ""
-        raise ConfigError(
-            f"{source}: does not fit this configuration: {'; '.join(part for part in (found, extra) if part)}"
-        )
+    differing = {"missing": expected.keys() - tensors.keys(), "too many": tensors.keys() - expected.keys()}
+    found = {what: sorted(names) for what, names in differing.items() if names}
+    if said := [f"{len(names)} tensors {what} ({', '.join(names[:3])})" for what, names in found.items()]:
+        raise ConfigError(f"{source}: does not fit this configuration: {'; '.join(said)}")
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             was, now = tuple(tensors[name].shape), tuple(shape)
             raise ConfigError(f"{source}: {name} has shape {was}, but this configuration needs {now} (slots, sizes?)")
 
 
-def division_of(trainer: L.Trainer | None) -> dict[str, int | str]:
-    """How the examples of a step are divided, as a checkpoint says it."""
-    return {
-        "optimizer_layout": "plain",
-        "ranks": 1 if trainer is None else trainer.world_size,
-        "micro_batches": 1 if trainer is None else trainer.accumulate_grad_batches,
-    }
-
-
 def check_resumable(info: Mapping[str, Any], ours: Mapping[str, int | str], reason: str | None) -> None:
     """
     Args:
-        info: what the checkpoint says.
-        ours: `division_of` the trainer that would go on.
+        info: how the examples of a step are divided, as the checkpoint says it.
+        ours: the same of the trainer that would go on.
         reason: why random numbers depend on the division; None: they do not.
 
     Raises:
@@ -143,7 +132,9 @@ def read_trained(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     for folder in (path, path / "export"):
         if (folder / TENSORS).is_file():
-            return _read_export(folder)
+            with _reading_export(folder):
+                description = read_json(folder / DESCRIPTION, "description of an export")
+                return load_file(folder / TENSORS), Origin.model_validate(description["origin"]).model_dump()
     files = [path] if path.is_file() or is_sharded(path) else checkpoints_of(path)
     if not files:
         missing = "" if path.exists() else " (does not exist)"
@@ -162,11 +153,8 @@ def read_lora(path: Path) -> dict[str, Any]:
     """
     for folder in (path, path / "export"):
         if (folder / DESCRIPTION).is_file():
-            try:
-                found = dict(read_json(folder / DESCRIPTION, "description of an export")["method"]["lora"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise ConfigError(f"{folder}: the export cannot be read ({first_line(error)})") from None
-            return found
+            with _reading_export(folder):
+                return dict(read_json(folder / DESCRIPTION, "description of an export")["method"]["lora"])
     raise ConfigError(f"{path}: the sizes of its adapters are not known; give a finished run or an export")
 
 
@@ -179,11 +167,10 @@ def write_export(folder: Path, tensors: Mapping[str, Tensor], description: Mappi
     write_atomic(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
-def _read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+@contextmanager
+def _reading_export(folder: Path) -> Iterator[None]:
     try:
-        description = read_json(folder / DESCRIPTION, "description of an export")
-        info = Origin.model_validate(description["origin"]).model_dump()
-        return load_file(folder / TENSORS), info
+        yield
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(f"{folder}: the export cannot be read ({first_line(error)})") from None
 
@@ -209,10 +196,6 @@ class TrainedState(L.LightningModule):
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name; a checkpoint holds these and no others."""
         return {plain_name(name): p for name, p in self.named_parameters() if p.requires_grad}
-
-    def trained_names(self) -> list[str]:
-        """Their names."""
-        return list(self.trained_parameters())
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """The trained tensors by name, whole (a collective where they are sharded; every rank gets them)."""
@@ -242,7 +225,11 @@ class TrainedState(L.LightningModule):
         self._put(checkpoint["state_dict"])
 
     def _division(self) -> dict[str, int | str]:
-        return division_of(self.trainer if self._is_in_trainer else None)
+        """How the examples of a step are divided, as a checkpoint says it."""
+        ranks, micro_batches = 1, 1
+        if self._is_in_trainer:
+            ranks, micro_batches = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        return {"optimizer_layout": "plain", "ranks": ranks, "micro_batches": micro_batches}
 
     def depends_on_ranks(self) -> str | None:
         """Why training depends on how a step is divided among ranks and micro-batches; None: it does not."""

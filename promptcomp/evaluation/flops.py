@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from promptcomp.model_cost import ModelCost
+if TYPE_CHECKING:
+    from promptcomp.language_model.counting import ModelCost
 
 MemoryKind = Literal["soft_prompt", "kv_cache", "encoder_states"]
 

@@ -32,8 +32,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.forecast.placement import Layout
 from promptcomp.language_model.packing import MAX_ROW_TOKENS
 from promptcomp.lightning_modules.base import CompressionModule, Pass
-from promptcomp.lightning_modules.blocks import NORMS
-from promptcomp.lightning_modules.sharding import units_of
+from promptcomp.lightning_modules.execution import NORMS, units_of
 
 
 @dataclass(frozen=True, slots=True)

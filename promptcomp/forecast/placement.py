@@ -4,7 +4,7 @@ Sources: Rajbhandari et al. 2020 (ZeRO, https://arxiv.org/abs/1910.02054; weight
 divided by the number of devices); torch.distributed.fsdp.fully_shard (FSDP2,
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html: blocks are gathered before their forward and
 again before their backward pass, the next one is prefetched, the outermost group stays gathered in between);
-promptcomp.lightning_modules.sharding (blocks in half precision where it is mixed, their gradients summed in float32);
+promptcomp.lightning_modules.execution (blocks in half precision where it is mixed, their gradients summed in float32);
 ring collectives (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md: an all-gather or a
 reduce-scatter of B bytes moves (n - 1) / n B through each of n devices, an all-reduce twice that).
 """
@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from promptcomp.experiment import Precision, TrainerConfig
-from promptcomp.lightning_modules.sharding import AUTOCAST, units_of
+from promptcomp.lightning_modules.execution import AUTOCAST, units_of
 
 GIB = 2**30
 

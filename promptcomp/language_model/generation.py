@@ -6,9 +6,8 @@ seen is worked out from positions and kept for each row, not inherited from the 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,34 +15,43 @@ from torch import Tensor
 
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError
-from promptcomp.language_model.attention import slot_positions
-from promptcomp.language_model.beams import BeamSearch
+from promptcomp.language_model.attention import Window, slot_positions
 from promptcomp.language_model.cache import growing, growing_pair, passing, select_rows
 from promptcomp.language_model.parts import Prefix, memory_rows, positions, prepend
-from promptcomp.language_model.window import Window
 from promptcomp.memory import KVCache, Memory
 
 if TYPE_CHECKING:
     from promptcomp.language_model.model import LanguageModel
 
+_NEVER = -1e9
 OnTokens = Callable[[list[int | None]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """See LanguageModel.generate."""
+    """How answers are made.
+
+    Raises:
+        ConfigError: settings that contradict each other or have no meaning.
+    """
 
     max_new_tokens: int
-    stop_ids: tuple[int, ...] = ()
+    """Most tokens of an answer."""
+    stop_ids: Sequence[int] = ()
+    """Tokens that end an answer."""
     temperature: float = 0.0
+    """0 takes the likeliest token; otherwise tokens are drawn with `generator`."""
     top_p: float = 1.0
+    """Draw from the likeliest tokens that hold this much probability together."""
     generator: torch.Generator | None = None
     num_beams: int = 1
+    """More than 1: beam search (Hugging Face's rules; goes with temperature 0)."""
     length_penalty: float = 1.0
+    """Beam scores are divided by length ** length_penalty."""
     on_tokens: OnTokens | None = None
+    """Called after every step with the new token of each query, None for those that have ended (not with beams)."""
 
-    def check(self) -> None:
-        """Raise ConfigError for settings without a meaning."""
+    def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise ConfigError("the number of new tokens and of beams must be at least 1")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
@@ -52,24 +60,9 @@ class Settings:
             raise ConfigError("beam search goes with temperature 0 and cannot be streamed; use one beam")
 
 
-class _State(ABC):
-    """Rows that are being continued."""
-
-    hidden: Tensor  # [N, D] final states that predict the next token
-
-    @abstractmethod
-    def step(self, tokens: Tensor) -> None:
-        """Append a token [N] to every row."""
-
-    @abstractmethod
-    def select(self, index: Tensor) -> None:
-        """Keep (and repeat) the rows `index`."""
-
-
 @torch.no_grad()
 def generate(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, settings: Settings) -> list[list[int]]:
     """See LanguageModel.generate."""
-    settings.check()
     state = _start(lm, memory, batch, settings.max_new_tokens)
     return _beams(lm, state, settings) if settings.num_beams > 1 else _one_path(lm, state, settings)
 
@@ -83,13 +76,13 @@ def forced(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, toke
     return torch.stack([before, lm.head(state.hidden)], 1)
 
 
-def _start(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, new_tokens: int) -> _State:
+def _start(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, new_tokens: int) -> _Rows:
     if lm.family == "encoder_decoder":
         return _EncoderDecoderRows(lm, memory, batch)
     return _DecoderRows(lm, memory, batch, new_tokens)
 
 
-def _one_path(lm: LanguageModel, state: _State, settings: Settings) -> list[list[int]]:
+def _one_path(lm: LanguageModel, state: _Rows, settings: Settings) -> list[list[int]]:
     rows = state.hidden.shape[0]
     texts: list[list[int]] = [[] for _ in range(rows)]
     running = [True] * rows
@@ -119,7 +112,7 @@ def _choose(logits: Tensor, settings: Settings) -> Tensor:
     return torch.multinomial(probs, 1, generator=settings.generator).squeeze(-1)
 
 
-def _beams(lm: LanguageModel, state: _State, settings: Settings) -> list[list[int]]:
+def _beams(lm: LanguageModel, state: _Rows, settings: Settings) -> list[list[int]]:
     rows, width = state.hidden.shape[0], settings.num_beams
     search = BeamSearch(rows, width, settings.stop_ids, settings.length_penalty)
     state.select(torch.arange(rows, device=state.hidden.device).repeat_interleave(width))
@@ -132,8 +125,95 @@ def _beams(lm: LanguageModel, state: _State, settings: Settings) -> list[list[in
     return search.best()
 
 
-class _DecoderRows(_State):
+@dataclass(slots=True)
+class _Row:
+    """The beams of one row, and the answers that have ended: (score, tokens)."""
+
+    tokens: list[list[int]]
+    ended: list[tuple[float, list[int]]] = field(default_factory=list)
+    done: bool = False
+
+
+class BeamSearch:
+    """Which beams to go on with, by the rules of Hugging Face's `generate` (early_stopping=False).
+
+    N rows of B beams each; beam b of row n is row n * B + b of the model's batch.
+    """
+
+    def __init__(self, rows: int, width: int, stop_ids: Sequence[int], length_penalty: float) -> None:
+        self._width = width
+        self._stop_ids = frozenset(stop_ids)
+        self._penalty = length_penalty
+        self._rows = [_Row([[] for _ in range(width)]) for _ in range(rows)]
+        self._scores = torch.full((rows, width), _NEVER)
+        self._scores[:, 0] = 0.0  # all beams start equal: only one of them may go on
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no row can get better."""
+        return all(row.done for row in self._rows)
+
+    def advance(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step with log probabilities [N * B, V].
+
+        Returns:
+            For each beam the row of the batch that it continues, and its new token: [N * B] each.
+        """
+        rows, vocabulary = len(self._rows), log_probs.shape[-1]
+        total = self._scores.to(log_probs.device)[:, :, None] + log_probs.view(rows, self._width, vocabulary)
+        # twice as many as beams, so that enough are left when some end
+        values, flat = total.flatten(1).topk(min(2 * self._width, total[0].numel()), dim=1)
+        source = torch.zeros(rows, self._width, dtype=torch.long)
+        token = torch.zeros(rows, self._width, dtype=torch.long)
+        candidates = zip(values.tolist(), flat.tolist(), strict=True)
+        for number, (row, (scores, places)) in enumerate(zip(self._rows, candidates, strict=True)):
+            if row.done:
+                source[number] = number * self._width
+                continue
+            chosen = self._advance_row(row, scores, [divmod(place, vocabulary) for place in places])
+            source[number] = torch.tensor([number * self._width + beam for _, beam, _ in chosen])
+            token[number] = torch.tensor([new for _, _, new in chosen])
+            self._scores[number] = torch.tensor([score for score, _, _ in chosen])
+        return source.flatten().to(log_probs.device), token.flatten().to(log_probs.device)
+
+    def _advance_row(
+        self, row: _Row, scores: list[float], places: list[tuple[int, int]]
+    ) -> list[tuple[float, int, int]]:
+        """The (score, beam, token) of the beams that go on; answers that end are put aside."""
+        going_on: list[tuple[float, int, int]] = []
+        length = len(row.tokens[0]) + 1
+        for rank, (score, (beam, token)) in enumerate(zip(scores, places, strict=True)):
+            if token in self._stop_ids:
+                if rank < self._width:
+                    row.ended.append((score / length**self._penalty, row.tokens[beam]))
+                    row.ended = sorted(row.ended, key=lambda answer: -answer[0])[: self._width]
+            elif len(going_on) < self._width:
+                going_on.append((score, beam, token))
+        while len(going_on) < self._width:  # a vocabulary of stop tokens
+            going_on.append((_NEVER, 0, 0))
+        row.tokens = [[*row.tokens[beam], token] for _, beam, token in going_on]
+        best = going_on[0][0] / length**self._penalty
+        row.done = len(row.ended) == self._width and min(score for score, _ in row.ended) >= best
+        return going_on
+
+    def best(self) -> list[list[int]]:
+        """The best answer of every row, ended or not."""
+        found = []
+        for row, scores in zip(self._rows, self._scores.tolist(), strict=True):
+            answers = list(row.ended)
+            if not row.done:
+                length = max(len(row.tokens[0]), 1)
+                answers += [
+                    (score / length**self._penalty, text) for score, text in zip(scores, row.tokens, strict=True)
+                ]
+            found.append(max(answers, key=lambda answer: answer[0])[1])
+        return found
+
+
+class _DecoderRows:
     """A decoder-only LM: a cache, and for each of its columns the position id and whether new tokens see it."""
+
+    hidden: Tensor  # [N, D] final states that predict the next token
 
     def __init__(self, lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, new_tokens: int) -> None:
         self._lm = lm
@@ -185,8 +265,10 @@ class _DecoderRows(_State):
         self.hidden = self.hidden[index]
 
 
-class _EncoderDecoderRows(_State):
+class _EncoderDecoderRows:
     """An encoder-decoder LM: the encoder's states of each row and the decoder's cache."""
+
+    hidden: Tensor  # [N, D] final states that predict the next token
 
     def __init__(self, lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch) -> None:
         self._lm = lm
@@ -221,3 +303,7 @@ class _EncoderDecoderRows(_State):
         select_rows(self._cache, index)
         self._encoded, self._mask = self._encoded.rows(index), self._mask[index]
         self.hidden = self.hidden[index]
+
+
+_Rows = _DecoderRows | _EncoderDecoderRows
+"""Rows that are being continued."""

@@ -17,7 +17,6 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -29,11 +28,15 @@ from transformers import (
 )
 
 from promptcomp.config import ConfigError
-from promptcomp.language_model.head import logits_of
-from promptcomp.language_model.known_sizes import KNOWN_ARCHITECTURES
+from promptcomp.language_model.architectures import (
+    KNOWN_ARCHITECTURES,
+    changed_architecture,
+    first_layers,
+    start_positions,
+)
+from promptcomp.language_model.attention import Window
 from promptcomp.language_model.lm_config import LanguageModelConfig
-from promptcomp.language_model.random_start import changed_architecture, first_layers, start_positions
-from promptcomp.language_model.window import window_of
+from promptcomp.language_model.parts import logits_of
 
 BUILTIN = "builtin:"
 ENCODER_DECODERS = ("t5", "mt5")
@@ -140,12 +143,8 @@ def _factory(architecture: PretrainedConfig) -> Any:
 
 
 def _model_class(architecture: PretrainedConfig) -> type[PreTrainedModel]:
-    mappings: tuple[Any, ...] = (
-        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    )
-    return next(mapping[type(architecture)] for mapping in mappings if type(architecture) in mapping)
+    made: type[PreTrainedModel] = _factory(architecture)._model_mapping[type(architecture)]
+    return made
 
 
 def attention(config: LanguageModelConfig, architecture: PretrainedConfig) -> str:
@@ -258,7 +257,7 @@ def open_window(config: LanguageModelConfig) -> int | None:
         ConfigError: the architecture cannot be read.
     """
     architecture = open_architecture(config)
-    return None if architecture.is_encoder_decoder else window_of(architecture)
+    return None if architecture.is_encoder_decoder else Window.of(architecture).size
 
 
 def reads_queries_in_encoder(config: LanguageModelConfig) -> bool:
@@ -302,14 +301,9 @@ def _reading(path: str, what: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(_unreadable(path, what, error)) from None
-
-
-def _unreadable(path: str, what: str, error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())
-    if "trust_remote_code" in str(error):
-        return f"{path}: the {what} needs code of its own (auto_map), which promptcomp does not run; give another model"
-    return (
-        f"{path}: the {what} cannot be read; give a folder saved by save_pretrained or a reachable hub name ({reason})"
-    )
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())
+        problem = f"cannot be read; give a folder saved by save_pretrained or a reachable hub name ({reason})"
+        if "trust_remote_code" in str(error):
+            problem = "needs code of its own (auto_map), which promptcomp does not run; give another model"
+        raise ConfigError(f"{path}: the {what} {problem}") from None

@@ -10,7 +10,6 @@ tokens or a corrected bias). Every forward lays its queries and targets out as t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -21,10 +20,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.language_model import generation, loading
-from promptcomp.language_model.attention import AttentionPattern, slot_positions
+from promptcomp.language_model.attention import AttentionPattern, Window, slot_positions
 from promptcomp.language_model.cache import growing, passing, reading, stored
-from promptcomp.language_model.counting import model_cost
-from promptcomp.language_model.head import body_name, logits_of
+from promptcomp.language_model.counting import ModelCost, model_cost
 from promptcomp.language_model.lm_config import LanguageModelConfig
 from promptcomp.language_model.packing import (
     MAX_ROW_TOKENS,
@@ -41,8 +39,10 @@ from promptcomp.language_model.parts import (
     Prefix,
     Scores,
     TextEncoder,
+    body_name,
     first_of,
     last_visible,
+    logits_of,
     memory_rows,
     positions,
     prepend,
@@ -58,9 +58,7 @@ from promptcomp.language_model.t5_encoder import (
     read_prefix,
 )
 from promptcomp.language_model.verify import verify
-from promptcomp.language_model.window import Window
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
-from promptcomp.model_cost import ModelCost
 
 
 class LanguageModel(nn.Module):
@@ -74,7 +72,11 @@ class LanguageModel(nn.Module):
         self.tokenizer = tokenizer
         with refusing(hf, "their architecture lacks what promptcomp reads from it"):
             self._read_architecture(layout)
-        self.bos_id: int | None = self._bos_id(bos)
+        self.bos_id: int | None = None
+        if self.family == "decoder" and tokenizer is not None and (loading.adds_bos(tokenizer) if bos is None else bos):
+            if tokenizer.bos_token_id is None:
+                raise ConfigError("lm.bos = true, but the tokenizer has no BOS token; set lm.bos=false")
+            self.bos_id = tokenizer.bos_token_id
         self.train(hf.training)
 
     def _read_architecture(self, layout: str) -> None:
@@ -124,14 +126,6 @@ class LanguageModel(nn.Module):
         """Bytes that one prompt token holds in the cache a decoder reads (T5: keys and values of cross-attention)."""
         return self.cost.kv_bytes_per_token
 
-    def _bos_id(self, bos: bool | None) -> int | None:
-        if self.family == "encoder_decoder" or self.tokenizer is None:
-            return None
-        wanted = loading.adds_bos(self.tokenizer) if bos is None else bos
-        if wanted and self.tokenizer.bos_token_id is None:
-            raise ConfigError("lm.bos = true, but the tokenizer has no BOS token; set lm.bos=false")
-        return self.tokenizer.bos_token_id if wanted else None
-
     @classmethod
     def from_config(cls, config: LanguageModelConfig) -> Self:
         """Open the weights and the tokenizer.
@@ -145,27 +139,23 @@ class LanguageModel(nn.Module):
         return lm
 
     @classmethod
-    def skeleton(cls, config: LanguageModelConfig) -> Self:
-        """Shapes on the meta device, without weights or tokenizer; well-known names need no network.
+    def skeleton(cls, config: LanguageModelConfig, *, with_tokenizer: bool = False) -> Self:
+        """Shapes on the meta device, without weights.
 
-        Raises:
-            ConfigError: the architecture cannot be read.
-        """
-        hf = loading.open_skeleton(config, loading.open_architecture(config, offline_table=True))
-        lm = cls(hf, None, config.layout, False)
-        if lm.family == "decoder" and loading.reads_bos(config):
-            lm.bos_id = first_of(hf.config.bos_token_id, 0)
-        return lm
-
-    @classmethod
-    def shell(cls, config: LanguageModelConfig) -> Self:
-        """Shapes on the meta device with the tokenizer: for weights that come from another process.
+        Args:
+            config: Which LM.
+            with_tokenizer: For weights that come from another process; otherwise well-known names need no network.
 
         Raises:
             ConfigError: something is missing, unreadable or unsupported.
         """
-        hf = loading.open_skeleton(config, loading.open_architecture(config))
-        return cls(hf, loading.open_tokenizer(config), config.layout, config.bos)
+        hf = loading.open_skeleton(config, loading.open_architecture(config, offline_table=not with_tokenizer))
+        if with_tokenizer:
+            return cls(hf, loading.open_tokenizer(config), config.layout, config.bos)
+        lm = cls(hf, None, config.layout, False)
+        if lm.family == "decoder" and loading.reads_bos(config):
+            lm.bos_id = first_of(hf.config.bos_token_id, 0)
+        return lm
 
     @classmethod
     def from_parts(
@@ -329,49 +319,26 @@ class LanguageModel(nn.Module):
         log_probs = logits.log_probs()
         zeros = log_probs.new_zeros(batch.target_ids.shape[0])
         ones = torch.ones_like(logits.target_of)
-        misses = torch.zeros_like(batch.query_of).index_add(0, logits.target_of, (~logits.is_likeliest()).long())
+        missed = logits.values.argmax(-1)[logits.predictor] != logits.label
+        misses = torch.zeros_like(batch.query_of).index_add(0, logits.target_of, missed.long())
         return Scores(
             zeros.index_add(0, logits.target_of, log_probs),
             torch.zeros_like(batch.query_of).index_add(0, logits.target_of, ones),
             misses == 0,
         )
 
-    def generate(
-        self,
-        memory: Memory | Prefix | None,
-        batch: Batch,
-        *,
-        max_new_tokens: int,
-        stop_ids: Sequence[int] = (),
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        generator: torch.Generator | None = None,
-        num_beams: int = 1,
-        length_penalty: float = 1.0,
-        on_tokens: generation.OnTokens | None = None,
-    ) -> list[list[int]]:
+    def generate(self, memory: Memory | Prefix | None, batch: Batch, **settings: Any) -> list[list[int]]:
         """Continuations of the batch's N queries (its targets are not looked at), without the stop token.
 
         Args:
             memory: One row for each context; of a `Prefix` the queries and the new tokens see the visible part.
             batch: Its queries; none may be empty.
-            max_new_tokens: Most tokens of an answer.
-            stop_ids: Tokens that end an answer.
-            temperature: 0 takes the likeliest token; otherwise tokens are drawn with `generator`.
-            top_p: Draw from the likeliest tokens that hold this much probability together.
-            generator: Source of randomness.
-            num_beams: More than 1: beam search (Hugging Face's rules; goes with temperature 0).
-            length_penalty: Beam scores are divided by length ** length_penalty.
-            on_tokens: Called after every step with the new token of each query, None for those that have ended
-                (not with beams).
+            settings: Those of `promptcomp.language_model.generation.Settings`.
 
         Raises:
             ConfigError: settings that contradict each other, or answers beyond the LM's window.
         """
-        settings = generation.Settings(
-            max_new_tokens, tuple(stop_ids), temperature, top_p, generator, num_beams, length_penalty, on_tokens
-        )
-        return generation.generate(self, memory, batch, settings)
+        return generation.generate(self, memory, batch, generation.Settings(**settings))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of final hidden states."""

@@ -1,20 +1,20 @@
-"""Parts that language models are made of: results, the headless text encoder, prefixes, positions."""
+"""Parts that language models are made of: results, head and headless text encoder, prefixes, positions."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from promptcomp.config import ConfigError
-from promptcomp.language_model.counting import model_cost
+from promptcomp.language_model.counting import ModelCost, model_cost
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
-from promptcomp.model_cost import ModelCost
 
 MemoryType = TypeVar("MemoryType", SoftPrompt, KVCache, EncoderStates)
 
@@ -35,10 +35,6 @@ class Logits(NamedTuple):
         """log p(label) of each scored target token [E], in at least float32."""
         values = at_least_float32(self.values)
         return values[self.predictor, self.label] - values.logsumexp(-1)[self.predictor]
-
-    def is_likeliest(self) -> Tensor:
-        """Whether each scored target token is the likeliest one [E]."""
-        return self.values.argmax(-1)[self.predictor] == self.label
 
 
 class Prefix(NamedTuple):
@@ -96,6 +92,65 @@ def token_table(hf: PreTrainedModel) -> nn.Embedding:
     return table
 
 
+def body_name(hf: PreTrainedModel) -> str:
+    """The name of the child of a causal LM that makes the final hidden states.
+
+    Raises:
+        ConfigError: there is no such child.
+    """
+    if hf.base_model_prefix in hf._modules:
+        return hf.base_model_prefix
+    models = [name for name, child in hf.named_children() if isinstance(child, PreTrainedModel)]
+    if len(models) != 1:
+        raise ConfigError(unsupported(hf, "their head cannot be told from their body"))
+    return models[0]
+
+
+def logits_of(hf: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits [P, V] of final hidden states [P, D] (T5: of its decoder's), by the model's own forward.
+
+    Models differ in what they do behind the last block: a transform in front of the output layer, factors and soft caps
+    behind it, under many names. So nothing of it is repeated here: the body's output is given instead of computed.
+    """
+    if hf.config.is_encoder_decoder:
+        view = _with_given(hf, "decoder", hidden[None])
+        output = type(hf).forward(view, encoder_outputs=(hidden,), decoder_inputs_embeds=hidden[None])
+    else:
+        view = _with_given(hf, body_name(hf), hidden[None])
+        output = type(hf).forward(view, inputs_embeds=hidden[None])
+    return output.logits[0]
+
+
+class _Given:
+    """Stands where the body stands and returns what it is said to have found."""
+
+    def __init__(self, body: Any, hidden: Tensor) -> None:
+        self._body, self._hidden = body, hidden
+
+    def __call__(self, *args: object, **kwargs: object) -> _Output:
+        return _Output(last_hidden_state=self._hidden)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._body, name)
+        return self if isinstance(value, PreTrainedModel) else value  # OPT calls the decoder inside its body
+
+
+class _Output(BaseModelOutput):
+    """The output of a body that has kept nothing but the last hidden states."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
+def _with_given(hf: PreTrainedModel, body: str, hidden: Tensor) -> PreTrainedModel:
+    """The same model, sharing all it has, with another body (`hf` itself is left as it is)."""
+    view = object.__new__(type(hf))
+    view.__dict__.update(hf.__dict__)
+    view.__dict__["_modules"] = {**hf._modules, body: _Given(hf._modules[body], hidden)}
+    return view
+
+
 @torch.no_grad()
 def embedding_scale(table: nn.Embedding) -> float:
     """What looking a token up multiplies its row of the table by (1; in Gemma, XGLM and BioGPT the square root of the
@@ -137,19 +192,16 @@ class TextEncoder(nn.Module):
 
     def forward(self, embeds: Tensor, mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """Final hidden states [B, S, D]; a T5 needs contiguous tokens, others count `position_ids` where not given."""
-        if self.family == "encoder_decoder":
-            return self.body(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
-        position_ids = positions(mask) if position_ids is None else position_ids
-        return self.body(
-            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+        options: dict[str, Any] = {}
+        if self.family != "encoder_decoder":
+            options = {"position_ids": positions(mask) if position_ids is None else position_ids, "use_cache": False}
+        return self.body(inputs_embeds=embeds, attention_mask=mask.long(), **options).last_hidden_state
 
-    def read(self, ids: Tensor, mask: Tensor, slots: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, K, D] at slot embeddings `slots` [B, K, D] behind the tokens `ids` [B, C]; optional
-        `position_ids` are [B, C + K]."""
-        embeds = torch.cat([self.embed(ids), slots], 1)
+    def read(self, ids: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
+        """Final hidden states [B, K, D] at slot embeddings `slots` [K, D] behind the tokens `ids` [B, C]."""
+        slots = slots.expand(len(ids), -1, -1)
         whole = torch.cat([mask, mask.new_ones(slots.shape[:2])], 1)
-        return self(embeds, whole, position_ids)[:, -slots.shape[1] :]
+        return self(torch.cat([self.embed(ids), slots], 1), whole)[:, -slots.shape[1] :]
 
 
 def memory_rows(memory: MemoryType, index: Tensor) -> MemoryType:

@@ -32,8 +32,9 @@ class SlotDecoder(TextEncoder):
         super().__init__(body, "encoder_decoder", None, None)
         self.start_id, self.end_id = start_id, end_id
 
-    def read(self, ids: Tensor, mask: Tensor, slots: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, K, D] of the decoder at slot embeddings [B, K, D]; T5 knows no `position_ids`."""
+    def read(self, ids: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
+        """Final hidden states [B, K, D] of the decoder at slot embeddings [K, D]."""
+        slots = slots.expand(len(ids), -1, -1)
         end, start = token_table(self.body).weight[[self.end_id, self.start_id]]
         encoded = encode_tokens(self.body.get_encoder(), self.embed(ids), mask, end)
         hidden = self.body.get_decoder()(
@@ -99,8 +100,10 @@ def read_prefix(encoder: Any, prefix: Prefix, *, every_layer: bool) -> EncoderSt
     mask = prefix.mask
     sees = mask[:, None, :].expand(-1, mask.shape[1], -1)
     inputs, output = _run(encoder, prefix.embeds, sees)
+    first = mask.shape[1] - int(prefix.visible.sum(-1).max())  # visible columns are moved to the right end
     layers = (*inputs, output) if every_layer else (output,)
-    return EncoderStates(*_visible_part(layers, prefix.visible))
+    moved = tuple(close_gaps(layer, prefix.visible)[0][:, first:] for layer in layers)
+    return EncoderStates(moved, close_gaps(prefix.visible, prefix.visible)[0][:, first:])
 
 
 def encode_behind_prefix(encoder: Any, prefix: Prefix, embeds: Tensor, mask: Tensor) -> EncoderStates:
@@ -144,10 +147,3 @@ def _run(
         hidden, bias, _ = block(hidden, mask, bias)
     hidden = encoder.dropout(encoder.final_layer_norm(hidden))
     return inputs, hidden if slot is None else torch.where(slot, remembered[-1], hidden)
-
-
-def _visible_part(layers: Sequence[Tensor], visible: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The visible columns of every layer at the right end, and their mask [B, K]."""
-    slots = int(visible.sum(-1).max())
-    moved = [close_gaps(layer, visible)[0][:, layer.shape[1] - slots :] for layer in layers]
-    return tuple(moved), close_gaps(visible, visible)[0][:, visible.shape[1] - slots :]

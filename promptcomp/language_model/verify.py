@@ -63,7 +63,8 @@ def verify(lm: LanguageModel, weights: str | None = None) -> None:
     Raises:
         ConfigError: the family cannot be read packed and padded; says which family and what differs.
     """
-    if not _is_whole(lm) or (lm.window is not None and lm.window < _LONGEST):
+    without_numbers = any(isinstance(each, DTensor) or each.is_meta for each in lm.hf.parameters())
+    if without_numbers or (lm.window is not None and lm.window < _LONGEST):
         return
     key = _key(lm, weights)
     if key not in _verdicts:
@@ -72,33 +73,23 @@ def verify(lm: LanguageModel, weights: str | None = None) -> None:
         raise ConfigError(verdict)
 
 
-def cache_folder() -> Path:
-    """Where verdicts are kept: $PROMPTCOMP_CACHE, or promptcomp in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("PROMPTCOMP_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "promptcomp"
-
-
-def _is_whole(lm: LanguageModel) -> bool:
-    return not any(isinstance(each, DTensor) or each.is_meta for each in lm.hf.parameters())
-
-
 def _key(lm: LanguageModel, weights: str | None) -> str:
     versions = (_FORMAT, promptcomp.__version__, transformers.__version__, torch.__version__)
     made_of = (type(lm.hf).__qualname__, lm.hf.config.to_json_string(use_diff=False), str(lm.hf.dtype))
-    constant = [name for name, each in lm.hf.named_parameters() if _is_constant(each)]
+    starts = {name: each.detach().flatten()[:16] for name, each in lm.hf.named_parameters()}
+    # as if just made of zeros or ones: they may hide what they do
+    constant = [name for name, start in starts.items() if bool((start == start[:1]).all())]
     read_by = (lm.hf.config._attn_implementation, lm.query_in_encoder, lm.bos_id)
     return hashlib.sha256(json.dumps([*versions, *made_of, *read_by, constant, weights]).encode()).hexdigest()
 
 
-def _is_constant(parameter: Tensor) -> bool:
-    """Whether a parameter looks as if it had just been made of zeros or ones, so that it may hide what it does."""
-    start = parameter.detach().flatten()[:16]
-    return bool((start == start[:1]).all())
-
-
 def _kept_verdict(lm: LanguageModel, key: str) -> str | None:
-    """The verdict of an earlier process, or ours, which is left for later ones where the folder can be written."""
-    file = cache_folder() / "verified" / f"{key}.json"
+    """The verdict of an earlier process, or ours, which is left for later ones where the folder can be written.
+
+    The folder is $PROMPTCOMP_CACHE, or promptcomp in $XDG_CACHE_HOME or ~/.cache.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    file = Path(os.environ.get("PROMPTCOMP_CACHE") or caches / "promptcomp") / "verified" / f"{key}.json"
     with contextlib.suppress(ConfigError, KeyError, TypeError):
         kept = read_json(file, "verdict on a model")["refused"]
         return None if kept is None else str(kept)
@@ -116,7 +107,8 @@ def _verdict(lm: LanguageModel) -> str | None:
             found = _compare(lm)
     except ConfigError as error:
         return str(error)
-    if lm.hf.dtype == torch.float32 and max(found.values()) > _DOUBTFUL and _is_small(lm):
+    is_small = sum(each.numel() for each in lm.hf.parameters()) < _SMALL
+    if lm.hf.dtype == torch.float32 and max(found.values()) > _DOUBTFUL and is_small:
         with contextlib.suppress(Exception):  # some models mix types when they should not
             twin = _in_float64(lm)
             found, lm = _compare(twin), twin
@@ -131,12 +123,8 @@ def _verdict(lm: LanguageModel) -> str | None:
 
 
 def _compare(lm: LanguageModel) -> dict[str, float]:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _without_dropout(lm), _narrowed(lm):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _narrowed(lm):
         return _differences(lm)
-
-
-def _is_small(lm: LanguageModel) -> bool:
-    return sum(each.numel() for each in lm.hf.parameters()) < _SMALL
 
 
 def _in_float64(lm: LanguageModel) -> LanguageModel:
@@ -149,25 +137,16 @@ def _in_float64(lm: LanguageModel) -> LanguageModel:
 
 
 @contextlib.contextmanager
-def _without_dropout(lm: LanguageModel) -> Iterator[None]:
-    training = [each for each in lm.hf.modules() if each.training]
-    lm.hf.eval()
-    try:
-        yield
-    finally:
-        for each in training:
-            each.training = True
-
-
-@contextlib.contextmanager
 def _narrowed(lm: LanguageModel) -> Iterator[None]:
-    """With windows of a few tokens, and with sdpa in place of flex_attention, which takes the same masks."""
+    """Without dropout, with windows of a few tokens, and with sdpa for flex_attention, which takes the same masks."""
+    training = [each for each in lm.hf.modules() if each.training]
     config, pattern = lm.text_config, lm.pattern
     implementation = lm.hf.config._attn_implementation
     owners: list[Any] = [config, *lm.hf.modules()]
     found = [(owner, name, vars(owner)[name]) for owner in owners for name in NARROWED if name in vars(owner)]
     found = [each for each in found if isinstance(each[2], int) and each[2] > _NARROW]
     try:
+        lm.hf.eval()
         for owner, name, _ in found:
             setattr(owner, name, _NARROW)
         if implementation == "flex_attention":
@@ -176,6 +155,8 @@ def _narrowed(lm: LanguageModel) -> Iterator[None]:
             lm.pattern = AttentionPattern(config, lm.hf.config._attn_implementation)
         yield
     finally:
+        for each in training:
+            each.training = True
         for owner, name, value in found:
             setattr(owner, name, value)
         if implementation == "flex_attention":

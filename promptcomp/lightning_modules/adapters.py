@@ -59,7 +59,10 @@ def lora_settings(lm: LanguageModel, config: LoraConfig) -> peft.LoraConfig:
         raise ConfigError(
             "method.train = 'lora' needs the package peft; install it with: pip install \"promptcomp[lora]\""
         ) from None
-    layers = _linear_layers(lm.hf)
+    head = lm.hf.get_output_embeddings()
+    body = {id(module) for module in lm.hf.base_model.modules()} - {id(head)}
+    modules = dict(lm.hf.named_modules())
+    layers = {n: each for n, each in modules.items() if isinstance(each, nn.Linear | Conv1D) and id(each) in body}
     known = {_last(name) for name in layers}
     unknown = [name for name in config.targets if name not in known]
     if unknown:
@@ -67,7 +70,7 @@ def lora_settings(lm: LanguageModel, config: LoraConfig) -> peft.LoraConfig:
         raise ConfigError(f"method.lora.targets: the LM has no linear layer {unknown[0]!r}; it has {listed}")
     names = set(config.targets) or known
     wanted = sorted(name for name in layers if _last(name) in names)
-    found = {name for name, _ in lm.hf.named_modules() if _last(name) in names}
+    found = {name for name in modules if _last(name) in names}
     # Where the short names would also match something else, each layer is named in full.
     chosen = sorted(names) if found == set(wanted) else wanted
     return peft.LoraConfig(
@@ -81,17 +84,6 @@ def lora_settings(lm: LanguageModel, config: LoraConfig) -> peft.LoraConfig:
 
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
-
-
-def _linear_layers(hf: PreTrainedModel) -> dict[str, nn.Module]:
-    """Every linear layer by its name, without the output head and whatever else stands behind the body."""
-    head = hf.get_output_embeddings()
-    body = {id(module) for module in hf.base_model.modules()} - {id(head)}
-    return {
-        name: module
-        for name, module in hf.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and id(module) in body
-    }
 
 
 def adapted(hf: PreTrainedModel) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,16 +22,16 @@ from promptcomp.checkpoints.trained_state import TrainedState
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
+from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
-from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks
+from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks, shard
 from promptcomp.lightning_modules.exported import HFExport, Page, adapter_code, model_code
-from promptcomp.lightning_modules.method_config import LMTraining, LMTrainingConfig, MethodConfig, OptimConfig
+from promptcomp.lightning_modules.method_config import LMTrainingConfig, MethodConfig, OptimConfig
 from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective
 from promptcomp.lightning_modules.optim import learning_rate_factor, make_optimizer
-from promptcomp.lightning_modules.sharding import shard
 from promptcomp.memory import Memory
 
-__all__ = ["CompressionModule", "Counts", "ExampleGold", "LossTerm", "Pass"]
+__all__ = ["CompressionModule", "Counts", "LossTerm", "Pass"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +53,6 @@ class Pass:
     """A decoder reads the context first and keeps its keys and values until the answers are worked out."""
 
 
-class ExampleGold(Protocol):
-    """What the running accuracy needs to know of an example."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def gold(self) -> int: ...
-    @property
-    def options(self) -> Sequence[str]: ...
-
-
 class CompressionModule(TrainedState):
     """Base of all methods.
 
@@ -79,6 +68,8 @@ class CompressionModule(TrainedState):
 
     method: MethodConfig
     lm: LanguageModel
+    answer_term: ClassVar[str] = "ce"
+    """The name of the cross-entropy of the targets."""
 
     def __init__(
         self,
@@ -116,19 +107,14 @@ class CompressionModule(TrainedState):
         self.dev_accuracy = OptionAccuracy()
 
     @property
-    def lm_training(self) -> LMTraining:
-        """What of the LM is trained; "none": it is frozen and stays in eval mode."""
-        return self.method.lm_training
-
-    @property
-    def trainable(self) -> bool:
-        """Whether there is anything to train."""
-        return self.method.trains
-
-    @property
     def compared(self) -> Literal["nothing", "targets", "all"]:
         """After which tokens its logits are compared with a teacher's, for estimates before a run."""
         return "nothing"
+
+    @property
+    def _where(self) -> Literal["targets", "all"]:
+        """Where its own logits are needed."""
+        return "all" if self.compared == "all" else "targets"
 
     def build(self) -> None:
         """Make the trainable parts; `self.lm` is there."""
@@ -137,14 +123,18 @@ class CompressionModule(TrainedState):
         """The memory of each context; None stands for no prompt."""
         raise NotImplementedError
 
+    def read_for_training(self, context: Context) -> Memory | Prefix | None:
+        """What the targets are predicted behind in training: the memory, or what gives the same numbers in one pass."""
+        return self.compress(context)
+
     def losses(self, batch: Batch) -> list[LossTerm]:
         """The terms of the training objective on this batch; here the cross-entropy of the targets, a token mean."""
-        logits = self.lm(self.compress(batch.context), batch, "targets")
-        return [LossTerm("ce", -logits.log_probs().sum(), logits.label.shape[0])]
+        logits = self.lm(self.read_for_training(batch.context), batch, "targets")
+        return [LossTerm(self.answer_term, -logits.log_probs().sum(), logits.label.shape[0])]
 
     def counts(self, batch: Batch) -> Counts:
         """The counts of the terms that `losses` would give, from the batch alone; see `Counts`."""
-        return {"ce": self.lm.scored_tokens(batch).sum()}
+        return {self.answer_term: self.lm.scored_tokens(batch).sum()}
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """Positions that the memory of a context of this length takes."""
@@ -156,10 +146,8 @@ class CompressionModule(TrainedState):
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """What a training step reads for one context with `queries` queries of `example_tokens` tokens each."""
-        read = self.lm.num_bos + self.num_memory_slots(context_tokens)
-        return [
-            Pass(self.lm.hf, read + queries * example_tokens, read + example_tokens, True, self.lm_training == "lm")
-        ]
+        read, trained = self.lm.num_bos + self.num_memory_slots(context_tokens), self.method.lm_training == "lm"
+        return [Pass(self.lm.hf, read + queries * example_tokens, read + example_tokens, True, trained)]
 
     def as_hf(self) -> HFExport:
         """What `checkpoint export --format hf` writes; the LM and its tokenizer may be changed in place."""
@@ -181,7 +169,7 @@ class CompressionModule(TrainedState):
     def open_lm(self, config: LanguageModelConfig) -> LanguageModel:
         """An LM of this configuration: with weights, or shapes (in a dry run; where rank 0 sends the weights)."""
         if self.skeleton:
-            return LanguageModel.skeleton(config) if self.device_mesh is None else LanguageModel.shell(config)
+            return LanguageModel.skeleton(config, with_tokenizer=self.device_mesh is not None)
         return LanguageModel.from_config(config)
 
     def setup(self, stage: str) -> None:
@@ -208,12 +196,15 @@ class CompressionModule(TrainedState):
             with torch.random.fork_rng(devices=[]):  # an LM that starts from scratch follows the run's seed
                 torch.manual_seed(self.seed)
                 self.lm = self.open_lm(self.lm_config)
-        self.lm.requires_grad_(self.lm_training == "lm")
+        self.lm.requires_grad_(self.method.lm_training == "lm")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.build()
             if isinstance(self.method, LMTrainingConfig):
-                self._start(self.method)
+                if self.method.train == "lora":  # after `build`, which may copy the LM as it was
+                    add_lora(self.lm, self.method.lora, skeleton=self.skeleton)
+                if self.method.init_from is not None and not self.skeleton:
+                    self.load_trained(Path(self.method.init_from))
         prepare_blocks(self, self.execution)
         self.train(self.training)
 
@@ -228,17 +219,10 @@ class CompressionModule(TrainedState):
         mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
         shard(self, mesh, methods, device, from_rank_zero=from_rank_zero, precision=self.trainer.precision)
 
-    def _start(self, method: LMTrainingConfig) -> None:
-        """Add adapters (after `build`, which may copy the LM as it was) and load what training starts from."""
-        if method.train == "lora":
-            add_lora(self.lm, method.lora, skeleton=self.skeleton)
-        if method.init_from is not None and not self.skeleton:
-            self.load_trained(Path(method.init_from))
-
     def train(self, mode: bool = True) -> CompressionModule:
         """Training mode for the trained parts alone: a frozen LM must not use dropout."""
         super().train(mode)
-        if self._is_built and self.lm_training == "none":
+        if self._is_built and self.method.lm_training == "none":
             self.lm.eval()
         return self
 
@@ -285,8 +269,12 @@ class CompressionModule(TrainedState):
         number = (self.seed * 1_000_003 + micro_batch) * 4099 + self.global_rank
         torch.manual_seed(number % (1 << 63))
 
-    def watch(self, examples: Sequence[ExampleGold]) -> None:
-        """Name the gold options of the dev split; without this only a loss is logged."""
+    def watch(self, examples: Sequence[Any]) -> None:
+        """Name the gold options of the dev split; without this only a loss is logged.
+
+        Args:
+            examples: Each with `number`, `gold` and `options`, as a datamodule lists them.
+        """
         self._gold = {example.number: example.gold for example in examples if len(example.options) > 1}
         self._has_free_answers = len(self._gold) < len(examples)
 
@@ -330,3 +318,26 @@ class CompressionModule(TrainedState):
     ) -> None:
         """Clip by `optim.clip_norm`; the trainer's own setting is not used."""
         self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip_norm, gradient_clip_algorithm="norm")
+
+
+def check_same_tokenizer(lm: LanguageModel, other: LanguageModel, what: str) -> None:
+    """Text reaches an LM and its teacher or distiller as the same ids, so both must mean the same by them.
+
+    Args:
+        lm: The LM.
+        other: The teacher or distiller.
+        what: Names the other in messages.
+
+    Raises:
+        ConfigError: the tokenizers or the vocabularies differ.
+    """
+    if lm.tokenizer is not None and other.tokenizer is not None:
+        ours, theirs = lm.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+        if ours != theirs:
+            odd = sum(1 for token, number in theirs.items() if ours.get(token) != number)
+            raise ConfigError(
+                f"{what}: its tokenizer is not the LM's ({len(theirs)} tokens, {odd} of them "
+                f"unknown to the LM or numbered otherwise; the LM has {len(ours)}); choose one of the LM's family"
+            )
+    if other.vocab_size < (lm.vocab_size if lm.tokenizer is None else len(lm.tokenizer)):
+        raise ConfigError(f"{what}: {other.vocab_size} token embeddings are fewer than the LM's vocabulary")

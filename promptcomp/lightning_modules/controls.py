@@ -34,23 +34,16 @@ class FullPrompt(CompressionModule):
         """Every token of it."""
         return context_tokens
 
-    def losses(self, batch: Batch) -> list[LossTerm]:
-        """Cross-entropy of the targets, a token mean."""
-        logits = self.lm(self._read(batch.context), batch, "targets")
-        return [LossTerm("ce", -logits.log_probs().sum(), logits.label.shape[0])]
-
-    def _read(self, context: Context) -> Memory | Prefix | None:
+    def read_for_training(self, context: Context) -> Memory | Prefix | None:
+        """The same together with the queries."""
         return self.lm.whole_prompt(context)
 
 
-class NoPrompt(FullPrompt):
+class NoPrompt(CompressionModule):
     """See NoPromptConfig."""
 
     def compress(self, context: Context) -> None:
         """Nothing."""
-        return
-
-    def _read(self, context: Context) -> None:
         return
 
     def num_memory_slots(self, context_tokens: int) -> int:
@@ -90,18 +83,10 @@ class PromptTuning(CompressionModule):
         return self.method.num_slots
 
 
-class MetaICL(CompressionModule):
+class MetaICL(FullPrompt):
     """See MetaICLConfig."""
 
     method: MetaICLConfig
-
-    def compress(self, context: Context) -> Memory | None:
-        """The context itself, read by the weights of the moment."""
-        return self.lm.encode(context)
-
-    def num_memory_slots(self, context_tokens: int) -> int:
-        """Every token of the context."""
-        return context_tokens
 
     def counts(self, batch: Batch) -> Counts:
         """Answers or their tokens."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from promptcomp.lightning_modules.method_config import ExportFormat, LMTraining, LMTrainingConfig, MethodConfig
-
-if TYPE_CHECKING:
-    from promptcomp.lightning_modules.base import CompressionModule
 
 
 class FullPromptConfig(LMTrainingConfig):
@@ -18,20 +15,10 @@ class FullPromptConfig(LMTrainingConfig):
     title: ClassVar[str] = "full prompt"
     summary: ClassVar[str] = "positive control: the LM reads the whole context"
     bound: ClassVar[Literal["full_prompt", "no_prompt"] | None] = "full_prompt"
+    implementation: ClassVar[str] = "promptcomp.lightning_modules.controls:FullPrompt"
+    trains_lm_alone: ClassVar[bool] = True
 
     name: Literal["full_prompt"] = "full_prompt"
-
-    @classmethod
-    def module_class(cls) -> type[CompressionModule]:
-        """See MethodConfig."""
-        from promptcomp.lightning_modules.controls import FullPrompt
-
-        return FullPrompt
-
-    @property
-    def trains(self) -> bool:
-        """Only where the configuration says so."""
-        return self.train != "none"
 
 
 class NoPromptConfig(LMTrainingConfig):
@@ -41,20 +28,10 @@ class NoPromptConfig(LMTrainingConfig):
     summary: ClassVar[str] = "negative control: the LM reads the query alone"
     needs: ClassVar[str] = "queries"
     bound: ClassVar[Literal["full_prompt", "no_prompt"] | None] = "no_prompt"
+    implementation: ClassVar[str] = "promptcomp.lightning_modules.controls:NoPrompt"
+    trains_lm_alone: ClassVar[bool] = True
 
     name: Literal["no_prompt"] = "no_prompt"
-
-    @classmethod
-    def module_class(cls) -> type[CompressionModule]:
-        """See MethodConfig."""
-        from promptcomp.lightning_modules.controls import NoPrompt
-
-        return NoPrompt
-
-    @property
-    def trains(self) -> bool:
-        """Only where the configuration says so."""
-        return self.train != "none"
 
 
 class PromptTuningConfig(MethodConfig):
@@ -66,6 +43,7 @@ class PromptTuningConfig(MethodConfig):
     needs: ClassVar[str] = "task names (per task)"
     reads_prompt: ClassVar[bool] = False
     difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots",)
+    implementation: ClassVar[str] = "promptcomp.lightning_modules.controls:PromptTuning"
 
     name: Literal["prompt_tuning"] = "prompt_tuning"
     num_slots: int = Field(100, gt=0)
@@ -75,13 +53,6 @@ class PromptTuningConfig(MethodConfig):
     slot_init: Literal["random", "vocabulary"] = "vocabulary"
     """vocabulary: embeddings of random tokens; random: N(0, 0.02), times the factor that an LM may
     multiply its token embeddings by."""
-
-    @classmethod
-    def module_class(cls) -> type[CompressionModule]:
-        """See MethodConfig."""
-        from promptcomp.lightning_modules.controls import PromptTuning
-
-        return PromptTuning
 
     @property
     def export_formats(self) -> tuple[ExportFormat, ...]:
@@ -101,17 +72,11 @@ class MetaICLConfig(MethodConfig):
     summary: ClassVar[str] = "the LM itself is fine-tuned on full demonstrations"
     paper: ClassVar[str] = "Min et al. 2022, arXiv 2110.15943"
     loss_keys: ClassVar[tuple[str, ...]] = ("loss_average",)
+    implementation: ClassVar[str] = "promptcomp.lightning_modules.controls:MetaICL"
 
     name: Literal["metaicl"] = "metaicl"
     loss_average: Literal["sequence", "token"] = "sequence"
     """sequence: each answer counts the same (MetaICL); token: each answer token does (MEND's baseline)."""
-
-    @classmethod
-    def module_class(cls) -> type[CompressionModule]:
-        """See MethodConfig."""
-        from promptcomp.lightning_modules.controls import MetaICL
-
-        return MetaICL
 
     @property
     def lm_training(self) -> LMTraining:

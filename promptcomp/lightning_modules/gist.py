@@ -40,8 +40,8 @@ from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTer
 from promptcomp.lightning_modules.exported import HFExport, Page
 from promptcomp.lightning_modules.gist_config import GistConfig
 from promptcomp.lightning_modules.gist_tokens import adapter_page, add_gist_tokens, hf_page
-from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.method_config import LoraConfig
+from promptcomp.lightning_modules.objective import kl_divergence
 from promptcomp.memory import EncoderStates, KVCache
 
 NOISE = 0.1
@@ -111,8 +111,8 @@ class Gist(CompressionModule):
         """The LM with gist tokens in its tokenizer and its embedding table."""
         tokenizer = self.lm.tokenizer
         assert tokenizer is not None
-        gist = add_gist_tokens(self.lm.hf, tokenizer, self.gist.detach(), self.method.num_slots)
-        return HFExport(self.lm.hf, hf_page(self.lm, gist), ("lm.hf.", "gist"))
+        ids, text = add_gist_tokens(self.lm.hf, tokenizer, self.gist.detach(), self.method.num_slots)
+        return HFExport(self.lm.hf, hf_page(self.lm, ids, text), ("lm.hf.", "gist"))
 
     def adapter_page(self, base: str) -> Page:
         """With the gist embedding, which is no part of the adapters."""
@@ -160,10 +160,6 @@ class Gist(CompressionModule):
             found.append(Pass(teacher, whole, length, False, False, caches_context=True))
         return found
 
-    @property
-    def _where(self) -> Literal["all", "targets"]:
-        return "all" if self.method.kl_weight and self.method.kl_positions == "all" else "targets"
-
     def counts(self, batch: Batch) -> Counts:
         """Scored tokens, and positions that are compared with the teacher."""
         scored = self.lm.scored_tokens(batch).sum()
@@ -199,14 +195,15 @@ class Gist(CompressionModule):
     @torch.no_grad()
     def _teach(self, batch: Batch, where: Literal["all", "targets"]) -> Tensor:
         """The teacher's logits [P, V] behind the full prompt."""
-        if self.teacher is not None:
-            return self.teacher(self.teacher.encode(batch.teacher_context), batch, where).values
         with self._as_teacher() as lm:
             return lm(lm.encode(batch.teacher_context), batch, where).values
 
     @contextmanager
     def _as_teacher(self) -> Iterator[LanguageModel]:
-        """The LM without dropout and, where the teacher is the initial LM, without adapters."""
+        """The teacher; if that is the LM, then without dropout and, where the initial LM is meant, without adapters."""
+        if self.teacher is not None:
+            yield self.teacher
+            return
         was_training = self.lm.training
         self.lm.eval()
         try:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
 from promptcomp.lightning_modules.method_config import ExportFormat, LMTraining, LMTrainingConfig
-
-if TYPE_CHECKING:
-    from promptcomp.lightning_modules.base import CompressionModule
 
 
 class GistConfig(LMTrainingConfig):
@@ -21,6 +18,7 @@ class GistConfig(LMTrainingConfig):
     needs: ClassVar[str] = "contexts (instructions, demonstrations or text)"
     difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots",)
     loss_keys: ClassVar[tuple[str, ...]] = ("kl_weight", "temperature", "full_prompt_weight", "reconstruction_weight")
+    implementation: ClassVar[str] = "promptcomp.lightning_modules.gist:Gist"
 
     name: Literal["gist"] = "gist"
     num_slots: int = Field(1, gt=0)
@@ -49,13 +47,6 @@ class GistConfig(LMTrainingConfig):
     reconstruction_weight: float = Field(0.0, ge=0)
     """Weight of the cross-entropy of the prompt's own tokens, reconstructed from the gist tokens alone after the
     end-of-sequence token. Answers may need no more than to tell the training prompts apart; this needs their words."""
-
-    @classmethod
-    def module_class(cls) -> type[CompressionModule]:
-        """See MethodConfig."""
-        from promptcomp.lightning_modules.gist import Gist
-
-        return Gist
 
     @property
     def export_formats(self) -> tuple[ExportFormat, ...]:

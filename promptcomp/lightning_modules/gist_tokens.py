@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,24 +10,13 @@ from promptcomp.language_model import LanguageModel, embedding_scale, token_tabl
 from promptcomp.language_model.cache import keyword_code
 from promptcomp.lightning_modules.exported import EXTRA, Page, adapter_code, front, model_code
 
-_CACHE_IMPORTS = ("from inspect import signature\n\n", ", DynamicCache")
 _TEXTS = 'prompt, query = "text to compress", "text behind it"'
-
-
-@dataclass(frozen=True, slots=True)
-class GistTokens:
-    """The gist tokens of an exported model."""
-
-    ids: tuple[int, ...]
-    """What stands behind a prompt: k token ids."""
-    text: str
-    """The same as text."""
 
 
 def add_gist_tokens(
     hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gist: Tensor, num_slots: int
-) -> GistTokens:
-    """Give a model and its tokenizer gist tokens.
+) -> tuple[list[int], str]:
+    """Give a model and its tokenizer gist tokens; returns the k tokens behind a prompt as ids and as text.
 
     Args:
         hf: Changed in place: new rows of the embedding table, and rows of zeros in an output head of its own.
@@ -37,7 +24,12 @@ def add_gist_tokens(
         gist: Embeddings [1 or k, D].
         num_slots: k.
     """
-    words = _unused(tokenizer, len(gist))
+    count, stem = len(gist), "gist"
+    while True:
+        words = [f"<{stem}>"] if count == 1 else [f"<{stem}_{number}>" for number in range(1, count + 1)]
+        if not tokenizer.get_vocab().keys() & set(words):
+            break
+        stem = f"new_{stem}"
     tokenizer.add_tokens(words, special_tokens=True)
     known = tokenizer.get_vocab()
     numbers = [known[word] for word in words]
@@ -53,66 +45,54 @@ def add_gist_tokens(
         table.weight[numbers] = (gist / embedding_scale(table)).to(table.weight)
     if hf.generation_config is not None:
         hf.generation_config.suppress_tokens = sorted({*(hf.generation_config.suppress_tokens or ()), *numbers})
-    repeated = [words[0]] * num_slots if len(words) == 1 else words
-    ids = numbers * num_slots if len(words) == 1 else numbers
-    return GistTokens(tuple(ids), "".join(repeated))
+    repeated = num_slots // count
+    return numbers * repeated, "".join(words * repeated)
 
 
-def _unused(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
-    known = tokenizer.get_vocab()
-    stem = "gist"
-    while True:
-        words = [f"<{stem}>"] if count == 1 else [f"<{stem}_{number}>" for number in range(1, count + 1)]
-        if not known.keys() & set(words):
-            return words
-        stem = f"new_{stem}"
-
-
-def hf_page(lm: LanguageModel, gist: GistTokens) -> Page:
-    """Of a model with gist tokens."""
+def hf_page(lm: LanguageModel, ids: list[int], text: str) -> Page:
+    """Of a model with gist tokens (see `add_gist_tokens`)."""
     about = (
-        f"A Hugging Face model whose tokenizer has learned gist tokens. Behind a prompt stand {len(gist.ids)} of them, "
-        f"`{gist.text}` (ids {', '.join(map(str, gist.ids))}); what follows may look at them and not at the prompt. "
+        f"A Hugging Face model whose tokenizer has learned gist tokens. Behind a prompt stand {len(ids)} of them, "
+        f"`{text}` (ids {', '.join(map(str, ids))}); what follows may look at them and not at the prompt. "
         "Their rows of an output head of its own are zero, and the generation settings never choose them; where the "
         "head shares its weights with the embeddings, leave their logits out of a softmax."
     )
-    return Page("Language model with gist tokens", about, gist_code(lm, gist), (_TEXTS,))
+    read = f"torch.tensor([{front(lm.bos_id)} + ids_of(prompt) + {ids}])"
+    steps = _query_code(lm, len(ids), "read", "torch.tensor([ids_of(query)])")
+    code = _code(lm, model_code(lm, _cache_import(lm)).strip(), read, steps)
+    return Page("Language model with gist tokens", about, code, (_TEXTS,))
 
 
 def adapter_page(lm: LanguageModel, base: str, count: int) -> Page:
-    """Of adapters with `count` gist tokens."""
+    """Of adapters with `count` gist tokens, which are vectors and no entries of the tokenizer."""
     about = (
         f"The gist embedding is in `{EXTRA}` (`gist`, one row for each gist token or one for all): {count} of them "
         "stand behind the embeddings of a prompt; what follows may look at them and not at the prompt, and its "
         "positions count on."
     )
-    return Page("Adapters", about, gist_vectors_code(lm, base, count), (_TEXTS,))
-
-
-def gist_code(lm: LanguageModel, gist: GistTokens) -> str:
-    """Logits after each token of `query` (of an encoder-decoder: of the first answer token) behind the gist tokens."""
-    signature, cache = _CACHE_IMPORTS if lm.family == "decoder" else ("", "")
-    return f"""
-{signature}import torch
-{model_code(lm, cache).strip()}
-ids_of = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-read = torch.tensor([{front(lm.bos_id)} + ids_of(prompt) + {list(gist.ids)}])
-{_query_code(lm, len(gist.ids), "read", "torch.tensor([ids_of(query)])")}"""
-
-
-def gist_vectors_code(lm: LanguageModel, base: str, count: int) -> str:
-    """The same for an adapter, where the gist tokens are vectors and no entries of the tokenizer."""
-    signature, cache = _CACHE_IMPORTS if lm.family == "decoder" else ("", "")
-    return f"""
-{signature}import torch
-from safetensors.torch import load_file
-{adapter_code(lm, base, f", AutoTokenizer{cache}").strip()}
+    opening = f"""from safetensors.torch import load_file
+{adapter_code(lm, base, f", AutoTokenizer{_cache_import(lm)}").strip()}
 tokenizer = AutoTokenizer.from_pretrained({base})
 table = model.get_input_embeddings()
-gist = load_file(f"{{folder}}/{EXTRA}")["gist"].to(table.weight.dtype).expand({count}, -1)
+gist = load_file(f"{{folder}}/{EXTRA}")["gist"].to(table.weight.dtype).expand({count}, -1)"""
+    read = f"torch.cat([table(torch.tensor([{front(lm.bos_id)} + ids_of(prompt)])), gist[None]], 1)"
+    steps = _query_code(lm, count, "inputs_embeds=read", "table(torch.tensor([ids_of(query)]))")
+    return Page("Adapters", about, _code(lm, opening, read, steps), (_TEXTS,))
+
+
+def _cache_import(lm: LanguageModel) -> str:
+    return ", DynamicCache" if lm.family == "decoder" else ""
+
+
+def _code(lm: LanguageModel, opening: str, read: str, steps: str) -> str:
+    """Logits after each token of `query` (of an encoder-decoder: of the first answer token) behind the gist tokens."""
+    signature = "from inspect import signature\n\n" if lm.family == "decoder" else ""
+    return f"""
+{signature}import torch
+{opening}
 ids_of = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-read = torch.cat([table(torch.tensor([{front(lm.bos_id)} + ids_of(prompt)])), gist[None]], 1)
-{_query_code(lm, count, "inputs_embeds=read", "table(torch.tensor([ids_of(query)]))")}"""
+read = {read}
+{steps}"""
 
 
 def _query_code(lm: LanguageModel, count: int, given: str, query: str) -> str:

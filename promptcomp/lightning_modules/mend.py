@@ -33,19 +33,11 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import cross_decoder_flops, read_flops
 from promptcomp.language_model import TextEncoder, embedding_scale, token_table
 from promptcomp.language_model.t5_encoder import SlotDecoder
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass, check_same_tokenizer
 from promptcomp.lightning_modules.exported import EXTRA, HFExport, Page, front
-from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.mend_config import MendConfig
-from promptcomp.lightning_modules.teachers import check_same_tokenizer
+from promptcomp.lightning_modules.objective import kl_divergence
 from promptcomp.memory import EncoderStates, SoftPrompt
-
-
-def distil(
-    encoder: TextEncoder, slots: Tensor, ids: Tensor, mask: Tensor, position_ids: Tensor | None = None
-) -> Tensor:
-    """Final hidden states at the slots [B, K, d] after reading `ids` [B, C]; `position_ids` [B, C + K] are optional."""
-    return encoder.read(ids, mask, slots.expand(len(ids), -1, -1), position_ids)
 
 
 def split_into_chunks(context: Context, size: int) -> tuple[Tensor, Tensor]:
@@ -76,8 +68,11 @@ class Mend(CompressionModule):
             )
         self.distiller = self._open_distiller()
         self.distiller.requires_grad_(True)
-        if method.frozen_encoder:
-            self._freeze_encoder()
+        if method.frozen_encoder and method.slots_in != "decoder":
+            raise ConfigError("method.frozen_encoder goes with method.slots_in=decoder, where the decoder is trained")
+        if method.frozen_encoder:  # the decoder's weights alone are trained, without the token embeddings
+            self.distiller.body.get_encoder().requires_grad_(False)
+            token_table(self.distiller.body).requires_grad_(False)
         width = self.distiller.hidden_size
         self.slots = nn.Parameter(self._initial_slots(width))
         self.projection = self._make_projection(width)
@@ -95,13 +90,6 @@ class Mend(CompressionModule):
             raise ConfigError("method.slots_in = 'decoder' is for encoder-decoder distillers; use 'encoder'")
         encoder = other.text_encoder(with_decoder=in_decoder)
         return encoder if config is not None else copy.deepcopy(encoder)
-
-    def _freeze_encoder(self) -> None:
-        """Leave the decoder's weights alone trainable, without the token embeddings."""
-        if self.method.slots_in != "decoder":
-            raise ConfigError("method.frozen_encoder goes with method.slots_in=decoder, where the decoder is trained")
-        self.distiller.body.get_encoder().requires_grad_(False)
-        token_table(self.distiller.body).requires_grad_(False)
 
     def _initial_slots(self, width: int) -> Tensor:
         lookup = token_table(self.distiller.body)
@@ -136,7 +124,7 @@ class Mend(CompressionModule):
         """Make the first vectors hidden states of the length of the LM's token embeddings."""
         ids = torch.randint(0, self.lm.vocab_size, (8, min(32, self._chunk_size())), device=linear.weight.device)
         was_training = self.distiller.training
-        hidden = distil(self.distiller.eval(), self.slots, ids, torch.ones_like(ids, dtype=torch.bool))
+        hidden = self.distiller.eval().read(ids, torch.ones_like(ids, dtype=torch.bool), self.slots)
         self.distiller.train(was_training)
         table = token_table(self.lm.hf)
         length = embedding_scale(table) * table.weight.norm(dim=-1).mean() / hidden.norm(dim=-1).mean()
@@ -150,7 +138,7 @@ class Mend(CompressionModule):
         present = mask.any(-1)
         present[:, -1] = True  # an empty context still gets its slots
         ids, mask = self.distiller.with_bos(ids.flatten(0, 1), mask.flatten(0, 1))
-        vectors = self.projection(distil(self.distiller, self.slots, ids, mask))
+        vectors = self.projection(self.distiller.read(ids, mask, self.slots))
         num_slots = self.slots.shape[0]
         vectors = vectors.reshape(rows, chunks * num_slots, -1)
         mask = present[:, :, None].expand(-1, -1, num_slots).reshape(rows, chunks * num_slots)
@@ -244,10 +232,6 @@ class Mend(CompressionModule):
     @property
     def _with_kl(self) -> bool:
         return self.method.stage == "pretrain" or self.method.kl_weight > 0
-
-    @property
-    def _where(self) -> Literal["all", "targets"]:
-        return "all" if self._with_kl and self.method.kl_positions == "all" else "targets"
 
     def counts(self, batch: Batch) -> Counts:
         """Scored tokens, and positions that are compared."""

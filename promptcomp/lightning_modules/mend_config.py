@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
 from promptcomp.language_model.lm_config import LanguageModelConfig
 from promptcomp.lightning_modules.method_config import ExportFormat, MethodConfig
-
-if TYPE_CHECKING:
-    from promptcomp.lightning_modules.base import CompressionModule
 
 
 class MendConfig(MethodConfig):
@@ -22,6 +19,7 @@ class MendConfig(MethodConfig):
     needs: ClassVar[str] = "contexts (demonstrations, instructions or text)"
     difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots",)
     loss_keys: ClassVar[tuple[str, ...]] = ("kl_weight", "temperature")
+    implementation: ClassVar[str] = "promptcomp.lightning_modules.mend:Mend"
 
     name: Literal["mend"] = "mend"
     stage: Literal["pretrain", "finetune"] = "finetune"
@@ -54,13 +52,6 @@ class MendConfig(MethodConfig):
     """T: both distributions are taken at this temperature."""
     kl_positions: Literal["all", "targets"] = "all"
     """all: after every token of query and answer, as in the paper; targets: only where an answer token is predicted."""
-
-    @classmethod
-    def module_class(cls) -> type[CompressionModule]:
-        """See MethodConfig."""
-        from promptcomp.lightning_modules.mend import Mend
-
-        return Mend
 
     @property
     def export_formats(self) -> tuple[ExportFormat, ...]:

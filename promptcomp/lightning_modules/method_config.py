@@ -1,11 +1,12 @@
 """Sections of methods: all that is asked of a method from outside. Neither these files nor what they import need torch.
 
-A section is one file beside its LightningModule, which `module_class` imports when it is wanted; it is registered in
+A section is one file beside its LightningModule, which is imported when it is wanted; it is registered in
 `promptcomp.lightning_modules.METHODS`, or by another package with an entry point (see `promptcomp.plugins`).
 """
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -79,17 +80,15 @@ class MethodConfig(Config):
     """Keys that change how hard the task is: half-way, runs that differ in them say nothing about each other."""
     loss_keys: ClassVar[tuple[str, ...]] = ()
     """Keys that change what the loss is the sum of."""
-
-    @classmethod
-    def module_class(cls) -> type[CompressionModule]:
-        """Its LightningModule, imported now."""
-        raise NotImplementedError
+    implementation: ClassVar[str]
+    """Its LightningModule: "package.file:Class"."""
 
     def module(
         self, lm: LanguageModelConfig | LanguageModel, optim: OptimConfig, *, max_steps: int, seed: int, **options: Any
     ) -> CompressionModule:
-        """Its module, not built yet; the arguments are those of `CompressionModule`."""
-        return self.module_class()(self, lm, optim, max_steps=max_steps, seed=seed, **options)
+        """Its module, imported now and not built yet; the arguments are those of `CompressionModule`."""
+        module_class: type[CompressionModule] = resolve_name(self.implementation)
+        return module_class(self, lm, optim, max_steps=max_steps, seed=seed, **options)
 
     @property
     def lm_training(self) -> LMTraining:
@@ -128,6 +127,9 @@ class MethodConfig(Config):
 class LMTrainingConfig(MethodConfig):
     """Base of the sections of methods that may train the LM itself."""
 
+    trains_lm_alone: ClassVar[bool] = False
+    """Whether there is nothing to train where the LM is not."""
+
     train: LMTraining = "none"
     """lm: all weights of the LM; lora: low-rank adapters beside them; none: the LM stays as it is."""
     lora: LoraConfig = LoraConfig()
@@ -139,6 +141,11 @@ class LMTrainingConfig(MethodConfig):
     def lm_training(self) -> LMTraining:
         """As the configuration says."""
         return self.train
+
+    @property
+    def trains(self) -> bool:
+        """See MethodConfig."""
+        return self.train != "none" or not self.trains_lm_alone
 
     def without_training(self) -> Self:
         """See MethodConfig."""

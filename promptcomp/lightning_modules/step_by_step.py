@@ -22,17 +22,17 @@ once where the markers follow it.
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from promptcomp.batch import ANSWER, RATIONALE, Batch, Context, pad
 from promptcomp.language_model import LanguageModel, Logits, at_least_float32
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass
-from promptcomp.lightning_modules.losses import jensen_shannon, kl_divergence, mutual_information
+from promptcomp.language_model.parts import Prefix
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass, check_same_tokenizer
+from promptcomp.lightning_modules.objective import jensen_shannon, kl_divergence, mutual_information
 from promptcomp.lightning_modules.step_by_step_config import FinetuneConfig, StepByStepConfig
-from promptcomp.lightning_modules.teachers import check_same_tokenizer
 from promptcomp.memory import EncoderStates, Memory
 
 NAMES = {ANSWER: "label", RATIONALE: "rationale"}
@@ -54,6 +54,7 @@ class Finetune(CompressionModule):
     """See FinetuneConfig."""
 
     method: FinetuneConfig | StepByStepConfig
+    answer_term: ClassVar[str] = "label"
 
     def compress(self, context: Context) -> Memory | None:
         """The input, where the queries are markers behind it; nothing where the queries hold it."""
@@ -63,14 +64,9 @@ class Finetune(CompressionModule):
         """Every token of the input: nothing is compressed, the rationale is learned instead of written."""
         return context_tokens
 
-    def counts(self, batch: Batch) -> Counts:
-        """Scored tokens."""
-        return {"label": self.lm.scored_tokens(batch).sum()}
-
-    def losses(self, batch: Batch) -> list[LossTerm]:
-        """Cross-entropy of the targets, a token mean."""
-        logits = self.lm(self.lm.whole_prompt(batch.context), batch, "targets")
-        return [LossTerm("label", -logits.log_probs().sum(), logits.label.shape[0])]
+    def read_for_training(self, context: Context) -> Memory | Prefix | None:
+        """The same together with the queries."""
+        return self.lm.whole_prompt(context)
 
 
 class StepByStep(Finetune):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from promptcomp.language_model.lm_config import LanguageModelConfig
 from promptcomp.lightning_modules.method_config import LMTraining, LMTrainingConfig
-
-if TYPE_CHECKING:
-    from promptcomp.lightning_modules.base import CompressionModule
 
 
 class StepByStepConfig(LMTrainingConfig):
@@ -30,6 +27,8 @@ class StepByStepConfig(LMTrainingConfig):
         "temperature",
         "jsd_beta",
     )
+    implementation: ClassVar[str] = "promptcomp.lightning_modules.step_by_step:StepByStep"
+    trains_lm_alone: ClassVar[bool] = True
 
     name: Literal["step_by_step"] = "step_by_step"
     train: LMTraining = "lm"
@@ -65,18 +64,6 @@ class StepByStepConfig(LMTrainingConfig):
             raise ValueError("on_policy_share and jsd_beta need a teacher")
         return self
 
-    @classmethod
-    def module_class(cls) -> type[CompressionModule]:
-        """See MethodConfig."""
-        from promptcomp.lightning_modules.step_by_step import StepByStep
-
-        return StepByStep
-
-    @property
-    def trains(self) -> bool:
-        """Whether the student may change."""
-        return self.train != "none"
-
     def strategy_problem(self, strategy: str) -> str | None:
         """See MethodConfig."""
         if strategy != "fsdp" or not self.on_policy_share:
@@ -108,19 +95,9 @@ class FinetuneConfig(LMTrainingConfig):
     title: ClassVar[str] = "finetuning"
     summary: ClassVar[str] = "baseline of step_by_step: the student learns the labels alone"
     needs: ClassVar[str] = "labels"
+    implementation: ClassVar[str] = "promptcomp.lightning_modules.step_by_step:Finetune"
+    trains_lm_alone: ClassVar[bool] = True
 
     name: Literal["finetune"] = "finetune"
     train: LMTraining = "lm"
     """lm: all weights of the student; lora: adapters."""
-
-    @classmethod
-    def module_class(cls) -> type[CompressionModule]:
-        """See MethodConfig."""
-        from promptcomp.lightning_modules.step_by_step import Finetune
-
-        return Finetune
-
-    @property
-    def trains(self) -> bool:
-        """Whether the student may change."""
-        return self.train != "none"

@@ -150,7 +150,7 @@ class Compressor:
             family=lm.family,
             lm=_findable(experiment.lm),
             run=None if self.run is None else str(self.run.resolve()),
-            lm_is_trained=self.module.lm_training != "none",
+            lm_is_trained=self.module.method.lm_training != "none",
             lm_hash=weights,
             tokenizer_hash=tokenizer,
             bos_id=lm.bos_id,

@@ -180,7 +180,7 @@ def _fit(
             run.write_log(f"{'resumed' if resume else 'started'}: {experiment.title}, seed {experiment.seed}")
             _announce(experiment, run, datamodule, console)
         cost = Cost()
-        if module.trainable and experiment.trainer.max_steps:
+        if module.method.trains and experiment.trainer.max_steps:
             try:
                 cost = _train(experiment, parts, run, console, resume)
             except Stopped as stopped:
@@ -298,7 +298,7 @@ def _evaluate(
 def _bounds_weights(experiment: Experiment, module: CompressionModule) -> Literal["untrained", "trained"]:
     """Whose weights full prompt and no prompt are read with: the module's LM, which training may have changed."""
     started = experiment.trainer.max_steps or getattr(experiment.method, "init_from", None) is not None
-    return "trained" if module.lm_training != "none" and started else "untrained"
+    return "trained" if module.method.lm_training != "none" and started else "untrained"
 
 
 def _announce(experiment: Experiment, run: RunDirectory, datamodule: ContextDataModule, console: Console) -> None:

@@ -52,7 +52,7 @@ def check_train_split(experiment: Experiment, datamodule: ContextDataModule, mod
     Raises:
         ConfigError: a method that trains has nothing to train on.
     """
-    if module.trainable and experiment.trainer.max_steps and not datamodule.num_train_items():
+    if module.method.trains and experiment.trainer.max_steps and not datamodule.num_train_items():
         raise ConfigError(f"data {experiment.data.name!r} has no train split, and {experiment.method.name} needs one")
 
 
@@ -138,7 +138,7 @@ def _without_training(experiment: Experiment) -> Experiment:
 
 def _with_weights(module: CompressionModule, run: RunDirectory) -> CompressionModule:
     module.configure_model()
-    if module.trainable:
+    if module.method.trains:
         module.load_trained(weights_of(run))
     return module.eval()
 

@@ -164,7 +164,7 @@ def _measure(experiment: Experiment, run: RunDirectory) -> dict[str, float] | No
         datamodule, module = make_parts(experiment)
         began, dev = time.monotonic(), 0.0
         clock = _Clock()
-        if module.trainable and experiment.trainer.max_steps:
+        if module.method.trains and experiment.trainer.max_steps:
             trainer = _trainer(experiment, run, datamodule, clock)
             if "dev" in datamodule.eval_splits:
                 module.watch(datamodule.examples("dev"))

@@ -12,17 +12,12 @@ comes from a random category of the other group. Rows are plain text; the render
 datamodule (separator preset `arrow`). Chance without demonstrations is 1 / number of classes: 1/2, 1/3 and 1/4, so
 0.361 on average over the default uniform 2-4 classes.
 
-Splits, made of fixed facts and not of a seed:
+Splits, made of fixed facts and not of a seed (docs/toy_worlds.md says what follows from them):
 - 6 whole categories (4 of nouns, 2 of adjectives) are in no train, dev or test task, not even as distractors. The tasks
   of "test_hard" are made of nothing else.
 - Every pair of the other categories, within a group, belongs to train, dev or test. A train task of 2-4 classes has
-  train pairs only; a dev (test) task has at least one dev (test) pair and otherwise train pairs. So no dev or test
-  class set is a train set or part of a train set of up to 4 classes, and dev and test share none.
-- Train tasks of 5 and 6 classes, a size that is never evaluated, may have any pair of open categories: held-out sets
-  are parts of these. `train_max_classes: 4` leaves them out.
-- Words, templates and labels are shared between train, dev and test: what is held out is the combination.
-- The base LM (`pretrain_loop.py`) has seen all 24 categories. None of its tasks of 2-4 classes has a dev, test or
-  test_hard pair; its tasks of 5 and 6 classes may have any ("pretrain" below).
+  train pairs only (one of 5 or 6 any pair); a dev (test) task has at least one dev (test) pair, otherwise train pairs.
+- The base LM's own tasks of 2-4 classes have no dev, test or test_hard pair ("pretrain" below).
 """
 
 from __future__ import annotations
@@ -31,10 +26,10 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from itertools import combinations
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskSource
@@ -50,6 +45,7 @@ from promptcomp.toy.words import (
     SENTINELS,
     TWO_SLOT_TEMPLATES,
     vocabulary,
+    word_tokenizer,
 )
 
 HELD_OUT_CATEGORIES: frozenset[str] = frozenset({"clothes", "instruments", "jobs", "weather", "cool", "large"})
@@ -183,13 +179,10 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
 class ToySource(TaskSource):
     """Tasks of the toy world; task i of a split is a pure function of (config, split, i)."""
 
+    splits = SPLITS
+
     def __init__(self, config: ToyConfig) -> None:
         self.config = config
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """ "train", "dev", "test" and "test_hard" (see the module docstring)."""
-        return SPLITS
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of a split, built when they are indexed.
@@ -207,14 +200,9 @@ class _ToyTasks(LazySequence[Task]):
         self._config = config
         self._split = split
 
-    @cached_property
-    def _length(self) -> int:
-        config = self._config
-        sizes = {"train": config.num_train_tasks, "dev": config.num_dev_tasks}
-        return sizes.get(self._split, config.num_test_tasks)
-
     def __len__(self) -> int:
-        return self._length
+        config = self._config
+        return {"train": config.num_train_tasks, "dev": config.num_dev_tasks}.get(self._split, config.num_test_tasks)
 
     def item(self, index: int) -> Task:
         config = self._config
@@ -236,18 +224,5 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
 
     Ids: <pad> 0, <bos> 1, <eos> 2, <unk> 3, "=>" 4, "\\n" 5, then words, then 32 sentinels for encoder-decoder models.
     """
-    words = models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>")
-    tokenizer = Tokenizer(words)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"), pre_tokenizers.Split(NEWLINE, "isolated")]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        extra_special_tokens=list(SENTINELS),
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-    )
+    splitting = [pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"), pre_tokenizers.Split(NEWLINE, "isolated")]
+    return word_tokenizer(vocabulary(), pre_tokenizers.Sequence(splitting), extra_special_tokens=list(SENTINELS))

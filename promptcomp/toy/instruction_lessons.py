@@ -11,15 +11,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from promptcomp.batch import pad
 from promptcomp.config import Config
 from promptcomp.datamodules.tasks import InstructionRow
-from promptcomp.toy.instruction_words import ANSWER, GROUP_OF, SEPARATOR, Wording
 from promptcomp.toy.instruction_world import (
     ToyInstructionSource,
     draw_instruction,
@@ -28,21 +26,18 @@ from promptcomp.toy.instruction_world import (
     pairs_of,
     perform,
 )
-from promptcomp.toy.stages import StagedLessons
+from promptcomp.toy.lessons import Lessons, StageConfig, answer_loss
 from promptcomp.toy.toy_sections import ToyInstructionsConfig
+from promptcomp.toy.words import ANSWER, GROUP_OF, SEPARATOR, Wording
 
 
-class InstructionStage(Config):
+class InstructionStage(StageConfig):
     """One stage of the curriculum."""
 
-    name: str
-    steps: int = Field(ge=1)
     repetition: float = Field(default=0.0, ge=0, le=1)
     """Share of the batches that hold repeated random words instead of instructions."""
     max_words: int = Field(default=6, ge=3, le=6)
     """Most words of an input."""
-    lr_scale: tuple[float, float] = (1.0, 1.0)
-    """Learning rate at the stage's start and end, relative to `optim.lr`; linear between."""
 
 
 class InstructionCurriculum(Config):
@@ -60,30 +55,26 @@ class InstructionCurriculum(Config):
     """Rows of every split behind the final report."""
 
 
-class InstructionLessons(StagedLessons[InstructionStage]):
+class InstructionLessons(Lessons[InstructionStage]):
     """Batches of the curriculum for a decoder-only LM."""
 
     def __init__(self, config: InstructionCurriculum, batch_size: int, seed: int) -> None:
         super().__init__(config.stages)
         self.config = config
-        self.tokenizer: PreTrainedTokenizerFast = instruction_tokenizer()
+        self.tokenizer = instruction_tokenizer()
         self._batch_size = batch_size
         self._rng = random.Random(f"instruction curriculum/{seed}")
         self._ids = self.tokenizer.get_vocab()
 
-    def loss(self, model: PreTrainedModel) -> Tensor:
+    def batch_loss(self, model: PreTrainedModel) -> Tensor:
         """Loss on a new batch (scalar): answers + `other_token_weight` times all other tokens."""
         stage = self.stage
         if self._rng.random() < stage.repetition:
             ids, answers = self._repetition()
         else:
             ids, answers = self._encode([self._draw(stage.max_words) for _ in range(self._batch_size)])
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # [B, T - 1, V]; right padding needs no mask
-        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        known = answers[:, 1:]
-        other = (ids[:, 1:] != self.tokenizer.pad_token_id) & ~known
-        self.count_step()
-        return losses[known].mean() + self.config.other_token_weight * losses[other].mean()
+        logits = model(input_ids=ids, use_cache=False).logits  # [B, T, V]; right padding needs no mask
+        return answer_loss(logits, ids, answers, 0, self.config.other_token_weight)
 
     def skills(self, model: PreTrainedModel) -> dict[str, float]:
         """Exact match on rows of dev, by part."""
@@ -95,15 +86,14 @@ class InstructionLessons(StagedLessons[InstructionStage]):
         count = self.config.report_rows
         source = ToyInstructionSource(ToyInstructionsConfig(seed=-1, num_dev_rows=count, num_test_rows=count))
         cells = {split: self.exact_match(model, source.rows(split)) for split in source.splits if split != "train"}
-        return {"rows_per_split": count, "exact_match": _rounded(cells)}
+        rounded = {split: {name: round(value, 4) for name, value in parts.items()} for split, parts in cells.items()}
+        return {"rows_per_split": count, "exact_match": rounded}
 
-    @torch.no_grad()
     def exact_match(self, model: PreTrainedModel, rows: Sequence[InstructionRow]) -> dict[str, float]:
         """Share of rows whose answer is right in every token, by part (the row's `source`).
 
         Counted with the right tokens in front of every token, which is the same as greedy decoding being right.
         """
-        model.eval()
         right: dict[str, list[float]] = {}
         for start in range(0, len(rows), self._batch_size):
             part = rows[start : start + self._batch_size]
@@ -112,7 +102,6 @@ class InstructionLessons(StagedLessons[InstructionStage]):
             correct = ((best == ids[:, 1:]) | ~answers[:, 1:]).all(1)
             for row, value in zip(part, correct.tolist(), strict=True):
                 right.setdefault(row.source, []).append(value)
-        model.train()
         return {name: sum(values) / len(values) for name, values in right.items()}
 
     def _draw(self, max_words: int) -> InstructionRow:
@@ -143,7 +132,3 @@ class InstructionLessons(StagedLessons[InstructionStage]):
             ids.append([self._ids["<bos>"], *(segment * (32 // period + 1))[:32]])
         answers = [[0] * (1 + period) + [1] * (32 - period)] * self._batch_size
         return torch.tensor(ids), torch.tensor(answers).bool()
-
-
-def _rounded(cells: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {split: {name: round(value, 4) for name, value in parts.items()} for split, parts in cells.items()}

@@ -6,24 +6,15 @@ reversed, each twice, plus after each, minus before each, done at the end, okay 
 
     keep only the fruits and write them backwards : cat plum red pear  =>  pear plum
 
-What is held out, by fixed facts and not by a seed:
-- Pairs: of the 147 (selection, transform) pairs 28 belong to "unseen", 14 to dev, 105 to training. Every selection is
-  in 5 training pairs, every transform in 15.
-- Phrasings: every operation has 23-96 ordinary phrasings (verb x object x ...), divided by their MD5 sums: 70%
-  training, 10% dev, 20% "recombined". Every word of a recombined phrasing is in training phrasings of some operation.
-- Three more phrasings of every operation are "reworded": other constructions with words that training never has (one of
-  them is for dev), together with sentence frames of their own.
+What is held out, by fixed facts and not by a seed (numbers of each part: docs/toy_worlds.md):
+- Pairs (selection, transform): for training, dev or "unseen". Every selection and every transform is in training pairs.
+- Ordinary phrasings of an operation (verb x object x ...), by their MD5 sums: for training, dev or "recombined".
+- Three "reworded" phrasings of every operation: constructions and words that training never has, with sentence frames
+  of their own; one of them is for dev.
 
-Splits ("source" of a row names its part):
-- train: training pairs, training phrasings.
-- seen: the same pairs and phrasings, other draws. Instructions come up again; a row with its input hardly ever.
-- unseen: unseen pairs in training phrasings.
-- paraphrased: training pairs; both parts recombined, or (`reworded_share`) both parts and the frame reworded.
-- dev: a quarter each of "seen", "unseen" (dev pairs) and "recombined" and "reworded" (dev phrasings), so that choices
-  made on dev have seen no test pair and no test phrasing.
-
-The base LM (`pretrain_loop.py`) has read all phrasings, but training pairs only. So "paraphrased" asks whether a
-compressor carries over to words that only the base LM knows, and "unseen" is new to both.
+Splits ("source" of a row names its part): train; seen (training pairs and phrasings, other draws); unseen (unseen pairs
+in training phrasings); paraphrased (training pairs, recombined or reworded); dev, a quarter each of these four with
+pairs and phrasings of its own. The base LM has read all phrasings, but training pairs only.
 """
 
 from __future__ import annotations
@@ -34,11 +25,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Literal
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
-from promptcomp.toy.instruction_words import (
+from promptcomp.toy.toy_sections import ToyInstructionsConfig
+from promptcomp.toy.words import (
     FRAMES,
     GROUP_OF,
     SELECTIONS,
@@ -48,8 +40,8 @@ from promptcomp.toy.instruction_words import (
     instruction_vocabulary,
     ordinary,
     reworded,
+    word_tokenizer,
 )
-from promptcomp.toy.toy_sections import ToyInstructionsConfig
 
 Pair = tuple[str, str]
 """(selection, transform)."""
@@ -162,13 +154,10 @@ def draw_instruction(pair: Pair, wording: Wording, rng: random.Random, limit: in
 class ToyInstructionSource(InstructionSource):
     """Rows of the toy instruction world; row i of a split is a pure function of (config, split, i)."""
 
+    splits = SPLITS
+
     def __init__(self, config: ToyInstructionsConfig) -> None:
         self.config = config
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """ "train", "dev", "seen", "unseen" and "paraphrased" (see the module docstring)."""
-        return SPLITS
 
     def rows(self, split: str) -> Sequence[InstructionRow]:
         """The rows of a split, built when they are indexed.
@@ -224,15 +213,4 @@ def _part(split: str, index: int, rng: random.Random, reworded_share: float) -> 
 
 def instruction_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word; text is split at spaces. Ids: <pad> 0, <bos> 1, <eos> 2, <unk> 3."""
-    words = {token: i for i, token in enumerate(instruction_vocabulary())}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-    )
+    return word_tokenizer(instruction_vocabulary(), pre_tokenizers.WhitespaceSplit())

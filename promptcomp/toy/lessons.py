@@ -1,49 +1,106 @@
-"""What the pretraining loop asks of its data."""
+"""What the pretraining loop asks of its data: losses and measurements along a curriculum of stages."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
 
+import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from promptcomp.config import Config
 
-class Lessons(Protocol):
+
+class StageConfig(Config):
+    """One stage of a curriculum."""
+
+    name: str
+    steps: int = Field(ge=1)
+    """Steps at most."""
+    lr_scale: tuple[float, float] = (1.0, 1.0)
+    """Learning rate at the stage's start and end, relative to `optim.lr`; linear between."""
+
+
+AnyStage = TypeVar("AnyStage", bound=StageConfig)
+
+
+class Lessons(ABC, Generic[AnyStage]):
     """A source of losses with a schedule of its own; deterministic in its seed."""
 
+    tokenizer: PreTrainedTokenizerFast
+    """Saved with the model."""
+
+    def __init__(self, stages: Sequence[AnyStage]) -> None:
+        self._stages = stages
+        self._number = 0
+        self._step_in_stage = 0
+
     @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer that is saved with the model."""
-        ...
+    def stage(self) -> AnyStage:
+        """The current stage, or the last one when all are over."""
+        return self._stages[min(self._number, len(self._stages) - 1)]
 
     @property
     def total_steps(self) -> int:
-        """Steps at most."""
-        ...
-
-    @property
-    def finished(self) -> bool:
-        """Whether the schedule is over."""
-        ...
+        """Steps if no stage is left early."""
+        return sum(stage.steps for stage in self._stages)
 
     @property
     def stage_name(self) -> str:
-        """Name of the current part of the schedule."""
-        ...
+        """Name of the current stage."""
+        return self.stage.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last stage is over."""
+        return self._number >= len(self._stages)
 
     @property
     def lr_scale(self) -> float:
         """Learning rate of the next step relative to the configured one."""
-        ...
+        start, end = self.stage.lr_scale
+        return start + (end - start) * self._step_in_stage / self.stage.steps
+
+    def next_stage(self) -> None:
+        """Go on to the next stage."""
+        self._number += 1
+        self._step_in_stage = 0
 
     def loss(self, model: PreTrainedModel) -> Tensor:
         """Loss on a new batch (scalar with a graph); moves the schedule on by a step."""
-        ...
+        loss = self.batch_loss(model)
+        self._step_in_stage += 1
+        if self._step_in_stage >= self.stage.steps:
+            self.next_stage()
+        return loss
 
+    @abstractmethod
+    def batch_loss(self, model: PreTrainedModel) -> Tensor:
+        """Loss on a new batch of the current stage."""
+
+    @abstractmethod
     def skills(self, model: PreTrainedModel) -> dict[str, float]:
-        """What the model can do now (may end the current part of the schedule)."""
-        ...
+        """What the model, in eval mode, can do now (may end the current stage)."""
 
+    @abstractmethod
     def report(self, model: PreTrainedModel) -> dict[str, Any]:
-        """What the finished model can do, for `recipe.json`."""
-        ...
+        """What the finished model, in eval mode, can do, for `recipe.json`."""
+
+
+def answer_loss(logits: Tensor, ids: Tensor, answers: Tensor, pad_id: int, other_weight: float) -> Tensor:
+    """Mean next-token loss over the answers + `other_weight` times that over all other tokens, a scalar.
+
+    Args:
+        logits: [B, T, V].
+        ids: Tokens [B, T], padded on the right with `pad_id`.
+        answers: Which of them are answers that can be known, bool [B, T].
+        pad_id: See `ids`.
+        other_weight: See above.
+    """
+    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    known = answers[:, 1:]
+    other = (ids[:, 1:] != pad_id) & ~known
+    return losses[known].mean() + other_weight * losses[other].mean()

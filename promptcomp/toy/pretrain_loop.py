@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,14 +16,15 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 import promptcomp
+from promptcomp.checkpoints.checkpoint_files import remove, replace
 from promptcomp.config import Config, ConfigError
 from promptcomp.files import follow_umask, write_atomic
 from promptcomp.toy.architecture import Architecture, build_model
+from promptcomp.toy.icl_lessons import ToyCurriculum, ToyLessons
 from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons
 from promptcomp.toy.lessons import Lessons
 from promptcomp.toy.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
 from promptcomp.toy.text_lessons import TextCorpus, TextLessons
-from promptcomp.toy.toy_lessons import ToyCurriculum, ToyLessons
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 """Called with (step, total steps at most, {"loss": ..., and skills where they were measured})."""
@@ -61,6 +61,14 @@ class PretrainConfig(Config):
     """CPU threads of torch (None: torch's choice). Sums are ordered by threads: keep it to repeat a run bit by bit."""
 
 
+_LESSONS: dict[type[Config], Callable[[Any, int, int], Lessons[Any]]] = {
+    ToyCurriculum: ToyLessons,
+    ToySeq2SeqCurriculum: ToySeq2SeqLessons,
+    InstructionCurriculum: InstructionLessons,
+    TextCorpus: TextLessons,
+}
+
+
 def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = None) -> Path:
     """Train a base LM and write it as a Hugging Face folder with `recipe.json`.
 
@@ -78,7 +86,7 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
     if config.threads is not None:
         torch.set_num_threads(config.threads)  # of the whole process
     torch.manual_seed(config.seed)
-    lessons = make_lessons(config)
+    lessons = _LESSONS[type(config.data)](config.data, config.batch_size, config.seed)
     tokenizer = lessons.tokenizer
     model = build_model(
         config.architecture, len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -111,14 +119,24 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
         numbers: dict[str, float] = {"loss": loss.item()}
         last = step == total or lessons.finished
         if step % config.check_every == 0 or last:
-            numbers |= lessons.skills(model)
+            numbers |= _measured(model, lessons.skills)
             seconds = round(time.perf_counter() - start, 1)
-            history.append({"step": step, "stage": stage, "seconds": seconds, **_rounded(numbers)})
-            save_base(model, lessons, config, {"history": history}, output_dir)
+            history.append(
+                {"step": step, "stage": stage, "seconds": seconds, **{k: round(v, 4) for k, v in numbers.items()}}
+            )
+            _save(model, lessons, config, {"history": history}, output_dir)
         if on_step is not None:
             on_step(step, total, numbers)
-    save_base(model, lessons, config, {"metrics": lessons.report(model), "history": history}, output_dir)
+    _save(model, lessons, config, {"metrics": _measured(model, lessons.report), "history": history}, output_dir)
     return output_dir
+
+
+def _measured(model: PreTrainedModel, measure: Callable[[PreTrainedModel], dict[str, Any]]) -> dict[str, Any]:
+    model.eval()
+    with torch.no_grad():
+        found = measure(model)
+    model.train()
+    return found
 
 
 def _make_optimizer(model: PreTrainedModel, optim: PretrainOptim) -> torch.optim.AdamW:
@@ -131,19 +149,8 @@ def _make_optimizer(model: PreTrainedModel, optim: PretrainOptim) -> torch.optim
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
 
 
-def make_lessons(config: PretrainConfig) -> Lessons:
-    """The lessons that the configuration names."""
-    if isinstance(config.data, TextCorpus):
-        return TextLessons(config.data, config.batch_size, config.seed)
-    if isinstance(config.data, ToySeq2SeqCurriculum):
-        return ToySeq2SeqLessons(config.data, config.batch_size, config.seed)
-    if isinstance(config.data, InstructionCurriculum):
-        return InstructionLessons(config.data, config.batch_size, config.seed)
-    return ToyLessons(config.data, config.batch_size, config.seed)
-
-
-def save_base(
-    model: PreTrainedModel, lessons: Lessons, config: PretrainConfig, record: Mapping[str, Any], output_dir: Path
+def _save(
+    model: PreTrainedModel, lessons: Lessons[Any], config: PretrainConfig, record: Mapping[str, Any], output_dir: Path
 ) -> None:
     """Write the folder whole: weights, configuration, tokenizer and `recipe.json` with `record` in it."""
     recipe = {
@@ -159,22 +166,12 @@ def save_base(
         **record,
     }
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
-    old = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.old")
+    partial = output_dir.with_name(f".{output_dir.name}.{secrets.token_hex(4)}.partial")
     try:
         model.save_pretrained(partial)
         lessons.tokenizer.save_pretrained(partial)
         write_atomic(partial / "recipe.json", json.dumps(recipe, indent=1) + "\n")
         follow_umask(partial)
-        if output_dir.exists():
-            output_dir.rename(old)
-        partial.rename(output_dir)
+        replace(partial, output_dir)
     finally:
-        if partial.exists():
-            shutil.rmtree(partial)
-        if old.exists() and output_dir.exists():  # else an interrupt came between the two renames: keep the old one
-            shutil.rmtree(old)
-
-
-def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in numbers.items()}
+        remove(partial)

@@ -1,4 +1,4 @@
-"""`promptcomp pretrain`: a base LM from a shipped recipe or a file, with progress."""
+"""`promptcomp pretrain`: a base LM from a shipped recipe or a file; no torch before it is found."""
 
 from __future__ import annotations
 
@@ -15,34 +15,18 @@ from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.errors import command, did_you_mean
 
 
-def recipes() -> dict[str, Path]:
-    """The shipped recipes by name."""
-    folder = Path(str(resources.files("promptcomp"))) / "experiments" / "pretrain"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_recipe(name: str) -> Path:
-    """A shipped recipe, or a YAML file.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    known = recipes()
-    if name in known:
-        return known[name]
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    hint = did_you_mean(name, known, f"shipped: {', '.join(known)}; or give a .yaml file")
-    raise ConfigError(f"{name!r} is no recipe; {hint}")
-
-
 def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, console: Console, as_json: bool) -> None:
     """Train, show loss and skills, and say how to use the model.
 
     Raises:
         ConfigError: unknown recipe, bad overrides, or an output folder that holds something else.
     """
-    path = find_recipe(recipe)
+    folder = Path(str(resources.files("promptcomp"))) / "experiments" / "pretrain"
+    shipped = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if recipe not in shipped and not recipe.endswith((".yaml", ".yml")):
+        hint = did_you_mean(recipe, shipped, f"shipped: {', '.join(shipped)}; or give a .yaml file")
+        raise ConfigError(f"{recipe!r} is no recipe; {hint}")
+    path = shipped.get(recipe, Path(recipe))
     from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
 
     config = build(PretrainConfig, apply_overrides(read_yaml(path), overrides), source=path.name)

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 from promptcomp.toy.toy_sections import ToyRationaleConfig, World
-from promptcomp.toy.words import CATEGORIES
+from promptcomp.toy.words import CATEGORIES, SPECIALS, word_tokenizer
 
 _GOODS = "animals birds fish fruits vegetables tools furniture vehicles instruments clothes"
 _BUYERS = ("i buy", "we buy", "they get")
@@ -172,23 +172,13 @@ def vocabulary() -> tuple[str, ...]:
     words = {word for text in (*_BUYERS, *_JOINS, "and a", "what is the price", "the was so") for word in text.split()}
     words.update(prices(), _GOOD.split(), _BAD.split(), _ASPECTS.split(), ("good", "bad", "positive", "negative"))
     words.update(map(str, range(2 * _MAX_PRICE + 1)))
-    return ("<pad>", "<bos>", "<eos>", "<unk>", *_MARKS, *sorted(words))
+    return (*SPECIALS, *_MARKS, *sorted(words))
 
 
 def toy_rationale_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer of both worlds that puts <bos> in front of a text."""
-    ids = {word: i for i, word in enumerate(vocabulary())}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", ids["<bos>"])]
+    words = vocabulary()
+    framing = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", words.index("<bos>"))]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        model_max_length=128,
-        clean_up_tokenization_spaces=False,
-    )
+    return word_tokenizer(words, pre_tokenizers.WhitespaceSplit(), framing=framing, max_length=128)

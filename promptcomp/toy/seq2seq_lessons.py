@@ -11,10 +11,9 @@ well, after the word itself, where a model that can copy already looks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +22,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptcomp.batch import pad
-from promptcomp.datamodules.tasks import Row
-from promptcomp.toy.curriculum import DocumentKind, draw_document
-from promptcomp.toy.icl_world import ToySource
-from promptcomp.toy.toy_lessons import Stage, StagedCurriculum, ToyLessons
-from promptcomp.toy.toy_sections import ToyConfig
+from promptcomp.datamodules.tasks import Row, Task
+from promptcomp.toy.icl_lessons import DocumentKind, StagedCurriculum, ToyLessons, draw_document, key_of
 from promptcomp.toy.words import ARROW, CATEGORIES, LABELS, NEWLINE
 
-_IGNORE = -100
+_IGNORE = -100  # the target of a place where nothing is asked, as cross_entropy has it
 _COPY_PIECES, _COPY_LENGTH = 4, 9
 
 
@@ -51,7 +47,7 @@ class _Asked:
     known: list[int] = field(default_factory=list)
     other: list[int] = field(default_factory=list)
 
-    def add(self, ids: Sequence[int], known: Sequence[int], other: Sequence[int]) -> None:
+    def add(self, ids: Sequence[int], known: Sequence[int] = (), other: Sequence[int] = ()) -> None:
         number = self.piece[-1] + 1 if self.piece else 0
         self.ids += ids
         self.piece += [number] * len(ids)
@@ -69,24 +65,22 @@ class ToySeq2SeqLessons(ToyLessons):
         words = (*LABELS, *(word for words in CATEGORIES.values() for word in words))
         self._copy_ids = sorted({self._ids[word] for word in words})
 
-    def loss(self, model: PreTrainedModel) -> Tensor:
+    def batch_loss(self, model: PreTrainedModel) -> Tensor:
         """Loss on a new batch (scalar): answers that can be known + `other_token_weight` x the tokens after them."""
-        contexts, asked = self._batch_of(self.stage)
+        contexts, asked = zip(*self.draw_batch(), strict=True)
         logits = self._logits(model, contexts, asked).transpose(1, 2)  # [B, V, T]
-        known, _ = pad([_shifted(row.known) for row in asked], 0, "right")
-        other, _ = pad([_shifted(row.other) for row in asked], 0, "right")
-        self.count_step()
-        loss = F.cross_entropy(logits, known - 1, ignore_index=-1)
-        if (other > 0).any():
-            loss = loss + self.config.other_token_weight * F.cross_entropy(logits, other - 1, ignore_index=-1)
+        known, _ = pad([row.known for row in asked], _IGNORE, "right")
+        other, _ = pad([row.other for row in asked], _IGNORE, "right")
+        loss = F.cross_entropy(logits, known)
+        if (other != _IGNORE).any():
+            loss = loss + self.config.other_token_weight * F.cross_entropy(logits, other)
         return loss
 
     def _logits(self, model: PreTrainedModel, contexts: Sequence[Sequence[int]], asked: Sequence[_Asked]) -> Tensor:
         """Logits [B, T, V] of decoder rows whose pieces do not see each other; an empty context is read as <eos>."""
         ids, mask = pad([context or [self._eos] for context in contexts], self._pad, "right")
-        decoder_ids, real = pad([row.ids for row in asked], self._pad, "right")
-        piece, _ = pad([row.piece for row in asked], 0, "right")
-        piece = piece.masked_fill(~real, -1)
+        decoder_ids, _ = pad([row.ids for row in asked], self._pad, "right")
+        piece, _ = pad([row.piece for row in asked], -1, "right")
         length = decoder_ids.shape[1]
         sees = (piece[:, :, None] == piece[:, None, :]) & torch.ones(length, length, dtype=torch.bool).tril()
         block_mask = torch.zeros(len(asked), 1, length, length)
@@ -104,83 +98,47 @@ class ToySeq2SeqLessons(ToyLessons):
         """Share of right answers among the options when the last row is asked and the others are in the encoder."""
         return self.accuracy(model, [(document[:-1], document[-1]) for document in documents])
 
-    @torch.no_grad()
+    def accuracy_by_demonstrations(self, model: PreTrainedModel, tasks: Sequence[Task]) -> dict[int, float]:
+        """Share of right answers by the number of demonstrations, the first ones of the task, in the encoder."""
+        return {
+            shown: self.accuracy(model, [(task.demonstrations[:shown], task.queries[0]) for task in tasks])
+            for shown in (0, 4, 8, 16, 24)
+        }
+
     def accuracy(self, model: PreTrainedModel, questions: Sequence[tuple[Sequence[Row], Row]]) -> float:
         """Share of right answers among the options; a question is (demonstrations, query)."""
-        model.eval()
         correct = 0
         for start in range(0, len(questions), self._batch_size):
             part = questions[start : start + self._batch_size]
             asked = [_Asked() for _ in part]
             for row, (_, query) in zip(asked, part, strict=True):
-                ids = self._question(query)
-                row.add(ids, [], [])
-            logits = self._logits(model, [self._context(shown) for shown, _ in part], asked)
+                row.add(self._question(query))
+            logits = self._logits(model, [self._row_ids(shown) for shown, _ in part], asked)
             for i, (_, query) in enumerate(part):
                 options = [self._ids[label] for label in query.options]
                 answer = int(logits[i, len(asked[i].ids) - 1, options].argmax())
                 correct += query.options[answer] == query.output
-        model.train()
         return correct / len(questions)
 
-    def report(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Accuracy on classification tasks by split, number of classes and number of demonstrations.
-
-        Every task gives one query, so a cell's standard error is that of `documents` independent answers. With fewer
-        than 24 demonstrations the encoder reads the first ones of the task.
-        """
-        count, share = self.config.report_documents, self.config.two_slot_share
-        cells: dict[str, Any] = {}
-        for split in ("train", "dev", "test", "test_hard"):
-            for classes in (2, 3, 4):
-                config = ToyConfig(
-                    min_classes=classes,
-                    max_classes=classes,
-                    train_max_classes=classes,
-                    num_dev_tasks=count,
-                    num_test_tasks=count,
-                    num_queries=1,
-                    two_slot_share=share,
-                )
-                tasks = ToySource(config).tasks(split)[:count]
-                accuracy = {
-                    shown: self.accuracy(model, [(task.demonstrations[:shown], task.queries[0]) for task in tasks])
-                    for shown in (0, 4, 8, 16, 24)
-                }
-                error = math.sqrt(accuracy[24] * (1 - accuracy[24]) / count)
-                cells[f"{split}/{classes}"] = {
-                    "documents": count,
-                    "accuracy_by_demonstrations": {str(n): round(value, 4) for n, value in accuracy.items()},
-                    "standard_error_at_24": round(error, 4),
-                }
-        return cells
-
-    def _batch_of(self, stage: Stage) -> tuple[list[list[int]], list[_Asked]]:
-        kinds, weights = list(stage.mix), list(stage.mix.values())
-        num_rows = self._rng.randint(*stage.rows)
-        drawn = self._rng.choices(kinds, weights, k=1 if stage.one_kind_per_batch else self._batch_size)
-        pairs = [self._draw_pair(drawn[i % len(drawn)], num_rows, stage.classes) for i in range(self._batch_size)]
-        return [context for context, _ in pairs], [asked for _, asked in pairs]
-
-    def _draw_pair(self, kind: DocumentKind, num_rows: int, classes: tuple[int, int]) -> tuple[list[int], _Asked]:
+    def _draw(self, kind: DocumentKind, num_rows: int, classes: tuple[int, int]) -> tuple[list[int], _Asked]:
+        """Token ids for the encoder, and what the decoder is asked."""
         if kind == "repetition":
             return self._draw_copy()
         num_classes = self._rng.randint(*classes)
         count = num_rows + self._num_queries
         rows = draw_document(kind, count, num_classes, self._rng, self.config.two_slot_share).rows
-        shown = rows[:num_rows]
-        seen = {row.input if kind == "lookup" else row.output for row in shown}
+        seen = {key_of(kind, row) for row in rows[:num_rows]}
         asked = _Asked()
         for row in rows[num_rows:]:
-            knowable = kind == "natural" or (row.input if kind == "lookup" else row.output) in seen
             question = self._question(row)
             label, newline = self._ids[row.output], self._ids[NEWLINE]
+            answer = label if kind == "natural" or key_of(kind, row) in seen else _IGNORE
             silent = [_IGNORE] * (len(question) - 1)
-            known = [*silent, label if knowable else _IGNORE, _IGNORE, _IGNORE]
+            known = [*silent, answer, _IGNORE, _IGNORE]
             if kind == "lookup":
-                known[len(question) - 2] = known[len(question) - 1]
+                known[len(question) - 2] = answer
             asked.add([*question, label, newline], known, [*silent, _IGNORE, newline, self._eos])
-        return self._context(shown), asked
+        return self._row_ids(rows[:num_rows]), asked
 
     def _draw_copy(self) -> tuple[list[int], _Asked]:
         context = self._rng.sample(self._copy_ids, self._rng.randint(24, 40))
@@ -191,21 +149,6 @@ class ToySeq2SeqLessons(ToyLessons):
             asked.add([self._pad, *piece[:-1]], [_IGNORE, *piece[1:]], [_IGNORE] * _COPY_LENGTH)
         return context, asked
 
-    def _context(self, rows: Sequence[Row]) -> list[int]:
-        """Token ids of demonstrations."""
-        ids: list[int] = []
-        for row in rows:
-            ids += [*self._words(row.input), self._ids[ARROW], self._ids[row.output], self._ids[NEWLINE]]
-        return ids
-
     def _question(self, row: Row) -> list[int]:
         """Decoder ids up to the arrow, with T5's start token (the padding token) in front."""
-        return [self._pad, *self._words(row.input), self._ids[ARROW]]
-
-    def _words(self, text: str) -> list[int]:
-        return [self._ids[word] for word in text.split()]
-
-
-def _shifted(targets: Sequence[int]) -> list[int]:
-    """Targets + 1 with 0 for none, so that padding with 0 means none."""
-    return [0 if target == _IGNORE else target + 1 for target in targets]
+        return [self._pad, *(self._ids[word] for word in row.input.split()), self._ids[ARROW]]

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from promptcomp.config import Config, ConfigError
 from promptcomp.documents import parse_json, read_json
 from promptcomp.files import is_file_name, read_text
+from promptcomp.toy.lessons import Lessons, StageConfig
 
 
 class TextCorpus(Config):
@@ -58,54 +59,38 @@ class TextCorpus(Config):
         return self
 
 
-class TextLessons:
-    """Packed next-token prediction."""
+class TextLessons(Lessons[StageConfig]):
+    """Packed next-token prediction, in one stage."""
 
     def __init__(self, config: TextCorpus, batch_size: int, seed: int) -> None:
+        super().__init__([StageConfig(name="text", steps=config.steps)])
         self.config = config
         self._batch_size = batch_size
         self._rng = random.Random(f"text/{seed}")
-        self._texts = _paragraphs(config.files)
+        self._texts: list[str] = []
+        for file in config.files:
+            if not file.is_file():
+                raise ConfigError(f"data.files: {file} is no file")
+            self._texts += [part for part in read_text(file, "text").split("\n\n") if part.strip()]
         self._tasks = _metaicl_rows(config)
         documents = self._shuffled_documents()
         self.tokenizer = train_tokenizer(documents, config.vocab_size)
-        self._step = 0
         self._blocks = self._endless_blocks()
         self._held_out = torch.tensor([next(self._blocks) for _ in range(config.held_out_blocks)])
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the schedule."""
-        return self.config.steps
-
-    @property
-    def finished(self) -> bool:
-        """Whether the schedule is over."""
-        return self._step >= self.config.steps
-
-    @property
-    def stage_name(self) -> str:
-        """There is one stage."""
-        return "text"
 
     @property
     def lr_scale(self) -> float:
         """Cosine from 1 to `final_lr_scale`."""
         low = self.config.final_lr_scale
-        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * self._step / self.config.steps))
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * self._step_in_stage / self.config.steps))
 
-    def loss(self, model: PreTrainedModel) -> Tensor:
+    def batch_loss(self, model: PreTrainedModel) -> Tensor:
         """Mean next-token loss on the next blocks."""
-        self._step += 1
         return _next_token_loss(model, torch.tensor([next(self._blocks) for _ in range(self._batch_size)]))
 
-    @torch.no_grad()
     def skills(self, model: PreTrainedModel) -> dict[str, float]:
         """Loss on the blocks kept apart (nats a token); their rows may come again in documents of later epochs."""
-        model.eval()
-        loss = _next_token_loss(model, self._held_out).item()
-        model.train()
-        return {"held_out_loss": loss}
+        return {"held_out_loss": _next_token_loss(model, self._held_out).item()}
 
     def report(self, model: PreTrainedModel) -> dict[str, Any]:
         """The same as the skills."""
@@ -157,15 +142,6 @@ def _next_token_loss(model: PreTrainedModel, blocks: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten())
 
 
-def _paragraphs(files: tuple[Path, ...]) -> list[str]:
-    found = []
-    for file in files:
-        if not file.is_file():
-            raise ConfigError(f"data.files: {file} is no file")
-        found += [part for part in read_text(file, "text").split("\n\n") if part.strip()]
-    return found
-
-
 def _metaicl_rows(config: TextCorpus) -> list[list[str]]:
     """Rendered rows of each task of the partition."""
     if config.metaicl_dir is None:
@@ -180,9 +156,15 @@ def _metaicl_rows(config: TextCorpus) -> list[list[str]]:
         rows: dict[str, None] = {}  # an ordered set: classification tasks repeat rows over their seeds
         for file in sorted((config.metaicl_dir / "data" / name).glob(f"{escape(name)}_*_train.jsonl")):
             for number, line in enumerate(read_text(file, "task file").split("\n"), start=1):
-                if line.strip():
-                    row = _row(line, f"{file}, line {number}")
-                    rows[f"{row['input']}{after_input}{row['output']}{after_row}"] = None
+                if not line.strip():
+                    continue
+                try:
+                    row = parse_json(line)
+                except ValueError as error:
+                    raise ConfigError(f"{file}, line {number}: not valid JSON ({error})") from None
+                if not isinstance(row, dict) or not {"input", "output"} <= row.keys():
+                    raise ConfigError(f"{file}, line {number}: expected an object with 'input' and 'output'")
+                rows[f"{row['input']}{after_input}{row['output']}{after_row}"] = None
         if not rows:
             raise ConfigError(f"data.metaicl_dir: task {name!r} has no *_train.jsonl in {config.metaicl_dir / 'data'}")
         tasks.append(list(rows))
@@ -196,13 +178,3 @@ def _task_names(partition: Path, split: str) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) and is_file_name(name) for name in names):
         raise ConfigError(f"{partition}: expected a list of task names under {split!r}, each the name of a folder")
     return names
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not valid JSON ({error})") from None
-    if not isinstance(row, dict) or not {"input", "output"} <= row.keys():
-        raise ConfigError(f"{where}: expected an object with 'input' and 'output'")
-    return row

@@ -141,12 +141,12 @@ def test_isolation(name: str, options: dict[str, Any], model: str) -> None:
 @pytest.mark.parametrize(("name", "options", "model"), TRAINED)
 def test_only_the_method_gets_gradients(name: str, options: dict[str, Any], model: str) -> None:
     module = make(name, options, model).train()
-    assert module.lm.training is (module.lm_training != "none")
+    assert module.lm.training is (module.method.lm_training != "none")
     terms = module.losses(collate(contexts(), 0))
     torch.stack([term.total for term in terms]).sum().backward()
     for parameter_name, parameter in module.named_parameters():
         in_lm, in_teacher = parameter_name.startswith("lm."), parameter_name.startswith("teacher.")
-        trained = {"lm": True, "lora": ".lora_" in parameter_name, "none": False}[module.lm_training]
+        trained = {"lm": True, "lora": ".lora_" in parameter_name, "none": False}[module.method.lm_training]
         assert parameter.requires_grad == (not in_teacher and (trained or not in_lm))
         if not parameter.requires_grad:
             assert parameter.grad is None
@@ -198,16 +198,16 @@ def test_fits_one_batch_and_the_checkpoint_holds_what_was_trained(
     fit = trainer(25)
     fit.fit(module, loader(batch, 25), loader(batch, 1))
     after = loss_of(module.eval(), batch)
-    vectors_alone = len(module.trained_names()) == 1
+    vectors_alone = len(module.trained_parameters()) == 1
     assert after < (0.995 if vectors_alone else 0.9) * before
     assert "dev/loss" in fit.callback_metrics
-    if module.lm_training != "lm":
+    if module.method.lm_training != "lm":
         assert all(torch.equal(v, frozen[k]) for k, v in module.lm.state_dict().items() if ".lora_" not in k)
 
     file = tmp_path / "last.ckpt"
     fit.save_checkpoint(file, weights_only=False)
     stored = torch.load(file, weights_only=True)
-    assert set(stored["state_dict"]) == set(module.trained_names())
+    assert set(stored["state_dict"]) == set(module.trained_parameters())
     again = make(name, options, model)
     again.load_trained(file)
     assert loss_of(again, batch) == pytest.approx(after, rel=1e-6)

@@ -18,8 +18,8 @@ import lightning as L
 import torch
 
 from promptcomp.checkpoints import saving
+from promptcomp.checkpoints.checkpoint_files import write_shard
 from promptcomp.checkpoints.saving import AtomicCheckpoints
-from promptcomp.checkpoints.sharded_files import write_shard
 from promptcomp.config import ConfigError
 from promptcomp.experiment import Precision, TrainerConfig
 from promptcomp.lightning_modules.execution import Execution

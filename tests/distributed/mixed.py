@@ -22,9 +22,7 @@ from promptcomp.batch import Batch
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.blocks import blocks_of
-from promptcomp.lightning_modules.execution import Execution
-from promptcomp.lightning_modules.sharding import shard, units_of
+from promptcomp.lightning_modules.execution import Execution, blocks_of, shard, units_of
 from promptcomp.run.opening import quiet
 from tests.distributed.trajectories import Case, data, train
 from tests.tiny_models import tiny_hf

@@ -11,13 +11,8 @@ class MeanPoolConfig(MethodConfig):
     title: ClassVar[str] = "mean pooling"
     summary: ClassVar[str] = "stretches of the context become their mean embedding, linearly mapped"
     difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots",)
+    implementation: ClassVar[str] = "mean_pool:MeanPool"
 
     name: Literal["mean_pool"] = "mean_pool"
     num_slots: int = 4
     """Stretches that a context is divided into, each a vector."""
-
-    @classmethod
-    def module_class(cls):
-        from mean_pool import MeanPool
-
-        return MeanPool

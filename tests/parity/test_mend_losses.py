@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from promptcomp.batch import Batch
-from promptcomp.lightning_modules.losses import kl_divergence
 from promptcomp.lightning_modules.mend_config import MendConfig
+from promptcomp.lightning_modules.objective import kl_divergence
 
 SCALAR = {"rtol": 0, "atol": 1e-9}
 ARRAY = {"rtol": 0, "atol": 1e-6}

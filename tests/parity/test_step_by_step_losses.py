@@ -16,7 +16,7 @@ from promptcomp.batch import ANSWER, RATIONALE, Batch, EncodedContext, EncodedQu
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import OptimConfig
 from promptcomp.lightning_modules.base import LossTerm
-from promptcomp.lightning_modules.losses import mutual_information
+from promptcomp.lightning_modules.objective import mutual_information
 from promptcomp.lightning_modules.optim import learning_rate_factor, make_optimizer
 from promptcomp.lightning_modules.step_by_step import Finetune, StepByStep, task_logits
 from promptcomp.lightning_modules.step_by_step_config import FinetuneConfig, StepByStepConfig

@@ -16,17 +16,20 @@ from typing import Any
 import pytest
 import torch
 
-from promptcomp.checkpoints import checkpoint_files, sharded_files
+from promptcomp.checkpoints import checkpoint_files
 from promptcomp.checkpoints.checkpoint_files import (
     consolidate,
     existing,
+    is_sharded,
     read_checkpoint,
     replace,
+    split,
     step_of,
+    write_header,
+    write_shard,
     write_whole,
 )
 from promptcomp.checkpoints.describe import damage, describe, places_of
-from promptcomp.checkpoints.sharded_files import is_sharded, split, write_header, write_shard
 from promptcomp.checkpoints.trained_state import read_trained
 from promptcomp.config import ConfigError
 from tests.cli.conftest import run as run  # the program, in this process
@@ -158,10 +161,10 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.M
 
     def full(*_: Any, **__: Any) -> None:
         if which == "shard":
-            raise sharded_files.SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+            raise checkpoint_files.SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    target = (sharded_files, "save_file") if which == "shard" else (torch, "save")
+    target = (checkpoint_files, "save_file") if which == "shard" else (torch, "save")
     monkeypatch.setattr(*target, full)
     with pytest.raises(OSError, match="No space left") as raised:
         write_parts(checkpoint(2.0), path)
@@ -185,10 +188,10 @@ def test_torn_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     shard.write_bytes(bytes(len(data)))
     with pytest.raises(ConfigError, match="cannot be read"):
         read_checkpoint(path)
-    (path / sharded_files.HEADER).write_bytes(b"nothing")
+    (path / checkpoint_files.HEADER).write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="cannot be read as a checkpoint"):
         consolidate(path, None)
-    (path / sharded_files.HEADER).unlink()
+    (path / checkpoint_files.HEADER).unlink()
     assert not is_sharded(path)
     with pytest.raises(ConfigError, match="is not a sharded checkpoint"):
         consolidate(path, None)

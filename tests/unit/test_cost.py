@@ -10,9 +10,8 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import PrefillFlops, decoder_flops, encoder_flops, prefill_flops
 from promptcomp.evaluation.memory_cost import measure_ms, memory_bytes
 from promptcomp.language_model.cache import growing, growing_pair, passing
-from promptcomp.language_model.counting import count_flops, model_cost
+from promptcomp.language_model.counting import ModelCost, count_flops, model_cost
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
-from promptcomp.model_cost import ModelCost
 from tests.families import FAMILIES, SIZES, family
 from tests.tiny_models import tiny_hf
 

@@ -26,7 +26,7 @@ from promptcomp.forecast.placement import (
     host_memory,
     layout_of,
 )
-from promptcomp.lightning_modules.sharding import units_of
+from promptcomp.lightning_modules.execution import units_of
 from tests.tiny_models import tiny_hf
 
 LLAMA_2 = {

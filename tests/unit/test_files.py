@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptcomp.checkpoints.checkpoint_files import read_checkpoint, write_whole
-from promptcomp.checkpoints.sharded_files import write_shard
+from promptcomp.checkpoints.checkpoint_files import read_checkpoint, write_shard, write_whole
 from promptcomp.checkpoints.trained_state import write_export
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.results import Results, write_results

@@ -125,7 +125,7 @@ def test_adapters(name: str, model: str) -> None:
     before = value(module)
     plain = method(name, model, train="lm")
     assert before == pytest.approx(value(plain), rel=1e-6)  # adapters start as nothing
-    names = module.trained_names()
+    names = module.trained_parameters()
     assert all(".lora_" in each or each == "gist" for each in names)
     assert not any("lm_head" in each for each in names)
     assert sum(".lora_" in each for each in names) >= 2 * 2 * 4
@@ -136,7 +136,7 @@ def test_adapters(name: str, model: str) -> None:
 
 
 def test_adapters_on_chosen_layers() -> None:
-    names = gist(train="lora", lora={"targets": ["q_proj"]}).trained_names()
+    names = gist(train="lora", lora={"targets": ["q_proj"]}).trained_parameters()
     assert len(names) == 1 + 2 * 2
     with pytest.raises(ConfigError, match="no linear layer 'c_attn'; it has down_proj"):
         gist(train="lora", lora={"targets": ["c_attn"]})
@@ -151,10 +151,10 @@ def test_adapters_need_peft(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_controls_train_only_where_they_are_told_to() -> None:
     for name in ("full_prompt", "no_prompt"):
         untrained, trained = method(name), method(name, train="lm")
-        assert not untrained.trainable
-        assert trained.trainable
-        assert not untrained.trained_names()
-        assert set(trained.trained_names()) == {f"lm.{each}" for each, _ in trained.lm.named_parameters()}
+        assert not untrained.method.trains
+        assert trained.method.trains
+        assert not untrained.trained_parameters()
+        assert set(trained.trained_parameters()) == {f"lm.{each}" for each, _ in trained.lm.named_parameters()}
         assert torch.equal(untrained.score(batch()).sum_log_prob, trained.score(batch()).sum_log_prob)
         assert not untrained.train().lm.training
         assert trained.train().lm.training

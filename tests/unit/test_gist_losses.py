@@ -28,7 +28,7 @@ def test_the_initial_teacher_does_not_move(train: str) -> None:
         first = lm(lm.encode(batch().context), batch()).values
     module = gist(lm, train=train, kl_weight=0.5)
     assert (module.teacher is not None) == (train == "lm")
-    assert not any(name.startswith("teacher") for name in module.trained_names())
+    assert not any(name.startswith("teacher") for name in module.trained_parameters())
     before = value(module)
     assert steps(module, 5)[-1] < before
     module.train()

@@ -17,9 +17,9 @@ from promptcomp.config import ConfigError
 from promptcomp.forecast.activations import Rows, Work, rows_of
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS, OptimConfig
-from promptcomp.lightning_modules.losses import kl_divergence
-from promptcomp.lightning_modules.mend import Mend, distil, split_into_chunks
+from promptcomp.lightning_modules.mend import Mend, split_into_chunks
 from promptcomp.lightning_modules.mend_config import MendConfig
+from promptcomp.lightning_modules.objective import kl_divergence
 from promptcomp.lightning_modules.optim import learning_rate_factor
 from promptcomp.memory import EncoderStates, SoftPrompt
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
@@ -62,7 +62,7 @@ def test_chunks_are_distilled_apart_and_concatenated(model: str) -> None:
     assert memory.mask.all()
     for chunk, part in zip(((0, 3), (3, 7), (7, 11)), memory.embeds[0].split(3), strict=True):
         piece = ids[:, chunk[0] : chunk[1]]
-        alone = distil(module.distiller, module.slots, piece, torch.ones_like(piece, dtype=torch.bool))
+        alone = module.distiller.read(piece, torch.ones_like(piece, dtype=torch.bool), module.slots)
         torch.testing.assert_close(module.projection(alone)[0], part, rtol=0, atol=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_identity_projection_starts_at_the_scale_of_token_embeddings() -> None:
     module = mend(projection="linear", projection_init="identity").eval()
     context = batch().context
     vectors = module.compress(context).embeds
-    hidden = distil(module.distiller, module.slots, context.ids, context.mask)
+    hidden = module.distiller.read(context.ids, context.mask, module.slots)
     ratio = vectors / hidden
     torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio))
     tokens = module.lm.embed(torch.arange(64)).norm(dim=-1).mean()
@@ -153,13 +153,13 @@ def test_slots_in_the_decoder_are_what_transformers_computes(states: bool) -> No
 
 def test_a_frozen_encoder_leaves_the_decoder_to_be_trained() -> None:
     module = mend("t5_query_in_decoder", slots_in="decoder", frozen_encoder=True)
-    names = module.trained_names()
+    names = module.trained_parameters()
     assert "slots" in names
     assert all(name == "slots" or ".decoder." in name for name in names)
     torch.stack([term.total for term in module.losses(batch())]).sum().backward()
     assert all(parameter.grad is not None for parameter in module.trained_parameters().values())
     whole = mend("t5_query_in_decoder", slots_in="decoder")
-    assert any(".encoder." in name for name in whole.trained_names())
+    assert any(".encoder." in name for name in whole.trained_parameters())
     read = whole.passes(40, 8, 2)[0]
     assert (read.tokens, read.length, rows_of(whole, read, Work(40, 8, 8, 2, 5))[1]) == (40, 40, Rows(5, 4))
     assert module.compress_flops(40) == whole.compress_flops(40) > 0

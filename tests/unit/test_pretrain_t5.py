@@ -100,7 +100,7 @@ def test_queries_that_share_a_decoder_row_do_not_see_each_other() -> None:
     lessons = lessons_of(config)
     model = tiny_model(lessons, config)
     lessons._num_queries = 3
-    context, asked = lessons._draw_pair("classification", 8, (3, 3))
+    context, asked = lessons._draw("classification", 8, (3, 3))
     together = lessons._logits(model, [context], [asked])[0]
     for number in range(3):
         where = [i for i, piece in enumerate(asked.piece) if piece == number]
@@ -114,7 +114,7 @@ def test_only_answers_that_can_be_known_are_targets() -> None:
     lessons = lessons_of(short_recipe())
     ids = lessons.tokenizer.get_vocab()
     for kind in ("lookup", "natural", "words", "classification"):
-        context, asked = lessons._draw_pair(kind, 4, (4, 4))
+        context, asked = lessons._draw(kind, 4, (4, 4))
         for place in (i for i, token in enumerate(asked.ids) if token == ids["=>"]):
             label = asked.ids[place + 1]
             assert asked.known[place] in (label, -100)

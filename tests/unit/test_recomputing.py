@@ -11,8 +11,7 @@ from torch import Tensor
 from promptcomp.batch import RATIONALE, Batch, collate
 from promptcomp.language_model import cache
 from promptcomp.lightning_modules import METHODS, OptimConfig
-from promptcomp.lightning_modules.blocks import Recomputed
-from promptcomp.lightning_modules.execution import Execution
+from promptcomp.lightning_modules.execution import Execution, Recomputed
 from tests.gist_modules import CONTEXTS, DECODERS, ENCODERS, total
 from tests.tiny_models import tiny_lm
 

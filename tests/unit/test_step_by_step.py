@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from promptcomp.batch import ANSWER, RATIONALE, Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.lightning_modules import OptimConfig
-from promptcomp.lightning_modules.losses import jensen_shannon, kl_divergence, mutual_information
+from promptcomp.lightning_modules.objective import jensen_shannon, kl_divergence, mutual_information
 from promptcomp.lightning_modules.step_by_step import NAMES, StepByStep, task_logits
 from promptcomp.lightning_modules.step_by_step_config import StepByStepConfig
 from tests.tiny_models import naive_score, tiny_lm
@@ -95,7 +95,7 @@ def test_uncertainty_weighting() -> None:
         expected = plain[name] / (2 * math.exp(log_scale) ** 2)
         assert float(found[name].total.detach()) == pytest.approx(expected, rel=1e-5)
     assert float(found["log_scale"].total.detach()) == pytest.approx(0.1, abs=1e-6)
-    assert "log_scales" in weighted.trained_names()
+    assert "log_scales" in weighted.trained_parameters()
 
 
 def test_mutual_information_in_a_loop() -> None:

@@ -17,9 +17,9 @@ from promptcomp.datamodules.sampler import StepSampler
 from promptcomp.errors import NoSpace, RankLost
 from promptcomp.experiment import Experiment, TrainerConfig
 from promptcomp.lightning_modules.base import LossTerm
-from promptcomp.lightning_modules.blocks import recompute_activations
+from promptcomp.lightning_modules.execution import Execution, prepare_blocks
 from promptcomp.lightning_modules.objective import StepObjective
-from promptcomp.lightning_modules.offload import HostAdamW
+from promptcomp.lightning_modules.optim import HostAdamW
 from promptcomp.run.configured import check_overrides
 from promptcomp.run.processes import Ranks, check_precision, device_count, noticing_lost_ranks
 from tests.tiny_models import tiny_hf
@@ -176,7 +176,7 @@ def test_recomputed_activations_give_the_same_gradients_and_are_not_kept(kind: s
     def gradients(recompute: bool) -> tuple[list[torch.Tensor], int]:
         model = tiny_hf(kind)
         if recompute:
-            recompute_activations(model)
+            prepare_blocks(model, Execution(activation_checkpointing=True))
         ids = torch.arange(2 * 6).view(2, 6)
         extra = {"decoder_input_ids": ids} if kind == "t5" else {}
         kept.clear()

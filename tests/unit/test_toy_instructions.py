@@ -16,16 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from promptcomp.config import build, read_yaml
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons
-from promptcomp.toy.instruction_words import (
-    FRAMES,
-    GROUP_OF,
-    SELECTIONS,
-    TRANSFORMS,
-    expand,
-    instruction_vocabulary,
-    ordinary,
-    reworded,
-)
 from promptcomp.toy.instruction_world import (
     ToyInstructionSource,
     instruction_tokenizer,
@@ -35,6 +25,16 @@ from promptcomp.toy.instruction_world import (
 )
 from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
 from promptcomp.toy.toy_sections import ToyInstructionsConfig, ToyInstructionsData
+from promptcomp.toy.words import (
+    FRAMES,
+    GROUP_OF,
+    SELECTIONS,
+    TRANSFORMS,
+    expand,
+    instruction_vocabulary,
+    ordinary,
+    reworded,
+)
 
 RECIPE = Path(str(files("promptcomp"))) / "experiments" / "pretrain" / "toy_instructions.yaml"
 ASSET = Path(str(files("promptcomp"))) / "assets" / "toy_instructions"

@@ -17,8 +17,8 @@ from transformers import AyaVisionConfig, PreTrainedModel
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, verify
+from promptcomp.language_model.attention import Window
 from promptcomp.language_model.loading import attention, open_architecture
-from promptcomp.language_model.window import Window
 from tests.tiny_families import tiny_family
 from tests.tiny_models import save_tokenizer, tiny_hf
 
