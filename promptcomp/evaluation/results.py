@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 
-from promptcomp.config import ConfigError, Measured, build
+from promptcomp.config import ConfigError, Measured
 from promptcomp.documents import read_json
 from promptcomp.errors import command
 from promptcomp.files import write_atomic
@@ -215,4 +215,10 @@ def read_results(path: Path) -> Results:
         raise ConfigError(
             f"{path}: written by a newer promptcomp (schema {version}, this version reads {SCHEMA}); upgrade promptcomp"
         )
-    return build(Results, tree, source=f"{path}: not a complete results file")
+    try:
+        return Results.model_validate(tree)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        place = ".".join(str(part) for part in found[0]["loc"])
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ConfigError(f"{path}: not a complete results file: {place}: {found[0]['msg']}{more}") from None

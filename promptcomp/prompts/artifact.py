@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, ValidationError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from promptcomp.config import Config, ConfigError, build
+from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.base import PromptFormat
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.memory import Memory, load_memory, tensor_bytes, tensor_label
@@ -83,8 +83,15 @@ def read_prompt(path: Path) -> tuple[Memory, PromptInfo]:
         ConfigError: missing, truncated, edited, newer than this program, or something else altogether.
     """
     memory, metadata = load_memory(path)
-    source = f"{path}: holds a memory, but not a compressed prompt ('promptcomp compress' makes one)"
-    info = build(PromptInfo, metadata, source)
+    try:
+        info = PromptInfo.model_validate(metadata)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"{path}: holds a memory, but not a compressed prompt ({where}: {first['msg']}); "
+            "'promptcomp compress' makes one"
+        ) from None
     if len(memory.mask) != 1:
         raise ConfigError(f"{path}: holds {len(memory.mask)} memories; the file of a compressed prompt holds one")
     return memory, info
