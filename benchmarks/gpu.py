@@ -27,9 +27,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from training import METHOD_OPTIONS, make_batch, train_step
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from promptcomp.forecast.activations import Work
 from promptcomp.forecast.estimate import estimate_module
 from promptcomp.forecast.placement import Layout
-from promptcomp.forecast.workload import Work
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule

@@ -40,9 +40,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from promptcomp.forecast.activations import Work
 from promptcomp.forecast.estimate import estimate_module
 from promptcomp.forecast.placement import Layout
-from promptcomp.forecast.workload import Work
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule

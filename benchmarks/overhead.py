@@ -28,9 +28,8 @@ from promptcomp import experiment as experiments
 from promptcomp.batch import Batch
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.run.opening import make_parts
-from promptcomp.run.progress import TrainingProgress
-from promptcomp.run.quiet import quiet
+from promptcomp.run.callbacks import TrainingProgress
+from promptcomp.run.opening import make_parts, quiet
 from promptcomp.run.run_directory import RunDirectory
 from promptcomp.run.trainer import make_trainer
 

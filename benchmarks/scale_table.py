@@ -19,9 +19,9 @@ from typing import Any
 
 from promptcomp.config import build
 from promptcomp.experiment import Experiment
+from promptcomp.forecast.activations import work_of
 from promptcomp.forecast.estimate import Estimate, estimate_module, skeleton_of
 from promptcomp.forecast.placement import layout_of
-from promptcomp.forecast.workload import work_of
 
 NODE = 8
 """GPUs of a node."""

@@ -28,9 +28,9 @@ from training import METHOD_OPTIONS, make_batch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from promptcomp.batch import Batch
+from promptcomp.forecast.activations import Work
 from promptcomp.forecast.estimate import estimate_module
 from promptcomp.forecast.placement import Layout
-from promptcomp.forecast.workload import Work
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule

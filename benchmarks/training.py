@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
-from promptcomp.forecast.workload import Work
+from promptcomp.forecast.activations import Work
 from promptcomp.lightning_modules.base import CompressionModule
 
 METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import quiet
 from tests.distributed.trajectories import ALL_CASES, CASES, LAYOUTS, difference, finish, save_models, start, train
 
 

@@ -28,8 +28,7 @@ from promptcomp.evaluation.results import Results, read_results
 from promptcomp.experiment import Experiment
 from promptcomp.plotting import COLOURS, GREY, MISSING, can_plot, drawing
 from promptcomp.run import fitting
-from promptcomp.run.cluster_environment import started_rank
-from promptcomp.run.devices import device_count
+from promptcomp.run.processes import device_count, started_rank
 from promptcomp.run.run_directory import RunDirectory, open_existing, read_metrics
 from promptcomp.sweeps.space import experiment_file
 from promptcomp.sweeps.state import SweepState

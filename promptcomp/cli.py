@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer import Argument, Option
 
 from promptcomp import __version__
 from promptcomp.commands import checkpoint, data, prompts, sweep
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
-from promptcomp.commands.curve import curve
-from promptcomp.commands.job_commands import cancel, jobs
+from promptcomp.commands.doctor import doctor
 from promptcomp.commands.judge import judge
 from promptcomp.commands.rationales import rationales
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
@@ -85,7 +85,7 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Options of the program itself."""
@@ -96,20 +96,15 @@ def fit(
     overrides: Overrides = None,
     method: MethodOption = None,
     config: ConfigOption = None,
-    resume: Annotated[
-        Path | None, typer.Option("--resume", help="Continue an interrupted run in its own directory.")
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="Directory of the new run; default: one under output_dir.")
-    ] = None,
+    resume: Annotated[Path | None, Option(help="Continue an interrupted run in its own directory.")] = None,
+    run_dir: Annotated[Path | None, Option(help="Directory of the new run; default: one under output_dir.")] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Train nothing: print the resolved configuration, parameters, memory, FLOPs."),
+        Option("--dry-run", help="Train nothing: print the resolved configuration, parameters, memory, FLOPs."),
     ] = False,
     device_memory: Annotated[
         float | None,
-        typer.Option(
-            "--device-memory",
+        Option(
             min=1.0,
             metavar="GIB",
             help="With --dry-run: say what to change if a device of this size is too small (default: the GPU here).",
@@ -117,7 +112,7 @@ def fit(
     ] = None,
     with_controls: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--with-controls",
             help="Also train full_prompt and no_prompt with the same data, steps and seed, and evaluate both untrained;"
             " runs of the same configuration under output_dir are reused or continued.",
@@ -136,15 +131,19 @@ def fit(
             "--slurm submits one run, and --with-controls makes up to five: put the command without --slurm into a "
             "batch script for one node; it starts its processes itself (trainer.devices), and repeated it continues"
         )
+    if resume is not None and (method or config or run_dir or with_controls or (dry_run and slurm is None)):
+        raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
     if slurm is not None and resume is None:
-        submit_new(slurm, method, config, overrides or (), run_dir, dry_run, console, as_json)
+        submit_new(slurm, method, config, overrides or (), run_dir, dry_run, as_json)
         return
-    if slurm is not None and resume is not None and not (method or config or run_dir):
-        submit_again(slurm, resume, overrides or (), dry_run, console, as_json)
+    if slurm is not None and resume is not None:
+        submit_again(slurm, resume, overrides or (), dry_run, as_json)
         return
     if resume is not None:
-        if method or config or run_dir or dry_run or with_controls:
-            raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
+        from promptcomp.run.configured import experiment_to_resume
+        from promptcomp.run.run_directory import open_existing
+
+        experiment_to_resume(open_existing(resume), overrides or ())  # a mistake is told before torch is imported
         from promptcomp.run.fitting import resume_fit
 
         outcome = resume_fit(resume, console, overrides or ())
@@ -155,7 +154,7 @@ def fit(
         if device_memory is not None and not dry_run:
             raise ConfigError("--device-memory goes with --dry-run")
         if dry_run:
-            from promptcomp.run.dry_run import print_estimate
+            from promptcomp.commands.dry_run import print_estimate
 
             if with_controls:
                 from promptcomp.run.matched_controls import print_plan
@@ -176,36 +175,36 @@ def fit(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run directory made by 'promptcomp fit'.")],
+    run: Annotated[Path, Argument(help="A run directory made by 'promptcomp fit'.")],
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Directory for the new results; default: RUN/evaluations/<time>."),
+        Option("--output", "-o", help="Directory for the new results; default: RUN/evaluations/<time>."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a trained run again, with other splits or data (overrides), without touching its own results."""
-    from promptcomp.run.fitting import evaluate as run_evaluate
+    from promptcomp.run.configured import experiment_of
+    from promptcomp.run.run_directory import open_existing
 
     console = console_for(as_json)
+    experiment_of(open_existing(run), overrides or ())  # a mistake is told before torch is imported
+    from promptcomp.run.fitting import evaluate as run_evaluate
+
     _finish(run_evaluate(run, overrides or (), output, console), console, as_json)
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories (or results.json files); the first is the base.")],
-    split: Annotated[
-        str | None, typer.Option("--split", help="The only split to compare; default: all that the runs share.")
-    ] = None,
+    runs: Annotated[list[Path], Argument(help="Run directories (or results.json files); the first is the base.")],
+    split: Annotated[str | None, Option(help="The only split to compare; default: all that the runs share.")] = None,
     metric: Annotated[
         str | None,
-        typer.Option(
-            "--metric", help="accuracy, task, macro_f1, loss, exact_match, rougeL, ...; default: the runs' own."
-        ),
+        Option(help="accuracy, task, macro_f1, loss, exact_match, rougeL, ...; default: the runs' own."),
     ] = None,
-    format_: Annotated[str, typer.Option("--format", "-f", help="table, csv, markdown or json.")] = "table",
+    format_: Annotated[str, Option("--format", "-f", help="table, csv, markdown or json.")] = "table",
     allow_different: Annotated[
-        bool, typer.Option("--allow-different", help="Show runs with other test examples, unranked.")
+        bool, Option("--allow-different", help="Show runs with other test examples, unranked.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -226,10 +225,10 @@ def compare(
 
 @app.command()
 def pretrain(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (toy_decoder, toy_t5, text) or a YAML file.")],
+    recipe: Annotated[str, Argument(help="A shipped recipe (toy_decoder, toy_t5, text) or a YAML file.")],
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the model; default: models/RECIPE.")
+        Path | None, Option("--output", "-o", help="Folder for the model; default: models/RECIPE.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -239,35 +238,32 @@ def pretrain(
     run_pretrain(recipe, overrides or [], output, console_for(as_json), as_json)
 
 
-@app.command()
-def methods(as_json: JsonOption = False) -> None:
-    """List the methods and controls, and the shipped experiments."""
-    from promptcomp.commands.listing import print_methods
-
-    print_methods(console_for(as_json), as_json)
-
-
-@app.command()
-def doctor(as_json: JsonOption = False) -> None:
-    """Check this machine: versions, devices, disk, built-in models, a tiny training step."""
-    from promptcomp.run.doctor import print_report
-
-    if not print_report(console_for(as_json), as_json):
-        raise typer.Exit(1)
-
-
+app.command()(data.methods)
+app.command()(doctor)
 app.command()(prompts.compress)
 app.command()(prompts.inspect)
 app.command()(prompts.generate)
 app.command()(bench)
 app.command()(judge)
 app.command()(rationales)
-app.command()(curve)
-app.command()(jobs)
-app.command()(cancel)
+app.command()(sweep.curve)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(sweep.app, name="sweep")
+
+
+def _refuse(name: str, instead: str) -> None:
+    """A command that is gone says what to use."""
+
+    def refuse() -> None:
+        raise ConfigError(f"there is no `promptcomp {name}`: {instead}")
+
+    takes_all = {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command(name, hidden=True, context_settings=takes_all)(refuse)
+
+
+_refuse("jobs", "`squeue --me` shows your jobs (named pc-RUN); their logs are in RUN/slurm")
+_refuse("cancel", "`scancel NUMBER` ends a job; RUN/slurm/jobs.json has the numbers")
 
 
 def _finish(outcome: Any, console: Console, as_json: bool) -> None:

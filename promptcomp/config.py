@@ -39,8 +39,9 @@ _MOST = 20
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
-def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """A copy of `tree` with `a.b=value` assignments applied in order; values are read as YAML.
+def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], texts: bool = False) -> dict[str, Any]:
+    """A copy of `tree` with `a.b=value` assignments applied in order; values are read as YAML (`texts`: see
+    `parse_value`).
 
     Raises:
         ConfigError: an assignment has no `=`, an empty path, goes through a value, or its value is not YAML.
@@ -51,7 +52,7 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         keys = path.split(".")
         if not equals or not all(keys) or len(keys) > DEPTH:
             raise ConfigError(f"{shown(override)}: an override is written section.key=value, for example optim.lr=1e-4")
-        settings.append((path, parse_value(raw, override), override))
+        settings.append((path, parse_value(raw, override, texts), override))
     return _set(tree, settings)
 
 

@@ -133,13 +133,21 @@ class Experiment(Config):
     """Folder that run directories are made in."""
 
     @model_validator(mode="after")
-    def _strategy_suits_method(self) -> Experiment:
+    def _sections_go_together(self) -> Experiment:
+        """Among others: two tasks need a method that learns them, and the reverse."""
         if problem := self.method.strategy_problem(self.trainer.strategy):
             raise ValueError(f"trainer.strategy={self.trainer.strategy} {problem}")
-        return self
-
-    @model_validator(mode="after")
-    def _answers_can_be_written(self) -> Experiment:
+        if self.method.has_two_tasks and not self.data.has_two_tasks:
+            raise ValueError(
+                f"method {self.method.name} learns labels and rationales, but data {self.data.name!r} gives no "
+                "rationales; use rationale data with data.targets=label_and_rationale (promptcomp data list)"
+            )
+        if self.data.has_two_tasks and not self.method.has_two_tasks:
+            fitting = " or ".join(name for name, section in METHODS.items() if section.has_two_tasks)
+            raise ValueError(
+                f"data.targets = 'label_and_rationale' is for method {fitting}, not {self.method.name}; set "
+                "data.targets=label or another single target"
+            )
         if self.evaluation.generate is True and self.data.why_no_answers:
             raise ValueError(f"evaluation.generate=true {self.data.why_no_answers}")
         return self
@@ -158,18 +166,27 @@ def shipped() -> dict[str, Path]:
     return {str(path.relative_to(root).with_suffix("")): path for path in files}
 
 
+def chosen_file(method: str | None, config: Path | None) -> Path:
+    """The YAML of a shipped method, or the file that was named.
+
+    Raises:
+        ConfigError: neither or both of `method` and `config`, or an unknown method.
+    """
+    if (method is None) == (config is None):
+        raise ConfigError("give either --method NAME (a shipped experiment) or --config FILE")
+    if config is not None:
+        return config
+    known = shipped()
+    if method not in known:
+        raise ConfigError(f"--method {method!r} is not known; {did_you_mean(str(method), known)}")
+    return known[method]
+
+
 def load(method: str | None, config: Path | None, overrides: Iterable[str] = ()) -> Experiment:
     """The experiment of a shipped method, or of a file, with overrides applied.
 
     Raises:
-        ConfigError: neither or both of `method` and `config`, an unknown method, or any mistake in the configuration.
+        ConfigError: as `chosen_file`, or any mistake in the configuration.
     """
-    if (method is None) == (config is None):
-        raise ConfigError("give either --method NAME (a shipped experiment) or --config FILE")
-    if method is not None:
-        known = shipped()
-        if method not in known:
-            raise ConfigError(f"--method {method!r} is not known; {did_you_mean(method, known)}")
-        config = known[method]
-    assert config is not None
-    return build(Experiment, apply_overrides(read_yaml(config), overrides), source=str(config.name))
+    file = chosen_file(method, config)
+    return build(Experiment, apply_overrides(read_yaml(file), overrides), source=str(file.name))

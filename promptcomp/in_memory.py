@@ -25,11 +25,9 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.attention import Window
 from promptcomp.prompts import CompressedPrompt, Compressor, open_compressor
 from promptcomp.prompts.compressing import source_of
-from promptcomp.run.callbacks import MetricsLogger
-from promptcomp.run.devices import accelerator_of
-from promptcomp.run.opening import check_tasks, make_data, make_module
-from promptcomp.run.progress import TrainingProgress
-from promptcomp.run.quiet import quiet
+from promptcomp.run.callbacks import MetricsLogger, TrainingProgress
+from promptcomp.run.opening import make_data, make_module, quiet
+from promptcomp.run.processes import accelerator_of
 from promptcomp.run.run_directory import RunDirectory
 from promptcomp.run.trainer import loop_settings
 
@@ -90,7 +88,6 @@ class TextCompressor:
             "lm": {"path": model.name_or_path or "in memory"},
         }
         experiment = build(Experiment, with_settings(tree, dotted(own)), source="from_model")
-        check_tasks(experiment)
         lm = LanguageModel.from_parts(model, tokenizer, layout=experiment.lm.layout, bos=experiment.lm.bos)
         with quiet():
             module = make_module(experiment, (), lm)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and line feed, what turns the direction of writing, and half surrogate pairs."""
@@ -30,3 +33,8 @@ def shown(value: Any, most: int = 120) -> str:
         return f"a number of {value.bit_length()} bits"
     text = repr(value[:most] if isinstance(value, str | list) else value)
     return text if len(text) <= most else f"{text[: most - 10]}...{text[-1]}"
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print a text as it is, however long its lines are."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

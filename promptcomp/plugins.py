@@ -3,7 +3,7 @@
 A package adds a method with an entry point of the group `promptcomp.methods`, data with one of `promptcomp.data`:
 
     [project.entry-points."promptcomp.methods"]
-    mean_pool = "my_package.mean_pool:MeanPoolConfig"
+    mean_pool = "my_package.mean_pool_config:MeanPoolConfig"
 
 The entry point's name is the section's `name`. Sections are imported with the schema, so their files import no torch.
 """

@@ -246,9 +246,6 @@ class Bench:
         write_predictions(folder / "predictions.jsonl", [_prediction(i) for i in range(4)])
         MetricsFile(folder / "metrics.csv").append(10, {"loss": 1.0, "dev/loss": 1.0})
         write_environment(RunDirectory(folder), {})
-        (folder / "slurm").mkdir()
-        job = {"id": "1", "kind": "fit", "submitted": "2026-01-01", "profile": "default", "command": ["fit"]}
-        (folder / "slurm" / "jobs.json").write_text(json.dumps({"format": 1, "jobs": [job]}))
 
     def _sweep(self) -> None:
         words = [*self.small, "method.num_slots=1,2", "sweep.seeds=2"]
@@ -343,7 +340,6 @@ class Bench:
                     ["inspect", one],
                     ["compress", one, "--demonstrations", "rows.jsonl", "-o", "x.safetensors"],
                     ["judge", one, "runs/mend", "--local", "nothing"],
-                    ["jobs", "runs"],
                     ["generate", "--model", one, "--demonstrations", "rows.jsonl", "--max-new-tokens", "1", "q"],
                 ]
             )

@@ -16,7 +16,7 @@ from promptcomp.bench.subject import Subject, subject_of_architecture, subject_o
 from promptcomp.bench.timing import Plan, measure, pick_device
 from promptcomp.config import ConfigError
 from promptcomp.files import write_atomic
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import quiet
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from promptcomp.config import Config, ConfigError, build, parse_value, read_yaml
+from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.errors import did_you_mean
 
 FILES_VARIABLE = "PROMPTCOMP_SLURM_PROFILES"
@@ -144,7 +144,7 @@ class SlurmProfile(Config):
 
 
 def load_profile(chosen: str, overrides: Iterable[str] = ()) -> SlurmProfile:
-    """The profile `NAME`, `FILE.yaml` or `FILE.yaml:NAME`, with `key=value` overrides.
+    """The profile `NAME`, `FILE.yaml` or `FILE.yaml:NAME`, with `slurm.key=value` overrides.
 
     Without any profile file, "default" asks for nothing but what the overrides say.
 
@@ -152,27 +152,14 @@ def load_profile(chosen: str, overrides: Iterable[str] = ()) -> SlurmProfile:
         ConfigError: no such profile, or any mistake in it.
     """
     source, tree = _find(chosen)
-    for override in overrides:
-        tree = _override(tree, override)
-    return build(SlurmProfile, tree, source=source)
+    return build(SlurmProfile, apply_overrides({"slurm": tree}, overrides, texts=True)["slurm"], source=source)
 
 
 def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """`slurm.key=value` words (without the prefix) and all others."""
+    """`slurm.key=value` words, and all others."""
     words = list(words)
-    ours = [word.removeprefix("slurm.") for word in words if word.startswith("slurm.")]
-    return ours, [word for word in words if not word.startswith("slurm.")]
-
-
-def profile_files() -> list[Path]:
-    """The files that profiles are looked for in, those that exist."""
-    named = os.environ.get(FILES_VARIABLE)
-    places = [Path("promptcomp-slurm.yaml"), Path.home() / ".config" / "promptcomp" / "slurm.yaml"]
-    if named:
-        places.insert(1, Path(named))
-        if not places[1].is_file():
-            raise ConfigError(f"{FILES_VARIABLE}={named}: no such file")
-    return [path for path in places if path.is_file()]
+    ours = [word for word in words if word.startswith("slurm.")]
+    return ours, [word for word in words if word not in ours]
 
 
 def _find(chosen: str) -> tuple[str, dict[str, Any]]:
@@ -180,9 +167,13 @@ def _find(chosen: str) -> tuple[str, dict[str, Any]]:
     if not colon and Path(chosen).suffix in (".yaml", ".yml"):
         file, name = chosen, "default"
     if file:
-        path = Path(file)
-        return _pick(_read(path), name, [path])
-    files = profile_files()
+        return _pick(_read(Path(file)), name, [Path(file)])
+    places = [Path("promptcomp-slurm.yaml"), Path.home() / ".config" / "promptcomp" / "slurm.yaml"]
+    if named := os.environ.get(FILES_VARIABLE):
+        places.insert(1, Path(named))
+        if not places[1].is_file():
+            raise ConfigError(f"{FILES_VARIABLE}={named}: no such file")
+    files = [path for path in places if path.is_file()]
     if not files and chosen == "default":
         return "slurm profile default", {}
     merged: dict[str, Any] = {}
@@ -206,18 +197,3 @@ def _pick(profiles: Mapping[str, Any], name: str, files: list[Path]) -> tuple[st
 def _read(path: Path) -> dict[str, Any]:
     """A profile file. Every value stays the text it is: to YAML 1.1 a time of 2:00:00 is the number 7200."""
     return read_yaml(path, "profile file", texts=True, example="default: {partition: gpu}")
-
-
-def _override(tree: Mapping[str, Any], word: str) -> dict[str, Any]:
-    path, equals, raw = word.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys) or len(keys) > 2:
-        raise ConfigError(f"'slurm.{word}': an override is written slurm.key=value, for example slurm.time=2:00:00")
-    value = parse_value(raw, f"slurm.{word}", texts=True)
-    value = "" if value is None else value
-    if len(keys) == 1:
-        return {**tree, keys[0]: value}
-    section = tree.get(keys[0]) or {}
-    if not isinstance(section, dict):
-        raise ConfigError(f"'slurm.{word}': {keys[0]!r} holds the value {section!r} and has no keys below it")
-    return {**tree, keys[0]: {**section, keys[1]: value}}

@@ -20,16 +20,6 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFF
 
 
 @dataclass(frozen=True, slots=True)
-class Array:
-    """A job array."""
-
-    count: int
-    """Elements."""
-    max_parallel: int
-    """Most of them at a time."""
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
     """What a script runs, and where."""
 
@@ -40,7 +30,8 @@ class Job:
     words: tuple[str, ...]
     """Words after `promptcomp`."""
     tasks_per_node: int
-    array: Array | None = None
+    array: int = 0
+    """Elements of a job array; 0: it is none."""
 
     @property
     def script(self) -> Path:
@@ -75,20 +66,14 @@ def render(job: Job, profile: SlurmProfile, workdir: Path) -> str:
     environment.filters |= {"sh": lambda value: shlex.quote(str(value)), "directive": directive}
     template = (resources.files("promptcomp.cluster") / "job.sh.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
+        job=job,
+        profile=profile,
         title=" ".join(job.title.split()),
         version=__version__,
-        script=job.script,
-        folder=job.folder,
         workdir=workdir,
         options=_options(job, profile, workdir),
-        modules=profile.modules,
         environment=_environment(profile),
-        setup=profile.setup,
-        nodes=profile.nodes,
-        signal_seconds=profile.signal_seconds,
         patience_seconds=max(profile.signal_seconds - 30, profile.signal_seconds // 2),
-        max_requeues=profile.max_requeues,
-        array=job.array,
         launch=_launch(job, profile, workdir),
     )
 
@@ -110,7 +95,7 @@ def _options(job: Job, profile: SlurmProfile, workdir: Path) -> list[str]:
         ("output", f"{str(job.folder).replace('%', '%%')}/{job.logs}"),
         ("open-mode", "append"),
         ("chdir", str(workdir)),
-        ("array", f"0-{job.array.count - 1}%{job.array.max_parallel}" if job.array else None),
+        ("array", f"0-{job.array - 1}%{job.array}" if job.array else None),
         ("partition", profile.partition),
         ("account", profile.account),
         ("qos", profile.qos),

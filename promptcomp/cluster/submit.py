@@ -1,54 +1,41 @@
-"""Submitting: a run directory with its configuration and a job script, handed to sbatch; arrays of workers."""
+"""Submitting: what can go wrong on a node is looked for, a job script is written, sbatch takes it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
-from promptcomp.cluster import slurm
-from promptcomp.cluster.job_record import FOLDER, JobRecord, add_record, now
 from promptcomp.cluster.profile import SlurmProfile
-from promptcomp.cluster.script import Array, Job, render
-from promptcomp.config import ConfigError, dump
+from promptcomp.cluster.script import WORKER, Job, render
+from promptcomp.config import ConfigError
+from promptcomp.documents import read_json
+from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
 
-if TYPE_CHECKING:
-    from promptcomp.experiment import Experiment
+FOLDER = "slurm"
+"""Folder inside a run (or a sweep) with job.sh, jobs.json (the jobs that were submitted) and the logs."""
+_SECONDS = 60
+_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "PROMPTCOMP_RUN_DIRECTORY", "PROMPTCOMP_LAUNCHER")
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_HINT = (
+    "\nthe profile says that the nodes are offline: download it on this machine first (for example by a short "
+    "'promptcomp fit' here), give a folder, or set slurm.offline=false"
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A job that SLURM has taken."""
-
-    id: str
-    folder: Path
-    """RUN/slurm."""
-
-    @property
-    def script(self) -> Path:
-        """The script."""
-        return self.folder / "job.sh"
-
-
-def fit_job(run: Path, title: str, profile: SlurmProfile, overrides: Sequence[str] = ()) -> Job:
-    """The job that starts (or continues) the run in a directory: every start is `fit --resume`."""
-    run = run.absolute()
-    return Job(
-        name=f"pc-{run.name}",
-        title=title,
-        folder=run / FOLDER,
-        words=("fit", "--resume", str(run), *overrides),
-        tasks_per_node=profile.tasks,
-    )
-
-
-def planned_run(experiment: Experiment, run_dir: Path | None) -> Path:
-    """The directory that a run would get."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return run_dir or Path(experiment.output_dir) / f"{experiment.title}-{stamp}"
+class SlurmError(ConfigError):
+    """A command of SLURM is missing, refuses or does not answer; the message is its own."""
 
 
 def place(experiment: Experiment, profile: SlurmProfile) -> Experiment:
@@ -83,96 +70,157 @@ def place(experiment: Experiment, profile: SlurmProfile) -> Experiment:
     return experiment.model_copy(update={"trainer": config.model_copy(update=changes)})
 
 
-def submit_fit(run: Path, title: str, profile: SlurmProfile, chosen: str, overrides: Sequence[str] = ()) -> Submission:
-    """Write the job script of an existing run directory and submit it.
+def check_parts(experiment: Experiment, profile: SlurmProfile) -> None:
+    """Open the data and the tokenizer as the job will.
+
+    Raises:
+        ConfigError: something is missing or wrong; for nodes without internet also weights that are not on disk.
+    """
+    from promptcomp.run.opening import make_parts, quiet
+
+    try:
+        with quiet():
+            make_parts(experiment)
+    except ConfigError as error:
+        if profile.offline and "cannot be read" in str(error):
+            raise ConfigError(f"{error}{_HINT}") from None
+        raise
+    if profile.offline:
+        _check_weights(experiment)
+
+
+def check_all_parts(experiments: Iterable[Experiment], profile: SlurmProfile) -> None:
+    """`check_parts` for every LM and data among the trials of a sweep.
+
+    Raises:
+        ConfigError: as `check_parts`.
+    """
+    different = {(each.lm.model_dump_json(), each.data.model_dump_json()): each for each in experiments}
+    for each in different.values():
+        check_parts(each, profile)
+
+
+def _check_weights(experiment: Experiment) -> None:
+    from promptcomp.language_model.loading import BUILTIN
+
+    lm = experiment.lm
+    if lm.from_scratch is not None or lm.path.startswith(BUILTIN) or os.path.exists(lm.path):
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not any(isinstance(try_to_load_from_cache(lm.path, name, revision=lm.revision), str) for name in _WEIGHTS):
+        raise ConfigError(f"lm.path = {lm.path!r}: its weights are not on this machine{_HINT}")
+
+
+def fit_job(run: Path, title: str, profile: SlurmProfile, overrides: Sequence[str] = ()) -> Job:
+    """The job that starts (or continues) the run in a directory: every start is `fit --resume`.
 
     Args:
         run: the run directory.
         title: for people, in the script.
         profile: what to ask for.
-        chosen: what --slurm was given, for the record.
         overrides: of how the work is divided, for a run that was configured for other devices.
-
-    Raises:
-        ConfigError: sbatch is missing or refuses; the script stays.
     """
-    return _submit(fit_job(run, title, profile, overrides), profile, chosen, "fit")
+    run = run.absolute()
+    words = ("fit", "--resume", str(run), *overrides)
+    return Job(f"pc-{run.name}", title, run / FOLDER, words, tasks_per_node=profile.tasks)
 
 
-def submit_array(
-    folder: Path,
-    command_words: Sequence[str],
-    count: int,
-    max_parallel: int,
-    profile: SlurmProfile,
-    name: str,
-    chosen: str = "default",
-) -> str:
-    """Submit an array of workers that share a folder; returns the array's job number.
+def workers_job(sweep: Path, count: int, profile: SlurmProfile) -> Job:
+    """An array of workers that share the study of a sweep, each with the resources of one node.
 
-    Each element has one node's resources and runs `promptcomp WORDS`. A worker that leaves with code 75 is requeued
-    alone; signals reach it as USR1.
-
-    Args:
-        folder: job.sh, jobs.json and the logs go to FOLDER/slurm.
-        command_words: words after `promptcomp`; the word `{worker}` stands for the element's number.
-        count: elements.
-        max_parallel: most of them at a time.
-        profile: what each element asks for.
-        name: the job's name.
-        chosen: what --slurm was given, for the record.
-
-    Raises:
-        ConfigError: the profile asks for several nodes; sbatch is missing or refuses (the script stays).
-    """
-    job = array_job(folder, command_words, count, max_parallel, profile, name)
-    return _submit(job, profile, chosen, "array").id
-
-
-def array_job(
-    folder: Path, command_words: Sequence[str], count: int, max_parallel: int, profile: SlurmProfile, name: str
-) -> Job:
-    """The job of `submit_array`, for `render` (a dry run).
+    A worker that leaves with code 75 is requeued alone; signals reach it as USR1.
 
     Raises:
         ConfigError: the profile asks for several nodes.
     """
     if profile.nodes > 1:
         raise ConfigError("a worker of an array has one node; set slurm.nodes=1 and more workers")
-    return Job(
-        name=name,
-        title=f"{count} workers: promptcomp {' '.join(command_words)}",
-        folder=folder.absolute() / FOLDER,
-        words=tuple(command_words),
-        tasks_per_node=1,
-        array=Array(count, min(max_parallel, count)),
-    )
+    sweep = sweep.absolute()
+    words = ("sweep", "work", str(sweep), "--worker", WORKER)
+    title = f"{count} workers: promptcomp {' '.join(words)}"
+    return Job(f"pc-{sweep.name}", title, sweep / FOLDER, words, tasks_per_node=1, array=count)
 
 
-def create_run(experiment: Experiment, run_dir: Path | None) -> Path:
-    """A new run directory with the configuration that will run.
+def submit(job: Job, profile: SlurmProfile, chosen: str) -> str:
+    """Write a job's script, submit it and note it in jobs.json; returns the job's number.
+
+    Args:
+        job: what runs.
+        profile: what to ask for.
+        chosen: what --slurm was given, for the record.
 
     Raises:
-        ConfigError: the directory is not empty or cannot be made.
+        ConfigError: sbatch is missing or refuses (the script stays), or jobs.json is damaged.
     """
-    from promptcomp.run.run_directory import create
-
-    run = create(Path(experiment.output_dir), experiment.title, run_dir)
-    write_atomic(run.config, dump(experiment))
-    return run.path
-
-
-def _submit(job: Job, profile: SlurmProfile, chosen: str, kind: Literal["fit", "array"]) -> Submission:
-    text = render(job, profile, Path.cwd())
+    text, record = render(job, profile, Path.cwd()), job.folder / "jobs.json"
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{job.folder}: cannot be made ({error.strerror})") from None
+    jobs = _recorded(record)
     write_atomic(job.script, text)
     try:
-        number = slurm.submit(job.script)
-    except slurm.SlurmError as error:
+        number = _sbatch(job.script)
+    except SlurmError as error:
         raise ConfigError(f"{error}\nthe script is kept: {job.script}") from None
-    record = JobRecord(id=number, kind=kind, submitted=now(), profile=chosen, command=job.words)
-    add_record(job.folder, record)
-    return Submission(number, job.folder)
+    new = {
+        "id": number,
+        "kind": "array" if job.array else "fit",
+        "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
+        "profile": chosen,
+        "command": job.words,
+    }
+    write_atomic(record, json.dumps({"format": 1, "jobs": [*jobs, new]}, indent=2) + "\n")
+    return number
+
+
+def _recorded(path: Path) -> list[Any]:
+    """The jobs in a jobs.json, in the order of submission."""
+    if not os.path.lexists(path):
+        return []
+    found = read_json(path, "record of jobs", "remove it to go on (the jobs themselves are not touched)")
+    if not isinstance(found, dict) or not isinstance(found.get("jobs"), list):
+        raise ConfigError(f"{path}: damaged; remove it to go on (the jobs themselves are not touched)")
+    return found["jobs"]
+
+
+def _sbatch(script: Path) -> str:
+    """Submit a script; returns the job's number.
+
+    Raises:
+        SlurmError: there is no sbatch here, or it refuses.
+    """
+    answer = _call(["sbatch", "--parsable", str(script)]).stdout.strip()
+    number = answer.splitlines()[-1].partition(";")[0] if answer else ""
+    if not number.isdigit():
+        raise SlurmError(f"sbatch gave no job number but {answer!r}")
+    return number
+
+
+def predicted_start(script: str) -> str:
+    """SLURM's forecast for a script ("to start at ... on nodes ..."), which is not submitted.
+
+    Raises:
+        SlurmError: there is no sbatch here, or it refuses the script.
+    """
+    done = _call(["sbatch", "--test-only"], text=script)
+    said = " ".join(f"{done.stdout} {done.stderr}".split())
+    found = re.search(r"to start at .*", said)
+    return found.group(0) if found else said
+
+
+def _call(words: Sequence[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
+    try:
+        done = subprocess.run(
+            words, input=text, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except FileNotFoundError:
+        raise SlurmError(f"{words[0]} is not installed here; run this on a login node of the cluster") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SlurmError(f"{words[0]} does not answer ({error})") from None
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).replace(f"{words[0]}: error: ", "").split())
+        raise SlurmError(f"{words[0]} refuses: {said or f'exit code {done.returncode}'}")
+    return done

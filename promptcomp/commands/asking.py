@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from inspect import signature
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from promptcomp.commands.common import show
 from promptcomp.errors import ConfigError, Exit
+from promptcomp.plain import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,97 +27,102 @@ if TYPE_CHECKING:
 ASKS_FROM = 200
 """More requests than this, or any price, need --yes where nobody can be asked."""
 
-BaseUrlOption = Annotated[
-    str | None,
-    typer.Option("--base-url", help="OpenAI-compatible server, up to /v1; default: OPENAI_BASE_URL, else OpenAI."),
-]
-KeyOption = Annotated[str, typer.Option("--api-key-env", help="Environment variable that holds the key.")]
-ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, help="Most requests at a time.")]
-RpmOption = Annotated[int | None, typer.Option("--rpm", min=1, help="Most requests in a minute.")]
-TpmOption = Annotated[int | None, typer.Option("--tpm", min=1, help="Most tokens in a minute.")]
-TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.01, help="Seconds for one request.")]
-RetriesOption = Annotated[int, typer.Option("--retries", min=0, help="Further tries after a passing fault.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="For --local: auto, cpu, cuda.")]
-BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="For --local.")]
-PriceInOption = Annotated[float | None, typer.Option("--price-in", min=0, help="Per million prompt tokens.")]
-PriceOutOption = Annotated[float | None, typer.Option("--price-out", min=0, help="Per million answer tokens.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")]
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Options of the commands that ask a model: which one, how hard, at what price."""
 
-def endpoint_of(
-    who: str,
-    model: str | None,
-    local: str | None,
-    base_url: str | None,
-    api_key_env: str,
-    timeout: float,
-    retries: int,
-    rpm: int | None,
-    tpm: int | None,
-) -> tuple[str, Endpoint | None]:
-    """The name of the model that is asked, as a record has it, and its endpoint; None: a local LM is asked.
-
-    Raises:
-        ConfigError: both or neither of --model and --local are there, or the URL is none.
-    """
-    if (model is None) == (local is None):
-        raise ConfigError(f"name the {who}: either --model NAME (with --base-url URL) or --local PATH")
-    if model is None:
-        from promptcomp.chat.local_lm import local_identity
-
-        return local_identity(str(local)), None
-    from promptcomp.chat import Endpoint
-
-    return model, Endpoint(
-        model, base_url, api_key_env, timeout, retries, requests_per_minute=rpm, tokens_per_minute=tpm
+    model: Annotated[str | None, Option(help="The name of the model that is asked, at an endpoint.")] = None
+    base_url: Annotated[
+        str | None, Option(help="OpenAI-compatible server, up to /v1; default: OPENAI_BASE_URL, else OpenAI.")
+    ] = None
+    api_key_env: Annotated[str, Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY"
+    local: Annotated[str | None, Option(metavar="PATH", help="Ask a local causal LM instead (folder or hub name).")] = (
+        None
     )
+    concurrency: Annotated[int, Option(min=1, help="Most requests at a time.")] = 4
+    rpm: Annotated[int | None, Option(min=1, help="Most requests in a minute.")] = None
+    tpm: Annotated[int | None, Option(min=1, help="Most tokens in a minute.")] = None
+    timeout: Annotated[float, Option(min=0.01, help="Seconds for one request.")] = 120.0
+    retries: Annotated[int, Option(min=0, help="Further tries after a passing fault.")] = 5
+    device: Annotated[str, Option(help="For --local: auto, cpu, cuda.")] = "auto"
+    batch_size: Annotated[int, Option(min=1, help="For --local.")] = 8
+    price_in: Annotated[float | None, Option(min=0, help="Per million prompt tokens.")] = None
+    price_out: Annotated[float | None, Option(min=0, help="Per million answer tokens.")] = None
+    yes: Annotated[bool, Option("--yes", "-y", help="Start without asking.")] = False
 
+    @property
+    def prices(self) -> Prices:
+        """As given."""
+        from promptcomp.chat import Prices
 
-def ask(
-    session: AskingSession[KeptT],
-    endpoint: Endpoint | None,
-    local: str | None,
-    *,
-    concurrency: int,
-    device: str,
-    batch_size: int,
-    prices: Prices,
-    yes: bool,
-    console: Console,
-) -> None:
-    """Have the endpoint or the local LM answer what is left, with a bar; first tell what an endpoint will be asked.
+        return Prices(self.price_in, self.price_out)
 
-    Raises:
-        ConfigError: it is much and nobody is here to agree, or the endpoint or the LM cannot be used.
-        typer.Exit: a person said no (code 0), the endpoint failed (1), or a signal came (130); what was answered is
-            kept.
-    """
-    if not session.todo:
-        return
-    from promptcomp.chat import AskingStopped
+    def endpoint(self, who: str) -> tuple[str, Endpoint | None]:
+        """The name of the model that is asked, as a record has it, and its endpoint; None: a local LM is asked.
 
-    try:
-        if endpoint is not None:
-            _agree(session, prices, yes, console)
-            with _progress(session, console) as seen:
-                notes = session.ask_endpoint(endpoint, concurrency, seen)
-            for note in notes:
-                console.print(f"note: {note}", markup=False, highlight=False)
+        Raises:
+            ConfigError: both or neither of --model and --local are there, or the URL is none.
+        """
+        if (self.model is None) == (self.local is None):
+            raise ConfigError(f"name the {who}: either --model NAME (with --base-url URL) or --local PATH")
+        if self.model is None:
+            from promptcomp.chat.local_lm import local_identity
+
+            return local_identity(str(self.local)), None
+        from promptcomp.chat import Endpoint
+
+        own = (self.base_url, self.api_key_env, self.timeout, self.retries)
+        return self.model, Endpoint(self.model, *own, requests_per_minute=self.rpm, tokens_per_minute=self.tpm)
+
+    def ask(self, session: AskingSession[KeptT], endpoint: Endpoint | None, console: Console) -> None:
+        """Have the endpoint or the local LM answer what is left, with a bar; first say what an endpoint will be asked.
+
+        Raises:
+            ConfigError: it is much and nobody is here to agree, or the endpoint or the LM cannot be used.
+            typer.Exit: a person said no (code 0), the endpoint failed (1), or a signal came (130); what was answered is
+                kept.
+        """
+        if not session.todo:
             return
-        from promptcomp.chat.local_lm import LocalLM
-        from promptcomp.run.quiet import quiet
+        from promptcomp.chat import AskingStopped
 
-        with quiet():
-            lm = LocalLM(str(local), device, chat=session.local_chat)
-        with _progress(session, console) as seen:
-            session.ask_local(lm, batch_size, seen)
-    except AskingStopped as stop:
-        raise _stopped(session, stop) from None
+        try:
+            if endpoint is not None:
+                _agree(session, self.prices, self.yes, console)
+                with _progress(session, console) as seen:
+                    notes = session.ask_endpoint(endpoint, self.concurrency, seen)
+                for note in notes:
+                    say(console, f"note: {note}")
+                return
+            from promptcomp.chat.local_lm import LocalLM
+            from promptcomp.run.opening import quiet
+
+            with quiet():
+                lm = LocalLM(str(self.local), self.device, chat=session.local_chat)
+            with _progress(session, console) as seen:
+                session.ask_local(lm, self.batch_size, seen)
+        except AskingStopped as stop:
+            raise _stopped(session, stop) from None
+
+
+def takes_asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Asking`; it gets them as its parameter `asking`."""
+    whole, own = signature(command, eval_str=True), signature(Asking, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        command(asking=Asking(**{name: given.pop(name) for name in own}), **given)
+
+    parameters = [each for each in whole.parameters.values() if each.name != "asking"]
+    called.__signature__ = whole.replace(parameters=[*parameters, *own.values()])  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in (*parameters, *own.values())}
+    return called
 
 
 def _agree(session: AskingSession[KeptT], prices: Prices, yes: bool, console: Console) -> None:
     estimate = session.estimate(prices)
-    console.print(estimate.text, markup=False, highlight=False)
+    say(console, estimate.text)
     if yes:
         return
     if sys.stdin.isatty():

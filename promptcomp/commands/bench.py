@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
 
@@ -14,34 +14,30 @@ from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, O
 def bench(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="A run directory; without one, give --method or --config."),
+        Argument(metavar="[RUN]", help="A run directory; without one, give --method or --config."),
     ] = None,
     overrides: Overrides = None,
     method: MethodOption = None,
     config: ConfigOption = None,
     lm: Annotated[
         str | None,
-        typer.Option(
-            "--lm", help="With --method: an LM of this architecture with random weights (they cost the same)."
-        ),
+        Option(help="With --method: an LM of this architecture with random weights (they cost the same)."),
     ] = None,
-    slots: Annotated[int | None, typer.Option("--slots", min=1, help="With --method: method.num_slots.")] = None,
-    lengths: Annotated[str, typer.Option("--lengths", help="Prompt lengths in tokens.")] = "64,256,1024,2048",
-    batch_sizes: Annotated[
-        str, typer.Option("--batch-sizes", help="Queries served at once, each behind a prompt of its own.")
-    ] = "1,8",
-    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens of an answer.")] = 32,
+    slots: Annotated[int | None, Option(min=1, help="With --method: method.num_slots.")] = None,
+    lengths: Annotated[str, Option(help="Prompt lengths in tokens.")] = "64,256,1024,2048",
+    batch_sizes: Annotated[str, Option(help="Queries served at once, each behind a prompt of its own.")] = "1,8",
+    new_tokens: Annotated[int, Option(min=1, help="Tokens of an answer.")] = 32,
     query_tokens: Annotated[
-        int | None, typer.Option("--query-tokens", min=1, help="Tokens of a query; default: the data's mean, or 32.")
+        int | None, Option(min=1, help="Tokens of a query; default: the data's mean, or 32.")
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", min=3, help="Warm runs of each measurement.")] = 9,
+    repeats: Annotated[int, Option(min=3, help="Warm runs of each measurement.")] = 9,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="About how long one measurement may take; slow ones repeat less.")
+        float, Option(min=0, help="About how long one measurement may take; slow ones repeat less.")
     ] = 30.0,
-    seed: Annotated[int, typer.Option("--seed", help="Order of the measurements.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, Option(help="Order of the measurements.")] = 0,
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for bench.json, bench.csv and a plot.")
+        Path | None, Option("--output", "-o", help="Folder for bench.json, bench.csv and a plot.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -49,6 +45,10 @@ def bench(
     words = list(overrides or ())
     if run is not None and "=" in run and not os.path.exists(run):
         words, run = [run, *words], None
+    if run is None and (method or config):
+        from promptcomp.experiment import load
+
+        load(method, config, words)  # a mistake is told before torch is imported
     from promptcomp.bench.run import Choice, numbers, run_bench
     from promptcomp.bench.timing import Plan
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
-from promptcomp.commands.common import JsonOption, console_for
+from promptcomp.commands.common import JsonOption, console_for, tell
+from promptcomp.plain import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from promptcomp.checkpoints.describe import Description
 
 app = typer.Typer(help="Look into checkpoints, join their parts, export what was trained.", no_args_is_help=True)
-_Place = Annotated[Path, typer.Argument(help="A run directory, a checkpoint (file or folder) or an export.")]
+_Place = Annotated[Path, Argument(help="A run directory, a checkpoint (file or folder) or an export.")]
 Format = Literal["hf", "peft", "tensors"]
 MOST_TENSORS = 20
 
@@ -24,7 +26,7 @@ MOST_TENSORS = 20
 @app.command()
 def show(
     path: _Place,
-    every_tensor: Annotated[bool, typer.Option("--all", help="List every tensor.")] = False,
+    every_tensor: Annotated[bool, Option("--all", help="List every tensor.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in it: format, method, LM, step, trained tensors, the optimiser's state, sizes."""
@@ -55,8 +57,7 @@ def _print(found: Description, console: Console, every_tensor: bool) -> None:
         f"  {found.parameters:,} trained parameters in {len(found.tensors)} tensors, {state}",
     ]
     lines += [f"  {name}: {bytes_text(size)}" for name, size in found.files.items()]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say(console, "\n".join(lines))
     table = Table(box=None, pad_edge=False, show_header=False)
     shown = found.tensors if every_tensor else found.tensors[:MOST_TENSORS]
     for tensor in shown:
@@ -71,23 +72,18 @@ def verify(path: _Place, as_json: JsonOption = False) -> None:
     """Read everything: files that are missing or cut off, numbers that are not finite. Exit code 1 if damaged."""
     from promptcomp.checkpoints.describe import damage, places_of
 
-    console = console_for(as_json)
     found = {str(place): damage(place) for place in places_of(path)}
-    if as_json:
-        print(json.dumps(found))
-    else:
-        for place, problems in found.items():
-            for line in problems or [f"{place}: fine"]:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+    lines = [line for place, problems in found.items() for line in problems or [f"{place}: fine"]]
+    tell(found, "\n".join(lines), as_json)
     if any(found.values()):
         raise typer.Exit(1)
 
 
 @app.command()
 def consolidate(
-    path: Annotated[Path, typer.Argument(help="A run directory, or a sharded checkpoint (a folder).")],
+    path: Annotated[Path, Argument(help="A run directory, or a sharded checkpoint (a folder).")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write; default: in the place of the folder.")
+        Path | None, Option("--output", "-o", help="The file to write; default: in the place of the folder.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,19 +91,16 @@ def consolidate(
     from promptcomp.checkpoints.checkpoint_files import consolidate as join
 
     file = join(path, output)
-    if as_json:
-        print(json.dumps({"file": str(file), "bytes": file.stat().st_size}))
-    else:
-        console_for(False).print(f"written to {file}", highlight=False, markup=False, soft_wrap=True)
+    tell({"file": str(file), "bytes": file.stat().st_size}, f"written to {file}", as_json)
 
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run directory made by 'promptcomp fit'.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
+    run: Annotated[Path, Argument(help="A run directory made by 'promptcomp fit'.")],
+    output: Annotated[Path, Option("--output", "-o", help="A new folder.")],
     format_: Annotated[
         Format | None,
-        typer.Option(
+        Option(
             "--format",
             "-f",
             help="hf (a transformers folder), peft (adapters, soft prompts) or tensors; default: the "
@@ -120,8 +113,4 @@ def export(
     from promptcomp.exports.export import export as write
 
     found = write(run, output, format_)
-    if as_json:
-        print(json.dumps(found.as_json()))
-    else:
-        line = f"written to {found.folder} ({found.format}): {', '.join(found.files)}"
-        console_for(False).print(line, highlight=False, markup=False, soft_wrap=True)
+    tell(found.as_json(), f"written to {found.folder} ({found.format}): {', '.join(found.files)}", as_json)

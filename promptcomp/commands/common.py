@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
-import typer
+from typer import Argument, Option
 
-from promptcomp.plain import printable
+from promptcomp.plain import printable, say
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Configuration overrides, for example optim.lr=1e-4; the last wins."),
+    Argument(metavar="[KEY=VALUE]...", help="Configuration overrides, for example optim.lr=1e-4; the last wins."),
 ]
 MethodOption = Annotated[
-    str | None, typer.Option("--method", "-m", help="A shipped experiment; 'promptcomp methods' lists them.")
+    str | None, Option("--method", "-m", help="A shipped experiment; 'promptcomp methods' lists them.")
 ]
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML file with a whole experiment.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, no tables.")]
+ConfigOption = Annotated[Path | None, Option("--config", "-c", help="A YAML file with a whole experiment.")]
+JsonOption = Annotated[bool, Option("--json", help="Print one JSON document on standard output, no tables.")]
 
 
 def show(text: str, end: str = "\n", file: TextIO | None = None) -> None:
@@ -33,3 +34,11 @@ def console_for(as_json: bool) -> Console:
     from promptcomp.terminal import PlainConsole
 
     return PlainConsole(stderr=as_json)
+
+
+def tell(found: Any, text: str, as_json: bool) -> None:
+    """What a command has done: one JSON document, or a text for people."""
+    if as_json:
+        print(json.dumps(found))
+    else:
+        say(console_for(False), text)

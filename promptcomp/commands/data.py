@@ -1,25 +1,82 @@
-"""`promptcomp data ...`: what data there is, what the model sees of it, and what is wrong with it."""
+"""`promptcomp methods` and `promptcomp data ...`: what there is, what the model sees of data, what is wrong with it.
+
+Nothing heavy is imported before a configuration is read.
+"""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
+from promptcomp.errors import ConfigError
+from promptcomp.plain import say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from promptcomp.datamodules.base import Counts
+    from promptcomp.datamodules.inspect import ShownRow
+    from promptcomp.datamodules.sources.records import Problem
+    from promptcomp.experiment import Experiment
 
 app = typer.Typer(help="Look at data: what can be read, rows as the model sees them, bad rows.", no_args_is_help=True)
 build_app = typer.Typer(help="Build published data sets from the files they are made of.", no_args_is_help=True)
 app.add_typer(build_app, name="build")
 
 
+def methods(as_json: JsonOption = False) -> None:
+    """List the methods and controls, and the shipped experiments."""
+    from promptcomp.experiment import shipped
+    from promptcomp.lightning_modules import METHODS
+
+    if as_json:
+        found = [
+            {"name": name, "summary": s.summary, "paper": s.paper, "families": s.families, "needs": s.needs}
+            for name, s in METHODS.items()
+        ]
+        print(json.dumps({"methods": found, "experiments": list(shipped())}))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table, console = Table(box=None, pad_edge=False), console_for(False)
+    for name in ("method", "what it does", "paper"):
+        table.add_column(name)
+    for name, section in METHODS.items():
+        table.add_row(Text(name, style="bold"), section.summary, section.paper)
+    console.print(table)
+    console.print("\nShipped experiments (promptcomp fit --method NAME):", highlight=False)
+    console.print("  " + ", ".join(shipped()), highlight=False)
+
+
 @app.command("list")
 def data_list(as_json: JsonOption = False) -> None:
     """List the kinds of data and their keys."""
-    from promptcomp.commands.listing import print_data
+    from promptcomp.datamodules import DATASETS
 
-    print_data(console_for(as_json), as_json)
+    if as_json:
+        print(json.dumps({name: section.model_json_schema() for name, section in DATASETS.items()}))
+        return
+    from rich.table import Table
+
+    console = console_for(False)
+    for name, section in DATASETS.items():
+        summary = (section.__doc__ or "").strip().splitlines()[0]
+        table = Table(box=None, pad_edge=False, title=f"data.name={name}: {summary}", title_justify="left")
+        for column in ("key", "default", "meaning"):
+            table.add_column(column, overflow="fold")
+        for key, field in section.model_fields.items():
+            if key != "name":
+                default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
+                table.add_row(key, default, " ".join((field.description or "").split()))
+        console.print(table)
+        console.print()
 
 
 @app.command("show")
@@ -27,14 +84,54 @@ def data_show(
     overrides: Overrides = None,
     method: MethodOption = None,
     config: ConfigOption = None,
-    split: Annotated[str, typer.Option("--split", help="Which split.")] = "train",
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many contexts.")] = 1,
+    split: Annotated[str, Option(help="Which split.")] = "train",
+    count: Annotated[int, Option("--count", "-n", min=1, help="How many contexts.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Print rows of an experiment's data exactly as the model will see them."""
-    from promptcomp.commands.listing import print_rows
+    from promptcomp.experiment import load
 
-    print_rows(method, config, overrides or (), split, count, console_for(as_json), as_json)
+    experiment = load(method, config, overrides or ())
+    from promptcomp.datamodules.inspect import show
+    from promptcomp.run.opening import make_data, quiet
+
+    with quiet():
+        datamodule = make_data(experiment)
+        rows, remarks = show(datamodule, split, count), datamodule.remarks()
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    console = console_for(False)
+    for row in rows:
+        _print_row(row, experiment.data.context_kind == "demonstrations", console)
+    for remark in remarks:
+        say(console, remark)
+
+
+def _print_row(row: ShownRow, is_icl: bool, console: Console) -> None:
+    """One query with its context; line ends are shown as \\n."""
+    from rich.text import Text
+
+    seed = "" if row.seed is None else f", data seed {row.seed}"
+    console.rule(f"task {row.task}{seed}", align="left")
+    lost = [f"{row.dropped} demonstrations over the budget left out"] if row.dropped else []
+    lost += [f"{row.cut_tokens} tokens cut"] if row.cut_tokens else []
+    teacher = f", teacher {row.teacher_tokens}" if row.teacher_tokens != row.context_tokens else ""
+    pieces = f" in {len(row.demonstrations)} demonstrations" if is_icl else ""
+    parts = [f"{row.context_tokens} tokens{pieces}{teacher}", *lost]
+    if row.context_tokens:
+        console.print(Text.assemble(("context", "bold"), f" ({'; '.join(parts)})"), highlight=False)
+    for piece in row.demonstrations if row.context_tokens else ():
+        say(console, "  " + _visible(piece))
+    console.print(Text.assemble(("query", "bold"), f" ({row.query_tokens} tokens)"), highlight=False)
+    say(console, "  " + _visible(row.query))
+    console.print(Text.assemble(("targets", "bold"), " (the right one marked)"), highlight=False)
+    for number, (option, tokens) in enumerate(zip(row.options, row.target_tokens, strict=True)):
+        say(console, f"{'*' if number == row.gold else ' '} {_visible(option)}  ({tokens})")
+
+
+def _visible(text: str) -> str:
+    return text.replace("\n", "\\n").replace("\t", "\\t")
 
 
 @app.command("validate")
@@ -42,28 +139,57 @@ def data_validate(
     overrides: Overrides = None, method: MethodOption = None, config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
     """Find every bad row of an experiment's data, with file and line. Exit code 1 when there is one."""
-    from promptcomp.commands.listing import print_problems
+    from promptcomp.experiment import load
 
-    if print_problems(method, config, overrides or (), console_for(as_json), as_json):
+    problems, counts = _problems(load(method, config, overrides or ()))
+    errors = sum(problem.severity == "error" for problem in problems)
+    if as_json:
+        print(json.dumps({"problems": [asdict(p) for p in problems], "read": [asdict(c) for c in counts]}))
+    else:
+        console = console_for(False)
+        for line in (*problems, *counts):
+            say(console, str(line))
+        say(console, f"{errors} errors, {len(problems) - errors} warnings")
+    if errors:
         raise typer.Exit(1)
+
+
+def _problems(experiment: Experiment) -> tuple[list[Problem], list[Counts]]:
+    """Every problem of the data, and what was read where there is no error."""
+    from promptcomp.datamodules.sources.records import Problem, has_errors
+    from promptcomp.run.opening import check_train_split, make_data, make_module, quiet
+
+    problems: list[Problem] = []
+    counts: list[Counts] = []
+    with quiet():
+        try:
+            try:
+                datamodule = make_data(experiment)
+            except ConfigError:
+                problems = experiment.data.file_problems()
+                raise
+            problems = datamodule.problems()
+            if not has_errors(problems):
+                check_train_split(experiment, datamodule, make_module(experiment, datamodule.task_names))
+                counts = datamodule.all_counts(with_tokens=True)
+        except ConfigError as error:
+            last = Problem("data", None, str(error))
+            problems += [last] if last not in problems else []
+    return problems, counts
 
 
 @build_app.command("alpaca-plus")
 def data_build_alpaca_plus(
-    alpaca: Annotated[Path, typer.Option("--alpaca", help="Stanford Alpaca: alpaca_data.json.")],
-    self_instruct: Annotated[Path, typer.Option("--self-instruct", help="Self-Instruct: all_instances_82K.jsonl.")],
-    user_oriented: Annotated[
-        Path, typer.Option("--user-oriented", help="Self-Instruct: user_oriented_instructions.jsonl.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the four files.")],
-    seen: Annotated[int, typer.Option("--seen", min=0, help="Rows of the seen split.")] = 1000,
-    unseen: Annotated[int, typer.Option("--unseen", min=0, help="Rows of the unseen split.")] = 1000,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    alpaca: Annotated[Path, Option(help="Stanford Alpaca: alpaca_data.json.")],
+    self_instruct: Annotated[Path, Option(help="Self-Instruct: all_instances_82K.jsonl.")],
+    user_oriented: Annotated[Path, Option(help="Self-Instruct: user_oriented_instructions.jsonl.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the four files.")],
+    seen: Annotated[int, Option(min=0, help="Rows of the seen split.")] = 1000,
+    unseen: Annotated[int, Option(min=0, help="Rows of the unseen split.")] = 1000,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build Alpaca+ (gisting, Mu et al. 2023) by the published rules, and print what is in it."""
-    import json
-
     from rich.table import Table
 
     from promptcomp.datamodules.sources import alpaca_plus as plus

@@ -5,39 +5,38 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from promptcomp.commands.common import JsonOption, console_for, show
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
     from promptcomp.memory import Memory
-    from promptcomp.prompts import Answer, AnswerSettings, Compressor, PromptSource, Query, Reader
+    from promptcomp.prompts import Answer, Compressor, PromptSource, Query, Reader
 
-DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
-TextOption = Annotated[str | None, typer.Option("--text", help="The prompt.")]
-FileOption = Annotated[Path | None, typer.Option("--file", help="A UTF-8 file with the prompt.")]
+DeviceOption = Annotated[str, Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
+TextOption = Annotated[str | None, Option("--text", help="The prompt.")]
+FileOption = Annotated[Path | None, Option("--file", help="A UTF-8 file with the prompt.")]
 RowsOption = Annotated[
     Path | None,
-    typer.Option("--demonstrations", help="JSON lines with input and output, written out as in the run's training."),
+    Option("--demonstrations", help="JSON lines with input and output, written out as in the run's training."),
 ]
 
 
 def compress(
-    run: Annotated[Path, typer.Argument(help="A run directory made by 'promptcomp fit'.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write (safetensors).")],
+    run: Annotated[Path, Argument(help="A run directory made by 'promptcomp fit'.")],
+    output: Annotated[Path, Option("--output", "-o", help="The file to write (safetensors).")],
     text: TextOption = None,
     file: FileOption = None,
-    stdin: Annotated[bool, typer.Option("--stdin", help="Read the prompt from standard input.")] = False,
+    stdin: Annotated[bool, Option("--stdin", help="Read the prompt from standard input.")] = False,
     demonstrations: RowsOption = None,
-    task: Annotated[
-        str | None, typer.Option("--task", help="Whose prompt to take (prompt tuning with one for each task).")
-    ] = None,
-    keep_text: Annotated[bool, typer.Option("--keep-text", help="Keep the prompt's text in the file.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    task: Annotated[str | None, Option(help="Whose prompt to take (prompt tuning with one for each task).")] = None,
+    keep_text: Annotated[bool, Option("--keep-text", help="Keep the prompt's text in the file.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace the file if it exists.")] = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -55,6 +54,11 @@ def compress(
     done = compressor.compress(source, task=task, keep_text=keep_text)
     done.prompt.save(output, force=force)
     info, size = done.prompt.info, output.stat().st_size
+    if not as_json:
+        from promptcomp.prompts.prompt_table import print_compression
+
+        print_compression(done, output, size, console_for(False))
+        return
     found = {
         "file": str(output),
         "tokens": info.source_tokens,
@@ -65,12 +69,7 @@ def compress(
         "full_kv_bytes": done.full_kv_bytes,
         "milliseconds": done.milliseconds,
     }
-    if as_json:
-        print(json.dumps(found))
-        return
-    from promptcomp.prompts.prompt_table import print_compression
-
-    print_compression(done, output, size, console_for(False))
+    print(json.dumps(found))
 
 
 def _source(
@@ -86,7 +85,7 @@ def _source(
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A file made by 'promptcomp compress'.")], as_json: JsonOption = False
+    file: Annotated[Path, Argument(help="A file made by 'promptcomp compress'.")], as_json: JsonOption = False
 ) -> None:
     """Verify a compressed prompt and show what it says of itself."""
     from promptcomp.prompts.prompt_table import description, print_description
@@ -99,32 +98,26 @@ def inspect(
 
 
 def generate(
-    query: Annotated[str | None, typer.Argument(help="One query; its answer appears as it comes.")] = None,
-    prompt: Annotated[Path | None, typer.Option("--prompt", "-p", help="A compressed prompt.")] = None,
+    query: Annotated[str | None, Argument(help="One query; its answer appears as it comes.")] = None,
+    prompt: Annotated[Path | None, Option("--prompt", "-p", help="A compressed prompt.")] = None,
     queries: Annotated[
         Path | None,
-        typer.Option("--queries", help="Queries: JSON lines with input (and id), or one a line. Default: stdin."),
+        Option(help="Queries: JSON lines with input (and id), or one a line. Default: stdin."),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Run directory or LM; default: the one that the prompt names.")
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option("--text", help="A prompt to read whole, for comparison; with --model RUN.")
-    ] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="As --text, from a UTF-8 file.")] = None,
+    model: Annotated[str | None, Option(help="Run directory or LM; default: the one that the prompt names.")] = None,
+    text: Annotated[str | None, Option(help="A prompt to read whole, for comparison; with --model RUN.")] = None,
+    file: Annotated[Path | None, Option(help="As --text, from a UTF-8 file.")] = None,
     demonstrations: RowsOption = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="Default: 128, or what the LM's window leaves.")
-    ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Draw from this much probability.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
-    beams: Annotated[int, typer.Option("--beams", min=1, help="More than 1: beam search.")] = 1,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Queries answered at once.")] = 16,
+    max_new_tokens: Annotated[int | None, Option(min=1, help="Default: 128, or what the LM's window leaves.")] = None,
+    temperature: Annotated[float, Option(min=0, help="0: the likeliest token.")] = 0.0,
+    top_p: Annotated[float, Option(help="Draw from this much probability.")] = 1.0,
+    seed: Annotated[int, Option(help="Seed of the draws.")] = 0,
+    beams: Annotated[int, Option(min=1, help="More than 1: beam search.")] = 1,
+    batch_size: Annotated[int, Option(min=1, help="Queries answered at once.")] = 16,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for the answers (JSON lines); default: stdout.")
+        Path | None, Option("--output", "-o", help="File for the answers (JSON lines); default: stdout.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace the output file if it exists.")] = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -148,7 +141,16 @@ def generate(
         for _ in reader.answers(memory, [query], settings, _show):
             print()
         return
-    _answer_all(reader, memory, asked, settings, output, as_json)
+    answers = reader.answers(memory, [each.text for each in asked], settings)
+    records = (_record(each, answer) for each, answer in zip(asked, answers, strict=True))
+    if output is not None:
+        count = _write_lines(output, records)
+        show(json.dumps({"output": str(output), "answers": count}) if as_json else f"{count} answers in {output}")
+    elif as_json:
+        print(json.dumps({"answers": list(records)}))
+    else:
+        for record in records:
+            show(json.dumps(record, ensure_ascii=False))
 
 
 def _show(piece: str) -> None:
@@ -171,46 +173,18 @@ def _queries(query: str | None, file: Path | None) -> list[Query]:
 
 
 def _reader(
-    prompt: Path | None,
-    model: str | None,
-    text: str | None,
-    file: Path | None,
-    demonstrations: Path | None,
-    device: str,
+    prompt: Path | None, model: str | None, text: str | None, file: Path | None, rows: Path | None, device: str
 ) -> tuple[Memory | None, Reader]:
     """The memory in front of the queries and the LM that reads it."""
-    if prompt is not None:
-        from promptcomp.prompts import load_prompt
+    from promptcomp.prompts import load_prompt, open_compressor
 
+    if prompt is not None:
         stored = load_prompt(prompt, model=model, device=device)
         return stored.memory, stored.reader
     if model is None or not os.path.isfile(Path(model) / "config.yaml"):
         raise ConfigError("--model RUN, a run directory, must say how a whole prompt and its queries are written")
-    from promptcomp.prompts import open_compressor
-
     compressor = open_compressor(model, device)
-    return compressor.uncompressed(_source(compressor, text, file, demonstrations)), compressor.reader
-
-
-def _answer_all(
-    reader: Reader,
-    memory: Memory | None,
-    asked: list[Query],
-    settings: AnswerSettings,
-    output: Path | None,
-    as_json: bool,
-) -> None:
-    answers = reader.answers(memory, [query.text for query in asked], settings)
-    records = (_record(query, answer) for query, answer in zip(asked, answers, strict=True))
-    if output is not None:
-        count = _write_lines(output, records)
-        found: dict[str, Any] = {"output": str(output), "answers": count}
-        show(json.dumps(found) if as_json else f"{count} answers in {output}")
-    elif as_json:
-        print(json.dumps({"answers": list(records)}))
-    else:
-        for record in records:
-            show(json.dumps(record, ensure_ascii=False))
+    return compressor.uncompressed(_source(compressor, text, file, rows)), compressor.reader
 
 
 def _record(query: Query, answer: Answer) -> dict[str, Any]:
@@ -218,7 +192,7 @@ def _record(query: Query, answer: Answer) -> dict[str, Any]:
     return {**name, "input": query.text, "output": answer.text, "ids": list(answer.ids)}
 
 
-def _write_lines(output: Path, records: Any) -> int:
+def _write_lines(output: Path, records: Iterable[Any]) -> int:
     """Write records as they come; the file has its name only when all of them are there."""
     from promptcomp.files import replacing
 

@@ -6,61 +6,40 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from promptcomp.commands import asking
+from promptcomp.commands.asking import Asking, takes_asking
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
 
 
+@takes_asking
 def rationales(
     overrides: Overrides = None,
     method: MethodOption = None,
     config: ConfigOption = None,
-    model: Annotated[str | None, typer.Option("--model", help="The teacher's name at an endpoint.")] = None,
-    base_url: asking.BaseUrlOption = None,
-    api_key_env: asking.KeyOption = "OPENAI_API_KEY",
-    local: Annotated[
-        str | None, typer.Option("--local", metavar="PATH", help="Ask a local LM instead (folder or hub name).")
-    ] = None,
-    split: Annotated[str, typer.Option("--split", help="Which split of the data.")] = "train",
-    template: Annotated[
-        str | None, typer.Option("--template", help="Shipped template or YAML file; default: the data format's.")
-    ] = None,
-    show_template: Annotated[
-        bool, typer.Option("--show-template", help="Print the template (to edit it) and stop.")
-    ] = False,
-    show_prompt: Annotated[bool, typer.Option("--show-prompt", help="Print the first row's prompt and stop.")] = False,
-    rows: Annotated[int | None, typer.Option("--rows", "-n", min=1, help="Only the first so many rows.")] = None,
-    samples: Annotated[
-        int, typer.Option("--samples", min=1, help="Answers for each row; the majority's label is kept.")
-    ] = 1,
+    split: Annotated[str, Option(help="Which split of the data.")] = "train",
+    template: Annotated[str | None, Option(help="Shipped template or YAML file; default: the data format's.")] = None,
+    show_template: Annotated[bool, Option("--show-template", help="Print the template (to edit it) and stop.")] = False,
+    show_prompt: Annotated[bool, Option("--show-prompt", help="Print the first row's prompt and stop.")] = False,
+    rows: Annotated[int | None, Option("--rows", "-n", min=1, help="Only the first so many rows.")] = None,
+    samples: Annotated[int, Option(min=1, help="Answers for each row; the majority's label is kept.")] = 1,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0, help="0: greedy; default: 0, or 0.7 for several samples.")
+        float | None, Option(min=0, help="0: greedy; default: 0, or 0.7 for several samples.")
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=1, help="Longest answer; default: the template's.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Other samples for another seed.")] = 0,
-    concurrency: asking.ConcurrencyOption = 4,
-    rpm: asking.RpmOption = None,
-    tpm: asking.TpmOption = None,
-    timeout: asking.TimeoutOption = 120.0,
-    retries: asking.RetriesOption = 5,
+    max_tokens: Annotated[int | None, Option(min=1, help="Longest answer; default: the template's.")] = None,
+    seed: Annotated[int, Option(help="Other samples for another seed.")] = 0,
     retry_refused: Annotated[
-        bool, typer.Option("--retry-refused", help="Ask again what was refused in an earlier call.")
+        bool, Option("--retry-refused", help="Ask again what was refused in an earlier call.")
     ] = False,
-    device: asking.DeviceOption = "auto",
-    batch_size: asking.BatchSizeOption = 8,
-    price_in: asking.PriceInOption = None,
-    price_out: asking.PriceOutOption = None,
     no_ask: Annotated[
-        bool, typer.Option("--no-ask", help="Ask nothing: read again the texts that are there, and report.")
+        bool, Option("--no-ask", help="Ask nothing: read again the texts that are there, and report.")
     ] = False,
-    yes: asking.YesOption = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Rows (JSONL); default: rationales/DATA-SPLIT-TEACHER.jsonl.")
+        Path | None, Option("--output", "-o", help="Rows (JSONL); default: rationales/DATA-SPLIT-TEACHER.jsonl.")
     ] = None,
     as_json: JsonOption = False,
+    *,
+    asking: Asking,
 ) -> None:
     """Rationales and labels from a teacher, by few-shot chain of thought. The same command continues where it stopped.
 
@@ -80,8 +59,7 @@ def rationales(
     if show_prompt:
         show(pick_template(template, data).text(data.source().rows(split)[0]))
         return
-    teacher, endpoint = asking.endpoint_of("teacher", model, local, base_url, api_key_env, timeout, retries, rpm, tpm)
-    from promptcomp.chat import Prices
+    teacher, endpoint = asking.endpoint("teacher")
     from promptcomp.rationales.extraction import Extraction, print_report
 
     job = RationaleJob(
@@ -98,21 +76,11 @@ def rationales(
         retry_refused=retry_refused,
         output=output,
     )
-    console, prices = console_for(as_json), Prices(price_in, price_out)
+    console = console_for(as_json)
     with Extraction(job) as extraction:
         if not no_ask:
-            asking.ask(
-                extraction,
-                endpoint,
-                local,
-                concurrency=concurrency,
-                device=device,
-                batch_size=batch_size,
-                prices=prices,
-                yes=yes,
-                console=console,
-            )
-        report = extraction.write(prices)
+            asking.ask(extraction, endpoint, console)
+        report = extraction.write(asking.prices)
         if as_json:
             print(json.dumps(report))
         else:

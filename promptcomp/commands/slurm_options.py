@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 from typer.core import TyperCommand
 
-from promptcomp.commands.common import show
+from promptcomp.commands.common import console_for, show, tell
 from promptcomp.errors import ConfigError, command
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from promptcomp.cluster.profile import SlurmProfile
     from promptcomp.cluster.script import Job
     from promptcomp.sweeps.sweep_config import SweepConfig
 
 SlurmOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--slurm",
         metavar="[PROFILE]",
         help="Submit to SLURM with a profile (NAME or FILE.yaml:NAME; alone: default); slurm.KEY=VALUE overrides it.",
@@ -79,52 +76,59 @@ def submit_new(
     words: Sequence[str],
     run_dir: Path | None,
     dry_run: bool,
-    console: Console,
     as_json: bool,
 ) -> None:
     """`fit ... --slurm`: check everything that can be checked here, make the run directory, submit."""
     profile, others = load_for_submission(chosen, words)
     from promptcomp import experiment as experiments
-    from promptcomp.cluster.checks import check_parts
-    from promptcomp.cluster.submit import create_run, fit_job, place, planned_run, submit_fit
+    from promptcomp.cluster.submit import check_parts, fit_job, place
+    from promptcomp.config import dump
+    from promptcomp.files import write_atomic
+    from promptcomp.run.run_directory import create, new_path
 
     experiment = place(experiments.load(method, config, others), profile)
     check_parts(experiment, profile)
     title = f"{experiment.method.name} on {experiment.data.name} with {experiment.lm.path}, seed {experiment.seed}"
+    output_dir = Path(experiment.output_dir)
     if dry_run:
-        job = fit_job(planned_run(experiment, run_dir), title, profile)
-        show_plan(job, profile, console, as_json)
+        show_plan(fit_job(run_dir or new_path(output_dir, experiment.title), title, profile), profile, as_json)
         return
-    run = create_run(experiment, run_dir)
+    run = create(output_dir, experiment.title, run_dir)
+    write_atomic(run.config, dump(experiment))
     try:
-        done = submit_fit(run, title, profile, chosen)
+        _submit_fit(fit_job(run.path, title, profile), run.path, profile, chosen, as_json)
     except ConfigError as error:
-        raise ConfigError(f"{error}; to try again: {command('fit', '--resume', run, '--slurm', chosen)}") from None
-    _tell(done.id, run, done.script, console, as_json)
+        raise ConfigError(f"{error}; to try again: {command('fit', '--resume', run.path, '--slurm', chosen)}") from None
 
 
-def submit_again(chosen: str, run: Path, words: Sequence[str], dry_run: bool, console: Console, as_json: bool) -> None:
+def submit_again(chosen: str, run: Path, words: Sequence[str], dry_run: bool, as_json: bool) -> None:
     """`fit --resume RUN --slurm`: submit the continuation of a run, on as many processes as the profile has.
 
     Raises:
         ConfigError: an override of what is computed, not of how the work is divided.
     """
     profile, others = load_for_submission(chosen, words)
-    from promptcomp.cluster.submit import fit_job, submit_fit
-    from promptcomp.run.division import check_overrides, experiment_to_resume
+    from promptcomp.cluster.submit import fit_job
+    from promptcomp.run.configured import experiment_to_resume
     from promptcomp.run.run_directory import open_existing
 
-    check_overrides(others)
-    config = experiment_to_resume(open_existing(run)).trainer
+    config = experiment_to_resume(open_existing(run), others).trainer
     layout = {"devices": profile.tasks, "num_nodes": profile.nodes}
-    now = {"devices": config.devices, "num_nodes": config.num_nodes}
-    changes = [f"trainer.{key}={value}" for key, value in layout.items() if value != now[key]]
-    title = f"continues {run.name}"
+    changes = [f"trainer.{key}={value}" for key, value in layout.items() if value != getattr(config, key)]
+    job = fit_job(run, f"continues {run.name}", profile, (*changes, *others))
     if dry_run:
-        show_plan(fit_job(run, title, profile, (*changes, *others)), profile, console, as_json)
-        return
-    done = submit_fit(run, title, profile, chosen, (*changes, *others))
-    _tell(done.id, run, done.script, console, as_json)
+        show_plan(job, profile, as_json)
+    else:
+        _submit_fit(job, run, profile, chosen, as_json)
+
+
+def _submit_fit(job: Job, run: Path, profile: SlurmProfile, chosen: str, as_json: bool) -> None:
+    from promptcomp.cluster.submit import submit
+
+    number = submit(job, profile, chosen)
+    where = f"script {job.script}\nlog {job.folder / f'{number}.out'}"
+    text = f"submitted job {number} for {run}\n{where}\nwatch it: squeue --jobs={number}  stop it: scancel {number}"
+    tell({"run": str(run), "job": number, "script": str(job.script)}, text, as_json)
 
 
 def submit_sweep(
@@ -134,84 +138,37 @@ def submit_sweep(
     directory: Path,
     workers: int,
     storage: str | None,
-    console: Console,
     as_json: bool,
 ) -> None:
     """`sweep ... --slurm`: write the sweep down and submit an array of workers, which share its study."""
-    from promptcomp.cluster.submit import submit_array
+    from promptcomp.cluster.submit import submit, workers_job
     from promptcomp.sweeps.running import run_sweep
     from promptcomp.sweeps.storage import STORAGE_VARIABLE
     from promptcomp.sweeps.sweep_directory import SweepDirectory
 
-    run_sweep(config, SweepDirectory(directory), storage=storage, workers=0, console=console)
+    run_sweep(config, SweepDirectory(directory), storage=storage, workers=0, console=console_for(as_json))
     if storage is not None:  # its password is in no file; sbatch hands the environment on
         os.environ[STORAGE_VARIABLE] = storage
-    number = submit_array(directory, worker_words(directory), workers, workers, profile, sweep_name(directory), chosen)
-    if as_json:
-        print(json.dumps({"sweep": str(directory), "job": number, "workers": workers}))
-        return
-    console.print(
-        f"submitted job {number}: {workers} workers for {directory}\nwatch them: {command('jobs', directory)}  "
-        f"the sweep: {command('sweep', 'show', directory)}  stop them: {command('cancel', directory)}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    number = submit(workers_job(directory, workers, profile), profile, chosen)
+    text = f"submitted job {number}: {workers} workers for {directory}\nwatch them: squeue --array --jobs={number}  "
+    text += f"the sweep: {command('sweep', 'show', directory)}  stop them: scancel {number}"
+    tell({"sweep": str(directory), "job": number, "workers": workers}, text, as_json)
 
 
-def show_sweep_plan(profile: SlurmProfile, directory: Path, workers: int, console: Console, as_json: bool) -> None:
-    """The script of a sweep's workers."""
-    from promptcomp.cluster.submit import array_job
-
-    job = array_job(directory, worker_words(directory), workers, workers, profile, sweep_name(directory))
-    show_plan(job, profile, console, as_json)
-
-
-def worker_words(directory: Path) -> tuple[str, ...]:
-    """What an element of a sweep's array runs."""
-    return ("sweep", "work", str(directory.absolute()), "--worker", "{worker}")
-
-
-def sweep_name(directory: Path) -> str:
-    """The name of a sweep's jobs."""
-    return f"pc-{directory.absolute().name}"
-
-
-def show_plan(job: Job, profile: SlurmProfile, console: Console, as_json: bool) -> None:
+def show_plan(job: Job, profile: SlurmProfile, as_json: bool) -> None:
     """A dry run: the script, what it asks for, and when SLURM thinks that it would start. Nothing is written."""
     from promptcomp.cluster.script import render
-    from promptcomp.cluster.slurm import SlurmError, predicted_start
+    from promptcomp.cluster.submit import SlurmError, predicted_start
 
     text = render(job, profile, Path.cwd())
     try:
         forecast = predicted_start(text)
     except SlurmError as error:
         forecast = str(error)
-    elements = job.array.count if job.array else 1
-    tasks = job.tasks_per_node * profile.nodes * elements
-    gpus = profile.gpus_per_node * profile.nodes * elements
-    if as_json:
-        plan = {"folder": str(job.folder), "script": text, "tasks": tasks, "gpus": gpus, "forecast": forecast}
-        print(json.dumps(plan))
-        return
-    show(text, end="")
-    console.print(
-        f"\nwould be {job.script}: {profile.nodes * elements} node(s), {tasks} task(s), {gpus} GPU(s)\n"
-        f"SLURM: {forecast}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _tell(number: str, run: Path, script: Path, console: Console, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"run": str(run), "job": number, "script": str(script)}))
-        return
-    console.print(
-        f"submitted job {number} for {run}\nscript {script}\nwatch it: {command('jobs', run)}  "
-        f"stop it: {command('cancel', run)}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    nodes = profile.nodes * (job.array or 1)
+    tasks, gpus = job.tasks_per_node * nodes, profile.gpus_per_node * nodes
+    plan = {"folder": str(job.folder), "script": text, "tasks": tasks, "gpus": gpus, "forecast": forecast}
+    asked = f"{nodes} node(s), {tasks} task(s), {gpus} GPU(s)"
+    if not as_json:
+        show(text, end="")
+    tell(plan, f"\nwould be {job.script}: {asked}\nSLURM: {forecast}", as_json)

@@ -1,4 +1,4 @@
-"""`promptcomp sweep`: many runs over ranges of keys; start, continue, look at, repair.
+"""`promptcomp sweep` and `promptcomp curve`: many runs over ranges of keys; start, continue, look at, repair.
 
 `promptcomp sweep NAME` is short for `promptcomp sweep run NAME`; the names of the subcommands come first.
 """
@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
-from promptcomp.commands.common import JsonOption, MethodOption, console_for
+from promptcomp.commands.common import JsonOption, MethodOption, Overrides, console_for, show
 from promptcomp.commands.slurm_options import (
     SlurmCommand,
     SlurmOption,
     load_for_submission,
     refuse_overrides,
-    show_sweep_plan,
+    show_plan,
     submit_sweep,
 )
-from promptcomp.commands.sweep_show import sweep_best, sweep_plot, sweep_show
-from promptcomp.commands.sweep_tools import sweep_doctor, sweep_work
-from promptcomp.errors import ConfigError, Exit
+from promptcomp.commands.sweep_show import sweep_best, sweep_doctor, sweep_plot, sweep_show, sweep_work
+from promptcomp.errors import ConfigError, Exit, command
+from promptcomp.plain import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +53,7 @@ app = typer.Typer(
 
 SweepWords = Annotated[
     list[str] | None,
-    typer.Argument(
+    Argument(
         metavar="[KEY=...]...",
         help="key=2,4,8 or key=1e-5..1e-3:log[:steps=5]: what is tried; key=value: for all trials; sweep.key=value: "
         "the sweep itself (sweep.seeds=5).",
@@ -64,40 +65,40 @@ SweepWords = Annotated[
 def sweep_run(
     target: Annotated[
         str | None,
-        typer.Argument(metavar="[SWEEP]", help="A shipped sweep (--list), a YAML file, or a sweep's directory."),
+        Argument(metavar="[SWEEP]", help="A shipped sweep (--list), a YAML file, or a sweep's directory."),
     ] = None,
     words: SweepWords = None,
     method: MethodOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The sweep's directory; default: sweeps/NAME.")
+        Path | None, Option("--output", "-o", help="The sweep's directory; default: sweeps/NAME.")
     ] = None,
     workers: Annotated[
-        int, typer.Option("--workers", "-w", min=1, help="Trials at a time on this machine, or jobs (--slurm).")
+        int, Option("--workers", "-w", min=1, help="Trials at a time on this machine, or jobs (--slurm).")
     ] = 1,
     devices: Annotated[
         str | None,
-        typer.Option("--devices", help="GPUs to use, as 0,1,2,3; every worker gets its own. Default: all there are."),
+        Option(help="GPUs to use, as 0,1,2,3; every worker gets its own. Default: all there are."),
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option("--storage", help="A database (postgresql://...) in place of the journal in the directory."),
+        Option(help="A database (postgresql://...) in place of the journal in the directory."),
     ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Trials of every point.")] = None,
-    sampler: Annotated[str | None, typer.Option("--sampler", help="grid, random, tpe or nsga2.")] = None,
-    points: Annotated[int | None, typer.Option("--points", min=1, help="Points to draw (not for a grid).")] = None,
+    seeds: Annotated[int | None, Option(min=1, help="Trials of every point.")] = None,
+    sampler: Annotated[str | None, Option(help="grid, random, tpe or nsga2.")] = None,
+    points: Annotated[int | None, Option(min=1, help="Points to draw (not for a grid).")] = None,
     objective: Annotated[
         list[str] | None,
-        typer.Option("--objective", help="METRIC[@SPLIT][:min|:max], for example retained or size.memory_slots:min."),
+        Option(help="METRIC[@SPLIT][:min|:max], for example retained or size.memory_slots:min."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Start nothing: print the plan, and its cost from measured steps.")
+        bool, Option("--dry-run", help="Start nothing: print the plan, and its cost from measured steps.")
     ] = False,
     measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="With --dry-run: measure some steps, or only count FLOPs.")
+        bool, Option("--measure/--no-measure", help="With --dry-run: measure some steps, or only count FLOPs.")
     ] = True,
-    yes: Annotated[bool, typer.Option("--yes", help="A grid of more than 10,000 points is meant.")] = False,
+    yes: Annotated[bool, Option("--yes", help="A grid of more than 10,000 points is meant.")] = False,
     slurm: SlurmOption = None,
-    list_all: Annotated[bool, typer.Option("--list", help="List the shipped sweeps.")] = False,
+    list_all: Annotated[bool, Option("--list", help="List the shipped sweeps.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Start or continue a sweep. The same command continues it, also from further machines at the same time."""
@@ -120,12 +121,12 @@ def sweep_run(
 
     experiments = check(config, allow_huge=yes)
     if profile is not None:
-        from promptcomp.cluster.checks import check_all_parts
+        from promptcomp.cluster.submit import check_all_parts, workers_job
 
         check_all_parts(experiments, profile)
-    if dry_run and profile is not None:
-        show_sweep_plan(profile, directory, workers, console_for(as_json), as_json)
-        return
+        if dry_run:
+            show_plan(workers_job(directory, workers, profile), profile, as_json)
+            return
     if dry_run:
         from promptcomp.sweeps.preview import print_plan
 
@@ -133,7 +134,7 @@ def sweep_run(
         return
     check_splits(config)
     if profile is not None and slurm is not None:
-        submit_sweep(slurm, profile, config, directory, workers, storage, console_for(as_json), as_json)
+        submit_sweep(slurm, profile, config, directory, workers, storage, as_json)
         return
     _run(config, directory, storage, workers, devices, as_json)
 
@@ -148,18 +149,17 @@ def _open(
         words, target = [target, *words], None
     if target is not None and method is not None:
         raise ConfigError(f"{target!r} beside --method {method}: name one of them; what is tried is written key=2,4,8")
-    if target is None and method is None:
-        raise ConfigError("name a sweep (promptcomp sweep --list), a YAML file or a directory, or give --method NAME")
     if method is not None:
         config = sweep_of(method, words)
         return config, output or default_directory(config, Path(method).stem)
-    assert target is not None
+    if target is None:
+        raise ConfigError("name a sweep (promptcomp sweep --list), a YAML file or a directory, or give --method NAME")
     config, origin = read_sweep(target, words), find_sweep(target)
-    if origin.directory is not None:
-        if output is not None and output != origin.directory:
-            raise ConfigError(f"{target} is continued where it is; leave -o out, or start from its YAML file")
-        return config, origin.directory
-    return config, output or Path("sweeps") / origin.name
+    if origin.directory is None:
+        return config, output or Path("sweeps") / origin.name
+    if output not in (None, origin.directory):
+        raise ConfigError(f"{target} is continued where it is; leave -o out, or start from its YAML file")
+    return config, origin.directory
 
 
 def _objectives(texts: Sequence[str]) -> str:
@@ -171,13 +171,8 @@ def _objectives(texts: Sequence[str]) -> str:
         if direction not in ("", "min", "max") or not metric:
             raise ConfigError(f"--objective {text!r}: write METRIC, METRIC@SPLIT, METRIC:min or METRIC@SPLIT:max")
         smaller = direction == "min" or (not direction and metric == "loss")
-        found.append(
-            {
-                "metric": metric,
-                "direction": "minimize" if smaller else "maximize",
-                **({"split": split} if split else {}),
-            }
-        )
+        objective = {"metric": metric, "direction": "minimize" if smaller else "maximize"}
+        found.append(objective | ({"split": split} if split else {}))
     return json.dumps(found)
 
 
@@ -196,7 +191,7 @@ def _run(
         print_state(state, console)
     if not finished:
         raise stopped(console)
-    console.print(f"report: {write_report(state)}", highlight=False, soft_wrap=True)
+    say(console, f"report: {write_report(state)}")
     if any(trial.status == "failed" for trial in state.trials):
         raise typer.Exit(1)
 
@@ -224,14 +219,96 @@ def stopped(console: Console) -> typer.Exit:
     return typer.Exit(Exit.INTERRUPTED)
 
 
-def _print_list(as_json: bool) -> None:
-    from promptcomp.sweeps.preview import print_sweeps
+def curve(
+    method: Annotated[str, Argument(metavar="METHOD", help="A shipped experiment or a YAML file.")],
+    overrides: Overrides = None,
+    fractions: Annotated[str, Option(help="Shares of the training data, with commas.")] = "0.125,0.25,0.5,1",
+    seeds: Annotated[int, Option(min=1, help="Trials of each point: seeds 0, 1, ...")] = 3,
+    against: Annotated[list[str] | None, Option(help="Baselines (repeat, or with commas); default: finetune.")] = None,
+    sizes: Annotated[list[str] | None, Option(help="Students: values of --size-key (repeat, or with commas).")] = None,
+    size_key: Annotated[str, Option(help="The key that --sizes gives values of.")] = "lm.path",
+    workers: Annotated[int, Option("--workers", "-w", min=1, help="Most trials at a time, each a process.")] = 1,
+    split: Annotated[str | None, Option(help="Which split to show; default: the first.")] = None,
+    metric: Annotated[str | None, Option(help="Which metric to show; default: the data's own.")] = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="The sweep's directory; default: curves/METHOD.")
+    ] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Train nothing: print the plan.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Accuracy against the share of training data: a sweep with a view. The same command continues it.
 
-    print_sweeps(console_for(as_json), as_json)
+    KEY=VALUE holds for all methods (method.*: for METHOD alone), NAME:KEY=VALUE for one of them.
+    """
+    from promptcomp.sweeps.checking import check, check_metric
+    from promptcomp.sweeps.data_efficiency import data_efficiency
+    from promptcomp.sweeps.sweep_directory import SweepDirectory
+
+    if "=" in method:
+        raise ConfigError(
+            f"{method!r}: the method comes first, for example `{command('curve', 'step_by_step', method)}`"
+        )
+    config = data_efficiency(
+        method,
+        [name.strip() for name in ",".join(against or ["finetune"]).split(",") if name.strip()],
+        overrides or (),
+        shares=fractions,
+        seeds=seeds,
+        sizes=",".join(sizes or ()),
+        size_key=size_key,
+    )
+    check(config)
+    if metric is not None:
+        check_metric(metric)
+    console, directory = console_for(as_json), output or Path("curves") / Path(method).stem
+    if dry_run:
+        from promptcomp.sweeps.preview import print_plan
+
+        print_plan(config, SweepDirectory(directory), workers, False, console, as_json)
+        return
+    state, finished = work(config, directory, None, workers, None, console)
+    if not finished:
+        raise stopped(console)
+    from promptcomp.sweeps.views.efficiency import efficiency_of
+    from promptcomp.sweeps.views.efficiency_text import print_efficiency
+    from promptcomp.sweeps.views.html_report import write_report
+    from promptcomp.sweeps.views.overview import ONE_SEED
+
+    found = efficiency_of(state, metric, split)
+    if found is None:
+        raise ConfigError(f"no trial has finished with a value; `{command('sweep', 'show', directory)}` says why")
+    if as_json:
+        show(found.model_dump_json())
+    else:
+        print_efficiency(found, console)
+        if config.seeds == 1:
+            console.print(ONE_SEED, highlight=False)
+    say(console, f"report: {write_report(state)}")
+    if found.missing:
+        raise typer.Exit(1)
+
+
+def _print_list(as_json: bool) -> None:
+    """The sweeps that come with the package."""
+    from rich.text import Text
+
+    from promptcomp.sweeps.space import grid_size, tell_dimension
+    from promptcomp.sweeps.sweep_file import read_sweep, shipped_sweeps
+
+    configs, console = {name: read_sweep(name) for name in shipped_sweeps()}, console_for(False)
+    if as_json:
+        print(json.dumps({name: config.model_dump(mode="json") for name, config in configs.items()}))
+        return
+    for name, config in configs.items():
+        console.print(Text.assemble((name, "bold"), f"  {config.title}"), highlight=False, soft_wrap=True)
+        for key, dimension in config.space.items():
+            say(console, f"    {key}: {tell_dimension(dimension)}")
+        say(console, f"    {config.experiment}, {config.sampler}, {grid_size(config) * config.seeds} trials")
+    console.print("\nStart one with: promptcomp sweep NAME (--dry-run shows its cost first)", highlight=False)
 
 
 @app.command("measure", hidden=True)
-def sweep_measure(config: Annotated[Path, typer.Argument(help="An experiment's YAML.")]) -> None:
+def sweep_measure(config: Annotated[Path, Argument(help="An experiment's YAML.")]) -> None:
     """Measure a few steps of one trial and print them as JSON (what --dry-run starts)."""
     from promptcomp.sweeps.measuring import print_measured
 

@@ -1,20 +1,23 @@
-"""`promptcomp sweep show | best | plot DIR`: what a sweep has found."""
+"""`promptcomp sweep show | best | plot | doctor | work DIR`: commands on a sweep that is there."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from promptcomp.commands.common import JsonOption, console_for, show
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, command
+from promptcomp.plain import say
 
 if TYPE_CHECKING:
     from promptcomp.sweeps.state import SweepState
 
-DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's directory.")]
+DirectoryArgument = Annotated[Path, Argument(metavar="DIR", help="A sweep's directory.")]
 FORMATS = ("table", "csv", "trials", "markdown", "latex", "json")
 
 
@@ -22,7 +25,7 @@ def sweep_show(
     directory: DirectoryArgument,
     format_: Annotated[
         str,
-        typer.Option("--format", "-f", help="table, csv (points), trials (as CSV), markdown, latex or json."),
+        Option("--format", "-f", help="table, csv (points), trials (as CSV), markdown, latex or json."),
     ] = "table",
     as_json: JsonOption = False,
 ) -> None:
@@ -43,11 +46,9 @@ def sweep_show(
 
 def sweep_best(
     directory: DirectoryArgument,
-    objective: Annotated[
-        str | None, typer.Option("--objective", help="Which one decides, where the sweep has several.")
-    ] = None,
-    point: Annotated[str | None, typer.Option("--point", help="This point instead (the start of its name).")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it there, not to the screen.")] = None,
+    objective: Annotated[str | None, Option(help="Which one decides, where the sweep has several.")] = None,
+    point: Annotated[str | None, Option(help="This point instead (the start of its name).")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Write it there, not to the screen.")] = None,
 ) -> None:
     """The best point as YAML that `promptcomp fit --config` takes."""
     state = read(directory)
@@ -63,7 +64,7 @@ def sweep_best(
     from promptcomp.files import write_atomic
 
     write_atomic(output, text)
-    console_for(False).print(f"saved as {output}", highlight=False, markup=False, soft_wrap=True)
+    say(console_for(False), f"saved as {output}")
 
 
 def sweep_plot(directory: DirectoryArgument) -> None:
@@ -71,7 +72,7 @@ def sweep_plot(directory: DirectoryArgument) -> None:
     state = read(directory)
     from promptcomp.sweeps.views.html_report import write_report
 
-    console_for(False).print(f"saved as {write_report(state)}", highlight=False, markup=False, soft_wrap=True)
+    say(console_for(False), f"saved as {write_report(state)}")
 
 
 def read(directory: Path) -> SweepState:
@@ -88,3 +89,44 @@ def read(directory: Path) -> SweepState:
     from promptcomp.sweeps.study import read_state
 
     return read_state(place)
+
+
+def sweep_work(
+    directory: DirectoryArgument,
+    worker: Annotated[int, Option(min=0, help="Number of this worker, for people.")] = 0,
+    devices: Annotated[str, Option(help="GPUs of this worker, as 0,1; default: as they are.")] = "",
+) -> None:
+    """Run trials of a sweep one by one until none is left; what `promptcomp sweep` and cluster jobs start."""
+    from promptcomp.sweeps.sweep_directory import SweepDirectory
+    from promptcomp.sweeps.worker import work
+
+    names = tuple(name.strip() for name in devices.split(",") if name.strip())
+    raise typer.Exit(work(SweepDirectory(directory), worker, names, fork=True))
+
+
+def sweep_doctor(
+    directory: DirectoryArgument,
+    repair: Annotated[
+        bool, Option("--repair", help="Put right what can be; a damaged journal is kept as a copy.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look a sweep over: torn journal, stale locks, trials whose process is gone, results that were not told."""
+    from promptcomp.sweeps.repair import examine
+    from promptcomp.sweeps.sweep_directory import SweepDirectory
+
+    found = examine(SweepDirectory(directory), repair)
+    console = console_for(as_json)
+    for finding in found:
+        mark = "repaired" if finding.repaired else "found"
+        advice = f" ({finding.advice})" if finding.advice else ""
+        say(console, f"{mark}: {finding.what}{advice}")
+    left = [finding for finding in found if not finding.repaired]
+    if not found:
+        say(console, "nothing is wrong")
+    elif left and not repair:
+        say(console, f"{command('sweep', 'doctor', directory, '--repair')} puts right what can be")
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in found]))
+    if left:
+        raise typer.Exit(1)

@@ -94,6 +94,11 @@ class DataConfig(Config):
         raise NotImplementedError(f"{type(self).__name__} has no lengths()")
 
     @property
+    def context_budget(self) -> int | None:
+        """Most tokens of a training context that were asked for; None: as many as fit."""
+        return None
+
+    @property
     def training_queries(self) -> int:
         """Most queries of one context in training."""
         return 1

@@ -23,8 +23,7 @@ from promptcomp.language_model.loading import locate
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
 from promptcomp.lightning_modules.exported import EXTRA
 from promptcomp.lightning_modules.method_config import ExportFormat
-from promptcomp.run.opening import open_trained_module, weights_of
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import open_trained_module, quiet, weights_of
 from promptcomp.run.run_directory import RunDirectory, open_existing
 
 _LM = "lm.hf."

@@ -1,4 +1,7 @@
-"""What a forward pass keeps for its backward pass, counted on tensors without data.
+"""What a training step reads on one device, and what a forward pass keeps for its backward pass.
+
+Lengths come from the budgets of the data, rows are as the LM packs them, what is kept is counted on tensors without
+data.
 
 The model runs once under torch's FakeTensorMode (shapes and types, no memory, no arithmetic), where the hooks on
 autograd's saved tensors see all that is kept. So frozen weights, adapters, dropout, autocast's copies of weights and
@@ -13,9 +16,10 @@ Types follow CPU autocast, which keeps `pow` and `layer_norm` in the type of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +28,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from promptcomp.experiment import Experiment
+from promptcomp.forecast.placement import Layout
+from promptcomp.language_model.packing import MAX_ROW_TOKENS
+from promptcomp.lightning_modules.base import CompressionModule, Pass
 from promptcomp.lightning_modules.execution import NORMS, units_of
 
 
@@ -36,41 +44,77 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
-    """How a training step computes."""
+class Work:
+    """What a device reads at a time; lengths in tokens."""
 
-    autocast: torch.dtype | None = None
-    """The type that matrix products are cast to."""
-    weights: torch.dtype | None = None
-    """The type that all weights are in while they are used; None: as they are."""
-    gathered: torch.dtype | None = None
-    """The type that sharding gathers blocks in; None: as `weights` says."""
-    fused_attention: bool = True
-    """A GPU's fused attention kernels; False: the ones of the CPU."""
+    context: int
+    example: int
+    """A query with its target."""
+    target: int
+    """The target alone; as long as the example where that is not known."""
+    queries: int
+    """Of one context."""
+    contexts: int
+
+    def of(self, each: Pass) -> Work:
+        """What one pass reads."""
+        if not each.reconstructs:
+            return self
+        return replace(self, example=self.context + 1, target=self.context, queries=1)
+
+
+def work_of(experiment: Experiment, module: CompressionModule, layout: Layout) -> Work:
+    """What a device reads at a time."""
+    context, example, target = experiment.data.lengths(module.lm.window)
+    contexts = max(1, experiment.trainer.batch_size // (layout.accumulate * layout.devices))
+    return Work(context, example, target, experiment.data.training_queries, contexts)
+
+
+def rows_of(module: CompressionModule, each: Pass, work: Work) -> tuple[Rows, Rows | None]:
+    """The sequences of a pass, as promptcomp.language_model packs them."""
+    work = work.of(each)
+    length, rows = math.ceil(each.length), math.ceil(each.tokens / each.length) * work.contexts
+    if each.model.config.is_encoder_decoder and each.model.get_output_embeddings() is None:
+        return Rows(rows, length), Rows(rows, module.num_memory_slots(length) + 1)  # a distiller's decoder reads slots
+    if each.model.config.is_encoder_decoder:
+        if module.lm.query_in_encoder:
+            count, known = work.contexts * work.queries, work.target if work.target < work.example else 0
+            return Rows(count, max(1, length - known)), Rows(count, work.target + 1)
+        tree = work.queries * work.example + 1
+        split = math.ceil(tree / (MAX_ROW_TOKENS // 2)) if work.queries > 1 else 1
+        read = Rows(work.contexts, max(1, length - work.example))
+        return read, Rows(work.contexts * split, math.ceil(tree / split))
+    if each.model.get_output_embeddings() is None:  # a distiller: chunks of a context
+        return Rows(rows, length), None
+    front, tree = length - work.example, work.queries * work.example
+    split = math.ceil(tree / MAX_ROW_TOKENS) if work.queries > 1 else 1
+    return Rows(work.contexts * split, front + math.ceil(tree / split)), None
+
+
+def label_positions(module: CompressionModule, each: Pass, work: Work) -> int:
+    """Positions of a micro-batch at which a pass makes logits."""
+    work = work.of(each)
+    everywhere = module.compared == "all" and not module.lm.query_in_encoder
+    length = work.example if everywhere else work.target
+    return work.contexts * work.queries * length
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
     """Bytes that a forward pass keeps for its backward pass, weights and buffers themselves not counted."""
 
-    total: int
-    checkpointed: int
+    total: int = 0
+    checkpointed: int = 0
     """With every block recomputed in the backward pass: the blocks' inputs and what is outside of blocks."""
-    largest_block: int
+    largest_block: int = 0
     """What one block keeps: recomputed in the backward pass, one block at a time."""
 
     def __add__(self, other: Kept) -> Kept:
-        return Kept(
-            self.total + other.total,
-            self.checkpointed + other.checkpointed,
-            max(self.largest_block, other.largest_block),
-        )
+        largest = max(self.largest_block, other.largest_block)
+        return Kept(self.total + other.total, self.checkpointed + other.checkpointed, largest)
 
 
-NOTHING = Kept(0, 0, 0)
-
-
-def kept_bytes(model: PreTrainedModel, rows: Rows, decoder_rows: Rows | None, numbers: Numbers) -> Kept:
+def kept_bytes(model: PreTrainedModel, rows: Rows, decoder_rows: Rows | None, layout: Layout) -> Kept:
     """What reading `rows` keeps, without the output head.
 
     Args:
@@ -78,62 +122,43 @@ def kept_bytes(model: PreTrainedModel, rows: Rows, decoder_rows: Rows | None, nu
             them are trained is taken from `requires_grad`.
         rows: What it reads (of an encoder-decoder: the encoder).
         decoder_rows: What the decoder of an encoder-decoder reads.
-        numbers: Types and kernels.
+        layout: Types and kernels.
     """
     if decoder_rows is None:
-        return _trace(model.base_model, _reading(model, rows, numbers), numbers)
+        return _trace(model.base_model, _reading(model, rows, None, layout), layout)
     encoder: Any = model.get_encoder()
     decoder: Any = model.get_decoder()
-    return _trace(encoder, _reading(model, rows, numbers), numbers) + _trace(
-        decoder, _decoding(model, rows, decoder_rows, numbers), numbers
-    )
+    read = _trace(encoder, _reading(model, rows, None, layout), layout)
+    return read + _trace(decoder, _reading(model, decoder_rows, rows, layout), layout)
 
 
 Inputs = Callable[[], dict[str, Any]]
 
 
-def _reading(model: PreTrainedModel, rows: Rows, numbers: Numbers) -> Inputs:
-    """Embeddings, an additive mask and position ids, made inside the mode."""
-    dtype, width = _input_type(model, numbers), _width(model)
-    has_positions = model.config.model_type not in ("t5", "mt5")
+def _reading(model: PreTrainedModel, rows: Rows, encoder: Rows | None, layout: Layout) -> Inputs:
+    """Embeddings, an additive mask and position ids, made inside the mode; for a decoder an encoder's states too."""
+    weights: Any = model.get_input_embeddings().weight
+    dtype, width = layout.weight_type or weights.dtype, weights.shape[1]
+
+    def states(length: int) -> Tensor:
+        return torch.empty(rows.count, length, width, dtype=dtype, requires_grad=True)
 
     def make() -> dict[str, Any]:
-        found: dict[str, Any] = {
-            "inputs_embeds": torch.empty(rows.count, rows.length, width, dtype=dtype, requires_grad=True),
-            "attention_mask": torch.empty(rows.count, 1, rows.length, rows.length, dtype=dtype),
-        }
-        if has_positions:
+        mask = torch.empty(rows.count, 1, rows.length, rows.length, dtype=dtype)
+        found: dict[str, Any] = {"inputs_embeds": states(rows.length), "attention_mask": mask}
+        if encoder is not None:
+            across = torch.empty(rows.count, 1, rows.length, encoder.length, dtype=dtype)
+            found |= {
+                "encoder_hidden_states": states(encoder.length),
+                "encoder_attention_mask": across,
+                "use_cache": False,
+            }
+        elif model.config.model_type not in ("t5", "mt5"):
             found["position_ids"] = torch.zeros(rows.count, rows.length, dtype=torch.long)
             found["use_cache"] = False
         return found
 
     return make
-
-
-def _decoding(model: PreTrainedModel, encoder: Rows, decoder: Rows, numbers: Numbers) -> Inputs:
-    dtype, width = _input_type(model, numbers), _width(model)
-
-    def make() -> dict[str, Any]:
-        across = (decoder.count, 1, decoder.length, encoder.length)
-        return {
-            "inputs_embeds": torch.empty(decoder.count, decoder.length, width, dtype=dtype, requires_grad=True),
-            "attention_mask": torch.empty(decoder.count, 1, decoder.length, decoder.length, dtype=dtype),
-            "encoder_hidden_states": torch.empty(decoder.count, encoder.length, width, dtype=dtype, requires_grad=True),
-            "encoder_attention_mask": torch.empty(across, dtype=dtype),
-            "use_cache": False,
-        }
-
-    return make
-
-
-def _width(model: PreTrainedModel) -> int:
-    table = model.get_input_embeddings()
-    assert isinstance(table, nn.Embedding)
-    return table.embedding_dim
-
-
-def _input_type(model: PreTrainedModel, numbers: Numbers) -> torch.dtype:
-    return numbers.weights or model.get_input_embeddings().weight.dtype  # type: ignore[return-value]
 
 
 @dataclass
@@ -171,38 +196,36 @@ class _Counter:
         return Kept(self.total, self.total - self.in_blocks + self.inputs, self.largest_block)
 
 
-def _trace(body: nn.Module, make_inputs: Inputs, numbers: Numbers) -> Kept:
+def _trace(body: nn.Module, make_inputs: Inputs, layout: Layout) -> Kept:
     """Run `body` on fake tensors."""
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        kinds = _gathered_types(body, numbers)
+        kinds = _gathered_types(body, layout)
         state = {
-            name: _fake(p, kinds.get(p, numbers.weights)).requires_grad_(p.requires_grad)
+            name: torch.empty(
+                p.shape, dtype=kinds.get(p) or layout.weight_type or p.dtype, requires_grad=p.requires_grad
+            )
             for name, p in body.named_parameters()
         }
         state |= {name: torch.empty_like(b, device="cpu") for name, b in body.named_buffers()}
         counter = _Counter(frozenset(t.untyped_storage()._cdata for t in state.values()))
         inputs = make_inputs()
-        if numbers.fused_attention:
+        if layout.on_gpu:
             stack.enter_context(_FusedAttention())
-        if numbers.autocast is not None:
-            stack.enter_context(torch.autocast("cpu", dtype=numbers.autocast))
+        if layout.autocast is not None:
+            stack.enter_context(torch.autocast("cpu", dtype=layout.autocast))
         stack.enter_context(_block_hooks(body, counter))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(counter.pack, _never))
         torch.func.functional_call(body, state, (), inputs)
     return counter.kept()
 
 
-def _fake(parameter: Tensor, kind: torch.dtype | None) -> Tensor:
-    return torch.empty(parameter.shape, dtype=kind or parameter.dtype)
-
-
-def _gathered_types(body: nn.Module, numbers: Numbers) -> dict[Tensor, torch.dtype]:
+def _gathered_types(body: nn.Module, layout: Layout) -> dict[Tensor, torch.dtype]:
     """Of the weights that are gathered in another type; PyTorch's norms make that their input's again."""
-    if numbers.gathered is None:
+    if layout.gathered is None:
         return {}
     units = [module for unit in units_of(body) for module in unit.modules() if not isinstance(module, NORMS)]
-    return {p: numbers.gathered for module in units for p in module.parameters(recurse=False)}
+    return {p: layout.gathered for module in units for p in module.parameters(recurse=False)}
 
 
 def _never(tensor: Tensor) -> Tensor:

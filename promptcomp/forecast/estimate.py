@@ -12,14 +12,12 @@ measured ones: benchmarks/memory.py.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import BaseModel
 
 from promptcomp.evaluation.flops import cross_decoder_flops, encoder_flops, read_flops
 from promptcomp.experiment import Experiment
-from promptcomp.forecast.activations import NOTHING, Numbers, kept_bytes
+from promptcomp.forecast.activations import Kept, Work, kept_bytes, label_positions, rows_of, work_of
 from promptcomp.forecast.placement import (
     GIB,
     Communication,
@@ -35,11 +33,9 @@ from promptcomp.forecast.placement import (
     layout_of,
     resident_bytes,
 )
-from promptcomp.forecast.workload import Work, label_positions, rows_of, work_of
 from promptcomp.language_model.counting import model_cost
 from promptcomp.lightning_modules.adapters import adapted
 from promptcomp.lightning_modules.base import CompressionModule, Pass
-from promptcomp.lightning_modules.execution import units_of
 
 
 class Part(BaseModel):
@@ -157,16 +153,16 @@ def estimate_module(
     `like` is an estimate that differs in the number of devices and perhaps in strategy alone: its activations are taken
     over where they are the same.
     """
-    groups = group_weights(module, units_of(module), layout.weight_type, layout.gathered)
+    groups = group_weights(module, layout)
     passes = module.passes(work.context, work.example, work.queries)
     casts_blocks = layout.autocast is not None and layout.gathered is None
     if like is None or like.micro_batch != work.contexts or like.casts_blocks != casts_blocks:
-        plain, checkpointed, block = _activations(module, passes, work, layout)
+        kept = _activations(module, passes, work, layout)
     else:
-        plain, checkpointed, block = like.activation_bytes_plain, like.activation_bytes_checkpointed, like.block_bytes
-    kept = checkpointed if layout.activation_checkpointing else plain
+        kept = Kept(like.activation_bytes_plain, like.activation_bytes_checkpointed, like.block_bytes)
+    block = kept.largest_block
     step = Step(
-        activations=kept,
+        activations=kept.checkpointed if layout.activation_checkpointing else kept.total,
         # measured (benchmarks/memory.py): gradients inside a block take up to half of what it keeps, and a quarter
         # besides what is recomputed, as that is freed on the way
         working=block + block // 4 if layout.activation_checkpointing else block // 2,
@@ -183,9 +179,9 @@ def estimate_module(
         strategy=layout.strategy,
         devices=layout.devices,
         micro_batch=work.contexts,
-        activation_bytes=kept,
-        activation_bytes_plain=plain,
-        activation_bytes_checkpointed=checkpointed,
+        activation_bytes=step.activations,
+        activation_bytes_plain=kept.total,
+        activation_bytes_checkpointed=kept.checkpointed,
         block_bytes=block,
         casts_blocks=casts_blocks,
         device=device,
@@ -217,12 +213,9 @@ def _pass_flops(module: CompressionModule, each: Pass, work: Work) -> float:
 
 
 def _parts(module: CompressionModule, weight_type: torch.dtype | None) -> list[Part]:
-    groups: dict[str, list[Any]] = {}
-    seen: set[int] = set()
-    for name, parameter in module.named_parameters():
-        if id(parameter) not in seen:
-            seen.add(id(parameter))
-            groups.setdefault(name.split(".")[0], []).append(parameter)
+    groups: dict[str, list[torch.nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():  # shared ones come once
+        groups.setdefault(name.split(".")[0], []).append(parameter)
     parts = []
     for name, parameters in groups.items():
         sizes = [(p.numel(), (weight_type or p.dtype).itemsize, p.requires_grad) for p in parameters]
@@ -238,15 +231,10 @@ def _parts(module: CompressionModule, weight_type: torch.dtype | None) -> list[P
     return parts
 
 
-def _activations(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> tuple[int, int, int]:
-    """Bytes kept without and with activation checkpointing, and of the largest block."""
-    numbers = Numbers(layout.autocast, layout.weight_type, layout.gathered, fused_attention=layout.on_gpu)
-    found = NOTHING
-    for each in passes:
-        if each.gradient:
-            rows, decoder_rows = rows_of(module, each, work)
-            found = found + kept_bytes(each.model, rows, decoder_rows, numbers)
-    return found.total, found.checkpointed, found.largest_block
+def _activations(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> Kept:
+    """What the passes with a gradient keep."""
+    found = (kept_bytes(p.model, *rows_of(module, p, work), layout) for p in passes if p.gradient)
+    return sum(found, Kept())
 
 
 def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:
@@ -276,11 +264,9 @@ def _teacher_cache(module: CompressionModule, passes: list[Pass], work: Work, la
 
 def _gathers(passes: list[Pass], layout: Layout) -> float:
     """Bytes of block weights that a micro-batch gathers: for each forward pass, and again for each backward pass."""
-    found = 0.0
-    for each in passes:
-        groups = group_weights(each.model, units_of(each.model), layout.weight_type, layout.gathered)
-        found += sum(block.every for block in groups.gathered) * (1 + each.gradient)
-    return found
+    return sum(
+        block.every * (1 + each.gradient) for each in passes for block in group_weights(each.model, layout).gathered
+    )
 
 
 def _found_memory(layout: Layout) -> float | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +22,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from promptcomp.experiment import Precision, TrainerConfig
-from promptcomp.lightning_modules.execution import AUTOCAST
+from promptcomp.lightning_modules.execution import AUTOCAST, units_of
 
 GIB = 2**30
 
@@ -130,20 +129,9 @@ class Groups:
         return block.trained * (2 if self.halved else 1)
 
 
-def group_weights(
-    module: nn.Module,
-    blocks: Iterable[nn.Module],
-    weight_type: torch.dtype | None,
-    gathered: torch.dtype | None = None,
-) -> Groups:
-    """Bytes of the weights of `module` in the groups that sharding makes; shared weights count once.
-
-    Args:
-        module: the root.
-        blocks: the other units.
-        weight_type: what all weights are; None: as they are.
-        gathered: what blocks are gathered as; None: as they are.
-    """
+def group_weights(module: nn.Module, layout: Layout) -> Groups:
+    """Bytes of the weights of `module` in the groups that sharding makes; shared weights count once."""
+    weight_type, gathered = layout.weight_type, layout.gathered
     seen = set[int]()
     largest = 0
     halved: list[Weights] = []
@@ -166,7 +154,7 @@ def group_weights(
         halved.append(numbers)
         return Weights(every, trained)
 
-    counted = tuple(count(block) for block in blocks)
+    counted = tuple(count(block) for block in units_of(module))
     return Groups(counted, count(module), largest, tuple(halved[:-1]) if gathered is not None else ())
 
 

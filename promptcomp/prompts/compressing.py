@@ -27,8 +27,7 @@ from promptcomp.prompts.identity import text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt import CompressedPrompt, choose_device
 from promptcomp.prompts.prompt_files import Reader, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
-from promptcomp.run.opening import open_trained
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import open_trained, quiet
 
 
 @dataclass(frozen=True, slots=True)

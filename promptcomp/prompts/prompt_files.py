@@ -18,8 +18,7 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.memory import KVCache, Memory, memory_to
 from promptcomp.prompts.artifact import PromptInfo
 from promptcomp.prompts.identity import is_tokenizer, weights_hash
-from promptcomp.run.opening import open_trained_lm
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import open_trained_lm, quiet
 
 DEFAULT_NEW_TOKENS = 128
 OnText = Callable[[str], None]

@@ -16,7 +16,7 @@ from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.rationale.rationale_config import (
     RationaleConfig,
 )
-from promptcomp.experiment import shipped
+from promptcomp.experiment import chosen_file
 from promptcomp.rationales.template import PromptTemplate, load_template, shipped_templates
 
 _SAMPLING_TEMPERATURE = 0.7
@@ -58,14 +58,8 @@ def load_data(method: str | None, config: Path | None, overrides: Sequence[str])
         ConfigError: a mistake in it, or data that has no place for rationales.
     """
     tree: dict[str, Any] = {}
-    if method is not None and config is not None:
-        raise ConfigError("give --method or --config, not both")
-    if method is not None:
-        if method not in shipped():
-            raise ConfigError(f"--method {method!r} is not known; 'promptcomp methods' lists the shipped experiments")
-        config = shipped()[method]
-    if config is not None:
-        tree = {"data": read_yaml(config).get("data", {})}
+    if method is not None or config is not None:
+        tree = {"data": read_yaml(chosen_file(method, config)).get("data", {})}
     for item in overrides:
         if not item.startswith(("data.", "data=")):
             raise ConfigError(f"{item!r}: only data.* can be set here")

@@ -22,10 +22,16 @@ from promptcomp.experiment import EvaluationConfig
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
-from promptcomp.run.written_answers import Answers, answers_for
+from promptcomp.run.written_texts import Answers, answers_for
 
 OnBatch = Callable[[int, int], None]
 """Called with (batches done, batches in all)."""
+_KINDS: dict[type[Memory], flops.MemoryKind] = {
+    SoftPrompt: "soft_prompt",
+    KVCache: "kv_cache",
+    EncoderStates: "encoder_states",
+}
+"""The names that the cost formulas have for memories."""
 
 
 @dataclass(slots=True)
@@ -49,7 +55,7 @@ class _Sizes:
         self.queries += len(batch.query_mask)
         self.query_tokens += int(batch.query_mask.sum())
         if memory is not None:
-            self.kind = memory_kind(memory)
+            self.kind = _KINDS[type(memory)]
             self.slots += int(memory.num_slots.sum())
             self.memory_bytes += cost.memory_bytes(memory) * contexts
             self.kv_bytes += lm.kv_bytes(memory) * contexts
@@ -64,17 +70,6 @@ class Assessment:
     predictions: list[Prediction]
     result: SplitResult
     sizes: _Sizes = field(default_factory=_Sizes)
-
-
-def memory_kind(memory: Memory) -> flops.MemoryKind:
-    """The name that the cost formulas have for a memory."""
-    match memory:
-        case SoftPrompt():
-            return "soft_prompt"
-        case KVCache():
-            return "kv_cache"
-        case EncoderStates():
-            return "encoder_states"
 
 
 def assess(
@@ -137,7 +132,9 @@ def _score(
         batch = batch.to(module.device)
         memory = module.compress(batch.context)
         sizes.add(module.lm, batch, memory)
-        memories = {row: memory if row == "method" else bound_memory(module, row, batch.context) for row in rows}
+        memories = {"method": memory}
+        for row in rows[1:]:  # the whole prompt as the LM reads it, or nothing
+            memories[row] = module.lm.encode(batch.context) if row == "full_prompt" else None
         for row in rows:
             sums, counts, _ = module.lm.score(memories[row], batch)
             collected[row].add(batch.example.tolist(), batch.choice.tolist(), sums.tolist(), counts.tolist())
@@ -149,11 +146,6 @@ def _score(
         if answers is not None:
             answers.repeat("method", itself)
     return dict(collected)
-
-
-def bound_memory(module: CompressionModule, row: str, context: Context) -> Memory | None:
-    """The memory of a bound: the whole prompt as the LM reads it, or nothing."""
-    return module.lm.encode(context) if row == "full_prompt" else None
 
 
 def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: EvaluationConfig) -> tuple[Size, Cost]:
@@ -181,37 +173,32 @@ def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: Evalu
         memory_kv_bytes=sizes.kv_bytes / contexts,
         query_tokens=query_tokens,
     )
-    timed = _time(module, sizes.first_batch) if config.measure_cost and sizes.first_batch is not None else Cost()
-    return size, Cost(
-        compress_ms=timed.compress_ms,
-        prefill_ms=timed.prefill_ms,
-        full_prefill_ms=timed.full_prefill_ms,
-        flops_ratio=prefill.ratio,
-        compress_flops=prefill.compress,
-        prefill_flops=prefill.compressed,
-        full_prefill_flops=prefill.full,
-        cached_full_prefill_flops=prefill.cached_full,
-        cached_prefill_flops=prefill.cached_compressed,
-        no_prompt_prefill_flops=prefill.no_prompt,
-        break_even_queries=prefill.break_even_queries if prefill.compress else None,
-    )
+    found: dict[str, float | None] = {
+        "flops_ratio": prefill.ratio,
+        "compress_flops": prefill.compress,
+        "prefill_flops": prefill.compressed,
+        "full_prefill_flops": prefill.full,
+        "cached_full_prefill_flops": prefill.cached_full,
+        "cached_prefill_flops": prefill.cached_compressed,
+        "no_prompt_prefill_flops": prefill.no_prompt,
+        "break_even_queries": prefill.break_even_queries if prefill.compress else None,
+    }
+    if config.measure_cost and sizes.first_batch is not None:
+        found |= _milliseconds(module, sizes.first_batch)
+    return size, Cost.model_validate(found)
 
 
 @torch.inference_mode()
-def _time(module: CompressionModule, batch: Batch) -> Cost:
+def _milliseconds(module: CompressionModule, batch: Batch) -> dict[str, float]:
     """Medians of warm runs for one context and one query."""
-    one = first_query(batch)
+    one, lm = first_query(batch), module.lm
     memory = module.compress(one.context)
-    device = module.device
-
-    def full_prefill() -> None:
-        module.lm.score(module.lm.encode(one.context), one)
-
-    return Cost(
-        compress_ms=cost.measure_ms(lambda: module.compress(one.context), device=device),
-        prefill_ms=cost.measure_ms(lambda: module.lm.score(memory, one), device=device),
-        full_prefill_ms=cost.measure_ms(full_prefill, device=device),
-    )
+    calls: dict[str, Callable[[], object]] = {
+        "compress_ms": lambda: module.compress(one.context),
+        "prefill_ms": lambda: lm.score(memory, one),
+        "full_prefill_ms": lambda: lm.score(lm.encode(one.context), one),
+    }
+    return {name: cost.measure_ms(call, device=module.device) for name, call in calls.items()}
 
 
 def first_query(batch: Batch) -> Batch:

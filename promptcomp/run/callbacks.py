@@ -1,20 +1,32 @@
-"""Lightning callbacks and the logger of every run: step series, saving between steps, a clean stop."""
+"""Lightning callbacks and the logger of every run: step series, saving between steps, a clean stop, a progress bar."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
+from promptcomp.lightning_modules.adapters import adapted
+from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.plain import say
 from promptcomp.run.run_directory import MetricsFile, RunDirectory
 from promptcomp.stopping import StopSignals, is_preemption
+
+_SMOOTHING = 0.95
+_REFRESH = 0.25
+"""Seconds between two updates of the bar."""
 
 
 class MetricsLogger(Logger):
@@ -152,3 +164,83 @@ def _log_right_steps(trainer: L.Trainer) -> None:
     """Before a step: log by the number of steps that were done. Lightning has a count of its own for this, and counts a
     step twice when it resumes from a checkpoint written right after a dev evaluation."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+class TrainingProgress(L.Callback):
+    """A live bar on a terminal; a plain line at every dev evaluation elsewhere. Only rank 0 prints."""
+
+    def __init__(self, console: Console, max_steps: int) -> None:
+        self.console = console
+        self.max_steps = max_steps
+        self._loss: Tensor | None = None
+        self._tokens: Tensor | int = 0
+        self._shown = self._started = 0.0
+        self._first_step = 0
+        self._dev = ""
+        self._bar = Progress(
+            TextColumn("[bold]train[/bold]"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[dev]}", style="green"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            refresh_per_second=4,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens trained on by all processes since the start or the resumption."""
+        return int(self._tokens)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar."""
+        self._started, self._first_step = time.monotonic(), trainer.global_step
+        assert isinstance(pl_module, CompressionModule)
+        if trainer.is_global_zero and (adapters := adapted(pl_module.lm.hf)):
+            say(self.console, adapters)
+        if trainer.is_global_zero and self.console.is_terminal:
+            self._bar.add_task("", total=self.max_steps, completed=trainer.global_step, loss="", dev="")
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        assert isinstance(pl_module, CompressionModule)
+        self._tokens, loss = pl_module.tokens_trained, pl_module.step_loss
+        if loss is None or (batch_idx + 1) % trainer.accumulate_grad_batches or not trainer.is_global_zero:
+            return
+        self._loss = loss if self._loss is None else torch.lerp(loss, self._loss, _SMOOTHING)
+        step, now = trainer.global_step, time.monotonic()
+        if self._bar.tasks and (now - self._shown > _REFRESH or step == self.max_steps):
+            self._shown = now  # reading the loss waits for the device, so not at every step
+            loss_text = f"loss {float(self._loss):.3f}"
+            self._bar.update(self._bar.task_ids[0], completed=step, loss=loss_text, dev=self._dev)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the dev result."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        found = {name: trainer.callback_metrics.get(f"dev/{name}") for name in ("accuracy", "loss")}
+        parts = [f"dev {name} {float(value):.3f}" for name, value in found.items() if value is not None]
+        self._dev = parts[0] if parts else ""
+        if not self._bar.tasks:
+            done = trainer.global_step
+            rate = (done - self._first_step) / max(time.monotonic() - self._started, 1e-9)
+            left = (self.max_steps - done) / max(rate, 1e-9)
+            loss = "" if self._loss is None else f"  loss {float(self._loss):.3f}"
+            shown = f"step {done}/{self.max_steps}{loss}  {'  '.join(parts)}  {rate:.2f} steps/s  {left:.0f} s left"
+            say(self.console, shown)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar."""
+        if self._bar.tasks:
+            self._bar.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar."""
+        if self._bar.tasks:
+            self._bar.stop()

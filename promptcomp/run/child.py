@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO, cast
+from typing import Any, NoReturn
 
 import torch
 
@@ -33,7 +33,7 @@ from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
 from promptcomp.forecast.placement import layout_of
-from promptcomp.run.finding import find, identity
+from promptcomp.run.configured import find, identity
 from promptcomp.run.fitting import Outcome
 from promptcomp.run.run_directory import RunDirectory, check_unused, clear_unstarted
 from promptcomp.stopping import StopSignals, is_preemption
@@ -245,10 +245,6 @@ def _import() -> None:
     gc.freeze()
 
 
-def _stream(number: int, mode: str, buffering: int = -1) -> TextIO:
-    return cast(TextIO, os.fdopen(number, mode, buffering, "utf-8", "backslashreplace", closefd=False))
-
-
 def _become_fit(words: Sequence[str], env: Mapping[str, str], log: int, mask: set[int | signal.Signals]) -> NoReturn:
     """In the fork: be what a new Python would be, then never come back."""
     code: object = Exit.CRASHED
@@ -263,7 +259,9 @@ def _become_fit(words: Sequence[str], env: Mapping[str, str], log: int, mask: se
         os.environ.clear()
         os.environ.update(env)
         sys.argv = list(words)
-        sys.stdin, sys.stdout, sys.stderr = _stream(0, "r"), _stream(1, "w"), _stream(2, "w", buffering=1)
+        text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
+        sys.stdin, sys.stdout = os.fdopen(0, "r", **text), os.fdopen(1, "w", **text)
+        sys.stderr = os.fdopen(2, "w", buffering=1, **text)
         random.seed()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if torch.cuda._is_in_bad_fork():  # somebody has begun with CUDA in the parent all the same

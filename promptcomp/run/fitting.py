@@ -21,25 +21,20 @@ from promptcomp import __version__
 from promptcomp.checkpoints.checkpoint_files import existing
 from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.base import ContextDataModule
-from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 from promptcomp.errors import command
-from promptcomp.evaluation.predictions import Prediction, write_predictions
+from promptcomp.evaluation.predictions import write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import check_no_links, locked, write_atomic
 from promptcomp.lease import under_lease
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.plain import say
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure
-from promptcomp.run.callbacks import SaveBetweenSteps, Stopped
-from promptcomp.run.devices import device_of
-from promptcomp.run.division import experiment_to_resume
-from promptcomp.run.launching import code_of_lost
-from promptcomp.run.opening import Parts, make_module, make_parts, open_trained, set_threads, weights_of
-from promptcomp.run.progress import TrainingProgress
-from promptcomp.run.quiet import quiet
-from promptcomp.run.ranks import is_rank_zero, join, noticing_lost_ranks, part
-from promptcomp.run.rationale_texts import write_rationales
+from promptcomp.run.callbacks import SaveBetweenSteps, Stopped, TrainingProgress
+from promptcomp.run.configured import experiment_to_resume
+from promptcomp.run.opening import Parts, make_module, make_parts, open_trained, quiet, set_threads, weights_of
+from promptcomp.run.processes import device_of, is_rank_zero, join_group, leave_group, noticing_lost_ranks
 from promptcomp.run.run_directory import (
     RunDirectory,
     create,
@@ -47,7 +42,8 @@ from promptcomp.run.run_directory import (
     told_by_parent,
     write_environment,
 )
-from promptcomp.run.trainer import make_trainer
+from promptcomp.run.trainer import code_of_lost, make_trainer
+from promptcomp.run.written_texts import write_rationales
 from promptcomp.stopping import StopRequested, StopSignals, stop_signals
 
 
@@ -73,7 +69,7 @@ class Outcome:
         """The outcome for people."""
         if self.interrupted:
             console.print(f"Stopped after step {self.step}; the run is complete up to there.")
-            console.print(f"Continue with: {command('fit', '--resume', self.run)}", highlight=False, soft_wrap=True)
+            say(console, f"Continue with: {command('fit', '--resume', self.run)}")
         elif self.results is not None:
             console.print()
             print_report(self.results, console, self.run, self.next_steps)
@@ -87,7 +83,7 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
         ConfigError: a mistake in the configuration or the data.
     """
     with quiet():
-        ranks = join(experiment.trainer)
+        ranks = join_group(experiment.trainer)
         ranks.check_same(experiment)
         parts = ranks.agreed(lambda: make_parts(experiment))  # most mistakes show here, before there is a directory
     run = told_by_parent()
@@ -114,7 +110,7 @@ def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> O
     run = open_existing(path)
     experiment = experiment_to_resume(run, overrides)
     with quiet(run):
-        ranks = join(experiment.trainer)
+        ranks = join_group(experiment.trainer)
         ranks.check_same(experiment)
         parts = ranks.agreed(lambda: make_parts(experiment))
     return _fit_alone(experiment, parts, run, console, resume=True)
@@ -181,13 +177,8 @@ def _fit(
         L.seed_everything(experiment.seed, verbose=False)
         if first:
             write_environment(run, experiment.model_dump(mode="json"))
-            _announce(experiment, run, console, "resumed" if resume else "started")
-            for counts in datamodule.all_counts():
-                console.print(str(counts), style="dim", highlight=False, markup=False, soft_wrap=True)
-                run.write_log(str(counts))
-            for remark in datamodule.remarks():
-                console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
-                run.write_log(remark)
+            run.write_log(f"{'resumed' if resume else 'started'}: {experiment.title}, seed {experiment.seed}")
+            _announce(experiment, run, datamodule, console)
         cost = Cost()
         if module.method.trains and experiment.trainer.max_steps:
             try:
@@ -238,7 +229,7 @@ def _train(experiment: Experiment, parts: Parts, run: RunDirectory, console: Con
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
             seconds, step = time.monotonic() - seconds, trainer.global_step
             trainer.save_checkpoint(run.last)
-            part()
+            leave_group()
     except SystemExit as end:  # what Lightning makes of a Ctrl-C before the first step
         raise KeyboardInterrupt from end
     finally:
@@ -260,7 +251,6 @@ def _evaluate(
     module.eval().to(device_of(experiment.trainer))
     config = experiment.evaluation
     found: dict[str, Assessment] = {}
-    predictions: list[Prediction] = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for split in config.splits or datamodule.test_splits:
             bar = progress.add_task(escape(f"evaluate {split}"), total=None)
@@ -273,8 +263,7 @@ def _evaluate(
                 calibrated=experiment.data.is_calibrated,
                 on_batch=lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
             )
-            predictions += found[split].predictions
-        if config.rationales and isinstance(datamodule, RationaleDataModule) and datamodule.config.has_two_tasks:
+        if config.rationales and experiment.data.has_two_tasks:
             bar = progress.add_task("rationales", total=None)
             write_rationales(
                 module,
@@ -301,7 +290,7 @@ def _evaluate(
         bounds=_bounds_weights(experiment, module) if config.bounds else None,
         version=__version__,
     )
-    write_predictions(run.predictions, predictions)
+    write_predictions(run.predictions, [each for assessment in found.values() for each in assessment.predictions])
     write_results(run.results, results)
     return results
 
@@ -312,13 +301,13 @@ def _bounds_weights(experiment: Experiment, module: CompressionModule) -> Litera
     return "trained" if module.method.lm_training != "none" and started else "untrained"
 
 
-def _announce(experiment: Experiment, run: RunDirectory, console: Console, how: str) -> None:
-    console.print(
-        Text.assemble(
-            (experiment.method.name, "bold"),
-            f" on {experiment.data.name} with {experiment.lm.path}, seed {experiment.seed}, in {run.path}",
-        ),
-        highlight=False,
-        soft_wrap=True,
-    )
-    run.write_log(f"{how}: {experiment.title}, seed {experiment.seed}")
+def _announce(experiment: Experiment, run: RunDirectory, datamodule: ContextDataModule, console: Console) -> None:
+    """Say what runs, and what its data holds; to log.txt as well."""
+    about = f" on {experiment.data.name} with {experiment.lm.path}, seed {experiment.seed}, in {run.path}"
+    console.print(Text.assemble((experiment.method.name, "bold"), about), highlight=False, soft_wrap=True)
+    for counts in datamodule.all_counts():
+        say(console, str(counts), "dim")
+        run.write_log(str(counts))
+    for remark in datamodule.remarks():
+        say(console, remark, "yellow")
+        run.write_log(remark)

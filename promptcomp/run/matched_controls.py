@@ -7,7 +7,7 @@ continued when it is not, so that the same command goes on after a crash, and se
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,17 @@ from typing import Any
 from rich.console import Console
 
 from promptcomp.config import ConfigError, build
-from promptcomp.evaluation.predictions import Prediction, read_predictions
+from promptcomp.evaluation.predictions import read_predictions
 from promptcomp.evaluation.reference_points import ReferencePoints, Role, RoleRun, SplitPoints, split_points
-from promptcomp.evaluation.results import Results, read_results
+from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import locked, write_atomic
-from promptcomp.lightning_modules.method_config import LMTrainingConfig
+from promptcomp.plain import say
 from promptcomp.report import print_points
 from promptcomp.run.child import fit_apart, starts_processes
-from promptcomp.run.cluster_environment import started_rank
-from promptcomp.run.finding import find, identity
+from promptcomp.run.configured import find, identity
 from promptcomp.run.fitting import Outcome, fit, resume_fit
+from promptcomp.run.processes import started_rank
 from promptcomp.run.run_directory import RunDirectory
 
 FILE_NAME = "controls.json"
@@ -59,7 +59,7 @@ class ControlsOutcome:
         self.method.print(console)
         console.print()
         print_points(self.points, console)
-        console.print(f"saved as {self.method.run / FILE_NAME}", highlight=False, soft_wrap=True)
+        say(console, f"saved as {self.method.run / FILE_NAME}")
 
 
 def wanted_runs(experiment: Experiment) -> tuple[dict[Role, Experiment], tuple[str, ...]]:
@@ -71,11 +71,10 @@ def wanted_runs(experiment: Experiment) -> tuple[dict[Role, Experiment], tuple[s
     if train == "none" or not experiment.trainer.max_steps:
         notes.append(f"{title} leaves the LM as it is, so its controls have nothing to train: untrained only")
     else:
-        lora = method.lora.model_dump() if isinstance(method, LMTrainingConfig) else {}
-        section = {"train": train, **({"lora": lora} if train == "lora" else {})}
+        section = {"train": train, **(method.model_dump(include={"lora"}) if train == "lora" else {})}
         runs["full_prompt_trained"] = _control(experiment, "full_prompt", section)
         runs["no_prompt_trained"] = _control(experiment, "no_prompt", section)
-        if isinstance(method, LMTrainingConfig) and method.init_from is not None:
+        if getattr(method, "init_from", None) is not None:
             notes.append("method.init_from is the method's own: the trained controls start from the LM as it is")
     runs["full_prompt_untrained"] = _control(experiment, "full_prompt", {})
     runs["no_prompt_untrained"] = _control(experiment, "no_prompt", {})
@@ -95,9 +94,9 @@ def print_plan(experiment: Experiment, run_dir: Path | None, console: Console) -
     for role, wanted in runs.items():
         state, path = find(wanted, run_dir if role == "method" else None)
         what = {"finished": "reuse", "unfinished": "continue", "missing": "new run"}[state]
-        console.print(f"{role}: {what} {path or ''}".rstrip(), highlight=False, soft_wrap=True)
+        say(console, f"{role}: {what} {path or ''}".rstrip())
     for note in notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        say(console, note)
 
 
 def fit_with_controls(experiment: Experiment, run_dir: Path | None, console: Console) -> ControlsOutcome:
@@ -134,7 +133,7 @@ def _ensure(role: Role, wanted: Experiment, run_dir: Path | None, console: Conso
     """The finished run of an experiment: found, continued or made. Another process that makes it is waited for."""
 
     def waiting() -> None:
-        console.print(f"{role}: waiting for another process that makes the same run", highlight=False)
+        say(console, f"{role}: waiting for another process that makes the same run")
 
     locks = Path(wanted.output_dir) / ".locks"
     try:
@@ -144,11 +143,10 @@ def _ensure(role: Role, wanted: Experiment, run_dir: Path | None, console: Conso
     with locked(locks / identity(wanted), waiting) as lock:
         state, path = find(wanted, run_dir)
         if state == "finished" and path is not None:
-            console.print(f"{role}: reusing {path}", highlight=False, soft_wrap=True)
+            say(console, f"{role}: reusing {path}")
             results = read_results(path)
             return Outcome(path, results, results.cost.steps or 0), RoleRun(run=str(path), how="reused")
-        more = "" if path is None else f" continuing {path}"
-        console.print(f"{role}:{more}", highlight=False, soft_wrap=True)
+        say(console, f"{role}:" if path is None else f"{role}: continuing {path}")
         outcome: Outcome | None
         if starts_processes(wanted):
             outcome = fit_apart(wanted, path, run_dir, lock)
@@ -166,6 +164,11 @@ def _points(
     results = outcomes["method"].results
     assert results is not None
     predictions = {role: read_predictions(RunDirectory(outcome.run).predictions) for role, outcome in outcomes.items()}
+    resamples = experiment.evaluation.bootstrap_resamples
+    splits: dict[str, SplitPoints] = {}
+    for split, result in results.splits.items():
+        members = {role: [p for p in found if p.split == split] for role, found in predictions.items()}
+        splits[split] = split_points(members, result.metric, resamples)  # type: ignore[arg-type]
     return ReferencePoints(
         method=results.title or results.method,
         context_kind=results.context_kind,
@@ -173,14 +176,6 @@ def _points(
         lm=results.lm,
         seed=results.seed,
         runs=how,
-        splits=dict(_split_points(results, predictions, experiment.evaluation.bootstrap_resamples)),
+        splits=splits,
         notes=notes,
     )
-
-
-def _split_points(
-    results: Results, predictions: Mapping[Role, list[Prediction]], resamples: int
-) -> Iterator[tuple[str, SplitPoints]]:
-    for split, result in results.splits.items():
-        members = {role: [p for p in found if p.split == split] for role, found in predictions.items()}
-        yield split, split_points(members, result.metric, resamples)  # type: ignore[arg-type]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from promptcomp.checkpoints.checkpoint_files import existing
-from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
+from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule
-from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.sections import Reader
 from promptcomp.errors import command
 from promptcomp.experiment import Experiment
+from promptcomp.files import open_append
 from promptcomp.language_model import LanguageModel, open_tokenizer, open_window, reads_queries_in_encoder
-from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.execution import Execution
+from promptcomp.run.configured import experiment_of
 from promptcomp.run.run_directory import RunDirectory, open_existing
 
 Parts = tuple[ContextDataModule, CompressionModule]
@@ -55,11 +60,11 @@ def make_data(experiment: Experiment) -> ContextDataModule:
     """The data of an experiment, not read yet.
 
     Raises:
-        ConfigError: there is none, its budgets do not fit, or data and method do not belong together.
+        ConfigError: there is none, or its budgets do not fit.
     """
-    check_tasks(experiment)
-    window = open_window(experiment.lm)
-    _check_context(experiment, window)
+    window, longest = open_window(experiment.lm), experiment.data.context_budget
+    if window is not None and longest is not None and (problem := experiment.method.context_problem(longest, window)):
+        raise ConfigError(problem)
     reader = Reader(
         open_tokenizer(experiment.lm),
         experiment.seed,
@@ -88,30 +93,6 @@ def make_module(
     return module
 
 
-def check_tasks(experiment: Experiment) -> None:
-    """Two tasks need a method that learns them, and the reverse."""
-    data, method = experiment.data, experiment.method
-    if method.has_two_tasks and not data.has_two_tasks:
-        raise ConfigError(
-            f"method {method.name} learns labels and rationales, but data {data.name!r} gives no rationales; use "
-            "rationale data with data.targets=label_and_rationale (promptcomp data list)"
-        )
-    if data.has_two_tasks and not method.has_two_tasks:
-        fitting = " or ".join(name for name, section in METHODS.items() if section.has_two_tasks)
-        raise ConfigError(
-            f"data.targets = 'label_and_rationale' is for method {fitting}, not {method.name}; set data.targets=label "
-            "or another single target"
-        )
-
-
-def _check_context(experiment: Experiment, window: int | None) -> None:
-    """The longest contexts must leave the method its room in the LM's window."""
-    if window is None or not isinstance(experiment.data, InstructionConfig):
-        return
-    if problem := experiment.method.context_problem(experiment.data.limits("train")[0], window):
-        raise ConfigError(problem)
-
-
 def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment, ContextDataModule, CompressionModule]:
     """A finished run with its trained weights: the experiment, its data, and the module in eval mode.
 
@@ -121,7 +102,7 @@ def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment,
         ConfigError: no run, no trained weights, or a mistake in the overrides.
     """
     run = open_existing(path)
-    experiment = build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
+    experiment = experiment_of(run, overrides)
     set_threads(experiment)
     datamodule, module = make_parts(_without_training(experiment), trains=False)
     return experiment, datamodule, _with_weights(module, run)
@@ -134,7 +115,7 @@ def open_trained_module(path: Path) -> tuple[Experiment, CompressionModule]:
         ConfigError: no run, no trained weights, or a method that does not know its tasks without the data.
     """
     run = open_existing(path)
-    experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
+    experiment = experiment_of(run)
     return experiment, _with_weights(make_module(_without_training(experiment), ()), run)
 
 
@@ -145,7 +126,7 @@ def open_trained_lm(path: Path) -> LanguageModel:
         ConfigError: no run, or no trained weights.
     """
     run = open_existing(path)
-    experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
+    experiment = experiment_of(run)
     if experiment.method.lm_training == "none":
         return LanguageModel.from_config(experiment.lm)
     return _with_weights(make_module(_without_training(experiment), ()), run).lm
@@ -179,3 +160,37 @@ def set_threads(experiment: Experiment) -> None:
     """Use as many CPU threads as the experiment asks for."""
     if experiment.trainer.threads is not None:
         torch.set_num_threads(experiment.trainer.threads)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that is not written through a link."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(open_append(Path(self.baseFilename)), self.encoding, self.errors)
+
+
+@contextmanager
+def quiet(run: RunDirectory | None = None) -> Iterator[None]:
+    """Lightning's and torch's remarks go to log.txt, not between the lines a person reads."""
+    loggers = [
+        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers", "py.warnings")
+    ]
+    previous = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    handler: logging.Handler = logging.NullHandler()
+    if run is not None:
+        handler = _LogFile(run.log, encoding="utf-8", errors="replace", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO if logger.name.startswith("lightning") else logging.WARNING)
+    logging.captureWarnings(True)
+    disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, (level, propagate, handlers) in zip(loggers, previous, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        handler.close()

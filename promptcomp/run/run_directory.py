@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import platform
@@ -43,70 +44,38 @@ _PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "
 _STEP = re.compile(r"[0-9]{1,15}")
 
 
-@dataclass(frozen=True, slots=True)
+class _Inside:
+    """A path inside a run directory."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunDirectory, owner: type | None = None) -> Path:
+        return run.path / self._name
+
+
+@dataclass(frozen=True)
 class RunDirectory:
-    """Paths inside one run directory."""
+    """Paths inside one run directory; the module says what they hold."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, hardware, git commit."""
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        """The step series."""
-        return self.path / "metrics.csv"
-
-    @property
-    def predictions(self) -> Path:
-        """One line for each evaluated example."""
-        return self.path / "predictions.jsonl"
-
-    @property
-    def rationales(self) -> Path:
-        """What a student writes as its reasons."""
-        return self.path / "rationales.jsonl"
-
-    @property
-    def results(self) -> Path:
-        """What the run found."""
-        return self.path / "results.json"
-
-    @property
-    def export(self) -> Path:
-        """The trained parts as files for other programs."""
-        return self.path / "export"
-
-    @property
-    def log(self) -> Path:
-        """Messages with their times."""
-        return self.path / "log.txt"
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint that `--resume` continues from."""
-        return self.path / "checkpoints" / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the best dev result."""
-        return self.path / "checkpoints" / "best.ckpt"
+    config = _Inside("config.yaml")
+    environment = _Inside("environment.json")
+    metrics = _Inside("metrics.csv")
+    predictions = _Inside("predictions.jsonl")
+    rationales = _Inside("rationales.jsonl")
+    results = _Inside("results.json")
+    export = _Inside("export")
+    log = _Inside("log.txt")
+    last = _Inside("checkpoints/last.ckpt")
+    best = _Inside("checkpoints/best.ckpt")
 
     def write_log(self, message: str) -> None:
         """Append one line to log.txt."""
+        line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {without_credentials(message)}\n"
         with open_append(self.log) as file:
-            file.write(
-                f"{datetime.now(UTC).isoformat(timespec='seconds')} {without_credentials(message)}\n".encode(
-                    errors="replace"
-                )
-            )
+            file.write(line.encode(errors="replace"))
 
 
 def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
@@ -118,14 +87,20 @@ def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
     if chosen is not None:
         clear_unstarted(chosen)
         check_unused(chosen)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = chosen or next(p for p in _candidates(output_dir / f"{title}-{stamp}") if not p.exists())
+    path = chosen or new_path(output_dir, title)
     try:
         (path / "checkpoints").mkdir(parents=True)
     except OSError as error:
         kind = NoSpace if is_full(error) else ConfigError
         raise kind(f"{path}: the run directory cannot be made ({error.strerror})") from None
     return RunDirectory(path)
+
+
+def new_path(output_dir: Path, title: str) -> Path:
+    """A path that is not taken: `output_dir/<title>-<time>`, with a number where that is."""
+    first = output_dir / f"{title}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    later = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain((first,), later) if not path.exists())
 
 
 @contextlib.contextmanager
@@ -171,14 +146,6 @@ def check_unused(path: Path) -> None:
         raise ConfigError(f"{path} is not empty; {again}name another")
 
 
-def _candidates(first: Path) -> Any:
-    yield first
-    number = 2
-    while True:
-        yield first.with_name(f"{first.name}-{number}")
-        number += 1
-
-
 def open_existing(path: Path) -> RunDirectory:
     """An existing run directory.
 
@@ -198,6 +165,15 @@ def open_existing(path: Path) -> RunDirectory:
     return run
 
 
+def packages() -> dict[str, str | None]:
+    """Versions of what the program needs most; None: it is missing."""
+    found: dict[str, str | None] = dict.fromkeys(_PACKAGES)
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
 def environment() -> dict[str, Any]:
     """Versions, hardware and the git commit of the code that runs."""
     import torch
@@ -209,7 +185,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "promptcomp": __version__,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": packages(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
@@ -253,25 +229,15 @@ def _history(run: RunDirectory) -> list[dict[str, Any]]:
     return history
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _git_commit() -> str | None:
     """The commit of a checkout this package is run from; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    words = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return None
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -1,26 +1,48 @@
-"""The Lightning trainer of a run: callbacks, strategy, precision, devices."""
+"""The Lightning trainer of a run: callbacks, strategy, precision, devices, and processes that watch each other.
+
+Lightning's launcher kills all processes without a word when one that it has started dies, and leaves them alone when
+the first one dies; here the others end with a message.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 import lightning as L
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from promptcomp.checkpoints.checkpoint_files import existing, step_of
-from promptcomp.checkpoints.saving import AtomicCheckpoints, BestCheckpoint
+from promptcomp.checkpoints.saving import AtomicCheckpoints, BestCheckpoint, ShardedStrategy
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.errors import Exit, known_code
 from promptcomp.experiment import Experiment, TrainerConfig
-from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps
-from promptcomp.run.cluster_environment import cluster_environment, started_rank
-from promptcomp.run.devices import accelerator_of, check_precision, device_count
-from promptcomp.run.launching import WatchfulDDP, WatchfulFSDP
-from promptcomp.run.progress import TrainingProgress
-from promptcomp.run.ranks import SameExperiment
-from promptcomp.run.run_directory import RunDirectory
+from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps, TrainingProgress
+from promptcomp.run.processes import (
+    SameExperiment,
+    accelerator_of,
+    check_precision,
+    cluster_environment,
+    device_count,
+    started_rank,
+)
+from promptcomp.run.run_directory import RunDirectory, told_to_children
+
+_LOOK_EVERY = 0.5
+"""Seconds."""
+_PATIENCE = 5.0
+"""Seconds that a process has to end by itself, with a message of its own, after another one has died."""
 
 
 def make_trainer(
@@ -52,7 +74,7 @@ def make_trainer(
         strategy=make_strategy(config),
         logger=MetricsLogger(run, resumed_step),
         callbacks=callbacks,
-        plugins=[AtomicCheckpoints(), cluster_environment(config.devices, config.num_nodes)],
+        plugins=[AtomicCheckpoints(), cluster_environment()],
         default_root_dir=run.path,
         **loop_settings(config, has_dev),
     )
@@ -103,7 +125,8 @@ def make_strategy(config: TrainerConfig) -> Strategy | str:
             save_distributed_checkpoint=config.checkpoints == "sharded",
             timeout=timeout,
         )
-    return WatchfulDDP(timeout) if config.strategy == "ddp" or world_size > 1 else "auto"
+    ddp = WatchfulDDP(timeout=timeout, gradient_as_bucket_view=True)
+    return ddp if config.strategy == "ddp" or world_size > 1 else "auto"
 
 
 def _check(config: TrainerConfig) -> None:
@@ -117,3 +140,82 @@ def _check(config: TrainerConfig) -> None:
             f"trainer.num_nodes={config.num_nodes}: start the program on every machine with torchrun or srun "
             "(promptcomp fit ... --slurm), which tell the processes where the others are"
         )
+
+
+class WatchfulLauncher(_SubprocessScriptLauncher):
+    """Starts the other processes of this machine; each is watched by the first one, and watches it."""
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        """Start the others (on rank 0), begin to watch, and go on."""
+        environment = self.cluster_environment
+        if isinstance(environment, LightningEnvironment):
+            if environment.creates_processes_externally:
+                _Watch().start()
+            else:
+                with told_to_children(Path(trainer.logger.save_dir)):
+                    self._call_children_scripts()
+                _Watch(self.procs).start()
+        return function(*args, **kwargs)
+
+
+def code_of_lost(launcher: object) -> int:
+    """The exit code of the first process that a launcher has started and that has failed, waited for; 1: none has."""
+    if not isinstance(launcher, WatchfulLauncher):
+        return Exit.CRASHED
+    watch, deadline = _Watch(launcher.procs), time.monotonic() + _PATIENCE
+    while watch.problem() is None and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY)
+    return watch.code or Exit.CRASHED
+
+
+def _watchful(self: Any) -> None:
+    """How a strategy gets that launcher."""
+    self._launcher = WatchfulLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+
+class WatchfulDDP(DDPStrategy):
+    """Every device holds the whole model."""
+
+    _configure_launcher = _watchful
+
+
+class WatchfulFSDP(ShardedStrategy):
+    """Every device holds a part of the model."""
+
+    _configure_launcher = _watchful
+
+
+class _Watch:
+    """Looks whether a process of the run has ended, and then ends this one with a message.
+
+    Args:
+        children: the processes that this one has started; empty: it looks for the one that has started it.
+    """
+
+    def __init__(self, children: Sequence[subprocess.Popen[Any]] = ()) -> None:
+        self._children, self._parent, self.code = children, os.getppid(), 0
+
+    def start(self) -> None:
+        """Look from now on, in a thread."""
+        threading.Thread(target=self._look, daemon=True, name="rank-watch").start()
+
+    def problem(self) -> str | None:
+        """What has happened to another process."""
+        if not self._children:
+            return None if os.getppid() == self._parent else "the first process of this run has ended"
+        for number, child in enumerate(self._children, start=1):
+            if code := child.poll():
+                self.code = code
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                return f"process {number} of this run {how}"
+        return None
+
+    def _look(self) -> NoReturn:
+        while (problem := self.problem()) is None:
+            time.sleep(_LOOK_EVERY)
+        time.sleep(_PATIENCE)  # most of the time the process notices by itself, and this thread ends with it
+        for child in self._children:  # they wait for a process that will not answer
+            if child.poll() is None:
+                child.kill()
+        print(f"error: {problem}; continue the run with 'promptcomp fit --resume RUN'", file=sys.stderr, flush=True)
+        os._exit(known_code(self.code))

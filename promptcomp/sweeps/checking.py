@@ -75,8 +75,7 @@ def check_splits(config: SweepConfig) -> None:
     wanted = [split for split in named if split is not None]
     if not wanted:
         return
-    from promptcomp.run.opening import make_parts
-    from promptcomp.run.quiet import quiet
+    from promptcomp.run.opening import make_parts, quiet
 
     experiment = experiment_of(config, first_point(config), config.first_seed)
     with quiet():

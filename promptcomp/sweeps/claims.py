@@ -11,7 +11,7 @@ from typing import Literal
 
 from promptcomp.config import ConfigError
 from promptcomp.lease import Keeper
-from promptcomp.run.finding import find
+from promptcomp.run.configured import find
 from promptcomp.sweeps.planning import Record, dropped, groups, is_double, missing, used_up
 from promptcomp.sweeps.queue import Queue
 from promptcomp.sweeps.sampling import draw_point

@@ -27,9 +27,8 @@ from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.assess import assess
-from promptcomp.run.opening import make_parts, set_threads
-from promptcomp.run.progress import TrainingProgress
-from promptcomp.run.quiet import quiet
+from promptcomp.run.callbacks import TrainingProgress
+from promptcomp.run.opening import make_parts, quiet, set_threads
 from promptcomp.run.run_directory import RunDirectory
 from promptcomp.run.trainer import make_trainer
 

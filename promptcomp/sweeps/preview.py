@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +11,12 @@ import torch
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.formatting import bytes_text
 from promptcomp.experiment import Experiment
-from promptcomp.run.dry_run import Estimate, estimate
-from promptcomp.run.finding import find
+from promptcomp.forecast.estimate import Estimate, estimate
+from promptcomp.run.configured import find
 from promptcomp.sweeps.checking import samples_of
 from promptcomp.sweeps.measuring import Measured, MeasuringFailed, measured
 from promptcomp.sweeps.space import (
@@ -29,10 +27,10 @@ from promptcomp.sweeps.space import (
     grid_size,
     planned_controls,
     planned_trial,
+    tell_dimension,
 )
-from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, Values
+from promptcomp.sweeps.sweep_config import Choices, Dimension, Scalar, SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.sweep_file import read_sweep, shipped_sweeps
 
 _CORNERS = 8
 """Points whose memory and work are estimated to find the smallest and the largest."""
@@ -216,23 +214,6 @@ def _devices(experiment: Experiment) -> int:
     return (1 if devices == "auto" else int(devices)) * experiment.trainer.num_nodes
 
 
-def tell_dimension(dimension: Dimension) -> str:
-    """What is tried, in one line."""
-    if isinstance(dimension, Choices):
-        return ", ".join(dimension.choices)
-    if isinstance(dimension, Values):
-        return ", ".join(str(value) for value in dimension.values)
-    return _tell_interval(dimension)
-
-
-def _tell_interval(interval: Interval) -> str:
-    words = [f"{interval.low:g} to {interval.high:g}"]
-    words += ["whole numbers"] if interval.integer else []
-    words += ["logarithmic"] if interval.log else []
-    words += [f"{interval.steps} steps"] if interval.steps else []
-    return ", ".join(words)
-
-
 def _tell_objective(config: SweepConfig, number: int) -> str:
     objective = config.objectives[number]
     place = "" if objective.split is None else f" on {objective.split}"
@@ -305,18 +286,3 @@ def _many(count: int, noun: str) -> str:
 
 def _hours(hours: float) -> str:
     return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.1f} h"
-
-
-def print_sweeps(console: Console, as_json: bool) -> None:
-    """The sweeps that come with the package."""
-    configs = {name: read_sweep(name) for name in shipped_sweeps()}
-    if as_json:
-        print(json.dumps({name: config.model_dump(mode="json") for name, config in configs.items()}))
-        return
-    for name, config in configs.items():
-        trials = grid_size(config) * config.seeds
-        console.print(Text.assemble((name, "bold"), f"  {config.title}"), highlight=False, soft_wrap=True)
-        for key, dimension in config.space.items():
-            console.print(f"    {key}: {tell_dimension(dimension)}", highlight=False, markup=False, soft_wrap=True)
-        console.print(f"    {config.experiment}, {config.sampler}, {trials} trials", highlight=False, soft_wrap=True)
-    console.print("\nStart one with: promptcomp sweep NAME (--dry-run shows its cost first)", highlight=False)

@@ -42,6 +42,23 @@ def scalars(dimension: Dimension) -> tuple[Scalar, ...] | None:
     return _of_interval(dimension)
 
 
+def tell_dimension(dimension: Dimension) -> str:
+    """What is tried, in one line."""
+    if isinstance(dimension, Choices):
+        return ", ".join(dimension.choices)
+    if isinstance(dimension, Values):
+        return ", ".join(str(value) for value in dimension.values)
+    return _tell_interval(dimension)
+
+
+def _tell_interval(interval: Interval) -> str:
+    words = [f"{interval.low:g} to {interval.high:g}"]
+    words += ["whole numbers"] if interval.integer else []
+    words += ["logarithmic"] if interval.log else []
+    words += [f"{interval.steps} steps"] if interval.steps else []
+    return ", ".join(words)
+
+
 def _of_interval(interval: Interval) -> tuple[Scalar, ...] | None:
     low, high, steps = interval.low, interval.high, interval.steps
     if steps is None:
@@ -292,7 +309,7 @@ def planned_controls(config: SweepConfig, directory: SweepDirectory) -> list[Pla
 
 
 def _placed(experiment: Experiment, slug: str, point: str, params: Mapping[str, Scalar], folder: Path) -> PlannedTrial:
-    from promptcomp.run.finding import identity
+    from promptcomp.run.configured import identity
 
     cell = f"{slug}-s{experiment.seed}-{identity(experiment)[:_HEX]}"
     placed = experiment.model_copy(update={"name": cell, "output_dir": str(folder)})

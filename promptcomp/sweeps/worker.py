@@ -21,7 +21,7 @@ from promptcomp.errors import Exit, is_full
 from promptcomp.files import locked
 from promptcomp.lease import Keeper, kept
 from promptcomp.run.child import FIT
-from promptcomp.run.finding import find
+from promptcomp.run.configured import find
 from promptcomp.stopping import is_preemption
 from promptcomp.sweeps.claims import Claim, Desk, Nothing, adopt, devices_of, report
 from promptcomp.sweeps.planning import UNCOUNTED, Kind, Record

@@ -1,184 +1,18 @@
-"""`promptcomp pretrain`: a base LM from a shipped recipe or a file; one folder, written at the end of each check."""
+"""`promptcomp pretrain`: a base LM from a shipped recipe or a file, with progress."""
 
 from __future__ import annotations
 
 import json
-import platform
-import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
 
-import torch
-import transformers
-from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers import PreTrainedModel
 
-import promptcomp
-from promptcomp.checkpoints.checkpoint_files import remove, replace
-from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
+from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.errors import command, did_you_mean
-from promptcomp.files import follow_umask, write_atomic
-from promptcomp.toy.architecture import Architecture, build_model
-from promptcomp.toy.icl_lessons import ToyCurriculum, ToyLessons
-from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons
-from promptcomp.toy.lessons import Lessons
-from promptcomp.toy.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
-from promptcomp.toy.text_lessons import TextCorpus, TextLessons
-
-OnStep = Callable[[int, int, Mapping[str, float]], None]
-"""Called with (step, total steps at most, {"loss": ..., and skills where they were measured})."""
-
-
-class PretrainOptim(Config):
-    """AdamW with warm-up; the schedule after the warm-up belongs to the data."""
-
-    lr: float = Field(default=2e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = Field(default=0.05, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient."""
-    embedding_lr_scale: float = Field(default=1.0, gt=0)
-    """Learning rate of the token embeddings relative to `lr` (T5's start at standard deviation 1 and move slowly)."""
-    warmup_steps: int = Field(default=50, ge=0)
-
-
-class PretrainConfig(Config):
-    """A base LM trained from scratch."""
-
-    architecture: Architecture
-    data: Annotated[
-        ToyCurriculum | ToySeq2SeqCurriculum | InstructionCurriculum | TextCorpus, Field(discriminator="name")
-    ]
-    optim: PretrainOptim = PretrainOptim()
-    batch_size: int = Field(default=64, ge=1)
-    seed: int = 0
-    steps: int | None = Field(default=None, ge=1)
-    """Stop after this many steps (None: when the data's schedule is over); the short form of a recipe."""
-    check_every: int = Field(default=50, ge=1)
-    """Steps between measurements of the skills."""
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads of torch (None: torch's choice). Sums are ordered by threads: keep it to repeat a run bit by bit."""
-
-
-_LESSONS: dict[type[Config], Callable[[Any, int, int], Lessons[Any]]] = {
-    ToyCurriculum: ToyLessons,
-    ToySeq2SeqCurriculum: ToySeq2SeqLessons,
-    InstructionCurriculum: InstructionLessons,
-    TextCorpus: TextLessons,
-}
-
-
-def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = None) -> Path:
-    """Train a base LM and write it as a Hugging Face folder with `recipe.json`.
-
-    The folder is written whole under another name and then renamed, first at the first check, so an interrupted run
-    leaves either nothing or the model of the last check.
-
-    Args:
-        config: The recipe.
-        output_dir: The folder to write; an earlier one is replaced.
-        on_step: Progress callback.
-
-    Returns:
-        `output_dir`.
-    """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)  # of the whole process
-    torch.manual_seed(config.seed)
-    lessons = _LESSONS[type(config.data)](config.data, config.batch_size, config.seed)
-    tokenizer = lessons.tokenizer
-    model = build_model(
-        config.architecture, len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
-    )
-    reads_pairs = isinstance(config.data, ToySeq2SeqCurriculum)
-    if model.config.is_encoder_decoder != reads_pairs:
-        wanted = "an encoder-decoder" if reads_pairs else "a decoder-only"
-        raise ConfigError(
-            f"data.name = {config.data.name!r} trains {wanted} model, not model_type "
-            f"{config.architecture.model_type!r}; start from the recipe {'toy_t5' if reads_pairs else 'toy_decoder'}"
-        )
-    optim = config.optim
-    optimizer = _make_optimizer(model, optim)
-    total = min(lessons.total_steps, config.steps or lessons.total_steps)
-    history: list[dict[str, Any]] = []
-    start = time.perf_counter()
-    step = 0
-    model.train()
-    while step < total and not lessons.finished:
-        lr = optim.lr * lessons.lr_scale * min(1.0, (step + 1) / max(1, optim.warmup_steps))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        stage = lessons.stage_name
-        loss = lessons.loss(model)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
-        optimizer.step()
-        step += 1
-        numbers: dict[str, float] = {"loss": loss.item()}
-        last = step == total or lessons.finished
-        if step % config.check_every == 0 or last:
-            numbers |= _measured(model, lessons.skills)
-            seconds = round(time.perf_counter() - start, 1)
-            history.append(
-                {"step": step, "stage": stage, "seconds": seconds, **{k: round(v, 4) for k, v in numbers.items()}}
-            )
-            _save(model, lessons, config, {"history": history}, output_dir)
-        if on_step is not None:
-            on_step(step, total, numbers)
-    _save(model, lessons, config, {"metrics": _measured(model, lessons.report), "history": history}, output_dir)
-    return output_dir
-
-
-def _measured(model: PreTrainedModel, measure: Callable[[PreTrainedModel], dict[str, Any]]) -> dict[str, Any]:
-    model.eval()
-    with torch.no_grad():
-        found = measure(model)
-    model.train()
-    return found
-
-
-def _make_optimizer(model: PreTrainedModel, optim: PretrainOptim) -> torch.optim.AdamW:
-    """AdamW with the token embeddings in a group of their own where they have a learning rate of their own."""
-    table = model.get_input_embeddings().weight
-    groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "lr_scale": 1.0}]
-    if optim.embedding_lr_scale != 1.0:
-        groups[0]["params"] = [parameter for parameter in model.parameters() if parameter is not table]
-        groups.append({"params": [table], "lr_scale": optim.embedding_lr_scale})
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-
-
-def _save(
-    model: PreTrainedModel, lessons: Lessons[Any], config: PretrainConfig, record: Mapping[str, Any], output_dir: Path
-) -> None:
-    """Write the folder whole: weights, configuration, tokenizer and `recipe.json` with `record` in it."""
-    recipe = {
-        "config": config.model_dump(mode="json"),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "versions": {
-            "promptcomp": promptcomp.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "threads": torch.get_num_threads(),
-        **record,
-    }
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = output_dir.with_name(f".{output_dir.name}.{secrets.token_hex(4)}.partial")
-    try:
-        model.save_pretrained(partial)
-        lessons.tokenizer.save_pretrained(partial)
-        write_atomic(partial / "recipe.json", json.dumps(recipe, indent=1) + "\n")
-        follow_umask(partial)
-        replace(partial, output_dir)
-    finally:
-        remove(partial)
 
 
 def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, console: Console, as_json: bool) -> None:
@@ -193,6 +27,8 @@ def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, con
         hint = did_you_mean(recipe, shipped, f"shipped: {', '.join(shipped)}; or give a .yaml file")
         raise ConfigError(f"{recipe!r} is no recipe; {hint}")
     path = shipped.get(recipe, Path(recipe))
+    from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
+
     config = build(PretrainConfig, apply_overrides(read_yaml(path), overrides), source=path.name)
     output = output or Path("models") / path.stem
     if output.exists() and any(output.iterdir()):

@@ -56,7 +56,7 @@ def test_exit_codes(ending: str, run: Run, tmp_path: Path, monkeypatch: pytest.M
     last = dataclasses.replace(state.trials[-1], status="failed", values={}, problem="killed (exit code -9)")
     trials = {"failed": (*state.trials[:-1], last), "nothing": (last,)}.get(ending, state.trials)
     ended = dataclasses.replace(state, trials=trials), ending != "stopped"
-    monkeypatch.setattr("promptcomp.commands.curve.work", lambda *_: ended)
+    monkeypatch.setattr("promptcomp.commands.sweep.work", lambda *_: ended)
     done = run("curve", "step_by_step", "--against", "finetune,task_distillation", "--seeds", "1")
     assert done.returncode == {"whole": 0, "failed": 1, "stopped": 130, "nothing": 2}[ending]
     lost = "missing: method=task_distillation, train_share=1, seed 0: killed (exit code -9)"

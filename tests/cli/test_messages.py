@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptcomp.commands import listing
+from promptcomp import experiment
 from promptcomp.errors import ConfigError, NoSpace, RankLost
 from tests.cli.conftest import Run
 
@@ -91,7 +91,7 @@ def test_exit_codes(error: Exception, code: int, said: str, run: Run, monkeypatc
     def failing(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(listing, "print_methods", failing)
+    monkeypatch.setattr(experiment, "shipped", failing)
     done = run("methods")
     assert done.returncode == code
     assert said in done.stderr

@@ -13,7 +13,7 @@ import yaml
 from promptcomp.config import ConfigError
 from promptcomp.experiment import Experiment
 from promptcomp.lease import ask_lease, under_lease
-from promptcomp.run.division import DIVISION, check_overrides, experiment_to_resume
+from promptcomp.run.configured import DIVISION, check_overrides, experiment_to_resume
 from promptcomp.run.run_directory import RunDirectory, told_by_parent, told_to_children, write_environment
 from tests.cli.conftest import Run
 from tests.prompt_runs import DATA

@@ -23,8 +23,8 @@ from promptcomp.checkpoints.saving import AtomicCheckpoints
 from promptcomp.config import ConfigError
 from promptcomp.experiment import Precision, TrainerConfig
 from promptcomp.lightning_modules.execution import Execution
-from promptcomp.run.cluster_environment import cluster_environment
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import quiet
+from promptcomp.run.processes import cluster_environment
 from promptcomp.run.trainer import make_strategy
 from tests.distributed.trajectories import Case, Losses, data, make_module
 
@@ -83,7 +83,7 @@ def do(action: Action, folder: Path) -> None:
         use_distributed_sampler=False,
         limit_val_batches=0,
         callbacks=[losses],
-        plugins=[AtomicCheckpoints(), cluster_environment(int(devices))],
+        plugins=[AtomicCheckpoints(), cluster_environment()],
         default_root_dir=folder,
     )
     start = None if action.start is None else folder / action.start

@@ -23,7 +23,7 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.execution import Execution, blocks_of, shard, units_of
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import quiet
 from tests.distributed.trajectories import Case, data, train
 from tests.tiny_models import tiny_hf
 

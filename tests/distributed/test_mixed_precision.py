@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import quiet
 from tests.distributed.mixed import CASES, KINDS
 from tests.distributed.trajectories import finish, save_models, start, train
 

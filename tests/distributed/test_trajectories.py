@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import quiet
 from tests.distributed.trajectories import CASES, LAYOUTS, difference, finish, save_models, start, train
 
 

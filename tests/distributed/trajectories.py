@@ -32,8 +32,8 @@ from promptcomp.language_model import LanguageModelConfig, loading
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.execution import Execution
-from promptcomp.run.cluster_environment import cluster_environment
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import quiet
+from promptcomp.run.processes import cluster_environment
 from promptcomp.run.trainer import make_strategy
 from tests.tiny_models import save_tokenizer, tiny_hf
 
@@ -238,7 +238,7 @@ def make_trainer(
         use_distributed_sampler=False,
         limit_val_batches=0,
         callbacks=list(callbacks),
-        plugins=[cluster_environment(devices)],
+        plugins=[cluster_environment()],
         default_root_dir=folder,
     )
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from promptcomp.cluster.profile import SlurmProfile
-from promptcomp.cluster.submit import submit_array
+from promptcomp.cluster.script import Job
+from promptcomp.cluster.submit import submit
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Call, wait_for
 
@@ -92,17 +93,6 @@ def test_tasks_are_ranks_of_one_run(runs: Path) -> None:
         assert len(json.loads((runs / name / "environment.json").read_text())["history"]) == 1 + (name == "nodes")
 
 
-def test_jobs_lists_ours(runs: Path, program: Call) -> None:
-    found = {Path(job["run"]).name: job for job in program("jobs", str(runs), "--tail", "3")["jobs"]}
-    assert set(found) == {"one", "two", "nodes"}
-    wait_for("the last job to leave", lambda: program("jobs", str(runs / "nodes"))["jobs"][0]["state"] == "COMPLETED")
-    assert found["nodes"]["restarts"] == 1
-    assert found["two"]["restarts"] == 0
-    assert found["two"]["step"] == 60
-    assert found["two"]["metric"].startswith("dev/")
-    assert found["two"]["tail"]
-
-
 def _worker(folder: Path, body: str) -> str:
     """A stand-in for the interpreter: called as `python -m promptcomp WORDS`."""
     path = folder / "worker.sh"
@@ -111,7 +101,7 @@ def _worker(folder: Path, body: str) -> str:
     return str(path)
 
 
-def test_array_requeues_the_element_that_makes_room(cluster: Cluster, program: Call, tmp_path: Path) -> None:
+def test_array_requeues_the_element_that_makes_room(cluster: Cluster, tmp_path: Path) -> None:
     # element 0 is warned and leaves with 75, element 1 ends at once, element 2 fails
     body = (
         'n="${@: -1}"; echo "element $n start ${SLURM_RESTART_COUNT:-0} words $*" >>seen; [ "$n" = 1 ] && exit 0\n'
@@ -122,32 +112,35 @@ def test_array_requeues_the_element_that_makes_room(cluster: Cluster, program: C
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         words = ("sweep", "work", str(tmp_path), "--worker", "{worker}")
-        number = submit_array(tmp_path, words, 3, 2, profile, "a sweep")
+        number = submit(Job("a sweep", "workers", tmp_path / "slurm", words, 1, array=3), profile, "default")
     seen = tmp_path / "seen"
     wait_for("element 0", lambda: seen.is_file() and "element 0 start 0" in seen.read_text())
-    wait_for("elements 1 and 2", lambda: _states(program, tmp_path).get(f"{number}_2") == "FAILED")
+    wait_for("elements 1 and 2", lambda: _states(cluster, number).get(f"{number}_2") == "FAILED")
     cluster.call("scancel", "--batch", "--signal=USR1", f"{number}_0")
     wait_for("the restart", lambda: "element 0 start 1" in seen.read_text())
-    wait_for("the end", lambda: _states(program, tmp_path).get(f"{number}_0") == "COMPLETED")
-    assert _states(program, tmp_path)[f"{number}_1"] == "COMPLETED"
+    wait_for("the end", lambda: _states(cluster, number).get(f"{number}_0") == "COMPLETED")
+    assert _states(cluster, number)[f"{number}_1"] == "COMPLETED"
     assert f"-m promptcomp sweep work {tmp_path} --worker 1" in seen.read_text()
     assert seen.read_text().count("element 1") == 1
 
 
-def _states(program: Call, folder: Path) -> dict[str, str]:
-    return {job["id"]: job["state"] for job in program("jobs", str(folder))["jobs"]}
+def _states(cluster: Cluster, number: str) -> dict[str, str]:
+    """The states of an array's elements."""
+    fields = ("--noheader", "--states=all", f"--jobs={number}", "--array", "--Format=JobArrayID:|,State:|")
+    lines = [line.split("|") for line in cluster.call("squeue", *fields).splitlines()]
+    return {line[0].strip(): line[1].strip() for line in lines}
 
 
-def test_cancel_is_final_though_the_tasks_ask_to_go_on(cluster: Cluster, program: Call, tmp_path: Path) -> None:
+def test_cancel_is_final_though_the_tasks_ask_to_go_on(cluster: Cluster, tmp_path: Path) -> None:
     body = "touch up; trap 'exit 75' TERM USR1; while :; do sleep 0.2; done"
     profile = SlurmProfile(python=_worker(tmp_path, body), signal_seconds=30)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        number = submit_array(tmp_path, ("work",), 1, 1, profile, "stubborn")
+        number = submit(Job("stubborn", "worker", tmp_path / "slurm", ("work",), 1, array=1), profile, "default")
     wait_for("the worker", (tmp_path / "up").is_file)
     other = cluster.call("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 60").strip()
-    assert [job["id"] for job in program("cancel", "--all", "--dir", str(tmp_path))["cancelled"]] == [f"{number}_0"]
-    wait_for("the end", lambda: _states(program, tmp_path) == {f"{number}_0": "CANCELLED"})
+    cluster.call("scancel", number)
+    wait_for("the end", lambda: _states(cluster, number) == {f"{number}_0": "CANCELLED"})
     assert "it is not restarted" in (tmp_path / "slurm" / f"{number}_0.out").read_text()
     assert cluster.call("squeue", "-h", "-o", "%i").split() == [other]
     cluster.call("scancel", other)
@@ -161,8 +154,7 @@ def test_a_sweep_goes_on_when_one_of_its_workers_is_killed(cluster: Cluster, pro
     workers = sorted((sweep / "leases" / "workers").glob("*.json"))
     assert len(workers) == 2
     os.kill(json.loads(workers[0].read_text())["pid"], signal.SIGKILL)
-    wait_for("the end", lambda: sorted(_states(program, sweep).values()) == ["COMPLETED", "FAILED"], 240)
-    assert {number.partition("_")[0] for number in _states(program, sweep)} == {done["job"]}
+    wait_for("the end", lambda: sorted(_states(cluster, done["job"]).values()) == ["COMPLETED", "FAILED"], 240)
     logs = [path.read_text() for path in sweep.glob("runs/*/log.txt")]
     assert [text.count(" finished\n") for text in logs] == [1, 1]
     assert all(trial["status"] == "finished" for trial in program("sweep", "show", str(sweep))["trials"])

@@ -18,7 +18,7 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.assess import Assessment, assess
-from promptcomp.run.written_answers import answers_for, example_of_query, room
+from promptcomp.run.written_texts import answers_for, example_of_query, room
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
 
 OPTIONS = {"bounds": True, "max_new_tokens": 5, "bootstrap_resamples": 100, "measure_cost": False}

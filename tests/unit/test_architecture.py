@@ -120,13 +120,73 @@ def test_data_sections_import_no_torch() -> None:
 
 def test_help_imports_no_torch() -> None:
     code = (
-        "import sys\n"
+        "import sys, typer\n"
         "from typer.testing import CliRunner\n"
         "from promptcomp.cli import app\n"
-        "for word in ('', 'fit', 'evaluate', 'compare', 'data', 'bench', 'curve', 'rationales', 'sweep'):\n"
-        "    assert CliRunner().invoke(app, [*word.split(), '--help']).exit_code == 0\n"
+        "def helps(command, words):\n"
+        "    assert CliRunner().invoke(app, [*words, '--help']).exit_code == 0, words\n"
+        "    for name, each in getattr(command, 'commands', {}).items():\n"
+        "        helps(each, [*words, name])\n"
+        "helps(typer.main.get_command(app), [])\n"
     )
     assert not _heavy(code)
+
+
+FAST = {
+    "methods": 0,
+    "methods --json": 0,
+    "data list": 0,
+    "data list --json": 0,
+    "sweep --list": 0,
+    "sweep --list --json": 0,
+    "fit": 2,
+    "fit --method mned": 2,
+    "fit --config nowhere.yaml": 2,
+    "fit --method mend optim.lrr=1": 2,
+    "fit --method mend optim.lr=-1": 2,
+    "fit --method mend optim": 2,
+    "fit --method mend data.name=nowhere": 2,
+    "fit --method step_by_step data.targets=label": 2,
+    "fit --method mend --dry-run optim.lrr=1": 2,
+    "fit --method mend --with-controls optim.lrr=1": 2,
+    "fit --method mend --slurm nowhere": 2,
+    "fit --method mned --slurm": 2,
+    "fit --resume nowhere": 2,
+    "evaluate nowhere": 2,
+    "data show --method mend optim.lrr=1": 2,
+    "data validate --method mned": 2,
+    "bench --method mend optim.lrr=1": 2,
+    "rationales --method mned": 2,
+    "pretrain nowhere": 2,
+    "curve step_by_step optim.lrr=1": 2,
+    "sweep nowhere": 2,
+    "sweep show nowhere": 2,
+    "sweep loss_weight optim.lrr=1": 2,
+    "sweep loss_weight optim.lr=-1": 2,
+    "sweep loss_weight --objective nonsense": 2,
+    "sweep loss_weight sweep.seedz=1": 2,
+    "sweep --method mned optim.lr=1,2": 2,
+}
+"""Calls that end without torch, and their exit codes."""
+
+
+def test_lists_and_mistakes_import_no_torch(tmp_path: Path) -> None:
+    """What says only what there is, and every mistake in a configuration, is answered before anything heavy is read."""
+    code = (
+        "import contextlib, io, os, sys\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        "from promptcomp.cli import main\n"
+        f"for words, wanted in {FAST!r}.items():\n"
+        "    sys.argv, said = ['promptcomp', *words.split()], io.StringIO()\n"
+        "    try:\n"
+        "        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):\n"
+        "            main()\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code == wanted, (words, end.code, said.getvalue())\n"
+        "    heavy = {'torch', 'lightning', 'transformers', 'datasets', 'optuna'} & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    assert _heavy(code) in ("", "{'numpy'}")  # metrics' names are beside their arithmetic
 
 
 def test_sections_of_methods_import_no_torch() -> None:

@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 
 from promptcomp import __version__
-from promptcomp.cluster import checks, slurm
-from promptcomp.cluster.job_record import JobRecord, add_record, find_folders, read_records
-from promptcomp.cluster.jobs import cancel_jobs, list_jobs, log_tail
+from promptcomp.cluster import submit as submitting
 from promptcomp.cluster.profile import SlurmProfile, load_profile, split_overrides
-from promptcomp.cluster.script import Array, Job, directive, render
-from promptcomp.cluster.submit import array_job, fit_job, place, submit_array, submit_fit
+from promptcomp.cluster.script import Job, directive, render
+from promptcomp.cluster.submit import fit_job, place, predicted_start, submit, workers_job
 from promptcomp.commands.slurm_options import with_default_profile
 from promptcomp.errors import ConfigError
 from promptcomp.experiment import load
@@ -95,7 +93,7 @@ def test_containers(container: dict[str, str], expected: str) -> None:
 
 
 def test_profiles_are_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_profile("default", ["time=1-0", "environment.A=1"]).environment == {"A": "1"}
+    assert load_profile("default", ["slurm.time=1-0", "slurm.environment.A=1"]).environment == {"A": "1"}
     home = tmp_path / "home/.config/promptcomp/slurm.yaml"
     home.parent.mkdir(parents=True)
     home.write_text("small: {time: 99}\nother: {nodes: 3}\n")
@@ -106,9 +104,8 @@ def test_profiles_are_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert load_profile("other").nodes == 3
     assert load_profile("named").qos == "x"
     assert load_profile("named.yaml:small").time == "55"
-    assert load_profile("default", ["time=3:00:00", "mem=null"]).model_dump(include={"time", "mem", "nodes"}) == {
-        "time": "3:00:00", "mem": None, "nodes": 2,
-    }  # fmt: skip
+    changed = load_profile("default", ["slurm.time=3:00:00", "slurm.mem=null"])
+    assert (changed.time, changed.mem, changed.nodes) == ("3:00:00", None, 2)
 
 
 @pytest.mark.parametrize(
@@ -123,14 +120,14 @@ def test_profiles_are_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("small", ["extra=[--ntasks=3]"], "set by promptcomp"),
         ("small", ["environment.A-B=1"], "no variable name"),
         ("small", ["gpu_type=a100"], "gpu_type needs gpus_per_node"),
-        ("small", ["mem"], "slurm.key=value"),
+        ("small", ["mem"], "section.key=value"),
         ("small", ['account="a\\nb"'], "one line"),
     ],
 )
 def test_mistakes_in_profiles(chosen: str, overrides: list[str], said: str) -> None:
     Path("promptcomp-slurm.yaml").write_text(FULL)
     with pytest.raises(ConfigError) as error:
-        load_profile(chosen, overrides)
+        load_profile(chosen, [f"slurm.{word}" for word in overrides])
     assert said in str(error.value)
 
 
@@ -139,7 +136,7 @@ def test_the_value_of_slurm_is_optional() -> None:
     assert with_default_profile(["--slurm", "seed=1"]) == ["--slurm", "default", "seed=1"]
     assert with_default_profile(["--slurm", "--dry-run"]) == ["--slurm", "default", "--dry-run"]
     assert with_default_profile(["--slurm", "a100", "seed=1"]) == ["--slurm", "a100", "seed=1"]
-    assert split_overrides(["slurm.time=5", "seed=1"]) == (["time=5"], ["seed=1"])
+    assert split_overrides(["slurm.time=5", "seed=1"]) == (["slurm.time=5"], ["seed=1"])
 
 
 def test_devices_follow_the_profile() -> None:
@@ -165,15 +162,12 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     (tmp_path / "state").write_text("RUNNING")
-    (tmp_path / "queue").write_text("")
     here = shlex.quote(str(tmp_path))
     bodies = {
         "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
-        "squeue": f'case "$*" in *Format*) cat {here}/queue;; *) cat {here}/state;; esac',
+        "squeue": f"cat {here}/state",
         "scontrol": f"[ -e {here}/forbidden ] && exit 1; echo REQUEUED > {here}/state; kill -KILL $PPID",
         "sbatch": f"[ -e {here}/refuses ] && {{ echo sbatch: error: invalid account >&2; exit 1; }}; echo '77;lab'",
-        "scancel": "true",
-        "sacct": "echo Slurm accounting storage is disabled >&2; exit 1",
     }
     for name, body in bodies.items():
         (folder / name).write_text(f'#!/bin/bash\necho {name} "$@" >> {here}/called\n{body}\n')
@@ -191,7 +185,7 @@ def _run(folder: Path, body: str, *, array: bool = False, **settings: object) ->
     profile = SlurmProfile.model_validate({"python": str(worker), "signal_seconds": 10, **settings})
     place_ = folder / "run dir" / "slurm"
     place_.mkdir(parents=True, exist_ok=True)
-    job = Job("n", "t", place_, ("work", "{worker}"), 1, Array(4, 2) if array else None)
+    job = Job("n", "t", place_, ("work", "{worker}"), 1, 4 if array else 0)
     text = render(job, profile, folder)
     variables = {**os.environ, "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
     return subprocess.run(["bash", "-c", text], env=variables, capture_output=True, text=True, timeout=60, check=False)
@@ -267,20 +261,21 @@ def test_odd_characters_arrive(programs: Path) -> None:
     assert f"{odd}|-m|promptcomp|work|3|" in done.stdout
 
 
-# ---- submission, listing, cancelling
+# ---- submission
 
 
 def test_submission_is_recorded(programs: Path) -> None:
     run = programs / "runs" / "a run"
     run.mkdir(parents=True)
-    done = submit_fit(run, "title", SlurmProfile(), "default")
-    assert (done.id, done.script) == ("77", run / "slurm/job.sh")
-    (record,) = read_records(run / "slurm").jobs
-    assert (record.id, record.kind, record.command) == ("77", "fit", ("fit", "--resume", str(run)))
-    assert list(find_folders(programs)) == [run / "slurm"]
+    job = fit_job(run, "title", SlurmProfile())
+    assert (submit(job, SlurmProfile(), "default"), job.script) == ("77", run / "slurm/job.sh")
+    submit(job, SlurmProfile(), "default")
+    record = json.loads((run / "slurm/jobs.json").read_text())["jobs"][1]
+    assert (record["id"], record["kind"], record["command"]) == ("77", "fit", ["fit", "--resume", str(run)])
     (run / "slurm/jobs.json").write_text("{")
-    with pytest.raises(ConfigError, match="damaged"):
-        read_records(run / "slurm")
+    with pytest.raises(ConfigError, match="remove it to go on"):
+        submit(job, SlurmProfile(), "default")
+    assert len(_called(programs, "sbatch")) == 2
 
 
 def test_refused_or_absent_sbatch_keeps_the_script(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,87 +283,33 @@ def test_refused_or_absent_sbatch_keeps_the_script(programs: Path, monkeypatch: 
     run.mkdir(parents=True)
     (programs / "refuses").touch()
     with pytest.raises(ConfigError, match=r"sbatch refuses: invalid account\n.*job.sh"):
-        submit_fit(run, "title", SlurmProfile(), "default")
+        submit(fit_job(run, "title", SlurmProfile()), SlurmProfile(), "default")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match="sbatch is not installed here"):
-        submit_fit(run, "title", SlurmProfile(), "default")
+        submit(fit_job(run, "title", SlurmProfile()), SlurmProfile(), "default")
     assert (run / "slurm/job.sh").is_file()
     assert not (run / "slurm/jobs.json").exists()
 
 
 def test_arrays(programs: Path) -> None:
-    words = ("sweep", "work", "x", "--worker", "{worker}")
     profile = SlurmProfile(gpus_per_node=2, cpus_per_task=4)
-    assert submit_array(programs / "sweep", words, 8, 3, profile, "pc sweep") == "77"
-    text = (programs / "sweep/slurm/job.sh").read_text()
+    assert submit(workers_job(programs / "a sweep", 8, profile), profile, "default") == "77"
+    text = (programs / "a sweep/slurm/job.sh").read_text()
     for line in (
-        '#SBATCH --job-name="pc sweep"', "#SBATCH --array=0-7%3", "#SBATCH --gpus-per-node=2",
+        '#SBATCH --job-name="pc-a sweep"', "#SBATCH --array=0-7%8", "#SBATCH --gpus-per-node=2",
         "#SBATCH --ntasks-per-node=1", "#SBATCH --cpus-per-task=8",
     ):  # fmt: skip
         assert f"{line}\n" in text
-    assert f'{sys.executable} -m promptcomp sweep work x --worker "$SLURM_ARRAY_TASK_ID" &' in text
+    folder = shlex.quote(str(programs / "a sweep"))
+    assert f'{sys.executable} -m promptcomp sweep work {folder} --worker "$SLURM_ARRAY_TASK_ID" &' in text
     assert "PROMPTCOMP_LAUNCHER" not in text
     with pytest.raises(ConfigError, match=r"slurm\.nodes=1"):
-        array_job(programs, words, 1, 1, SlurmProfile(nodes=2), "x")
-
-
-def _record(folder: Path, number: str, kind: str = "fit") -> None:
-    (folder / "slurm").mkdir(parents=True, exist_ok=True)
-    record = JobRecord.model_validate({
-        "id": number, "kind": kind, "submitted": "now", "profile": "default", "command": ("fit",)
-    })  # fmt: skip
-    add_record(folder / "slurm", record)
-
-
-def test_jobs_are_listed_and_cancelled(programs: Path) -> None:
-    top = programs / "runs"
-    _record(top / "a", "70")
-    _record(top / "a", "71")  # submitted again
-    _record(top / "b", "72")
-    _record(top / "c", "73", "array")
-    (top / "a/metrics.csv").write_text("step,train/loss,dev/accuracy\n10,2.0,\n20,1.0,0.25\n30,0.9,\n")
-    (top / "a/slurm/71.out").write_text("one\ntwo\n")
-    (top / "b/slurm/resubmitted.txt").write_text("80\n")
-    (top / "b/results.json").write_text("{}")
-    (programs / "queue").write_text(
-        "71|RUNNING|None|1:00|2|n1|2026|\n73_[2-3%2]|PENDING|JobArrayTaskLimit|0:00|0||N/A|\n"
-        "73_0|RUNNING|None|0:02|0|n2|2026|\n99|RUNNING|None|0:02|0|n2|2026|\n"
-    )
-    views = {view.id: view for view in list_jobs(top).jobs}
-    assert set(views) == {"71", "80", "73_[2-3%2]", "73_0"}
-    assert (views["71"].step, views["71"].metric, views["71"].restarts) == (30, "dev/accuracy 0.250", 2)
-    assert log_tail(views["71"], 1) == ["two"]
-    assert views["80"].state == "FINISHED"  # SLURM has forgotten it, the files have not
-    assert views["73_[2-3%2]"].reason == "JobArrayTaskLimit"
-    with pytest.raises(ConfigError, match="99: neither a run directory nor a job"):
-        cancel_jobs(top, ["99"], False)
-    assert not _called(programs, "scancel")
-    assert [view.id for view in cancel_jobs(top, [str(top / "a"), "73_0"], False)] == ["71", "73_0"]
-    assert _called(programs, "scancel") == ["scancel 71 73_0"]
-    cancel_jobs(top, [], True)
-    assert _called(programs, "scancel")[1] == "scancel 71 73 73_0"
-
-
-def test_jobs_without_slurm_are_told_from_files(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _record(programs / "runs/a", "70")
-    monkeypatch.setenv("PATH", "/nowhere")
-    found = list_jobs(programs / "runs")
-    assert found.jobs[0].state == "UNKNOWN"
-    assert "squeue is not installed here" in found.remarks[0]
-    with pytest.raises(ConfigError, match="squeue is not installed"):
-        cancel_jobs(programs / "runs", [], True)
-
-
-def test_what_sacct_says(programs: Path) -> None:
-    assert slurm.accounts(["70"]) == []
-    (programs / "bin/sacct").write_text("#!/bin/bash\necho '70|CANCELLED by 0|0:15|00:01:00|n1'\n")
-    (entry,) = slurm.accounts(["70"])
-    assert (entry.state, entry.reason, entry.elapsed, entry.nodes) == ("CANCELLED", "exit 0:15", "00:01:00", "n1")
+        workers_job(programs, 1, SlurmProfile(nodes=2))
 
 
 def test_forecast(programs: Path) -> None:
     (programs / "bin/sbatch").write_text("#!/bin/bash\necho 'sbatch: Job 1 to start at 2026 using 1 processors' >&2\n")
-    assert slurm.predicted_start("#!/bin/bash\n") == "to start at 2026 using 1 processors"
+    assert predicted_start("#!/bin/bash\n") == "to start at 2026 using 1 processors"
 
 
 def test_submission_through_the_program(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,8 +333,8 @@ def test_submission_through_the_program(programs: Path, monkeypatch: pytest.Monk
         ((*words, "--slurm", "--with-controls"), "--slurm submits one run"),
         ((*words, "--slurm", "slurm.offline=true", "lm.path=no/model"), "set slurm.offline=false"),
         (("sweep", *words[1:], "method.num_slots=2,4", "--slurm", "lm.path=./nowhere"), "./nowhere"),
-        (("cancel",), "name run directories or job numbers"),
-        (("jobs", "nowhere"), "no such folder"),
+        (("jobs", "runs", "--tail", "3"), "squeue --me"),
+        (("cancel", "--all"), "scancel NUMBER"),
     ):
         code, _, err = _program(*more)
         assert (code, said in err) == (2, True), err
@@ -401,9 +342,9 @@ def test_submission_through_the_program(programs: Path, monkeypatch: pytest.Monk
 
 def test_every_lm_of_a_sweep_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
-    monkeypatch.setattr(checks, "check_parts", lambda experiment, _: looked.append(experiment.lm.path))
+    monkeypatch.setattr(submitting, "check_parts", lambda experiment, _: looked.append(experiment.lm.path))
     config = sweep_of("mend", ["method.num_slots=2,4,8", "lm.path=one,two"])
-    checks.check_all_parts(check(config), SlurmProfile())
+    submitting.check_all_parts(check(config), SlurmProfile())
     assert sorted(looked) == ["one", "two"]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from promptcomp.config import apply_overrides, build
 from promptcomp.experiment import Experiment, TrainerConfig
-from promptcomp.forecast.activations import Numbers, Rows, kept_bytes
+from promptcomp.forecast.activations import Rows, kept_bytes
 from promptcomp.forecast.estimate import Estimate, estimate
 from promptcomp.forecast.placement import (
     GIB,
@@ -180,18 +180,18 @@ def test_what_is_kept(kind: str) -> None:
     hf = tiny_hf(kind)
     rows, decoder = Rows(2, 48), Rows(2, 16) if kind.startswith("t5") else None
     hf.requires_grad_(True)
-    trained = kept_bytes(hf, rows, decoder, Numbers())
+    trained = kept_bytes(hf, rows, decoder, Layout())
     assert 0 < trained.checkpointed < trained.total
     assert 0 < trained.largest_block < trained.total
-    half = kept_bytes(hf, rows, decoder, Numbers(weights=torch.bfloat16))
+    half = kept_bytes(hf, rows, decoder, Layout(precision="bf16-true"))
     assert 0.4 * trained.total < half.total < 0.9 * trained.total
     hf.requires_grad_(False)
-    assert kept_bytes(hf, rows, decoder, Numbers()).total < trained.total
-    copied = kept_bytes(hf, rows, decoder, Numbers(autocast=torch.bfloat16))
+    assert kept_bytes(hf, rows, decoder, Layout()).total < trained.total
+    copied = kept_bytes(hf, rows, decoder, Layout(precision="bf16-mixed"))
     # autocast keeps half-precision copies of frozen weights
-    assert copied.total > kept_bytes(hf, rows, decoder, Numbers(weights=torch.bfloat16)).total
+    assert copied.total > kept_bytes(hf, rows, decoder, Layout(precision="bf16-true")).total
     # blocks that are gathered in half precision have none
-    gathered = kept_bytes(hf, rows, decoder, Numbers(torch.bfloat16, gathered=torch.bfloat16))
+    gathered = kept_bytes(hf, rows, decoder, Layout("fsdp", precision="bf16-mixed"))
     matrices = [each for unit in units_of(hf) for each in unit.parameters() if each.ndim == 2]
     assert copied.total - gathered.total >= sum(2 * each.numel() for each in matrices)
     assert gathered.checkpointed == copied.checkpointed
@@ -199,10 +199,10 @@ def test_what_is_kept(kind: str) -> None:
 
 def test_eager_attention_keeps_scores() -> None:
     hf = tiny_hf("llama")
-    fused = kept_bytes(hf, Rows(2, 96), None, Numbers()).total
+    fused = kept_bytes(hf, Rows(2, 96), None, Layout()).total
     hf.set_attn_implementation("eager")
     scores = 2 * 4 * 96 * 96 * 4 * 2  # rows x heads x S x S x bytes x layers
-    assert kept_bytes(hf, Rows(2, 96), None, Numbers()).total > fused + 0.8 * scores
+    assert kept_bytes(hf, Rows(2, 96), None, Layout()).total > fused + 0.8 * scores
 
 
 @pytest.mark.parametrize(

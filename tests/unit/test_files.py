@@ -17,7 +17,7 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.results import Results, write_results
 from promptcomp.files import check_no_links, follow_umask, is_file_name, locked, open_append, replacing, write_atomic
 from promptcomp.memory import SoftPrompt, save_memory
-from promptcomp.run.quiet import quiet
+from promptcomp.run.opening import quiet
 from promptcomp.run.run_directory import MetricsFile, RunDirectory, write_environment
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 

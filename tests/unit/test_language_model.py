@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
+from promptcomp.commands.dry_run import print_estimate
 from promptcomp.config import ConfigError
 from promptcomp.experiment import load
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import KNOWN_ARCHITECTURES
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
-from promptcomp.run.dry_run import print_estimate
 from tests.tiny_models import MODELS, VOCABULARY, save_tokenizer, tiny_hf, tiny_lm
 
 BATCH = collate(

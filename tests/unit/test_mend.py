@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
-from promptcomp.forecast.activations import Rows
-from promptcomp.forecast.workload import Work, rows_of
+from promptcomp.forecast.activations import Rows, Work, rows_of
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.mend import Mend, split_into_chunks

@@ -8,8 +8,10 @@ import signal
 import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
+from promptcomp.config import build
 from promptcomp.errors import ConfigError
-from promptcomp.run.cluster_environment import cluster_environment, started_by_srun, started_rank
+from promptcomp.experiment import TrainerConfig
+from promptcomp.run.processes import cluster_environment, device_count, started_by_srun, started_rank
 from promptcomp.stopping import StopRequested, StopSignals, is_preemption, stop_signals
 
 TASK = {
@@ -81,31 +83,31 @@ def _set(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
 
 def test_a_task_of_srun_is_a_rank_and_nothing_is_requeued_behind_our_back(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, TASK)
-    found = cluster_environment(2, 2)
+    found = cluster_environment()
     assert isinstance(found, SLURMEnvironment)
     assert not found.auto_requeue
 
 
 def test_a_shell_within_a_job_starts_its_own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, BATCH)
-    assert isinstance(cluster_environment(2), LightningEnvironment)
+    assert isinstance(cluster_environment(), LightningEnvironment)
 
 
 def test_torchrun_within_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, {**BATCH, "TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2"})
-    assert isinstance(cluster_environment(2), TorchElasticEnvironment)
+    assert isinstance(cluster_environment(), TorchElasticEnvironment)
 
 
 @pytest.mark.parametrize(
     ("devices", "nodes", "said"),
-    [(1, 2, "set trainer.devices=2"), (4, 1, "the job has 2 nodes"), ("auto", 1, "the job has 2 nodes")],
+    [(1, 2, "set trainer.devices=2"), (4, 1, "trainer.num_nodes=2"), ("auto", 1, "trainer.num_nodes=2")],
 )
 def test_tasks_and_configuration_must_agree(
     devices: int | str, nodes: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set(monkeypatch, TASK)
-    with pytest.raises(ConfigError, match=said):
-        cluster_environment(devices, nodes)
+    with pytest.raises(ConfigError, match=f"srun has started 2 .*{said}"):
+        device_count(build(TrainerConfig, {"devices": devices, "num_nodes": nodes, "accelerator": "cpu"}))
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     with pytest.raises(ConfigError, match="--ntasks-per-node"):
-        cluster_environment(2, 2)
+        cluster_environment()

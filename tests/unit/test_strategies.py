@@ -20,9 +20,8 @@ from promptcomp.lightning_modules.base import LossTerm
 from promptcomp.lightning_modules.execution import Execution, prepare_blocks
 from promptcomp.lightning_modules.objective import StepObjective
 from promptcomp.lightning_modules.optim import HostAdamW
-from promptcomp.run.devices import check_precision, device_count
-from promptcomp.run.division import check_overrides
-from promptcomp.run.ranks import Ranks, noticing_lost_ranks
+from promptcomp.run.configured import check_overrides
+from promptcomp.run.processes import Ranks, check_precision, device_count, noticing_lost_ranks
 from tests.tiny_models import tiny_hf
 
 

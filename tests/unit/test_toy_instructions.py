@@ -23,7 +23,7 @@ from promptcomp.toy.instruction_world import (
     pairs_of,
     phrasings,
 )
-from promptcomp.toy.pretraining import PretrainConfig, pretrain
+from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
 from promptcomp.toy.toy_sections import ToyInstructionsConfig, ToyInstructionsData
 from promptcomp.toy.words import (
     FRAMES,

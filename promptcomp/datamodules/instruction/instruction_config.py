@@ -170,6 +170,11 @@ class InstructionConfig(DataConfig):
         return Lengths(context, query + target, target)
 
     @property
+    def context_budget(self) -> int:
+        """The training split's."""
+        return self.limits("train")[0]
+
+    @property
     def training_queries(self) -> int:
         """As configured."""
         return self.queries_per_context

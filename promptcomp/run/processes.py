@@ -1,14 +1,16 @@
-"""The processes of one run: who they are, and that they agree before they train.
+"""The processes of one run and their devices: who starts them, who they are, and that they agree before they train.
 
-torchrun and srun start all ranks at once, so they meet before there is a run directory. Lightning's own launcher starts
-the others when rank 0 is about to train; its children find the directory in an environment variable.
+srun, torchrun or Lightning itself starts them; which is chosen here, never guessed by Lightning: it takes any shell
+with SLURM_NTASKS set for one task of an srun, and a run started by hand inside an allocation then waits for ranks that
+nobody starts. torchrun and srun start all ranks at once, so they meet before there is a run directory. Lightning's own
+launcher starts the others when rank 0 is about to train; its children find the directory in an environment variable.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,16 +18,124 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 
 from promptcomp.config import ConfigError, flat
 from promptcomp.errors import Exit, RankLost
 from promptcomp.experiment import Experiment, TrainerConfig
-from promptcomp.run.cluster_environment import cluster_environment, started_by_srun, started_rank
-from promptcomp.run.devices import accelerator_of, device_count
-from promptcomp.run.division import PLACES
+from promptcomp.run.configured import PLACES
 
 T = TypeVar("T")
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "Timed out waiting", "gloo", "NCCL", "Socket Timeout")
+
+
+def started_by_srun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is one of several tasks of an srun.
+
+    A batch script and an interactive shell are one task; what is started by hand there starts its own processes.
+    """
+    if environment.get("PROMPTCOMP_LAUNCHER") == "slurm":  # the job script says so: one task may be a whole run
+        return "SLURM_PROCID" in environment
+    return "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def started_rank(environment: Mapping[str, str] = os.environ) -> int | None:
+    """The global rank that whoever started this process gave it; None: nobody did (this process may start others)."""
+    if "RANK" in environment:
+        return int(environment["RANK"])
+    if "LOCAL_RANK" in environment:  # started by Lightning beside rank 0, which has none of these variables
+        return int(environment["LOCAL_RANK"]) or 1
+    return int(environment["SLURM_PROCID"]) if started_by_srun(environment) else None
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """The environment to give to the trainer as a plugin; `device_count` holds it against the configuration.
+
+    Raises:
+        ConfigError: srun was started with --ntasks alone.
+    """
+    if TorchElasticEnvironment.detect():  # torchrun, also within a SLURM job
+        return TorchElasticEnvironment()
+    if started_by_srun():
+        try:
+            return SLURMEnvironment(auto_requeue=False)  # its handler saves within a signal: ranks out of step wait
+        except RuntimeError as error:  # --ntasks without --ntasks-per-node
+            raise ConfigError(" ".join(str(error).split())) from None
+    return LightningEnvironment()
+
+
+def accelerator_of(config: TrainerConfig) -> str:
+    """ "auto" is a GPU, else Apple's, else the CPU; fsdp has no use for Apple's."""
+    if config.accelerator != "auto":
+        return config.accelerator
+    if torch.cuda.is_available():
+        return "gpu"
+    return "mps" if torch.backends.mps.is_available() and config.strategy != "fsdp" else "cpu"
+
+
+def device_of(config: TrainerConfig) -> torch.device:
+    """The device of work that one process does alone."""
+    accelerator = accelerator_of(config)
+    return torch.device({"gpu": "cuda"}.get(accelerator, accelerator))
+
+
+def device_count(config: TrainerConfig) -> int:
+    """Devices of this machine that the run uses; "auto": one for each process that was started, else all GPUs.
+
+    Raises:
+        ConfigError: there are no such devices, not as many, or not as many as processes.
+    """
+    accelerator, started = accelerator_of(config), _started_here(config)
+    devices = started if started is not None else config.devices
+    if accelerator == "cpu":
+        return 1 if devices == "auto" else devices
+    if accelerator == "mps":
+        present = int(torch.backends.mps.is_available())
+    else:
+        present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not present:
+        raise ConfigError(f"trainer.accelerator={accelerator}: this machine has none; use trainer.accelerator=cpu")
+    wanted = present if devices == "auto" else devices
+    if wanted > present:
+        raise ConfigError(f"trainer.devices={wanted}, but this machine has {present}; use trainer.devices={present}")
+    return wanted
+
+
+def check_precision(config: TrainerConfig) -> None:
+    """
+    Raises:
+        ConfigError: the arithmetic does not exist on the devices.
+    """
+    if config.precision == "16-mixed" and accelerator_of(config) == "cpu":
+        raise ConfigError("trainer.precision=16-mixed needs a GPU; use bf16-mixed or 32-true on the CPU")
+
+
+def _started_here(config: TrainerConfig) -> int | None:
+    """Processes that torchrun or srun has started on this machine; None: neither did.
+
+    Raises:
+        ConfigError: the configuration says other numbers.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        who, world_size = "torchrun", int(os.environ["WORLD_SIZE"])
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    elif started_by_srun():
+        who, world_size = "srun", int(os.environ["SLURM_NTASKS"])
+        here = world_size // int(os.environ.get("SLURM_NNODES", "1"))
+    else:
+        return None
+    nodes = world_size // here
+    if config.devices not in ("auto", here) or config.num_nodes != nodes:
+        raise ConfigError(
+            f"{who} has started {here} process(es) on each of {nodes} machine(s), but trainer.devices={config.devices} "
+            f"and trainer.num_nodes={config.num_nodes}; set trainer.devices={here} trainer.num_nodes={nodes}"
+        )
+    return here
 
 
 def is_rank_zero() -> bool:
@@ -92,7 +202,7 @@ class Ranks:
         return every
 
 
-def join(config: TrainerConfig) -> Ranks:
+def join_group(config: TrainerConfig) -> Ranks:
     """Meet the ranks that torchrun or srun has started; elsewhere this process is alone.
 
     Raises:
@@ -101,7 +211,7 @@ def join(config: TrainerConfig) -> Ranks:
     if "RANK" not in os.environ and not started_by_srun():
         return Ranks()
     device_count(config)
-    environment = cluster_environment(config.devices, config.num_nodes)
+    environment = cluster_environment()
     rank, world_size = environment.global_rank(), environment.world_size()
     if world_size == 1:
         return Ranks()
@@ -117,7 +227,7 @@ def join(config: TrainerConfig) -> Ranks:
     return Ranks(rank, world_size)
 
 
-def part() -> None:
+def leave_group() -> None:
     """Leave the group, all ranks at once: what follows is rank 0's alone."""
     if torch.distributed.is_initialized():
         if torch.distributed.get_world_size() > 1:

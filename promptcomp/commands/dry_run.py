@@ -16,8 +16,8 @@ from promptcomp.forecast.estimate import Estimate, Part, estimate
 from promptcomp.forecast.placement import layout_of
 from promptcomp.language_model import open_tokenizer
 from promptcomp.language_model.loading import locate
-from promptcomp.run.opening import make_parts
-from promptcomp.run.quiet import quiet
+from promptcomp.plain import say
+from promptcomp.run.opening import make_parts, quiet
 
 _MEMORY = {
     "weights": "weights",
@@ -58,9 +58,9 @@ def print_estimate(
     console.print(f"\nMemory of {where}, {found.micro_batch} context(s) at a time", style="bold", highlight=False)
     console.print(_memory_table(found))
     for line in _lines(found, experiment):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
     for remark in found.remarks:
-        console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        say(console, remark, "yellow")
 
 
 def _read_data(experiment: Experiment) -> list[str]:
@@ -98,8 +98,7 @@ def _memory_table(found: Estimate) -> Table:
     table.add_column(justify="left")
     table.add_column(justify="right")
     for field, name in _MEMORY.items():
-        count = int(getattr(found.device, field))
-        if count:
+        if count := int(getattr(found.device, field)):
             table.add_row(name, bytes_text(count))
     return table
 

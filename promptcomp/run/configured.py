@@ -1,0 +1,163 @@
+"""The configuration of a run: read, held against what the run was started with, and found again by it alone.
+
+When a run is continued, where it is and how its work is divided may change, not what it computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
+from promptcomp.evaluation.results import read_results
+from promptcomp.experiment import Experiment
+from promptcomp.run.run_directory import RunDirectory, recorded_config
+
+PLACES = ("name", "output_dir")
+"""Keys that say where a run is kept."""
+DIVISION = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "accumulate",
+    "threads",
+    "activation_checkpointing",
+    "offload_optimizer",
+    "compile",
+    "timeout_seconds",
+    "checkpoints",
+    "checkpoint_every",
+)
+"""Keys of the section `trainer`."""
+_TRAINING = ("optim", "trainer", "seed")
+_FREE = {*PLACES, *(f"trainer.{key}" for key in DIVISION)}
+_ALLOWED = ", ".join(f"trainer.{key}" for key in DIVISION)
+_NAMED = 5  # changed keys that a message lists
+_MISSING = object()
+State = Literal["finished", "unfinished", "missing"]
+
+
+def experiment_of(run: RunDirectory, overrides: Iterable[str] = ()) -> Experiment:
+    """The configuration of a run, with overrides.
+
+    Raises:
+        ConfigError: a mistake in config.yaml or in the overrides.
+    """
+    return build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
+
+
+def experiment_to_resume(run: RunDirectory, overrides: Iterable[str] = ()) -> Experiment:
+    """The configuration that a run goes on with.
+
+    Raises:
+        ConfigError: config.yaml or the overrides would change what the run computes.
+    """
+    overrides = list(overrides)
+    check_overrides(overrides)
+    check_unchanged(run, experiment_of(run))
+    return experiment_of(run, overrides)
+
+
+def check_overrides(overrides: Iterable[str]) -> None:
+    """
+    Raises:
+        ConfigError: one of them would change what is computed.
+    """
+    for item in overrides:
+        if item.partition("=")[0] not in _FREE - {*PLACES}:
+            raise ConfigError(
+                f"{item!r}: --resume continues a run as it was configured; only how its work is divided may change "
+                f"({_ALLOWED})"
+            )
+
+
+def check_unchanged(run: RunDirectory, experiment: Experiment) -> None:
+    """Hold config.yaml against what the run was started with (runs of older versions have no record of that).
+
+    Raises:
+        ConfigError: names the keys that differ, with both values.
+    """
+    recorded = recorded_config(run)
+    if recorded is None:
+        return
+    with contextlib.suppress(ConfigError):  # a key that is no more: config.yaml cannot hold it either
+        recorded = build(Experiment, recorded).model_dump(mode="json")  # with the defaults of keys that were added
+    changed = sorted(_changes(recorded, experiment.model_dump(mode="json")))
+    if not changed:
+        return
+    listed = "; ".join(f"{key} was {old} and is {new}" for _, key, old, new in changed[:_NAMED])
+    more = f"; and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+    raise ConfigError(
+        f"{run.config} was edited since the run began ({listed}{more}); put it back to continue the run, or start a "
+        f"new one with --config; only how the work is divided may change ({_ALLOWED})"
+    )
+
+
+def _changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[bool, str, str, str]]:
+    """Dotted keys with their values then and now as texts; in front whether it is no name (which comes first)."""
+    for key in before.keys() | now.keys():
+        dotted, old, new = f"{prefix}{key}", before.get(key, _MISSING), now.get(key, _MISSING)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _changes(old, new, f"{dotted}.")
+        elif old != new and dotted not in _FREE:
+            yield key != "name", dotted, _shown(old), _shown(new)
+
+
+def _shown(value: Any) -> str:
+    text = "not there" if value is _MISSING else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def identity(experiment: Experiment) -> str:
+    """Equal for experiments that give the same results: name and place never matter, optim, trainer and seed only if
+    anything is trained."""
+    tree = experiment.model_dump(mode="json")
+    trains = experiment.trainer.max_steps > 0 and experiment.method.trains
+    for key in (*PLACES, *(() if trains else _TRAINING)):
+        del tree[key]
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def find(experiment: Experiment, run_dir: Path | None = None) -> tuple[State, Path | None]:
+    """A run of this experiment in `run_dir` or under its output_dir; a finished one if there is any, the newest first.
+
+    Args:
+        experiment: the wanted configuration.
+        run_dir: the only directory to look at.
+    """
+    wanted, unfinished = identity(experiment), None
+    folders = [run_dir] if run_dir is not None else _newest_first(Path(experiment.output_dir))
+    for folder in folders:
+        run = RunDirectory(folder)
+        if run.config.is_file() and _is_run_of(run, experiment, wanted):
+            with contextlib.suppress(ConfigError):
+                read_results(run.results)
+                if run.predictions.is_file():
+                    return "finished", folder
+            unfinished = unfinished or folder
+    return ("unfinished" if unfinished else "missing"), unfinished
+
+
+def _newest_first(output_dir: Path) -> list[Path]:
+    if not output_dir.is_dir():
+        return []
+    configs = [config for config in output_dir.glob("*/config.yaml") if config.is_file()]
+    return [config.parent for config in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def _is_run_of(run: RunDirectory, experiment: Experiment, wanted: str) -> bool:
+    try:
+        tree = read_yaml(run.config)
+        method = tree.get("method")
+        if not isinstance(method, dict) or method.get("name") != experiment.method.name:
+            return False
+        return identity(build(Experiment, tree)) == wanted
+    except ConfigError:  # a damaged file or one of another version is no run of this experiment
+        return False
