@@ -1,4 +1,4 @@
-"""`promptcomp pretrain`: a base LM from a shipped recipe or a file, with progress."""
+"""`promptcomp pretrain`: a base LM from a shipped recipe or a file; no torch before it is found."""
 
 from __future__ import annotations
 
