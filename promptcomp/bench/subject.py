@@ -14,7 +14,7 @@ import torch
 from promptcomp import experiment as experiments
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.datamodules.base import ContextDataModule
-from promptcomp.datamodules.eval_batches import EvalPart
+from promptcomp.datamodules.sampler import EvalPart
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import open_architecture, random_model

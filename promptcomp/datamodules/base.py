@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import Batch, EncodedContext, collate
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart, eval_batches
-from promptcomp.datamodules.sampler import Draw, StepSampler
+from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart, StepSampler, eval_batches
 from promptcomp.datamodules.sections import DataConfig
 from promptcomp.datamodules.sources.records import Found, Problem
 from promptcomp.datamodules.tasks import TaskKind

@@ -15,11 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
-from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.plans import Plan, Planner
 from promptcomp.datamodules.rendering import SEPARATORS, Parts, Renderer, assemble
-from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell, tell_error
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
 from promptcomp.datamodules.tokens import TokenCache, same_options

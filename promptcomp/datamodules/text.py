@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
-from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
-from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sources.arrow import TextColumn, open_table
 from promptcomp.datamodules.sources.records import (
     FILE_KINDS,

@@ -1,7 +1,7 @@
 """Instruction data: an instruction as the context, its input as the query and the answer as the target.
 
 Rows come from any `InstructionSource`; what is written around them is in templates.py, how they are cut to their
-budgets in instruction_encoding.py. Where this differs from gisting's released code is listed in docs/data.md.
+budgets in encoding.py. Where this differs from gisting's released code is listed in docs/data.md.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
-from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.instruction.encoding import InstructionEncoder, LongRows, find_long_rows
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.templates import make_template
-from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell_error
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.datamodules.tokens import TokenCache

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths, Reader
-from promptcomp.datamodules.sources.rationale_formats import FORMATS, FormatName
 from promptcomp.datamodules.sources.rationale_parsing import ParsedTask, ParseMode
-from promptcomp.datamodules.sources.rationale_records import RationaleColumns
+from promptcomp.datamodules.sources.rationale_records import FORMATS, FormatName, RationaleColumns
 from promptcomp.datamodules.sources.records import Found
 
 if TYPE_CHECKING:

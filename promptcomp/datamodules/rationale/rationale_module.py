@@ -1,8 +1,8 @@
 """Examples with a teacher's rationales: the two tasks of Distilling Step-by-Step (Hsieh et al. 2023, arXiv 2305.02301).
 
 A training example is one context with a query for each task (`EncodedTarget.role` says which), an evaluation example
-one with the label task alone. How rows are written is decided in rationale_writing.py, which rows are used in
-rationale_selection.py.
+one with the label task alone. How rows are written is decided in writing.py, which rows are used in
+row_selection.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
-from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.rationale.row_selection import Account, TrainRow, split_rows, train_rows
 from promptcomp.datamodules.rationale.writing import Writer
-from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell, tell_error
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
 from promptcomp.datamodules.tokens import same_options

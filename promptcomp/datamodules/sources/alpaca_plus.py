@@ -19,7 +19,7 @@ from typing import Any
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.instruction_config import ALPACA_PLUS_FILES, InstructionColumns
-from promptcomp.datamodules.sources.instruction_files import read_instructions
+from promptcomp.datamodules.sources.instruction_sources import read_instructions
 from promptcomp.datamodules.sources.records import Asked, no_rows, read_records
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.files import write_atomic

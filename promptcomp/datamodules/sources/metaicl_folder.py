@@ -19,8 +19,7 @@ from pathlib import Path
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.icl_config import MetaICLData
 from promptcomp.datamodules.sources.records import Found, NotHere, has_errors, tell_error
-from promptcomp.datamodules.sources.rows import JsonlRows
-from promptcomp.datamodules.sources.splits import check_tasks, hold_out, warn_of_leaks
+from promptcomp.datamodules.sources.rows import JsonlRows, check_tasks, hold_out, warn_of_leaks
 from promptcomp.datamodules.tasks import Task, TaskKind, TaskSource
 from promptcomp.documents import read_json
 from promptcomp.files import is_file_name

@@ -1,26 +1,30 @@
-"""Rows of in-context-learning data: what a good one is, what is wrong with a bad one, and compact access to files."""
+"""Rows of in-context-learning data: what is wrong with a bad one, access to files, the splits of their tasks."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import mmap
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from promptcomp.config import Config
+from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sources.records import (
     Asked,
     Found,
+    Problem,
     Record,
     name_in,
     no_rows,
     parse_json,
     read_records,
     tell,
+    tell_error,
     whole_number,
 )
-from promptcomp.datamodules.tasks import LazySequence, Row, TaskKind
+from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskKind, TaskSource
 from promptcomp.evaluation.labels import label_of, same_label
 from promptcomp.plain import shown
 
@@ -215,3 +219,50 @@ def kind_of(options: set[tuple[str, ...]]) -> TaskKind:
     if options <= {()}:
         return "free_form"
     return "classification" if len(options) == 1 else "multi_choice"
+
+
+def check_tasks(source: TaskSource, found: Found) -> dict[str, list[str]]:
+    """Put the tasks of every split together; their names by split.
+
+    Raises:
+        ConfigError: a split cannot be made, unless that is collected.
+    """
+    names: dict[str, list[str]] = {}
+    for split in source.splits:
+        try:
+            names[split] = [task.name for task in source.tasks(split)]
+        except ConfigError as error:
+            tell_error(error, found)
+    return names
+
+
+def warn_of_leaks(train: Iterable[str], test: Iterable[str], found: Found, where: str = "data") -> None:
+    """Warn of tasks that are both trained and tested on."""
+    for task in sorted({*train} & {*test}):
+        tell(Problem(where, None, f"task {task!r} is both a train and a test task", "warning"), found)
+
+
+def hold_out(tasks: Sequence[Task], share: float, what: str) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+    """Split tasks into (training, held out). The choice depends on the tasks' names alone.
+
+    Tasks with options are held out first, because only they can be scored; free-form tasks serve for the loss.
+
+    Args:
+        tasks: At least two.
+        share: Share of all tasks that is held out (rounded up).
+        what: Where the tasks come from, for the error message.
+
+    Raises:
+        ConfigError: fewer than two tasks.
+    """
+    if len(tasks) < 2:
+        raise ConfigError(
+            f"{what}: of one training task none can be held out as the dev split; name a dev set or switch it off"
+        )
+    count = min(math.ceil(share * len(tasks)), len(tasks) - 1)
+    order = sorted(tasks, key=lambda task: (task.kind == "free_form", hashlib.sha256(task.name.encode()).digest()))
+    chosen = {task.name for task in order[:count]}
+    return (
+        tuple(task for task in tasks if task.name not in chosen),
+        tuple(task for task in tasks if task.name in chosen),
+    )
