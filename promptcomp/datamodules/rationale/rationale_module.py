@@ -20,7 +20,7 @@ from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.rationale.row_selection import Account, TrainRow, split_rows, train_rows
 from promptcomp.datamodules.rationale.writing import Writer
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
-from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell, tell_error
+from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors, tell
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
 from promptcomp.datamodules.tokens import same_options
 from promptcomp.evaluation.metrics import MetricName
@@ -91,10 +91,8 @@ class RationaleDataModule(ContextDataModule):
         if "train" in self.source.splits:
             self.num_train_items()
         for split in self.eval_splits:
-            try:
+            with collecting(found):
                 self._check_options(split, found)
-            except ConfigError as error:
-                tell_error(error, found)
         for split in self.source.splits if found is not None else ():
             for line in Account.of(self.source.rows(split), self.config.metric).lines(of_training=False):
                 tell(Problem("data", None, f"{split}: {line}", "warning"), found)
@@ -172,8 +170,7 @@ class RationaleDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown or empty.
         """
-        if split not in self.eval_splits:
-            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
+        self.check_split(split, self.eval_splits)
         if split not in self._rows:
             is_dev = split == "dev"
             rows = self._parts[1] if is_dev else self.source.rows(split)

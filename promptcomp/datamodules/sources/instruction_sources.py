@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,8 @@ from promptcomp.datamodules.instruction.instruction_config import (
     InstructionColumns,
     InstructionsData,
 )
-from promptcomp.datamodules.sources.arrow import Table, open_table
-from promptcomp.datamodules.sources.records import Found, NotHere, Record, no_rows, read_records, tell, tell_error
+from promptcomp.datamodules.sources.arrow import ArrowRows, open_table
+from promptcomp.datamodules.sources.records import Found, NotHere, Record, collecting, good_records, read_records
 from promptcomp.datamodules.sources.rows import Duplicates
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
 
@@ -143,6 +143,10 @@ def to_instruction(record: Mapping[str, Any], columns: InstructionColumns, stem:
     return InstructionRow(record[columns.instruction], given, record[columns.output], source)
 
 
+def _row_of(record: Mapping[str, Any], where: str, columns: InstructionColumns, stem: str) -> InstructionRow:
+    return to_instruction(record, columns, stem)
+
+
 def read_instructions(
     path: Path,
     columns: InstructionColumns,
@@ -156,73 +160,34 @@ def read_instructions(
         ConfigError: the file is missing, of an unknown kind, has no rows or a bad one (named with its line), unless
             that is collected in `found`.
     """
-    return _good_rows(read_records(path, columns.asked()), columns, allow_empty, path.stem, str(path), found, remarks)
+    return _good_rows(read_records(path, columns.asked()), path.stem, str(path), columns, allow_empty, found, remarks)
 
 
 def _good_rows(
     records: Iterable[Record],
-    columns: InstructionColumns,
-    allow_empty: bool,
     stem: str,
     where: str,
+    columns: InstructionColumns,
+    allow_empty: bool,
     found: Found,
     remarks: list[str] | None,
 ) -> list[InstructionRow]:
     rows: list[InstructionRow] = []
-    duplicates, count, longer = Duplicates(), 0, 0
-    for record in records:
-        count += 1
-        if problems := record.problems(instruction_problems(record.content, columns, allow_empty)):
-            for problem in problems:
-                tell(problem, found)
-            continue
+    duplicates, longer = Duplicates(), 0
+
+    def wrong(content: Mapping[str, Any]) -> list[str]:
+        return instruction_problems(content, columns, allow_empty)
+
+    for record in good_records(records, wrong, found, where):
         row = to_instruction(record.content, columns, stem)
         rows.append(row)
         record.warn(instruction_warnings(row), found)
         duplicates.look(record, (row.instruction, row.input, row.output), "instruction, input and output", found)
         if turns := _turns(record.content, columns):
             longer += first_exchange(record.content[turns], record.content.get("system"))[3] > 0
-    if not count:
-        tell(no_rows(where), found)
     if longer and remarks is not None:
-        remarks.append(f"{where}: {longer} of {count} rows have turns after the first answer, which are not read")
+        remarks.append(f"{where}: {longer} of {len(rows)} rows have turns after the first answer, which are not read")
     return rows
-
-
-def open_instructions(
-    dataset: str,
-    name: str | None,
-    split: str,
-    columns: InstructionColumns,
-    allow_empty: bool,
-    found: Found = None,
-    remarks: list[str] | None = None,
-) -> Sequence[InstructionRow]:
-    """The rows of one split of a dataset; they stay on disk.
-
-    Raises:
-        ConfigError: the dataset cannot be loaded, lacks a column, or has no rows or a bad one (named with its number),
-            unless that is collected in `found`.
-    """
-    table = open_table(dataset, name, split, columns.asked())
-    _good_rows(table.records(), columns, allow_empty, dataset, table.where, found, remarks)
-    return _TableRows(table, columns, dataset)
-
-
-class _TableRows(LazySequence[InstructionRow]):
-    """The rows of a table, read from disk when indexed."""
-
-    def __init__(self, table: Table, columns: InstructionColumns, stem: str) -> None:
-        self._columns, self._stem, self._size = columns, stem, len(table)
-        self._values = table.columns(*columns.asked().all)
-
-    def __len__(self) -> int:
-        return self._size
-
-    def item(self, index: int) -> InstructionRow:
-        """One row."""
-        record = {name: values[index].as_py() for name, values in self._values.items()}
-        return to_instruction(record, self._columns, self._stem)
 
 
 class SomeRows(LazySequence[InstructionRow]):
@@ -290,8 +255,7 @@ class HeldOutSource(InstructionSource):
         Raises:
             ConfigError: the split is unknown, or its file or dataset is bad.
         """
-        if split not in self.splits:
-            raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
+        self.check_split(split)
         if split in self._cuts or (split == "train" and self._cuts):
             rows, parts = self._parts
             return SomeRows(rows, parts[split])
@@ -304,10 +268,8 @@ class HeldOutSource(InstructionSource):
             ConfigError: the first bad row or file, unless they are collected.
         """
         for split in self._given:
-            try:
+            with collecting(found, str(self.paths.get(split, "data"))):
                 self._read(split, found)
-            except ConfigError as error:
-                tell_error(error, found, str(self.paths.get(split, "data")))
 
     def remarks(self) -> list[str]:
         """Later turns of conversations, which are left out."""
@@ -323,8 +285,11 @@ class HeldOutSource(InstructionSource):
         place, config = self._place(split), self.config
         if place not in self._tables:
             how = (config.columns, config.allow_empty_instruction, found, self._remarks)
-            if isinstance(config, InstructionsData) and self._dataset is not None:
-                self._tables[place] = open_instructions(self._dataset, config.dataset_config, place, *how)
+            if isinstance(config, InstructionsData) and self._dataset is not None:  # its rows stay on disk
+                table = open_table(self._dataset, config.dataset_config, place, config.columns.asked())
+                _good_rows(table.records(), self._dataset, table.where, *how)
+                make = partial(_row_of, columns=config.columns, stem=self._dataset)
+                self._tables[place] = ArrowRows(table, config.columns.asked().all, make, range(len(table)))
             else:
                 self._tables[place] = read_instructions(self.paths[split], *how)
         return self._tables[place]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sources.records import (
@@ -16,17 +18,21 @@ from promptcomp.datamodules.sources.records import (
     Found,
     Problem,
     Record,
+    collecting,
+    good_records,
+    has_errors,
     name_in,
-    no_rows,
     parse_json,
     read_records,
     tell,
-    tell_error,
     whole_number,
 )
 from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskKind, TaskSource
 from promptcomp.evaluation.labels import label_of, same_label
 from promptcomp.plain import shown
+
+if TYPE_CHECKING:
+    from promptcomp.datamodules.icl_config import HFData, MetaICLData, TableData
 
 
 class Columns(Config):
@@ -123,7 +129,7 @@ def row_warnings(record: Mapping[str, Any], columns: Columns) -> list[str]:
     return found
 
 
-def to_row(record: Mapping[str, Any], columns: Columns, where: str = "") -> Row:
+def to_row(record: Mapping[str, Any], where: str, columns: Columns) -> Row:
     """The row in a good record; its output is written as the option that it is."""
     options = (record.get(columns.options) or ()) if columns.options else ()
     output = record[columns.output]
@@ -168,22 +174,16 @@ class JsonlRows(LazySequence[Row]):
         self._offsets, self._lines = array("q"), array("q")
         self._map: mmap.mmap | None = None
         options: set[tuple[str, ...]] = set()
-        duplicates, seen = Duplicates(), False
-        for record in read_records(path, columns.asked(), ".jsonl"):
-            seen = True
-            if problems := record.problems(self._problems(record.content, task)):
-                for problem in problems:
-                    tell(problem, found)
-                continue
-            row = to_row(record.content, columns)
+        duplicates = Duplicates()
+        records = read_records(path, columns.asked(), ".jsonl")
+        for record in good_records(records, lambda content: self._problems(content, task), found, path):
+            row = to_row(record.content, "", columns)
             self._offsets.append(record.offset)
             self._lines.append(record.line)
             if len(options) < 2:
                 options.add(row.options)
             record.warn(row_warnings(record.content, columns), found)
             duplicates.look(record, (row.input, row.output), "input and output", found)
-        if not seen:
-            tell(no_rows(path), found)
         self.kind: TaskKind = kind_of(options)
         """What kind of task the rows look like."""
 
@@ -205,7 +205,7 @@ class JsonlRows(LazySequence[Row]):
         start = self._offsets[index]
         end = self._map.find(b"\n", start)
         content = parse_json(self._map[start : end if end >= 0 else None].decode("utf-8"))
-        return to_row(content, self._columns, f"{self.path}:{self._lines[index]}")
+        return to_row(content, f"{self.path}:{self._lines[index]}", self._columns)
 
     def __getstate__(self) -> dict[str, Any]:  # a memory map cannot be sent to a worker process
         return {**self.__dict__, "_map": None}
@@ -214,26 +214,14 @@ class JsonlRows(LazySequence[Row]):
         return self
 
 
-def kind_of(options: set[tuple[str, ...]]) -> TaskKind:
-    """The kind of a task by the distinct option lists of its rows: none, one and the same, or different ones."""
-    if options <= {()}:
-        return "free_form"
-    return "classification" if len(options) == 1 else "multi_choice"
-
-
-def check_tasks(source: TaskSource, found: Found) -> dict[str, list[str]]:
-    """Put the tasks of every split together; their names by split.
-
-    Raises:
-        ConfigError: a split cannot be made, unless that is collected.
-    """
-    names: dict[str, list[str]] = {}
-    for split in source.splits:
-        try:
-            names[split] = [task.name for task in source.tasks(split)]
-        except ConfigError as error:
-            tell_error(error, found)
-    return names
+def kind_of(options: Iterable[tuple[str, ...]]) -> TaskKind:
+    """The kind of a task by the option lists of its rows: none, one and the same, or different ones."""
+    found: set[tuple[str, ...]] = set()
+    for each in options:
+        found.add(each)
+        if len(found) > 1:
+            return "multi_choice"
+    return "classification" if found - {()} else "free_form"
 
 
 def warn_of_leaks(train: Iterable[str], test: Iterable[str], found: Found, where: str = "data") -> None:
@@ -266,3 +254,65 @@ def hold_out(tasks: Sequence[Task], share: float, what: str) -> tuple[tuple[Task
         tuple(task for task in tasks if task.name not in chosen),
         tuple(task for task in tasks if task.name in chosen),
     )
+
+
+class HeldOutTasks(TaskSource):
+    """What the sources of files share: the parts of the training tasks, and the check."""
+
+    config: MetaICLData | HFData | TableData
+    _warns_of_leaks: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def _holds_out(self) -> bool:
+        """Whether the dev split is a part of the training tasks."""
+
+    @abstractmethod
+    def _training_tasks(self) -> Sequence[Task]:
+        """All of them."""
+
+    @abstractmethod
+    def _evaluated(self, split: str) -> Sequence[Task]:
+        """The tasks of a split that is no part of the training tasks."""
+
+    @abstractmethod
+    def _read_all(self, found: Found) -> None:
+        """Read every file once."""
+
+    @cached_property
+    def _train(self) -> tuple[Sequence[Task], Sequence[Task]]:
+        """Training tasks and those held out for selection."""
+        tasks = self._training_tasks()
+        return hold_out(tasks, self.config.dev_share, self._where) if self._holds_out else (tasks, ())
+
+    @property
+    def _where(self) -> str:
+        """Where the training tasks come from."""
+        return "data.train"
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of a split; those with data seeds come once for each.
+
+        Raises:
+            ConfigError: the split is unknown, a file or dataset is missing, or a row is bad.
+        """
+        self.check_split(split)
+        if split == "train":
+            return self._train[0]
+        return self._train[1] if split == "dev" and self._holds_out else self._evaluated(split)
+
+    def check(self, found: Found = None) -> None:
+        """Read every file, then put the tasks of every split together.
+
+        Raises:
+            ConfigError: the first bad row or file, unless they are collected.
+        """
+        self._read_all(found)
+        if has_errors(found):
+            return
+        names: dict[str, list[str]] = {}
+        for split in self.splits:
+            with collecting(found):
+                names[split] = [task.name for task in self.tasks(split)]
+        if self._warns_of_leaks:
+            warn_of_leaks(names.get("train", ()), names.get("test", ()), found)
