@@ -18,7 +18,7 @@ from promptcomp.datamodules.sources.rationale_parsing import NLI_LABELS, STATUSE
 from promptcomp.datamodules.sources.records import Asked, name_in
 from promptcomp.datamodules.sources.rows import option_problems
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.evaluation.labels import same_label
+from promptcomp.evaluation.texts import same_label
 
 FormatName = Literal["cqa", "svamp", "esnli", "anli1", "asdiv", "gsm8k"]
 Metric = Literal["exact_match", "equation"]

@@ -23,7 +23,7 @@ from promptcomp.datamodules.sources.rows import (
     to_row,
 )
 from promptcomp.datamodules.tasks import Row, Task
-from promptcomp.evaluation.labels import label_of, looks_of, same_label
+from promptcomp.evaluation.texts import label_of, looks_of, same_label
 
 
 @dataclass(frozen=True, slots=True)
