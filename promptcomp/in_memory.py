@@ -16,7 +16,7 @@ from promptcomp.config import ConfigError, build, dump, read_yaml, with_settings
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
-from promptcomp.datamodules.sources.instruction_files import InstructionColumns, instruction_problems, to_instruction
+from promptcomp.datamodules.sources.instruction_sources import InstructionColumns, instruction_problems, to_instruction
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment

@@ -17,7 +17,7 @@ from promptcomp import experiment as experiments
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.bench.measurements import Way
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.eval_batches import EvalPart
+from promptcomp.datamodules.sampler import EvalPart
 from promptcomp.evaluation.flops import cross_request_flops, decoder_request_flops, read_flops
 from promptcomp.evaluation.memory_cost import memory_bytes
 from promptcomp.experiment import Experiment

@@ -14,7 +14,7 @@ from promptcomp.chat.client import Message
 from promptcomp.chat.replies import Reply, cut_at
 from promptcomp.chat.session import Writing
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.instruction.chat_templates import turn_end
+from promptcomp.datamodules.instruction.templates import turn_end
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, reads_queries_in_encoder
 from promptcomp.language_model.loading import locate, open_architecture
 from promptcomp.memory import Memory

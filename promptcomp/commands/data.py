@@ -194,10 +194,10 @@ def data_build_alpaca_plus(
 
     from promptcomp.datamodules.sources import alpaca_plus as plus
 
-    rows = plus.read_self_instruct(self_instruct), plus.read_alpaca(alpaca), plus.read_user_oriented(user_oriented)
+    rows = plus.read_flat(self_instruct), plus.read_flat(alpaca), plus.read_user_oriented(user_oriented)
     data = plus.build_alpaca_plus(*rows, seen, unseen)
     paths = plus.write_alpaca_plus(data, output, overwrite)
-    figures = {split: plus.counts(found) for split, found in data.splits().items()}
+    figures = {split: plus.counts(found) for split, found in data._asdict().items()}
     if as_json:
         print(json.dumps({split: {"file": str(paths[split]), **found} for split, found in figures.items()}))
         return

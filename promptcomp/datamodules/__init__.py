@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from promptcomp.datamodules.sections import DataConfig
+from promptcomp.datamodules.sections import DataConfig, TextConfig
 
 DATASETS: dict[str, type[DataConfig]]
 """Data sections by the `name` that a configuration gives, those of installed packages included; collected when they are
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> object:
 
 @cache
 def _datasets() -> dict[str, type[DataConfig]]:
-    from promptcomp.datamodules import icl_config, text_config
+    from promptcomp.datamodules import icl_config
     from promptcomp.datamodules.instruction import instruction_config
     from promptcomp.datamodules.rationale import rationale_config
     from promptcomp.plugins import with_installed
@@ -33,7 +33,7 @@ def _datasets() -> dict[str, type[DataConfig]]:
         instruction_config.AlpacaPlusData,
         instruction_config.InstructionsData,
         toy_sections.ToyInstructionsData,
-        text_config.TextConfig,
+        TextConfig,
         toy_sections.ToyRationaleData,
         rationale_config.RationaleFolderData,
         rationale_config.RationaleFilesData,

@@ -19,10 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import Batch, EncodedContext, collate
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart, eval_batches
-from promptcomp.datamodules.sampler import Draw, StepSampler
+from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart, StepSampler, eval_batches
 from promptcomp.datamodules.sections import DataConfig
-from promptcomp.datamodules.sources.records import Found, Problem
+from promptcomp.datamodules.sources.records import Found, Problem, collecting
 from promptcomp.evaluation.metrics import MetricName
 from promptcomp.evaluation.predictions import ExampleInfo
 
@@ -191,10 +190,8 @@ class ContextDataModule(L.LightningDataModule):
     def problems(self) -> list[Problem]:
         """Everything that is wrong or odd, in the order of the files; see `check`."""
         found: list[Problem] = []
-        try:
+        with collecting(found):
             self.check(found)
-        except ConfigError as error:
-            found.append(Problem("data", None, str(error)))
         return found
 
     @abstractmethod
@@ -287,6 +284,16 @@ class ContextDataModule(L.LightningDataModule):
         )
         return loader if micro_batches == 1 else StepLoader(loader, micro_batches)
 
+    @staticmethod
+    def check_split(split: str, splits: Sequence[str]) -> None:
+        """Check that a split is one of those.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if split not in splits:
+            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(splits) or 'none'}")
+
     def has_options(self, split: str) -> bool:
         """Whether a split has examples to choose an option in; without any, there is a loss and no accuracy."""
         return any(len(example.options) > 1 for example in self.examples(split))
@@ -315,8 +322,7 @@ class ContextDataModule(L.LightningDataModule):
         Raises:
             ConfigError: the split is unknown, or has fewer queries than there are processes.
         """
-        if split not in self.eval_splits:
-            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
+        self.check_split(split, self.eval_splits)
         return self.contexts_dataloader(self.eval_contexts(split, null=null), rank=rank, world_size=world_size)
 
     def contexts_dataloader(

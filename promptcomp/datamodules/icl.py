@@ -1,6 +1,6 @@
 """In-context-learning data: tasks as batches of demonstrations, queries and targets.
 
-What is drawn is decided in plans.py, how it is written in rendering.py; this file puts both together. Where MEND's and
+What is drawn and how it is written is decided in plans.py; this file puts both together. Where MEND's and
 MetaICL's released code differ from this, on purpose or by accident, is listed in docs/data.md.
 """
 
@@ -15,12 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
-from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.icl_config import ICLConfig
-from promptcomp.datamodules.plans import Plan, Planner
-from promptcomp.datamodules.rendering import SEPARATORS, Parts, Renderer, assemble
-from promptcomp.datamodules.sampler import Draw
-from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell, tell_error
+from promptcomp.datamodules.plans import SEPARATORS, Parts, Plan, Planner, Renderer, assemble
+from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
+from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors, tell
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
 from promptcomp.datamodules.tokens import TokenCache, same_options
 from promptcomp.evaluation.metrics import MetricName
@@ -88,10 +86,8 @@ class ICLDataModule(ContextDataModule):
             return
         self._check_training()
         for split in self.eval_splits:
-            try:
+            with collecting(found):
                 self._check_options(self.eval_plans(split), found)
-            except ConfigError as error:
-                tell_error(error, found)
 
     def _check_training(self) -> None:
         """
@@ -287,8 +283,7 @@ class ICLDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown or has nothing to ask.
         """
-        if split not in self.eval_splits:
-            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
+        self.check_split(split, self.eval_splits)
         if split not in self._plans:
             config, is_dev = self.config, split == "dev"
             count = config.max_dev_tasks if is_dev else config.max_eval_tasks

@@ -202,7 +202,7 @@ class HFData(ICLConfig):
 
     def source(self) -> TaskSource:
         """See the base class."""
-        from promptcomp.datamodules.sources.hub import HFSource
+        from promptcomp.datamodules.sources.task_tables import HFSource
 
         return HFSource(self)
 
@@ -229,6 +229,6 @@ class TableData(ICLConfig):
 
     def source(self) -> TaskSource:
         """See the base class."""
-        from promptcomp.datamodules.sources.own_tables import TableSource
+        from promptcomp.datamodules.sources.task_tables import TableSource
 
         return TableSource(self)

@@ -8,11 +8,10 @@ from itertools import islice
 
 from promptcomp.batch import RATIONALE, EncodedContext, EncodedQuery
 from promptcomp.datamodules.base import ContextDataModule
-from promptcomp.datamodules.eval_batches import EvalPart
 from promptcomp.datamodules.icl import ICLDataModule
-from promptcomp.datamodules.plans import Plan
+from promptcomp.datamodules.plans import Plan, assemble
 from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
-from promptcomp.datamodules.rendering import assemble
+from promptcomp.datamodules.sampler import EvalPart
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What every data section is: options of batching, and what the rest of the program asks of data.
+"""What every data section is: options of batching, and what the rest of the program asks of data; and that of text.
 
 Files of sections import no torch: what a section builds is imported when it is built.
 """
@@ -6,17 +6,20 @@ Files of sections import no torch: what a section builds is imported when it is 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.sources.records import Found, Problem, tell_error
+from promptcomp.config import Config
+from promptcomp.datamodules.sources.records import Found, Problem, collecting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from promptcomp.datamodules.base import ContextDataModule
+    from promptcomp.datamodules.text import TextDataModule
+
 
 DEFAULT_WINDOW = 1024
 """Tokens of a context that a forecast reckons with where neither data nor LM has a limit."""
@@ -83,10 +86,8 @@ class DataConfig(Config):
     def file_problems(self) -> list[Problem]:
         """What `check_files` finds."""
         found: list[Problem] = []
-        try:
+        with collecting(found):
             self.check_files(found)
-        except ConfigError as error:
-            tell_error(error, found)
         return found
 
     def lengths(self, window: int | None) -> Lengths:
@@ -117,3 +118,54 @@ class DataConfig(Config):
     def why_no_answers(self) -> str:
         """Why no answers can be generated to this data; empty: they can."""
         return ""
+
+
+class TextConfig(DataConfig):
+    """Plain text, cut into pseudo-demonstrations and completions."""
+
+    name: Literal["text"] = "text"
+    paths: tuple[Path, ...] = ()
+    """Files: .txt (documents between blank lines) or .jsonl, .json, .csv, .tsv, .parquet (one document a row)."""
+    hub: str | None = None
+    """A dataset of the Hugging Face hub, or a folder that `datasets` can load; instead of `paths`."""
+    hub_config: str | None = None
+    """Configuration of the hub's dataset ("en" of allenai/c4)."""
+    hub_split: str = "validation"
+    """Split of the hub's dataset (MEND uses C4's validation split)."""
+    text_column: str = "text"
+    """Column or key with the text."""
+    context_share: float = Field(default=0.8, gt=0, lt=1)
+    """Share of a document's tokens that becomes the context."""
+    min_tokens: int = Field(default=16, ge=4)
+    """Documents with fewer tokens are passed over."""
+    max_tokens: int = Field(default=1024, ge=4)
+    """Longer documents are cut on the right."""
+    dev_documents: int = Field(default=64, ge=0)
+    """Documents that are held out as the dev split (chosen by a fixed seed); 0 = no dev split."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TextConfig:
+        if bool(self.paths) == (self.hub is not None):
+            raise ValueError("give either `paths` or `hub`")
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is larger than max_tokens {self.max_tokens}")
+        return self
+
+    def build(self, reader: Reader) -> TextDataModule:
+        """See the base class."""
+        from promptcomp.datamodules.text import TextDataModule
+
+        return TextDataModule(
+            self, reader.tokenizer, seed=reader.seed, batch_size=reader.batch_size, window=reader.window
+        )
+
+    def check_files(self, found: Found) -> None:
+        """See the base class."""
+        from promptcomp.datamodules.text import load_texts
+
+        load_texts(self, found)
+
+    def lengths(self, window: int | None) -> Lengths:
+        """The longest document."""
+        context = round(self.context_share * self.max_tokens)
+        return Lengths(context, self.max_tokens - context, self.max_tokens - context)

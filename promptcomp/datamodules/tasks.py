@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar, overload
+from typing import Literal, TypeVar, overload
 
+from promptcomp.config import ConfigError
 from promptcomp.datamodules.sources.records import Problem
 
 TaskKind = Literal["classification", "multi_choice", "free_form"]
@@ -29,6 +30,34 @@ class LazySequence(Sequence[Item]):
     def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
         places = range(len(self))[index]  # an IndexError beyond the ends, as for a list
         return self.item(places) if isinstance(places, int) else [self.item(place) for place in places]
+
+
+class Source(ABC):
+    """Anything that lists rows or tasks by split. All members are pure functions of the source's configuration."""
+
+    @property
+    @abstractmethod
+    def splits(self) -> tuple[str, ...]:
+        """Names that `rows` or `tasks` accepts: "train" and "dev" where there are any, and the test splits."""
+
+    def check_split(self, split: str) -> None:
+        """Check that a split is there.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if split not in self.splits:
+            raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
+
+    def check(self, found: list[Problem] | None = None) -> None:
+        """Read everything once. Problems are collected in `found`; None: the first error is raised.
+
+        Generated data has nothing that could be wrong.
+
+        Raises:
+            ConfigError: something is wrong.
+        """
+        return
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +93,12 @@ class RationaleRow:
     """File and line, where the row comes from a file."""
 
 
-class RationaleSource(Protocol):
-    """Anything that lists examples with rationales. All members are pure functions of the source's configuration."""
+class RationaleSource(Source):
+    """Anything that lists examples with rationales."""
 
-    def check(self, found: list[Problem] | None = None) -> None:
-        """Read everything once. Problems are collected in `found`; None: the first error is raised.
-
-        Generated data has nothing that could be wrong.
-
-        Raises:
-            ConfigError: something is wrong.
-        """
-        return
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names that `rows` accepts: "train", "dev" where there is one, and one or more test splits."""
-        ...
-
+    @abstractmethod
     def rows(self, split: str) -> Sequence[RationaleRow]:
         """The examples of a split, whole: nothing is filtered or subsampled here."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,27 +116,12 @@ class Task:
     seed: int | None = None
 
 
-class TaskSource(Protocol):
-    """Anything that can list tasks. All members are pure functions of the source's configuration."""
+class TaskSource(Source):
+    """Anything that can list tasks."""
 
-    def check(self, found: list[Problem] | None = None) -> None:
-        """Read everything once. Problems are collected in `found`; None: the first error is raised.
-
-        Generated data has nothing that could be wrong.
-
-        Raises:
-            ConfigError: something is wrong.
-        """
-        return
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names that `tasks` accepts: "train", a "dev" split where there is one, and one or more test splits."""
-        ...
-
+    @abstractmethod
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of a split; the sequence may build each task when it is indexed."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,28 +135,13 @@ class InstructionRow:
     """Where the row comes from ("alpaca", "self_instruct"); evaluation tells sources apart as tasks."""
 
 
-class InstructionSource(Protocol):
-    """Anything that can list rows with instructions. All members are pure functions of the configuration."""
-
-    def check(self, found: list[Problem] | None = None) -> None:
-        """Read everything once. Problems are collected in `found`; None: the first error is raised.
-
-        Generated data has nothing that could be wrong.
-
-        Raises:
-            ConfigError: something is wrong.
-        """
-        return
+class InstructionSource(Source):
+    """Anything that can list rows with instructions."""
 
     def remarks(self) -> list[str]:
         """What a person should know about the rows as they were read, such as turns that are left out."""
         return []
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names that `rows` accepts: "train" and "dev" where there are any, and the test splits."""
-        ...
-
+    @abstractmethod
     def rows(self, split: str) -> Sequence[InstructionRow]:
         """The rows of a split; the sequence may read or build each row when it is indexed."""
-        ...

@@ -6,9 +6,10 @@ document before it, as in the release (which never predicts the first token of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -16,22 +17,20 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
-from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
-from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
+from promptcomp.datamodules.sections import TextConfig
 from promptcomp.datamodules.sources.arrow import TextColumn, open_table
 from promptcomp.datamodules.sources.records import (
     FILE_KINDS,
     Asked,
     Found,
-    Problem,
     Record,
     check_file,
+    collecting,
+    good_records,
     has_errors,
     read_records,
-    tell,
-    tell_error,
 )
-from promptcomp.datamodules.text_config import TextConfig
 from promptcomp.datamodules.tokens import TokenCache
 
 _SPLIT_STREAM = 7
@@ -150,8 +149,7 @@ class TextDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown.
         """
-        if split not in self.eval_splits:
-            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
+        self.check_split(split, self.eval_splits)
         found = []
         for number in range(self.config.dev_documents):
             context, rest = split_document(self._ids("dev", number), self.config.context_share)
@@ -208,31 +206,26 @@ def load_texts(config: TextConfig, found: Found = None) -> Sequence[str]:
         return TextColumn(open_table(config.hub, config.hub_config, config.hub_split, asked), config.text_column)
     texts: list[str] = []
     for path in config.paths:
-        try:
+        with collecting(found, str(path)):
             texts += _file_texts(path, asked, config.min_tokens, found)
-        except ConfigError as error:
-            tell_error(error, found, str(path))
     return texts
 
 
 def _file_texts(path: Path, asked: Asked, min_tokens: int, found: Found) -> list[str]:
     texts: list[str] = []
-    column, count = asked.required[0], 0
     is_plain = path.suffix.lower() == ".txt"
     if not is_plain and path.suffix.lower() not in FILE_KINDS:
         raise ConfigError(f"{path}: a text file should end in .txt, {', '.join(FILE_KINDS)}")
-    for record in _blocks(path) if is_plain else read_records(path, asked):
-        count += 1
-        text = record.content.get("text" if is_plain else column)
-        if problems := record.problems([] if isinstance(text, str) else [f"no text in {column!r}"]):
-            for problem in problems:
-                tell(problem, found)
-            continue
-        texts.append(str(text))
+    column = "text" if is_plain else asked.required[0]
+
+    def wrong(content: Mapping[str, Any]) -> list[str]:
+        return [] if isinstance(content.get(column), str) else [f"no text in {column!r}"]
+
+    records = _blocks(path) if is_plain else read_records(path, asked)
+    for record in good_records(records, wrong, found, path, "documents"):
+        texts.append(record.content[column])
         if len(texts[-1].encode()) < min_tokens:
             record.warn([f"shorter than min_tokens = {min_tokens}"], found)
-    if not count:
-        tell(Problem(str(path), None, "the file has no documents"), found)
     return texts
 
 

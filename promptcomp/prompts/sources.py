@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.records import FILE_KINDS, Asked, Record, kind_of_rows, no_rows, read_records
+from promptcomp.datamodules.sources.records import FILE_KINDS, Asked, good_records, kind_of_rows, read_records
 from promptcomp.datamodules.sources.rows import Columns, row_problems, to_row
 from promptcomp.datamodules.tasks import Row
 from promptcomp.files import read_bounded
@@ -76,14 +77,9 @@ def read_rows(file: Path) -> list[Row]:
     Raises:
         ConfigError: names the first bad line, or the file if it has none.
     """
-    rows = []
-    for record in read_records(file, _ROW.asked(), kind_of_rows(file)):
-        if problems := record.problems(row_problems(record.content, _ROW)):
-            raise ConfigError(str(problems[0]))
-        rows.append(to_row(record.content, _ROW))
-    if not rows:
-        raise ConfigError(str(no_rows(file)))
-    return rows
+    records = read_records(file, _ROW.asked(), kind_of_rows(file))
+    good = good_records(records, lambda content: row_problems(content, _ROW), None, file)
+    return [to_row(record.content, "", _ROW) for record in good]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +97,8 @@ def read_queries(file: Path) -> list[Query]:
         ConfigError: it is missing, not UTF-8, holds a bad row, or no query.
     """
     if file.suffix.lower() in FILE_KINDS:
-        found = [_query(record) for record in read_records(file, _QUERY)]
+        rows = [record.content for record in good_records(read_records(file, _QUERY), _query_problems, None)]
+        found = [Query(row["input"], row.get("id")) for row in rows]
         if not found:
             raise ConfigError(f"{file}: holds no query; write one a line")
         return found
@@ -121,12 +118,10 @@ def text_queries(raw: bytes, source: str) -> list[Query]:
     return found
 
 
-def _query(record: Record) -> Query:
-    content, messages = record.content, []
+def _query_problems(content: Mapping[str, Any]) -> list[str]:
+    found = []
     if not isinstance(content.get("input"), str):
-        messages.append("'input' is missing or no text")
+        found.append("'input' is missing or no text")
     if not isinstance(content.get("id"), str | int | None):
-        messages.append("'id' is neither text nor a whole number")
-    if problems := record.problems(messages):
-        raise ConfigError(str(problems[0]))
-    return Query(content["input"], content.get("id"))
+        found.append("'id' is neither text nor a whole number")
+    return found

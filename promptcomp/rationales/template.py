@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 
 from promptcomp.chat import Message
 from promptcomp.config import Config, ConfigError, build, read_yaml
-from promptcomp.datamodules.sources.rationale_formats import SEGMENT
 from promptcomp.datamodules.sources.rationale_parsing import ParsedTask
+from promptcomp.datamodules.sources.rationale_records import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
 
 _FIELDS = re.compile(r"\{(input|premise|hypothesis|rationale|label)\}")

@@ -25,7 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.icl_config import ICLConfig
-from promptcomp.datamodules.rendering import SEPARATORS, Renderer, assemble
+from promptcomp.datamodules.plans import SEPARATORS, Renderer, assemble
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.datamodules.tokens import TokenCache
 from tests.classification import accuracy, macro_f1

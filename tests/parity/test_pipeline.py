@@ -20,9 +20,9 @@ from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.icl_config import ICLConfig, Perturbation
 from promptcomp.datamodules.plans import Plan
 from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sections import TextConfig
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.datamodules.text import TextDataModule
-from promptcomp.datamodules.text_config import TextConfig
 
 DATA = Path(__file__).parent / "data"
 EXAMPLE_CAP, STUDENT_LENGTH, TEACHER_LENGTH, NUM_DEMONSTRATIONS = 48, 140, 160, 4

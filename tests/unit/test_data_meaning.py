@@ -13,9 +13,9 @@ from tokenizers import AddedToken
 from promptcomp.config import build
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.icl import ICLDataModule
-from promptcomp.datamodules.instruction.chat_templates import chat_template, turn_end
+from promptcomp.datamodules.instruction.templates import chat_template, turn_end
 from promptcomp.datamodules.sections import DataConfig
-from promptcomp.datamodules.sources.conversations import BadConversation, first_exchange
+from promptcomp.datamodules.sources.instruction_sources import BadConversation, first_exchange
 from promptcomp.evaluation.predictions import OptionScores, make_predictions
 from promptcomp.toy.icl_world import toy_tokenizer
 from tests.classification import accuracy, macro_f1

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sections import TextConfig
 from promptcomp.datamodules.text import TextDataModule
-from promptcomp.datamodules.text_config import TextConfig
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, open_tokenizer
 from promptcomp.lightning_modules import OptimConfig
 from promptcomp.lightning_modules.gist import Gist

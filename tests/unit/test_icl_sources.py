@@ -15,9 +15,8 @@ from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.icl_config import HFData, MetaICLData, TableData
 from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.sources.metaicl_folder import MetaICLSource
-from promptcomp.datamodules.sources.own_tables import TableSource
-from promptcomp.datamodules.sources.rows import JsonlRows
-from promptcomp.datamodules.sources.splits import hold_out
+from promptcomp.datamodules.sources.rows import JsonlRows, hold_out
+from promptcomp.datamodules.sources.task_tables import TableSource
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.toy.icl_world import toy_tokenizer
 from tests.data_sections import show, validate

@@ -13,7 +13,7 @@ import torch
 
 from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.eval_batches import EvalPart
+from promptcomp.datamodules.sampler import EvalPart
 from promptcomp.datamodules.tasks import Row
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt

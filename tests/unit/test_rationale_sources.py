@@ -11,8 +11,8 @@ import pytest
 
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.rationale.rationale_config import RationaleFilesData, RationaleFolderData, RationaleHFData
-from promptcomp.datamodules.sources.rationale_formats import FORMATS, SEGMENT, BadRow
 from promptcomp.datamodules.sources.rationale_parsing import Parsed, ParsedTask, parse
+from promptcomp.datamodules.sources.rationale_records import FORMATS, SEGMENT, BadRow
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.texts import same_value, value_of
 from tests.data_sections import module_of, show, validate

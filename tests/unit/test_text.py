@@ -14,9 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError, build
-from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.sections import Reader, TextConfig
 from promptcomp.datamodules.text import TextDataModule, split_document
-from promptcomp.datamodules.text_config import TextConfig
 from promptcomp.toy.icl_world import toy_tokenizer
 from tests.data_sections import show, validate
 

@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sections import DataConfig, Lengths, Reader
-from promptcomp.datamodules.sources.conversations import CONVERSATIONS
 from promptcomp.datamodules.sources.records import Asked, Found
 
 if TYPE_CHECKING:
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from promptcomp.datamodules.tasks import InstructionSource
 
 TemplateName = Literal["alpaca_gist", "chat", "plain"]
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""Names of the column with the turns of a conversation."""
 ALPACA_PLUS_FILES = {
     "train": "alpaca_plus_train.json",
     "seen": "alpaca_plus_validation_seen.json",

@@ -1,7 +1,7 @@
 """Instruction data: an instruction as the context, its input as the query and the answer as the target.
 
 Rows come from any `InstructionSource`; what is written around them is in templates.py, how they are cut to their
-budgets in instruction_encoding.py. Where this differs from gisting's released code is listed in docs/data.md.
+budgets in encoding.py. Where this differs from gisting's released code is listed in docs/data.md.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
-from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.instruction.encoding import InstructionEncoder, LongRows, find_long_rows
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.templates import make_template
-from promptcomp.datamodules.sampler import Draw
-from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell_error
+from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
+from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.datamodules.tokens import TokenCache
 from promptcomp.evaluation.metrics import MetricName
@@ -102,8 +101,7 @@ class InstructionDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown, or a file is missing or bad.
         """
-        if split not in self.source.splits:
-            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.source.splits) or 'none'}")
+        self.check_split(split, self.source.splits)
         if split not in self._rows:
             self._rows[split] = self.source.rows(split)
         return self._rows[split]
@@ -124,10 +122,8 @@ class InstructionDataModule(ContextDataModule):
         if has_errors(found):
             return
         for split in self.source.splits:
-            try:
+            with collecting(found):
                 self.places(split)
-            except ConfigError as error:
-                tell_error(error, found)
         if found is not None:
             found += [Problem("data", None, text, "warning") for text in self._oddities()]
 
@@ -311,7 +307,7 @@ class InstructionDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown or has no rows.
         """
-        self._check_eval_split(split)
+        self.check_split(split, self.eval_splits)
         rows, places = self.rows(split), self.places(split)
         context_of = {number: context for context, group in enumerate(self.groups(split)) for number in group}
         return [
@@ -336,14 +332,10 @@ class InstructionDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown, or `null` was asked for.
         """
-        self._check_eval_split(split)
+        self.check_split(split, self.eval_splits)
         if null:
             raise ConfigError("calibration 'pmi' needs examples with options; instruction data has none")
         return _InstructionContexts(self, split)
-
-    def _check_eval_split(self, split: str) -> None:
-        if split not in self.eval_splits:
-            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
 
 
 class _InstructionContexts(EvalContexts):

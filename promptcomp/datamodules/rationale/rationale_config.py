@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths, Reader
-from promptcomp.datamodules.sources.rationale_formats import FORMATS, FormatName
 from promptcomp.datamodules.sources.rationale_parsing import ParsedTask, ParseMode
-from promptcomp.datamodules.sources.rationale_records import RationaleColumns
+from promptcomp.datamodules.sources.rationale_records import FORMATS, FormatName, RationaleColumns
 from promptcomp.datamodules.sources.records import Found
 
 if TYPE_CHECKING:
@@ -177,6 +176,18 @@ class FormattedRationales(RationaleConfig):
                 return {**values, "metric": known.metric}
         return values
 
+    @property
+    def format_name(self) -> FormatName | None:
+        """The task's, or the configured one."""
+        name: FormatName | None = getattr(self, "task", None) or getattr(self, "format", None)
+        return name
+
+    def without_teacher(self) -> Self:
+        """See the base class."""
+        nothing = {"teacher": "none", "rationales": ()}
+        fields = type(self).model_fields
+        return self.model_copy(update={name: value for name, value in nothing.items() if name in fields})
+
 
 class RationaleFolderData(FormattedRationales):
     """The original's layout: <folder>/<task>/<task>_<split>.json with llm/<split>_CoT_<i>.json beside it."""
@@ -190,15 +201,6 @@ class RationaleFolderData(FormattedRationales):
     """Whose rationales: palm: <task>/llm/; gpt_neox: gpt-neox/<task>/<split>.json; human: those in the rows."""
     parsing: ParseMode = "strict"
     """How the teacher's texts are read: strict, or as the original with its losses."""
-
-    @property
-    def format_name(self) -> FormatName:
-        """The task's."""
-        return self.task
-
-    def without_teacher(self) -> Self:
-        """See the base class."""
-        return self.model_copy(update={"teacher": "none"})
 
     def source(self) -> RationaleSource:
         """See the base class."""
@@ -223,20 +225,11 @@ class RationaleFilesData(FormattedRationales):
     human_rationales: bool = True
     """Use the rationale that people wrote, where the format has one and no teacher wrote another."""
 
-    @property
-    def format_name(self) -> FormatName | None:
-        """As configured."""
-        return self.format
-
-    def without_teacher(self) -> Self:
-        """See the base class."""
-        return self.model_copy(update={"rationales": ()})
-
     def source(self) -> RationaleSource:
         """See the base class."""
-        from promptcomp.datamodules.sources.rationale_sources import FilesSource
+        from promptcomp.datamodules.sources.rationale_sources import TableRationales
 
-        return FilesSource(self)
+        return TableRationales(self)
 
 
 class RationaleHFData(FormattedRationales):
@@ -260,17 +253,8 @@ class RationaleHFData(FormattedRationales):
     human_rationales: bool = True
     """As for `rationale_files`."""
 
-    @property
-    def format_name(self) -> FormatName | None:
-        """As configured."""
-        return self.format
-
-    def without_teacher(self) -> Self:
-        """See the base class."""
-        return self.model_copy(update={"rationales": ()})
-
     def source(self) -> RationaleSource:
         """See the base class."""
-        from promptcomp.datamodules.sources.rationale_sources import HubSource
+        from promptcomp.datamodules.sources.rationale_sources import TableRationales
 
-        return HubSource(self)
+        return TableRationales(self)

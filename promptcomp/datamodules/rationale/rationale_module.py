@@ -1,8 +1,8 @@
 """Examples with a teacher's rationales: the two tasks of Distilling Step-by-Step (Hsieh et al. 2023, arXiv 2305.02301).
 
 A training example is one context with a query for each task (`EncodedTarget.role` says which), an evaluation example
-one with the label task alone. How rows are written is decided in rationale_writing.py, which rows are used in
-rationale_selection.py.
+one with the label task alone. How rows are written is decided in writing.py, which rows are used in
+row_selection.py.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
-from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.rationale.row_selection import Account, TrainRow, split_rows, train_rows
 from promptcomp.datamodules.rationale.writing import Writer
-from promptcomp.datamodules.sampler import Draw
-from promptcomp.datamodules.sources.records import Found, Problem, has_errors, tell, tell_error
+from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
+from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors, tell
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
 from promptcomp.datamodules.tokens import same_options
 from promptcomp.evaluation.metrics import MetricName
@@ -92,10 +91,8 @@ class RationaleDataModule(ContextDataModule):
         if "train" in self.source.splits:
             self.num_train_items()
         for split in self.eval_splits:
-            try:
+            with collecting(found):
                 self._check_options(split, found)
-            except ConfigError as error:
-                tell_error(error, found)
         for split in self.source.splits if found is not None else ():
             for line in Account.of(self.source.rows(split), self.config.metric).lines(of_training=False):
                 tell(Problem("data", None, f"{split}: {line}", "warning"), found)
@@ -173,8 +170,7 @@ class RationaleDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown or empty.
         """
-        if split not in self.eval_splits:
-            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(self.eval_splits) or 'none'}")
+        self.check_split(split, self.eval_splits)
         if split not in self._rows:
             is_dev = split == "dev"
             rows = self._parts[1] if is_dev else self.source.rows(split)

@@ -16,7 +16,7 @@ from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, En
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.templates import starts_words
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
-from promptcomp.datamodules.sources.rationale_formats import SEGMENT
+from promptcomp.datamodules.sources.rationale_records import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.datamodules.tokens import TokenCache
 

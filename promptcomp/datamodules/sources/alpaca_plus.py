@@ -12,15 +12,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.instruction_config import ALPACA_PLUS_FILES, InstructionColumns
-from promptcomp.datamodules.sources.instruction_files import read_instructions
-from promptcomp.datamodules.sources.records import Asked, no_rows, read_records
+from promptcomp.datamodules.sources.instruction_sources import read_instructions
+from promptcomp.datamodules.sources.records import Asked, good_records, read_records
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.files import write_atomic
 
@@ -28,18 +28,13 @@ ALPACA, SELF_INSTRUCT = "alpaca", "self_instruct"
 _COLUMNS = InstructionColumns(source=None)
 
 
-@dataclass(frozen=True, slots=True)
-class AlpacaPlus:
+class AlpacaPlus(NamedTuple):
     """The rows of every split."""
 
     train: list[InstructionRow]
     seen: list[InstructionRow]
     unseen: list[InstructionRow]
     human: list[InstructionRow]
-
-    def splits(self) -> dict[str, list[InstructionRow]]:
-        """The rows by the split's name."""
-        return {"train": self.train, "seen": self.seen, "unseen": self.unseen, "human": self.human}
 
 
 def build_alpaca_plus(
@@ -130,13 +125,8 @@ def check_overlaps(data: AlpacaPlus) -> None:
             raise ConfigError(f"a {where} row has the unseen instruction {row.instruction[:80]!r}")
 
 
-def read_alpaca(path: Path) -> Sequence[InstructionRow]:
-    """Stanford Alpaca's alpaca_data.json: a list of {instruction, input, output}."""
-    return read_instructions(path, _COLUMNS, allow_empty=True)
-
-
-def read_self_instruct(path: Path) -> Sequence[InstructionRow]:
-    """Self-Instruct's all_instances_82K.jsonl: {instruction, input, output} on each line."""
+def read_flat(path: Path) -> Sequence[InstructionRow]:
+    """Rows of {instruction, input, output}: Alpaca's alpaca_data.json, Self-Instruct's all_instances_82K.jsonl."""
     return read_instructions(path, _COLUMNS, allow_empty=True)
 
 
@@ -147,31 +137,23 @@ def read_user_oriented(path: Path) -> list[InstructionRow]:
         ConfigError: the file is missing, or a line is not of that form.
     """
     found: list[InstructionRow] = []
-    for record in read_records(path, Asked(("instruction", "instances"))):
-        problem = _task_problem(record.content)
-        if problems := record.problems([problem] if problem else []):
-            raise ConfigError(str(problems[0]))
-        found.extend(_instances(record.content))
-    if not found:
-        raise ConfigError(str(no_rows(path)))
+    records = read_records(path, Asked(("instruction", "instances")))
+    for record in good_records(records, _task_problems, None, path):
+        for each in record.content["instances"]:
+            found.append(InstructionRow(record.content["instruction"], each["input"], each["output"], SELF_INSTRUCT))
     return found
 
 
-def _task_problem(record: Mapping[str, Any]) -> str | None:
+def _task_problems(record: Mapping[str, Any]) -> list[str]:
     if not isinstance(record.get("instruction"), str):
-        return "'instruction' is missing or no text"
+        return ["'instruction' is missing or no text"]
     instances = record.get("instances")
     if not isinstance(instances, list) or not instances:
-        return "'instances' is missing or no list of {input, output}"
+        return ["'instances' is missing or no list of {input, output}"]
     for instance in instances:
         if not isinstance(instance, Mapping) or not all(isinstance(instance.get(k), str) for k in ("input", "output")):
-            return "an instance without the texts 'input' and 'output'"
-    return None
-
-
-def _instances(record: Mapping[str, Any]) -> Iterator[InstructionRow]:
-    for instance in record["instances"]:
-        yield InstructionRow(record["instruction"], instance["input"], instance["output"], SELF_INSTRUCT)
+            return ["an instance without the texts 'input' and 'output'"]
+    return []
 
 
 def write_alpaca_plus(data: AlpacaPlus, folder: Path, overwrite: bool = False) -> dict[str, Path]:
@@ -191,7 +173,7 @@ def write_alpaca_plus(data: AlpacaPlus, folder: Path, overwrite: bool = False) -
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror})") from None
-    for split, rows in data.splits().items():
+    for split, rows in data._asdict().items():
         write_atomic(paths[split], json.dumps([asdict(row) for row in rows], ensure_ascii=False))
     return paths
 

@@ -5,22 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.sources.records import Asked, NotHere, Record, batch_records, named
-from promptcomp.datamodules.sources.rows import Columns, to_row
-from promptcomp.datamodules.tasks import LazySequence, Row
+from promptcomp.datamodules.tasks import LazySequence
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS_AT_ONCE = 4096
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +106,31 @@ class TextColumn(LazySequence[str]):
         return str(self._values[index].as_py() or "")
 
 
-class ArrowRows(LazySequence[Row]):
-    """Some rows of a table, read from disk when indexed."""
+class ArrowRows(LazySequence[Made]):
+    """Rows of a table, read from disk when indexed."""
 
-    def __init__(self, table: Table, columns: Columns, places: Sequence[int]) -> None:
-        self._columns, self._where = columns, table.where
+    def __init__(
+        self,
+        table: Table,
+        names: Iterable[str | None],
+        make: Callable[[Mapping[str, Any], str], Made],
+        places: Sequence[int],
+    ) -> None:
+        """
+        Args:
+            table: Holds them.
+            names: Columns to read.
+            make: The row of a record that stands at a place (DATASET[SPLIT]:NUMBER).
+            places: Which rows.
+        """
+        self._make, self._where, self._values = make, table.where, table.columns(*names)
         self._places = np.asarray(places, dtype=np.int64)
-        self._values = table.columns(columns.input, columns.output, columns.options)
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def item(self, index: int) -> Row:
+    def item(self, index: int) -> Made:
         """One row."""
         place = int(self._places[index])
         record = {name: values[place].as_py() for name, values in self._values.items()}
-        return to_row(record, self._columns, f"{self._where}:{place + 1}")
+        return self._make(record, f"{self._where}:{place + 1}")

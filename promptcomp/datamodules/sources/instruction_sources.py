@@ -1,17 +1,207 @@
-"""Sources of instruction rows: Alpaca+ in its four files, and your own files or datasets."""
+"""Sources of instruction rows: Alpaca+ in its four files, your own files or datasets, conversations among them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.instruction.instruction_config import AlpacaPlusData, InstructionsData
-from promptcomp.datamodules.sources.instruction_files import SomeRows, open_instructions, read_instructions
-from promptcomp.datamodules.sources.records import Found, NotHere, tell_error
-from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
+from promptcomp.datamodules.instruction.instruction_config import (
+    CONVERSATIONS,
+    AlpacaPlusData,
+    InstructionColumns,
+    InstructionsData,
+)
+from promptcomp.datamodules.sources.arrow import ArrowRows, open_table
+from promptcomp.datamodules.sources.records import Found, NotHere, Record, collecting, good_records, read_records
+from promptcomp.datamodules.sources.rows import Duplicates
+from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
+
+_ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard"), "assistant"),
+}
+
+
+class BadConversation(ValueError):
+    """Turns that are no question with its answer; the message says why."""
+
+
+def column_with_turns(record: Mapping[str, Any]) -> str | None:
+    """The column that holds a record's turns, if there is one."""
+    return next((name for name in CONVERSATIONS if isinstance(record.get(name), list)), None)
+
+
+def first_exchange(turns: list[Any], system: Any = None) -> tuple[str, str, str, int]:
+    """Instruction, input and output of a conversation (ShareGPT's, or of a chat file), and how many turns are left out.
+
+    The system turn is the instruction, the first user turn the input and the reply to it the output; without a system
+    turn the user turn is the instruction.
+
+    Args:
+        turns: Each with `role` and `content` or, as ShareGPT has it, with `from` and `value`.
+        system: The system turn, where it stands outside of the turns.
+
+    Raises:
+        BadConversation: it does not begin with a user turn and an answer (after a system turn), or one is no text.
+    """
+    if isinstance(system, str) and system.strip():
+        turns = [{"role": "system", "content": system}, *turns]
+    first = [_role(turn, number) for number, turn in enumerate(turns[:3], start=1)]
+    for shape in (["user", "assistant"], ["system", "user", "assistant"]):
+        if first[: len(shape)] == shape:
+            texts = [_text(turn, number) for number, turn in enumerate(turns[: len(shape)], start=1)]
+            instruction, given, output = texts if len(texts) == 3 else (texts[0], "", texts[1])
+            return instruction, given, output, len(turns) - len(shape)
+    found = ", ".join(first) or "nothing"
+    raise BadConversation(f"begins with {found}; expected user, assistant or system, user, assistant")
+
+
+def _role(turn: Any, number: int) -> str:
+    if not isinstance(turn, Mapping):
+        raise BadConversation(f"turn {number} is {type(turn).__name__}, expected an object with 'role' and 'content'")
+    name = turn.get("role", turn.get("from"))
+    role = _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    return role or repr(name)
+
+
+def _text(turn: Mapping[str, Any], number: int) -> str:
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text") or "") for part in content)
+    if not isinstance(content, str):
+        raise BadConversation(f"turn {number} is {type(content).__name__}, expected text")
+    return content
+
+
+_HUGE = 1_000_000  # characters; such a row is hardly meant
+
+
+def instruction_problems(record: Mapping[str, Any], columns: InstructionColumns, allow_empty: bool) -> list[str]:
+    """Everything that is wrong with a record, in words; empty for a good one."""
+    found = []
+    turns = _turns(record, columns)
+    named = next((name for name in CONVERSATIONS if record.get(name) is not None), None)
+    if turns is None and named and record.get(columns.instruction) is None:
+        return [f"{named!r} is {type(record[named]).__name__}, expected a list of turns"]
+    if turns is None:
+        for name in (columns.instruction, columns.output):
+            if record.get(name) is None:
+                found.append(f"{name!r} is missing")
+            elif not isinstance(record[name], str):
+                found.append(f"{name!r} is {type(record[name]).__name__}, expected text")
+    for optional in (columns.source,) if turns else (columns.input, columns.source):
+        value = record.get(optional) if optional else None
+        if value is not None and not isinstance(value, str):
+            found.append(f"{optional!r} is {type(value).__name__}, expected text")
+    if not found:
+        try:
+            row = to_instruction(record, columns, "")
+        except BadConversation as error:
+            return [f"{turns!r} {error}"]
+        if not allow_empty and not row.instruction.strip():
+            name = turns or columns.instruction
+            found.append(f"{name!r} is empty (data.allow_empty_instruction=true takes such rows)")
+    return found
+
+
+def _turns(record: Mapping[str, Any], columns: InstructionColumns) -> str | None:
+    """The column with the turns of a conversation; None: the row has an instruction or no turns."""
+    return None if record.get(columns.instruction) is not None else column_with_turns(record)
+
+
+def instruction_warnings(row: InstructionRow) -> list[str]:
+    """What looks odd about a good row."""
+    found = []
+    if not row.instruction.strip():
+        found.append("the instruction is empty")
+    if not row.output.strip():
+        found.append("the output is empty")
+    size = len(row.instruction) + len(row.input) + len(row.output)
+    if size > _HUGE:
+        found.append(f"the row has {size} characters")
+    return found
+
+
+def to_instruction(record: Mapping[str, Any], columns: InstructionColumns, stem: str) -> InstructionRow:
+    """The row in a good record.
+
+    Raises:
+        BadConversation: the record is a conversation that does not begin with a question and its answer.
+    """
+    source = (record.get(columns.source) or stem) if columns.source else stem
+    if turns := _turns(record, columns):
+        instruction, given, output, _ = first_exchange(record[turns], record.get("system"))
+        return InstructionRow(instruction, given, output, source)
+    given = (record.get(columns.input) or "") if columns.input else ""
+    return InstructionRow(record[columns.instruction], given, record[columns.output], source)
+
+
+def _row_of(record: Mapping[str, Any], where: str, columns: InstructionColumns, stem: str) -> InstructionRow:
+    return to_instruction(record, columns, stem)
+
+
+def read_instructions(
+    path: Path,
+    columns: InstructionColumns,
+    allow_empty: bool,
+    found: Found = None,
+    remarks: list[str] | None = None,
+) -> Sequence[InstructionRow]:
+    """The rows of a file; `remarks` takes what a person should know about them.
+
+    Raises:
+        ConfigError: the file is missing, of an unknown kind, has no rows or a bad one (named with its line), unless
+            that is collected in `found`.
+    """
+    return _good_rows(read_records(path, columns.asked()), path.stem, str(path), columns, allow_empty, found, remarks)
+
+
+def _good_rows(
+    records: Iterable[Record],
+    stem: str,
+    where: str,
+    columns: InstructionColumns,
+    allow_empty: bool,
+    found: Found,
+    remarks: list[str] | None,
+) -> list[InstructionRow]:
+    rows: list[InstructionRow] = []
+    duplicates, longer = Duplicates(), 0
+
+    def wrong(content: Mapping[str, Any]) -> list[str]:
+        return instruction_problems(content, columns, allow_empty)
+
+    for record in good_records(records, wrong, found, where):
+        row = to_instruction(record.content, columns, stem)
+        rows.append(row)
+        record.warn(instruction_warnings(row), found)
+        duplicates.look(record, (row.instruction, row.input, row.output), "instruction, input and output", found)
+        if turns := _turns(record.content, columns):
+            longer += first_exchange(record.content[turns], record.content.get("system"))[3] > 0
+    if longer and remarks is not None:
+        remarks.append(f"{where}: {longer} of {len(rows)} rows have turns after the first answer, which are not read")
+    return rows
+
+
+class SomeRows(LazySequence[InstructionRow]):
+    """Some rows of a sequence."""
+
+    def __init__(self, rows: Sequence[InstructionRow], places: Sequence[int]) -> None:
+        self._rows, self._places = rows, np.asarray(places, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def item(self, index: int) -> InstructionRow:
+        """One row."""
+        return self._rows[int(self._places[index])]
 
 
 class HeldOutSource(InstructionSource):
@@ -65,8 +255,7 @@ class HeldOutSource(InstructionSource):
         Raises:
             ConfigError: the split is unknown, or its file or dataset is bad.
         """
-        if split not in self.splits:
-            raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
+        self.check_split(split)
         if split in self._cuts or (split == "train" and self._cuts):
             rows, parts = self._parts
             return SomeRows(rows, parts[split])
@@ -79,10 +268,8 @@ class HeldOutSource(InstructionSource):
             ConfigError: the first bad row or file, unless they are collected.
         """
         for split in self._given:
-            try:
+            with collecting(found, str(self.paths.get(split, "data"))):
                 self._read(split, found)
-            except ConfigError as error:
-                tell_error(error, found, str(self.paths.get(split, "data")))
 
     def remarks(self) -> list[str]:
         """Later turns of conversations, which are left out."""
@@ -98,8 +285,11 @@ class HeldOutSource(InstructionSource):
         place, config = self._place(split), self.config
         if place not in self._tables:
             how = (config.columns, config.allow_empty_instruction, found, self._remarks)
-            if isinstance(config, InstructionsData) and self._dataset is not None:
-                self._tables[place] = open_instructions(self._dataset, config.dataset_config, place, *how)
+            if isinstance(config, InstructionsData) and self._dataset is not None:  # its rows stay on disk
+                table = open_table(self._dataset, config.dataset_config, place, config.columns.asked())
+                _good_rows(table.records(), self._dataset, table.where, *how)
+                make = partial(_row_of, columns=config.columns, stem=self._dataset)
+                self._tables[place] = ArrowRows(table, config.columns.asked().all, make, range(len(table)))
             else:
                 self._tables[place] = read_instructions(self.paths[split], *how)
         return self._tables[place]

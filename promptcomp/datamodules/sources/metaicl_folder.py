@@ -18,10 +18,9 @@ from pathlib import Path
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.icl_config import MetaICLData
-from promptcomp.datamodules.sources.records import Found, NotHere, has_errors, tell_error
-from promptcomp.datamodules.sources.rows import JsonlRows
-from promptcomp.datamodules.sources.splits import check_tasks, hold_out, warn_of_leaks
-from promptcomp.datamodules.tasks import Task, TaskKind, TaskSource
+from promptcomp.datamodules.sources.records import Found, NotHere, Problem, collecting, tell
+from promptcomp.datamodules.sources.rows import HeldOutTasks, JsonlRows, warn_of_leaks
+from promptcomp.datamodules.tasks import Task, TaskKind
 from promptcomp.documents import read_json
 from promptcomp.files import is_file_name
 
@@ -34,8 +33,11 @@ KINDS: dict[str, TaskKind] = {
 }
 
 
-class MetaICLSource(TaskSource):
+class MetaICLSource(HeldOutTasks):
     """Lists the tasks of one partition."""
+
+    config: MetaICLData
+    _warns_of_leaks = False  # the partition names its tasks: told before they are read
 
     def __init__(self, config: MetaICLData) -> None:
         """
@@ -55,27 +57,20 @@ class MetaICLSource(TaskSource):
         dev = [] if self.config.dev == "none" else ["dev"]
         return ("train", *dev, "test", *others)
 
-    @cached_property
-    def _train(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-        """Training tasks and those held out for selection."""
-        tasks = [self._training_task(name) for name in self._partition["train"]]
-        if self.config.dev != "train_tasks":
-            return tuple(tasks), ()
-        return hold_out(tasks, self.config.dev_share, f"partition {self.config.partition}")
+    @property
+    def _holds_out(self) -> bool:
+        return self.config.dev == "train_tasks"
 
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The tasks of a split; test tasks come once for each data seed.
+    @property
+    def _where(self) -> str:
+        return f"partition {self.config.partition}"
 
-        Raises:
-            ConfigError: the split is unknown, a file is missing, or a row is bad.
-        """
+    def _training_tasks(self) -> Sequence[Task]:
+        return tuple(self._training_task(name) for name in self._partition["train"])
+
+    def _evaluated(self, split: str) -> Sequence[Task]:
+        """Test tasks come once for each data seed."""
         config = self.config
-        if split not in self.splits:
-            raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
-        if split == "train":
-            return self._train[0]
-        if split == "dev" and config.dev == "train_tasks":
-            return self._train[1]
         if split == "dev":
             return [self._target_task(name, config.dev_seed, "dev") for name in self._partition["test"]]
         return [self._target_task(name, seed, "test") for name in self._partition[split] for seed in config.seeds]
@@ -84,23 +79,15 @@ class MetaICLSource(TaskSource):
         """The file of a task."""
         return self.config.folder / "data" / task / f"{task}_{k}_{seed}_{split}.jsonl"
 
-    def check(self, found: Found = None) -> None:
-        """Read every file of the partition, then put the tasks of every split together.
-
-        Raises:
-            ConfigError: the first bad row or file, unless they are collected.
-        """
+    def _read_all(self, found: Found) -> None:
         partition = str(self.config.folder / "config" / f"{self.config.partition}.json")
         warn_of_leaks(self._partition["train"], self._partition["test"], found, partition)
         for name, path in self.files():
-            try:
-                if not path.parent.is_dir():
-                    raise ConfigError(f"{partition}: task {name!r} is unknown: no folder {path.parent}")
+            if not path.parent.is_dir():
+                tell(Problem(partition, None, f"task {name!r} is unknown: no folder {path.parent}"), found)
+                continue
+            with collecting(found, str(path)):
                 self._files[path] = JsonlRows(path, name, found=found)
-            except ConfigError as error:
-                tell_error(error, found, partition if str(error).startswith(f"{partition}:") else str(path))
-        if not has_errors(found):
-            check_tasks(self, found)
 
     def files(self) -> list[tuple[str, Path]]:
         """Every file that the configuration refers to, with its task."""

@@ -3,29 +3,122 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.rationale.rationale_config import RationaleFilesData, RationaleFolderData, RationaleHFData
 from promptcomp.datamodules.sources.arrow import open_table
-from promptcomp.datamodules.sources.rationale_files import joined, read_rows, text_list, unique
-from promptcomp.datamodules.sources.rationale_parsing import parse
-from promptcomp.datamodules.sources.rationale_records import RationaleColumns, RecordReader
+from promptcomp.datamodules.sources.rationale_parsing import STATUSES, parse
+from promptcomp.datamodules.sources.rationale_records import BadRow, RationaleColumns, RecordReader
 from promptcomp.datamodules.sources.records import (
+    Asked,
     Found,
     NotHere,
     Problem,
     Record,
+    collecting,
+    good_records,
+    half_character,
     has_errors,
     kind_of_rows,
+    name_in,
+    read_json,
     read_records,
     tell,
-    tell_error,
 )
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
+
+_WORK = Asked(("id",), ("llm_label", "llm_rationale", "teacher", "parse_status"))
+
+
+def joined(rows: Sequence[RationaleRow], paths: Sequence[Path], found: Found = None) -> Sequence[RationaleRow]:
+    """The rows with a teacher's work from other files, joined by id; rows that are not in them stay as they are.
+
+    Raises:
+        ConfigError: a file is missing or bad, or none of its ids belongs to a row.
+    """
+    if not paths:
+        return rows
+    work: dict[str, Mapping[str, Any]] = {}
+    for path in paths:
+        for record in good_records(read_records(path, _WORK, kind_of_rows(path)), _work_problems, found):
+            work[str(name_in(record.content["id"]))] = record.content
+    if rows and not any(row.id in work for row in rows):
+        names = ", ".join(map(str, paths))
+        tell(Problem(names, None, f"none of the ids belongs to a row of the data (such as {rows[0].id!r})"), found)
+    return [_with_work(row, work[row.id]) if row.id in work else row for row in rows]
+
+
+def _with_work(row: RationaleRow, record: Mapping[str, Any]) -> RationaleRow:
+    return replace(
+        row,
+        llm_label=record.get("llm_label") or "",
+        llm_rationale=record.get("llm_rationale") or "",
+        parse_status=record.get("parse_status") or "ok",
+        teacher=record.get("teacher") or "",
+    )
+
+
+def _work_problems(record: Mapping[str, Any]) -> list[str]:
+    try:
+        if name_in(record.get("id")) is None:
+            return ["expected an object with an 'id'"]
+    except ValueError:
+        return [f"'id' is {type(record['id']).__name__}, expected text or a whole number"]
+    for name in ("llm_label", "llm_rationale", "teacher", "parse_status"):
+        if not isinstance(record.get(name), str | None):
+            return [f"{name!r} is {type(record[name]).__name__}, expected text"]
+    status = record.get("parse_status") or "ok"
+    return [] if status in STATUSES else [f"'parse_status' {status!r} is none of {', '.join(STATUSES)}"]
+
+
+def read_rows(
+    records: Iterable[Record], reader: RecordReader, split: str, where: str, found: Found, start: int = 0
+) -> list[RationaleRow]:
+    """The rows of a file or table; `start` rows of the split were read before.
+
+    Raises:
+        ConfigError: a bad row, or none, unless `found` collects that.
+    """
+    rows: list[RationaleRow] = []
+
+    def wrong(content: Mapping[str, Any]) -> list[str]:
+        try:
+            rows.append(reader.row(content, start + len(rows), split))
+        except BadRow as error:
+            return [str(error)]
+        return []
+
+    for record in good_records(records, wrong, found, where):
+        rows[-1] = replace(rows[-1], where=f"{record.file}:{record.line}")
+    return rows
+
+
+def unique(rows: list[RationaleRow], found: Found) -> list[RationaleRow]:
+    """The rows, whose ids must differ."""
+    seen: set[str] = set()
+    for row in rows:
+        if row.id in seen:
+            tell(Problem.at(row.where, f"the id {row.id!r} occurs twice"), found)
+        seen.add(row.id)
+    return rows
+
+
+def text_list(path: Path) -> list[str]:
+    """The texts in a JSON list.
+
+    Raises:
+        ConfigError: the file is missing or holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ConfigError(f"{path}: expected a JSON list of texts")
+    if half_character(found):
+        raise ConfigError(f"{path}: a text has half a character (one of a surrogate pair)")
+    return found
 
 
 class _FileSource(RationaleSource):
@@ -41,8 +134,7 @@ class _FileSource(RationaleSource):
             ConfigError: the split is unknown, a file is missing or bad, or a row is (unless that is collected).
         """
         if split not in self._splits:
-            if split not in self.splits:
-                raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
+            self.check_split(split)
             self._splits[split] = self._read(split, found)
         return self._splits[split]
 
@@ -57,14 +149,12 @@ class _FileSource(RationaleSource):
         """
         inputs: dict[str, set[str]] = {}
         for split in self.splits:
-            try:
+            with collecting(found):
                 rows = self.rows(split, found)
                 inputs[split] = {row.input for row in rows}
                 if len(inputs[split]) < len(rows):
                     text = f"{len(rows) - len(inputs[split])} rows of the {split} split have the input of another one"
                     tell(Problem("data", None, text, "warning"), found)
-            except ConfigError as error:
-                tell_error(error, found)
         for split in inputs:
             if split != "train" and (shared := inputs[split] & inputs.get("train", set())):
                 text = f"{len(shared)} inputs of the {split} split are in train too"
@@ -99,7 +189,9 @@ class FolderSource(_FileSource):
     def _read(self, split: str, found: Found) -> Sequence[RationaleRow]:
         """The teacher's texts are joined by their position."""
         config, path = self.config, self.path(split)
-        rows = unique(read_rows(self._records(path), self._reader, split, str(path), found), found)
+        rows = unique(
+            read_rows(read_records(path, self._reader.asked(), ".jsonl"), self._reader, split, str(path), found), found
+        )
         if config.teacher in ("human", "none"):
             return rows
         texts, where = self._completions(split)
@@ -109,9 +201,6 @@ class FolderSource(_FileSource):
             )
             tell(Problem(str(where), None, f"{message} may be missing"), found)
         return [self._with_teacher(row, text) for row, text in zip(rows, texts, strict=False)]
-
-    def _records(self, path: Path) -> Iterator[Record]:
-        return read_records(path, self._reader.asked(), ".jsonl")
 
     def _with_teacher(self, row: RationaleRow, text: str) -> RationaleRow:
         config = self.config
@@ -140,32 +229,10 @@ class FolderSource(_FileSource):
         return [text for chunk in chunks for text in chunk], folder
 
 
-class FilesSource(_FileSource):
-    """Files of rows."""
+class TableRationales(_FileSource):
+    """Files of rows, or the splits of a Hugging Face data set."""
 
-    def __init__(self, config: RationaleFilesData) -> None:
-        super().__init__()
-        self.config = config
-        self._reader = RecordReader(config.columns, config.format, config.human_rationales)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """ "train" and "dev" where files are named, and "test"."""
-        config = self.config
-        return (*(["train"] if config.train else []), *(["dev"] if config.dev else []), "test")
-
-    def _read(self, split: str, found: Found) -> Sequence[RationaleRow]:
-        rows: list[RationaleRow] = []
-        for path in {"train": self.config.train, "dev": self.config.dev, "test": self.config.test}[split]:
-            records = read_records(path, self._reader.asked(), kind_of_rows(path))
-            rows += read_rows(records, self._reader, split, str(path), found, start=len(rows))
-        return joined(unique(rows, found), self.config.rationales, found)
-
-
-class HubSource(_FileSource):
-    """A Hugging Face data set."""
-
-    def __init__(self, config: RationaleHFData) -> None:
+    def __init__(self, config: RationaleFilesData | RationaleHFData) -> None:
         super().__init__()
         self.config = config
         self._reader = RecordReader(config.columns, config.format, config.human_rationales)
@@ -174,14 +241,27 @@ class HubSource(_FileSource):
     def splits(self) -> tuple[str, ...]:
         """ "train" and "dev" where they are named, and "test"."""
         config = self.config
-        return (*(["train"] if config.train_split else []), *(["dev"] if config.dev_split else []), "test")
+        if isinstance(config, RationaleHFData):
+            train, dev = bool(config.train_split), bool(config.dev_split)
+        else:
+            train, dev = bool(config.train), bool(config.dev)
+        return (*(["train"] if train else []), *(["dev"] if dev else []), "test")
 
     def _read(self, split: str, found: Found) -> Sequence[RationaleRow]:
-        config = self.config
-        name = {"train": config.train_split, "dev": config.dev_split, "test": config.test_split}[split]
-        table = open_table(config.path, config.config, str(name), self._reader.asked())
-        rows = read_rows(table.records(), self._reader, split, table.where, found)
-        return joined(unique(rows, found), config.rationales, found)
+        rows: list[RationaleRow] = []
+        for records, where in self._tables(split):
+            rows += read_rows(records, self._reader, split, where, found, start=len(rows))
+        return joined(unique(rows, found), self.config.rationales, found)
+
+    def _tables(self, split: str) -> Iterator[tuple[Iterator[Record], str]]:
+        """The records of a split's files or of its table, and where they stand."""
+        config, asked = self.config, self._reader.asked()
+        if isinstance(config, RationaleHFData):
+            table = open_table(config.path, config.config, getattr(config, f"{split}_split"), asked)
+            yield table.records(), table.where
+        else:
+            for path in getattr(config, split):
+                yield read_records(path, asked, kind_of_rows(path)), str(path)
 
 
 def _original_name(split: str) -> str:

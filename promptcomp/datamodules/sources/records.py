@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,15 +67,15 @@ def tell(problem: Problem, found: Found) -> None:
         raise ConfigError(str(problem))
 
 
-def tell_error(error: ConfigError, found: Found, where: str = "data") -> None:
-    """Collect what was raised as a problem of a file, or raise it again where nothing is collected.
-
-    Raises:
-        ConfigError: the error.
-    """
-    if found is None:
-        raise error
-    found.append(Problem(*_placed(str(error), where)))
+@contextmanager
+def collecting(found: Found, where: str = "data") -> Iterator[None]:
+    """Collect what is raised inside as a problem of a file; it is raised on where nothing is collected."""
+    try:
+        yield
+    except ConfigError as error:
+        if found is None:
+            raise
+        found.append(Problem(*_placed(str(error), where)))
 
 
 def _placed(message: str, where: str) -> tuple[str, int | None, str]:
@@ -138,10 +139,6 @@ class Record:
     offset: int = 0
     """Place of its first byte in a .jsonl file."""
 
-    def problems(self, messages: Iterable[str]) -> list[Problem]:
-        """What is wrong with the record: its writing, or else the messages."""
-        return [Problem(self.file, self.line, text) for text in ([self.problem] if self.problem else messages)]
-
     def warn(self, messages: Iterable[str], found: Found) -> None:
         """Tell what looks odd about a good record."""
         for text in messages if found is not None else ():
@@ -192,9 +189,35 @@ def check_file(path: Path) -> None:
     raise ConfigError(f"{path}: not a file" if there else f"{path}: no such file")
 
 
-def no_rows(file: object) -> Problem:
-    """What is said of an empty file."""
-    return Problem(str(file), None, "the file has no rows")
+def good_records(
+    records: Iterable[Record],
+    wrong: Callable[[Mapping[str, Any]], list[str]],
+    found: Found,
+    where: object = None,
+    what: str = "rows",
+) -> Iterator[Record]:
+    """The records that nothing is wrong with.
+
+    Args:
+        records: All of them.
+        wrong: Says what is wrong with the content of a record.
+        found: Collects that.
+        where: The file that must have rows; None: any number will do.
+        what: Its rows in a word.
+
+    Raises:
+        ConfigError: a bad record, or none, unless that is collected.
+    """
+    empty = where is not None
+    for record in records:
+        empty = False
+        problems = wrong(record.content) if record.problem is None else [record.problem]
+        for text in problems:
+            tell(Problem(record.file, record.line, text), found)
+        if not problems:
+            yield record
+    if empty:
+        tell(Problem(str(where), None, f"the file has no {what}"), found)
 
 
 # ---- JSON

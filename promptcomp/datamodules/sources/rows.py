@@ -1,28 +1,38 @@
-"""Rows of in-context-learning data: what a good one is, what is wrong with a bad one, and compact access to files."""
+"""Rows of in-context-learning data: what is wrong with a bad one, access to files, the splits of their tasks."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import mmap
+from abc import abstractmethod
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from promptcomp.config import Config
+from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sources.records import (
     Asked,
     Found,
+    Problem,
     Record,
+    collecting,
+    good_records,
+    has_errors,
     name_in,
-    no_rows,
     parse_json,
     read_records,
     tell,
     whole_number,
 )
-from promptcomp.datamodules.tasks import LazySequence, Row, TaskKind
+from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskKind, TaskSource
 from promptcomp.evaluation.texts import label_of, same_label
 from promptcomp.plain import shown
+
+if TYPE_CHECKING:
+    from promptcomp.datamodules.icl_config import HFData, MetaICLData, TableData
 
 
 class Columns(Config):
@@ -119,7 +129,7 @@ def row_warnings(record: Mapping[str, Any], columns: Columns) -> list[str]:
     return found
 
 
-def to_row(record: Mapping[str, Any], columns: Columns, where: str = "") -> Row:
+def to_row(record: Mapping[str, Any], where: str, columns: Columns) -> Row:
     """The row in a good record; its output is written as the option that it is."""
     options = (record.get(columns.options) or ()) if columns.options else ()
     output = record[columns.output]
@@ -164,22 +174,16 @@ class JsonlRows(LazySequence[Row]):
         self._offsets, self._lines = array("q"), array("q")
         self._map: mmap.mmap | None = None
         options: set[tuple[str, ...]] = set()
-        duplicates, seen = Duplicates(), False
-        for record in read_records(path, columns.asked(), ".jsonl"):
-            seen = True
-            if problems := record.problems(self._problems(record.content, task)):
-                for problem in problems:
-                    tell(problem, found)
-                continue
-            row = to_row(record.content, columns)
+        duplicates = Duplicates()
+        records = read_records(path, columns.asked(), ".jsonl")
+        for record in good_records(records, lambda content: self._problems(content, task), found, path):
+            row = to_row(record.content, "", columns)
             self._offsets.append(record.offset)
             self._lines.append(record.line)
             if len(options) < 2:
                 options.add(row.options)
             record.warn(row_warnings(record.content, columns), found)
             duplicates.look(record, (row.input, row.output), "input and output", found)
-        if not seen:
-            tell(no_rows(path), found)
         self.kind: TaskKind = kind_of(options)
         """What kind of task the rows look like."""
 
@@ -201,7 +205,7 @@ class JsonlRows(LazySequence[Row]):
         start = self._offsets[index]
         end = self._map.find(b"\n", start)
         content = parse_json(self._map[start : end if end >= 0 else None].decode("utf-8"))
-        return to_row(content, self._columns, f"{self.path}:{self._lines[index]}")
+        return to_row(content, f"{self.path}:{self._lines[index]}", self._columns)
 
     def __getstate__(self) -> dict[str, Any]:  # a memory map cannot be sent to a worker process
         return {**self.__dict__, "_map": None}
@@ -210,8 +214,105 @@ class JsonlRows(LazySequence[Row]):
         return self
 
 
-def kind_of(options: set[tuple[str, ...]]) -> TaskKind:
-    """The kind of a task by the distinct option lists of its rows: none, one and the same, or different ones."""
-    if options <= {()}:
-        return "free_form"
-    return "classification" if len(options) == 1 else "multi_choice"
+def kind_of(options: Iterable[tuple[str, ...]]) -> TaskKind:
+    """The kind of a task by the option lists of its rows: none, one and the same, or different ones."""
+    found: set[tuple[str, ...]] = set()
+    for each in options:
+        found.add(each)
+        if len(found) > 1:
+            return "multi_choice"
+    return "classification" if found - {()} else "free_form"
+
+
+def warn_of_leaks(train: Iterable[str], test: Iterable[str], found: Found, where: str = "data") -> None:
+    """Warn of tasks that are both trained and tested on."""
+    for task in sorted({*train} & {*test}):
+        tell(Problem(where, None, f"task {task!r} is both a train and a test task", "warning"), found)
+
+
+def hold_out(tasks: Sequence[Task], share: float, what: str) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+    """Split tasks into (training, held out). The choice depends on the tasks' names alone.
+
+    Tasks with options are held out first, because only they can be scored; free-form tasks serve for the loss.
+
+    Args:
+        tasks: At least two.
+        share: Share of all tasks that is held out (rounded up).
+        what: Where the tasks come from, for the error message.
+
+    Raises:
+        ConfigError: fewer than two tasks.
+    """
+    if len(tasks) < 2:
+        raise ConfigError(
+            f"{what}: of one training task none can be held out as the dev split; name a dev set or switch it off"
+        )
+    count = min(math.ceil(share * len(tasks)), len(tasks) - 1)
+    order = sorted(tasks, key=lambda task: (task.kind == "free_form", hashlib.sha256(task.name.encode()).digest()))
+    chosen = {task.name for task in order[:count]}
+    return (
+        tuple(task for task in tasks if task.name not in chosen),
+        tuple(task for task in tasks if task.name in chosen),
+    )
+
+
+class HeldOutTasks(TaskSource):
+    """What the sources of files share: the parts of the training tasks, and the check."""
+
+    config: MetaICLData | HFData | TableData
+    _warns_of_leaks: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def _holds_out(self) -> bool:
+        """Whether the dev split is a part of the training tasks."""
+
+    @abstractmethod
+    def _training_tasks(self) -> Sequence[Task]:
+        """All of them."""
+
+    @abstractmethod
+    def _evaluated(self, split: str) -> Sequence[Task]:
+        """The tasks of a split that is no part of the training tasks."""
+
+    @abstractmethod
+    def _read_all(self, found: Found) -> None:
+        """Read every file once."""
+
+    @cached_property
+    def _train(self) -> tuple[Sequence[Task], Sequence[Task]]:
+        """Training tasks and those held out for selection."""
+        tasks = self._training_tasks()
+        return hold_out(tasks, self.config.dev_share, self._where) if self._holds_out else (tasks, ())
+
+    @property
+    def _where(self) -> str:
+        """Where the training tasks come from."""
+        return "data.train"
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of a split; those with data seeds come once for each.
+
+        Raises:
+            ConfigError: the split is unknown, a file or dataset is missing, or a row is bad.
+        """
+        self.check_split(split)
+        if split == "train":
+            return self._train[0]
+        return self._train[1] if split == "dev" and self._holds_out else self._evaluated(split)
+
+    def check(self, found: Found = None) -> None:
+        """Read every file, then put the tasks of every split together.
+
+        Raises:
+            ConfigError: the first bad row or file, unless they are collected.
+        """
+        self._read_all(found)
+        if has_errors(found):
+            return
+        names: dict[str, list[str]] = {}
+        for split in self.splits:
+            with collecting(found):
+                names[split] = [task.name for task in self.tasks(split)]
+        if self._warns_of_leaks:
+            warn_of_leaks(names.get("train", ()), names.get("test", ()), found)

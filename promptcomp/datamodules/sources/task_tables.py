@@ -1,26 +1,28 @@
-"""Tasks in a user's own files: a row for each example, with columns that `Columns` names."""
+"""Tasks in tables, a row for each example with columns that `Columns` names: your own files, or one dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.icl_config import TableData
-from promptcomp.datamodules.sources.records import Found, Problem, has_errors, no_rows, read_records, tell, tell_error
+from promptcomp.datamodules.icl_config import HFData, TableData
+from promptcomp.datamodules.sources.arrow import ArrowRows, open_table
+from promptcomp.datamodules.sources.metaicl_folder import read_task_lists
+from promptcomp.datamodules.sources.records import Asked, Found, Problem, collecting, good_records, read_records, tell
 from promptcomp.datamodules.sources.rows import (
     Columns,
     Duplicates,
+    HeldOutTasks,
     kind_of,
     place_of,
     row_problems,
     row_warnings,
     to_row,
 )
-from promptcomp.datamodules.sources.splits import check_tasks, hold_out, warn_of_leaks
-from promptcomp.datamodules.tasks import Row, Task, TaskSource
+from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.evaluation.texts import label_of, looks_of, same_label
 
 
@@ -45,24 +47,20 @@ def read_entries(path: Path, columns: Columns, found: Found = None) -> list[Entr
     Raises:
         ConfigError: the file is missing, cannot be read, or has a bad row (with its line) or none, unless collected.
     """
-    entries, seen, duplicates = [], False, Duplicates()
-    for record in read_records(path, columns.asked()):
-        seen = True
-        if problems := record.problems(row_problems(record.content, columns)):
-            for problem in problems:
-                tell(problem, found)
-            continue
-        row = to_row(record.content, columns, f"{path}:{record.line}")
+    entries, duplicates = list[Entry](), Duplicates()
+    records = read_records(path, columns.asked())
+    for record in good_records(records, lambda content: row_problems(content, columns), found, path):
+        row = to_row(record.content, f"{path}:{record.line}", columns)
         entries.append(Entry(row, *place_of(record.content, columns, path.stem)))
         record.warn(row_warnings(record.content, columns), found)
         duplicates.look(record, (entries[-1].task, row.input, row.output), "input and output", found)
-    if not seen:
-        tell(no_rows(path), found)
     return entries
 
 
-class TableSource(TaskSource):
+class TableSource(HeldOutTasks):
     """Lists the tasks of a user's files."""
+
+    config: TableData
 
     def __init__(self, config: TableData) -> None:
         self.config = config
@@ -75,22 +73,12 @@ class TableSource(TaskSource):
         has_dev = bool(config.dev) or (bool(config.train) and config.dev_share > 0)
         return (*(["train"] if config.train else []), *(["dev"] if has_dev else []), "test")
 
-    def check(self, found: Found = None) -> None:
-        """Read every file that the configuration names, then put the tasks of every split together.
-
-        Raises:
-            ConfigError: the first bad row or file, unless they are collected.
-        """
+    def _read_all(self, found: Found) -> None:
         config = self.config
         for path in dict.fromkeys([*config.train, *config.dev, *config.test, *config.demonstrations]):
-            try:
+            with collecting(found, str(path)):
                 self._files[path] = read_entries(path, config.columns, found)
                 self._warn_of_spellings(path, found)
-            except ConfigError as error:
-                tell_error(error, found, str(path))
-        if not has_errors(found):
-            names = check_tasks(self, found)
-            warn_of_leaks(names.get("train", ()), names.get("test", ()), found)
 
     def _warn_of_spellings(self, path: Path, found: Found) -> None:
         """Outputs that are one label in several spellings, and labels that look like one."""
@@ -106,25 +94,14 @@ class TableSource(TaskSource):
                 continue
             tell(Problem.at(row.where, text, "warning"), found)
 
-    @cached_property
-    def _train(self) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-        tasks = self._shared_tasks(self._entries(self.config.train))
-        if self.config.dev or not self.config.dev_share:
-            return tuple(tasks), ()
-        return hold_out(tasks, self.config.dev_share, "data.train")
+    @property
+    def _holds_out(self) -> bool:
+        return not self.config.dev and self.config.dev_share > 0
 
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The tasks of a split.
+    def _training_tasks(self) -> Sequence[Task]:
+        return self._shared_tasks(self._entries(self.config.train))
 
-        Raises:
-            ConfigError: the split is unknown, a file is missing, or a row is bad.
-        """
-        if split not in self.splits:
-            raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
-        if split == "train":
-            return self._train[0]
-        if split == "dev" and not self.config.dev:
-            return self._train[1]
+    def _evaluated(self, split: str) -> Sequence[Task]:
         entries = self._entries(self.config.dev if split == "dev" else self.config.test)
         if self.config.demonstrations:
             shown = self._entries(self.config.demonstrations)
@@ -148,7 +125,7 @@ class TableSource(TaskSource):
             rows = self._rows(members, members)
             if len(rows) < 2:
                 raise ConfigError(f"task {name!r} has one row and so no demonstration for it; give it more rows")
-            tasks.append(Task(name, kind_of({row.options for row in rows}), rows, rows, seed))
+            tasks.append(Task(name, kind_of(row.options for row in rows), rows, rows, seed))
         return tasks
 
     def _asked_tasks(self, shown: Iterable[Entry], asked: Iterable[Entry]) -> list[Task]:
@@ -168,7 +145,7 @@ class TableSource(TaskSource):
                 pool = pools[name, chosen]
                 rows = self._rows(members, [*members, *pool])
                 demonstrations = self._rows(pool, [*members, *pool])
-                tasks.append(Task(name, kind_of({row.options for row in rows}), demonstrations, rows, chosen))
+                tasks.append(Task(name, kind_of(row.options for row in rows), demonstrations, rows, chosen))
         return tasks
 
     def _rows(self, members: Sequence[Entry], all_members: Sequence[Entry]) -> list[Row]:
@@ -187,3 +164,90 @@ def _grouped(entries: Iterable[Entry]) -> dict[tuple[str, int | None], list[Entr
     for entry in entries:
         found.setdefault((entry.task, entry.seed), []).append(entry)
     return found
+
+
+Groups = dict[tuple[str, int | None, str], list[int]]
+"""Places of the rows of every (task, data seed, role)."""
+Split = tuple[Groups, Callable[[Sequence[int]], ArrowRows[Row]]]
+"""The groups of a split, and what reads the rows at some places."""
+
+
+class HFSource(HeldOutTasks):
+    """Lists the tasks of one dataset."""
+
+    config: HFData
+
+    def __init__(self, config: HFData) -> None:
+        self.config = config
+        self._read: dict[str, Split] = {}
+        self._lists = None if config.partition is None else read_task_lists(config.partition)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train", "dev" unless it is off, and "test"."""
+        return ("train", "test") if self.config.dev == "none" else ("train", "dev", "test")
+
+    @property
+    def _holds_out(self) -> bool:
+        return self.config.dev == "train_tasks"
+
+    @property
+    def _where(self) -> str:
+        return f"dataset {self.config.path}"
+
+    def _training_tasks(self) -> Sequence[Task]:
+        groups, take = self._split(self.config.train_split)
+        merged: dict[tuple[str, int | None], list[int]] = {}
+        for (task, seed, _), places in groups.items():
+            if self._wanted(task, "train"):
+                merged.setdefault((task, seed), []).extend(places)
+        tasks = []
+        for (name, seed), places in merged.items():
+            rows = take(places)
+            tasks.append(Task(name, kind_of(row.options for row in rows), rows, rows, seed))
+        if not tasks:
+            raise ConfigError(f"{self._where}: split {self.config.train_split} has none of the train tasks")
+        return tasks
+
+    def _evaluated(self, split: str) -> Sequence[Task]:
+        """Test tasks come once for each data seed."""
+        groups, take = self._split(self.config.test_split)
+        tasks = []
+        for (name, seed, role), places in groups.items():
+            chosen = self.config.seeds is None or seed in self.config.seeds
+            if role != split or not chosen or not self._wanted(name, "test"):
+                continue
+            pool = groups.get((name, seed, "train"))
+            if pool is None:
+                raise ConfigError(f"{self._where}: task {name!r} (seed {seed}) has no rows with split 'train'")
+            rows = take(places)
+            tasks.append(Task(name, kind_of(row.options for row in rows), take(pool), rows, seed))
+        return tasks
+
+    def _wanted(self, task: str, split: str) -> bool:
+        return self._lists is None or task in self._lists[split]
+
+    def _read_all(self, found: Found) -> None:
+        for split in dict.fromkeys((self.config.train_split, self.config.test_split)):
+            with collecting(found):
+                self._split(split, found)
+
+    def _split(self, split: str, found: Found = None) -> Split:
+        """Places of the rows of every (task, seed, role), and how to read rows."""
+        if split not in self._read:
+            columns, path = self.config.columns, self.config.path
+            table = open_table(path, self.config.config, split, self._asked(split))
+            make = partial(to_row, columns=columns)
+            groups: Groups = {}
+            for record in good_records(table.records(), lambda content: row_problems(content, columns), found):
+                task, seed, role = place_of(record.content, columns, path)
+                groups.setdefault((task, seed, role or "train"), []).append(record.line - 1)
+            names = (columns.input, columns.output, columns.options)
+            self._read[split] = groups, lambda places: ArrowRows(table, names, make, places)
+        return self._read[split]
+
+    def _asked(self, split: str) -> Asked:
+        """The columns of a split; where rows are tested, they say their task and their role."""
+        asked, columns = self.config.columns.asked(), self.config.columns
+        named = (columns.task, columns.split) if split == self.config.test_split else (columns.task,)
+        return replace(asked, required=(*asked.required, *(name for name in named if name is not None)))
