@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from promptcomp.config import build, dump, read_yaml, with_settings
 from promptcomp.errors import ConfigError, did_you_mean
-from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, Values, name_of_value
+from promptcomp.sweeps.sweep_config import (
+    Choices,
+    Dimension,
+    Interval,
+    Scalar,
+    SweepConfig,
+    Values,
+    is_numeric,
+    name_of_value,
+)
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.sweep_file import is_numeric
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -161,6 +161,15 @@ class Choices(Config):
 Dimension = Values | Interval | Choices
 
 
+def is_numeric(dimension: Dimension) -> bool:
+    """Whether a dimension is an ordered axis of numbers."""
+    if isinstance(dimension, Choices):
+        return False
+    if isinstance(dimension, Interval):
+        return True
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in dimension.values)
+
+
 def _dimension(found: Any) -> Any:
     """What stands for one key of the space: a list, `lo..hi[:log][:steps=N]`, or one of the three mappings."""
     if isinstance(found, Values | Interval | Choices):
