@@ -21,14 +21,6 @@ from promptcomp.config import ConfigError
 from promptcomp.sweeps.planning import Kind, Planned, Record
 from promptcomp.sweeps.sweep_config import Scalar
 
-_STATES: Mapping[TrialState, Any] = {
-    TrialState.WAITING: "waiting",
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "fail",
-}
-
 
 class Queue:
     """The trials (or the controls) of a sweep.
@@ -151,7 +143,7 @@ class Queue:
                     trial.set_constraint(name, value)
             self.study.tell(number, values)
         except (ValueError, UpdateFinishedTrialError):
-            return self._is(number, TrialState.COMPLETE)
+            return self.storage.get_trial(self._id(number)).state == TrialState.COMPLETE
         return True
 
     def prune(self, number: int, device_seconds: float) -> bool:
@@ -183,9 +175,6 @@ class Queue:
             return False
         return True
 
-    def _is(self, number: int, state: TrialState) -> bool:
-        return self.storage.get_trial(self._id(number)).state == state
-
     def _attached(self, number: int) -> Trial:
         return Trial(self.study, self._id(number))
 
@@ -199,7 +188,7 @@ def record_of(trial: FrozenTrial) -> Record:
     params = notes.get("params")
     return Record(
         number=trial.number,
-        state=_STATES[trial.state],
+        state=trial.state.name.lower(),  # type: ignore[arg-type]  # Optuna's names are ours
         point=str(notes.get("point", "")) if "cell" in notes else "",
         seed=int(notes.get("seed", 0)),
         attempt=int(notes.get("attempt", 1)),
@@ -216,6 +205,7 @@ def record_of(trial: FrozenTrial) -> Record:
         constraints=dict(trial.constraints),
         started=_time(notes.get("started")),
         ended=_time(notes.get("ended")),
+        reports=trial.intermediate_values,
     )
 
 

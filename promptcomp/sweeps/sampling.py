@@ -92,8 +92,8 @@ def _all_points(space: Mapping[str, BaseDistribution]) -> list[dict[str, Scalar]
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 
 
-def pruner_of(config: SweepConfig, eval_every: int, max_steps: int, bracket: int = 0) -> BasePruner | None:
-    """The sweep's pruner for runs of this length; None for none."""
+def pruner_of(config: SweepConfig, eval_every: int, bracket: int) -> BasePruner | None:
+    """The sweep's pruner; None for none."""
     rule = config.pruning
     first = max(1, eval_every, rule.warmup_steps)
     if rule.pruner == "median":

@@ -24,10 +24,9 @@ from promptcomp.config import ConfigError, build, dump, flat, read_yaml
 from promptcomp.errors import command
 from promptcomp.files import check_no_links, write_atomic
 from promptcomp.sweeps.planning import Record
-from promptcomp.sweeps.queue import Queue, make_study
-from promptcomp.sweeps.snapshot import state_of
+from promptcomp.sweeps.queue import Queue, make_study, record_of
 from promptcomp.sweeps.space import base_tree
-from promptcomp.sweeps.state import SweepState
+from promptcomp.sweeps.state import SweepState, state_of
 from promptcomp.sweeps.storage import (
     DAMAGE,
     address_of,
@@ -211,9 +210,10 @@ class StateReader:
             started = None
             with contextlib.suppress(ValueError, TypeError):
                 started = datetime.fromisoformat(trials.attribute("started"))
-            state = state_of(
-                self.directory, config, trials.frozen(), controls.frozen() if controls else [], started, place
+            attempts, twins = (
+                [record_of(each) for each in queue.frozen()] if queue else [] for queue in (trials, controls)
             )
+            state = state_of(self.directory, config, attempts, twins, started, place)
             return replace(state, planned=int(trials.attribute("exhausted") or 0) or state.planned)
         except DBAPIError as error:
             self.close()

@@ -292,7 +292,7 @@ class Worker:
             progress.seen = len(found)
             trainer = claim.cell.experiment.trainer
             bracket = bracket_of(config, claim.number, trainer.eval_every, trainer.max_steps)
-            pruner = pruner_of(config, trainer.eval_every, trainer.max_steps, bracket)
+            pruner = pruner_of(config, trainer.eval_every, bracket)
             if pruner is None:
                 return False
             own = comparable_part(config, claim.cell.params, metric)
