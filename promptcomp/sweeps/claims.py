@@ -13,8 +13,7 @@ from promptcomp.config import ConfigError
 from promptcomp.lease import Keeper
 from promptcomp.run.configured import find
 from promptcomp.sweeps.planning import Record, dropped, groups, is_double, missing, used_up
-from promptcomp.sweeps.queue import Queue
-from promptcomp.sweeps.sampling import draw_point
+from promptcomp.sweeps.queue import Queue, draw_point
 from promptcomp.sweeps.space import (
     PlannedTrial,
     base_tree,

@@ -254,15 +254,10 @@ def is_done(state: SweepState) -> bool:
     """Whether nothing is left to do."""
     over = {"finished", "pruned", "failed"}
     trials = [trial for trial in state.trials if trial.status not in over]
-    left_out = _left_out(state)
+    have = {point: sum(trial.point == point for trial in state.trials) for point in state.dropped}
+    left_out = sum(state.config.seeds - count for count in have.values())  # further seeds of dropped points
     controls = [control for control in state.controls if control.status not in over]
     return not trials and not controls and len(state.trials) + left_out >= state.planned
-
-
-def _left_out(state: SweepState) -> int:
-    """Trials that will never be run: further seeds of dropped points."""
-    have = {point: sum(trial.point == point for trial in state.trials) for point in state.dropped}
-    return sum(state.config.seeds - count for count in have.values())
 
 
 def share_devices(

@@ -56,14 +56,10 @@ def tell_dimension(dimension: Dimension) -> str:
         return ", ".join(dimension.choices)
     if isinstance(dimension, Values):
         return ", ".join(str(value) for value in dimension.values)
-    return _tell_interval(dimension)
-
-
-def _tell_interval(interval: Interval) -> str:
-    words = [f"{interval.low:g} to {interval.high:g}"]
-    words += ["whole numbers"] if interval.integer else []
-    words += ["logarithmic"] if interval.log else []
-    words += [f"{interval.steps} steps"] if interval.steps else []
+    words = [f"{dimension.low:g} to {dimension.high:g}"]
+    words += ["whole numbers"] if dimension.integer else []
+    words += ["logarithmic"] if dimension.log else []
+    words += [f"{dimension.steps} steps"] if dimension.steps else []
     return ", ".join(words)
 
 

@@ -40,7 +40,7 @@ from promptcomp.sweeps.storage import (
     study_name,
     unreachable,
 )
-from promptcomp.sweeps.sweep_config import Choices, SweepConfig
+from promptcomp.sweeps.sweep_config import Choices, SweepConfig, is_below
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 
@@ -276,7 +276,7 @@ def _differences(
             swept |= {key for settings in dimension.choices.values() for key in settings}
     old, new = flat(base_before), flat(base_now)
     for key in [*old, *(key for key in new if key not in old)]:
-        if key not in _NOT_COMPARED and not _is_below(key, swept) and old.get(key) != new.get(key):
+        if key not in _NOT_COMPARED and not is_below(key, swept) and old.get(key) != new.get(key):
             yield f"{key} = {_shown(old.get(key))}, not {_shown(new.get(key))}"
 
 
@@ -294,10 +294,6 @@ def _in_space(before: Mapping[str, Any], now: Mapping[str, Any], config: SweepCo
             for name, settings in now[key]["choices"].items():
                 if name in old and old[name] != settings:
                     yield f"other settings of {key} = {name} ({_shown(old[name])}); give the new ones another name"
-
-
-def _is_below(key: str, swept: set[str]) -> bool:
-    return any(key == other or key.startswith(f"{other}.") for other in swept)
 
 
 def _shown(value: Any) -> str:

@@ -20,6 +20,7 @@ from promptcomp.plain import shown
 from promptcomp.sweeps.space import SHARE, experiment_file, experiment_of
 from promptcomp.sweeps.sweep_config import (
     SweepConfig,
+    is_below,
     is_range,
     read_range,
     read_value,
@@ -155,18 +156,14 @@ def _own(tree: dict[str, Any], key: str, raw: str, word: str) -> dict[str, Any]:
         raise ConfigError(f"{word!r}: write what is tried or set without 'sweep.', for example method.num_slots=1,2")
     if top not in SweepConfig.model_fields:
         raise ConfigError(f"{word!r}: a sweep has no key {top!r}; {did_you_mean(top, SweepConfig.model_fields)}")
-    result = apply_overrides(_without_nulls(tree, top), [f"{key}={raw}"])
+    plain = {name: value for name, value in tree.items() if name != top or value is not None}  # null can get keys
+    result = apply_overrides(plain, [f"{key}={raw}"])
     if key == "sampler":  # switching must not leave the other kind's setting in the way
         if result["sampler"] == "grid":
             result.pop("points", None)
         else:
             result.setdefault("points", DEFAULT_POINTS)
     return result
-
-
-def _without_nulls(tree: dict[str, Any], key: str) -> dict[str, Any]:
-    """A section that is null can get keys."""
-    return {name: value for name, value in tree.items() if not (name == key and value is None)}
 
 
 def _tried_or_set(tree: dict[str, Any], key: str, raw: str, word: str) -> dict[str, Any]:
@@ -323,11 +320,7 @@ def _untangled(tree: dict[str, Any]) -> dict[str, Any]:
     """Keys for all that some method sets itself go to every method, where the method's own value comes after."""
     choices: dict[str, dict[str, Any]] = tree["space"][CHOOSER]["choices"]
     taken = {key for settings in choices.values() for key in settings}
-    tangled = {
-        key: value
-        for key, value in tree["set"].items()
-        if any(key == other or key.startswith(f"{other}.") for other in taken)
-    }
+    tangled = {key: value for key, value in tree["set"].items() if is_below(key, taken)}
     chosen = {name: {**tangled, **settings} for name, settings in choices.items()}
     fixed = {key: value for key, value in tree["set"].items() if key not in tangled}
     return {**tree, "set": fixed, "space": {**tree["space"], CHOOSER: {"choices": chosen}}}
