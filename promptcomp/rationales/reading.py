@@ -12,7 +12,7 @@ from promptcomp.chat.replies import cut_at
 from promptcomp.datamodules.rationale.row_selection import agree
 from promptcomp.datamodules.sources.rationale_parsing import Parsed, ParseStatus, parse
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.evaluation.equations import value_of
+from promptcomp.evaluation.texts import value_of
 from promptcomp.rationales.template import PromptTemplate
 
 
