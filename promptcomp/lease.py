@@ -104,7 +104,7 @@ def is_live(path: Path, now: float | None = None, grace: float | None = None) ->
     lease = read_lease(path)
     if lease is None:
         return False
-    if lease.host == socket.gethostname() and lease.machine == _machine():
+    if _is_here(lease):
         return bool(lease.born) and _born(lease.pid) == lease.born
     try:
         touched = path.stat().st_mtime
@@ -116,8 +116,11 @@ def is_live(path: Path, now: float | None = None, grace: float | None = None) ->
 
 def is_dead(lease: Lease) -> bool:
     """Whether a lease is of a process of this machine that has ended; False where that cannot be known."""
-    here = lease.host == socket.gethostname() and lease.machine == _machine()
-    return here and bool(lease.born) and _born(lease.pid) != lease.born
+    return _is_here(lease) and bool(lease.born) and _born(lease.pid) != lease.born
+
+
+def _is_here(lease: Lease) -> bool:
+    return lease.host == socket.gethostname() and lease.machine == _machine()
 
 
 def disk_time(folder: Path) -> float:

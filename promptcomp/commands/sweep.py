@@ -241,8 +241,8 @@ def curve(
     KEY=VALUE holds for all methods (method.*: for METHOD alone), NAME:KEY=VALUE for one of them.
     """
     from promptcomp.sweeps.checking import check, check_metric
-    from promptcomp.sweeps.data_efficiency import data_efficiency
     from promptcomp.sweeps.sweep_directory import SweepDirectory
+    from promptcomp.sweeps.sweep_file import data_efficiency
 
     if "=" in method:
         raise ConfigError(

@@ -162,15 +162,13 @@ def fit_apart(wanted: Experiment, path: Path | None, run_dir: Path | None, lock:
     if not stopped and (code or results is None):
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         raise RunFailed(f"the run in {found or place} {how}, see above; the same command continues it", code)
-    step = _step(found) if results is None else results.cost.steps or 0
+    if results is not None:
+        step = results.cost.steps or 0
+    else:
+        checkpoint = existing(RunDirectory(found).last) if found is not None else None
+        step = step_of(checkpoint) if checkpoint is not None else 0
     preempted = code == Exit.PREEMPTED or is_preemption(passed)
     return Outcome(found or place, results, step, interrupted=stopped, preempted=preempted)
-
-
-def _step(run: Path | None) -> int:
-    """Steps in the last checkpoint of a run."""
-    checkpoint = existing(RunDirectory(run).last) if run is not None else None
-    return step_of(checkpoint) if checkpoint is not None else 0
 
 
 _HEAVY = ("promptcomp.cli", "rouge_score.rouge_scorer", "transformers.generation.utils")

@@ -21,7 +21,7 @@ from promptcomp.sweeps.space import (
     scalars,
     settings_of,
 )
-from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig
+from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, is_below
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.values import OF_SPLIT
 
@@ -112,7 +112,7 @@ def _clashes(config: SweepConfig) -> Iterator[str]:
             if key in _OF_SWEEP:
                 yield f"space {name}: {key} cannot be swept; {_OF_SWEEP[key]}"
             for other, owner in owners.items():
-                if owner != name and _overlap(key, other):
+                if owner != name and (is_below(key, [other]) or is_below(other, [key])):
                     yield f"space {name}: sets {key}, and space {owner} sets {other}; one of them would be lost"
             owners[key] = name
         if isinstance(dimension, Choices):
@@ -121,7 +121,7 @@ def _clashes(config: SweepConfig) -> Iterator[str]:
         if key in _OF_SWEEP:
             yield f"set {key}: {_OF_SWEEP[key]}"
         for swept, owner in owners.items():
-            if key == swept or key.startswith(f"{swept}."):
+            if is_below(key, [swept]):
                 yield f"set {key}: space {owner} sets {swept} as well; remove one of the two"
 
 
@@ -133,10 +133,6 @@ def _choices(name: str, dimension: Choices) -> Iterator[str]:
     for (one, first), (two, second) in itertools.combinations(zip(dimension.choices, distinct, strict=True), 2):
         if first == second:
             yield f"space {name}: {one!r} and {two!r} are the same settings"
-
-
-def _overlap(one: str, two: str) -> bool:
-    return one == two or one.startswith(f"{two}.") or two.startswith(f"{one}.")
 
 
 def _size(config: SweepConfig, allow_huge: bool) -> Iterator[str]:
@@ -178,7 +174,7 @@ def _values(config: SweepConfig, base: Mapping[str, Any], experiments: list[Expe
         return
     yield from _combinations(config, base, experiments)
     try:
-        _try_controls(config)
+        planned_controls(config.model_copy(update={"seeds": 1}), SweepDirectory(Path()))
     except ConfigError as error:
         yield f"controls: {_first_line(error)}"
 
@@ -190,15 +186,6 @@ def _combinations(config: SweepConfig, base: Mapping[str, Any], experiments: lis
         for line in sorted(_mistakes(config, params, base, experiments)):
             yield f"space {_told(params)}: {line}"
             return  # one such combination stands for many
-
-
-def _try_controls(config: SweepConfig) -> None:
-    """Build the controls of the first seed, to see that they can be.
-
-    Raises:
-        ConfigError: the base experiment, without the swept keys, is no experiment.
-    """
-    planned_controls(config.model_copy(update={"seeds": 1}), SweepDirectory(Path()))
 
 
 def _mistakes(

@@ -13,9 +13,7 @@ from promptcomp.config import ConfigError
 from promptcomp.lease import Keeper
 from promptcomp.run.configured import find
 from promptcomp.sweeps.planning import Record, dropped, groups, is_double, missing, used_up
-from promptcomp.sweeps.queue import Queue
-from promptcomp.sweeps.sampling import draw_point
-from promptcomp.sweeps.snapshot import Leases, note_of
+from promptcomp.sweeps.queue import Queue, draw_point
 from promptcomp.sweeps.space import (
     PlannedTrial,
     base_tree,
@@ -25,6 +23,7 @@ from promptcomp.sweeps.space import (
     planned_trial,
     point_id,
 )
+from promptcomp.sweeps.state import Leases, note_of
 from promptcomp.sweeps.storage import exclusive
 from promptcomp.sweeps.study import Sweep
 from promptcomp.sweeps.sweep_config import Budget, Scalar
@@ -218,7 +217,7 @@ def _take_back(sweep: Sweep, queue: Queue, record: Record, say: Say) -> None:
     if not record.cell:
         queue.drop(record.number)  # killed between drawing a point and noting it
         return
-    spent, run = _spent(sweep, record), run_of(sweep, queue, record)
+    spent, run = _spent(sweep, record), record.run_in(sweep.directory, queue.is_control)
     if is_finished(sweep, queue, record):
         say(f"{what}: its worker is gone, its run is finished: adopted")
         adopt(sweep, queue, record.number, run, spent)
@@ -230,16 +229,9 @@ def _take_back(sweep: Sweep, queue: Queue, record: Record, say: Say) -> None:
     sweep.directory.lease_of(record.cell).unlink(missing_ok=True)
 
 
-def run_of(sweep: Sweep, queue: Queue, record: Record) -> Path:
-    """The run directory of an attempt."""
-    directory = sweep.directory
-    folder = directory.controls if queue.is_control else directory.runs
-    return directory.path / record.run if record.run else folder / record.cell
-
-
 def is_finished(sweep: Sweep, queue: Queue, record: Record) -> bool:
     """Whether the run directory of an attempt holds a finished run of its trial."""
-    run = run_of(sweep, queue, record)
+    run = record.run_in(sweep.directory, queue.is_control)
     if not (run / "results.json").is_file():
         return False
     try:

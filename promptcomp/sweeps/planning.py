@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 from promptcomp.sweeps.sweep_config import Scalar, SweepConfig
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 Kind = Literal["", "void", "interrupted", "preempted", "disk", "lost", "failed", "memory", "nan", "config", "value"]
 """Why an attempt ended without a result.
@@ -49,6 +51,13 @@ class Record:
     constraints: Mapping[str, float] = field(default_factory=dict)
     started: datetime | None = None
     ended: datetime | None = None
+    reports: Mapping[int, float] = field(default_factory=dict)
+    """Training step -> dev metric, as Optuna was told (times -1 where its direction is the other one)."""
+
+    def run_in(self, directory: SweepDirectory, is_control: bool) -> Path:
+        """Its run directory."""
+        folder = directory.controls if is_control else directory.runs
+        return directory.path / self.run if self.run else folder / self.cell
 
     @property
     def key(self) -> Key:
@@ -124,11 +133,7 @@ def dropped(config: SweepConfig, points: Sequence[str], records: Iterable[Record
         return set()
     found = groups(records)
     first = range(config.first_seed, config.first_seed + rule.after)
-    settled = {
-        point
-        for point in points
-        if all((point, seed) in found and is_settled(found[point, seed], config.retries) for seed in first)
-    }
+    settled = {point for point in points if _has_first_seeds(config, point, found)}
     if config.sampler == "grid" and len(settled) < len(points):
         return set()
     sign = 1.0 if config.objectives[0].direction == "maximize" else -1.0
@@ -157,7 +162,7 @@ def missing(
     found = groups(records)
     out = dropped(config, tuple(points), records)
     after = config.seeds if config.dropping is None else config.dropping.after
-    fair = config.sampler != "grid" or _first_seeds_settled(config, points, found)
+    fair = config.sampler != "grid" or all(_has_first_seeds(config, point, found) for point in points)
     limit = config.budget.trials
     begun = len(found)
     planned: list[Planned] = []
@@ -183,10 +188,6 @@ def _has_first_seeds(config: SweepConfig, point: str, found: Mapping[Key, Sequen
         return True
     first = range(config.first_seed, config.first_seed + config.dropping.after)
     return all((point, seed) in found and is_settled(found[point, seed], config.retries) for seed in first)
-
-
-def _first_seeds_settled(config: SweepConfig, points: Iterable[str], found: Mapping[Key, Sequence[Record]]) -> bool:
-    return config.dropping is None or all(_has_first_seeds(config, point, found) for point in points)
 
 
 def is_double(record: Record, records: Iterable[Record]) -> bool:

@@ -18,9 +18,8 @@ from promptcomp.experiment import Experiment
 from promptcomp.forecast.estimate import Estimate, estimate
 from promptcomp.run.configured import find
 from promptcomp.sweeps.checking import samples_of
-from promptcomp.sweeps.measuring import Measured, MeasuringFailed, measured
+from promptcomp.sweeps.measuring import MeasuringFailed, measured
 from promptcomp.sweeps.space import (
-    PlannedTrial,
     base_tree,
     experiment_of,
     grid,
@@ -93,7 +92,9 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
         ConfigError: a mistake that trials would end with.
     """
     base = base_tree(config)
-    planned = _planned(config, directory, base)
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    known = grid(config) if config.sampler == "grid" else []  # others are still to be drawn
+    planned = [planned_trial(config, directory, params, seed, base) for seed in seeds for params in known]
     controls = planned_controls(config, directory)
     states = [find(trial.experiment, trial.run)[0] for trial in (*planned, *controls)]
     small, large = _ends(config, base)
@@ -105,7 +106,10 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
         sampler=config.sampler,
         space={name: tell_dimension(dimension) for name, dimension in config.space.items()},
         fixed=config.set,
-        objectives=[_tell_objective(config, i) for i in range(len(config.objectives))],
+        objectives=[
+            f"{each.direction} {each.metric}" + ("" if each.split is None else f" on {each.split}")
+            for each in config.objectives
+        ],
         points=points,
         seeds=config.seeds,
         trials=points * config.seeds,
@@ -119,14 +123,6 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
     )
     plan.remarks += _machine(plan)
     return _with_time(plan, config, small, large) if measure else plan
-
-
-def _planned(config: SweepConfig, directory: SweepDirectory, base: Mapping[str, Any]) -> list[PlannedTrial]:
-    """All trials of a grid; none where points are still to be drawn."""
-    if config.sampler != "grid":
-        return []
-    seeds = range(config.first_seed, config.first_seed + config.seeds)
-    return [planned_trial(config, directory, params, seed, base) for seed in seeds for params in grid(config)]
 
 
 _Point = tuple[dict[str, Scalar], Experiment, Estimate]
@@ -174,17 +170,13 @@ def _with_time(plan: SweepPlan, config: SweepConfig, small: _Point, large: _Poin
     seconds = [time.trial(point[1]) for time, point in zip(times, (small, large), strict=True)]
     left = max(0, plan.trials + plan.controls - plan.finished)
     hours = left * sum(seconds) / 2 / 3600
-    _fill(plan.smallest, times[0], seconds[0])
-    _fill(plan.largest, times[1], seconds[1])
+    for cost, time, taken in zip((plan.smallest, plan.largest), times, seconds, strict=True):
+        cost.step_seconds, cost.trial_seconds, cost.peak_bytes = time.step, taken, time.peak_bytes
     plan.hours = hours
     plan.hours_with_workers = max(hours / plan.workers, max(seconds) / 3600 if left else 0.0)
     plan.device_hours = hours * plan.devices_per_trial
     plan.remarks += _budget(config, plan)
     return plan
-
-
-def _fill(cost: PointCost, time: Measured, seconds: float) -> None:
-    cost.step_seconds, cost.trial_seconds, cost.peak_bytes = time.step, seconds, time.peak_bytes
 
 
 def _budget(config: SweepConfig, plan: SweepPlan) -> list[str]:
@@ -212,12 +204,6 @@ def _devices(experiment: Experiment) -> int:
     """Devices of a trial; where it takes what there is, its worker gives it one."""
     devices = experiment.trainer.devices
     return (1 if devices == "auto" else int(devices)) * experiment.trainer.num_nodes
-
-
-def _tell_objective(config: SweepConfig, number: int) -> str:
-    objective = config.objectives[number]
-    place = "" if objective.split is None else f" on {objective.split}"
-    return f"{objective.direction} {objective.metric}{place}"
 
 
 def print_plan(

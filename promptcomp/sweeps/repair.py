@@ -19,10 +19,10 @@ from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.errors import first_line
 from promptcomp.files import write_atomic
 from promptcomp.lease import disk_time, is_live
-from promptcomp.sweeps.claims import abandoned, adopt, is_finished, reap, run_of
+from promptcomp.sweeps.claims import abandoned, adopt, is_finished, reap
 from promptcomp.sweeps.planning import Planned, Record, groups, standing
 from promptcomp.sweeps.queue import Queue
-from promptcomp.sweeps.snapshot import note_of
+from promptcomp.sweeps.state import note_of
 from promptcomp.sweeps.storage import DAMAGE, WholeLines, address_of, close_storage, exclusive, open_storage, study_name
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import SweepConfig
@@ -83,8 +83,8 @@ def examine(directory: SweepDirectory, repair: bool = False) -> list[Finding]:
     found: list[Finding] = []
     with exclusive(directory, address):
         if address is None:
-            found += _as_findings(check_lock(directory, repair, _is_anybody_at_work(directory)), repair)
-            found += _as_findings(check_journal(directory, repair, _is_anybody_at_work(directory)), repair)
+            found += _lock(directory, repair, _is_anybody_at_work(directory))
+            found += _journal(directory, repair, _is_anybody_at_work(directory))
         usable = not _unrepaired(found)
         if usable and (address is not None or directory.journal.is_file()):
             found += _config(directory, repair)
@@ -94,10 +94,6 @@ def examine(directory: SweepDirectory, repair: bool = False) -> list[Finding]:
                 found += check(sweep, repair)
             sweep.close()
     return found + list(_disk(directory))
-
-
-def _as_findings(lines: Iterator[tuple[str, str]], repair: bool) -> list[Finding]:
-    return [Finding(what, repair and not advice, advice) for what, advice in lines]
 
 
 def _unrepaired(found: list[Finding]) -> bool:
@@ -175,7 +171,7 @@ def _untold(sweep: Sweep, repair: bool) -> Iterator[Finding]:
             record = standing(attempts)
             if record.state not in ("waiting", "fail") or record.kind in ("value", "config"):
                 continue
-            run = run_of(sweep, queue, record)
+            run = record.run_in(sweep.directory, queue.is_control)
             if is_finished(sweep, queue, record):
                 if repair:
                     _adopt_untold(sweep, queue, record, run)
@@ -241,7 +237,7 @@ _STOP_FIRST = "workers are at work: stop them first, then repair"
 _STARTS = (b'{"op_code"', b'{"op_code":')
 
 
-def check_lock(directory: SweepDirectory, repair: bool, busy: bool) -> Iterator[tuple[str, str]]:
+def _lock(directory: SweepDirectory, repair: bool, busy: bool) -> Iterator[Finding]:
     """The journal's lock, a symbolic link, and what is left of locks that were broken."""
     lock = Path(f"{directory.journal}.lock")
     before = _changed(lock)
@@ -252,11 +248,11 @@ def check_lock(directory: SweepDirectory, repair: bool, busy: bool) -> Iterator[
         if _changed(lock) == before and (old or not busy):
             if repair:
                 lock.unlink(missing_ok=True)
-            yield f"{lock.name}: a lock that nobody holds (its process was killed while writing)", ""
+            yield Finding(f"{lock.name}: a lock that nobody holds (its process was killed while writing)", repair)
     for left in directory.path.glob(f"{lock.name}*.rename"):
         if repair:
             left.unlink(missing_ok=True)
-        yield f"{left.name}: left over from a lock", ""
+        yield Finding(f"{left.name}: left over from a lock", repair)
 
 
 def _changed(lock: Path) -> float | None:
@@ -266,7 +262,7 @@ def _changed(lock: Path) -> float | None:
         return None
 
 
-def check_journal(directory: SweepDirectory, repair: bool, busy: bool) -> Iterator[tuple[str, str]]:
+def _journal(directory: SweepDirectory, repair: bool, busy: bool) -> Iterator[Finding]:
     """The journal's lines, then the journal as a whole."""
     journal = directory.journal
     if not journal.is_file():
@@ -275,7 +271,7 @@ def check_journal(directory: SweepDirectory, repair: bool, busy: bool) -> Iterat
     kept, problems = _whole_lines(text)
     advice = _STOP_FIRST if repair and busy and problems else ""
     for problem in problems:
-        yield f"{journal.name}: {problem}", advice
+        yield Finding(f"{journal.name}: {problem}", repair and not advice, advice)
     if advice:
         return
     error = _replay(kept, study_name(directory))
@@ -285,9 +281,10 @@ def check_journal(directory: SweepDirectory, repair: bool, busy: bool) -> Iterat
         return
     if repair and not busy:
         _replace(journal, text, b"")
-    yield (
+    yield Finding(
         f"{journal.name}: its lines do not follow from each other ({error}); repairing begins a new journal, and "
         "finished runs are taken over when the sweep is started again",
+        repair and not busy,
         _STOP_FIRST if repair and busy else "",
     )
 

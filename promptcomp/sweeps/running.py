@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.storage import PARENT_VARIABLE, STORAGE_VARIABLE
 from promptcomp.sweeps.study import StateReader, begin
 from promptcomp.sweeps.sweep_config import SweepConfig
-from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.sweep_directory import SweepDirectory, last_line
 
 _LOOK_EVERY = 0.1  # seconds
 _SHOW_EVERY = 0.5
@@ -115,17 +114,13 @@ class Crew:
         """A signal has come."""
         return self._signals > 0
 
-    def log_of(self, number: int) -> Path:
-        """What a worker prints."""
-        return self._directory.logs / f"worker-{socket.gethostname()}-{number}.log"
-
     def _start(self, number: int, devices: tuple[str, ...]) -> Process:
         env = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
         if self._secret is not None:
             env[STORAGE_VARIABLE] = self._secret
         if self._count > 1:  # several torch processes that each take all cores get in each other's way
             env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self._count)))
-        return self._begin(self._directory, number, devices, env, self.log_of(number))
+        return self._begin(self._directory, number, devices, env, self._directory.worker_log(number))
 
     def stop(self) -> None:
         """Have all workers end; a second call ends their trials without a checkpoint."""
@@ -166,7 +161,7 @@ class Crew:
                 member.is_over = True
             elif code in (Exit.MISTAKE, Exit.NO_SPACE):
                 member.is_over = True
-                self.problem = self._last_line(member.number)
+                self.problem = last_line(self._directory.worker_log(member.number)).removeprefix("error: ")
             else:
                 self._restart(member, code, finished)
 
@@ -177,19 +172,11 @@ class Crew:
             member.is_over = True
             self.problem = (
                 f"worker {member.number} died {member.deaths} times without finishing a trial, last with exit code "
-                f"{code}; see {self.log_of(member.number)}"
+                f"{code}; see {self._directory.worker_log(member.number)}"
             )
             return
         self._say(f"worker {member.number} died (exit code {code}); another one takes its place")
         member.process = self._start(member.number, member.devices)
-
-    def _last_line(self, number: int) -> str:
-        try:
-            lines = self.log_of(number).read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            lines = []
-        line = next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
-        return line.removeprefix("error: ")
 
     def _tell_all(self, number: int) -> None:
         for member in self._members:
@@ -267,15 +254,10 @@ def is_done(state: SweepState) -> bool:
     """Whether nothing is left to do."""
     over = {"finished", "pruned", "failed"}
     trials = [trial for trial in state.trials if trial.status not in over]
-    left_out = _left_out(state)
+    have = {point: sum(trial.point == point for trial in state.trials) for point in state.dropped}
+    left_out = sum(state.config.seeds - count for count in have.values())  # further seeds of dropped points
     controls = [control for control in state.controls if control.status not in over]
     return not trials and not controls and len(state.trials) + left_out >= state.planned
-
-
-def _left_out(state: SweepState) -> int:
-    """Trials that will never be run: further seeds of dropped points."""
-    have = {point: sum(trial.point == point for trial in state.trials) for point in state.dropped}
-    return sum(state.config.seeds - count for count in have.values())
 
 
 def share_devices(

@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from promptcomp.config import build, dump, read_yaml, with_settings
 from promptcomp.errors import ConfigError, did_you_mean
-from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, Values, name_of_value
+from promptcomp.sweeps.sweep_config import (
+    Choices,
+    Dimension,
+    Interval,
+    Scalar,
+    SweepConfig,
+    Values,
+    is_numeric,
+    name_of_value,
+)
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.sweep_file import is_numeric
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -48,14 +56,10 @@ def tell_dimension(dimension: Dimension) -> str:
         return ", ".join(dimension.choices)
     if isinstance(dimension, Values):
         return ", ".join(str(value) for value in dimension.values)
-    return _tell_interval(dimension)
-
-
-def _tell_interval(interval: Interval) -> str:
-    words = [f"{interval.low:g} to {interval.high:g}"]
-    words += ["whole numbers"] if interval.integer else []
-    words += ["logarithmic"] if interval.log else []
-    words += [f"{interval.steps} steps"] if interval.steps else []
+    words = [f"{dimension.low:g} to {dimension.high:g}"]
+    words += ["whole numbers"] if dimension.integer else []
+    words += ["logarithmic"] if dimension.log else []
+    words += [f"{dimension.steps} steps"] if dimension.steps else []
     return ", ".join(words)
 
 

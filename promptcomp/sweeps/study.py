@@ -24,10 +24,9 @@ from promptcomp.config import ConfigError, build, dump, flat, read_yaml
 from promptcomp.errors import command
 from promptcomp.files import check_no_links, write_atomic
 from promptcomp.sweeps.planning import Record
-from promptcomp.sweeps.queue import Queue, make_study
-from promptcomp.sweeps.snapshot import state_of
+from promptcomp.sweeps.queue import Queue, make_study, record_of
 from promptcomp.sweeps.space import base_tree
-from promptcomp.sweeps.state import SweepState
+from promptcomp.sweeps.state import SweepState, state_of
 from promptcomp.sweeps.storage import (
     DAMAGE,
     address_of,
@@ -41,7 +40,7 @@ from promptcomp.sweeps.storage import (
     study_name,
     unreachable,
 )
-from promptcomp.sweeps.sweep_config import Choices, SweepConfig
+from promptcomp.sweeps.sweep_config import Choices, SweepConfig, is_below
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 
@@ -211,9 +210,10 @@ class StateReader:
             started = None
             with contextlib.suppress(ValueError, TypeError):
                 started = datetime.fromisoformat(trials.attribute("started"))
-            state = state_of(
-                self.directory, config, trials.frozen(), controls.frozen() if controls else [], started, place
+            attempts, twins = (
+                [record_of(each) for each in queue.frozen()] if queue else [] for queue in (trials, controls)
             )
+            state = state_of(self.directory, config, attempts, twins, started, place)
             return replace(state, planned=int(trials.attribute("exhausted") or 0) or state.planned)
         except DBAPIError as error:
             self.close()
@@ -276,7 +276,7 @@ def _differences(
             swept |= {key for settings in dimension.choices.values() for key in settings}
     old, new = flat(base_before), flat(base_now)
     for key in [*old, *(key for key in new if key not in old)]:
-        if key not in _NOT_COMPARED and not _is_below(key, swept) and old.get(key) != new.get(key):
+        if key not in _NOT_COMPARED and not is_below(key, swept) and old.get(key) != new.get(key):
             yield f"{key} = {_shown(old.get(key))}, not {_shown(new.get(key))}"
 
 
@@ -294,10 +294,6 @@ def _in_space(before: Mapping[str, Any], now: Mapping[str, Any], config: SweepCo
             for name, settings in now[key]["choices"].items():
                 if name in old and old[name] != settings:
                     yield f"other settings of {key} = {name} ({_shown(old[name])}); give the new ones another name"
-
-
-def _is_below(key: str, swept: set[str]) -> bool:
-    return any(key == other or key.startswith(f"{other}.") for other in swept)
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -58,6 +58,11 @@ def read_range(text: str) -> dict[str, Any]:
 def number_or_same(value: Any) -> Any:
     """A number for a text such as 1e-5, which YAML takes for a text; everything else unchanged."""
     return float(value) if isinstance(value, str) and _EXPONENT.match(value) else value
+
+
+def is_below(key: str, others: Iterable[str]) -> bool:
+    """Whether a dotted key is one of the others or a part of one."""
+    return any(key == other or key.startswith(f"{other}.") for other in others)
 
 
 def name_of_value(value: Any) -> Scalar:
@@ -159,6 +164,15 @@ class Choices(Config):
 
 
 Dimension = Values | Interval | Choices
+
+
+def is_numeric(dimension: Dimension) -> bool:
+    """Whether a dimension is an ordered axis of numbers."""
+    if isinstance(dimension, Choices):
+        return False
+    if isinstance(dimension, Interval):
+        return True
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in dimension.values)
 
 
 def _dimension(found: Any) -> Any:

@@ -10,8 +10,11 @@ report/          plots, tables and index.html
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
+
+_TAIL = 16_384  # bytes of a log
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,10 @@ class SweepDirectory:
         """Plots, tables and the page."""
         return self.path / "report"
 
+    def worker_log(self, number: int) -> Path:
+        """What a worker of this machine prints."""
+        return self.logs / f"worker-{socket.gethostname()}-{number}.log"
+
     def lease_of(self, cell: str) -> Path:
         """The lease of one trial's trainer."""
         return self.leases / f"{cell}.json"
@@ -82,3 +89,19 @@ class SweepDirectory:
     def log_of(self, cell: str) -> Path:
         """Output of one trial's processes, all attempts."""
         return self.logs / f"{cell}.log"
+
+
+def last_line(log: Path, start: int = 0) -> str:
+    """The last line that a process has printed to its log, for people.
+
+    Args:
+        log: the file.
+        start: bytes that others had written before.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, log.stat().st_size - _TAIL))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")

@@ -21,12 +21,11 @@ from promptcomp.run.run_directory import RUN_DIRECTORY_VARIABLE
 from promptcomp.sweeps.planning import Kind
 from promptcomp.sweeps.space import PlannedTrial
 from promptcomp.sweeps.storage import STORAGE_VARIABLE
-from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.sweep_directory import SweepDirectory, last_line
 
 _OWN = (STORAGE_VARIABLE, LEASE_VARIABLE, RUN_DIRECTORY_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
 _KINDS: Mapping[int, Kind] = {Exit.NO_SPACE: "disk", Exit.OUT_OF_MEMORY: "memory", Exit.NOT_FINITE: "nan"}
-_TAIL = 16_384  # bytes
 
 End = Literal["done", "busy"] | Kind
 
@@ -52,16 +51,6 @@ class Child:
         """End it and whatever it has started, at once."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-
-    def last_line(self) -> str:
-        """The last line that it has printed, for people."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(self.log_start, self.log.stat().st_size - _TAIL))
-                lines = file.read().decode("utf-8", "replace").splitlines()
-        except OSError:
-            lines = []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
 
 
 def start(
@@ -163,7 +152,7 @@ def end_of(child: Child, code: int, *, stopped: bool, finished: bool) -> tuple[E
         return "preempted", "pre-empted"
     if stopped and code != Exit.NO_SPACE:
         return "interrupted", "stopped"
-    line = child.last_line()
+    line = last_line(child.log, child.log_start)
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         if _killed_for_memory() != child.killed_for_memory or child.killed_for_memory < 0:
             return "memory", f"killed, most likely for want of memory (exit code {code})"

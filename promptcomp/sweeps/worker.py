@@ -23,9 +23,9 @@ from promptcomp.lease import Keeper, kept
 from promptcomp.run.child import FIT
 from promptcomp.run.configured import find
 from promptcomp.stopping import is_preemption
-from promptcomp.sweeps.claims import Claim, Desk, Nothing, adopt, devices_of, report
+from promptcomp.sweeps.claims import Claim, Desk, adopt, devices_of, report
 from promptcomp.sweeps.planning import UNCOUNTED, Kind, Record
-from promptcomp.sweeps.sampling import bracket_of, comparable_part, pruner_of, should_prune
+from promptcomp.sweeps.queue import bracket_of, comparable_part, pruner_of, should_prune
 from promptcomp.sweeps.storage import PARENT_VARIABLE, patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_directory import SweepDirectory
@@ -165,7 +165,7 @@ class Worker:
             if self._is_disk_full():
                 return Exit.NO_SPACE
             try:
-                claim = self._patiently_claim()
+                claim = patiently(lambda: self.desk.claim(self.stop.is_set), say, self.stop.is_set, _DATABASE_WAIT)
             except InterruptedError:
                 break
             except (OSError, ConfigError):  # the last bytes may have gone since we looked
@@ -190,9 +190,6 @@ class Worker:
         if free < _FREE:
             say(f"the disk has {free // 2**20} MiB left: no further trial is begun; free space and start again")
         return free < _FREE
-
-    def _patiently_claim(self) -> Claim | Nothing:
-        return patiently(lambda: self.desk.claim(self.stop.is_set), say, self.stop.is_set, _DATABASE_WAIT)
 
     def _attend(self, claim: Claim) -> int | None:
         """See to one trial. Returns an exit code when this worker has to end."""
@@ -292,7 +289,7 @@ class Worker:
             progress.seen = len(found)
             trainer = claim.cell.experiment.trainer
             bracket = bracket_of(config, claim.number, trainer.eval_every, trainer.max_steps)
-            pruner = pruner_of(config, trainer.eval_every, trainer.max_steps, bracket)
+            pruner = pruner_of(config, trainer.eval_every, bracket)
             if pruner is None:
                 return False
             own = comparable_part(config, claim.cell.params, metric)

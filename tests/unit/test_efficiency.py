@@ -17,13 +17,12 @@ from promptcomp.config import ConfigError, dump
 from promptcomp.evaluation.bootstrap import mean_of
 from promptcomp.experiment import Experiment, load
 from promptcomp.sweeps.checking import check, check_metric
-from promptcomp.sweeps.data_efficiency import data_efficiency
 from promptcomp.sweeps.space import base_tree, grid, planned_trial
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.study import check_changes
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.sweep_file import read_sweep
+from promptcomp.sweeps.sweep_file import data_efficiency, read_sweep
 from promptcomp.sweeps.views.efficiency import Values, crossing, efficiency_of, print_efficiency, reached
 from promptcomp.sweeps.views.html_report import write_report
 from promptcomp.sweeps.views.overview import print_state
