@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union
 
 from pydantic import Field
 
-from promptcomp.chat import Writing
+from promptcomp.chat.session import Writing
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.rationale.rationale_config import (

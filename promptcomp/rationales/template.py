@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from promptcomp.chat import Message
+from promptcomp.chat.client import Message
 from promptcomp.config import Config, ConfigError, build, read_yaml
 from promptcomp.datamodules.sources.rationale_formats import SEGMENT
 from promptcomp.datamodules.sources.rationale_parsing import ParsedTask
@@ -76,11 +76,6 @@ class PromptTemplate(Config):
             raise ValueError("stop holds an empty text")
         return self
 
-    @property
-    def needs_segments(self) -> bool:
-        """Whether inputs must have a premise and a hypothesis."""
-        return "{premise}" in self.query
-
     def text(self, row: RationaleRow) -> str:
         """The prompt of a row for a plain LM.
 
@@ -104,7 +99,7 @@ class PromptTemplate(Config):
         return [*chat, {"role": "user", "content": _fill(self.query, self._fields(row))}]
 
     def _fields(self, row: RationaleRow) -> dict[str, str]:
-        if not self.needs_segments:
+        if "{premise}" not in self.query:
             return {"input": row.input.replace(SEGMENT, "\n")}
         premise, segment, hypothesis = row.input.partition(SEGMENT)
         if not segment:
