@@ -130,10 +130,6 @@ class AskingSession(ABC, Generic[KeptT]):
             "cut": sum(answer.cut for answer in used),
         }
 
-    def left(self) -> int:
-        """Questions of this call that have no answer yet."""
-        return sum(question.key not in self.record.entries for question in self.todo)
-
     def ask_endpoint(self, endpoint: Endpoint, concurrency: int, seen: Callable[[KeptT], None]) -> list[str]:
         """Have an endpoint answer what is left; gives back remarks on how it had to be asked.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from promptcomp.chat.answer_file import KeptT
     from promptcomp.chat.client import Endpoint
-    from promptcomp.chat.session import AskingSession, AskingStopped, Prices
+    from promptcomp.chat.session import AskingSession, Prices
 
 ASKS_FROM = 200
 """More requests than this, or any price, need --yes where nobody can be asked."""
@@ -104,7 +104,14 @@ class Asking:
             with _progress(session, console) as seen:
                 session.ask_local(lm, self.batch_size, seen)
         except AskingStopped as stop:
-            raise _stopped(session, stop) from None
+            left = sum(question.key not in session.record.entries for question in session.todo)
+            wanted = len(session.todo)
+            show(
+                f"error: {stop}; {wanted - left} of {wanted} {session.made} and all are kept in"
+                f" {session.record.path}; the same command continues with the other {left}",
+                file=sys.stderr,
+            )
+            raise typer.Exit(Exit.INTERRUPTED if stop.interrupted else 1) from None
 
 
 def takes_asking(command: Callable[..., None]) -> Callable[..., None]:
@@ -154,14 +161,3 @@ def _progress(session: AskingSession[KeptT], console: Console) -> Iterator[Calla
             bar.update(task, advance=1, state=", ".join(f"{counts[mark]} {mark}" for mark in session.marks))
 
         yield seen
-
-
-def _stopped(session: AskingSession[KeptT], stop: AskingStopped) -> typer.Exit:
-    """Tell how far the call came; gives back how to end it."""
-    left, wanted = session.left(), len(session.todo)
-    show(
-        f"error: {stop}; {wanted - left} of {wanted} {session.made} and all are kept in"
-        f" {session.record.path}; the same command continues with the other {left}",
-        file=sys.stderr,
-    )
-    return typer.Exit(Exit.INTERRUPTED if stop.interrupted else 1)

@@ -169,7 +169,9 @@ class JudgeSession(AskingSession[Judgement]):
     def __init__(self, settings: JudgeSettings) -> None:
         self.settings = settings
         side_a, side_b = read_side(settings.a, settings.row_a), read_side(settings.b, settings.row_b)
-        self.name_a, self.name_b = _names(side_a, side_b)
+        self.name_a, self.name_b = side_a.name, side_b.name
+        if self.name_a == self.name_b:  # runs in different folders may have the same last part
+            self.name_a, self.name_b = (str(s.path) + (f":{s.row}" if s.row else "") for s in (side_a, side_b))
         self.matched: Matched = match(side_a, side_b, settings.splits)
         prompt = load_prompt(settings.prompt)
         header = JudgementHeader(
@@ -209,30 +211,27 @@ class JudgeSession(AskingSession[Judgement]):
     def marks_of(self, answer: Judgement) -> tuple[str]:
         return ({"a": "won", "b": "lost", "tie": "ties", None: "unread"}[answer.winner],)
 
-    def summaries(self, malformed: Malformed) -> list[SplitSummary]:
-        """One for each split, and one for all together when there are several."""
-        splits = list(dict.fromkeys(pair.split for pair, _ in self.pairs))
-        groups = [(split, [both for both in self.pairs if both[0].split == split]) for split in splits]
-        if len(groups) > 1:
-            groups.append((POOLED, self.pairs))
-        judgements, seed = self.record.entries, self.settings.seed
-        return [summarise(name, group, judgements, malformed, seed) for name, group in groups]
-
     def write(self, malformed: Malformed, prices: Prices) -> dict[str, Any]:
         """Write the result beside the record and give it back; the tokens are those of all judgements that were used.
 
         Raises:
             ConfigError: it cannot be written.
         """
-        entries = self.record.entries
+        entries, seed = self.record.entries, self.settings.seed
+        groups: dict[str, list[tuple[Pair, Exchange | None]]] = {}
+        for both in self.pairs:
+            groups.setdefault(both[0].split, []).append(both)
+        if len(groups) > 1:
+            groups[POOLED] = self.pairs
+        splits = [summarise(name, group, entries, malformed, seed) for name, group in groups.items()]
         used = [entries[each.key] for _, each in self.pairs if each is not None and each.key in entries]
         result = {
             "a": self.name_a,
             "b": self.name_b,
             "judge": self.settings.judge,
-            "seed": self.settings.seed,
+            "seed": seed,
             "malformed_count_as": malformed,
-            "splits": {s.split: s.model_dump(exclude={"split"}) for s in self.summaries(malformed)},
+            "splits": {s.split: s.model_dump(exclude={"split"}) for s in splits},
             "only_a": self.matched.only_a,
             "only_b": self.matched.only_b,
             "calls": sum(j.attempts for j in used),
@@ -250,14 +249,6 @@ def default_output(side_a: Side, side_b: Side) -> Path:
     folder = side_a.path if side_a.path.is_dir() else side_a.path.parent
     names = [side.name.replace(":", ".") for side in (side_a, side_b)]
     return folder / f"judgements_{names[0]}_vs_{names[1]}.jsonl"
-
-
-def _names(side_a: Side, side_b: Side) -> tuple[str, str]:
-    """Names that differ: runs in different folders may have the same last part."""
-    if side_a.name != side_b.name:
-        return side_a.name, side_b.name
-    long = [f"{side.path}" + (f":{side.row}" if side.row else "") for side in (side_a, side_b)]
-    return long[0], long[1]
 
 
 def print_result(session: JudgeSession, result: dict[str, Any], console: Console) -> None:

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +207,11 @@ class Extraction(AskingSession[Completion]):
         self.requests = [[self._request(row, sample) for sample in range(job.samples)] for row in self.rows]
         self.output = job.output or default_output(job)
         self.record = open_completions(self.output.with_name(f"{self.output.stem}.completions.jsonl"))
-        self.todo = self._todo()
-        self.kept = len({request.key for own in self.requests for request in own}) - len(self.todo)
+        texts: dict[str, RationaleRequest] = {}
+        for request in chain.from_iterable(self.requests):
+            texts.setdefault(request.key, request)  # each text once, however many rows want it
+        self.todo = [request for request in texts.values() if self._is_open(request)]
+        self.kept = len(texts) - len(self.todo)
         """Different texts that earlier calls have brought."""
 
     def _request(self, row: RationaleRow, sample: int) -> RationaleRequest:
@@ -215,15 +219,9 @@ class Extraction(AskingSession[Completion]):
         key = request_key(self.job.teacher, messages if self.job.chat else text, self.writing, sample, self.job.seed)
         return RationaleRequest(key, row.id, self.job.split, sample, text, messages)
 
-    def _todo(self) -> list[RationaleRequest]:
-        """Each text once, however many rows want it."""
-        wanted: dict[str, RationaleRequest] = {}
-        for own in self.requests:
-            for request in own:
-                found = self.record.entries.get(request.key)
-                if found is None or (found.error is not None and self.job.retry_refused):
-                    wanted.setdefault(request.key, request)
-        return list(wanted.values())
+    def _is_open(self, request: RationaleRequest) -> bool:
+        found = self.record.entries.get(request.key)
+        return found is None or (found.error is not None and self.job.retry_refused)
 
     def estimate(self, prices: Prices) -> tuple[str, float | None]:
         """Requests to come, about how many prompt tokens, at most how many new tokens, and what that costs."""
@@ -236,75 +234,54 @@ class Extraction(AskingSession[Completion]):
     def marks_of(self, answer: Completion) -> list[str]:
         return ["cut"] * answer.cut + ["refused"] * (answer.error is not None)
 
-    # ---- what came of it
-
-    def completions(self, number: int) -> list[Completion]:
-        """What there is for row `number`, refused requests included."""
-        found = (self.record.entries.get(request.key) for request in self.requests[number])
-        return [completion for completion in found if completion is not None]
-
-    def verdict(self, number: int) -> Verdict | None:
-        """What the teacher says about row `number`; None: nothing."""
-        row = self.rows[number]
-        answers = [read(self.template, c.text, row) for c in self.completions(number) if c.error is None]
-        return majority(answers, self.metric) if answers else None
-
-    @property
-    def metric(self) -> str:
-        """How labels are compared."""
-        return "equation" if self.template.equation else self.job.data.metric
-
-    def is_right(self, row: RationaleRow, verdict: Verdict) -> bool | None:
-        """Whether the teacher's label is the data set's; None: the row has none."""
-        return agree(verdict.parsed.label, row.label, self.metric) if row.label.strip() else None
-
     def write(self, prices: Prices) -> dict[str, Any]:
         """Write the rows (those that the teacher was asked about) and the report, and give back the report.
+
+        Accuracy counts rows without a readable label as wrong.
 
         Raises:
             ConfigError: a file cannot be written.
         """
-        lines = [self._line(number) for number in range(len(self.rows)) if self.completions(number)]
+        metric = "equation" if self.template.equation else self.job.data.metric
+        used: dict[str, Completion] = {}
+        lines: list[dict[str, Any]] = []
+        verdicts: list[Verdict] = []
+        labelled: list[bool] = []
+        for row, requests in zip(self.rows, self.requests, strict=True):
+            own = [self.record.entries[each.key] for each in requests if each.key in self.record.entries]
+            if not own:
+                continue
+            used |= {completion.key: completion for completion in own}
+            line: dict[str, Any] = {"id": row.id, "input": row.input, "label": row.label}
+            line |= {"options": list(row.options)} if row.options else {}
+            line |= {"llm_label": "", "llm_rationale": "", "teacher": self.job.teacher, "parse_status": "empty"}
+            lines.append(line)
+            answers = [read(self.template, each.text, row) for each in own if each.error is None]
+            if not answers:
+                continue
+            verdict = majority(answers, metric)
+            right = agree(verdict.parsed.label, row.label, metric) if row.label.strip() else None
+            verdicts.append(verdict)
+            labelled += [] if right is None else [right]
+            line |= {
+                "llm_label": verdict.parsed.label,
+                "llm_rationale": verdict.parsed.rationale,
+                "parse_status": verdict.parsed.status,
+                "llm_correct": right,
+                "votes": verdict.votes,
+                "answers": verdict.answers,
+                "template_sha256": self.template.sha256,
+            }
         write_atomic(self.output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        report = self.report(prices)
-        write_atomic(self.output.with_name(f"{self.output.stem}.report.json"), json.dumps(report, indent=2) + "\n")
-        return report
-
-    def _line(self, number: int) -> dict[str, Any]:
-        row, verdict = self.rows[number], self.verdict(number)
-        line: dict[str, Any] = {"id": row.id, "input": row.input, "label": row.label}
-        if row.options:
-            line["options"] = list(row.options)
-        if verdict is None:
-            return {**line, "llm_label": "", "llm_rationale": "", "teacher": self.job.teacher, "parse_status": "empty"}
-        return {
-            **line,
-            "llm_label": verdict.parsed.label,
-            "llm_rationale": verdict.parsed.rationale,
-            "teacher": self.job.teacher,
-            "parse_status": verdict.parsed.status,
-            "llm_correct": self.is_right(row, verdict),
-            "votes": verdict.votes,
-            "answers": verdict.answers,
-            "template_sha256": self.template.sha256,
-        }
-
-    def report(self, prices: Prices) -> dict[str, Any]:
-        """Everything that was found, for machines. Accuracy counts rows without a readable label as wrong."""
-        verdicts = [self.verdict(number) for number in range(len(self.rows))]
-        found = [(row, verdict) for row, verdict in zip(self.rows, verdicts, strict=True) if verdict is not None]
-        statuses: Counter[str] = Counter(verdict.parsed.status for _, verdict in found)
-        right = [self.is_right(row, verdict) for row, verdict in found]
-        labelled = [value for value in right if value is not None]
-        used = {c.key: c for number in range(len(self.rows)) for c in self.completions(number)}.values()
-        voted = [verdict.votes / verdict.answers for _, verdict in found]
-        return {
+        statuses = Counter(verdict.parsed.status for verdict in verdicts)
+        voted = [verdict.votes / verdict.answers for verdict in verdicts]
+        report = {
             "teacher": self.job.teacher,
             "split": self.job.split,
             "rows": len(self.rows),
-            "answered": len(found),
-            "refused": sum(v is None and bool(self.completions(i)) for i, v in enumerate(verdicts)),
-            "missing": sum(not self.completions(number) for number in range(len(self.rows))),
+            "answered": len(verdicts),
+            "refused": len(lines) - len(verdicts),
+            "missing": len(self.rows) - len(lines),
             "parsed": {status: statuses[status] for status in STATUSES if statuses[status]},
             "teacher_correct": sum(labelled),
             "labelled": len(labelled),
@@ -313,11 +290,13 @@ class Extraction(AskingSession[Completion]):
             "samples": self.job.samples,
             "temperature": self.writing.temperature,
             "agreement": sum(voted) / len(voted) if voted and self.job.samples > 1 else None,
-            **self.spent(used, prices),
+            **self.spent(used.values(), prices),
             "template_sha256": self.template.sha256,
             "output": str(self.output),
             "completions": str(self.record.path),
         }
+        write_atomic(self.output.with_name(f"{self.output.stem}.report.json"), json.dumps(report, indent=2) + "\n")
+        return report
 
 
 def print_report(report: dict[str, Any], kept: int, console: Console) -> None:
