@@ -172,7 +172,7 @@ def make_tokenizer(file: Path, vocabulary: int) -> None:
 _HASH = """
 import sys, time
 from transformers import PreTrainedTokenizerFast
-from promptcomp.prompts.identity import tokenizer_hash
+from promptcomp.prompts.artifact import tokenizer_hash
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[1])
 began = time.process_time()
 found = tokenizer_hash(tokenizer)

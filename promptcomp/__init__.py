@@ -33,13 +33,15 @@ if TYPE_CHECKING:
     from promptcomp.api import Run, compare, evaluate, fit, load_run, sweep
     from promptcomp.errors import ConfigError
     from promptcomp.in_memory import TextCompressor, load_compressor
-    from promptcomp.prompts import CompressedPrompt, compress, load_prompt
+    from promptcomp.prompts.compressing import compress
+    from promptcomp.prompts.prompt_files import CompressedPrompt, load_prompt
 else:
     _HOMES = {
         "api": ("Run", "compare", "evaluate", "fit", "load_run", "sweep"),
         "errors": ("ConfigError",),
         "in_memory": ("TextCompressor", "load_compressor"),
-        "prompts": ("CompressedPrompt", "compress", "load_prompt"),
+        "prompts.compressing": ("compress",),
+        "prompts.prompt_files": ("CompressedPrompt", "load_prompt"),
     }
 
     def __getattr__(name: str) -> object:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from promptcomp.comparing import Comparison, print_comparison
-from promptcomp.comparing import compare as compare_runs
-from promptcomp.comparing.comparison_table import records
+from promptcomp.comparing.comparison import Comparison
+from promptcomp.comparing.comparison import compare as compare_runs
+from promptcomp.comparing.comparison_table import print_comparison, records
 from promptcomp.config import ConfigError, build, flat, read_yaml, with_settings
 from promptcomp.evaluation.formatting import METRIC_TITLES
 from promptcomp.evaluation.predictions import ROWS, read_predictions

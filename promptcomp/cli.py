@@ -209,8 +209,8 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """One table over several runs, with differences and intervals; refuses to rank runs with other test examples."""
-    from promptcomp.comparing import FORMATS, print_comparison
-    from promptcomp.comparing import compare as compare_runs
+    from promptcomp.comparing.comparison import compare as compare_runs
+    from promptcomp.comparing.comparison_table import FORMATS, print_comparison
 
     if as_json:
         format_ = "json"

@@ -23,8 +23,9 @@ from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.attention import Window
-from promptcomp.prompts import CompressedPrompt, Compressor, open_compressor
-from promptcomp.prompts.compressing import source_of
+from promptcomp.prompts.compressing import Compressor, open_compressor
+from promptcomp.prompts.prompt_files import CompressedPrompt
+from promptcomp.prompts.sources import read_source
 from promptcomp.run.callbacks import MetricsLogger, TrainingProgress
 from promptcomp.run.opening import make_data, make_module, quiet
 from promptcomp.run.processes import accelerator_of
@@ -167,7 +168,7 @@ class TextCompressor:
         Raises:
             ConfigError: the prompt is empty or too long, or the method reads none.
         """
-        source = source_of(self._inner, text, demonstrations=demonstrations)
+        source = read_source(text=text, demonstrations=demonstrations, is_icl=self._inner.is_icl)
         return self._inner.compress(source, task=task, keep_text=keep_text).prompt
 
     def save(self, folder: Place) -> Path:

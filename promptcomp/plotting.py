@@ -13,6 +13,7 @@ from promptcomp.errors import ConfigError
 from promptcomp.files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MISSING = 'no plots: matplotlib is not installed; pip install "promptcomp[plots]"'
@@ -67,6 +68,27 @@ def drawing() -> Iterator[None]:
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
+
+
+def panels(count: int, most: int, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, at most `most` in a row; options of `Figure.subplots`."""
+    from matplotlib.figure import Figure
+
+    columns = min(most, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(7 if columns == 1 else 4.4 * columns, 4.2 * rows))
+    grid = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, grid[:count]
+
+
+def interval(
+    axes: Axes, place: float, ends: tuple[float, float] | None, *, sideways: bool = False, **look: Any
+) -> None:
+    """A bar between the ends of an interval, where there is one."""
+    if ends is not None:
+        axes.plot(*((ends, [place, place]) if sideways else ([place, place], ends)), **look)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,13 +14,15 @@ from promptcomp.evaluation.formatting import (
     METRIC_TITLES,
     bytes_text,
     flops_text,
+    many,
     ms_text,
     number_text,
     value_text,
 )
 from promptcomp.evaluation.predictions import TEXT_METRICS
-from promptcomp.evaluation.reference_points import ReferencePoints, SplitPoints
 from promptcomp.evaluation.results import Estimate, Results, SplitResult
+from promptcomp.evaluation.summarize import ReferencePoints, SplitPoints
+from promptcomp.terminal import open_table
 
 WIDE = 110
 """Console columns from which the tables have room for more than the essentials."""
@@ -38,44 +39,31 @@ def print_report(
         run: the run directory, None when there is none.
         next_steps: commands to suggest; None: those that always make sense.
     """
-    console.print(render(results, console.width))
+    for name, split in results.splits.items():
+        console.print(_quality_table(results, name, split, console.width >= WIDE))
+        for line in _remarks(results, split):
+            console.print(line)
+        console.print()
+    if results.size.context_tokens is not None:  # without bounds nothing was measured
+        console.print(_cost_table(results, console.width >= WIDE))
+        console.print()
+    for line in _findings(results):
+        console.print(line)
     if run is not None:
         console.print(Text.assemble(("\nrun directory  ", "bold"), str(run)), soft_wrap=True)
-        steps = suggested_steps(run, results.seed) if next_steps is None else next_steps
+        anew = command("fit", "--config", run / "config.yaml", f"seed={results.seed + 1}")
+        always = [command("compare", run, "OTHER_RUN"), anew, command("evaluate", run)]
+        steps = always if next_steps is None else next_steps
         for i, step in enumerate(steps):
             console.print(Text.assemble(("next           " if i == 0 else " " * 15, "bold"), step), soft_wrap=True)
 
 
-def suggested_steps(run: Path, seed: int = 0) -> list[str]:
-    """Commands that make sense after every run; `seed` is the run's."""
-    return [
-        command("compare", run, "OTHER_RUN"),
-        command("fit", "--config", run / "config.yaml", f"seed={seed + 1}"),
-        command("evaluate", run),
-    ]
-
-
-def render(results: Results, width: int) -> RenderableType:
-    """The quality table of each split, the cost table, and the findings in words."""
-    parts: list[RenderableType] = []
-    for name, split in results.splits.items():
-        parts += [quality_table(results, name, split, width), *_remarks(results, split), Text()]
-    if results.size.context_tokens is not None:  # without bounds nothing was measured
-        parts += [cost_table(results, width), Text()]
-    parts += findings(results)
-    return Group(*parts)
-
-
-def quality_table(results: Results, name: str, split: SplitResult, width: int) -> Table:
+def _quality_table(results: Results, name: str, split: SplitResult, wide: bool) -> Table:
     """No context, the method and the full context of one split, with intervals and the quality retained."""
-    wide = width >= WIDE
-    counted = f"{name}: {split.count:,} examples, {_many(split.num_tasks, 'task')}"
-    title = f"{counted}, {_many(split.num_contexts, 'context')}; {split.confidence:.0%} intervals"
-    table = _table(title)
+    counted = f"{name}: {split.count:,} examples, {many(split.num_tasks, 'task')}"
+    title = f"{counted}, {many(split.num_contexts, 'context')}; {split.confidence:.0%} intervals"
     metrics = _shown_metrics(split, wide)
-    for metric in metrics:
-        table.add_column(METRIC_TITLES.get(metric, metric), justify="right", no_wrap=True)
-    table.add_column("retained", justify="right", no_wrap=True)
+    table = open_table(title, [""], [*(METRIC_TITLES.get(metric, metric) for metric in metrics), "retained"])
     for row in ("no_prompt", "method", "full_prompt"):
         if row not in split.rows:
             continue
@@ -85,14 +73,11 @@ def quality_table(results: Results, name: str, split: SplitResult, width: int) -
     return table
 
 
-def cost_table(results: Results, width: int) -> Table:
+def _cost_table(results: Results, wide: bool) -> Table:
     """Tokens, bytes and prefill cost of the three rows."""
     size, cost = results.size, results.cost
-    table = _table("cost of one query")
-    for column in ("positions", "stored", "KV bytes", "prefill", "time"):
-        table.add_column(column, justify="right", no_wrap=True)
-    if width >= WIDE:
-        table.add_column("prefill if the KV is cached", justify="right", no_wrap=True)
+    columns = ["positions", "stored", "KV bytes", "prefill", "time"]
+    table = open_table("cost of one query", [""], [*columns, *(["prefill if the KV is cached"] if wide else [])])
     rows = [
         ("no_prompt", 0.0, None, 0.0, cost.no_prompt_prefill_flops, None, None),
         (
@@ -106,12 +91,12 @@ def cost_table(results: Results, width: int) -> Table:
     ]  # fmt: skip
     for row, positions, stored, kv, flops, milliseconds, cached in rows:
         cells = [number_text(positions), bytes_text(stored), bytes_text(kv), flops_text(flops), ms_text(milliseconds)]
-        extra = [flops_text(cached)] if width >= WIDE else []
+        extra = [flops_text(cached)] if wide else []
         table.add_row(row_title(results, row), *cells, *extra, style="bold" if row == "method" else "")
     return table
 
 
-def findings(results: Results) -> list[Text]:
+def _findings(results: Results) -> list[Text]:
     """The run in words: quality retained, compression, memory, prefill."""
     size, cost = results.size, results.cost
     lines: list[tuple[str, str]] = []
@@ -135,7 +120,9 @@ def findings(results: Results) -> list[Text]:
     if cost.cached_full_prefill_flops is not None:
         kept = flops_text(cost.cached_full_prefill_flops)
         lines.append(("prefix cache", f"a query takes {kept} once the full context's KV is cached"))
-    once = [text for value, text in _compress_once(results) if value]
+    once = [flops_text(cost.compress_flops)] if cost.compress_flops else []
+    once += [ms_text(cost.compress_ms)] if cost.compress_ms else []
+    once += [f"pays from query {cost.break_even_queries} on a context"] if cost.break_even_queries else []
     if once:
         lines.append(("compressing once", ", ".join(once)))
     return [Text.assemble((f"{label:<18}", "bold"), text) for label, text in lines]
@@ -146,35 +133,29 @@ def _ratio(ours: float, full: float, what: str) -> str:
     return f"{full / ours:.1f}x: {bytes_text(ours)} {what} for {bytes_text(full)} of KV"
 
 
-def points_tables(points: ReferencePoints) -> RenderableType:
-    """The method between its reference points, a table for each split, and how much it retains."""
-    parts: list[RenderableType] = []
-    for name, split in points.splits.items():
-        counted = f"{name}: {split.count:,} examples, {_many(split.num_contexts, 'context')}"
-        table = _table(f"{counted}; trained on the same data, steps and seed")
-        metrics = [split.metric, *(["agreement"] if split.agreement_with and split.metric != "agreement" else [])]
-        for metric in metrics:
-            table.add_column(METRIC_TITLES.get(metric, metric), justify="right", no_wrap=True)
-        for role, found in split.rows.items():
-            is_method = role == "method"
-            title = points.method if is_method else _role_title(points, role)
-            cells = [estimate_text(found.get(metric)) for metric in metrics]
-            table.add_row(title, *cells, style="bold" if is_method else "")
-        parts += [table, *_points_remarks(points, split), Text()]
-    return Group(*parts)
-
-
 def print_points(points: ReferencePoints, console: Console) -> None:
     """Print the reference points, remarks, and which run stands for what."""
-    console.print(points_tables(points))
+    for name, split in points.splits.items():
+        counted = f"{name}: {split.count:,} examples, {many(split.num_contexts, 'context')}"
+        metrics = [split.metric, *(["agreement"] if split.agreement_with and split.metric != "agreement" else [])]
+        columns = [METRIC_TITLES.get(metric, metric) for metric in metrics]
+        table = open_table(f"{counted}; trained on the same data, steps and seed", [""], columns)
+        for role, found in split.rows.items():
+            cells = [estimate_text(found.get(metric)) for metric in metrics]
+            table.add_row(_role_title(points, role), *cells, style="bold" if role == "method" else "")
+        console.print(table)
+        for line in _points_remarks(points, split):
+            console.print(line)
+        console.print()
     for note in points.notes:
         console.print(Text(note, style="italic"), soft_wrap=True)
-    for role, found in points.runs.items():
-        name = points.method if role == "method" else _role_title(points, role)
-        console.print(f"{name}: {found.how}, {found.run}", highlight=False, soft_wrap=True)
+    for role, made in points.runs.items():
+        console.print(f"{_role_title(points, role)}: {made.how}, {made.run}", highlight=False, soft_wrap=True)
 
 
 def _role_title(points: ReferencePoints, role: str) -> str:
+    if role == "method":
+        return points.method
     which, _, how = role.rpartition("_")
     weights = "untrained LM" if how == "untrained" else "trained control"
     return f"{'no' if which == 'no_prompt' else 'full'} {points.context_kind}, {weights}"
@@ -188,30 +169,6 @@ def _points_remarks(points: ReferencePoints, split: SplitPoints) -> list[Text]:
     if split.agreement_with is not None:
         lines.append(f"agreement: the same text as {_role_title(points, split.agreement_with)}")
     return [Text(line) for line in lines]
-
-
-def _table(title: str) -> Table:
-    """An open table that wastes no column of an 80-column terminal; its first column names the rows."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("", no_wrap=True)
-    return table
-
-
-def _compress_once(results: Results) -> list[tuple[float | None, str]]:
-    cost = results.cost
-    return [
-        (cost.compress_flops, flops_text(cost.compress_flops)),
-        (cost.compress_ms, ms_text(cost.compress_ms)),
-        (cost.break_even_queries, f"pays from query {cost.break_even_queries} on a context"),
-    ]
 
 
 def row_title(results: Results, row: str) -> str:
@@ -242,17 +199,11 @@ def _shown_metrics(split: SplitResult, wide: bool) -> list[str]:
         order = [split.metric, "exact_match", "rougeL", "agreement"]
         return [metric for metric in dict.fromkeys(order) if metric in found][: 3 if wide else 2]
     first = "task" if split.metric == "task" and "macro_f1" not in found else split.metric
-    order = [first, "accuracy", "macro_f1", "loss"] if wide else [first, "accuracy", "macro_f1"]
-    shown = [metric for metric in dict.fromkeys(order) if metric in found]
-    return shown if wide else shown[:2] if split.metric != "task" else _two_of_task(split, found)
-
-
-def _two_of_task(split: SplitResult, found: set[str]) -> list[str]:
-    """Where only two fit and the headline is the task metric: it and accuracy, or accuracy and macro-F1 if equal."""
-    kinds = {task.kind for task in split.tasks}
-    if kinds == {"classification"} and "macro_f1" in found:
-        return ["accuracy", "macro_f1"]
-    return ["task", "accuracy"]
+    shown = dict.fromkeys([first, "accuracy", "macro_f1", *(["loss"] if wide else [])])
+    if not wide and split.metric == "task":  # room for two: the task metric and accuracy, or what it is made of
+        only_classes = {task.kind for task in split.tasks} == {"classification"} and "macro_f1" in found
+        return ["accuracy", "macro_f1"] if only_classes else ["task", "accuracy"]
+    return [metric for metric in shown if metric in found][: None if wide else 2]
 
 
 def _remarks(results: Results, split: SplitResult) -> list[Text]:
@@ -268,18 +219,10 @@ def _remarks(results: Results, split: SplitResult) -> list[Text]:
         lines.append(f"no {results.context_kind} and full {results.context_kind}: read by {whose}")
     if split.retained is not None and split.retained_ci is None and split.num_contexts > 1:
         lines.append("retained: no interval, because all contexts came out alike")
-    lines += [f"{row_title(results, row)}: {text}" for row, text in _unfinished(split)]
+    for row in ("no_prompt", "method", "full_prompt"):
+        if cut := split.unfinished.get(row, 0):
+            answers = f"{cut:,} of {split.generated:,} answers reached the limit of new tokens"
+            lines.append(f"{row_title(results, row)}: {answers}")
     if 0 < split.num_contexts < 10:
-        lines.append(f"only {_many(split.num_contexts, 'context')}: the intervals are rough")
+        lines.append(f"only {many(split.num_contexts, 'context')}: the intervals are rough")
     return [Text(line, style="italic") for line in lines]
-
-
-def _unfinished(split: SplitResult) -> list[tuple[str, str]]:
-    """The rows with answers that were cut off."""
-    found = [(row, split.unfinished.get(row, 0)) for row in ("no_prompt", "method", "full_prompt")]
-    limit = "reached the limit of new tokens"
-    return [(row, f"{cut:,} of {split.generated:,} answers {limit}") for row, cut in found if cut]
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from promptcomp.plain import UNSEEN, printable
@@ -31,3 +33,21 @@ class PlainConsole(Console):
         for segment in super().render(renderable, options):
             safe = segment.control or not UNSEEN.search(segment.text)
             yield segment if safe else Segment(printable(segment.text), segment.style)
+
+
+def open_table(title: str | None = None, left: Iterable[str] = (), right: Iterable[str] = (), **options: Any) -> Table:
+    """A table that wastes no column of an 80-column terminal.
+
+    Args:
+        title: above it.
+        left: its first columns, which are not wrapped.
+        right: the columns after them, aligned on the right and not wrapped.
+        options: more of Rich's.
+    """
+    open_ = {"show_edge": False, "pad_edge": False, "collapse_padding": True, **options}
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, **open_)
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

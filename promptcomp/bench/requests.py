@@ -1,27 +1,33 @@
-"""The ways of serving a query behind a prompt, as calls that can be timed and counted, with their analytic FLOPs."""
+"""What is measured, and the ways of serving a query behind a prompt, as calls that can be timed and counted.
+
+A trained run, an experiment before training, a method on an LM of random weights (they cost as much as trained ones),
+so a user sees what a method would cost before training it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from promptcomp.batch import Batch
+from promptcomp import experiment as experiments
+from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.bench.measurements import Way
-from promptcomp.bench.subject import Subject
-from promptcomp.evaluation.flops import (
-    RequestFlops,
-    cross_request_flops,
-    decoder_request_flops,
-    read_flops,
-)
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.eval_batches import EvalPart
+from promptcomp.evaluation.flops import cross_request_flops, decoder_request_flops, read_flops
 from promptcomp.evaluation.memory_cost import memory_bytes
+from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.cache import growing, passing
+from promptcomp.language_model.loading import open_architecture, random_model
 from promptcomp.language_model.parts import Prefix, prepend
+from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+from promptcomp.run.opening import make_parts, open_trained
 
 OnToken = Callable[[], None]
 
@@ -30,13 +36,12 @@ OnToken = Callable[[], None]
 class Request:
     """One way of serving a batch of queries.
 
-    `answer(new_tokens, on_token)` reads the queries behind what is kept and writes; `make` does what is done once for
-    the prompts, with `make_flops` for one of them.
+    `answer(new_tokens, on_token)` reads the queries behind what is kept and writes, `flops(new_tokens)` is what that
+    takes for one query; `make` does what is done once for the prompts, with `make_flops` for one of them.
     """
 
-    way: Way
     answer: Callable[[int, OnToken], None]
-    flops: Callable[[int], RequestFlops]
+    flops: Callable[[int], float]
     positions: float = 0.0
     held_bytes: float = 0.0
     kv_bytes: float = 0.0
@@ -45,21 +50,38 @@ class Request:
     make_flops: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A way that does not exist for this LM."""
+def requests(subject: Subject, batch: Batch) -> dict[Way, Request | str]:
+    """All ways of serving `batch` (one query behind each prompt); a text: why this LM does not have one."""
+    module, lm = subject.module, subject.module.lm
+    tokens = batch.context.ids.shape[1]
+    rows = torch.arange(len(batch.context_of), device=batch.context_of.device)
 
-    way: Way
-    reason: str
+    def anew(new_tokens: int, on_token: OnToken) -> None:
+        if lm.family == "decoder":
+            plain_answer(lm, torch.cat([batch.context.ids, batch.query_ids], 1), new_tokens, on_token)
+        else:
+            _generate(lm, lm.encode(batch.context), batch, new_tokens, on_token)
 
+    def cached_vectors() -> Memory:
+        """The keys and values (T5: encoder output) of a soft prompt, worked out once as those of any prefix can be."""
+        vectors = module.compress(batch.context)
+        assert isinstance(vectors, SoftPrompt)
+        front = Prefix(vectors.embeds, vectors.mask, vectors.mask)
+        return lm.read(lm.front(vectors, rows) if lm.family == "decoder" else front)
 
-def requests(subject: Subject, batch: Batch) -> list[Request | Refused]:
-    """All ways of serving `batch` (one query behind each prompt)."""
-    ways: list[Request | Refused] = [_no_cache(subject, batch), _prefix_cache(subject, batch)]
-    compressed = _compressed(subject, batch)
-    ways.append(compressed)
-    if isinstance(compressed.memory, SoftPrompt) and not subject.module.lm.query_in_encoder:
-        ways.append(_compressed_cached(subject, batch, compressed))
+    kv = (tokens + lm.num_bos) * lm.kv_bytes_per_token
+    ways: dict[Way, Request | str] = {
+        "no_cache": Request(anew, lambda new: _flops(subject, None, tokens, new), kv_bytes=kv),
+        "prefix_cache": "the encoder reads prompt and query together, both ways: nothing can be kept",
+    }
+    if not lm.query_in_encoder:
+        make_flops = read_flops(lm.cost, tokens + lm.num_bos)
+        ways["prefix_cache"] = _behind(subject, batch, lambda: lm.encode(batch.context), make_flops)
+    make_flops = module.compress_flops(float(tokens))
+    ways["compressed"] = own = _behind(subject, batch, lambda: module.compress(batch.context), make_flops)
+    if isinstance(own.memory, SoftPrompt) and not lm.query_in_encoder:
+        make_flops = own.make_flops + read_flops(lm.cost, own.positions + lm.num_bos)
+        ways["compressed_cached"] = _behind(subject, batch, cached_vectors, make_flops)
     return ways
 
 
@@ -68,20 +90,6 @@ def positions_needed(subject: Subject, prompt_tokens: int, new_tokens: int) -> i
     lm = subject.module.lm
     slots = subject.module.num_memory_slots(prompt_tokens)
     return prompt_tokens + min(slots, prompt_tokens) + subject.query_tokens + new_tokens + lm.num_bos
-
-
-def _no_cache(subject: Subject, batch: Batch) -> Request:
-    lm = subject.module.lm
-    tokens = batch.context.ids.shape[1]
-
-    def answer(new_tokens: int, on_token: OnToken) -> None:
-        if lm.family == "decoder":
-            plain_answer(lm, torch.cat([batch.context.ids, batch.query_ids], 1), new_tokens, on_token)
-        else:
-            _generate(lm, lm.encode(batch.context), batch, new_tokens, on_token)
-
-    kv = (tokens + lm.num_bos) * lm.kv_bytes_per_token
-    return Request("no_cache", answer, lambda new: _flops(subject, None, tokens, new), kv_bytes=kv)
 
 
 def plain_answer(lm: LanguageModel, ids: Tensor, new_tokens: int, on_token: OnToken) -> None:
@@ -98,45 +106,12 @@ def plain_answer(lm: LanguageModel, ids: Tensor, new_tokens: int, on_token: OnTo
         on_token()
 
 
-def _prefix_cache(subject: Subject, batch: Batch) -> Request | Refused:
-    lm = subject.module.lm
-    if lm.query_in_encoder:
-        return Refused("prefix_cache", "the encoder reads prompt and query together, both ways: nothing can be kept")
-    tokens = batch.context.ids.shape[1]
-    make_flops = read_flops(lm.cost, tokens + lm.num_bos)
-    return _behind(subject, batch, "prefix_cache", lambda: lm.encode(batch.context), make_flops)
-
-
-def _compressed(subject: Subject, batch: Batch) -> Request:
-    module = subject.module
-    tokens = batch.context.ids.shape[1]
-    return _behind(
-        subject, batch, "compressed", lambda: module.compress(batch.context), module.compress_flops(float(tokens))
-    )
-
-
-def _compressed_cached(subject: Subject, batch: Batch, compressed: Request) -> Request:
-    """The keys and values (T5: encoder output) of a soft prompt, worked out once as those of any prefix can be."""
-    module, lm = subject.module, subject.module.lm
-    rows = torch.arange(len(batch.context_of), device=batch.context_of.device)
-
-    def make() -> Memory:
-        vectors = module.compress(batch.context)
-        assert isinstance(vectors, SoftPrompt)
-        front = Prefix(vectors.embeds, vectors.mask, vectors.mask)
-        return lm.read(lm.front(vectors, rows) if lm.family == "decoder" else front)
-
-    read = read_flops(lm.cost, compressed.positions + lm.num_bos)
-    return _behind(subject, batch, "compressed_cached", make, compressed.make_flops + read)
-
-
-def _behind(subject: Subject, batch: Batch, way: Way, make: Callable[[], Memory | None], make_flops: float) -> Request:
+def _behind(subject: Subject, batch: Batch, make: Callable[[], Memory | None], make_flops: float) -> Request:
     """A request that reads its query behind a memory that was made once."""
     lm = subject.module.lm
     memory = make()
     slots = 0.0 if memory is None else float(memory.num_slots.double().mean())
     return Request(
-        way,
         lambda new_tokens, on_token: _generate(lm, memory, batch, new_tokens, on_token),
         lambda new_tokens: _flops(subject, memory, slots, new_tokens),
         positions=slots,
@@ -152,7 +127,7 @@ def _generate(lm: LanguageModel, memory: Memory | None, batch: Batch, new_tokens
     lm.generate(memory, batch, max_new_tokens=new_tokens, on_tokens=lambda tokens: on_token())
 
 
-def _flops(subject: Subject, memory: Memory | None, slots: float, new_tokens: int) -> RequestFlops:
+def _flops(subject: Subject, memory: Memory | None, slots: float, new_tokens: int) -> float:
     """Analytic FLOPs of one query behind `slots` positions: kept activations, or tokens or vectors that are read."""
     lm, query = subject.module.lm, float(subject.query_tokens)
     if lm.family == "decoder":
@@ -168,3 +143,117 @@ def _flops(subject: Subject, memory: Memory | None, slots: float, new_tokens: in
     return cross_request_flops(
         lm.cost, in_encoder=in_encoder, encoded=encoded, decoded=query + 1, new_tokens=new_tokens
     )
+
+
+POOL_CONTEXTS = 64
+"""Contexts that prompts are put together from."""
+DEFAULT_QUERY_TOKENS = 32
+"""Where there is no data to take the mean from."""
+
+
+@dataclass(slots=True)
+class Subject:
+    """A module in eval mode and the text that prompts and queries are made of."""
+
+    module: CompressionModule
+    method: str
+    lm: str
+    trained: bool
+    prompt_pool: Sequence[int]
+    """Token ids that prompts are cut from; empty: random ids."""
+    query_pool: Sequence[int]
+    query_tokens: int
+    seed: int = 0
+
+    def batch(self, prompt_tokens: int, rows: int, device: torch.device) -> Batch:
+        """`rows` prompts of exactly `prompt_tokens` tokens, each with one query and an empty answer."""
+        generator = torch.Generator().manual_seed(self.seed)
+        contexts = []
+        for row in range(rows):
+            prompt = self._cut(self.prompt_pool, prompt_tokens, row * prompt_tokens, generator)
+            query = self._cut(self.query_pool, self.query_tokens, row * self.query_tokens, generator)
+            contexts.append(EncodedContext(prompt, (EncodedQuery(query, (EncodedTarget((query[0],)),)),)))
+        return collate(contexts, pad_id=0).to(device)
+
+    def _cut(self, pool: Sequence[int], count: int, start: int, generator: torch.Generator) -> tuple[int, ...]:
+        if not pool:
+            first = min(3, self.module.lm.vocab_size - 1)  # past the usual special tokens
+            return tuple(torch.randint(first, self.module.lm.vocab_size, (count,), generator=generator).tolist())
+        return tuple(pool[(start + i) % len(pool)] for i in range(count))
+
+
+def open_subject(
+    run: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    method: str | None = None,
+    config: Path | None = None,
+    lm: str | None = None,
+    slots: int | None = None,
+    query_tokens: int | None = None,
+) -> Subject:
+    """What is measured, with an untrained method where there is no run.
+
+    Args:
+        run: a finished run, with its trained weights and its own data.
+        overrides: changes of the configuration, KEY=VALUE.
+        method: instead of a run, a shipped experiment,
+        config: or a file.
+        lm: with those, an LM of this architecture with random weights: nothing but the architecture is read, no
+            weights and no data (well-known names need no network).
+        slots: method.num_slots.
+        query_tokens: tokens of a query; None: the mean of the data, or DEFAULT_QUERY_TOKENS.
+
+    Raises:
+        ConfigError: options that contradict each other, or anything wrong with the run or the configuration.
+    """
+    if run is not None:
+        if method or config or lm or slots:
+            raise ConfigError(
+                "a run directory brings its own method and LM; leave --method, --config, --lm, --slots out"
+            )
+        experiment, datamodule, module = open_trained(run, overrides)
+    else:
+        if method is None and config is None:
+            raise ConfigError(
+                "give a run directory, or --method NAME or --config FILE (with --lm PATH for random weights)"
+            )
+        own = [*([] if lm is None else [f"lm.path={lm}"]), *([] if slots is None else [f"method.num_slots={slots}"])]
+        experiment = experiments.load(method, config, [*own, *overrides])
+        if lm is not None:
+            module = _random_module(experiment)
+            return Subject(module, experiment.method.name, lm, False, (), (), query_tokens or DEFAULT_QUERY_TOKENS)
+        datamodule, module = make_parts(experiment)
+        module.configure_model()
+        module.eval()
+    prompts: list[int] = []
+    queries: list[Sequence[int]] = []
+    contexts = datamodule.eval_contexts(datamodule.eval_splits[0])
+    for number in range(min(POOL_CONTEXTS, len(contexts))):
+        encoded = contexts.encode(EvalPart(number, 0, len(contexts.targets(number))))
+        prompts += encoded.ids
+        queries += [query.ids for query in encoded.queries]
+    pool = [token for query in queries for token in query]
+    mean = round(len(pool) / len(queries)) if queries else DEFAULT_QUERY_TOKENS
+    return Subject(
+        module=module,
+        method=experiment.method.name,
+        lm=experiment.lm.path,
+        trained=run is not None,
+        prompt_pool=prompts,
+        query_pool=pool,
+        query_tokens=query_tokens or max(1, mean),
+    )
+
+
+def _random_module(experiment: Experiment) -> CompressionModule:
+    """The method on an LM of random weights, without a tokenizer."""
+    architecture = open_architecture(experiment.lm, offline_table=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        hf = random_model(experiment.lm, architecture)
+    lm = LanguageModel.from_parts(hf, None, layout=experiment.lm.layout, bos=False)
+    steps, seed = experiment.trainer.max_steps, experiment.seed
+    module = experiment.method.module(lm, experiment.optim, max_steps=steps, seed=seed, task_names=("task",))
+    module.configure_model()
+    return module.eval()

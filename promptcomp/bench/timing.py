@@ -5,20 +5,35 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 
-from promptcomp import __version__
-from promptcomp.bench.measurements import Bench, Making, Record, Spread, add_break_even
-from promptcomp.bench.requests import Refused, Request, positions_needed, requests
-from promptcomp.bench.subject import Subject
+from promptcomp import __version__, plotting
+from promptcomp.bench.measurements import (
+    Bench,
+    Making,
+    Record,
+    Spread,
+    Way,
+    add_break_even,
+    as_csv,
+    as_json,
+    plot,
+    print_bench,
+)
+from promptcomp.bench.requests import Request, Subject, positions_needed, requests
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.memory_cost import synchronise
+from promptcomp.evaluation.memory_cost import seconds_of, synchronise
+from promptcomp.files import write_atomic
 from promptcomp.language_model.counting import count_flops
 from promptcomp.memory import load_memory, save_memory
+from promptcomp.run.opening import quiet
 
 MIN_REPEATS = 3
 
@@ -38,10 +53,6 @@ class Plan:
     """About how long one way at one point may take; slow ones are repeated less often, but MIN_REPEATS times."""
 
 
-OnPoint = Callable[[int, int], None]
-"""Called before (prompt tokens, batch size) is measured."""
-
-
 def pick_device(name: str) -> torch.device:
     """The device of `auto`, `cpu` or `cuda`.
 
@@ -56,8 +67,8 @@ def pick_device(name: str) -> torch.device:
 
 
 @torch.inference_mode()
-def measure(subject: Subject, plan: Plan, on_point: OnPoint = lambda tokens, rows: None) -> Bench:
-    """Every way of serving at every length and batch size.
+def measure(subject: Subject, plan: Plan, on_point: Callable[[int, int], None] = lambda tokens, rows: None) -> Bench:
+    """Every way of serving at every length and batch size; `on_point` is told these two before they are measured.
 
     Raises:
         ConfigError: no such device.
@@ -96,98 +107,85 @@ def _point(
 ) -> list[Record]:
     batch = subject.batch(tokens, rows, device)
     ways = requests(subject, batch)
-    possible = [way for way in ways if isinstance(way, Request)]
+    possible = {way: request for way, request in ways.items() if isinstance(request, Request)}
     answers, makings = _time(possible, device, plan, order)
     records = []
-    for way in ways:
-        if isinstance(way, Refused):
-            records.append(Record(way.way, tokens, rows, not_possible=way.reason))
+    for way, request in ways.items():
+        if isinstance(request, str):
+            records.append(Record(way, tokens, rows, not_possible=request))
             continue
-        record = _record(way, tokens, rows, plan.new_tokens, answers[way.way])
-        if way.make is not None:
-            record.making = _making(way, makings[way.way], rows, device, plan)
+        stamps = answers[way]
+        speeds = [rows * (plan.new_tokens - 1) / (last - first) for first, last in stamps if plan.new_tokens > 1]
+        record = Record(
+            way,
+            tokens,
+            rows,
+            positions=request.positions,
+            held_bytes=request.held_bytes,
+            kv_bytes=request.kv_bytes,
+            first_token_flops=request.flops(1),
+            first_token_flops_counted=count_flops(partial(request.answer, 1, lambda: None)) / rows,
+            answer_flops=request.flops(plan.new_tokens),
+            first_token_ms=Spread.of([1000.0 * first for first, _ in stamps]),
+            answer_ms=Spread.of([1000.0 * last for _, last in stamps]),
+            tokens_per_second=Spread.of(speeds) if speeds else None,
+        )
+        if request.make is not None:
+            record.making = _making(request, request.make, makings[way], rows, device, plan)
         records.append(record)
     add_break_even(records)
     return records
 
 
-def _record(way: Request, tokens: int, rows: int, new_tokens: int, stamps: Sequence[tuple[float, float]]) -> Record:
-    analytic = way.flops(new_tokens)
-    speeds = [rows * (new_tokens - 1) / (last - first) for first, last in stamps if new_tokens > 1]
-    return Record(
-        way.way,
-        tokens,
-        rows,
-        positions=way.positions,
-        held_bytes=way.held_bytes,
-        kv_bytes=way.kv_bytes,
-        first_token_flops=analytic.first_token,
-        first_token_flops_counted=count_flops(lambda: way.answer(1, lambda: None)) / rows,
-        answer_flops=analytic.answer,
-        first_token_ms=Spread.of([1000.0 * first for first, _ in stamps]),
-        answer_ms=Spread.of([1000.0 * last for _, last in stamps]),
-        tokens_per_second=Spread.of(speeds) if speeds else None,
-    )
-
-
-def _making(way: Request, seconds: Sequence[float], rows: int, device: torch.device, plan: Plan) -> Making:
-    assert way.make is not None
-    making = Making(
-        flops=way.make_flops,
-        flops_counted=count_flops(way.make) / rows,
-        ms=Spread.of([1000.0 * value / rows for value in seconds]),
-    )
-    if way.memory is not None and rows == 1:
-        making.file_bytes, making.load_ms = _file(way, device, plan.repeats)
-    return making
-
-
-def _file(way: Request, device: torch.device, repeats: int) -> tuple[int, Spread]:
-    """Size of the memory's file and milliseconds to load it to the device (from a warm file cache)."""
-    assert way.memory is not None
+def _making(
+    way: Request, make: Callable[[], object], seconds: Sequence[float], rows: int, device: torch.device, plan: Plan
+) -> Making:
+    """What is done once; of one memory the size of its file too, and the time to load it (from a warm file cache)."""
+    ms = Spread.of([1000.0 * value / rows for value in seconds])
+    making = Making(flops=way.make_flops, flops_counted=count_flops(make) / rows, ms=ms)
+    if way.memory is None or rows > 1:
+        return making
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "memory.safetensors"
         save_memory(path, way.memory, {})
         load_memory(path, str(device))
-        times = [_seconds(lambda: load_memory(path, str(device)), device) for _ in range(max(MIN_REPEATS, repeats))]
-        return path.stat().st_size, Spread.of([1000.0 * value for value in times])
-
-
-Stamps = dict[str, list[tuple[float, float]]]
+        repeats = max(MIN_REPEATS, plan.repeats)
+        times = [seconds_of(lambda: load_memory(path, str(device)), device) for _ in range(repeats)]
+        making.file_bytes, making.load_ms = path.stat().st_size, Spread.of([1000.0 * value for value in times])
+    return making
 
 
 def _time(
-    ways: Sequence[Request], device: torch.device, plan: Plan, order: random.Random
-) -> tuple[Stamps, dict[str, list[float]]]:
+    ways: Mapping[Way, Request], device: torch.device, plan: Plan, order: random.Random
+) -> tuple[dict[Way, list[tuple[float, float]]], dict[Way, list[float]]]:
     """Seconds to the first and the last token of each way, and seconds of making what it keeps.
 
     Each round runs everything once in a new random order, so that a change of the machine's speed meets all ways.
     """
-    jobs: list[tuple[str, Request]] = []
-    rounds: dict[tuple[str, str], int] = {}
-    for way in ways:
-        for kind in ("answer", "make") if way.make is not None else ("answer",):
-            warm = _run(kind, way, plan.new_tokens, device)  # the first call warms up and tells how long one takes
-            rounds[kind, way.way] = max(MIN_REPEATS, min(plan.repeats, int(plan.seconds / max(warm[1], 1e-6))))
-            jobs.append((kind, way))
-    answers: Stamps = {way.way: [] for way in ways}
-    makings: dict[str, list[float]] = {way.way: [] for way in ways}
-    for number in range(max(rounds.values())):
+    answers: dict[Way, list[tuple[float, float]]] = {way: [] for way in ways}
+    makings: dict[Way, list[float]] = {way: [] for way in ways}
+    jobs: list[tuple[list[Any], Callable[[], Any], int]] = []
+
+    def add(found: list[Any], job: Callable[[], Any], seconds: float) -> None:
+        """`seconds`: of the first call, which warms up and tells how long one takes."""
+        rounds = max(MIN_REPEATS, min(plan.repeats, int(plan.seconds / max(seconds, 1e-6))))
+        jobs.append((found, job, rounds))
+
+    for way, request in ways.items():
+        answer = partial(_stamps, request, plan.new_tokens, device)
+        add(answers[way], answer, answer()[1])
+        if request.make is not None:
+            make = partial(seconds_of, request.make, device)
+            add(makings[way], make, make())
+    for number in range(max(rounds for _, _, rounds in jobs)):
         order.shuffle(jobs)
-        for kind, way in jobs:
-            if number < rounds[kind, way.way]:
-                found = _run(kind, way, plan.new_tokens, device)
-                if kind == "answer":
-                    answers[way.way].append(found)
-                else:
-                    makings[way.way].append(found[1])
+        for found, job, rounds in jobs:
+            if number < rounds:
+                found.append(job())
     return answers, makings
 
 
-def _run(kind: str, way: Request, new_tokens: int, device: torch.device) -> tuple[float, float]:
-    if kind == "make":
-        assert way.make is not None
-        return 0.0, _seconds(way.make, device)
+def _stamps(way: Request, new_tokens: int, device: torch.device) -> tuple[float, float]:
     stamps: list[float] = []
     synchronise(device)
     start = time.perf_counter()
@@ -195,9 +193,56 @@ def _run(kind: str, way: Request, new_tokens: int, device: torch.device) -> tupl
     return stamps[0] - start, stamps[-1] - start
 
 
-def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    synchronise(device)
-    start = time.perf_counter()
-    function()
-    synchronise(device)
-    return time.perf_counter() - start
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1 from "64,256".
+
+    Raises:
+        ConfigError: names the option.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ConfigError(f"{option} {text!r}: give whole numbers of at least 1, for example 64,256")
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def run_bench(
+    open_: Callable[[], Subject], plan: Plan, output: Path | None, console: Console, as_json_document: bool
+) -> Bench:
+    """Measure and show; with `output` also write bench.json, bench.csv and the plot.
+
+    Args:
+        open_: opens what is measured (`open_subject`), after the other options were looked at.
+        plan: what to measure.
+        output: folder of the files.
+        console: for tables and progress.
+        as_json_document: print the document and no tables.
+
+    Raises:
+        ConfigError: a mistake in the options, or nothing could be measured.
+    """
+    pick_device(plan.device)
+    if output is not None and output.exists() and any(output.iterdir()):
+        raise ConfigError(f"{output} is not empty; name another folder with --output")
+    with quiet():
+        subject = open_()
+    with console.status("measuring ...") as status:
+        bench = measure(
+            subject, plan, lambda tokens, rows: status.update(f"measuring {tokens:,} prompt tokens, batch {rows} ...")
+        )
+    if not bench.records:
+        raise ConfigError("nothing to measure: " + "; ".join(bench.skipped) + "; give shorter --lengths")
+    if as_json_document:
+        print(as_json(bench))
+    else:
+        print_bench(bench, console)
+    if output is None:
+        return bench
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomic(output / "bench.json", as_json(bench) + "\n")
+    write_atomic(output / "bench.csv", as_csv(bench))
+    if plotting.can_plot():
+        plot(bench, output)
+    else:
+        console.print(plotting.MISSING, highlight=False, markup=False)
+    console.print(f"written to {output}", highlight=False, soft_wrap=True)
+    return bench

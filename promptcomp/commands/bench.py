@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -49,8 +50,8 @@ def bench(
         from promptcomp.experiment import load
 
         load(method, config, words)  # a mistake is told before torch is imported
-    from promptcomp.bench.run import Choice, numbers, run_bench
-    from promptcomp.bench.timing import Plan
+    from promptcomp.bench.requests import open_subject
+    from promptcomp.bench.timing import Plan, numbers, run_bench
 
     plan = Plan(
         lengths=numbers(lengths, "--lengths"),
@@ -61,5 +62,14 @@ def bench(
         device=device,
         seconds=seconds,
     )
-    choice = Choice(None if run is None else Path(run), method, config, lm, slots, tuple(words), query_tokens)
-    run_bench(choice, plan, output, console_for(as_json), as_json)
+    subject = partial(
+        open_subject,
+        None if run is None else Path(run),
+        words,
+        method=method,
+        config=config,
+        lm=lm,
+        slots=slots,
+        query_tokens=query_tokens,
+    )
+    run_bench(subject, plan, output, console_for(as_json), as_json)

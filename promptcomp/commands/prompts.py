@@ -16,7 +16,9 @@ from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
     from promptcomp.memory import Memory
-    from promptcomp.prompts import Answer, Compressor, PromptSource, Query, Reader
+    from promptcomp.prompts.compressing import Compressor
+    from promptcomp.prompts.prompt_files import Answer, Reader
+    from promptcomp.prompts.sources import PromptSource, Query
 
 DeviceOption = Annotated[str, Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
 TextOption = Annotated[str | None, Option("--text", help="The prompt.")]
@@ -43,8 +45,8 @@ def compress(
     """Compress a prompt with a trained run into a file that 'generate' reads."""
     if sum((text is not None, file is not None, stdin, demonstrations is not None)) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
-    from promptcomp.prompts import open_compressor
     from promptcomp.prompts.artifact import check_output
+    from promptcomp.prompts.compressing import open_compressor
 
     check_output(output, force)
     compressor = open_compressor(run, device)
@@ -55,7 +57,7 @@ def compress(
     done.prompt.save(output, force=force)
     info, size = done.prompt.info, output.stat().st_size
     if not as_json:
-        from promptcomp.prompts.prompt_table import print_compression
+        from promptcomp.prompts.compressing import print_compression
 
         print_compression(done, output, size, console_for(False))
         return
@@ -75,8 +77,7 @@ def compress(
 def _source(
     compressor: Compressor, text: str | None, file: Path | None, demonstrations: Path | None, stdin: bool = False
 ) -> PromptSource:
-    from promptcomp.prompts import PromptSource, read_source
-    from promptcomp.prompts.sources import prompt_text
+    from promptcomp.prompts.sources import PromptSource, prompt_text, read_source
 
     if stdin:
         raw = sys.stdin.buffer.read()
@@ -88,7 +89,7 @@ def inspect(
     file: Annotated[Path, Argument(help="A file made by 'promptcomp compress'.")], as_json: JsonOption = False
 ) -> None:
     """Verify a compressed prompt and show what it says of itself."""
-    from promptcomp.prompts.prompt_table import description, print_description
+    from promptcomp.prompts.compressing import description, print_description
 
     found = description(file)
     if as_json:
@@ -129,8 +130,8 @@ def generate(
         )
     if query is not None and queries is not None:
         raise ConfigError("give a query or --queries, not both")
-    from promptcomp.prompts import AnswerSettings
     from promptcomp.prompts.artifact import check_output
+    from promptcomp.prompts.prompt_files import AnswerSettings
 
     if output is not None:
         check_output(output, force)
@@ -161,7 +162,7 @@ def _show(piece: str) -> None:
 
 
 def _queries(query: str | None, file: Path | None) -> list[Query]:
-    from promptcomp.prompts import Query, read_queries, text_queries
+    from promptcomp.prompts.sources import Query, read_queries, text_queries
 
     if query is not None:
         return [Query(query)]
@@ -176,7 +177,8 @@ def _reader(
     prompt: Path | None, model: str | None, text: str | None, file: Path | None, rows: Path | None, device: str
 ) -> tuple[Memory | None, Reader]:
     """The memory in front of the queries and the LM that reads it."""
-    from promptcomp.prompts import load_prompt, open_compressor
+    from promptcomp.prompts.compressing import open_compressor
+    from promptcomp.prompts.prompt_files import load_prompt
 
     if prompt is not None:
         stored = load_prompt(prompt, model=model, device=device)

@@ -269,8 +269,7 @@ def curve(
     state, finished = work(config, directory, None, workers, None, console)
     if not finished:
         raise stopped(console)
-    from promptcomp.sweeps.views.efficiency import efficiency_of
-    from promptcomp.sweeps.views.efficiency_text import print_efficiency
+    from promptcomp.sweeps.views.efficiency import efficiency_of, print_efficiency
     from promptcomp.sweeps.views.html_report import write_report
     from promptcomp.sweeps.views.overview import ONE_SEED
 

@@ -18,29 +18,29 @@ if TYPE_CHECKING:
     from promptcomp.sweeps.state import SweepState
 
 DirectoryArgument = Annotated[Path, Argument(metavar="DIR", help="A sweep's directory.")]
-FORMATS = ("table", "csv", "trials", "markdown", "latex", "json")
 
 
 def sweep_show(
     directory: DirectoryArgument,
     format_: Annotated[
         str,
-        Option("--format", "-f", help="table, csv (points), trials (as CSV), markdown, latex or json."),
+        Option("--format", "-f", help="table, csv (points), trials (as CSV) or json."),
     ] = "table",
     as_json: JsonOption = False,
 ) -> None:
     """Points with intervals over seeds, the best, the Pareto front, importances, failures with their logs."""
     chosen = "json" if as_json else format_
-    if chosen not in FORMATS:
-        raise ConfigError(f"--format {format_!r} is not known; choose {', '.join(FORMATS)}")
+    from promptcomp.sweeps.views import tables
+
+    known = ("table", *tables.FORMATS, "json")
+    if chosen not in known:
+        raise ConfigError(f"--format {format_!r} is not known; choose {', '.join(known)}")
     state = read(directory)
     if chosen == "table":
         from promptcomp.sweeps.views.overview import print_state
 
         print_state(state, console_for(False))
         return
-    from promptcomp.sweeps.views import tables
-
     show(json.dumps(tables.state_json(state)) if chosen == "json" else tables.FORMATS[chosen](state).rstrip("\n"))
 
 
@@ -53,7 +53,7 @@ def sweep_best(
     """The best point as YAML that `promptcomp fit --config` takes."""
     state = read(directory)
     from promptcomp.sweeps.space import best_yaml
-    from promptcomp.sweeps.views.best import best_cell
+    from promptcomp.sweeps.views.points import best_cell
 
     trial = best_cell(state, objective, point)
     values = ", ".join(f"{name} {value:.4g}" for name, value in trial.values.items())

@@ -25,7 +25,7 @@ from promptcomp.comparing.runs import (
     settings_of,
 )
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample_metric
+from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample
 from promptcomp.evaluation.metrics import MetricName, group
 from promptcomp.evaluation.predictions import Prediction, joined, read_predictions
 from promptcomp.evaluation.results import Estimate, Interval, SplitResult
@@ -59,9 +59,10 @@ class Row:
 class SeedMean:
     """Several runs of one setting that differ by their training seed alone."""
 
-    labels: tuple[str, ...]
-    method: float
-    method_std: float
+    runs: tuple[str, ...]
+    """Their labels."""
+    value: float
+    value_std: float
     """Sample standard deviation over the runs."""
     retained: float | None
     """None unless every run has one."""
@@ -129,7 +130,8 @@ def compare(
         name = next(name for name in shared if different[name])
         raise ConfigError(refusal(runs, name, different[name]))
     with _no_collection():
-        predictions = _read_all_predictions(runs) if len(runs) > 1 else {}
+        having = [run for run in runs if run.predictions.is_file()] if len(runs) > 1 else []
+        predictions = {run.label: read_predictions(run.predictions) for run in having}
         compared = tuple(
             _compare_split(runs, name, chosen[name], not different[name], predictions, resamples, seed)
             for name in shared
@@ -157,10 +159,6 @@ def _shared_splits(runs: Sequence[ComparedRun], wanted: str | None) -> list[str]
     if not shared:
         raise ConfigError(f"the runs have no evaluated split in common ({listed}); evaluate them on the same data")
     return shared if wanted is None else [wanted]
-
-
-def _read_all_predictions(runs: Sequence[ComparedRun]) -> dict[str, list[Prediction]]:
-    return {run.label: read_predictions(run.predictions) for run in runs if run.predictions.is_file()}
 
 
 def _compare_split(
@@ -207,19 +205,18 @@ def _row(
 ) -> Row:
     result = run.results.splits[split]
     headline = result.metric == metric
-    value = {row: _estimate(result, row, metric) for row in ("method", "no_prompt", "full_prompt")}
+    method = _estimate(result, "method", metric)
     delta = None
-    if baseline is not None and baseline is not run:
+    if baseline is not None and baseline is not run and method.value is not None:
         reference = _estimate(baseline.results.splits[split], "method", metric).value
-        mine = value["method"].value
-        delta = None if mine is None or reference is None else mine - reference
+        delta = None if reference is None else method.value - reference
     return Row(
         run=run,
         rank=None,
-        method=value["method"].value,
-        method_ci=value["method"].ci,
-        no_prompt=value["no_prompt"].value,
-        full_prompt=value["full_prompt"].value,
+        method=method.value,
+        method_ci=method.ci,
+        no_prompt=_estimate(result, "no_prompt", metric).value,
+        full_prompt=_estimate(result, "full_prompt", metric).value,
         retained=result.retained if headline else None,
         retained_ci=result.retained_ci if headline else None,
         no_headroom=result.no_headroom and headline,
@@ -233,13 +230,7 @@ def _estimate(result: SplitResult, row: str, metric: str) -> Estimate:
     detailed = result.rows.get(row, {}).get(metric)
     if detailed is not None or result.metric != metric:
         return detailed or Estimate(value=None)
-    headline = {
-        "method": (result.method, result.method_ci),
-        "no_prompt": (result.no_prompt, result.no_prompt_ci),
-        "full_prompt": (result.full_prompt, result.full_prompt_ci),
-    }
-    value, interval = headline[row]
-    return Estimate(value=value, ci=interval)
+    return Estimate(value=getattr(result, row), ci=getattr(result, f"{row}_ci"))
 
 
 def _ranked(rows: Sequence[Row], metric: str) -> list[Row]:
@@ -282,7 +273,7 @@ def _paired(
             joined({_FIRST: p, **{label: mine[number] for label, mine in of_label.items()}}, context)
             for number, p in by_number.items()
         ]
-        samples = resample_metric(group(both, names), names, metric, resamples=resamples, seed=seed)
+        samples = resample(group(both, names), names, [metric], resamples=resamples, seed=seed)
         for label in of_label:
             difference = samples.difference(metric, label, _FIRST)
             found[label] = percentile_interval(difference, samples.num_contexts, CONFIDENCE)
@@ -300,14 +291,13 @@ def _same_partition(pairs: Sequence[tuple[int, int]]) -> bool:
 
 def _seed_means(rows: Sequence[Row]) -> tuple[SeedMean, ...]:
     """Mean and spread of runs that share a setting, in the order of their first run."""
-    settings: list[tuple[object, list[Row]]] = []
-    for row, setting in zip(rows, settings_of([row.run for row in rows]), strict=True):
-        known = next((members for other, members in settings if setting is not None and other == setting), None)
-        if known is None:
-            settings.append((setting, [row]))
-        else:
-            known.append(row)
-    return tuple(made for _, members in settings if (made := _seed_mean(members)) is not None)
+    members: list[list[Row]] = []
+    known = settings_of([row.run for row in rows])
+    for i, (row, setting) in enumerate(zip(rows, known, strict=True)):
+        first = i if setting is None else known.index(setting)
+        members.append([])
+        members[first].append(row)
+    return tuple(made for each in members if (made := _seed_mean(each)) is not None)
 
 
 def _seed_mean(rows: Sequence[Row]) -> SeedMean | None:
@@ -318,9 +308,9 @@ def _seed_mean(rows: Sequence[Row]) -> SeedMean | None:
     kept = [row.retained for row in rows if row.retained is not None]
     complete = len(kept) == len(rows)
     return SeedMean(
-        labels=tuple(row.run.label for row in rows),
-        method=float(np.mean(method)),
-        method_std=float(np.std(method, ddof=1)),
+        runs=tuple(row.run.label for row in rows),
+        value=float(np.mean(method)),
+        value_std=float(np.std(method, ddof=1)),
         retained=float(np.mean(kept)) if complete else None,
         retained_std=float(np.std(kept, ddof=1)) if complete else None,
     )

@@ -6,16 +6,17 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Literal
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from promptcomp.comparing.comparison import Comparison, Row, SeedMean, SplitComparison
+from promptcomp.comparing.comparison import Comparison, Row, SplitComparison
 from promptcomp.evaluation.formatting import METRIC_TITLES, bytes_text, value_text
 from promptcomp.evaluation.results import Interval
+from promptcomp.terminal import open_table
 
 WIDE = 110
 """Console columns from which bounds and sizes are shown too."""
@@ -25,7 +26,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print one table for each split; the console's width decides how much detail is shown."""
     for split in comparison.splits:
         console.print(_split_table(comparison, split, console.width >= WIDE))
-        for text in (*(_seed_text(mean) for mean in split.seed_means), *split.notes):
+        for text in _notes(split):
             console.print(Text(text, style="italic"))
         console.print()
     for note in comparison.notes:
@@ -38,9 +39,7 @@ def to_csv(comparison: Comparison) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(found[0]), lineterminator="\n")
     writer.writeheader()
-    for record in found:
-        flat = {key: "" if value is None else value for key, value in record.items()}
-        writer.writerow(flat)
+    writer.writerows(found)
     return out.getvalue()
 
 
@@ -51,8 +50,7 @@ def to_markdown(comparison: Comparison) -> str:
         head, rows = _cells(comparison, split, detail=2)
         lines = [f"### {_title(split)}", "", _line(head), _line([*["---"] * 3, *["---:"] * (len(head) - 3)])]
         lines += [_line(row) for row in rows]
-        notes = [*(_seed_text(mean) for mean in split.seed_means), *split.notes]
-        parts.append("\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip())
+        parts.append("\n".join([*lines, "", *(f"- {note}" for note in _notes(split))]).rstrip())
     parts += [f"- {note}" for note in comparison.notes]
     return "\n\n".join(parts) + "\n"
 
@@ -68,7 +66,7 @@ def to_json(comparison: Comparison) -> str:
             "same_examples": split.same_examples,
             "same_bounds": split.same_bounds,
             "rows": [record for record in found if record["split"] == split.split],
-            "seed_means": [_seed_record(mean) for mean in split.seed_means],
+            "seed_means": [asdict(mean) for mean in split.seed_means],
             "notes": list(split.notes),
         }
         for split in comparison.splits
@@ -120,34 +118,12 @@ def _bounds(name: str, interval: Interval | None) -> dict[str, float | None]:
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-def _seed_record(mean: SeedMean) -> dict[str, Any]:
-    return {
-        "runs": list(mean.labels),
-        "value": mean.method,
-        "value_std": mean.method_std,
-        "retained": mean.retained,
-        "retained_std": mean.retained_std,
-    }
-
-
 def _split_table(comparison: Comparison, split: SplitComparison, wide: bool) -> Table:
     head, rows = _cells(comparison, split, detail=int(wide))
-    table = Table(
-        title=_title(split),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = open_table(_title(split))
     for column in head:
-        table.add_column(
-            column,
-            justify="left" if column in ("run", "method") else "right",
-            no_wrap=column != "run",
-            overflow="fold",
-        )
+        justify: Literal["left", "right"] = "left" if column in ("run", "method") else "right"
+        table.add_column(column, justify=justify, no_wrap=column != "run", overflow="fold")
     for cells, row in zip(rows, split.rows, strict=True):
         table.add_row(*cells, style="bold" if row.rank == 1 else "")
     return table
@@ -188,11 +164,14 @@ def _delta_text(comparison: Comparison, row: Row) -> str:
     return text if row.delta_ci is None else f"{text} [{row.delta_ci[0]:+.2f}, {row.delta_ci[1]:+.2f}]"
 
 
-def _seed_text(mean: SeedMean) -> str:
-    text = f"mean of {len(mean.labels)} seeds ({', '.join(mean.labels)}): {mean.method:.3f} ± {mean.method_std:.3f}"
-    if mean.retained is None:
-        return text
-    return f"{text}, retained {mean.retained:.3f} ± {mean.retained_std:.3f}"
+def _notes(split: SplitComparison) -> list[str]:
+    """Means over seeds, then what else there is to say."""
+    lines = []
+    for mean in split.seed_means:
+        text = f"mean of {len(mean.runs)} seeds ({', '.join(mean.runs)}): {mean.value:.3f} ± {mean.value_std:.3f}"
+        kept = "" if mean.retained is None else f", retained {mean.retained:.3f} ± {mean.retained_std:.3f}"
+        lines.append(text + kept)
+    return [*lines, *split.notes]
 
 
 def _title(split: SplitComparison) -> str:

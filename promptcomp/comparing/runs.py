@@ -12,7 +12,7 @@ from typing import Any
 from promptcomp.config import ConfigError, read_yaml
 from promptcomp.documents import YAML_LIMIT
 from promptcomp.evaluation.metrics import METRICS, MetricName
-from promptcomp.evaluation.results import FILE_NAME, Results, SplitResult, read_results
+from promptcomp.evaluation.results import FILE_NAME, Results, read_results
 from promptcomp.files import read_text
 
 PREDICTIONS = "predictions.jsonl"
@@ -85,12 +85,8 @@ def metric_of(runs: Sequence[ComparedRun], split: str, wanted: str | None) -> Me
 def different_examples(runs: Sequence[ComparedRun], split: str) -> list[str]:
     """Labels of the runs whose examples are not those of the first run (or cannot be known to be)."""
     first = runs[0].results.splits[split]
-    others = [run for run in runs[1:] if not _same_examples(first, run.results.splits[split])]
-    return [run.label for run in others]
-
-
-def _same_examples(first: SplitResult, other: SplitResult) -> bool:
-    return bool(first.examples_sha256) and first.examples_sha256 == other.examples_sha256
+    known = first.examples_sha256 or None
+    return [run.label for run in runs[1:] if run.results.splits[split].examples_sha256 != known]
 
 
 def refusal(runs: Sequence[ComparedRun], split: str, labels: Sequence[str]) -> str:
@@ -116,13 +112,14 @@ def settings_of(runs: Sequence[ComparedRun]) -> list[dict[str, Any] | None]:
         ConfigError: a configuration cannot be read.
     """
     known: dict[str, dict[str, Any]] = {}
-    return [_setting_of(run.path.parent / CONFIG, known) for run in runs]
-
-
-def _setting_of(path: Path, known: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    text = _OWN_LINE.sub("", read_text(path, "configuration file", YAML_LIMIT))
-    if text not in known:
-        known[text] = {key: value for key, value in read_yaml(path).items() if key not in _OWN}
-    return known[text]
+    found: list[dict[str, Any] | None] = []
+    for run in runs:
+        path = run.path.parent / CONFIG
+        if not path.is_file():
+            found.append(None)
+            continue
+        text = _OWN_LINE.sub("", read_text(path, "configuration file", YAML_LIMIT))
+        if text not in known:
+            known[text] = {key: value for key, value in read_yaml(path).items() if key not in _OWN}
+        found.append(known[text])
+    return found

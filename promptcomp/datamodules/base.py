@@ -23,31 +23,10 @@ from promptcomp.datamodules.eval_batches import EvalContexts, EvalPart, eval_bat
 from promptcomp.datamodules.sampler import Draw, StepSampler
 from promptcomp.datamodules.sections import DataConfig
 from promptcomp.datamodules.sources.records import Found, Problem
-from promptcomp.datamodules.tasks import TaskKind
 from promptcomp.evaluation.metrics import MetricName
+from promptcomp.evaluation.predictions import ExampleInfo
 
 _COUNTED = 2000  # contexts of a split that are written to count tokens
-
-
-@dataclass(frozen=True, slots=True)
-class ExampleInfo:
-    """What evaluation needs to know about one example of a split."""
-
-    number: int
-    """Number within the split; `Batch.example` refers to it."""
-    task: str
-    kind: TaskKind
-    seed: int | None
-    """Data seed of the task."""
-    context: int
-    """Number of the shared context within the split; examples with one number belong to one cluster."""
-    gold: int
-    """Index of the output among the options; 0 for free-form examples, whose only option is their output."""
-    options: tuple[str, ...]
-    input: str
-    output: str
-    instruction: str = ""
-    """The context as a person wrote it; empty: the context's tokens, decoded, stand for it."""
 
 
 @dataclass(frozen=True, slots=True)

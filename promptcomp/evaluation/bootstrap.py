@@ -1,4 +1,4 @@
-"""Paired bootstrap over contexts.
+"""Intervals: paired bootstrap over contexts, shares, and Student's t over training seeds.
 
 Examples that share a context share its luck, so whole contexts are drawn with replacement; every row (method and
 bounds) is worked out on the same draws, which makes differences and ratios paired.
@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import NormalDist
 
 import numpy as np
 
-from promptcomp.evaluation.metrics import METRICS, Array, Group, MetricName, metric, statistics
+from promptcomp.config import Measured
+from promptcomp.evaluation.metrics import METRICS, Array, Group, MetricName, metric
+from promptcomp.evaluation.results import Interval, finite
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 _CHUNK_VALUES = 1_000_000  # bounds the memory of the drawn weights
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Samples:
 
     def estimate(self, name: MetricName, row: str) -> float | None:
         """The metric on all examples; None where it has no meaning (no classification task, no finite loss)."""
-        return _finite(float(self.values[name][row][0]))
+        return finite(float(self.values[name][row][0]))
 
     def interval(self, name: MetricName, row: str, confidence: float = CONFIDENCE) -> Interval | None:
         """Percentile interval of the metric; where every resample is equal, that of a share of so many contexts (for a
@@ -49,19 +50,18 @@ class Samples:
         return self.values[name][row] - self.values[name][other]
 
 
-@dataclass(frozen=True, slots=True)
-class Retained:
-    """How much of the gap between the two bounds a method keeps."""
+class Retained(Measured):
+    """How much of the gap between no prompt and full prompt a method keeps."""
 
-    value: float | None
-    """(method - no_prompt) / (full_prompt - no_prompt); None without headroom."""
-    interval: Interval | None
-    headroom: float | None
-    """full_prompt - no_prompt (for a loss: no_prompt - full_prompt)."""
-    standard_error: float | None
-    """Of the headroom."""
-    no_headroom: bool
-    """The bounds are closer than two standard errors, or the wrong way round: a ratio would be noise."""
+    value: float | None = None
+    """(method - no prompt) / (full prompt - no prompt); null without headroom."""
+    ci: Interval | None = None
+    headroom: float | None = None
+    """full prompt - no prompt (for a loss the other way round)."""
+    headroom_se: float | None = None
+    """Its standard error."""
+    no_headroom: bool = False
+    """The two are closer than two standard errors, or the wrong way round: a ratio would be noise."""
 
 
 def context_weights(num_contexts: int, resamples: int, seed: int) -> Iterator[Array]:
@@ -78,25 +78,23 @@ def context_weights(num_contexts: int, resamples: int, seed: int) -> Iterator[Ar
         yield np.bincount(flat, minlength=rows * num_contexts).reshape(rows, num_contexts).astype(np.float64)
 
 
-def resample(groups: Sequence[Group], rows: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0) -> Samples:
-    """Work out every metric of every row on all examples and on `resamples` draws of contexts."""
-    num_contexts = sum(g.num_contexts for g in groups)
-    parts = [statistics(groups, rows, np.ones((1, num_contexts)))]
-    parts += [statistics(groups, rows, weights) for weights in context_weights(num_contexts, resamples, seed)]
-    values: dict[str, dict[str, Array]] = {
-        name: {row: np.concatenate([part[name][row] for part in parts]) for row in rows} for name in METRICS
-    }
-    return Samples(values, num_contexts)
-
-
-def resample_metric(
-    groups: Sequence[Group], rows: Sequence[str], name: MetricName, *, resamples: int = RESAMPLES, seed: int = 0
+def resample(
+    groups: Sequence[Group],
+    rows: Sequence[str],
+    names: Sequence[MetricName] = METRICS,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Samples:
-    """The same as `resample` for one metric only."""
+    """Work out metrics of every row on all examples and on `resamples` draws of contexts."""
     num_contexts = sum(g.num_contexts for g in groups)
-    weights = [np.ones((1, num_contexts)), *context_weights(num_contexts, resamples, seed)]
-    values = {row: np.concatenate([metric(groups, row, chunk, name) for chunk in weights]) for row in rows}
-    return Samples({name: values}, num_contexts)
+    parts: dict[str, dict[str, list[Array]]] = {name: {row: [] for row in rows} for name in names}
+    for weights in chain([np.ones((1, num_contexts))], context_weights(num_contexts, resamples, seed)):
+        for name in names:
+            for row in rows:
+                parts[name][row].append(metric(groups, row, weights, name))
+    values = {name: {row: np.concatenate(found) for row, found in own.items()} for name, own in parts.items()}
+    return Samples(values, num_contexts)
 
 
 def retained(
@@ -114,19 +112,18 @@ def retained(
     two standard errors makes them rare.
     """
     if any(row not in samples.values[name] for row in (method, full, none)):
-        return Retained(None, None, None, None, False)
+        return Retained()
     sign = -1.0 if name == "loss" else 1.0
     gap = sign * samples.difference(name, full, none)
     gained = sign * samples.difference(name, method, none)
-    headroom, error = _finite(float(gap[0])), standard_error(gap, samples.num_contexts)
+    headroom, error = finite(float(gap[0])), standard_error(gap, samples.num_contexts)
     if headroom is None or not np.isfinite(gained[0]):
-        return Retained(None, None, headroom, error, False)
+        return Retained(headroom=headroom, headroom_se=error)
     if headroom <= 0 or (error is not None and headroom < 2 * error):
-        return Retained(None, None, headroom, error, True)
+        return Retained(headroom=headroom, headroom_se=error, no_headroom=True)
     ratio = np.where(gap > 0, gained / np.where(gap > 0, gap, 1.0), np.nan)
-    return Retained(
-        float(ratio[0]), percentile_interval(ratio, samples.num_contexts, confidence), headroom, error, False
-    )
+    ci = percentile_interval(ratio, samples.num_contexts, confidence)
+    return Retained(value=float(ratio[0]), ci=ci, headroom=headroom, headroom_se=error)
 
 
 def standard_error(values: Array, num_contexts: int) -> float | None:
@@ -176,5 +173,32 @@ def _at_the_edge(value: float, num_contexts: int, confidence: float) -> Interval
     return (limit, 1.0) if value == 1.0 else (0.0, 1.0 - limit)
 
 
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond the table the normal quantile is near enough.
+_T = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
+    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+class Mean(Measured):
+    """A mean over seeds."""
+
+    mean: float
+    ci: Interval | None = None
+    """Student's t interval; null for one seed, and where all seeds have the same value (it would have no width)."""
+    std: float | None = None
+    """Sample standard deviation over seeds; null for one seed."""
+    seeds: int
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """The mean of one value for each seed."""
+    count, mean = len(values), float(np.mean(values))
+    if count < 2:
+        return Mean(mean=mean, seeds=count)
+    std = float(np.std(values, ddof=1))
+    if std <= 1e-9 * abs(mean):  # so few seeds do not make a value certain
+        return Mean(mean=mean, std=std, seeds=count)
+    quantile = _T[count - 2] if count - 2 < len(_T) else 1.96
+    half = quantile * std / math.sqrt(count)
+    return Mean(mean=mean, ci=(mean - half, mean + half), std=std, seeds=count)

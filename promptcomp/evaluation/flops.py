@@ -78,31 +78,23 @@ def read_flops(cost: ModelCost, tokens: float) -> float:
     return encoder_flops(cost, tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFlops:
-    """FLOPs of one request: up to its first answer token, and of its whole answer."""
-
-    first_token: float
-    answer: float
-
-
-def decoder_request_flops(cost: ModelCost, *, read: float, seen: float, new_tokens: int) -> RequestFlops:
-    """A decoder-only LM reads `read` tokens after `seen` cached positions and writes `new_tokens` tokens."""
+def decoder_request_flops(cost: ModelCost, *, read: float, seen: float, new_tokens: int) -> float:
+    """FLOPs of a request: a decoder-only LM reads `read` tokens after `seen` cached positions, writes `new_tokens`."""
     first = decoder_flops(cost, read, seen)
     steps = (decoder_flops(cost, 1, seen + read + i) for i in range(new_tokens - 1))
-    return RequestFlops(first, first + sum(steps))
+    return first + sum(steps)
 
 
 def cross_request_flops(
     cost: ModelCost, *, in_encoder: float, encoded: float, decoded: float, new_tokens: int
-) -> RequestFlops:
-    """An encoder reads `in_encoder` tokens; a decoder reads `decoded` tokens, attends `encoded` positions and writes.
+) -> float:
+    """FLOPs of a request: an encoder reads `in_encoder` tokens; a decoder `decoded`, attending `encoded` positions.
 
     The keys and values of the cross-attention are worked out for the first token and kept for the others.
     """
     first = encoder_flops(cost, in_encoder) + cross_decoder_flops(cost, decoded, encoded)
     steps = (cross_decoder_flops(cost, 1, encoded, project=False, cached=decoded + i) for i in range(new_tokens - 1))
-    return RequestFlops(first, first + sum(steps))
+    return first + sum(steps)
 
 
 def break_even(

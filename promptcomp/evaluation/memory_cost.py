@@ -35,14 +35,16 @@ def measure_ms(
     device = torch.device(device)
     for _ in range(warmup):
         function()
-    times = []
-    for _ in range(repeats):
-        synchronise(device)
-        start = time.perf_counter()
-        function()
-        synchronise(device)
-        times.append(1000.0 * (time.perf_counter() - start))
-    return statistics.median(times)
+    return statistics.median(1000.0 * seconds_of(function, device) for _ in range(repeats))
+
+
+def seconds_of(function: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of a call; an accelerator is waited for before and after."""
+    synchronise(device)
+    start = time.perf_counter()
+    function()
+    synchronise(device)
+    return time.perf_counter() - start
 
 
 def synchronise(device: torch.device) -> None:

@@ -2,22 +2,22 @@
 
 Two flavours of macro-F1: "sklearn", as MEND (arXiv 2403.06914) uses it, averages over the classes of the gold labels
 and of the predictions; "metaicl" averages over the classes of the gold labels alone. They differ when a predicted class
-never occurs in the gold labels. Which labels are the same is decided in labels.py, for both and for accuracy.
+never occurs in the gold labels. Which labels are the same is decided by `texts.label_of`, for both and for accuracy.
 
 Everything is kept as counts for each context, so that a weighted sum over contexts gives the metric of any resample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from promptcomp.evaluation.labels import label_of
 from promptcomp.evaluation.predictions import TEXT_METRICS, UNSCORED, Prediction
+from promptcomp.evaluation.texts import label_of
 
 Flavour = Literal["sklearn", "metaicl"]
 MetricName = Literal[
@@ -28,37 +28,10 @@ METRICS: tuple[MetricName, ...] = get_args(MetricName)
 """accuracy: of all examples, pooled. task_accuracy: mean over tasks of the mean over seeds. macro_f1 and
 macro_f1_metaicl: the same of macro-F1, over classification tasks. task: macro-F1 of classification tasks and accuracy
 of the others, mean over seeds, then over tasks (MetaICL's headline). loss: nats per gold token, pooled; less is better.
-The rest (records.TEXT_METRICS): mean over all examples with generated texts.
+The rest (predictions.TEXT_METRICS): mean over all examples with generated texts.
 """
 
 Array = NDArray[np.float64]
-
-
-def accuracy(predictions: Sequence[Hashable], gold: Sequence[Hashable | Sequence[Hashable]]) -> float:
-    """Share of right predictions; a list as gold label holds several right answers. NaN when empty."""
-    if len(predictions) != len(gold):
-        raise ValueError(f"{len(predictions)} predictions for {len(gold)} gold labels")
-    right = [[_plain(each) for each in (g if isinstance(g, list | tuple) else (g,))] for g in gold]
-    hits = [_plain(p) in g for p, g in zip(predictions, right, strict=True)]
-    return sum(hits) / len(hits) if hits else float("nan")
-
-
-def _plain(label: Hashable) -> Hashable:
-    return label_of(label) if isinstance(label, str) else label
-
-
-def macro_f1(predictions: Sequence[str], gold: Sequence[str], flavour: Flavour = "sklearn") -> float:
-    """Unweighted mean of the classes' F1 (see the module docstring for the flavours). NaN when empty."""
-    if len(predictions) != len(gold):
-        raise ValueError(f"{len(predictions)} predictions for {len(gold)} gold labels")
-    predictions, gold = [label_of(p) for p in predictions], [label_of(g) for g in gold]
-    classes = {label: i for i, label in enumerate(dict.fromkeys([*gold, *predictions]))}
-    index_gold = np.array([classes[label] for label in gold], dtype=np.int64)
-    index_predicted = np.array([classes[label] for label in predictions], dtype=np.int64)
-    hits = np.bincount(index_gold[index_gold == index_predicted], minlength=len(classes))
-    counts_gold = np.bincount(index_gold, minlength=len(classes))
-    counts_predicted = np.bincount(index_predicted, minlength=len(classes))
-    return float(f1_from_counts(hits[None], counts_gold[None], counts_predicted[None], flavour)[0])
 
 
 def f1_from_counts(hits: NDArray, gold: NDArray, predicted: NDArray, flavour: Flavour) -> Array:
@@ -149,7 +122,7 @@ def _count(
     for row in rows:
         correct = np.array([bool(p.correct.get(row)) for p in found])
         predicted = _chosen(own, [p.prediction.get(row) for p in found])
-        loss = np.array([_number(p.loss.get(row)) for p in found], dtype=np.float64)
+        loss = np.array([p.loss.get(row) for p in found], dtype=np.float64)  # None: NaN
         counted[row] = RowCounts(
             correct=_sums(where, correct, n),
             hits=_table(where, np.where(gold == predicted, gold, UNSCORED), n, len(classes)),
@@ -172,25 +145,21 @@ def _count(
     )
 
 
-def statistics(groups: Sequence[Group], rows: Sequence[str], weights: NDArray) -> dict[str, dict[str, Array]]:
-    """Every metric of every row under R weightings of the contexts.
+def metric(groups: Sequence[Group], row: str, weights: NDArray, name: MetricName) -> Array:
+    """One metric of one row under R weightings of the contexts.
 
     Means over seeds and tasks weight a group by the share of its contexts that was drawn; with weights of one this is
-    the plain mean over tasks of the mean over seeds. A metric without any example is NaN.
+    the plain mean over tasks of the mean over seeds.
 
     Args:
         groups: from `group`.
-        rows: rows to work out.
+        row: the row.
         weights: how often each context counts, [R, contexts of the split].
+        name: the metric.
 
     Returns:
-        metric -> row -> [R].
+        [R]; NaN where no example has the metric.
     """
-    return {name: {row: metric(groups, row, weights, name) for row in rows} for name in METRICS}
-
-
-def metric(groups: Sequence[Group], row: str, weights: NDArray, name: MetricName) -> Array:
-    """One metric of one row under R weightings of the contexts [R]; see `statistics`."""
     above, below = np.zeros(len(weights)), np.zeros(len(weights))
     for g in groups:
         drawn = weights[:, g.clusters]
@@ -252,10 +221,6 @@ def _text_sums(found: Sequence[Prediction], row: str, where: NDArray, num_contex
 def _sums(where: NDArray, values: NDArray, num_contexts: int) -> Array:
     """Sum of the values in each context [contexts]."""
     return np.bincount(where, weights=values, minlength=num_contexts).astype(np.float64)
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 def _table(where: NDArray, labels: NDArray, num_contexts: int, num_classes: int) -> Array:

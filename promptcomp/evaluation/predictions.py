@@ -1,15 +1,26 @@
-"""predictions.jsonl: one line for every evaluated example; all of results.json's metrics follow from it."""
+"""From log probabilities of options and generated texts to predictions.jsonl: one line for every evaluated example.
+
+The score of an option is its mean log probability per token (MEND, arXiv 2403.06914; MetaICL). PMI (MetaICL's
+calibration) subtracts the score of the same option with the input replaced by "N/A". The highest score wins, the first
+on ties. A score that is not a number never wins: the original code let an empty 0/0 option win silently.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, ValidationError, model_validator
 
 from promptcomp.config import ConfigError, Measured
 from promptcomp.errors import command
+from promptcomp.evaluation.results import finite
+from promptcomp.evaluation.texts import Rouge, same_label, text_metrics
 from promptcomp.files import read_text, write_atomic
 
 ROWS = ("no_prompt", "method", "full_prompt")
@@ -83,6 +94,7 @@ class Prediction(Measured):
         return self.texts is not None
 
 
+_BY_ROW = ("scores", "prediction", "correct", "loss")
 _GENERATED_KEYS = {"texts", "reference", "instruction", "input", "metrics", "unfinished"}
 
 
@@ -96,18 +108,9 @@ def joined(members: Mapping[str, Prediction], context: int | None = None) -> Pre
     first = next(iter(members.values()))
     metrics = {row: p.metrics["method"] for row, p in members.items() if p.metrics and "method" in p.metrics}
     texts = {row: p.texts.get("method") if p.texts else None for row, p in members.items()}
-    return first.model_copy(
-        update={
-            "context": first.context if context is None else context,
-            "scores": {row: p.scores.get("method") for row, p in members.items()},
-            "prediction": {row: p.prediction.get("method") for row, p in members.items()},
-            "correct": {row: p.correct.get("method") for row, p in members.items()},
-            "loss": {row: p.loss.get("method") for row, p in members.items()},
-            "texts": texts if metrics else None,
-            "metrics": metrics or None,
-            "unfinished": None,
-        }
-    )
+    own = {name: {row: getattr(p, name).get("method") for row, p in members.items()} for name in _BY_ROW}
+    written = {"texts": texts if metrics else None, "metrics": metrics or None, "unfinished": None}
+    return first.model_copy(update={"context": first.context if context is None else context, **own, **written})
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
@@ -116,11 +119,8 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    write_atomic(path, "".join(f"{_line(prediction)}\n" for prediction in predictions))
-
-
-def _line(prediction: Prediction) -> str:
-    return prediction.model_dump_json(exclude=None if prediction.is_generated else _GENERATED_KEYS)
+    dumped = (p.model_dump_json(exclude=None if p.is_generated else _GENERATED_KEYS) for p in predictions)
+    write_atomic(path, "".join(f"{line}\n" for line in dumped))
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -142,3 +142,191 @@ def read_predictions(path: Path) -> list[Prediction]:
                 f"{path}, line {number}: not a prediction ({reason}); `{anew}` writes a run's anew"
             ) from None
     return predictions
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleInfo:
+    """What evaluation needs to know about one example of a split."""
+
+    number: int
+    """Number within the split; `Batch.example` refers to it."""
+    task: str
+    kind: Literal["classification", "multi_choice", "free_form"]
+    seed: int | None
+    """Data seed of the task."""
+    context: int
+    """Number of the shared context within the split; examples with one number belong to one cluster."""
+    gold: int
+    """Index of the output among the options; 0 for free-form examples, whose only option is their output."""
+    options: tuple[str, ...]
+    input: str
+    output: str
+    instruction: str = ""
+    """The context as a person wrote it; empty: the context's tokens, decoded, stand for it."""
+
+
+@dataclass(slots=True)
+class OptionScores:
+    """Log probabilities of options, collected batch by batch in any order.
+
+    An option that is added twice (a distributed sampler repeats examples to fill the last batch) is kept once.
+    """
+
+    values: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)
+    """(example, choice) -> (sum of the log probabilities in nats, number of tokens)."""
+
+    def add(
+        self, example: Sequence[int], choice: Sequence[int], sum_log_prob: Sequence[float], num_tokens: Sequence[int]
+    ) -> None:
+        """Add the targets of a batch: four sequences of one length (`tensor.tolist()`)."""
+        for e, c, total, count in zip(example, choice, sum_log_prob, num_tokens, strict=True):
+            self.values[e, c] = (total, count)
+
+    def mean(self, example: int, num_options: int) -> list[float]:
+        """Score of each option in nats per token; NaN for an option without tokens.
+
+        Raises:
+            ValueError: an option of the example was never added.
+        """
+        pairs = [self._get(example, choice) for choice in range(num_options)]
+        return [total / count if count else math.nan for total, count in pairs]
+
+    def num_tokens(self, example: int, choice: int) -> int:
+        """Number of scored tokens of an option."""
+        return self._get(example, choice)[1]
+
+    def _get(self, example: int, choice: int) -> tuple[float, int]:
+        if (example, choice) not in self.values:
+            raise ValueError(f"example {example}: option {choice} has not been scored")
+        return self.values[example, choice]
+
+
+def choose(scores: Sequence[float]) -> int:
+    """Index of the highest finite score, the first on ties; `UNSCORED` when there is none."""
+    numbers = [i for i, score in enumerate(scores) if math.isfinite(score)]
+    return max(numbers, key=lambda i: (scores[i], -i), default=UNSCORED)
+
+
+def make_predictions(
+    split: str,
+    examples: Iterable[ExampleInfo],
+    scores: Mapping[str, OptionScores | None],
+    null: Mapping[str, OptionScores | None] | None = None,
+) -> list[Prediction]:
+    """Predictions of a split, in the order of the examples' numbers.
+
+    Args:
+        split: name of the split.
+        examples: all examples of the split.
+        scores: for each row of `ROWS` what was collected; None or absent: the row does not apply.
+        null: the same for the input "N/A" (PMI); None: no calibration.
+
+    Raises:
+        ValueError: an option of an example has not been scored.
+    """
+    predictions = []
+    for example in sorted(examples, key=lambda example: example.number):
+        found: dict[str, Any] = {key: dict.fromkeys(ROWS) for key in _BY_ROW}
+        gold_tokens = 0
+        num_options = max(1, len(example.options))  # a free-form example has its output as the only target
+        for row in ROWS:
+            own, bias = scores.get(row), (null or {}).get(row)
+            if own is None:
+                continue
+            means = own.mean(example.number, num_options)
+            found["loss"][row] = finite(-means[example.gold])
+            if bias is not None:
+                means = [mean - less for mean, less in zip(means, bias.mean(example.number, num_options), strict=True)]
+            found["scores"][row] = tuple(map(finite, means))
+            gold_tokens = own.num_tokens(example.number, example.gold)
+            if example.kind != "free_form":
+                chosen = found["prediction"][row] = choose(means)
+                right = example.options[example.gold]
+                found["correct"][row] = chosen != UNSCORED and same_label(example.options[chosen], right)
+        predictions.append(
+            Prediction(
+                split=split,
+                example=example.number,
+                task=example.task,
+                kind=example.kind,
+                seed=example.seed,
+                context=example.context,
+                gold=example.gold,
+                options=tuple(example.options),
+                gold_tokens=gold_tokens,
+                **found,
+            )
+        )
+    return predictions
+
+
+def examples_sha256(examples: Iterable[ExampleInfo]) -> str:
+    """Identity of a split's examples: what is asked, with which options, and what is right.
+
+    The demonstrations are left out on purpose: runs that differ in them answer the same questions and may be compared.
+    """
+    digest = hashlib.sha256()
+    for e in sorted(examples, key=lambda example: example.number):
+        identity = [e.number, e.task, e.kind, e.seed, e.input, e.output, list(e.options), e.gold]
+        digest.update(json.dumps(identity, ensure_ascii=True, separators=(",", ":")).encode("ascii"))
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+@dataclass(slots=True)
+class GeneratedTexts:
+    """What one row (method or bound) answered, collected batch by batch in any order."""
+
+    texts: dict[int, str] = field(default_factory=dict)
+    """Example -> text."""
+    unfinished: set[int] = field(default_factory=set)
+    """Examples whose text reached the limit of new tokens before it ended."""
+
+    def add(self, example: Sequence[int], texts: Sequence[str], unfinished: Sequence[bool]) -> None:
+        """Add the answers of a batch: three sequences of one length."""
+        for number, text, cut in zip(example, texts, unfinished, strict=True):
+            self.texts[number] = text
+            self.unfinished.discard(number)
+            if cut:
+                self.unfinished.add(number)
+
+
+def add_texts(
+    predictions: Sequence[Prediction],
+    collected: Mapping[str, GeneratedTexts],
+    questions: Mapping[int, tuple[str, str, str]],
+    rouge: Rouge,
+) -> list[Prediction]:
+    """The predictions of a split with texts and their metrics.
+
+    Args:
+        predictions: of the split; those without a text in `collected` stay as they are.
+        collected: row -> what was generated.
+        questions: example -> instruction (the context as text), input and right answer.
+        rouge: the scorer.
+    """
+    return [
+        _with_texts(p, collected, *questions[p.example], rouge) if p.example in questions else p for p in predictions
+    ]
+
+
+def _with_texts(
+    prediction: Prediction,
+    collected: Mapping[str, GeneratedTexts],
+    instruction: str,
+    given: str,
+    reference: str,
+    rouge: Rouge,
+) -> Prediction:
+    number = prediction.example
+    texts = {row: collected[row].texts[number] if row in collected else None for row in ROWS}
+    full = {row: texts["full_prompt"] if row != "full_prompt" else None for row in ROWS}
+    update = {
+        "texts": texts,
+        "reference": reference,
+        "instruction": instruction,
+        "input": given,
+        "metrics": {r: text_metrics(text, reference, full[r], rouge) for r, text in texts.items() if text is not None},
+        "unfinished": {row: number in found.unfinished for row, found in collected.items()},
+    }
+    return prediction.model_copy(update=update)

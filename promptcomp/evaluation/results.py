@@ -6,13 +6,14 @@ that could not be measured, or is not finite, is null.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
-from promptcomp.config import ConfigError, Measured
+from promptcomp.config import ConfigError, Measured, build
 from promptcomp.documents import read_json
 from promptcomp.errors import command
 from promptcomp.files import write_atomic
@@ -21,6 +22,11 @@ SCHEMA = 1
 FILE_NAME = "results.json"
 
 Interval = tuple[float, float]
+
+
+def finite(value: float | None) -> float | None:
+    """The value if it is a number that is finite, else None (null in files)."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 class _Section(Measured):
@@ -209,14 +215,4 @@ def read_results(path: Path) -> Results:
         raise ConfigError(
             f"{path}: written by a newer promptcomp (schema {version}, this version reads {SCHEMA}); upgrade promptcomp"
         )
-    try:
-        return Results.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: not a complete results file: {_first(error)}") from None
-
-
-def _first(error: ValidationError) -> str:
-    items: list[Any] = list(error.errors(include_url=False))
-    place = ".".join(str(part) for part in items[0]["loc"])
-    more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
-    return f"{place}: {items[0]['msg']}{more}"
+    return build(Results, tree, source=f"{path}: not a complete results file")

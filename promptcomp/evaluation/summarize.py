@@ -1,23 +1,31 @@
-"""From the predictions of a split to its entry in results.json."""
+"""From the predictions of a split to its entry in results.json, or in controls.json.
+
+controls.json has a method between its four reference points: no prompt and full prompt, each untrained and trained. The
+trained controls saw the same data, steps and seeds as the method; the untrained ones are the LM as it was. All figures
+come from the runs' predictions on the same examples, resampled together, so differences are paired.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
-from promptcomp.config import ConfigError
+from promptcomp.config import ConfigError, Measured
 from promptcomp.evaluation.bootstrap import (
     CONFIDENCE,
     RESAMPLES,
+    Retained,
     Samples,
     percentile_interval,
     resample,
     retained,
 )
 from promptcomp.evaluation.metrics import METRICS, Group, MetricName, group, metric
-from promptcomp.evaluation.predictions import ROWS, TEXT_METRICS, Prediction
-from promptcomp.evaluation.results import Estimate, SplitResult, TaskResult
+from promptcomp.evaluation.predictions import ROWS, TEXT_METRICS, Prediction, joined
+from promptcomp.evaluation.results import Estimate, SplitResult, TaskResult, finite
+from promptcomp.evaluation.texts import agreement
 
 
 def summarise(
@@ -35,7 +43,7 @@ def summarise(
         predictions: all predictions of the split.
         metric_name: the headline metric; where no example has what it needs (options, generated texts) another is
             taken instead: see `headline`.
-        examples_sha256: identity of the examples (`scoring.examples_sha256`).
+        examples_sha256: identity of the examples (`predictions.examples_sha256`).
         resamples: bootstrap resamples.
         seed: seed of the bootstrap.
         confidence: of the intervals.
@@ -46,11 +54,12 @@ def summarise(
     if not predictions:
         raise ConfigError("a split without examples cannot be evaluated; check the data section's splits and limits")
     metric_name = headline(predictions, metric_name)
-    rows = rows_of(predictions)
+    rows = tuple(row for row in ROWS if predictions[0].scores.get(row) is not None)
     groups = group(predictions, rows)
     samples = resample(groups, rows, resamples=resamples, seed=seed)
     kept = retained(samples, metric_name, confidence)
     gap = samples.difference(metric_name, "method", "full_prompt") if {"method", "full_prompt"} <= set(rows) else None
+    cut = [p.unfinished for p in predictions if p.unfinished is not None]
     value = {row: samples.estimate(metric_name, row) if row in rows else None for row in ROWS}
     interval = {row: samples.interval(metric_name, row, confidence) if row in rows else None for row in ROWS}
     return SplitResult(
@@ -60,17 +69,17 @@ def summarise(
         full_prompt=value["full_prompt"],
         no_prompt=value["no_prompt"],
         retained=kept.value,
-        retained_ci=kept.interval,
+        retained_ci=kept.ci,
         others={name: samples.estimate(name, "method") if "method" in rows else None for name in METRICS},
         method_ci=interval["method"],
         full_prompt_ci=interval["full_prompt"],
         no_prompt_ci=interval["no_prompt"],
         headroom=kept.headroom,
-        headroom_se=kept.standard_error,
+        headroom_se=kept.headroom_se,
         no_headroom=kept.no_headroom,
-        gap_to_full=None if gap is None else _finite(gap[0]),
+        gap_to_full=None if gap is None else finite(gap[0]),
         gap_to_full_ci=None if gap is None else percentile_interval(gap, samples.num_contexts, confidence),
-        rows=_estimates(groups, rows, samples, confidence),
+        rows={row: _estimates(samples, row, confidence, groups) for row in rows},
         tasks=_tasks(groups, rows, metric_name),
         seeds=_seeds(groups, rows, metric_name),
         num_tasks=len({g.task for g in groups}),
@@ -79,7 +88,7 @@ def summarise(
         resamples=resamples,
         examples_sha256=examples_sha256,
         generated=sum(p.is_generated for p in predictions),
-        unfinished=_unfinished(predictions, rows),
+        unfinished={row: sum(c.get(row, False) for c in cut) for row in rows} if cut else {},
     )
 
 
@@ -98,33 +107,23 @@ def headline(predictions: Sequence[Prediction], wanted: MetricName) -> MetricNam
     return "exact_match" if has_texts else "loss"
 
 
-def _unfinished(predictions: Sequence[Prediction], rows: Sequence[str]) -> dict[str, int]:
-    generated = [p.unfinished for p in predictions if p.unfinished is not None]
-    return {row: sum(cut.get(row, False) for cut in generated) for row in rows} if generated else {}
-
-
-def rows_of(predictions: Sequence[Prediction]) -> tuple[str, ...]:
-    """The rows that were scored."""
-    return tuple(row for row in ROWS if predictions[0].scores.get(row) is not None)
-
-
 def _estimates(
-    groups: Sequence[Group], rows: Sequence[str], samples: Samples, confidence: float
-) -> dict[str, dict[str, Estimate]]:
-    found: dict[str, dict[str, Estimate]] = {row: {} for row in rows}
-    for row in rows:
-        for name in METRICS:
-            value = samples.estimate(name, row)
-            if value is None:
-                continue
-            per_seed = [v for v in _per_seed(groups, row, name).values() if np.isfinite(v)]
-            several = len(per_seed) > 1
-            found[row][name] = Estimate(
-                value=value,
-                ci=samples.interval(name, row, confidence),
-                std=float(np.std(per_seed, ddof=1)) if several else None,
-                worst=(max(per_seed) if name == "loss" else min(per_seed)) if several else None,
-            )
+    samples: Samples, row: str, confidence: float = CONFIDENCE, groups: Sequence[Group] = ()
+) -> dict[str, Estimate]:
+    """Every metric of a row that has a value; with `groups` its spread over data seeds too."""
+    found: dict[str, Estimate] = {}
+    for name in METRICS:
+        value = samples.estimate(name, row)
+        if value is None:
+            continue
+        per_seed = [v for v in _per_seed(groups, row, name).values() if np.isfinite(v)]
+        several = len(per_seed) > 1
+        found[name] = Estimate(
+            value=value,
+            ci=samples.interval(name, row, confidence),
+            std=float(np.std(per_seed, ddof=1)) if several else None,
+            worst=(max(per_seed) if name == "loss" else min(per_seed)) if several else None,
+        )
     return found
 
 
@@ -134,7 +133,7 @@ def _tasks(groups: Sequence[Group], rows: Sequence[str], chosen: MetricName) -> 
         own = [g for g in groups if g.task == task]
         kind = own[0].kind
         name: MetricName = _task_metric(own, rows, chosen)
-        values = {row: _finite(_plain(own, row, name)) for row in rows}
+        values = {row: finite(_plain(own, row, name)) for row in rows}
         per_seed = [v for v in _per_seed(own, "method", name).values() if np.isfinite(v)] if "method" in rows else []
         results.append(
             TaskResult(
@@ -168,7 +167,7 @@ def _seeds(groups: Sequence[Group], rows: Sequence[str], name: MetricName) -> di
     table: dict[str, dict[str, float | None]] = {}
     for row in rows:
         for seed, value in _per_seed(groups, row, name).items():
-            table.setdefault(str(seed), {})[row] = _finite(value)
+            table.setdefault(str(seed), {})[row] = finite(value)
     return table
 
 
@@ -183,5 +182,106 @@ def _plain(groups: Sequence[Group], row: str, name: MetricName) -> float:
     return float(metric(groups, row, np.ones((1, width)), name)[0])
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+Role = Literal["no_prompt_untrained", "no_prompt_trained", "method", "full_prompt_trained", "full_prompt_untrained"]
+ROLES: tuple[Role, ...] = get_args(Role)
+"""In the order of tables."""
+Kind = Literal["trained", "untrained"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class RoleRun(Measured):
+    """Which run stands for a role."""
+
+    run: str
+    """Its directory."""
+    how: Literal["made", "resumed", "reused"]
+    """Trained and evaluated by this command, continued by it, or found finished."""
+
+
+class SplitPoints(Measured):
+    """The reference points on one split."""
+
+    metric: MetricName
+    """Headline metric."""
+    count: int
+    num_contexts: int
+    rows: dict[Role, dict[str, Estimate]]
+    """Role -> metric -> value with its interval."""
+    retained: dict[Kind, Retained]
+    agreement_with: Role | None
+    """Whose texts the rows' `agreement` compares with: the paper's exact match; null without texts."""
+
+
+class ReferencePoints(Measured):
+    """controls.json."""
+
+    schema_version: int = 1
+    method: str
+    """Name of the method for people."""
+    context_kind: str
+    data: str
+    lm: str
+    seed: int
+    runs: dict[Role, RoleRun]
+    splits: dict[str, SplitPoints]
+    notes: tuple[str, ...] = ()
+
+
+def split_points(
+    members: Mapping[Role, Sequence[Prediction]], metric: MetricName, resamples: int = RESAMPLES
+) -> SplitPoints:
+    """The reference points on one split.
+
+    Args:
+        members: role -> the predictions of that run on the split.
+        metric: headline metric.
+        resamples: bootstrap resamples.
+
+    Raises:
+        ConfigError: the runs answered different examples.
+    """
+    roles = [role for role in ROLES if role in members]
+    partners: tuple[Role, ...] = ("full_prompt_trained", "full_prompt_untrained")
+    partner = next((role for role in partners if role in members), None)
+    examples = _by_example(members)
+    predictions = [_agreeing(joined(found), partner) for found in examples]
+    groups = group(predictions, roles)
+    samples = resample(groups, roles, resamples=resamples)
+    return SplitPoints(
+        metric=metric,
+        count=len(predictions),
+        num_contexts=samples.num_contexts,
+        rows={role: _estimates(samples, role) for role in roles},
+        retained={
+            kind: retained(samples, metric, full=f"full_prompt_{kind}", none=f"no_prompt_{kind}")
+            for kind in KINDS
+            if {f"full_prompt_{kind}", f"no_prompt_{kind}"} <= set(roles)
+        },
+        agreement_with=partner if any(p.is_generated for p in predictions) else None,
+    )
+
+
+def _by_example(members: Mapping[Role, Sequence[Prediction]]) -> list[dict[str, Prediction]]:
+    """The predictions of all runs on each example, in the order of the method's."""
+    numbered = {role: {p.example: p for p in found} for role, found in members.items()}
+    first = numbered["method"]
+    for role, found in numbered.items():
+        if found.keys() != first.keys() or any(found[i].context != p.context for i, p in first.items()):
+            raise ConfigError(f"the run of {role} answered other examples than the method's; evaluate both anew")
+    return [{role: found[number] for role, found in numbered.items()} for number in first]
+
+
+def _agreeing(prediction: Prediction, partner: Role | None) -> Prediction:
+    """`agreement` anew: with the partner's text and not with the run's own full-prompt row."""
+    if prediction.metrics is None or prediction.texts is None:
+        return prediction
+    kept = {
+        row: {name: value for name, value in values.items() if name != "agreement"}
+        for row, values in prediction.metrics.items()
+    }
+    right = prediction.texts.get(partner or "")
+    if right is not None:
+        for row, text in prediction.texts.items():
+            if row != partner and text is not None:
+                kept[row]["agreement"] = agreement(text, right)
+    return prediction.model_copy(update={"metrics": kept})

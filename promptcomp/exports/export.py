@@ -1,4 +1,8 @@
-"""Trained parts as folders that other programs read: Hugging Face models, peft adapters and prompts, plain tensors."""
+"""Trained parts as folders that other programs read: Hugging Face models, peft adapters and prompts, plain tensors.
+
+Each has a README.md on how to load it without promptcomp; what only a method can say comes from its module
+(`CompressionModule.as_hf`, `adapter_page`).
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,11 @@ from promptcomp.checkpoints.trained_state import DESCRIPTION, Origin, read_train
 from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
-from promptcomp.exports import readme
 from promptcomp.files import follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.loading import locate
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
-from promptcomp.lightning_modules.exported import EXTRA
+from promptcomp.lightning_modules.exported import EXTRA, factory
 from promptcomp.lightning_modules.method_config import ExportFormat
 from promptcomp.run.opening import open_trained_module, quiet, weights_of
 from promptcomp.run.run_directory import RunDirectory, open_existing
@@ -87,7 +90,13 @@ def _write_tensors(experiment: Experiment, run: RunDirectory, folder: Path) -> s
     }
     write_export(folder, tensors, description)
     write_atomic(folder / "config.yaml", dump(experiment))
-    return readme.tensors(experiment)
+    code = 'from safetensors.torch import load_file\n\ntensors = load_file(f"{folder}/trained.safetensors")'
+    about = (
+        "`trained.safetensors` holds the tensors that training has changed, by name; `promptcomp.json` says of which "
+        "method and LM. `method.init_from=FOLDER` starts a run of the same method from here, and in Python "
+        "`promptcomp.load_compressor(FOLDER)` compresses prompts with it (`config.yaml` says how they are written)."
+    )
+    return _page(experiment, "Trained tensors", about, _block(code))
 
 
 def _write_hf(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
@@ -99,7 +108,8 @@ def _write_hf(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     if module.lm.tokenizer is not None:
         module.lm.tokenizer.save_pretrained(folder)
     _save_extra(folder, {name: tensor for name, tensor in tensors.items() if not name.startswith(exported.inside)})
-    return readme.of_page(experiment, exported.page)
+    page = exported.page
+    return _page(experiment, page.title, page.about, _block(page.code, *page.given))
 
 
 def _save_extra(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -132,7 +142,9 @@ def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     _save_extra(folder, {name: tensor for name, tensor in tensors.items() if ".lora_" not in name})
     module = method.module(lm, experiment.optim, max_steps=0, seed=experiment.seed)
-    return readme.adapters(experiment, module.adapter_page(readme.origin(experiment)), adapted(lm.hf))
+    page = module.adapter_page(_origin(experiment))
+    parts = [f"Low-rank adapters in peft's format. {adapted(lm.hf)}.", *([page.about] if page.about else [])]
+    return _page(experiment, page.title, *parts, _block(page.code, *page.given))
 
 
 def _check_that_peft_agrees(settings: Any, experiment: Experiment, lm: LanguageModel) -> None:
@@ -185,7 +197,12 @@ def _write_prompts(experiment: Experiment, run: RunDirectory, folder: Path) -> s
         settings.save_pretrained(str(place))
         values = {"prompt_embeddings": prompt.contiguous().clone()}
         save_file(values, place / "adapter_model.safetensors", metadata={"format": "pt"})
-    return readme.prompts(experiment, [str(place.relative_to(folder)) for place in places], lm)
+    about = "Learned vectors in peft's prompt-tuning format; peft puts them in front of the input's embeddings."
+    where = "folder"
+    if len(prompts) > 1:
+        about += " A folder for each task: " + ", ".join(f"`{place.name}`" for place in places) + "."
+        where = f'f"{{folder}}/{places[0].name}"'
+    return _page(experiment, "Soft prompts", about, _block(_prompts_code(experiment, lm, where)))
 
 
 def _name_base(settings: Any, experiment: Experiment, lm: LanguageModel) -> None:
@@ -212,3 +229,36 @@ def _folder_names(names: tuple[str, ...], count: int) -> list[str]:
     known = names if len(names) == count else ("",) * count
     plain = ["".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in name) for name in known]
     return [f"task_{number:03}_{name}".rstrip("_") for number, name in enumerate(plain)]
+
+
+_FOLDER = 'folder = "."'
+
+
+def _page(experiment: Experiment, what: str, *parts: str) -> str:
+    origin = f"Trained with promptcomp, method `{experiment.method.name}`, on `{experiment.lm.path}`."
+    return "\n\n".join([f"# {what}", origin, *parts]) + "\n"
+
+
+def _block(code: str, *lines: str) -> str:
+    return "\n".join(["```python", _FOLDER, *lines, code.strip(), "```"])
+
+
+def _origin(experiment: Experiment) -> str:
+    """Arguments of `from_pretrained` for the LM that training began with."""
+    revision = f', revision="{experiment.lm.revision}"' if experiment.lm.revision else ""
+    return f'"{locate(experiment.lm.path)}"{revision}'
+
+
+def _prompts_code(experiment: Experiment, lm: LanguageModel, where: str) -> str:
+    """Opens the LM with the vectors in the folder that the expression `where` names."""
+    return f"""
+import warnings
+
+from peft import PeftModel
+from transformers import {factory(lm)}
+
+base = {factory(lm)}.from_pretrained({_origin(experiment)})
+with warnings.catch_warnings():  # peft calls things in transformers by their old names
+    warnings.simplefilter("ignore", FutureWarning)
+    model = PeftModel.from_pretrained(base, {where})
+"""

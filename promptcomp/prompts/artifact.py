@@ -1,18 +1,26 @@
-"""The file of a compressed prompt: a memory with one row, and in its header everything needed to use it safely."""
+"""The file of a compressed prompt: a memory with one row, and in its header everything needed to use it safely.
+
+A memory is meaningless to any other weights, and nothing in its shapes would tell, so the header has SHA-256 hashes of
+the weights (every parameter's name, dtype, shape and bytes) and of the tokenizer (vocabulary and rules).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from promptcomp.config import Config, ConfigError
+from promptcomp.config import Config, ConfigError, build
 from promptcomp.datamodules.base import PromptFormat
 from promptcomp.language_model import LanguageModelConfig
-from promptcomp.memory import Memory, load_memory, save_memory
+from promptcomp.memory import Memory, load_memory, tensor_bytes, tensor_label
 
 
 class PromptInfo(Config):
@@ -68,43 +76,18 @@ class PromptInfo(Config):
         return PromptFormat(self.query, self.empty_query, self.stop_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredPrompt:
-    """A memory (on the CPU) and what its file says of it."""
-
-    memory: Memory
-    info: PromptInfo
-
-
-def write_prompt(path: Path, prompt: StoredPrompt, *, force: bool = False) -> None:
-    """Write the file of a compressed prompt.
-
-    Raises:
-        ConfigError: a file is there already (without `force`), or it cannot be written.
-    """
-    check_output(path, force)
-    save_memory(path, prompt.memory, prompt.info.model_dump(mode="json"))
-
-
-def read_prompt(path: Path) -> StoredPrompt:
-    """Read and verify the file of a compressed prompt.
+def read_prompt(path: Path) -> tuple[Memory, PromptInfo]:
+    """Read and verify the file of a compressed prompt: the memory (on the CPU), and what it says of itself.
 
     Raises:
         ConfigError: missing, truncated, edited, newer than this program, or something else altogether.
     """
     memory, metadata = load_memory(path)
-    try:
-        info = PromptInfo.model_validate(metadata)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"{path}: holds a memory, but not a compressed prompt ({where}: {first['msg']}); "
-            "'promptcomp compress' makes one"
-        ) from None
+    source = f"{path}: holds a memory, but not a compressed prompt ('promptcomp compress' makes one)"
+    info = build(PromptInfo, metadata, source)
     if len(memory.mask) != 1:
         raise ConfigError(f"{path}: holds {len(memory.mask)} memories; the file of a compressed prompt holds one")
-    return StoredPrompt(memory, info)
+    return memory, info
 
 
 def check_output(path: Path, force: bool) -> None:
@@ -121,3 +104,79 @@ def check_output(path: Path, force: bool) -> None:
         raise ConfigError(f"{path}: the folder {path.parent} does not exist; make it first")
     if not os.access(path.parent, os.W_OK):
         raise ConfigError(f"{path}: the folder {path.parent} cannot be written to; name another file")
+
+
+_THREADS = 4
+_RULES = ("normalizer", "pre_tokenizer", "model", "added_tokens")
+"""Parts of a fast tokenizer that decide about ids; padding, truncation and decoding do not."""
+_VOCABULARY = '"vocab":'
+_SECOND = "2:"
+"""In front of a hash that was not made by taking everything apart."""
+
+
+def text_hash(text: str) -> str:
+    """Hash of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash over the parameters of a model, sorted by name.
+
+    It is the SHA-256 of the parameters' own SHA-256 digests (over label and bytes), so that several can be worked out
+    at once and no weight is copied on a CPU. Tied parameters count once.
+    """
+    named = sorted(model.named_parameters())
+    with ThreadPoolExecutor(_THREADS) as pool:  # hashlib lets other threads run while it works on large buffers
+        digests = list(pool.map(_digest, [name for name, _ in named], [parameter for _, parameter in named]))
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _digest(name: str, parameter: Tensor) -> bytes:
+    digest = hashlib.sha256(tensor_label(name, parameter))
+    digest.update(tensor_bytes(parameter))
+    return digest.digest()
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash over the vocabulary and the rules of a tokenizer.
+
+    Of a fast tokenizer vocabulary and merges are hashed as the text that they are in `tokenizer.json`: a quarter of a
+    million tokens are not taken apart.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return _first_hash(tokenizer)
+    text = tokenizer.backend_tokenizer.to_str()
+    start = text.find(_VOCABULARY)  # inside a token's text the quotes would be escaped
+    try:
+        whole = json.loads(
+            f"{text[:start]}{_VOCABULARY}0}}}}"
+        )  # the model is the last part, its vocabulary near its end
+    except json.JSONDecodeError:
+        return _first_hash(tokenizer)
+    rules = json.dumps(_without_defaults({name: whole.get(name) for name in _RULES}), sort_keys=True)
+    return _SECOND + text_hash(f"{rules}\n{text[start:]}")
+
+
+def is_tokenizer(tokenizer: PreTrainedTokenizerBase, found: str) -> bool:
+    """Whether `found`, which may be of an earlier version, is a tokenizer's hash."""
+    return found == (tokenizer_hash(tokenizer) if found.startswith(_SECOND) else _first_hash(tokenizer))
+
+
+def _first_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Over the vocabulary and the rules taken apart; what slow tokenizers have, and fast ones had."""
+    rules: dict[str, Any] = {"class": type(tokenizer).__name__}
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        whole = json.loads(tokenizer.backend_tokenizer.to_str())
+        rules = {name: whole.get(name) for name in _RULES}
+        rules["model"].pop("vocab", None)
+    described = {"vocabulary": sorted(tokenizer.get_vocab().items()), "rules": _without_defaults(rules)}
+    return text_hash(json.dumps(described, sort_keys=True))
+
+
+def _without_defaults(value: Any) -> Any:
+    """Leave out empty, false and absent settings: newer libraries add such keys to the same tokenizer."""
+    if isinstance(value, dict):
+        return {key: _without_defaults(item) for key, item in value.items() if item not in (None, False, "", [], {})}
+    if isinstance(value, list):
+        return [_without_defaults(item) for item in value]
+    return value

@@ -1,4 +1,4 @@
-"""Compressing a prompt with a trained run."""
+"""Compressing a prompt with a trained run, and what a compressed prompt says of itself."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from promptcomp import __version__
 from promptcomp.batch import Context
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.datamodules.icl import ICLDataModule
-from promptcomp.datamodules.tasks import Row
+from promptcomp.errors import command
+from promptcomp.evaluation.formatting import bytes_text
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import Memory, memory_tensors, memory_to
-from promptcomp.prompts.artifact import PromptInfo, StoredPrompt
-from promptcomp.prompts.identity import text_hash, tokenizer_hash, weights_hash
-from promptcomp.prompts.prompt import CompressedPrompt, choose_device
-from promptcomp.prompts.prompt_files import Reader, next_position
+from promptcomp.prompts.artifact import PromptInfo, read_prompt, text_hash, tokenizer_hash, weights_hash
+from promptcomp.prompts.prompt_files import CompressedPrompt, Reader, choose_device, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
 from promptcomp.run.opening import open_trained, quiet
 
@@ -116,7 +118,7 @@ class Compressor:
         tokens = context.ids.shape[1]
         info = self._info(source, memory, tokens, task, keep_text)
         lm = self.module.lm
-        prompt = CompressedPrompt(StoredPrompt(memory, info), reader=self.reader)
+        prompt = CompressedPrompt(memory, info, reader=self.reader)
         whole = (tokens + lm.num_bos) * lm.kv_bytes_per_token
         return Compression(prompt, milliseconds, round(lm.kv_bytes(memory)), whole)
 
@@ -216,22 +218,67 @@ def compress(
     if len(given) > 1:
         raise ConfigError("give one of text, file and demonstrations")
     compressor = open_compressor(run, device)
-    source = source_of(compressor, text, None if file is None else Path(file), demonstrations)
+    source = read_source(text=text, file=file, demonstrations=demonstrations, is_icl=compressor.is_icl)
     return compressor.compress(source, task=task, keep_text=keep_text).prompt
 
 
-def source_of(
-    compressor: Compressor,
-    text: str | None = None,
-    file: Path | None = None,
-    demonstrations: Sequence[tuple[str, str]] | str | Path | None = None,
-) -> PromptSource:
-    """The prompt as a program gives it.
+_SHOWN_HASH = 16
+_SHOWN_TEXT = 300
+
+
+def description(file: Path) -> dict[str, Any]:
+    """Everything that the file of a compressed prompt says, after verifying it.
 
     Raises:
-        ConfigError: as `read_source`.
+        ConfigError: as `read_prompt`.
     """
-    if demonstrations is not None and not isinstance(demonstrations, str | Path):
-        return PromptSource.from_rows([Row(input_text, output) for input_text, output in demonstrations])
-    rows = None if demonstrations is None else Path(demonstrations)
-    return read_source(text=text, file=file, demonstrations=rows, is_icl=compressor.is_icl)
+    memory, info = read_prompt(file)
+    tensors = memory_tensors(memory)
+    return {
+        "file": str(file),
+        "file_bytes": file.stat().st_size,
+        "verified": True,
+        "kind": type(memory).__name__,
+        "tensor_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+        "num_tensors": len(tensors),
+        **info.model_dump(mode="json"),
+    }
+
+
+def print_description(found: dict[str, Any], console: Console) -> None:
+    """The description as a table."""
+    lm, slots, tokens = found["lm"], found["slots"], found["source_tokens"]
+    reader = f"{lm['path']} as trained in {found['run']}" if found["lm_is_trained"] else lm["path"]
+    rows = {
+        "file": f"{found['file']} ({bytes_text(found['file_bytes'])}, hash verified)",
+        "kind": f"{found['kind']}, {found['dtype']}, {found['num_tensors']} tensors",
+        "made by": f"{found['method']} ({found['run']}) on {found['created']}, promptcomp {found['version']}",
+        "prompt": f"{tokens} tokens -> {slots} slots ({tokens / max(slots, 1):.1f}x)",
+        "read by": reader,
+        "weights": found["lm_hash"][:_SHOWN_HASH],
+        "tokenizer": found["tokenizer_hash"][:_SHOWN_HASH],
+        "next position": "-" if found["next_position"] is None else str(found["next_position"]),
+        "query": repr(found["query"]),
+        "empty query": repr(found["empty_query"]),
+        "stop tokens": ", ".join(map(str, found["stop_ids"])) or "none",
+        "source hash": found["source_sha256"][:_SHOWN_HASH],
+        "text": "not kept" if found["text"] is None else repr(found["text"][:_SHOWN_TEXT]),
+        "settings": ", ".join(f"{key}={value}" for key, value in found["settings"].items()),
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, value, style=None)
+    console.print(table, markup=False, highlight=False)
+
+
+def print_compression(done: Compression, output: Path, file_bytes: int, console: Console) -> None:
+    """What compressing gave, in a few lines."""
+    info = done.prompt.info
+    ratio = info.source_tokens / max(info.slots, 1)
+    lines = [
+        f"{output}: {info.source_tokens} tokens -> {info.slots} slots ({ratio:.1f}x) in {done.milliseconds:.0f} ms",
+        f"file {bytes_text(file_bytes)}, in the LM's cache {bytes_text(done.kv_bytes)} instead of "
+        f"{bytes_text(done.full_kv_bytes)}",
+        f"ask it: {command('generate', '--prompt', output, '...')}",
+    ]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The LM that reads compressed prompts: finding it, making sure it is the right one, answering queries."""
+"""A compressed prompt in Python (`load_prompt("prompt.safetensors").generate("query")`) and the LM that reads it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import TextStreamer
@@ -15,13 +15,13 @@ from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.base import PromptFormat
 from promptcomp.language_model import LanguageModel
-from promptcomp.memory import KVCache, Memory, memory_to
-from promptcomp.prompts.artifact import PromptInfo
-from promptcomp.prompts.identity import is_tokenizer, weights_hash
+from promptcomp.memory import KVCache, Memory, memory_to, save_memory
+from promptcomp.prompts.artifact import PromptInfo, check_output, is_tokenizer, read_prompt, weights_hash
 from promptcomp.run.opening import open_trained_lm, quiet
 
 DEFAULT_NEW_TOKENS = 128
 OnText = Callable[[str], None]
+Queries = TypeVar("Queries", str, list[str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +132,8 @@ class Reader:
             on_tokens=None if streamer is None or settings.num_beams > 1 else streamer.on_tokens,
         )
         if streamer is not None:
-            if settings.num_beams > 1:
-                streamer.on_tokens_of(found[0])
+            for token in found[0] if settings.num_beams > 1 else ():
+                streamer.on_tokens([token])
             streamer.end()
         return found
 
@@ -158,11 +158,6 @@ class _Streamer(TextStreamer):
         """The next token of the only row; None when it has ended."""
         if tokens[0] is not None:
             self.put(torch.tensor([tokens[0]]))
-
-    def on_tokens_of(self, ids: Sequence[int]) -> None:
-        """A whole answer at once."""
-        for token in ids:
-            self.on_tokens([token])
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Text that will not change any more; white space in front of the answer is left out."""
@@ -190,7 +185,7 @@ def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> Language
         source: The prompt's name for messages.
 
     Raises:
-        ConfigError: it is gone, or it is another one.
+        ConfigError: it is gone, or its family, tokenizer, BOS or weights are others.
     """
     place = model if model is not None else (info.run if info.lm_is_trained else info.lm.path)
     if place is None:
@@ -202,16 +197,6 @@ def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> Language
             lm = open_trained_lm(Path(place))
         else:
             lm = LanguageModel.from_config(info.lm.model_copy(update={"path": str(place)}))
-    check_identity(info, lm, source, str(place))
-    return lm
-
-
-def check_identity(info: PromptInfo, lm: LanguageModel, source: str, place: str) -> None:
-    """Make sure that a compressed prompt was made for this LM.
-
-    Raises:
-        ConfigError: the family, the tokenizer, BOS or the weights differ.
-    """
     where = f"{source}: was made for {info.run if info.lm_is_trained else info.lm.path}, and {place}"
     if lm.family != info.family:
         raise ConfigError(f"{where} is of another family ({lm.family}, not {info.family}); give the right --model")
@@ -222,3 +207,116 @@ def check_identity(info: PromptInfo, lm: LanguageModel, source: str, place: str)
             f"{where} has other weights (or the same in another dtype); give the right --model, or compress again "
             "for this one"
         )
+    return lm
+
+
+class CompressedPrompt:
+    """A compressed prompt and the LM that reads it (which is opened and checked when it is first needed).
+
+    Args:
+        memory: With one row, on the CPU.
+        info: What is known of it.
+        reader: The LM, where it is open already.
+        model: A run directory or LM to use instead of the one that the prompt names.
+        device: "auto", "cpu", "cuda", ...
+        source: The prompt's name for messages.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        info: PromptInfo,
+        *,
+        reader: Reader | None = None,
+        model: str | Path | None = None,
+        device: str = "auto",
+        source: str = "the compressed prompt",
+    ) -> None:
+        self.memory, self.info, self._reader = memory, info, reader
+        self._model, self._device, self._source = model, device, source
+
+    def __repr__(self) -> str:
+        info = self.info
+        return f"CompressedPrompt({info.method}, {info.source_tokens} tokens -> {info.slots} slots)"
+
+    @property
+    def reader(self) -> Reader:
+        """The LM that reads the prompt.
+
+        Raises:
+            ConfigError: it is gone, or another than the prompt was made for.
+        """
+        if self._reader is None:
+            lm = open_lm(self.info, self._model, self._source)
+            lm.to(choose_device(self._device))
+            self._reader = Reader(lm, self.info.format)
+        return self._reader
+
+    def generate(
+        self,
+        queries: Queries,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        num_beams: int = 1,
+        batch_size: int = 16,
+        on_text: OnText | None = None,
+    ) -> Queries:
+        """The answer to one query, or the answers to several; see `AnswerSettings` for the settings.
+
+        Args:
+            queries: One text, or a list of several.
+            max_new_tokens: Most tokens of an answer; None: 128, or as many as the LM's window leaves.
+            temperature: 0 takes the likeliest token; otherwise tokens are drawn.
+            top_p: Draw from the likeliest tokens that hold this much probability together.
+            seed: Seed of the draws.
+            num_beams: More than 1: beam search.
+            batch_size: Queries that are answered at once.
+            on_text: Called with pieces of the answer as they come; for one query only.
+
+        Raises:
+            ConfigError: the LM is gone or another one, a query is empty, or the settings do not fit.
+        """
+        settings = AnswerSettings(max_new_tokens, temperature, top_p, seed, num_beams, batch_size)
+        if isinstance(queries, str):
+            return self.answers([queries], settings, on_text)[0].text
+        return [answer.text for answer in self.answers(queries, settings)]
+
+    def answers(
+        self, queries: Sequence[str], settings: AnswerSettings | None = None, on_text: OnText | None = None
+    ) -> list[Answer]:
+        """The answers with their token ids; `on_text` goes with one query."""
+        settings = AnswerSettings() if settings is None else settings
+        return list(self.reader.answers(self.memory, queries, settings, on_text))
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the prompt as a safetensors file.
+
+        Raises:
+            ConfigError: a file is there already (without `force`), or it cannot be written.
+        """
+        check_output(Path(path), force)
+        save_memory(Path(path), self.memory, self.info.model_dump(mode="json"))
+        return Path(path)
+
+
+def load_prompt(path: str | Path, *, model: str | Path | None = None, device: str = "auto") -> CompressedPrompt:
+    """Read and verify a compressed prompt; its LM is opened (and checked) when the first query comes.
+
+    Args:
+        path: A file that `promptcomp compress` or `CompressedPrompt.save` has written.
+        model: A run directory or an LM's path to use instead of the one that the file names.
+        device: Where to generate: "auto" (a GPU if there is one), "cpu", "cuda", ...
+
+    Raises:
+        ConfigError: missing, truncated, edited, newer than this program, or no compressed prompt.
+    """
+    memory, info = read_prompt(Path(path))
+    return CompressedPrompt(memory, info, model=model, device=device, source=str(path))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; "auto" is a GPU if there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

@@ -26,37 +26,33 @@ class PromptSource:
     text: str
     rows: tuple[Row, ...] | None = None
 
-    @classmethod
-    def from_rows(cls, rows: Sequence[Row]) -> PromptSource:
-        """Demonstrations; their text is JSON lines with `input` and `output`."""
-        lines = (json.dumps({"input": row.input, "output": row.output}, ensure_ascii=False) for row in rows)
-        return cls("\n".join(lines), tuple(rows))
-
 
 def read_source(
-    *, text: str | None = None, file: Path | None = None, demonstrations: Path | None = None, is_icl: bool = False
+    *,
+    text: str | None = None,
+    file: str | Path | None = None,
+    demonstrations: Sequence[tuple[str, str]] | str | Path | None = None,
+    is_icl: bool = False,
 ) -> PromptSource:
-    """The prompt in a text, a text file or a file of demonstrations; `is_icl`: the run's prompts are demonstrations.
+    """The prompt in a text, a text file, or demonstrations: pairs (input, output), or a file of them, whose text is
+    JSON lines with `input` and `output`; `is_icl`: the run's prompts are demonstrations.
 
     Raises:
         ConfigError: a file is missing, unreadable, not UTF-8, or its rows are bad.
     """
     if demonstrations is not None:
-        return PromptSource.from_rows(read_rows(demonstrations))
+        if isinstance(demonstrations, str | Path):
+            rows = read_rows(Path(demonstrations))
+        else:
+            rows = [Row(given, output) for given, output in demonstrations]
+        lines = (json.dumps({"input": row.input, "output": row.output}, ensure_ascii=False) for row in rows)
+        return PromptSource("\n".join(lines), tuple(rows))
     if file is None:
         return PromptSource(text or "")
+    file = Path(file)
     if is_icl and file.suffix.lower() == ".jsonl":
         raise ConfigError(f"{file}: holds rows, it seems; give it with --demonstrations (or rename it, if it is text)")
-    return PromptSource(prompt_text(read_bytes(file), str(file), keep_last_line_break=is_icl))
-
-
-def read_bytes(file: Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        ConfigError: it is missing or cannot be read.
-    """
-    return read_bounded(file, _MOST_BYTES, "file")
+    return PromptSource(prompt_text(read_bounded(file, _MOST_BYTES, "file"), str(file), keep_last_line_break=is_icl))
 
 
 def prompt_text(raw: bytes, source: str, *, keep_last_line_break: bool) -> str:
@@ -109,7 +105,7 @@ def read_queries(file: Path) -> list[Query]:
         if not found:
             raise ConfigError(f"{file}: holds no query; write one a line")
         return found
-    return text_queries(read_bytes(file), str(file))
+    return text_queries(read_bounded(file, _MOST_BYTES, "file"), str(file))
 
 
 def text_queries(raw: bytes, source: str) -> list[Query]:

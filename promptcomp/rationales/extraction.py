@@ -27,7 +27,7 @@ from promptcomp.datamodules.rationale.row_selection import agree
 from promptcomp.datamodules.sources.rationale_parsing import STATUSES, Parsed, ParseStatus, parse
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.bootstrap import wilson
-from promptcomp.evaluation.equations import value_of
+from promptcomp.evaluation.texts import value_of
 from promptcomp.files import write_atomic
 from promptcomp.rationales.rationale_job import RationaleJob, default_output, pick_template, writing_of
 from promptcomp.rationales.template import PromptTemplate

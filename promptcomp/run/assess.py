@@ -12,12 +12,10 @@ from promptcomp.datamodules.base import ContextDataModule
 from promptcomp.evaluation import flops
 from promptcomp.evaluation import memory_cost as cost
 from promptcomp.evaluation.metrics import MetricName
-from promptcomp.evaluation.predictions import Prediction
+from promptcomp.evaluation.predictions import OptionScores, Prediction, add_texts, examples_sha256, make_predictions
 from promptcomp.evaluation.results import Cost, Size, SplitResult
-from promptcomp.evaluation.rouge import Rouge
-from promptcomp.evaluation.scoring import OptionScores, examples_sha256, make_predictions
 from promptcomp.evaluation.summarize import summarise
-from promptcomp.evaluation.texts import add_texts
+from promptcomp.evaluation.texts import Rouge
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.base import CompressionModule

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from promptcomp.config import ConfigError, build
 from promptcomp.evaluation.predictions import read_predictions
-from promptcomp.evaluation.reference_points import ReferencePoints, Role, RoleRun, SplitPoints, split_points
 from promptcomp.evaluation.results import read_results
+from promptcomp.evaluation.summarize import ReferencePoints, Role, RoleRun, SplitPoints, split_points
 from promptcomp.experiment import Experiment
 from promptcomp.files import locked, write_atomic
 from promptcomp.plain import say

@@ -14,7 +14,7 @@ import torch
 from promptcomp.batch import Batch
 from promptcomp.datamodules.base import ContextDataModule, ExampleInfo
 from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
-from promptcomp.evaluation.texts import GeneratedTexts
+from promptcomp.evaluation.predictions import GeneratedTexts
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.files import write_atomic
 from promptcomp.lightning_modules.base import CompressionModule

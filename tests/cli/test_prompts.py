@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import promptcomp
 from promptcomp.memory import SoftPrompt, file_hash, save_memory
-from promptcomp.prompts import AnswerSettings
+from promptcomp.prompts.prompt_files import AnswerSettings
 from tests.cli.conftest import Run
 from tests.prompt_runs import save_lm, save_run
 

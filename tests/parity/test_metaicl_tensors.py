@@ -28,7 +28,7 @@ from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.rendering import SEPARATORS, Renderer, assemble
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.datamodules.tokens import TokenCache
-from promptcomp.evaluation.metrics import accuracy, macro_f1
+from tests.classification import accuracy, macro_f1
 
 DATA = Path(__file__).parent / "data"
 EXAMPLE_CAP = 56

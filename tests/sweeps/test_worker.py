@@ -13,7 +13,7 @@ from promptcomp.config import ConfigError
 from promptcomp.errors import Exit
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.views.pace import progress_of
+from promptcomp.sweeps.views.numbers import progress_of
 from promptcomp.sweeps.worker import work
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
 

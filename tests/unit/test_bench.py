@@ -11,13 +11,10 @@ import torch
 from rich.console import Console
 
 from promptcomp import plotting
-from promptcomp.bench import plot as plots
-from promptcomp.bench.bench_table import print_bench
-from promptcomp.bench.measurements import BreakEven, Spread, as_csv, as_json
-from promptcomp.bench.requests import Refused, Request, plain_answer, requests
-from promptcomp.bench.run import Choice, numbers, open_subject
-from promptcomp.bench.subject import Subject
-from promptcomp.bench.timing import Plan, measure, pick_device
+from promptcomp.bench import measurements
+from promptcomp.bench.measurements import BreakEven, Spread, as_csv, as_json, print_bench
+from promptcomp.bench.requests import Request, Subject, open_subject, plain_answer, requests
+from promptcomp.bench.timing import Plan, measure, numbers, pick_device
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import break_even
 from promptcomp.language_model.counting import count_flops
@@ -55,23 +52,23 @@ def test_analytic_flops_agree_with_counted_ones(method: str, model: str) -> None
     subject = make_subject(method, model)
     with torch.inference_mode():
         batch = subject.batch(24, 1, torch.device("cpu"))
-        for way in requests(subject, batch):
+        for name, way in requests(subject, batch).items():
             if isinstance(way, Request):
                 counted = count_flops(lambda way=way: way.answer(1, lambda: None))  # type: ignore[misc]
-                assert counted == pytest.approx(way.flops(1).first_token, rel=0.06), way.way
+                assert counted == pytest.approx(way.flops(1), rel=0.06), name
                 counted = count_flops(lambda way=way: way.answer(4, lambda: None))  # type: ignore[misc]
-                assert counted == pytest.approx(way.flops(4).answer, rel=0.06), way.way
+                assert counted == pytest.approx(way.flops(4), rel=0.06), name
                 if way.make is not None and way.make_flops:
-                    assert count_flops(way.make) == pytest.approx(way.make_flops, rel=0.06), way.way
+                    assert count_flops(way.make) == pytest.approx(way.make_flops, rel=0.06), name
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_all_ways_exist_or_say_why(model: str) -> None:
     subject = make_subject(model=model)
     with torch.inference_mode():
-        ways = {way.way: way for way in requests(subject, subject.batch(16, 2, torch.device("cpu")))}
+        ways = requests(subject, subject.batch(16, 2, torch.device("cpu")))
     if model == "t5_query_in_encoder":
-        assert isinstance(ways["prefix_cache"], Refused)
+        assert isinstance(ways["prefix_cache"], str)
         assert "compressed_cached" not in ways
         return
     cached = ways["prefix_cache"]
@@ -105,7 +102,7 @@ def test_compressed_keys_and_values_stand_for_the_vectors() -> None:
         lm = subject.module.lm
         batch = subject.batch(16, 2, torch.device("cpu"))
         with torch.inference_mode():
-            ways = {way.way: way for way in requests(subject, batch)}
+            ways = requests(subject, batch)
             memories = [ways[name].memory for name in ("compressed", "compressed_cached")]  # type: ignore[union-attr]
             vectors, cached = (lm(memory, batch).values for memory in memories)
         torch.testing.assert_close(vectors, cached, rtol=1e-4, atol=1e-4)
@@ -177,14 +174,13 @@ def test_lengths_beyond_the_window_are_skipped_with_a_word() -> None:
 def test_plot(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plotting.can_plot()
     bench = measure(make_subject(), PLAN)
-    for path in plots.plot(bench, tmp_path):
+    for path in measurements.plot(bench, tmp_path):
         assert path.stat().st_size > 1000
 
 
 def test_options_that_make_no_sense() -> None:
-    nothing: tuple = (None, None, None, None, None, (), None)
     with pytest.raises(ConfigError, match=r"give a run directory, or --method NAME"):
-        open_subject(Choice(*nothing))
+        open_subject(None)
     with pytest.raises(ConfigError, match="whole numbers of at least 1"):
         numbers("64,0", "--lengths")
     assert numbers("64, 8,64", "--lengths") == (64, 8)

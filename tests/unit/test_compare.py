@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from promptcomp.comparing import FORMATS, compare, print_comparison
+from promptcomp.comparing.comparison import compare
+from promptcomp.comparing.comparison_table import FORMATS, print_comparison
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.predictions import ROWS, Prediction, write_predictions
 from promptcomp.evaluation.results import Results, Size, write_results
@@ -141,8 +142,8 @@ def test_runs_of_one_setting_get_a_mean_over_seeds(tmp_path):
     split = compare(paths, resamples=20).splits[0]
     assert len(split.seed_means) == 1
     values = [row.method for row in split.rows if row.run.label.startswith("seed")]
-    assert split.seed_means[0].method == pytest.approx(np.mean(values))
-    assert split.seed_means[0].method_std == pytest.approx(np.std(values, ddof=1))
+    assert split.seed_means[0].value == pytest.approx(np.mean(values))
+    assert split.seed_means[0].value_std == pytest.approx(np.std(values, ddof=1))
     assert "mean of 3 seeds" in FORMATS["markdown"](compare(paths, resamples=20))
 
 

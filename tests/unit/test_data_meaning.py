@@ -16,9 +16,9 @@ from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.instruction.chat_templates import chat_template, turn_end
 from promptcomp.datamodules.sections import DataConfig
 from promptcomp.datamodules.sources.conversations import BadConversation, first_exchange
-from promptcomp.evaluation.metrics import accuracy, macro_f1
-from promptcomp.evaluation.scoring import OptionScores, make_predictions
+from promptcomp.evaluation.predictions import OptionScores, make_predictions
 from promptcomp.toy.icl_world import toy_tokenizer
+from tests.classification import accuracy, macro_f1
 from tests.data_sections import byte_tokenizer, module_of, show, validate
 
 Row = dict[str, Any]

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from promptcomp import plotting
 from promptcomp.config import ConfigError, dump
-from promptcomp.evaluation.seeds import mean_of
+from promptcomp.evaluation.bootstrap import mean_of
 from promptcomp.experiment import Experiment, load
 from promptcomp.sweeps.checking import check, check_metric
 from promptcomp.sweeps.data_efficiency import data_efficiency
@@ -24,8 +24,7 @@ from promptcomp.sweeps.study import check_changes
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.sweep_file import read_sweep
-from promptcomp.sweeps.views.efficiency import Values, crossing, efficiency_of, reached
-from promptcomp.sweeps.views.efficiency_text import print_efficiency
+from promptcomp.sweeps.views.efficiency import Values, crossing, efficiency_of, print_efficiency, reached
 from promptcomp.sweeps.views.html_report import write_report
 from promptcomp.sweeps.views.overview import print_state
 from promptcomp.sweeps.views.tables import efficiency_csv, state_json

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from promptcomp.evaluation.bootstrap import percentile_interval, share_interval, wilson
+from promptcomp.evaluation.bootstrap import mean_of, percentile_interval, share_interval, wilson
 from promptcomp.evaluation.predictions import ROWS, Prediction
 from promptcomp.evaluation.results import Estimate, SplitResult
-from promptcomp.evaluation.seeds import mean_of
 from promptcomp.evaluation.summarize import summarise
 from promptcomp.sweeps.views.efficiency import Values
 from promptcomp.sweeps.views.efficiency import reached as reached_share

@@ -14,11 +14,21 @@ from sklearn.metrics import f1_score
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import context_weights, resample, retained
-from promptcomp.evaluation.metrics import METRICS, accuracy, group, macro_f1
+from promptcomp.evaluation.metrics import METRICS, group
 from promptcomp.evaluation.option_accuracy import OptionAccuracy, best_choice
-from promptcomp.evaluation.predictions import ROWS, TEXT_METRICS, Prediction, read_predictions, write_predictions
-from promptcomp.evaluation.scoring import OptionScores, choose, examples_sha256, make_predictions, subtract_null
+from promptcomp.evaluation.predictions import (
+    ROWS,
+    TEXT_METRICS,
+    OptionScores,
+    Prediction,
+    choose,
+    examples_sha256,
+    make_predictions,
+    read_predictions,
+    write_predictions,
+)
 from promptcomp.evaluation.summarize import summarise
+from tests.classification import accuracy, macro_f1
 
 
 @dataclass(frozen=True)
@@ -270,7 +280,6 @@ def test_choice_ignores_what_is_not_a_number():
     assert choose([-2.0, -1.0, -1.0]) == 1
     assert choose([math.nan, -5.0]) == 1
     assert choose([math.nan, -math.inf]) == -1
-    assert subtract_null([-1.0, -2.0], [-0.5, -3.0]) == [-0.5, 1.0]
 
 
 def make_scores() -> tuple[list[Example], OptionScores]:
@@ -283,7 +292,7 @@ def make_scores() -> tuple[list[Example], OptionScores]:
     return examples, scores
 
 
-def test_predictions_are_length_normalised_unless_told_otherwise():
+def test_predictions_are_length_normalised():
     examples, scores = make_scores()
     first, second = make_predictions("test", examples, {"method": scores})
     assert (first.example, first.prediction["method"], first.correct["method"]) == (0, 0, False)
@@ -291,8 +300,6 @@ def test_predictions_are_length_normalised_unless_told_otherwise():
     assert first.loss["method"] == 3.0
     assert first.gold_tokens == 1
     assert (second.prediction["method"], second.correct["method"], second.loss["method"]) == (None, None, 2.0)
-    by_sum = make_predictions("test", examples, {"method": scores}, length_normalised=False)[0]
-    assert (by_sum.prediction["method"], by_sum.correct["method"], by_sum.loss["method"]) == (1, True, 3.0)
 
 
 def test_pmi_changes_the_choice_but_not_the_loss():
@@ -304,11 +311,9 @@ def test_pmi_changes_the_choice_but_not_the_loss():
     assert (first.correct["method"], first.loss["method"]) == (True, 3.0)
 
 
-def test_option_scores_merge_and_refuse_missing_options():
+def test_option_scores_keep_repeats_once_and_refuse_missing_options():
     _, scores = make_scores()
-    other = OptionScores()
-    other.add([0, 2], [0, 0], [-4.0, -1.0], [4, 1])
-    scores.merge(other)
+    scores.add([0, 2], [0, 0], [-4.0, -1.0], [4, 1])
     assert len(scores.values) == 4
     with pytest.raises(ValueError, match="example 5: option 0 has not been scored"):
         make_predictions("test", [Example(5, "a", "classification", 13, 7, 1, ("yes", "no"))], {"method": scores})

@@ -17,7 +17,9 @@ from promptcomp.datamodules.eval_batches import EvalPart
 from promptcomp.datamodules.tasks import Row
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
-from promptcomp.prompts import AnswerSettings, Compressor, PromptSource, load_prompt, open_compressor
+from promptcomp.prompts.compressing import Compressor, open_compressor
+from promptcomp.prompts.prompt_files import AnswerSettings, load_prompt
+from promptcomp.prompts.sources import PromptSource
 from tests.prompt_runs import DATA, save_lm, save_run
 
 METHODS = {
@@ -49,7 +51,7 @@ import json, sys
 import promptcomp
 answers = {}
 for path in sys.argv[1:]:
-    from promptcomp.prompts import AnswerSettings
+    from promptcomp.prompts.prompt_files import AnswerSettings
     prompt = promptcomp.load_prompt(path, device="cpu")
     queries = json.loads(sys.stdin.readline())
     batch = prompt.answers(queries, AnswerSettings(max_new_tokens=8))
@@ -168,11 +170,11 @@ def test_streaming_beams_and_draws(lm: str, compressors: dict[tuple[str, str], C
 def test_demonstrations_are_written_as_in_training(compressors: dict[tuple[str, str], Compressor]) -> None:
     compressor = compressors["gpt2", "mend"]
     rows = [Row("cat tea", "foo"), Row("owl", "bar")]
-    context = compressor.context(PromptSource.from_rows(rows))
+    context = compressor.context(PromptSource("", tuple(rows)))
     written = compressor.datamodule.context_ids("cat tea => foo \nowl => bar \n")
     assert context.ids[0].tolist() == list(written)
     with pytest.raises(ConfigError, match=r"demonstrations take .* the first .* fit"):
-        compressor.context(PromptSource.from_rows(rows * 100))
+        compressor.context(PromptSource("", tuple(rows * 100)))
 
 
 @pytest.mark.parametrize("data", [DATA, {"name": "toy_instructions"}], ids=lambda data: str(data["name"]))
@@ -192,7 +194,7 @@ def test_a_tokenizers_hash_tells_vocabulary_and_rules_and_earlier_ones_stay_vali
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from promptcomp.prompts.identity import _first_hash, is_tokenizer, tokenizer_hash
+    from promptcomp.prompts.artifact import _first_hash, is_tokenizer, tokenizer_hash
 
     def made(vocab: dict[str, int], merges: list[tuple[str, str]], *added: str, **settings: object) -> Any:
         tokenizer = Tokenizer(models.BPE(vocab, merges, **settings))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from promptcomp.datamodules.rationale.rationale_config import RationaleFilesData
 from promptcomp.datamodules.sources.rationale_formats import FORMATS, SEGMENT, BadRow
 from promptcomp.datamodules.sources.rationale_parsing import Parsed, ParsedTask, parse
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.evaluation.equations import same_value, value_of
+from promptcomp.evaluation.texts import same_value, value_of
 from tests.data_sections import module_of, show, validate
 from tests.parity.golden_step_by_step import tokenizer
 

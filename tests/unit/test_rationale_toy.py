@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.equations import value_of
+from promptcomp.evaluation.texts import value_of
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.lm_config import FromScratch, PositionalStart
 from promptcomp.lightning_modules.controls import MetaICL

@@ -10,8 +10,7 @@ from rich.console import Console
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.predictions import ROWS, Prediction
-from promptcomp.evaluation.reference_points import ROLES, ReferencePoints, RoleRun, split_points
-from promptcomp.evaluation.summarize import summarise
+from promptcomp.evaluation.summarize import ROLES, ReferencePoints, RoleRun, split_points, summarise
 from promptcomp.report import print_points
 
 SKILL = {

@@ -94,7 +94,7 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
         ('{"accuracy": 1}', "not a results file"),
         ('{"schema": "one"}', "not a results file"),
         ('{"schema": 2}', "newer promptcomp .schema 2, this version reads 1"),
-        ('{"schema": 1, "method": "m"}', "not a complete results file: family: Field required .and 4 more"),
+        ('{"schema": 1, "method": "m"}', r"not a complete results file:\n  family: missing\n  data: missing"),
     ],
 )
 def test_foreign_files_are_refused_with_a_reason(tmp_path, text, message):

@@ -16,10 +16,10 @@ from rich.console import Console
 from promptcomp import plotting
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views import plots
-from promptcomp.sweeps.views.axes import axis_of
 from promptcomp.sweeps.views.html_report import write_report
 from promptcomp.sweeps.views.live import LiveView
 from promptcomp.sweeps.views.points import summarize
+from promptcomp.sweeps.views.wording import axis_of
 from tests.sweep_states import (
     NOW,
     STATES,
@@ -148,7 +148,7 @@ def test_report_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_views_import_no_torch() -> None:
     code = (
         "import sys\n"
-        "from promptcomp.sweeps.views import best, html_report, live, overview\n"
+        "from promptcomp.sweeps.views import html_report, live, overview, points\n"
         "heavy = {'torch', 'lightning', 'transformers', 'matplotlib', 'optuna', 'jinja2'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

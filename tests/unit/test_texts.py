@@ -10,10 +10,9 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.predictions import Prediction, read_predictions, write_predictions
-from promptcomp.evaluation.rouge import ROUGE, Rouge
+from promptcomp.evaluation.predictions import GeneratedTexts, Prediction, add_texts, read_predictions, write_predictions
 from promptcomp.evaluation.summarize import summarise
-from promptcomp.evaluation.texts import GeneratedTexts, add_texts, exact_match, text_metrics
+from promptcomp.evaluation.texts import ROUGE, Rouge, exact_match, text_metrics
 
 SENTENCE = "the cats were running quickly past Dr. Smith's 3 houses; he ran. Running! happily? e.g. flies\nstudies U.S."
 WORDS = SENTENCE.split(" ")

@@ -14,8 +14,7 @@ from promptcomp.batch import ANSWER, RATIONALE
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
-from promptcomp.evaluation.equations import same_value
-from promptcomp.evaluation.labels import same_label
+from promptcomp.evaluation.texts import same_label, same_value
 
 _SUBSET_STREAM, _SEED_STREAM, _SHUFFLE_STREAM = 21, 22, 23
 

@@ -21,7 +21,7 @@ from promptcomp.datamodules.sources.rows import (
 )
 from promptcomp.datamodules.sources.splits import check_tasks, hold_out, warn_of_leaks
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
-from promptcomp.evaluation.labels import label_of, looks_of, same_label
+from promptcomp.evaluation.texts import label_of, looks_of, same_label
 
 
 @dataclass(frozen=True, slots=True)

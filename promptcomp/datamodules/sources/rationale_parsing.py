@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.equations import value_of
+from promptcomp.evaluation.texts import value_of
 
 ParseStatus = Literal[
     "ok", "repaired", "empty", "no_marker", "two_markers", "empty_label", "out_of_set", "not_an_equation"

@@ -14,7 +14,7 @@ from promptcomp.datamodules.sources.rationale_parsing import STATUSES
 from promptcomp.datamodules.sources.records import Asked, name_in
 from promptcomp.datamodules.sources.rows import option_problems
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.evaluation.labels import same_label
+from promptcomp.evaluation.texts import same_label
 
 HUMAN = "human"
 ID_FIELDS = ("uid", "ID")

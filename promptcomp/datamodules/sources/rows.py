@@ -21,7 +21,7 @@ from promptcomp.datamodules.sources.records import (
     whole_number,
 )
 from promptcomp.datamodules.tasks import LazySequence, Row, TaskKind
-from promptcomp.evaluation.labels import label_of, same_label
+from promptcomp.evaluation.texts import label_of, same_label
 from promptcomp.plain import shown
 
 

@@ -12,17 +12,19 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from rich.console import Console
+from rich.text import Text
 
 from promptcomp.config import ConfigError, Measured, build, read_yaml
-from promptcomp.evaluation.seeds import CONFIDENCE, Mean, mean_of
+from promptcomp.evaluation.bootstrap import CONFIDENCE, Mean, mean_of
 from promptcomp.sweeps.space import SHARE, scalars
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.sweep_config import Choices, SweepConfig
 from promptcomp.sweeps.sweep_file import is_numeric
 from promptcomp.sweeps.values import is_lower_better, metric_of
-from promptcomp.sweeps.views.axes import axis_of
-from promptcomp.sweeps.views.numbers import Goal, Runs, finite, goals_of, is_of_run
-from promptcomp.sweeps.views.wording import params_text, scalar_text
+from promptcomp.sweeps.views.numbers import Goal, Runs, goals_of, is_of_run, plain_line
+from promptcomp.sweeps.views.wording import axis_of, mean_text, params_text, scalar_text
+from promptcomp.terminal import open_table
 
 _RESAMPLES = 2000
 _ALL_DRAWS = 3200
@@ -61,6 +63,22 @@ class Reached(Measured):
     resampled: float | None = None
     """Share of the draws in which it is reached."""
 
+    def sentence(self, method: str) -> str:
+        """The same in words."""
+        who = f"{self.size}: {method}" if self.size else method
+        target = f"the score of {self.baseline} with share {self.target_share:g} ({mean_text(self.target)})"
+        if self.share is None:
+            text = f"{who} does not reach {target} at any share that was run"
+        else:
+            share = f"{'at most' if self.at_most else 'about'} {self.share:.3g}"
+            text = f"{who} reaches {target} at a share of {share} (first share run that does: {self.first:g})"
+        if self.ci is not None:
+            low, high = self.ci
+            text += f"; 95 % over draws of seeds: {low:.3g} to {'never' if high is None else f'{high:.3g}'}"
+        elif self.resampled is not None:
+            text += f"; reached in {self.resampled:.0%} of the draws of seeds"
+        return text + "."
+
 
 class Efficiency(Measured):
     """What a sweep over shares of the training data says (efficiency.json)."""
@@ -82,6 +100,35 @@ class Efficiency(Measured):
     def methods(self) -> tuple[str, ...]:
         """The method, then the baselines."""
         return (self.method, *self.baselines)
+
+    @property
+    def heading(self) -> str:
+        """What the table shows: `exact_match (test) against the share of the training data`."""
+        where = f" ({self.split})" if self.split else ""
+        return f"{self.metric.replace('_', ' ')}{where} against the share of the training data"
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The columns of the table that say which row it is."""
+        known = any(count is not None for count in self.sizes.values())
+        return ("size", *(["parameters"] if known else []), "share") if len(self.sizes) > 1 else ("share",)
+
+    @property
+    def table(self) -> list[list[str]]:
+        """Names of columns, then a line for each size and share: the methods' means, the differences to baselines."""
+        lines = [[*self.places, *self.methods, *(f"minus {name}" for name in self.baselines)]]
+        for row in self.rows:
+            count = self.sizes[row.size]
+            place = {"size": row.size, "parameters": f"{count:,}" if count else "-", "share": f"{row.share:g}"}
+            means = [mean_text(row.values.get(name)) for name in self.methods]
+            minus = [mean_text(row.minus.get(name), sign="+") for name in self.baselines]
+            lines.append([*(place[name] for name in self.places), *means, *minus])
+        return lines
+
+    @property
+    def sentences(self) -> list[str]:
+        """Where the baselines are reached, and what is missing."""
+        return [*(each.sentence(self.method) for each in self.reached), *(f"missing: {text}" for text in self.missing)]
 
 
 def efficiency_of(state: SweepState, metric: str | None = None, split: str | None = None) -> Efficiency | None:
@@ -108,7 +155,9 @@ def efficiency_of(state: SweepState, metric: str | None = None, split: str | Non
     sizes: dict[str, Trial] = {}
     missing = []
     for trial in state.trials:
-        value = _value(runs, trial, goal, own)
+        value = runs.value(trial, goal, None) if own else None
+        if not own and trial.status == "finished" and (results := runs.results(trial.run)) is not None:
+            value = metric_of(results, goal.metric, goal.split)
         if value is not None:
             size = params_text(trial.params, others) if others else ""
             sizes.setdefault(size, trial)
@@ -162,15 +211,6 @@ def _goal(config: SweepConfig, metric: str | None, split: str | None) -> Goal:
     if metric is None or metric == own.metric:
         return Goal(own.name, own.metric, split or own.split, own.direction)
     return Goal(metric, metric, split or own.split, "minimize" if is_lower_better(metric) else "maximize")
-
-
-def _value(runs: Runs, trial: Trial, goal: Goal, own: bool) -> float | None:
-    if trial.status != "finished":
-        return None
-    if own:
-        return finite(trial.values.get(goal.name))
-    results = runs.results(trial.run)
-    return None if results is None else metric_of(results, goal.metric, goal.split)
 
 
 def _parameters(trial: Trial) -> int | None:
@@ -273,3 +313,26 @@ def _draws(table: np.ndarray) -> list[np.ndarray]:
     else:
         index = np.random.default_rng(0).integers(0, count, (_RESAMPLES, count))
     return list(table[index].mean(1))
+
+
+def print_efficiency(found: Efficiency, console: Console) -> None:
+    """The table and what it says; where there is no room for both, differences have a table of their own."""
+    lines, start = found.table, len(found.places)
+    end = start + len(found.methods)
+    console.print(Text(found.heading))
+    if sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) <= console.width + 2:
+        parts = [lines]
+    else:
+        parts = [[line[:end] for line in lines]]
+        parts += [[[*line[:start], *line[end:]] for line in lines]] if found.baselines else []
+    for number, part in enumerate(parts):
+        table = open_table()
+        for name in part[0]:
+            table.add_column(Text(plain_line(name)), justify="left" if name == "size" else "right", overflow="fold")
+        for line in part[1:]:
+            table.add_row(*(Text(plain_line(text)) for text in line))
+        if number:
+            console.print()
+        console.print(table)
+    for sentence in found.sentences:
+        console.print(Text(plain_line(sentence)))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from promptcomp.sweeps.sweep_config import Interval, Scalar, SweepConfig
@@ -38,50 +37,40 @@ def importances(
     usable = [(params, value) for params, value in points if all(name in params for name in varying)]
     if len(usable) < MIN_POINTS or len(varying) < 2 or len({value for _, value in usable}) < 2:
         return {}
-    from optuna.trial import create_trial
-
     distributions = {name: _distribution(config, name, [params[name] for params, _ in usable]) for name in varying}
-    trials = [
-        create_trial(
-            params={name: _coded(distributions[name], params[name]) for name in varying},
-            distributions=distributions,
-            value=value,
-        )
-        for params, value in usable
-    ]
-    found = _ped_anova(trials, objective.direction)
+    found = _ped_anova(distributions, usable, objective.direction)
     return {name: value for name, value in found.items() if math.isfinite(value)} if any(found.values()) else {}
 
 
-@contextlib.contextmanager
-def _without_sklearn() -> Iterator[None]:
-    """Leave scikit-learn out of what is imported: it takes two seconds, and only Optuna's other evaluators use it."""
-    is_there = "sklearn" in sys.modules
-    if not is_there:
-        sys.modules["sklearn"] = None  # type: ignore[assignment]  # the import system's way to say: not installed
-    try:
-        yield
-    finally:
-        if not is_there:
-            del sys.modules["sklearn"]
-
-
-def _ped_anova(trials: Sequence[Any], direction: Literal["maximize", "minimize"]) -> dict[str, float]:
+def _ped_anova(
+    distributions: Mapping[str, Any],
+    points: Sequence[tuple[Mapping[str, Scalar], float]],
+    direction: Literal["maximize", "minimize"],
+) -> dict[str, float]:
     """On a study in memory, without Optuna's line about its creation."""
     import optuna
 
-    with _without_sklearn():
+    has_sklearn = "sklearn" in sys.modules
+    if not has_sklearn:  # importing it takes two seconds, and only Optuna's other evaluators use it
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # the import system's way to say: not installed
+    try:
         from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    finally:
+        if not has_sklearn:
+            del sys.modules["sklearn"]
 
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=_SHARE_OF_FEW if len(trials) < _FEW else _SHARE)
+    categorical = optuna.distributions.CategoricalDistribution
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=_SHARE_OF_FEW if len(points) < _FEW else _SHARE)
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.create_study(direction=direction)
-        study.add_trials(trials)
-        return get_param_importances(study, evaluator=evaluator)
     finally:
         optuna.logging.set_verbosity(before)
+    for params, value in points:
+        coded = {n: _word(params[n]) if isinstance(d, categorical) else params[n] for n, d in distributions.items()}
+        study.add_trial(optuna.create_trial(params=coded, distributions=dict(distributions), value=value))
+    return get_param_importances(study, evaluator=evaluator)
 
 
 def _distribution(config: SweepConfig, name: str, values: Sequence[Scalar]) -> Any:
@@ -96,12 +85,6 @@ def _distribution(config: SweepConfig, name: str, values: Sequence[Scalar]) -> A
             return IntDistribution(math.floor(low), math.ceil(high), log=dimension.log)
         return FloatDistribution(low, high, log=dimension.log)
     return CategoricalDistribution(sorted({_word(value) for value in values}))
-
-
-def _coded(distribution: Any, value: Scalar) -> Any:
-    from optuna.distributions import CategoricalDistribution
-
-    return _word(value) if isinstance(distribution, CategoricalDistribution) else value
 
 
 def _word(value: Scalar) -> str:

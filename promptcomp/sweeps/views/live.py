@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich import box
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,15 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from promptcomp.errors import command
+from promptcomp.evaluation.formatting import many
 from promptcomp.sweeps.state import SweepState, Trial
-from promptcomp.sweeps.views.numbers import plain_line
-from promptcomp.sweeps.views.pace import Progress
+from promptcomp.sweeps.views.numbers import Progress, plain_line
 from promptcomp.sweeps.views.points import Summary, summarize
 from promptcomp.sweeps.views.wording import (
     STATUS_STYLES,
     amount,
     hours_text,
-    many,
     mean_text,
     number,
     objective_text,
@@ -29,13 +27,13 @@ from promptcomp.sweeps.views.wording import (
     short_names,
     time_text,
 )
+from promptcomp.terminal import open_table
 
 _FAILURES = 3
 _FIXED_LINES = 16
 """Lines of the view besides the running trials."""
 _NUMBERS = 30
 """Columns for seed, step and dev result of a running trial."""
-_BAR = ("finished", "pruned", "failed", "stale", "running", "waiting")
 
 
 class LiveView:
@@ -91,33 +89,32 @@ class LiveView:
 
 
 def _event(state: SweepState, trial: Trial, summary: Summary) -> str | None:
+    """What has become of a trial, in one line."""
     progress = summary.progress
-    what = f"{_clean(params_text(trial.params, summary.varying))}, seed {trial.seed}".removeprefix(", ")
-    if trial.status == "finished":
-        values = ", ".join(f"{name} {amount(name, value)}" for name, value in trial.values.items() if value is not None)
-        left = f", about {time_text(progress.eta)} left" if progress.eta is not None else ""
-        return f"finished  {what}: {values or 'no value'} ({progress.done} of {progress.planned}{left})"
-    if trial.status == "failed":
-        return f"failed    {what}: {_clean(trial.problem or 'no reason known')} (log: {_log(state, trial)})"
-    if trial.status == "pruned":
-        return f"pruned    {what} at step {trial.step}"
-    if trial.status == "stale":
-        return f"lost      {what}: its process is gone; a worker takes it up again"
-    if trial.status == "running":
-        again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
-        return f"started   {what}{again}"
-    why = f": {_clean(trial.problem)}" if trial.problem else ""
-    return f"retry     {what}{why}" if why or trial.attempt > 1 else None
+    values = ", ".join(f"{name} {amount(name, value)}" for name, value in trial.values.items() if value is not None)
+    left = f", about {time_text(progress.eta)} left" if progress.eta is not None else ""
+    log = state.directory.log_of(trial.cell)
+    again = trial.attempt > 1
+    if trial.status == "waiting" and not trial.problem and not again:
+        return None
+    word, rest = {
+        "finished": ("finished", f": {values or 'no value'} ({progress.done} of {progress.planned}{left})"),
+        "failed": ("failed", f": {_clean(trial.problem or 'no reason known')} (log: {log})"),
+        "pruned": ("pruned", f" at step {trial.step}"),
+        "stale": ("lost", ": its process is gone; a worker takes it up again"),
+        "running": ("started", f", attempt {trial.attempt}" if again else ""),
+        "waiting": ("retry", f": {_clean(trial.problem)}" if trial.problem else ""),
+    }[trial.status]
+    who = f"{_clean(params_text(trial.params, summary.varying))}, seed {trial.seed}".removeprefix(", ")
+    return f"{word:<10}{who}{rest}"
 
 
 def render(state: SweepState, summary: Summary, console: Console) -> RenderableType:
     """The whole view, at most as high as the terminal."""
     width = console.width
-    parts: list[RenderableType] = [
-        _header(state, summary, width),
-        _bar(summary.progress, width, console.options.ascii_only),
-    ]
-    parts += [_counts(summary.progress), *_leading(summary), Text()]
+    progress = summary.progress
+    parts: list[RenderableType] = [_header(state, summary, width), _bar(progress, width, console.options.ascii_only)]
+    parts += [status_line(progress), *_leading(summary), Text()]
     running = [trial for trial in state.trials if trial.status in ("running", "stale")]
     room = max(1, console.height - _FIXED_LINES)
     if running:
@@ -153,7 +150,7 @@ def _header(state: SweepState, summary: Summary, width: int) -> Text:
 
 def _bar(progress: Progress, width: int, ascii_only: bool) -> Text:
     """One stretch of the line for each status, in proportion; what is there gets at least one column."""
-    counts = {status: progress.counts[status] for status in _BAR if progress.counts[status]}
+    counts = {status: progress.counts[status] for status in STATUS_STYLES if progress.counts[status]}
     total = sum(counts.values())
     bar = Text(no_wrap=True, overflow="crop")
     if not total:
@@ -167,19 +164,12 @@ def _bar(progress: Progress, width: int, ascii_only: bool) -> Text:
     return bar
 
 
-def status_line(progress: Progress) -> str:
-    """`5 of 12 trials done  4 finished  1 failed  2 waiting`."""
-    parts = [f"{progress.counts[status]} {status}" for status in _BAR if progress.counts[status]]
-    parts += [f"{progress.left_out} left out"] if progress.left_out else []
-    parts += [f"{progress.controls_done} of {many(progress.controls, 'control')}"] if progress.controls else []
-    return "  ".join([f"{progress.done} of {many(progress.planned, 'trial')} done", *parts])
-
-
-def _counts(progress: Progress) -> Text:
-    line = Text(f"{progress.done} of {progress.planned}", style="bold")
-    for status in _BAR:
+def status_line(progress: Progress, done: str = "") -> Text:
+    """`5 of 12  4 finished  1 failed  2 waiting`; `done`: more of its first words."""
+    line = Text(f"{progress.done} of {done or progress.planned}", style="bold")
+    for status, style in STATUS_STYLES.items():
         if progress.counts[status]:
-            line.append(f"  {progress.counts[status]} {status}", style=STATUS_STYLES[status])
+            line.append(f"  {progress.counts[status]} {status}", style=style)
     if progress.left_out:
         line.append(f"  {progress.left_out} left out", style="dim")
     if progress.controls:
@@ -188,9 +178,8 @@ def _counts(progress: Progress) -> Text:
 
 
 def _leading(summary: Summary) -> list[Text]:
-    if summary.several:
-        found = [f"Pareto front: {many(len(summary.front), 'point')}"] if summary.front else []
-        return [_line(text, "green") for text in found]
+    if summary.front:
+        return [_line(f"Pareto front: {many(len(summary.front), 'point')}", "green")]
     point = summary.leading
     if point is None:
         return []
@@ -202,7 +191,7 @@ def _leading(summary: Summary) -> list[Text]:
 
 def _running(trials: list[Trial], summary: Summary, width: int) -> Table:
     """Running trials: one column for each swept key where there is room, otherwise one for all."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table = open_table()
     short = short_names(summary.dimensions)
     names = [name for name in summary.dimensions if name in summary.varying] or list(summary.dimensions)
     wide = width >= 100 and len(names) <= 4
@@ -230,7 +219,3 @@ def _line(text: str, style: str = "") -> Text:
 
 def _clean(text: str) -> str:
     return plain_line(text.replace("\n", " "))
-
-
-def _log(state: SweepState, trial: Trial) -> str:
-    return str(state.directory.log_of(trial.cell))

@@ -1,27 +1,29 @@
-"""What views read from run directories besides the state: other splits, the bounds, learning curves.
+"""What views read from run directories besides the state (other splits, the bounds, learning curves), and progress.
 
 A file that is missing or torn gives nothing: a view of a running sweep must not end because of one run.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.results import FILE_NAME, Results, SplitResult, read_results
-from promptcomp.evaluation.seeds import Mean, mean_of
+from promptcomp.evaluation.bootstrap import Mean, mean_of
+from promptcomp.evaluation.results import FILE_NAME, Results, finite, read_results
 from promptcomp.files import check_regular
 from promptcomp.sweeps.state import Control, SweepState, Trial
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.values import dev_reports, metric_of, metric_rows, objective_names
 
 CONTROLS = ("full_prompt", "no_prompt")
-TITLES = {"full_prompt": "full prompt", "no_prompt": "no prompt"}
 _TAIL_BYTES = 16_384
+_ESCAPE = re.compile(r"\x1b[^A-Za-z~\\]*[A-Za-z~\\]?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +55,7 @@ class Band:
     @property
     def title(self) -> str:
         """For legends and tables."""
-        return TITLES[self.name] + (" (trained)" if self.trained else "")
-
-
-@dataclass(frozen=True, slots=True)
-class BandLine:
-    """A control as a line of a table."""
-
-    title: str
-    means: tuple[Mean | None, ...]
-    """A value for each objective; one of them at least."""
-
-    @property
-    def seeds(self) -> int:
-        """The most of them."""
-        return max(mean.seeds for mean in self.means if mean is not None)
-
-
-def finite(value: float | None) -> float | None:
-    """The value if it is a number, else None."""
-    return float(value) if value is not None and math.isfinite(value) else None
+        return self.name.replace("_", " ") + (" (trained)" if self.trained else "")
 
 
 class Runs:
@@ -108,13 +91,13 @@ class Runs:
                 return [own, *(name for name in having if name != own)]
         return [objective.split] if objective.split else []
 
-    def value(self, trial: Trial, objective: Goal, split: str | None) -> float | None:
-        """A trial's metric on a split (None: the objective's own)."""
-        if trial.status != "finished":
+    def value(self, run: Trial | Control, objective: Goal, split: str | None) -> float | None:
+        """A finished run's metric on a split (None: the objective's own)."""
+        if run.status != "finished":
             return None
         if split is None or split in self.splits(objective)[:1]:
-            return finite(trial.values.get(objective.name))
-        found = self.results(trial.run)
+            return finite(run.values.get(objective.name))
+        found = self.results(run.run)
         return None if found is None else metric_of(found, objective.metric, split)
 
     def bands(self, objective: Goal, split: str | None) -> list[Band]:
@@ -127,27 +110,12 @@ class Runs:
             return []
         found = []
         for name in CONTROLS:
-            controls = [self._control(control, name, objective, split) for control in self.state.controls]
+            controls = [self.value(c, objective, split) for c in self.state.controls if c.name == name]
             trained = [value for value in controls if value is not None]
             values = trained or self._bound(name, metric, split or objective.split)
             if values:
                 found.append(Band(name, mean_of(values), bool(trained)))
         return found
-
-    def lines(self, objectives: Sequence[Goal]) -> list[BandLine]:
-        """The bands of all objectives, a line for each title, as the last lines of a table."""
-        # The ends of `retained` have no seeds: they are 1 and 0 by definition, no result.
-        bands = [{b.title: b.value for b in self.bands(o, None) if b.value.seeds} for o in objectives]
-        titles = dict.fromkeys(title for own in bands for title in own)
-        return [BandLine(title, tuple(own.get(title) for own in bands)) for title in titles]
-
-    def _control(self, control: Control, name: str, objective: Goal, split: str | None) -> float | None:
-        if control.name != name or control.status != "finished":
-            return None
-        if split is None or split in self.splits(objective)[:1]:
-            return finite(control.values.get(objective.name))
-        found = self.results(control.run)
-        return None if found is None else metric_of(found, objective.metric, split)
 
     def _bound(self, name: str, metric: str, split: str | None) -> list[float]:
         """One value for each seed: the bound as the trials' own results have it, mean over points."""
@@ -157,8 +125,12 @@ class Runs:
             if found is None or not found.splits:
                 continue
             part = found.splits.get(split) if split else next(iter(found.splits.values()))
-            value = finite(_bound_value(part, name, metric)) if part is not None else None
-            if value is not None:
+            if part is None:
+                continue
+            estimate = part.rows.get(name, {}).get(metric)
+            headline = part.full_prompt if name == "full_prompt" else part.no_prompt
+            known = headline if metric in ("method", part.metric) else None if estimate is None else estimate.value
+            if (value := finite(known)) is not None:
                 by_seed.setdefault(trial.seed, []).append(value)
         return [sum(values) / len(values) for _, values in sorted(by_seed.items())]
 
@@ -166,13 +138,6 @@ class Runs:
 def is_of_run(metric: str) -> bool:
     """Whether the metric belongs to the whole run (sizes, costs) and not to a split."""
     return metric.startswith(("size.", "cost."))
-
-
-def _bound_value(split: SplitResult, name: str, metric: str) -> float | None:
-    if metric in ("method", split.metric):
-        return split.full_prompt if name == "full_prompt" else split.no_prompt
-    estimate = split.rows.get(name, {}).get(metric)
-    return estimate.value if estimate is not None else None
 
 
 def learning_curve(trial: Trial, metric: str | None) -> tuple[str, tuple[tuple[int, float], ...]]:
@@ -200,12 +165,104 @@ def log_tail(path: Path, lines: int) -> list[str]:
 
 def plain_line(line: str) -> str:
     """Without escape sequences and other control characters."""
-    kept, inside = [], False
-    for character in line:
-        if character == "\x1b":
-            inside = True
-        elif inside:
-            inside = not (character.isalpha() or character in "~\\")
-        elif character == "\t" or character.isprintable():
-            kept.append(character)
-    return "".join(kept)[:500]
+    return "".join(c for c in _ESCAPE.sub("", line) if c == "\t" or c.isprintable())[:500]
+
+
+DONE = ("finished", "pruned", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Counts of trials, and times."""
+
+    planned: int
+    counts: Mapping[str, int]
+    """Status -> trials, all statuses; `waiting` includes those not drawn yet."""
+    left_out: int
+    """Seeds of dropped points that are not run."""
+    controls: int
+    """Controls that there will be."""
+    controls_done: int
+    elapsed: float | None
+    """Seconds since the first start (to the end of the last trial or control when nothing is left)."""
+    eta: float | None
+    """Seconds until all is done at the present pace; None: not known (or done)."""
+    device_hours: float
+    """Of trials and controls."""
+    control_hours: float
+    """The controls' part of them."""
+
+    @property
+    def done(self) -> int:
+        """Trials with an end: finished, pruned, failed."""
+        return sum(self.counts[status] for status in DONE)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do."""
+        left = self.counts["waiting"] + self.counts["running"] + self.counts["stale"]
+        return self.planned > 0 and not left and self.controls_done == self.controls
+
+
+def aware(time: datetime) -> datetime:
+    """Storages keep UTC without saying so."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
+
+
+def progress_of(state: SweepState, now: datetime) -> Progress:
+    """Count and time the trials of a state."""
+    counts: Counter[str] = Counter(trial.status for trial in state.trials)
+    tried = Counter(trial.point for trial in state.trials)
+    left_out = sum(max(0, state.config.seeds - tried[point]) for point in state.dropped)
+    planned = max(state.planned, len(state.trials))
+    begun = len(state.trials) - counts["waiting"]
+    full = {status: counts[status] for status in ("running", "stale", *DONE)}
+    full["waiting"] = max(counts["waiting"], planned - begun - left_out)
+    controls = max(len(state.controls), state.planned_controls)
+    controls_done = sum(control.status in DONE for control in state.controls)
+    left = full["waiting"] + full["stale"] + controls - controls_done
+    over = planned > 0 and not left + full["running"]
+    ended = [*(trial.ended for trial in state.trials), *(control.ended for control in state.controls)]
+    ends = [aware(end) for end in ended if end is not None]
+    until = max(ends) if over and ends else now
+    elapsed = max(0.0, (until - aware(state.started)).total_seconds()) if state.started else None
+    control_hours = sum(control.device_seconds for control in state.controls) / 3600
+    return Progress(
+        planned=planned,
+        counts=full,
+        left_out=left_out,
+        controls=controls,
+        controls_done=controls_done,
+        elapsed=elapsed,
+        eta=None if over or state.stopped_by else _eta(state, left, now),
+        device_hours=sum(trial.device_seconds for trial in state.trials) / 3600 + control_hours,
+        control_hours=control_hours,
+    )
+
+
+def duration(trial: Trial) -> float | None:
+    """Seconds of the latest attempt; None: not begun or not ended."""
+    if trial.started is None or trial.ended is None:
+        return None
+    return max(0.0, (aware(trial.ended) - aware(trial.started)).total_seconds())
+
+
+def _eta(state: SweepState, waiting: int, now: datetime) -> float | None:
+    """The work left over the workers: a trial takes what the finished ones took, or what its own pace says."""
+    finished = [seconds for t in state.trials if t.status == "finished" and (seconds := duration(t))]
+    left = []
+    paces = []
+    for trial in state.trials:
+        if trial.status != "running" or trial.started is None:
+            continue
+        ran = max(0.0, (now - aware(trial.started)).total_seconds())
+        if trial.step and trial.max_steps:
+            paces.append(ran * max(1.0, trial.max_steps / trial.step))
+            left.append(max(0.0, paces[-1] - ran))
+        elif finished:
+            left.append(max(0.0, sum(finished) / len(finished) - ran))
+    typical = finished or paces
+    if not typical:
+        return None
+    work = sum(left) + waiting * sum(typical) / len(typical)
+    return max([work / max(1, state.workers, len(left)), *left])

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from promptcomp.errors import command
+from promptcomp.evaluation.formatting import many
 from promptcomp.sweeps.state import SweepState, Trial
-from promptcomp.sweeps.views.efficiency import efficiency_of
-from promptcomp.sweeps.views.efficiency_text import print_efficiency
+from promptcomp.sweeps.views.efficiency import efficiency_of, print_efficiency
 from promptcomp.sweeps.views.live import status_line
 from promptcomp.sweeps.views.numbers import Runs, log_tail, plain_line
 from promptcomp.sweeps.views.points import Point, Summary, summarize
 from promptcomp.sweeps.views.wording import (
     device_hours_text,
-    many,
     mean_text,
     objective_text,
     params_text,
@@ -24,18 +22,21 @@ from promptcomp.sweeps.views.wording import (
     short_names,
     time_text,
 )
+from promptcomp.terminal import open_table
 
 ROWS = 40
 """Points that the table shows; the formats for files have all."""
 _TAIL, _FAILURES = 8, 5
 ONE_SEED = "One seed has no interval: use 3 seeds or more before believing a difference."
-LEGEND = {
-    "*": "best",
-    "~": "within noise of the best",
-    "P": "Pareto front",
-    "!": "outside a constraint",
-    "x": "dropped",
+MARKS = {
+    "best": "*",
+    "within noise of the best": "~",
+    "Pareto front": "P",
+    "outside a constraint": "!",
+    "dropped": "x",
+    "": "",
 }
+"""What is said of a point (`remark`) -> its letter in the table."""
 
 
 def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
@@ -55,9 +56,8 @@ def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
         console.print(_table(summary, console.width, rows))
         for line in remarks(state, summary, rows):
             _say(console, line)
-    for block in (_bands(state, summary), _importances(summary)):
-        for line in block:
-            _say(console, line)
+    for line in [*_bands(state, summary), *_importances(summary)]:
+        _say(console, line)
     efficiency = efficiency_of(state)
     if efficiency is not None:
         console.print()
@@ -75,28 +75,27 @@ def overview(state: SweepState, summary: Summary) -> list[str]:
     times = f"{time_text(progress.elapsed)} since the start, {device_hours_text(progress)}"
     if progress.eta is not None:
         times += f", about {time_text(progress.eta)} left with {many(max(1, state.workers), 'worker')}"
-    lines = [status_line(progress), times]
+    lines = [status_line(progress, f"{many(progress.planned, 'trial')} done").plain, times]
     if state.stopped_by:
         lines.append(f"stopped by {state.stopped_by}; raise it and start the sweep again to go on")
     return lines
 
 
-def mark(point: Point) -> str:
-    """One letter for a point: see `LEGEND`."""
+def remark(point: Point) -> str:
+    """What is said of a point, see `MARKS`."""
     if point.is_best:
-        return "*"
+        return "best"
     if point.on_front:
-        return "P"
+        return "Pareto front"
     if not point.feasible:
-        return "!"
+        return "outside a constraint"
     if point.dropped:
-        return "x"
-    return "~" if point.within_noise else ""
+        return "dropped"
+    return "within noise of the best" if point.within_noise else ""
 
 
 def _table(summary: Summary, width: int, rows: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.add_column("", no_wrap=True)
+    table = open_table(left=[""])
     names = list(summary.varying or summary.dimensions)
     wide = len(names) <= 4 and width >= 60 + 12 * (len(names) - 1) + 26 * (len(summary.objectives) - 1)
     short = short_names(summary.dimensions)
@@ -111,7 +110,7 @@ def _table(summary: Summary, width: int, rows: int) -> Table:
     for point in summary.points[:rows]:
         own = [scalar_text(point.params[name]) if name in point.params else "-" for name in names]
         cells = own if wide else [params_text(point.params, names) or "-"]
-        cells = [mark(point), *cells, f"{point.seeds}/{summary.seeds}"]
+        cells = [MARKS[remark(point)], *cells, f"{point.seeds}/{summary.seeds}"]
         cells += [mean_text(point.values.get(objective.name), objective.name) for objective in summary.objectives]
         cells += [mean_text(point.versus_best, summary.objectives[0].name, "+")] if against else []
         style = "bold" if point.is_best or point.on_front else "dim" if not point.feasible else ""
@@ -121,8 +120,8 @@ def _table(summary: Summary, width: int, rows: int) -> Table:
 
 def remarks(state: SweepState, summary: Summary, rows: int | None = None, legend: bool = True) -> list[str]:
     """What the marks mean, and what to be careful with."""
-    used = {mark(point) for point in summary.points}
-    lines = ["   ".join(f"{letter} {text}" for letter, text in LEGEND.items() if letter in used and legend)]
+    used = {remark(point) for point in summary.points}
+    lines = ["   ".join(f"{letter} {text}" for text, letter in MARKS.items() if letter and text in used and legend)]
     seeds = {point.seeds for point in summary.points if point.values}
     if seeds and max(seeds) > 1:
         lines.append("[low, high]: 95 % interval over seeds (Student's t); noise: paired differences over common seeds")
@@ -157,11 +156,10 @@ def _importances(summary: Summary) -> list[str]:
     if summary.why_no_importances is not None:
         shown = len(summary.dimensions) > 1
         return [f"importances: {summary.why_no_importances}"] if shown else []
-    lines = []
-    for metric, found in summary.importances.items():
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.items())
-        lines.append(f"importances for {metric} (PED-ANOVA): {shares}")
-    return lines
+    shares = {
+        m: ", ".join(f"{n} {share:.0%}" for n, share in found.items()) for m, found in summary.importances.items()
+    }
+    return [f"importances for {metric} (PED-ANOVA): {text}" for metric, text in shares.items()]
 
 
 def _failures(state: SweepState, summary: Summary, console: Console) -> None:

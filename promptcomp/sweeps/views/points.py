@@ -1,4 +1,4 @@
-"""What a sweep has found: points with means over seeds, the best one, the Pareto front, progress.
+"""What a sweep has found: points with means over seeds, the best one and its trial, the Pareto front.
 
 Intervals are Student's t over seeds (95 %). Points are compared seed by seed: the seeds that both have.
 """
@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from promptcomp.evaluation.seeds import Mean, mean_of
+from promptcomp.errors import ConfigError
+from promptcomp.evaluation.bootstrap import Mean, mean_of
+from promptcomp.evaluation.results import finite
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.sweep_config import Scalar
 from promptcomp.sweeps.views.importance import MIN_POINTS, importances
-from promptcomp.sweeps.views.numbers import Goal, finite, goals_of
-from promptcomp.sweeps.views.pace import Progress, progress_of
+from promptcomp.sweeps.views.numbers import Goal, Progress, goals_of, progress_of
+from promptcomp.sweeps.views.wording import params_text, values_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +108,27 @@ def summarize(state: SweepState, now: datetime | None = None, *, with_importance
         with_importances: False saves the time, and the import of Optuna, where they are not shown.
     """
     objectives = goals_of(state.config)
-    points = _points(state)
-    varying = tuple(name for name in state.config.space if _differs(points, name))
-    ranked = sorted(points, key=lambda point: _rank(point, objectives[0]))
+    grouped: dict[str, list[Trial]] = {}
+    for trial in state.trials:
+        grouped.setdefault(trial.point, []).append(trial)
+    points = [_point(state, name, trials) for name, trials in grouped.items()]
+    found = {name: {repr(p.params[name]) for p in points if name in p.params} for name in state.config.space}
+    varying = tuple(name for name, values in found.items() if len(values) > 1)
+    first = objectives[0]
+    sign = sign_of(first)
+    ranked = sorted(points, key=lambda p: -sign * p.values[first.name].mean if first.name in p.values else 0.0)
+    ranked.sort(key=lambda p: (first.name not in p.values, not p.feasible))
     several = len(objectives) > 1
     usable = [point for point in ranked if point.feasible and len(point.values) == len(objectives)]
     complete = [point for point in usable if point.complete]
     best = complete[0] if complete and not several else None
     front = _front(complete or usable, objectives) if several else []
-    marked = tuple(_marked(point, best, front, objectives[0]) for point in ranked)
-    wanted = objectives if with_importances else ()
-    shares = {objective.name: _importances(state, varying, points, objective) for objective in wanted}
-    shares = {metric: found for metric, found in shares.items() if found}
+    marked = tuple(_marked(point, best, front, first) for point in ranked)
+    shares = {}
+    for goal in objectives if with_importances else ():
+        rows = [(p.params, p.values[goal.name].mean) for p in points if goal.name in p.values]
+        if each := importances(state.config, varying, rows, goal):
+            shares[goal.name] = each
     return Summary(
         objectives=objectives,
         dimensions=tuple(state.config.space),
@@ -133,13 +144,6 @@ def summarize(state: SweepState, now: datetime | None = None, *, with_importance
         progress=progress_of(state, now or datetime.now(UTC)),
         failures=tuple(trial for trial in state.trials if trial.status == "failed"),
     )
-
-
-def _points(state: SweepState) -> list[Point]:
-    grouped: dict[str, list[Trial]] = {}
-    for trial in state.trials:
-        grouped.setdefault(trial.point, []).append(trial)
-    return [_point(state, name, trials) for name, trials in grouped.items()]
 
 
 def _point(state: SweepState, name: str, trials: Sequence[Trial]) -> Point:
@@ -171,46 +175,29 @@ def _point(state: SweepState, name: str, trials: Sequence[Trial]) -> Point:
     )
 
 
-def _differs(points: Sequence[Point], name: str) -> bool:
-    return len({repr(point.params[name]) for point in points if name in point.params}) > 1
-
-
 def sign_of(objective: Goal) -> float:
     """1 if more is better, else -1."""
     return 1.0 if objective.direction == "maximize" else -1.0
 
 
-def _rank(point: Point, objective: Goal) -> tuple[bool, bool, float]:
-    """Sorting key: points with a value that meet the constraints first, the better the earlier."""
-    mean = point.values.get(objective.name)
-    return (mean is None, not point.feasible, 0.0 if mean is None else -sign_of(objective) * mean.mean)
-
-
 def _front(points: Sequence[Point], objectives: Sequence[Goal]) -> list[Point]:
+    """Those that no other equals in all objectives and beats in one."""
     rows = {p.point: [sign_of(o) * p.values[o.name].mean for o in objectives] for p in points}
-    return [p for p in points if not any(_dominates(other, rows[p.point]) for other in rows.values())]
 
+    def beats(one: list[float], other: list[float]) -> bool:
+        return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
-def _dominates(first: Sequence[float], second: Sequence[float]) -> bool:
-    pairs = list(zip(first, second, strict=True))
-    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+    return [p for p in points if not any(beats(row, rows[p.point]) for row in rows.values())]
 
 
 def _marked(point: Point, best: Point | None, front: Sequence[Point], objective: Goal) -> Point:
     versus = None
-    if best is not None and point.point != best.point:
+    is_best = best is not None and point.point == best.point
+    if best is not None and not is_best:
         own, theirs = point.by_seed.get(objective.name, {}), best.by_seed[objective.name]
         common = sorted(own.keys() & theirs.keys())
         versus = mean_of([own[seed] - theirs[seed] for seed in common]) if common else None
-    is_best = best is not None and point.point == best.point
     return replace(point, is_best=is_best, on_front=any(p.point == point.point for p in front), versus_best=versus)
-
-
-def _importances(
-    state: SweepState, varying: Sequence[str], points: Sequence[Point], objective: Goal
-) -> dict[str, float]:
-    rows = [(p.params, p.values[objective.name].mean) for p in points if objective.name in p.values]
-    return importances(state.config, varying, rows, objective)
 
 
 def _why_no_importances(points: Sequence[Point], varying: Sequence[str], objectives: Sequence[Goal]) -> str:
@@ -233,3 +220,65 @@ def _why_no_best(points: Sequence[Point], several: bool) -> str:
     if not any(point.complete for point in valued):
         return "no point has finished all its seeds yet"
     return "no point that meets the constraints has finished all its seeds yet"
+
+
+_LISTED = 12
+
+
+def best_cell(state: SweepState, objective: str | None = None, point: str | None = None) -> Trial:
+    """The best seed of the best point; by which seed of several is a matter of luck, by which point is not.
+
+    Args:
+        state: of the sweep.
+        objective: which of several objectives decides; on a Pareto front it must be named (or a point).
+        point: a point's identity, or the start of it, instead of the best one.
+
+    Raises:
+        ConfigError: there is none; the message says why and, for several objectives, lists the Pareto front.
+    """
+    summary, where = summarize(state, with_importances=False), state.directory.path
+    names = [goal.name for goal in summary.objectives]
+    if objective is not None and objective not in names:
+        raise ConfigError(f"--objective {objective}: the sweep has no such objective; it has {', '.join(names)}")
+    chosen = summary.objectives[0 if objective is None else names.index(objective)]
+    if point is not None:
+        found = [each for each in summary.points if each.point == point]
+        found = found or [each for each in summary.points if point and each.point.startswith(point)]
+        if len(found) != 1:
+            what = "several points start with it" if found else "the sweep has no such point"
+            raise ConfigError(f"--point {point}: {what}; points: {_list(summary)}")
+        best = found[0]
+    elif summary.several:
+        if objective is None:
+            raise ConfigError(_choose(state, summary))
+        if not summary.front:
+            raise ConfigError(f"{where}: no point of the sweep has a value of every objective yet")
+        best = max(summary.front, key=lambda p: sign_of(chosen) * p.values[chosen.name].mean)
+    elif summary.best is None:
+        choice = f"; --point names one of: {_list(summary)}" if any(p.values for p in summary.points) else ""
+        raise ConfigError(f"{where}: {summary.why_no_best}{choice}")
+    else:
+        best = summary.best
+    values = best.by_seed.get(chosen.name, {})
+    if not values:
+        raise ConfigError(f"{where}: point {best.point} has no finished trial with a value")
+    seed = max(values, key=lambda seed: sign_of(chosen) * values[seed])
+    return next(trial for trial in best.trials if trial.seed == seed)
+
+
+def _choose(state: SweepState, summary: Summary) -> str:
+    start = f"{state.directory.path}: the sweep has several objectives; choose with --objective or --point"
+    if not summary.front:
+        return f"{start} (no point has a value of every objective yet)"
+    lines = [
+        f"  {p.point}  {params_text(p.params, summary.varying)}: {values_text(p.values, summary.objectives)}"
+        for p in summary.front[:_LISTED]
+    ]
+    more = len(summary.front) - _LISTED
+    return "\n".join([f"{start}; Pareto front:", *lines, *([f"  and {more} more"] if more > 0 else [])])
+
+
+def _list(summary: Summary) -> str:
+    names: Sequence[str] = [point.point for point in summary.points]
+    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more if names else "none"
