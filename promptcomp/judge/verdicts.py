@@ -128,13 +128,14 @@ def parse_answer(text: str) -> ReadAnswer | None:
         text = fenced[1].strip()
     found = {}
     for value in _objects(text):
-        answer = _answer(value)
-        if answer is not None:
-            found[answer.choice] = answer
+        reason, choice = value.get("reason"), value.get("choice")
+        known = _CHOICES.get(choice.strip().lower()) if isinstance(choice, str) else None
+        if isinstance(reason, str) and known is not None:
+            found[known] = ReadAnswer(reason.strip(), known)
     return next(iter(found.values())) if len(found) == 1 else None
 
 
-def _objects(text: str) -> list[Any]:
+def _objects(text: str) -> list[dict[str, Any]]:
     """The outermost JSON objects in a text, in order."""
     values, start = [], text.find("{")
     while start >= 0:
@@ -148,16 +149,6 @@ def _objects(text: str) -> list[Any]:
             values.append(value)
         start = text.find("{", end)
     return values
-
-
-def _answer(value: Any) -> ReadAnswer | None:
-    if not isinstance(value, dict):
-        return None
-    reason, choice = value.get("reason"), value.get("choice")
-    if not isinstance(reason, str) or not isinstance(choice, str):
-        return None
-    known = _CHOICES.get(choice.strip().lower())
-    return None if known is None else ReadAnswer(reason.strip(), known)
 
 
 class JudgementHeader(FileHeader):

@@ -29,8 +29,7 @@ from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.bootstrap import wilson
 from promptcomp.evaluation.texts import value_of
 from promptcomp.files import write_atomic
-from promptcomp.rationales.rationale_job import RationaleJob, default_output, pick_template, writing_of
-from promptcomp.rationales.template import PromptTemplate
+from promptcomp.rationales.rationale_job import PromptTemplate, RationaleJob, default_output, pick_template, writing_of
 
 
 class Completion(KeptAnswer):
@@ -273,7 +272,7 @@ class Extraction(AskingSession[Completion]):
                 "template_sha256": self.template.sha256,
             }
         write_atomic(self.output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        statuses = Counter(verdict.parsed.status for verdict in verdicts)
+        statuses: Counter[str] = Counter(verdict.parsed.status for verdict in verdicts)
         voted = [verdict.votes / verdict.answers for verdict in verdicts]
         report = {
             "teacher": self.job.teacher,

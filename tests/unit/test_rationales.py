@@ -15,8 +15,16 @@ from promptcomp.datamodules.sources.rationale_formats import SEGMENT
 from promptcomp.datamodules.sources.rationale_parsing import Parsed
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.rationales.extraction import Completion, majority, open_completions, read, request_key
-from promptcomp.rationales.rationale_job import RationaleJob, default_output, load_data, pick_template, writing_of
-from promptcomp.rationales.template import PromptTemplate, load_template, shipped_templates
+from promptcomp.rationales.rationale_job import (
+    PromptTemplate,
+    RationaleJob,
+    default_output,
+    load_data,
+    load_template,
+    pick_template,
+    shipped_templates,
+    writing_of,
+)
 
 OWN: dict[str, Any] = {
     "marker": "So:",
