@@ -26,7 +26,7 @@ from promptcomp.evaluation.formatting import METRIC_TITLES
 from promptcomp.evaluation.predictions import ROWS, read_predictions
 from promptcomp.evaluation.results import Results, read_results
 from promptcomp.experiment import Experiment
-from promptcomp.plotting import COLOURS, GREY, MISSING, can_plot, drawing
+from promptcomp.plotting import COLOURS, GREY, drawing
 from promptcomp.run import fitting
 from promptcomp.run.processes import device_count, started_rank
 from promptcomp.run.run_directory import RunDirectory, open_existing, read_metrics
@@ -109,11 +109,10 @@ class Run:
         Raises:
             ConfigError: matplotlib is not there.
         """
-        _need_matplotlib()
-        from matplotlib.figure import Figure
-
         series = step_series(self._directory.metrics)
         with drawing():
+            from matplotlib.figure import Figure
+
             figure = Figure(figsize=(10, 4))
             curves, bars = figure.subplots(1, 2)
             for name, colour in zip(_CURVES, COLOURS, strict=False):
@@ -199,19 +198,15 @@ class SweepRun:
         Raises:
             ConfigError: matplotlib is not there.
         """
-        _need_matplotlib()
-        from promptcomp.sweeps.views.plots import figures
-
         with drawing():
+            from promptcomp.sweeps.views.plots import figures
+
             return {each.name: each.figure for each in figures(self.state)}
 
-    def _print(self, console: Console) -> None:
+    def __repr__(self) -> str:
         from promptcomp.sweeps.views.overview import print_state
 
-        print_state(self.state, console)
-
-    def __repr__(self) -> str:
-        return _as_text(self._print)
+        return _as_text(lambda console: print_state(self.state, console))
 
 
 def fit(
@@ -387,11 +382,6 @@ def _finished(outcome: fitting.Outcome | None, verbose: bool) -> Run:
 
 def console_for(verbose: bool) -> Console:
     return PlainConsole(quiet=not verbose)
-
-
-def _need_matplotlib() -> None:
-    if not can_plot():
-        raise ConfigError(MISSING)
 
 
 def _as_text(draw: Callable[[Console], None]) -> str:

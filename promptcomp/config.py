@@ -6,8 +6,8 @@ Order of precedence: code defaults < YAML file < overrides, left to right. All m
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from importlib.metadata import entry_points
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -37,6 +37,7 @@ _MOST = 20
 """Mistakes that one message names."""
 
 ConfigType = TypeVar("ConfigType", bound=Config)
+SectionT = TypeVar("SectionT", bound=Config)
 
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], texts: bool = False) -> dict[str, Any]:
@@ -168,12 +169,42 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     """The configuration classes inside an annotation (unions and Annotated unwrapped)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    origin = get_origin(annotation)
-    if origin in (Union, UnionType) or origin is not None:
-        return [model for part in get_args(annotation) for model in _models(part)]
-    return []
+    return [model for part in get_args(annotation) for model in _models(part)]
 
 
 def _tag(model: type[BaseModel]) -> Any:
     field = model.model_fields.get("name")
     return field.default if field is not None else None
+
+
+def with_installed(group: str, own: Mapping[str, type[SectionT]], base: type[SectionT]) -> dict[str, type[SectionT]]:
+    """This package's sections by name, and those that installed packages add with an entry point of the section's name.
+
+    Sections are imported with the schema, so their files import no torch.
+
+    Args:
+        group: The group of entry points, "promptcomp.methods" or "promptcomp.data".
+        own: The sections of this package.
+        base: The class that every section derives from.
+
+    Raises:
+        ConfigError: an installed section cannot be imported, is none, or takes the name of another.
+    """
+    found = dict(own)
+    for point in entry_points(group=group):
+        package = point.dist.name if point.dist is not None else "unknown"
+        where = f"{point.value} (entry point {point.name!r} of {group}, package {package})"
+        try:
+            section = point.load()
+        except Exception as error:  # whatever another package's code raises
+            raise ConfigError(
+                f"{where} cannot be imported: {type(error).__name__}: {error}; mend or uninstall it"
+            ) from error
+        if not (isinstance(section, type) and issubclass(section, base)):
+            raise ConfigError(f"{where} is no subclass of {base.__module__}.{base.__name__}")
+        if section.model_fields["name"].default != point.name:
+            raise ConfigError(f"{where}: the default of its field `name` has to be {point.name!r}")
+        if point.name in found:
+            raise ConfigError(f"{where}: the name is taken by {found[point.name].__module__}")
+        found[point.name] = section
+    return found

@@ -41,12 +41,21 @@ class _Refused(ValueError):
     """What is wrong, with the place where it is known."""
 
 
-class _Values(_LOADER):
-    """Scalars by their kind; a mapping has every key once."""
+class _KeysOnce:
+    """A mapping has every key once."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        _check_keys(node)
-        return super().construct_mapping(node, deep)
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+                if (key.tag, key.value) in seen:
+                    raise _Refused(f"{_at(key.start_mark)}the key {shown(key.value)} occurs twice")
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)  # type: ignore[misc]  # of the loader that this is mixed into
+
+
+class _Values(_KeysOnce, _LOADER):
+    """Scalars by their kind."""
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:  # "1:1:1:..." is read in quadratic time
@@ -56,7 +65,8 @@ class _Values(_LOADER):
         except (ValueError, KeyError, IndexError, AttributeError, OverflowError, TypeError) as error:
             if isinstance(error, _Refused):
                 raise
-            raise _Refused(f"{_at(node.start_mark)}{shown(node.value)} is not valid as {_tag(node.tag)}") from None
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise _Refused(f"{_at(node.start_mark)}{shown(node.value)} is not valid as {tag}") from None
         if isinstance(found, int) and abs(found) >= _WHOLE:
             raise _Refused(
                 f"{_at(node.start_mark)}the number {shown(node.value)} is too large; quote it if it is a text"
@@ -66,21 +76,13 @@ class _Values(_LOADER):
         return found
 
 
-def _text(loader: Any, node: Any) -> str:
-    return str(loader.construct_scalar(node))
-
-
-_Values.add_constructor("tag:yaml.org,2002:timestamp", _text)  # no setting is a date
+_Values.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)  # no setting is a date
 for _foreign in ("binary", "set", "omap", "pairs"):  # what JSON cannot hold cannot be kept in a run either
     _Values.add_constructor(f"tag:yaml.org,2002:{_foreign}", yaml.SafeLoader.construct_undefined)
 
 
-class _Texts(_BASE_LOADER):
+class _Texts(_KeysOnce, _BASE_LOADER):
     """Every scalar stays the text that it is."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        _check_keys(node)
-        return super().construct_mapping(node, deep)
 
 
 def read_yaml(
@@ -104,7 +106,8 @@ def read_yaml(
     except ValueError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise ConfigError(f"{path}: expected a mapping such as '{example}', found {_kind(tree)}")
+        kind = "a mapping with a key that is no text" if isinstance(tree, dict) else type(tree).__name__
+        raise ConfigError(f"{path}: expected a mapping such as '{example}', found {kind}")
     return tree
 
 
@@ -202,17 +205,6 @@ def _check_events(text: str) -> None:
             raise _Refused(f"{_at(event.start_mark)}aliases (*name) stand for more than can be read")
 
 
-def _check_keys(node: Any) -> None:
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen = set()
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
-            if (key.tag, key.value) in seen:
-                raise _Refused(f"{_at(key.start_mark)}the key {shown(key.value)} occurs twice")
-            seen.add((key.tag, key.value))
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -255,11 +247,3 @@ def _check_depth(tree: Any) -> None:
 
 def _at(mark: Any) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: "
-
-
-def _tag(tag: str) -> str:
-    return tag.replace("tag:yaml.org,2002:", "!!")
-
-
-def _kind(tree: Any) -> str:
-    return "a mapping with a key that is no text" if isinstance(tree, dict) else type(tree).__name__

@@ -82,7 +82,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def command(*words: object) -> str:
     """A call of the program for messages, quoted so that a shell and the program read it as it is meant."""
-    return shlex.join(["promptcomp", *(f"./{word}" if _like_an_option(word) else str(word) for word in words)])
+    parts = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
+    return shlex.join(["promptcomp", *parts])
 
 
 def did_you_mean(found: str, known: Iterable[str], otherwise: str | None = None) -> str:
@@ -95,7 +96,3 @@ def did_you_mean(found: str, known: Iterable[str], otherwise: str | None = None)
 def first_line(error: Exception) -> str:
     """The first line with something in it of what an error says; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _like_an_option(word: object) -> bool:
-    return isinstance(word, Path) and str(word).startswith("-")

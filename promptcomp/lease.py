@@ -13,18 +13,18 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
 from promptcomp.files import write_atomic
 
 LEASE_VARIABLE = "PROMPTCOMP_LEASE"
-"""Where a trainer keeps its lease, behind the process id of the parent that says so (see `asked_lease`)."""
+"""Where a trainer keeps its lease, behind the process id of the parent that says so (see `under_lease`)."""
 SECONDS_VARIABLE = "PROMPTCOMP_LEASE_SECONDS"
 """Seconds between two touches of a lease."""
 GRACE_VARIABLE = "PROMPTCOMP_LEASE_GRACE"
@@ -60,6 +60,11 @@ class Lease:
     def name(self) -> str:
         """host:pid, and the job where there is one."""
         return f"{self.host}:{self.pid}" + (f" (job {self.job})" if self.job else "")
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its process is one of this machine."""
+        return self.host == socket.gethostname() and self.machine == _machine()
 
 
 def lease_of(pid: int | None = None, note: str = "") -> Lease:
@@ -104,7 +109,7 @@ def is_live(path: Path, now: float | None = None, grace: float | None = None) ->
     lease = read_lease(path)
     if lease is None:
         return False
-    if _is_here(lease):
+    if lease.is_here:
         return bool(lease.born) and _born(lease.pid) == lease.born
     try:
         touched = path.stat().st_mtime
@@ -116,11 +121,7 @@ def is_live(path: Path, now: float | None = None, grace: float | None = None) ->
 
 def is_dead(lease: Lease) -> bool:
     """Whether a lease is of a process of this machine that has ended; False where that cannot be known."""
-    return _is_here(lease) and bool(lease.born) and _born(lease.pid) != lease.born
-
-
-def _is_here(lease: Lease) -> bool:
-    return lease.host == socket.gethostname() and lease.machine == _machine()
+    return lease.is_here and bool(lease.born) and _born(lease.pid) != lease.born
 
 
 def disk_time(folder: Path) -> float:
@@ -151,7 +152,7 @@ def grace_of(folder: Path) -> float:
 
 
 class Keeper:
-    """Keeps a lease of this process: writes it, touches it from a thread, removes it.
+    """Holds a lease of this process, as a context manager: writes it, touches it from a thread, removes it.
 
     Args:
         path: the lease.
@@ -165,18 +166,17 @@ class Keeper:
         self._seconds = _positive(SECONDS_VARIABLE, os.environ.get(SECONDS_VARIABLE, str(_SECONDS)))
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
-    def start(self) -> None:
-        """Write the lease and begin to touch it."""
+    def __enter__(self) -> Self:
         write_lease(self.path, self.lease)
         self._thread.start()
+        return self
 
     def note(self, text: str) -> None:
         """Say what this process is at work on now."""
         self.lease = replace(self.lease, note=text)
         write_lease(self.path, self.lease)
 
-    def stop(self) -> None:
-        """Give the lease back."""
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -189,26 +189,9 @@ class Keeper:
                 os.utime(self.path)
 
 
-@contextlib.contextmanager
-def kept(path: Path, note: str = "") -> Iterator[Keeper]:
-    """Hold a lease."""
-    keeper = Keeper(path, note)
-    keeper.start()
-    try:
-        yield keeper
-    finally:
-        keeper.stop()
-
-
 def ask_lease(path: Path) -> dict[str, str]:
     """The environment by which a process that this one starts is asked to keep a lease."""
     return {LEASE_VARIABLE: f"{os.getpid()}:{path}"}
-
-
-def asked_lease() -> Path | None:
-    """The lease that this process' own parent asks for; what another process has left in the environment is nothing."""
-    parent, _, path = os.environ.get(LEASE_VARIABLE, "").partition(":")
-    return Path(path) if path and parent == str(os.getppid()) else None
 
 
 def under_lease(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -216,9 +199,12 @@ def under_lease(function: Callable[Arguments, Result]) -> Callable[Arguments, Re
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        path = asked_lease()
+        parent, _, path = os.environ.get(LEASE_VARIABLE, "").partition(":")
+        asked = path and parent == str(os.getppid())  # what another process has left in the environment is nothing
         rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
-        with kept(path) if path is not None and rank == "0" else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if asked and rank == "0":
+                stack.enter_context(Keeper(Path(path)))
             return function(*args, **kwargs)
 
     return call

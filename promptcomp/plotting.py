@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptcomp.errors import ConfigError
 from promptcomp.files import replacing
 
 if TYPE_CHECKING:
@@ -55,7 +56,13 @@ def can_plot() -> bool:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Our style, for the time of drawing and saving; a missing glyph is a box in the picture, no reason to warn."""
+    """Our style, for the time of drawing and saving; a missing glyph is a box in the picture, no reason to warn.
+
+    Raises:
+        ConfigError: matplotlib is not there.
+    """
+    if not can_plot():
+        raise ConfigError(MISSING)
     import matplotlib
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Container, Sequence
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict
 from urllib.parse import urlsplit
 
-from promptcomp.chat.limits import RateLimiter
 from promptcomp.chat.replies import (
     PassingError,
     Reply,
@@ -26,6 +27,75 @@ from promptcomp.chat.replies import (
 )
 from promptcomp.errors import ConfigError
 from promptcomp.plain import without_credentials
+
+WINDOW = 60.0
+"""Seconds that the limits are counted over."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """A request that was let through; its tokens are put right when the reply tells them."""
+
+    time: float
+    tokens: int
+
+
+class RateLimiter:
+    """Lets requests through one after another so that no 60 seconds hold more than the limits.
+
+    Args:
+        requests_per_minute: most requests in any 60 seconds; None: no limit.
+        tokens_per_minute: most tokens (prompt and completion) in any 60 seconds; None: no limit. A request that is
+            larger than the limit by itself goes out alone.
+        clock: seconds, monotonic.
+        sleep: waits for seconds.
+    """
+
+    def __init__(
+        self,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.requests_per_minute = requests_per_minute
+        self.tokens_per_minute = tokens_per_minute
+        self._clock = clock
+        self._sleep = sleep
+        self._recent: deque[Slot] = deque()
+        self._paused_until = float("-inf")
+        self._turn = asyncio.Lock()  # first come, first served
+
+    async def acquire(self, tokens: int = 0) -> Slot:
+        """Wait until a request of about `tokens` tokens may go out."""
+        async with self._turn:
+            while (wait := self._wait(tokens)) > 0:
+                await self._sleep(wait)
+            slot = Slot(self._clock(), tokens)
+            if self.requests_per_minute is not None or self.tokens_per_minute is not None:
+                self._recent.append(slot)
+            return slot
+
+    def pause(self, seconds: float) -> None:
+        """Let nothing through for `seconds`: the server has asked everybody to wait."""
+        self._paused_until = max(self._paused_until, self._clock() + seconds)
+
+    def _wait(self, tokens: int) -> float:
+        """Seconds until something may change; 0: go."""
+        now = self._clock()
+        if now < self._paused_until:
+            return self._paused_until - now
+        while self._recent and self._recent[0].time + WINDOW <= now:
+            self._recent.popleft()
+        if not self._recent:
+            return 0.0
+        used = sum(slot.tokens for slot in self._recent)
+        full = self.requests_per_minute is not None and len(self._recent) >= self.requests_per_minute
+        full = full or (self.tokens_per_minute is not None and used + tokens > self.tokens_per_minute)
+        # A little more than the rest of the window: a float may otherwise land just short of it and wait for nothing.
+        return self._recent[0].time + WINDOW - now + 1e-3 if full else 0.0
+
 
 OPENAI_URL = "https://api.openai.com/v1"
 LONGEST_RETRY_AFTER = 600.0
@@ -84,7 +154,12 @@ class Endpoint:
         """
         if self.base_url is not None and not self.base_url.strip():
             raise ConfigError("--base-url is empty; leave it out for OPENAI_BASE_URL or OpenAI's own")
-        if not _is_url(self._whole_url):
+        try:
+            parts = urlsplit(self._whole_url)
+            known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            known = False
+        if not known or not self._whole_url.isprintable():
             raise ConfigError(f"base URL {self.url!r}: expected http://HOST[:PORT]/v1 or https://...")
 
     @property
@@ -97,20 +172,6 @@ class Endpoint:
         return (self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL).rstrip("/")
 
 
-@dataclass(slots=True)
-class Usage:
-    """What a client has used so far."""
-
-    requests: int = 0
-    """Tries that were sent, the failed ones included."""
-    failed: int = 0
-    """Tries that brought no reply."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    uncounted: int = 0
-    """Replies whose tokens the server did not tell."""
-
-
 class StoppedError(EndpointError):
     """The client was told to stop before this request was answered."""
 
@@ -118,7 +179,7 @@ class StoppedError(EndpointError):
 class ChatClient:
     """Asks one endpoint; use it as an async context manager.
 
-    Any number of calls may run at once (the caller bounds them); they share the rate limits and the usage.
+    Any number of calls may run at once (the caller bounds them); they share the rate limits and nothing else.
 
     Raises:
         ConfigError: the `openai` package or the key is missing, or the URL is none.
@@ -126,21 +187,34 @@ class ChatClient:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.usage = Usage()
+        self.failed = 0
+        """Tries that brought no reply."""
         self.notes: list[str] = []
         """What had to be asked differently from what was meant, in words."""
         self.limiter = RateLimiter(endpoint.requests_per_minute, endpoint.tokens_per_minute, sleep=self._sleep)
         self._stopping = asyncio.Event()
         self._unknown: set[str] = set()
         """Of the optional parts of a request, those that this server does not know."""
-        self._openai = _import_openai()
-        self._client = self._openai.AsyncOpenAI(
-            api_key=_api_key(endpoint),
+        try:
+            import openai
+        except ImportError:
+            raise ConfigError(
+                "asking an endpoint needs the openai package, which is not installed; pip install 'promptcomp[api]'"
+            ) from None
+        key = os.environ.get(endpoint.api_key_env, "").strip()
+        if not key and endpoint.url == OPENAI_URL:
+            raise ConfigError(
+                f"no key for {endpoint.url}: set it in the environment variable {endpoint.api_key_env},"
+                " or name your own server with --base-url"
+            )
+        self._openai: Any = openai
+        self._client: Any = openai.AsyncOpenAI(
+            api_key=key or "none",  # servers of one's own ask for no key, but the library insists on one
             base_url=endpoint._whole_url,
             timeout=endpoint.timeout,
             max_retries=0,
             default_headers={"Accept-Encoding": "identity"},
-            http_client=self._openai.DefaultAsyncHttpxClient(event_hooks={"response": [limit_body]}),
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [limit_body]}),
         )
 
     async def __aenter__(self) -> Self:
@@ -182,20 +256,14 @@ class ChatClient:
             if self._stopping.is_set():
                 raise StoppedError(f"{self.endpoint.url}: stopped")
             tries += 1
-            self.usage.requests += 1
             try:
                 reply = await self._once(messages, max_tokens, temperature, stop)
             except PassingError as error:
-                self.usage.failed += 1
+                self.failed += 1
                 await self._wait_or_give_up(error, tries)
                 continue
-            except EndpointError:
-                self.usage.failed += 1
-                raise
             if reply is None:  # asked in a way that this server does not know; the client has adapted
-                self.usage.failed += 1
                 continue
-            self._count(reply)
             if reply.prompt_tokens is not None:
                 slot.tokens = reply.prompt_tokens + (reply.completion_tokens or 0)
             return reply
@@ -246,7 +314,8 @@ class ChatClient:
         except errors.APIConnectionError as error:
             if isinstance(error.__cause__, TooLargeError):
                 raise PassingError(str(error.__cause__)) from None
-            raise PassingError(f"cannot be reached ({_cause(error)})") from None
+            cause = error.__cause__ or error
+            raise PassingError(f"cannot be reached ({shorten(str(cause)) or type(cause).__name__})") from None
         except errors.APIStatusError as error:
             if self._adapt(error, options):
                 return None
@@ -268,7 +337,9 @@ class ChatClient:
         return True
 
     def _status_error(self, error: Any) -> Exception:
-        status, words, where = error.status_code, _server_words(error), self.endpoint.url
+        status, where, response = error.status_code, self.endpoint.url, error.response
+        told = error.body.get("message") if isinstance(error.body, dict) else None
+        words = shorten(str(told or response.text or response.reason_phrase or "no words"))
         if status in (401, 403):
             name = self.endpoint.api_key_env
             hint = f"check the key in {name}" if os.environ.get(name) else f"set the key in {name}"
@@ -281,55 +352,8 @@ class ChatClient:
             return EndpointError(f"{where}: the account has no quota left ({words})")
         if status in _RETRIED or status >= 500:
             return PassingError(
-                f"answers with status {status} ({words})", retry_after(error.response.headers), status in (429, 503)
+                f"answers with status {status} ({words})", retry_after(response.headers), status in (429, 503)
             )
         if status in (400, 413, 422):
             return RefusedError(f"{where}: refuses the request ({status}: {words})")
         return EndpointError(f"{where}: answers with status {status} ({words})")
-
-    def _count(self, reply: Reply) -> None:
-        if reply.prompt_tokens is None:
-            self.usage.uncounted += 1
-        self.usage.prompt_tokens += reply.prompt_tokens or 0
-        self.usage.completion_tokens += reply.completion_tokens or 0
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and text.isprintable()
-    except ValueError:
-        return False
-
-
-def _import_openai() -> Any:
-    try:
-        import openai
-    except ImportError:
-        raise ConfigError(
-            "asking an endpoint needs the openai package, which is not installed; pip install 'promptcomp[api]'"
-        ) from None
-    return openai
-
-
-def _api_key(endpoint: Endpoint) -> str:
-    key = os.environ.get(endpoint.api_key_env, "").strip()
-    if key:
-        return key
-    if endpoint.url == OPENAI_URL:
-        raise ConfigError(
-            f"no key for {endpoint.url}: set it in the environment variable {endpoint.api_key_env},"
-            " or name your own server with --base-url"
-        )
-    return "none"  # servers of one's own ask for no key, but the library insists on one
-
-
-def _cause(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return shorten(str(cause)) or type(cause).__name__
-
-
-def _server_words(error: Any) -> str:
-    body = error.body
-    words = body.get("message") if isinstance(body, dict) else None
-    return shorten(str(words or error.response.text or error.response.reason_phrase or "no words"))

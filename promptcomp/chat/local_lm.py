@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import Context, EncodedContext, EncodedQuery, collate
 from promptcomp.chat.client import Message
@@ -51,7 +52,12 @@ class LocalLM:
     """
 
     def __init__(self, path: str, device: str = "auto", *, chat: bool = False) -> None:
-        self._device = _device(device)
+        if device not in DEVICES:
+            raise ConfigError(f"--device {device!r} is not known; choose {', '.join(DEVICES)}")
+        here = torch.cuda.is_available()
+        if device == "cuda" and not here:
+            raise ConfigError("--device cuda: there is no CUDA device here; use --device cpu")
+        self._device = torch.device(("cuda" if here else "cpu") if device == "auto" else device)
         # A chat template writes its own BOS token, and so does the tokenizer where there is no template.
         dtype = "bfloat16" if self._device.type == "cuda" else "float32"
         settings = {"path": path, "dtype": dtype, "layout": "query_in_encoder", "bos": False if chat else None}
@@ -96,7 +102,6 @@ class LocalLM:
         return reasons
 
     def _share(self, encoded: Sequence[tuple[int, ...]]) -> None:
-        self._shared, self._memory = (), None
         if encoded:
             self._shared = shared_prefix(encoded)
             ids = torch.tensor([self._shared], dtype=torch.long, device=self._device)
@@ -126,7 +131,7 @@ class LocalLM:
             first = len(self._shared)
         queries = tuple(EncodedQuery(ids[first:], ()) for ids in encoded)
         batch = collate([EncodedContext(self._shared, queries)], pad_id=self.lm.end_id).to(self._device)
-        rows = _Rows(self, len(prompts), writing.stop)
+        rows = _Rows(self._tokenizer, len(prompts), writing.stop)
         with contextlib.suppress(_AllEnded):
             self.lm.generate(
                 self._memory,
@@ -142,16 +147,12 @@ class LocalLM:
             for text, ids, tokens, ended in zip(rows.texts, encoded, rows.tokens, rows.ended, strict=True)
         ]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of new tokens."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
-
 
 class _Rows:
     """The texts of a batch while they are written."""
 
-    def __init__(self, lm: LocalLM, count: int, stop: Sequence[str]) -> None:
-        self._lm, self._stop = lm, stop
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, count: int, stop: Sequence[str]) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
         self.tokens: list[list[int]] = [[] for _ in range(count)]
         self.texts = [""] * count
         self.ended = [False] * count
@@ -168,7 +169,7 @@ class _Rows:
                 self.ended[row] = True
                 continue
             self.tokens[row].append(token)
-            self.texts[row] = self._lm.decode(self.tokens[row])
+            self.texts[row] = str(self._tokenizer.decode(self.tokens[row], skip_special_tokens=True))
             self.ended[row] = any(end in self.texts[row] for end in self._stop)
         if all(self.ended):
             raise _AllEnded
@@ -180,11 +181,3 @@ def shared_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     most = min(map(len, rows)) - 1
     length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), most)
     return low[: min(length, most)]
-
-
-def _device(name: str) -> torch.device:
-    if name not in DEVICES:
-        raise ConfigError(f"--device {name!r} is not known; choose {', '.join(DEVICES)}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no CUDA device here; use --device cpu")
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

@@ -99,14 +99,13 @@ def read_reply(text: str, headers: Mapping[str, str]) -> Reply:
         what = "HTML" if text.lstrip()[:1] == "<" else "no complete JSON"
         raise PassingError(f"answers with {what} ({kind}: {shorten(text)})") from None
     choices = body.get("choices") if isinstance(body, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
         raise PassingError(f"answers without choices ({kind}: {shorten(text)})")
-    message = choices[0].get("message")
-    if not isinstance(message, dict):
-        raise PassingError(f"answers without a message ({kind}: {shorten(text)})")
     usage = body.get("usage")
     counts = usage if isinstance(usage, dict) else {}
-    content, reason, model = message.get("content"), choices[0].get("finish_reason"), body.get("model")
+    content, reason, model = message.get("content"), choice.get("finish_reason"), body.get("model")
     return Reply(
         text=content if isinstance(content, str) else "",
         prompt_tokens=_whole(counts.get("prompt_tokens")),

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
@@ -46,16 +46,6 @@ class Prices:
         if self.prompt is None and self.completion is None:
             return None
         return (prompt_tokens * (self.prompt or 0.0) + completion_tokens * (self.completion or 0.0)) / 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class AskingEstimate:
-    """What the model will be asked, before it is."""
-
-    calls: int
-    cost: float | None
-    text: str
-    """All of it in one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +111,24 @@ class AskingSession(ABC, Generic[KeptT]):
         self.record.__exit__()
 
     @abstractmethod
-    def estimate(self, prices: Prices) -> AskingEstimate:
-        """What is still to come, by a rule of thumb of four bytes for a token."""
+    def estimate(self, prices: Prices) -> tuple[str, float | None]:
+        """What is still to come in one sentence, by a rule of thumb of four bytes for a token, and what it costs."""
 
     @abstractmethod
     def marks_of(self, answer: KeptT) -> Sequence[str]:
         """Which of the marks an answer has."""
 
-    def left(self) -> int:
-        """Questions of this call that have no answer yet."""
-        return sum(question.key not in self.record.entries for question in self.todo)
+    def spent(self, used: Collection[KeptT], prices: Prices) -> dict[str, object]:
+        """What the answers that were used have taken, for a report."""
+        prompt = sum(answer.prompt_tokens or 0 for answer in used)
+        completion = sum(answer.completion_tokens or 0 for answer in used)
+        return {
+            "models": sorted({answer.model for answer in used if answer.model}),
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "cost": prices.cost(prompt, completion),
+            "cut": sum(answer.cut for answer in used),
+        }
 
     def ask_endpoint(self, endpoint: Endpoint, concurrency: int, seen: Callable[[KeptT], None]) -> list[str]:
         """Have an endpoint answer what is left; gives back remarks on how it had to be asked.

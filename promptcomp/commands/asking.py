@@ -21,8 +21,9 @@ from promptcomp.plain import say
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from promptcomp.chat import AskingSession, AskingStopped, Endpoint, Prices
     from promptcomp.chat.answer_file import KeptT
+    from promptcomp.chat.client import Endpoint
+    from promptcomp.chat.session import AskingSession, Prices
 
 ASKS_FROM = 200
 """More requests than this, or any price, need --yes where nobody can be asked."""
@@ -54,7 +55,7 @@ class Asking:
     @property
     def prices(self) -> Prices:
         """As given."""
-        from promptcomp.chat import Prices
+        from promptcomp.chat.session import Prices
 
         return Prices(self.price_in, self.price_out)
 
@@ -70,7 +71,7 @@ class Asking:
             from promptcomp.chat.local_lm import local_identity
 
             return local_identity(str(self.local)), None
-        from promptcomp.chat import Endpoint
+        from promptcomp.chat.client import Endpoint
 
         own = (self.base_url, self.api_key_env, self.timeout, self.retries)
         return self.model, Endpoint(self.model, *own, requests_per_minute=self.rpm, tokens_per_minute=self.tpm)
@@ -85,7 +86,7 @@ class Asking:
         """
         if not session.todo:
             return
-        from promptcomp.chat import AskingStopped
+        from promptcomp.chat.session import AskingStopped
 
         try:
             if endpoint is not None:
@@ -103,7 +104,14 @@ class Asking:
             with _progress(session, console) as seen:
                 session.ask_local(lm, self.batch_size, seen)
         except AskingStopped as stop:
-            raise _stopped(session, stop) from None
+            left = sum(question.key not in session.record.entries for question in session.todo)
+            wanted = len(session.todo)
+            show(
+                f"error: {stop}; {wanted - left} of {wanted} {session.made} and all are kept in"
+                f" {session.record.path}; the same command continues with the other {left}",
+                file=sys.stderr,
+            )
+            raise typer.Exit(Exit.INTERRUPTED if stop.interrupted else 1) from None
 
 
 def takes_asking(command: Callable[..., None]) -> Callable[..., None]:
@@ -121,16 +129,16 @@ def takes_asking(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _agree(session: AskingSession[KeptT], prices: Prices, yes: bool, console: Console) -> None:
-    estimate = session.estimate(prices)
-    say(console, estimate.text)
+    text, cost = session.estimate(prices)
+    say(console, text)
     if yes:
         return
     if sys.stdin.isatty():
         if not typer.confirm("Start?", err=True):
             show("nothing was asked", file=sys.stderr)
             raise typer.Exit(0)
-    elif estimate.cost is not None or estimate.calls > ASKS_FROM:
-        raise ConfigError(f"{estimate.text}: nobody is here to agree; give --yes to start")
+    elif cost is not None or len(session.todo) > ASKS_FROM:
+        raise ConfigError(f"{text}: nobody is here to agree; give --yes to start")
 
 
 @contextmanager
@@ -153,14 +161,3 @@ def _progress(session: AskingSession[KeptT], console: Console) -> Iterator[Calla
             bar.update(task, advance=1, state=", ".join(f"{counts[mark]} {mark}" for mark in session.marks))
 
         yield seen
-
-
-def _stopped(session: AskingSession[KeptT], stop: AskingStopped) -> typer.Exit:
-    """Tell how far the call came; gives back how to end it."""
-    left, wanted = session.left(), len(session.todo)
-    show(
-        f"error: {stop}; {wanted - left} of {wanted} {session.made} and all are kept in"
-        f" {session.record.path}; the same command continues with the other {left}",
-        file=sys.stderr,
-    )
-    return typer.Exit(Exit.INTERRUPTED if stop.interrupted else 1)

@@ -45,8 +45,7 @@ def judge(
     if malformed not in ("drop", "tie"):
         raise ConfigError(f"--malformed {malformed!r} is not known; choose drop or tie")
     name, endpoint = asking.endpoint("judge")
-    from promptcomp.judge.judging import JudgeSession, JudgeSettings, print_result
-    from promptcomp.judge.win_rates import Malformed
+    from promptcomp.judge.judging import JudgeSession, JudgeSettings, Malformed, print_result
 
     policy: Malformed = "tie" if malformed == "tie" else "drop"
     settings = JudgeSettings(
@@ -66,11 +65,10 @@ def judge(
         retry_malformed=retry_malformed,
         output=output,
     )
-    console, prices = console_for(as_json), asking.prices
+    console = console_for(as_json)
     with JudgeSession(settings) as session:
         asking.ask(session, endpoint, console)
-        result = session.result(policy, prices)
-        session.write_result(policy, prices)
+        result = session.write(policy, asking.prices)
         if as_json:
             print(json.dumps(result))
         else:

@@ -50,7 +50,7 @@ def rationales(
 
     if show_template:
         from promptcomp.files import read_text
-        from promptcomp.rationales.template import template_path
+        from promptcomp.rationales.rationale_job import template_path
 
         name = template_name(load_data(method, config, overrides or ())) if template is None else template
         show(read_text(template_path(name), "template"), end="")

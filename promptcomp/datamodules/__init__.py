@@ -19,10 +19,10 @@ def __getattr__(name: str) -> object:
 
 @cache
 def _datasets() -> dict[str, type[DataConfig]]:
+    from promptcomp.config import with_installed
     from promptcomp.datamodules import icl_config
     from promptcomp.datamodules.instruction import instruction_config
     from promptcomp.datamodules.rationale import rationale_config
-    from promptcomp.plugins import with_installed
     from promptcomp.toy import toy_sections
 
     own: tuple[type[DataConfig], ...] = (

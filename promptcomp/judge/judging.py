@@ -3,19 +3,126 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from promptcomp.chat import AskingEstimate, AskingSession, Prices, Writing, now
+from promptcomp.chat.answer_file import now
+from promptcomp.chat.session import AskingSession, Prices, Writing
+from promptcomp.config import Measured
+from promptcomp.evaluation.bootstrap import RESAMPLES, context_weights, share_interval, wilson
 from promptcomp.files import write_atomic
-from promptcomp.judge.judge_prompt import load_prompt
 from promptcomp.judge.pairs import Matched, Pair, Side, choose, is_swapped, match, read_side
-from promptcomp.judge.verdicts import Exchange, Judgement, JudgementHeader, open_judgements
-from promptcomp.judge.win_rates import Malformed, SplitSummary, summarise
+from promptcomp.judge.verdicts import Exchange, Judgement, JudgementHeader, load_prompt, open_judgements
+
+Malformed = Literal["drop", "tie"]
+
+Interval = tuple[float, float]
+
+
+class SplitSummary(Measured):
+    """Side a against side b on one split (or on all)."""
+
+    split: str
+    count: int
+    """Examples that the win rate is over."""
+    win_rate: float | None
+    """(wins + ties / 2) / count of side a; null: nothing counted."""
+    win_rate_ci: Interval | None
+    """95%, bootstrap over examples (over contexts where they share instructions)."""
+    wins: int
+    losses: int
+    ties: int
+    """Those of identical answers included."""
+    identical: int
+    """Pairs with the same answer twice: ties that nobody was asked about."""
+    malformed: int
+    """Judgements that could not be read after all attempts."""
+    refused: int
+    """Requests that the endpoint refused."""
+    missing: int
+    """Pairs that are not judged yet."""
+    first_rate: float | None
+    """How often the answer shown first won, of those that were decided; without bias near one half."""
+    first_rate_ci: Interval | None
+    """95%, Wilson."""
+    win_rate_shown_first: float | None
+    """Win rate of side a where it was shown first."""
+    win_rate_shown_second: float | None
+
+
+def summarise(
+    split: str,
+    pairs: Sequence[tuple[Pair, Exchange | None]],
+    judgements: Mapping[str, Judgement],
+    malformed: Malformed,
+    seed: int,
+) -> SplitSummary:
+    """Sum up one split.
+
+    Args:
+        split: its name.
+        pairs: with each pair its exchange; None: identical answers, a tie without asking.
+        judgements: by key.
+        malformed: drop: unread and refused judgements count for nothing; tie: they count as ties.
+        seed: of the bootstrap.
+    """
+    rows = [(pair, exchange, judgements.get(exchange.key) if exchange else None) for pair, exchange in pairs]
+    read = [(p, e, j) for p, e, j in rows if e is not None and j is not None and j.choice is not None]
+    unread = [(p, j) for p, _, j in rows if j is not None and j.choice is None]
+    same = [p for p, e, _ in rows if e is None]
+    scored = [(p, _score(e, j)) for p, e, j in read] + [(p, 0.5) for p in same]
+    if malformed == "tie":
+        scored += [(p, 0.5) for p, _ in unread]
+    decided = [j.choice == "A" for _, _, j in read if j.choice != "tie"]
+    values = [score for _, score in scored]
+    return SplitSummary(
+        split=split,
+        count=len(scored),
+        win_rate=_mean(values),
+        win_rate_ci=_interval(scored, seed),
+        wins=sum(value == 1.0 for value in values),
+        losses=sum(value == 0.0 for value in values),
+        ties=sum(_score(e, j) == 0.5 for _, e, j in read) + len(same),
+        identical=len(same),
+        malformed=sum(j.error is None for _, j in unread),
+        refused=sum(j.error is not None for _, j in unread),
+        missing=sum(e is not None and j is None for _, e, j in rows),
+        first_rate=_mean(decided),
+        first_rate_ci=wilson(sum(decided), len(decided)),
+        win_rate_shown_first=_mean([_score(e, j) for _, e, j in read if not e.swapped]),
+        win_rate_shown_second=_mean([_score(e, j) for _, e, j in read if e.swapped]),
+    )
+
+
+def _score(exchange: Exchange, judgement: Judgement) -> float:
+    """1: side a won, 0: side b, one half: a tie."""
+    if judgement.choice == "tie":
+        return 0.5
+    return float((judgement.choice == "A") != exchange.swapped)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _interval(scored: Sequence[tuple[Pair, float]], seed: int) -> Interval | None:
+    """Percentile bootstrap over contexts; Wilson over contexts where every resample would be the same."""
+    contexts: dict[tuple[str, str], int] = {}
+    unit = [contexts.setdefault((pair.split, pair.context), len(contexts)) for pair, _ in scored]
+    if len(contexts) < 2:
+        return None
+    values = np.array([value for _, value in scored])
+    sums = np.bincount(unit, weights=values, minlength=len(contexts))
+    counts = np.bincount(unit, minlength=len(contexts))
+    drawn = [weights @ sums / (weights @ counts) for weights in context_weights(len(contexts), RESAMPLES, seed)]
+    return share_interval(np.concatenate([[values.mean()], *drawn]), len(contexts))
+
 
 POOLED = "all splits"
 
@@ -62,7 +169,9 @@ class JudgeSession(AskingSession[Judgement]):
     def __init__(self, settings: JudgeSettings) -> None:
         self.settings = settings
         side_a, side_b = read_side(settings.a, settings.row_a), read_side(settings.b, settings.row_b)
-        self.name_a, self.name_b = _names(side_a, side_b)
+        self.name_a, self.name_b = side_a.name, side_b.name
+        if self.name_a == self.name_b:  # runs in different folders may have the same last part
+            self.name_a, self.name_b = (str(s.path) + (f":{s.row}" if s.row else "") for s in (side_a, side_b))
         self.matched: Matched = match(side_a, side_b, settings.splits)
         prompt = load_prompt(settings.prompt)
         header = JudgementHeader(
@@ -89,67 +198,50 @@ class JudgeSession(AskingSession[Judgement]):
         judgement = self.record.entries.get(exchange.key)
         return judgement is None or (judgement.choice is None and self.settings.retry_malformed)
 
-    def estimate(self, prices: Prices) -> AskingEstimate:
+    def estimate(self, prices: Prices) -> tuple[str, float | None]:
         """Calls and tokens still to come; the most: every answer takes all attempts and all tokens."""
         calls = len(self.todo)
         prompt, completion = sum(exchange.prompt_tokens for exchange in self.todo), self.answer_tokens * calls
+        most = self.settings.max_tokens * self.settings.attempts * calls
         cost = prices.cost(prompt, completion)
-        return AskingEstimate(
-            calls,
-            cost,
-            f"{calls:,} calls, about {prompt:,} prompt tokens and {completion:,} completion tokens (at most"
-            f" {self.settings.max_tokens * self.settings.attempts * calls:,})"
-            + ("" if cost is None else f", about {cost:,.2f} at the given prices"),
-        )
+        price = "" if cost is None else f", about {cost:,.2f} at the given prices"
+        tokens = f"about {prompt:,} prompt tokens and {completion:,} completion tokens (at most {most:,})"
+        return f"{calls:,} calls, {tokens}{price}", cost
 
     def marks_of(self, answer: Judgement) -> tuple[str]:
         return ({"a": "won", "b": "lost", "tie": "ties", None: "unread"}[answer.winner],)
 
-    def summaries(self, malformed: Malformed) -> list[SplitSummary]:
-        """One for each split, and one for all together when there are several."""
-        splits = list(dict.fromkeys(pair.split for pair, _ in self.pairs))
-        groups = [(split, [both for both in self.pairs if both[0].split == split]) for split in splits]
-        if len(groups) > 1:
-            groups.append((POOLED, self.pairs))
-        judgements, seed = self.record.entries, self.settings.seed
-        return [summarise(name, group, judgements, malformed, seed) for name, group in groups]
-
-    def result(self, malformed: Malformed, prices: Prices) -> dict[str, Any]:
-        """Everything that was found, for machines; the tokens are those of all judgements that were used."""
-        used = [
-            self.record.entries[exchange.key]
-            for _, exchange in self.pairs
-            if exchange is not None and exchange.key in self.record.entries
-        ]
-        prompt, completion = sum(j.prompt_tokens or 0 for j in used), sum(j.completion_tokens or 0 for j in used)
-        return {
-            "a": self.name_a,
-            "b": self.name_b,
-            "judge": self.settings.judge,
-            "models": sorted({j.model for j in used if j.model}),
-            "seed": self.settings.seed,
-            "malformed_count_as": malformed,
-            "splits": {s.split: s.model_dump(exclude={"split"}) for s in self.summaries(malformed)},
-            "only_a": self.matched.only_a,
-            "only_b": self.matched.only_b,
-            "calls": sum(j.attempts for j in used),
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "uncounted": sum(j.attempts > 0 and j.prompt_tokens is None for j in used),
-            "cost": prices.cost(prompt, completion),
-            "cut": sum(j.cut for j in used),
-            "judgements": str(self.record.path),
-        }
-
-    def write_result(self, malformed: Malformed, prices: Prices) -> Path:
-        """Write the result beside the record.
+    def write(self, malformed: Malformed, prices: Prices) -> dict[str, Any]:
+        """Write the result beside the record and give it back; the tokens are those of all judgements that were used.
 
         Raises:
             ConfigError: it cannot be written.
         """
+        entries, seed = self.record.entries, self.settings.seed
+        groups: dict[str, list[tuple[Pair, Exchange | None]]] = {}
+        for both in self.pairs:
+            groups.setdefault(both[0].split, []).append(both)
+        if len(groups) > 1:
+            groups[POOLED] = self.pairs
+        splits = [summarise(name, group, entries, malformed, seed) for name, group in groups.items()]
+        used = [entries[each.key] for _, each in self.pairs if each is not None and each.key in entries]
+        result = {
+            "a": self.name_a,
+            "b": self.name_b,
+            "judge": self.settings.judge,
+            "seed": seed,
+            "malformed_count_as": malformed,
+            "splits": {s.split: s.model_dump(exclude={"split"}) for s in splits},
+            "only_a": self.matched.only_a,
+            "only_b": self.matched.only_b,
+            "calls": sum(j.attempts for j in used),
+            **self.spent(used, prices),
+            "uncounted": sum(j.attempts > 0 and j.prompt_tokens is None for j in used),
+            "judgements": str(self.record.path),
+        }
         path = self.record.path.with_name(self.record.path.name.removesuffix(".jsonl") + ".summary.json")
-        write_atomic(path, json.dumps(self.result(malformed, prices), indent=2) + "\n")
-        return path
+        write_atomic(path, json.dumps(result, indent=2) + "\n")
+        return result
 
 
 def default_output(side_a: Side, side_b: Side) -> Path:
@@ -157,14 +249,6 @@ def default_output(side_a: Side, side_b: Side) -> Path:
     folder = side_a.path if side_a.path.is_dir() else side_a.path.parent
     names = [side.name.replace(":", ".") for side in (side_a, side_b)]
     return folder / f"judgements_{names[0]}_vs_{names[1]}.jsonl"
-
-
-def _names(side_a: Side, side_b: Side) -> tuple[str, str]:
-    """Names that differ: runs in different folders may have the same last part."""
-    if side_a.name != side_b.name:
-        return side_a.name, side_b.name
-    long = [replace(side, name=str(side.path) + (f":{side.row}" if side.row else "")) for side in (side_a, side_b)]
-    return long[0].name, long[1].name
 
 
 def print_result(session: JudgeSession, result: dict[str, Any], console: Console) -> None:
@@ -193,12 +277,11 @@ def remarks(session: JudgeSession, result: dict[str, Any]) -> list[str]:
     lines = []
     if own["identical"]:
         lines.append(f"{own['identical']} pairs of identical answers are ties and were not asked about.")
+    way = "left out" if result["malformed_count_as"] == "drop" else "counted as ties"
     if own["malformed"]:
         cut = f" ({result['cut']} of them cut at --max-tokens)" if result["cut"] else ""
-        way = "left out" if result["malformed_count_as"] == "drop" else "counted as ties"
         lines.append(f"{own['malformed']} malformed answers{cut} were {way}; --retry-malformed asks anew.")
     if own["refused"]:
-        way = "left out" if result["malformed_count_as"] == "drop" else "counted as ties"
         lines.append(f"{own['refused']} refused requests were {way}; the record says why.")
     if own["missing"]:
         lines.append(f"{own['missing']} pairs are not judged yet.")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.records import Asked, Record, name_in, read_records
+from promptcomp.datamodules.sources.records import Asked, name_in, read_records
 from promptcomp.errors import command
 from promptcomp.evaluation.predictions import ROWS
 
@@ -67,86 +67,69 @@ def read_side(path: Path, row: str = "method") -> Side:
     file = path / "predictions.jsonl" if path.is_dir() else path
     if path.is_dir() and not file.exists():
         raise ConfigError(f"{file}: no such predictions file; has the run finished its evaluation?")
-    lines = [_line(record) for record in read_records(file, _ASKED)]
+    lines: list[tuple[str, dict[str, Any]]] = []
+    for record in read_records(file, _ASKED):
+        where = f"{record.file}, line {record.line}"
+        if record.problem is not None:
+            raise ConfigError(f"{where}: {record.problem}")
+        lines.append((where, dict(record.content)))
     if not lines:
         raise ConfigError(f"{file}: holds no examples")
-    if path.is_dir() or any("scores" in line or "texts" in line for _, line in lines):
-        items = _predictions(path, file, lines, row)
-        name = path.resolve().name if path.is_dir() else path.stem
-        return Side(f"{name}:{row}", path, row, items)
-    return Side(path.stem, path, None, _table(file, lines))
-
-
-def _line(record: Record) -> tuple[int, dict[str, Any]]:
-    if record.problem is not None:
-        raise ConfigError(f"{record.file}, line {record.line}: {record.problem}")
-    return record.line, dict(record.content)
-
-
-def _predictions(path: Path, file: Path, lines: Sequence[tuple[int, dict[str, Any]]], row: str) -> dict[Key, Item]:
-    """The examples that have a text in `row`; those scored by options have none."""
-    items: dict[Key, Item] = {}
-    generated = 0
-    for number, line in lines:
-        texts = line.get("texts")
-        if not isinstance(texts, dict):
-            continue
-        generated += 1
-        if texts.get(row) is None:
-            continue
-        if not isinstance(line.get("instruction"), str) or not isinstance(line.get("input"), str):
-            raise ConfigError(f"{file}, line {number}: has no 'instruction' and 'input'; {_again(path)}")
-        key = (str(line.get("split")), str(line.get("example")))
-        context = str(line.get("context", key[1]))
-        _add(items, key, _item(file, number, {**line, "text": texts[row]}, context), file, number)
+    if not path.is_dir() and not any("scores" in line or "texts" in line for _, line in lines):
+        return Side(path.stem, path, None, _items((where, line, *_of_table(where, line)) for where, line in lines))
+    # Examples that were scored by options have no texts.
+    generated = [(where, line) for where, line in lines if isinstance(line.get("texts"), dict)]
+    again = command("evaluate", path if path.is_dir() else path.parent, "evaluation.generate=true")
+    again = f"`{again}` writes answers to a folder of its own, to be judged"
     if not generated:
-        raise ConfigError(f"{file}: holds no generated texts; {_again(path)}")
-    if not items:
+        raise ConfigError(f"{file}: holds no generated texts; {again}")
+    own = [
+        (where, {**line, "text": line["texts"][row]}) for where, line in generated if line["texts"].get(row) is not None
+    ]
+    if not own:
         raise ConfigError(f"{file}: holds no texts of row {row!r}; choose another row or another run")
-    return items
+    for where, line in own:
+        if not isinstance(line.get("instruction"), str) or not isinstance(line.get("input"), str):
+            raise ConfigError(f"{where}: has no 'instruction' and 'input'; {again}")
+    name = path.resolve().name if path.is_dir() else path.stem
+    return Side(f"{name}:{row}", path, row, _items((where, line, *_of_run(line)) for where, line in own))
 
 
-def _again(path: Path) -> str:
-    folder = path if path.is_dir() else path.parent
-    again = command("evaluate", folder, "evaluation.generate=true")
-    return f"`{again}` writes answers to a folder of its own, to be judged"
+def _of_run(line: dict[str, Any]) -> tuple[Key, str]:
+    """Which example a line of predictions is, and its context."""
+    key = (str(line.get("split")), str(line.get("example")))
+    return key, str(line.get("context", key[1]))
 
 
-def _table(file: Path, lines: Sequence[tuple[int, dict[str, Any]]]) -> dict[Key, Item]:
+def _of_table(where: str, line: dict[str, Any]) -> tuple[Key, str]:
+    """Which example a row of a table is, and its context: examples of one instruction belong together."""
+    missing = [name for name in _COLUMNS if line.get(name) is None or (name == "id" and line[name] == "")]
+    if missing:
+        raise ConfigError(
+            f"{where}: no {', '.join(missing)}; a table of answers has the columns {', '.join(_COLUMNS)}"
+            " (and split, reference if wanted)"
+        )
+    names = []
+    for column in ("split", "id"):
+        try:
+            names.append(name_in(line.get(column)))
+        except ValueError:
+            raise ConfigError(f"{where}: {column!r} is neither text nor a whole number") from None
+    return (names[0] or TABLE_SPLIT, str(names[1])), str(line["instruction"])
+
+
+def _items(rows: Iterable[tuple[str, dict[str, Any], Key, str]]) -> dict[Key, Item]:
+    """Examples by key, from where a line is, what it holds, its key and its context."""
     items: dict[Key, Item] = {}
-    for number, line in lines:
-        missing = [name for name in _COLUMNS if line.get(name) is None or (name == "id" and line[name] == "")]
-        if missing:
-            raise ConfigError(
-                f"{file}, line {number}: no {', '.join(missing)}; a table of answers has the columns"
-                f" {', '.join(_COLUMNS)} (and split, reference if wanted)"
-            )
-        key = (_name(file, number, line, "split") or TABLE_SPLIT, str(_name(file, number, line, "id")))
-        _add(items, key, _item(file, number, line, str(line["instruction"])), file, number)
+    for where, line, key, context in rows:
+        for name in ("instruction", "input", "text"):
+            if not isinstance(line[name], str):
+                raise ConfigError(f"{where}: {name!r} is no text")
+        if key in items:
+            raise ConfigError(f"{where}: example {key[1]} of split {key[0]!r} is there twice")
+        reference = None if line.get("reference") is None else str(line["reference"])
+        items[key] = Item(line["instruction"], line["input"], line["text"], reference, context)
     return items
-
-
-def _name(file: Path, number: int, line: dict[str, Any], column: str) -> str | None:
-    try:
-        return name_in(line.get(column))
-    except ValueError:
-        raise ConfigError(f"{file}, line {number}: {column!r} is neither text nor a whole number") from None
-
-
-def _item(file: Path, number: int, line: dict[str, Any], context: str) -> Item:
-    reference = line.get("reference")
-    for name in ("instruction", "input", "text"):
-        if not isinstance(line[name], str):
-            raise ConfigError(f"{file}, line {number}: {name!r} is no text")
-    return Item(
-        line["instruction"], line["input"], line["text"], None if reference is None else str(reference), context
-    )
-
-
-def _add(items: dict[Key, Item], key: Key, item: Item, file: Path, number: int) -> None:
-    if key in items:
-        raise ConfigError(f"{file}, line {number}: example {key[1]} of split {key[0]!r} is there twice")
-    items[key] = item
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +190,21 @@ def match(side_a: Side, side_b: Side, splits: Sequence[str] = ()) -> Matched:
     shared = [key for key in wanted_a if key in side_b.items]
     if not shared:
         raise ConfigError(f"{side_a.path} and {side_b.path} share no example (split and number)")
-    _refuse_other_questions(side_a, side_b, shared)
-    pairs = tuple(_pair(key, side_a.items[key], side_b.items[key]) for key in shared)
-    return Matched(pairs, len(wanted_a) - len(shared), len(wanted_b) - len(shared))
+    pairs, other = [], []
+    for key in shared:
+        a, b = side_a.items[key], side_b.items[key]
+        if (a.instruction, a.input) != (b.instruction, b.input):
+            other.append(key)
+        reference = b.reference if a.reference is None else a.reference
+        pairs.append(Pair(*key, a.instruction, a.input, a.text, b.text, reference, a.context))
+    if other:
+        split, example = other[0]
+        raise ConfigError(
+            f"{side_a.path} and {side_b.path} were not asked the same: instruction or input differs in {len(other)} of"
+            f" {len(shared)} shared examples, first in split {split!r}, example {example};"
+            " evaluate both on the same data"
+        )
+    return Matched(tuple(pairs), len(wanted_a) - len(shared), len(wanted_b) - len(shared))
 
 
 def choose(pairs: Sequence[Pair], count: int | None, seed: int) -> list[Pair]:
@@ -231,24 +226,3 @@ def is_swapped(seed: int, split: str, example: str) -> bool:
 
 def _draw(seed: int, what: str, split: str, example: str) -> bytes:
     return hashlib.sha256(json.dumps([seed, what, split, example]).encode()).digest()
-
-
-def _pair(key: Key, a: Item, b: Item) -> Pair:
-    reference = a.reference if a.reference is not None else b.reference
-    return Pair(key[0], key[1], a.instruction, a.input, a.text, b.text, reference, a.context)
-
-
-def _refuse_other_questions(side_a: Side, side_b: Side, shared: Sequence[Key]) -> None:
-    other = [
-        key
-        for key in shared
-        if (side_a.items[key].instruction, side_a.items[key].input)
-        != (side_b.items[key].instruction, side_b.items[key].input)
-    ]
-    if other:
-        split, example = other[0]
-        raise ConfigError(
-            f"{side_a.path} and {side_b.path} were not asked the same: instruction or input differs in {len(other)} of"
-            f" {len(shared)} shared examples, first in split {split!r}, example {example};"
-            " evaluate both on the same data"
-        )

@@ -1,5 +1,8 @@
 """The talk with the judge about one pair: ask, read the answer, ask again, and at last a line of judgements.jsonl.
 
+What the judge reads is a text file with the parts `--- system ---`, `--- user ---` and `--- again ---` (said after an
+answer that cannot be read); in the first two `{question}`, `{answer_a}`, `{answer_b}`, `{reference}` stand for texts.
+
 An answer is a JSON object with `reason` and `choice`, alone, fenced, or inside other words. The first line of the file
 tells which judge gave the judgements, every other line is one judgement.
 """
@@ -10,12 +13,92 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from promptcomp.chat import BYTES_PER_TOKEN, AnswerFile, FileHeader, KeptAnswer, Message, Reply, now
-from promptcomp.judge.judge_prompt import JudgePrompt
+from promptcomp.chat.answer_file import AnswerFile, FileHeader, KeptAnswer, now
+from promptcomp.chat.client import Message
+from promptcomp.chat.replies import Reply
+from promptcomp.chat.session import BYTES_PER_TOKEN
+from promptcomp.config import ConfigError
+from promptcomp.files import read_text
 from promptcomp.judge.pairs import Pair
+
+PARTS = ("system", "user", "again")
+_NEEDED = ("question", "answer_a", "answer_b")
+_NAMES = re.compile(r"\{(question|answer_a|answer_b|reference)\}")
+_HEADER = re.compile(r"^--- (\w+) ---[ \t]*\n", re.MULTILINE)
+_EMPTY = "[the answer is empty]"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgePrompt:
+    """The words around two answers."""
+
+    system: str
+    user: str
+    again: str
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the prompt: judgements made with another are not mixed with these."""
+        return hashlib.sha256("\0".join((self.system, self.user, self.again)).encode()).hexdigest()
+
+    def messages(self, pair: Pair, swapped: bool) -> list[Message]:
+        """The chat that asks for one judgement.
+
+        Args:
+            pair: the question and both answers.
+            swapped: show the answer of side B as answer A.
+        """
+        first, second = (pair.text_b, pair.text_a) if swapped else (pair.text_a, pair.text_b)
+        texts = {
+            "question": pair.question,
+            "answer_a": first.strip() or _EMPTY,
+            "answer_b": second.strip() or _EMPTY,
+            "reference": (pair.reference or "").strip() or "[there is none]",
+        }
+
+        def fill(part: str) -> str:  # in one pass: a text that holds "{answer_b}" stays as it is
+            return _NAMES.sub(lambda found: texts[found[1]], part)
+
+        return [{"role": "system", "content": fill(self.system)}, {"role": "user", "content": fill(self.user)}]
+
+    def ask_again(self, messages: list[Message], answer: str) -> list[Message]:
+        """The same chat after an answer that cannot be read; an empty answer is asked for as if for the first time."""
+        if not answer.strip():
+            return messages
+        return [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": self.again}]
+
+
+def load_prompt(path: Path | None = None) -> JudgePrompt:
+    """The prompt in a file; None: the one that ships with the package.
+
+    Raises:
+        ConfigError: the file cannot be read, or lacks a part or a placeholder.
+    """
+    if path is None:
+        text, name = (
+            resources.files("promptcomp.judge").joinpath("prompt.txt").read_text(encoding="utf-8"),
+            "prompt.txt",
+        )
+    else:
+        text, name = read_text(path, "judge prompt"), str(path)
+    pieces = _HEADER.split(text.replace("\r\n", "\n"))
+    parts = dict(zip(pieces[1::2], (piece.strip() for piece in pieces[2::2]), strict=True))
+    missing = [part for part in PARTS if not parts.get(part)]
+    if missing or set(parts) - set(PARTS):
+        found = ", ".join(parts) or "none"
+        raise ConfigError(
+            f"{name}: a judge prompt has the parts '--- system ---', '--- user ---', '--- again ---'"
+            f" each on a line of its own with text below; found: {found}"
+        )
+    for placeholder in _NEEDED:
+        if f"{{{placeholder}}}" not in parts["user"] + parts["system"]:
+            raise ConfigError(f"{name}: the judge must be shown {{{placeholder}}}; put it into the user part")
+    return JudgePrompt(parts["system"], parts["user"], parts["again"])
+
 
 Choice = Literal["A", "B", "tie"]
 
@@ -45,13 +128,14 @@ def parse_answer(text: str) -> ReadAnswer | None:
         text = fenced[1].strip()
     found = {}
     for value in _objects(text):
-        answer = _answer(value)
-        if answer is not None:
-            found[answer.choice] = answer
+        reason, choice = value.get("reason"), value.get("choice")
+        known = _CHOICES.get(choice.strip().lower()) if isinstance(choice, str) else None
+        if isinstance(reason, str) and known is not None:
+            found[known] = ReadAnswer(reason.strip(), known)
     return next(iter(found.values())) if len(found) == 1 else None
 
 
-def _objects(text: str) -> list[Any]:
+def _objects(text: str) -> list[dict[str, Any]]:
     """The outermost JSON objects in a text, in order."""
     values, start = [], text.find("{")
     while start >= 0:
@@ -65,16 +149,6 @@ def _objects(text: str) -> list[Any]:
             values.append(value)
         start = text.find("{", end)
     return values
-
-
-def _answer(value: Any) -> ReadAnswer | None:
-    if not isinstance(value, dict):
-        return None
-    reason, choice = value.get("reason"), value.get("choice")
-    if not isinstance(reason, str) or not isinstance(choice, str):
-        return None
-    known = _CHOICES.get(choice.strip().lower())
-    return None if known is None else ReadAnswer(reason.strip(), known)
 
 
 class JudgementHeader(FileHeader):

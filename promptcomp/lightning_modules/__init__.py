@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from promptcomp.config import with_installed
 from promptcomp.lightning_modules.controls_config import (
     FullPromptConfig,
     MetaICLConfig,
@@ -12,7 +13,6 @@ from promptcomp.lightning_modules.gist_config import GistConfig
 from promptcomp.lightning_modules.mend_config import MendConfig
 from promptcomp.lightning_modules.method_config import MethodConfig, OptimConfig
 from promptcomp.lightning_modules.step_by_step_config import FinetuneConfig, StepByStepConfig
-from promptcomp.plugins import with_installed
 
 __all__ = ["METHODS", "MethodConfig", "OptimConfig"]
 

@@ -1,7 +1,7 @@
 """Sections of methods: all that is asked of a method from outside. Neither these files nor what they import need torch.
 
 A section is one file beside its LightningModule, which is imported when it is wanted; it is registered in
-`promptcomp.lightning_modules.METHODS`, or by another package with an entry point (see `promptcomp.plugins`).
+`promptcomp.lightning_modules.METHODS`, or by another package with an entry point (see `promptcomp.config`).
 """
 
 from __future__ import annotations

@@ -1,24 +1,96 @@
-"""One call of `promptcomp rationales`: which texts are wanted, asking for those that are not there yet, the rows."""
+"""One call of `promptcomp rationales`: which texts are wanted, asking for those that are not there yet, the rows.
+
+One file of completions may hold those of several prompts, settings and teachers. Several answers are read by
+self-consistency (Wang et al. 2023, arXiv 2203.11171); the rationale kept is the first one of the majority.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from promptcomp.chat import AskingEstimate, AskingSession, Prices
+from promptcomp.chat.answer_file import AnswerFile, FileHeader, KeptAnswer, now
+from promptcomp.chat.client import Message
+from promptcomp.chat.replies import Reply, cut_at
+from promptcomp.chat.session import BYTES_PER_TOKEN, AskingSession, Prices, Writing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.rationale.row_selection import agree
-from promptcomp.datamodules.sources.rationale_parsing import STATUSES
+from promptcomp.datamodules.sources.rationale_parsing import STATUSES, Parsed, ParseStatus, parse
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.bootstrap import wilson
+from promptcomp.evaluation.texts import value_of
 from promptcomp.files import write_atomic
-from promptcomp.rationales.completions import Completion, RationaleRequest, open_completions, request_key
-from promptcomp.rationales.rationale_job import RationaleJob, default_output, pick_template, writing_of
-from promptcomp.rationales.reading import Verdict, majority, read
+from promptcomp.rationales.rationale_job import PromptTemplate, RationaleJob, default_output, pick_template, writing_of
+
+
+class Completion(KeptAnswer):
+    """One text; the key is of the teacher, the prompt and the way of writing."""
+
+    id: str
+    """The row it was first asked for."""
+    sample: int = 0
+    text: str = ""
+    """The whole answer, as it came."""
+
+
+@dataclass(frozen=True, slots=True)
+class RationaleRequest:
+    """One text that is wanted."""
+
+    key: str
+    id: str
+    split: str
+    sample: int
+    local_prompt: str
+    """For a plain LM."""
+    messages: tuple[Message, ...]
+    """For a chat model."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """About how many tokens the prompt takes."""
+        return len(self.local_prompt.encode()) // BYTES_PER_TOKEN
+
+    @property
+    def length(self) -> int:
+        """Characters."""
+        return len(self.local_prompt)
+
+    def take(self, reply: Reply) -> Completion:
+        """The line for an answer; whatever it says, it is not asked for again."""
+        counts = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+        return self._line(text=reply.text, cut=reply.finish_reason == "length", model=reply.model, **counts)
+
+    def refuse(self, error: str) -> Completion:
+        """The line for a request that the teacher refuses."""
+        return self._line(error=error)
+
+    def _line(self, **given: Any) -> Completion:
+        return Completion(key=self.key, id=self.id, split=self.split, sample=self.sample, time=now(), **given)
+
+
+def request_key(teacher: str, prompt: object, writing: Writing, sample: int, seed: int) -> str:
+    """Equal for requests whose answers may stand for each other; the seed counts only where there is chance."""
+    chance = [seed, sample] if writing.temperature > 0 else []
+    identity = [teacher, prompt, writing.max_tokens, list(writing.stop), writing.temperature, *chance]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def open_completions(path: Path) -> AnswerFile[Completion]:
+    """The file of completions; see `AnswerFile`."""
+    in_use = "writes into this file; wait, or name another"
+    header = FileHeader(format="promptcomp-completions")
+    return AnswerFile(path, header, Completion, name="completion", again="asked", in_use=in_use)
+
 
 _MEANING = {
     "ok": "read as it stands",
@@ -30,6 +102,83 @@ _MEANING = {
     "out_of_set": "label is none of the options",
     "not_an_equation": "label has no value",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a teacher's answers to one example come to."""
+
+    parsed: Parsed
+    votes: int
+    """Answers with this label."""
+    answers: int
+    """All answers."""
+
+
+def read(template: PromptTemplate, text: str, row: RationaleRow) -> Parsed:
+    """One answer. What a reasoning model thought before it (`<think>`) is left aside.
+
+    Args:
+        template: how the teacher was asked.
+        text: the whole answer.
+        row: the example; its options are the labels that count.
+    """
+    text = cut_at(text.rpartition("</think>")[2], template.stop)
+    if template.parse is not None:
+        return parse(template.parse, text, options=row.options)
+    assert template.marker is not None
+    return _by_marker(text.strip(), template.marker, row.options, template.equation)
+
+
+def _by_marker(text: str, marker: str, options: Sequence[str], equation: bool) -> Parsed:
+    if not text:
+        return Parsed("", "", "empty")
+    rationale, *answers = (part.strip() for part in text.split(marker.strip()))
+    if not answers:
+        return Parsed("", "", "no_marker")
+    found = [_label(answer, options, equation) for answer in answers]
+    if len(answers) > 1:  # two conclusions: only where they agree is there a label
+        return Parsed(rationale, found[0][0] if len({label for label, _ in found}) == 1 else "", "two_markers")
+    return Parsed(rationale, *found[0])
+
+
+def _label(answer: str, options: Sequence[str], equation: bool) -> tuple[str, ParseStatus]:
+    line = answer.lstrip(": ").partition("\n")[0].strip().removesuffix(".").strip()
+    if not line:
+        return "", "empty_label"
+    if equation:
+        plain = line.replace(",", "").replace("$", "").removesuffix("%").strip()
+        return (
+            (plain, "ok" if plain == line else "repaired") if value_of(plain) is not None else ("", "not_an_equation")
+        )
+    if not options:
+        return line, "ok"
+    if line in options:
+        return line, "ok"
+    near = [option for option in options if agree(option, line, "exact_match")]
+    return (near[0], "repaired") if near else ("", "out_of_set")
+
+
+def majority(answers: Sequence[Parsed], metric: str) -> Verdict:
+    """The label that most answers give, with the first of their rationales; of two as frequent the earlier.
+
+    Args:
+        answers: at least one.
+        metric: how labels are compared: "equation" (by value) or as text.
+    """
+    groups: list[list[Parsed]] = []
+    for answer in answers:
+        if not answer.label.strip():
+            continue
+        own = next((group for group in groups if agree(group[0].label, answer.label, metric)), None)
+        if own is None:
+            groups.append([answer])
+        else:
+            own.append(answer)
+    if not groups:
+        return Verdict(answers[0], 0, len(answers))
+    best = max(groups, key=len)  # the first of equals
+    return Verdict(next((a for a in best if a.rationale), best[0]), len(best), len(answers))
 
 
 class Extraction(AskingSession[Completion]):
@@ -57,8 +206,11 @@ class Extraction(AskingSession[Completion]):
         self.requests = [[self._request(row, sample) for sample in range(job.samples)] for row in self.rows]
         self.output = job.output or default_output(job)
         self.record = open_completions(self.output.with_name(f"{self.output.stem}.completions.jsonl"))
-        self.todo = self._todo()
-        self.kept = len({request.key for own in self.requests for request in own}) - len(self.todo)
+        texts: dict[str, RationaleRequest] = {}
+        for request in chain.from_iterable(self.requests):
+            texts.setdefault(request.key, request)  # each text once, however many rows want it
+        self.todo = [request for request in texts.values() if self._is_open(request)]
+        self.kept = len(texts) - len(self.todo)
         """Different texts that earlier calls have brought."""
 
     def _request(self, row: RationaleRow, sample: int) -> RationaleRequest:
@@ -66,99 +218,69 @@ class Extraction(AskingSession[Completion]):
         key = request_key(self.job.teacher, messages if self.job.chat else text, self.writing, sample, self.job.seed)
         return RationaleRequest(key, row.id, self.job.split, sample, text, messages)
 
-    def _todo(self) -> list[RationaleRequest]:
-        """Each text once, however many rows want it."""
-        wanted: dict[str, RationaleRequest] = {}
-        for own in self.requests:
-            for request in own:
-                found = self.record.entries.get(request.key)
-                if found is None or (found.error is not None and self.job.retry_refused):
-                    wanted.setdefault(request.key, request)
-        return list(wanted.values())
+    def _is_open(self, request: RationaleRequest) -> bool:
+        found = self.record.entries.get(request.key)
+        return found is None or (found.error is not None and self.job.retry_refused)
 
-    def estimate(self, prices: Prices) -> AskingEstimate:
+    def estimate(self, prices: Prices) -> tuple[str, float | None]:
         """Requests to come, about how many prompt tokens, at most how many new tokens, and what that costs."""
         calls, prompt = len(self.todo), sum(request.prompt_tokens for request in self.todo)
         most = self.writing.max_tokens * calls
         cost = prices.cost(prompt, most)
         price = "" if cost is None else f", at most about {cost:,.2f} at the given prices"
-        text = f"{calls:,} requests, about {prompt:,} prompt tokens and at most {most:,} new ones{price}"
-        return AskingEstimate(calls, cost, text)
+        return f"{calls:,} requests, about {prompt:,} prompt tokens and at most {most:,} new ones{price}", cost
 
     def marks_of(self, answer: Completion) -> list[str]:
         return ["cut"] * answer.cut + ["refused"] * (answer.error is not None)
 
-    # ---- what came of it
-
-    def completions(self, number: int) -> list[Completion]:
-        """What there is for row `number`, refused requests included."""
-        found = (self.record.entries.get(request.key) for request in self.requests[number])
-        return [completion for completion in found if completion is not None]
-
-    def verdict(self, number: int) -> Verdict | None:
-        """What the teacher says about row `number`; None: nothing."""
-        row = self.rows[number]
-        answers = [read(self.template, c.text, row) for c in self.completions(number) if c.error is None]
-        return majority(answers, self.metric) if answers else None
-
-    @property
-    def metric(self) -> str:
-        """How labels are compared."""
-        return "equation" if self.template.equation else self.job.data.metric
-
-    def is_right(self, row: RationaleRow, verdict: Verdict) -> bool | None:
-        """Whether the teacher's label is the data set's; None: the row has none."""
-        return agree(verdict.parsed.label, row.label, self.metric) if row.label.strip() else None
-
     def write(self, prices: Prices) -> dict[str, Any]:
         """Write the rows (those that the teacher was asked about) and the report, and give back the report.
+
+        Accuracy counts rows without a readable label as wrong.
 
         Raises:
             ConfigError: a file cannot be written.
         """
-        lines = [self._line(number) for number in range(len(self.rows)) if self.completions(number)]
+        metric = "equation" if self.template.equation else self.job.data.metric
+        used: dict[str, Completion] = {}
+        lines: list[dict[str, Any]] = []
+        verdicts: list[Verdict] = []
+        labelled: list[bool] = []
+        for row, requests in zip(self.rows, self.requests, strict=True):
+            own = [self.record.entries[each.key] for each in requests if each.key in self.record.entries]
+            if not own:
+                continue
+            used |= {completion.key: completion for completion in own}
+            line: dict[str, Any] = {"id": row.id, "input": row.input, "label": row.label}
+            line |= {"options": list(row.options)} if row.options else {}
+            line |= {"llm_label": "", "llm_rationale": "", "teacher": self.job.teacher, "parse_status": "empty"}
+            lines.append(line)
+            answers = [read(self.template, each.text, row) for each in own if each.error is None]
+            if not answers:
+                continue
+            verdict = majority(answers, metric)
+            right = agree(verdict.parsed.label, row.label, metric) if row.label.strip() else None
+            verdicts.append(verdict)
+            labelled += [] if right is None else [right]
+            line |= {
+                "llm_label": verdict.parsed.label,
+                "llm_rationale": verdict.parsed.rationale,
+                "parse_status": verdict.parsed.status,
+                "llm_correct": right,
+                "votes": verdict.votes,
+                "answers": verdict.answers,
+                "template_sha256": self.template.sha256,
+            }
         write_atomic(self.output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        report = self.report(prices)
-        write_atomic(self.output.with_name(f"{self.output.stem}.report.json"), json.dumps(report, indent=2) + "\n")
-        return report
-
-    def _line(self, number: int) -> dict[str, Any]:
-        row, verdict = self.rows[number], self.verdict(number)
-        line: dict[str, Any] = {"id": row.id, "input": row.input, "label": row.label}
-        if row.options:
-            line["options"] = list(row.options)
-        if verdict is None:
-            return {**line, "llm_label": "", "llm_rationale": "", "teacher": self.job.teacher, "parse_status": "empty"}
-        return {
-            **line,
-            "llm_label": verdict.parsed.label,
-            "llm_rationale": verdict.parsed.rationale,
+        statuses: Counter[str] = Counter(verdict.parsed.status for verdict in verdicts)
+        voted = [verdict.votes / verdict.answers for verdict in verdicts]
+        report = {
             "teacher": self.job.teacher,
-            "parse_status": verdict.parsed.status,
-            "llm_correct": self.is_right(row, verdict),
-            "votes": verdict.votes,
-            "answers": verdict.answers,
-            "template_sha256": self.template.sha256,
-        }
-
-    def report(self, prices: Prices) -> dict[str, Any]:
-        """Everything that was found, for machines. Accuracy counts rows without a readable label as wrong."""
-        verdicts = [self.verdict(number) for number in range(len(self.rows))]
-        found = [(row, verdict) for row, verdict in zip(self.rows, verdicts, strict=True) if verdict is not None]
-        statuses: Counter[str] = Counter(verdict.parsed.status for _, verdict in found)
-        right = [self.is_right(row, verdict) for row, verdict in found]
-        labelled = [value for value in right if value is not None]
-        used = {c.key: c for number in range(len(self.rows)) for c in self.completions(number)}.values()
-        prompt, completion = sum(c.prompt_tokens or 0 for c in used), sum(c.completion_tokens or 0 for c in used)
-        voted = [verdict.votes / verdict.answers for _, verdict in found]
-        return {
-            "teacher": self.job.teacher,
-            "models": sorted({c.model for c in used if c.model}),
             "split": self.job.split,
             "rows": len(self.rows),
-            "answered": len(found),
-            "refused": sum(v is None and bool(self.completions(i)) for i, v in enumerate(verdicts)),
-            "missing": sum(not self.completions(number) for number in range(len(self.rows))),
+            "answered": len(verdicts),
+            "refused": len(lines) - len(verdicts),
+            "missing": len(self.rows) - len(lines),
             "parsed": {status: statuses[status] for status in STATUSES if statuses[status]},
             "teacher_correct": sum(labelled),
             "labelled": len(labelled),
@@ -167,14 +289,13 @@ class Extraction(AskingSession[Completion]):
             "samples": self.job.samples,
             "temperature": self.writing.temperature,
             "agreement": sum(voted) / len(voted) if voted and self.job.samples > 1 else None,
-            "cut": sum(c.cut for c in used),
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "cost": prices.cost(prompt, completion),
+            **self.spent(used.values(), prices),
             "template_sha256": self.template.sha256,
             "output": str(self.output),
             "completions": str(self.record.path),
         }
+        write_atomic(self.output.with_name(f"{self.output.stem}.report.json"), json.dumps(report, indent=2) + "\n")
+        return report
 
 
 def print_report(report: dict[str, Any], kept: int, console: Console) -> None:

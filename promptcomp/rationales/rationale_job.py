@@ -1,23 +1,161 @@
-"""What is to be explained, by whom and how: one call's settings, its data and its template."""
+"""What is to be explained, by whom and how: one call's settings, its data and its template.
+
+A template is a YAML file that people may edit: a few explained examples and the one to explain. `query` and `answer`
+are the two halves of an example; `{input}` (or `{premise}` and `{hypothesis}`), `{rationale}` and `{label}` stand for
+texts. A plain LM reads all of it as one text, a chat model as turns.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from promptcomp.chat import Writing
+from promptcomp.chat.client import Message
+from promptcomp.chat.session import Writing
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS
-from promptcomp.datamodules.rationale.rationale_config import (
-    RationaleConfig,
-)
+from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
+from promptcomp.datamodules.sources.rationale_parsing import ParsedTask
+from promptcomp.datamodules.sources.rationale_records import SEGMENT
+from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.experiment import chosen_file
-from promptcomp.rationales.template import PromptTemplate, load_template, shipped_templates
+
+_FIELDS = re.compile(r"\{(input|premise|hypothesis|rationale|label)\}")
+
+
+class Demonstration(Config):
+    """An explained example."""
+
+    input: str = ""
+    premise: str = ""
+    hypothesis: str = ""
+    rationale: str = Field(min_length=1)
+    label: str = Field(min_length=1)
+
+
+class PromptTemplate(Config):
+    """How examples are put to a teacher and how its text is read."""
+
+    parse: ParsedTask | None = None
+    """Which known way of reading the text; null: `marker` divides it."""
+    marker: str | None = None
+    """What stands between rationale and label."""
+    equation: bool = False
+    """With `marker`: the label must be a number or an expression with a value."""
+    instruction: str = ""
+    """Said first; may be empty."""
+    query: str
+    """An example up to where the teacher goes on."""
+    answer: str
+    """What the teacher should write."""
+    separator: str = "\n\n"
+    """Stands between examples (plain LMs)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer."""
+    max_tokens: int = Field(128, ge=1)
+    """Longest answer."""
+    demonstrations: tuple[Demonstration, ...] = ()
+    """The explained examples."""
+
+    @model_validator(mode="after")
+    def _has_all_fields(self) -> PromptTemplate:
+        asked, answered = set(_FIELDS.findall(self.query)), set(_FIELDS.findall(self.answer))
+        if asked not in ({"input"}, {"premise", "hypothesis"}):
+            raise ValueError("query must hold {input}, or {premise} and {hypothesis}, and no other field")
+        if answered != {"rationale", "label"}:
+            raise ValueError("answer must hold {rationale} and {label}, and no other field")
+        if (self.parse is None) == (not self.marker):
+            raise ValueError("give either parse (a known task) or marker (what stands between rationale and label)")
+        if self.marker and self.marker not in self.answer:
+            raise ValueError(f"answer must hold the marker {self.marker!r}")
+        for number, shown in enumerate(self.demonstrations, start=1):
+            if not all(getattr(shown, name).strip() for name in asked):
+                raise ValueError(f"demonstration {number} lacks {' or '.join(sorted(asked))}")
+        if not all(self.stop):
+            raise ValueError("stop holds an empty text")
+        return self
+
+    def text(self, row: RationaleRow) -> str:
+        """The prompt of a row for a plain LM.
+
+        Raises:
+            ConfigError: the row does not have the parts that are asked for.
+        """
+        parts = [self.instruction] if self.instruction else []
+        parts += [_fill(self.query + self.answer, shown.model_dump()) for shown in self.demonstrations]
+        return self.separator.join([*parts, _fill(self.query, self._fields(row))])
+
+    def messages(self, row: RationaleRow) -> list[Message]:
+        """The prompt of a row as a chat: examples are turns.
+
+        Raises:
+            ConfigError: the row does not have the parts that are asked for.
+        """
+        chat: list[Message] = [{"role": "system", "content": self.instruction}] if self.instruction else []
+        for shown in self.demonstrations:
+            chat.append({"role": "user", "content": _fill(self.query, shown.model_dump())})
+            chat.append({"role": "assistant", "content": _fill(self.answer, shown.model_dump()).strip()})
+        return [*chat, {"role": "user", "content": _fill(self.query, self._fields(row))}]
+
+    def _fields(self, row: RationaleRow) -> dict[str, str]:
+        if "{premise}" not in self.query:
+            return {"input": row.input.replace(SEGMENT, "\n")}
+        premise, segment, hypothesis = row.input.partition(SEGMENT)
+        if not segment:
+            raise ConfigError(
+                f"row {row.id!r} has one input, but the template asks for a premise and a hypothesis; "
+                "use a template with {input}"
+            )
+        return {"premise": premise, "hypothesis": hypothesis}
+
+    @property
+    def sha256(self) -> str:
+        """Identity of everything in the template."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json")).encode()).hexdigest()
+
+
+def shipped_templates() -> dict[str, Path]:
+    """The templates that come with the package, by name."""
+    folder = Path(str(resources.files("promptcomp.rationales") / "templates"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def template_path(name: str) -> Path:
+    """The file of a shipped template, or a file of one's own.
+
+    Raises:
+        ConfigError: there is no template of that name.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = shipped_templates()
+    if name not in known:
+        raise ConfigError(f"--template {name!r} is not known; give a YAML file, or one of {', '.join(known)}")
+    return known[name]
+
+
+def load_template(name: str) -> PromptTemplate:
+    """A shipped template or one in a file.
+
+    Raises:
+        ConfigError: it cannot be read or lacks something.
+    """
+    path = template_path(name)
+    return build(PromptTemplate, read_yaml(path), source=str(path) if path.parent != Path() else path.name)
+
+
+def _fill(text: str, fields: Mapping[str, str]) -> str:
+    """In one pass: a text that holds "{label}" stays as it is."""
+    return _FIELDS.sub(lambda found: fields[found[1]], text)
+
 
 _SAMPLING_TEMPERATURE = 0.7
 

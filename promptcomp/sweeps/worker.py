@@ -19,7 +19,7 @@ import optuna
 from promptcomp.config import ConfigError
 from promptcomp.errors import Exit, is_full
 from promptcomp.files import locked
-from promptcomp.lease import Keeper, kept
+from promptcomp.lease import Keeper
 from promptcomp.run.child import FIT
 from promptcomp.run.configured import find
 from promptcomp.stopping import is_preemption
@@ -124,7 +124,7 @@ def work(
         if not held:
             return stop.code
         sweep = patiently(lambda: open_sweep(place), say, stop.is_set, _DATABASE_WAIT)
-        with kept(place.worker_leases / f"{name}.json") as keeper:
+        with Keeper(place.worker_leases / f"{name}.json") as keeper:
             try:
                 return Worker(sweep, keeper, tuple(devices), stop, command, fork).run()
             finally:

@@ -16,8 +16,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from promptcomp.chat import Message, Writing
+from promptcomp.chat.client import Message
 from promptcomp.chat.local_lm import LocalLM
+from promptcomp.chat.session import Writing
 from promptcomp.toy.icl_world import toy_tokenizer
 from tests.cli.conftest import Done, Run
 from tests.judge_server import Answer, JudgeServer, completion, fault, judge, serving, shown
@@ -300,7 +301,7 @@ def test_a_local_judge_reads_what_transformers_reads(local_judge: Path) -> None:
         for chat, reply in zip(chats, model.answer(chats, Writing(6), 0), strict=True):
             ids = torch.tensor([model._encode(chat)])
             new = model.lm.hf.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
-            assert reply.text == model.decode([int(token) for token in new])
+            assert reply.text == model._tokenizer.decode(new, skip_special_tokens=True)
             assert reply.prompt_tokens == ids.shape[1]
 
 

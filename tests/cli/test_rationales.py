@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from promptcomp.chat import Writing
 from promptcomp.chat.local_lm import LocalLM
+from promptcomp.chat.session import Writing
 from tests.cli.conftest import Done, Run
 from tests.judge_server import Answer, JudgeServer, completion, fault, serving
 

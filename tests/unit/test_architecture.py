@@ -25,7 +25,7 @@ LEVELS = (
     ("checkpoints",),
     ("evaluation",),
     ("language_model",),
-    ("lease", "plugins"),
+    ("lease",),
     ("memory", "batch", "config"),
     ("documents", "plotting"),
     ("files", "terminal"),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from promptcomp import datamodules, plugins
+from promptcomp import config, datamodules
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.sections import Lengths
@@ -49,7 +49,7 @@ class GreetingData(InstructionConfig):
 @pytest.fixture
 def sections(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     point = SimpleNamespace(name="greetings", value="mine:GreetingData", dist=None, load=lambda: GreetingData)
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == "promptcomp.data" else [])
+    monkeypatch.setattr(config, "entry_points", lambda group: [point] if group == "promptcomp.data" else [])
     datamodules._datasets.cache_clear()
     yield datamodules._datasets()
     datamodules._datasets.cache_clear()
@@ -82,7 +82,7 @@ def test_its_files_are_checked_alone(sections: dict[str, Any]) -> None:
 def test_a_taken_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     value = "promptcomp.toy.toy_sections:ToyICLData"
     point = EntryPoint("toy_icl", value, "promptcomp.data")
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
+    monkeypatch.setattr(config, "entry_points", lambda group: [point])
     datamodules._datasets.cache_clear()
     with pytest.raises(ConfigError, match="the name is taken"):
         datamodules._datasets()

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from promptcomp.chat import Reply
+from promptcomp.chat.replies import Reply
 from promptcomp.errors import ConfigError
 from promptcomp.evaluation.bootstrap import wilson
-from promptcomp.judge.judge_prompt import load_prompt
+from promptcomp.judge.judging import summarise
 from promptcomp.judge.pairs import Pair, choose, is_swapped, match, read_side
-from promptcomp.judge.verdicts import Exchange, Judgement, JudgementHeader, open_judgements, parse_answer
-from promptcomp.judge.win_rates import summarise
+from promptcomp.judge.verdicts import Exchange, Judgement, JudgementHeader, load_prompt, open_judgements, parse_answer
 
 GOOD = '{"reason": "because", "choice": "A"}'
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from promptcomp.chat import ChatClient, Endpoint, EndpointError, Message, RateLimiter, RefusedError, Reply
-from promptcomp.chat.client import StoppedError
-from promptcomp.chat.replies import retry_after
+from promptcomp.chat.client import ChatClient, Endpoint, EndpointError, Message, RateLimiter, RefusedError, StoppedError
+from promptcomp.chat.replies import Reply, retry_after
 from promptcomp.errors import ConfigError
 from tests.judge_server import Answer, JudgeServer, Rule, completion, fault, serving
 
@@ -46,17 +45,16 @@ def _first(answer: Answer) -> Rule:
 
 def test_a_reply_with_its_usage() -> None:
     with serving(lambda *_: completion("fine")) as server:
-        reply, client = _ask(_endpoint(server))
+        reply, _ = _ask(_endpoint(server))
     assert (reply.text, reply.prompt_tokens, reply.completion_tokens) == ("fine", 100, 10)
     assert (reply.finish_reason, reply.model) == ("stop", "judge-2026")
     assert server.requests == [{"model": "m", "messages": HELLO, "max_tokens": 7, "temperature": 0.0}]
-    assert (client.usage.requests, client.usage.prompt_tokens, client.usage.completion_tokens) == (1, 100, 10)
 
 
 def test_a_server_that_tells_no_usage_and_says_nothing() -> None:
     with serving(lambda *_: completion(None, usage=False)) as server:
-        reply, client = _ask(_endpoint(server))
-    assert (reply.text, reply.prompt_tokens, client.usage.uncounted) == ("", None, 1)
+        reply, _ = _ask(_endpoint(server))
+    assert (reply.text, reply.prompt_tokens) == ("", None)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +79,7 @@ def test_passing_faults_are_tried_again(answer: Answer) -> None:
     with serving(_first(answer)) as server:
         reply, client = _ask(_endpoint(server))
     assert reply.text == "fine"
-    assert (client.usage.requests, client.usage.failed) == (2, 1)
+    assert (len(server.requests), client.failed) == (2, 1)
 
 
 def test_a_right_body_with_a_wrong_content_type_is_taken() -> None:
@@ -143,7 +141,7 @@ def test_retry_after_is_honoured_by_everybody() -> None:
     async def ask_two(endpoint: Endpoint) -> None:
         async with ChatClient(endpoint) as client:
             first = asyncio.create_task(client.complete(HELLO, max_tokens=1))
-            while not server.requests or client.usage.failed == 0:
+            while not server.requests or client.failed == 0:
                 await asyncio.sleep(0.01)
             await asyncio.gather(first, client.complete(HELLO, max_tokens=1))
 
@@ -188,7 +186,7 @@ def test_to_stop_ends_a_wait_at_once() -> None:
     async def stop(endpoint: Endpoint) -> None:
         async with ChatClient(endpoint) as client:
             asked = asyncio.create_task(client.complete(HELLO, max_tokens=1))
-            while client.usage.failed == 0:
+            while client.failed == 0:
                 await asyncio.sleep(0.01)
             waiting = asyncio.create_task(client.complete(HELLO, max_tokens=1))
             await asyncio.sleep(0.05)
@@ -249,7 +247,7 @@ def test_a_response_without_end_or_packed_is_not_read_to_its_end(monkeypatch: py
     ):
         with serving(_first(answer)) as server:
             reply, client = _ask(_endpoint(server))
-        assert (reply.text, client.usage.failed) == ("fine", 1)
+        assert (reply.text, client.failed) == ("fine", 1)
     with serving(lambda *_: Answer(200, body)) as server, pytest.raises(EndpointError, match="answers with more than"):
         _ask(_endpoint(server, retries=0))
 

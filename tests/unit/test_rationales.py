@@ -7,17 +7,24 @@ from typing import Any
 
 import pytest
 
-from promptcomp.chat import Writing
 from promptcomp.chat.local_lm import shared_prefix
 from promptcomp.chat.replies import cut_at
+from promptcomp.chat.session import Writing
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sources.rationale_parsing import Parsed
 from promptcomp.datamodules.sources.rationale_records import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.rationales.completions import Completion, open_completions, request_key
-from promptcomp.rationales.rationale_job import RationaleJob, default_output, load_data, pick_template, writing_of
-from promptcomp.rationales.reading import majority, read
-from promptcomp.rationales.template import PromptTemplate, load_template, shipped_templates
+from promptcomp.rationales.extraction import Completion, majority, open_completions, read, request_key
+from promptcomp.rationales.rationale_job import (
+    PromptTemplate,
+    RationaleJob,
+    default_output,
+    load_data,
+    load_template,
+    pick_template,
+    shipped_templates,
+    writing_of,
+)
 
 OWN: dict[str, Any] = {
     "marker": "So:",
