@@ -20,7 +20,7 @@ from typing import Any
 from promptcomp.config import build
 from promptcomp.experiment import Experiment
 from promptcomp.forecast.activations import work_of
-from promptcomp.forecast.estimate import Estimate, estimate_module, skeleton_of
+from promptcomp.forecast.estimate import StepForecast, estimate_module, skeleton_of
 from promptcomp.forecast.placement import layout_of
 
 NODE = 8
@@ -107,14 +107,14 @@ def experiment(folder: Path, lm: str, method: str, gpus: int, rows: int, trainer
 
 
 class Search:
-    """Finds the way that fits one LM and method; shapes and activations are worked out once."""
+    """Finds the way that fits one LM and method; shapes and activations are computed once."""
 
     def __init__(self, folder: Path, lm: str, method: str, options: argparse.Namespace) -> None:
         self._folder, self._lm, self._method, self._options = folder, lm, method, options
         self._module = skeleton_of(experiment(folder, lm, method, NODE, 1, {}))
-        self._known: dict[int, Estimate] = {}
+        self._known: dict[int, StepForecast] = {}
 
-    def fitting(self, gpus: int) -> tuple[str, int, Estimate] | None:
+    def fitting(self, gpus: int) -> tuple[str, int, StepForecast] | None:
         """The first way that fits, its rows and its estimate."""
         limit = self._options.memory * 2**30
         for way, trainer in WAYS:
@@ -127,7 +127,7 @@ class Search:
                 rows = 0 if fixed > limit or trainer["strategy"] == "ddp" else rows // 2
         return None
 
-    def _estimate(self, gpus: int, rows: int, trainer: dict[str, Any]) -> Estimate:
+    def _estimate(self, gpus: int, rows: int, trainer: dict[str, Any]) -> StepForecast:
         config = experiment(self._folder, self._lm, self._method, gpus, rows, trainer)
         layout = layout_of(config.trainer)
         work = work_of(config, self._module, layout)
@@ -136,7 +136,7 @@ class Search:
         return found
 
 
-def line(lm: str, method: str, gpus: int, chosen: tuple[str, int, Estimate], options: argparse.Namespace) -> Line:
+def line(lm: str, method: str, gpus: int, chosen: tuple[str, int, StepForecast], options: argparse.Namespace) -> Line:
     """Times of a step from its FLOPs and bytes."""
     way, rows, found = chosen
     compute = found.step_flops / (options.mfu * options.peak_tflops * 1e12)

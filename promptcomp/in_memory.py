@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from promptcomp.api import Place, console_for, dotted, frame, step_series
 from promptcomp.checkpoints.trained_state import DESCRIPTION, TENSORS
 from promptcomp.config import ConfigError, build, dump, read_yaml, with_settings
-from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
 from promptcomp.datamodules.sources.instruction_sources import InstructionColumns, instruction_problems, to_instruction

@@ -96,7 +96,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     with replacing(paths[0]) as temporary:
         figure.savefig(temporary, format="png", dpi=150, facecolor="white")
-    figure.set_layout_engine("none")  # the layout is found; working it out again would double the time
+    figure.set_layout_engine("none")  # the layout is found; computing it again would double the time
     with replacing(paths[1]) as temporary:
         figure.savefig(temporary, format="svg", facecolor="white", metadata={"Date": None})
     return paths

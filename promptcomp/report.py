@@ -41,7 +41,7 @@ def print_report(
     """
     for name, split in results.splits.items():
         console.print(_quality_table(results, name, split, console.width >= WIDE))
-        for line in _remarks(results, split):
+        for line in _notes(results, split):
             console.print(line)
         console.print()
     if results.size.context_tokens is not None:  # without bounds nothing was measured
@@ -134,7 +134,7 @@ def _ratio(ours: float, full: float, what: str) -> str:
 
 
 def print_points(points: ReferencePoints, console: Console) -> None:
-    """Print the reference points, remarks, and which run stands for what."""
+    """Print the reference points, notes, and which run stands for what."""
     for name, split in points.splits.items():
         counted = f"{name}: {split.count:,} examples, {many(split.num_contexts, 'context')}"
         metrics = [split.metric, *(["agreement"] if split.agreement_with and split.metric != "agreement" else [])]
@@ -206,7 +206,7 @@ def _shown_metrics(split: SplitResult, wide: bool) -> list[str]:
     return [metric for metric in shown if metric in found][: None if wide else 2]
 
 
-def _remarks(results: Results, split: SplitResult) -> list[Text]:
+def _notes(results: Results, split: SplitResult) -> list[Text]:
     lines = []
     if split.no_headroom and split.headroom is not None:
         error = "" if split.headroom_se is None else f" with a standard error of {split.headroom_se:.3f}"

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.inspect import ShownRow
 from promptcomp.datamodules.inspect import show as show_module
 from promptcomp.datamodules.sections import DataConfig, Reader

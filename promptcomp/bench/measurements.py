@@ -88,7 +88,7 @@ class Making:
 
 
 @dataclass(slots=True)
-class Record:
+class Timing:
     """One way of serving at one length and batch size; FLOPs and bytes are of one query or prompt."""
 
     way: Way
@@ -133,7 +133,7 @@ class Bench:
     repeats: int
     seed: int
     version: str
-    records: list[Record] = field(default_factory=list)
+    records: list[Timing] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     """Lengths that were not measured, in words."""
 
@@ -147,12 +147,12 @@ class Bench:
         """The batch sizes."""
         return sorted({record.batch_size for record in self.records})
 
-    def at(self, prompt_tokens: int, batch_size: int) -> list[Record]:
+    def at(self, prompt_tokens: int, batch_size: int) -> list[Timing]:
         """The ways of serving at one point."""
         return [r for r in self.records if (r.prompt_tokens, r.batch_size) == (prompt_tokens, batch_size)]
 
 
-def add_break_even(records: Iterable[Record]) -> None:
+def add_break_even(records: Iterable[Timing]) -> None:
     """Fill in `break_even` of the compressed ways from the other ways at the same point."""
     found = {record.way: record for record in records if not record.not_possible}
     ours: tuple[Way, ...] = ("compressed", "compressed_cached")
@@ -163,7 +163,7 @@ def add_break_even(records: Iterable[Record]) -> None:
                 found[way].break_even[rival] = _against(found[way], found[rival])
 
 
-def _against(ours: Record, theirs: Record) -> dict[str, BreakEven]:
+def _against(ours: Timing, theirs: Timing) -> dict[str, BreakEven]:
     verdicts = {}
     for key in ("first_token_flops", "answer_flops"):
         once = [0.0 if r.making is None else r.making.flops for r in (ours, theirs)]
@@ -341,6 +341,6 @@ def _draw(bench: Bench) -> Figure:
     return figure
 
 
-def _first_token(record: Record) -> float:
+def _first_token(record: Timing) -> float:
     assert record.first_token_ms is not None
     return record.first_token_ms.median

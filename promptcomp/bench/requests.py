@@ -63,7 +63,7 @@ def requests(subject: Subject, batch: Batch) -> dict[Way, Request | str]:
             _generate(lm, lm.encode(batch.context), batch, new_tokens, on_token)
 
     def cached_vectors() -> Memory:
-        """The keys and values (T5: encoder output) of a soft prompt, worked out once as those of any prefix can be."""
+        """The keys and values (T5: encoder output) of a soft prompt, computed once as those of any prefix can be."""
         vectors = module.compress(batch.context)
         assert isinstance(vectors, SoftPrompt)
         front = Prefix(vectors.embeds, vectors.mask, vectors.mask)

@@ -18,8 +18,8 @@ from promptcomp import __version__, plotting
 from promptcomp.bench.measurements import (
     Bench,
     Making,
-    Record,
     Spread,
+    Timing,
     Way,
     add_break_even,
     as_csv,
@@ -39,7 +39,7 @@ MIN_REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BenchPlan:
     """What to measure."""
 
     lengths: tuple[int, ...]
@@ -67,7 +67,9 @@ def pick_device(name: str) -> torch.device:
 
 
 @torch.inference_mode()
-def measure(subject: Subject, plan: Plan, on_point: Callable[[int, int], None] = lambda tokens, rows: None) -> Bench:
+def measure(
+    subject: Subject, plan: BenchPlan, on_point: Callable[[int, int], None] = lambda tokens, rows: None
+) -> Bench:
     """Every way of serving at every length and batch size; `on_point` is told these two before they are measured.
 
     Raises:
@@ -103,8 +105,8 @@ def measure(subject: Subject, plan: Plan, on_point: Callable[[int, int], None] =
 
 
 def _point(
-    subject: Subject, tokens: int, rows: int, device: torch.device, plan: Plan, order: random.Random
-) -> list[Record]:
+    subject: Subject, tokens: int, rows: int, device: torch.device, plan: BenchPlan, order: random.Random
+) -> list[Timing]:
     batch = subject.batch(tokens, rows, device)
     ways = requests(subject, batch)
     possible = {way: request for way, request in ways.items() if isinstance(request, Request)}
@@ -112,11 +114,11 @@ def _point(
     records = []
     for way, request in ways.items():
         if isinstance(request, str):
-            records.append(Record(way, tokens, rows, not_possible=request))
+            records.append(Timing(way, tokens, rows, not_possible=request))
             continue
         stamps = answers[way]
         speeds = [rows * (plan.new_tokens - 1) / (last - first) for first, last in stamps if plan.new_tokens > 1]
-        record = Record(
+        record = Timing(
             way,
             tokens,
             rows,
@@ -138,7 +140,7 @@ def _point(
 
 
 def _making(
-    way: Request, make: Callable[[], object], seconds: Sequence[float], rows: int, device: torch.device, plan: Plan
+    way: Request, make: Callable[[], object], seconds: Sequence[float], rows: int, device: torch.device, plan: BenchPlan
 ) -> Making:
     """What is done once; of one memory the size of its file too, and the time to load it (from a warm file cache)."""
     ms = Spread.of([1000.0 * value / rows for value in seconds])
@@ -156,7 +158,7 @@ def _making(
 
 
 def _time(
-    ways: Mapping[Way, Request], device: torch.device, plan: Plan, order: random.Random
+    ways: Mapping[Way, Request], device: torch.device, plan: BenchPlan, order: random.Random
 ) -> tuple[dict[Way, list[tuple[float, float]]], dict[Way, list[float]]]:
     """Seconds to the first and the last token of each way, and seconds of making what it keeps.
 
@@ -206,7 +208,7 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def run_bench(
-    open_: Callable[[], Subject], plan: Plan, output: Path | None, console: Console, as_json_document: bool
+    open_: Callable[[], Subject], plan: BenchPlan, output: Path | None, console: Console, as_json_document: bool
 ) -> Bench:
     """Measure and show; with `output` also write bench.json, bench.csv and the plot.
 

@@ -17,9 +17,9 @@ from typing import Any, Literal, Self, TypedDict
 from urllib.parse import urlsplit
 
 from promptcomp.chat.replies import (
-    PassingError,
     Reply,
     TooLargeError,
+    TransientError,
     limit_body,
     read_reply,
     retry_after,
@@ -258,7 +258,7 @@ class ChatClient:
             tries += 1
             try:
                 reply = await self._once(messages, max_tokens, temperature, stop)
-            except PassingError as error:
+            except TransientError as error:
                 self.failed += 1
                 await self._wait_or_give_up(error, tries)
                 continue
@@ -268,7 +268,7 @@ class ChatClient:
                 slot.tokens = reply.prompt_tokens + (reply.completion_tokens or 0)
             return reply
 
-    async def _wait_or_give_up(self, error: PassingError, tries: int) -> None:
+    async def _wait_or_give_up(self, error: TransientError, tries: int) -> None:
         where = self.endpoint.url
         if error.retry_after is not None and error.retry_after > LONGEST_RETRY_AFTER:
             raise EndpointError(f"{where}: {error}; it asks to wait {error.retry_after:.0f} s") from None
@@ -308,14 +308,14 @@ class ChatClient:
                     model=self.endpoint.model, messages=list(messages), **options
                 )
         except (TimeoutError, errors.APITimeoutError):
-            raise PassingError(f"no answer within {self.endpoint.timeout:g} s") from None
+            raise TransientError(f"no answer within {self.endpoint.timeout:g} s") from None
         except TooLargeError as error:
-            raise PassingError(str(error)) from None
+            raise TransientError(str(error)) from None
         except errors.APIConnectionError as error:
             if isinstance(error.__cause__, TooLargeError):
-                raise PassingError(str(error.__cause__)) from None
+                raise TransientError(str(error.__cause__)) from None
             cause = error.__cause__ or error
-            raise PassingError(f"cannot be reached ({shorten(str(cause)) or type(cause).__name__})") from None
+            raise TransientError(f"cannot be reached ({shorten(str(cause)) or type(cause).__name__})") from None
         except errors.APIStatusError as error:
             if self._adapt(error, options):
                 return None
@@ -351,7 +351,7 @@ class ChatClient:
         if status == 429 and error.code == "insufficient_quota":  # waiting does not fill an account
             return EndpointError(f"{where}: the account has no quota left ({words})")
         if status in _RETRIED or status >= 500:
-            return PassingError(
+            return TransientError(
                 f"answers with status {status} ({words})", retry_after(response.headers), status in (429, 503)
             )
         if status in (400, 413, 422):

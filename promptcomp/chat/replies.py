@@ -29,7 +29,7 @@ class Reply:
     """The model's name as the server tells it (often with its version)."""
 
 
-class PassingError(Exception):
+class TransientError(Exception):
     """A try failed in a way that may pass."""
 
     def __init__(self, reason: str, retry_after: float | None = None, limited: bool = False) -> None:
@@ -87,22 +87,22 @@ async def limit_body(response: Any) -> None:
 
 
 def read_reply(text: str, headers: Mapping[str, str]) -> Reply:
-    """The reply in a response's body. Anything but a chat completion is a passing fault: proxies answer for servers.
+    """The reply in a response's body. Anything but a chat completion is a transient error: proxies answer for servers.
 
     Raises:
-        PassingError: it is something else.
+        TransientError: it is something else.
     """
     kind = str(headers.get("content-type", "")).partition(";")[0].strip() or "no content type"
     try:
         body = parse_json(text)
     except ValueError:
         what = "HTML" if text.lstrip()[:1] == "<" else "no complete JSON"
-        raise PassingError(f"answers with {what} ({kind}: {shorten(text)})") from None
+        raise TransientError(f"answers with {what} ({kind}: {shorten(text)})") from None
     choices = body.get("choices") if isinstance(body, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
-        raise PassingError(f"answers without choices ({kind}: {shorten(text)})")
+        raise TransientError(f"answers without choices ({kind}: {shorten(text)})")
     usage = body.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     content, reason, model = message.get("content"), choice.get("finish_reason"), body.get("model")

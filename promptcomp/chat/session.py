@@ -131,7 +131,7 @@ class AskingSession(ABC, Generic[KeptT]):
         }
 
     def ask_endpoint(self, endpoint: Endpoint, concurrency: int, seen: Callable[[KeptT], None]) -> list[str]:
-        """Have an endpoint answer what is left; gives back remarks on how it had to be asked.
+        """Have an endpoint answer what is left; gives back notes on how it had to be asked.
 
         After a fault or the first Ctrl-C requests under way may finish and are kept.
 

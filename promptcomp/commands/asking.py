@@ -45,7 +45,7 @@ class Asking:
     rpm: Annotated[int | None, Option(min=1, help="Most requests in a minute.")] = None
     tpm: Annotated[int | None, Option(min=1, help="Most tokens in a minute.")] = None
     timeout: Annotated[float, Option(min=0.01, help="Seconds for one request.")] = 120.0
-    retries: Annotated[int, Option(min=0, help="Further tries after a passing fault.")] = 5
+    retries: Annotated[int, Option(min=0, help="Further tries after a transient error.")] = 5
     device: Annotated[str, Option(help="For --local: auto, cpu, cuda.")] = "auto"
     batch_size: Annotated[int, Option(min=1, help="For --local.")] = 8
     price_in: Annotated[float | None, Option(min=0, help="Per million prompt tokens.")] = None

@@ -51,9 +51,9 @@ def bench(
 
         load(method, config, words)  # a mistake is told before torch is imported
     from promptcomp.bench.requests import open_subject
-    from promptcomp.bench.timing import Plan, numbers, run_bench
+    from promptcomp.bench.timing import BenchPlan, numbers, run_bench
 
-    plan = Plan(
+    plan = BenchPlan(
         lengths=numbers(lengths, "--lengths"),
         batch_sizes=numbers(batch_sizes, "--batch-sizes"),
         new_tokens=new_tokens,

@@ -20,7 +20,7 @@ from promptcomp.plain import say
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from promptcomp.datamodules.base import Counts
+    from promptcomp.datamodules.context_module import Counts
     from promptcomp.datamodules.inspect import ShownRow
     from promptcomp.datamodules.sources.records import Problem
     from promptcomp.experiment import Experiment
@@ -97,15 +97,15 @@ def data_show(
 
     with quiet():
         datamodule = make_data(experiment)
-        rows, remarks = show(datamodule, split, count), datamodule.remarks()
+        rows, notes = show(datamodule, split, count), datamodule.notes()
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
     console = console_for(False)
     for row in rows:
         _print_row(row, experiment.data.context_kind == "demonstrations", console)
-    for remark in remarks:
-        say(console, remark)
+    for note in notes:
+        say(console, note)
 
 
 def _print_row(row: ShownRow, is_icl: bool, console: Console) -> None:

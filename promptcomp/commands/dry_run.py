@@ -12,7 +12,7 @@ from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.sources.records import NotHere
 from promptcomp.evaluation.formatting import bytes_text
 from promptcomp.experiment import Experiment
-from promptcomp.forecast.estimate import Estimate, Part, estimate
+from promptcomp.forecast.estimate import Part, StepForecast, estimate
 from promptcomp.forecast.placement import layout_of
 from promptcomp.language_model import open_tokenizer
 from promptcomp.language_model.loading import locate
@@ -48,7 +48,7 @@ def print_estimate(
     """
     unread = _read_data(experiment)
     found = estimate(experiment, device_memory_gib)
-    found.remarks.extend(unread)
+    found.notes.extend(unread)
     if as_json:
         print(json.dumps({"config": experiment.model_dump(mode="json"), "estimate": found.model_dump()}))
         return
@@ -59,8 +59,8 @@ def print_estimate(
     console.print(_memory_table(found))
     for line in _lines(found, experiment):
         say(console, line)
-    for remark in found.remarks:
-        say(console, remark, "yellow")
+    for note in found.notes:
+        say(console, note, "yellow")
 
 
 def _read_data(experiment: Experiment) -> list[str]:
@@ -93,7 +93,7 @@ def _parts_table(parts: list[Part]) -> Table:
     return table
 
 
-def _memory_table(found: Estimate) -> Table:
+def _memory_table(found: StepForecast) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right")
@@ -103,7 +103,7 @@ def _memory_table(found: Estimate) -> Table:
     return table
 
 
-def _lines(found: Estimate, experiment: Experiment) -> list[str]:
+def _lines(found: StepForecast, experiment: Experiment) -> list[str]:
     """The figures outside of tables."""
     lines = [
         f"\nmemory of a step: {bytes_text(found.total_bytes)} at most at one time on one device",

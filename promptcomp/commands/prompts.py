@@ -17,7 +17,7 @@ from promptcomp.errors import ConfigError
 if TYPE_CHECKING:
     from promptcomp.memory import Memory
     from promptcomp.prompts.compressing import Compressor
-    from promptcomp.prompts.prompt_files import Answer, Reader
+    from promptcomp.prompts.prompt_files import Answer, PromptReader
     from promptcomp.prompts.sources import PromptSource, Query
 
 DeviceOption = Annotated[str, Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
@@ -175,7 +175,7 @@ def _queries(query: str | None, file: Path | None) -> list[Query]:
 
 def _reader(
     prompt: Path | None, model: str | None, text: str | None, file: Path | None, rows: Path | None, device: str
-) -> tuple[Memory | None, Reader]:
+) -> tuple[Memory | None, PromptReader]:
     """The memory in front of the queries and the LM that reads it."""
     from promptcomp.prompts.compressing import open_compressor
     from promptcomp.prompts.prompt_files import load_prompt

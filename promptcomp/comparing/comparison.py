@@ -36,7 +36,7 @@ _SAME = 1e-3  # other hardware moves a loss a little
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ComparisonRow:
     """One run in the table of one split. Values are of the split's metric."""
 
     run: ComparedRun
@@ -76,7 +76,7 @@ class SplitComparison:
     split: str
     metric: MetricName
     same_examples: bool
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     """Best first when ranked, otherwise in the order given."""
     count: int
     """Examples of the first run."""
@@ -187,7 +187,7 @@ def _compare_split(
     return SplitComparison(split, metric, same, tuple(ordered), count, _seed_means(rows), tuple(notes), same_bounds)
 
 
-def _same_bounds(rows: Sequence[Row]) -> bool:
+def _same_bounds(rows: Sequence[ComparisonRow]) -> bool:
     """Whether all runs that have them scored the same bounds: other weights, prompts or data give other values."""
     weights = {row.run.results.bounds for row in rows if row.retained is not None}
     pairs = [(row.no_prompt or 0.0, row.full_prompt or 0.0) for row in rows if row.retained is not None]
@@ -195,14 +195,14 @@ def _same_bounds(rows: Sequence[Row]) -> bool:
     return near and len(weights - {None}) < 2
 
 
-def _bounds_text(row: Row) -> str:
+def _bounds_text(row: ComparisonRow) -> str:
     whose = {"trained": " by its own trained weights", "untrained": " by the untrained LM"}
     return f"{row.no_prompt:.3f} to {row.full_prompt:.3f}{whose.get(row.run.results.bounds or '', '')}"
 
 
 def _row(
     run: ComparedRun, split: str, metric: MetricName, baseline: ComparedRun | None, interval: Interval | None
-) -> Row:
+) -> ComparisonRow:
     result = run.results.splits[split]
     headline = result.metric == metric
     method = _estimate(result, "method", metric)
@@ -210,7 +210,7 @@ def _row(
     if baseline is not None and baseline is not run and method.value is not None:
         reference = _estimate(baseline.results.splits[split], "method", metric).value
         delta = None if reference is None else method.value - reference
-    return Row(
+    return ComparisonRow(
         run=run,
         rank=None,
         method=method.value,
@@ -233,11 +233,11 @@ def _estimate(result: SplitResult, row: str, metric: str) -> Estimate:
     return Estimate(value=getattr(result, row), ci=getattr(result, f"{row}_ci"))
 
 
-def _ranked(rows: Sequence[Row], metric: str) -> list[Row]:
+def _ranked(rows: Sequence[ComparisonRow], metric: str) -> list[ComparisonRow]:
     """Best first; equal values share a rank and runs without a value come last, unranked."""
     sign = 1.0 if metric == "loss" else -1.0
     scored = sorted((row for row in rows if row.method is not None), key=lambda row: sign * (row.method or 0.0))
-    ranked: list[Row] = []
+    ranked: list[ComparisonRow] = []
     for i, row in enumerate(scored, start=1):
         rank = ranked[-1].rank if ranked and ranked[-1].method == row.method else i
         ranked.append(replace(row, rank=rank))
@@ -289,9 +289,9 @@ def _same_partition(pairs: Sequence[tuple[int, int]]) -> bool:
     return len(distinct) == len({a for a, _ in distinct}) == len({b for _, b in distinct})
 
 
-def _seed_means(rows: Sequence[Row]) -> tuple[SeedMean, ...]:
+def _seed_means(rows: Sequence[ComparisonRow]) -> tuple[SeedMean, ...]:
     """Mean and spread of runs that share a setting, in the order of their first run."""
-    members: list[list[Row]] = []
+    members: list[list[ComparisonRow]] = []
     known = settings_of([row.run for row in rows])
     for i, (row, setting) in enumerate(zip(rows, known, strict=True)):
         first = i if setting is None else known.index(setting)
@@ -300,7 +300,7 @@ def _seed_means(rows: Sequence[Row]) -> tuple[SeedMean, ...]:
     return tuple(made for each in members if (made := _seed_mean(each)) is not None)
 
 
-def _seed_mean(rows: Sequence[Row]) -> SeedMean | None:
+def _seed_mean(rows: Sequence[ComparisonRow]) -> SeedMean | None:
     method = [row.method for row in rows if row.method is not None]
     seeds = {row.run.results.seed for row in rows}
     if len(method) < 2 or len(method) < len(rows) or len(seeds) < len(rows):

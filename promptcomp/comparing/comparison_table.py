@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from promptcomp.comparing.comparison import Comparison, Row, SplitComparison
+from promptcomp.comparing.comparison import Comparison, ComparisonRow, SplitComparison
 from promptcomp.evaluation.formatting import METRIC_TITLES, bytes_text, value_text
 from promptcomp.evaluation.results import Interval
 from promptcomp.terminal import open_table
@@ -84,7 +84,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
     return [_record(split, row) for split in comparison.splits for row in split.rows]
 
 
-def _record(split: SplitComparison, row: Row) -> dict[str, Any]:
+def _record(split: SplitComparison, row: ComparisonRow) -> dict[str, Any]:
     results = row.run.results
     return {
         "split": split.split,
@@ -155,7 +155,7 @@ def _cells(comparison: Comparison, split: SplitComparison, detail: int) -> tuple
     return [title for (title, _), wanted in zip(head, shown, strict=True) if wanted], body
 
 
-def _delta_text(comparison: Comparison, row: Row) -> str:
+def _delta_text(comparison: Comparison, row: ComparisonRow) -> str:
     if row.run is comparison.runs[0]:
         return "baseline"
     if row.delta is None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
+from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.plans import SEPARATORS, Parts, Plan, Planner, Renderer, assemble
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
@@ -116,7 +116,7 @@ class ICLDataModule(ContextDataModule):
                 where = row.where or f"task {task.name}"
                 tell(Problem.at(where, message, "warning" if lenient else "error"), found)
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What a person should know: rows whose options are the same to the model."""
         if not self._odd_rows:
             return []

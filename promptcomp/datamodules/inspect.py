@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from promptcomp.batch import RATIONALE, EncodedContext, EncodedQuery
-from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.plans import Plan, assemble
 from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule

@@ -17,7 +17,7 @@ from promptcomp.datamodules.sources.records import Found, Problem, collecting
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from promptcomp.datamodules.base import ContextDataModule
+    from promptcomp.datamodules.context_module import ContextDataModule
     from promptcomp.datamodules.text import TextDataModule
 
 

@@ -138,7 +138,7 @@ class InstructionRow:
 class InstructionSource(Source):
     """Anything that can list rows with instructions."""
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What a person should know about the rows as they were read, such as turns that are left out."""
         return []
 

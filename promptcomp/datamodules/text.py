@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
+from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sections import TextConfig
 from promptcomp.datamodules.sources.arrow import TextColumn, open_table

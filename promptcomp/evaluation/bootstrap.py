@@ -1,7 +1,7 @@
 """Intervals: paired bootstrap over contexts, shares, and Student's t over training seeds.
 
 Examples that share a context share its luck, so whole contexts are drawn with replacement; every row (method and
-bounds) is worked out on the same draws, which makes differences and ratios paired.
+bounds) is computed on the same draws, which makes differences and ratios paired.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def resample(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Samples:
-    """Work out metrics of every row on all examples and on `resamples` draws of contexts."""
+    """Compute metrics of every row on all examples and on `resamples` draws of contexts."""
     num_contexts = sum(g.num_contexts for g in groups)
     parts: dict[str, dict[str, list[Array]]] = {name: {row: [] for row in rows} for name in names}
     for weights in chain([np.ones((1, num_contexts))], context_weights(num_contexts, resamples, seed)):

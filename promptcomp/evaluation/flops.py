@@ -63,7 +63,7 @@ def cross_decoder_flops(
         cost: an encoder-decoder.
         new: decoder tokens.
         encoded: encoder positions.
-        project: whether the cross-attention keys and values are worked out or were cached.
+        project: whether the cross-attention keys and values are computed or were cached.
         cached: decoder tokens that came before, with their keys and values cached.
     """
     own = cost.pair * (new * (new + 1) / 2 + new * cached)
@@ -90,7 +90,7 @@ def cross_request_flops(
 ) -> float:
     """FLOPs of a request: an encoder reads `in_encoder` tokens; a decoder `decoded`, attending `encoded` positions.
 
-    The keys and values of the cross-attention are worked out for the first token and kept for the others.
+    The keys and values of the cross-attention are computed for the first token and kept for the others.
     """
     first = encoder_flops(cost, in_encoder) + cross_decoder_flops(cost, decoded, encoded)
     steps = (cross_decoder_flops(cost, 1, encoded, project=False, cached=decoded + i) for i in range(new_tokens - 1))
@@ -160,7 +160,7 @@ def prefill_flops(
         return cross_decoder_flops(cost, decoded, context, project=False)
 
     compressed = whole(memory_slots)
-    if memory_kind == "encoder_states":  # the states are read, not worked out: slots attend nothing
+    if memory_kind == "encoder_states":  # the states are read, not computed: slots attend nothing
         compressed = cross_decoder_flops(cost, decoded, memory_slots + encoded)
         if in_encoder:
             attention = cost.encoder_pair * encoded * memory_slots

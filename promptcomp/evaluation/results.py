@@ -127,7 +127,7 @@ class Size(_Section):
     memory_kv_bytes: float | None = None
     """Bytes of keys and values in use once the memory is loaded into the LM (behind a BOS, where vectors have one)."""
     query_tokens: float | None = None
-    """Tokens of a query (mean), the length that the prefill costs are worked out for."""
+    """Tokens of a query (mean), the length that the prefill costs are computed for."""
 
 
 class Cost(_Section):

@@ -138,7 +138,7 @@ _ABBREVIATIONS = """
 
 
 class Rouge:
-    """ROUGE of single pairs of texts; equal pairs are worked out once.
+    """ROUGE of single pairs of texts; equal pairs are computed once.
 
     Raises:
         ConfigError: `sentences="nltk"` and the trained model is not on this machine.

@@ -49,7 +49,7 @@ class Part(BaseModel):
     """Gradients and optimiser state."""
 
 
-class Estimate(BaseModel):
+class StepForecast(BaseModel):
     """What a run would need."""
 
     parts: list[Part]
@@ -86,11 +86,11 @@ class Estimate(BaseModel):
     """All steps, all devices together."""
     adapters: str
     """Which layers of the LM have adapters and which matrices have none; empty without any."""
-    remarks: list[str]
+    notes: list[str]
     """What does not fit or is wasteful, each with the nearest fix."""
 
 
-def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> Estimate:
+def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> StepForecast:
     """Parameters, memory, communication and FLOPs of an experiment; nothing big is built.
 
     Args:
@@ -111,7 +111,7 @@ def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> 
     return found.model_copy(update=whole)
 
 
-def _most_at_once(found: Estimate, layout: Layout) -> int:
+def _most_at_once(found: StepForecast, layout: Layout) -> int:
     """Bytes of a process besides libraries: on CPU a step, or the best weights read back beside the trained state."""
     if layout.on_gpu:
         return found.host.loading + found.host.optimizer // layout.devices_per_node
@@ -146,8 +146,8 @@ def estimate_module(
     work: Work,
     layout: Layout,
     device_memory_gib: float | None = None,
-    like: Estimate | None = None,
-) -> Estimate:
+    like: StepForecast | None = None,
+) -> StepForecast:
     """The estimate of a module that is there, its weights on any device; FLOPs are those of one micro-batch.
 
     `like` is an estimate that differs in the number of devices and perhaps in strategy alone: its activations are taken
@@ -171,7 +171,7 @@ def estimate_module(
     )
     device = device_memory(groups, step, layout)
     flops = sum(_pass_flops(module, each, work) for each in passes)
-    found = Estimate(
+    found = StepForecast(
         parts=_parts(module, layout.weight_type),
         context_tokens=work.context + module.lm.num_bos,
         example_tokens=work.example,
@@ -192,10 +192,10 @@ def estimate_module(
         step_flops=flops,
         train_flops=flops,
         adapters=adapted(module.lm.hf),
-        remarks=[],
+        notes=[],
     )
     limit = device_memory_gib * GIB if device_memory_gib is not None else _found_memory(layout)
-    return found.model_copy(update={"remarks": _remarks(found, groups, layout, limit)})
+    return found.model_copy(update={"notes": _notes(found, groups, layout, limit)})
 
 
 def _pass_flops(module: CompressionModule, each: Pass, work: Work) -> float:
@@ -254,7 +254,7 @@ def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layo
 
 
 def _teacher_cache(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:
-    """Keys and values of the full prompt in a decoder-only teacher, at the moment that its answer is worked out."""
+    """Keys and values of the full prompt in a decoder-only teacher, at the moment that its answer is computed."""
     lm = module.lm
     if lm.family != "decoder" or not any(each.caches_context for each in passes):
         return 0
@@ -275,20 +275,20 @@ def _found_memory(layout: Layout) -> float | None:
     return float(torch.cuda.get_device_properties(0).total_memory)
 
 
-def _remarks(found: Estimate, groups: Groups, layout: Layout, limit: float | None) -> list[str]:
+def _notes(found: StepForecast, groups: Groups, layout: Layout, limit: float | None) -> list[str]:
     """What to change."""
-    remarks = []
+    notes = []
     if layout.weight_type is not None and groups.whole.trained:
-        remarks.append(
+        notes.append(
             "precision=bf16-true trains bfloat16 weights without float32 copies: small updates are rounded away; "
             "bf16-mixed with lm.dtype=float32 keeps them"
         )
     if limit is not None and found.total_bytes > limit:
-        remarks.append(f"does not fit {limit / GIB:.0f} GiB: {_way_out(found, layout)}")
-    return remarks
+        notes.append(f"does not fit {limit / GIB:.0f} GiB: {_way_out(found, layout)}")
+    return notes
 
 
-def _way_out(found: Estimate, layout: Layout) -> str:
+def _way_out(found: StepForecast, layout: Layout) -> str:
     """The nearest settings that lower the peak, the cheapest first."""
     memory, ways = found.device, []
     if not layout.activation_checkpointing and found.activation_bytes_checkpointed < memory.activations // 2:

@@ -267,11 +267,11 @@ def print_result(session: JudgeSession, result: dict[str, Any], console: Console
             _share(found["first_rate"], found["first_rate_ci"]),
         )
     console.print(table)
-    for line in remarks(session, result):
+    for line in notes(session, result):
         console.print(line, markup=False, highlight=False)
 
 
-def remarks(session: JudgeSession, result: dict[str, Any]) -> list[str]:
+def notes(session: JudgeSession, result: dict[str, Any]) -> list[str]:
     """Sentences about what is odd, what was used and where it is."""
     own = list(result["splits"].values())[-1]  # the only split, or all of them together
     lines = []

@@ -1,7 +1,7 @@
 """Free continuation of queries behind a memory: greedy, sampled or by beam search, through a growing cache.
 
 Every new token sees what its query sees (the visible part of the prompt) and what came since, never more: what may be
-seen is worked out from positions and kept for each row, not inherited from the last row of the prompt's mask.
+seen is computed from positions and kept for each row, not inherited from the last row of the prompt's mask.
 """
 
 from __future__ import annotations

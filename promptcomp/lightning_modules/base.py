@@ -50,7 +50,7 @@ class Pass:
     reconstructs: bool = False
     """Reconstruction: its targets are the contexts, each behind a query of one token, instead of the examples."""
     caches_context: bool = False
-    """A decoder reads the context first and keeps its keys and values until the answers are worked out."""
+    """A decoder reads the context first and keeps its keys and values until the answers are computed."""
 
 
 class CompressionModule(TrainedState):

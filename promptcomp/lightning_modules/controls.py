@@ -1,6 +1,6 @@
 """Controls: the bounds of every result (full prompt, no prompt) and soft prompts without a compressor.
 
-Full prompt and no prompt serve untrained, as the bounds of a frozen LM, and as the trained twins of a method that
+Full prompt and no prompt serve untrained, as the bounds of a frozen LM, and as the matched controls of a method that
 trains the LM (`method.train=lm` or `lora`; the controls of Mu et al. 2023, arXiv 2304.08467).
 Prompt tuning: Lester, Al-Rfou, Constant 2021, https://arxiv.org/abs/2104.08691; per task or one prompt for all tasks,
 as MEND's baselines have it. A task that was not trained on has only its initial prompt in the per-task form.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.base import PromptFormat
+from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.memory import Memory, load_memory, tensor_bytes, tensor_label
 
@@ -129,7 +129,7 @@ def text_hash(text: str) -> str:
 def weights_hash(model: nn.Module) -> str:
     """Hash over the parameters of a model, sorted by name.
 
-    It is the SHA-256 of the parameters' own SHA-256 digests (over label and bytes), so that several can be worked out
+    It is the SHA-256 of the parameters' own SHA-256 digests (over label and bytes), so that several can be computed
     at once and no weight is copied on a CPU. Tied parameters count once.
     """
     named = sorted(model.named_parameters())

@@ -18,7 +18,7 @@ from rich.table import Table
 from promptcomp import __version__
 from promptcomp.batch import Context
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.errors import command
 from promptcomp.evaluation.formatting import bytes_text
@@ -27,7 +27,7 @@ from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import Memory, memory_tensors, memory_to
 from promptcomp.prompts.artifact import PromptInfo, read_prompt, text_hash, tokenizer_hash, weights_hash
-from promptcomp.prompts.prompt_files import CompressedPrompt, Reader, choose_device, next_position
+from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, choose_device, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
 from promptcomp.run.opening import open_trained, quiet
 
@@ -60,7 +60,7 @@ class Compressor:
         self.run, self.source = run, str(run or "this compressor")
         self.experiment, self.datamodule, self.module = parts
         self.module.to(choose_device(device))
-        self.reader = Reader(self.module.lm, self.datamodule.prompt_format())
+        self.reader = PromptReader(self.module.lm, self.datamodule.prompt_format())
 
     @cached_property
     def _hashes(self) -> tuple[str, str]:

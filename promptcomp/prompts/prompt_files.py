@@ -13,7 +13,7 @@ from transformers import TextStreamer
 
 from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import PromptFormat
+from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.language_model import LanguageModel
 from promptcomp.memory import KVCache, Memory, memory_to, save_memory
 from promptcomp.prompts.artifact import PromptInfo, check_output, is_tokenizer, read_prompt, weights_hash
@@ -50,7 +50,7 @@ class Answer:
     ids: tuple[int, ...]
 
 
-class Reader:
+class PromptReader:
     """An LM that answers queries behind a memory.
 
     Args:
@@ -227,7 +227,7 @@ class CompressedPrompt:
         memory: Memory,
         info: PromptInfo,
         *,
-        reader: Reader | None = None,
+        reader: PromptReader | None = None,
         model: str | Path | None = None,
         device: str = "auto",
         source: str = "the compressed prompt",
@@ -240,7 +240,7 @@ class CompressedPrompt:
         return f"CompressedPrompt({info.method}, {info.source_tokens} tokens -> {info.slots} slots)"
 
     @property
-    def reader(self) -> Reader:
+    def reader(self) -> PromptReader:
         """The LM that reads the prompt.
 
         Raises:
@@ -249,7 +249,7 @@ class CompressedPrompt:
         if self._reader is None:
             lm = open_lm(self.info, self._model, self._source)
             lm.to(choose_device(self._device))
-            self._reader = Reader(lm, self.info.format)
+            self._reader = PromptReader(lm, self.info.format)
         return self._reader
 
     def generate(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from promptcomp.batch import Batch, Context
-from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.evaluation import flops
 from promptcomp.evaluation import memory_cost as cost
 from promptcomp.evaluation.metrics import MetricName

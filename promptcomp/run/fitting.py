@@ -20,7 +20,7 @@ from rich.text import Text
 from promptcomp import __version__
 from promptcomp.checkpoints.checkpoint_files import existing
 from promptcomp.config import ConfigError, dump
-from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.errors import command
 from promptcomp.evaluation.predictions import write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
@@ -308,6 +308,6 @@ def _announce(experiment: Experiment, run: RunDirectory, datamodule: ContextData
     for counts in datamodule.all_counts():
         say(console, str(counts), "dim")
         run.write_log(str(counts))
-    for remark in datamodule.remarks():
-        say(console, remark, "yellow")
-        run.write_log(remark)
+    for note in datamodule.notes():
+        say(console, note, "yellow")
+        run.write_log(note)

@@ -1,4 +1,4 @@
-"""A method and its twins: the same training of full prompt and no prompt, and both untrained.
+"""A method and its matched controls: full prompt and no prompt, trained in the same way and untrained.
 
 Every one is an ordinary run. A run under `output_dir` with the wanted configuration is reused when it is finished and
 continued when it is not, so that the same command goes on after a crash, and several methods share their controls.
@@ -63,7 +63,7 @@ class ControlsOutcome:
 
 
 def wanted_runs(experiment: Experiment) -> tuple[dict[Role, Experiment], tuple[str, ...]]:
-    """The runs of a table of reference points, the method first, and remarks on those that there are not."""
+    """The runs of a table of reference points, the method first, and notes on those that there are not."""
     method = experiment.method
     train, title = method.lm_training, method.title
     runs: dict[Role, Experiment] = {"method": experiment}
@@ -100,11 +100,11 @@ def print_plan(experiment: Experiment, run_dir: Path | None, console: Console) -
 
 
 def fit_with_controls(experiment: Experiment, run_dir: Path | None, console: Console) -> ControlsOutcome:
-    """Train (or find) the method and its twins, evaluate all, and write controls.json to the method's run.
+    """Train (or find) the method and its matched controls, evaluate all, and write controls.json to the method's run.
 
     Args:
         experiment: the method's.
-        run_dir: directory of the method's run; None: one under output_dir. The twins' are under output_dir.
+        run_dir: directory of the method's run; None: one under output_dir. The controls' are under output_dir.
         console: for people.
 
     Raises:

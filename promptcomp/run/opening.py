@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from promptcomp.checkpoints.checkpoint_files import existing
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.sections import Reader
 from promptcomp.errors import command
 from promptcomp.experiment import Experiment
@@ -171,7 +171,7 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def quiet(run: RunDirectory | None = None) -> Iterator[None]:
-    """Lightning's and torch's remarks go to log.txt, not between the lines a person reads."""
+    """Lightning's and torch's notes go to log.txt, not between the lines a person reads."""
     loggers = [
         logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers", "py.warnings")
     ]

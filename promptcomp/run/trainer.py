@@ -25,7 +25,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from promptcomp.checkpoints.checkpoint_files import existing, step_of
 from promptcomp.checkpoints.saving import AtomicCheckpoints, BestCheckpoint, ShardedStrategy
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.errors import Exit, known_code
 from promptcomp.experiment import Experiment, TrainerConfig
 from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps, TrainingProgress

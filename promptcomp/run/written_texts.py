@@ -12,7 +12,7 @@ from typing import cast
 import torch
 
 from promptcomp.batch import Batch
-from promptcomp.datamodules.base import ContextDataModule, ExampleInfo
+from promptcomp.datamodules.context_module import ContextDataModule, ExampleInfo
 from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 from promptcomp.evaluation.predictions import GeneratedTexts
 from promptcomp.experiment import EvaluationConfig

@@ -12,7 +12,7 @@ from typing import Literal
 from promptcomp.config import ConfigError
 from promptcomp.lease import Keeper
 from promptcomp.run.configured import find
-from promptcomp.sweeps.planning import Record, dropped, groups, is_double, missing, used_up
+from promptcomp.sweeps.planning import TrialRecord, dropped, groups, is_double, missing, used_up
 from promptcomp.sweeps.queue import Queue, draw_point
 from promptcomp.sweeps.space import (
     PlannedTrial,
@@ -161,7 +161,7 @@ class Desk:
             else:
                 return None
 
-    def _wanted(self, queue: Queue, records: list[Record]) -> set[tuple[str, int]]:
+    def _wanted(self, queue: Queue, records: list[TrialRecord]) -> set[tuple[str, int]]:
         config = self.sweep.config
         seeds = range(config.first_seed, config.first_seed + config.seeds)
         if queue.is_control:
@@ -173,7 +173,7 @@ class Desk:
             (point, seed) for point in points for seed in seeds if point not in out or seed - config.first_seed < after
         }
 
-    def _take(self, queue: Queue, record: Record) -> Claim | None:
+    def _take(self, queue: Queue, record: TrialRecord) -> Claim | None:
         cell = planned_of_record(self.sweep, queue, record)
         if cell is None:
             return None
@@ -190,12 +190,12 @@ class Desk:
 Say = Callable[[str], None]
 
 
-def is_ours(sweep: Sweep, record: Record) -> bool:
+def is_ours(sweep: Sweep, record: TrialRecord) -> bool:
     """Whether an attempt is running in this directory (machines that share only a database have others)."""
     return record.state == "running" and record.place in ("", sweep.place)
 
 
-def abandoned(sweep: Sweep) -> list[tuple[Queue, Record]]:
+def abandoned(sweep: Sweep) -> list[tuple[Queue, TrialRecord]]:
     """Running attempts whose worker and trainer are gone, with their queue."""
     leases = Leases(sweep.directory)
     return [
@@ -212,7 +212,7 @@ def reap(sweep: Sweep, say: Say) -> None:
         _take_back(sweep, queue, record, say)
 
 
-def _take_back(sweep: Sweep, queue: Queue, record: Record, say: Say) -> None:
+def _take_back(sweep: Sweep, queue: Queue, record: TrialRecord, say: Say) -> None:
     what = f"{note_of(record.number, queue.is_control)} ({record.cell or 'no cell'})"
     if not record.cell:
         queue.drop(record.number)  # killed between drawing a point and noting it
@@ -229,7 +229,7 @@ def _take_back(sweep: Sweep, queue: Queue, record: Record, say: Say) -> None:
     sweep.directory.lease_of(record.cell).unlink(missing_ok=True)
 
 
-def is_finished(sweep: Sweep, queue: Queue, record: Record) -> bool:
+def is_finished(sweep: Sweep, queue: Queue, record: TrialRecord) -> bool:
     """Whether the run directory of an attempt holds a finished run of its trial."""
     run = record.run_in(sweep.directory, queue.is_control)
     if not (run / "results.json").is_file():
@@ -241,7 +241,7 @@ def is_finished(sweep: Sweep, queue: Queue, record: Record) -> bool:
     return cell is not None and find(cell.experiment, run)[0] == "finished"
 
 
-def _spent(sweep: Sweep, record: Record) -> float:
+def _spent(sweep: Sweep, record: TrialRecord) -> float:
     """Device seconds of a dead attempt: from its beginning to its lease's last touch."""
     if record.started is None:
         return 0.0
@@ -252,7 +252,7 @@ def _spent(sweep: Sweep, record: Record) -> float:
     return max(0.0, last - record.started.timestamp()) * record.devices
 
 
-def planned_of_record(sweep: Sweep, queue: Queue, record: Record) -> PlannedTrial | None:
+def planned_of_record(sweep: Sweep, queue: Queue, record: TrialRecord) -> PlannedTrial | None:
     """The cell of an attempt; None for a control that the sweep no longer has.
 
     Raises:

@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 
 from promptcomp.config import ConfigError, build, dump, read_yaml
-from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.experiment import Experiment
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.run.assess import assess
@@ -44,7 +44,7 @@ _NEVER = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class TrialSeconds:
     """Seconds of one trial's parts."""
 
     step: float
@@ -68,7 +68,7 @@ class MeasuringFailed(RuntimeError):
     """The measuring process ended without an answer."""
 
 
-def measured(experiment: Experiment) -> Measured:
+def measured(experiment: Experiment) -> TrialSeconds:
     """Measure an experiment in a process of its own.
 
     Raises:
@@ -93,7 +93,7 @@ def measured(experiment: Experiment) -> Measured:
         raise MeasuringFailed(f"exit code {done.returncode}: {last}")
     found = json.loads(done.stdout.splitlines()[-1])
     inside = found.pop("inside")
-    return Measured(**found, start=max(0.0, wall - inside))
+    return TrialSeconds(**found, start=max(0.0, wall - inside))
 
 
 def print_measured(config: Path) -> None:

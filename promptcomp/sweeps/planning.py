@@ -1,6 +1,6 @@
-"""What a sweep still has to do, worked out from the trials there are.
+"""What a sweep still has to do, computed from the trials there are.
 
-Nothing here is stored: whatever is killed between two writes, the next worker works out the same plan. No Optuna, no
+Nothing here is stored: whatever is killed between two writes, the next worker computes the same plan. No Optuna, no
 disk.
 """
 
@@ -29,7 +29,7 @@ Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class TrialRecord:
     """One attempt at a trial, as the storage has it."""
 
     number: int
@@ -80,23 +80,23 @@ class Planned:
     params: Mapping[str, Scalar]
 
 
-def groups(records: Iterable[Record]) -> dict[Key, list[Record]]:
+def groups(records: Iterable[TrialRecord]) -> dict[Key, list[TrialRecord]]:
     """The attempts of every trial, oldest first; void ones left out."""
-    found: dict[Key, list[Record]] = {}
+    found: dict[Key, list[TrialRecord]] = {}
     for record in sorted(records, key=lambda each: each.number):
         if record.kind != "void" and record.point:
             found.setdefault(record.key, []).append(record)
     return found
 
 
-def standing(attempts: Sequence[Record]) -> Record:
+def standing(attempts: Sequence[TrialRecord]) -> TrialRecord:
     """The attempt that stands for its trial: the first that is over, otherwise a running one, otherwise the last."""
     over = [record for record in attempts if record.is_over]
     running = [record for record in attempts if record.state == "running"]
     return (over or running or list(attempts[-1:]))[0]
 
 
-def next_attempt(attempts: Sequence[Record], retries: int) -> int | None:
+def next_attempt(attempts: Sequence[TrialRecord], retries: int) -> int | None:
     """The number of the attempt that should be queued, None for none.
 
     Args:
@@ -115,14 +115,14 @@ def next_attempt(attempts: Sequence[Record], retries: int) -> int | None:
     return last.attempt + 1
 
 
-def is_settled(attempts: Sequence[Record], retries: int) -> bool:
+def is_settled(attempts: Sequence[TrialRecord], retries: int) -> bool:
     """Whether nothing more will come of a trial."""
     return standing(attempts).is_over or (
         all(record.state == "fail" for record in attempts) and next_attempt(attempts, retries) is None
     )
 
 
-def dropped(config: SweepConfig, points: Sequence[str], records: Iterable[Record]) -> set[str]:
+def dropped(config: SweepConfig, points: Sequence[str], records: Iterable[TrialRecord]) -> set[str]:
     """Points whose remaining seeds are left out, by their first `dropping.after` seeds.
 
     A grid decides when the first seeds of all its points are settled, so that the order of trials does not matter; a
@@ -150,7 +150,7 @@ def dropped(config: SweepConfig, points: Sequence[str], records: Iterable[Record
 
 
 def missing(
-    config: SweepConfig, points: Mapping[str, Mapping[str, Scalar]], records: Sequence[Record]
+    config: SweepConfig, points: Mapping[str, Mapping[str, Scalar]], records: Sequence[TrialRecord]
 ) -> list[Planned]:
     """Attempts that should be in the queue and are not: new points and seeds, then retries.
 
@@ -183,14 +183,14 @@ def missing(
     return planned
 
 
-def _has_first_seeds(config: SweepConfig, point: str, found: Mapping[Key, Sequence[Record]]) -> bool:
+def _has_first_seeds(config: SweepConfig, point: str, found: Mapping[Key, Sequence[TrialRecord]]) -> bool:
     if config.dropping is None:
         return True
     first = range(config.first_seed, config.first_seed + config.dropping.after)
     return all((point, seed) in found and is_settled(found[point, seed], config.retries) for seed in first)
 
 
-def is_double(record: Record, records: Iterable[Record]) -> bool:
+def is_double(record: TrialRecord, records: Iterable[TrialRecord]) -> bool:
     """Whether another attempt at the same trial is over, or is queued or running with a lower number."""
     return any(
         other.key == record.key
@@ -201,7 +201,7 @@ def is_double(record: Record, records: Iterable[Record]) -> bool:
     )
 
 
-def device_hours(records: Iterable[Record], now: datetime) -> float:
+def device_hours(records: Iterable[TrialRecord], now: datetime) -> float:
     """Duration times devices over all attempts, running ones up to now."""
     total = 0.0
     for record in records:
@@ -212,7 +212,7 @@ def device_hours(records: Iterable[Record], now: datetime) -> float:
     return total / 3600
 
 
-def used_up(config: SweepConfig, records: Sequence[Record], started: datetime | None, now: datetime) -> str | None:
+def used_up(config: SweepConfig, records: Sequence[TrialRecord], started: datetime | None, now: datetime) -> str | None:
     """The budget of time that is used up, in words; None: no trial need wait for one."""
     budget = config.budget
     if budget.hours is not None and started is not None:

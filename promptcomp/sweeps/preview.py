@@ -15,7 +15,7 @@ from rich.table import Table
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.formatting import bytes_text
 from promptcomp.experiment import Experiment
-from promptcomp.forecast.estimate import Estimate, estimate
+from promptcomp.forecast.estimate import StepForecast, estimate
 from promptcomp.run.configured import find
 from promptcomp.sweeps.checking import samples_of
 from promptcomp.sweeps.measuring import MeasuringFailed, measured
@@ -76,7 +76,7 @@ class SweepPlan(BaseModel):
     """All that is left to do, one after another."""
     hours_with_workers: float | None = None
     device_hours: float | None = None
-    remarks: list[str] = []
+    notes: list[str] = []
 
 
 def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, measure: bool) -> SweepPlan:
@@ -121,11 +121,11 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
         smallest=_cost(*small),
         largest=_cost(*large),
     )
-    plan.remarks += _machine(plan)
+    plan.notes += _machine(plan)
     return _with_time(plan, config, small, large) if measure else plan
 
 
-_Point = tuple[dict[str, Scalar], Experiment, Estimate]
+_Point = tuple[dict[str, Scalar], Experiment, StepForecast]
 
 
 def _ends(config: SweepConfig, base: Mapping[str, Any]) -> tuple[_Point, _Point]:
@@ -149,7 +149,7 @@ def _corners_of(dimension: Dimension) -> tuple[Scalar, ...]:
     return samples if isinstance(dimension, Choices) else tuple(dict.fromkeys((samples[0], samples[-1])))
 
 
-def _cost(params: Mapping[str, Scalar], experiment: Experiment, found: Estimate) -> PointCost:
+def _cost(params: Mapping[str, Scalar], experiment: Experiment, found: StepForecast) -> PointCost:
     return PointCost(
         params=dict(params),
         parameters=sum(part.parameters for part in found.parts),
@@ -165,7 +165,7 @@ def _with_time(plan: SweepPlan, config: SweepConfig, small: _Point, large: _Poin
         times = [measured(small[1])]
         times.append(measured(large[1]) if large[0] != small[0] else times[0])
     except MeasuringFailed as failure:
-        plan.remarks.append(f"no time can be told: the measured trial failed ({failure})")
+        plan.notes.append(f"no time can be told: the measured trial failed ({failure})")
         return plan
     seconds = [time.trial(point[1]) for time, point in zip(times, (small, large), strict=True)]
     left = max(0, plan.trials + plan.controls - plan.finished)
@@ -175,7 +175,7 @@ def _with_time(plan: SweepPlan, config: SweepConfig, small: _Point, large: _Poin
     plan.hours = hours
     plan.hours_with_workers = max(hours / plan.workers, max(seconds) / 3600 if left else 0.0)
     plan.device_hours = hours * plan.devices_per_trial
-    plan.remarks += _budget(config, plan)
+    plan.notes += _budget(config, plan)
     return plan
 
 
@@ -240,8 +240,8 @@ def print_plan(
     if plan.hours is not None and plan.hours_with_workers is not None:
         parallel = f", {_hours(plan.hours_with_workers)} with {plan.workers} workers" if plan.workers > 1 else ""
         say(f"left to do: {_hours(plan.hours)} one after another{parallel}; {plan.device_hours:.2g} device hours")
-    for remark in plan.remarks:
-        say(f"note: {remark}")
+    for note in plan.notes:
+        say(f"note: {note}")
 
 
 def _table(plan: SweepPlan) -> Table:

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from promptcomp.config import ConfigError
 from promptcomp.lightning_modules import METHODS
-from promptcomp.sweeps.planning import Kind, Planned, Record
+from promptcomp.sweeps.planning import Kind, Planned, TrialRecord
 from promptcomp.sweeps.space import point_id
 from promptcomp.sweeps.sweep_config import Choices, Scalar, SweepConfig
 
@@ -49,7 +49,7 @@ class Queue:
         """All attempts, as Optuna has them."""
         return self.storage.get_all_trials(self._study_id, deepcopy=False)
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[TrialRecord]:
         """All attempts."""
         ignored = set(self.attribute("ignored") or [])
         found = [record_of(trial) for trial in self.frozen()]
@@ -188,11 +188,11 @@ class Queue:
         return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
-def record_of(trial: FrozenTrial) -> Record:
+def record_of(trial: FrozenTrial) -> TrialRecord:
     """An attempt, from Optuna's trial."""
     notes = trial.user_attrs
     params = notes.get("params")
-    return Record(
+    return TrialRecord(
         number=trial.number,
         state=trial.state.name.lower(),  # type: ignore[arg-type]  # Optuna's names are ours
         point=str(notes.get("point", "")) if "cell" in notes else "",
@@ -356,7 +356,7 @@ def comparable_part(config: SweepConfig, params: Mapping[str, Scalar], metric: s
     return found
 
 
-def should_prune(queue: Queue, number: int, pruner: BasePruner, is_comparable: Callable[[Record], bool]) -> bool:
+def should_prune(queue: Queue, number: int, pruner: BasePruner, is_comparable: Callable[[TrialRecord], bool]) -> bool:
     """Ask the pruner about a running attempt, among those that it may be compared with."""
 
     class Comparable(optuna.Study):

@@ -20,7 +20,7 @@ from promptcomp.errors import first_line
 from promptcomp.files import write_atomic
 from promptcomp.lease import disk_time, is_live
 from promptcomp.sweeps.claims import abandoned, adopt, is_finished, reap
-from promptcomp.sweeps.planning import Planned, Record, groups, standing
+from promptcomp.sweeps.planning import Planned, TrialRecord, groups, standing
 from promptcomp.sweeps.queue import Queue
 from promptcomp.sweeps.state import note_of
 from promptcomp.sweeps.storage import DAMAGE, WholeLines, address_of, close_storage, exclusive, open_storage, study_name
@@ -178,7 +178,7 @@ def _untold(sweep: Sweep, repair: bool) -> Iterator[Finding]:
                 yield Finding(f"{run} is finished, but trial {record.number} does not say so", repair)
 
 
-def _adopt_untold(sweep: Sweep, queue: Queue, record: Record, run: Path) -> None:
+def _adopt_untold(sweep: Sweep, queue: Queue, record: TrialRecord, run: Path) -> None:
     number = record.number
     if record.state == "fail":
         queue.enqueue(Planned(record.point, record.seed, record.attempt + 1, record.params), record.cell)

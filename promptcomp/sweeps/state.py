@@ -14,7 +14,7 @@ from promptcomp.config import ConfigError, read_yaml
 from promptcomp.documents import YAML_LIMIT
 from promptcomp.files import read_text
 from promptcomp.lease import disk_time, grace_of, is_live, read_lease
-from promptcomp.sweeps.planning import Record, device_hours, dropped, groups, next_attempt, standing, used_up
+from promptcomp.sweeps.planning import TrialRecord, device_hours, dropped, groups, next_attempt, standing, used_up
 from promptcomp.sweeps.space import grid_size, planned_controls
 from promptcomp.sweeps.sweep_config import Scalar, SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
@@ -119,7 +119,7 @@ class Leases:
     def _is_live(self, path: Path) -> bool:
         return is_live(path, self._now, self._grace)
 
-    def has(self, record: Record, is_control: bool) -> bool:
+    def has(self, record: TrialRecord, is_control: bool) -> bool:
         """Whether anybody is at work on a running attempt: its trainer, or the worker that has taken it."""
         return note_of(record.number, is_control) in self._notes or self._is_live(self._directory.lease_of(record.cell))
 
@@ -132,8 +132,8 @@ def note_of(number: int, is_control: bool) -> str:
 def state_of(
     directory: SweepDirectory,
     config: SweepConfig,
-    trials: Sequence[Record],
-    controls: Sequence[Record],
+    trials: Sequence[TrialRecord],
+    controls: Sequence[TrialRecord],
     started: datetime | None,
     place: str = "",
 ) -> SweepState:
@@ -181,7 +181,7 @@ class _View:
     def __init__(self, directory: SweepDirectory, config: SweepConfig, leases: Leases, place: str) -> None:
         self.directory, self.config, self.leases, self.place = directory, config, leases, place
 
-    def status(self, attempts: Sequence[Record], is_control: bool) -> TrialStatus:
+    def status(self, attempts: Sequence[TrialRecord], is_control: bool) -> TrialStatus:
         record = standing(attempts)
         if record.state == "running":
             elsewhere = bool(record.place) and record.place != self.place
@@ -191,7 +191,7 @@ class _View:
             return plain[record.state]
         return "failed" if next_attempt(attempts, self.config.retries) is None else "waiting"
 
-    def trial(self, attempts: Sequence[Record]) -> Trial:
+    def trial(self, attempts: Sequence[TrialRecord]) -> Trial:
         record = standing(attempts)
         run = record.run_in(self.directory, is_control=False)
         status = self.status(attempts, is_control=False)
@@ -220,7 +220,7 @@ class _View:
             else None,
         )
 
-    def control(self, attempts: Sequence[Record]) -> Control:
+    def control(self, attempts: Sequence[TrialRecord]) -> Control:
         record = standing(attempts)
         run = record.run_in(self.directory, is_control=True)
         name: Literal["full_prompt", "no_prompt"] = "full_prompt" if record.point == "full_prompt" else "no_prompt"
@@ -250,7 +250,7 @@ def _controls_of_a_seed(directory: SweepDirectory, config: str) -> int:
     return len(planned_controls(SweepConfig.model_validate_json(config).model_copy(update={"seeds": 1}), directory))
 
 
-def _device_seconds(attempts: Sequence[Record]) -> float:
+def _device_seconds(attempts: Sequence[TrialRecord]) -> float:
     return device_hours(attempts, datetime.now(UTC)) * 3600
 
 

@@ -23,7 +23,7 @@ from promptcomp import __version__
 from promptcomp.config import ConfigError, build, dump, flat, read_yaml
 from promptcomp.errors import command
 from promptcomp.files import check_no_links, write_atomic
-from promptcomp.sweeps.planning import Record
+from promptcomp.sweeps.planning import TrialRecord
 from promptcomp.sweeps.queue import Queue, make_study, record_of
 from promptcomp.sweeps.space import base_tree
 from promptcomp.sweeps.state import SweepState, state_of
@@ -60,7 +60,7 @@ class Sweep:
         """Trials and controls."""
         return self.trials, self.controls
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[TrialRecord]:
         """All attempts at trials and controls."""
         return [record for queue in self.queues for record in queue.records()]
 

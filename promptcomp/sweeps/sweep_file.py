@@ -35,7 +35,7 @@ DEFAULT_POINTS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class SweepFile:
     """A sweep as found, before any words."""
 
     name: str
@@ -53,7 +53,7 @@ def shipped_sweeps() -> dict[str, Path]:
     return {path.stem: path for path in sorted(root.glob("*.yaml"))}
 
 
-def find_sweep(name_or_path: str) -> Origin:
+def find_sweep(name_or_path: str) -> SweepFile:
     """A shipped sweep, a YAML file or a sweep directory.
 
     Raises:
@@ -62,14 +62,14 @@ def find_sweep(name_or_path: str) -> Origin:
     path = Path(name_or_path)
     known = shipped_sweeps()
     if name_or_path in known:
-        return Origin(name_or_path, f"{name_or_path}.yaml", read_yaml(known[name_or_path]))
+        return SweepFile(name_or_path, f"{name_or_path}.yaml", read_yaml(known[name_or_path]))
     if os.path.isdir(path):
         file = SweepDirectory(path).config
         if not file.is_file():
             raise ConfigError(f"{path} is no sweep directory: it has no {file.name}")
-        return Origin(path.name, str(file), read_yaml(file), path)
+        return SweepFile(path.name, str(file), read_yaml(file), path)
     if path.suffix in (".yaml", ".yml"):
-        return Origin(path.stem, str(path), _with_full_path(read_yaml(path), path.parent))
+        return SweepFile(path.stem, str(path), _with_full_path(read_yaml(path), path.parent))
     hint = did_you_mean(name_or_path, known, f"shipped sweeps: {', '.join(known)}")
     raise ConfigError(f"{name_or_path!r} is no shipped sweep, no YAML file and no sweep directory; {hint}")
 

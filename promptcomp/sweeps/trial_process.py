@@ -149,7 +149,7 @@ def end_of(child: Child, code: int, *, stopped: bool, finished: bool) -> tuple[E
     if code == Exit.FINISHED and finished:
         return "done", ""
     if code == Exit.PREEMPTED:
-        return "preempted", "pre-empted"
+        return "preempted", "preempted"
     if stopped and code != Exit.NO_SPACE:
         return "interrupted", "stopped"
     line = last_line(child.log, child.log_start)

@@ -24,7 +24,7 @@ from promptcomp.run.child import FIT
 from promptcomp.run.configured import find
 from promptcomp.stopping import is_preemption
 from promptcomp.sweeps.claims import Claim, Desk, adopt, devices_of, report
-from promptcomp.sweeps.planning import UNCOUNTED, Kind, Record
+from promptcomp.sweeps.planning import UNCOUNTED, Kind, TrialRecord
 from promptcomp.sweeps.queue import bracket_of, comparable_part, pruner_of, should_prune
 from promptcomp.sweeps.storage import PARENT_VARIABLE, patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
@@ -112,7 +112,7 @@ def work(
         fork: this process is a worker and nothing else: runs on one device may be forks of it.
 
     Returns:
-        0 when nothing is left (or a budget is used up), 74 on a full disk, 75 when pre-empted, 130 when stopped.
+        0 when nothing is left (or a budget is used up), 74 on a full disk, 75 when preempted, 130 when stopped.
 
     Raises:
         ConfigError: no sweep, or a storage that cannot be used.
@@ -294,7 +294,7 @@ class Worker:
                 return False
             own = comparable_part(config, claim.cell.params, metric)
 
-            def is_comparable(record: Record) -> bool:
+            def is_comparable(record: TrialRecord) -> bool:
                 same = comparable_part(config, record.params, metric) == own and record.state != "fail"
                 return same and bracket == bracket_of(config, record.number, trainer.eval_every, trainer.max_steps)
 

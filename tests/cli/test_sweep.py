@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from promptcomp.sweeps import preview
-from promptcomp.sweeps.measuring import Measured, MeasuringFailed
+from promptcomp.sweeps.measuring import MeasuringFailed, TrialSeconds
 from tests.cli.conftest import Run
 
 TINY = (
@@ -102,7 +102,7 @@ def test_subcommands_come_first_and_run_is_the_default(run: Run) -> None:
 
 
 def test_the_plan(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = Measured(step=0.5, dev=1.0, test=2.0, start=3.0, peak_bytes=2**30)
+    times = TrialSeconds(step=0.5, dev=1.0, test=2.0, start=3.0, peak_bytes=2**30)
     monkeypatch.setattr(preview, "measured", lambda experiment: times)
     words = ("--method", "mend", *TINY, "--seeds", "2", "sweep.budget.hours=0.001", "--dry-run")
     done = run("sweep", *words)
@@ -121,7 +121,7 @@ def test_a_plan_without_a_measurement(run: Run, monkeypatch: pytest.MonkeyPatch)
     done = run("sweep", "--method", "mend", *TINY, "--dry-run", "--no-measure", "--json")
     assert json.loads(done.stdout)["hours"] is None
 
-    def failing(experiment: object) -> Measured:
+    def failing(experiment: object) -> TrialSeconds:
         raise MeasuringFailed("exit code -9: killed")
 
     monkeypatch.setattr(preview, "measured", failing)

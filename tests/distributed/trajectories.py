@@ -24,7 +24,7 @@ from torch import Tensor
 
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.checkpoints.named_state import full_tensor
-from promptcomp.datamodules.base import ContextDataModule
+from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.sections import DataConfig
 from promptcomp.experiment import Precision, TrainerConfig

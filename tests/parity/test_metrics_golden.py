@@ -37,7 +37,7 @@ def test_predictions_and_metric_follow_from_the_losses(case):
     """`losses` are MetaICL's mean token losses of the options before calibration; a score is their negative.
 
     An empty input or label without a scored token made the original's loss not a number, and that option then won
-    silently. Here it never wins, so the predictions are compared on the other examples and the metric is worked out
+    silently. Here it never wins, so the predictions are compared on the other examples and the metric is computed
     with the original's choice on these.
     """
     chosen = []

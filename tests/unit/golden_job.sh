@@ -27,7 +27,7 @@ cd '/home/me/a project' || exit 1
 unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE NODE_RANK GROUP_RANK TORCHELASTIC_RUN_ID PROMPTCOMP_RUN_DIRECTORY
 say() { echo "[$(date '+%F %T')] $*"; }
 
-# ---- pre-emption and time limit
+# ---- preemption and time limit
 # SLURM warns this shell by USR1, 120 s before the end; the tasks then save and leave with code 75.
 script='/runs/my run 100%/slurm/job.sh'
 folder='/runs/my run 100%/slurm'

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import promptcomp
@@ -71,6 +72,16 @@ def test_imports_go_one_way() -> None:
             if not allowed:
                 wrong.append(f"{module} imports {target}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_names_are_found_at_once() -> None:
+    """No two files and no two public classes have the same name."""
+    files = [path for path in ROOT.rglob("*.py") if not path.stem.startswith("__")]
+    names = [path.stem for path in files]
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names += [node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
+    assert not [name for name, count in Counter(names).items() if count > 1]
 
 
 def test_methods_do_not_import_methods() -> None:

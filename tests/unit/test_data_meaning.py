@@ -119,7 +119,7 @@ def test_published_choices_that_are_the_same_are_a_warning_and_a_remark(tmp_path
     module = module_of(build(DATASETS["metaicl"], tree))
     found = [problem for problem in module.problems() if "same 19 tokens" in problem.message]
     assert [(problem.line, problem.severity) for problem in found] == [(i, "warning") for i in range(1, 7)]
-    assert module.remarks() == ["6 rows have options that are the same to the LM (see promptcomp data validate)"]
+    assert module.notes() == ["6 rows have options that are the same to the LM (see promptcomp data validate)"]
 
 
 # ---- names and seeds
@@ -223,7 +223,7 @@ def test_files_of_conversations_say_what_is_left_out(tmp_path: Path) -> None:
     module = module_of(config)
     (example,) = module.examples("test")
     assert (example.instruction, example.input, example.output) == ("s", "a", "b")
-    assert "1 of 1 rows have turns after the first answer, which are not read" in module.remarks()[0]
+    assert "1 of 1 rows have turns after the first answer, which are not read" in module.notes()[0]
 
 
 # ---- chat templates
@@ -268,10 +268,10 @@ def test_a_date_in_the_template_is_said_or_fixed(tmp_path: Path) -> None:
         build(DATASETS["instructions"], {**tree, **more}) for more in ({}, {"template_date": "2024-07-26"})
     )
     assert any("template_date" in problem.message for problem in validate(config, byte_tokenizer(DATED)))
-    assert "writes today's date" in module_of(config, byte_tokenizer(DATED)).remarks()[0]
-    assert module_of(config, byte_tokenizer(CHATML)).remarks() == []
+    assert "writes today's date" in module_of(config, byte_tokenizer(DATED)).notes()[0]
+    assert module_of(config, byte_tokenizer(CHATML)).notes() == []
     module = module_of(fixed, byte_tokenizer(DATED))
-    assert module.remarks() == []
+    assert module.notes() == []
     (shown,) = show(fixed, byte_tokenizer(DATED), "test", 1)
     assert shown.demonstrations[0].startswith("26 Jul 2024 ")
 

@@ -14,7 +14,7 @@ import torch
 from promptcomp.config import apply_overrides, build
 from promptcomp.experiment import Experiment, TrainerConfig
 from promptcomp.forecast.activations import Rows, kept_bytes
-from promptcomp.forecast.estimate import Estimate, estimate
+from promptcomp.forecast.estimate import StepForecast, estimate
 from promptcomp.forecast.placement import (
     GIB,
     Groups,
@@ -72,8 +72,8 @@ def test_a_folder_with_nothing_but_the_architecture_is_enough(size: str, tmp_pat
     assert found.checkpoint_bytes == 3 * found.device.weights
     assert (found.strategy, found.devices, found.micro_batch) == ("ddp", 8, 8)
     assert found.communication.reduce_gradients == round(2 * 7 / 8 * found.device.weights)
-    assert any("does not fit 40 GiB" in remark for remark in found.remarks)
-    assert any("without float32 copies" in remark for remark in found.remarks)
+    assert any("does not fit 40 GiB" in note for note in found.notes)
+    assert any("without float32 copies" in note for note in found.notes)
 
 
 def test_adapters_leave_a_frozen_model_without_training_state(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_adapters_leave_a_frozen_model_without_training_state(tmp_path: Path) ->
     assert lora.activation_bytes < whole.activation_bytes
     assert lora.step_flops == pytest.approx(2 / 3 * whole.step_flops, rel=0.01)
     fitting = estimate(experiment(folder, "method.train=lora", "trainer.devices=1", "trainer.batch_size=8"), 80)
-    assert not any("does not fit" in remark for remark in fitting.remarks)
+    assert not any("does not fit" in note for note in fitting.notes)
 
 
 def test_saying_the_prompt_again_is_a_pass_of_its_own(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_sharding_in_mixed_precision_keeps_no_copies(tmp_path: Path, dtype: str)
     assert copied.activation_bytes_checkpointed == sharded.activation_bytes_checkpointed
     difference = wide.communication.gather_weights - sharded.communication.gather_weights
     assert difference == pytest.approx(7 / 8 * 2 * blocks * (2 if dtype == "float32" else 0))
-    assert not any("autocast" in remark for remark in sharded.remarks)
+    assert not any("autocast" in note for note in sharded.notes)
 
 
 def test_whole_copies_reduce_gradients_once() -> None:
@@ -219,7 +219,7 @@ def test_the_estimate_is_near_what_a_step_takes(method: str, model: str, monkeyp
 
 def test_the_figures_of_a_page(tmp_path: Path) -> None:
     found = estimate(experiment(write_llama(tmp_path / "7b", "7b"), "trainer.devices=8"))
-    assert Estimate.model_validate_json(found.model_dump_json()) == found
+    assert StepForecast.model_validate_json(found.model_dump_json()) == found
     assert found.total_bytes > 4 * 2 * PARAMETERS["7b"] > 50 * GIB
 
 

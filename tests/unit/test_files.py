@@ -30,7 +30,7 @@ def _log(path: Path) -> None:
     import logging
 
     with quiet(RunDirectory(path.parent)):
-        logging.getLogger("transformers").warning("remark")
+        logging.getLogger("transformers").warning("note")
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {

@@ -129,8 +129,8 @@ def test_pieces_over_their_budgets_lose_the_end_of_their_text_only() -> None:
     assert target == " wwwwwwwww"  # nothing says that the answer ends here
     long = dm.long_rows("seen")
     assert (long.rows, long.long, long.contexts, long.queries, long.targets) == (4, (0, 1, 2, 3), 4, 1, 1)
-    assert "4 of the 4 rows" in dm.remarks()[0]
-    assert "cut on the right" in dm.remarks()[0]
+    assert "4 of the 4 rows" in dm.notes()[0]
+    assert "cut on the right" in dm.notes()[0]
 
 
 def test_long_rows_are_skipped_or_refused() -> None:

@@ -81,7 +81,7 @@ def sample(
 
 
 def naive(drawn: list[Prediction], contexts_of: dict, row: str, shares: dict) -> dict[str, float]:
-    """The metrics of a resample, worked out with scikit-learn on repeated examples."""
+    """The metrics of a resample, computed with scikit-learn on repeated examples."""
     values: dict[str, list[tuple[float, float]]] = {name: [] for name in METRICS}
     for key in contexts_of:
         own = [p for p in drawn if (p.task, p.seed) == key]

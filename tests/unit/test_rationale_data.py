@@ -125,7 +125,7 @@ def test_filters_by_the_teachers_label() -> None:
     assert rationales.num_train_items() == 40
     rows = _module(world=world, rationale_filter="teacher_correct_rows")
     assert rows.num_train_items() == 40 - wrong
-    assert f"rows with a wrong teacher label: filtered: {wrong}" in rows.remarks()
+    assert f"rows with a wrong teacher label: filtered: {wrong}" in rows.notes()
 
 
 def test_subsets_are_nested_and_fixed_or_per_seed() -> None:
@@ -163,9 +163,9 @@ def test_long_rows_are_cut_and_told() -> None:
     rationale = context.queries[1].targets[0].ids
     assert len(rationale) == 4
     assert rationale[-1] == module.tokenizer.eos_token_id
-    assert any(line.startswith("inputs over 8 tokens, cut: 40") for line in module.remarks())
-    assert "labels or rationales over their budget, cut: 40" in module.remarks()
-    assert not any("cut" in line for line in _module().remarks())
+    assert any(line.startswith("inputs over 8 tokens, cut: 40") for line in module.notes())
+    assert "labels or rationales over their budget, cut: 40" in module.notes()
+    assert not any("cut" in line for line in _module().notes())
 
 
 @pytest.mark.parametrize(

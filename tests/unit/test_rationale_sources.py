@@ -58,7 +58,7 @@ def test_original_layout(tmp_path: Path) -> None:
 
 def test_what_was_lost_is_told(tmp_path: Path) -> None:
     config = _folder(tmp_path)
-    told = module_of(config, tokenizer()).remarks()
+    told = module_of(config, tokenizer()).notes()
     assert told[0] == "teacher labels: 14 of 18 right (77.78%)"
     assert told[1] == "teacher texts that were not read cleanly: no_marker 4 (ok 14)"
     assert told[-1] == "training rows: 18 of 18"

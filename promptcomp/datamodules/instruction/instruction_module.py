@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
+from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.instruction.encoding import InstructionEncoder, LongRows, find_long_rows
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.templates import make_template
@@ -129,7 +129,7 @@ class InstructionDataModule(ContextDataModule):
 
     def _oddities(self) -> Iterator[str]:
         """What only shows when splits are compared and tokenised: shared rows, special tokens as text, long rows."""
-        yield from self.source.remarks()
+        yield from self.source.notes()
         if self.template.dated:
             yield DATED
         special = sorted({str(token) for token in self.tokenizer.all_special_tokens if token})
@@ -160,9 +160,9 @@ class InstructionDataModule(ContextDataModule):
         asked = None if is_train else len(places)
         return Counts(split, rows=len(rows), tasks=len(sources), contexts=contexts, asked=asked, tokens=tokens)
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """A sentence for every split with rows over a budget; of many rows that are cut, only some are looked at."""
-        said = [*self.source.remarks(), *([DATED] if self.template.dated else [])]
+        said = [*self.source.notes(), *([DATED] if self.template.dated else [])]
         found = []
         for split in self.source.splits:
             rows = self.rows(split)

@@ -80,7 +80,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, writes_bos: bool, day: dat
     """
     if not tokenizer.chat_template:
         raise ConfigError("data.template = chat: the tokenizer has no chat template; use alpaca_gist or your own")
-    render = Renderer(tokenizer, day)
+    render = ChatRenderer(tokenizer, day)
     apart = _has_system(render)
     asked = _asked(apart, _INPUT)
     whole = render(asked)
@@ -93,7 +93,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, writes_bos: bool, day: dat
     between, _, after = rest.partition(_INPUT)
     padded = render(_asked(apart, f" {_INPUT} "))
     bos = tokenizer.bos_token
-    dates = {Renderer(tokenizer, each)(asked) for each in _TWO_DAYS}
+    dates = {ChatRenderer(tokenizer, each)(asked) for each in _TWO_DAYS}
     return Template(
         context=(context.removeprefix(bos) if writes_bos and isinstance(bos, str) else context) + "{instruction}",
         query=between + "{input}" + after,
@@ -113,11 +113,11 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The token that closes an answer in the tokenizer's chat template; none where it has no template or token."""
     if not tokenizer.chat_template:
         return ()
-    render = Renderer(tokenizer, None)
+    render = ChatRenderer(tokenizer, None)
     return _end_ids(tokenizer, render, _asked(_has_system(render), _INPUT))
 
 
-class Renderer:
+class ChatRenderer:
     """Writes conversations with a tokenizer's chat template, on a certain day."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, day: date | None) -> None:
@@ -155,12 +155,12 @@ def _asked(system: bool, input_text: str) -> _Messages:
     return [{"role": "user", "content": f"{_INSTRUCTION}\n\n{input_text}"}]
 
 
-def _has_system(render: Renderer) -> bool:
+def _has_system(render: ChatRenderer) -> bool:
     """Whether the template writes a system turn, which the instruction then has to itself."""
     return _INSTRUCTION in (render(_asked(True, _INPUT)) or "")
 
 
-def _empty_query(render: Renderer, context: str, apart: bool) -> str | None:
+def _empty_query(render: ChatRenderer, context: str, apart: bool) -> str | None:
     """What follows an instruction without an input, if the template takes one; None: leave the turn empty."""
     role = "system" if apart else "user"
     text = render([{"role": role, "content": _INSTRUCTION}])
@@ -169,7 +169,7 @@ def _empty_query(render: Renderer, context: str, apart: bool) -> str | None:
     return text.removeprefix(context + _INSTRUCTION)
 
 
-def _end_ids(tokenizer: PreTrainedTokenizerBase, render: Renderer, messages: _Messages) -> tuple[int, ...]:
+def _end_ids(tokenizer: PreTrainedTokenizerBase, render: ChatRenderer, messages: _Messages) -> tuple[int, ...]:
     """The token that the template writes behind an answer; none where it closes an answer with ordinary text.
 
     Found by writing an answer, the last one or (for templates that close turns only when another follows) one with a

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import ANSWER, RATIONALE, EncodedContext
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.base import ContextDataModule, Counts, ExampleInfo, PromptFormat
+from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.rationale.row_selection import Account, TrainRow, split_rows, train_rows
 from promptcomp.datamodules.rationale.writing import Writer
@@ -152,7 +152,7 @@ class RationaleDataModule(ContextDataModule):
         )
         return [_length(self.writer.encode(item.row, item.label, item.roles)) for item in items]
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What a person should know about the training rows: what was left out, and what was cut."""
         cut = [0, 0]
         for item in self.training_rows:

@@ -152,15 +152,15 @@ def read_instructions(
     columns: InstructionColumns,
     allow_empty: bool,
     found: Found = None,
-    remarks: list[str] | None = None,
+    notes: list[str] | None = None,
 ) -> Sequence[InstructionRow]:
-    """The rows of a file; `remarks` takes what a person should know about them.
+    """The rows of a file; `notes` takes what a person should know about them.
 
     Raises:
         ConfigError: the file is missing, of an unknown kind, has no rows or a bad one (named with its line), unless
             that is collected in `found`.
     """
-    return _good_rows(read_records(path, columns.asked()), path.stem, str(path), columns, allow_empty, found, remarks)
+    return _good_rows(read_records(path, columns.asked()), path.stem, str(path), columns, allow_empty, found, notes)
 
 
 def _good_rows(
@@ -170,7 +170,7 @@ def _good_rows(
     columns: InstructionColumns,
     allow_empty: bool,
     found: Found,
-    remarks: list[str] | None,
+    notes: list[str] | None,
 ) -> list[InstructionRow]:
     rows: list[InstructionRow] = []
     duplicates, longer = Duplicates(), 0
@@ -185,8 +185,8 @@ def _good_rows(
         duplicates.look(record, (row.instruction, row.input, row.output), "instruction, input and output", found)
         if turns := _turns(record.content, columns):
             longer += first_exchange(record.content[turns], record.content.get("system"))[3] > 0
-    if longer and remarks is not None:
-        remarks.append(f"{where}: {longer} of {len(rows)} rows have turns after the first answer, which are not read")
+    if longer and notes is not None:
+        notes.append(f"{where}: {longer} of {len(rows)} rows have turns after the first answer, which are not read")
     return rows
 
 
@@ -224,7 +224,7 @@ class HeldOutSource(InstructionSource):
             no_folder = isinstance(config, AlpacaPlusData) and not config.folder.is_dir()
             raise (NotHere if no_folder else ConfigError)(message)
         self._tables: dict[str, Sequence[InstructionRow]] = {}
-        self._remarks: list[str] = []
+        self._notes: list[str] = []
 
     @cached_property
     def _given(self) -> tuple[str, ...]:
@@ -271,9 +271,9 @@ class HeldOutSource(InstructionSource):
             with collecting(found, str(self.paths.get(split, "data"))):
                 self._read(split, found)
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Later turns of conversations, which are left out."""
-        return list(self._remarks)
+        return list(self._notes)
 
     def _place(self, split: str) -> str:
         """File, or split of the dataset, that holds a split."""
@@ -284,7 +284,7 @@ class HeldOutSource(InstructionSource):
     def _read(self, split: str, found: Found = None) -> Sequence[InstructionRow]:
         place, config = self._place(split), self.config
         if place not in self._tables:
-            how = (config.columns, config.allow_empty_instruction, found, self._remarks)
+            how = (config.columns, config.allow_empty_instruction, found, self._notes)
             if isinstance(config, InstructionsData) and self._dataset is not None:  # its rows stay on disk
                 table = open_table(self._dataset, config.dataset_config, place, config.columns.asked())
                 _good_rows(table.records(), self._dataset, table.where, *how)

@@ -32,7 +32,7 @@ Values = dict[tuple[str, str, float], dict[int, float]]
 """(method, size, share) -> seed -> value."""
 
 
-class Row(Measured):
+class EfficiencyRow(Measured):
     """One share of the data, at one size."""
 
     size: str
@@ -90,7 +90,7 @@ class Efficiency(Measured):
     """Whatever else varies, in words ("" where nothing does) -> parameters of the LM, null where they are not known
     or nothing varies."""
     shares: tuple[float, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[EfficiencyRow, ...]
     reached: tuple[Reached, ...]
     missing: tuple[str, ...] = ()
     """Trials that have ended without this value, and why."""
@@ -223,7 +223,9 @@ def _parameters(trial: Trial) -> int | None:
         return None
 
 
-def rows_of(values: Values, methods: Sequence[str], sizes: Sequence[str], shares: Sequence[float]) -> Iterator[Row]:
+def rows_of(
+    values: Values, methods: Sequence[str], sizes: Sequence[str], shares: Sequence[float]
+) -> Iterator[EfficiencyRow]:
     """A row for every size and share that has a value; the first method is held against the others."""
     for size, share in itertools.product(sizes, shares):
         found = {name: values[name, size, share] for name in methods if (name, size, share) in values}
@@ -234,7 +236,7 @@ def rows_of(values: Values, methods: Sequence[str], sizes: Sequence[str], shares
             if name != methods[0]
         }
         if found:
-            yield Row(
+            yield EfficiencyRow(
                 size=size,
                 share=share,
                 values={name: mean_of(list(each.values())) for name, each in found.items()},

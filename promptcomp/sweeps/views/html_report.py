@@ -22,7 +22,7 @@ from promptcomp.sweeps.views import plots
 from promptcomp.sweeps.views.efficiency import Efficiency, efficiency_of
 from promptcomp.sweeps.views.importance import ROUGH_BELOW
 from promptcomp.sweeps.views.numbers import Runs, duration, log_tail
-from promptcomp.sweeps.views.overview import failure_title, overview, remark, remarks
+from promptcomp.sweeps.views.overview import failure_title, note, notes, overview
 from promptcomp.sweeps.views.plot_overviews import parallel
 from promptcomp.sweeps.views.points import Summary, summarize
 from promptcomp.sweeps.views.tables import efficiency_csv, points_csv, state_json, trials_csv
@@ -143,7 +143,7 @@ def _content(state: SweepState, summary: Summary) -> dict[str, Any]:
             {
                 "point": point.point,
                 "style": "top" if point.is_best or point.on_front else "" if point.feasible and point.values else "out",
-                "mark": remark(point),
+                "mark": note(point),
                 "params": [_cell(point.params.get(name, "")) for name in names],
                 "seeds": point.seeds,
                 "means": means,
@@ -159,7 +159,7 @@ def _content(state: SweepState, summary: Summary) -> dict[str, Any]:
         "bar": bar,
         "elapsed": time_text(progress.elapsed),
         "device_hours": device_hours_text(progress),
-        "remarks": [*overview(state, summary)[2:], *remarks(state, summary, legend=False)],
+        "notes": [*overview(state, summary)[2:], *notes(state, summary, legend=False)],
         "columns": ["", *titles, "seeds", *metrics, *(["minus best"] if summary.best else [])],
         "rows": rows,
         "controls": _controls(state, summary, len(names)),

@@ -36,7 +36,7 @@ MARKS = {
     "dropped": "x",
     "": "",
 }
-"""What is said of a point (`remark`) -> its letter in the table."""
+"""What is said of a point (`note`) -> its letter in the table."""
 
 
 def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
@@ -54,7 +54,7 @@ def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
     if summary.points:
         console.print()
         console.print(_table(summary, console.width, rows))
-        for line in remarks(state, summary, rows):
+        for line in notes(state, summary, rows):
             _say(console, line)
     for line in [*_bands(state, summary), *_importances(summary)]:
         _say(console, line)
@@ -81,7 +81,7 @@ def overview(state: SweepState, summary: Summary) -> list[str]:
     return lines
 
 
-def remark(point: Point) -> str:
+def note(point: Point) -> str:
     """What is said of a point, see `MARKS`."""
     if point.is_best:
         return "best"
@@ -110,7 +110,7 @@ def _table(summary: Summary, width: int, rows: int) -> Table:
     for point in summary.points[:rows]:
         own = [scalar_text(point.params[name]) if name in point.params else "-" for name in names]
         cells = own if wide else [params_text(point.params, names) or "-"]
-        cells = [MARKS[remark(point)], *cells, f"{point.seeds}/{summary.seeds}"]
+        cells = [MARKS[note(point)], *cells, f"{point.seeds}/{summary.seeds}"]
         cells += [mean_text(point.values.get(objective.name), objective.name) for objective in summary.objectives]
         cells += [mean_text(point.versus_best, summary.objectives[0].name, "+")] if against else []
         style = "bold" if point.is_best or point.on_front else "dim" if not point.feasible else ""
@@ -118,9 +118,9 @@ def _table(summary: Summary, width: int, rows: int) -> Table:
     return table
 
 
-def remarks(state: SweepState, summary: Summary, rows: int | None = None, legend: bool = True) -> list[str]:
+def notes(state: SweepState, summary: Summary, rows: int | None = None, legend: bool = True) -> list[str]:
     """What the marks mean, and what to be careful with."""
-    used = {remark(point) for point in summary.points}
+    used = {note(point) for point in summary.points}
     lines = ["   ".join(f"{letter} {text}" for text, letter in MARKS.items() if letter and text in used and legend)]
     seeds = {point.seeds for point in summary.points if point.values}
     if seeds and max(seeds) > 1:

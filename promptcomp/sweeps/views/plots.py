@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from promptcomp.evaluation.bootstrap import Mean, mean_of
 from promptcomp.plotting import COLOURS, GREY, INK, MARKERS, interval, panels
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.views.efficiency import Efficiency, Row, efficiency_of
+from promptcomp.sweeps.views.efficiency import Efficiency, EfficiencyRow, efficiency_of
 from promptcomp.sweeps.views.numbers import Band, Goal, Runs
 from promptcomp.sweeps.views.plot_overviews import draw_curves, draw_front, draw_importances, draw_parallel, parallel
 from promptcomp.sweeps.views.points import Point, Summary, summarize
@@ -276,7 +276,7 @@ def _over_sizes(axes: Axes, found: Efficiency) -> None:
     axes.set_title(f"share {found.shares[-1]:g}")
 
 
-def _methods(axes: Axes, found: Efficiency, rows: Sequence[Row], places: Sequence[float]) -> None:
+def _methods(axes: Axes, found: Efficiency, rows: Sequence[EfficiencyRow], places: Sequence[float]) -> None:
     """A line for each method."""
     for index, name in enumerate(found.methods):
         having = [(place, row.values[name]) for row, place in zip(rows, places, strict=True) if name in row.values]

@@ -100,7 +100,7 @@ class Summary:
 
 
 def summarize(state: SweepState, now: datetime | None = None, *, with_importances: bool = True) -> Summary:
-    """Work out a summary.
+    """Compute a summary.
 
     Args:
         state: as read.

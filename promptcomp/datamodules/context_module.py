@@ -221,7 +221,7 @@ class ContextDataModule(L.LightningDataModule):
         encoded = (self.train_context(Draw(number, number)) for number in range(looked_at))
         return sum(_tokens(each, None) for each in encoded), looked_at
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What a person should know about the training data, such as rows that are left out or cut."""
         return []
 
