@@ -232,30 +232,44 @@ class LanguageModel(nn.Module):
             torch.cat([torch.zeros_like(mask), end], 1),
         )
 
-    def read(self, prefix: Prefix) -> KVCache | EncoderStates:
-        """The activations at the visible positions of a prefix: all that queries will ever see of it."""
+    def read(self, prefix: Prefix, *, both_ways: bool = False) -> KVCache | EncoderStates:
+        """The activations at the visible positions of a prefix: all that queries will ever see of it.
+
+        Args:
+            prefix: What is read.
+            both_ways: Its positions see those behind them as well, in a decoder-only LM too.
+        """
         if self.family == "encoder_decoder":
             return read_prefix(self.hf.get_encoder(), prefix, every_layer=self.query_in_encoder)
-        layers = self._read(prefix.embeds, prefix.mask)
+        layers = self._read(prefix.embeds, prefix.mask, both_ways)
         slots = int(prefix.visible.sum(-1).max())
         kept = tuple(
             (last_visible(k, prefix.visible, slots), last_visible(v, prefix.visible, slots)) for k, v in layers
         )
         return KVCache(kept, close_gaps(prefix.visible, prefix.visible)[0][:, -slots:], prefix.mask.sum(-1))
 
-    def _read(self, embeds: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Keys and values of every layer for left-padded rows (decoder-only)."""
+    def states(self, prefix: Prefix, *, both_ways: bool = False) -> Tensor:
+        """Final hidden states [G, P, D] at all positions of a prefix (T5: its encoder's); `both_ways` as in `read`."""
+        if self.family == "encoder_decoder":
+            encoder: Any = self.hf.get_encoder()
+            return encoder(inputs_embeds=prefix.embeds, attention_mask=prefix.mask.long()).last_hidden_state
+        return self._run(prefix.embeds, prefix.mask, both_ways, use_cache=False).last_hidden_state
+
+    def _run(self, embeds: Tensor, mask: Tensor, both_ways: bool, **options: Any) -> Any:
+        """The body on left-padded rows (decoder-only)."""
         assert self.pattern is not None
         self._window.check_context(mask)
-        cache = growing()
         position = positions(mask)
-        output = self.body(
-            inputs_embeds=embeds,
-            attention_mask=self.pattern.padded(mask, position, embeds.dtype),
-            position_ids=position,
-            use_cache=True,
-            **passing(self.body, cache),
-        )
+        seen = self.pattern.padded(mask, position, embeds.dtype)
+        if both_ways:
+            sees = mask[:, None, :].expand(-1, mask.shape[1], -1)
+            seen = self.pattern.mask(sees, position, position, embeds.dtype)
+        return self.body(inputs_embeds=embeds, attention_mask=seen, position_ids=position, **options)
+
+    def _read(self, embeds: Tensor, mask: Tensor, both_ways: bool = False) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values of every layer for left-padded rows (decoder-only)."""
+        cache = growing()
+        output = self._run(embeds, mask, both_ways, use_cache=True, **passing(self.body, cache))
         layers = stored(cache)
         if torch.is_grad_enabled():  # FSDP2 needs every part that gets a gradient to come from a module's output
             anchor = output.last_hidden_state.sum() * 0

@@ -173,6 +173,11 @@ class TextEncoder(nn.Module):
         self.bos_id = bos_id
 
     @property
+    def hf(self) -> PreTrainedModel:
+        """Under the name that an LM has for its model."""
+        return self.body
+
+    @property
     def hidden_size(self) -> int:
         """Width of the embeddings."""
         return token_table(self.body).embedding_dim

@@ -10,8 +10,10 @@ from promptcomp.lightning_modules.controls_config import (
     PromptTuningConfig,
 )
 from promptcomp.lightning_modules.gist_config import GistConfig
+from promptcomp.lightning_modules.icae_config import IcaeConfig
 from promptcomp.lightning_modules.mend_config import MendConfig
 from promptcomp.lightning_modules.method_config import MethodConfig, OptimConfig
+from promptcomp.lightning_modules.pool_config import PoolConfig
 from promptcomp.lightning_modules.step_by_step_config import FinetuneConfig, StepByStepConfig
 
 __all__ = ["METHODS", "MethodConfig", "OptimConfig"]
@@ -19,6 +21,8 @@ __all__ = ["METHODS", "MethodConfig", "OptimConfig"]
 _OWN: tuple[type[MethodConfig], ...] = (
     MendConfig,
     GistConfig,
+    PoolConfig,
+    IcaeConfig,
     FullPromptConfig,
     NoPromptConfig,
     PromptTuningConfig,

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from promptcomp.config import ConfigError
-from promptcomp.language_model import LanguageModel
+from promptcomp.language_model import LanguageModel, TextEncoder
 from promptcomp.lightning_modules.method_config import LoraConfig
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def add_lora(lm: LanguageModel, config: LoraConfig, *, skeleton: bool = False) -> None:
+def add_lora(lm: LanguageModel | TextEncoder, config: LoraConfig, *, skeleton: bool = False) -> None:
     """Put adapters into the LM; they alone are trainable afterwards, in float32 beside half-precision weights.
 
     Args:
@@ -47,7 +47,7 @@ def add_lora(lm: LanguageModel, config: LoraConfig, *, skeleton: bool = False) -
             parameter.data = parameter.data.to(wide)
 
 
-def lora_settings(lm: LanguageModel, config: LoraConfig) -> peft.LoraConfig:
+def lora_settings(lm: LanguageModel | TextEncoder, config: LoraConfig) -> peft.LoraConfig:
     """The adapters as peft describes them.
 
     Raises:

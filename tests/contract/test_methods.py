@@ -34,6 +34,7 @@ VARIANTS = [
     for name in METHODS
     for i, options in enumerate(SETTINGS.get(name, [{}]))
     for model in options.get("models", [model for model in MODELS if model != "opt"])
+    if ("encoder_decoder" if model.startswith("t5") else "decoder") in METHODS[name].families
 ]
 TRAINED = [v for v in VARIANTS if METHODS[v.values[0]](**v.values[1]).trains]  # type: ignore[index, arg-type]
 

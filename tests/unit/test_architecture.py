@@ -89,6 +89,8 @@ def test_methods_do_not_import_methods() -> None:
     training = {
         "exported",
         "method_config",
+        "encoder_config",
+        "encoder_module",
         "execution",
         "objective",
         "optim",

@@ -1,0 +1,65 @@
+"""What the sections of methods share whose encoder reads the context for an LM that stays as it is."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field
+
+from promptcomp.language_model.lm_config import LanguageModelConfig
+from promptcomp.lightning_modules.method_config import LoraConfig, MethodConfig
+
+
+class EncoderMethodConfig(MethodConfig):
+    """Base of the sections of `pool` and `icae`."""
+
+    needs: ClassVar[str] = "contexts (demonstrations, instructions or text)"
+    difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots",)
+    loss_keys: ClassVar[tuple[str, ...]] = ("reconstruction_weight", "kl_weight", "temperature")
+
+    num_slots: int = Field(16, gt=0)
+    """Slots that a context becomes."""
+    encoder: LanguageModelConfig | None = None
+    """What reads the context, any LM with the same tokenizer; null: the LM itself, whose weights are shared and not
+    held a second time."""
+    train_encoder: Literal["lora", "none"] = "lora"
+    """lora: adapters beside the encoder's matrices, which the LM that answers does not have; none: as it is."""
+    lora: LoraConfig = LoraConfig()
+    """The adapters of `train_encoder: lora`."""
+    attention: Literal["causal", "bidirectional"] = "causal"
+    """Whether a token of the context also sees what follows it while it is read. The encoder of an encoder-decoder
+    always reads both ways."""
+    projection: Literal["linear", "none"] = "linear"
+    """From the encoder's states to the LM's input vectors; linear starts with the states themselves, at the length of
+    token embeddings, where the widths are equal."""
+    reconstruction_weight: float = Field(0.0, ge=0)
+    """Weight of the cross-entropy of the context's own tokens, reconstructed from the slots alone after the
+    end-of-sequence token (autoencoding)."""
+    kl_weight: float = Field(0.0, ge=0)
+    """Weight of KL(LM with the full context || LM with the slots); 0: no teacher."""
+    temperature: float = Field(1.0, gt=0)
+    """Both distributions are taken at this temperature."""
+    kl_positions: Literal["targets", "all"] = "targets"
+    """targets: only where an answer token is predicted; all: after every token of query and answer."""
+    init_from: str | None = None
+    """A run directory, export or checkpoint of the same method whose trained parts training starts from."""
+
+    @property
+    def slots_read(self) -> int:
+        """Positions that the encoder reads behind a context."""
+        return 0
+
+    def context_problem(self, longest: int, window: int) -> str | None:
+        """A context stands in the window with the slots, and one that is reconstructed behind them, BOS and a cue."""
+        behind = max(self.slots_read, self.num_slots + 1 if self.reconstruction_weight else 0)
+        most = window - behind - 1
+        if longest <= most:
+            return None
+        return (
+            f"method.num_slots = {self.num_slots}: a context of {longest} tokens and {behind} more positions exceed "
+            f"the LM's window of {window}; set data.max_context_tokens={max(most, 1)} or less, or use fewer slots"
+        )
+
+    def without_training(self) -> Self:
+        """See MethodConfig."""
+        return self.model_copy(update={"init_from": None, "kl_weight": 0.0})

@@ -1,0 +1,174 @@
+"""An encoder that reads the context for an LM that stays as it is: what `pool` and `icae` share.
+
+The encoder is an LM of its own whose weights may be those of the LM that answers. Then they are the same tensors, held
+once, and the adapters stand in the encoder alone; so nothing has to be switched on and off, and the bounds and the
+teacher are the LM as it was. The objective is CE of the answers + reconstruction_weight * CE of the context's own
+tokens behind its slots + kl_weight * KL(LM with the full context || LM with the slots); each is a mean over tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from promptcomp.batch import Batch, Context
+from promptcomp.config import ConfigError
+from promptcomp.evaluation.flops import read_flops
+from promptcomp.language_model import LanguageModel, embedding_scale, token_table
+from promptcomp.language_model.parts import Prefix
+from promptcomp.lightning_modules.adapters import add_lora
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass, check_same_tokenizer
+from promptcomp.lightning_modules.encoder_config import EncoderMethodConfig
+from promptcomp.lightning_modules.objective import kl_divergence
+from promptcomp.memory import Memory
+
+
+def sharing_weights(lm: LanguageModel) -> LanguageModel:
+    """Another LM with the same tensors: what is put into its modules later is not in the first one's."""
+    same = [*lm.parameters(), *lm.buffers(), lm.tokenizer]
+    return copy.deepcopy(lm, {id(each): each for each in same})
+
+
+class EncoderModule(CompressionModule):
+    """See the module docstring. A method adds `compress`, `num_memory_slots` and what it trains beside the encoder."""
+
+    method: EncoderMethodConfig
+    makes_vectors = True
+    """Whether slots are vectors that go through a projection."""
+
+    def build(self) -> None:
+        """The encoder and the projection."""
+        method = self.method
+        if method.encoder is None:
+            self.encoder = sharing_weights(self.lm)
+        else:
+            self.encoder = self.open_lm(method.encoder).requires_grad_(False)
+            check_same_tokenizer(self.lm, self.encoder, f"method.encoder.path = {method.encoder.path!r}")
+        self.both_ways = method.attention == "bidirectional" and self.encoder.family == "decoder"
+        if self.both_ways and not self.skeleton:
+            self._check_both_ways()
+        self.projection = self._make_projection()
+        self.build_slots()
+        if method.train_encoder == "lora":
+            add_lora(self.encoder.text_encoder(), method.lora, skeleton=self.skeleton)
+        if method.init_from is not None and not self.skeleton:
+            self.load_trained(Path(method.init_from))
+
+    def build_slots(self) -> None:
+        """Make what is trained beside adapters and projection; the encoder has no adapters yet."""
+
+    def train(self, mode: bool = True) -> EncoderModule:
+        """Training mode for the trained parts alone."""
+        super().train(mode)
+        if self._is_built and self.method.train_encoder == "none":
+            self.encoder.eval()
+        return self
+
+    @torch.no_grad()
+    def _check_both_ways(self) -> None:
+        """
+        Raises:
+            ConfigError: the encoder's own code hides what follows, whatever mask it is given.
+        """
+        ids = torch.tensor([[0, 0], [0, 1]], device=token_table(self.encoder.hf).weight.device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        states = self.encoder.eval().states(self.encoder.prefix(Context(ids, mask, ids[:, 0])), both_ways=True)
+        if torch.equal(states[0, -2], states[1, -2]):
+            kind = self.encoder.hf.config.model_type
+            raise ConfigError(f"method.attention = 'bidirectional': models of type {kind!r} read one way; use causal")
+
+    def _make_projection(self) -> nn.Module:
+        width, goal = self.encoder.hidden_size, self.lm.hidden_size
+        if self.makes_vectors and self.method.projection == "none" and width != goal:
+            raise ConfigError(f"method.projection = 'none': the encoder has width {width}, the LM {goal}; use 'linear'")
+        if not self.makes_vectors or self.method.projection == "none":
+            return nn.Identity()
+        weight = token_table(self.lm.hf).weight
+        linear = nn.Linear(width, goal, dtype=weight.dtype, device=weight.device)
+        if width == goal and not self.skeleton:
+            nn.init.zeros_(linear.bias)
+            with torch.no_grad():
+                nn.init.eye_(linear.weight).mul_(self._shortening())
+        return linear
+
+    def _shortening(self) -> Tensor:
+        """Length of the LM's token embeddings by that of the encoder's final states, both means."""
+        window = self.encoder.window or 32
+        table = token_table(self.lm.hf)
+        ids = torch.randint(
+            0, self.lm.vocab_size, (8, min(32, window - self.encoder.num_bos)), device=table.weight.device
+        )
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        states = self.encoder.eval().states(
+            self.encoder.prefix(Context(ids, mask, ids[:, 0])), both_ways=self.both_ways
+        )
+        return embedding_scale(table) * table.weight.norm(dim=-1).mean() / states.norm(dim=-1).mean()
+
+    def read_states(self, prefix: Prefix) -> Tensor:
+        """The encoder's final states [G, P, D] at all positions of a prefix."""
+        return self.encoder.states(prefix, both_ways=self.both_ways)
+
+    def before_cue(self, memory: Memory) -> Memory:
+        """What the context is reconstructed behind."""
+        return memory
+
+    @property
+    def compared(self) -> Literal["nothing", "targets", "all"]:
+        """With the LM that reads the context itself."""
+        return self.method.kl_positions if self.method.kl_weight else "nothing"
+
+    def compress_flops(self, context_tokens: float) -> float:
+        """Reading with the encoder, and projecting."""
+        read = self.encoder.num_bos + context_tokens + self.method.slots_read
+        matrices = sum(each.numel() for each in self.projection.parameters() if each.dim() == 2)
+        return read_flops(self.encoder.cost, read) + 2.0 * self.num_memory_slots(round(context_tokens)) * matrices
+
+    def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
+        """Encoder, student, reconstruction and teacher."""
+        lm, method, bos = self.lm, self.method, self.lm.num_bos
+        front = bos + self.num_memory_slots(context_tokens)
+        read = self.encoder.num_bos + context_tokens + method.slots_read
+        trained = method.train_encoder == "lora" or method.slots_read > 0
+        shared = queries * front if lm.query_in_encoder else front
+        found = [
+            Pass(self.encoder.text_encoder().body, read, read, trained, False),
+            Pass(lm.hf, shared + queries * example_tokens, front + example_tokens, True, False),
+        ]
+        if method.reconstruction_weight:
+            again = front + context_tokens + 2  # 2: the cue and what a method puts before it
+            found.append(Pass(lm.hf, again, again, True, False, reconstructs=True))
+        if method.kl_weight:
+            whole, length = bos + context_tokens + queries * example_tokens, bos + context_tokens + example_tokens
+            found.append(Pass(lm.hf, whole, length, False, False, caches_context=True))
+        return found
+
+    def counts(self, batch: Batch) -> Counts:
+        """Scored tokens of answers and of contexts, and positions that are compared with the teacher."""
+        found: dict[str, Tensor | int] = {"ce": self.lm.scored_tokens(batch).sum()}
+        if self.method.reconstruction_weight:
+            found["reconstruction"] = self.lm.scored_tokens(batch.of_contexts(self.lm.end_id)).sum()
+        if self.method.kl_weight:
+            found["kl"] = self.lm.num_logits(batch, self._where)
+        return found
+
+    def losses(self, batch: Batch) -> list[LossTerm]:
+        """See the module docstring."""
+        method, where = self.method, self._where
+        memory = self.compress(batch.context)
+        assert memory is not None
+        student = self.lm(memory, batch, where)
+        terms = [LossTerm("ce", -student.log_probs().sum(), student.label.shape[0])]
+        if method.reconstruction_weight:
+            again = self.lm(self.before_cue(memory), batch.of_contexts(self.lm.end_id), "targets")
+            count, weight = again.label.shape[0], method.reconstruction_weight
+            terms.append(LossTerm("reconstruction", -again.log_probs().sum(), count, weight))
+        if method.kl_weight:
+            with torch.no_grad():
+                teacher = self.lm(self.lm.encode(batch.teacher_context), batch, where)
+            total = kl_divergence(student.values, teacher.values, method.temperature)
+            terms.append(LossTerm("kl", total, student.values.shape[0], method.kl_weight))
+        return terms
