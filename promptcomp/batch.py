@@ -10,6 +10,7 @@ once. Contexts and queries are padded on the left and targets on the right, so `
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -58,11 +59,14 @@ class EncodedContext:
     """Number of the task in the datamodule's `task_names` (per-task prompts need it)."""
     teacher_ids: tuple[int, ...] | None = None
     """What the teacher reads when its token budget differs; None: the same ids."""
+    borders: tuple[int, ...] = ()
+    """The number of its tokens after each demonstration; empty: it is not made of demonstrations."""
 
 
 @dataclass(slots=True)
 class Context:
-    """What a compressor reads. `ids`, `mask`: [G, C], left-padded; `task`: [G].
+    """What a compressor reads. `ids`, `mask`: [G, C], left-padded; `task`: [G]. `part` [G, C]: which demonstration a
+    token belongs to; None where contexts are not made of demonstrations.
 
     Not frozen, like Batch, because Lightning's true half and double precision refuse to convert frozen dataclasses.
     """
@@ -70,6 +74,7 @@ class Context:
     ids: Tensor
     mask: Tensor
     task: Tensor
+    part: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -148,7 +153,8 @@ def _move(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, tuple):
         return tuple(each.to(device) for each in value)
     if isinstance(value, Context):
-        return Context(value.ids.to(device), value.mask.to(device), value.task.to(device))
+        part = None if value.part is None else value.part.to(device)
+        return Context(value.ids.to(device), value.mask.to(device), value.task.to(device), part)
     return value.to(device)
 
 
@@ -165,13 +171,20 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[Tensor, 
     return ids, mask
 
 
+def _parts(contexts: Sequence[EncodedContext]) -> Tensor | None:
+    """The demonstration of each token, left-padded with 0; None where a context names no borders."""
+    if not all(context.borders for context in contexts):
+        return None
+    return pad([[bisect_right(c.borders, place) for place in range(len(c.ids))] for c in contexts], 0, "left")[0]
+
+
 def collate(contexts: Sequence[EncodedContext], pad_id: int) -> Batch:
     """Make a Batch of encoded contexts; the only place where padding is decided."""
     queries = [(row, query) for row, context in enumerate(contexts) for query in context.queries]
     targets = [(row, query, target) for row, (_, query) in enumerate(queries) for target in query.targets]
     column = partial(torch.tensor, dtype=torch.long)
     task = column([context.task for context in contexts])
-    student = Context(*pad([context.ids for context in contexts], pad_id, "left"), task)
+    student = Context(*pad([context.ids for context in contexts], pad_id, "left"), task, _parts(contexts))
     teacher = student
     if any(context.teacher_ids is not None for context in contexts):
         teacher_rows = [c.ids if c.teacher_ids is None else c.teacher_ids for c in contexts]

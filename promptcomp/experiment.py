@@ -19,6 +19,7 @@ from promptcomp.errors import did_you_mean
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.method_config import OptimConfig
+from promptcomp.rivals import RIVALS
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
@@ -106,6 +107,8 @@ class EvaluationConfig(Config):
     """Longest generated answer in tokens; less where the LM's window leaves less."""
     rationales: bool = True
     """Where a student has learned rationales, write them for the test examples too (rationales.jsonl)."""
+    rivals: tuple[Annotated[Union[tuple(RIVALS)], Field(discriminator="name")], ...] = ()  # type: ignore[valid-type]  # noqa: UP007
+    """What else is scored on the same examples: other ways to the same budget, and controls (docs/rivals.md)."""
     sentences: Literal["builtin", "nltk"] = "builtin"
     """How ROUGE-Lsum finds sentences: a built-in list of abbreviations, or nltk's English model (a download)."""
 
@@ -148,6 +151,15 @@ class Experiment(Config):
                 f"data.targets = 'label_and_rationale' is for method {fitting}, not {self.method.name}; set "
                 "data.targets=label or another single target"
             )
+        rows = [rival.row for rival in self.evaluation.rivals]
+        if twice := [row for row in rows if rows.count(row) > 1]:
+            raise ValueError(f"evaluation.rivals: {twice[0]} stands there twice; leave one out")
+        for rival in self.evaluation.rivals:
+            if rival.needs_demonstrations and self.data.context_kind != "demonstrations":
+                raise ValueError(
+                    f"evaluation.rivals: {rival.name} needs contexts of demonstrations, and those of data "
+                    f"{self.data.name!r} are prompts; use truncate"
+                )
         if self.evaluation.generate is True and self.data.why_no_answers:
             raise ValueError(f"evaluation.generate=true {self.data.why_no_answers}")
         return self

@@ -70,6 +70,10 @@ def _quality_table(results: Results, name: str, split: SplitResult, wide: bool) 
         cells = [estimate_text(split.rows[row].get(metric)) for metric in metrics]
         kept = retained_text(split, 2) if row == "method" else ""
         table.add_row(row_title(results, row), *cells, kept, style="bold" if row == "method" else "")
+        for rival, known in split.rivals.items() if row == "no_prompt" else ():
+            cells = [estimate_text(split.rows.get(rival, {}).get(metric)) for metric in metrics]
+            kept = "" if known.retained is None else value_text(known.retained, known.retained_ci, 2)
+            table.add_row(known.title, *cells, kept, style="dim" if known.is_control else "")
     return table
 
 
@@ -223,6 +227,10 @@ def _notes(results: Results, split: SplitResult) -> list[Text]:
         if cut := split.unfinished.get(row, 0):
             answers = f"{cut:,} of {split.generated:,} answers reached the limit of new tokens"
             lines.append(f"{row_title(results, row)}: {answers}")
+    for known in split.rivals.values():
+        taken = known.missing or f"{number_text(known.slots)} positions"
+        aware = ", chosen by the query" if known.query_aware else ""
+        lines.append(f"{known.title}: {taken}{aware}{', a control' if known.is_control else ''}")
     if 0 < split.num_contexts < 10:
         lines.append(f"only {many(split.num_contexts, 'context')}: the intervals are rough")
     return [Text(line, style="italic") for line in lines]

@@ -229,11 +229,12 @@ class ICLDataModule(ContextDataModule):
         """The context of a plan with the given queries."""
         parts = self.demonstration_parts(plan)
         config = self.config
-        ids, _ = assemble(parts, self.budget, config.truncation)
+        ids, borders = assemble(parts, self.budget, config.truncation)
         teacher_ids = None
         if config.teacher_max_context_tokens is not None:
             teacher_ids = tuple(assemble(parts, config.teacher_max_context_tokens, config.truncation)[0])
-        return EncodedContext(tuple(ids), tuple(queries), self._numbers.get(plan.task.name, 0), teacher_ids)
+        number = self._numbers.get(plan.task.name, 0)
+        return EncodedContext(tuple(ids), tuple(queries), number, teacher_ids, tuple(borders))
 
     def tokenize(self, plans: Iterable[Plan]) -> None:
         """Tokenise everything that the plans show or ask in one call."""

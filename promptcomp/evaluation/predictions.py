@@ -24,7 +24,8 @@ from promptcomp.evaluation.texts import Rouge, same_label, text_metrics
 from promptcomp.files import read_text, write_atomic
 
 ROWS = ("no_prompt", "method", "full_prompt")
-"""What every example is scored with: nothing, the method's memory, and the whole prompt."""
+"""What every example is scored with: nothing, the method's memory, and the whole prompt; rivals add rows of their
+own."""
 
 TEXT_METRICS = ("exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement")
 """What generated texts are measured by (all 0-1): equality with the right answer but for white space; ROUGE F-measures
@@ -218,18 +219,19 @@ def make_predictions(
     Args:
         split: name of the split.
         examples: all examples of the split.
-        scores: for each row of `ROWS` what was collected; None or absent: the row does not apply.
+        scores: for each row of `ROWS` and each rival's what was collected; None or absent: the row does not apply.
         null: the same for the input "N/A" (PMI); None: no calibration.
 
     Raises:
         ValueError: an option of an example has not been scored.
     """
     predictions = []
+    rows = tuple(dict.fromkeys((*ROWS, *scores)))
     for example in sorted(examples, key=lambda example: example.number):
-        found: dict[str, Any] = {key: dict.fromkeys(ROWS) for key in _BY_ROW}
+        found: dict[str, Any] = {key: dict.fromkeys(rows) for key in _BY_ROW}
         gold_tokens = 0
         num_options = max(1, len(example.options))  # a free-form example has its output as the only target
-        for row in ROWS:
+        for row in rows:
             own, bias = scores.get(row), (null or {}).get(row)
             if own is None:
                 continue
@@ -319,8 +321,9 @@ def _with_texts(
     rouge: Rouge,
 ) -> Prediction:
     number = prediction.example
-    texts = {row: collected[row].texts[number] if row in collected else None for row in ROWS}
-    full = {row: texts["full_prompt"] if row != "full_prompt" else None for row in ROWS}
+    rows = dict.fromkeys((*ROWS, *collected))
+    texts = {row: collected[row].texts[number] if row in collected else None for row in rows}
+    full = {row: texts["full_prompt"] if row != "full_prompt" else None for row in rows}
     update = {
         "texts": texts,
         "reference": reference,

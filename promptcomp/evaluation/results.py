@@ -64,6 +64,30 @@ class TaskResult(_Section):
     """Sample standard deviation of the method over the data seeds."""
 
 
+class RivalResult(_Section):
+    """What one rival did on one split (its metrics are in `rows`, under the same name)."""
+
+    title: str
+    query_aware: bool = False
+    """Whether what it keeps depends on the query."""
+    is_control: bool = False
+    """Whether it has to score as no prompt does."""
+    slots: float | None = None
+    """Positions that it takes in the LM, a mean over contexts; those that it was allowed are the method's, or its own
+    `slots`."""
+    kv_bytes: float | None = None
+    """Bytes of keys and values in use."""
+    missing: str = ""
+    """Why it has no row, in words."""
+    retained: float | None = None
+    """(rival - no_prompt) / (full_prompt - no_prompt), as the method's."""
+    retained_ci: Interval | None = None
+    gap: float | None = None
+    """method - rival, in the headline metric."""
+    gap_ci: Interval | None = None
+    """Paired, over contexts."""
+
+
 class SplitResult(_Section):
     """One evaluated split. `method`, `full_prompt` and `no_prompt` are values of `metric` on the same examples."""
 
@@ -95,6 +119,8 @@ class SplitResult(_Section):
     """Null also where all resamples are equal."""
     rows: dict[str, dict[str, Estimate]] = {}
     """Row -> metric -> estimate, for every metric that applies."""
+    rivals: dict[str, RivalResult] = {}
+    """Row -> what that rival did (`evaluation.rivals`)."""
     tasks: tuple[TaskResult, ...] = ()
     seeds: dict[str, dict[str, float | None]] = {}
     """Data seed -> row -> headline metric; empty when the data has no seeds."""

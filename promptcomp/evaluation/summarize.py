@@ -24,7 +24,7 @@ from promptcomp.evaluation.bootstrap import (
 )
 from promptcomp.evaluation.metrics import METRICS, Group, MetricName, group, metric
 from promptcomp.evaluation.predictions import ROWS, TEXT_METRICS, Prediction, joined
-from promptcomp.evaluation.results import Estimate, SplitResult, TaskResult, finite
+from promptcomp.evaluation.results import Estimate, RivalResult, SplitResult, TaskResult, finite
 from promptcomp.evaluation.texts import agreement
 
 
@@ -36,6 +36,7 @@ def summarise(
     resamples: int = RESAMPLES,
     seed: int = 0,
     confidence: float = CONFIDENCE,
+    rivals: Mapping[str, RivalResult] | None = None,
 ) -> SplitResult:
     """Metrics of one split with paired bootstrap intervals over contexts.
 
@@ -47,6 +48,7 @@ def summarise(
         resamples: bootstrap resamples.
         seed: seed of the bootstrap.
         confidence: of the intervals.
+        rivals: row -> what is known of each rival but its scores.
 
     Raises:
         ConfigError: there is no prediction.
@@ -54,7 +56,8 @@ def summarise(
     if not predictions:
         raise ConfigError("a split without examples cannot be evaluated; check the data section's splits and limits")
     metric_name = headline(predictions, metric_name)
-    rows = tuple(row for row in ROWS if predictions[0].scores.get(row) is not None)
+    scored = predictions[0].scores
+    rows = tuple(row for row in dict.fromkeys((*ROWS, *scored)) if scored.get(row) is not None)
     groups = group(predictions, rows)
     samples = resample(groups, rows, resamples=resamples, seed=seed)
     kept = retained(samples, metric_name, confidence)
@@ -80,6 +83,7 @@ def summarise(
         gap_to_full=None if gap is None else finite(gap[0]),
         gap_to_full_ci=None if gap is None else percentile_interval(gap, samples.num_contexts, confidence),
         rows={row: _estimates(samples, row, confidence, groups) for row in rows},
+        rivals={row: _rival(samples, metric_name, row, known, confidence) for row, known in (rivals or {}).items()},
         tasks=_tasks(groups, rows, metric_name),
         seeds=_seeds(groups, rows, metric_name),
         num_tasks=len({g.task for g in groups}),
@@ -90,6 +94,17 @@ def summarise(
         generated=sum(p.is_generated for p in predictions),
         unfinished={row: sum(c.get(row, False) for c in cut) for row in rows} if cut else {},
     )
+
+
+def _rival(samples: Samples, name: MetricName, row: str, known: RivalResult, confidence: float) -> RivalResult:
+    """What is known of a rival, with the share of the gap that it keeps and how far the method is ahead of it."""
+    if known.missing:
+        return known
+    kept = retained(samples, name, confidence, method=row)
+    gap = samples.difference(name, "method", row)
+    ci = percentile_interval(gap, samples.num_contexts, confidence)
+    found = {"retained": kept.value, "retained_ci": kept.ci, "gap": finite(float(gap[0])), "gap_ci": ci}
+    return known.model_copy(update=found)
 
 
 def headline(predictions: Sequence[Prediction], wanted: MetricName) -> MetricName:

@@ -7,19 +7,22 @@ from dataclasses import dataclass, field
 
 import torch
 
-from promptcomp.batch import Batch, Context
+from promptcomp.batch import Batch, Context, collate
+from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule
+from promptcomp.datamodules.sampler import EvalPart
 from promptcomp.evaluation import flops
 from promptcomp.evaluation import memory_cost as cost
 from promptcomp.evaluation.metrics import MetricName
 from promptcomp.evaluation.predictions import OptionScores, Prediction, add_texts, examples_sha256, make_predictions
-from promptcomp.evaluation.results import Cost, Size, SplitResult
+from promptcomp.evaluation.results import Cost, RivalResult, Size, SplitResult
 from promptcomp.evaluation.summarize import summarise
 from promptcomp.evaluation.texts import Rouge
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+from promptcomp.rivals import Rival, Setting
 from promptcomp.run.written_texts import Answers, answers_for
 
 OnBatch = Callable[[int, int], None]
@@ -61,6 +64,68 @@ class _Sizes:
             self.first_batch = batch
 
 
+OTHERS = 8
+"""Contexts of a split whose memories stand in for those of others (the control `shuffled`)."""
+
+
+@dataclass(slots=True)
+class Rivals:
+    """Makes the memories of rivals, and sums up what they take."""
+
+    asked: tuple[Rival, ...]
+    setting: Setting
+    contexts: int = 0
+    slots: dict[str, int] = field(default_factory=dict)
+    kv_bytes: dict[str, float] = field(default_factory=dict)
+
+    def memories(self, context: Context, own: Memory | None) -> dict[str, Memory | None]:
+        """Row -> the memory of a batch's contexts."""
+        made = {rival.row: rival.memory(self.setting, context, own) for rival in self.asked}
+        count, lm = len(context.mask), self.setting.lm
+        self.contexts += count
+        for rival in self.asked:
+            memory, row = made[rival.row], rival.row
+            bos = count * lm.num_bos if rival.keeps_bos and lm.family == "decoder" else 0
+            slots = 0 if memory is None else int(memory.num_slots.sum()) - bos
+            self.slots[row] = self.slots.get(row, 0) + slots
+            self.kv_bytes[row] = self.kv_bytes.get(row, 0.0) + lm.kv_bytes(memory) * count
+        return made
+
+    def results(self) -> dict[str, RivalResult]:
+        """Row -> what is known of it but its scores."""
+        found = {}
+        for rival in self.asked:
+            taken, contexts = self.slots.get(rival.row, 0), max(self.contexts, 1)
+            found[rival.row] = RivalResult(
+                title=rival.label,
+                query_aware=rival.query_aware,
+                is_control=rival.is_control,
+                slots=taken / contexts,
+                kv_bytes=self.kv_bytes.get(rival.row, 0.0) / contexts,
+                missing="" if taken else "nothing of any context fits the budget",
+            )
+        return found
+
+
+def rivals_on(
+    split: str, asked: tuple[Rival, ...], module: CompressionModule, datamodule: ContextDataModule
+) -> Rivals | None:
+    """The rivals that are asked for, on one split; None where none are.
+
+    Raises:
+        ConfigError: a split whose contexts are all the same has no other context for `shuffled`.
+    """
+    if not asked:
+        return None
+    contexts = datamodule.eval_contexts(split)
+    step = max(1, len(contexts) // (2 * OTHERS))
+    rows = [contexts.encode(EvalPart(number, 0, 0)) for number in range(0, len(contexts), step)]
+    others = list({row.ids: row for row in rows}.values())[:OTHERS]
+    if len(others) < 2 and any(rival.row == "shuffled" for rival in asked):
+        raise ConfigError(f"evaluation.rivals: shuffled needs two different contexts, and split {split!r} has one")
+    return Rivals(asked, Setting(module.lm, module.compress, collate(others, 0).to(module.device).context))
+
+
 @dataclass(slots=True)
 class Assessment:
     """What was found on one split."""
@@ -97,10 +162,11 @@ def assess(
     sizes = _Sizes()
     answers = answers_for(datamodule, config, examples)
     rouge = Rouge(config.sentences) if answers is not None else None  # now, because its sentence model may be missing
-    scores = _score(module, datamodule.eval_dataloader(split), config.bounds, on_batch, sizes, answers)
+    rivals = rivals_on(split, config.rivals, module, datamodule)
+    scores = _score(module, datamodule.eval_dataloader(split), config.bounds, on_batch, sizes, rivals, answers)
     null = None
     if calibrated:
-        null = _score(module, datamodule.null_dataloader(split), config.bounds, on_batch, _Sizes())
+        null = _score(module, datamodule.null_dataloader(split), config.bounds, on_batch, _Sizes(), rivals)
     predictions = make_predictions(split, examples, scores, null)
     if answers is not None and rouge is not None:
         predictions = add_texts(predictions, answers.collected, answers.questions, rouge)
@@ -109,6 +175,7 @@ def assess(
         metric,
         examples_sha256=examples_sha256(examples),
         resamples=config.bootstrap_resamples,
+        rivals=None if rivals is None else rivals.results(),
     )
     return Assessment(predictions, result, sizes)
 
@@ -120,11 +187,12 @@ def _score(
     bounds: bool,
     on_batch: OnBatch,
     sizes: _Sizes,
+    rivals: Rivals | None,
     answers: Answers | None = None,
 ) -> dict[str, OptionScores | None]:
     itself = module.method.bound
     rows = ["method", *(row for row in ("full_prompt", "no_prompt") if bounds and row != itself)]
-    collected = {row: OptionScores() for row in rows}
+    collected = {row: OptionScores() for row in (*rows, *(rival.row for rival in (rivals.asked if rivals else ())))}
     total = len(batches)  # type: ignore[arg-type]
     for done, batch in enumerate(batches, start=1):
         batch = batch.to(module.device)
@@ -133,12 +201,17 @@ def _score(
         memories = {"method": memory}
         for row in rows[1:]:  # the whole prompt as the LM reads it, or nothing
             memories[row] = module.lm.encode(batch.context) if row == "full_prompt" else None
-        for row in rows:
-            sums, counts, _ = module.lm.score(memories[row], batch)
+        if rivals is not None:
+            memories |= rivals.memories(batch.context, memory)
+        for row, each in memories.items():
+            sums, counts, _ = module.lm.score(each, batch)
             collected[row].add(batch.example.tolist(), batch.choice.tolist(), sums.tolist(), counts.tolist())
         if answers is not None:
             answers.add(module, memories, batch)
         on_batch(done, total)
+    for row, result in (rivals.results() if rivals is not None else {}).items():
+        if result.missing:
+            del collected[row]
     if bounds and itself is not None:
         collected[itself] = collected["method"]
         if answers is not None:

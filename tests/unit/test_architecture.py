@@ -25,6 +25,7 @@ LEVELS = (
     ("lightning_modules", "datamodules"),
     ("checkpoints",),
     ("evaluation",),
+    ("rivals",),
     ("language_model",),
     ("lease",),
     ("memory", "batch", "config"),

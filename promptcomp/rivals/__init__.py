@@ -1,0 +1,15 @@
+"""Rivals: what a learned memory is compared with at the same budget, beside no prompt and the full prompt.
+
+A rival is a section of `evaluation.rivals` that makes a memory of a context without any training; one file each. No
+file needs torch to be imported.
+"""
+
+from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
+from promptcomp.rivals.random_slots import RandomSlots
+from promptcomp.rivals.rival import Rival, Setting
+from promptcomp.rivals.shuffled import Shuffled
+from promptcomp.rivals.truncate import Truncate
+
+__all__ = ["RIVALS", "Rival", "Setting"]
+
+RIVALS: tuple[type[Rival], ...] = (Truncate, FewerDemonstrations, Shuffled, RandomSlots)
