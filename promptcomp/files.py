@@ -26,6 +26,8 @@ _NAME = 120
 """Letters of a name that its temporary file repeats; file systems allow 255 bytes."""
 _LOOK = 0.05
 """Seconds between two looks at a lock."""
+_TAIL = 16_384
+"""Bytes of a log that its last line is looked for in."""
 _NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 
 
@@ -246,6 +248,22 @@ def take_lock(file: IO[Any]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def last_line(log: Path, start: int = 0) -> str:
+    """The last line that a process has printed to its log, for people.
+
+    Args:
+        log: the file.
+        start: bytes that others had written before.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, log.stat().st_size - _TAIL))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
 
 
 def flush(path: Path) -> None:

@@ -31,6 +31,8 @@ GRACE_VARIABLE = "PROMPTCOMP_LEASE_GRACE"
 """Seconds after which an untouched lease of another machine has run out."""
 JOB_VARIABLE = "PROMPTCOMP_JOB"
 """The cluster's job that a trainer belongs to, for people."""
+STORAGE_VARIABLE = "PROMPTCOMP_STORAGE"
+"""The whole address of a sweep's database, password included: for its workers, and no run gets to know it."""
 _SECONDS = 10.0
 _GRACE, _NETWORK_GRACE = 60.0, 300.0
 _NETWORK_DISKS = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.", "9p", "afs", "panfs")

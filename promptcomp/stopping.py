@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from promptcomp.errors import Exit
+
 
 class StopRequested(BaseException):
     """A signal came while nothing was left to save. No Exception: nobody who catches those may swallow it."""
@@ -129,3 +131,52 @@ def called_at_stop(on_signal: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ending_signals() -> list[int]:
+    """Signals that end a program, but for those that this one was started to ignore (nohup)."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    numbers = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+class Stop:
+    """Whether this process should end, and how. Signals only set it.
+
+    Args:
+        parent: a process without which this one has nothing to do.
+    """
+
+    def __init__(self, parent: int | None = None) -> None:
+        noted = StopSignals.current()
+        self.received: int | None = None if noted is None else noted.received
+        self.count = 0
+        self._parent = parent
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Catch the signals that end a program."""
+        before = {}
+        for number in ending_signals():
+            with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
+                before[number] = signal.signal(number, self._caught)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _caught(self, number: int, _frame: FrameType | None) -> None:
+        self.received = self.received or number
+        self.count += 1
+
+    def is_set(self) -> bool:
+        """Whether to end: a signal has come, or the parent is gone."""
+        if self.received is None and self._parent and os.getppid() != self._parent:
+            self.received = signal.SIGTERM
+        return self.received is not None
+
+    @property
+    def code(self) -> Exit:
+        """Exit code."""
+        return Exit.PREEMPTED if is_preemption(self.received) else Exit.INTERRUPTED

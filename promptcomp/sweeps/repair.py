@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from optuna.storages import JournalStorage
 
 from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.errors import first_line
@@ -23,7 +22,7 @@ from promptcomp.sweeps.claims import abandoned, adopt, is_finished, reap
 from promptcomp.sweeps.planning import Planned, TrialRecord, groups, standing
 from promptcomp.sweeps.queue import Queue
 from promptcomp.sweeps.state import note_of
-from promptcomp.sweeps.storage import DAMAGE, WholeLines, address_of, close_storage, exclusive, open_storage, study_name
+from promptcomp.sweeps.storage import DAMAGE, address_of, close_storage, exclusive, journal_at, open_storage, study_name
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
@@ -323,7 +322,7 @@ def _replay(text: bytes, name: str) -> str | None:
         copy = Path(folder) / "journal.log"
         copy.write_bytes(text)
         try:
-            storage = JournalStorage(WholeLines(copy))
+            storage = journal_at(copy)
             found = {study.study_name: study._study_id for study in storage.get_all_studies()}
             if text and name not in found:
                 return f"the study {name!r} is not in it"

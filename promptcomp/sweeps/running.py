@@ -18,14 +18,15 @@ from rich.console import Console
 
 from promptcomp.config import ConfigError
 from promptcomp.errors import Exit
-from promptcomp.files import open_append
+from promptcomp.files import last_line, open_append
+from promptcomp.lease import STORAGE_VARIABLE
 from promptcomp.stopping import called_at_stop
 from promptcomp.sweeps.space import PlannedTrial, grid, planned_trial
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.storage import PARENT_VARIABLE, STORAGE_VARIABLE
+from promptcomp.sweeps.storage import PARENT_VARIABLE
 from promptcomp.sweeps.study import StateReader, begin
 from promptcomp.sweeps.sweep_config import SweepConfig
-from promptcomp.sweeps.sweep_directory import SweepDirectory, last_line
+from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 _LOOK_EVERY = 0.1  # seconds
 _SHOW_EVERY = 0.5

@@ -14,8 +14,6 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-_TAIL = 16_384  # bytes of a log
-
 
 @dataclass(frozen=True, slots=True)
 class SweepDirectory:
@@ -89,19 +87,3 @@ class SweepDirectory:
     def log_of(self, cell: str) -> Path:
         """Output of one trial's processes, all attempts."""
         return self.logs / f"{cell}.log"
-
-
-def last_line(log: Path, start: int = 0) -> str:
-    """The last line that a process has printed to its log, for people.
-
-    Args:
-        log: the file.
-        start: bytes that others had written before.
-    """
-    try:
-        with log.open("rb") as file:
-            file.seek(max(start, log.stat().st_size - _TAIL))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        lines = []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")

@@ -6,66 +6,28 @@ import contextlib
 import functools
 import os
 import shutil
-import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import optuna
 
 from promptcomp.config import ConfigError
-from promptcomp.errors import Exit, is_full
+from promptcomp.errors import Exit
 from promptcomp.files import locked
 from promptcomp.lease import Keeper
-from promptcomp.run.child import FIT
 from promptcomp.run.configured import find
-from promptcomp.stopping import is_preemption
+from promptcomp.run.trial_process import FIT, Ended, WantedRun, attend
+from promptcomp.stopping import Stop
 from promptcomp.sweeps.claims import Claim, Desk, adopt, devices_of, report
-from promptcomp.sweeps.planning import UNCOUNTED, Kind, TrialRecord
+from promptcomp.sweeps.planning import UNCOUNTED, TrialRecord
 from promptcomp.sweeps.queue import bracket_of, comparable_part, pruner_of, should_prune
+from promptcomp.sweeps.space import PlannedTrial
 from promptcomp.sweeps.storage import PARENT_VARIABLE, patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.trial_process import Child, End, end_of, is_busy, start
-
-
-class Stop:
-    """Whether this worker should end, and how. Signals only set it."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.count = 0
-        self._parent = int(os.environ.get(PARENT_VARIABLE, "0"))
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Catch the signals that end a worker."""
-        before = {}
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            before[number] = signal.signal(number, self._caught)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _caught(self, number: int, _frame: FrameType | None) -> None:
-        self.received = self.received or number
-        self.count += 1
-
-    def is_set(self) -> bool:
-        """Whether to end: a signal has come, or the parent is gone."""
-        if self.received is None and self._parent and os.getppid() != self._parent:
-            self.received = signal.SIGTERM
-        return self.received is not None
-
-    @property
-    def code(self) -> int:
-        """Exit code."""
-        return Exit.PREEMPTED if is_preemption(self.received) else Exit.INTERRUPTED
 
 
 @contextlib.contextmanager
@@ -89,8 +51,6 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-_LOOK_EVERY = 0.25  # seconds between two looks at a child
-_PATIENCE = 120.0  # seconds that a stopped child has for its checkpoint
 _DATABASE_WAIT = 600.0  # seconds that a database may be away
 _FREE = 16 * 2**20  # bytes; with less on the disk no trial is begun
 
@@ -119,7 +79,7 @@ def work(
     """
     place = directory if isinstance(directory, SweepDirectory) else SweepDirectory(directory)
     name = f"{socket.gethostname()}-{os.getpid()}"
-    stop = Stop()
+    stop = Stop(parent=int(os.environ.get(PARENT_VARIABLE, 0)))
     with stop.installed(), devices_held(place, devices, stop) as held:
         if not held:
             return stop.code
@@ -194,10 +154,11 @@ class Worker:
     def _attend(self, claim: Claim) -> int | None:
         """See to one trial. Returns an exit code when this worker has to end."""
         began = time.monotonic()
-        end, line = self._carry_out(claim)
+        ended = self._carry_out(claim)
+        end: str = ended.how
         spent = (time.monotonic() - began) * devices_of(claim.cell)
         try:
-            patiently(lambda: self._tell(claim, end, line, spent), say, lambda: self.stop.count > 1, _DATABASE_WAIT)
+            patiently(lambda: self._tell(claim, ended, spent), say, lambda: self.stop.count > 1, _DATABASE_WAIT)
         except OSError as error:  # the journal cannot be written: the next worker finds the trial and takes it up
             say(f"{claim.cell.cell}: cannot tell what became of it: {error.strerror or error}")
             end = "disk"
@@ -209,68 +170,26 @@ class Worker:
             return Exit.PREEMPTED
         return self.stop.code if self.stop.is_set() else None
 
-    def _carry_out(self, claim: Claim) -> tuple[End | str, str]:
-        """Have a trial's run finished: found, waited for, continued or made."""
-        cell = claim.cell
-        what = f"{cell.cell}, attempt {claim.attempt}"
-        while True:
-            found = self._finished_run(claim)
-            if found is not None:
-                say(f"{what}: reusing {found}")
-                return "done", str(found)
-            if is_busy(cell.run):
-                say(f"{what}: a trainer without a worker has it; waiting for that one")
-                if not self._wait_until_free(cell.run):
-                    return "interrupted", "stopped while another trainer had it"
-                continue
-            say(f"{what}: {'continuing' if (cell.run / 'config.yaml').is_file() else 'new run'} {cell.run}")
-            try:
-                child = start(self.sweep.directory, cell, self.devices, self.command, self.fork)
-            except ConfigError as error:
-                return "disk" if is_full(error) else "config", str(error)
-            except OSError as error:
-                return "disk", f"cannot be begun: {error.strerror or error}"
-            pruned = self._watch(claim, child)
-            code = child.process.returncode or 0
-            child.kill()  # ranks that are left over when the first one was killed
-            self.sweep.directory.lease_of(cell.cell).unlink(missing_ok=True)
-            finished = find(cell.experiment, cell.run)[0] == "finished"
-            if pruned and not finished:
-                return "pruned", "stopped as hopeless"
-            end, line = end_of(child, code, stopped=self.stop.is_set(), finished=finished)
-            if end != "busy":
-                return end, str(cell.run) if end == "done" else line
-
-    def _finished_run(self, claim: Claim) -> Path | None:
-        """A finished run of the same configuration: its own, or a copy of it under its output_dir."""
-        own = claim.cell.run
-        identity = own.name.rpartition("-")[2]
-        for run in (own, *(other for other in sorted(own.parent.glob(f"*{identity}*")) if other != own)):
-            if find(claim.cell.experiment, run)[0] == "finished":
-                return run
-        return None
-
-    def _wait_until_free(self, run: Path) -> bool:
-        while is_busy(run):
-            if self.stop.is_set():
-                return False
-            time.sleep(1.0)
-        return True
-
-    def _watch(self, claim: Claim, child: Child) -> bool:
-        """Wait for a child; report its dev metric; pass on the wish to stop. Returns whether it was pruned."""
-        progress, pruned, asked_at, pause = _Pruning(), False, None, 0.02
-        while child.process.poll() is None:
-            if asked_at is None and not claim.queue.is_control and not self.stop.is_set():
-                pruned = self._is_hopeless(claim, progress)
-            if asked_at is None and (pruned or self.stop.is_set()):
-                child.ask_to_stop()
-                asked_at = time.monotonic()
-            if asked_at is not None and (self.stop.count > 1 or time.monotonic() - asked_at > _PATIENCE):
-                child.kill()
-            time.sleep(pause)
-            pause = min(1.5 * pause, _LOOK_EVERY)
-        return pruned
+    def _carry_out(self, claim: Claim) -> Ended:
+        """Have a trial's run finished."""
+        cell, place = claim.cell, self.sweep.directory
+        wanted = WantedRun(
+            cell.experiment,
+            place.logs / f"{cell.cell}.yaml",
+            place.lease_of(cell.cell),
+            lambda: (finished_run(cell), cell.run),
+            place.log_of(cell.cell),
+            self.devices,
+        )
+        progress = _Pruning()
+        return attend(
+            wanted,
+            self.stop,
+            lambda text: say(f"{cell.cell}, attempt {claim.attempt}: {text}"),
+            command=self.command,
+            fork=self.fork,
+            is_hopeless=lambda: not claim.queue.is_control and self._is_hopeless(claim, progress),
+        )
 
     def _is_hopeless(self, claim: Claim, progress: _Pruning) -> bool:
         """Whether the pruner would stop a trial, asked when there is a new dev value."""
@@ -303,29 +222,37 @@ class Worker:
             say(f"{claim.cell.cell}: the pruner could not be asked ({type(error).__name__})")
             return False
 
-    def _tell(self, claim: Claim, end: End | str, line: str, spent: float) -> None:
+    def _tell(self, claim: Claim, ended: Ended, spent: float) -> None:
         """Tell the storage what became of a trial."""
         queue, number, cell = claim.queue, claim.number, claim.cell
-        if end == "done":
-            problem = adopt(self.sweep, queue, number, Path(line), spent)
+        if ended.run is not None:
+            problem = adopt(self.sweep, queue, number, ended.run, spent)
             say(f"{cell.cell}: {'finished' if problem is None else problem}")
             return
-        if end == "pruned":
+        if ended.how == "pruned":
             report(self.sweep, queue, number, cell.run)
             queue.prune(number, spent)
-        else:
-            kind: Kind = end  # type: ignore[assignment]
-            queue.fail(number, kind, line, spent)
-        say(f"{cell.cell}, attempt {claim.attempt}: {_consequence(end, line, claim, self.sweep.config.retries)}")
+        elif ended.how != "done":
+            queue.fail(number, ended.how, ended.line, spent)
+        said = _consequence(ended, claim, self.sweep.config.retries)
+        say(f"{cell.cell}, attempt {claim.attempt}: {said}")
 
 
-def _consequence(end: str, line: str, claim: Claim, retries: int) -> str:
-    if end == "pruned":
+def finished_run(cell: PlannedTrial) -> Path | None:
+    """A finished run of the same configuration: its own, or a copy of it beside it."""
+    identity = cell.run.name.rpartition("-")[2]
+    copies = (other for other in sorted(cell.run.parent.glob(f"*{identity}*")) if other != cell.run)
+    return next((run for run in (cell.run, *copies) if find(cell.experiment, run)[0] == "finished"), None)
+
+
+def _consequence(ended: Ended, claim: Claim, retries: int) -> str:
+    line = ended.line
+    if ended.how == "pruned":
         return line
-    if end in UNCOUNTED:
+    if ended.how in UNCOUNTED:
         return f"{line}; it goes back into the queue"
-    if end in ("config", "nan"):
+    if ended.how in ("config", "nan"):
         return f"{line}; the same would happen again, so it is not tried again"
     if claim.attempt > retries:
         return f"{line}; no attempt is left"
-    return f"{line}; " + ("tried once more at most" if end == "memory" else "it will be tried again")
+    return f"{line}; " + ("tried once more at most" if ended.how == "memory" else "it will be tried again")

@@ -30,7 +30,8 @@ LEVELS = (
     ("memory", "batch", "config"),
     ("documents", "plotting"),
     ("files", "terminal"),
-    ("errors", "stopping", "plain"),
+    ("stopping",),
+    ("errors", "plain"),
 )
 EXCEPTIONS = {
     ("run", "report"): "a finished run prints its table",
