@@ -188,10 +188,10 @@ def evaluate(
     from promptcomp.run.run_directory import open_existing
 
     console = console_for(as_json)
-    experiment_of(open_existing(run), overrides or ())  # a mistake is told before torch is imported
+    experiment = experiment_of(open_existing(run), overrides or ())  # a mistake is told before torch is imported
     from promptcomp.run.fitting import evaluate as run_evaluate
 
-    _finish(run_evaluate(run, overrides or (), output, console), console, as_json)
+    _finish(run_evaluate(run, experiment, output, console), console, as_json)
 
 
 @app.command()
@@ -216,7 +216,7 @@ def compare(
         format_ = "json"
     if format_ != "table" and format_ not in FORMATS:
         raise ConfigError(f"--format {format_!r} is not known; choose table, {', '.join(FORMATS)}")
-    comparison = compare_runs(runs, split=split, metric=metric, allow_different=allow_different)
+    comparison = compare_runs(*runs, split=split, metric=metric, allow_different=allow_different)
     if format_ == "table":
         print_comparison(comparison, console_for(False))
     else:

@@ -183,6 +183,15 @@ def open_append(path: Path) -> IO[bytes]:
     return os.fdopen(handle, "ab+")
 
 
+def check_empty(folder: Path, instead: str = "name another folder with --output") -> None:
+    """
+    Raises:
+        ConfigError: a folder that is to be filled holds something already, or is none.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not empty; {instead}")
+
+
 def check_no_links(folder: Path, names: tuple[str, ...]) -> None:
     """
     Raises:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from promptcomp.datamodules.context_module import ContextDataModule
+    from promptcomp.datamodules.tasks import InstructionSource
     from promptcomp.datamodules.text import TextDataModule
 
 
@@ -40,6 +41,8 @@ class Reader:
     """Whether an encoder reads the queries (instruction data then closes them with EOS)."""
     writes_bos: bool | None = None
     """Whether the LM puts BOS in front of a context; None: as the tokenizer itself does."""
+    rows: InstructionSource | None = None
+    """Rows in memory, which instruction data takes instead of those that its section names."""
 
 
 class Lengths(NamedTuple):

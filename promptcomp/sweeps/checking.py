@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.errors import ConfigError, did_you_mean
-from promptcomp.evaluation.metrics import METRICS
-from promptcomp.evaluation.predictions import TEXT_METRICS
+from promptcomp.evaluation.predictions import METRICS, TEXT_METRICS
 from promptcomp.evaluation.results import Cost, Size
 from promptcomp.experiment import Experiment
 from promptcomp.sweeps.space import (

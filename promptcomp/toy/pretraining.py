@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.errors import command, did_you_mean
+from promptcomp.files import check_empty
 
 
 def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, console: Console, as_json: bool) -> None:
@@ -31,8 +32,7 @@ def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, con
 
     config = build(PretrainConfig, apply_overrides(read_yaml(path), overrides), source=path.name)
     output = output or Path("models") / path.stem
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output} is not empty; name another folder with --output")
+    check_empty(output)
     started = time.monotonic()
     with _Display(console) as display:
         pretrain(config, output, display.step)

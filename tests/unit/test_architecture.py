@@ -15,7 +15,7 @@ ROOT = Path(promptcomp.__file__).parent
 LEVELS = (
     ("__main__",),
     ("cli",),
-    ("commands", "in_memory"),
+    ("commands",),
     ("api",),
     ("sweeps", "cluster", "comparing", "report", "prompts", "exports", "bench", "judge", "rationales"),
     ("run",),
