@@ -22,7 +22,7 @@ from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
 from promptcomp.files import check_empty, follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
-from promptcomp.language_model.loading import locate
+from promptcomp.language_model.lm_config import locate
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
 from promptcomp.lightning_modules.exported import EXTRA, factory
 from promptcomp.lightning_modules.method_config import ExportFormat

@@ -26,7 +26,6 @@ from promptcomp.evaluation.predictions import write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import check_empty, check_no_links, locked, write_atomic
-from promptcomp.lease import under_lease
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.plain import say
 from promptcomp.report import print_report
@@ -75,7 +74,6 @@ class Outcome:
             print_report(self.results, console, self.run, self.next_steps)
 
 
-@under_lease
 def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outcome | None:
     """Train in a new run directory and evaluate. Returns None on ranks other than 0.
 
@@ -94,7 +92,6 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
     return _fit_alone(experiment, parts, run, console, resume=False)
 
 
-@under_lease
 def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> Outcome | None:
     """Continue a run from its last checkpoint (or from the start, if it has none) and evaluate.
 

@@ -15,7 +15,7 @@ from typing import Literal
 from promptcomp.config import ConfigError
 from promptcomp.errors import Exit
 from promptcomp.files import locked, open_append
-from promptcomp.lease import JOB_VARIABLE, LEASE_VARIABLE, ask_lease, lease_of, write_lease
+from promptcomp.lease import lease_of, write_lease
 from promptcomp.run.child import FIT, Forked, can_fork, fit_words, fork_fit
 from promptcomp.run.run_directory import RUN_DIRECTORY_VARIABLE
 from promptcomp.sweeps.planning import Kind
@@ -23,7 +23,7 @@ from promptcomp.sweeps.space import PlannedTrial
 from promptcomp.sweeps.storage import STORAGE_VARIABLE
 from promptcomp.sweeps.sweep_directory import SweepDirectory, last_line
 
-_OWN = (STORAGE_VARIABLE, LEASE_VARIABLE, RUN_DIRECTORY_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
+_OWN = (STORAGE_VARIABLE, RUN_DIRECTORY_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
 _KINDS: Mapping[int, Kind] = {Exit.NO_SPACE: "disk", Exit.OUT_OF_MEMORY: "memory", Exit.NOT_FINITE: "nan"}
 
@@ -74,11 +74,11 @@ def start(
         OSError: the disk is full.
     """
     words = fit_words(cell.experiment, cell.run, directory.logs / f"{cell.cell}.yaml", command)
-    log = directory.log_of(cell.cell)
-    lease = directory.lease_of(cell.cell)
+    log, lease = directory.log_of(cell.cell), directory.lease_of(cell.cell)
+    words += ["--lease", str(lease.resolve())]
     with open_append(log) as file:
         log_start = file.seek(0, os.SEEK_END)
-        env = environment(os.environ, cell, lease, devices)
+        env = environment(os.environ, cell, devices)
         process: subprocess.Popen[bytes] | Forked
         if fork and can_fork(cell.experiment, devices):
             process = fork_fit(words[2:], env, file.fileno())
@@ -95,7 +95,7 @@ def start(
     return Child(process, cell, log, log_start, _killed_for_memory())
 
 
-def environment(outer: Mapping[str, str], cell: PlannedTrial, lease: Path, devices: Sequence[str]) -> dict[str, str]:
+def environment(outer: Mapping[str, str], cell: PlannedTrial, devices: Sequence[str]) -> dict[str, str]:
     """The environment of a trial's process.
 
     It knows nothing of the job or launcher around the sweep (Lightning would take its own processes for that job's
@@ -106,9 +106,6 @@ def environment(outer: Mapping[str, str], cell: PlannedTrial, lease: Path, devic
         for name, value in outer.items()
         if name not in (*_OWN, *_RANKS) and not name.startswith(("SLURM_", "TORCHELASTIC_", "PMI_", "OMPI_"))
     }
-    env |= ask_lease(lease.resolve())
-    if "SLURM_JOB_ID" in outer:
-        env[JOB_VARIABLE] = outer["SLURM_JOB_ID"]
     if devices:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     if cell.experiment.trainer.devices not in ("auto", 1):

@@ -108,8 +108,8 @@ def test_another_metric_may_be_chosen(runs):
 def test_different_examples_are_not_ranked(tmp_path, runs):
     other = make_run(tmp_path / "other", 0.9, sha="different")
     with pytest.raises(ConfigError, match=r"other answered other test examples than base .* --allow-different"):
-        compare(*[*runs, other])
-    split = compare(*[*runs, other], allow_different=True, resamples=50).splits[0]
+        compare(*runs, other)
+    split = compare(*runs, other, allow_different=True, resamples=50).splits[0]
     assert [row.run.label for row in split.rows] == ["base", "better", "worse", "other"]
     assert {(row.rank, row.delta) for row in split.rows} == {(None, None)}
     assert "no ranks" in split.notes[0]
@@ -131,7 +131,7 @@ def test_missing_predictions_cost_only_the_interval(runs):
 
 def test_other_contexts_are_resampled_by_task(tmp_path, runs):
     other = make_run(tmp_path / "other", 0.8, contexts=10)
-    split = compare(*[runs[0], other], resamples=50).splits[0]
+    split = compare(runs[0], other, resamples=50).splits[0]
     assert split.rows[0].delta_ci is not None
     assert "other contexts than the first run" in split.notes[0]
 
@@ -151,20 +151,20 @@ def test_labels_are_as_long_as_needed(tmp_path):
     paths = [make_run(tmp_path / name / "run", 0.7) for name in ("one", "two")]
     assert [run.label for run in compare(*paths, resamples=20).runs] == ["one/run", "two/run"]
     with pytest.raises(ConfigError, match="given twice"):
-        compare(*[paths[0], paths[0] / "results.json"])
+        compare(paths[0], paths[0] / "results.json")
 
 
 def test_a_link_to_itself_is_no_results_file(tmp_path, runs):
     (tmp_path / "round").mkdir()
     (tmp_path / "round" / "results.json").symlink_to("results.json")
     with pytest.raises(ConfigError, match=r"results\.json"):
-        compare(*[runs[0], tmp_path / "round"])
+        compare(runs[0], tmp_path / "round")
 
 
 def test_splits_must_be_shared(tmp_path, runs):
     other = make_run(tmp_path / "other", 0.7, split="test_far")
     with pytest.raises(ConfigError, match="no evaluated split in common"):
-        compare(*[runs[0], other])
+        compare(runs[0], other)
     with pytest.raises(ConfigError, match=r"split 'dev' was not evaluated by all runs .base: test; better: test"):
         compare(*runs[:2], split="dev")
     assert [s.split for s in compare(*runs, split="test", resamples=20).splits] == ["test"]
@@ -208,10 +208,10 @@ def test_retained_of_different_bounds_is_shown_with_a_note(tmp_path: Path) -> No
     frozen = make_run(tmp_path / "frozen", 0.7, bounds="untrained")
     again = make_run(tmp_path / "again", 0.8, bounds="untrained")
     trained = make_run(tmp_path / "trained", 0.85, seed=5, bounds="trained")  # its own bounds have other values
-    same = compare(*[frozen, again], resamples=100).splits[0]
+    same = compare(frozen, again, resamples=100).splits[0]
     assert same.same_bounds
     assert not any("retained" in note for note in same.notes)
-    different = compare(*[frozen, trained], resamples=100)
+    different = compare(frozen, trained, resamples=100)
     (split,) = different.splits
     assert not split.same_bounds
     assert [row.run.label for row in split.rows] == ["trained", "frozen"]
