@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 from typer import Argument, Option
 
@@ -94,6 +93,7 @@ def _options(
 
 @app.command(cls=SlurmCommand)
 def fit(
+    context: typer.Context,
     overrides: Overrides = None,
     method: MethodOption = None,
     config: ConfigOption = None,
@@ -144,7 +144,7 @@ def fit(
         return
     from promptcomp.lease import kept
 
-    click.get_current_context().with_resource(kept(lease))
+    context.with_resource(kept(lease))
     if resume is not None:
         from promptcomp.run.configured import experiment_to_resume
         from promptcomp.run.run_directory import open_existing
