@@ -19,12 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from promptcomp.config import ConfigError, build, flat, read_yaml, with_settings
 from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
 from promptcomp.experiment import Experiment
+from promptcomp.files import Place
 from promptcomp.language_model.attention import Window
 from promptcomp.plotting import drawing
 from promptcomp.prompts.compressing import Compressor, untrained
 from promptcomp.run import fitting
 from promptcomp.run.callbacks import TrainingProgress
-from promptcomp.run.finished import Place, Run, finished, load_run, step_series
+from promptcomp.run.finished import Run, finished, load_run, step_series
 from promptcomp.run.opening import make_data, quiet
 from promptcomp.run.processes import device_count, started_rank
 from promptcomp.run.run_directory import RunDirectory

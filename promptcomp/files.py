@@ -20,6 +20,8 @@ from promptcomp.errors import ConfigError, NoSpace, is_full
 if sys.platform != "win32":  # there two processes may get in each other's way
     import fcntl
 
+Place = str | os.PathLike[str]
+"""A path, or an object that is one (`Run`)."""
 _READABLE = 0o666
 _PRIVATE = 0o600
 _NAME = 120

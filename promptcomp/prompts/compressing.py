@@ -23,7 +23,7 @@ from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
-from promptcomp.files import check_empty, write_atomic
+from promptcomp.files import Place, check_empty, write_atomic
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import Memory, memory_tensors, memory_to
@@ -31,9 +31,6 @@ from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, w
 from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, choose_device, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
 from promptcomp.run.opening import make_data, make_module, open_trained, quiet
-
-Place = str | os.PathLike[str]
-"""A path, or a `Run`."""
 
 
 @dataclass(frozen=True, slots=True)

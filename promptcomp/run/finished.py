@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from promptcomp.evaluation.formatting import METRIC_TITLES
 from promptcomp.evaluation.predictions import ROWS, read_predictions
 from promptcomp.evaluation.results import Results, read_results
 from promptcomp.experiment import Experiment
+from promptcomp.files import Place
 from promptcomp.plotting import COLOURS, GREY, drawing, panels
 from promptcomp.run.configured import experiment_of
 from promptcomp.run.fitting import Outcome, resume_fit
@@ -24,8 +24,6 @@ from promptcomp.terminal import PlainConsole, frame
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Place = str | os.PathLike[str]
-"""A path, or a `Run`."""
 _CURVES = ("train/loss", "dev/loss", "dev/accuracy", "dev/exact_match")
 
 
