@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.errors import command, did_you_mean
 from promptcomp.files import check_empty
-from promptcomp.toy.recipe import PretrainConfig
+from promptcomp.toy.recipe import PretrainConfig, TextCorpus
 
 
 def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, console: Console, as_json: bool) -> None:
@@ -30,6 +30,8 @@ def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, con
         raise ConfigError(f"{recipe!r} is no recipe; {hint}")
     path = shipped.get(recipe, Path(recipe))
     config = build(PretrainConfig, apply_overrides(read_yaml(path), overrides), source=path.name)
+    if isinstance(config.data, TextCorpus):
+        config.data.check_places()
     output = output or Path("models") / path.stem
     check_empty(output)
     from promptcomp.toy.pretrain_loop import pretrain

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from promptcomp.config import Config
+from promptcomp.config import Config, ConfigError
+from promptcomp.files import is_file_name
 from promptcomp.language_model.lm_config import PositionalStart
 
 DocumentKind = Literal["repetition", "lookup", "natural", "words", "classification", "definition"]
@@ -120,6 +121,21 @@ class TextCorpus(Config):
         if self.metaicl_dir is not None and self.metaicl_partition is None:
             raise ValueError("metaicl_dir needs metaicl_partition, the name of a file in its config folder")
         return self
+
+    def check_places(self) -> None:
+        """Look whether the files are there.
+
+        Raises:
+            ConfigError: names the first that is not.
+        """
+        for file in self.files:
+            if not file.is_file():
+                raise ConfigError(f"data.files: {file} is no file")
+        if self.metaicl_dir is not None:
+            partition = self.metaicl_dir / "config" / f"{self.metaicl_partition}.json"
+            if not is_file_name(str(self.metaicl_partition)) or not partition.is_file():
+                known = ", ".join(sorted(path.stem for path in partition.parent.glob("*.json"))) or "none"
+                raise ConfigError(f"data.metaicl_partition: no file {partition}; found: {known}")
 
 
 class CopyStart(Config):

@@ -35,9 +35,8 @@ class TextLessons(Lessons[StageConfig]):
         self._batch_size = batch_size
         self._rng = random.Random(f"text/{seed}")
         self._texts: list[str] = []
+        config.check_places()
         for file in config.files:
-            if not file.is_file():
-                raise ConfigError(f"data.files: {file} is no file")
             self._texts += [part for part in read_text(file, "text").split("\n\n") if part.strip()]
         self._tasks = _metaicl_rows(config)
         documents = self._shuffled_documents()
@@ -114,9 +113,6 @@ def _metaicl_rows(config: TextCorpus) -> list[list[str]]:
     if config.metaicl_dir is None:
         return []
     partition = config.metaicl_dir / "config" / f"{config.metaicl_partition}.json"
-    if not is_file_name(str(config.metaicl_partition)) or not partition.is_file():
-        known = ", ".join(sorted(path.stem for path in partition.parent.glob("*.json"))) or "none"
-        raise ConfigError(f"data.metaicl_partition: no file {partition}; found: {known}")
     after_input, after_row = config.separators
     tasks = []
     for name in _task_names(partition, config.metaicl_split):
