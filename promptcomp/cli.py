@@ -23,7 +23,7 @@ from promptcomp.commands.rationales import rationales
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import shown, without_credentials
-from promptcomp.stopping import StopSignals, tell_job_script
+from promptcomp.stopping import StopSignals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,6 +93,7 @@ def _options(
 
 @app.command(cls=SlurmCommand)
 def fit(
+    context: typer.Context,
     overrides: Overrides = None,
     method: MethodOption = None,
     config: ConfigOption = None,
@@ -119,6 +120,8 @@ def fit(
         ),
     ] = False,
     slurm: SlurmOption = None,
+    lease: Annotated[Path | None, Option(hidden=True, help="Keep this file while the run is at work.")] = None,
+    preempted_file: Annotated[Path | None, Option(hidden=True, help="Leave this file when preempted.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a compressor (or a control) and measure it beside its bounds on held-out tasks."""
@@ -139,6 +142,9 @@ def fit(
     if slurm is not None and resume is not None:
         submit_again(slurm, resume, overrides or (), dry_run, as_json)
         return
+    from promptcomp.lease import kept
+
+    context.with_resource(kept(lease))
     if resume is not None:
         from promptcomp.run.configured import experiment_to_resume
         from promptcomp.run.run_directory import open_existing
@@ -153,6 +159,7 @@ def fit(
         chosen = experiment.load(method, config, overrides or ())
         if device_memory is not None and not dry_run:
             raise ConfigError("--device-memory goes with --dry-run")
+        chosen.check_places()
         if dry_run:
             from promptcomp.commands.dry_run import print_estimate
 
@@ -170,6 +177,8 @@ def fit(
             from promptcomp.run.fitting import fit as run_fit
 
             outcome = run_fit(chosen, run_dir, console)
+    if outcome is not None and outcome.preempted and preempted_file is not None:
+        preempted_file.touch()  # of several tasks, srun may report one that it has killed because another one had left
     _finish(outcome, console, as_json)
 
 
@@ -188,10 +197,10 @@ def evaluate(
     from promptcomp.run.run_directory import open_existing
 
     console = console_for(as_json)
-    experiment_of(open_existing(run), overrides or ())  # a mistake is told before torch is imported
+    experiment = experiment_of(open_existing(run), overrides or ())  # a mistake is told before torch is imported
     from promptcomp.run.fitting import evaluate as run_evaluate
 
-    _finish(run_evaluate(run, overrides or (), output, console), console, as_json)
+    _finish(run_evaluate(run, experiment, output, console), console, as_json)
 
 
 @app.command()
@@ -216,7 +225,7 @@ def compare(
         format_ = "json"
     if format_ != "table" and format_ not in FORMATS:
         raise ConfigError(f"--format {format_!r} is not known; choose table, {', '.join(FORMATS)}")
-    comparison = compare_runs(runs, split=split, metric=metric, allow_different=allow_different)
+    comparison = compare_runs(*runs, split=split, metric=metric, allow_different=allow_different)
     if format_ == "table":
         print_comparison(comparison, console_for(False))
     else:
@@ -274,7 +283,5 @@ def _finish(outcome: Any, console: Console, as_json: bool) -> None:
         print(json.dumps(outcome.as_json()))
     else:
         outcome.print(console)
-    if outcome.preempted:
-        tell_job_script()
     if outcome.interrupted:
         raise typer.Exit(Exit.PREEMPTED if outcome.preempted else Exit.INTERRUPTED)

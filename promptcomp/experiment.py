@@ -152,6 +152,15 @@ class Experiment(Config):
             raise ValueError(f"evaluation.generate=true {self.data.why_no_answers}")
         return self
 
+    def check_places(self) -> None:
+        """Look whether what a run would read is there: before torch is imported, and before anything is begun.
+
+        Raises:
+            ConfigError: the LM, or a file of the data, is not.
+        """
+        self.lm.check_place()
+        self.data.check_places()
+
     @property
     def title(self) -> str:
         """The run's name, made from method and data where none was given."""

@@ -20,6 +20,8 @@ from promptcomp.errors import ConfigError, NoSpace, is_full
 if sys.platform != "win32":  # there two processes may get in each other's way
     import fcntl
 
+Place = str | os.PathLike[str]
+"""A path, or an object that is one (`Run`)."""
 _READABLE = 0o666
 _PRIVATE = 0o600
 _NAME = 120
@@ -183,6 +185,15 @@ def open_append(path: Path) -> IO[bytes]:
         os.close(handle)
         raise ConfigError(f"{path}: is {kind_of(kind)}, not a file")
     return os.fdopen(handle, "ab+")
+
+
+def check_empty(folder: Path, instead: str = "name another folder with --output") -> None:
+    """
+    Raises:
+        ConfigError: a folder that is to be filled holds something already, or is none.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not empty; {instead}")
 
 
 def check_no_links(folder: Path, names: tuple[str, ...]) -> None:

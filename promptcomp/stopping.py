@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -100,14 +99,6 @@ def stop_signals() -> Iterator[StopSignals]:
         return
     with StopSignals().installed() as new:
         yield new
-
-
-def tell_job_script() -> None:
-    """Leave the file that a job script looks for: with several tasks, srun's exit code may be that of a task which srun
-    itself has killed because another one had left."""
-    path = os.environ.get("PROMPTCOMP_PREEMPTED_FILE")
-    if path:
-        Path(path).touch()
 
 
 def is_preemption(number: Any) -> bool:

@@ -1,8 +1,11 @@
-"""Text on a terminal: what comes from files, names and paths is shown as text, whatever it holds."""
+"""Text on a terminal, and tables in a notebook: what comes from files, names and paths is shown as text, whatever it
+holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib.util
+import io
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rich import box
@@ -51,3 +54,20 @@ def open_table(title: str | None = None, left: Iterable[str] = (), right: Iterab
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def as_text(draw: Callable[[Console], None]) -> str:
+    """What a wide console would show."""
+    out = io.StringIO()
+    draw(PlainConsole(file=out, width=110))
+    return out.getvalue().rstrip()
+
+
+def frame(rows: Iterable[Mapping[str, Any]]) -> Any:
+    """A DataFrame; without pandas a list of dictionaries."""
+    found = [dict(row) for row in rows]
+    if importlib.util.find_spec("pandas") is None:
+        return found
+    import pandas
+
+    return pandas.DataFrame(found)

@@ -27,7 +27,9 @@ from promptcomp.language_model.loading import open_architecture, random_model
 from promptcomp.language_model.parts import Prefix, prepend
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+from promptcomp.run.configured import experiment_of
 from promptcomp.run.opening import make_parts, open_trained
+from promptcomp.run.run_directory import open_existing
 
 OnToken = Callable[[], None]
 
@@ -212,7 +214,7 @@ def open_subject(
             raise ConfigError(
                 "a run directory brings its own method and LM; leave --method, --config, --lm, --slots out"
             )
-        experiment, datamodule, module = open_trained(run, overrides)
+        experiment, datamodule, module = open_trained(run, experiment_of(open_existing(run), overrides))
     else:
         if method is None and config is None:
             raise ConfigError(

@@ -17,7 +17,8 @@ from promptcomp.chat.session import Writing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.templates import turn_end
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, reads_queries_in_encoder
-from promptcomp.language_model.loading import locate, open_architecture
+from promptcomp.language_model.lm_config import locate
+from promptcomp.language_model.loading import open_architecture
 from promptcomp.memory import Memory
 
 DEVICES = ("auto", "cpu", "cuda")

@@ -101,7 +101,7 @@ def check_all_parts(experiments: Iterable[Experiment], profile: SlurmProfile) ->
 
 
 def _check_weights(experiment: Experiment) -> None:
-    from promptcomp.language_model.loading import BUILTIN
+    from promptcomp.language_model.lm_config import BUILTIN
 
     lm = experiment.lm
     if lm.from_scratch is not None or lm.path.startswith(BUILTIN) or os.path.exists(lm.path):

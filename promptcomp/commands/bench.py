@@ -46,10 +46,14 @@ def bench(
     words = list(overrides or ())
     if run is not None and "=" in run and not os.path.exists(run):
         words, run = [run, *words], None
-    if run is None and (method or config):
+    if run is not None:  # a mistake is told before torch is imported
+        from promptcomp.run.run_directory import open_existing
+
+        open_existing(Path(run))
+    elif method or config:
         from promptcomp.experiment import load
 
-        load(method, config, words)  # a mistake is told before torch is imported
+        load(method, config, words)
     from promptcomp.bench.requests import open_subject
     from promptcomp.bench.timing import BenchPlan, numbers, run_bench
 

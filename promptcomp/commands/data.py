@@ -92,6 +92,7 @@ def data_show(
     from promptcomp.experiment import load
 
     experiment = load(method, config, overrides or ())
+    experiment.check_places()
     from promptcomp.datamodules.inspect import show
     from promptcomp.run.opening import make_data, quiet
 

@@ -15,7 +15,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.forecast.estimate import Part, StepForecast, estimate
 from promptcomp.forecast.placement import layout_of
 from promptcomp.language_model import open_tokenizer
-from promptcomp.language_model.loading import locate
+from promptcomp.language_model.lm_config import locate
 from promptcomp.plain import say
 from promptcomp.run.opening import make_parts, quiet
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from promptcomp.commands.common import JsonOption, console_for, show
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, command
+from promptcomp.plain import say
 
 if TYPE_CHECKING:
     from promptcomp.memory import Memory
@@ -27,6 +28,7 @@ RowsOption = Annotated[
     Path | None,
     Option("--demonstrations", help="JSON lines with input and output, written out as in the run's training."),
 ]
+_SHOWN_HASH, _SHOWN_TEXT = 16, 300
 
 
 def compress(
@@ -46,20 +48,27 @@ def compress(
     if sum((text is not None, file is not None, stdin, demonstrations is not None)) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
     from promptcomp.prompts.artifact import check_output
-    from promptcomp.prompts.compressing import open_compressor
+    from promptcomp.prompts.compressing import Compressor
 
     check_output(output, force)
-    compressor = open_compressor(run, device)
+    compressor = Compressor.load(run, device=device)
     if text is None and file is None and not stdin and demonstrations is None and compressor.module.method.reads_prompt:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
     source = _source(compressor, text, file, demonstrations, stdin)
-    done = compressor.compress(source, task=task, keep_text=keep_text)
+    done = compressor.compression(source, task=task, keep_text=keep_text)
     done.prompt.save(output, force=force)
     info, size = done.prompt.info, output.stat().st_size
     if not as_json:
-        from promptcomp.prompts.compressing import print_compression
+        from promptcomp.evaluation.formatting import bytes_text
 
-        print_compression(done, output, size, console_for(False))
+        ratio = f"{info.source_tokens / max(info.slots, 1):.1f}x"
+        console, kept = console_for(False), f"{bytes_text(done.kv_bytes)} instead of {bytes_text(done.full_kv_bytes)}"
+        say(
+            console,
+            f"{output}: {info.source_tokens} tokens -> {info.slots} slots ({ratio}) in {done.milliseconds:.0f} ms",
+        )
+        say(console, f"file {bytes_text(size)}, in the LM's cache {kept}")
+        say(console, f"ask it: {command('generate', '--prompt', output, '...')}")
         return
     found = {
         "file": str(output),
@@ -89,13 +98,39 @@ def inspect(
     file: Annotated[Path, Argument(help="A file made by 'promptcomp compress'.")], as_json: JsonOption = False
 ) -> None:
     """Verify a compressed prompt and show what it says of itself."""
-    from promptcomp.prompts.compressing import description, print_description
+    from rich.table import Table
 
-    found = description(file)
+    from promptcomp.evaluation.formatting import bytes_text
+    from promptcomp.memory import memory_tensors
+    from promptcomp.prompts.artifact import read_prompt
+
+    memory, info = read_prompt(file)
+    kind, tensors, size = type(memory).__name__, memory_tensors(memory), file.stat().st_size
     if as_json:
-        print(json.dumps(found))
-    else:
-        print_description(found, console_for(False))
+        found = {"file": str(file), "file_bytes": size, "verified": True, "kind": kind}
+        found |= {"tensor_bytes": sum(t.numel() * t.element_size() for t in tensors.values())}
+        print(json.dumps({**found, "num_tensors": len(tensors), **info.model_dump(mode="json")}))
+        return
+    rows = {
+        "file": f"{file} ({bytes_text(size)}, hash verified)",
+        "kind": f"{kind}, {info.dtype}, {len(tensors)} tensors",
+        "made by": f"{info.method} ({info.run}) on {info.created}, promptcomp {info.version}",
+        "prompt": f"{info.source_tokens} tokens -> {info.slots} slots ({info.source_tokens / max(info.slots, 1):.1f}x)",
+        "read by": f"{info.lm.path} as trained in {info.run}" if info.lm_is_trained else info.lm.path,
+        "weights": info.lm_hash[:_SHOWN_HASH],
+        "tokenizer": info.tokenizer_hash[:_SHOWN_HASH],
+        "next position": "-" if info.next_position is None else str(info.next_position),
+        "query": repr(info.query),
+        "empty query": repr(info.empty_query),
+        "stop tokens": ", ".join(map(str, info.stop_ids)) or "none",
+        "source hash": info.source_sha256[:_SHOWN_HASH],
+        "text": "not kept" if info.text is None else repr(info.text[:_SHOWN_TEXT]),
+        "settings": ", ".join(f"{key}={value}" for key, value in info.settings.items()),
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console_for(False).print(table, highlight=False)
 
 
 def generate(
@@ -177,7 +212,7 @@ def _reader(
     prompt: Path | None, model: str | None, text: str | None, file: Path | None, rows: Path | None, device: str
 ) -> tuple[Memory | None, PromptReader]:
     """The memory in front of the queries and the LM that reads it."""
-    from promptcomp.prompts.compressing import open_compressor
+    from promptcomp.prompts.compressing import Compressor
     from promptcomp.prompts.prompt_files import load_prompt
 
     if prompt is not None:
@@ -185,7 +220,7 @@ def _reader(
         return stored.memory, stored.reader
     if model is None or not os.path.isfile(Path(model) / "config.yaml"):
         raise ConfigError("--model RUN, a run directory, must say how a whole prompt and its queries are written")
-    compressor = open_compressor(model, device)
+    compressor = Compressor.load(model, device=device)
     return compressor.uncompressed(_source(compressor, text, file, rows)), compressor.reader
 
 

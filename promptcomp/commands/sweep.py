@@ -240,7 +240,7 @@ def curve(
 
     KEY=VALUE holds for all methods (method.*: for METHOD alone), NAME:KEY=VALUE for one of them.
     """
-    from promptcomp.sweeps.checking import check, check_metric
+    from promptcomp.sweeps.checking import check, check_metric, check_splits
     from promptcomp.sweeps.sweep_directory import SweepDirectory
     from promptcomp.sweeps.sweep_file import data_efficiency
 
@@ -266,6 +266,7 @@ def curve(
 
         print_plan(config, SweepDirectory(directory), workers, False, console, as_json)
         return
+    check_splits(config, split)
     state, finished = work(config, directory, None, workers, None, console)
     if not finished:
         raise stopped(console)

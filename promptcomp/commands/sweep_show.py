@@ -29,13 +29,12 @@ def sweep_show(
     as_json: JsonOption = False,
 ) -> None:
     """Points with intervals over seeds, the best, the Pareto front, importances, failures with their logs."""
-    chosen = "json" if as_json else format_
-    from promptcomp.sweeps.views import tables
-
-    known = ("table", *tables.FORMATS, "json")
+    chosen, known = "json" if as_json else format_, ("table", "csv", "trials", "json")
     if chosen not in known:
         raise ConfigError(f"--format {format_!r} is not known; choose {', '.join(known)}")
     state = read(directory)
+    from promptcomp.sweeps.views import tables
+
     if chosen == "table":
         from promptcomp.sweeps.views.overview import print_state
 

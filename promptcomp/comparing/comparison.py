@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +28,10 @@ from promptcomp.comparing.runs import (
 )
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample
-from promptcomp.evaluation.metrics import MetricName, group
-from promptcomp.evaluation.predictions import Prediction, joined, read_predictions
+from promptcomp.evaluation.metrics import group
+from promptcomp.evaluation.predictions import MetricName, Prediction, joined, read_predictions
 from promptcomp.evaluation.results import Estimate, Interval, SplitResult
+from promptcomp.terminal import as_text, frame
 
 _FIRST = "the first run"
 """Row of the baseline among the others; labels are paths and hold no such name by chance."""
@@ -86,18 +89,35 @@ class SplitComparison:
     """Whether `retained` is a share of the same gap in all runs; otherwise one must not be ranked by it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Comparison:
     """What `compare` found; the first run is the baseline of all deltas."""
 
     runs: tuple[ComparedRun, ...]
     splits: tuple[SplitComparison, ...]
-    notes: tuple[str, ...] = ()
+    of_all: tuple[str, ...] = ()
+    """Notes on all splits."""
+
+    @property
+    def table(self) -> Any:
+        """One line for each split and run, best first: a DataFrame, without pandas a list of dictionaries."""
+        from promptcomp.comparing.comparison_table import records
+
+        return frame(records(self))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be known to read the table."""
+        return (*self.of_all, *(note for split in self.splits for note in split.notes))
+
+    def __repr__(self) -> str:
+        from promptcomp.comparing.comparison_table import print_comparison
+
+        return as_text(lambda console: print_comparison(self, console))
 
 
 def compare(
-    paths: Sequence[Path],
-    *,
+    *paths: str | os.PathLike[str],
     split: str | None = None,
     metric: str | None = None,
     allow_different: bool = False,
@@ -107,7 +127,7 @@ def compare(
     """Compare runs on every split that all of them evaluated, or on one.
 
     Args:
-        paths: run directories or results.json files; the first is the baseline.
+        paths: runs, their directories, or results.json files; the first is the baseline.
         split: the only split to compare; None: all that the runs share.
         metric: one of `metrics.METRICS`; None: the headline metric of the runs.
         allow_different: show runs with different test examples anyway, without ranks and deltas.
@@ -120,7 +140,7 @@ def compare(
     """
     if not paths:
         raise ConfigError("nothing to compare: give one or more run directories, for example runs/*")
-    runs = load(paths)
+    runs = load([Path(path) for path in paths])
     shared = _shared_splits(runs, split)
     left_out = sorted({name for run in runs for name in run.results.splits} - set(shared)) if split is None else []
     notes = (f"splits that not all runs evaluated are left out: {', '.join(left_out)}",) if left_out else ()

@@ -29,7 +29,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         for text in _notes(split):
             console.print(Text(text, style="italic"))
         console.print()
-    for note in comparison.notes:
+    for note in comparison.of_all:
         console.print(Text(note, style="italic"))
 
 
@@ -51,7 +51,7 @@ def to_markdown(comparison: Comparison) -> str:
         lines = [f"### {_title(split)}", "", _line(head), _line([*["---"] * 3, *["---:"] * (len(head) - 3)])]
         lines += [_line(row) for row in rows]
         parts.append("\n".join([*lines, "", *(f"- {note}" for note in _notes(split))]).rstrip())
-    parts += [f"- {note}" for note in comparison.notes]
+    parts += [f"- {note}" for note in comparison.of_all]
     return "\n\n".join(parts) + "\n"
 
 
@@ -71,7 +71,7 @@ def to_json(comparison: Comparison) -> str:
         }
         for split in comparison.splits
     ]
-    tree = {"baseline": comparison.runs[0].label, "splits": splits, "notes": list(comparison.notes)}
+    tree = {"baseline": comparison.runs[0].label, "splits": splits, "notes": list(comparison.of_all)}
     return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

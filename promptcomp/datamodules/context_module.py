@@ -22,8 +22,7 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart, StepSampler, eval_batches
 from promptcomp.datamodules.sections import DataConfig
 from promptcomp.datamodules.sources.records import Found, Problem, collecting
-from promptcomp.evaluation.metrics import MetricName
-from promptcomp.evaluation.predictions import ExampleInfo
+from promptcomp.evaluation.predictions import ExampleInfo, MetricName
 
 _COUNTED = 2000  # contexts of a split that are written to count tokens
 

@@ -21,7 +21,7 @@ from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors, tell
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
 from promptcomp.datamodules.tokens import TokenCache, same_options
-from promptcomp.evaluation.metrics import MetricName
+from promptcomp.evaluation.predictions import MetricName
 
 NULL_INPUT = "N/A"  # MetaICL's input for PMI calibration
 _KEPT_TASKS = 1024  # tasks of a generated source that are kept after they were built

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from promptcomp.config import Config
+from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sources.records import Found, Problem, collecting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from promptcomp.datamodules.context_module import ContextDataModule
+    from promptcomp.datamodules.tasks import InstructionSource
     from promptcomp.datamodules.text import TextDataModule
 
 
@@ -40,6 +41,8 @@ class Reader:
     """Whether an encoder reads the queries (instruction data then closes them with EOS)."""
     writes_bos: bool | None = None
     """Whether the LM puts BOS in front of a context; None: as the tokenizer itself does."""
+    rows: InstructionSource | None = None
+    """Rows in memory, which instruction data takes instead of those that its section names."""
 
 
 class Lengths(NamedTuple):
@@ -75,6 +78,18 @@ class DataConfig(Config):
             ConfigError: files are missing or bad, or budgets do not fit the window.
         """
         raise NotImplementedError(f"{type(self).__name__} has no build()")
+
+    def check_places(self) -> None:
+        """Look whether the files and folders that the section names are there.
+
+        Raises:
+            ConfigError: names the first that is not.
+        """
+        for key, value in self:
+            named = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+            for path in named:
+                if isinstance(path, Path) and not path.exists():
+                    raise ConfigError(f"data.{key}: no such file or folder: {path}; name only those you have")
 
     def check_files(self, found: Found) -> None:
         """Look for what is wrong with the files alone, where another mistake keeps the datamodule from being made.

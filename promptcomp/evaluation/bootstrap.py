@@ -15,7 +15,8 @@ from statistics import NormalDist
 import numpy as np
 
 from promptcomp.config import Measured
-from promptcomp.evaluation.metrics import METRICS, Array, Group, MetricName, metric
+from promptcomp.evaluation.metrics import Array, Group, metric
+from promptcomp.evaluation.predictions import METRICS, MetricName
 from promptcomp.evaluation.results import Interval, finite
 
 RESAMPLES = 2000

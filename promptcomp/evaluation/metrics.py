@@ -11,26 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from promptcomp.evaluation.predictions import TEXT_METRICS, UNSCORED, Prediction
+from promptcomp.evaluation.predictions import TEXT_METRICS, UNSCORED, MetricName, Prediction
 from promptcomp.evaluation.texts import label_of
 
 Flavour = Literal["sklearn", "metaicl"]
-MetricName = Literal[
-    "accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl", "task", "loss",
-    "exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement",
-]  # fmt: skip
-METRICS: tuple[MetricName, ...] = get_args(MetricName)
-"""accuracy: of all examples, pooled. task_accuracy: mean over tasks of the mean over seeds. macro_f1 and
-macro_f1_metaicl: the same of macro-F1, over classification tasks. task: macro-F1 of classification tasks and accuracy
-of the others, mean over seeds, then over tasks (MetaICL's headline). loss: nats per gold token, pooled; less is better.
-The rest (predictions.TEXT_METRICS): mean over all examples with generated texts.
-"""
-
 Array = NDArray[np.float64]
 
 

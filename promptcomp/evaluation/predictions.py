@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, ValidationError, model_validator
 
@@ -29,6 +29,17 @@ ROWS = ("no_prompt", "method", "full_prompt")
 TEXT_METRICS = ("exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement")
 """What generated texts are measured by (all 0-1): equality with the right answer but for white space; ROUGE F-measures
 with stemming; equality with the text of the full-prompt row."""
+
+MetricName = Literal[
+    "accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl", "task", "loss",
+    "exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement",
+]  # fmt: skip
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
+"""accuracy: of all examples, pooled. task_accuracy: mean over tasks of the mean over seeds. macro_f1 and
+macro_f1_metaicl: the same of macro-F1, over classification tasks. task: macro-F1 of classification tasks and accuracy
+of the others, mean over seeds, then over tasks (MetaICL's headline). loss: nats per gold token, pooled; less is better.
+The rest (TEXT_METRICS): mean over all examples with generated texts.
+"""
 
 UNSCORED = -1
 """The prediction when no option has a score; it counts as wrong."""

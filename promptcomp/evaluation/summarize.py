@@ -22,8 +22,8 @@ from promptcomp.evaluation.bootstrap import (
     resample,
     retained,
 )
-from promptcomp.evaluation.metrics import METRICS, Group, MetricName, group, metric
-from promptcomp.evaluation.predictions import ROWS, TEXT_METRICS, Prediction, joined
+from promptcomp.evaluation.metrics import Group, group, metric
+from promptcomp.evaluation.predictions import METRICS, ROWS, TEXT_METRICS, MetricName, Prediction, joined
 from promptcomp.evaluation.results import Estimate, SplitResult, TaskResult, finite
 from promptcomp.evaluation.texts import agreement
 

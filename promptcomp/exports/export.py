@@ -20,9 +20,9 @@ from promptcomp.checkpoints.trained_state import DESCRIPTION, Origin, read_train
 from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
-from promptcomp.files import follow_umask, write_atomic
+from promptcomp.files import check_empty, follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
-from promptcomp.language_model.loading import locate
+from promptcomp.language_model.lm_config import locate
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
 from promptcomp.lightning_modules.exported import EXTRA, factory
 from promptcomp.lightning_modules.method_config import ExportFormat
@@ -67,8 +67,7 @@ def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
             f"method {experiment.method.name} as it was trained cannot be exported as {chosen!r}; "
             f"use --format {formats[0]}" + (f" or {formats[1]}" if len(formats) > 1 else "")
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not empty; name another folder with --output")
+    check_empty(folder)
     writers: Mapping[ExportFormat, Callable[[Experiment, RunDirectory, Path], str]]
     writers = {"hf": _write_hf, "peft": _write_peft, "tensors": _write_tensors}
     weights_of(run)  # before anything is made

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,9 @@ from promptcomp.language_model.architectures import (
     start_positions,
 )
 from promptcomp.language_model.attention import Window
-from promptcomp.language_model.lm_config import LanguageModelConfig
+from promptcomp.language_model.lm_config import BUILTIN, LanguageModelConfig, locate
 from promptcomp.language_model.parts import logits_of
 
-BUILTIN = "builtin:"
 ENCODER_DECODERS = ("t5", "mt5")
 """Encoder-decoder families whose attention takes the position from a relative bias that we can set for packed rows."""
 _TEXT_PARTS = {
@@ -48,23 +46,6 @@ _TEXT_PARTS = {
 """Names of the text model's tensors in checkpoints of models that see pictures as well."""
 _MOST_LAYERS = 10_000
 _log = logging.getLogger(__name__)
-
-
-def locate(path: str) -> str:
-    """The folder of a built-in model; any other name unchanged.
-
-    Raises:
-        ConfigError: no built-in model of that name.
-    """
-    if path.startswith("embedded:"):
-        raise ConfigError(f"lm.path = {path!r}: built-in models are named {BUILTIN}{path.partition(':')[2]} now")
-    if not path.startswith(BUILTIN):
-        return path
-    folder = Path(str(resources.files("promptcomp") / "assets" / path.removeprefix(BUILTIN)))
-    if not (folder / "config.json").is_file():
-        shipped = sorted(p.name for p in folder.parent.glob("*") if (p / "config.json").is_file())
-        raise ConfigError(f"lm.path = {path!r}: no such built-in model; shipped: {', '.join(shipped) or 'none'}")
-    return str(folder)
 
 
 def open_architecture(config: LanguageModelConfig, *, offline_table: bool = False) -> PretrainedConfig:

@@ -11,8 +11,14 @@ from promptcomp.batch import Batch, Context
 from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.evaluation import flops
 from promptcomp.evaluation import memory_cost as cost
-from promptcomp.evaluation.metrics import MetricName
-from promptcomp.evaluation.predictions import OptionScores, Prediction, add_texts, examples_sha256, make_predictions
+from promptcomp.evaluation.predictions import (
+    MetricName,
+    OptionScores,
+    Prediction,
+    add_texts,
+    examples_sha256,
+    make_predictions,
+)
 from promptcomp.evaluation.results import Cost, Size, SplitResult
 from promptcomp.evaluation.summarize import summarise
 from promptcomp.evaluation.texts import Rouge

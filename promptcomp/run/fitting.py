@@ -25,8 +25,7 @@ from promptcomp.errors import command
 from promptcomp.evaluation.predictions import write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
 from promptcomp.experiment import Experiment
-from promptcomp.files import check_no_links, locked, write_atomic
-from promptcomp.lease import under_lease
+from promptcomp.files import check_empty, check_no_links, locked, write_atomic
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.plain import say
 from promptcomp.report import print_report
@@ -75,7 +74,6 @@ class Outcome:
             print_report(self.results, console, self.run, self.next_steps)
 
 
-@under_lease
 def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outcome | None:
     """Train in a new run directory and evaluate. Returns None on ranks other than 0.
 
@@ -94,7 +92,6 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
     return _fit_alone(experiment, parts, run, console, resume=False)
 
 
-@under_lease
 def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> Outcome | None:
     """Continue a run from its last checkpoint (or from the start, if it has none) and evaluate.
 
@@ -116,20 +113,19 @@ def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> O
     return _fit_alone(experiment, parts, run, console, resume=True)
 
 
-def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console: Console) -> Outcome:
-    """Measure a trained run again, with overrides of its data, splits or seeds, in a directory of its own.
+def evaluate(path: Path, experiment: Experiment, output: Path | None, console: Console) -> Outcome:
+    """Measure a trained run again, in a directory of its own; its experiment may have other data, splits or seeds.
 
     Raises:
-        ConfigError: no run, no trained weights, or a mistake in the overrides.
+        ConfigError: no run, or no trained weights.
     """
     run = open_existing(path)
     check_no_links(run.path, ("evaluations",))
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     target = RunDirectory(output or run.path / "evaluations" / stamp)
-    if target.path.exists() and any(target.path.iterdir()):
-        raise ConfigError(f"{target.path} is not empty; name another folder with --output")
+    check_empty(target.path)
     with quiet():
-        experiment, datamodule, module = open_trained(path, overrides)
+        experiment, datamodule, module = open_trained(path, experiment)
         target.path.mkdir(parents=True, exist_ok=True)
         write_atomic(target.config, dump(experiment))
         write_environment(target, experiment.model_dump(mode="json"), evaluates=run.path)

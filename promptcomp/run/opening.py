@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from promptcomp.checkpoints.checkpoint_files import existing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.tasks import InstructionSource
 from promptcomp.errors import command
 from promptcomp.experiment import Experiment
 from promptcomp.files import open_append
@@ -41,6 +42,8 @@ def make_parts(experiment: Experiment, *, trains: bool = True) -> Parts:
     """
     datamodule = make_data(experiment)
     datamodule.check()
+    for split in experiment.evaluation.splits or ():
+        datamodule.check_split(split, datamodule.eval_splits)
     module = make_module(experiment, datamodule.task_names)
     if trains:
         check_train_split(experiment, datamodule, module)
@@ -56,22 +59,35 @@ def check_train_split(experiment: Experiment, datamodule: ContextDataModule, mod
         raise ConfigError(f"data {experiment.data.name!r} has no train split, and {experiment.method.name} needs one")
 
 
-def make_data(experiment: Experiment) -> ContextDataModule:
+def make_data(
+    experiment: Experiment, lm: LanguageModel | None = None, rows: InstructionSource | None = None
+) -> ContextDataModule:
     """The data of an experiment, not read yet.
+
+    Args:
+        experiment: The configuration.
+        lm: One that is open already.
+        rows: Instead of those that a section of instruction data names.
 
     Raises:
         ConfigError: there is none, or its budgets do not fit.
     """
-    window, longest = open_window(experiment.lm), experiment.data.context_budget
+    if lm is None:
+        window, tokenizer, bos = open_window(experiment.lm), open_tokenizer(experiment.lm), experiment.lm.bos
+    else:
+        assert lm.tokenizer is not None
+        window, tokenizer, bos = lm.window, lm.tokenizer, lm.bos_id is not None
+    longest = experiment.data.context_budget
     if window is not None and longest is not None and (problem := experiment.method.context_problem(longest, window)):
         raise ConfigError(problem)
     reader = Reader(
-        open_tokenizer(experiment.lm),
+        tokenizer,
         experiment.seed,
         experiment.trainer.batch_size // experiment.trainer.accumulate,
         window,
-        reads_queries_in_encoder(experiment.lm),
-        experiment.lm.bos,
+        reads_queries_in_encoder(experiment.lm) if lm is None else lm.query_in_encoder,
+        bos,
+        rows,
     )
     datamodule: ContextDataModule = experiment.data.build(reader)
     return datamodule
@@ -93,16 +109,22 @@ def make_module(
     return module
 
 
-def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment, ContextDataModule, CompressionModule]:
+def open_trained(
+    path: Path, experiment: Experiment | None = None
+) -> tuple[Experiment, ContextDataModule, CompressionModule]:
     """A finished run with its trained weights: the experiment, its data, and the module in eval mode.
 
     The models that only training needs (`MethodConfig.without_training`) are not opened.
 
+    Args:
+        path: The run.
+        experiment: Its configuration with changes; None: as it is.
+
     Raises:
-        ConfigError: no run, no trained weights, or a mistake in the overrides.
+        ConfigError: no run, or no trained weights.
     """
     run = open_existing(path)
-    experiment = experiment_of(run, overrides)
+    experiment = experiment_of(run) if experiment is None else experiment
     set_threads(experiment)
     datamodule, module = make_parts(_without_training(experiment), trains=False)
     return experiment, datamodule, _with_weights(module, run)

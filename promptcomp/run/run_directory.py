@@ -34,7 +34,7 @@ from promptcomp import __version__
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
 from promptcomp.errors import NoSpace, RankLost, command, is_full
-from promptcomp.files import open_append, read_text, replacing, write_atomic
+from promptcomp.files import check_empty, open_append, read_text, replacing, write_atomic
 from promptcomp.plain import without_credentials
 
 RUN_DIRECTORY_VARIABLE = "PROMPTCOMP_RUN_DIRECTORY"
@@ -140,10 +140,9 @@ def check_unused(path: Path) -> None:
     Raises:
         ConfigError: a new run's directory holds something already.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        is_run = RunDirectory(path).config.is_file()
-        again = f"continue it with `{command('fit', '--resume', path)}` or " if is_run else ""
-        raise ConfigError(f"{path} is not empty; {again}name another")
+    is_run = RunDirectory(path).config.is_file()
+    again = f"continue it with `{command('fit', '--resume', path)}` or " if is_run else ""
+    check_empty(path, f"{again}name another")
 
 
 def open_existing(path: Path) -> RunDirectory:

@@ -46,9 +46,14 @@ _PATIENCE = 5.0
 
 
 def make_trainer(
-    experiment: Experiment, run: RunDirectory, datamodule: ContextDataModule, progress: TrainingProgress, resume: bool
+    experiment: Experiment,
+    run: RunDirectory,
+    datamodule: ContextDataModule,
+    progress: TrainingProgress,
+    resume: bool,
+    saves: bool = True,
 ) -> L.Trainer:
-    """The Lightning trainer of a run.
+    """The Lightning trainer of a run; without `saves` it leaves the step series behind and no checkpoint.
 
     Raises:
         ConfigError: a device or a combination of options that this machine does not have.
@@ -56,10 +61,12 @@ def make_trainer(
     config = experiment.trainer
     _check(config)
     has_dev = "dev" in datamodule.eval_splits
-    callbacks: list[Callback] = [SameExperiment(experiment), SaveBetweenSteps(run, config.checkpoint_every), progress]
+    saving = [SaveBetweenSteps(run, config.checkpoint_every)] if saves else []
+    callbacks: list[Callback] = [SameExperiment(experiment), *saving, progress]
     if has_dev:
         monitor, mode = monitor_of(config, datamodule)
-        callbacks.append(BestCheckpoint(run.best, monitor, mode))
+        if saves:
+            callbacks.append(BestCheckpoint(run.best, monitor, mode))
         if config.patience is not None:
             callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
     elif config.patience is not None:
@@ -76,7 +83,18 @@ def make_trainer(
         callbacks=callbacks,
         plugins=[AtomicCheckpoints(), cluster_environment()],
         default_root_dir=run.path,
-        **loop_settings(config, has_dev),
+        enable_checkpointing=saves,
+        precision=config.precision,
+        max_steps=config.max_steps,
+        accumulate_grad_batches=config.accumulate,
+        val_check_interval=config.eval_every * config.accumulate,
+        check_val_every_n_epoch=None,
+        limit_val_batches=None if has_dev else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        use_distributed_sampler=False,  # the sampler divides the work itself
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
 
 
@@ -95,23 +113,6 @@ def monitor_of(config: TrainerConfig, datamodule: ContextDataModule) -> tuple[st
     if wanted == "accuracy" and not has_options:
         raise ConfigError("trainer.select_by = 'accuracy': the dev split has no options; use loss or exact_match")
     return f"dev/{wanted}", "min" if wanted == "loss" else "max"
-
-
-def loop_settings(config: TrainerConfig, has_dev: bool) -> dict[str, Any]:
-    """What Lightning's trainer is told of the steps, wherever it keeps what comes out of them."""
-    return {
-        "precision": config.precision,
-        "max_steps": config.max_steps,
-        "accumulate_grad_batches": config.accumulate,
-        "val_check_interval": config.eval_every * config.accumulate,
-        "check_val_every_n_epoch": None,
-        "limit_val_batches": None if has_dev else 0,
-        "num_sanity_val_steps": 0,
-        "log_every_n_steps": 10,
-        "use_distributed_sampler": False,  # the sampler divides the work itself
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
 
 
 def make_strategy(config: TrainerConfig) -> Strategy | str:

@@ -21,7 +21,7 @@ from promptcomp.config import ConfigError, dump
 from promptcomp.errors import Exit, is_full
 from promptcomp.experiment import Experiment
 from promptcomp.files import last_line, locked, open_append, write_atomic
-from promptcomp.lease import JOB_VARIABLE, LEASE_VARIABLE, STORAGE_VARIABLE, ask_lease, is_live, lease_of, write_lease
+from promptcomp.lease import STORAGE_VARIABLE, is_live, lease_of, write_lease
 from promptcomp.run.forking import Forked, can_fork, fork_fit
 from promptcomp.run.run_directory import RUN_DIRECTORY_VARIABLE, clear_unstarted
 from promptcomp.stopping import Stop
@@ -35,7 +35,7 @@ _ENDS: Mapping[int, End] = {
 }  # fmt: skip
 _LOOK_EVERY = 0.25  # seconds between two looks at a process, at most
 _PATIENCE = 120.0  # seconds that a stopped trial has for its checkpoint
-_OWN = (STORAGE_VARIABLE, LEASE_VARIABLE, RUN_DIRECTORY_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
+_OWN = (STORAGE_VARIABLE, RUN_DIRECTORY_VARIABLE, "MASTER_ADDR", "MASTER_PORT")
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
 
 
@@ -181,6 +181,7 @@ class Child:
     def __init__(self, wanted: WantedRun, words: Sequence[str], fork: bool) -> None:
         self._log, self._log_start = wanted.log, 0
         env = environment(os.environ, wanted)
+        words = [*words, "--lease", str(wanted.lease.resolve())]
         with contextlib.ExitStack() as stack:
             if wanted.log is None:
                 error: Any = None
@@ -250,9 +251,6 @@ def environment(outer: Mapping[str, str], wanted: WantedRun) -> dict[str, str]:
         for name, value in outer.items()
         if name not in (*_OWN, *_RANKS) and not name.startswith(("SLURM_", "TORCHELASTIC_", "PMI_", "OMPI_"))
     }
-    env |= ask_lease(wanted.lease.resolve())
-    if "SLURM_JOB_ID" in outer:
-        env[JOB_VARIABLE] = outer["SLURM_JOB_ID"]
     if wanted.devices:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(wanted.devices)
     if wanted.experiment.trainer.devices not in ("auto", 1):

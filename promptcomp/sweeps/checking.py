@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.errors import ConfigError, did_you_mean
-from promptcomp.evaluation.metrics import METRICS
-from promptcomp.evaluation.predictions import TEXT_METRICS
+from promptcomp.evaluation.predictions import METRICS, TEXT_METRICS
 from promptcomp.evaluation.results import Cost, Size
 from promptcomp.experiment import Experiment
 from promptcomp.sweeps.space import (
@@ -58,20 +57,24 @@ def check(config: SweepConfig, *, allow_huge: bool = False) -> list[Experiment]:
     if sound:
         whole = not problems
         problems += _values(config.model_copy(update={"space": sound}), base, experiments, whole)
-    problems += [*_metrics(config, experiments), *_machines(experiments)]
+    problems += [*_metrics(config, experiments), *_machines(experiments), *_places(experiments)]
     if problems:
         title = config.title or config.experiment
         raise ConfigError("\n".join([f"sweep {title!r}:", *(f"  {problem}" for problem in dict.fromkeys(problems))]))
     return experiments
 
 
-def check_splits(config: SweepConfig) -> None:
+def check_splits(config: SweepConfig, shown: str | None = None) -> None:
     """Open the data of the first point, where an objective or a constraint names a split, and look whether it is there.
+
+    Args:
+        config: the sweep.
+        shown: another split that will be wanted.
 
     Raises:
         ConfigError: no such split, or a mistake in the data.
     """
-    named = [*(found.split for found in config.objectives), *(found.split for found in config.constraints)]
+    named = [shown, *(found.split for found in config.objectives), *(found.split for found in config.constraints)]
     wanted = [split for split in named if split is not None]
     if not wanted:
         return
@@ -83,9 +86,7 @@ def check_splits(config: SweepConfig) -> None:
     known = experiment.evaluation.splits or datamodule.test_splits
     for split in wanted:
         if split not in known:
-            raise ConfigError(
-                f"objectives and constraints: results have no split {split!r}; {did_you_mean(split, known)}"
-            )
+            raise ConfigError(f"results have no split {split!r}, which is asked for; {did_you_mean(split, known)}")
 
 
 def first_point(config: SweepConfig) -> dict[str, Scalar]:
@@ -230,6 +231,14 @@ def _machines(experiments: Iterable[Experiment]) -> Iterator[str]:
             f"trainer.num_nodes={nodes}: a trial runs on one machine; leave trainer.num_nodes at 1 (trainer.devices "
             "may be more), or make the runs one by one with 'promptcomp fit --slurm'"
         )
+
+
+def _places(experiments: Iterable[Experiment]) -> Iterator[str]:
+    for each in experiments:
+        try:
+            each.check_places()
+        except ConfigError as error:
+            yield str(error)
 
 
 def _metrics(config: SweepConfig, experiments: Iterable[Experiment]) -> Iterator[str]:

@@ -7,22 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from promptcomp.config import Config
-
-
-class StageConfig(Config):
-    """One stage of a curriculum."""
-
-    name: str
-    steps: int = Field(ge=1)
-    """Steps at most."""
-    lr_scale: tuple[float, float] = (1.0, 1.0)
-    """Learning rate at the stage's start and end, relative to `optim.lr`; linear between."""
-
+from promptcomp.toy.recipe import StageConfig
 
 AnyStage = TypeVar("AnyStage", bound=StageConfig)
 

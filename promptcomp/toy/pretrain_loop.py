@@ -8,11 +8,10 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import transformers
-from pydantic import Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import promptcomp
@@ -20,82 +19,24 @@ from promptcomp.checkpoints.checkpoint_files import remove, replace
 from promptcomp.config import Config, ConfigError
 from promptcomp.files import follow_umask, write_atomic
 from promptcomp.language_model.architectures import start_positions
-from promptcomp.language_model.lm_config import PositionalStart
-from promptcomp.toy.icl_lessons import ToyCurriculum, ToyLessons
-from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons
+from promptcomp.toy.icl_lessons import ToyLessons
+from promptcomp.toy.instruction_lessons import InstructionLessons
 from promptcomp.toy.lessons import Lessons
-from promptcomp.toy.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
-from promptcomp.toy.text_lessons import TextCorpus, TextLessons
+from promptcomp.toy.recipe import (
+    Architecture,
+    CopyStart,
+    InstructionCurriculum,
+    PretrainConfig,
+    PretrainOptim,
+    TextCorpus,
+    ToyCurriculum,
+    ToySeq2SeqCurriculum,
+)
+from promptcomp.toy.seq2seq_lessons import ToySeq2SeqLessons
+from promptcomp.toy.text_lessons import TextLessons
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 """Called with (step, total steps at most, {"loss": ..., and skills where they were measured})."""
-
-
-class CopyStart(Config):
-    """A structured start for tiny T5 models: heads that look at fixed distances, and heads that look for the same.
-
-    From T5's usual random start the circuit that copies from a context (find the token that looks like this one, take
-    what stands beside it) did not form within a few hundred steps; from this start it forms in 200-350. Nothing is
-    frozen: training is free to move every weight afterwards.
-    """
-
-    encoder_offsets: tuple[int, ...] = (-1, -2, -3, -4, 1, 2, 3)
-    """Head i of every encoder layer looks at the token `encoder_offsets[i]` places away (negative: before)."""
-    decoder_offsets: tuple[int, ...] = (-1, -2, -3)
-    """The same for the decoder's self-attention."""
-    peak: float = 8.0
-    """Position bias of the wanted distance; all other distances keep their small random bias."""
-    content_scale: float = Field(default=0.1, ge=0)
-    """Query weights of these heads are multiplied by this, so that the position decides at first."""
-    match_scale: float = Field(default=2.0, gt=0)
-    """All other heads, and all heads of the cross-attention, start with query weights = key weights x match_scale /
-    sqrt(d_kv): they look at what resembles the asking token."""
-    self_bias: float = -8.0
-    """Position bias of these other heads of the encoder at distance 0: what resembles a token most is itself."""
-
-
-class Architecture(Config):
-    """A Hugging Face model class and its configuration."""
-
-    model_type: str
-    """A `model_type` of transformers: llama, gpt2, t5 ..."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Keywords of the configuration class; `vocab_size` and the special ids come from the tokenizer."""
-    positional_start: PositionalStart | None = None
-    """For Llama with `attention_bias`."""
-    copy_start: CopyStart | None = None
-    """For T5."""
-
-
-class PretrainOptim(Config):
-    """AdamW with warm-up; the schedule after the warm-up belongs to the data."""
-
-    lr: float = Field(default=2e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = Field(default=0.05, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient."""
-    embedding_lr_scale: float = Field(default=1.0, gt=0)
-    """Learning rate of the token embeddings relative to `lr` (T5's start at standard deviation 1 and move slowly)."""
-    warmup_steps: int = Field(default=50, ge=0)
-
-
-class PretrainConfig(Config):
-    """A base LM trained from scratch."""
-
-    architecture: Architecture
-    data: Annotated[
-        ToyCurriculum | ToySeq2SeqCurriculum | InstructionCurriculum | TextCorpus, Field(discriminator="name")
-    ]
-    optim: PretrainOptim = PretrainOptim()
-    batch_size: int = Field(default=64, ge=1)
-    seed: int = 0
-    steps: int | None = Field(default=None, ge=1)
-    """Stop after this many steps (None: when the data's schedule is over); the short form of a recipe."""
-    check_every: int = Field(default=50, ge=1)
-    """Steps between measurements of the skills."""
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads of torch (None: torch's choice). Sums are ordered by threads: keep it to repeat a run bit by bit."""
 
 
 _LESSONS: dict[type[Config], Callable[[Any, int, int], Lessons[Any]]] = {

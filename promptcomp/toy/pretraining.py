@@ -13,6 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.errors import command, did_you_mean
+from promptcomp.files import check_empty
+from promptcomp.toy.recipe import PretrainConfig, TextCorpus
 
 
 def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, console: Console, as_json: bool) -> None:
@@ -27,12 +29,13 @@ def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, con
         hint = did_you_mean(recipe, shipped, f"shipped: {', '.join(shipped)}; or give a .yaml file")
         raise ConfigError(f"{recipe!r} is no recipe; {hint}")
     path = shipped.get(recipe, Path(recipe))
-    from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
-
     config = build(PretrainConfig, apply_overrides(read_yaml(path), overrides), source=path.name)
+    if isinstance(config.data, TextCorpus):
+        config.data.check_places()
     output = output or Path("models") / path.stem
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output} is not empty; name another folder with --output")
+    check_empty(output)
+    from promptcomp.toy.pretrain_loop import pretrain
+
     started = time.monotonic()
     with _Display(console) as display:
         pretrain(config, output, display.step)

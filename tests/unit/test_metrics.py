@@ -14,9 +14,10 @@ from sklearn.metrics import f1_score
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import context_weights, resample, retained
-from promptcomp.evaluation.metrics import METRICS, group
+from promptcomp.evaluation.metrics import group
 from promptcomp.evaluation.option_accuracy import OptionAccuracy, best_choice
 from promptcomp.evaluation.predictions import (
+    METRICS,
     ROWS,
     TEXT_METRICS,
     OptionScores,

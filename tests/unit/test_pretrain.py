@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from promptcomp.config import ConfigError, build, read_yaml
-from promptcomp.toy.icl_lessons import ToyCurriculum, ToyLessons, draw_document
+from promptcomp.toy.icl_lessons import ToyLessons, draw_document
 from promptcomp.toy.icl_world import ToySource, class_sets, pair_splits
-from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
+from promptcomp.toy.pretrain_loop import pretrain
+from promptcomp.toy.recipe import PretrainConfig, ToyCurriculum
 from promptcomp.toy.toy_sections import ToyConfig
 
 RECIPES = Path(str(files("promptcomp"))) / "experiments" / "pretrain"

@@ -13,8 +13,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 from promptcomp.config import ConfigError, build, read_yaml
 from promptcomp.datamodules.tasks import Row
 from promptcomp.toy.icl_world import ToySource
-from promptcomp.toy.pretrain_loop import Architecture, PretrainConfig, build_model, pretrain
-from promptcomp.toy.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
+from promptcomp.toy.pretrain_loop import build_model, pretrain
+from promptcomp.toy.recipe import Architecture, PretrainConfig, ToySeq2SeqCurriculum
+from promptcomp.toy.seq2seq_lessons import ToySeq2SeqLessons
 from promptcomp.toy.toy_sections import ToyConfig
 
 RECIPE = Path(str(files("promptcomp"))) / "experiments" / "pretrain" / "toy_t5.yaml"

@@ -152,7 +152,7 @@ class InstructionConfig(DataConfig):
 
         return InstructionDataModule(
             self,
-            self.source(),
+            self.source() if reader.rows is None else reader.rows,
             reader.tokenizer,
             seed=reader.seed,
             batch_size=reader.batch_size,

@@ -23,7 +23,7 @@ from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.datamodules.tokens import TokenCache
-from promptcomp.evaluation.metrics import MetricName
+from promptcomp.evaluation.predictions import MetricName
 
 _CHOICE_STREAM = 11
 _LOOKED_AT = 20_000  # rows of a split that are tokenised at the start of a run to tell how many are cut

@@ -23,7 +23,7 @@ from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors, tell
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
 from promptcomp.datamodules.tokens import same_options
-from promptcomp.evaluation.metrics import MetricName
+from promptcomp.evaluation.predictions import MetricName
 
 
 class RationaleDataModule(ContextDataModule):

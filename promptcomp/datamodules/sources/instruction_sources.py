@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -202,6 +202,36 @@ class SomeRows(LazySequence[InstructionRow]):
     def item(self, index: int) -> InstructionRow:
         """One row."""
         return self._rows[int(self._places[index])]
+
+
+class RowsInMemory(InstructionSource):
+    """Rows of named splits as a user gives them: dictionaries, or a DataFrame with such columns."""
+
+    def __init__(self, **by_split: Iterable[Mapping[str, Any]]) -> None:
+        """
+        Raises:
+            ConfigError: names the first bad row.
+        """
+        self._rows = {split: [*_given_rows(split, rows)] for split, rows in by_split.items()}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that were given."""
+        return tuple(self._rows)
+
+    def rows(self, split: str) -> Sequence[InstructionRow]:
+        """As they were given."""
+        return self._rows[split]
+
+
+def _given_rows(split: str, rows: Any) -> Iterator[InstructionRow]:
+    columns, name = InstructionColumns(), "rows" if split == "train" else split
+    for number, row in enumerate(rows.to_dict("records") if hasattr(rows, "to_dict") else rows):
+        if not isinstance(row, Mapping):
+            raise ConfigError(f"{name}[{number}]: expected a dictionary, not {type(row).__name__}")
+        if problems := instruction_problems(row, columns, False):
+            raise ConfigError(f"{name}[{number}]: {problems[0]}")
+        yield to_instruction(row, columns, "rows")
 
 
 class HeldOutSource(InstructionSource):
