@@ -13,11 +13,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ParamSpec, Self, TypeVar
+from typing import Self
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
@@ -36,9 +36,6 @@ STORAGE_VARIABLE = "PROMPTCOMP_STORAGE"
 _SECONDS = 10.0
 _GRACE, _NETWORK_GRACE = 60.0, 300.0
 _NETWORK_DISKS = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.", "9p", "afs", "panfs")
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,20 +193,14 @@ def ask_lease(path: Path) -> dict[str, str]:
     return {LEASE_VARIABLE: f"{os.getpid()}:{path}"}
 
 
-def under_lease(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Have rank 0 keep the lease that its parent asks for while `function` runs."""
-
-    @functools.wraps(function)
-    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        parent, _, path = os.environ.get(LEASE_VARIABLE, "").partition(":")
-        asked = path and parent == str(os.getppid())  # what another process has left in the environment is nothing
-        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
-        with contextlib.ExitStack() as stack:
-            if asked and rank == "0":
-                stack.enter_context(Keeper(Path(path)))
-            return function(*args, **kwargs)
-
-    return call
+@contextlib.contextmanager
+def under_lease() -> Iterator[None]:
+    """Have rank 0 keep the lease that its parent asks for, while a block or a decorated function runs."""
+    parent, _, path = os.environ.get(LEASE_VARIABLE, "").partition(":")
+    asked = path and parent == str(os.getppid())  # what another process has left in the environment is nothing
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    with Keeper(Path(path)) if asked and rank == "0" else contextlib.nullcontext():
+        yield
 
 
 def _born(pid: int) -> str | None:

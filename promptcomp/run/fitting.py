@@ -75,7 +75,7 @@ class Outcome:
             print_report(self.results, console, self.run, self.next_steps)
 
 
-@under_lease
+@under_lease()
 def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outcome | None:
     """Train in a new run directory and evaluate. Returns None on ranks other than 0.
 
@@ -94,7 +94,7 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
     return _fit_alone(experiment, parts, run, console, resume=False)
 
 
-@under_lease
+@under_lease()
 def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> Outcome | None:
     """Continue a run from its last checkpoint (or from the start, if it has none) and evaluate.
 

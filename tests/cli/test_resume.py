@@ -162,12 +162,12 @@ def test_a_lease_is_kept_for_the_own_parent_alone(tmp_path: Path, monkeypatch: p
     (tmp_path / "mine").write_text("of value")
     for value in (str(tmp_path / "mine"), f"1:{tmp_path / 'mine'}"):
         monkeypatch.setenv("PROMPTCOMP_LEASE", value)
-        under_lease(lambda: None)()
+        under_lease()(lambda: None)()
     assert (tmp_path / "mine").read_text() == "of value"
     for name, value in ask_lease(tmp_path / "asked").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "getppid", os.getpid)
     for rank in ("RANK", "LOCAL_RANK"):
         monkeypatch.delenv(rank, raising=False)
-    assert under_lease((tmp_path / "asked").is_file)()
+    assert under_lease()((tmp_path / "asked").is_file)()
     assert not (tmp_path / "asked").exists()
