@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -104,24 +104,6 @@ def stop_signals() -> Iterator[StopSignals]:
 def is_preemption(number: Any) -> bool:
     """Whether a signal asks to make room (and to be continued by whoever sent it)."""
     return number in StopSignals.numbers()
-
-
-@contextlib.contextmanager
-def called_at_stop(on_signal: Callable[[], None]) -> Iterator[None]:
-    """Call `on_signal` at every SIGINT and SIGTERM within this block: for programs that look after other processes."""
-
-    def caught(_number: int, _frame: FrameType | None) -> None:
-        on_signal()
-
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
-            before[number] = signal.signal(number, caught)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def ending_signals() -> list[int]:

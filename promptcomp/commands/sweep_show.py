@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,6 +125,6 @@ def sweep_doctor(
     elif left and not repair:
         say(console, f"{command('sweep', 'doctor', directory, '--repair')} puts right what can be")
     if as_json:
-        print(json.dumps([asdict(finding) for finding in found]))
+        print(json.dumps([{key: getattr(each, key) for key in ("what", "repaired", "advice")} for each in found]))
     if left:
         raise typer.Exit(1)

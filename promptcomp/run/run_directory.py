@@ -44,14 +44,14 @@ _PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "
 _STEP = re.compile(r"[0-9]{1,15}")
 
 
-class _Inside:
-    """A path inside a run directory."""
+class Inside:
+    """A path inside a run's or a sweep's directory."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __get__(self, run: RunDirectory, owner: type | None = None) -> Path:
-        return run.path / self._name
+    def __get__(self, place: Any, owner: type | None = None) -> Path:
+        return Path(place.path, self._name)
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class RunDirectory:
 
     path: Path
 
-    config = _Inside("config.yaml")
-    environment = _Inside("environment.json")
-    metrics = _Inside("metrics.csv")
-    predictions = _Inside("predictions.jsonl")
-    rationales = _Inside("rationales.jsonl")
-    results = _Inside("results.json")
-    export = _Inside("export")
-    log = _Inside("log.txt")
-    last = _Inside("checkpoints/last.ckpt")
-    best = _Inside("checkpoints/best.ckpt")
+    config = Inside("config.yaml")
+    environment = Inside("environment.json")
+    metrics = Inside("metrics.csv")
+    predictions = Inside("predictions.jsonl")
+    rationales = Inside("rationales.jsonl")
+    results = Inside("results.json")
+    export = Inside("export")
+    log = Inside("log.txt")
+    last = Inside("checkpoints/last.ckpt")
+    best = Inside("checkpoints/best.ckpt")
 
     def write_log(self, message: str) -> None:
         """Append one line to log.txt."""

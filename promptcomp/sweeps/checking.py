@@ -11,15 +11,7 @@ from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.evaluation.predictions import METRICS, TEXT_METRICS
 from promptcomp.evaluation.results import Cost, Size
 from promptcomp.experiment import Experiment
-from promptcomp.sweeps.space import (
-    base_tree,
-    experiment_of,
-    grid,
-    grid_size,
-    planned_controls,
-    scalars,
-    settings_of,
-)
+from promptcomp.sweeps.space import base_tree, experiment_of, grid, grid_size, planned_controls, scalars, settings_of
 from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, is_below
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.values import OF_SPLIT
@@ -244,24 +236,20 @@ def _places(experiments: Iterable[Experiment]) -> Iterator[str]:
 def _metrics(config: SweepConfig, experiments: Iterable[Experiment]) -> Iterator[str]:
     """Objectives and constraints: names, and whether the runs will measure them."""
     experiments = list(experiments)
-    names = [found.metric for found in config.objectives]
-    labels = [(found.metric, found.split) for found in config.objectives]
-    if len(set(labels)) < len(labels):
-        yield f"objectives: {', '.join(names)} holds one twice"
+    names = [(found.metric, found.split) for found in config.objectives]
+    if len(set(names)) < len(names):
+        yield f"objectives: {', '.join(metric for metric, _ in names)} holds one twice"
     for objective in config.objectives:
         if objective.metric in _SMALLER_IS_BETTER and objective.direction == "maximize":
             yield f"objectives {objective.metric}: less is better; set direction: minimize"
     for constraint in config.constraints:
         if constraint.at_most is None and constraint.at_least is None:
             yield f"constraints {constraint.metric}: give at_most or at_least"
-    places = [("objectives", found.metric, found.split) for found in config.objectives]
-    for where, metric, split in [
-        *places,
-        *(("constraints", found.metric, found.split) for found in config.constraints),
-    ]:
-        problem = _of_metric(metric, split, experiments)
-        if problem is not None:
-            yield f"{where} {metric}: {problem}"
+    for where, asked in (("objectives", config.objectives), ("constraints", config.constraints)):
+        for each in asked:
+            problem = _of_metric(each.metric, each.split, experiments)
+            if problem is not None:
+                yield f"{where} {each.metric}: {problem}"
 
 
 def _of_metric(metric: str, split: str | None, experiments: list[Experiment]) -> str | None:

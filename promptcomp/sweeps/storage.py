@@ -255,8 +255,8 @@ def exclusive(
 ) -> Iterator[None]:
     """Hold the sweep's planning lock: a lock on a file, and with a database one there too, for other machines.
 
-    Both are released by the system when their holder dies. Where a disk does not lock at all, or on Windows, claims are
-    still safe (Optuna's are atomic); a trial that was planned twice is then found and dropped when it is claimed.
+    Both are released by the system when their holder dies. Where a disk does not lock at all, or on Windows, two
+    workers may begin the same trial; the one with the higher number finds that and leaves it.
 
     Raises:
         InterruptedError: `stopped` while waiting.
@@ -269,8 +269,7 @@ def exclusive(
 
 @contextlib.contextmanager
 def _database_lock(directory: SweepDirectory, address: URL | None) -> Iterator[None]:
-    kind = address.get_backend_name() if address is not None else None
-    if address is None or kind not in ("postgresql", "mysql", "mariadb"):
+    if address is None or address.get_backend_name() != "postgresql":
         yield
         return
     number = int.from_bytes(hashlib.sha256(study_name(directory).encode()).digest()[:7], "big")
@@ -280,10 +279,7 @@ def _database_lock(directory: SweepDirectory, address: URL | None) -> Iterator[N
         raise _no_driver(address) from None
     try:
         with engine.connect() as connection:
-            if kind == "postgresql":
-                connection.execute(text("SELECT pg_advisory_lock(:number)"), {"number": number})
-            else:
-                connection.execute(text("SELECT GET_LOCK(:name, 600)"), {"name": f"promptcomp{number}"})
+            connection.execute(text("SELECT pg_advisory_lock(:number)"), {"number": number})
             yield  # the lock ends with the connection
     finally:
         engine.dispose()

@@ -8,8 +8,9 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
@@ -21,12 +22,23 @@ from promptcomp.lease import Keeper
 from promptcomp.run.configured import find
 from promptcomp.run.trial_process import FIT, Ended, WantedRun, attend
 from promptcomp.stopping import Stop
-from promptcomp.sweeps.claims import Claim, Desk, adopt, devices_of, report
-from promptcomp.sweeps.planning import UNCOUNTED, TrialRecord
-from promptcomp.sweeps.queue import bracket_of, comparable_part, pruner_of, should_prune
-from promptcomp.sweeps.space import PlannedTrial
-from promptcomp.sweeps.storage import PARENT_VARIABLE, patiently
+from promptcomp.sweeps.attempts import Attempts, draw_point, is_hopeless, notes_of
+from promptcomp.sweeps.outcomes import (
+    abandoned,
+    adopt,
+    cell_of,
+    controls_of,
+    devices_of,
+    is_ours,
+    relative,
+    report,
+    take_back,
+)
+from promptcomp.sweeps.planning import UNCOUNTED, Planned, groups, is_double, missing, points_of, used_up
+from promptcomp.sweeps.space import PlannedTrial, distributions, planned_trial
+from promptcomp.sweeps.storage import PARENT_VARIABLE, exclusive, patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
+from promptcomp.sweeps.sweep_config import Budget, Scalar
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 
@@ -91,6 +103,16 @@ def work(
                 sweep.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A trial that a worker has taken."""
+
+    study: Attempts
+    number: int
+    attempt: int
+    cell: PlannedTrial
+
+
 @dataclass(slots=True)
 class _Pruning:
     """What is known of a running trial's dev metric."""
@@ -116,7 +138,6 @@ class Worker:
     ) -> None:
         self.sweep, self.keeper, self.devices, self.stop = sweep, keeper, devices, stop
         self.command, self.fork = command, fork
-        self.desk = Desk(sweep, keeper, say)
 
     def run(self) -> int:
         """Until nothing is left, a budget is used up, the disk is full or a signal comes. Returns the exit code."""
@@ -125,25 +146,97 @@ class Worker:
             if self._is_disk_full():
                 return Exit.NO_SPACE
             try:
-                claim = patiently(lambda: self.desk.claim(self.stop.is_set), say, self.stop.is_set, _DATABASE_WAIT)
+                claim = patiently(self._claim, say, self.stop.is_set, _DATABASE_WAIT)
             except InterruptedError:
                 break
             except (OSError, ConfigError):  # the last bytes may have gone since we looked
                 if self._is_disk_full():
                     return Exit.NO_SPACE
                 raise
-            if isinstance(claim, Claim):
+            if claim is None:
+                time.sleep(pause)
+                pause = min(pause * 1.5, 3.0)
+            elif isinstance(claim, str):
+                say(claim)
+                return 0
+            else:
                 code = self._attend(claim)
                 if code is not None:
                     return code
                 pause = 0.2
-            elif claim.why == "wait":  # others run: one of them may fail or die
-                time.sleep(pause)
-                pause = min(pause * 1.5, 3.0)
-            else:
-                say(f"the budget of {claim.detail} is used up" if claim.why == "budget" else "nothing is left to do")
-                return 0
         return self.stop.code
+
+    def _claim(self) -> Claim | str | None:
+        """The next trial; None: others run, and one of them may fail or die; a text: why there is none any more.
+
+        Under the planning lock dead workers' trials are taken back, what is left is computed, and its first is begun.
+
+        Raises:
+            InterruptedError: stopped while waiting for the lock.
+        """
+        sweep = self.sweep
+        with exclusive(sweep.directory, sweep.address, self.stop.is_set):
+            sweep.reload()
+            for study, record in abandoned(sweep):
+                take_back(sweep, study, record, say)
+            over = used_up(sweep.config, sweep.records(), sweep.started, datetime.now(UTC))
+            if over:
+                return f"the budget of {over} is used up"
+            claim = self._claim_trial() or self._claim_control()
+            if claim is None and not any(is_ours(sweep, each) for each in sweep.records()):
+                return "nothing is left to do"
+            return claim
+
+    def _claim_trial(self) -> Claim | None:
+        sweep, study = self.sweep, self.sweep.trials
+        config, records = sweep.config, sweep.trials.records()
+        points = points_of(config, records)
+        claim = self._first(study, missing(config, points, records))
+        limit = config.budget.trials
+        if claim is not None or config.sampler == "grid" or len(points) >= (config.points or 0):
+            return claim
+        if limit is not None and len(groups(records)) >= limit:
+            return None
+        drawn = draw_point(study, config, distributions(config), set(points))
+        if drawn is None:
+            study.set_attribute("exhausted", len(points) * config.seeds)
+            return None
+        number, params = drawn
+        cell = planned_trial(config, sweep.directory, params, config.first_seed)
+        first = Planned(cell.point, cell.seed, 1, cell.params)
+        study.note(number, **notes_of(first), started=datetime.now(UTC).isoformat(), **self._notes(cell))
+        self.keeper.note(cell.cell)
+        return Claim(study, number, 1, cell)
+
+    def _claim_control(self) -> Claim | None:
+        sweep = self.sweep
+        config = sweep.config.model_copy(update={"dropping": None, "budget": Budget()})
+        points: dict[str, Mapping[str, Scalar]] = {point: {} for point, _ in controls_of(sweep)}
+        return self._first(sweep.controls, missing(config, points, sweep.controls.records()) if points else [])
+
+    def _first(self, study: Attempts, planned: Iterable[Planned]) -> Claim | None:
+        """Begin the first of the attempts that nobody else has begun (where no lock works on this disk)."""
+        for each in planned:
+            cell = cell_of(self.sweep, study, each)
+            assert cell is not None
+            space = {} if study.is_control else distributions(self.sweep.config)
+            self.keeper.note(cell.cell)
+            number = study.begin(each, space, **self._notes(cell))
+            records = study.records()
+            if not is_double(next(record for record in records if record.number == number), records):
+                return Claim(study, number, each.attempt, cell)
+            study.fail(number, "void")
+            self.keeper.note("")
+        return None
+
+    def _notes(self, cell: PlannedTrial) -> dict[str, object]:
+        return {
+            "cell": cell.cell,
+            "worker": self.keeper.lease.name,
+            "place": self.sweep.place,
+            "run": relative(cell.run, self.sweep.directory.path),
+            "devices": devices_of(cell),
+        }
 
     def _is_disk_full(self) -> bool:
         free = shutil.disk_usage(self.sweep.directory.path).free
@@ -188,7 +281,7 @@ class Worker:
             lambda text: say(f"{cell.cell}, attempt {claim.attempt}: {text}"),
             command=self.command,
             fork=self.fork,
-            is_hopeless=lambda: not claim.queue.is_control and self._is_hopeless(claim, progress),
+            is_hopeless=lambda: not claim.study.is_control and self._is_hopeless(claim, progress),
         )
 
     def _is_hopeless(self, claim: Claim, progress: _Pruning) -> bool:
@@ -202,38 +295,28 @@ class Worker:
         progress.size = size
         sweep, config = self.sweep, self.sweep.config
         try:
-            metric, found = report(sweep, claim.queue, claim.number, claim.cell.run)
+            metric, found = report(sweep, claim.study, claim.number, claim.cell.run)
             if metric is None or len(found) == progress.seen or max(found) < config.pruning.warmup_steps:
                 return False
             progress.seen = len(found)
             trainer = claim.cell.experiment.trainer
-            bracket = bracket_of(config, claim.number, trainer.eval_every, trainer.max_steps)
-            pruner = pruner_of(config, trainer.eval_every, bracket)
-            if pruner is None:
-                return False
-            own = comparable_part(config, claim.cell.params, metric)
-
-            def is_comparable(record: TrialRecord) -> bool:
-                same = comparable_part(config, record.params, metric) == own and record.state != "fail"
-                return same and bracket == bracket_of(config, record.number, trainer.eval_every, trainer.max_steps)
-
-            return should_prune(claim.queue, claim.number, pruner, is_comparable)
+            return is_hopeless(claim.study, config, claim.number, claim.cell.params, trainer, metric)
         except (optuna.exceptions.StorageInternalError, OSError) as error:  # a storage that is away stops no trial
             say(f"{claim.cell.cell}: the pruner could not be asked ({type(error).__name__})")
             return False
 
     def _tell(self, claim: Claim, ended: Ended, spent: float) -> None:
         """Tell the storage what became of a trial."""
-        queue, number, cell = claim.queue, claim.number, claim.cell
+        study, number, cell = claim.study, claim.number, claim.cell
         if ended.run is not None:
-            problem = adopt(self.sweep, queue, number, ended.run, spent)
+            problem = adopt(self.sweep, study, number, ended.run, spent)
             say(f"{cell.cell}: {'finished' if problem is None else problem}")
             return
         if ended.how == "pruned":
-            report(self.sweep, queue, number, cell.run)
-            queue.prune(number, spent)
+            report(self.sweep, study, number, cell.run)
+            study.prune(number, spent)
         elif ended.how != "done":
-            queue.fail(number, ended.how, ended.line, spent)
+            study.fail(number, ended.how, ended.line, spent)
         said = _consequence(ended, claim, self.sweep.config.retries)
         say(f"{cell.cell}, attempt {claim.attempt}: {said}")
 

@@ -66,8 +66,8 @@ def _zombie(sweep: SweepDirectory) -> None:
     record = opened.trials.records()[0]
     from promptcomp.sweeps.planning import Planned
 
-    opened.trials.enqueue(Planned(record.point, 1, 1, record.params), "some-cell")
-    assert opened.trials.take(2, "vm:1", opened.place)
+    planned = Planned(record.point, 1, 1, record.params)
+    assert opened.trials.begin(planned, {}, cell="some-cell", worker="vm:1", place=opened.place) == 2
 
 
 def _other_optuna(sweep: SweepDirectory) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -257,9 +256,11 @@ def test_no_password_is_written(tmp_path: Path) -> None:
 
 
 def test_params_are_known_to_optuna(tmp_path: Path) -> None:
-    run(sweep_config(), tmp_path / "s")
-    lines = [json.loads(line) for line in (tmp_path / "s" / "journal.log").read_text().splitlines()]
-    assert {line.get("param_name") for line in lines} - {None} == {"method.num_slots"}
+    state = run(sweep_config(), tmp_path / "s")
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "s" / "journal.log"))
+    study = optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(backend))
+    assert [trial.params for trial in study.trials] == [trial.params for trial in state.trials]
+    assert all(set(trial.distributions) == {"method.num_slots"} for trial in study.trials)
 
 
 def test_nothing_is_written_through_a_linked_folder(tmp_path: Path) -> None:
