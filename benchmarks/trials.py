@@ -2,9 +2,9 @@
 
 Run: python benchmarks/trials.py [--steps 20] [--workers 2]. The shipped sweep `loss_weight` (seven points, one seed,
 all settings but the number of steps as shipped) is run twice by as many workers. The times are those that sweep and
-runs have recorded: a trial from its claim to its end, `cost.train_seconds` of its results, and for the evaluation of the
-1,000 test examples the times of the files between which it stands. What is left is the fixed cost: process, data, models,
-files.
+runs have recorded: a trial from its claim to its end, `cost.train_seconds` of its results, and for the evaluation of
+the 1,000 test examples the times of the files between which it stands. What is left is the fixed cost: process, data,
+models, files.
 """
 
 from __future__ import annotations
