@@ -2,8 +2,9 @@
 
 Run: python benchmarks/trials.py [--steps 20] [--workers 2]. The shipped sweep `loss_weight` (seven points, one seed,
 all settings but the number of steps as shipped) is run twice by as many workers. The times are those that sweep and
-runs have recorded: a trial from its claim to its end, `cost.train_seconds` of its results. What is left is the fixed
-cost: its process, its data, the evaluation of the 1,000 test examples.
+runs have recorded: a trial from its claim to its end, `cost.train_seconds` of its results, and for the evaluation of
+the 1,000 test examples the times of the files between which it stands. What is left is the fixed cost: process, data,
+models, files.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from promptcomp.checkpoints.trained_state import TENSORS
 from promptcomp.evaluation.results import read_results
+from promptcomp.run.run_directory import RunDirectory
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.sweep_file import read_sweep
@@ -37,10 +40,16 @@ def measure(folder: Path, steps: int, workers: int, fork: bool) -> str:
     trials = read_state(directory).trials
     training = [read_results(trial.run).cost.train_seconds or 0.0 for trial in trials]
     walls = [(trial.ended - trial.started).total_seconds() for trial in trials if trial.ended and trial.started]
-    fixed = statistics.median(wall - seconds for wall, seconds in zip(walls, training, strict=True))
+    testing = [evaluation_seconds(RunDirectory(trial.run)) for trial in trials]
+    fixed = [wall - a - b for wall, a, b in zip(walls, training, testing, strict=True)]
     name = "forked" if fork else "new program"
-    columns = (whole, statistics.median(walls), statistics.median(training), fixed)
+    columns = (whole, *(statistics.median(found) for found in (walls, training, testing, fixed)))
     return f"| {name} | {' | '.join(f'{seconds:.1f}' for seconds in columns)} |"
+
+
+def evaluation_seconds(run: RunDirectory) -> float:
+    """From the export, which is written after training, to the predictions."""
+    return run.predictions.stat().st_mtime - (run.export / TENSORS).stat().st_mtime
 
 
 def main() -> None:
@@ -53,7 +62,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.work is not None:
         sys.exit(work(SweepDirectory(given.work), fork=given.fork))
-    print("| trials | both workers, s | a trial, s | its training | the rest |\n|---|---|---|---|---|")
+    print("| trials | all, s | a trial, s | its training | its evaluation | the rest |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for fork in (False, True):
             print(measure(Path(folder), given.steps, given.workers, fork), flush=True)

@@ -187,7 +187,10 @@ class Keeper:
 def kept(path: Path | None) -> Iterator[None]:
     """Keep a lease for the length of this block, where there is one to keep: the first process of a run does."""
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
-    with contextlib.nullcontext() if path is None or rank != "0" else Keeper(path):
+    if path is None or rank != "0":
+        yield
+        return
+    with Keeper(path):
         yield
 
 

@@ -135,7 +135,8 @@ def _score(
     for done, batch in enumerate(batches, start=1):
         batch = batch.to(module.device)
         memory = module.compress(batch.context)
-        sizes.add(module.lm, batch, memory)
+        if bounds:  # sizes are shown beside them, and to count what a token costs takes a while
+            sizes.add(module.lm, batch, memory)
         memories = {"method": memory}
         for row in rows[1:]:  # the whole prompt as the LM reads it, or nothing
             memories[row] = module.lm.encode(batch.context) if row == "full_prompt" else None

@@ -34,6 +34,7 @@ folder='/runs/my run 100%/slurm'
 job="$SLURM_JOB_ID"
 made_room="$folder/preempted-$job" # rank 0 leaves it: of several tasks, srun may report one that it has killed itself
 step= signalled=0 timer=
+resubmissions=${1:-0} # this script submits itself anew where a cluster forbids requeueing
 
 warned() {
   signalled=1
@@ -50,7 +51,7 @@ restart() {
     say "the job is ${state:-unknown to SLURM}: it is not restarted"
     exit 75
   fi
-  restarts=$((${SLURM_RESTART_COUNT:-0} + ${1:-0}))
+  restarts=$((${SLURM_RESTART_COUNT:-0} + resubmissions))
   if [ "$restarts" -ge 3 ]; then
     say "restarted $restarts times, no more (max_requeues)"
     exit 75
