@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import torch
 import transformers
 from pydantic import Field
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import promptcomp
@@ -24,6 +25,7 @@ from promptcomp.language_model.lm_config import PositionalStart
 from promptcomp.toy.icl_lessons import ToyCurriculum, ToyLessons
 from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons
 from promptcomp.toy.lessons import Lessons
+from promptcomp.toy.rationale_lessons import RationaleCurriculum, RationaleLessons
 from promptcomp.toy.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
 from promptcomp.toy.text_lessons import TextCorpus, TextLessons
 
@@ -52,6 +54,8 @@ class CopyStart(Config):
     sqrt(d_kv): they look at what resembles the asking token."""
     self_bias: float = -8.0
     """Position bias of these other heads of the encoder at distance 0: what resembles a token most is itself."""
+    decoder_self_bias: float | None = None
+    """The same in the decoder, for decoders that copy from what they have read themselves."""
 
 
 class Architecture(Config):
@@ -65,6 +69,8 @@ class Architecture(Config):
     """For Llama with `attention_bias`."""
     copy_start: CopyStart | None = None
     """For T5."""
+    embedding_std: float | None = Field(default=None, gt=0)
+    """Standard deviation of the initial token embeddings (None: the model's own; T5's is 1, so they move slowly)."""
 
 
 class PretrainOptim(Config):
@@ -85,11 +91,14 @@ class PretrainConfig(Config):
 
     architecture: Architecture
     data: Annotated[
-        ToyCurriculum | ToySeq2SeqCurriculum | InstructionCurriculum | TextCorpus, Field(discriminator="name")
+        ToyCurriculum | ToySeq2SeqCurriculum | InstructionCurriculum | RationaleCurriculum | TextCorpus,
+        Field(discriminator="name"),
     ]
     optim: PretrainOptim = PretrainOptim()
     batch_size: int = Field(default=64, ge=1)
     seed: int = 0
+    start_from: Path | None = None
+    """The folder of an earlier run with the same architecture: go on from its weights (with a new seed's lessons)."""
     steps: int | None = Field(default=None, ge=1)
     """Stop after this many steps (None: when the data's schedule is over); the short form of a recipe."""
     check_every: int = Field(default=50, ge=1)
@@ -102,6 +111,7 @@ _LESSONS: dict[type[Config], Callable[[Any, int, int], Lessons[Any]]] = {
     ToyCurriculum: ToyLessons,
     ToySeq2SeqCurriculum: ToySeq2SeqLessons,
     InstructionCurriculum: InstructionLessons,
+    RationaleCurriculum: RationaleLessons,
     TextCorpus: TextLessons,
 }
 
@@ -128,13 +138,20 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
     model = build_model(
         config.architecture, len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
     )
-    reads_pairs = isinstance(config.data, ToySeq2SeqCurriculum)
+    reads_pairs = isinstance(config.data, ToySeq2SeqCurriculum | RationaleCurriculum) or (
+        isinstance(config.data, InstructionCurriculum) and "decoder_only" not in config.data.layouts
+    )
     if model.config.is_encoder_decoder != reads_pairs:
         wanted = "an encoder-decoder" if reads_pairs else "a decoder-only"
         raise ConfigError(
             f"data.name = {config.data.name!r} trains {wanted} model, not model_type "
             f"{config.architecture.model_type!r}; start from the recipe {'toy_t5' if reads_pairs else 'toy_decoder'}"
         )
+    if config.start_from is not None:
+        try:
+            model.load_state_dict(load_file(config.start_from / "model.safetensors"), strict=False)
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"start_from = '{config.start_from}': {str(error).splitlines()[0]}") from None
     optim = config.optim
     optimizer = _make_optimizer(model, optim)
     total = min(lessons.total_steps, config.steps or lessons.total_steps)
@@ -231,6 +248,8 @@ def build_model(
         ) from None
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = auto_class.from_config(config)
+    if architecture.embedding_std is not None:
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=architecture.embedding_std)
     if architecture.positional_start is not None:
         start_positions(model, architecture.positional_start)
     if architecture.copy_start is not None:
@@ -254,6 +273,10 @@ def apply_copy_start(model: PreTrainedModel, start: CopyStart) -> None:
         table = encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, H]
         table[0, len(start.encoder_offsets) :] = start.self_bias
     _set_self_attention(decoder, [_decoder_bucket(offset, buckets) for offset in start.decoder_offsets], start)
+    if start.decoder_self_bias is not None:
+        with torch.no_grad():
+            table = decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+            table[0, len(start.decoder_offsets) :] = start.decoder_self_bias
     for block in decoder.block:
         _match(block.layer[1].EncDecAttention, 0, start)
 
