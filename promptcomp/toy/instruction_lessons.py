@@ -47,8 +47,6 @@ class InstructionStage(StageConfig):
 
     repetition: float = Field(default=0.0, ge=0, le=1)
     """Share of the batches that hold repeated random words instead of instructions."""
-    naming: float = Field(default=0.0, ge=0, le=1)
-    """Share of the other batches in which every word of an input is written with the name of its group."""
     max_words: int = Field(default=6, ge=3, le=6)
     """Most words of an input."""
 
@@ -87,8 +85,6 @@ class InstructionLessons(Lessons[InstructionStage]):
         layout = layouts[0] if len(layouts) == 1 else self._rng.choice(layouts)
         if self._rng.random() < stage.repetition:
             documents = self._repetition(layout)
-        elif stage.naming and self._rng.random() < stage.naming:
-            documents = self._naming()
         else:
             documents = [self._document(self._draw(stage.max_words)) for _ in range(self._batch_size)]
         return answer_loss(*self._logits(model, documents, layout), 0, self.config.other_token_weight)
@@ -177,12 +173,3 @@ class InstructionLessons(Lessons[InstructionStage]):
             repeated = segment if layout == "query_in_encoder" else (segment * (32 // period + 1))[period:32]
             documents.append(_Document([], segment, repeated))
         return documents
-
-    def _naming(self) -> list[_Document]:
-        """Words, and the same words with the names of their groups: "pear cat => pear fruits cat animals"."""
-        found = []
-        for _ in range(self._batch_size):
-            words = self._rng.sample(list(GROUP_OF), self._rng.randint(3, 6))
-            named = " ".join(f"{word} {GROUP_OF[word]}" for word in words)
-            found.append(self._document(InstructionRow("", " ".join(words), named)))
-        return found

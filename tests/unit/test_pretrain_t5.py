@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from promptcomp.datamodules.tasks import Row
 from promptcomp.language_model import LanguageModel
 from promptcomp.toy.icl_world import ToySource
 from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons, Layout
+from promptcomp.toy.instruction_world import ToyInstructionSource
 from promptcomp.toy.pretrain_loop import Architecture, PretrainConfig, build_model, pretrain
 from promptcomp.toy.rationale_lessons import RationaleCurriculum, RationaleLessons
 from promptcomp.toy.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
-from promptcomp.toy.toy_sections import ToyConfig, ToyInstructionsData
+from promptcomp.toy.toy_sections import ToyConfig, ToyInstructionsConfig, ToyInstructionsData
 
 RECIPES = Path(str(files("promptcomp"))) / "experiments" / "pretrain"
 RECIPE = RECIPES / "toy_t5.yaml"
@@ -207,3 +209,15 @@ def test_shipped_student_adds_prices_but_knows_none() -> None:
     found = lessons.report(model)["exact_match"]
     assert min(found["label"], found["rationale"]) >= 0.95
     assert found["label_in_the_world"] < 0.3
+
+
+def test_shipped_instruction_model_follows_instructions_it_reads() -> None:
+    config = build(PretrainConfig, read_yaml(RECIPES / "toy_instructions_t5.yaml"))
+    assert isinstance(config.data, InstructionCurriculum)
+    lessons = InstructionLessons(config.data, 64, 0)
+    model = AutoModelForSeq2SeqLM.from_pretrained(ASSETS / "toy_instructions_t5", dtype=torch.float32).eval()
+    assert AutoTokenizer.from_pretrained(ASSETS / "toy_instructions_t5").get_vocab() == lessons.tokenizer.get_vocab()
+    rows = list(ToyInstructionSource(ToyInstructionsConfig(seed=5)).rows("seen"))[:64]
+    assert lessons.exact_match(model, rows, "query_in_encoder")["seen"] >= 0.95
+    blank = [replace(row, instruction="") for row in rows]
+    assert lessons.exact_match(model, blank, "query_in_encoder")["seen"] <= 0.1
