@@ -234,7 +234,7 @@ def compare(
 
 @app.command()
 def pretrain(
-    recipe: Annotated[str, Argument(help="A shipped recipe (toy_decoder, toy_t5, text) or a YAML file.")],
+    recipe: Annotated[str, Argument(help="A shipped recipe (toy_decoder, toy_t5, text ...) or a YAML file.")],
     overrides: Overrides = None,
     output: Annotated[
         Path | None, Option("--output", "-o", help="Folder for the model; default: models/RECIPE.")

@@ -91,4 +91,6 @@ def answer_loss(logits: Tensor, ids: Tensor, answers: Tensor, pad_id: int, other
     losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
     known = answers[:, 1:]
     other = (ids[:, 1:] != pad_id) & ~known
+    if not other.any():  # a decoder that writes answers alone
+        return losses[known].mean()
     return losses[known].mean() + other_weight * losses[other].mean()

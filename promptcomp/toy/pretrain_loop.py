@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import promptcomp
@@ -22,12 +23,14 @@ from promptcomp.language_model.architectures import start_positions
 from promptcomp.toy.icl_lessons import ToyLessons
 from promptcomp.toy.instruction_lessons import InstructionLessons
 from promptcomp.toy.lessons import Lessons
+from promptcomp.toy.rationale_lessons import RationaleLessons
 from promptcomp.toy.recipe import (
     Architecture,
     CopyStart,
     InstructionCurriculum,
     PretrainConfig,
     PretrainOptim,
+    RationaleCurriculum,
     TextCorpus,
     ToyCurriculum,
     ToySeq2SeqCurriculum,
@@ -43,6 +46,7 @@ _LESSONS: dict[type[Config], Callable[[Any, int, int], Lessons[Any]]] = {
     ToyCurriculum: ToyLessons,
     ToySeq2SeqCurriculum: ToySeq2SeqLessons,
     InstructionCurriculum: InstructionLessons,
+    RationaleCurriculum: RationaleLessons,
     TextCorpus: TextLessons,
 }
 
@@ -69,13 +73,20 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
     model = build_model(
         config.architecture, len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
     )
-    reads_pairs = isinstance(config.data, ToySeq2SeqCurriculum)
+    reads_pairs = isinstance(config.data, ToySeq2SeqCurriculum | RationaleCurriculum) or (
+        isinstance(config.data, InstructionCurriculum) and "decoder_only" not in config.data.layouts
+    )
     if model.config.is_encoder_decoder != reads_pairs:
         wanted = "an encoder-decoder" if reads_pairs else "a decoder-only"
         raise ConfigError(
             f"data.name = {config.data.name!r} trains {wanted} model, not model_type "
             f"{config.architecture.model_type!r}; start from the recipe {'toy_t5' if reads_pairs else 'toy_decoder'}"
         )
+    if config.start_from is not None:
+        try:
+            model.load_state_dict(load_file(config.start_from / "model.safetensors"), strict=False)
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"start_from = '{config.start_from}': {str(error).splitlines()[0]}") from None
     optim = config.optim
     optimizer = _make_optimizer(model, optim)
     total = min(lessons.total_steps, config.steps or lessons.total_steps)
@@ -172,6 +183,8 @@ def build_model(
         ) from None
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = auto_class.from_config(config)
+    if architecture.embedding_std is not None:
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=architecture.embedding_std)
     if architecture.positional_start is not None:
         start_positions(model, architecture.positional_start)
     if architecture.copy_start is not None:
@@ -195,6 +208,10 @@ def apply_copy_start(model: PreTrainedModel, start: CopyStart) -> None:
         table = encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, H]
         table[0, len(start.encoder_offsets) :] = start.self_bias
     _set_self_attention(decoder, [_decoder_bucket(offset, buckets) for offset in start.decoder_offsets], start)
+    if start.decoder_self_bias is not None:
+        with torch.no_grad():
+            table = decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+            table[0, len(start.decoder_offsets) :] = start.decoder_self_bias
     for block in decoder.block:
         _match(block.layer[1].EncDecAttention, 0, start)
 

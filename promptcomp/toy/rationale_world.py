@@ -40,7 +40,8 @@ sauce service
 """
 _JOINS = ("and the", "but the", "while the", "also the")
 _NUM_ASPECTS = 5
-_MAX_PRICE = 5
+MAX_PRICE = 5
+"""Of a good; the least is 1."""
 _PRICE_SEED = "prices"
 _MARKS = ("predict:", "explain:", "=>", ",", "?", "+", "=")
 
@@ -58,14 +59,18 @@ class _Question:
 def prices() -> dict[str, int]:
     """The hidden price of every good."""
     rng = random.Random(_PRICE_SEED)  # text seeds do not depend on PYTHONHASHSEED
-    return {word: rng.randint(1, _MAX_PRICE) for category in _GOODS.split() for word in CATEGORIES[category]}
+    return {word: rng.randint(1, MAX_PRICE) for category in _GOODS.split() for word in CATEGORIES[category]}
+
+
+def cost_text(goods: Sequence[str], rng: random.Random) -> str:
+    """The question what two goods cost together."""
+    return f"{rng.choice(_BUYERS)} a {goods[0]} and a {goods[1]} , what is the price ?"
 
 
 def _cost_question(rng: random.Random) -> _Question:
     known = prices()
     goods = rng.sample(sorted(known), 2)
-    text = f"{rng.choice(_BUYERS)} a {goods[0]} and a {goods[1]} , what is the price ?"
-    return _Question(text, tuple(known[word] for word in goods), tuple(sorted(goods)))
+    return _Question(cost_text(goods, rng), tuple(known[word] for word in goods), tuple(sorted(goods)))
 
 
 def _review_question(rng: random.Random) -> _Question:
@@ -77,7 +82,7 @@ def _review_question(rng: random.Random) -> _Question:
     return _Question(text, readings, tuple(text.split()))
 
 
-def _answer(kind: World, readings: Sequence[int]) -> tuple[str, str]:
+def answer(kind: World, readings: Sequence[int]) -> tuple[str, str]:
     """Rationale and label of someone who reads a question so."""
     if kind == "cost":
         total = str(sum(readings))
@@ -95,14 +100,14 @@ def _misread(kind: World, readings: Sequence[int], share: float, rng: random.Ran
         if kind == "reviews":
             return 1 - reading
         step = rng.choice((-1, 1))
-        return reading + step if 1 <= reading + step <= _MAX_PRICE else reading - step
+        return reading + step if 1 <= reading + step <= MAX_PRICE else reading - step
 
     return tuple(one(reading) for reading in readings)
 
 
 def labels(kind: World) -> tuple[str, ...]:
     """All labels of a world."""
-    return tuple(map(str, range(2, 2 * _MAX_PRICE + 1))) if kind == "cost" else ("negative", "positive")
+    return tuple(map(str, range(2, 2 * MAX_PRICE + 1))) if kind == "cost" else ("negative", "positive")
 
 
 def _questions(config: ToyRationaleConfig) -> Iterator[_Question]:
@@ -155,11 +160,11 @@ class ToyRationaleSource(RationaleSource):
             read = question
             if rng.random() < config.swapped_share:
                 read = questions[(number + rng.randrange(1, max(2, len(questions)))) % len(questions)]
-            rationale, llm_label = _answer(kind, _misread(kind, read.readings, config.misread_share, rng))
+            rationale, llm_label = answer(kind, _misread(kind, read.readings, config.misread_share, rng))
             yield RationaleRow(
                 id=f"{split}-{number:04d}",
                 input=question.text,
-                label=_answer(kind, question.readings)[1],
+                label=answer(kind, question.readings)[1],
                 llm_label=llm_label,
                 llm_rationale=rationale,
                 teacher="toy",
@@ -171,7 +176,7 @@ def vocabulary() -> tuple[str, ...]:
     """All tokens of the toy worlds in the order of their ids: specials, marks, words."""
     words = {word for text in (*_BUYERS, *_JOINS, "and a", "what is the price", "the was so") for word in text.split()}
     words.update(prices(), _GOOD.split(), _BAD.split(), _ASPECTS.split(), ("good", "bad", "positive", "negative"))
-    words.update(map(str, range(2 * _MAX_PRICE + 1)))
+    words.update(map(str, range(2 * MAX_PRICE + 1)))
     return (*SPECIALS, *_MARKS, *sorted(words))
 
 

@@ -11,6 +11,7 @@ from promptcomp.config import Config, ConfigError
 from promptcomp.files import is_file_name
 from promptcomp.language_model.lm_config import PositionalStart
 
+Layout = Literal["decoder_only", "query_in_encoder", "query_in_decoder"]
 DocumentKind = Literal["repetition", "lookup", "natural", "words", "classification", "definition"]
 
 
@@ -79,6 +80,8 @@ class InstructionCurriculum(Config):
     """Pretraining on the toy instruction world."""
 
     name: Literal["toy_instructions"] = "toy_instructions"
+    layouts: tuple[Layout, ...] = Field(default=("decoder_only",), min_length=1)
+    """How documents are read; several take turns at random (encoder-decoder LMs)."""
     stages: tuple[InstructionStage, ...] = Field(min_length=1)
     reworded_share: float = Field(default=0.3, ge=0, le=1)
     """Share of instructions in the wordings and frames that compressors are never trained on."""
@@ -88,6 +91,15 @@ class InstructionCurriculum(Config):
     """Rows of dev behind the skills."""
     report_rows: int = Field(default=512, ge=1)
     """Rows of every split behind the final report."""
+
+
+class RationaleCurriculum(Config):
+    """Pretraining on the world of prices."""
+
+    name: Literal["toy_rationales"] = "toy_rationales"
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    report_rows: int = Field(default=512, ge=1)
+    """Documents of each task behind the skills and the final report."""
 
 
 class TextCorpus(Config):
@@ -159,6 +171,8 @@ class CopyStart(Config):
     sqrt(d_kv): they look at what resembles the asking token."""
     self_bias: float = -8.0
     """Position bias of these other heads of the encoder at distance 0: what resembles a token most is itself."""
+    decoder_self_bias: float | None = None
+    """The same in the decoder, for decoders that copy from what they have read themselves."""
 
 
 class Architecture(Config):
@@ -172,6 +186,8 @@ class Architecture(Config):
     """For Llama with `attention_bias`."""
     copy_start: CopyStart | None = None
     """For T5."""
+    embedding_std: float | None = Field(default=None, gt=0)
+    """Standard deviation of the initial token embeddings (None: the model's own; T5's is 1, so they move slowly)."""
 
 
 class PretrainOptim(Config):
@@ -192,11 +208,14 @@ class PretrainConfig(Config):
 
     architecture: Architecture
     data: Annotated[
-        ToyCurriculum | ToySeq2SeqCurriculum | InstructionCurriculum | TextCorpus, Field(discriminator="name")
+        ToyCurriculum | ToySeq2SeqCurriculum | InstructionCurriculum | RationaleCurriculum | TextCorpus,
+        Field(discriminator="name"),
     ]
     optim: PretrainOptim = PretrainOptim()
     batch_size: int = Field(default=64, ge=1)
     seed: int = 0
+    start_from: Path | None = None
+    """The folder of an earlier run with the same architecture: go on from its weights (with a new seed's lessons)."""
     steps: int | None = Field(default=None, ge=1)
     """Stop after this many steps (None: when the data's schedule is over); the short form of a recipe."""
     check_every: int = Field(default=50, ge=1)
