@@ -23,7 +23,6 @@ from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.errors import command
 from promptcomp.evaluation.formatting import bytes_text
 from promptcomp.experiment import Experiment
-from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import Memory, memory_tensors, memory_to
 from promptcomp.prompts.artifact import PromptInfo, read_prompt, text_hash, tokenizer_hash, weights_hash
@@ -119,7 +118,7 @@ class Compressor:
         info = self._info(source, memory, tokens, task, keep_text)
         lm = self.module.lm
         prompt = CompressedPrompt(memory, info, reader=self.reader)
-        whole = (tokens + lm.num_bos) * lm.kv_bytes_per_token
+        whole = (tokens + lm.num_bos) * lm.cost.kv_bytes_per_token
         return Compression(prompt, milliseconds, round(lm.kv_bytes(memory)), whole)
 
     def uncompressed(self, source: PromptSource) -> Memory | None:
@@ -144,11 +143,14 @@ class Compressor:
         lm, experiment, format_ = self.module.lm, self.experiment, self.reader.format
         weights, tokenizer = self._hashes
         settings = experiment.method.model_dump(mode="json", exclude={"name"})
+        folder, section = Path(experiment.lm.path), experiment.lm
+        if os.path.isdir(folder):
+            section = section.model_copy(update={"path": str(folder.resolve())})
         dtype = next(t.dtype for t in memory_tensors(memory).values() if t.is_floating_point())
         return PromptInfo(
             method=experiment.method.name,
             family=lm.family,
-            lm=_findable(experiment.lm),
+            lm=section,
             run=None if self.run is None else str(self.run.resolve()),
             lm_is_trained=self.module.method.lm_training != "none",
             lm_hash=weights,
@@ -167,12 +169,6 @@ class Compressor:
             version=__version__,
             settings=settings if task is None else {**settings, "task": task},
         )
-
-
-def _findable(lm: LanguageModelConfig) -> LanguageModelConfig:
-    """The same section with an absolute path, where it names a folder."""
-    folder = Path(lm.path)
-    return lm.model_copy(update={"path": str(folder.resolve())}) if os.path.isdir(folder) else lm
 
 
 def _list(names: Sequence[str]) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
+from promptcomp.config import ConfigError, apply_overrides, build, flat, read_yaml
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.run.run_directory import RunDirectory, recorded_config
@@ -20,18 +20,8 @@ from promptcomp.run.run_directory import RunDirectory, recorded_config
 PLACES = ("name", "output_dir")
 """Keys that say where a run is kept."""
 DIVISION = (
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "accumulate",
-    "threads",
-    "activation_checkpointing",
-    "offload_optimizer",
-    "compile",
-    "timeout_seconds",
-    "checkpoints",
-    "checkpoint_every",
+    *("accelerator", "devices", "num_nodes", "strategy", "accumulate", "threads", "activation_checkpointing"),
+    *("offload_optimizer", "compile", "timeout_seconds", "checkpoints", "checkpoint_every"),
 )
 """Keys of the section `trainer`."""
 _TRAINING = ("optim", "trainer", "seed")
@@ -87,27 +77,18 @@ def check_unchanged(run: RunDirectory, experiment: Experiment) -> None:
         return
     with contextlib.suppress(ConfigError):  # a key that is no more: config.yaml cannot hold it either
         recorded = build(Experiment, recorded).model_dump(mode="json")  # with the defaults of keys that were added
-    changed = sorted(_changes(recorded, experiment.model_dump(mode="json")))
+    before, now = flat(recorded), flat(experiment.model_dump(mode="json"))
+    values = {key: (before.get(key, _MISSING), now.get(key, _MISSING)) for key in before.keys() | now.keys()}
+    changed = [key for key, (old, new) in values.items() if old != new and key not in _FREE]
     if not changed:
         return
-    listed = "; ".join(f"{key} was {old} and is {new}" for _, key, old, new in changed[:_NAMED])
+    changed.sort(key=lambda key: (key.rpartition(".")[2] != "name", key))  # what a section is comes first
+    listed = "; ".join("{} was {} and is {}".format(key, *map(_shown, values[key])) for key in changed[:_NAMED])
     more = f"; and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
     raise ConfigError(
         f"{run.config} was edited since the run began ({listed}{more}); put it back to continue the run, or start a "
         f"new one with --config; only how the work is divided may change ({_ALLOWED})"
     )
-
-
-def _changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[bool, str, str, str]]:
-    """Dotted keys with their values then and now as texts; in front whether it is no name (which comes first)."""
-    for key in before.keys() | now.keys():
-        dotted, old, new = f"{prefix}{key}", before.get(key, _MISSING), now.get(key, _MISSING)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _changes(old, new, f"{dotted}.")
-        elif old != new and dotted not in _FREE:
-            yield key != "name", dotted, _shown(old), _shown(new)
 
 
 def _shown(value: Any) -> str:
@@ -126,14 +107,12 @@ def identity(experiment: Experiment) -> str:
 
 
 def find(experiment: Experiment, run_dir: Path | None = None) -> tuple[State, Path | None]:
-    """A run of this experiment in `run_dir` or under its output_dir; a finished one if there is any, the newest first.
-
-    Args:
-        experiment: the wanted configuration.
-        run_dir: the only directory to look at.
-    """
+    """A run of this experiment in `run_dir` alone or under output_dir: a finished one, if any, and the newest first."""
     wanted, unfinished = identity(experiment), None
-    folders = [run_dir] if run_dir is not None else _newest_first(Path(experiment.output_dir))
+    folders = [run_dir] if run_dir is not None else []
+    if run_dir is None:
+        configs = [config for config in Path(experiment.output_dir).glob("*/config.yaml") if config.is_file()]
+        folders = [each.parent for each in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True)]
     for folder in folders:
         run = RunDirectory(folder)
         if run.config.is_file() and _is_run_of(run, experiment, wanted):
@@ -143,13 +122,6 @@ def find(experiment: Experiment, run_dir: Path | None = None) -> tuple[State, Pa
                     return "finished", folder
             unfinished = unfinished or folder
     return ("unfinished" if unfinished else "missing"), unfinished
-
-
-def _newest_first(output_dir: Path) -> list[Path]:
-    if not output_dir.is_dir():
-        return []
-    configs = [config for config in output_dir.glob("*/config.yaml") if config.is_file()]
-    return [config.parent for config in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
 def _is_run_of(run: RunDirectory, experiment: Experiment, wanted: str) -> bool:
