@@ -190,9 +190,7 @@ def _trace(body: nn.Module, make_inputs: Callable[[], dict[str, Any]], layout: L
     """Run `body` on fake tensors."""
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        kinds: dict[
-            Tensor, torch.dtype
-        ] = {}  # gathered in another type; norms undo it
+        kinds: dict[Tensor, torch.dtype] = {}  # gathered in another type; norms undo it
         if layout.gathered is not None:
             units = [m for unit in units_of(body) for m in unit.modules() if not isinstance(m, NORMS)]
             kinds = {p: layout.gathered for module in units for p in module.parameters(recurse=False)}

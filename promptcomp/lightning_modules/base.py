@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -93,6 +93,8 @@ class CompressionModule(TrainedState):
         self.lm_config = lm if isinstance(lm, LanguageModelConfig) else None
         if isinstance(lm, LanguageModel):
             self.lm = lm
+        self.teacher: LanguageModel | None = None
+        """A frozen LM that a method compares its own with, if it opens one."""
         self.execution = Execution()
         self._is_built = self._is_in_trainer = False
         self._objective: StepObjective | None = None
@@ -213,11 +215,13 @@ class CompressionModule(TrainedState):
         prepare_blocks(self, self.execution)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> CompressionModule:
-        """Training mode for the trained parts alone: a frozen LM must not use dropout."""
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for the trained parts alone: a frozen LM and a teacher must not use dropout."""
         super().train(mode)
         if self._is_built and self.method.lm_training == "none":
             self.lm.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
         return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

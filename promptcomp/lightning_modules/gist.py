@@ -93,13 +93,6 @@ class Gist(CompressionModule):
             load_teacher(teacher, Path(method.teacher), shapes_only=shapes_only)
         return teacher.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> Gist:
-        """Training mode; never for the teacher."""
-        super().train(mode)
-        if self._is_built and self.teacher is not None:
-            self.teacher.eval()
-        return self
-
     def origin(self) -> Origin:
         """With the number of gist tokens, which a shared embedding does not show."""
         return super().origin().model_copy(update={"num_slots": self.method.num_slots})

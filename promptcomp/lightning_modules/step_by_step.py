@@ -22,7 +22,7 @@ once where the markers follow it.
 from __future__ import annotations
 
 from collections import deque
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,17 +71,9 @@ class StepByStep(Finetune):
         if method.weighting == "uncertainty":
             self.log_scales = nn.Parameter(torch.zeros(2))
         self._drawn: deque[Batch] = deque()  # one for each micro-batch whose counts are known and losses are not
-        self.teacher: LanguageModel | None = None
         if method.teacher is not None:
             self.teacher = self.open_lm(method.teacher).requires_grad_(False).eval()
             check_same_tokenizer(self.lm, self.teacher, f"method.teacher.path = {method.teacher.path!r}")
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode for the student alone."""
-        super().train(mode)
-        if self._is_built and self.teacher is not None:
-            self.teacher.eval()
-        return self
 
     def counts(self, batch: Batch) -> Counts:
         """Scored tokens of each task, and what the variants count; answers that the student draws are drawn now."""

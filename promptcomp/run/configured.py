@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from promptcomp.config import ConfigError, apply_overrides, build, flat, read_yaml
+from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.run.run_directory import RunDirectory, recorded_config
@@ -77,18 +77,27 @@ def check_unchanged(run: RunDirectory, experiment: Experiment) -> None:
         return
     with contextlib.suppress(ConfigError):  # a key that is no more: config.yaml cannot hold it either
         recorded = build(Experiment, recorded).model_dump(mode="json")  # with the defaults of keys that were added
-    before, now = flat(recorded), flat(experiment.model_dump(mode="json"))
-    values = {key: (before.get(key, _MISSING), now.get(key, _MISSING)) for key in before.keys() | now.keys()}
-    changed = [key for key, (old, new) in values.items() if old != new and key not in _FREE]
+    changed = sorted(_changes(recorded, experiment.model_dump(mode="json")))
     if not changed:
         return
-    changed.sort(key=lambda key: (key.rpartition(".")[2] != "name", key))  # what a section is comes first
-    listed = "; ".join("{} was {} and is {}".format(key, *map(_shown, values[key])) for key in changed[:_NAMED])
+    listed = "; ".join(f"{key} was {old} and is {new}" for _, key, old, new in changed[:_NAMED])
     more = f"; and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
     raise ConfigError(
         f"{run.config} was edited since the run began ({listed}{more}); put it back to continue the run, or start a "
         f"new one with --config; only how the work is divided may change ({_ALLOWED})"
     )
+
+
+def _changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[bool, str, str, str]]:
+    """Dotted keys with their values then and now as texts; in front whether it is no name (which comes first)."""
+    for key in before.keys() | now.keys():
+        dotted, old, new = f"{prefix}{key}", before.get(key, _MISSING), now.get(key, _MISSING)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _changes(old, new, f"{dotted}.")
+        elif old != new and dotted not in _FREE:
+            yield key != "name", dotted, _shown(old), _shown(new)
 
 
 def _shown(value: Any) -> str:

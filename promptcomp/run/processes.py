@@ -39,9 +39,9 @@ def started_by_srun(environment: Mapping[str, str] = os.environ) -> bool:
 
     A batch script and an interactive shell are one task; what is started by hand there starts its own processes.
     """
-    if environment.get("PROMPTCOMP_LAUNCHER") == "slurm":  # the job script says so: one task may be a whole run
-        return "SLURM_PROCID" in environment
-    return "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    several = int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    # the job script names the launcher: one task may be a whole run
+    return "SLURM_PROCID" in environment and (several or environment.get("PROMPTCOMP_LAUNCHER") == "slurm")
 
 
 def started_rank(environment: Mapping[str, str] = os.environ) -> int | None:
