@@ -101,7 +101,10 @@ class Batch:
 
     def of_role(self, role: int) -> tuple[Self, Tensor]:
         """The targets of one role and the queries they hang on, and the rows [n] of these queries in this batch."""
-        targets = (self.role == role).nonzero().squeeze(1)
+        return self.of_targets((self.role == role).nonzero().squeeze(1))
+
+    def of_targets(self, targets: Tensor) -> tuple[Self, Tensor]:
+        """Some targets [m] and the queries they hang on, and the rows [n] of these queries in this batch."""
         queries, query_of = self.query_of[targets].unique(return_inverse=True)
         mask = self.target_mask[targets]
         width = int(mask.sum(-1).max()) if len(mask) else 0  # without columns of nothing but padding

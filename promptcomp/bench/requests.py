@@ -71,7 +71,7 @@ def requests(subject: Subject, batch: Batch) -> dict[Way, Request | str]:
         front = Prefix(vectors.embeds, vectors.mask, vectors.mask)
         return lm.read(lm.front(vectors, rows) if lm.family == "decoder" else front)
 
-    kv = (tokens + lm.num_bos) * lm.kv_bytes_per_token
+    kv = (tokens + lm.num_bos) * lm.cost.kv_bytes_per_token
     ways: dict[Way, Request | str] = {
         "no_cache": Request(anew, lambda new: _flops(subject, None, tokens, new), kv_bytes=kv),
         "prefix_cache": "the encoder reads prompt and query together, both ways: nothing can be kept",

@@ -34,7 +34,7 @@ def show(
 
     found = [describe(place) for place in places_of(path)]
     if as_json:
-        print(json.dumps([each.as_json() for each in found]))
+        print(json.dumps([each.model_dump(mode="json") for each in found]))
         return
     console = console_for(as_json)
     for number, each in enumerate(found):
@@ -113,4 +113,6 @@ def export(
     from promptcomp.exports.export import export as write
 
     found = write(run, output, format_)
-    tell(found.as_json(), f"written to {found.folder} ({found.format}): {', '.join(found.files)}", as_json)
+    tell(
+        found.model_dump(mode="json"), f"written to {found.folder} ({found.format}): {', '.join(found.files)}", as_json
+    )

@@ -198,8 +198,6 @@ def mean_of(values: Sequence[float]) -> Mean:
     if count < 2:
         return Mean(mean=mean, seeds=count)
     std = float(np.std(values, ddof=1))
-    if std <= 1e-9 * abs(mean):  # so few seeds do not make a value certain
-        return Mean(mean=mean, std=std, seeds=count)
-    quantile = _T[count - 2] if count - 2 < len(_T) else 1.96
-    half = quantile * std / math.sqrt(count)
-    return Mean(mean=mean, ci=(mean - half, mean + half), std=std, seeds=count)
+    half = (_T[count - 2] if count - 2 < len(_T) else 1.96) * std / math.sqrt(count)
+    is_certain = std <= 1e-9 * abs(mean)  # so few seeds do not make it so
+    return Mean(mean=mean, ci=None if is_certain else (mean - half, mean + half), std=std, seeds=count)

@@ -28,9 +28,9 @@ from transformers import (
 
 from promptcomp.config import ConfigError
 from promptcomp.language_model.architectures import (
-    KNOWN_ARCHITECTURES,
     changed_architecture,
     first_layers,
+    known_architectures,
     start_positions,
 )
 from promptcomp.language_model.attention import Window
@@ -55,8 +55,8 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
         ConfigError: nothing can be read there, or the family is not supported.
     """
     path = locate(config.path)
-    if offline_table and path in KNOWN_ARCHITECTURES and not Path(path).exists():
-        sizes = dict(KNOWN_ARCHITECTURES[path])
+    if offline_table and path in known_architectures() and not Path(path).exists():
+        sizes = dict(known_architectures()[path])
         found = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     else:
         with _reading(config.path, "model"):
@@ -72,17 +72,13 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
 
 
 def _readable(found: PretrainedConfig, path: str) -> PretrainedConfig:
-    """The architecture of what reads text in a model of this one.
-
-    Raises:
-        ConfigError: no language model of this kind is supported.
-    """
+    """The architecture of what reads text in a model of this one, where language models of this kind are supported."""
     kind = found.model_type
     if found.is_encoder_decoder:
-        if kind not in ENCODER_DECODERS:
-            known = ", ".join(ENCODER_DECODERS)
-            raise ConfigError(f"{path}: encoder-decoder models of type {kind!r} are not supported; known: {known}")
-        return found
+        if kind in ENCODER_DECODERS:
+            return found
+        known = ", ".join(ENCODER_DECODERS)
+        raise ConfigError(f"{path}: encoder-decoder models of type {kind!r} are not supported; known: {known}")
     text = found.get_text_config(decoder=True)
     if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and (text is found or _heads_agree(found, text)):
         if text is not found:
@@ -272,11 +268,7 @@ def _starts_with_bos(path: str) -> bool:
 
 @contextmanager
 def _reading(path: str, what: str) -> Iterator[None]:
-    """Reading what others have written, for which transformers may raise anything.
-
-    Raises:
-        ConfigError: it did.
-    """
+    """Reading what others have written: whatever transformers raises for it becomes a ConfigError."""
     try:
         yield
     except ConfigError:

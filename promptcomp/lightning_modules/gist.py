@@ -22,8 +22,7 @@ et al. 2023, https://arxiv.org/abs/2307.06945). Plain text (data `text`) pretrai
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -39,9 +38,9 @@ from promptcomp.lightning_modules.adapters import add_lora, without_lora
 from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass
 from promptcomp.lightning_modules.exported import HFExport, Page
 from promptcomp.lightning_modules.gist_config import GistConfig
-from promptcomp.lightning_modules.gist_tokens import adapter_page, add_gist_tokens, hf_page
+from promptcomp.lightning_modules.gist_tokens import add_gist_tokens, gist_page
 from promptcomp.lightning_modules.method_config import LoraConfig
-from promptcomp.lightning_modules.objective import kl_divergence
+from promptcomp.lightning_modules.objective import cross_entropy, kl_divergence
 from promptcomp.memory import EncoderStates, KVCache
 
 NOISE = 0.1
@@ -86,22 +85,13 @@ class Gist(CompressionModule):
     def _open_teacher(self) -> LanguageModel | None:
         """A frozen LM of its own where the teacher is not to be had from the LM that is trained."""
         method = self.method
-        if not method.kl_weight or method.teacher == "self":
-            return None
-        if method.teacher == "initial" and method.train != "lm":
+        if not method.kl_weight or method.teacher == "self" or (method.teacher == "initial" and method.train != "lm"):
             return None
         teacher = copy.deepcopy(self.lm, {id(self.lm.tokenizer): self.lm.tokenizer})
         shapes_only = self.skeleton and self.device_mesh is not None  # the weights come from rank 0
         if method.teacher != "initial" and (shapes_only or not self.skeleton):
             load_teacher(teacher, Path(method.teacher), shapes_only=shapes_only)
         return teacher.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Gist:
-        """Training mode; never for the teacher."""
-        super().train(mode)
-        if self._is_built and self.teacher is not None:
-            self.teacher.eval()
-        return self
 
     def origin(self) -> Origin:
         """With the number of gist tokens, which a shared embedding does not show."""
@@ -112,11 +102,11 @@ class Gist(CompressionModule):
         tokenizer = self.lm.tokenizer
         assert tokenizer is not None
         ids, text = add_gist_tokens(self.lm.hf, tokenizer, self.gist.detach(), self.method.num_slots)
-        return HFExport(self.lm.hf, hf_page(self.lm, ids, text), ("lm.hf.", "gist"))
+        return HFExport(self.lm.hf, gist_page(len(ids), "", ids, text), ("lm.hf.", "gist"))
 
     def adapter_page(self, base: str) -> Page:
         """With the gist embedding, which is no part of the adapters."""
-        return adapter_page(self.lm, base, self.method.num_slots)
+        return gist_page(self.method.num_slots, base)
 
     @property
     def compared(self) -> Literal["nothing", "targets", "all"]:
@@ -179,14 +169,13 @@ class Gist(CompressionModule):
         prefix = self.lm.prefix(batch.context, self.slots())
         memory = prefix if method.arrangement == "joint" else self.lm.read(prefix)
         student = self.lm(memory, batch, where)
-        terms = [LossTerm("ce", -student.log_probs().sum(), student.label.shape[0])]
+        terms = [cross_entropy("ce", student)]
         if method.full_prompt_weight:
             full = self.lm(self.lm.encode(batch.context), batch, "targets")
-            terms.append(LossTerm("full_ce", -full.log_probs().sum(), full.label.shape[0], method.full_prompt_weight))
+            terms.append(cross_entropy("full_ce", full, method.full_prompt_weight))
         if method.reconstruction_weight:
             again = self.lm(memory, batch.of_contexts(self.lm.end_id), "targets")
-            weight = method.reconstruction_weight
-            terms.append(LossTerm("reconstruction", -again.log_probs().sum(), again.label.shape[0], weight))
+            terms.append(cross_entropy("reconstruction", again, method.reconstruction_weight))
         if teacher is not None:
             total = kl_divergence(student.values, teacher, method.temperature)
             terms.append(LossTerm("kl", total, student.values.shape[0], method.kl_weight))
@@ -194,26 +183,17 @@ class Gist(CompressionModule):
 
     @torch.no_grad()
     def _teach(self, batch: Batch, where: Literal["all", "targets"]) -> Tensor:
-        """The teacher's logits [P, V] behind the full prompt."""
-        with self._as_teacher() as lm:
-            return lm(lm.encode(batch.teacher_context), batch, where).values
-
-    @contextmanager
-    def _as_teacher(self) -> Iterator[LanguageModel]:
-        """The teacher; if that is the LM, then without dropout and, where the initial LM is meant, without adapters."""
-        if self.teacher is not None:
-            yield self.teacher
-            return
-        was_training = self.lm.training
-        self.lm.eval()
+        """The teacher's logits [P, V] behind the full prompt, without dropout; the initial LM has no adapters."""
+        method = self.method
+        lm = self.lm if self.teacher is None else self.teacher
+        as_it_was = self.teacher is None and method.teacher == "initial" and method.train == "lora"
+        was_training = lm.training
+        lm.eval()
         try:
-            if self.method.teacher == "initial" and self.method.train == "lora":
-                with without_lora(self.lm):
-                    yield self.lm
-            else:
-                yield self.lm
+            with without_lora(lm) if as_it_was else nullcontext():
+                return lm(lm.encode(batch.teacher_context), batch, where).values
         finally:
-            self.lm.train(was_training)
+            lm.train(was_training)
 
 
 def load_teacher(lm: LanguageModel, path: Path, *, shapes_only: bool = False) -> None:

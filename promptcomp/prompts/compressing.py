@@ -24,7 +24,7 @@ from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
 from promptcomp.files import Place, check_empty, write_atomic
-from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import Memory, memory_tensors, memory_to
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
@@ -204,7 +204,7 @@ class Compressor:
         info = self._info(source, memory, tokens, task, keep_text)
         lm = self.module.lm
         prompt = CompressedPrompt(memory, info, reader=self.reader)
-        whole = (tokens + lm.num_bos) * lm.kv_bytes_per_token
+        whole = (tokens + lm.num_bos) * lm.cost.kv_bytes_per_token
         return Compression(prompt, milliseconds, round(lm.kv_bytes(memory)), whole)
 
     def uncompressed(self, source: PromptSource) -> Memory | None:
@@ -229,11 +229,14 @@ class Compressor:
         lm, experiment, format_ = self.module.lm, self.experiment, self.reader.format
         weights, tokenizer = self._hashes
         settings = experiment.method.model_dump(mode="json", exclude={"name"})
+        folder, section = Path(experiment.lm.path), experiment.lm
+        if os.path.isdir(folder):
+            section = section.model_copy(update={"path": str(folder.resolve())})
         dtype = next(t.dtype for t in memory_tensors(memory).values() if t.is_floating_point())
         return PromptInfo(
             method=experiment.method.name,
             family=lm.family,
-            lm=_findable(experiment.lm),
+            lm=section,
             run=None if self.run is None else str(self.run.resolve()),
             lm_is_trained=self.module.method.lm_training != "none",
             lm_hash=weights,
@@ -266,12 +269,6 @@ def untrained(
     module, datamodule = make_module(experiment, task_names, lm), make_data(experiment, lm, RowsInMemory())
     module.configure_model()
     return experiment, datamodule, module.eval()
-
-
-def _findable(lm: LanguageModelConfig) -> LanguageModelConfig:
-    """The same section with an absolute path, where it names a folder."""
-    folder = Path(lm.path)
-    return lm.model_copy(update={"path": str(folder.resolve())}) if os.path.isdir(folder) else lm
 
 
 def _list(names: Sequence[str]) -> str:

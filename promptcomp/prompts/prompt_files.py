@@ -51,12 +51,7 @@ class Answer:
 
 
 class PromptReader:
-    """An LM that answers queries behind a memory.
-
-    Args:
-        lm: The LM, in eval mode and with its tokenizer.
-        format: How queries are written.
-    """
+    """An LM, in eval mode and with its tokenizer, that answers queries behind a memory."""
 
     def __init__(self, lm: LanguageModel, format: PromptFormat) -> None:
         if lm.tokenizer is None:
@@ -117,13 +112,17 @@ class PromptReader:
         generator: torch.Generator,
         on_text: OnText | None,
     ) -> list[list[int]]:
-        pad_id = self.tokenizer.pad_token_id
         context = EncodedContext((), tuple(EncodedQuery(ids, ()) for ids in queries))
         streamer = None if on_text is None else _Streamer(self.tokenizer, on_text)
+        limit = settings.max_new_tokens
+        new_tokens = DEFAULT_NEW_TOKENS if limit is None else limit
+        if limit is None and self.lm.window is not None:
+            used = (next_position(self.lm, memory) or 0) + max(len(ids) for ids in queries)
+            new_tokens = max(1, min(new_tokens, self.lm.window - used))
         found = self.lm.generate(
             memory,
-            collate([context], 0 if pad_id is None else pad_id).to(self.device),
-            max_new_tokens=self._new_tokens(memory, max(len(ids) for ids in queries), settings),
+            collate([context], self.tokenizer.pad_token_id or 0).to(self.device),
+            max_new_tokens=new_tokens,
             stop_ids=self.format.stop_ids,
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -136,14 +135,6 @@ class PromptReader:
                 streamer.on_tokens([token])
             streamer.end()
         return found
-
-    def _new_tokens(self, memory: Memory | None, query_tokens: int, settings: AnswerSettings) -> int:
-        if settings.max_new_tokens is not None:
-            return settings.max_new_tokens
-        if self.lm.window is None:
-            return DEFAULT_NEW_TOKENS
-        first = next_position(self.lm, memory)
-        return max(1, min(DEFAULT_NEW_TOKENS, self.lm.window - (first or 0) - query_tokens))
 
 
 class _Streamer(TextStreamer):

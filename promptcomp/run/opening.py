@@ -33,9 +33,7 @@ Parts = tuple[ContextDataModule, CompressionModule]
 def make_parts(experiment: Experiment, *, trains: bool = True) -> Parts:
     """The data, read and checked, and the module of an experiment; the module builds its models in `configure_model`.
 
-    Args:
-        experiment: The configuration.
-        trains: Whether there must be something to train on, where the method trains.
+    `trains`: a method that trains must have something to train on.
 
     Raises:
         ConfigError: files are missing or bad, or data and method do not belong together.
@@ -147,11 +145,10 @@ def open_trained_lm(path: Path) -> LanguageModel:
     Raises:
         ConfigError: no run, or no trained weights.
     """
-    run = open_existing(path)
-    experiment = experiment_of(run)
+    experiment = experiment_of(open_existing(path))
     if experiment.method.lm_training == "none":
         return LanguageModel.from_config(experiment.lm)
-    return _with_weights(make_module(_without_training(experiment), ()), run).lm
+    return open_trained_module(path)[1].lm
 
 
 def _without_training(experiment: Experiment) -> Experiment:
@@ -194,9 +191,8 @@ class _LogFile(logging.FileHandler):
 @contextmanager
 def quiet(run: RunDirectory | None = None) -> Iterator[None]:
     """Lightning's and torch's notes go to log.txt, not between the lines a person reads."""
-    loggers = [
-        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers", "py.warnings")
-    ]
+    names = ("lightning.pytorch", "lightning.fabric", "transformers", "py.warnings")
+    loggers = [logging.getLogger(name) for name in names]
     previous = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     handler: logging.Handler = logging.NullHandler()
     if run is not None:

@@ -167,7 +167,7 @@ def open_existing(path: Path) -> RunDirectory:
 def packages() -> dict[str, str | None]:
     """Versions of what the program needs most; None: it is missing."""
     found: dict[str, str | None] = dict.fromkeys(_PACKAGES)
-    for name in _PACKAGES:
+    for name in found:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -194,11 +194,7 @@ def environment() -> dict[str, Any]:
 
 def write_environment(run: RunDirectory, config: Mapping[str, Any], evaluates: Path | None = None) -> None:
     """Record the environment and the configuration; a resumed run keeps the earlier records too.
-
-    Args:
-        run: where.
-        config: as resolved.
-        evaluates: the run that was evaluated, where the directory is no run of its own.
+    `evaluates` is the run that was evaluated, where the directory is no run of its own.
 
     Raises:
         ConfigError: the earlier records cannot be read.
@@ -231,11 +227,10 @@ def _history(run: RunDirectory) -> list[dict[str, Any]]:
 def _git_commit() -> str | None:
     """The commit of a checkout this package is run from; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
     words = ["git", "-C", str(root), "rev-parse", "HEAD"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        if (root / ".git").exists():
+            return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     return None
 
 

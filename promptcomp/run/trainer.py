@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn
 import lightning as L
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from promptcomp.checkpoints.checkpoint_files import existing, step_of
@@ -56,10 +56,16 @@ def make_trainer(
     """The Lightning trainer of a run; without `saves` it leaves the step series behind and no checkpoint.
 
     Raises:
-        ConfigError: a device or a combination of options that this machine does not have.
+        ConfigError: devices, arithmetic or a combination of options that this machine does not have, or several
+            machines without a launcher.
     """
     config = experiment.trainer
-    _check(config)
+    check_precision(config)
+    if config.num_nodes > 1 and started_rank() is None:
+        raise ConfigError(
+            f"trainer.num_nodes={config.num_nodes}: start the program on every machine with torchrun or srun "
+            "(promptcomp fit ... --slurm), which tell the processes where the others are"
+        )
     has_dev = "dev" in datamodule.eval_splits
     saving = [SaveBetweenSteps(run, config.checkpoint_every)] if saves else []
     callbacks: list[Callback] = [SameExperiment(experiment), *saving, progress]
@@ -71,10 +77,9 @@ def make_trainer(
             callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
     elif config.patience is not None:
         raise ConfigError("trainer.patience needs a dev split to look at, and this data has none; set it to null")
-    resumed_step = 0
-    if resume and (checkpoint := existing(run.last)):
-        resumed_step = step_of(checkpoint)
-    return L.Trainer(
+    checkpoint = existing(run.last) if resume else None
+    resumed_step = 0 if checkpoint is None else step_of(checkpoint)
+    trainer = L.Trainer(
         accelerator=accelerator_of(config),
         devices=device_count(config),
         num_nodes=config.num_nodes,
@@ -96,6 +101,10 @@ def make_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    strategy: Any = trainer.strategy
+    if isinstance(trainer.strategy, ParallelStrategy):  # in place of the launcher that Lightning has just made, if any
+        strategy._launcher = WatchfulLauncher(strategy.cluster_environment, strategy.num_processes, strategy.num_nodes)
+    return trainer
 
 
 def monitor_of(config: TrainerConfig, datamodule: ContextDataModule) -> tuple[str, Literal["max", "min"]]:
@@ -120,27 +129,14 @@ def make_strategy(config: TrainerConfig) -> Strategy | str:
     world_size = device_count(config) * config.num_nodes
     timeout = timedelta(seconds=config.timeout_seconds)
     if config.strategy == "fsdp":
-        return WatchfulFSDP(
+        return ShardedStrategy(
             data_parallel_size=world_size,
             tensor_parallel_size=1,
             save_distributed_checkpoint=config.checkpoints == "sharded",
             timeout=timeout,
         )
-    ddp = WatchfulDDP(timeout=timeout, gradient_as_bucket_view=True)
+    ddp = DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
     return ddp if config.strategy == "ddp" or world_size > 1 else "auto"
-
-
-def _check(config: TrainerConfig) -> None:
-    """
-    Raises:
-        ConfigError: several machines without a launcher, or arithmetic that the devices do not have.
-    """
-    check_precision(config)
-    if config.num_nodes > 1 and started_rank() is None:
-        raise ConfigError(
-            f"trainer.num_nodes={config.num_nodes}: start the program on every machine with torchrun or srun "
-            "(promptcomp fit ... --slurm), which tell the processes where the others are"
-        )
 
 
 class WatchfulLauncher(_SubprocessScriptLauncher):
@@ -153,7 +149,7 @@ class WatchfulLauncher(_SubprocessScriptLauncher):
             if environment.creates_processes_externally:
                 _Watch().start()
             else:
-                with told_to_children(Path(trainer.logger.save_dir)):
+                with told_to_children(Path(trainer.default_root_dir)):
                     self._call_children_scripts()
                 _Watch(self.procs).start()
         return function(*args, **kwargs)
@@ -167,23 +163,6 @@ def code_of_lost(launcher: object) -> int:
     while watch.problem() is None and time.monotonic() < deadline:
         time.sleep(_LOOK_EVERY)
     return watch.code or Exit.CRASHED
-
-
-def _watchful(self: Any) -> None:
-    """How a strategy gets that launcher."""
-    self._launcher = WatchfulLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
-
-
-class WatchfulDDP(DDPStrategy):
-    """Every device holds the whole model."""
-
-    _configure_launcher = _watchful
-
-
-class WatchfulFSDP(ShardedStrategy):
-    """Every device holds a part of the model."""
-
-    _configure_launcher = _watchful
 
 
 class _Watch:

@@ -207,7 +207,7 @@ def _test(experiment: Experiment, module: CompressionModule, datamodule: Context
                 raise _Enough
 
         with contextlib.suppress(_Enough):
-            assess(module, datamodule, split, datamodule.headline, few, on_batch=look)
+            assess(module, datamodule, split, few, on_batch=look)
         total += (time.monotonic() - began) / max(share[0], 1e-9)
     return total
 

@@ -17,8 +17,7 @@ from promptcomp.experiment import EvaluationConfig
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.run.assess import Assessment, assess
-from promptcomp.run.written_texts import answers_for, example_of_query, room
+from promptcomp.run.assess import Assessment, answers_for, assess, example_of_query, room
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
 
 OPTIONS = {"bounds": True, "max_new_tokens": 5, "bootstrap_resamples": 100, "measure_cost": False}
@@ -53,7 +52,7 @@ def module(lm: LanguageModel, **method) -> CompressionModule:
 
 def assessed(folder: Path, lm: LanguageModel, method: dict, config: dict | None = None, **options) -> Assessment:
     data = datamodule(folder, **options)
-    return assess(module(lm, **method), data, "seen", data.headline, EvaluationConfig(**(OPTIONS | (config or {}))))
+    return assess(module(lm, **method), data, "seen", EvaluationConfig(**(OPTIONS | (config or {}))))
 
 
 def test_answers_are_those_of_a_plain_greedy_loop(tmp_path: Path) -> None:

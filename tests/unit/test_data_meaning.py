@@ -16,7 +16,7 @@ from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.instruction.templates import chat_template, turn_end
 from promptcomp.datamodules.sections import DataConfig
 from promptcomp.datamodules.sources.instruction_sources import BadConversation, first_exchange
-from promptcomp.evaluation.predictions import OptionScores, make_predictions
+from promptcomp.evaluation.predictions import make_predictions
 from promptcomp.toy.icl_world import toy_tokenizer
 from tests.classification import accuracy, macro_f1
 from tests.data_sections import byte_tokenizer, module_of, show, validate
@@ -51,9 +51,7 @@ def test_white_space_makes_no_other_label_for_any_metric(tmp_path: Path) -> None
     module = module_of(config)
     examples = module.examples("test")
     assert {example.options for example in examples} == {("no", "yes")}
-    scores = OptionScores()
-    for example in examples:
-        scores.add([example.number] * 2, [0, 1], [-2.0, -1.0], [1, 1])
+    scores = {(example.number, choice): (choice - 2.0, 1) for example in examples for choice in (0, 1)}
     right = sum(bool(p.correct["method"]) for p in make_predictions("test", examples, {"method": scores}))
     assert right == sum(example.output == "yes" for example in examples) == 6
     assert "'yes ' and 'yes' are one label: white space does not count" in [p.message for p in validate(config)]
