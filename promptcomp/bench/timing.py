@@ -32,6 +32,7 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.memory_cost import seconds_of, synchronise
 from promptcomp.files import write_atomic
 from promptcomp.language_model.counting import count_flops
+from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import load_memory, save_memory
 from promptcomp.run.opening import quiet
 
@@ -51,19 +52,6 @@ class BenchPlan:
     """auto, cpu or cuda."""
     seconds: float = 30.0
     """About how long one way at one point may take; slow ones are repeated less often, but MIN_REPEATS times."""
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of `auto`, `cpu` or `cuda`.
-
-    Raises:
-        ConfigError: an unknown name, or no CUDA device here.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device {name!r} is not known; choose auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @torch.inference_mode()

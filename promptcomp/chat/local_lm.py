@@ -17,10 +17,8 @@ from promptcomp.chat.session import Writing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.templates import turn_end
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, reads_queries_in_encoder
-from promptcomp.language_model.loading import locate, open_architecture
+from promptcomp.language_model.loading import locate, open_architecture, pick_device
 from promptcomp.memory import Memory
-
-DEVICES = ("auto", "cpu", "cuda")
 
 Prompt = str | Sequence[Message]
 """A text to go on with, or a chat."""
@@ -52,12 +50,7 @@ class LocalLM:
     """
 
     def __init__(self, path: str, device: str = "auto", *, chat: bool = False) -> None:
-        if device not in DEVICES:
-            raise ConfigError(f"--device {device!r} is not known; choose {', '.join(DEVICES)}")
-        here = torch.cuda.is_available()
-        if device == "cuda" and not here:
-            raise ConfigError("--device cuda: there is no CUDA device here; use --device cpu")
-        self._device = torch.device(("cuda" if here else "cpu") if device == "auto" else device)
+        self._device = pick_device(device)
         # A chat template writes its own BOS token, and so does the tokenizer where there is no template.
         dtype = "bfloat16" if self._device.type == "cuda" else "float32"
         settings = {"path": path, "dtype": dtype, "layout": "query_in_encoder", "bos": False if chat else None}

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -114,18 +114,25 @@ class Asking:
             raise typer.Exit(Exit.INTERRUPTED if stop.interrupted else 1) from None
 
 
-def takes_asking(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `Asking`; it gets them as its parameter `asking`."""
-    whole, own = signature(command, eval_str=True), signature(Asking, eval_str=True).parameters
+def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options that these dataclasses declare; it gets each of them as the parameter of its name."""
 
-    @functools.wraps(command)
-    def called(**given: Any) -> None:
-        command(asking=Asking(**{name: given.pop(name) for name in own}), **given)
+    def with_options(command: Callable[..., None]) -> Callable[..., None]:
+        own = {name: signature(group, eval_str=True).parameters for name, group in groups.items()}
 
-    parameters = [each for each in whole.parameters.values() if each.name != "asking"]
-    called.__signature__ = whole.replace(parameters=[*parameters, *own.values()])  # type: ignore[attr-defined]
-    called.__annotations__ = {each.name: each.annotation for each in (*parameters, *own.values())}
-    return called
+        @functools.wraps(command)
+        def called(**given: Any) -> None:
+            found = {name: groups[name](**{key: given.pop(key) for key in keys}) for name, keys in own.items()}
+            command(**found, **given)
+
+        whole = signature(command, eval_str=True)
+        parameters = [each for each in whole.parameters.values() if each.name not in groups]
+        parameters += [each.replace(kind=Parameter.KEYWORD_ONLY) for keys in own.values() for each in keys.values()]
+        called.__signature__ = whole.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {each.name: each.annotation for each in parameters}
+        return called
+
+    return with_options
 
 
 def _agree(session: AskingSession[KeptT], prices: Prices, yes: bool, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -11,7 +12,7 @@ from typer import Argument, Option
 from promptcomp.plain import printable, say
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 Overrides = Annotated[
     list[str] | None,
@@ -36,9 +37,13 @@ def console_for(as_json: bool) -> Console:
     return PlainConsole(stderr=as_json)
 
 
-def tell(found: Any, text: str, as_json: bool) -> None:
-    """What a command has done: one JSON document, or a text for people."""
+def tell(found: Any, shown: str | RenderableType | Callable[[Console], None], as_json: bool) -> None:
+    """What a command has done: one JSON document, or for people a text, a table, or what a function prints."""
     if as_json:
         print(json.dumps(found))
+    elif isinstance(shown, str):
+        say(console_for(False), shown)
+    elif callable(shown):
+        shown(console_for(False))
     else:
-        say(console_for(False), text)
+        console_for(False).print(shown)

@@ -18,6 +18,7 @@ from promptcomp.language_model import open_tokenizer
 from promptcomp.language_model.loading import locate
 from promptcomp.plain import say
 from promptcomp.run.opening import make_parts, quiet
+from promptcomp.terminal import plain_table
 
 _MEMORY = {
     "weights": "weights",
@@ -84,23 +85,18 @@ def _read_data(experiment: Experiment) -> list[str]:
 
 
 def _parts_table(parts: list[Part]) -> Table:
-    table = Table(box=None, pad_edge=False, title="Parameters", title_justify="left", title_style="bold")
-    for name in ("part", "parameters", "trained", "weights", "gradients + AdamW"):
-        table.add_column(name, justify="left" if name == "part" else "right")
-    for part in parts:
-        counts = (f"{part.parameters:,}", f"{part.trained:,}")
-        table.add_row(part.name, *counts, bytes_text(part.weight_bytes), bytes_text(part.training_bytes))
-    return table
+    right = ("parameters", "trained", "weights", "gradients + AdamW")
+    rows = [
+        (p.name, f"{p.parameters:,}", f"{p.trained:,}", bytes_text(p.weight_bytes), bytes_text(p.training_bytes))
+        for p in parts
+    ]
+    return plain_table(("part", *right), rows, right, title="Parameters", title_style="bold")
 
 
 def _memory_table(found: StepForecast) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(justify="left")
-    table.add_column(justify="right")
-    for field, name in _MEMORY.items():
-        if count := int(getattr(found.device, field)):
-            table.add_row(name, bytes_text(count))
-    return table
+    sizes = {name: int(getattr(found.device, field)) for field, name in _MEMORY.items()}
+    rows = [(name, bytes_text(size)) for name, size in sizes.items() if size]
+    return plain_table(("part", "bytes"), rows, right=("bytes",), show_header=False)
 
 
 def _lines(found: StepForecast, experiment: Experiment) -> list[str]:

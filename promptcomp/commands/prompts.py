@@ -6,12 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from promptcomp.commands.common import JsonOption, console_for, show
+from promptcomp.commands.common import JsonOption, show, tell
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def compress(
     if sum((text is not None, file is not None, stdin, demonstrations is not None)) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
     from promptcomp.prompts.artifact import check_output
-    from promptcomp.prompts.compressing import open_compressor
+    from promptcomp.prompts.compressing import open_compressor, print_compression
 
     check_output(output, force)
     compressor = open_compressor(run, device)
@@ -56,11 +57,6 @@ def compress(
     done = compressor.compress(source, task=task, keep_text=keep_text)
     done.prompt.save(output, force=force)
     info, size = done.prompt.info, output.stat().st_size
-    if not as_json:
-        from promptcomp.prompts.compressing import print_compression
-
-        print_compression(done, output, size, console_for(False))
-        return
     found = {
         "file": str(output),
         "tokens": info.source_tokens,
@@ -71,7 +67,7 @@ def compress(
         "full_kv_bytes": done.full_kv_bytes,
         "milliseconds": done.milliseconds,
     }
-    print(json.dumps(found))
+    tell(found, partial(print_compression, done, output, size), as_json)
 
 
 def _source(
@@ -92,10 +88,7 @@ def inspect(
     from promptcomp.prompts.compressing import description, print_description
 
     found = description(file)
-    if as_json:
-        print(json.dumps(found))
-    else:
-        print_description(found, console_for(False))
+    tell(found, partial(print_description, found), as_json)
 
 
 def generate(

@@ -6,10 +6,9 @@ Deltas are against the first run. Their intervals are paired: both runs' predict
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -129,26 +128,17 @@ def compare(
     if any(different.values()) and not allow_different:
         name = next(name for name in shared if different[name])
         raise ConfigError(refusal(runs, name, different[name]))
-    with _no_collection():
+    gc.disable()  # hundreds of thousands of objects are made, and none is in a circle
+    try:
         having = [run for run in runs if run.predictions.is_file()] if len(runs) > 1 else []
         predictions = {run.label: read_predictions(run.predictions) for run in having}
         compared = tuple(
             _compare_split(runs, name, chosen[name], not different[name], predictions, resamples, seed)
             for name in shared
         )
-    return Comparison(tuple(runs), compared, notes)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Leave Python's search for circles of objects out: hundreds of thousands are made, and none is in a circle."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
     finally:
-        if before:
-            gc.enable()
+        gc.enable()
+    return Comparison(tuple(runs), compared, notes)
 
 
 def _shared_splits(runs: Sequence[ComparedRun], wanted: str | None) -> list[str]:
@@ -291,13 +281,11 @@ def _same_partition(pairs: Sequence[tuple[int, int]]) -> bool:
 
 def _seed_means(rows: Sequence[ComparisonRow]) -> tuple[SeedMean, ...]:
     """Mean and spread of runs that share a setting, in the order of their first run."""
-    members: list[list[ComparisonRow]] = []
+    members: dict[int, list[ComparisonRow]] = {}
     known = settings_of([row.run for row in rows])
     for i, (row, setting) in enumerate(zip(rows, known, strict=True)):
-        first = i if setting is None else known.index(setting)
-        members.append([])
-        members[first].append(row)
-    return tuple(made for each in members if (made := _seed_mean(each)) is not None)
+        members.setdefault(i if setting is None else known.index(setting), []).append(row)
+    return tuple(made for each in members.values() if (made := _seed_mean(each)) is not None)
 
 
 def _seed_mean(rows: Sequence[ComparisonRow]) -> SeedMean | None:

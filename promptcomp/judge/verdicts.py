@@ -78,13 +78,8 @@ def load_prompt(path: Path | None = None) -> JudgePrompt:
     Raises:
         ConfigError: the file cannot be read, or lacks a part or a placeholder.
     """
-    if path is None:
-        text, name = (
-            resources.files("promptcomp.judge").joinpath("prompt.txt").read_text(encoding="utf-8"),
-            "prompt.txt",
-        )
-    else:
-        text, name = read_text(path, "judge prompt"), str(path)
+    path = path or Path(str(resources.files("promptcomp.judge") / "prompt.txt"))
+    text, name = read_text(path, "judge prompt"), str(path)
     pieces = _HEADER.split(text.replace("\r\n", "\n"))
     parts = dict(zip(pieces[1::2], (piece.strip() for piece in pieces[2::2]), strict=True))
     missing = [part for part in PARTS if not parts.get(part)]
@@ -101,6 +96,7 @@ def load_prompt(path: Path | None = None) -> JudgePrompt:
 
 
 Choice = Literal["A", "B", "tie"]
+Winner = Literal["a", "b", "tie"]
 
 _CHOICES: dict[str, Choice] = {"a": "A", "b": "B", "tie": "tie"}
 _FENCE = re.compile(r"\A```[\w-]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
@@ -180,7 +176,7 @@ class Judgement(KeptAnswer):
     """Side b was shown first, as answer A."""
     choice: Choice | None
     """By the order shown; null: malformed or refused."""
-    winner: Literal["a", "b", "tie"] | None
+    winner: Winner | None
     """The same by side."""
     reason: str = ""
     answers: tuple[str, ...] = ()
@@ -244,30 +240,24 @@ class Exchange:
         """The line for a request that the judge's server refuses."""
         return self._judgement(None, error=error)
 
-    def _judgement(
-        self, answer: ReadAnswer | None, *, cut: bool = False, model: str | None = None, error: str | None = None
-    ) -> Judgement:
-        first, second = ("b", "a") if self.swapped else ("a", "b")
-        winners = {None: None, "A": first, "B": second, "tie": "tie"}
-        choice = answer.choice if answer else None
-        return Judgement.model_validate(
-            {
-                "key": self.key,
-                "split": self.pair.split,
-                "example": self.pair.example,
-                "swapped": self.swapped,
-                "choice": choice,
-                "winner": winners[choice],
-                "reason": answer.reason if answer else "",
-                "answers": tuple(reply.text for reply in self._replies),
-                "attempts": len(self._replies),
-                "prompt_tokens": _sum([reply.prompt_tokens for reply in self._replies]),
-                "completion_tokens": _sum([reply.completion_tokens for reply in self._replies]),
-                "cut": cut,
-                "error": error,
-                "model": model,
-                "time": now(),
-            }
+    def _judgement(self, answer: ReadAnswer | None, **given: Any) -> Judgement:
+        winners: dict[Choice, Winner] = {"A": "a", "B": "b", "tie": "tie"}
+        if self.swapped:
+            winners |= {"A": "b", "B": "a"}
+        return Judgement(
+            key=self.key,
+            split=self.pair.split,
+            example=self.pair.example,
+            swapped=self.swapped,
+            choice=answer.choice if answer else None,
+            winner=winners[answer.choice] if answer else None,
+            reason=answer.reason if answer else "",
+            answers=tuple(reply.text for reply in self._replies),
+            attempts=len(self._replies),
+            prompt_tokens=_sum([reply.prompt_tokens for reply in self._replies]),
+            completion_tokens=_sum([reply.completion_tokens for reply in self._replies]),
+            time=now(),
+            **given,
         )
 
 

@@ -24,10 +24,11 @@ from promptcomp.errors import command
 from promptcomp.evaluation.formatting import bytes_text
 from promptcomp.experiment import Experiment
 from promptcomp.language_model import LanguageModelConfig
+from promptcomp.language_model.loading import pick_device
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import Memory, memory_tensors, memory_to
 from promptcomp.prompts.artifact import PromptInfo, read_prompt, text_hash, tokenizer_hash, weights_hash
-from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, choose_device, next_position
+from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
 from promptcomp.run.opening import open_trained, quiet
 
@@ -59,7 +60,7 @@ class Compressor:
     ) -> None:
         self.run, self.source = run, str(run or "this compressor")
         self.experiment, self.datamodule, self.module = parts
-        self.module.to(choose_device(device))
+        self.module.to(pick_device(device))
         self.reader = PromptReader(self.module.lm, self.datamodule.prompt_format())
 
     @cached_property

@@ -15,8 +15,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from promptcomp.chat.answer_file import AnswerFile, FileHeader, KeptAnswer, now
 from promptcomp.chat.client import Message
@@ -27,9 +27,11 @@ from promptcomp.datamodules.rationale.row_selection import agree
 from promptcomp.datamodules.sources.rationale_parsing import STATUSES, Parsed, ParseStatus, parse
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.bootstrap import wilson
+from promptcomp.evaluation.formatting import value_text
 from promptcomp.evaluation.texts import value_of
 from promptcomp.files import write_atomic
 from promptcomp.rationales.rationale_job import PromptTemplate, RationaleJob, default_output, pick_template, writing_of
+from promptcomp.terminal import plain_table
 
 
 class Completion(KeptAnswer):
@@ -101,6 +103,8 @@ _MEANING = {
     "empty_label": "no label",
     "out_of_set": "label is none of the options",
     "not_an_equation": "label has no value",
+    "refused": "the teacher could not be asked",
+    "missing": "not asked yet",
 }
 
 
@@ -193,18 +197,18 @@ class Extraction(AskingSession[Completion]):
     made = "texts were written in this call"
 
     def __init__(self, job: RationaleJob) -> None:
-        self.job = job
-        self.template = pick_template(job.template, job.data)
+        self.job, options = job, job.options
+        self.template = pick_template(options.template, job.data)
         self.writing = writing_of(job, self.template)
         self.answer_tokens = self.writing.max_tokens // 2
         source = job.data.source()
-        if job.split not in source.splits:
-            raise ConfigError(f"--split {job.split!r} is unknown; the data has {', '.join(source.splits)}")
-        self.rows: list[RationaleRow] = list(source.rows(job.split)[: job.rows])
+        if options.split not in source.splits:
+            raise ConfigError(f"--split {options.split!r} is unknown; the data has {', '.join(source.splits)}")
+        self.rows: list[RationaleRow] = list(source.rows(options.split)[: options.rows])
         if not self.rows:
-            raise ConfigError(f"the {job.split} split has no rows")
-        self.requests = [[self._request(row, sample) for sample in range(job.samples)] for row in self.rows]
-        self.output = job.output or default_output(job)
+            raise ConfigError(f"the {options.split} split has no rows")
+        self.requests = [[self._request(row, sample) for sample in range(options.samples)] for row in self.rows]
+        self.output = options.output or default_output(job)
         self.record = open_completions(self.output.with_name(f"{self.output.stem}.completions.jsonl"))
         texts: dict[str, RationaleRequest] = {}
         for request in chain.from_iterable(self.requests):
@@ -215,12 +219,14 @@ class Extraction(AskingSession[Completion]):
 
     def _request(self, row: RationaleRow, sample: int) -> RationaleRequest:
         text, messages = self.template.text(row), tuple(self.template.messages(row))
-        key = request_key(self.job.teacher, messages if self.job.chat else text, self.writing, sample, self.job.seed)
-        return RationaleRequest(key, row.id, self.job.split, sample, text, messages)
+        key = request_key(
+            self.job.teacher, messages if self.job.chat else text, self.writing, sample, self.job.options.seed
+        )
+        return RationaleRequest(key, row.id, self.job.options.split, sample, text, messages)
 
     def _is_open(self, request: RationaleRequest) -> bool:
         found = self.record.entries.get(request.key)
-        return found is None or (found.error is not None and self.job.retry_refused)
+        return found is None or (found.error is not None and self.job.options.retry_refused)
 
     def estimate(self, prices: Prices) -> tuple[str, float | None]:
         """Requests to come, about how many prompt tokens, at most how many new tokens, and what that costs."""
@@ -276,7 +282,7 @@ class Extraction(AskingSession[Completion]):
         voted = [verdict.votes / verdict.answers for verdict in verdicts]
         report = {
             "teacher": self.job.teacher,
-            "split": self.job.split,
+            "split": self.job.options.split,
             "rows": len(self.rows),
             "answered": len(verdicts),
             "refused": len(lines) - len(verdicts),
@@ -286,9 +292,9 @@ class Extraction(AskingSession[Completion]):
             "labelled": len(labelled),
             "teacher_accuracy": sum(labelled) / len(labelled) if labelled else None,
             "teacher_accuracy_ci": wilson(sum(labelled), len(labelled)),
-            "samples": self.job.samples,
+            "samples": self.job.options.samples,
             "temperature": self.writing.temperature,
-            "agreement": sum(voted) / len(voted) if voted and self.job.samples > 1 else None,
+            "agreement": sum(voted) / len(voted) if voted and self.job.options.samples > 1 else None,
             **self.spent(used.values(), prices),
             "template_sha256": self.template.sha256,
             "output": str(self.output),
@@ -300,16 +306,11 @@ class Extraction(AskingSession[Completion]):
 
 def print_report(report: dict[str, Any], kept: int, console: Console) -> None:
     """What the teacher's texts came to, and where they are."""
-    table = Table(title=f"{report['teacher']} on {report['rows']:,} rows of {report['split']}", title_justify="left")
-    table.add_column("parsed")
-    table.add_column("rows", justify="right")
-    table.add_column("meaning")
-    for status, count in report["parsed"].items():
-        table.add_row(status, f"{count:,}", _MEANING[status])
-    for name, meaning in (("refused", "the teacher could not be asked"), ("missing", "not asked yet")):
-        if report[name]:
-            table.add_row(name, f"{report[name]:,}", meaning)
-    console.print(table)
+    counts = {**report["parsed"], "refused": report["refused"], "missing": report["missing"]}
+    rows = [(name, f"{count:,}", _MEANING[name]) for name, count in counts.items() if count]
+    title = f"{report['teacher']} on {report['rows']:,} rows of {report['split']}"
+    columns = ("parsed", "rows", "meaning")
+    console.print(plain_table(columns, rows, right=("rows",), title=title, box=box.HEAVY_HEAD, pad_edge=True))
     for line in _lines(report, kept):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -317,8 +318,7 @@ def print_report(report: dict[str, Any], kept: int, console: Console) -> None:
 def _lines(report: dict[str, Any], kept: int) -> list[str]:
     lines = []
     if report["teacher_accuracy"] is not None:
-        low, high = report["teacher_accuracy_ci"]
-        share = f"{report['teacher_accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+        share = value_text(report["teacher_accuracy"], report["teacher_accuracy_ci"], ".1%", ".1%")
         lines.append(f"Teacher accuracy: {share} ({report['teacher_correct']:,} of {report['labelled']:,}).")
     if report["agreement"] is not None:
         lines.append(f"Of {report['samples']} samples {report['agreement']:.0%} vote for the label that was kept.")

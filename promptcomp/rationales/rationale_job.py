@@ -27,6 +27,7 @@ from promptcomp.datamodules.sources.rationale_parsing import ParsedTask
 from promptcomp.datamodules.sources.rationale_records import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.experiment import chosen_file
+from promptcomp.rationales import RationaleOptions
 
 _FIELDS = re.compile(r"\{(input|premise|hypothesis|rationale|label)\}")
 
@@ -173,20 +174,7 @@ class RationaleJob:
     """The endpoint's model, or `local:PATH`."""
     chat: bool
     """The teacher reads turns and not one text."""
-    split: str = "train"
-    template: str | None = None
-    """A shipped template or a YAML file; None: the one of the data's format."""
-    rows: int | None = None
-    """Only so many rows, the first ones; None: all."""
-    samples: int = 1
-    temperature: float | None = None
-    """None: 0 (greedy) for one sample, 0.7 for several."""
-    max_tokens: int | None = None
-    """None: the template's."""
-    seed: int = 0
-    retry_refused: bool = False
-    """Ask again what the teacher's server refused in an earlier call."""
-    output: Path | None = None
+    options: RationaleOptions
 
 
 def load_data(method: str | None, config: Path | None, overrides: Sequence[str]) -> RationaleConfig:
@@ -239,7 +227,7 @@ def default_output(job: RationaleJob) -> Path:
     data = job.data
     teacher = job.teacher.removeprefix("local:")
     teacher = Path(teacher).name if teacher.startswith("/") else teacher
-    name = f"{data.format_name or type(data).model_fields['name'].default}-{job.split}-{teacher}"
+    name = f"{data.format_name or type(data).model_fields['name'].default}-{job.options.split}-{teacher}"
     return Path("rationales") / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('_')}.jsonl"
 
 
@@ -249,9 +237,9 @@ def writing_of(job: RationaleJob, template: PromptTemplate) -> Writing:
     Raises:
         ConfigError: several samples that would all be the same.
     """
-    temperature = job.temperature
+    options, temperature = job.options, job.options.temperature
     if temperature is None:
-        temperature = _SAMPLING_TEMPERATURE if job.samples > 1 else 0.0
-    if job.samples > 1 and temperature == 0:
-        raise ConfigError(f"--samples {job.samples} at --temperature 0 are all the same; raise the temperature")
-    return Writing(job.max_tokens or template.max_tokens, template.stop, temperature)
+        temperature = _SAMPLING_TEMPERATURE if options.samples > 1 else 0.0
+    if options.samples > 1 and temperature == 0:
+        raise ConfigError(f"--samples {options.samples} at --temperature 0 are all the same; raise the temperature")
+    return Writing(options.max_tokens or template.max_tokens, template.stop, temperature)

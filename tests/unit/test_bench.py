@@ -14,10 +14,11 @@ from promptcomp import plotting
 from promptcomp.bench import measurements
 from promptcomp.bench.measurements import BreakEven, Spread, as_csv, as_json, print_bench
 from promptcomp.bench.requests import Request, Subject, open_subject, plain_answer, requests
-from promptcomp.bench.timing import BenchPlan, measure, numbers, pick_device
+from promptcomp.bench.timing import BenchPlan, measure, numbers
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import break_even
 from promptcomp.language_model.counting import count_flops
+from promptcomp.language_model.loading import pick_device
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from tests.tiny_models import tiny_lm
@@ -184,5 +185,5 @@ def test_options_that_make_no_sense() -> None:
     with pytest.raises(ConfigError, match="whole numbers of at least 1"):
         numbers("64,0", "--lengths")
     assert numbers("64, 8,64", "--lengths") == (64, 8)
-    with pytest.raises(ConfigError, match="choose auto, cpu or cuda"):
+    with pytest.raises(ConfigError, match="choose auto, cpu, cuda or cuda:1"):
         pick_device("tpu")

@@ -14,6 +14,7 @@ from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sources.rationale_parsing import Parsed
 from promptcomp.datamodules.sources.rationale_records import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
+from promptcomp.rationales import RationaleOptions
 from promptcomp.rationales.extraction import Completion, majority, open_completions, read, request_key
 from promptcomp.rationales.rationale_job import (
     PromptTemplate,
@@ -214,7 +215,7 @@ def test_data_and_template_are_found(tmp_path: Path) -> None:
     toy = load_data("step_by_step", None, ["data.world.pool_rows=8"])
     with pytest.raises(ConfigError, match="no template of its own"):
         pick_template(None, toy)
-    job = RationaleJob(toy, "local:/m/x y", chat=False)
+    job = RationaleJob(toy, "local:/m/x y", False, RationaleOptions())
     assert default_output(job) == Path("rationales/toy_rationales-train-x_y.jsonl")
 
 
@@ -235,7 +236,7 @@ def test_data_mistakes(overrides: list[str], words: str) -> None:
 def test_temperatures() -> None:
     data = load_data("step_by_step", None, [])
     template = _template()
-    assert writing_of(RationaleJob(data, "t", chat=False), template).temperature == 0
-    assert writing_of(RationaleJob(data, "t", chat=False, samples=3), template).temperature == 0.7
+    assert writing_of(RationaleJob(data, "t", False, RationaleOptions()), template).temperature == 0
+    assert writing_of(RationaleJob(data, "t", False, RationaleOptions(samples=3)), template).temperature == 0.7
     with pytest.raises(ConfigError, match="are all the same"):
-        writing_of(RationaleJob(data, "t", chat=False, samples=3, temperature=0.0), template)
+        writing_of(RationaleJob(data, "t", False, RationaleOptions(samples=3, temperature=0.0)), template)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from promptcomp.sweeps.sweep_config import Interval, Scalar, SweepConfig
 from promptcomp.sweeps.views.numbers import Goal
@@ -37,17 +37,6 @@ def importances(
     usable = [(params, value) for params, value in points if all(name in params for name in varying)]
     if len(usable) < MIN_POINTS or len(varying) < 2 or len({value for _, value in usable}) < 2:
         return {}
-    distributions = {name: _distribution(config, name, [params[name] for params, _ in usable]) for name in varying}
-    found = _ped_anova(distributions, usable, objective.direction)
-    return {name: value for name, value in found.items() if math.isfinite(value)} if any(found.values()) else {}
-
-
-def _ped_anova(
-    distributions: Mapping[str, Any],
-    points: Sequence[tuple[Mapping[str, Scalar], float]],
-    direction: Literal["maximize", "minimize"],
-) -> dict[str, float]:
-    """On a study in memory, without Optuna's line about its creation."""
     import optuna
 
     has_sklearn = "sklearn" in sys.modules
@@ -59,18 +48,20 @@ def _ped_anova(
         if not has_sklearn:
             del sys.modules["sklearn"]
 
-    categorical = optuna.distributions.CategoricalDistribution
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=_SHARE_OF_FEW if len(points) < _FEW else _SHARE)
+    distributions = {name: _distribution(config, name, [params[name] for params, _ in usable]) for name in varying}
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=_SHARE_OF_FEW if len(usable) < _FEW else _SHARE)
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line about the study's creation
     try:
-        study = optuna.create_study(direction=direction)
+        study = optuna.create_study(direction=objective.direction)
     finally:
         optuna.logging.set_verbosity(before)
-    for params, value in points:
-        coded = {n: _word(params[n]) if isinstance(d, categorical) else params[n] for n, d in distributions.items()}
-        study.add_trial(optuna.create_trial(params=coded, distributions=dict(distributions), value=value))
-    return get_param_importances(study, evaluator=evaluator)
+    words = {n for n, d in distributions.items() if isinstance(d, optuna.distributions.CategoricalDistribution)}
+    for params, value in usable:
+        coded = {name: _word(params[name]) if name in words else params[name] for name in varying}
+        study.add_trial(optuna.create_trial(params=coded, distributions=distributions, value=value))
+    found = get_param_importances(study, evaluator=evaluator)
+    return {name: value for name, value in found.items() if math.isfinite(value)} if any(found.values()) else {}
 
 
 def _distribution(config: SweepConfig, name: str, values: Sequence[Scalar]) -> Any:

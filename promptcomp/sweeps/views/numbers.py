@@ -5,12 +5,14 @@ A file that is missing or torn gives nothing: a view of a running sweep must not
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 from promptcomp.config import ConfigError
@@ -63,33 +65,24 @@ class Runs:
 
     def __init__(self, state: SweepState) -> None:
         self.state = state
-        self._results: dict[Path, Results | None] = {}
-        self._splits: dict[str, list[str]] = {}
-
-    def results(self, run: Path) -> Results | None:
-        """results.json of a run; None while it is not there or not readable."""
-        if run not in self._results:
-            try:
-                self._results[run] = read_results(run / FILE_NAME)
-            except ConfigError:
-                self._results[run] = None
-        return self._results[run]
+        self.results = functools.cache(_read)
 
     def splits(self, objective: Goal) -> list[str]:
         """Splits that have the objective's metric, its own first; empty for metrics that belong to no split."""
-        if objective.name not in self._splits:
-            self._splits[objective.name] = [] if is_of_run(objective.metric) else self._find_splits(objective)
-        return self._splits[objective.name]
+        if is_of_run(objective.metric):
+            return []
+        for _, found in self._finished():
+            names = list(found.splits)
+            own = objective.split if objective.split in names else names[0]
+            return [own, *(n for n in names if n != own and metric_of(found, objective.metric, n) is not None)]
+        return [objective.split] if objective.split else []
 
-    def _find_splits(self, objective: Goal) -> list[str]:
+    def _finished(self) -> Iterator[tuple[Trial, Results]]:
+        """Trials with results of some split."""
         for trial in self.state.trials:
             found = self.results(trial.run) if trial.status == "finished" else None
             if found is not None and found.splits:
-                names = list(found.splits)
-                own = objective.split if objective.split in names else names[0]
-                having = [name for name in names if metric_of(found, objective.metric, name) is not None]
-                return [own, *(name for name in having if name != own)]
-        return [objective.split] if objective.split else []
+                yield trial, found
 
     def value(self, run: Trial | Control, objective: Goal, split: str | None) -> float | None:
         """A finished run's metric on a split (None: the objective's own)."""
@@ -120,10 +113,7 @@ class Runs:
     def _bound(self, name: str, metric: str, split: str | None) -> list[float]:
         """One value for each seed: the bound as the trials' own results have it, mean over points."""
         by_seed: dict[int, list[float]] = {}
-        for trial in self.state.trials:
-            found = self.results(trial.run) if trial.status == "finished" else None
-            if found is None or not found.splits:
-                continue
+        for trial, found in self._finished():
             part = found.splits.get(split) if split else next(iter(found.splits.values()))
             if part is None:
                 continue
@@ -133,6 +123,14 @@ class Runs:
             if (value := finite(known)) is not None:
                 by_seed.setdefault(trial.seed, []).append(value)
         return [sum(values) / len(values) for _, values in sorted(by_seed.items())]
+
+
+def _read(run: Path) -> Results | None:
+    """results.json of a run; None while it is not there or not readable."""
+    try:
+        return read_results(run / FILE_NAME)
+    except ConfigError:
+        return None
 
 
 def is_of_run(metric: str) -> bool:
@@ -250,19 +248,15 @@ def duration(trial: Trial) -> float | None:
 def _eta(state: SweepState, waiting: int, now: datetime) -> float | None:
     """The work left over the workers: a trial takes what the finished ones took, or what its own pace says."""
     finished = [seconds for t in state.trials if t.status == "finished" and (seconds := duration(t))]
-    left = []
-    paces = []
+    left, paces = [], []
     for trial in state.trials:
-        if trial.status != "running" or trial.started is None:
-            continue
-        ran = max(0.0, (now - aware(trial.started)).total_seconds())
-        if trial.step and trial.max_steps:
-            paces.append(ran * max(1.0, trial.max_steps / trial.step))
-            left.append(max(0.0, paces[-1] - ran))
-        elif finished:
-            left.append(max(0.0, sum(finished) / len(finished) - ran))
-    typical = finished or paces
-    if not typical:
+        if trial.status == "running" and trial.started is not None:
+            ran = max(0.0, (now - aware(trial.started)).total_seconds())
+            if trial.step and trial.max_steps:
+                paces.append(ran * max(1.0, trial.max_steps / trial.step))
+                left.append(max(0.0, paces[-1] - ran))
+            elif finished:
+                left.append(max(0.0, fmean(finished) - ran))
+    if not (typical := finished or paces):
         return None
-    work = sum(left) + waiting * sum(typical) / len(typical)
-    return max([work / max(1, state.workers, len(left)), *left])
+    return max([(sum(left) + waiting * fmean(typical)) / max(1, state.workers, len(left)), *left])
