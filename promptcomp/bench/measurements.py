@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -315,7 +315,7 @@ def _draw(bench: Bench) -> Figure:
             ]
             if not found:
                 continue
-            style = {"color": _COLOURS[way], "linestyle": LINES[number % len(LINES)], "marker": "."}
+            style: dict[str, Any] = {"color": _COLOURS[way], "linestyle": LINES[number % len(LINES)], "marker": "."}
             lengths, first, held = zip(*found, strict=True)
             label = title if len(bench.batch_sizes) == 1 else f"{title}, batch {rows}"
             times.plot(lengths, first, label=label, **style)

@@ -6,15 +6,16 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from promptcomp import __version__, plotting
+from promptcomp.bench import BenchPlan
 from promptcomp.bench.measurements import (
     Bench,
     Making,
@@ -37,21 +38,7 @@ from promptcomp.memory import load_memory, save_memory
 from promptcomp.run.opening import quiet
 
 MIN_REPEATS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class BenchPlan:
-    """What to measure."""
-
-    lengths: tuple[int, ...]
-    batch_sizes: tuple[int, ...]
-    new_tokens: int
-    repeats: int
-    seed: int
-    device: str
-    """auto, cpu or cuda."""
-    seconds: float = 30.0
-    """About how long one way at one point may take; slow ones are repeated less often, but MIN_REPEATS times."""
+"""Slow ways are repeated less often, but not less than this."""
 
 
 @torch.inference_mode()
@@ -78,15 +65,15 @@ def measure(
         seed=plan.seed,
         version=__version__,
     )
-    order = random.Random(plan.seed)
-    for tokens in plan.lengths:
+    order, (lengths, batch_sizes) = random.Random(plan.seed), plan.sizes()
+    for tokens in lengths:
         needed = positions_needed(subject, tokens, plan.new_tokens)
         if lm.window is not None and needed > lm.window:
             bench.skipped.append(
                 f"{tokens:,} prompt tokens: {needed:,} positions with the answer, the LM's window is {lm.window:,}"
             )
             continue
-        for rows in plan.batch_sizes:
+        for rows in batch_sizes:
             on_point(tokens, rows)
             bench.records += _point(subject, tokens, rows, device, plan, order)
     return bench
@@ -154,19 +141,15 @@ def _time(
     """
     answers: dict[Way, list[tuple[float, float]]] = {way: [] for way in ways}
     makings: dict[Way, list[float]] = {way: [] for way in ways}
-    jobs: list[tuple[list[Any], Callable[[], Any], int]] = []
-
-    def add(found: list[Any], job: Callable[[], Any], seconds: float) -> None:
-        """`seconds`: of the first call, which warms up and tells how long one takes."""
-        rounds = max(MIN_REPEATS, min(plan.repeats, int(plan.seconds / max(seconds, 1e-6))))
-        jobs.append((found, job, rounds))
-
+    calls: list[tuple[list[Any], Callable[[], Any]]] = []
     for way, request in ways.items():
-        answer = partial(_stamps, request, plan.new_tokens, device)
-        add(answers[way], answer, answer()[1])
+        calls.append((answers[way], partial(_stamps, request, plan.new_tokens, device)))
         if request.make is not None:
-            make = partial(seconds_of, request.make, device)
-            add(makings[way], make, make())
+            calls.append((makings[way], partial(seconds_of, request.make, device)))
+    jobs = []
+    for found, job in calls:
+        seconds = np.max(job())  # this call warms up, and tells how long one takes
+        jobs.append((found, job, max(MIN_REPEATS, min(plan.repeats, int(plan.seconds / max(seconds, 1e-6))))))
     for number in range(max(rounds for _, _, rounds in jobs)):
         order.shuffle(jobs)
         for found, job, rounds in jobs:
@@ -181,18 +164,6 @@ def _stamps(way: Request, new_tokens: int, device: torch.device) -> tuple[float,
     start = time.perf_counter()
     way.answer(new_tokens, lambda: stamps.append(time.perf_counter()))
     return stamps[0] - start, stamps[-1] - start
-
-
-def numbers(text: str, option: str) -> tuple[int, ...]:
-    """Whole numbers of at least 1 from "64,256".
-
-    Raises:
-        ConfigError: names the option.
-    """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise ConfigError(f"{option} {text!r}: give whole numbers of at least 1, for example 64,256")
-    return tuple(dict.fromkeys(int(word) for word in words))
 
 
 def run_bench(

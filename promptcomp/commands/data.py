@@ -109,15 +109,15 @@ def _print_row(row: ShownRow, is_icl: bool, console: Console) -> None:
 
     seed = "" if row.seed is None else f", data seed {row.seed}"
     console.rule(f"task {row.task}{seed}", align="left")
-    lost = [f"{row.dropped} demonstrations over the budget left out"] if row.dropped else []
-    lost += [f"{row.cut_tokens} tokens cut"] if row.cut_tokens else []
-    teacher = f", teacher {row.teacher_tokens}" if row.teacher_tokens != row.context_tokens else ""
-    pieces = f" in {len(row.demonstrations)} demonstrations" if is_icl else ""
-    parts = [f"{row.context_tokens} tokens{pieces}{teacher}", *lost]
     if row.context_tokens:
+        pieces = f" in {len(row.demonstrations)} demonstrations" if is_icl else ""
+        teacher = f", teacher {row.teacher_tokens}" if row.teacher_tokens != row.context_tokens else ""
+        parts = [f"{row.context_tokens} tokens{pieces}{teacher}"]
+        parts += [f"{row.dropped} demonstrations over the budget left out"] if row.dropped else []
+        parts += [f"{row.cut_tokens} tokens cut"] if row.cut_tokens else []
         console.print(Text.assemble(("context", "bold"), f" ({'; '.join(parts)})"), highlight=False)
-    for piece in row.demonstrations if row.context_tokens else ():
-        say(console, "  " + _visible(piece))
+        for piece in row.demonstrations:
+            say(console, "  " + _visible(piece))
     console.print(Text.assemble(("query", "bold"), f" ({row.query_tokens} tokens)"), highlight=False)
     say(console, "  " + _visible(row.query))
     console.print(Text.assemble(("targets", "bold"), " (the right one marked)"), highlight=False)
@@ -196,7 +196,7 @@ def data_build_alpaca_plus(
         print(json.dumps({split: {"file": str(paths[split]), **found} for split, found in figures.items()}))
         return
     names = [name.replace("_", " ") for name in figures["train"]]
-    rows = [(split, *map(str, counted.values())) for split, counted in figures.items()]
+    lines = [(split, *map(str, counted.values())) for split, counted in figures.items()]
     console = console_for(False)
-    console.print(plain_table(("split", *names), rows, right=names))
+    console.print(plain_table(("split", *names), lines, right=names))
     console.print(f"written to {output}", highlight=False, soft_wrap=True)

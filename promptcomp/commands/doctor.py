@@ -25,11 +25,11 @@ def doctor(as_json: JsonOption = False) -> None:
     from promptcomp.terminal import plain_table
 
     with quiet():
-        found = [dict(zip(("subject", "ok", "detail"), each, strict=True)) for each in _checks()]
+        found = list(_checks())
     marks = {True: Text("ok", style="green"), False: Text("!!", style="red")}
-    rows = [(marks[each["ok"]], each["subject"], each["detail"]) for each in found]
-    tell(found, plain_table(("", "check", "found"), rows), as_json)
-    if not all(each["ok"] for each in found):
+    table = plain_table(("", "check", "found"), [(marks[ok], subject, detail) for subject, ok, detail in found])
+    tell([dict(zip(("subject", "ok", "detail"), each, strict=True)) for each in found], table, as_json)
+    if not all(ok for _, ok, _ in found):
         raise typer.Exit(1)
 
 

@@ -109,8 +109,7 @@ def _record(split: SplitComparison, row: ComparisonRow) -> dict[str, Any]:
 
 
 def _bounds(name: str, interval: Interval | None) -> dict[str, float | None]:
-    low, high = interval if interval is not None else (None, None)
-    return {f"{name}_low": low, f"{name}_high": high}
+    return dict(zip((f"{name}_low", f"{name}_high"), interval or (None, None), strict=True))
 
 
 def _split_table(comparison: Comparison, split: SplitComparison, wide: bool) -> Table:
@@ -130,13 +129,13 @@ def _cells(comparison: Comparison, split: SplitComparison, detail: int) -> tuple
     body = []
     for row in split.rows:
         results, retained_ci = row.run.results, row.retained_ci if detail > 1 else None
-        compression = results.size.compression
+        compression, delta = results.size.compression, value_text(row.delta, row.delta_ci, "+.3f", "+.2f")
         cells = [
             (0, "#", "-" if row.rank is None else str(row.rank)),
             (0, "run", row.run.label),
             (1, "method", results.title or results.method),
             (0, METRIC_TITLES.get(split.metric, split.metric), value_text(row.method, row.method_ci)),
-            (0, "delta", _delta_text(comparison, row)),
+            (0, "delta", "baseline" if row.run is comparison.runs[0] else delta),
             (1, "no prompt", value_text(row.no_prompt, None)),
             (1, "full prompt", value_text(row.full_prompt, None)),
             (0, "retained", "no headroom" if row.no_headroom else value_text(row.retained, retained_ci, ".2f")),
@@ -147,10 +146,6 @@ def _cells(comparison: Comparison, split: SplitComparison, detail: int) -> tuple
         head = [name for level, name, _ in cells if level <= detail]
         body.append([text for level, _, text in cells if level <= detail])
     return head, body
-
-
-def _delta_text(comparison: Comparison, row: ComparisonRow) -> str:
-    return "baseline" if row.run is comparison.runs[0] else value_text(row.delta, row.delta_ci, "+.3f", "+.2f")
 
 
 def _notes(split: SplitComparison) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from rich import box
 from rich.console import Console
 
-from promptcomp.chat.answer_file import now
+from promptcomp.chat.answer_file import AnswerFile, now
 from promptcomp.chat.session import AskingSession, Prices, Writing
 from promptcomp.config import Measured
 from promptcomp.evaluation.bootstrap import RESAMPLES, context_weights, share_interval, wilson
@@ -19,7 +19,7 @@ from promptcomp.evaluation.formatting import value_text
 from promptcomp.files import write_atomic
 from promptcomp.judge import JudgeOptions
 from promptcomp.judge.pairs import Matched, Pair, Side, choose, is_swapped, match, read_side
-from promptcomp.judge.verdicts import Exchange, Judgement, JudgementHeader, load_prompt, open_judgements
+from promptcomp.judge.verdicts import Exchange, Judgement, JudgementHeader, load_prompt
 from promptcomp.terminal import plain_table
 
 Interval = tuple[float, float]
@@ -131,7 +131,7 @@ class JudgeSession(AskingSession[Judgement]):
     """Pairs, the record, and what is still to be asked. Use as a context manager.
 
     Args:
-        settings: which texts, and how.
+        options: which texts, and how.
         judge: who judges: the endpoint's model, or `local:PATH`.
         url: of the endpoint.
 
@@ -145,43 +145,43 @@ class JudgeSession(AskingSession[Judgement]):
     local_chat = True
     answer_tokens = 80
 
-    def __init__(self, settings: JudgeOptions, judge: str, url: str | None = None) -> None:
-        self.settings, self._judge = settings, judge
-        side_a, side_b = read_side(settings.a, settings.row_a), read_side(settings.b, settings.row_b)
+    def __init__(self, options: JudgeOptions, judge: str, url: str | None = None) -> None:
+        self.options, self._judge = options, judge
+        side_a, side_b = read_side(options.a, options.row_a), read_side(options.b, options.row_b)
         self.name_a, self.name_b = side_a.name, side_b.name
         if self.name_a == self.name_b:  # runs in different folders may have the same last part
             self.name_a, self.name_b = (str(s.path) + (f":{s.row}" if s.row else "") for s in (side_a, side_b))
-        self.matched: Matched = match(side_a, side_b, settings.split or ())
-        prompt = load_prompt(settings.prompt)
+        self.matched: Matched = match(side_a, side_b, options.split or ())
+        prompt = load_prompt(options.prompt)
         header = JudgementHeader(
             judge=judge,
             prompt_sha256=prompt.sha256,
-            max_tokens=settings.max_tokens,
+            max_tokens=options.max_tokens,
             a=self.name_a,
             b=self.name_b,
             url=url,
             created=now(),
         )
-        self.writing = Writing(settings.max_tokens)
+        self.writing = Writing(options.max_tokens)
         self.pairs: list[tuple[Pair, Exchange | None]] = []
-        for pair in choose(self.matched.pairs, settings.examples, settings.seed):
-            swapped = is_swapped(settings.seed, pair.split, pair.example)
-            exchange = Exchange(pair, swapped, prompt, header, settings.attempts)
-            self.pairs.append((pair, None if pair.identical and not settings.ask_identical else exchange))
-        self.record = open_judgements(settings.output or default_output(side_a, side_b), header)
+        for pair in choose(self.matched.pairs, options.examples, options.seed):
+            swapped = is_swapped(options.seed, pair.split, pair.example)
+            exchange = Exchange(pair, swapped, prompt, header, options.attempts)
+            self.pairs.append((pair, None if pair.identical and not options.ask_identical else exchange))
+        self.record = AnswerFile(options.output or default_output(side_a, side_b), header, Judgement)
         self.todo = [exchange for _, exchange in self.pairs if exchange is not None and self._is_open(exchange)]
         self.kept = sum(exchange is not None for _, exchange in self.pairs) - len(self.todo)
         """Pairs judged by earlier calls."""
 
     def _is_open(self, exchange: Exchange) -> bool:
         judgement = self.record.entries.get(exchange.key)
-        return judgement is None or (judgement.choice is None and self.settings.retry_malformed)
+        return judgement is None or (judgement.choice is None and self.options.retry_malformed)
 
     def estimate(self, prices: Prices) -> tuple[str, float | None]:
         """Calls and tokens still to come; the most: every answer takes all attempts and all tokens."""
         calls = len(self.todo)
         prompt, completion = sum(exchange.prompt_tokens for exchange in self.todo), self.answer_tokens * calls
-        most = self.settings.max_tokens * self.settings.attempts * calls
+        most = self.options.max_tokens * self.options.attempts * calls
         cost = prices.cost(prompt, completion)
         price = "" if cost is None else f", about {cost:,.2f} at the given prices"
         tokens = f"about {prompt:,} prompt tokens and {completion:,} completion tokens (at most {most:,})"
@@ -196,7 +196,7 @@ class JudgeSession(AskingSession[Judgement]):
         Raises:
             ConfigError: it cannot be written.
         """
-        entries, seed, malformed = self.record.entries, self.settings.seed, self.settings.malformed
+        entries, seed, malformed = self.record.entries, self.options.seed, self.options.malformed
         groups: dict[str, list[tuple[Pair, Exchange | None]]] = {}
         for both in self.pairs:
             groups.setdefault(both[0].split, []).append(both)

@@ -15,9 +15,9 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from promptcomp.chat.answer_file import AnswerFile, FileHeader, KeptAnswer, now
+from promptcomp.chat.answer_file import FileHeader, KeptAnswer, now
 from promptcomp.chat.client import Message
 from promptcomp.chat.replies import Reply
 from promptcomp.chat.session import BYTES_PER_TOKEN
@@ -64,12 +64,6 @@ class JudgePrompt:
             return _NAMES.sub(lambda found: texts[found[1]], part)
 
         return [{"role": "system", "content": fill(self.system)}, {"role": "user", "content": fill(self.user)}]
-
-    def ask_again(self, messages: list[Message], answer: str) -> list[Message]:
-        """The same chat after an answer that cannot be read; an empty answer is asked for as if for the first time."""
-        if not answer.strip():
-            return messages
-        return [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": self.again}]
 
 
 def load_prompt(path: Path | None = None) -> JudgePrompt:
@@ -171,6 +165,9 @@ class JudgementHeader(FileHeader):
 class Judgement(KeptAnswer):
     """One example as the judge saw it; the key is of the judge, the prompt, the example, both texts and their order."""
 
+    name: ClassVar[str] = "judgement"
+    again: ClassVar[str] = "judged"
+
     example: str
     swapped: bool
     """Side b was shown first, as answer A."""
@@ -182,12 +179,6 @@ class Judgement(KeptAnswer):
     answers: tuple[str, ...] = ()
     """The judge's words, one text for each attempt."""
     attempts: int
-
-
-def open_judgements(path: Path, header: JudgementHeader) -> AnswerFile[Judgement]:
-    """The file of judgements; see `AnswerFile`."""
-    in_use = "is judging into this file; wait, or name another with -o"
-    return AnswerFile(path, header, Judgement, name="judgement", again="judged", in_use=in_use)
 
 
 class Exchange:
@@ -213,13 +204,14 @@ class Exchange:
 
     @property
     def messages(self) -> list[Message]:
-        """What to ask now."""
-        return self._prompt.ask_again(self._messages, self._replies[-1].text) if self._replies else self._messages
+        """What to ask now; an empty answer is asked for as if for the first time."""
+        answer = self._replies[-1].text if self._replies else ""
+        if not answer.strip():
+            return self._messages
+        again: list[Message] = [{"role": "assistant", "content": answer}]
+        return [*self._messages, *again, {"role": "user", "content": self._prompt.again}]
 
-    @property
-    def local_prompt(self) -> list[Message]:
-        """A local judge is shown the same chat."""
-        return self.messages
+    local_prompt = messages  # a local judge is shown the same chat
 
     @property
     def prompt_tokens(self) -> int:

@@ -41,6 +41,8 @@ def make_parts(experiment: Experiment, *, trains: bool = True) -> Parts:
     """
     datamodule = make_data(experiment)
     datamodule.check()
+    for split in experiment.evaluation.splits or ():
+        datamodule.check_split(split, datamodule.eval_splits)
     module = make_module(experiment, datamodule.task_names)
     if trains:
         check_train_split(experiment, datamodule, module)

@@ -167,6 +167,8 @@ FAST = {
     "data show --method mend optim.lrr=1": 2,
     "data validate --method mned": 2,
     "bench --method mend optim.lrr=1": 2,
+    "bench --method mend --lengths 0": 2,
+    "judge a b --malformed keep": 2,
     "rationales --method mned": 2,
     "pretrain nowhere": 2,
     "curve step_by_step optim.lrr=1": 2,

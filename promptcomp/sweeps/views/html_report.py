@@ -20,11 +20,10 @@ from promptcomp.files import read_text, write_atomic
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views import plots, wording
 from promptcomp.sweeps.views.efficiency import efficiency_of
-from promptcomp.sweeps.views.importance import ROUGH_BELOW
 from promptcomp.sweeps.views.numbers import duration, log_tail
 from promptcomp.sweeps.views.overview import BEST_AND_FIT, failure_title, note, notes, overview
 from promptcomp.sweeps.views.plot_overviews import parallel
-from promptcomp.sweeps.views.points import Summary
+from promptcomp.sweeps.views.points import ROUGH_BELOW, Summary
 from promptcomp.sweeps.views.tables import efficiency_csv, points_csv, state_json, trials_csv
 
 PAGE = "index.html"
@@ -105,13 +104,15 @@ def _page(summary: Summary, **more: Any) -> str:
         autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_text), trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    short, config = wording.short_names(summary.dimensions), summary.state.config
+    state, config = summary.state, summary.state.config
+    short = wording.short_names(summary.dimensions)
     names = summary.varying or summary.dimensions
     having = sum(bool(point.values) for point in summary.points)
     rough = f" {having} points are few: take the shares as a hint." if having < ROUGH_BELOW else ""
     return environment.get_template("page.html.j2").render(
-        state=summary.state,
+        state=state,
         summary=summary,
+        wording=wording,
         progress=summary.progress,
         objectives=summary.objectives,
         names=names,
@@ -124,21 +125,17 @@ def _page(summary: Summary, **more: Any) -> str:
         notes=[*overview(summary)[2:], *notes(summary, legend=False)],
         controls=_controls(summary),
         rough=f"PED-ANOVA over the means of {having} points: what separates the best points from all.{rough}",
-        commands=_commands(summary),
-        sweep_yaml=_sweep_yaml(summary.state),
-        versions=_versions(summary.state),
+        folder=state.directory.path,
+        finished=[trial for trial in state.trials if trial.status == "finished"],
+        best_and_fit=BEST_AND_FIT,
+        sweep_yaml=_sweep_yaml(state),
+        versions=_versions(state),
         data=parallel(summary) or {},
         missing=None if plotting.can_plot() else plotting.MISSING,
         css=Markup(_text("page.css")),
         js=Markup(_text("page.js")),
-        wording=wording,
-        many=many,
-        note=note,
-        finite=finite,
-        duration=duration,
-        failure_title=failure_title,
-        log_of=summary.state.directory.log_of,
         tail_of=lambda log: "\n".join(log_tail(log, _TAIL)) or "(no log)",
+        **{each.__name__: each for each in (command, duration, failure_title, finite, many, note)},
         **more,
     )
 
@@ -155,23 +152,6 @@ def _controls(summary: Summary) -> dict[str, Mapping[str, Mean]]:
             if band.value.seeds:  # the ends of `retained` have none: they are 1 and 0 by definition, no result
                 found.setdefault(band.title, {})[objective.name] = band.value
     return {**found}
-
-
-def _commands(summary: Summary) -> dict[str, str]:
-    folder = summary.state.directory.path
-    found = {
-        "continue it, or join it from another machine": command("sweep", folder),
-        "see it in a terminal": command("sweep", "show", folder),
-        "run it anew": command("sweep", summary.state.directory.config, "-o", "NEW_DIRECTORY"),
-    }
-    if summary.best is not None or summary.front:
-        choice = ("--objective", summary.objectives[0].name) if summary.several else ()
-        found["train the best point"] = BEST_AND_FIT.format(command("sweep", "best", folder, *choice))
-    finished = [trial for trial in summary.state.trials if trial.status == "finished"]
-    if finished:
-        again = command("fit", "--config", finished[0].run / "config.yaml")
-        found["repeat a single trial (here the first)"] = again
-    return found
 
 
 def _sweep_yaml(state: SweepState) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -169,26 +169,38 @@ def plain_line(line: str) -> str:
 DONE = ("finished", "pruned", "failed")
 
 
-@dataclass(frozen=True, slots=True)
 class Progress:
-    """Counts of trials, and times."""
+    """Counts of trials, and times.
 
-    planned: int
-    counts: Mapping[str, int]
-    """Status -> trials, all statuses; `waiting` includes those not drawn yet."""
-    left_out: int
-    """Seeds of dropped points that are not run."""
-    controls: int
-    """Controls that there will be."""
-    controls_done: int
-    elapsed: float | None
-    """Seconds since the first start (to the end of the last trial or control when nothing is left)."""
-    eta: float | None
-    """Seconds until all is done at the present pace; None: not known (or done)."""
-    device_hours: float
-    """Of trials and controls."""
-    control_hours: float
-    """The controls' part of them."""
+    Args:
+        state: as read.
+        now: an aware time.
+    """
+
+    def __init__(self, state: SweepState, now: datetime) -> None:
+        found: Counter[str] = Counter(trial.status for trial in state.trials)
+        tried = Counter(trial.point for trial in state.trials)
+        self.planned = max(state.planned, len(state.trials))
+        self.left_out = sum(max(0, state.config.seeds - tried[point]) for point in state.dropped)
+        """Seeds of dropped points that are not run."""
+        waiting = self.planned - (len(state.trials) - found["waiting"]) - self.left_out
+        self.counts: dict[str, int] = {status: found[status] for status in ("running", "stale", *DONE)}
+        """Status -> trials, all statuses; `waiting` includes those not drawn yet."""
+        self.counts["waiting"] = max(found["waiting"], waiting)
+        self.controls = max(len(state.controls), state.planned_controls)
+        """Controls that there will be."""
+        self.controls_done = sum(control.status in DONE for control in state.controls)
+        ended = [*(trial.ended for trial in state.trials), *(control.ended for control in state.controls)]
+        ends = [aware(end) for end in ended if end is not None]
+        until = max(ends) if self.over and ends else now
+        self.elapsed = max(0.0, (until - aware(state.started)).total_seconds()) if state.started else None
+        """Seconds since the first start (to the end of the last trial or control when nothing is left)."""
+        left = self.counts["waiting"] + self.counts["stale"] + self.controls - self.controls_done
+        self.eta = None if self.over or state.stopped_by else _eta(state, left, now)
+        """Seconds until all is done at the present pace; None: not known (or done)."""
+        self.control_hours = sum(control.device_seconds for control in state.controls) / 3600
+        self.device_hours = sum(trial.device_seconds for trial in state.trials) / 3600 + self.control_hours
+        """Of trials and controls."""
 
     @property
     def done(self) -> int:
@@ -205,37 +217,6 @@ class Progress:
 def aware(time: datetime) -> datetime:
     """Storages keep UTC without saying so."""
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time
-
-
-def progress_of(state: SweepState, now: datetime) -> Progress:
-    """Count and time the trials of a state."""
-    counts: Counter[str] = Counter(trial.status for trial in state.trials)
-    tried = Counter(trial.point for trial in state.trials)
-    left_out = sum(max(0, state.config.seeds - tried[point]) for point in state.dropped)
-    planned = max(state.planned, len(state.trials))
-    begun = len(state.trials) - counts["waiting"]
-    full = {status: counts[status] for status in ("running", "stale", *DONE)}
-    full["waiting"] = max(counts["waiting"], planned - begun - left_out)
-    controls = max(len(state.controls), state.planned_controls)
-    controls_done = sum(control.status in DONE for control in state.controls)
-    left = full["waiting"] + full["stale"] + controls - controls_done
-    over = planned > 0 and not left + full["running"]
-    ended = [*(trial.ended for trial in state.trials), *(control.ended for control in state.controls)]
-    ends = [aware(end) for end in ended if end is not None]
-    until = max(ends) if over and ends else now
-    elapsed = max(0.0, (until - aware(state.started)).total_seconds()) if state.started else None
-    control_hours = sum(control.device_seconds for control in state.controls) / 3600
-    return Progress(
-        planned=planned,
-        counts=full,
-        left_out=left_out,
-        controls=controls,
-        controls_done=controls_done,
-        elapsed=elapsed,
-        eta=None if over or state.stopped_by else _eta(state, left, now),
-        device_hours=sum(trial.device_seconds for trial in state.trials) / 3600 + control_hours,
-        control_hours=control_hours,
-    )
 
 
 def duration(trial: Trial) -> float | None:

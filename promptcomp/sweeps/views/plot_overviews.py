@@ -98,24 +98,16 @@ def parallel(summary: Summary) -> dict[str, Any] | None:
         shares += [None if mean is None else axis.share(mean.mean) for axis, mean in means]
         value = point.values[first.name].mean
         good = measured[first.name].share(value)
-        drawn.append(
-            {
-                "id": point.point,
-                "shares": shares,
-                "value": value,
-                "good": good if sign_of(first) > 0 else 1 - good,
-                "top": point.is_best or point.on_front,
-                "text": f"{params_text(point.params, summary.varying)}: "
-                f"{values_text(point.values, summary.objectives)}",
-            }
-        )
+        good = good if sign_of(first) > 0 else 1 - good
+        text = f"{params_text(point.params, summary.varying)}: {values_text(point.values, summary.objectives)}"
+        top = point.is_best or point.on_front
+        drawn.append({"id": point.point, "shares": shares, "value": value, "good": good, "top": top, "text": text})
     return {"columns": titled, "points": drawn}
 
 
 def _ticks(axis: Axis, metric: str) -> list[tuple[float, str]]:
     values = axis.values if axis.discrete and not metric else (axis.values[0], axis.values[-1])
-    texts = [amount(metric, value) if metric and isinstance(value, float) else scalar_text(value) for value in values]
-    return [(axis.share(value), text) for value, text in zip(values, texts, strict=True)]
+    return [(axis.share(v), amount(metric, v) if metric and isinstance(v, float) else scalar_text(v)) for v in values]
 
 
 def draw_parallel(found: dict[str, Any], objective: Goal) -> Figure:

@@ -137,12 +137,9 @@ def draw_parameter(summary: Summary, objective: Goal, axis: Axis) -> Figure | No
 
 def _dots(summary: Summary, objective: Goal, axis: Axis, split: str | None) -> list[_Dot]:
     found = []
-    for point in summary.points:
-        if axis.name not in point.params:
-            continue
+    for point in (each for each in summary.points if axis.name in each.params):
         read = [summary.runs.value(trial, objective, split) for trial in point.trials]
-        values = [value for value in read if value is not None]
-        if values:
+        if values := [value for value in read if value is not None]:
             found.append(_Dot(point, axis.place(point.params[axis.name]), values, mean_of(values)))
     return sorted(found, key=lambda dot: dot.place)
 
@@ -199,13 +196,11 @@ def _means(axes: Axes, places: Sequence[float], means: Sequence[Mean], number: i
 def _limits(axes: Axes, dots: Sequence[_Dot], bands: Sequence[Band]) -> None:
     """Room for all seeds and bands; intervals of two seeds are so wide that whole ones would flatten everything."""
     values = [value for dot in dots for value in dot.seeds] + [band.value.mean for band in bands]
-    low, high = min(values), max(values)
-    span = (high - low) or abs(high) * 0.1 or 1.0
-    intervals = [dot.mean.ci for dot in dots if dot.mean.ci is not None]
-    bottom = min([low, *(ci[0] for ci in intervals)])
-    top = max([high, *(ci[1] for ci in intervals)])
-    axes.set_ylim(max(bottom, low - 0.3 * span) - 0.05 * span, min(top, high + 0.3 * span) + 0.05 * span)
-    if bottom < low - 0.3 * span or top > high + 0.3 * span:
+    ends = values + [end for dot in dots for end in dot.mean.ci or ()]
+    span = (max(values) - min(values)) or abs(max(values)) * 0.1 or 1.0
+    low, high = min(values) - 0.3 * span, max(values) + 0.3 * span
+    axes.set_ylim(max(min(ends), low) - 0.05 * span, min(max(ends), high) + 0.05 * span)
+    if min(ends) < low or max(ends) > high:
         axes.set_title("some intervals reach beyond the picture", fontsize="x-small", loc="right")
 
 
@@ -273,6 +268,5 @@ def _over_sizes(axes: Axes, found: Efficiency) -> None:
 def _methods(axes: Axes, found: Efficiency, rows: Sequence[EfficiencyRow], places: Sequence[float]) -> None:
     """A line for each method."""
     for index, name in enumerate(found.methods):
-        having = [(place, row.values[name]) for row, place in zip(rows, places, strict=True) if name in row.values]
-        own = [place for place, _ in having], [mean for _, mean in having]
-        _means(axes, *own, index, label=short(name, 44))
+        means = {place: row.values[name] for row, place in zip(rows, places, strict=True) if name in row.values}
+        _means(axes, list(means), list(means.values()), index, label=short(name, 44))

@@ -6,18 +6,25 @@ Intervals are Student's t over seeds (95 %). Points are compared seed by seed: t
 from __future__ import annotations
 
 import functools
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from promptcomp.errors import ConfigError
 from promptcomp.evaluation.bootstrap import Mean, mean_of
 from promptcomp.evaluation.results import finite
 from promptcomp.sweeps.state import SweepState, Trial
-from promptcomp.sweeps.sweep_config import Scalar
-from promptcomp.sweeps.views.importance import MIN_POINTS, importances
-from promptcomp.sweeps.views.numbers import Goal, Runs, goals_of, progress_of
+from promptcomp.sweeps.sweep_config import Interval, Scalar, SweepConfig
+from promptcomp.sweeps.views.numbers import Goal, Progress, Runs, goals_of
 from promptcomp.sweeps.views.wording import params_text, values_text
+
+MIN_POINTS = 4
+ROUGH_BELOW = 12
+"""With fewer points the shares are a hint at most."""
+_FEW, _SHARE_OF_FEW, _SHARE = 40, 0.25, 0.1
 
 
 @dataclass(slots=True)
@@ -78,7 +85,7 @@ class Summary:
         """All of the space."""
         self.seeds = state.config.seeds
         """That every point should have."""
-        self.progress = progress_of(state, now or datetime.now(UTC))
+        self.progress = Progress(state, now or datetime.now(UTC))
         self.failures = tuple(trial for trial in state.trials if trial.status == "failed")
         grouped: dict[str, list[Trial]] = {}
         for trial in state.trials:
@@ -101,8 +108,12 @@ class Summary:
             point.on_front = True
         if self.best is not None:
             self.best.is_best = True
+            name = self.objectives[0].name
             for point in self.points:
-                point.versus_best = _difference(point, self.best, self.objectives[0])
+                own, theirs = point.by_seed.get(name, {}), self.best.by_seed[name]
+                common = sorted(own.keys() & theirs.keys())
+                if common and point is not self.best:
+                    point.versus_best = mean_of([own[seed] - theirs[seed] for seed in common])
 
     def _rank(self, point: Point) -> tuple[bool, bool, float]:
         mean = point.values.get(self.objectives[0].name)
@@ -175,13 +186,6 @@ def _point(state: SweepState, goals: Sequence[Goal], name: str, trials: Sequence
     )
 
 
-def _difference(point: Point, best: Point, objective: Goal) -> Mean | None:
-    """Seed by seed; None for the best itself."""
-    own, theirs = point.by_seed.get(objective.name, {}), best.by_seed[objective.name]
-    common = sorted(own.keys() & theirs.keys())
-    return mean_of([own[seed] - theirs[seed] for seed in common]) if common and point is not best else None
-
-
 def sign_of(objective: Goal) -> float:
     """1 if more is better, else -1."""
     return 1.0 if objective.direction == "maximize" else -1.0
@@ -195,6 +199,73 @@ def _front(points: Sequence[Point], objectives: Sequence[Goal]) -> list[Point]:
         return one != other and all(a >= b for a, b in zip(one, other, strict=True))
 
     return [p for p in points if not any(beats(row, rows[p.point]) for row in rows.values())]
+
+
+def importances(
+    config: SweepConfig,
+    varying: Sequence[str],
+    points: Sequence[tuple[Mapping[str, Scalar], float]],
+    objective: Goal,
+) -> dict[str, float]:
+    """Share of each dimension in what separates the best points from all (PED-ANOVA, Watanabe et al. 2023).
+
+    Args:
+        config: of the sweep.
+        varying: dimensions with at least two values among the points.
+        points: parameters and mean of the objective of each point.
+        objective: whose direction says what is best.
+
+    Returns:
+        Dimension -> share, largest first, summing to 1; empty with too few points (`MIN_POINTS`), fewer than two
+        dimensions, or when all points are equally good.
+    """
+    usable = [(params, value) for params, value in points if all(name in params for name in varying)]
+    if len(usable) < MIN_POINTS or len(varying) < 2 or len({value for _, value in usable}) < 2:
+        return {}
+    import optuna
+
+    has_sklearn = "sklearn" in sys.modules
+    if not has_sklearn:  # importing it takes two seconds, and only Optuna's other evaluators use it
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # the import system's way to say: not installed
+    try:
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    finally:
+        if not has_sklearn:
+            del sys.modules["sklearn"]
+
+    distributions = {name: _distribution(config, name, [params[name] for params, _ in usable]) for name in varying}
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=_SHARE_OF_FEW if len(usable) < _FEW else _SHARE)
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line about the study's creation
+    try:
+        study = optuna.create_study(direction=objective.direction)
+    finally:
+        optuna.logging.set_verbosity(before)
+    words = {n for n, d in distributions.items() if isinstance(d, optuna.distributions.CategoricalDistribution)}
+    for params, value in usable:
+        coded = {name: _word(params[name]) if name in words else params[name] for name in varying}
+        study.add_trial(optuna.create_trial(params=coded, distributions=distributions, value=value))
+    found = get_param_importances(study, evaluator=evaluator)
+    return {name: value for name, value in found.items() if math.isfinite(value)} if any(found.values()) else {}
+
+
+def _distribution(config: SweepConfig, name: str, values: Sequence[Scalar]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    dimension = config.space.get(name)
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if isinstance(dimension, Interval) and dimension.steps is None and len(numbers) == len(values):
+        # Bounds of a reopened sweep may have been narrower than old points.
+        low, high = min(dimension.low, *numbers), max(dimension.high, *numbers)
+        if dimension.integer:
+            return IntDistribution(math.floor(low), math.ceil(high), log=dimension.log)
+        return FloatDistribution(low, high, log=dimension.log)
+    return CategoricalDistribution(sorted({_word(value) for value in values}))
+
+
+def _word(value: Scalar) -> str:
+    """True and 1 are equal for Optuna, but not for us."""
+    return f"{type(value).__name__} {value}"
 
 
 _LISTED = 12

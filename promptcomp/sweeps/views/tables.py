@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from promptcomp.evaluation.bootstrap import Mean
@@ -11,8 +11,7 @@ from promptcomp.evaluation.results import finite
 from promptcomp.plain import csv_text
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.efficiency import Efficiency, efficiency_of
-from promptcomp.sweeps.views.importance import ROUGH_BELOW
-from promptcomp.sweeps.views.points import Point, Summary
+from promptcomp.sweeps.views.points import ROUGH_BELOW, Point, Summary
 
 VERSION = 1
 _MEAN = ("", "_low", "_high", "_std", "_seeds")
@@ -73,15 +72,26 @@ def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
 def state_json(state: SweepState) -> dict[str, Any]:
     """Everything as JSON values; numbers that are not finite are null."""
     summary, efficiency = Summary(state), efficiency_of(state)
-    progress = asdict(summary.progress)
-    for name in ("elapsed", "eta"):
-        progress[f"{name}_seconds"] = progress.pop(name)
+    p = summary.progress
+    progress = {
+        **p.counts,
+        "planned": p.planned,
+        "left_out": p.left_out,
+        "controls": p.controls,
+        "controls_done": p.controls_done,
+        "device_hours": p.device_hours,
+        "control_hours": p.control_hours,
+        "elapsed_seconds": p.elapsed,
+        "eta_seconds": p.eta,
+        "workers": state.workers,
+        "stopped_by": state.stopped_by,
+    }
     return {
         "version": VERSION,
         "directory": str(state.directory.path),
         "title": state.config.title,
         "config": state.config.model_dump(mode="json"),
-        "progress": {**progress.pop("counts"), **progress, "workers": state.workers, "stopped_by": state.stopped_by},
+        "progress": progress,
         "best": summary.best.point if summary.best else None,
         "why_no_best": summary.why_no_best,
         "front": [point.point for point in summary.front],
