@@ -71,9 +71,9 @@ class SweepRun:
     @property
     def best(self) -> dict[str, Any] | None:
         """Key -> value of the best point; None while there is none."""
-        from promptcomp.sweeps.views.points import summarize
+        from promptcomp.sweeps.views.points import Summary
 
-        best = summarize(self.state, with_importances=False).best
+        best = Summary(self.state).best
         return None if best is None else dict(best.params)
 
     def plot(self) -> dict[str, Figure]:
@@ -84,8 +84,9 @@ class SweepRun:
         """
         with drawing():
             from promptcomp.sweeps.views.plots import figures
+            from promptcomp.sweeps.views.points import Summary
 
-            return {each.name: each.figure for each in figures(self.state)}
+            return {each.name: each.figure for each in figures(Summary(self.state))}
 
     def __repr__(self) -> str:
         from promptcomp.sweeps.views.overview import print_state

@@ -15,11 +15,10 @@ from typer import Argument, Option
 
 from promptcomp import __version__
 from promptcomp.commands import checkpoint, data, prompts, sweep
+from promptcomp.commands.asking import judge, rationales
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
 from promptcomp.commands.doctor import doctor
-from promptcomp.commands.judge import judge
-from promptcomp.commands.rationales import rationales
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import shown, without_credentials

@@ -68,7 +68,7 @@ def _quality_table(results: Results, name: str, split: SplitResult, wide: bool) 
         if row not in split.rows:
             continue
         cells = [estimate_text(split.rows[row].get(metric)) for metric in metrics]
-        kept = retained_text(split, 2) if row == "method" else ""
+        kept = retained_text(split, ".2f") if row == "method" else ""
         table.add_row(row_title(results, row), *cells, kept, style="bold" if row == "method" else "")
     return table
 
@@ -178,11 +178,9 @@ def row_title(results: Results, row: str) -> str:
     return titles.get(row, results.title or results.method)
 
 
-def retained_text(split: SplitResult, digits: int = 3) -> str:
+def retained_text(split: SplitResult, form: str = ".3f") -> str:
     """Quality retained with its interval, or why there is none."""
-    if split.no_headroom:
-        return "no headroom"
-    return value_text(split.retained, split.retained_ci, digits)
+    return "no headroom" if split.no_headroom else value_text(split.retained, split.retained_ci, form)
 
 
 def estimate_text(estimate: Estimate | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -36,6 +36,25 @@ class PlainConsole(Console):
         for segment in super().render(renderable, options):
             safe = segment.control or not UNSEEN.search(segment.text)
             yield segment if safe else Segment(printable(segment.text), segment.style)
+
+
+def plain_table(
+    columns: Iterable[str], rows: Iterable[Sequence[str | Text]], right: Container[str] = (), **options: Any
+) -> Table:
+    """A table without lines; the columns of `right` are aligned there.
+
+    Args:
+        columns: their names.
+        rows: their cells.
+        right: names of columns.
+        options: more of Rich's.
+    """
+    table = Table(**{"box": None, "pad_edge": False, "title_justify": "left", **options})
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def open_table(title: str | None = None, left: Iterable[str] = (), right: Iterable[str] = (), **options: Any) -> Table:

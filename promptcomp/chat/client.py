@@ -327,9 +327,8 @@ class ChatClient:
     def _adapt(self, error: Any, sent: Container[str]) -> bool:
         """Whether the trouble was a part of the request that this server does not know; it is sent no more."""
         unknown = str(error.param)
-        if error.status_code != 400 or not str(error.code).startswith("unsupported"):
-            return False
-        if unknown not in _OPTIONAL or unknown not in sent:
+        told = error.status_code == 400 and str(error.code).startswith("unsupported")
+        if not told or unknown not in _OPTIONAL or unknown not in sent:
             return False
         if unknown not in self._unknown:  # requests that were under way meet it too
             self._unknown.add(unknown)
@@ -340,20 +339,18 @@ class ChatClient:
         status, where, response = error.status_code, self.endpoint.url, error.response
         told = error.body.get("message") if isinstance(error.body, dict) else None
         words = shorten(str(told or response.text or response.reason_phrase or "no words"))
-        if status in (401, 403):
-            name = self.endpoint.api_key_env
-            hint = f"check the key in {name}" if os.environ.get(name) else f"set the key in {name}"
-            return EndpointError(f"{where}: the key is refused ({status}: {words}); {hint}")
-        if status == 404:
-            model = self.endpoint.model
-            hint = "check --model and --base-url (it usually ends in /v1)"
-            return EndpointError(f"{where}: no such model or address ({model!r}; 404: {words}); {hint}")
-        if status == 429 and error.code == "insufficient_quota":  # waiting does not fill an account
-            return EndpointError(f"{where}: the account has no quota left ({words})")
-        if status in _RETRIED or status >= 500:
-            return TransientError(
-                f"answers with status {status} ({words})", retry_after(response.headers), status in (429, 503)
-            )
         if status in (400, 413, 422):
             return RefusedError(f"{where}: refuses the request ({status}: {words})")
-        return EndpointError(f"{where}: answers with status {status} ({words})")
+        problem = f"answers with status {status} ({words})"
+        if status in (401, 403):
+            name = self.endpoint.api_key_env
+            hint = f"{'check' if os.environ.get(name) else 'set'} the key in {name}"
+            problem = f"the key is refused ({status}: {words}); {hint}"
+        elif status == 404:
+            hint = "check --model and --base-url (it usually ends in /v1)"
+            problem = f"no such model or address ({self.endpoint.model!r}; 404: {words}); {hint}"
+        elif status == 429 and error.code == "insufficient_quota":  # waiting does not fill an account
+            problem = f"the account has no quota left ({words})"
+        elif status in _RETRIED or status >= 500:
+            return TransientError(problem, retry_after(response.headers), status in (429, 503))
+        return EndpointError(f"{where}: {problem}")

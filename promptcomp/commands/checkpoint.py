@@ -44,9 +44,8 @@ def show(
 
 
 def _print(found: Description, console: Console, every_tensor: bool) -> None:
-    from rich.table import Table
-
     from promptcomp.evaluation.formatting import bytes_text
+    from promptcomp.terminal import plain_table
 
     step = "" if found.step is None else f", step {found.step}"
     state = "no optimiser state" if found.optimizer is None else f"optimiser state of {found.optimizer['numbers']:,}"
@@ -58,11 +57,9 @@ def _print(found: Description, console: Console, every_tensor: bool) -> None:
     ]
     lines += [f"  {name}: {bytes_text(size)}" for name, size in found.files.items()]
     say(console, "\n".join(lines))
-    table = Table(box=None, pad_edge=False, show_header=False)
     shown = found.tensors if every_tensor else found.tensors[:MOST_TENSORS]
-    for tensor in shown:
-        table.add_row("   ", tensor.name, " x ".join(map(str, tensor.shape)) or "number", tensor.dtype)
-    console.print(table)
+    rows = [("   ", tensor.name, " x ".join(map(str, tensor.shape)) or "number", tensor.dtype) for tensor in shown]
+    console.print(plain_table(("", "tensor", "shape", "dtype"), rows, show_header=False))
     if len(shown) < len(found.tensors):
         console.print(f"    ... and {len(found.tensors) - len(shown)} more (--all)", highlight=False)
 

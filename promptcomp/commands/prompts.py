@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -18,7 +17,7 @@ from promptcomp.plain import say
 if TYPE_CHECKING:
     from promptcomp.memory import Memory
     from promptcomp.prompts.compressing import Compressor
-    from promptcomp.prompts.prompt_files import Answer, PromptReader
+    from promptcomp.prompts.prompt_files import PromptReader
     from promptcomp.prompts.sources import PromptSource, Query
 
 DeviceOption = Annotated[str, Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
@@ -45,14 +44,15 @@ def compress(
     as_json: JsonOption = False,
 ) -> None:
     """Compress a prompt with a trained run into a file that 'generate' reads."""
-    if sum((text is not None, file is not None, stdin, demonstrations is not None)) > 1:
+    given = [value for value in (text, file, demonstrations, stdin or None) if value is not None]
+    if len(given) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
     from promptcomp.prompts.artifact import check_output
     from promptcomp.prompts.compressing import Compressor
 
     check_output(output, force)
     compressor = Compressor.load(run, device=device)
-    if text is None and file is None and not stdin and demonstrations is None and compressor.module.method.reads_prompt:
+    if not given and compressor.module.method.reads_prompt:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
     source = _source(compressor, text, file, demonstrations, stdin)
     done = compressor.compression(source, task=task, keep_text=keep_text)
@@ -80,7 +80,7 @@ def compress(
         "full_kv_bytes": done.full_kv_bytes,
         "milliseconds": done.milliseconds,
     }
-    print(json.dumps(found))
+    show(json.dumps(found))
 
 
 def _source(
@@ -178,10 +178,20 @@ def generate(
             print()
         return
     answers = reader.answers(memory, [each.text for each in asked], settings)
-    records = (_record(each, answer) for each, answer in zip(asked, answers, strict=True))
+    records = (
+        {**({} if each.id is None else {"id": each.id}), "input": each.text, "output": answer.text, "ids": answer.ids}
+        for each, answer in zip(asked, answers, strict=True)
+    )
     if output is not None:
-        count = _write_lines(output, records)
-        show(json.dumps({"output": str(output), "answers": count}) if as_json else f"{count} answers in {output}")
+        from promptcomp.files import replacing
+
+        # The file has its name only when all of them are there.
+        with replacing(output) as partial_file, partial_file.open("w", encoding="utf-8") as lines:
+            for record in records:
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+                lines.flush()
+        found = {"output": str(output), "answers": len(asked)}
+        show(json.dumps(found) if as_json else f"{len(asked)} answers in {output}")
     elif as_json:
         print(json.dumps({"answers": list(records)}))
     else:
@@ -222,21 +232,3 @@ def _reader(
         raise ConfigError("--model RUN, a run directory, must say how a whole prompt and its queries are written")
     compressor = Compressor.load(model, device=device)
     return compressor.uncompressed(_source(compressor, text, file, rows)), compressor.reader
-
-
-def _record(query: Query, answer: Answer) -> dict[str, Any]:
-    name = {} if query.id is None else {"id": query.id}
-    return {**name, "input": query.text, "output": answer.text, "ids": list(answer.ids)}
-
-
-def _write_lines(output: Path, records: Iterable[Any]) -> int:
-    """Write records as they come; the file has its name only when all of them are there."""
-    from promptcomp.files import replacing
-
-    count = 0
-    with replacing(output) as partial, partial.open("w", encoding="utf-8") as lines:
-        for record in records:
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-            lines.flush()
-            count += 1
-    return count

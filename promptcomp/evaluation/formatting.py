@@ -21,11 +21,11 @@ METRIC_TITLES = {
 }
 
 
-def value_text(value: float | None, interval: Interval | None, digits: int = 3) -> str:
-    """A value with `digits` decimals and its interval with two."""
+def value_text(value: float | None, interval: Interval | None, form: str = ".3f", ends: str = ".2f") -> str:
+    """A value with its interval, `0.931 [0.91, 0.95]`, by two format specifications."""
     if value is None:
         return "-"
-    return f"{value:.{digits}f}" if interval is None else f"{value:.{digits}f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    return f"{value:{form}}" + (f" [{interval[0]:{ends}}, {interval[1]:{ends}}]" if interval is not None else "")
 
 
 def number_text(value: float | None) -> str:

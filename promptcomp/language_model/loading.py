@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -280,3 +281,17 @@ def _reading(path: str, what: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             problem = "needs code of its own (auto_map), which promptcomp does not run; give another model"
         raise ConfigError(f"{path}: the {what} {problem}") from None
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `auto` (a GPU if there is one), `cpu`, `mps`, `cuda` or `cuda:1`.
+
+    Raises:
+        ConfigError: another name, or no such CUDA device here.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ConfigError(f"--device {name!r} is not known; choose auto, cpu, cuda or cuda:1")
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name.startswith("cuda") and int(name[5:] or 0) >= here:
+        raise ConfigError(f"--device {name}: torch sees {here or 'no'} CUDA device(s) here; use --device cpu")
+    return torch.device(("cuda" if here else "cpu") if name == "auto" else name)

@@ -70,8 +70,8 @@ class HostAdamW(torch.optim.AdamW):
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(value), torch.zeros_like(value)
         for key in ("step", "exp_avg", "exp_avg_sq"):
             state[key] = state[key].cpu()  # Lightning moves what it has loaded to the device
-        state_lists = [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]]
+        averages, squares, steps = [state["exp_avg"]], [state["exp_avg_sq"]], [state["step"]]
         settings: dict[str, Any] = {key: group[key] for key in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
         settings |= dict(zip(("beta1", "beta2"), group["betas"], strict=True), foreach=False)
-        adamw([value], [grad.cpu()], *state_lists, **settings)
+        adamw([value], [grad.cpu()], averages, squares, [], steps, **settings)
         parameter.copy_(value)

@@ -25,10 +25,11 @@ from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
 from promptcomp.files import Place, check_empty, write_atomic
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.loading import pick_device
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import Memory, memory_tensors, memory_to
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
-from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, choose_device, next_position
+from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
 from promptcomp.run.opening import make_data, make_module, open_trained, quiet
 
@@ -117,7 +118,7 @@ class Compressor:
 
     def use(self, experiment: Experiment, datamodule: ContextDataModule, module: CompressionModule) -> None:
         """Compress with these from now on."""
-        self.experiment, self.datamodule, self.module = experiment, datamodule, module.to(choose_device(self.device))
+        self.experiment, self.datamodule, self.module = experiment, datamodule, module.to(pick_device(self.device))
         self.reader = PromptReader(module.lm, datamodule.prompt_format())
         self.__dict__.pop("_hashes", None)
 

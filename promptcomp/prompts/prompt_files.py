@@ -15,6 +15,7 @@ from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import KVCache, Memory, memory_to, save_memory
 from promptcomp.prompts.artifact import PromptInfo, check_output, is_tokenizer, read_prompt, weights_hash
 from promptcomp.run.opening import open_trained_lm, quiet
@@ -239,7 +240,7 @@ class CompressedPrompt:
         """
         if self._reader is None:
             lm = open_lm(self.info, self._model, self._source)
-            lm.to(choose_device(self._device))
+            lm.to(pick_device(self._device))
             self._reader = PromptReader(lm, self.info.format)
         return self._reader
 
@@ -306,8 +307,3 @@ def load_prompt(path: str | Path, *, model: str | Path | None = None, device: st
     """
     memory, info = read_prompt(Path(path))
     return CompressedPrompt(memory, info, model=model, device=device, source=str(path))
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of this name; "auto" is a GPU if there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

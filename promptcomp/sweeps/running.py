@@ -31,7 +31,7 @@ from promptcomp.sweeps.storage import DAMAGE, PARENT_VARIABLE
 from promptcomp.sweeps.study import Sweep, begin, read_state
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.views.numbers import progress_of
+from promptcomp.sweeps.views.numbers import Progress
 
 _LOOK_EVERY = 0.1  # seconds
 _SHOW_EVERY = 0.5
@@ -215,7 +215,7 @@ def run_sweep(
         return False
     if crew.problem:
         raise ConfigError(crew.problem)
-    return progress_of(state, datetime.now(UTC)).over or state.stopped_by is not None
+    return Progress(state, datetime.now(UTC)).over or state.stopped_by is not None
 
 
 def share_devices(

@@ -12,7 +12,7 @@ from promptcomp.config import ConfigError
 from promptcomp.errors import Exit
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.views.numbers import progress_of
+from promptcomp.sweeps.views.numbers import Progress
 from promptcomp.sweeps.worker import work
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
 
@@ -24,7 +24,7 @@ def test_a_grid_is_run_once(tmp_path: Path) -> None:
     assert {trial.values["retained"] for trial in state.trials} == {0.2, 0.4}
     assert [len(trial.reports) for trial in state.trials] == [4] * 4
     assert {(control.name, control.seed, control.status) for control in state.controls} == set()  # mend trains no LM
-    assert progress_of(state, datetime.now(UTC)).over
+    assert Progress(state, datetime.now(UTC)).over
     before = (tmp_path / "s" / "journal.log").read_text()
     assert run(config, tmp_path / "s").trials == state.trials
     after = (tmp_path / "s" / "journal.log").read_text()

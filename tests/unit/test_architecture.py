@@ -175,6 +175,8 @@ FAST = {
     "data show --method mend optim.lrr=1": 2,
     "data validate --method mned": 2,
     "bench --method mend optim.lrr=1": 2,
+    "bench --method mend --lengths 0": 2,
+    "judge a b --malformed keep": 2,
     "rationales --method mned": 2,
     "pretrain nowhere": 2,
     "pretrain list.yaml": 2,

@@ -229,19 +229,13 @@ def rows_of(
     """A row for every size and share that has a value; the first method is held against the others."""
     for size, share in itertools.product(sizes, shares):
         found = {name: values[name, size, share] for name in methods if (name, size, share) in values}
-        own = found.get(methods[0], {})
-        pairs = {
-            name: [own[seed] - theirs[seed] for seed in sorted(own.keys() & theirs.keys())]
-            for name, theirs in found.items()
-            if name != methods[0]
-        }
+        own, minus = found.get(methods[0], {}), {}
+        for name, theirs in found.items():
+            if name != methods[0] and (common := sorted(own.keys() & theirs.keys())):
+                minus[name] = mean_of([own[seed] - theirs[seed] for seed in common])
         if found:
-            yield EfficiencyRow(
-                size=size,
-                share=share,
-                values={name: mean_of(list(each.values())) for name, each in found.items()},
-                minus={name: mean_of(each) for name, each in pairs.items() if each},
-            )
+            means = {name: mean_of(list(each.values())) for name, each in found.items()}
+            yield EfficiencyRow(size=size, share=share, values=means, minus=minus)
 
 
 def reached(
@@ -318,20 +312,19 @@ def _draws(table: np.ndarray) -> list[np.ndarray]:
 
 def print_efficiency(found: Efficiency, console: Console) -> None:
     """The table and what it says; where there is no room for both, differences have a table of their own."""
-    lines, start = found.table, len(found.places)
+    lines, start = [[plain_line(text) for text in line] for line in found.table], len(found.places)
     end = start + len(found.methods)
     console.print(Text(found.heading))
-    if sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) <= console.width + 2:
-        parts = [lines]
-    else:
+    parts = [lines]
+    if sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) > console.width + 2:
         parts = [[line[:end] for line in lines]]
         parts += [[[*line[:start], *line[end:]] for line in lines]] if found.baselines else []
-    for number, part in enumerate(parts):
+    for number, (names, *rows) in enumerate(parts):
         table = open_table()
-        for name in part[0]:
-            table.add_column(Text(plain_line(name)), justify="left" if name == "size" else "right", overflow="fold")
-        for line in part[1:]:
-            table.add_row(*(Text(plain_line(text)) for text in line))
+        for name in names:
+            table.add_column(Text(name), justify="left" if name == "size" else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
         if number:
             console.print()
         console.print(table)
