@@ -16,6 +16,7 @@ from promptcomp.config import ConfigError, build, dump, read_yaml, with_settings
 from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.sources.instruction_sources import InstructionColumns, instruction_problems, to_instruction
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.documents import read_json
@@ -251,16 +252,10 @@ def _data(experiment: Experiment, lm: LanguageModel, rows: Mapping[str, Sequence
     if not isinstance(experiment.data, InstructionConfig):
         return make_data(experiment)
     assert lm.tokenizer is not None
-    return InstructionDataModule(
-        experiment.data,
-        _RowsInMemory(rows),
-        lm.tokenizer,
-        seed=experiment.seed,
-        batch_size=experiment.trainer.batch_size // experiment.trainer.accumulate,
-        window=lm.window,
-        query_in_encoder=lm.query_in_encoder,
-        writes_bos=lm.bos_id is not None,
-    )
+    trainer = experiment.trainer
+    batch_size, bos = trainer.batch_size // trainer.accumulate, lm.bos_id is not None
+    reader = Reader(lm.tokenizer, experiment.seed, batch_size, lm.window, lm.query_in_encoder, bos)
+    return InstructionDataModule(experiment.data, _RowsInMemory(rows), reader)
 
 
 def _read(name: str, rows: Any) -> list[InstructionRow]:

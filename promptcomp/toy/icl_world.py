@@ -26,7 +26,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 
 from tokenizers import Regex, pre_tokenizers
@@ -188,35 +188,25 @@ class ToySource(TaskSource):
         """The tasks of a split, built when they are indexed.
 
         Raises:
-            ValueError: there is no such split.
+            ConfigError: there is no such split.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} is unknown; the toy world has {', '.join(SPLITS)}")
-        return _ToyTasks(self.config, split)
+        self.check_split(split)
+        config = self.config
+        count = {"train": config.num_train_tasks, "dev": config.num_dev_tasks}.get(split, config.num_test_tasks)
+        return LazySequence(count, partial(_task, config, split))
 
 
-class _ToyTasks(LazySequence[Task]):
-    def __init__(self, config: ToyConfig, split: str) -> None:
-        self._config = config
-        self._split = split
-
-    def __len__(self) -> int:
-        config = self._config
-        return {"train": config.num_train_tasks, "dev": config.num_dev_tasks}.get(self._split, config.num_test_tasks)
-
-    def item(self, index: int) -> Task:
-        config = self._config
-        train = self._split == "train"
-        rng = random.Random(f"{config.seed}/{self._split}/{index}")  # text seeds do not depend on PYTHONHASHSEED
-        groups = config.train_groups if train and config.train_groups is not None else config.groups
-        form = rng.choice(config.train_forms) if train else "classification"
-        num_classes = rng.randint(config.min_classes, config.train_max_classes if train else config.max_classes)
-        rule = draw_rule(rng, self._split, form, groups, num_classes)
-        demonstrations = rule.rows(config.num_demonstrations, rng, config.two_slot_share, frozenset())
-        shown = frozenset() if form in ("lookup", "arbitrary") else frozenset(row.input for row in demonstrations)
-        queries = rule.rows(config.num_queries, rng, config.two_slot_share, shown)
-        name = f"{self._split}-{index:06d}-{form}-{len(rule.classes)}"
-        return Task(name, "classification", demonstrations, queries)
+def _task(config: ToyConfig, split: str, index: int) -> Task:
+    train = split == "train"
+    rng = random.Random(f"{config.seed}/{split}/{index}")  # text seeds do not depend on PYTHONHASHSEED
+    groups = config.train_groups if train and config.train_groups is not None else config.groups
+    form = rng.choice(config.train_forms) if train else "classification"
+    num_classes = rng.randint(config.min_classes, config.train_max_classes if train else config.max_classes)
+    rule = draw_rule(rng, split, form, groups, num_classes)
+    demonstrations = rule.rows(config.num_demonstrations, rng, config.two_slot_share, frozenset())
+    shown = frozenset() if form in ("lookup", "arbitrary") else frozenset(row.input for row in demonstrations)
+    queries = rule.rows(config.num_queries, rng, config.two_slot_share, shown)
+    return Task(f"{split}-{index:06d}-{form}-{len(rule.classes)}", "classification", demonstrations, queries)
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:

@@ -16,6 +16,7 @@ from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, En
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.templates import starts_words
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.sources.rationale_records import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.datamodules.tokens import TokenCache
@@ -36,30 +37,18 @@ class Texts:
 class Writer:
     """Writes rows as contexts with queries and targets."""
 
-    def __init__(
-        self,
-        config: RationaleConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        window: int | None,
-        *,
-        query_in_encoder: bool = False,
-    ) -> None:
+    def __init__(self, config: RationaleConfig, reader: Reader, cache: TokenCache) -> None:
         """
-        Args:
-            config: How rows are written.
-            tokenizer: Makes ids.
-            window: The LM's [positions]; None: no limit.
-            query_in_encoder: Whether an encoder reads the queries.
-
         Raises:
-            ConfigError: the budgets do not fit the LM's window [positions], the tokenizer has no end-of-sequence
-                token, or it does not keep the separator.
+            ConfigError: the budgets do not fit the LM's window, the tokenizer has no end-of-sequence token, or it does
+                not keep the separator.
         """
+        tokenizer, query_in_encoder = reader.tokenizer, reader.query_in_encoder
         if tokenizer.eos_token_id is None:
             raise ConfigError("rationale data needs a tokenizer with an end-of-sequence token; this one has none")
         self.config = config
-        self.cache = TokenCache(tokenizer)
-        self.input_budget = input_budget(config, window)
+        self.cache = cache
+        self.input_budget = input_budget(config, reader.window)
         """Most tokens of an input."""
         self._tokenizer = tokenizer
         self._eos: int = tokenizer.eos_token_id
