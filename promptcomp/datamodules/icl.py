@@ -257,13 +257,9 @@ class ICLDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown.
         """
-        plans = self.eval_plans(split)
         if split not in self._examples:
-            found: list[ExampleInfo] = []
-            for context, plan in enumerate(plans):
-                for i in plan.queries:
-                    found.append(_info(plan.task, plan.task.queries[i], len(found), context))
-            self._examples[split] = tuple(found)
+            asked = [(c, p.task, p.task.queries[i]) for c, p in enumerate(self.eval_plans(split)) for i in p.queries]
+            self._examples[split] = tuple(_info(task, row, n, context) for n, (context, task, row) in enumerate(asked))
         return self._examples[split]
 
     def eval_contexts(self, split: str, *, null: bool = False) -> EvalContexts:

@@ -119,7 +119,6 @@ def sentence(category: str, word: str, rng: random.Random, two_slot_share: float
 class ToyRule:
     """What a task asks: a label for each class. `classes` are categories, or tuples of words in a lookup task."""
 
-    form: TaskForm
     classes: tuple[str | tuple[str, ...], ...]
     labels: tuple[str, ...]
     distractors: tuple[str, ...]
@@ -162,10 +161,10 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
     if form == "lookup":
         words = rng.sample([word for c in usable for word in CATEGORIES[c]], 2 * num_classes)
         width = rng.choice((1, 1, 2))
-        return ToyRule(form, tuple(tuple(words[i::num_classes][:width]) for i in range(num_classes)), labels, ())
+        return ToyRule(tuple(tuple(words[i::num_classes][:width]) for i in range(num_classes)), labels, ())
     if form == "arbitrary":
         words = rng.sample([word for c in usable for word in CATEGORIES[c]], rng.randint(2, 6) * num_classes)
-        return ToyRule(form, tuple(tuple(words[i::num_classes]) for i in range(num_classes)), labels, ())
+        return ToyRule(tuple(tuple(words[i::num_classes]) for i in range(num_classes)), labels, ())
     group = rng.choice(groups)
     size = num_classes
     while not class_sets(split, group, size):
@@ -173,7 +172,7 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
     classes = list(rng.choice(class_sets(split, group, size)))
     rng.shuffle(classes)
     distractors = tuple(c for c in usable if (c in NOUNS) != (group == "nouns"))
-    return ToyRule(form, tuple(classes), tuple(classes) if form == "natural" else labels[:size], distractors)
+    return ToyRule(tuple(classes), tuple(classes) if form == "natural" else labels[:size], distractors)
 
 
 class ToySource(TaskSource):

@@ -87,6 +87,16 @@ class RationaleConfig(DataConfig):
     metric: Literal["exact_match", "equation"] = "exact_match"
     """How a label is compared: as text, or by the value of the arithmetic expression it is."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_format(cls, values: Any) -> Any:
+        """Arithmetic formats compare labels by value unless told otherwise."""
+        if isinstance(values, Mapping) and "metric" not in values:
+            known = FORMATS.get(str(values.get("task") or values.get("format")))
+            if known is not None:
+                return {**values, "metric": known.metric}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> RationaleConfig:
         if self.markers == "none" and self.targets == "label_and_rationale":
@@ -114,12 +124,15 @@ class RationaleConfig(DataConfig):
 
     @property
     def format_name(self) -> FormatName | None:
-        """The known format of the raw rows; None: they have none."""
-        return None
+        """The known format of the raw rows: the task's, or the configured one; None: they have none."""
+        name: FormatName | None = getattr(self, "task", None) or getattr(self, "format", None)
+        return name
 
     def without_teacher(self) -> Self:
         """The section without what a teacher wrote, whose files then need not be there."""
-        return self
+        nothing = {"teacher": "none", "rationales": ()}
+        fields = type(self).model_fields
+        return self.model_copy(update={name: value for name, value in nothing.items() if name in fields})
 
     def lengths(self, window: int | None) -> Lengths:
         """An input is read once for both tasks where their markers stand behind it; otherwise it is part of a query."""
@@ -134,33 +147,7 @@ class RationaleConfig(DataConfig):
         return 2 if self.has_two_tasks else 1
 
 
-class FormattedRationales(RationaleConfig):
-    """Rationale data in files of a known format."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _metric_of_format(cls, values: Any) -> Any:
-        """Arithmetic formats compare labels by value unless told otherwise."""
-        if isinstance(values, Mapping) and "metric" not in values:
-            known = FORMATS.get(str(values.get("task") or values.get("format")))
-            if known is not None:
-                return {**values, "metric": known.metric}
-        return values
-
-    @property
-    def format_name(self) -> FormatName | None:
-        """The task's, or the configured one."""
-        name: FormatName | None = getattr(self, "task", None) or getattr(self, "format", None)
-        return name
-
-    def without_teacher(self) -> Self:
-        """See the base class."""
-        nothing = {"teacher": "none", "rationales": ()}
-        fields = type(self).model_fields
-        return self.model_copy(update={name: value for name, value in nothing.items() if name in fields})
-
-
-class RationaleFolderData(FormattedRationales):
+class RationaleFolderData(RationaleConfig):
     """The original's layout: <folder>/<task>/<task>_<split>.json with llm/<split>_CoT_<i>.json beside it."""
 
     source_class: ClassVar[str] = "promptcomp.datamodules.sources.rationale_sources:FolderSource"
@@ -175,7 +162,7 @@ class RationaleFolderData(FormattedRationales):
     """How the teacher's texts are read: strict, or as the original with its losses."""
 
 
-class RationaleRows(FormattedRationales):
+class RationaleRows(RationaleConfig):
     """Rows of files or of a dataset, with the teacher's work in them or in other files."""
 
     source_class: ClassVar[str] = "promptcomp.datamodules.sources.rationale_sources:TableRationales"

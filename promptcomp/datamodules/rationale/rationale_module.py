@@ -16,7 +16,7 @@ from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat, Shown
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
-from promptcomp.datamodules.rationale.row_selection import Account, TrainRow, split_rows, train_rows
+from promptcomp.datamodules.rationale.row_selection import TrainRow, split_rows, teacher_account, train_rows
 from promptcomp.datamodules.rationale.writing import Writer
 from promptcomp.datamodules.sampler import Draw, EvalContexts
 from promptcomp.datamodules.sections import Reader
@@ -61,7 +61,7 @@ class RationaleDataModule(ContextDataModule):
             with collecting(found):
                 self._check_options(split, found)
         for split in self.source.splits if found is not None else ():
-            for line in Account.of(self.source.rows(split), self.config.metric).lines(of_training=False):
+            for line in teacher_account(self.source.rows(split), self.config.metric):
                 tell(Problem("data", None, f"{split}: {line}", "warning"), found)
 
     def _check_options(self, split: str, found: Found) -> None:
@@ -76,7 +76,7 @@ class RationaleDataModule(ContextDataModule):
     def count(self, split: str) -> Counts:
         """See the base class."""
         if split == "train":
-            return Counts(split, rows=self.account.rows, tasks=1, contexts=self.num_train_items())
+            return Counts(split, rows=len(self._parts[0]), tasks=1, contexts=self.num_train_items())
         count = len(self.rows(split))
         return Counts(split, rows=count, tasks=1, contexts=count, asked=count)
 
@@ -87,13 +87,8 @@ class RationaleDataModule(ContextDataModule):
         return split_rows(self.config, self.source, self.seed)
 
     @cached_property
-    def _train(self) -> tuple[list[TrainRow], Account]:
+    def _train(self) -> tuple[list[TrainRow], list[str]]:
         return train_rows(self.config, self._parts[0], self.seed)
-
-    @property
-    def account(self) -> Account:
-        """What became of the training rows."""
-        return self._train[1]
 
     @property
     def training_rows(self) -> Sequence[TrainRow]:
@@ -122,7 +117,7 @@ class RationaleDataModule(ContextDataModule):
                 lost = self.writer.lost_tokens(item.row, item.label, item.roles)
                 cut = [count + (tokens > 0) for count, tokens in zip(cut, lost, strict=True)]
         names = (f"inputs over {self.writer.input_budget} tokens", "labels or rationales over their budget")
-        return self.account.lines() + [f"{name}, cut: {n}" for n, name in zip(cut, names, strict=True) if n]
+        return self._train[1] + [f"{name}, cut: {n}" for n, name in zip(cut, names, strict=True) if n]
 
     # ---- evaluation
 
@@ -157,15 +152,13 @@ class RationaleDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown or empty.
         """
-        return [self._info(split, row, number) for number, row in enumerate(self.rows(split))]
-
-    def _info(self, split: str, row: RationaleRow, number: int) -> ExampleInfo:
-        options = self.options(split, row)
-        kind: TaskKind = "multi_choice" if options else "free_form"
-        gold = options.index(row.label) if options else 0
-        return ExampleInfo(
-            number, self.data_name, kind, None, number, gold, options or (row.label,), row.input, row.label
-        )
+        found = []
+        for number, row in enumerate(self.rows(split)):
+            options, label = self.options(split, row), row.label
+            kind: TaskKind = "multi_choice" if options else "free_form"
+            gold, shown = (options.index(label), options) if options else (0, (label,))
+            found.append(ExampleInfo(number, self.data_name, kind, None, number, gold, shown, row.input, label))
+        return found
 
     def eval_contexts(self, split: str) -> EvalContexts:
         """The rows of an evaluation split with the label task.
@@ -192,10 +185,7 @@ class RationaleDataModule(ContextDataModule):
             return self.options(split, rows[context]) if role == ANSWER else ()
 
         def encode(context: int) -> EncodedContext:
-            row = rows[context]
-            if found := options(context):
-                return writer.encode_options(row, found, context)
-            return writer.encode(row, row.label, (role,), context)
+            return writer.encode(rows[context], rows[context].label, (role,), context, options(context))
 
         def length(context: int) -> int:
             encoded = encode(context)

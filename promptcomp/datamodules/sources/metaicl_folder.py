@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import cast, get_args
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.icl_config import MetaICLData
@@ -24,14 +25,6 @@ from promptcomp.datamodules.sources.rows import HeldOutTasks, JsonlRows, warn_of
 from promptcomp.datamodules.tasks import Task, TaskKind
 from promptcomp.documents import read_json
 from promptcomp.files import is_file_name
-
-KINDS: dict[str, TaskKind] = {
-    "classification": "classification",
-    "multi-choice": "multi_choice",
-    "multi_choice": "multi_choice",
-    "free-form": "free_form",
-    "free_form": "free_form",
-}
 
 
 class MetaICLSource(HeldOutTasks):
@@ -164,6 +157,7 @@ def _read_mapping(path: Path) -> Mapping[str, object]:
 
 
 def _kind(name: object, path: Path) -> TaskKind:
-    if not isinstance(name, str) or name not in KINDS:
-        raise ConfigError(f"{path}: task kind {name!r} is unknown; known: classification, multi-choice, free-form")
-    return KINDS[name]
+    for kind in get_args(TaskKind):
+        if isinstance(name, str) and name.replace("-", "_") == kind:
+            return cast(TaskKind, kind)
+    raise ConfigError(f"{path}: task kind {name!r} is unknown; known: classification, multi-choice, free-form")

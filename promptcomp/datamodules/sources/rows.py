@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sources.records import (
@@ -201,9 +201,6 @@ class JsonlRows(LazySequence[Row]):
 
     def __getstate__(self) -> dict[str, Any]:  # a memory map cannot be sent to a worker process
         return {**self.__dict__, "_map": None}
-
-    def __copy__(self) -> Self:
-        return self
 
 
 def kind_of(options: Iterable[tuple[str, ...]]) -> TaskKind:
