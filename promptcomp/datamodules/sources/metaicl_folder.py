@@ -95,7 +95,7 @@ class MetaICLSource(HeldOutTasks):
             found += [(name, k, seed, part) for name, seed, part in wanted]
         if config.dev == "target_dev":
             found += [(name, k, config.dev_seed, part) for name in self._partition["test"] for part in ("train", "dev")]
-        return [(name, self.path(name, *which)) for name, *which in dict.fromkeys(found)]
+        return [(name, self.path(name, count, seed, part)) for name, count, seed, part in dict.fromkeys(found)]
 
     def _rows(self, task: str, k: int, seed: int, split: str) -> JsonlRows:
         path = self.path(task, k, seed, split)
