@@ -17,7 +17,6 @@ from promptcomp import experiment as experiments
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.bench.measurements import Way
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sampler import EvalPart
 from promptcomp.evaluation.flops import cross_request_flops, decoder_request_flops, read_flops
 from promptcomp.evaluation.memory_cost import memory_bytes
 from promptcomp.experiment import Experiment
@@ -232,7 +231,7 @@ def open_subject(
     queries: list[Sequence[int]] = []
     contexts = datamodule.eval_contexts(datamodule.eval_splits[0])
     for number in range(min(POOL_CONTEXTS, len(contexts))):
-        encoded = contexts.encode(EvalPart(number, 0, len(contexts.targets(number))))
+        encoded = contexts.whole(number)
         prompts += encoded.ids
         queries += [query.ids for query in encoded.queries]
     pool = [token for query in queries for token in query]

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths, Reader
-from promptcomp.datamodules.sources.records import Found
+from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths
 from promptcomp.datamodules.sources.rows import Columns
-
-if TYPE_CHECKING:
-    from promptcomp.datamodules.icl import ICLDataModule
-    from promptcomp.datamodules.tasks import TaskSource
 
 SeparatorName = Literal["none", "space", "newlines", "arrow"]
 Scoring = Literal["direct", "channel"]
@@ -23,6 +18,8 @@ Perturbation = Literal["none", "no_labels", "no_inputs", "random_labels", "wrong
 
 class ICLConfig(DataConfig):
     """Options of in-context-learning data, whatever its source."""
+
+    module_class: ClassVar[str] = "promptcomp.datamodules.icl:ICLDataModule"
 
     num_demonstrations: int = Field(default=16, ge=0)
     """Demonstrations in a context."""
@@ -88,31 +85,6 @@ class ICLConfig(DataConfig):
                 )
         return self
 
-    def source(self) -> TaskSource:
-        """The tasks that the section describes.
-
-        Raises:
-            ConfigError: files are missing or bad.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no source()")
-
-    def build(self, reader: Reader) -> ICLDataModule:
-        """See the base class."""
-        from promptcomp.datamodules.icl import ICLDataModule
-
-        return ICLDataModule(
-            self,
-            self.source(),
-            reader.tokenizer,
-            seed=reader.seed,
-            batch_size=reader.batch_size,
-            window=reader.window,
-        )
-
-    def check_files(self, found: Found) -> None:
-        """See the base class."""
-        self.source().check(found)
-
     def lengths(self, window: int | None) -> Lengths:
         """Demonstrations of full length, as many as fit."""
         example = self.max_example_tokens
@@ -136,11 +108,22 @@ class ICLConfig(DataConfig):
         return "needs data.scoring=direct: a channel query holds the answer" if self.scoring == "channel" else ""
 
 
-class MetaICLData(ICLConfig):
-    """Tasks in MetaICL's folder layout."""
+class PublishedTasks(ICLConfig):
+    """Tasks that were published in a training and a test part."""
 
     lenient: ClassVar[bool] = True
 
+    dev: Literal["train_tasks", "target_dev", "none"] = "train_tasks"
+    """Where checkpoints are selected: a held-out share of the training tasks, or the dev rows of the test tasks (as the
+    original does; it sees the test tasks before the end)."""
+    dev_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the training tasks that is held out with dev "train_tasks"."""
+
+
+class MetaICLData(PublishedTasks):
+    """Tasks in MetaICL's folder layout."""
+
+    source_class: ClassVar[str] = "promptcomp.datamodules.sources.metaicl_folder:MetaICLSource"
     name: Literal["metaicl"] = "metaicl"
     folder: Path
     """Folder that holds `data/` and `config/`."""
@@ -154,26 +137,14 @@ class MetaICLData(ICLConfig):
     """The <seed> in the names of the training tasks' files."""
     test_k: int = Field(default=16, ge=1)
     """The <k> in the names of the test tasks' files."""
-    dev: Literal["train_tasks", "target_dev", "none"] = "train_tasks"
-    """Where checkpoints are selected: a held-out share of the training tasks, or the dev rows of the test tasks (as the
-    original does; it sees the test tasks before the end)."""
-    dev_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training tasks that is held out with dev "train_tasks"."""
     dev_seed: int = 100
     """Data seed of the dev rows with dev "target_dev"."""
 
-    def source(self) -> TaskSource:
-        """See the base class."""
-        from promptcomp.datamodules.sources.metaicl_folder import MetaICLSource
 
-        return MetaICLSource(self)
-
-
-class HFData(ICLConfig):
+class HFData(PublishedTasks):
     """One dataset of the Hugging Face hub (or local, for `datasets`) with the rows of all tasks."""
 
-    lenient: ClassVar[bool] = True
-
+    source_class: ClassVar[str] = "promptcomp.datamodules.sources.task_tables:HFSource"
     name: Literal["hf_icl"] = "hf_icl"
     path: str
     """Name on the hub, or a local folder (MEND's: bigheiniuJ/EvalMetaICLAll)."""
@@ -187,10 +158,6 @@ class HFData(ICLConfig):
     """MetaICL partition file {"train": [task, ...], "test": [...]}; None = all tasks of both splits."""
     seeds: tuple[int, ...] | None = None
     """Data seeds to test with; None = all."""
-    dev: Literal["train_tasks", "target_dev", "none"] = "train_tasks"
-    """Where checkpoints are selected, as for `metaicl`."""
-    dev_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training tasks that is held out with dev "train_tasks"."""
     columns: Columns = Columns()
     """Names of the columns."""
 
@@ -200,16 +167,11 @@ class HFData(ICLConfig):
             raise ValueError("columns.task and columns.split must be named: one dataset holds all tasks")
         return self
 
-    def source(self) -> TaskSource:
-        """See the base class."""
-        from promptcomp.datamodules.sources.task_tables import HFSource
-
-        return HFSource(self)
-
 
 class TableData(ICLConfig):
     """Your own examples in JSONL, JSON, CSV, TSV or Parquet files."""
 
+    source_class: ClassVar[str] = "promptcomp.datamodules.sources.task_tables:TableSource"
     name: Literal["table_icl"] = "table_icl"
     train: tuple[Path, ...] = ()
     """Files with the training tasks."""
@@ -226,9 +188,3 @@ class TableData(ICLConfig):
     """Names of the columns."""
     options_from_outputs: bool = False
     """Give a task without options the list of its distinct outputs."""
-
-    def source(self) -> TaskSource:
-        """See the base class."""
-        from promptcomp.datamodules.sources.task_tables import TableSource
-
-        return TableSource(self)

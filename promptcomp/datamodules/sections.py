@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from promptcomp.datamodules.context_module import ContextDataModule
     from promptcomp.datamodules.tasks import InstructionSource
-    from promptcomp.datamodules.text import TextDataModule
 
 
 DEFAULT_WINDOW = 1024
@@ -71,13 +71,29 @@ class DataConfig(Config):
     context_kind: ClassVar[Literal["demonstrations", "prompt"]] = "prompt"
     """What stands in a context; results name it."""
 
+    module_class: ClassVar[str] = ""
+    """The datamodule that the section builds (of the section, its source and the reader), as "module:class"."""
+    source_class: ClassVar[str] = ""
+    """What lists its rows (made of the section, or of its `world` where rows are generated), likewise."""
+
+    def source(self) -> Any:
+        """The rows or tasks that the section describes; None: it has none that could be checked alone.
+
+        Raises:
+            ConfigError: files are missing or bad.
+        """
+        return resolve_name(self.source_class)(getattr(self, "world", self)) if self.source_class else None
+
     def build(self, reader: Reader) -> ContextDataModule:
         """The datamodule that the section describes, not read yet.
 
         Raises:
             ConfigError: files are missing or bad, or budgets do not fit the window.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no build()")
+        found: ContextDataModule = resolve_name(self.module_class)(
+            self, self.source() if reader.rows is None else reader.rows, reader
+        )
+        return found
 
     def check_places(self) -> None:
         """Look whether the files and folders that the section names are there.
@@ -97,6 +113,9 @@ class DataConfig(Config):
         Raises:
             ConfigError: the files cannot be listed.
         """
+        source = self.source()
+        if source is not None:
+            source.check(found)
 
     def file_problems(self) -> list[Problem]:
         """What `check_files` finds."""
@@ -138,6 +157,9 @@ class DataConfig(Config):
 class TextConfig(DataConfig):
     """Plain text, cut into pseudo-demonstrations and completions."""
 
+    module_class: ClassVar[str] = "promptcomp.datamodules.text:TextDataModule"
+    source_class: ClassVar[str] = "promptcomp.datamodules.text:Documents"
+
     name: Literal["text"] = "text"
     paths: tuple[Path, ...] = ()
     """Files: .txt (documents between blank lines) or .jsonl, .json, .csv, .tsv, .parquet (one document a row)."""
@@ -165,20 +187,6 @@ class TextConfig(DataConfig):
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is larger than max_tokens {self.max_tokens}")
         return self
-
-    def build(self, reader: Reader) -> TextDataModule:
-        """See the base class."""
-        from promptcomp.datamodules.text import TextDataModule
-
-        return TextDataModule(
-            self, reader.tokenizer, seed=reader.seed, batch_size=reader.batch_size, window=reader.window
-        )
-
-    def check_files(self, found: Found) -> None:
-        """See the base class."""
-        from promptcomp.datamodules.text import load_texts
-
-        load_texts(self, found)
 
     def lengths(self, window: int | None) -> Lengths:
         """The longest document."""

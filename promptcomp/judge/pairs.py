@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.records import Asked, name_in, read_records
+from promptcomp.datamodules.sources.records import Asked, name_in
+from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.errors import command
 from promptcomp.evaluation.predictions import ROWS
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.records import FILE_KINDS, Asked, good_records, kind_of_rows, read_records
+from promptcomp.datamodules.sources.records import Asked, good_records
+from promptcomp.datamodules.sources.row_files import FILE_KINDS, kind_of_rows, read_records
 from promptcomp.datamodules.sources.rows import Columns, row_problems, to_row
 from promptcomp.datamodules.tasks import Row
 from promptcomp.files import read_bounded

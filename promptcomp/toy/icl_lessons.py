@@ -65,7 +65,7 @@ def draw_document(
     rule = draw_rule(rng, split, kind if kind in ("lookup", "natural") else "classification", _GROUPS, num_classes)
     if kind == "words":
         bare = tuple(CATEGORIES[c] if isinstance(c, str) else c for c in rule.classes)
-        rule = ToyRule(rule.form, bare, rule.labels, ())
+        rule = ToyRule(bare, rule.labels, ())
     rows = list(rule.rows(num_rows, rng, two_slot_share, frozenset()))
     if kind == "definition":
         names = [Row(str(c), label, rule.labels) for c, label in zip(rule.classes, rule.labels, strict=True)]

@@ -37,11 +37,6 @@ class Lessons(ABC, Generic[AnyStage]):
         return sum(stage.steps for stage in self._stages)
 
     @property
-    def stage_name(self) -> str:
-        """Name of the current stage."""
-        return self.stage.name
-
-    @property
     def finished(self) -> bool:
         """Whether the last stage is over."""
         return self._number >= len(self._stages)
@@ -73,9 +68,9 @@ class Lessons(ABC, Generic[AnyStage]):
     def skills(self, model: PreTrainedModel) -> dict[str, float]:
         """What the model, in eval mode, can do now (may end the current stage)."""
 
-    @abstractmethod
     def report(self, model: PreTrainedModel) -> dict[str, Any]:
-        """What the finished model, in eval mode, can do, for `recipe.json`."""
+        """What the finished model, in eval mode, can do, for `recipe.json`; by default its skills."""
+        return dict(self.skills(model))
 
 
 def answer_loss(logits: Tensor, ids: Tensor, answers: Tensor, pad_id: int, other_weight: float) -> Tensor:

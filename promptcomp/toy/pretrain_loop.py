@@ -70,9 +70,8 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
     torch.manual_seed(config.seed)
     lessons = _LESSONS[type(config.data)](config.data, config.batch_size, config.seed)
     tokenizer = lessons.tokenizer
-    model = build_model(
-        config.architecture, len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
-    )
+    special = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
+    model = build_model(config.architecture, len(tokenizer), *special)
     reads_pairs = isinstance(config.data, ToySeq2SeqCurriculum | RationaleCurriculum) or (
         isinstance(config.data, InstructionCurriculum) and "decoder_only" not in config.data.layouts
     )
@@ -98,7 +97,7 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
         lr = optim.lr * lessons.lr_scale * min(1.0, (step + 1) / max(1, optim.warmup_steps))
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        stage = lessons.stage_name
+        stage = lessons.stage.name
         loss = lessons.loss(model)
         optimizer.zero_grad()
         loss.backward()
@@ -203,11 +202,11 @@ def apply_copy_start(model: PreTrainedModel, start: CopyStart) -> None:
     buckets: int = model.config.relative_attention_num_buckets
     encoder: Any = model.get_encoder()
     decoder: Any = model.get_decoder()
-    _set_self_attention(encoder, [_encoder_bucket(offset, buckets) for offset in start.encoder_offsets], start)
+    _set_self_attention(encoder, [_bucket(offset, buckets, both_ways=True) for offset in start.encoder_offsets], start)
     with torch.no_grad():
         table = encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, H]
         table[0, len(start.encoder_offsets) :] = start.self_bias
-    _set_self_attention(decoder, [_decoder_bucket(offset, buckets) for offset in start.decoder_offsets], start)
+    _set_self_attention(decoder, [_bucket(offset, buckets, both_ways=False) for offset in start.decoder_offsets], start)
     if start.decoder_self_bias is not None:
         with torch.no_grad():
             table = decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
@@ -216,19 +215,14 @@ def apply_copy_start(model: PreTrainedModel, start: CopyStart) -> None:
         _match(block.layer[1].EncDecAttention, 0, start)
 
 
-def _encoder_bucket(offset: int, buckets: int) -> int:
-    """T5's bucket of a distance in a bidirectional stack; half of the buckets are for tokens that follow."""
-    if abs(offset) >= buckets // 4:
-        raise ConfigError(f"architecture.copy_start.encoder_offsets: {offset} is too far; exact below {buckets // 4}")
+def _bucket(offset: int, buckets: int, *, both_ways: bool) -> int:
+    """T5's bucket of a distance; where a stack looks both ways, half of the buckets are for tokens that follow."""
+    where = "architecture.copy_start"
+    if both_ways and abs(offset) >= buckets // 4:
+        raise ConfigError(f"{where}.encoder_offsets: {offset} is too far; exact below {buckets // 4}")
+    if not both_ways and not -buckets // 2 < offset <= 0:
+        raise ConfigError(f"{where}.decoder_offsets: {offset} is not one of 0, -1 ... {1 - buckets // 2}")
     return abs(offset) + (buckets // 2 if offset > 0 else 0)
-
-
-def _decoder_bucket(offset: int, buckets: int) -> int:
-    if not -buckets // 2 < offset <= 0:
-        raise ConfigError(
-            f"architecture.copy_start.decoder_offsets: {offset} is not one of 0, -1 ... {1 - buckets // 2}"
-        )
-    return -offset
 
 
 @torch.no_grad()

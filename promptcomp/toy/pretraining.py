@@ -36,50 +36,25 @@ def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, con
     check_empty(output)
     from promptcomp.toy.pretrain_loop import pretrain
 
-    started = time.monotonic()
-    with _Display(console) as display:
-        pretrain(config, output, display.step)
+    started, numbers = time.monotonic(), dict[str, float]()
+    columns = TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[shown]}")
+    bar = TextColumn("[bold]pretrain[/bold]"), BarColumn(bar_width=24), *columns, TimeElapsedColumn()
+    with Progress(*bar, console=console, disable=not console.is_terminal) as progress:  # elsewhere a line at each check
+        task = progress.add_task("", total=1, shown="")
+
+        def show(step: int, total: int, new: Mapping[str, float]) -> None:
+            numbers.update(new)
+            skills = "  ".join(f"{name} {value:.2f}" for name, value in numbers.items() if name != "loss")
+            shown = f"loss {new['loss']:.3f}  {skills}"
+            if len(new) > 1 and not console.is_terminal:
+                console.print(f"step {step}/{total}  {shown}", highlight=False)
+            progress.update(task, completed=step, total=total, shown=shown)
+
+        pretrain(config, output, show)
     seconds = time.monotonic() - started
     if as_json:
-        print(json.dumps({"model": str(output), "seconds": seconds, "numbers": display.numbers}))
+        print(json.dumps({"model": str(output), "seconds": seconds, "numbers": numbers}))
         return
     console.print(f"{output} holds the model, its tokenizer and recipe.json ({seconds:.0f} s).", highlight=False)
     use = command("fit", "--method", "METHOD", f"lm.path={output}")
     console.print(f"Use it with any experiment: {use}", highlight=False, markup=False, soft_wrap=True)
-
-
-class _Display:
-    """A bar on a terminal; elsewhere a line whenever skills were measured."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.numbers: dict[str, float] = {}
-        self._skills = ""
-        self._progress = Progress(
-            TextColumn("[bold]pretrain[/bold]"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[shown]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._bar = self._progress.add_task("", total=1, shown="")
-
-    def __enter__(self) -> _Display:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def step(self, step: int, total: int, numbers: Mapping[str, float]) -> None:
-        """Show one step; `numbers` has the loss and, now and then, the skills."""
-        self.numbers.update(numbers)
-        skills = {name: value for name, value in numbers.items() if name != "loss"}
-        if skills:
-            self._skills = "  ".join(f"{name} {value:.2f}" for name, value in skills.items())
-            if not self.console.is_terminal:
-                self.console.print(f"step {step}/{total}  loss {numbers['loss']:.3f}  {self._skills}", highlight=False)
-        shown = f"loss {numbers['loss']:.3f}  {self._skills}"
-        self._progress.update(self._bar, completed=step, total=total, shown=shown)

@@ -17,7 +17,6 @@ from functools import lru_cache
 from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from promptcomp.config import ConfigError
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 from promptcomp.toy.toy_sections import ToyRationaleConfig, World
 from promptcomp.toy.words import CATEGORIES, SPECIALS, word_tokenizer
@@ -137,8 +136,7 @@ class ToyRationaleSource(RationaleSource):
         Raises:
             ConfigError: there is no such split.
         """
-        if split not in self.splits:
-            raise ConfigError(f"split {split!r} is unknown; the toy worlds have {', '.join(self.splits)}")
+        self.check_split(split)
         if not self._all:
             config = self.config
             stream = _questions(config)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from glob import escape
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from promptcomp.config import ConfigError
-from promptcomp.documents import parse_json, read_json
-from promptcomp.files import is_file_name, read_text
+from promptcomp.datamodules.sources.metaicl_folder import read_partition
+from promptcomp.datamodules.sources.records import Asked, good_records
+from promptcomp.datamodules.sources.row_files import read_records
+from promptcomp.files import read_text
 from promptcomp.toy.lessons import Lessons
 from promptcomp.toy.recipe import StageConfig, TextCorpus
 
@@ -57,10 +58,6 @@ class TextLessons(Lessons[StageConfig]):
     def skills(self, model: PreTrainedModel) -> dict[str, float]:
         """Loss on the blocks kept apart (nats a token); their rows may come again in documents of later epochs."""
         return {"held_out_loss": _next_token_loss(model, self._held_out).item()}
-
-    def report(self, model: PreTrainedModel) -> dict[str, Any]:
-        """The same as the skills."""
-        return dict(self.skills(model))
 
     def _shuffled_documents(self) -> list[str]:
         documents = list(self._texts)
@@ -112,32 +109,21 @@ def _metaicl_rows(config: TextCorpus) -> list[list[str]]:
     """Rendered rows of each task of the partition."""
     if config.metaicl_dir is None:
         return []
-    partition = config.metaicl_dir / "config" / f"{config.metaicl_partition}.json"
+    split, partition = config.metaicl_split, str(config.metaicl_partition)
+    lists = read_partition(config.metaicl_dir, partition, "data.metaicl_partition", (split,))
     after_input, after_row = config.separators
     tasks = []
-    for name in _task_names(partition, config.metaicl_split):
+    for name in lists[split]:
         rows: dict[str, None] = {}  # an ordered set: classification tasks repeat rows over their seeds
         for file in sorted((config.metaicl_dir / "data" / name).glob(f"{escape(name)}_*_train.jsonl")):
-            for number, line in enumerate(read_text(file, "task file").split("\n"), start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = parse_json(line)
-                except ValueError as error:
-                    raise ConfigError(f"{file}, line {number}: not valid JSON ({error})") from None
-                if not isinstance(row, dict) or not {"input", "output"} <= row.keys():
-                    raise ConfigError(f"{file}, line {number}: expected an object with 'input' and 'output'")
-                rows[f"{row['input']}{after_input}{row['output']}{after_row}"] = None
+            records = read_records(file, Asked(("input", "output")))
+            for record in good_records(records, _missing, None):
+                rows[f"{record.content['input']}{after_input}{record.content['output']}{after_row}"] = None
         if not rows:
             raise ConfigError(f"data.metaicl_dir: task {name!r} has no *_train.jsonl in {config.metaicl_dir / 'data'}")
         tasks.append(list(rows))
     return tasks
 
 
-def _task_names(partition: Path, split: str) -> list[str]:
-    """The names of a partition's tasks, each of which is a folder."""
-    found = read_json(partition, "partition of MetaICL")
-    names = found.get(split) if isinstance(found, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) and is_file_name(name) for name in names):
-        raise ConfigError(f"{partition}: expected a list of task names under {split!r}, each the name of a folder")
-    return names
+def _missing(row: Mapping[str, Any]) -> list[str]:
+    return [f"{name!r} is missing" for name in ("input", "output") if name not in row]

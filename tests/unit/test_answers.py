@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.language_model import LanguageModel
@@ -40,7 +41,7 @@ class Source(InstructionSource):
 def datamodule(folder: Path, **options) -> InstructionDataModule:
     save_tokenizer(folder)
     section = InstructionConfig(max_context_tokens=32, max_query_tokens=16, max_target_tokens=16, **options)
-    return InstructionDataModule(section, Source(), AutoTokenizer.from_pretrained(folder), seed=0, batch_size=2)
+    return InstructionDataModule(section, Source(), Reader(AutoTokenizer.from_pretrained(folder), 0, 2))
 
 
 def module(lm: LanguageModel, **method) -> CompressionModule:

@@ -17,7 +17,8 @@ import pytest
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.sections import DataConfig
-from promptcomp.datamodules.sources.records import Asked, read_records
+from promptcomp.datamodules.sources.records import Asked
+from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.judge.pairs import read_side
 from promptcomp.prompts.sources import read_queries, read_rows
 from tests.data_sections import module_of, validate

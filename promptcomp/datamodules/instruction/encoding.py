@@ -7,7 +7,7 @@ its budget loses the end of its text, never what the template writes behind it (
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from promptcomp.config import ConfigError
@@ -91,17 +91,15 @@ class InstructionEncoder:
 
     def add(self, rows: Iterable[InstructionRow]) -> None:
         """Tokenise everything in the rows in one call."""
+        self.cache.add(self.texts(rows))
+
+    def texts(self, rows: Iterable[InstructionRow]) -> Iterator[str]:
+        """Everything in the rows that is tokenised."""
         template = self.template
-        texts = (
-            text
-            for row in rows
-            for text in (
-                template.context_text(row.instruction),
-                template.query_text(row.input),
-                template.output_text(row.output),
-            )
-        )
-        self.cache.add(texts)
+        for row in rows:
+            yield template.context_text(row.instruction)
+            yield template.query_text(row.input)
+            yield template.output_text(row.output)
 
     def over_budget(self, row: InstructionRow) -> tuple[bool, bool, bool]:
         """Whether context, query and target of a row are too long."""

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sources.records import (
@@ -22,11 +22,11 @@ from promptcomp.datamodules.sources.records import (
     good_records,
     has_errors,
     name_in,
-    parse_json,
-    read_records,
     tell,
+    text_problems,
     whole_number,
 )
+from promptcomp.datamodules.sources.row_files import parse_json, read_records
 from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskKind, TaskSource
 from promptcomp.evaluation.texts import label_of, same_label
 from promptcomp.plain import shown
@@ -63,12 +63,7 @@ METAICL_COLUMNS = Columns(seed=None, split=None)
 
 def row_problems(record: Mapping[str, Any], columns: Columns) -> list[str]:
     """Everything that is wrong with a record, in words; empty for a good one."""
-    found = []
-    for name in (columns.input, columns.output):
-        if record.get(name) is None:
-            found.append(f"{name!r} is missing")
-        elif not isinstance(record[name], str):
-            found.append(f"{name!r} is {type(record[name]).__name__}, expected text")
+    found = text_problems(record, (columns.input, columns.output))
     options = record.get(columns.options) if columns.options else None
     output = record.get(columns.output)
     if output == "":
@@ -186,6 +181,7 @@ class JsonlRows(LazySequence[Row]):
             duplicates.look(record, (row.input, row.output), "input and output", found)
         self.kind: TaskKind = kind_of(options)
         """What kind of task the rows look like."""
+        super().__init__(len(self._offsets), self._read)
 
     def _problems(self, content: Mapping[str, Any], task: str | None) -> list[str]:
         found = row_problems(content, self._columns)
@@ -194,11 +190,7 @@ class JsonlRows(LazySequence[Row]):
             found += [f"the row belongs to task {named!r}, not {task!r}"] if named != task else []
         return found
 
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def item(self, index: int) -> Row:
-        """One row."""
+    def _read(self, index: int) -> Row:
         if self._map is None:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -209,9 +201,6 @@ class JsonlRows(LazySequence[Row]):
 
     def __getstate__(self) -> dict[str, Any]:  # a memory map cannot be sent to a worker process
         return {**self.__dict__, "_map": None}
-
-    def __copy__(self) -> Self:
-        return self
 
 
 def kind_of(options: Iterable[tuple[str, ...]]) -> TaskKind:
@@ -263,9 +252,9 @@ class HeldOutTasks(TaskSource):
     _warns_of_leaks: ClassVar[bool] = True
 
     @property
-    @abstractmethod
     def _holds_out(self) -> bool:
         """Whether the dev split is a part of the training tasks."""
+        return self.config.dev == "train_tasks"
 
     @abstractmethod
     def _training_tasks(self) -> Sequence[Task]:
