@@ -1,4 +1,4 @@
-"""promptcomp: train prompt compressors, measure what they keep beside their bounds, ship the file.
+"""promptcomp: train prompt compressors, measure what they keep of a prompt, save compressed prompts as files.
 
     import promptcomp
 

@@ -43,7 +43,7 @@ Rows = Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SweepRun:
-    """A sweep's directory and what has been found there so far."""
+    """A sweep's directory and its results so far."""
 
     state: SweepState
 
@@ -77,7 +77,7 @@ class SweepRun:
         return None if best is None else dict(best.params)
 
     def plot(self) -> dict[str, Figure]:
-        """Every picture of the sweep by name.
+        """Every plot of the sweep by name.
 
         Raises:
             ConfigError: matplotlib is not there.
@@ -101,7 +101,7 @@ def fit(
     verbose: bool = False,
     **settings: Any,
 ) -> Run:
-    """Train a compressor (or a control) and measure it beside its bounds, as `promptcomp fit`; on one device.
+    """Train a compressor (or a control) and evaluate it beside its bounds, as `promptcomp fit`; on one device.
 
     Args:
         what: A shipped experiment ("mend"; `promptcomp methods` lists them), a YAML file, or a whole configuration.
@@ -128,7 +128,7 @@ def fit(
 
 
 def evaluate(run: Place, *, output: Place | None = None, verbose: bool = False, **settings: Any) -> Run:
-    """Measure a trained run again with other splits, data or seeds, in a directory of its own.
+    """Evaluate a trained run again with other splits, data or seeds, in a new directory.
 
     Args:
         run: The run, or its directory.
@@ -153,7 +153,7 @@ def sweep(
     verbose: bool = False,
     **settings: Any,
 ) -> SweepRun:
-    """Run or continue a sweep, as `promptcomp sweep`; its trials are processes of their own.
+    """Run or continue a sweep, as `promptcomp sweep`; each trial is a separate process.
 
     Args:
         what: A shipped sweep, a YAML file, a sweep's directory, or a sweep file's content.
@@ -187,7 +187,7 @@ def sweep(
     check_splits(config)
     directory = SweepDirectory(Path(folder))
     if not run_sweep(config, directory, workers=workers, console=PlainConsole(quiet=not verbose)):
-        raise KeyboardInterrupt("the sweep was stopped; nothing finished is lost, the same call continues it")
+        raise KeyboardInterrupt("the sweep was stopped; finished trials are kept, and the same call continues it")
     return SweepRun(read_state(directory))
 
 
@@ -216,7 +216,7 @@ class TextCompressor(Compressor):
         device: str = "auto",
         **settings: Any,
     ) -> Self:
-        """An untrained compressor for a model in memory. The model is used as it is, not copied: `fit` changes its
+        """An untrained compressor for a model in memory. The model is used directly, not copied: `fit` changes its
         weights where the method trains the LM (gist: `train="lm"`; "lora" adds adapters to it, "none" leaves it alone).
 
         Args:
@@ -263,9 +263,9 @@ class TextCompressor(Compressor):
         tree = with_settings(self.experiment.model_dump(mode="json"), {**settings, **alone})
         experiment, module = build(Experiment, tree, source="fit"), self.module
         if (experiment.method, experiment.lm) != (self.experiment.method, self.experiment.lm):
-            raise ConfigError("the method and the LM are settled by then: give their settings to from_model")
+            raise ConfigError("the method and the LM are fixed when fit is called: give their settings to from_model")
         if not module.method.trains:
-            raise ConfigError(f"method {experiment.method.name!r} has nothing to train; compress with it as it is")
+            raise ConfigError(f"method {experiment.method.name!r} has nothing to train; call compress at once")
         source = RowsInMemory(train=rows, **({} if dev is None else {"dev": dev}))
         datamodule = make_data(experiment, module.lm, source)
         datamodule.check()

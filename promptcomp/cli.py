@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="promptcomp",
-    help="Train prompt compressors, measure what they keep beside their bounds, ship the file.",
+    help="Train prompt compressors, measure what they keep of a prompt, save compressed prompts as files.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -62,7 +62,7 @@ def main() -> NoReturn:
         where = f" {shown(str(error.filename))}" if error.filename else ""
         if is_full(error) or error.errno in _RIGHTS_ERRORS:
             code = Exit.NO_SPACE if is_full(error) else Exit.CRASHED
-            _fail(f"cannot write{where}: {error.strerror}; what was finished is kept", code)
+            _fail(f"cannot write{where}: {error.strerror}; finished work is kept", code)
         if error.errno not in _NAME_ERRORS:
             raise
         _fail(f"cannot open{where}: {error.strerror}", Exit.MISTAKE)
@@ -107,7 +107,7 @@ def fit(
         Option(
             min=1.0,
             metavar="GIB",
-            help="With --dry-run: say what to change if a device of this size is too small (default: the GPU here).",
+            help="With --dry-run: what to change if a device with so much memory is too small (default: this GPU).",
         ),
     ] = None,
     with_controls: Annotated[
@@ -123,7 +123,7 @@ def fit(
     preempted_file: Annotated[Path | None, Option(hidden=True, help="Leave this file when preempted.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a compressor (or a control) and measure it beside its bounds on held-out tasks."""
+    """Train a compressor (or a control) and evaluate it beside its bounds on held-out tasks."""
     console = console_for(as_json)
     outcome: Any
     if slurm is None:
@@ -131,10 +131,10 @@ def fit(
     elif with_controls:
         raise ConfigError(
             "--slurm submits one run, and --with-controls makes up to five: put the command without --slurm into a "
-            "batch script for one node; it starts its processes itself (trainer.devices), and repeated it continues"
+            "batch script for one node; it starts its processes itself (trainer.devices), and the script continues"
         )
     if resume is not None and (method or config or run_dir or with_controls or (dry_run and slurm is None)):
-        raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
+        raise ConfigError("--resume continues a run with its own configuration; give no other options (but --json)")
     if slurm is not None and resume is None:
         submit_new(slurm, method, config, overrides or (), run_dir, dry_run, as_json)
         return
@@ -191,7 +191,7 @@ def evaluate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a trained run again, with other splits or data (overrides), without touching its own results."""
+    """Evaluate a trained run again, with other splits or data (overrides), without changing its own results."""
     from promptcomp.run.configured import experiment_of
     from promptcomp.run.run_directory import open_existing
 
@@ -208,15 +208,15 @@ def compare(
     split: Annotated[str | None, Option(help="The only split to compare; default: all that the runs share.")] = None,
     metric: Annotated[
         str | None,
-        Option(help="accuracy, task, macro_f1, loss, exact_match, rougeL, ...; default: the runs' own."),
+        Option(help="accuracy, task, macro_f1, loss, exact_match, rougeL, ...; default: the runs' headline metric."),
     ] = None,
     format_: Annotated[str, Option("--format", "-f", help="table, csv, markdown or json.")] = "table",
     allow_different: Annotated[
-        bool, Option("--allow-different", help="Show runs with other test examples, unranked.")
+        bool, Option("--allow-different", help="Also show runs with other test examples, without ranks.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """One table over several runs, with differences and intervals; refuses to rank runs with other test examples."""
+    """One table over several runs, with differences and intervals; ranks no runs with other test examples."""
     from promptcomp.comparing.comparison import compare as compare_runs
     from promptcomp.comparing.comparison_table import FORMATS, print_comparison
 

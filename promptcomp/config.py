@@ -199,7 +199,7 @@ def with_installed(group: str, own: Mapping[str, type[SectionT]], base: type[Sec
             section = point.load()
         except Exception as error:  # whatever another package's code raises
             raise ConfigError(
-                f"{where} cannot be imported: {type(error).__name__}: {error}; mend or uninstall it"
+                f"{where} cannot be imported: {type(error).__name__}: {error}; fix or uninstall it"
             ) from error
         if not (isinstance(section, type) and issubclass(section, base)):
             raise ConfigError(f"{where} is no subclass of {base.__module__}.{base.__name__}")

@@ -1,4 +1,4 @@
-"""Files: reads that end, whole writes, locks. A symbolic link is never written through, only replaced.
+"""Files: bounded reads, atomic writes, locks. A symbolic link is never written through, only replaced.
 
 What is written here has the permissions that the user's umask gives, unless it is `private`.
 """
@@ -38,7 +38,7 @@ def read_bounded(path: Path, limit: int, what: str) -> bytes:
 
     Args:
         path: the file; a link to one is followed.
-        limit: most bytes.
+        limit: maximum number of bytes.
         what: what it should be, for the message ("configuration file").
 
     Raises:
@@ -92,7 +92,7 @@ def read_text(path: Path, what: str, limit: int = 2**33) -> str:
     Args:
         path: the file.
         what: what it should be, for the message ("results file").
-        limit: most bytes.
+        limit: maximum number of bytes.
 
     Raises:
         ConfigError: the file is missing, unreadable, too large or not UTF-8.
@@ -179,7 +179,7 @@ def open_append(path: Path) -> IO[bytes]:
         kind = os.fstat(handle).st_mode
     except OSError as error:
         if os.path.islink(path):
-            raise ConfigError(f"{path}: is a link, which is not written through; remove it") from None
+            raise ConfigError(f"{path}: is a link, and files are not written through links; remove it") from None
         raise _unwritable(path, error) from None
     if not stat.S_ISREG(kind):
         os.close(handle)
@@ -204,8 +204,8 @@ def check_no_links(folder: Path, names: tuple[str, ...]) -> None:
     for name in names:
         if (folder / name).is_symlink():
             raise ConfigError(
-                f"{folder / name}: is a link, and nothing is written through one; put the folder itself there, or move"
-                f" the whole of {folder}"
+                f"{folder / name}: is a link, and files are not written through links; put the folder there, or move"
+                f" all of {folder}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Leases: a file that says which process is at work on something, touched while that process lives.
+"""Leases: a file that names the process that works on something, touched while that process lives.
 
 A trainer keeps one where it is asked to (`fit --lease FILE`, as a sweep does it). On the same machine a lease is as
 good as its process; elsewhere it is judged by its age, on the clock of the disk that it is on.

@@ -1,4 +1,4 @@
-"""Memory: what a compressor makes of a context.
+"""Memory: the result of compressing a context.
 
 Three forms cover every method; `None` stands for no prompt at all. Rows may have different numbers of real slots, so
 each form carries a mask. `rows` gives each query its context's memory (a view where nothing has to be copied).
@@ -144,7 +144,7 @@ def load_memory(path: Path, device: str = "cpu") -> tuple[Memory, dict[str, Any]
         memory = _assemble(header["kind"], tensors)
         metadata = dict(header["metadata"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: the memory file is not as format {FORMAT} has it ({error})") from None
+        raise ConfigError(f"{path}: the memory file does not follow format {FORMAT} ({error})") from None
     return memory_to(memory, device), metadata
 
 

@@ -23,7 +23,7 @@ class StopRequested(BaseException):
 
 
 class StopSignals:
-    """Notes the signals that ask this process to make room.
+    """Notes the signals that preempt this process.
 
     The object lives in the process' table of signal handlers: `StopSignals.current()` finds it there.
     """
@@ -102,7 +102,7 @@ def stop_signals() -> Iterator[StopSignals]:
 
 
 def is_preemption(number: Any) -> bool:
-    """Whether a signal asks to make room (and to be continued by whoever sent it)."""
+    """Whether a signal means preemption (whoever sent it will continue the run)."""
     return number in StopSignals.numbers()
 
 

@@ -18,13 +18,13 @@ class BenchPlan:
     """What to measure, and how."""
 
     lengths: Annotated[str, Option(help="Prompt lengths in tokens.")] = "64,256,1024,2048"
-    batch_sizes: Annotated[str, Option(help="Queries served at once, each behind a prompt of its own.")] = "1,8"
+    batch_sizes: Annotated[str, Option(help="Queries at a time, each with a different prompt.")] = "1,8"
     new_tokens: Annotated[int, Option(min=1, help="Tokens of an answer.")] = 32
-    repeats: Annotated[int, Option(min=3, help="Warm runs of each measurement.")] = 9
-    seconds: Annotated[float, Option(min=0, help="About how long one measurement may take; slow ones repeat less.")] = (
+    repeats: Annotated[int, Option(min=3, help="Repetitions of each measurement after a warm-up.")] = 9
+    seconds: Annotated[float, Option(min=0, help="Seconds for a measurement; slow ones are repeated less often.")] = (
         30.0
     )
-    seed: Annotated[int, Option(help="Order of the measurements.")] = 0
+    seed: Annotated[int, Option(help="Seed of the order of the measurements.")] = 0
     device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto"
 
     def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""What the bench found: one record for each way of serving, prompt length and batch size; files, tables, picture."""
+"""Results of the bench: one record for each way of serving, prompt length and batch size; files, tables, picture."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Spread:
         return cls(statistics.median(values), low, high)
 
     def overlaps(self, other: Spread) -> bool:
-        """Whether the quartiles do not tell the two apart."""
+        """Whether the interquartile ranges of the two overlap."""
         return self.low <= other.high and other.low <= self.high
 
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """Uses of a prompt between which compressing costs no more than a rival; see flops.break_even."""
+    """Uses of a prompt between which compressing costs no more than the alternative; see flops.break_even."""
 
     first: int | None
     last: int | None
@@ -77,7 +77,7 @@ class BreakEven:
 
 @dataclass(slots=True)
 class Making:
-    """What is done once for a prompt: FLOPs and milliseconds of one prompt, and the file that keeps it."""
+    """The cost of compressing or caching a prompt once: FLOPs, milliseconds, and the file of the memory."""
 
     flops: float
     flops_counted: float
@@ -238,7 +238,7 @@ _ONLY_WIDE = ("counted", "KV in use")
 
 
 def _serving_table(bench: Bench, tokens: int, wide: bool) -> Table:
-    """One query behind the prompt, in each way."""
+    """The cost of one query after the prompt, in each way."""
     columns = {name: text for name, text in _SERVING.items() if wide or name not in _ONLY_WIDE}
     table = _table(f"{tokens:,} prompt tokens: one query", ("way",), tuple(columns))
     for head, record in _numbered(bench, bench.at(tokens)):

@@ -1,4 +1,4 @@
-"""What is measured, and the ways of serving a query behind a prompt, as calls that can be timed and counted.
+"""What is measured, and the ways of serving a query after a prompt, as calls that can be timed and counted.
 
 A trained run, an experiment before training, a method on an LM of random weights (they cost as much as trained ones),
 so a user sees what a method would cost before training it.
@@ -73,7 +73,7 @@ def requests(subject: Subject, batch: Batch) -> dict[Way, Request | str]:
     kv = (tokens + lm.num_bos) * lm.cost.kv_bytes_per_token
     ways: dict[Way, Request | str] = {
         "no_cache": Request(anew, lambda new: _flops(subject, None, tokens, new), kv_bytes=kv),
-        "prefix_cache": "the encoder reads prompt and query together, both ways: nothing can be kept",
+        "prefix_cache": "the encoder reads prompt and query together, in both directions: nothing can be cached",
     }
     if not lm.query_in_encoder:
         make_flops = read_flops(lm.cost, tokens + lm.num_bos)
@@ -108,7 +108,7 @@ def plain_answer(lm: LanguageModel, ids: Tensor, new_tokens: int, on_token: OnTo
 
 
 def _behind(subject: Subject, batch: Batch, make: Callable[[], Memory | None], make_flops: float) -> Request:
-    """A request that reads its query behind a memory that was made once."""
+    """A request that reads its query with a memory that was made once."""
     lm = subject.module.lm
     memory = make()
     slots = 0.0 if memory is None else float(memory.num_slots.double().mean())

@@ -45,7 +45,7 @@ MIN_REPEATS = 3
 def measure(
     subject: Subject, plan: BenchPlan, on_point: Callable[[int, int], None] = lambda tokens, rows: None
 ) -> Bench:
-    """Every way of serving at every length and batch size; `on_point` is told these two before they are measured.
+    """Every way of serving at every length and batch size; `on_point` is called with both before they are measured.
 
     Raises:
         ConfigError: no such device.

@@ -1,4 +1,4 @@
-"""Files of answers: each one is on disk before the next thing happens, so that nothing is paid for twice.
+"""Files of answers: each answer is on disk before the next request, so that nothing is paid for twice.
 
 The first line tells what the file is, every other line is one answer with a key made of what was asked. Lines are only
 ever added; the line that a killed process left unfinished is asked for again.
@@ -28,7 +28,7 @@ class FileHeader(Config):
     version: Literal[1] = 1
 
     def identity(self) -> dict[str, object]:
-        """What must be equal for answers to go into the same file, by its name for people."""
+        """What must be equal for answers to go into the same file, by its name in messages."""
         return {}
 
 
@@ -49,7 +49,7 @@ class KeptAnswer(Config):
     error: str | None = None
     """Why the request was refused."""
     prompt_tokens: int | None = None
-    """Over all attempts; null: not told."""
+    """Over all attempts; null: not reported."""
     completion_tokens: int | None = None
     model: str | None = None
     """The model as the server names it."""

@@ -1,4 +1,4 @@
-"""A language model that answers here: any that the package can load. What all prompts share is read once and kept."""
+"""A language model that answers here: any that the package can load. Their common prefix is read once."""
 
 from __future__ import annotations
 

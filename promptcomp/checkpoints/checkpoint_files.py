@@ -114,7 +114,7 @@ def consolidate(path: Path, output: Path | None) -> Path:
         what = "is not a sharded checkpoint of promptcomp" if target.exists() else "no checkpoint there"
         raise ConfigError(f"{target}: {what}; give a run directory or its checkpoints/last.ckpt")
     if folder.is_file():
-        raise ConfigError(f"{folder}: is one file already")
+        raise ConfigError(f"{folder}: is already one file")
     if output is not None and output.exists():
         raise ConfigError(f"{output} exists; name another file with --output")
     config = target.parent.parent / "config.yaml"
@@ -269,7 +269,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     for name, size in header["shards"].items():
         path = folder / name
         if not path.is_file():
-            raise ConfigError(f"{folder}: incomplete, {name} is missing; copy the whole folder")
+            raise ConfigError(f"{folder}: incomplete, {name} is missing; copy the complete folder")
         if path.stat().st_size != size:
             raise ConfigError(f"{path}: has {path.stat().st_size} bytes instead of {size}; copy the folder again")
     return header

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, an export or a run directory, and whether it is whole."""
+"""What is in a checkpoint, an export or a run directory, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TensorInfo(Measured):
 
 
 class Description(Measured):
-    """What a checkpoint or an export says of itself."""
+    """The description that a checkpoint or an export holds."""
 
     path: str
     kind: Kind
@@ -89,7 +89,7 @@ def describe(path: Path) -> Description:
         header, tensors = split(read_checkpoint(path))
     info = header.get("promptcomp", {})
     if missing := {"format", "method", "family", "lm"} - info.keys():
-        raise ConfigError(f"{path}: is not a checkpoint of promptcomp (it does not say its {min(missing)})")
+        raise ConfigError(f"{path}: is not a checkpoint of promptcomp (it does not give its {min(missing)})")
     state = [tensor.numel() for name, tensor in tensors.items() if name.startswith(OPTIMIZER)]
     trained = {name.removeprefix(WEIGHTS): t for name, t in tensors.items() if name.startswith(WEIGHTS)}
     return Description(

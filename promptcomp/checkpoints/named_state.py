@@ -102,7 +102,7 @@ def _to_numbers(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     ours = [name for group in optimizer.param_groups for name in group["param_names"]]
     if differing := sorted(set(ours) ^ set(saved_group)):
         raise ConfigError(
-            f"the checkpoint's optimiser state is of other parameters ({', '.join(map(str, differing[:3]))}); "
+            f"the checkpoint's optimiser state is for other parameters ({', '.join(map(str, differing[:3]))}); "
             "start a new run with method.init_from instead"
         )
     parameters, number_of = dict(zip(ours, _parameters(optimizer), strict=True)), {n: i for i, n in enumerate(ours)}

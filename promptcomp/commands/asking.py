@@ -46,24 +46,24 @@ ASKS_FROM = 200
 class Asking:
     """Options of the commands that ask a model: which one, how hard, at what price."""
 
-    model: Annotated[str | None, Option(help="The name of the model that is asked, at an endpoint.")] = None
+    model: Annotated[str | None, Option(help="Name of the model at the endpoint.")] = None
     base_url: Annotated[
         str | None, Option(help="OpenAI-compatible server, up to /v1; default: OPENAI_BASE_URL, else OpenAI.")
     ] = None
     api_key_env: Annotated[str, Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY"
-    local: Annotated[str | None, Option(metavar="PATH", help="Ask a local causal LM instead (folder or hub name).")] = (
+    local: Annotated[str | None, Option(metavar="PATH", help="Use a local causal LM instead (folder or hub name).")] = (
         None
     )
-    concurrency: Annotated[int, Option(min=1, help="Most requests at a time.")] = 4
-    rpm: Annotated[int | None, Option(min=1, help="Most requests in a minute.")] = None
-    tpm: Annotated[int | None, Option(min=1, help="Most tokens in a minute.")] = None
-    timeout: Annotated[float, Option(min=0.01, help="Seconds for one request.")] = 120.0
-    retries: Annotated[int, Option(min=0, help="Further tries after a transient error.")] = 5
+    concurrency: Annotated[int, Option(min=1, help="Maximum number of simultaneous requests.")] = 4
+    rpm: Annotated[int | None, Option(min=1, help="Maximum number of requests in a minute.")] = None
+    tpm: Annotated[int | None, Option(min=1, help="Maximum number of tokens in a minute.")] = None
+    timeout: Annotated[float, Option(min=0.01, help="Time limit of one request in seconds.")] = 120.0
+    retries: Annotated[int, Option(min=0, help="Retries after a transient error.")] = 5
     device: Annotated[str, Option(help="For --local: auto, cpu, cuda.")] = "auto"
     batch_size: Annotated[int, Option(min=1, help="For --local.")] = 8
-    price_in: Annotated[float | None, Option(min=0, help="Per million prompt tokens.")] = None
-    price_out: Annotated[float | None, Option(min=0, help="Per million answer tokens.")] = None
-    yes: Annotated[bool, Option("--yes", "-y", help="Start without asking.")] = False
+    price_in: Annotated[float | None, Option(min=0, help="Price of a million prompt tokens.")] = None
+    price_out: Annotated[float | None, Option(min=0, help="Price of a million answer tokens.")] = None
+    yes: Annotated[bool, Option("--yes", "-y", help="Start without asking for confirmation.")] = False
 
     @property
     def prices(self) -> Prices:
@@ -134,10 +134,10 @@ def _agree(session: AskingSession[KeptT], prices: Prices, yes: bool, console: Co
         return
     if sys.stdin.isatty():
         if not typer.confirm("Start?", err=True):
-            show("nothing was asked", file=sys.stderr)
+            show("no request was sent", file=sys.stderr)
             raise typer.Exit(0)
     elif cost is not None or len(session.todo) > ASKS_FROM:
-        raise ConfigError(f"{text}: nobody is here to agree; give --yes to start")
+        raise ConfigError(f"{text}: there is no terminal to ask for confirmation; give --yes to start")
 
 
 @contextmanager
@@ -184,14 +184,14 @@ def rationales(
     show_template: Annotated[bool, Option("--show-template", help="Print the template (to edit it) and stop.")] = False,
     show_prompt: Annotated[bool, Option("--show-prompt", help="Print the first row's prompt and stop.")] = False,
     no_ask: Annotated[
-        bool, Option("--no-ask", help="Ask nothing: read again the texts that are there, and report.")
+        bool, Option("--no-ask", help="Send no request: parse the existing texts again, and report.")
     ] = False,
     as_json: JsonOption = False,
     *,
     options: RationaleOptions,
     asking: Asking,
 ) -> None:
-    """Rationales and labels from a teacher, by few-shot chain of thought. The same command continues where it stopped.
+    """Generate rationales and labels with a teacher, by few-shot chain of thought. The same command continues.
 
     The data is an experiment's (--method, --config) or named by data.* keys. What it writes is data for
     data.name=rationale_files.

@@ -1,4 +1,4 @@
-"""`promptcomp bench`: what a compressed prompt costs beside the whole prompt, cached and not."""
+"""`promptcomp bench`: what a compressed prompt costs compared with the full prompt, cached and not."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def bench(
     *,
     plan: BenchPlan,
 ) -> None:
-    """Measure one query behind a prompt: read anew, behind a cache of the whole prompt, or compressed."""
+    """Measure the cost of a query after a prompt: without a cache, with a cache of the full prompt, and compressed."""
     plan.sizes()  # mistakes are told before torch is imported
     words = list(overrides or ())
     if run is not None and "=" in run and not os.path.exists(run):

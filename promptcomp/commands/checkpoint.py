@@ -1,4 +1,4 @@
-"""`promptcomp checkpoint ...`: look into checkpoints, join their parts, export what was trained."""
+"""`promptcomp checkpoint ...`: inspect checkpoints, join sharded ones, export the trained parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from promptcomp.checkpoints.describe import Description
 
-app = typer.Typer(help="Look into checkpoints, join their parts, export what was trained.", no_args_is_help=True)
+app = typer.Typer(help="Inspect checkpoints, join sharded ones, export the trained parts.", no_args_is_help=True)
 _Place = Annotated[Path, Argument(help="A run directory, a checkpoint (file or folder) or an export.")]
 Format = Literal["hf", "peft", "tensors"]
 MOST_TENSORS = 20
@@ -29,7 +29,7 @@ def show(
     every_tensor: Annotated[bool, Option("--all", help="List every tensor.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is in it: format, method, LM, step, trained tensors, the optimiser's state, sizes."""
+    """Show its content: format, method, LM, step, trained tensors, the optimiser's state, sizes."""
     from promptcomp.checkpoints.describe import describe, places_of
 
     found = [describe(place) for place in places_of(path)]
@@ -66,7 +66,7 @@ def _print(found: Description, console: Console, every_tensor: bool) -> None:
 
 @app.command()
 def verify(path: _Place, as_json: JsonOption = False) -> None:
-    """Read everything: files that are missing or cut off, numbers that are not finite. Exit code 1 if damaged."""
+    """Read everything; report missing or truncated files and numbers that are not finite. Exit code 1 if damaged."""
     from promptcomp.checkpoints.describe import damage, places_of
 
     found = {str(place): damage(place) for place in places_of(path)}
@@ -80,7 +80,7 @@ def verify(path: _Place, as_json: JsonOption = False) -> None:
 def consolidate(
     path: Annotated[Path, Argument(help="A run directory, or a sharded checkpoint (a folder).")],
     output: Annotated[
-        Path | None, Option("--output", "-o", help="The file to write; default: in the place of the folder.")
+        Path | None, Option("--output", "-o", help="The file to write; default: it replaces the folder.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -101,7 +101,7 @@ def export(
             "--format",
             "-f",
             help="hf (a transformers folder), peft (adapters, soft prompts) or tensors; default: the "
-            "best that the method allows.",
+            "method's preferred format.",
         ),
     ] = None,
     as_json: JsonOption = False,

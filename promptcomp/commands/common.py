@@ -23,7 +23,7 @@ Overrides = Annotated[
 MethodOption = Annotated[
     str | None, Option("--method", "-m", help="A shipped experiment; 'promptcomp methods' lists them.")
 ]
-ConfigOption = Annotated[Path | None, Option("--config", "-c", help="A YAML file with a whole experiment.")]
+ConfigOption = Annotated[Path | None, Option("--config", "-c", help="A YAML file with a complete experiment.")]
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON document on standard output, no tables.")]
 
 
@@ -33,7 +33,7 @@ def show(text: str, end: str = "\n", file: TextIO | None = None) -> None:
 
 
 def console_for(as_json: bool) -> Console:
-    """Where people read: standard output, or standard error when standard output carries JSON."""
+    """The console for tables and progress: standard output, or standard error when standard output carries JSON."""
     from promptcomp.terminal import PlainConsole
 
     return PlainConsole(stderr=as_json)

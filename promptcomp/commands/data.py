@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from promptcomp.datamodules.sources.records import Problem
     from promptcomp.experiment import Experiment
 
-app = typer.Typer(help="Look at data: what can be read, rows as the model sees them, bad rows.", no_args_is_help=True)
-build_app = typer.Typer(help="Build published data sets from the files they are made of.", no_args_is_help=True)
+app = typer.Typer(help="Inspect data: kinds of data, rows as the model sees them, bad rows.", no_args_is_help=True)
+build_app = typer.Typer(help="Build published data sets from their source files.", no_args_is_help=True)
 app.add_typer(build_app, name="build")
 
 
@@ -79,8 +79,8 @@ def data_show(
     overrides: Overrides = None,
     method: MethodOption = None,
     config: ConfigOption = None,
-    split: Annotated[str, Option(help="Which split.")] = "train",
-    count: Annotated[int, Option("--count", "-n", min=1, help="How many contexts.")] = 1,
+    split: Annotated[str, Option(help="The split to show.")] = "train",
+    count: Annotated[int, Option("--count", "-n", min=1, help="Number of contexts to show.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Print rows of an experiment's data exactly as the model will see them."""
@@ -182,7 +182,7 @@ def data_build_alpaca_plus(
     output: Annotated[Path, Option("--output", "-o", help="Folder for the four files.")],
     seen: Annotated[int, Option(min=0, help="Rows of the seen split.")] = 1000,
     unseen: Annotated[int, Option(min=0, help="Rows of the unseen split.")] = 1000,
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace existing files.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build Alpaca+ (gisting, Mu et al. 2023) by the published rules, and print what is in it."""

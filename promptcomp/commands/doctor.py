@@ -52,7 +52,7 @@ def _checks() -> Iterator[tuple[str, bool, str]]:
     yield "memory", memory > 1, f"{memory:.1f} GiB free (the toy world needs about 1)"
     disk = shutil.disk_usage(Path.cwd()).free / 2**30
     has_room = disk > _MINIMUM_DISK_GIB
-    yield "disk", has_room, f"{disk:.1f} GiB free in {Path.cwd()}" + ("" if has_room else "; make room")
+    yield "disk", has_room, f"{disk:.1f} GiB free in {Path.cwd()}" + ("" if has_room else "; free space")
     try:
         with tempfile.TemporaryFile(dir=Path.cwd()):
             yield "run directories", True, "can be written here"

@@ -82,7 +82,7 @@ def _read_data(experiment: Experiment) -> list[str]:
         except ConfigError as error:
             if any(Path(locate(experiment.lm.path)).glob("tokenizer*")):  # it is here, and cannot be used
                 raise
-            return [f"the data was not read, for the LM's tokenizer is not here ({error})"]
+            return [f"the data was not read, because the LM's tokenizer is not here ({error})"]
         try:
             make_parts(experiment)
         except NotHere as error:
@@ -99,7 +99,7 @@ def _lines(found: StepForecast, experiment: Experiment) -> list[str]:
         f"host: {bytes_text(found.host.loading)} a node while the weights are loaded"
         + (f", {bytes_text(found.host.optimizer)} of optimiser state" if found.host.optimizer else ""),
         f"process: {bytes_text(found.host.process)} at most"
-        + (" on the host, CUDA's libraries aside" if layout_of(experiment.trainer).on_gpu else "")
+        + (" on the host, without CUDA's libraries" if layout_of(experiment.trainer).on_gpu else "")
         + f" (libraries {bytes_text(found.host.libraries)} and loading included)",
         f"checkpoint: {bytes_text(found.checkpoint_bytes)} (trained weights and AdamW's moments)",
     ]

@@ -25,7 +25,7 @@ TextOption = Annotated[str | None, Option("--text", help="The prompt.")]
 FileOption = Annotated[Path | None, Option("--file", help="A UTF-8 file with the prompt.")]
 RowsOption = Annotated[
     Path | None,
-    Option("--demonstrations", help="JSON lines with input and output, written out as in the run's training."),
+    Option("--demonstrations", help="JSON lines with input and output, formatted as in the run's training."),
 ]
 _SHOWN_HASH, _SHOWN_TEXT = 16, 300
 
@@ -37,7 +37,7 @@ def compress(
     file: FileOption = None,
     stdin: Annotated[bool, Option("--stdin", help="Read the prompt from standard input.")] = False,
     demonstrations: RowsOption = None,
-    task: Annotated[str | None, Option(help="Whose prompt to take (prompt tuning with one for each task).")] = None,
+    task: Annotated[str | None, Option(help="Task whose prompt to take (prompt tuning by task).")] = None,
     keep_text: Annotated[bool, Option("--keep-text", help="Keep the prompt's text in the file.")] = False,
     force: Annotated[bool, Option("--force", help="Replace the file if it exists.")] = False,
     device: DeviceOption = "auto",
@@ -97,7 +97,7 @@ def _source(
 def inspect(
     file: Annotated[Path, Argument(help="A file made by 'promptcomp compress'.")], as_json: JsonOption = False
 ) -> None:
-    """Verify a compressed prompt and show what it says of itself."""
+    """Verify a compressed prompt and show its metadata."""
     from rich.table import Table
 
     from promptcomp.evaluation.formatting import bytes_text
@@ -134,22 +134,22 @@ def inspect(
 
 
 def generate(
-    query: Annotated[str | None, Argument(help="One query; its answer appears as it comes.")] = None,
+    query: Annotated[str | None, Argument(help="One query; its answer is streamed.")] = None,
     prompt: Annotated[Path | None, Option("--prompt", "-p", help="A compressed prompt.")] = None,
     queries: Annotated[
         Path | None,
-        Option(help="Queries: JSON lines with input (and id), or one a line. Default: stdin."),
+        Option(help="Queries: JSON lines with input (and id), or one on each line. Default: stdin."),
     ] = None,
     model: Annotated[str | None, Option(help="Run directory or LM; default: the one that the prompt names.")] = None,
-    text: Annotated[str | None, Option(help="A prompt to read whole, for comparison; with --model RUN.")] = None,
+    text: Annotated[str | None, Option(help="An uncompressed prompt, for comparison; needs --model RUN.")] = None,
     file: Annotated[Path | None, Option(help="As --text, from a UTF-8 file.")] = None,
     demonstrations: RowsOption = None,
     max_new_tokens: Annotated[int | None, Option(min=1, help="Default: 128, or what the LM's window leaves.")] = None,
-    temperature: Annotated[float, Option(min=0, help="0: the likeliest token.")] = 0.0,
-    top_p: Annotated[float, Option(help="Draw from this much probability.")] = 1.0,
-    seed: Annotated[int, Option(help="Seed of the draws.")] = 0,
+    temperature: Annotated[float, Option(min=0, help="Temperature of sampling; 0: the most likely token.")] = 0.0,
+    top_p: Annotated[float, Option(help="Sample from the most likely tokens with this total probability.")] = 1.0,
+    seed: Annotated[int, Option(help="Seed of the sampling.")] = 0,
     beams: Annotated[int, Option(min=1, help="More than 1: beam search.")] = 1,
-    batch_size: Annotated[int, Option(min=1, help="Queries answered at once.")] = 16,
+    batch_size: Annotated[int, Option(min=1, help="Queries answered at a time.")] = 16,
     output: Annotated[
         Path | None, Option("--output", "-o", help="File for the answers (JSON lines); default: stdout.")
     ] = None,
@@ -157,11 +157,11 @@ def generate(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Answer queries behind a compressed prompt (or, for comparison, behind a whole one)."""
+    """Answer queries with a compressed prompt (or, for comparison, with an uncompressed one)."""
     whole = [value for value in (text, file, demonstrations) if value is not None]
     if len(whole) + (prompt is not None) != 1:
         raise ConfigError(
-            "give a compressed prompt with --prompt, or a whole one with --text, --file or --demonstrations"
+            "give a compressed prompt with --prompt, or an uncompressed one with --text, --file or --demonstrations"
         )
     if query is not None and queries is not None:
         raise ConfigError("give a query or --queries, not both")
@@ -214,7 +214,7 @@ def _queries(query: str | None, file: Path | None) -> list[Query]:
     if file is not None:
         return read_queries(file)
     if sys.stdin.isatty():
-        raise ConfigError("no query; write one behind the options, name a file with --queries, or pipe lines in")
+        raise ConfigError("no query; give one as an argument, name a file with --queries, or pipe lines in")
     return text_queries(sys.stdin.buffer.read(), "standard input")
 
 
@@ -229,6 +229,6 @@ def _reader(
         stored = load_prompt(prompt, model=model, device=device)
         return stored.memory, stored.reader
     if model is None or not os.path.isfile(Path(model) / "config.yaml"):
-        raise ConfigError("--model RUN, a run directory, must say how a whole prompt and its queries are written")
+        raise ConfigError("an uncompressed prompt needs --model RUN, a run directory, which has the format of prompts")
     compressor = Compressor.load(model, device=device)
     return compressor.uncompressed(_source(compressor, text, file, rows)), compressor.reader

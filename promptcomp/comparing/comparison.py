@@ -1,4 +1,4 @@
-"""`promptcomp compare`: one table over finished runs, ranked only where they answered the same questions.
+"""`promptcomp compare`: one table over finished runs, ranked only if they were tested on the same examples.
 
 Deltas are against the first run. Their intervals are paired: both runs' predictions are resampled by the same contexts
 (by task and data seed when the runs grouped their examples into contexts differently).
@@ -152,7 +152,7 @@ class Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be known to read the table."""
+        """Limitations that a reader of the table should know."""
         return (*self.of_all, *(note for split in self.splits for note in split.notes))
 
     def __repr__(self) -> str:
@@ -278,7 +278,7 @@ def _paired(
             difference = samples.difference(metric, label, _FIRST)
             found[label] = percentile_interval(difference, samples.num_contexts, CONFIDENCE)
             if found[label] is None and samples.num_contexts > 1:
-                alike = "all contexts differ alike from the first run, so the delta has no interval"
+                alike = "all contexts differ equally from the first run, so the delta has no interval"
                 notes[label] = "; ".join([*([notes[label]] if label in notes else []), alike])
     return found, {label: notes[label] for label in others if label in notes}
 

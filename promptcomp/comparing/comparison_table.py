@@ -1,4 +1,4 @@
-"""A comparison for people (Rich), spreadsheets (CSV), pages (Markdown) and programs (JSON)."""
+"""A comparison as a table (Rich), CSV, Markdown and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all datamodules share: example records and loaders.
+"""The base of all datamodules: example records and loaders.
 
 A datamodule says which training items there are, encodes one item, and lists the contexts of an evaluation split. This
 file turns that into loaders: training through `StepSampler`, evaluation in batches that depend on the data alone.
@@ -30,7 +30,7 @@ _COUNTED = 2000  # contexts of a split that are written to count tokens
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """How text that a user types is written around a compressed prompt; a file of the prompt carries it along."""
+    """The format of queries that a user types after a compressed prompt; the file of the prompt holds it too."""
 
     query: str
     """Template of a query, with `{input}` where its text goes."""
@@ -119,7 +119,7 @@ class ContextDataModule(L.LightningDataModule):
 
     config: DataConfig
     answers_are_generated: ClassVar[bool] = False
-    """Whether evaluation writes answers unless told otherwise (instructions), or only scores."""
+    """Whether evaluation generates answers by default (instructions), or only scores."""
 
     def __init__(self, config: DataConfig, source: Source, reader: Reader) -> None:
         """
@@ -184,7 +184,7 @@ class ContextDataModule(L.LightningDataModule):
 
     @abstractmethod
     def prompt_format(self) -> PromptFormat:
-        """How queries behind a compressed prompt are written."""
+        """The format of queries after a compressed prompt."""
 
     def context_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a prompt (an instruction, demonstrations) given as text, as training would have written it."""
@@ -250,7 +250,7 @@ class ContextDataModule(L.LightningDataModule):
         return Shown(dict(enumerate(self.task_names)).get(context.task, ""))
 
     def notes(self) -> list[str]:
-        """What a person should know about the training data, such as rows that are left out or cut."""
+        """Notes on the training data, such as rows that are left out or cut."""
         return []
 
     def answer_of(self, text: str) -> str:

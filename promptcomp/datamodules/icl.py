@@ -40,7 +40,7 @@ class ICLDataModule(ContextDataModule):
         """
         super().__init__(config, source, reader)
         self.budget = context_budget(config, reader.window)
-        """Most tokens of a context; None: no limit."""
+        """Maximum number of tokens of a context; None: no limit."""
         self.planner = Planner(config, reader.seed)
         rule, cap = SEPARATORS[config.separator], config.max_example_tokens
         self.renderer = Renderer(self.cache, rule, config.scoring, config.output_space, cap)
@@ -87,10 +87,10 @@ class ICLDataModule(ContextDataModule):
                 tell(Problem.at(where, message, "warning" if lenient else "error"), found)
 
     def notes(self) -> list[str]:
-        """What a person should know: rows whose options are the same to the model."""
+        """Notes on the data: rows whose options the model cannot distinguish."""
         if not self._odd_rows:
             return []
-        return [f"{self._odd_rows} rows have options that are the same to the LM (see promptcomp data validate)"]
+        return [f"{self._odd_rows} rows have options that the LM cannot distinguish (see promptcomp data validate)"]
 
     def count(self, split: str) -> Counts:
         """See the base class."""
@@ -210,7 +210,7 @@ class ICLDataModule(ContextDataModule):
     # ---- text from outside
 
     def prompt_format(self) -> PromptFormat:
-        """A query as it is written behind demonstrations; an answer ends where the next demonstration would begin."""
+        """The format of a query after demonstrations; an answer ends where the next demonstration would begin."""
         rule, cache = self.renderer.separator, self.renderer.cache
         query = self.renderer.texts("{input}", "", first=False)[0]
         closing = cache(rule.after_example or rule.before_example)[:1]
@@ -304,7 +304,7 @@ class ICLDataModule(ContextDataModule):
 
 
 def context_budget(config: ICLConfig, window: int | None) -> int | None:
-    """Most tokens of a context, given the LM's window [positions].
+    """Maximum number of tokens of a context, given the LM's window [positions].
 
     Raises:
         ConfigError: a context with a query and its target may not fit the window.

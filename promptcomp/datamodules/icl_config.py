@@ -33,18 +33,18 @@ class ICLConfig(DataConfig):
     """arrow: "input => output \\n", in every vocabulary; space and newlines: as MetaICL (T5 has no newline); none:
     nothing between input, output and the next example (MEND)."""
     output_space: bool = True
-    """A space in front of outputs, where no separator already ends in white space (byte-level vocabularies)."""
+    """A space before outputs, where no separator ends in white space already (needed by byte-level vocabularies)."""
     max_example_tokens: int = Field(default=256, ge=4)
-    """Most tokens of one input with its output; the input is cut on the right."""
+    """Maximum number of tokens of one input with its output; the input is cut on the right."""
     max_context_tokens: int | None = Field(default=None, ge=0)
-    """Most tokens of all demonstrations; None = what the LM's window leaves."""
+    """Maximum number of tokens of all demonstrations; None = what the LM's window leaves."""
     teacher_max_context_tokens: int | None = Field(default=None, ge=0)
-    """The teacher's own budget, as in MEND's release; None = the teacher reads the very same tokens."""
+    """A separate budget for the teacher, as in MEND's release; None = the teacher reads the same tokens."""
     truncation: Truncation = "whole_demonstrations"
     """Over the budget: whole_demonstrations keeps those that fit; reference cuts the input of the next one too (MEND);
     left keeps the last tokens (MetaICL)."""
     perturbation: Perturbation = "none"
-    """Damage to the demonstrations, to ask what a method reads in them."""
+    """Perturbation of the demonstrations, to test what a method reads in them."""
     scoring: Scoring = "direct"
     """direct: P(output | demonstrations, input); channel: P(input | demonstrations, output)."""
     calibration: Literal["none", "pmi"] = "none"
@@ -58,13 +58,13 @@ class ICLConfig(DataConfig):
     metric: Literal["accuracy", "task"] = "task"
     """task: macro-F1 for classification, accuracy otherwise, mean over data seeds and then tasks; accuracy: of all."""
     max_dev_tasks: int | None = Field(default=None, ge=1)
-    """Most tasks of the dev split; None = all."""
+    """Maximum number of tasks of the dev split; None = all."""
     max_dev_queries: int | None = Field(default=16, ge=1)
-    """Most queries of each task (and data seed) of the dev split; None = all."""
+    """Maximum number of queries of each task (and data seed) of the dev split; None = all."""
     max_eval_tasks: int | None = Field(default=None, ge=1)
-    """Most tasks of each test split; None = all."""
+    """Maximum number of tasks of each test split; None = all."""
     max_eval_queries: int | None = Field(default=None, ge=1)
-    """Most queries of each task and data seed of the test splits; None = all."""
+    """Maximum number of queries of each task and data seed of the test splits; None = all."""
 
     context_kind: ClassVar[Literal["demonstrations", "prompt"]] = "demonstrations"
     lenient: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Looking at data: rows as the model will see them."""
+"""Inspecting data: rows as the model will see them."""
 
 from __future__ import annotations
 

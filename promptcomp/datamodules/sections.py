@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 DEFAULT_WINDOW = 1024
-"""Tokens of a context that a forecast reckons with where neither data nor LM has a limit."""
+"""Tokens of a context that a forecast assumes where neither data nor LM has a limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What an LM asks of its data."""
+    """What an LM requires of its data."""
 
     tokenizer: PreTrainedTokenizerBase
     seed: int
@@ -36,7 +36,7 @@ class Reader:
     batch_size: int
     """Contexts of one micro-batch over all processes."""
     window: int | None = None
-    """Most positions the LM can read; None: no limit."""
+    """Maximum number of positions the LM can read; None: no limit."""
     query_in_encoder: bool = False
     """Whether an encoder reads the queries (instruction data then closes them with EOS)."""
     writes_bos: bool | None = None
@@ -46,7 +46,7 @@ class Reader:
 
 
 class Lengths(NamedTuple):
-    """Most tokens of a training context, of a query with its target, and of the target alone."""
+    """Maximum number of tokens of a training context, of a query with its target, and of the target alone."""
 
     context: int
     example: int
@@ -62,14 +62,14 @@ class DataConfig(Config):
     max_batch_tokens: int | None = Field(default=None, ge=1)
     """Form training batches by padded tokens (contexts, queries, targets) instead of by number of contexts."""
     eval_batch_contexts: int = Field(default=16, ge=1)
-    """Most contexts in one evaluation batch."""
+    """Maximum number of contexts in one evaluation batch."""
     eval_batch_targets: int = Field(default=128, ge=1)
     """Most targets (queries times options) in one evaluation batch; large tasks are split into several batches."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that prepare batches beside the training process; 0 = none."""
 
     context_kind: ClassVar[Literal["demonstrations", "prompt"]] = "prompt"
-    """What stands in a context; results name it."""
+    """The kind of contexts; results name it."""
 
     module_class: ClassVar[str] = ""
     """The datamodule that the section builds (of the section, its source and the reader), as "module:class"."""
@@ -130,12 +130,12 @@ class DataConfig(Config):
 
     @property
     def context_budget(self) -> int | None:
-        """Most tokens of a training context that were asked for; None: as many as fit."""
+        """Maximum number of tokens of a training context that were asked for; None: as many as fit."""
         return None
 
     @property
     def training_queries(self) -> int:
-        """Most queries of one context in training."""
+        """Maximum number of queries of one context in training."""
         return 1
 
     @property

@@ -110,7 +110,7 @@ class RationaleSource(Source):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task: rows to show as demonstrations and rows to ask.
+    """A task: rows for demonstrations and rows for queries.
 
     `demonstrations` and `queries` may be the same sequence (MetaICL's training tasks); a query is then never shown as
     its own demonstration. `seed` names the data seed that made the demonstration pool (MetaICL: 100, 13, 21, 42, 87).
@@ -139,14 +139,14 @@ class InstructionRow:
     input: str
     output: str
     source: str = "instructions"
-    """Where the row comes from ("alpaca", "self_instruct"); evaluation tells sources apart as tasks."""
+    """Where the row comes from ("alpaca", "self_instruct"); evaluation groups by source as by task."""
 
 
 class InstructionSource(Source):
     """Anything that can list rows with instructions."""
 
     def notes(self) -> list[str]:
-        """What a person should know about the rows as they were read, such as turns that are left out."""
+        """Notes on the rows as they were read, such as turns that are left out."""
         return []
 
     @abstractmethod

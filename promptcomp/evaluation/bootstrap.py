@@ -1,6 +1,6 @@
 """Intervals: paired bootstrap over contexts, shares, and Student's t over training seeds.
 
-Examples that share a context share its luck, so whole contexts are drawn with replacement; every row (method and
+Examples that share a context are not independent, so contexts are drawn with replacement; every row (method and
 bounds) is computed on the same draws, which makes differences and ratios paired.
 """
 

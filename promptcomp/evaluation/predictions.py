@@ -24,7 +24,7 @@ from promptcomp.evaluation.texts import Rouge, same_label, text_metrics
 from promptcomp.files import read_text, write_atomic
 
 ROWS = ("no_prompt", "method", "full_prompt")
-"""What every example is scored with: nothing, the method's memory, and the whole prompt."""
+"""What every example is scored with: nothing, the method's memory, and the full prompt."""
 
 TEXT_METRICS = ("exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement")
 """What generated texts are measured by (all 0-1): equality with the right answer but for white space; ROUGE F-measures
@@ -146,7 +146,7 @@ def read_predictions(path: Path) -> list[Prediction]:
             reason = error.errors(include_url=False, include_input=False)[0]["msg"]
             anew = command("fit", "--resume", path.parent)
             raise ConfigError(
-                f"{path}, line {number}: not a prediction ({reason}); `{anew}` writes a run's anew"
+                f"{path}, line {number}: not a prediction ({reason}); `{anew}` writes the file again"
             ) from None
     return predictions
 

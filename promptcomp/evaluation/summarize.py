@@ -248,7 +248,7 @@ def _by_example(members: Mapping[Role, Sequence[Prediction]]) -> list[dict[str, 
     first = numbered["method"]
     for role, found in numbered.items():
         if found.keys() != first.keys() or any(found[i].context != p.context for i, p in first.items()):
-            raise ConfigError(f"the run of {role} answered other examples than the method's; evaluate both anew")
+            raise ConfigError(f"the run of {role} answered other examples than the method's; evaluate both again")
     return [{role: found[number] for role, found in numbered.items()} for number in first]
 
 

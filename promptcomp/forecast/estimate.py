@@ -54,9 +54,9 @@ class StepForecast(BaseModel):
 
     parts: list[Part]
     context_tokens: int
-    """Most tokens of a context: its budget, and BOS where the LM reads one."""
+    """Maximum number of tokens of a context: its budget, and BOS where the LM reads one."""
     example_tokens: int
-    """Most tokens of a query with its target."""
+    """Maximum number of tokens of a query with its target."""
     memory_slots: int
     strategy: str
     devices: int
@@ -227,7 +227,7 @@ def _parts(module: CompressionModule, weight_type: torch.dtype | None) -> list[P
 
 
 def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:
-    """Most bytes of logits at one time: the start of the backward pass.
+    """Maximum number of bytes of logits at one time: the start of the backward pass.
 
     In float32: those of each student, three of the largest's size while the gradient of the logarithm of the partition
     sum is made, and with a teacher its logits and both log-softmaxes; in half precision the logits as the head made

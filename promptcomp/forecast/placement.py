@@ -1,4 +1,4 @@
-"""How a training run lies on devices, and what that costs each of them: arithmetic alone.
+"""How a training run is distributed over devices, and what it costs each of them: arithmetic alone.
 
 Sources: Rajbhandari et al. 2020 (ZeRO, https://arxiv.org/abs/1910.02054; weights, gradients and Adam's moments are
 divided by the number of devices); torch.distributed.fsdp.fully_shard (FSDP2,

@@ -255,13 +255,13 @@ def notes(session: JudgeSession, result: dict[str, Any]) -> list[str]:
     own = list(result["splits"].values())[-1]  # the only split, or all of them together
     lines = []
     if own["identical"]:
-        lines.append(f"{own['identical']} pairs of identical answers are ties and were not asked about.")
+        lines.append(f"{own['identical']} pairs of identical answers are ties and were not sent to the judge.")
     way = "left out" if result["malformed_count_as"] == "drop" else "counted as ties"
     if own["malformed"]:
         cut = f" ({result['cut']} of them cut at --max-tokens)" if result["cut"] else ""
-        lines.append(f"{own['malformed']} malformed answers{cut} were {way}; --retry-malformed asks anew.")
+        lines.append(f"{own['malformed']} malformed answers{cut} were {way}; --retry-malformed asks again.")
     if own["refused"]:
-        lines.append(f"{own['refused']} refused requests were {way}; the record says why.")
+        lines.append(f"{own['refused']} refused requests were {way}; the file of judgements says why.")
     if own["missing"]:
         lines.append(f"{own['missing']} pairs are not judged yet.")
     low, high = own["first_rate_ci"] or (0.0, 1.0)
@@ -275,5 +275,5 @@ def notes(session: JudgeSession, result: dict[str, Any]) -> list[str]:
         f" {result['prompt_tokens']:,} prompt and {result['completion_tokens']:,} completion tokens{cost}."
     )
     if result["uncounted"]:
-        lines.append(f"The server did not tell the tokens of {result['uncounted']} judgements.")
+        lines.append(f"The server did not report the tokens of {result['uncounted']} judgements.")
     return [*lines, f"Judgements: {result['judgements']}"]

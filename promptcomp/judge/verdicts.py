@@ -1,4 +1,4 @@
-"""The talk with the judge about one pair: ask, read the answer, ask again, and at last a line of judgements.jsonl.
+"""The chat with the judge about one pair: ask, read the answer, ask again, and at last a line of judgements.jsonl.
 
 What the judge reads is a text file with the parts `--- system ---`, `--- user ---` and `--- again ---` (said after an
 answer that cannot be read); in the first two `{question}`, `{answer_a}`, `{answer_b}`, `{reference}` stand for texts.
@@ -81,7 +81,7 @@ def load_prompt(path: Path | None = None) -> JudgePrompt:
         found = ", ".join(parts) or "none"
         raise ConfigError(
             f"{name}: a judge prompt has the parts '--- system ---', '--- user ---', '--- again ---'"
-            f" each on a line of its own with text below; found: {found}"
+            f" each on a separate line with text below; found: {found}"
         )
     for placeholder in _NEEDED:
         if f"{{{placeholder}}}" not in parts["user"] + parts["system"]:
@@ -149,7 +149,7 @@ class JudgementHeader(FileHeader):
     """The judge's model; `local:PATH` for a model that runs here."""
     prompt_sha256: str
     max_tokens: int
-    """Most tokens of an answer."""
+    """Maximum number of tokens of an answer."""
     a: str
     """Sides when the file was begun, for people."""
     b: str

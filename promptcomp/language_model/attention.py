@@ -1,4 +1,4 @@
-"""What an LM can look at: the length of its window, and who sees whom as masks in the form that its layers take."""
+"""What an LM attends to: the length of its window, and attention masks in the form that its layers take."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SIZES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
 class AttentionPattern:
-    """How the layers of a decoder-only LM look back.
+    """How the layers of a decoder-only LM attend to earlier tokens.
 
     transformers makes sliding masks from column numbers, which padding, packed rows and gist memories put elsewhere, so
     here the distance is taken from position ids.

@@ -79,8 +79,8 @@ def _measured(hf: PreTrainedModel) -> ModelCost:
     except (NotImplementedError, RuntimeError):  # shapes that depend on values: the weights say
         if hf.device.type == "meta":
             raise ConfigError(
-                f"what models of type {hf.config.model_type!r} cost depends on their weights; nothing can be said "
-                "before they are there"
+                f"the cost of models of type {hf.config.model_type!r} depends on their weights; it cannot be estimated "
+                "without them"
             ) from None
     was_training = hf.training
     try:

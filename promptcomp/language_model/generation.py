@@ -1,4 +1,4 @@
-"""Free continuation of queries behind a memory: greedy, sampled or by beam search, through a growing cache.
+"""Generation after a query and a memory: greedy, sampled or by beam search, through a growing cache.
 
 Every new token sees what its query sees (the visible part of the prompt) and what came since, never more: what may be
 seen is computed from positions and kept for each row, not inherited from the last row of the prompt's mask.
@@ -37,11 +37,11 @@ class Settings:
     """
 
     max_new_tokens: int
-    """Most tokens of an answer."""
+    """Maximum number of tokens of an answer."""
     stop_ids: Sequence[int] = ()
     """Tokens that end an answer."""
     temperature: float = 0.0
-    """0 takes the likeliest token; otherwise tokens are drawn with `generator`."""
+    """0 takes the most likely token; otherwise tokens are sampled with `generator`."""
     top_p: float = 1.0
     """Draw from the likeliest tokens that hold this much probability together."""
     generator: torch.Generator | None = None
@@ -58,7 +58,7 @@ class Settings:
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ConfigError("the temperature must not be negative, and top_p must lie in (0, 1]")
         if self.num_beams > 1 and (self.temperature or self.on_tokens):
-            raise ConfigError("beam search goes with temperature 0 and cannot be streamed; use one beam")
+            raise ConfigError("beam search needs temperature 0 and cannot be streamed; use one beam")
 
 
 @torch.no_grad()

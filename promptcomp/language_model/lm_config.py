@@ -46,10 +46,10 @@ class LanguageModelConfig(Config):
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Type of the weights."""
+    """Dtype of the weights."""
     attn_implementation: Literal["sdpa", "eager", "flex_attention"] | None = None
     """Attention code; null: sdpa where the model has it, otherwise eager. flex_attention (training on GPUs only) skips
-    blocks that a mask hides. Kernels that take no mask of their own (flash attention) cannot serve."""
+    blocks that a mask hides. Kernels that accept no custom mask (flash attention) cannot be used."""
     layout: Literal["query_in_decoder", "query_in_encoder"] = "query_in_decoder"
     """Encoder-decoder only: where the query goes (the memory is always on the encoder's side)."""
     bos: bool | None = None

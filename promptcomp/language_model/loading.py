@@ -229,7 +229,7 @@ def open_tokenizer(config: LanguageModelConfig, *, on_disk: bool = False) -> Pre
 
 
 def open_window(config: LanguageModelConfig) -> int | None:
-    """Most positions that the LM can read, from its architecture alone; None: no limit (T5).
+    """Maximum number of positions that the LM can read, from its architecture alone; None: no limit (T5).
 
     Raises:
         ConfigError: the architecture cannot be read.
@@ -279,7 +279,7 @@ def _reading(path: str, what: str) -> Iterator[None]:
         reason = " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())
         problem = f"cannot be read; give a folder saved by save_pretrained or a reachable hub name ({reason})"
         if "trust_remote_code" in str(error):
-            problem = "needs code of its own (auto_map), which promptcomp does not run; give another model"
+            problem = "needs its own code (auto_map), which promptcomp does not run; give another model"
         raise ConfigError(f"{path}: the {what} {problem}") from None
 
 

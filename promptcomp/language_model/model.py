@@ -1,10 +1,10 @@
-"""LanguageModel: the one place that knows decoder-only from encoder-decoder.
+"""LanguageModel: the one place that distinguishes decoder-only from encoder-decoder models.
 
 What a Memory means: `SoftPrompt` vectors stand where the context's token embeddings would stand (in front of the query,
 or on an encoder's input); `KVCache` is the prefix of a decoder-only LM; `EncoderStates` is what a decoder attends to,
 and what an encoder that reads queries remembers. A `Prefix` is not read yet: it goes through the LM together with the
 queries, which see a part of it.
-Padding never moves anything: position ids count real tokens only (T5, whose positions are indices, gets contiguous
+Padding changes no result: position ids count real tokens only (T5, whose positions are indices, gets contiguous
 tokens or a corrected bias). Every forward lays its queries and targets out as trees (see packing).
 """
 
@@ -71,7 +71,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.hf = hf
         self.tokenizer = tokenizer
-        with refusing(hf, "their architecture lacks what promptcomp reads from it"):
+        with refusing(hf, "their architecture lacks parts that promptcomp needs"):
             self._read_architecture(layout)
         self.bos_id: int | None = None
         if self.family == "decoder" and tokenizer is not None and (loading.adds_bos(tokenizer) if bos is None else bos):
@@ -220,7 +220,7 @@ class LanguageModel(nn.Module):
         return Prefix(embeds, mask, visible)
 
     def read(self, prefix: Prefix) -> KVCache | EncoderStates:
-        """The activations at the visible positions of a prefix: all that queries will ever see of it."""
+        """The activations at the visible positions of a prefix, which are all that queries see of it."""
         if self.family == "encoder_decoder":
             return read_prefix(self.hf.get_encoder(), prefix, every_layer=self.query_in_encoder)
         layers = self._read(prefix.embeds, prefix.mask)

@@ -1,4 +1,4 @@
-"""Parts that language models are made of: results, head and headless text encoder, prefixes, positions."""
+"""Parts of language models: results, output head and headless text encoder, prefixes, positions."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def body_name(hf: PreTrainedModel) -> str:
         return hf.base_model_prefix
     models = [name for name, child in hf.named_children() if isinstance(child, PreTrainedModel)]
     if len(models) != 1:
-        raise ConfigError(unsupported(hf, "their head cannot be told from their body"))
+        raise ConfigError(unsupported(hf, "their output head cannot be separated from their body"))
     return models[0]
 
 
@@ -124,7 +124,7 @@ def logits_of(hf: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 
 class _Given:
-    """Stands where the body stands and returns what it is said to have found."""
+    """Replaces the body and returns a given output."""
 
     def __init__(self, body: Any, hidden: Tensor) -> None:
         self._body, self._hidden = body, hidden

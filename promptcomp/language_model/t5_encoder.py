@@ -1,4 +1,4 @@
-"""T5's encoder with a part of its input remembered: what gist caching needs and transformers does not offer.
+"""T5's encoder with cached states for a part of its input, which gist tokens need and transformers does not offer.
 
 The encoder is bidirectional, so a remembered part can be reused only if it does not look at what follows. Gist tokens
 do not (Mu et al. 2023, https://arxiv.org/abs/2304.08467, section 3): the prefix sees itself, the query sees the gist

@@ -1,4 +1,4 @@
-"""A first look at an LM: do packed, padded rows give what plain transformers gives for one row at a time?
+"""A test of an LM: do packed, padded rows give what plain transformers gives for one row at a time?
 
 Families differ in ways that no list keeps up with (positions from columns, states carried from token to token, biases
 made of masks), so an LM is tried with a few tokens: two contexts of different lengths, queries and targets that share

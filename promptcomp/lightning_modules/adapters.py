@@ -1,4 +1,4 @@
-"""What of the LM itself a method trains: everything, LoRA adapters, or nothing.
+"""Which weights of the LM itself a method trains: all, LoRA adapters, or none.
 
 LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685, through peft (the optional extra "lora"). The adapters are put
 into the Hugging Face model in place, so that everything else goes on working with the same object.

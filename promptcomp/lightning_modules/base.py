@@ -1,4 +1,4 @@
-"""What every method shares and no paper describes: freezing, the optimiser, logging and checkpoints.
+"""The common part of all methods, which no paper describes: freezing, the optimiser, logging and checkpoints.
 
 A method is `build()` (make the trainable parts), `compress(context)`, `num_memory_slots(tokens)` and, where it is more
 than the cross-entropy of the targets, `losses(batch)` with its `counts(batch)`.
@@ -48,7 +48,7 @@ class Pass:
     trained: bool
     """Whether its weights get a gradient."""
     reconstructs: bool = False
-    """Reconstruction: its targets are the contexts, each behind a query of one token, instead of the examples."""
+    """Reconstruction: its targets are the contexts themselves, each after a query of one token."""
     caches_context: bool = False
     """A decoder reads the context first and keeps its keys and values until the answers are computed."""
 
@@ -126,7 +126,7 @@ class CompressionModule(TrainedState):
         raise NotImplementedError
 
     def read_for_training(self, context: Context) -> Memory | Prefix | None:
-        """What the targets are predicted behind in training: the memory, or what gives the same numbers in one pass."""
+        """What the LM reads before the query in training: the memory, or a prefix with the same numbers in one pass."""
         return self.compress(context)
 
     def losses(self, batch: Batch) -> list[LossTerm]:
@@ -139,7 +139,7 @@ class CompressionModule(TrainedState):
         return {self.answer_term: self.lm.scored_tokens(batch).sum()}
 
     def num_memory_slots(self, context_tokens: int) -> int:
-        """Positions that the memory of a context of this length takes."""
+        """Number of positions that the memory of a context of this length takes in the LM."""
         raise NotImplementedError
 
     def compress_flops(self, context_tokens: float) -> float:
@@ -321,11 +321,11 @@ class WholeContext(CompressionModule):
         return self.lm.encode(context)
 
     def num_memory_slots(self, context_tokens: int) -> int:
-        """Every token of it."""
+        """One slot for every token of the context."""
         return context_tokens
 
     def read_for_training(self, context: Context) -> Memory | Prefix | None:
-        """The same together with the queries."""
+        """The context, to be read in one pass with the queries."""
         return self.lm.whole_prompt(context)
 
 
@@ -343,7 +343,7 @@ def check_same_tokenizer(lm: LanguageModel, other: LanguageModel, what: str) -> 
             odd = sum(1 for token, number in theirs.items() if ours.get(token) != number)
             raise ConfigError(
                 f"{what}: its tokenizer is not the LM's ({len(theirs)} tokens, {odd} of them "
-                f"unknown to the LM or numbered otherwise; the LM has {len(ours)}); choose one of the LM's family"
+                f"unknown to the LM or with other ids; the LM has {len(ours)}); choose one of the LM's family"
             )
     if other.vocab_size < (lm.vocab_size if lm.tokenizer is None else len(lm.tokenizer)):
         raise ConfigError(f"{what}: {other.vocab_size} token embeddings are fewer than the LM's vocabulary")

@@ -31,11 +31,11 @@ class NoPrompt(CompressionModule):
     """See NoPromptConfig."""
 
     def compress(self, context: Context) -> None:
-        """Nothing."""
+        """No trainable parts."""
         return
 
     def num_memory_slots(self, context_tokens: int) -> int:
-        """None."""
+        """No slots."""
         return 0
 
 
@@ -72,7 +72,7 @@ class MetaICL(WholeContext):
     method: MetaICLConfig
 
     def counts(self, batch: Batch) -> Counts:
-        """Answers or their tokens."""
+        """Number of answers or of answer tokens."""
         scored = self.lm.scored_tokens(batch)
         return {"ce": scored.sum() if self.method.loss_average == "token" else (scored > 0).sum()}
 

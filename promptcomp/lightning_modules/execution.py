@@ -1,6 +1,6 @@
-"""How a module is run, apart from what it computes: blocks recomputed or compiled, weights divided among processes.
+"""How a module is run, apart from what it computes: blocks recomputed or compiled, weights sharded over processes.
 
-With FSDP2 every transformer block is a unit of its own, gathered while it works; what is left (embeddings, heads,
+With FSDP2 every transformer block is a separate unit, gathered while it works; what is left (embeddings, heads,
 slots) is the root's unit and stays gathered during a step. Only rank 0 opens weights: the other ranks build shapes on
 the meta device and receive the weights from it, unit by unit, each of which is divided before the next one comes.
 
@@ -40,7 +40,7 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """Options that save memory or time and leave the numbers as they are (up to rounding, where compiled)."""
+    """Options that save memory or time without changing results (up to rounding, where compiled)."""
 
     activation_checkpointing: bool = False
     offload_optimizer: bool = False

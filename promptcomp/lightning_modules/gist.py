@@ -1,21 +1,21 @@
 """Gisting: learning to compress prompts with gist tokens (Mu, Li, Goodman 2023, https://arxiv.org/abs/2304.08467).
 
 The LM reads `[prompt t | k gist tokens | query x | output y]` and is trained by the cross-entropy of y. Its attention
-mask lets nothing behind the gist tokens look at anything before them, so the activations G(t) at the gist tokens (keys
+mask lets nothing after the gist tokens attend to anything before them, so the activations G(t) at the gist tokens (keys
 and values of every layer; in a T5 encoder the states) become all that is left of the prompt; they are kept and reused.
-With F and L the places of the first and the last gist token, a query q may look at a key j if
+With F and L the positions of the first and the last gist token, a query q may attend to a key j if
 
     j <= L  where q <= L,     j >= F  where q > L     (and j <= q in a decoder)
 
 Symbols: t = Context, k = num_slots, x = query, y = target, G = compress.
 
-Deviations from the released code, all on purpose: the mask comes from positions and not from token ids, so a gist
+Deviations from the released code, all intended: the mask comes from positions and not from token ids, so a gist
 token cannot get lost, leak or be mistaken (there: rows without one silently see the prompt; answers see it when the
 prompt ends on the gist token); the gist token is a trained parameter and no entry of the tokenizer or the output head;
 position ids count real tokens; padding is never attended; caches hold batches with an offset for each row; the loss is
 a mean over the tokens of the whole batch. Not in the released code and off by default: LoRA, an embedding for each gist
 token, distillation from the full prompt (the objective that motivates the paper; its authors train on y instead),
-cross-entropy behind the full prompt as well, cross-entropy of the prompt itself (autoencoding as in ICAE, Ge
+cross-entropy with the full prompt as well, cross-entropy of the prompt itself (autoencoding as in ICAE, Ge
 et al. 2023, https://arxiv.org/abs/2307.06945). Plain text (data `text`) pretrains gist tokens without further options.
 """
 
@@ -44,11 +44,11 @@ from promptcomp.lightning_modules.objective import cross_entropy, kl_divergence
 from promptcomp.memory import EncoderStates, KVCache
 
 NOISE = 0.1
-"""Embeddings of their own start this far apart, in standard deviations of the token embeddings."""
+"""Separate embeddings start this far apart, in standard deviations of the token embeddings."""
 
 
 class Gist(CompressionModule):
-    """See the module docstring."""
+    """Gisting: the LM learns to read a prompt's gist tokens instead of the prompt (see the module docstring)."""
 
     method: GistConfig
 
@@ -83,7 +83,7 @@ class Gist(CompressionModule):
         return start + NOISE * scale * table.std() * torch.randn_like(start)
 
     def _open_teacher(self) -> LanguageModel | None:
-        """A frozen LM of its own where the teacher is not to be had from the LM that is trained."""
+        """A separate frozen LM, where the LM that is trained cannot serve as the teacher."""
         method = self.method
         if not method.kl_weight or method.teacher == "self" or (method.teacher == "initial" and method.train != "lm"):
             return None
@@ -118,7 +118,7 @@ class Gist(CompressionModule):
         return self.gist.expand(self.method.num_slots, -1)
 
     def compress(self, context: Context) -> KVCache | EncoderStates:
-        """G(t): the activations at the gist tokens behind each context."""
+        """G(t): the activations at the gist tokens after each context."""
         return self.lm.read(self.lm.prefix(context, self.slots()))
 
     def num_memory_slots(self, context_tokens: int) -> int:
@@ -130,7 +130,7 @@ class Gist(CompressionModule):
         return read_flops(self.lm.cost, self.lm.num_bos + context_tokens + self.method.num_slots)
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
-        """The student; where they are asked for, the LM and the teacher behind the full prompt."""
+        """The student; with the options for them, the LM and the teacher with the full prompt."""
         method, lm = self.method, self.lm.hf
         trained = method.train == "lm"
         context = self.lm.num_bos + context_tokens
@@ -163,7 +163,7 @@ class Gist(CompressionModule):
         return found
 
     def losses(self, batch: Batch) -> list[LossTerm]:
-        """CE of the outputs; with the options CE behind the full prompt, CE of the prompt, KL to the teacher."""
+        """CE of the outputs; with the options CE with the full prompt, CE of the prompt, KL to the teacher."""
         method, where = self.method, self._where
         teacher = self._teach(batch, where) if method.kl_weight else None
         prefix = self.lm.prefix(batch.context, self.slots())

@@ -8,7 +8,7 @@ split 80/20; stage 2 ("finetune") minimises CE on the answers + lambda * KL on m
 Symbols: l = num_slots, S = slots, V = compress(D), lambda = kl_weight, T = temperature. KL averages over all tokens of
 query and answer of the whole batch, both sides divided by T, without a factor T^2; CE is a token mean over the batch.
 
-Deviations from the released code, all on purpose: the frozen LM is in eval mode (there: dropout in teacher and
+Deviations from the released code, all intended: the frozen LM is in eval mode (there: dropout in teacher and
 student); position ids count real tokens (there: padding shifts the slots); the teacher reads the student's
 demonstrations unless the data section gives it a budget of its own; demonstrations beyond the distiller's window are
 distilled in chunks whose vectors are concatenated (there: only the last group's vectors were kept); other distillers
@@ -52,7 +52,7 @@ def split_into_chunks(context: Context, size: int) -> tuple[Tensor, Tensor]:
 
 
 class Mend(CompressionModule):
-    """See the module docstring."""
+    """MEND: a distiller turns demonstrations into vectors for a frozen LM (see the module docstring)."""
 
     method: MendConfig
 
@@ -67,7 +67,7 @@ class Mend(CompressionModule):
         self.distiller = self._open_distiller()
         self.distiller.requires_grad_(True)
         if method.frozen_encoder and method.slots_in != "decoder":
-            raise ConfigError("method.frozen_encoder goes with method.slots_in=decoder, where the decoder is trained")
+            raise ConfigError("method.frozen_encoder needs method.slots_in=decoder, where the decoder is trained")
         if method.frozen_encoder:  # the decoder's weights alone are trained, without the token embeddings
             self.distiller.body.get_encoder().requires_grad_(False)
             token_table(self.distiller.body).requires_grad_(False)
@@ -104,7 +104,7 @@ class Mend(CompressionModule):
         if kind == "none" and width != goal:
             raise ConfigError(f"method.projection = 'none': the distiller has width {width}, the LM {goal}; use 'tanh'")
         if self.method.projection_init == "identity" and kind != "linear":
-            raise ConfigError(f"method.projection_init = 'identity' goes with method.projection=linear, not {kind!r}")
+            raise ConfigError(f"method.projection_init = 'identity' needs method.projection=linear, not {kind!r}")
         if kind == "none":
             return nn.Identity()
         weight = self.slots
@@ -190,7 +190,7 @@ class Mend(CompressionModule):
         return room if limit is None else min(limit, room)
 
     def as_hf(self) -> HFExport:
-        """The distiller, a model of its own; an encoder alone as transformers has it."""
+        """The distiller, a separate model; an encoder alone as transformers has it."""
         body: Any = self.distiller.body
         if self.distiller.family == "encoder_decoder" and self.method.slots_in == "encoder":
             whole = T5EncoderModel(body.config)

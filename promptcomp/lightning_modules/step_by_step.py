@@ -1,6 +1,6 @@
 """Distilling step-by-step (Hsieh et al., Findings of ACL 2023, https://arxiv.org/abs/2305.02301).
 
-A small student learns two tasks over the same inputs, told apart by a marker: the label, and the rationale that a large
+A small student learns two tasks over the same inputs, named by a marker: the label, and the rationale that a large
 LM gave for it. L = alpha * L_label + (1 - alpha) * L_rationale (the released code), or L_label + lambda * L_rationale
 (the paper); each L is a mean over all target tokens of its own task in the batch. At test time only the label is asked.
 
@@ -61,7 +61,7 @@ class Finetune(WholeContext):
 
 
 class StepByStep(Finetune):
-    """See the module docstring."""
+    """Distilling step-by-step: labels and rationales as two tasks (see the module docstring)."""
 
     method: StepByStepConfig
 

@@ -24,7 +24,7 @@ from promptcomp.memory import Memory, load_memory, tensor_bytes, tensor_label
 
 
 class PromptInfo(Config):
-    """What a compressed prompt says of itself; the `metadata` of its file."""
+    """The description of a compressed prompt; the `metadata` of its file."""
 
     # files of later programs of the same format may say more
     model_config = ConfigDict(extra="ignore")
@@ -38,7 +38,7 @@ class PromptInfo(Config):
     run: str | None = None
     """The run directory that made it."""
     lm_is_trained: bool = False
-    """Whether the reading LM is the run's and not `lm` as it is."""
+    """Whether the reading LM has weights that the run trained, and is not `lm` unchanged."""
     lm_hash: str
     """Hash of the reading LM's weights."""
     tokenizer_hash: str

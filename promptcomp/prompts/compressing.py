@@ -44,7 +44,7 @@ class Compression:
     kv_bytes: int
     """What the memory holds in the cache that the LM's decoder reads."""
     full_kv_bytes: int
-    """What the whole prompt would hold there."""
+    """What the uncompressed prompt would hold there."""
 
 
 class Compressor:
@@ -86,14 +86,14 @@ class Compressor:
         folder = Path(path)
         if not (folder / TENSORS).is_file():
             if model is not None:
-                raise ConfigError(f"{folder}: model= goes with trained tensors; give the folder {folder / 'export'}")
+                raise ConfigError(f"{folder}: model= needs a folder of trained tensors; give {folder / 'export'}")
             with quiet():
                 return cls(folder, open_trained(folder), device)
         if (model is None) != (tokenizer is None):
             raise ConfigError("give model and tokenizer together")
         config = next((file for at in (folder, folder.parent) if (file := at / "config.yaml").is_file()), None)
         if config is None:
-            raise ConfigError(f"{folder}: has no config.yaml, which says how prompts are written; copy the run's there")
+            raise ConfigError(f"{folder}: has no config.yaml, which gives the format of prompts; copy the run's there")
         experiment = build(Experiment, read_yaml(config), source=str(config))
         experiment = experiment.model_copy(update={"method": experiment.method.without_training()})
         names = read_json(folder / DESCRIPTION, "description of an export").get("task_names", ())

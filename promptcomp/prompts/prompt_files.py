@@ -30,11 +30,11 @@ class AnswerSettings:
     """How answers are generated."""
 
     max_new_tokens: int | None = None
-    """Most tokens of an answer; None: DEFAULT_NEW_TOKENS, or as many as the LM's window leaves."""
+    """Maximum number of tokens of an answer; None: DEFAULT_NEW_TOKENS, or as many as the LM's window leaves."""
     temperature: float = 0.0
-    """0: the likeliest token; otherwise tokens are drawn."""
+    """0: the most likely token; otherwise tokens are sampled."""
     top_p: float = 1.0
-    """Draw from the likeliest tokens that hold this much probability together."""
+    """Sample from the most likely tokens with this total probability."""
     seed: int = 0
     """Seed of the draws (with a temperature, answers also depend on `batch_size`)."""
     num_beams: int = 1
@@ -73,7 +73,7 @@ class PromptReader:
         text = self.format.query.replace("{input}", query) if query else self.format.empty_query
         ids = tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if not ids and self.lm.family == "decoder":
-            raise ConfigError("a query is empty, and this prompt has nothing to stand for it; write at least one word")
+            raise ConfigError("a query is empty, and this prompt cannot do without; write at least one word")
         return ids
 
     def answers(
@@ -183,7 +183,7 @@ def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> Language
     if place is None:
         raise ConfigError(f"{source}: does not say where its LM is; name a run directory with --model")
     if model is None and Path(place).is_absolute() and not os.path.exists(place):
-        raise ConfigError(f"{source}: the LM it was made for is gone from {place}; say with --model where it is now")
+        raise ConfigError(f"{source}: the LM it was made for is no longer at {place}; name it with --model")
     with quiet():
         if os.path.isfile(Path(place) / "config.yaml"):
             lm = open_trained_lm(Path(place))
@@ -260,9 +260,9 @@ class CompressedPrompt:
 
         Args:
             queries: One text, or a list of several.
-            max_new_tokens: Most tokens of an answer; None: 128, or as many as the LM's window leaves.
+            max_new_tokens: Maximum number of tokens of an answer; None: 128, or as many as the LM's window leaves.
             temperature: 0 takes the likeliest token; otherwise tokens are drawn.
-            top_p: Draw from the likeliest tokens that hold this much probability together.
+            top_p: Sample from the most likely tokens with this total probability.
             seed: Seed of the draws.
             num_beams: More than 1: beam search.
             batch_size: Queries that are answered at once.

@@ -1,4 +1,4 @@
-"""Having a teacher explain examples: few-shot chain-of-thought prompts, completions on record, rows for training.
+"""Rationales from a teacher: few-shot chain-of-thought prompts, a file of completions, rows for training.
 
 Nothing heavy is imported here.
 """
@@ -16,18 +16,18 @@ from typer import Option
 class RationaleOptions:
     """What is to be explained, and how."""
 
-    split: Annotated[str, Option(help="Which split of the data.")] = "train"
+    split: Annotated[str, Option(help="The split of the data.")] = "train"
     template: Annotated[str | None, Option(help="Shipped template or YAML file; default: the data format's.")] = None
-    rows: Annotated[int | None, Option("--rows", "-n", min=1, help="Only the first so many rows.")] = None
+    rows: Annotated[int | None, Option("--rows", "-n", min=1, help="Only the first N rows.")] = None
     samples: Annotated[int, Option(min=1, help="Answers for each row; the majority's label is kept.")] = 1
     temperature: Annotated[float | None, Option(min=0, help="0: greedy; default: 0, or 0.7 for several samples.")] = (
         None
     )
-    max_tokens: Annotated[int | None, Option(min=1, help="Longest answer; default: the template's.")] = None
-    seed: Annotated[int, Option(help="Other samples for another seed.")] = 0
-    retry_refused: Annotated[bool, Option("--retry-refused", help="Ask again what was refused in an earlier call.")] = (
-        False
-    )
+    max_tokens: Annotated[int | None, Option(min=1, help="Token limit of an answer; default: the template's.")] = None
+    seed: Annotated[int, Option(help="Seed of the samples.")] = 0
+    retry_refused: Annotated[
+        bool, Option("--retry-refused", help="Send requests again that an earlier call left refused.")
+    ] = False
     output: Annotated[
         Path | None, Option("--output", "-o", help="Rows (JSONL); default: rationales/DATA-SPLIT-TEACHER.jsonl.")
     ] = None

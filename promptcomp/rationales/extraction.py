@@ -93,8 +93,8 @@ def request_key(teacher: str, prompt: object, writing: Writing, sample: int, see
 HEADER = FileHeader(format="promptcomp-completions")
 """First line of the file of completions."""
 _MEANING = {
-    "ok": "read as it stands",
-    "repaired": "read, though cut or not quite in form",
+    "ok": "read unchanged",
+    "repaired": "read, although cut off or not fully in the expected form",
     "empty": "no text",
     "no_marker": "the rationale does not end",
     "two_markers": "two conclusions",

@@ -1,4 +1,4 @@
-"""What is to be explained, by whom and how: one call's settings, its data and its template.
+"""The job of `promptcomp rationales`: its settings, data and template.
 
 A template is a YAML file that people may edit: a few explained examples and the one to explain. `query` and `answer`
 are the two halves of an example; `{input}` (or `{premise}` and `{hypothesis}`), `{rationale}` and `{label}` stand for
@@ -47,7 +47,7 @@ class PromptTemplate(Config):
     parse: ParsedTask | None = None
     """Which known way of reading the text; null: `marker` divides it."""
     marker: str | None = None
-    """What stands between rationale and label."""
+    """The text between rationale and label."""
     equation: bool = False
     """With `marker`: the label must be a number or an expression with a value."""
     instruction: str = ""
@@ -73,7 +73,7 @@ class PromptTemplate(Config):
         if answered != {"rationale", "label"}:
             raise ValueError("answer must hold {rationale} and {label}, and no other field")
         if (self.parse is None) == (not self.marker):
-            raise ValueError("give either parse (a known task) or marker (what stands between rationale and label)")
+            raise ValueError("give either parse (a known task) or marker (the text between rationale and label)")
         if self.marker and self.marker not in self.answer:
             raise ValueError(f"answer must hold the marker {self.marker!r}")
         for number, shown in enumerate(self.demonstrations, start=1):

@@ -69,7 +69,7 @@ class _Sizes:
 
 @dataclass(slots=True)
 class Assessment:
-    """What was found on one split."""
+    """The results on one split."""
 
     predictions: list[Prediction]
     result: SplitResult

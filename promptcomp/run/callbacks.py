@@ -56,7 +56,7 @@ class Stopped(Exception):
     """A run that a signal has ended; its state is in last.ckpt."""
 
     def __init__(self, step: int, preempted: bool = False) -> None:
-        super().__init__(f"{'made room' if preempted else 'stopped'} after step {step}")
+        super().__init__(f"{'preempted' if preempted else 'stopped'} after step {step}")
         self.step = step
         self.preempted = preempted
 

@@ -1,4 +1,4 @@
-"""The configuration of a run: read, held against what the run was started with, and found again by it alone.
+"""The configuration of a run: read, compared with that of its start, and used to find a run again.
 
 When a run is continued, where it is and how its work is divided may change, not what it computes.
 """
@@ -61,8 +61,8 @@ def check_overrides(overrides: Iterable[str]) -> None:
     for item in overrides:
         if item.partition("=")[0] not in _FREE - {*PLACES}:
             raise ConfigError(
-                f"{item!r}: --resume continues a run as it was configured; only how its work is divided may change "
-                f"({_ALLOWED})"
+                f"{item!r}: --resume continues a run as it was configured; only the keys that distribute its work may "
+                f"change ({_ALLOWED})"
             )
 
 
@@ -83,8 +83,8 @@ def check_unchanged(run: RunDirectory, experiment: Experiment) -> None:
     listed = "; ".join(f"{key} was {old} and is {new}" for _, key, old, new in changed[:_NAMED])
     more = f"; and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
     raise ConfigError(
-        f"{run.config} was edited since the run began ({listed}{more}); put it back to continue the run, or start a "
-        f"new one with --config; only how the work is divided may change ({_ALLOWED})"
+        f"{run.config} was edited since the run started ({listed}{more}); put it back to continue the run, or start a "
+        f"new one with --config; only the keys that distribute its work may change ({_ALLOWED})"
     )
 
 

@@ -53,12 +53,12 @@ class Run:
 
     @property
     def config(self) -> Experiment:
-        """The whole configuration, as it was resolved."""
+        """The full resolved configuration."""
         return experiment_of(self._directory)
 
     @property
     def results(self) -> Results:
-        """What the run found: everything in results.json.
+        """The results of the run: everything in results.json.
 
         Raises:
             ConfigError: it has not finished its evaluation.
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def metrics(self) -> Any:
-        """The step series (step, train/loss, dev/...): a DataFrame, without pandas a list of dictionaries."""
+        """Losses and dev results by step (as metrics.csv): a DataFrame, without pandas a list of dictionaries."""
         return frame(step_series(self._directory.metrics))
 
     @property
@@ -138,9 +138,9 @@ def finished(work: Callable[[Console], Outcome | None], verbose: bool) -> Run:
     console = PlainConsole(quiet=not verbose)
     outcome = work(console)
     if outcome is None:
-        raise ConfigError("this process has helped in a run of several; only the first one has its results")
+        raise ConfigError("this is not the first process of the run, and only the first one has its results")
     if outcome.interrupted:
-        raise KeyboardInterrupt(f"stopped after step {outcome.step}; load_run({str(outcome.run)!r}).resume() goes on")
+        raise KeyboardInterrupt(f"stopped after step {outcome.step}; load_run({str(outcome.run)!r}).resume() continues")
     outcome.print(console)
     return Run(outcome.run)
 

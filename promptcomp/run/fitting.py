@@ -56,7 +56,7 @@ class Outcome:
     step: int
     interrupted: bool = False
     preempted: bool = False
-    """Interrupted by a signal that asks to make room: whoever sent it will continue the run."""
+    """Interrupted by preemption: whoever sent the signal will continue the run."""
     next_steps: tuple[str, ...] | None = None
     """Commands to suggest; None: those that make sense after every run."""
 
@@ -66,7 +66,7 @@ class Outcome:
         return {"run": str(self.run), "step": self.step, "interrupted": self.interrupted, "results": results}
 
     def print(self, console: Console) -> None:
-        """The outcome for people."""
+        """The outcome as a table."""
         if self.interrupted:
             console.print(f"Stopped after step {self.step}; the run is complete up to there.")
             say(console, f"Continue with: {command('fit', '--resume', self.run)}")
@@ -195,7 +195,7 @@ def _fit(
             with stop.leaving_at_once():  # the trained state is saved; what is measured here is measured again
                 results = _evaluate(experiment, module, datamodule, run, console, cost)
         except StopRequested:
-            run.write_log(f"made room after step {step}, during the evaluation")
+            run.write_log(f"preempted after step {step}, during the evaluation")
             return Outcome(run.path, None, step, interrupted=True, preempted=True)
         run.write_log("finished")
     return Outcome(run.path, results, step)

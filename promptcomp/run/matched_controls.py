@@ -45,7 +45,7 @@ class ControlsOutcome:
     points: ReferencePoints | None
     """None when a run was stopped."""
     preempted: bool = False
-    """A run was stopped by a signal that asks to make room."""
+    """A run was preempted."""
 
     @property
     def interrupted(self) -> bool:
@@ -60,7 +60,7 @@ class ControlsOutcome:
     def print(self, console: Console) -> None:
         """The method's report, then the reference points."""
         if self.points is None:
-            console.print("Stopped. Nothing finished is lost: the same command continues where it was.")
+            console.print("Stopped. Finished runs are kept: the same command continues where it was.")
             return
         self.method.print(console)
         console.print()
@@ -75,13 +75,13 @@ def wanted_runs(experiment: Experiment) -> tuple[dict[Role, Experiment], tuple[s
     runs: dict[Role, Experiment] = {"method": experiment}
     notes: list[str] = []
     if train == "none" or not experiment.trainer.max_steps:
-        notes.append(f"{title} leaves the LM as it is, so its controls have nothing to train: untrained only")
+        notes.append(f"{title} does not train the LM, so there is nothing to train in its controls: untrained only")
     else:
         section = {"train": train, **(method.model_dump(include={"lora"}) if train == "lora" else {})}
         runs["full_prompt_trained"] = _control(experiment, "full_prompt", section)
         runs["no_prompt_trained"] = _control(experiment, "no_prompt", section)
         if getattr(method, "init_from", None) is not None:
-            notes.append("method.init_from is the method's own: the trained controls start from the LM as it is")
+            notes.append("method.init_from is for the method alone: the trained controls start from the untrained LM")
     runs["full_prompt_untrained"] = _control(experiment, "full_prompt", {})
     runs["no_prompt_untrained"] = _control(experiment, "no_prompt", {})
     return runs, tuple(notes)

@@ -1,4 +1,4 @@
-"""The processes of one run and their devices: who starts them, who they are, and that they agree before they train.
+"""The processes of one run and their devices: what starts them, their ranks, and checks that they agree.
 
 srun, torchrun or Lightning itself starts them; which is chosen here, never guessed by Lightning: it takes any shell
 with SLURM_NTASKS set for one task of an srun, and a run started by hand inside an allocation then waits for ranks that
@@ -217,7 +217,7 @@ def join_group(config: TrainerConfig) -> Ranks:
 
 
 def leave_group() -> None:
-    """Leave the group, all ranks at once: what follows is rank 0's alone."""
+    """Destroy the process group, on all ranks at once: rank 0 continues alone."""
     if torch.distributed.is_initialized():
         if torch.distributed.get_world_size() > 1:
             torch.distributed.barrier()

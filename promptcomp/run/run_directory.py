@@ -1,4 +1,4 @@
-"""A run directory: its layout, the record of the environment, and the step series.
+"""A run directory: its layout, the record of the environment, and metrics.csv.
 
 config.yaml        the resolved configuration; `promptcomp fit --config RUN/config.yaml` repeats the run
 environment.json   versions, hardware, git commit and configuration of each start
@@ -216,7 +216,7 @@ def recorded_config(run: RunDirectory) -> dict[str, Any] | None:
 def _history(run: RunDirectory) -> list[dict[str, Any]]:
     if not run.environment.is_file():
         return []
-    hint = "it says what the run was started with: move it away to go on anyway"
+    hint = "it records what the run was started with: move it away to continue anyway"
     found = read_json(run.environment, "record of the environment", hint)
     history = found.get("history") if isinstance(found, dict) else None
     if not isinstance(history, list) or not all(isinstance(each, dict) for each in history):

@@ -42,7 +42,7 @@ from promptcomp.run.run_directory import RunDirectory, told_to_children
 _LOOK_EVERY = 0.5
 """Seconds."""
 _PATIENCE = 5.0
-"""Seconds that a process has to end by itself, with a message of its own, after another one has died."""
+"""Seconds that a process has to end by itself, with its own message, after another one has died."""
 
 
 def make_trainer(
@@ -76,7 +76,7 @@ def make_trainer(
         if config.patience is not None:
             callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
     elif config.patience is not None:
-        raise ConfigError("trainer.patience needs a dev split to look at, and this data has none; set it to null")
+        raise ConfigError("trainer.patience needs a dev split, and this data has none; set it to null")
     checkpoint = existing(run.last) if resume else None
     resumed_step = 0 if checkpoint is None else step_of(checkpoint)
     trainer = L.Trainer(

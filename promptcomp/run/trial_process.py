@@ -147,7 +147,7 @@ def fit_words(experiment: Experiment, run: Path | None, config: Path, command: S
         with contextlib.suppress(OSError):
             run.rmdir()
         if run.is_dir():
-            raise ConfigError(f"{run} is in the way: it holds files but no run; move it away")
+            raise ConfigError(f"{run} holds files but no run; move it away")
     config.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(config, dump(experiment))
     return [*command, "--config", str(config), *(() if run is None else ("--run-dir", str(run)))]
@@ -235,7 +235,7 @@ class Child:
         line = "" if self._log is None else last_line(self._log, self._log_start)
         if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
             if _killed_for_memory() != self._killed_for_memory or self._killed_for_memory < 0:
-                return "memory", f"killed, most likely for want of memory (exit code {code})"
+                return "memory", f"killed, most likely for lack of memory (exit code {code})"
             return "failed", f"killed (exit code {code})"
         return (_ENDS[code], line) if code in _ENDS else ("failed", f"exit code {code}: {line}")
 

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a sweep, found before anything starts and told at once."""
+"""Everything that can be wrong with a sweep, found before anything starts and reported at once."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _size(config: SweepConfig, allow_huge: bool) -> Iterator[str]:
     if config.sampler == "grid" and points > HUGE and not allow_huge:
         yield (
             f"the grid has {points:,} points ({points * config.seeds:,} trials); draw some of them "
-            "(sweep.sampler=tpe sweep.points=100), list fewer values, or say --yes"
+            "(sweep.sampler=tpe sweep.points=100), list fewer values, or give --yes"
         )
 
 
@@ -265,7 +265,7 @@ def _of_metric(metric: str, split: str | None, experiments: list[Experiment]) ->
     if metric.endswith("_ms") and any(not each.evaluation.measure_cost for each in experiments):
         return "needs evaluation.measure_cost=true"
     if metric in TEXT_METRICS and any(each.evaluation.generate is False for each in experiments):
-        return "is of generated texts and needs evaluation.generate=true"
+        return "is computed on generated texts and needs evaluation.generate=true"
     return None
 
 

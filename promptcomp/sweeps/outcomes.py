@@ -45,11 +45,11 @@ def take_back(sweep: Sweep, study: Attempts, record: TrialRecord, say: Say) -> N
         return
     spent, run = _spent(sweep, record), record.run_in(sweep.directory, study.is_control)
     if is_finished(sweep, study, record):
-        say(f"{what}: its worker is gone, its run is finished: adopted")
+        say(f"{what}: its worker has died, but its run is finished: its results are recorded")
         adopt(sweep, study, record.number, run, spent)
     else:
-        say(f"{what}: its worker and its trainer are gone; attempt {record.attempt} is over")
-        study.fail(record.number, "lost", f"worker {record.worker} and its trainer died", spent)
+        say(f"{what}: its worker and its own process have died; attempt {record.attempt} is over")
+        study.fail(record.number, "lost", f"worker {record.worker} and the trial's process died", spent)
     sweep.directory.lease_of(record.cell).unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep still has to do, computed from the trials there are.
+"""The remaining work of a sweep, computed from the existing trials.
 
 Nothing here is stored: whatever is killed between two writes, the next worker computes the same plan. No Optuna, no
 disk.

@@ -167,7 +167,7 @@ def _with_time(plan: SweepPlan, config: SweepConfig, small: _Point, large: _Poin
         times = [measured(small[1])]
         times.append(measured(large[1]) if large[0] != small[0] else times[0])
     except MeasuringFailed as failure:
-        plan.notes.append(f"no time can be told: the measured trial failed ({failure})")
+        plan.notes.append(f"no time can be estimated: the measured trial failed ({failure})")
         return plan
     seconds = [time.trial(point[1]) for time, point in zip(times, (small, large), strict=True)]
     left = max(0, plan.trials + plan.controls - plan.finished)
@@ -182,7 +182,7 @@ def _with_time(plan: SweepPlan, config: SweepConfig, small: _Point, large: _Poin
 
 
 def _budget(config: SweepConfig, plan: SweepPlan) -> list[str]:
-    budget, rest = config.budget, "ends it before all is done"
+    budget, rest = config.budget, "ends the sweep before all trials are done"
     limits = (
         (budget.trials, plan.trials, f"the budget ends after {budget.trials} of {plan.trials} trials"),
         (budget.hours, plan.hours_with_workers, f"the budget of {budget.hours or 0:g} h {rest}"),

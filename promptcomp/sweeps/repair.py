@@ -1,4 +1,4 @@
-"""`promptcomp sweep doctor`: what is wrong with a sweep's directory and storage, and putting it right."""
+"""`promptcomp sweep doctor`: what is wrong with a sweep's directory and storage, and its repair."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _config(directory: SweepDirectory) -> Iterator[Finding]:
     if isinstance(copy, dict):
         yield Finding(f"sweep.yaml: {problem}; the storage has a copy", restore)
     else:
-        advice = "the storage has no copy; write it again or begin another sweep"
+        advice = "the storage has no copy; write it again or start another sweep"
         yield Finding(f"sweep.yaml: {problem}", None, advice)
 
 
@@ -141,7 +141,7 @@ def _version(sweep: Sweep) -> Iterator[Finding]:
     begun, now = sweep.trials.attribute("optuna"), optuna.__version__
     if begun != now:
         yield Finding(
-            f"the sweep was begun with optuna {begun}, this is {now}: samplers may draw other points",
+            f"the sweep was started with optuna {begun}, this is {now}: samplers may draw other points",
             lambda: sweep.trials.set_attribute("optuna", now),
         )
 
@@ -176,7 +176,7 @@ def _untold(sweep: Sweep) -> Iterator[Finding]:
             if record.state != "fail" or record.kind in ("value", "config") or not is_finished(sweep, study, record):
                 continue
             run = record.run_in(sweep.directory, study.is_control)
-            text = f"{run} is finished, but trial {record.number} does not say so"
+            text = f"{run} is finished, but trial {record.number} is not recorded as finished"
             yield Finding(text, functools.partial(_adopt_untold, sweep, study, record, run))
 
 
@@ -210,7 +210,7 @@ def _disk(directory: SweepDirectory) -> Iterator[Finding]:
         yield Finding(f"{directory.path} cannot be written to ({error.strerror})", None, "free space or rights")
         return
     if problem:
-        yield Finding(f"the disk of {directory.path} is unfit for a journal: {problem}", None, advice)
+        yield Finding(f"the disk of {directory.path} cannot hold a journal: {problem}", None, advice)
 
 
 def _probe(folder: Path) -> str | None:
@@ -232,7 +232,7 @@ def _probe(folder: Path) -> str | None:
 
 _HELD = 1.0  # seconds; a writer holds the lock for milliseconds
 _OLD = 60.0
-_STOP_FIRST = "workers are at work: stop them first, then repair"
+_STOP_FIRST = "workers are running: stop them first, then repair"
 _STARTS = (b'{"op_code"', b'{"op_code":')
 
 
@@ -270,7 +270,7 @@ def _journal(directory: SweepDirectory) -> Iterator[Finding]:
         yield Finding(f"{journal.name}: {problem}", fix, advice)
     if error is not None:
         yield Finding(
-            f"{journal.name}: its lines do not follow from each other ({error}); repairing begins a new journal, and "
+            f"{journal.name}: its lines contradict each other ({error}); repairing begins a new journal, and "
             "finished runs are taken over when the sweep is started again",
             fix,
             advice,
@@ -289,11 +289,11 @@ def _whole_lines(text: bytes) -> tuple[bytes, list[str]]:
         start = max(line.rfind(mark) for mark in _STARTS)
         if start > 0 and _is_entry(line[start:]):  # the torn line was never confirmed, the one glued to it was
             kept.append(line[start:])
-            problems.append(f"line {number} is torn and another one is glued to it")
+            problems.append(f"line {number} is truncated and joined with the next one")
         else:
-            problems.append(f"line {number} is no entry")
+            problems.append(f"line {number} is not an entry")
     if tail:
-        problems.append(f"the last line is torn ({len(tail)} bytes)")
+        problems.append(f"the last line is truncated ({len(tail)} bytes)")
     return b"".join(line + b"\n" for line in kept), problems
 
 

@@ -1,4 +1,4 @@
-"""What a sweep has done so far, as read from its storage and run directories: the only thing that views look at."""
+"""The state of a sweep, as read from its storage and run directories: the only input of views."""
 
 from __future__ import annotations
 

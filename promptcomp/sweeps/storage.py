@@ -149,13 +149,13 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
         return None
     if before is None and directory.journal.is_file() and directory.journal.stat().st_size:
         raise ConfigError(
-            f"{directory.path} keeps its trials in {directory.journal.name}, so --storage comes too late; leave it "
-            "out, or begin another sweep with -o"
+            f"{directory.path} keeps its trials in {directory.journal.name}, so --storage comes too late: leave it "
+            "out, or start another sweep with -o"
         )
     if given is not None and before is not None and _plain(given) != _plain(before):
         raise ConfigError(
             f"{directory.path} keeps its trials in {_plain(before)}, not in {_plain(given)}; leave --storage out, "
-            "or begin another sweep with -o"
+            "or start another sweep with -o"
         )
     if given is not None and _has_secret(given):
         return given
@@ -238,7 +238,7 @@ def damaged(path: Path, error: Exception) -> ConfigError:
     """What to say of a journal that Optuna cannot read."""
     return ConfigError(
         f"{path} is damaged ({type(error).__name__}: {_first_line(error)}); "
-        f"`{command('sweep', 'doctor', path.parent, '--repair')}` drops the torn lines and keeps a copy"
+        f"`{command('sweep', 'doctor', path.parent, '--repair')}` drops the truncated lines and keeps a copy"
     )
 
 

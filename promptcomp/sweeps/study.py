@@ -226,7 +226,7 @@ def check_changes(
         ConfigError: names the first difference and the way out.
     """
     for difference in _differences(before, now, base_before, base_now):
-        raise ConfigError(f"{path} was begun with {difference}; take that back, or begin another sweep with -o")
+        raise ConfigError(f"{path} was started with {difference}; undo that change, or start another sweep with -o")
 
 
 def _differences(

@@ -1,4 +1,4 @@
-"""A worker: takes trials one by one, runs each as a child process, tells Optuna what became of it."""
+"""A worker: takes trials one by one, runs each as a child process, tells Optuna how it ended."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ class Worker:
     def _is_disk_full(self) -> bool:
         free = shutil.disk_usage(self.sweep.directory.path).free
         if free < _FREE:
-            say(f"the disk has {free // 2**20} MiB left: no further trial is begun; free space and start again")
+            say(f"the disk has {free // 2**20} MiB left: no further trial is started; free space and start again")
         return free < _FREE
 
     def _attend(self, claim: Claim) -> int | None:
@@ -253,11 +253,11 @@ class Worker:
         try:
             patiently(lambda: self._tell(claim, ended, spent), say, lambda: self.stop.count > 1, _DATABASE_WAIT)
         except OSError as error:  # the journal cannot be written: the next worker finds the trial and takes it up
-            say(f"{claim.cell.cell}: cannot tell what became of it: {error.strerror or error}")
+            say(f"{claim.cell.cell}: its state cannot be read: {error.strerror or error}")
             end = "disk"
         self.keeper.note("")
         if end == "disk":
-            say("the disk is full: no further trial is begun; free space and start again, nothing is lost")
+            say("the disk is full: no further trial is started; free space and start again, nothing is lost")
             return Exit.NO_SPACE
         if end == "preempted":
             return Exit.PREEMPTED
@@ -302,11 +302,11 @@ class Worker:
             trainer = claim.cell.experiment.trainer
             return is_hopeless(claim.study, config, claim.number, claim.cell.params, trainer, metric)
         except (optuna.exceptions.StorageInternalError, OSError) as error:  # a storage that is away stops no trial
-            say(f"{claim.cell.cell}: the pruner could not be asked ({type(error).__name__})")
+            say(f"{claim.cell.cell}: the pruner failed ({type(error).__name__})")
             return False
 
     def _tell(self, claim: Claim, ended: Ended, spent: float) -> None:
-        """Tell the storage what became of a trial."""
+        """Record in the storage how a trial ended."""
         study, number, cell = claim.study, claim.number, claim.cell
         if ended.run is not None:
             problem = adopt(self.sweep, study, number, ended.run, spent)
@@ -333,7 +333,7 @@ def _consequence(ended: Ended, claim: Claim, retries: int) -> str:
     if ended.how == "pruned":
         return line
     if ended.how in UNCOUNTED:
-        return f"{line}; it goes back into the queue"
+        return f"{line}; it will be continued"
     if ended.how in ("config", "nan"):
         return f"{line}; the same would happen again, so it is not tried again"
     if claim.attempt > retries:

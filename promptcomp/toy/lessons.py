@@ -16,7 +16,7 @@ AnyStage = TypeVar("AnyStage", bound=StageConfig)
 
 
 class Lessons(ABC, Generic[AnyStage]):
-    """A source of losses with a schedule of its own; deterministic in its seed."""
+    """A source of losses with its own schedule; deterministic in its seed."""
 
     tokenizer: PreTrainedTokenizerFast
     """Saved with the model."""

@@ -73,7 +73,7 @@ class InstructionStage(StageConfig):
     repetition: float = Field(default=0.0, ge=0, le=1)
     """Share of the batches that hold repeated random words instead of instructions."""
     max_words: int = Field(default=6, ge=3, le=6)
-    """Most words of an input."""
+    """Maximum number of words of an input."""
 
 
 class InstructionCurriculum(Config):

@@ -97,7 +97,7 @@ def word_tokenizer(
         tokens: All tokens in the order of their ids, `SPECIALS` among them.
         splitting: How text becomes words, a pre-tokenizer.
         framing: What is put around a text, a post-processor; None: nothing.
-        max_length: Most tokens of a text.
+        max_length: Maximum number of tokens of a text.
         options: Further arguments of PreTrainedTokenizerFast.
     """
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))

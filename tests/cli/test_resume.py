@@ -90,7 +90,7 @@ def test_place_and_division_may_change_in_the_file_and_on_the_command_line(tmp_p
         "trainer={threads: 9}",
         "seed=1",
     ):
-        with pytest.raises(ConfigError, match="only how its work is divided"):
+        with pytest.raises(ConfigError, match="only the keys that distribute its work"):
             experiment_to_resume(run, [item])
 
 

@@ -84,7 +84,7 @@ def test_added_categories_are_planned(tmp_path: Path) -> None:
 def test_another_sweep_is_refused(tmp_path: Path, changes: dict[str, object], named: str) -> None:
     directory = SweepDirectory(tmp_path / "s")
     begin(sweep_config(), directory, None, 1)
-    with pytest.raises(ConfigError, match=f"was begun with.*{named}.*another sweep with -o"):
+    with pytest.raises(ConfigError, match=f"was started with.*{named}.*another sweep with -o"):
         begin(sweep_config(**changes), directory, None, 1)
     assert read_state(directory).config == sweep_config()
 

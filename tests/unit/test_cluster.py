@@ -279,7 +279,7 @@ def test_submission_is_recorded(programs: Path) -> None:
     record = json.loads((run / "slurm/jobs.json").read_text())["jobs"][1]
     assert (record["id"], record["kind"], record["command"]) == ("77", "fit", ["fit", "--resume", str(run)])
     (run / "slurm/jobs.json").write_text("{")
-    with pytest.raises(ConfigError, match="remove it to go on"):
+    with pytest.raises(ConfigError, match="remove it to continue"):
         submit(job, SlurmProfile(), "default")
     assert len(_called(programs, "sbatch")) == 2
 

@@ -229,4 +229,4 @@ def test_an_equal_run_has_a_delta_without_an_interval(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, 0.7) for name in ("one", "two")]
     (split,) = compare(*runs, resamples=100).splits
     assert {row.delta_ci for row in split.rows} == {None}
-    assert any("differ alike" in note for note in split.notes)
+    assert any("differ equally" in note for note in split.notes)

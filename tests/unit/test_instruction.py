@@ -309,4 +309,4 @@ def test_validate_with_a_tokenizer_tells_long_shared_and_special_rows(tmp_path: 
     found = [problem.message for problem in validate(config, byte_tokenizer())]
     assert any("1 of 1 test rows are training rows too" in message for message in found)
     assert any("1 train rows contain '<|end|>'" in message for message in found)
-    assert any("train: 1 of the 6 rows looked at are over a token budget (1 by their output)" in m for m in found)
+    assert any("train: 1 of the 6 rows checked are over a token budget (1 by their output)" in m for m in found)

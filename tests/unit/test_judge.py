@@ -137,7 +137,7 @@ def test_tables(tmp_path: Path) -> None:
         ("t.jsonl", '{"id": 1, "text": "x"}', "line 1: no instruction, input"),
         ("t.jsonl", '{"id": 1, "instruction": "", "input": 3, "text": "x"}', "line 1: 'input' is no text"),
         ("t.csv", "id,instruction,input,text\n1,a,b\n", "line 2: no text"),
-        ("t.csv", "id,instruction,input,text\n1,a,b,c\n1,a,b,c\n", "line 3: example 1 of split 'all' is there twice"),
+        ("t.csv", "id,instruction,input,text\n1,a,b,c\n1,a,b,c\n", "line 3: example 1 of split 'all' occurs twice"),
         ("t.csv", 'id,instruction,input,text\n1,a,b,"c\n', "not valid CSV"),
     ],
 )

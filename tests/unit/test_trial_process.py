@@ -40,7 +40,7 @@ def test_the_words_begin_or_continue(tmp_path: Path) -> None:
     assert fit_words(experiment, None, config) == [*FIT, "--config", str(config)]
     run.mkdir()
     (run / "notes.txt").touch()
-    with pytest.raises(ConfigError, match="is in the way"):
+    with pytest.raises(ConfigError, match="holds files but no run"):
         fit_words(experiment, run, config)
     (run / "config.yaml").touch()
     assert fit_words(experiment, run, config, ("trainer",)) == ["trainer", "--resume", str(run)]

@@ -66,11 +66,11 @@ class Limits(Config):
     """Budgets of one split where they differ from those of the others; null = the same."""
 
     max_context_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of an instruction with what its template writes."""
+    """Maximum number of tokens of an instruction with what its template writes."""
     max_query_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of an input with what its template writes."""
+    """Maximum number of tokens of an input with what its template writes."""
     max_target_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of an output with its end."""
+    """Maximum number of tokens of an output with its end."""
 
 
 class InstructionConfig(DataConfig):
@@ -80,28 +80,28 @@ class InstructionConfig(DataConfig):
 
     template: TemplateName | CustomTemplate = "alpaca_gist"
     """alpaca_gist: "Instruction: ..." and then "Input: ... Output:"; chat: the tokenizer's chat template; plain: lines
-    without words of their own; or your own {context, query, empty_query, output}."""
+    without added words; or your own {context, query, empty_query, output}."""
     template_date: date | None = None
-    """The day that a chat template writes where it writes one (Llama 3 does); null = the day of the run."""
+    """The date for chat templates that insert one (Llama 3's does); null = the day of the run."""
     max_context_tokens: int = Field(default=256, ge=1)
     """Most tokens of an instruction with what its template writes; gist tokens come on top and are never cut."""
     max_query_tokens: int = Field(default=256, ge=1)
-    """Most tokens of an input with what its template writes."""
+    """Maximum number of tokens of an input with what its template writes."""
     max_target_tokens: int = Field(default=256, ge=1)
-    """Most tokens of an output with the token that ends it."""
+    """Maximum number of tokens of an output with the token that ends it."""
     split_limits: dict[str, Limits] = {}
     """Other budgets for some splits, for example {human: {max_context_tokens: 384}}."""
     too_long: Literal["cut", "skip", "error"] = "cut"
     """A row over a budget: cut its text on the right (an output then has no end token), skip the row, or stop. How
     many there are is always said."""
     queries_per_context: int = Field(default=1, ge=1)
-    """Most training rows of one instruction that share its compression."""
+    """Maximum number of training rows of one instruction that share its compression."""
     eval_queries_per_context: int | None = Field(default=None, ge=1)
-    """Most evaluation rows of one instruction that share its compression; null = all."""
+    """Maximum number of evaluation rows of one instruction that share its compression; null = all."""
     max_dev_examples: int | None = Field(default=None, ge=1)
-    """Most rows of the dev split, chosen at random by eval_seed; null = all."""
+    """Maximum number of rows of the dev split, chosen at random by eval_seed; null = all."""
     max_eval_examples: int | None = Field(default=None, ge=1)
-    """Most rows of each test split, chosen at random by eval_seed; null = all."""
+    """Maximum number of rows of each test split, chosen at random by eval_seed; null = all."""
     metric: Literal["exact_match", "rougeL", "loss"] = "rougeL"
     """What results are summed up by: exact_match or rougeL of generated answers, or the loss of the right answer."""
     eval_seed: int = Field(default=0, ge=0)
@@ -198,7 +198,7 @@ class InstructionsData(HeldOutConfig):
     dataset_splits: dict[str, str] = Field(default={"train": "train"}, min_length=1)
     """The dataset's split for each split."""
     test_examples: int = Field(default=0, ge=0)
-    """Most rows that are cut from the training rows as the split "test"; 0 = none."""
+    """Maximum number of rows that are cut from the training rows as the split "test"; 0 = none."""
     columns: InstructionColumns = InstructionColumns()
     """Names of the columns."""
 

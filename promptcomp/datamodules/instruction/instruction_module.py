@@ -26,7 +26,7 @@ from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 _CHOICE_STREAM = 11
 _LOOKED_AT = 20_000  # rows of a split that are tokenised at the start of a run to tell how many are cut
 DATED = (
-    "the chat template writes today's date, so contexts differ from day to day; set data.template_date=YYYY-MM-DD to "
+    "the chat template inserts today's date, so contexts differ from day to day; set data.template_date=YYYY-MM-DD to "
     "keep them the same"
 )
 _SAMPLED_SOURCES = 10_000  # training rows that are asked for their source; generated rows cost time
@@ -238,7 +238,7 @@ class InstructionDataModule(ContextDataModule):
         if not instruction.strip() and not self.config.allow_empty_instruction:
             raise ConfigError(
                 f"split {split}: a row has an empty instruction (input {rows[0].input[:60]!r}); "
-                "mend the data or set data.allow_empty_instruction=true"
+                "correct the data or set data.allow_empty_instruction=true"
             )
         queries = tuple(
             EncodedQuery(encoder.query(row.input), (EncodedTarget(encoder.target(row.output)),), number)
@@ -249,7 +249,7 @@ class InstructionDataModule(ContextDataModule):
     # ---- text from outside
 
     def prompt_format(self) -> PromptFormat:
-        """A query as it is written behind an instruction; an answer ends with its end token."""
+        """The format of a query after an instruction; an answer ends with its end token."""
         template = self.template
         closing = str(self.tokenizer.decode(list(template.end_ids))) if template.closes_query else ""
         stop_ids = tuple(dict.fromkeys((*template.end_ids, *self.end_ids)))

@@ -1,4 +1,4 @@
-"""Templates of instruction data: what is written around an instruction, its input and its output.
+"""Templates of instruction data: the text around an instruction, its input and its output.
 
 A row becomes three pieces of text that are tokenised apart: the context (what is compressed), the query behind it and
 the target. `alpaca_gist` is the template of Mu et al. 2023 (arXiv 2304.08467); its pieces end where the gist tokens

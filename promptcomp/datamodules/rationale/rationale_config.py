@@ -59,7 +59,7 @@ class RationaleConfig(DataConfig):
     shuffle_rationales: bool = False
     """Give each row the rationale of another one (a control: is it the content that helps?)."""
     train_count: int | None = Field(default=None, ge=1)
-    """Most training rows; null: all."""
+    """Maximum number of training rows; null: all."""
     train_share: float = Field(default=1.0, gt=0, le=1)
     """Share of these rows to train on. With "fixed" and "per_seed" a smaller subset is part of every larger one."""
     subset: Literal["fixed", "per_seed", "reference"] = "fixed"
@@ -74,13 +74,13 @@ class RationaleConfig(DataConfig):
     """Most tokens of an input with its marker; longer ones are cut on the right. null: 1024 (the original), or what the
     LM's window leaves."""
     max_label_tokens: int = Field(default=256, ge=2)
-    """Most tokens of a label with its end-of-sequence token."""
+    """Maximum number of tokens of a label with its end-of-sequence token."""
     max_rationale_tokens: int = Field(default=256, ge=2)
-    """Most tokens of a rationale with its end-of-sequence token."""
+    """Maximum number of tokens of a rationale with its end-of-sequence token."""
     max_dev_rows: int | None = Field(default=None, ge=1)
-    """Most rows of the dev split; null: all."""
+    """Maximum number of rows of the dev split; null: all."""
     max_eval_rows: int | None = Field(default=None, ge=1)
-    """Most rows of each test split; null: all."""
+    """Maximum number of rows of each test split; null: all."""
     scored_splits: Literal["none", "dev", "all"] = "dev"
     """Splits whose rows are answered by the likeliest of their options, where they have some; other answers are
     generated. "dev" lets the best weights be chosen by accuracy at little cost."""
@@ -100,7 +100,7 @@ class RationaleConfig(DataConfig):
     @model_validator(mode="after")
     def _consistent(self) -> RationaleConfig:
         if self.markers == "none" and self.targets == "label_and_rationale":
-            raise ValueError("targets 'label_and_rationale' needs markers 'prefix' or 'suffix' to tell the tasks apart")
+            raise ValueError("targets 'label_and_rationale' needs markers 'prefix' or 'suffix', one for each task")
         if self.label_marker == self.rationale_marker:
             raise ValueError(f"label_marker and rationale_marker are both {self.label_marker!r}; they must differ")
         if self.shuffle_rationales and self.targets == "label":
@@ -173,7 +173,7 @@ class RationaleRows(RationaleConfig):
     columns: RationaleColumns = RationaleColumns()
     """Names of the columns."""
     human_rationales: bool = True
-    """Use the rationale that people wrote, where the format has one and no teacher wrote another."""
+    """Use the human rationale, if the format has one and no teacher wrote another."""
 
 
 class RationaleFilesData(RationaleRows):

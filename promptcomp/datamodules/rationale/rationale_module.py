@@ -110,7 +110,7 @@ class RationaleDataModule(ContextDataModule):
         return self.writer.all_texts(item.row, item.label, item.roles)
 
     def notes(self) -> list[str]:
-        """What a person should know about the training rows: what was left out, and what was cut."""
+        """Notes on the training rows: what was left out, and what was cut."""
         cut = [0, 0]
         for item in self.training_rows:
             if self.writer.may_lose(item.row):

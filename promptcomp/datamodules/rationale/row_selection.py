@@ -1,4 +1,4 @@
-"""Which rows are trained on: the original's splits, subsets, filters, and an account of what was left out."""
+"""Which rows are trained on: the original's splits, subsets, filters, and counts of what was left out."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Writer:
         self.config = config
         self.cache = cache
         self.input_budget = input_budget(config, reader.window)
-        """Most tokens of an input."""
+        """Maximum number of tokens of an input."""
         self._tokenizer = tokenizer
         self._eos: int = tokenizer.eos_token_id
         ends = adds_eos(tokenizer) if config.input_eos is None else config.input_eos
@@ -145,7 +145,7 @@ class Writer:
         return (*self.cache(text)[: self.target_budget(role) - 1], self._eos)
 
     def target_budget(self, role: int) -> int:
-        """Most tokens of a target with its end."""
+        """Maximum number of tokens of a target with its end."""
         config = self.config
         if role == RATIONALE:
             return config.max_rationale_tokens
@@ -177,7 +177,7 @@ class Writer:
 
 
 def input_budget(config: RationaleConfig, window: int | None) -> int:
-    """Most tokens of an input with its marker, given the LM's window [positions].
+    """Maximum number of tokens of an input with its marker, given the LM's window [positions].
 
     Raises:
         ConfigError: an input with its target may not fit the window.

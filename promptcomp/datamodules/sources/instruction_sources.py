@@ -294,7 +294,7 @@ def held_out(
     Args:
         rows: All training rows.
         places: Those to choose from.
-        count: Most rows to hold out.
+        count: Maximum number of rows to hold out.
         split: What they are held out for.
         by: Whether rows of one instruction stay together.
 

@@ -19,7 +19,7 @@ from promptcomp.evaluation.texts import value_of
 ParseStatus = Literal[
     "ok", "repaired", "empty", "no_marker", "two_markers", "empty_label", "out_of_set", "not_an_equation"
 ]
-"""ok: read as it stands; repaired: the label was cut off or lacked its letter and could still be told; empty: no text;
+"""ok: read as it stands; repaired: the label was cut off or lacked its letter and could still be read; empty: no text;
 no_marker, two_markers: not exactly one end of the rationale; empty_label: nothing behind it; out_of_set: none of the
 labels; not_an_equation: an arithmetic label without a value."""
 STATUSES: tuple[str, ...] = get_args(ParseStatus)

@@ -117,7 +117,7 @@ class Asked:
                     raise ConfigError(f"{where}: no column {name!r}; the columns are {names}")
         for name in self.all:
             if header.count(name) > 1:
-                raise ConfigError(f"{where}: the column {name!r} is there twice; rename one of them")
+                raise ConfigError(f"{where}: the column {name!r} occurs twice; rename one of them")
 
 
 @dataclass(frozen=True, slots=True)

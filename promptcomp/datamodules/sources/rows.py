@@ -50,7 +50,7 @@ class Columns(Config):
     """Column with the data seed of a demonstration pool; None or absent: one pool for each task."""
     split: str | None = "split"
     """Column that says "train" for rows of the demonstration pool and anything else for queries; None or absent: every
-    row is asked, with other rows of its task as demonstrations."""
+    row is a query, with other rows of its task as demonstrations."""
 
     def asked(self) -> Asked:
         """The columns for a reader."""
@@ -120,7 +120,7 @@ def row_warnings(record: Mapping[str, Any], columns: Columns) -> list[str]:
     if len(options) == 1:
         found.append("there is only one option")
     if options and output not in options:
-        found.append(f"{columns.output!r} {output!r} is the option that differs from it in white space alone")
+        found.append(f"{columns.output!r} {output!r} differs from the option in white space alone")
     return found
 
 
@@ -134,7 +134,7 @@ def to_row(record: Mapping[str, Any], where: str, columns: Columns) -> Row:
 
 
 class Duplicates:
-    """Tells of good rows of one file that are there twice."""
+    """Reports rows that occur twice in one file."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str | None, ...], int] = {}
@@ -234,7 +234,7 @@ def hold_out(tasks: Sequence[Task], share: float, what: str) -> tuple[tuple[Task
     """
     if len(tasks) < 2:
         raise ConfigError(
-            f"{what}: of one training task none can be held out as the dev split; name a dev set or switch it off"
+            f"{what}: with one training task, none can be held out as the dev split; name a dev set or switch it off"
         )
     count = min(math.ceil(share * len(tasks)), len(tasks) - 1)
     order = sorted(tasks, key=lambda task: (task.kind == "free_form", hashlib.sha256(task.name.encode()).digest()))

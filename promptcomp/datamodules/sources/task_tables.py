@@ -90,7 +90,7 @@ class TableSource(HeldOutTasks):
             if (first := spelled.setdefault(label, row.output)) != row.output:
                 text = f"{row.output!r} and {first!r} are one label: white space does not count"
             elif (other := seen.setdefault(looks_of(label), label)) != label:
-                text = f"{label!a} and {other!a} look alike, but are two labels"
+                text = f"{label!a} and {other!a} look alike, but are different labels"
             else:
                 continue
             tell(Problem.at(row.where, text, "warning"), found)
@@ -120,7 +120,7 @@ class TableSource(HeldOutTasks):
         return found
 
     def _shared_tasks(self, entries: Iterable[Entry]) -> list[Task]:
-        """Tasks whose rows are both shown and asked."""
+        """Tasks whose rows are both demonstrations and queries."""
         tasks = []
         for (name, seed), members in _grouped(entries).items():
             rows = self._rows(members, members)
@@ -130,7 +130,7 @@ class TableSource(HeldOutTasks):
         return tasks
 
     def _asked_tasks(self, shown: Iterable[Entry], asked: Iterable[Entry]) -> list[Task]:
-        """Tasks with rows to show and rows to ask, once for each data seed of the rows to show."""
+        """Tasks with demonstrations and queries, once for each data seed of the demonstrations."""
         pools = _grouped(shown)
         questions = _grouped(asked)
         tasks = []

@@ -63,7 +63,7 @@ class Reached(Measured):
     """Share of the draws in which it is reached."""
 
     def sentence(self, method: str) -> str:
-        """The same in words."""
+        """The same as a sentence."""
         who = f"{self.size}: {method}" if self.size else method
         target = f"the score of {self.baseline} with share {self.target_share:g} ({mean_text(self.target)})"
         if self.share is None:
@@ -73,9 +73,9 @@ class Reached(Measured):
             text = f"{who} reaches {target} at a share of {share} (first share run that does: {self.first:g})"
         if self.ci is not None:
             low, high = self.ci
-            text += f"; 95 % over draws of seeds: {low:.3g} to {'never' if high is None else f'{high:.3g}'}"
+            text += f"; 95 % interval over resampled seeds: {low:.3g} to {'never' if high is None else f'{high:.3g}'}"
         elif self.resampled is not None:
-            text += f"; reached in {self.resampled:.0%} of the draws of seeds"
+            text += f"; reached in {self.resampled:.0%} of the resamples of seeds"
         return text + "."
 
 
@@ -226,7 +226,7 @@ def _parameters(trial: Trial) -> int | None:
 def rows_of(
     values: Values, methods: Sequence[str], sizes: Sequence[str], shares: Sequence[float]
 ) -> Iterator[EfficiencyRow]:
-    """A row for every size and share that has a value; the first method is held against the others."""
+    """A row for every size and share that has a value; the first method is compared with the others."""
     for size, share in itertools.product(sizes, shares):
         found = {name: values[name, size, share] for name in methods if (name, size, share) in values}
         own, minus = found.get(methods[0], {}), {}

@@ -81,7 +81,7 @@ class LiveView:
 
 
 def _event(trial: Trial, summary: Summary) -> str | None:
-    """What has become of a trial, in one line."""
+    """The state of a trial, in one line."""
     progress = summary.progress
     values = ", ".join(f"{name} {amount(name, value)}" for name, value in trial.values.items() if value is not None)
     left = f", about {time_text(progress.eta)} left" if progress.eta is not None else ""
@@ -93,7 +93,7 @@ def _event(trial: Trial, summary: Summary) -> str | None:
         "finished": ("finished", f": {values or 'no value'} ({progress.done} of {progress.planned}{left})"),
         "failed": ("failed", f": {_clean(trial.problem or 'no reason known')} (log: {log})"),
         "pruned": ("pruned", f" at step {trial.step}"),
-        "stale": ("lost", ": its process is gone; a worker takes it up again"),
+        "stale": ("lost", ": its process has died; a worker will continue it"),
         "running": ("started", f", attempt {trial.attempt}" if again else ""),
         "waiting": ("retry", f": {_clean(trial.problem)}" if trial.problem else ""),
     }[trial.status]

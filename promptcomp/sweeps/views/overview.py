@@ -1,4 +1,4 @@
-"""A sweep as tables for people (`promptcomp sweep show DIR`)."""
+"""A sweep as tables on a terminal (`promptcomp sweep show DIR`)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def overview(summary: Summary) -> list[str]:
         times += f", about {time_text(progress.eta)} left with {many(max(1, summary.state.workers), 'worker')}"
     lines = [status_line(progress, f"{many(progress.planned, 'trial')} done").plain, times]
     if summary.state.stopped_by:
-        lines.append(f"stopped by {summary.state.stopped_by}; raise it and start the sweep again to go on")
+        lines.append(f"stopped by {summary.state.stopped_by}; raise it and start the sweep again to continue")
     return lines
 
 

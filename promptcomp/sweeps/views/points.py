@@ -1,4 +1,4 @@
-"""What a sweep has found: points with means over seeds, the best one and its trial, the Pareto front.
+"""The results of a sweep: points with means over seeds, the best one and its trial, the Pareto front.
 
 Intervals are Student's t over seeds (95 %). Points are compared seed by seed: the seeds that both have.
 """

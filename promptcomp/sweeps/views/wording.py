@@ -1,4 +1,4 @@
-"""Words and numbers of sweeps as people read them, and how a dimension is laid out on an axis."""
+"""Readable names and numbers of sweeps, and how a dimension is laid out on an axis."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Axis:
     name: str
     """The dimension."""
     title: str
-    """For people: the last part of the key."""
+    """Shown in tables: the last part of the key."""
     kind: Kind
     values: tuple[Scalar, ...]
     """Distinct values, in order."""
