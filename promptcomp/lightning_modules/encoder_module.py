@@ -23,7 +23,7 @@ from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
 from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass, check_same_tokenizer
 from promptcomp.lightning_modules.encoder_config import EncoderMethodConfig
-from promptcomp.lightning_modules.objective import kl_divergence
+from promptcomp.lightning_modules.objective import cross_entropy, kl_divergence
 from promptcomp.memory import Memory
 
 
@@ -161,11 +161,10 @@ class EncoderModule(CompressionModule):
         memory = self.compress(batch.context)
         assert memory is not None
         student = self.lm(memory, batch, where)
-        terms = [LossTerm("ce", -student.log_probs().sum(), student.label.shape[0])]
+        terms = [cross_entropy("ce", student)]
         if method.reconstruction_weight:
             again = self.lm(self.before_cue(memory), batch.of_contexts(self.lm.end_id), "targets")
-            count, weight = again.label.shape[0], method.reconstruction_weight
-            terms.append(LossTerm("reconstruction", -again.log_probs().sum(), count, weight))
+            terms.append(cross_entropy("reconstruction", again, method.reconstruction_weight))
         if method.kl_weight:
             with torch.no_grad():
                 teacher = self.lm(self.lm.encode(batch.teacher_context), batch, where)

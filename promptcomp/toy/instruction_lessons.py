@@ -1,22 +1,21 @@
 """Pretraining on the toy instruction world: first copying, then instructions in all phrasings.
 
-A document is "instruction : words => answer <eos>", read by a decoder-only LM. All phrasings occur, those that a
-compressor's training holds out as well; pairs of selection and transform are training pairs only.
+A document is "instruction : words => answer <eos>", read by a decoder-only LM. An encoder-decoder LM reads the same
+in one of its layouts, drawn for each batch: the answer is the decoder's (`query_in_encoder`), or all but the
+instruction is (`query_in_decoder`). All phrasings occur, those that a compressor's training holds out as well; pairs of
+selection and transform are training pairs only.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-import torch
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptcomp.batch import pad
-from promptcomp.config import Config
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.toy.instruction_world import (
     ToyInstructionSource,
@@ -26,33 +25,18 @@ from promptcomp.toy.instruction_world import (
     pairs_of,
     perform,
 )
-from promptcomp.toy.lessons import Lessons, StageConfig, answer_loss
+from promptcomp.toy.lessons import Lessons, answer_loss
+from promptcomp.toy.recipe import InstructionCurriculum, InstructionStage, Layout
 from promptcomp.toy.toy_sections import ToyInstructionsConfig
 from promptcomp.toy.words import ANSWER, GROUP_OF, SEPARATOR, Wording
 
 
-class InstructionStage(StageConfig):
-    """One stage of the curriculum."""
+class _Document(NamedTuple):
+    """Token ids of the pieces of a document."""
 
-    repetition: float = Field(default=0.0, ge=0, le=1)
-    """Share of the batches that hold repeated random words instead of instructions."""
-    max_words: int = Field(default=6, ge=3, le=6)
-    """Most words of an input."""
-
-
-class InstructionCurriculum(Config):
-    """Pretraining on the toy instruction world."""
-
-    name: Literal["toy_instructions"] = "toy_instructions"
-    stages: tuple[InstructionStage, ...] = Field(min_length=1)
-    reworded_share: float = Field(default=0.3, ge=0, le=1)
-    """Share of instructions in the wordings and frames that compressors are never trained on."""
-    other_token_weight: float = Field(default=0.1, ge=0)
-    """Weight of the mean loss over the tokens of instructions and inputs; answers have 1."""
-    skill_rows: int = Field(default=256, ge=4)
-    """Rows of dev behind the skills."""
-    report_rows: int = Field(default=512, ge=1)
-    """Rows of every split behind the final report."""
+    context: list[int]
+    query: list[int]
+    answer: list[int]
 
 
 class InstructionLessons(Lessons[InstructionStage]):
@@ -68,28 +52,41 @@ class InstructionLessons(Lessons[InstructionStage]):
 
     def batch_loss(self, model: PreTrainedModel) -> Tensor:
         """Loss on a new batch (scalar): answers + `other_token_weight` times all other tokens."""
-        stage = self.stage
+        stage, layouts = self.stage, self.config.layouts
+        layout = layouts[0] if len(layouts) == 1 else self._rng.choice(layouts)
         if self._rng.random() < stage.repetition:
-            ids, answers = self._repetition()
+            documents = self._repetition(layout)
         else:
-            ids, answers = self._encode([self._draw(stage.max_words) for _ in range(self._batch_size)])
-        logits = model(input_ids=ids, use_cache=False).logits  # [B, T, V]; right padding needs no mask
-        return answer_loss(logits, ids, answers, 0, self.config.other_token_weight)
+            documents = [self._document(self._draw(stage.max_words)) for _ in range(self._batch_size)]
+        return answer_loss(*self._logits(model, documents, layout), 0, self.config.other_token_weight)
 
     def skills(self, model: PreTrainedModel) -> dict[str, float]:
         """Exact match on rows of dev, by part."""
-        config = ToyInstructionsConfig(num_dev_rows=self.config.skill_rows)
-        return self.exact_match(model, ToyInstructionSource(config).rows("dev"))
+        rows = ToyInstructionSource(ToyInstructionsConfig(num_dev_rows=self.config.skill_rows)).rows("dev")
+        if len(self.config.layouts) == 1:
+            return self.exact_match(model, rows, self.config.layouts[0])
+        found = {layout: self.exact_match(model, rows, layout) for layout in self.config.layouts}
+        return {f"{layout}/{part}": value for layout, parts in found.items() for part, value in parts.items()}
 
     def report(self, model: PreTrainedModel) -> dict[str, Any]:
         """Exact match on every split, by part, with the full prompt; rows of their own seed, not the evaluated ones."""
         count = self.config.report_rows
         source = ToyInstructionSource(ToyInstructionsConfig(seed=-1, num_dev_rows=count, num_test_rows=count))
-        cells = {split: self.exact_match(model, source.rows(split)) for split in source.splits if split != "train"}
-        rounded = {split: {name: round(value, 4) for name, value in parts.items()} for split, parts in cells.items()}
-        return {"rows_per_split": count, "exact_match": rounded}
+        found: dict[str, Any] = {
+            layout: {
+                split: {
+                    part: round(value, 4) for part, value in self.exact_match(model, source.rows(split), layout).items()
+                }
+                for split in source.splits
+                if split != "train"
+            }
+            for layout in self.config.layouts
+        }
+        return {"rows_per_split": count, "exact_match": found if len(found) > 1 else found[self.config.layouts[0]]}
 
-    def exact_match(self, model: PreTrainedModel, rows: Sequence[InstructionRow]) -> dict[str, float]:
+    def exact_match(
+        self, model: PreTrainedModel, rows: Sequence[InstructionRow], layout: Layout = "decoder_only"
+    ) -> dict[str, float]:
         """Share of rows whose answer is right in every token, by part (the row's `source`).
 
         Counted with the right tokens in front of every token, which is the same as greedy decoding being right.
@@ -97,8 +94,8 @@ class InstructionLessons(Lessons[InstructionStage]):
         right: dict[str, list[float]] = {}
         for start in range(0, len(rows), self._batch_size):
             part = rows[start : start + self._batch_size]
-            ids, answers = self._encode(part)
-            best = model(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
+            logits, ids, answers = self._logits(model, [self._document(row) for row in part], layout)
+            best = logits[:, :-1].argmax(-1)
             correct = ((best == ids[:, 1:]) | ~answers[:, 1:]).all(1)
             for row, value in zip(part, correct.tolist(), strict=True):
                 right.setdefault(row.source, []).append(value)
@@ -113,22 +110,37 @@ class InstructionLessons(Lessons[InstructionStage]):
         words = draw_words(pair[0], rng, 3, max_words)
         return InstructionRow(draw_instruction(pair, wording, rng), " ".join(words), " ".join(perform(pair, words)))
 
-    def _encode(self, rows: Sequence[InstructionRow]) -> tuple[Tensor, Tensor]:
-        """Token ids [B, T], padded on the right, and where they are an answer or its end [B, T]."""
-        ids, answers = [], []
-        for row in rows:
-            question = f"<bos> {row.instruction} {SEPARATOR} {row.input} {ANSWER}".split()
-            answer = f"{row.output} <eos>".split()
-            ids.append([self._ids[word] for word in question + answer])
-            answers.append([0] * len(question) + [1] * len(answer))
-        return pad(ids, 0, "right")[0], pad(answers, 0, "right")[0].bool()
+    def _document(self, row: InstructionRow) -> _Document:
+        pieces = (row.instruction, f"{SEPARATOR} {row.input} {ANSWER}", f"{row.output} <eos>")
+        return _Document(*([self._ids[word] for word in piece.split()] for piece in pieces))
 
-    def _repetition(self) -> tuple[Tensor, Tensor]:
-        """Segments of 4-10 random words repeated to 32 tokens; known from the second copy on."""
+    def _logits(
+        self, model: PreTrainedModel, documents: Sequence[_Document], layout: Layout
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [B, T, V], the ids [B, T] that they follow, padded on the right, and which are an answer [B, T]."""
+        start, end = self._ids["<pad>"], self._ids["<eos>"]  # a T5 starts with the padding token
+        questions = {
+            "decoder_only": [[self._ids["<bos>"], *d.context, *d.query] for d in documents],
+            "query_in_encoder": [[start] for _ in documents],
+            "query_in_decoder": [[start, *d.query] for d in documents],
+        }[layout]
+        ids, _ = pad([q + d.answer for q, d in zip(questions, documents, strict=True)], 0, "right")
+        counted = [[0] * len(q) + [1] * len(d.answer) for q, d in zip(questions, documents, strict=True)]
+        answers = pad(counted, 0, "right")[0].bool()
+        if layout == "decoder_only":  # right padding needs no mask
+            return model(input_ids=ids, use_cache=False).logits, ids, answers
+        whole = layout == "query_in_encoder"
+        read, mask = pad([[*d.context, *d.query, end] if whole else d.context or [end] for d in documents], 0, "right")
+        output = model(input_ids=read, attention_mask=mask.long(), decoder_input_ids=ids, use_cache=False)
+        return output.logits, ids, answers
+
+    def _repetition(self, layout: Layout) -> list[_Document]:
+        """Segments of 4-10 random words: an encoder's are written once, others repeated to 32 tokens; known from the
+        second copy on."""
         period = self._rng.randint(4, 10)
-        ids, words = [], list(GROUP_OF)
+        words, documents = list(GROUP_OF), []
         for _ in range(self._batch_size):
             segment = [self._ids[self._rng.choice(words)] for _ in range(period)]
-            ids.append([self._ids["<bos>"], *(segment * (32 // period + 1))[:32]])
-        answers = [[0] * (1 + period) + [1] * (32 - period)] * self._batch_size
-        return torch.tensor(ids), torch.tensor(answers).bool()
+            repeated = segment if layout == "query_in_encoder" else (segment * (32 // period + 1))[period:32]
+            documents.append(_Document([], segment, repeated))
+        return documents

@@ -1,7 +1,7 @@
-"""The toy worlds of rationales: small tasks in which a teacher's reasons tell more than the label does.
+"""The toy worlds of rationales: small tasks in which a teacher's rationale contains more information than the label.
 
 cost: what two goods cost together ("i buy a robin and a saw , what is the price ?" -> 7). The prices, 1 to 5 for 120
-goods, are never told; the label shows a sum, the rationale ("3 + 4 = 7") the prices. reviews: whether most of five
+goods, are not in inputs; the label shows a sum, the rationale ("3 + 4 = 7") the prices. reviews: whether most of five
 opinions are good; the rationale says which words are good ("bad good good ... so 3 good 2 bad").
 
 The teacher may be wrong: it misreads a part (and follows its misreading to the label), or answers another question.
@@ -17,7 +17,6 @@ from functools import lru_cache
 from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from promptcomp.config import ConfigError
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 from promptcomp.toy.toy_sections import ToyRationaleConfig, World
 from promptcomp.toy.words import CATEGORIES, SPECIALS, word_tokenizer
@@ -40,7 +39,8 @@ sauce service
 """
 _JOINS = ("and the", "but the", "while the", "also the")
 _NUM_ASPECTS = 5
-_MAX_PRICE = 5
+MAX_PRICE = 5
+"""Of a good; the least is 1."""
 _PRICE_SEED = "prices"
 _MARKS = ("predict:", "explain:", "=>", ",", "?", "+", "=")
 
@@ -58,14 +58,18 @@ class _Question:
 def prices() -> dict[str, int]:
     """The hidden price of every good."""
     rng = random.Random(_PRICE_SEED)  # text seeds do not depend on PYTHONHASHSEED
-    return {word: rng.randint(1, _MAX_PRICE) for category in _GOODS.split() for word in CATEGORIES[category]}
+    return {word: rng.randint(1, MAX_PRICE) for category in _GOODS.split() for word in CATEGORIES[category]}
+
+
+def cost_text(goods: Sequence[str], rng: random.Random) -> str:
+    """The question what two goods cost together."""
+    return f"{rng.choice(_BUYERS)} a {goods[0]} and a {goods[1]} , what is the price ?"
 
 
 def _cost_question(rng: random.Random) -> _Question:
     known = prices()
     goods = rng.sample(sorted(known), 2)
-    text = f"{rng.choice(_BUYERS)} a {goods[0]} and a {goods[1]} , what is the price ?"
-    return _Question(text, tuple(known[word] for word in goods), tuple(sorted(goods)))
+    return _Question(cost_text(goods, rng), tuple(known[word] for word in goods), tuple(sorted(goods)))
 
 
 def _review_question(rng: random.Random) -> _Question:
@@ -77,7 +81,7 @@ def _review_question(rng: random.Random) -> _Question:
     return _Question(text, readings, tuple(text.split()))
 
 
-def _answer(kind: World, readings: Sequence[int]) -> tuple[str, str]:
+def answer(kind: World, readings: Sequence[int]) -> tuple[str, str]:
     """Rationale and label of someone who reads a question so."""
     if kind == "cost":
         total = str(sum(readings))
@@ -95,14 +99,14 @@ def _misread(kind: World, readings: Sequence[int], share: float, rng: random.Ran
         if kind == "reviews":
             return 1 - reading
         step = rng.choice((-1, 1))
-        return reading + step if 1 <= reading + step <= _MAX_PRICE else reading - step
+        return reading + step if 1 <= reading + step <= MAX_PRICE else reading - step
 
     return tuple(one(reading) for reading in readings)
 
 
 def labels(kind: World) -> tuple[str, ...]:
     """All labels of a world."""
-    return tuple(map(str, range(2, 2 * _MAX_PRICE + 1))) if kind == "cost" else ("negative", "positive")
+    return tuple(map(str, range(2, 2 * MAX_PRICE + 1))) if kind == "cost" else ("negative", "positive")
 
 
 def _questions(config: ToyRationaleConfig) -> Iterator[_Question]:
@@ -132,8 +136,7 @@ class ToyRationaleSource(RationaleSource):
         Raises:
             ConfigError: there is no such split.
         """
-        if split not in self.splits:
-            raise ConfigError(f"split {split!r} is unknown; the toy worlds have {', '.join(self.splits)}")
+        self.check_split(split)
         if not self._all:
             config = self.config
             stream = _questions(config)
@@ -155,11 +158,11 @@ class ToyRationaleSource(RationaleSource):
             read = question
             if rng.random() < config.swapped_share:
                 read = questions[(number + rng.randrange(1, max(2, len(questions)))) % len(questions)]
-            rationale, llm_label = _answer(kind, _misread(kind, read.readings, config.misread_share, rng))
+            rationale, llm_label = answer(kind, _misread(kind, read.readings, config.misread_share, rng))
             yield RationaleRow(
                 id=f"{split}-{number:04d}",
                 input=question.text,
-                label=_answer(kind, question.readings)[1],
+                label=answer(kind, question.readings)[1],
                 llm_label=llm_label,
                 llm_rationale=rationale,
                 teacher="toy",
@@ -171,7 +174,7 @@ def vocabulary() -> tuple[str, ...]:
     """All tokens of the toy worlds in the order of their ids: specials, marks, words."""
     words = {word for text in (*_BUYERS, *_JOINS, "and a", "what is the price", "the was so") for word in text.split()}
     words.update(prices(), _GOOD.split(), _BAD.split(), _ASPECTS.split(), ("good", "bad", "positive", "negative"))
-    words.update(map(str, range(2 * _MAX_PRICE + 1)))
+    words.update(map(str, range(2 * MAX_PRICE + 1)))
     return (*SPECIALS, *_MARKS, *sorted(words))
 
 

@@ -11,7 +11,7 @@ import torch
 from promptcomp.batch import Context
 from promptcomp.config import ConfigError, build
 from promptcomp.lightning_modules import METHODS, OptimConfig
-from promptcomp.lightning_modules.encoder_module import EncoderModule, sharing_members
+from promptcomp.lightning_modules.encoder_module import EncoderModule, sharing_weights
 from promptcomp.lightning_modules.icae_config import IcaeConfig
 from promptcomp.lightning_modules.pool import spans
 from promptcomp.lightning_modules.pool_config import PoolConfig
@@ -70,9 +70,9 @@ def test_a_smaller_encoder_is_projected(tmp_path: Path) -> None:
         made(tiny_lm("llama"), projection="none", encoder={"path": str(tmp_path)})
 
 
-def test_shared_members_are_the_same_tensors() -> None:
+def test_shared_weights_are_the_same_tensors() -> None:
     lm = tiny_lm("gpt2")
-    other = sharing_members(lm)
+    other = sharing_weights(lm)
     assert other.hf is not lm.hf
     assert all(mine is theirs for mine, theirs in zip(lm.parameters(), other.parameters(), strict=True))
 

@@ -1,7 +1,8 @@
-"""The encoder-decoder recipe of the toy world: start, batches, a short form, and the shipped checkpoint."""
+"""The encoder-decoder recipes of the toy worlds: start, batches, short forms, and the shipped checkpoints."""
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,31 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
+from promptcomp.batch import collate
 from promptcomp.config import ConfigError, build, read_yaml
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import Row
+from promptcomp.language_model import LanguageModel
 from promptcomp.toy.icl_world import ToySource
-from promptcomp.toy.pretrain_loop import Architecture, PretrainConfig, build_model, pretrain
-from promptcomp.toy.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
-from promptcomp.toy.toy_sections import ToyConfig
+from promptcomp.toy.instruction_lessons import InstructionLessons
+from promptcomp.toy.instruction_world import ToyInstructionSource
+from promptcomp.toy.pretrain_loop import build_model, pretrain
+from promptcomp.toy.rationale_lessons import RationaleLessons
+from promptcomp.toy.recipe import (
+    Architecture,
+    InstructionCurriculum,
+    Layout,
+    PretrainConfig,
+    RationaleCurriculum,
+    ToySeq2SeqCurriculum,
+)
+from promptcomp.toy.seq2seq_lessons import ToySeq2SeqLessons
+from promptcomp.toy.toy_sections import ToyConfig, ToyInstructionsConfig, ToyInstructionsData
 
-RECIPE = Path(str(files("promptcomp"))) / "experiments" / "pretrain" / "toy_t5.yaml"
-ASSET = Path(str(files("promptcomp"))) / "assets" / "toy_t5"
+RECIPES = Path(str(files("promptcomp"))) / "experiments" / "pretrain"
+RECIPE = RECIPES / "toy_t5.yaml"
+ASSETS = Path(str(files("promptcomp"))) / "assets"
+ASSET = ASSETS / "toy_t5"
 
 
 def short_recipe(**changes: Any) -> PretrainConfig:
@@ -27,6 +44,15 @@ def short_recipe(**changes: Any) -> PretrainConfig:
     tree["architecture"] = {**tree["architecture"], "settings": settings}
     tree["data"] |= {"report_documents": 2, "skill_documents": 2}
     tree["data"]["stages"] = [{**tree["data"]["stages"][0], "until": {}, "mix": {"repetition": 1}}]
+    return build(PretrainConfig, {**tree, "batch_size": 8, "check_every": 1000, **changes})
+
+
+def short_form(name: str, data: dict[str, Any], **changes: Any) -> PretrainConfig:
+    """A small model on a recipe's first stage."""
+    tree = read_yaml(RECIPES / f"{name}.yaml")
+    settings = {**tree["architecture"]["settings"], "d_model": 32, "d_kv": 8, "d_ff": 32}
+    tree["architecture"] = {**tree["architecture"], "settings": settings}
+    tree["data"] = {**tree["data"], **data, "stages": tree["data"]["stages"][:1]}
     return build(PretrainConfig, {**tree, "batch_size": 8, "check_every": 1000, **changes})
 
 
@@ -133,3 +159,73 @@ def test_shipped_checkpoint_learns_in_context() -> None:
     nothing: tuple[Row, ...] = ()
     assert lessons.accuracy(model, [(task.demonstrations, task.queries[0]) for task in tasks]) >= 0.9
     assert abs(lessons.accuracy(model, [(nothing, task.queries[0]) for task in tasks]) - 1 / 3) < 0.2
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize(
+    ("name", "data", "metrics"),
+    [
+        (
+            "toy_instructions_t5",
+            {"layouts": ["query_in_encoder", "query_in_decoder"], "skill_rows": 4, "report_rows": 4},
+            {"query_in_encoder", "query_in_decoder"},
+        ),
+        ("toy_rationales_t5", {"report_rows": 8}, {"label", "rationale", "label_in_the_world"}),
+    ],
+)
+def test_short_forms_of_the_other_worlds_learn(
+    tmp_path: Path, name: str, data: dict[str, Any], metrics: set[str]
+) -> None:
+    losses: list[float] = []
+    pretrain(
+        short_form(name, data, steps=60),
+        tmp_path / "model",
+        lambda step, total, numbers: losses.append(numbers["loss"]),
+    )
+    assert sum(losses[-10:]) < sum(losses[:10]) - 3
+    recipe = json.loads((tmp_path / "model" / "recipe.json").read_text())
+    assert set(recipe["metrics"]["exact_match"]) == metrics
+
+
+@pytest.mark.parametrize("layout", ["query_in_encoder", "query_in_decoder"])
+def test_instructions_are_read_as_the_data_section_writes_them(layout: Layout) -> None:
+    config = short_form("toy_instructions_t5", {"layouts": [layout]})
+    assert isinstance(config.data, InstructionCurriculum)
+    lessons = InstructionLessons(config.data, 4, 0)
+    torch.manual_seed(0)
+    hf = build_model(config.architecture, len(lessons.tokenizer), 0, 1, 2).eval()
+    lm = LanguageModel.from_parts(hf, lessons.tokenizer, layout=layout)
+    module = ToyInstructionsData().build(
+        Reader(lessons.tokenizer, seed=0, batch_size=4, query_in_encoder=lm.query_in_encoder)
+    )
+    rows = list(module.rows("seen"))[:4]
+    scores = lm.score(
+        lm.encode((batch := collate([module.encode("seen", [row], [i]) for i, row in enumerate(rows)], 0)).context),
+        batch,
+    )
+    logits, ids, answers = lessons._logits(hf, [lessons._document(row) for row in rows], layout)
+    log_probs = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(scores.sum_log_prob, (log_probs * answers[:, 1:]).sum(1), atol=1e-3, rtol=1e-4)
+
+
+def test_shipped_student_adds_prices_but_knows_none() -> None:
+    config = build(PretrainConfig, read_yaml(RECIPES / "toy_rationales_t5.yaml"))
+    assert isinstance(config.data, RationaleCurriculum)
+    lessons = RationaleLessons(config.data.model_copy(update={"report_rows": 64}), 64, 0)
+    model = AutoModelForSeq2SeqLM.from_pretrained(ASSETS / "toy_rationales_t5", dtype=torch.float32).eval()
+    assert AutoTokenizer.from_pretrained(ASSETS / "toy_rationales_t5").get_vocab() == lessons.tokenizer.get_vocab()
+    found = lessons.report(model)["exact_match"]
+    assert min(found["label"], found["rationale"]) >= 0.95
+    assert found["label_in_the_world"] < 0.3
+
+
+def test_shipped_instruction_model_follows_instructions_it_reads() -> None:
+    config = build(PretrainConfig, read_yaml(RECIPES / "toy_instructions_t5.yaml"))
+    assert isinstance(config.data, InstructionCurriculum)
+    lessons = InstructionLessons(config.data, 64, 0)
+    model = AutoModelForSeq2SeqLM.from_pretrained(ASSETS / "toy_instructions_t5", dtype=torch.float32).eval()
+    assert AutoTokenizer.from_pretrained(ASSETS / "toy_instructions_t5").get_vocab() == lessons.tokenizer.get_vocab()
+    rows = list(ToyInstructionSource(ToyInstructionsConfig(seed=5)).rows("seen"))[:64]
+    assert lessons.exact_match(model, rows, "query_in_encoder")["seen"] >= 0.95
+    blank = [replace(row, instruction="") for row in rows]
+    assert lessons.exact_match(model, blank, "query_in_encoder")["seen"] <= 0.1

@@ -116,7 +116,7 @@ def toy(method: dict[str, Any], rivals: list[dict[str, Any]]) -> Any:
     experiment = build(Experiment, tree)
     data, module = make_parts(experiment)
     module.configure_model()
-    return assess(module.eval(), data, "test", "accuracy", experiment.evaluation)
+    return assess(module.eval(), data, "test", experiment.evaluation)
 
 
 def test_rows_of_rivals_and_what_controls_score() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from promptcomp.config import build, read_yaml
 from promptcomp.datamodules.tasks import InstructionRow
-from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons
+from promptcomp.toy.instruction_lessons import InstructionLessons
 from promptcomp.toy.instruction_world import (
     ToyInstructionSource,
     instruction_tokenizer,
@@ -23,7 +23,8 @@ from promptcomp.toy.instruction_world import (
     pairs_of,
     phrasings,
 )
-from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
+from promptcomp.toy.pretrain_loop import pretrain
+from promptcomp.toy.recipe import InstructionCurriculum, PretrainConfig
 from promptcomp.toy.toy_sections import ToyInstructionsConfig, ToyInstructionsData
 from promptcomp.toy.words import (
     FRAMES,
