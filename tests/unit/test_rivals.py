@@ -109,7 +109,7 @@ def toy(method: dict[str, Any], rivals: list[dict[str, Any]]) -> Any:
     world = {"num_train_tasks": 8, "num_test_tasks": 24, "num_dev_tasks": 2, "num_queries": 8}
     tree = {
         "method": method,
-        "data": {"name": "toy_icl", "num_demonstrations": 16, "world": world},
+        "data": {"name": "toy_icl", "num_demonstrations": 16, "metric": "accuracy", "world": world},
         "lm": {"path": "builtin:toy_decoder", "bos": True},
         "evaluation": {"rivals": rivals, "bootstrap_resamples": 100},
     }
