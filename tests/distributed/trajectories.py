@@ -124,8 +124,9 @@ class Items(ContextDataModule):
     eval_splits = ()
 
     def __init__(self, batch_size: int, two_tasks: bool) -> None:
-        tokenizer: Any = SimpleNamespace(pad_token_id=0)
-        super().__init__(DataConfig(length_window=WINDOW), None, Reader(tokenizer, 0, batch_size))
+        tokenizer: Any = SimpleNamespace(pad_token_id=0, eos_token_id=None)
+        source: Any = SimpleNamespace(splits=())
+        super().__init__(DataConfig(length_window=WINDOW), source, Reader(tokenizer, 0, batch_size))
         self._two_tasks = two_tasks
 
     @property
