@@ -158,8 +158,8 @@ def fit(
         chosen = experiment.load(method, config, overrides or ())
         if device_memory is not None and not dry_run:
             raise ConfigError("--device-memory goes with --dry-run")
-        chosen.check_places()
-        if dry_run:
+        if dry_run:  # which needs no data
+            chosen.lm.check_place()
             from promptcomp.commands.dry_run import print_estimate
 
             if with_controls:
@@ -168,6 +168,7 @@ def fit(
                 print_plan(chosen, run_dir, console)
             print_estimate(chosen, console, as_json, device_memory)
             return
+        chosen.check_places()
         if with_controls:
             from promptcomp.run.matched_controls import fit_with_controls
 

@@ -42,11 +42,11 @@ def bench(
     words = list(overrides or ())
     if run is not None and "=" in run and not os.path.exists(run):
         words, run = [run, *words], None
-    if run is not None:  # a mistake is told before torch is imported
+    if run is not None and method is None and config is None:  # a mistake is told before torch is imported
         from promptcomp.run.run_directory import open_existing
 
         open_existing(Path(run))
-    elif method or config:
+    elif run is None and (method or config):
         from promptcomp.experiment import load
 
         load(method, config, words)

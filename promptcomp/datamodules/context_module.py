@@ -144,7 +144,7 @@ class ContextDataModule(L.LightningDataModule):
     @property
     def data_name(self) -> str:
         """Name of the data section."""
-        return str(type(self.config).model_fields["name"].default)
+        return str(getattr(self.config, "name", type(self.config).__name__))
 
     @property
     def headline(self) -> MetricName:

@@ -147,7 +147,9 @@ class TextCorpus(Config):
             partition = self.metaicl_dir / "config" / f"{self.metaicl_partition}.json"
             if not is_file_name(str(self.metaicl_partition)) or not partition.is_file():
                 known = ", ".join(sorted(path.stem for path in partition.parent.glob("*.json"))) or "none"
-                raise ConfigError(f"data.metaicl_partition: no file {partition}; found: {known}")
+                raise ConfigError(
+                    f"data.metaicl_partition {self.metaicl_partition!r}: no file {partition}; known: {known}"
+                )
 
 
 class CopyStart(Config):

@@ -174,7 +174,7 @@ def _checked(content: Any, asked: Asked) -> tuple[Mapping[str, Any], str | None]
         names = " and ".join(map(repr, asked.required))
         return {}, f"expected an object{' with ' if names else ''}{names}, found {type(content).__name__}"
     if isinstance(content, _Repeated) and (twice := [name for name in asked.all if name in content.twice]):
-        return {}, f"the key {twice[0]!r} is there twice"
+        return {}, f"the key {twice[0]!r} occurs twice"
     for name in asked.all:
         try:
             half = half_character(content.get(name))
