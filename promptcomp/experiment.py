@@ -153,7 +153,7 @@ class Experiment(Config):
             )
         rows = [rival.row for rival in self.evaluation.rivals]
         if twice := [row for row in rows if rows.count(row) > 1]:
-            raise ValueError(f"evaluation.rivals: {twice[0]} stands there twice; leave one out")
+            raise ValueError(f"evaluation.rivals: {twice[0]} occurs twice; leave one out")
         for rival in self.evaluation.rivals:
             if rival.needs_demonstrations and self.data.context_kind != "demonstrations":
                 raise ValueError(

@@ -147,7 +147,7 @@ def test_a_budget_that_holds_no_demonstration_has_no_row_but_a_reason() -> None:
     ("data", "rivals", "message"),
     [
         ("toy_instructions", [{"name": "fewer_demonstrations"}], "needs contexts of demonstrations"),
-        ("toy_icl", [{"name": "truncate"}, {"name": "truncate", "slots": 3}], "truncate_tail stands there twice"),
+        ("toy_icl", [{"name": "truncate"}, {"name": "truncate", "slots": 3}], "truncate_tail occurs twice"),
         ("toy_icl", [{"name": "truncated"}], "truncate"),
     ],
 )
