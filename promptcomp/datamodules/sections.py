@@ -74,7 +74,7 @@ class DataConfig(Config):
     module_class: ClassVar[str] = ""
     """The datamodule that the section builds (of the section, its source and the reader), as "module:class"."""
     source_class: ClassVar[str] = ""
-    """What lists its rows (made of the section, or of its `world` where rows are generated), likewise."""
+    """What lists its rows (made of the section), likewise."""
 
     def source(self) -> Any:
         """The rows or tasks that the section describes; None: it has none that could be checked alone.
@@ -82,7 +82,7 @@ class DataConfig(Config):
         Raises:
             ConfigError: files are missing or bad.
         """
-        return resolve_name(self.source_class)(getattr(self, "world", self)) if self.source_class else None
+        return resolve_name(self.source_class)(self) if self.source_class else None
 
     def build(self, reader: Reader) -> ContextDataModule:
         """The datamodule that the section describes, not read yet.

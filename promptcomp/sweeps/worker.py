@@ -253,7 +253,7 @@ class Worker:
         try:
             patiently(lambda: self._tell(claim, ended, spent), say, lambda: self.stop.count > 1, _DATABASE_WAIT)
         except OSError as error:  # the journal cannot be written: the next worker finds the trial and takes it up
-            say(f"{claim.cell.cell}: its state cannot be read: {error.strerror or error}")
+            say(f"{claim.cell.cell}: its end cannot be recorded: {error.strerror or error}")
             end = "disk"
         self.keeper.note("")
         if end == "disk":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from pkgutil import resolve_name
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -90,7 +91,15 @@ class ToyRationaleConfig(Config):
     """Share of rows that have the teacher's rationale and label of another question."""
 
 
-class ToyICLData(ICLConfig):
+class Generated:
+    """A section whose rows a generator makes, which its `world` configures."""
+
+    def source(self: Any) -> Any:
+        """The generator."""
+        return resolve_name(self.source_class)(self.world)
+
+
+class ToyICLData(Generated, ICLConfig):
     """The toy world of in-context classification tasks (no files needed)."""
 
     source_class: ClassVar[str] = "promptcomp.toy.icl_world:ToySource"
@@ -116,7 +125,7 @@ class ToyICLData(ICLConfig):
         return self
 
 
-class ToyInstructionsData(InstructionConfig):
+class ToyInstructionsData(Generated, InstructionConfig):
     """The toy world of list-editing instructions (no files needed)."""
 
     source_class: ClassVar[str] = "promptcomp.toy.instruction_world:ToyInstructionSource"
@@ -133,7 +142,7 @@ class ToyInstructionsData(InstructionConfig):
     """1: the rows are so alike in length that sorting them saves nothing."""
 
 
-class ToyRationaleData(RationaleConfig):
+class ToyRationaleData(Generated, RationaleConfig):
     """The toy worlds of rationales (no files needed)."""
 
     source_class: ClassVar[str] = "promptcomp.toy.rationale_world:ToyRationaleSource"
