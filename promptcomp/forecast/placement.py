@@ -121,12 +121,16 @@ class Groups:
 
 
 def group_weights(module: nn.Module, layout: Layout) -> Groups:
-    """Bytes of the weights of `module` in the groups that sharding makes; shared weights count once."""
+    """Bytes of the weights of `module` in the groups that sharding makes.
+
+    Weights that several blocks share count once, but where they are divided: there each block has its own.
+    """
     weight_type, gathered = layout.weight_type, layout.gathered
     seen = set[nn.Parameter]()
     blocks: list[list[nn.Parameter]] = []
     for part in [*units_of(module), module]:
-        blocks.append([parameter for parameter in part.parameters() if parameter not in seen])
+        copied = layout.strategy == "fsdp" and part is not module
+        blocks.append([parameter for parameter in part.parameters() if copied or parameter not in seen])
         seen.update(blocks[-1])
 
     def count(parameters: list[nn.Parameter], kind: torch.dtype | None) -> Weights:

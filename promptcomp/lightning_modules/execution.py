@@ -150,6 +150,7 @@ def shard(
         RuntimeError: the ranks have built different modules.
     """
     units = units_of(module)
+    _separate(units)
     source = None
     if from_rank_zero:
         ours = [(name, tuple(each.shape), str(each.dtype)) for name, each in _tensors(module)]
@@ -180,6 +181,18 @@ def units_of(module: nn.Module) -> list[nn.Module]:
     """
     lent = "relative_attention_bias.weight"
     return [each for each in blocks_of(module) if not any(name.endswith(lent) for name, _ in each.named_parameters())]
+
+
+def _separate(units: list[nn.Module]) -> None:
+    """Copy parameters that another unit has too: FSDP divides each tensor within one unit."""
+    taken: set[int] = set()
+    for unit in units:
+        own = {id(each) for each in unit.parameters()}
+        for part in unit.modules():
+            for name, tensor in part._parameters.items():
+                if id(tensor) in taken and tensor is not None:
+                    part._parameters[name] = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+        taken |= own
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
