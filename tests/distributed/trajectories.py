@@ -175,7 +175,8 @@ class Losses(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the weights, frozen ones too."""
-        self.start = {name: full_tensor(parameter).clone() for name, parameter in pl_module.named_parameters()}
+        weights = pl_module.named_parameters(remove_duplicate=False)  # what modules share is copied where it is divided
+        self.start = {name: full_tensor(parameter).clone() for name, parameter in weights}
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
