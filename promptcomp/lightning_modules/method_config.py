@@ -119,8 +119,8 @@ class MethodConfig(Config):
         """Why it cannot be trained with this `trainer.strategy`, in words that follow it; None: it can."""
         return None
 
-    def context_problem(self, longest: int, window: int) -> str | None:
-        """Why contexts of up to `longest` tokens are too long for it in an LM's window of `window`; None: they fit."""
+    def window_problem(self, window: int, longest: int | None = None) -> str | None:
+        """Why its slots, or contexts of up to `longest` tokens, do not fit an LM's window; None: they do."""
         return None
 
 

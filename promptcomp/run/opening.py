@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from promptcomp.checkpoints.checkpoint_files import existing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule
-from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.sections import Reader, check_split
 from promptcomp.datamodules.tasks import InstructionSource
 from promptcomp.errors import command
 from promptcomp.experiment import Experiment
@@ -41,7 +41,7 @@ def make_parts(experiment: Experiment, *, trains: bool = True) -> Parts:
     datamodule = make_data(experiment)
     datamodule.check()
     for split in experiment.evaluation.splits or ():
-        datamodule.check_split(split, datamodule.eval_splits)
+        check_split(split, datamodule.eval_splits)
     module = make_module(experiment, datamodule.task_names)
     if trains:
         check_train_split(experiment, datamodule, module)
@@ -75,9 +75,7 @@ def make_data(
     else:
         assert lm.tokenizer is not None
         window, tokenizer, bos = lm.window, lm.tokenizer, lm.bos_id is not None
-    longest = experiment.data.context_budget
-    if window is not None and longest is not None and (problem := experiment.method.context_problem(longest, window)):
-        raise ConfigError(problem)
+    experiment.check_window(window)
     reader = Reader(
         tokenizer,
         experiment.seed,

@@ -124,8 +124,6 @@ def _questions(config: ToyRationaleConfig) -> Iterator[_Question]:
 class ToyRationaleSource(RationaleSource):
     """The splits of a world: disjoint in their questions; a larger pool begins with the rows of a smaller one."""
 
-    splits = ("train", "dev", "test")
-
     def __init__(self, config: ToyRationaleConfig) -> None:
         self.config = config
         self._all: dict[str, tuple[RationaleRow, ...]] = {}

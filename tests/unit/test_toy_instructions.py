@@ -142,7 +142,7 @@ def test_rows_are_pure_functions_of_the_configuration() -> None:
     for split in SOURCE.splits:
         assert list(SOURCE.rows(split)[:20]) == [other.rows(split)[i] for i in reversed(range(20))][::-1]
     assert ToyInstructionSource(ToyInstructionsConfig(seed=1)).rows("train")[0] != SOURCE.rows("train")[0]
-    with pytest.raises(ConfigError, match="there are train, dev, seen"):
+    with pytest.raises(ConfigError, match="this data has train, dev, seen"):
         SOURCE.rows("human")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -118,8 +118,8 @@ class InstructionConfig(DataConfig):
             own.max_target_tokens or self.max_target_tokens,
         )
 
-    def check_window(self, splits: tuple[str, ...], window: int | None) -> None:
-        """Check the budgets against the LM's window [positions].
+    def check_window(self, splits: Sequence[str], window: int | None) -> None:
+        """Check the budgets of these splits against the LM's window [positions].
 
         Raises:
             ConfigError: a row within its budgets may not fit, or `split_limits` names an unknown split.
@@ -160,6 +160,20 @@ class HeldOutConfig(InstructionConfig):
     """Most rows that are cut from the training rows as the dev split (unless one is given); 0 = no dev split."""
     hold_out: Literal["instruction", "row"] = "instruction"
     """instruction: all rows of an instruction are held out together, so dev asks new instructions; row: single rows."""
+
+    @property
+    def cuts(self: Any) -> dict[str, int]:
+        """Rows that are cut from the training rows for each split."""
+        given = self.given()
+        wanted = {"dev": 0 if "dev" in given else self.dev_examples, "test": self.test_examples}
+        return {split: count for split, count in wanted.items() if count and "train" in given}
+
+    @property
+    def splits(self: Any) -> tuple[str, ...]:
+        """ "train" and "dev" where there are any, then the test splits."""
+        found = dict.fromkeys((*self.given(), *self.cuts))
+        first = [split for split in ("train", "dev") if split in found]
+        return (*first, *(split for split in found if split not in first))
 
 
 class AlpacaPlusData(HeldOutConfig):

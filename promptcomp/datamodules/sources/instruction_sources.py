@@ -202,7 +202,7 @@ class HeldOutSource(InstructionSource):
         Raises:
             ConfigError: a file is missing.
         """
-        self.config, self._given = config, config.given()
+        self.config, self._given, self._cuts = config, config.given(), config.cuts
         files = {split: place for split, place in self._given.items() if isinstance(place, Path)}
         if missing := [str(path) for path in files.values() if not path.is_file()]:
             known = ", ".join(f"{split}: {path.name}" for split, path in files.items() if path.is_file())
@@ -211,21 +211,6 @@ class HeldOutSource(InstructionSource):
             raise (NotHere if no_folder else ConfigError)(message)
         self._tables: dict[Path | str, Sequence[InstructionRow]] = {}
         self._notes: list[str] = []
-
-    @cached_property
-    def _cuts(self) -> dict[str, int]:
-        """Rows that are cut from the training rows for each split."""
-        if "train" not in self._given:
-            return {}
-        wanted = {"dev": 0 if "dev" in self._given else self.config.dev_examples, "test": self.config.test_examples}
-        return {split: count for split, count in wanted.items() if count}
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """ "train" and "dev" where there are any, then the test splits."""
-        found = {*self._given, *self._cuts}
-        first = [split for split in ("train", "dev") if split in found]
-        return (*first, *(split for split in dict.fromkeys((*self._given, *self._cuts)) if split not in first))
 
     def rows(self, split: str) -> Sequence[InstructionRow]:
         """The rows of a split.

@@ -228,16 +228,6 @@ class TableRationales(_FileSource):
         self.config = config
         self._reader = RecordReader(config.columns, config.format, config.human_rationales)
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """ "train" and "dev" where they are named, and "test"."""
-        config = self.config
-        if isinstance(config, RationaleHFData):
-            train, dev = bool(config.train_split), bool(config.dev_split)
-        else:
-            train, dev = bool(config.train), bool(config.dev)
-        return (*(["train"] if train else []), *(["dev"] if dev else []), "test")
-
     def _read(self, split: str, found: Found) -> Sequence[RationaleRow]:
         rows: list[RationaleRow] = []
         for records, where in self._tables(split):
