@@ -167,9 +167,9 @@ class Experiment(Config):
         if reads_data:
             self.data.check_places()
         self.check_window(self.lm.window_on_disk())
-        known = None if self.data.splits is None else self.data.eval_splits(self.data.splits)
-        for split in (*(self.evaluation.splits or ()), *splits) if known is not None else ():
-            check_split(split, known)
+        if self.data.splits is not None:
+            for split in (*(self.evaluation.splits or ()), *splits):
+                check_split(split, self.data.eval_splits(self.data.splits))
 
     def check_window(self, window: int | None) -> None:
         """Check the budgets of method and data against the LM's window [positions]; None: no limit, or not known.

@@ -19,15 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from promptcomp.checkpoints.checkpoint_files import FORMAT, existing, is_sharded, read_checkpoint
+from promptcomp.checkpoints.checkpoint_files import FORMAT, read_checkpoint
 from promptcomp.checkpoints.named_state import copy_into, full_tensor, plain_name
+from promptcomp.checkpoints.places import TENSORS, checkpoints_of, is_sharded
 from promptcomp.config import Config, ConfigError
 from promptcomp.documents import read_json
 from promptcomp.errors import first_line
 from promptcomp.files import replacing, write_atomic
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 
-TENSORS = "trained.safetensors"
 DESCRIPTION = "promptcomp.json"
 
 
@@ -172,15 +172,6 @@ def _reading_export(folder: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(f"{folder}: the export cannot be read ({first_line(error)})") from None
-
-
-def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoints of a run directory: the best, the last, then others, the newest first."""
-    folder = run / "checkpoints"
-    named = ("best.ckpt", "last.ckpt")
-    others = [file for file in folder.glob("*.ckpt") if file.name not in named]
-    others.sort(key=lambda file: file.stat().st_mtime, reverse=True)
-    return [*(found for name in named if (found := existing(folder / name))), *others]
 
 
 class TrainedState(L.LightningModule):

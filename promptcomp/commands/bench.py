@@ -9,7 +9,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from promptcomp.bench import BenchPlan
+from promptcomp.bench import BenchPlan, subject_experiment
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, takes
 
 
@@ -42,17 +42,14 @@ def bench(
     words = list(overrides or ())
     if run is not None and "=" in run and not os.path.exists(run):
         words, run = [run, *words], None
-    if run is not None and method is None and config is None:  # a mistake is told before torch is imported
-        from promptcomp.run.run_directory import open_existing
+    place = None if run is None else Path(run)
+    experiment = subject_experiment(place, words, method=method, config=config, lm=lm, slots=slots)
+    if output is not None:
+        from promptcomp.files import check_empty
 
-        open_existing(Path(run))
-    elif run is None and (method or config):
-        from promptcomp.experiment import load
-
-        load(method, config, words)
+        check_empty(output)
     from promptcomp.bench.requests import open_subject
     from promptcomp.bench.timing import run_bench
 
-    place, data = None if run is None else Path(run), {"slots": slots, "query_tokens": query_tokens}
-    subject = partial(open_subject, place, words, method=method, config=config, lm=lm, **data)
+    subject = partial(open_subject, experiment, place, has_random_lm=lm is not None, query_tokens=query_tokens)
     run_bench(subject, plan, output, console_for(as_json), as_json)

@@ -47,13 +47,23 @@ def compress(
     given = [value for value in (text, file, demonstrations, stdin or None) if value is not None]
     if len(given) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
-    from promptcomp.prompts.artifact import check_output
-    from promptcomp.prompts.compressing import Compressor
+    from promptcomp.checkpoints.places import TENSORS
+    from promptcomp.files import check_file, check_output
+    from promptcomp.run.configured import exported_experiment, trained_experiment
 
     check_output(output, force)
-    compressor = Compressor.load(run, device=device)
-    if not given and compressor.module.method.reads_prompt:
+    is_export = (run / TENSORS).is_file()
+    experiment = exported_experiment(run) if is_export else trained_experiment(run)
+    if not is_export:
+        experiment.check()
+    if not given and experiment.method.reads_prompt:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
+    for path in (file, demonstrations):
+        if path is not None:
+            check_file(path, "prompt")
+    from promptcomp.prompts.compressing import Compressor
+
+    compressor = Compressor.load(run, device=device)
     source = _source(compressor, text, file, demonstrations, stdin)
     done = compressor.compression(source, task=task, keep_text=keep_text)
     done.prompt.save(output, force=force)
@@ -100,6 +110,9 @@ def inspect(
     """Verify a compressed prompt and show its metadata."""
     from rich.table import Table
 
+    from promptcomp.files import check_file
+
+    check_file(file, "memory file")
     from promptcomp.evaluation.formatting import bytes_text
     from promptcomp.memory import memory_tensors
     from promptcomp.prompts.artifact import read_prompt
@@ -165,12 +178,17 @@ def generate(
         )
     if query is not None and queries is not None:
         raise ConfigError("give a query or --queries, not both")
-    from promptcomp.prompts.artifact import check_output
-    from promptcomp.prompts.prompt_files import AnswerSettings
+    from promptcomp.files import check_file, check_output
 
     if output is not None:
         check_output(output, force)
+    if prompt is not None:
+        check_file(prompt, "memory file")
+    elif model is None or not os.path.isfile(Path(model) / "config.yaml"):
+        raise ConfigError("an uncompressed prompt needs --model RUN, a run directory, which has the format of prompts")
     asked = _queries(query, queries)
+    from promptcomp.prompts.prompt_files import AnswerSettings
+
     settings = AnswerSettings(max_new_tokens, temperature, top_p, seed, beams, batch_size)
     memory, reader = _reader(prompt, model, text, file, demonstrations, device)
     if query is not None and output is None and not as_json:
@@ -228,7 +246,5 @@ def _reader(
     if prompt is not None:
         stored = load_prompt(prompt, model=model, device=device)
         return stored.memory, stored.reader
-    if model is None or not os.path.isfile(Path(model) / "config.yaml"):
-        raise ConfigError("an uncompressed prompt needs --model RUN, a run directory, which has the format of prompts")
-    compressor = Compressor.load(model, device=device)
+    compressor = Compressor.load(str(model), device=device)
     return compressor.uncompressed(_source(compressor, text, file, rows)), compressor.reader

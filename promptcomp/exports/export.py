@@ -20,15 +20,15 @@ from promptcomp.checkpoints.trained_state import DESCRIPTION, Origin, read_train
 from promptcomp.config import ConfigError, Measured, dump
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
-from promptcomp.files import check_empty, follow_umask, write_atomic
+from promptcomp.exports import export_format
+from promptcomp.files import follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.lm_config import locate
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
 from promptcomp.lightning_modules.exported import EXTRA, Page
 from promptcomp.lightning_modules.method_config import ExportFormat
-from promptcomp.run.configured import experiment_of
-from promptcomp.run.opening import open_trained_module, quiet, weights_of
-from promptcomp.run.run_directory import RunDirectory, open_existing
+from promptcomp.run.opening import open_trained_module, quiet
+from promptcomp.run.run_directory import RunDirectory, weights_of
 
 _LM = "lm.hf."
 
@@ -52,19 +52,8 @@ def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
     Raises:
         ConfigError: no run, no trained weights, `folder` holds something, or the method does not allow the format.
     """
-    run = open_existing(path)
-    experiment = experiment_of(run)
-    formats = experiment.method.export_formats
-    if not formats:
-        raise ConfigError(f"method {experiment.method.name} has trained nothing that could be exported")
-    chosen = wanted or formats[0]
-    if chosen not in formats:
-        raise ConfigError(
-            f"method {experiment.method.name} as it was trained cannot be exported as {chosen!r}; "
-            f"use --format {formats[0]}" + (f" or {formats[1]}" if len(formats) > 1 else "")
-        )
-    check_empty(folder)
-    weights_of(run)  # before anything is made
+    experiment, chosen = export_format(path, folder, wanted)
+    run = RunDirectory(path)
     with quiet():
         text = {"hf": _write_hf, "peft": _write_peft, "tensors": _write_tensors}[chosen](experiment, run, folder)
     write_atomic(folder / "README.md", text)

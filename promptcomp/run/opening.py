@@ -12,19 +12,17 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from promptcomp.checkpoints.checkpoint_files import existing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.sections import Reader, check_split
 from promptcomp.datamodules.tasks import InstructionSource
-from promptcomp.errors import command
 from promptcomp.experiment import Experiment
 from promptcomp.files import open_append
 from promptcomp.language_model import LanguageModel, open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.execution import Execution
 from promptcomp.run.configured import experiment_of
-from promptcomp.run.run_directory import RunDirectory, open_existing
+from promptcomp.run.run_directory import RunDirectory, open_existing, weights_of
 
 Parts = tuple[ContextDataModule, CompressionModule]
 """The data and the module of an experiment."""
@@ -158,19 +156,6 @@ def _with_weights(module: CompressionModule, run: RunDirectory) -> CompressionMo
     if module.method.trains:
         module.load_trained(weights_of(run))
     return module.eval()
-
-
-def weights_of(run: RunDirectory) -> Path:
-    """The checkpoint to evaluate: the best on dev, or the last where nothing was selected.
-
-    Raises:
-        ConfigError: the run has neither.
-    """
-    for path in (run.best, run.last):
-        if found := existing(path):
-            return found
-    again = command("fit", "--resume", run.path)
-    raise ConfigError(f"{run.path} holds no trained weights yet; train it with `{again}`")
 
 
 def set_threads(experiment: Experiment) -> None:

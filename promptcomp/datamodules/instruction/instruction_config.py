@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sections import DataConfig, Lengths
-from promptcomp.datamodules.sources.records import Asked
+from promptcomp.datamodules.sources.records import Asked, NotHere
 
 TemplateName = Literal["alpaca_gist", "chat", "plain"]
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -160,6 +160,14 @@ class HeldOutConfig(InstructionConfig):
     """Most rows that are cut from the training rows as the dev split (unless one is given); 0 = no dev split."""
     hold_out: Literal["instruction", "row"] = "instruction"
     """instruction: all rows of an instruction are held out together, so dev asks new instructions; row: single rows."""
+
+    def check_places(self: Any) -> None:
+        """See DataConfig; names all files that are missing, and those that are there."""
+        files = {split: place for split, place in self.given().items() if isinstance(place, Path)}
+        if missing := [str(path) for path in files.values() if not path.is_file()]:
+            known = ", ".join(f"{split}: {path.name}" for split, path in files.items() if path.is_file())
+            message = f"data.files: no such file: {', '.join(missing)}; name only those you have: {{{known}}}"
+            raise (ConfigError if getattr(self, "folder", Path()).is_dir() else NotHere)(message)
 
     @property
     def cuts(self: Any) -> dict[str, int]:

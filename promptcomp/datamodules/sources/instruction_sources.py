@@ -18,7 +18,7 @@ from promptcomp.datamodules.instruction.instruction_config import (
     InstructionsData,
 )
 from promptcomp.datamodules.sources.arrow import arrow_rows, open_table
-from promptcomp.datamodules.sources.records import Found, NotHere, Record, collecting, good_records, text_problems
+from promptcomp.datamodules.sources.records import Found, Record, collecting, good_records, text_problems
 from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.datamodules.sources.rows import Duplicates
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
@@ -202,13 +202,8 @@ class HeldOutSource(InstructionSource):
         Raises:
             ConfigError: a file is missing.
         """
+        config.check_places()
         self.config, self._given, self._cuts = config, config.given(), config.cuts
-        files = {split: place for split, place in self._given.items() if isinstance(place, Path)}
-        if missing := [str(path) for path in files.values() if not path.is_file()]:
-            known = ", ".join(f"{split}: {path.name}" for split, path in files.items() if path.is_file())
-            message = f"data.files: no such file: {', '.join(missing)}; name only those you have: {{{known}}}"
-            no_folder = isinstance(config, AlpacaPlusData) and not config.folder.is_dir()
-            raise (NotHere if no_folder else ConfigError)(message)
         self._tables: dict[Path | str, Sequence[InstructionRow]] = {}
         self._notes: list[str] = []
 
