@@ -127,10 +127,7 @@ def fit(
     """Train a compressor (or a control) and evaluate it beside its bounds on held-out tasks."""
     console = console_for(as_json)
     if "PROMPTCOMP_PREEMPTED_FILE" in os.environ:
-        say(
-            console,
-            "the job script is of an older promptcomp (its environment is not read now): submit anew to renew it",
-        )
+        say(console, "note: this job script was written by an older promptcomp; `fit --slurm` writes a new one")
     outcome: Any
     if slurm is None:
         refuse_overrides(overrides or ())
@@ -201,7 +198,7 @@ def evaluate(
     from promptcomp.run.configured import trained_experiment
 
     console, experiment = console_for(as_json), trained_experiment(run, overrides or ())
-    experiment.check()  # a mistake is told before torch is imported
+    experiment.without_training().check()  # a mistake is told before torch is imported
     from promptcomp.run.fitting import evaluate as run_evaluate
 
     _finish(run_evaluate(run, experiment, output, console), console, as_json)

@@ -158,7 +158,7 @@ class Experiment(Config):
 
         Args:
             splits: Evaluation splits that are wanted beside the configured ones.
-            reads_data: The files of the data have to be there.
+            reads_data: The files of the data, and what training starts from, have to be there.
 
         Raises:
             ConfigError: the LM or a file is not there, a budget exceeds the LM's window, or a split is unknown.
@@ -166,10 +166,15 @@ class Experiment(Config):
         self.lm.check_place()
         if reads_data:
             self.data.check_places()
+            self.method.check_places()
         self.check_window(self.lm.window_on_disk())
         if self.data.splits is not None:
             for split in (*(self.evaluation.splits or ()), *splits):
                 check_split(split, self.data.eval_splits(self.data.splits))
+
+    def without_training(self) -> Experiment:
+        """As it is used after training: without a teacher or weights to start from."""
+        return self.model_copy(update={"method": self.method.without_training()})
 
     def check_window(self, window: int | None) -> None:
         """Check the budgets of method and data against the LM's window [positions]; None: no limit, or not known.
@@ -179,7 +184,7 @@ class Experiment(Config):
         """
         if window is not None and (problem := self.method.window_problem(window, self.data.context_budget)):
             raise ConfigError(problem)
-        self.data.check_window(self.data.splits or (), window)
+        self.data.budget(window)
 
     @property
     def title(self) -> str:

@@ -185,7 +185,7 @@ def open_subject(
     """What is measured, with an untrained method where there is no run.
 
     Args:
-        experiment: see `promptcomp.bench.subject_experiment`.
+        experiment: the run's, or one before training.
         run: a finished run, with its trained weights and its own data.
         has_random_lm: nothing of the LM but its architecture is read (well-known names need no network), and no data.
         query_tokens: tokens of a query; None: the mean of the data, or DEFAULT_QUERY_TOKENS.

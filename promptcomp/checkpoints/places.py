@@ -27,29 +27,34 @@ def is_sharded(path: Path) -> bool:
     return (path / HEADER).is_file()
 
 
-def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoints of a run directory: the best, the last, then others, the newest first."""
-    folder = run / "checkpoints"
-    named = ("best.ckpt", "last.ckpt")
-    others = [file for file in folder.glob("*.ckpt") if file.name not in named]
-    others.sort(key=lambda file: file.stat().st_mtime, reverse=True)
-    return [*(found for name in named if (found := existing(folder / name))), *others]
-
-
 def places_of(path: Path) -> list[Path]:
-    """The checkpoints and exports at a path: itself, or those of a run directory.
+    """The checkpoints and exports at a path: itself, or those of a run directory: the best, the last, then others, the
+    newest first, and its export.
 
     Raises:
         ConfigError: there are none.
     """
     if path.is_file() or is_sharded(path) or (path / TENSORS).is_file():
         return [path]
-    export = path / "export"
-    found = [*checkpoints_of(path), *([export] if (export / TENSORS).is_file() else [])]
+    export, folder, named = path / "export", path / "checkpoints", ("best.ckpt", "last.ckpt")
+    others = [file for file in folder.glob("*.ckpt") if file.name not in named]
+    others.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    found = [*(file for name in named if (file := existing(folder / name))), *others]
+    found += [export] if (export / TENSORS).is_file() else []
     if not found:
         missing = "" if path.exists() else " (does not exist)"
-        raise ConfigError(f"{path}{missing}: no checkpoint there; give a run directory, an export or a checkpoint")
+        raise ConfigError(f"{path}{missing}: no trained weights there; give a run directory, an export or a .ckpt")
     return found
+
+
+def trained_at(path: Path) -> Path:
+    """What trained tensors are read from: the export at a path or in a run directory, otherwise the best checkpoint.
+
+    Raises:
+        ConfigError: nothing of the kind is there.
+    """
+    found = places_of(path)
+    return next((each for each in found if (each / TENSORS).is_file()), found[0])
 
 
 def to_join(path: Path, output: Path | None) -> tuple[Path, Path]:

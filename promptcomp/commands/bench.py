@@ -9,8 +9,10 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from promptcomp.bench import BenchPlan, subject_experiment
+from promptcomp.bench import BenchPlan
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, takes
+from promptcomp.errors import ConfigError
+from promptcomp.files import check_empty
 
 
 @takes(plan=BenchPlan)
@@ -43,10 +45,26 @@ def bench(
     if run is not None and "=" in run and not os.path.exists(run):
         words, run = [run, *words], None
     place = None if run is None else Path(run)
-    experiment = subject_experiment(place, words, method=method, config=config, lm=lm, slots=slots)
-    if output is not None:
-        from promptcomp.files import check_empty
+    if place is not None:
+        if method or config or lm or slots:
+            raise ConfigError(
+                "a run directory brings its own method and LM; leave --method, --config, --lm, --slots out"
+            )
+        from promptcomp.run.configured import trained_experiment
 
+        experiment = trained_experiment(place, words)
+    elif method is None and config is None:
+        raise ConfigError("give a run directory, or --method NAME or --config FILE (with --lm PATH for random weights)")
+    else:
+        from promptcomp.experiment import load
+
+        own = [*([] if lm is None else [f"lm.path={lm}"]), *([] if slots is None else [f"method.num_slots={slots}"])]
+        experiment = load(method, config, [*own, *words])
+    if lm is None:
+        (experiment if place is None else experiment.without_training()).check()
+    else:
+        experiment.lm.check_place()
+    if output is not None:
         check_empty(output)
     from promptcomp.bench.requests import open_subject
     from promptcomp.bench.timing import run_bench

@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 from promptcomp.checkpoints.places import places_of, to_join
 from promptcomp.commands.common import JsonOption, console_for, tell
+from promptcomp.files import check_empty
 from promptcomp.plain import say
 
 if TYPE_CHECKING:
@@ -111,9 +112,10 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write what a run has trained for transformers or peft, with a README on how to load it."""
-    from promptcomp.exports import export_format
+    from promptcomp.run.configured import trained_experiment
 
-    export_format(run, output, format_)
+    trained_experiment(run).method.export_format(format_)
+    check_empty(output)
     from promptcomp.exports.export import export as write
 
     found = write(run, output, format_)

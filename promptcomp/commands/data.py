@@ -93,7 +93,7 @@ def data_show(
     from promptcomp.experiment import load
 
     experiment = load(method, config, overrides or ())
-    experiment.check(*({split} - {"train"}))
+    experiment.without_training().check(*({split} - {"train"}))
     from promptcomp.datamodules.inspect import show
     from promptcomp.run.opening import make_data, quiet
 
@@ -144,7 +144,7 @@ def data_validate(
     from promptcomp.experiment import load
 
     experiment = load(method, config, overrides or ())
-    experiment.check()
+    experiment.without_training().check()
     problems, counts = _problems(experiment)
     errors = sum(problem.severity == "error" for problem in problems)
     if as_json:

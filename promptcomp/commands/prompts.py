@@ -55,7 +55,7 @@ def compress(
     is_export = (run / TENSORS).is_file()
     experiment = exported_experiment(run) if is_export else trained_experiment(run)
     if not is_export:
-        experiment.check()
+        experiment.without_training().check()
     if not given and experiment.method.reads_prompt:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
     for path in (file, demonstrations):
@@ -179,6 +179,7 @@ def generate(
     if query is not None and queries is not None:
         raise ConfigError("give a query or --queries, not both")
     from promptcomp.files import check_file, check_output
+    from promptcomp.run.configured import trained_experiment
 
     if output is not None:
         check_output(output, force)
@@ -186,6 +187,11 @@ def generate(
         check_file(prompt, "memory file")
     elif model is None or not os.path.isfile(Path(model) / "config.yaml"):
         raise ConfigError("an uncompressed prompt needs --model RUN, a run directory, which has the format of prompts")
+    else:
+        trained_experiment(Path(model)).without_training().check()
+    for path in (file, demonstrations):
+        if path is not None:
+            check_file(path, "prompt")
     asked = _queries(query, queries)
     from promptcomp.prompts.prompt_files import AnswerSettings
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -109,10 +108,6 @@ class ICLConfig(DataConfig):
                 f"in the LM's window of {window}; use at most {(window - 1) // 2}"
             )
         return room if self.max_context_tokens is None else self.max_context_tokens
-
-    def check_window(self, splits: Sequence[str], window: int | None) -> None:
-        """See DataConfig."""
-        self.budget(window)
 
     def lengths(self, window: int | None) -> Lengths:
         """Demonstrations of full length, as many as fit."""

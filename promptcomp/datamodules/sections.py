@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.sources.records import Found, Problem, collecting
+from promptcomp.datamodules.sources.records import Found, NotHere, Problem, collecting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -121,7 +121,8 @@ class DataConfig(Config):
             named = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
             for path in named:
                 if isinstance(path, Path) and not path.exists():
-                    raise ConfigError(f"data.{key}: no such file or folder: {path}; name only those you have")
+                    kind = NotHere if key == "folder" else ConfigError
+                    raise kind(f"data.{key}: no such file or folder: {path}; name only those you have")
 
     @property
     def splits(self) -> tuple[str, ...] | None:
@@ -132,12 +133,13 @@ class DataConfig(Config):
         """Those that can be evaluated where its rows come in these splits: "dev" and the test splits."""
         return tuple(split for split in splits if split != "train")
 
-    def check_window(self, splits: Sequence[str], window: int | None) -> None:
-        """Check its budgets against the LM's window [positions]; None: no limit.
+    def budget(self, window: int | None) -> int | None:
+        """Maximum number of tokens of what is compressed, in an LM's window [positions]; None: no limit, or several.
 
         Raises:
-            ConfigError: an example within its budgets may not fit.
+            ConfigError: an example within its budgets may not fit the window.
         """
+        return None
 
     def check_files(self, found: Found) -> None:
         """Look for what is wrong with the files alone, where another mistake keeps the datamodule from being made.
@@ -225,7 +227,7 @@ class TextConfig(DataConfig):
         """Documents are held out as dev."""
         return ("train", "dev") if self.dev_documents else ("train",)
 
-    def check_window(self, splits: Sequence[str], window: int | None) -> None:
+    def budget(self, window: int | None) -> None:
         """See DataConfig."""
         if window is not None and self.max_tokens > window:
             raise ConfigError(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, overload
 
-from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.sources.records import Problem
 
 TaskKind = Literal["classification", "multi_choice", "free_form"]
@@ -50,14 +49,6 @@ class Source(ABC):
         """Names that `rows` or `tasks` accepts: "train" and "dev" where there are any, and the test splits."""
         found: tuple[str, ...] = self.config.splits
         return found
-
-    def check_split(self, split: str) -> None:
-        """Check that a split is there.
-
-        Raises:
-            ConfigError: it is not.
-        """
-        check_split(split, self.splits)
 
     def check(self, found: list[Problem] | None = None) -> None:
         """Read everything once. Problems are collected in `found`; None: the first error is raised.

@@ -68,7 +68,7 @@ class TextDataModule(ContextDataModule):
             ConfigError: the documents do not fit the LM's window.
         """
         super().__init__(config, source, reader)
-        config.check_window(source.splits, reader.window)
+        config.budget(reader.window)
 
     def check_rows(self, found: Found) -> None:
         """See the base class."""

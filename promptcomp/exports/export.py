@@ -20,13 +20,13 @@ from promptcomp.checkpoints.trained_state import DESCRIPTION, Origin, read_train
 from promptcomp.config import ConfigError, Measured, dump
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
-from promptcomp.exports import export_format
-from promptcomp.files import follow_umask, write_atomic
+from promptcomp.files import check_empty, follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.lm_config import locate
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
 from promptcomp.lightning_modules.exported import EXTRA, Page
 from promptcomp.lightning_modules.method_config import ExportFormat
+from promptcomp.run.configured import trained_experiment
 from promptcomp.run.opening import open_trained_module, quiet
 from promptcomp.run.run_directory import RunDirectory, weights_of
 
@@ -52,8 +52,9 @@ def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
     Raises:
         ConfigError: no run, no trained weights, `folder` holds something, or the method does not allow the format.
     """
-    experiment, chosen = export_format(path, folder, wanted)
-    run = RunDirectory(path)
+    run, experiment = RunDirectory(path), trained_experiment(path)
+    chosen = experiment.method.export_format(wanted)
+    check_empty(folder)
     with quiet():
         text = {"hf": _write_hf, "peft": _write_peft, "tensors": _write_tensors}[chosen](experiment, run, folder)
     write_atomic(folder / "README.md", text)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
+from promptcomp.checkpoints.places import trained_at
 from promptcomp.lightning_modules.method_config import ExportFormat, LMTraining, LMTrainingConfig
 
 
@@ -68,6 +70,12 @@ class GistConfig(LMTrainingConfig):
             f"token(s), exceeds the LM's window of {window}; set data.max_context_tokens={most} or less, or the weight "
             "to 0"
         )
+
+    def check_places(self) -> None:
+        """See MethodConfig."""
+        super().check_places()
+        if self.kl_weight and self.teacher not in ("initial", "self"):
+            trained_at(Path(self.teacher))
 
     def without_training(self) -> Self:
         """See MethodConfig."""

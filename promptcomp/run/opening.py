@@ -120,7 +120,7 @@ def open_trained(
     run = open_existing(path)
     experiment = experiment_of(run) if experiment is None else experiment
     set_threads(experiment)
-    datamodule, module = make_parts(_without_training(experiment), trains=False)
+    datamodule, module = make_parts(experiment.without_training(), trains=False)
     return experiment, datamodule, _with_weights(module, run)
 
 
@@ -132,7 +132,7 @@ def open_trained_module(path: Path) -> tuple[Experiment, CompressionModule]:
     """
     run = open_existing(path)
     experiment = experiment_of(run)
-    return experiment, _with_weights(make_module(_without_training(experiment), ()), run)
+    return experiment, _with_weights(make_module(experiment.without_training(), ()), run)
 
 
 def open_trained_lm(path: Path) -> LanguageModel:
@@ -145,10 +145,6 @@ def open_trained_lm(path: Path) -> LanguageModel:
     if experiment.method.lm_training == "none":
         return LanguageModel.from_config(experiment.lm)
     return open_trained_module(path)[1].lm
-
-
-def _without_training(experiment: Experiment) -> Experiment:
-    return experiment.model_copy(update={"method": experiment.method.without_training()})
 
 
 def _with_weights(module: CompressionModule, run: RunDirectory) -> CompressionModule:

@@ -17,6 +17,7 @@ from functools import lru_cache
 from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 from promptcomp.toy.toy_sections import ToyRationaleConfig, World
 from promptcomp.toy.words import CATEGORIES, SPECIALS, word_tokenizer
@@ -134,7 +135,7 @@ class ToyRationaleSource(RationaleSource):
         Raises:
             ConfigError: there is no such split.
         """
-        self.check_split(split)
+        check_split(split, self.splits)
         if not self._all:
             config = self.config
             stream = _questions(config)

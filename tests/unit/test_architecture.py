@@ -196,6 +196,71 @@ FAST = {
     "sweep loss_weight --objective nonsense": 2,
     "sweep loss_weight sweep.seedz=1": 2,
     "sweep --method mned optim.lr=1,2": 2,
+    "fit --method mend evaluation.splits=[nowhere]": 2,
+    "fit --method mend --dry-run evaluation.splits=[nowhere]": 2,
+    "fit --method mend --with-controls evaluation.splits=[nowhere]": 2,
+    "fit --config table.yaml evaluation.splits=[nowhere]": 2,
+    "fit --config text.yaml evaluation.splits=[test]": 2,
+    "fit --method mend data.max_context_tokens=1000": 2,
+    "fit --method mend method.num_slots=1000": 2,
+    "fit --method gist data.max_query_tokens=1000": 2,
+    "fit --method gist method.num_slots=1000": 2,
+    "fit --method gist method.reconstruction_weight=1 data.max_context_tokens=300": 2,
+    "fit --method step_by_step data.max_input_tokens=1000": 2,
+    "fit --method mend --dry-run lm.path=./lm": 2,
+    "fit --config text.yaml data.max_tokens=4096": 2,
+    "fit --method gist data.world.min_words=6 data.world.max_words=4": 2,
+    "evaluate run": 2,
+    "evaluate trained evaluation.splits=[nowhere]": 2,
+    "data show --method mend --split nowhere": 2,
+    "data validate --config files.yaml": 2,
+    "data validate --method mend data.max_context_tokens=1000": 2,
+    "data show --config files.yaml": 2,
+    "bench": 2,
+    "bench nowhere": 2,
+    "bench run": 2,
+    "bench --method mend evaluation.splits=[nowhere]": 2,
+    "bench --method mend --slots 1000": 2,
+    "bench --method mend --lm builtin:nowhere": 2,
+    "bench --method mend --output run": 2,
+    "compress": 2,
+    "compress nowhere -o x": 2,
+    "compress run -o x --text hello": 2,
+    "compress trained -o x": 2,
+    "compress trained -o x --file nowhere": 2,
+    "compress trained -o run --text hello": 2,
+    "inspect": 2,
+    "inspect nowhere": 2,
+    "inspect run": 2,
+    "generate": 2,
+    "generate hello --prompt nowhere": 2,
+    "generate hello --text hello": 2,
+    "generate hello --text hello --model run": 2,
+    "generate hello --file nowhere --model trained": 2,
+    "checkpoint show nowhere": 2,
+    "checkpoint verify run": 2,
+    "checkpoint consolidate nowhere": 2,
+    "checkpoint consolidate trained": 2,
+    "checkpoint export nowhere -o x": 2,
+    "checkpoint export run -o x": 2,
+    "checkpoint export trained -o x --format peft": 2,
+    "checkpoint export trained -o run": 2,
+    "compare nowhere": 2,
+    "curve step_by_step evaluation.splits=[nowhere]": 2,
+    "curve step_by_step --split nowhere": 2,
+    "sweep loss_weight evaluation.splits=[nowhere]": 2,
+    "sweep loss_weight --objective method@nowhere": 2,
+    "sweep loss_weight data.max_input_tokens=1000": 2,
+    "sweep loss_weight --storage nonsense": 2,
+    "sweep loss_weight --storage sqlite:///x --workers 2": 2,
+    "sweep loss_weight sweep.pruning.metric=nonsense": 2,
+    "sweep loss_weight sweep.pruning.metric=nonsense --dry-run": 2,
+    "sweep work nowhere": 2,
+    "sweep status nowhere": 2,
+    "sweep report nowhere": 2,
+    "sweep plot nowhere": 2,
+    "sweep best nowhere": 2,
+    "sweep doctor nowhere": 2,
 }
 """Calls that end without torch, and their exit codes."""
 
@@ -207,10 +272,16 @@ def test_lists_and_mistakes_import_no_torch(tmp_path: Path) -> None:
         "broken.yaml": "method: {name: mend\ndata: [",
         "list.yaml": "- mend\n",
         "files.yaml": f"{{method: {{name: gist}}, data: {missing}, lm: {{path: 'builtin:toy_decoder'}}}}",
+        "table.yaml": "{method: {name: gist}, data: {name: table_icl, test: [list.yaml]}, lm: {path: gpt2}}",
+        "text.yaml": "{method: {name: gist}, data: {name: text, paths: [list.yaml]}, lm: {path: ./lm}}",
+        "lm/config.json": '{"model_type": "gpt2", "n_positions": 16}',
         "run/config.yaml": "{method: {name: mend}, data: {name: toy_icl}, lm: {path: 'builtin:toy_decoder'}}",
+        "trained/config.yaml": "{method: {name: mend}, data: {name: toy_icl}, lm: {path: 'builtin:toy_decoder'}}",
+        "trained/checkpoints/best.ckpt": "",
+        "trained/checkpoints/last.ckpt": "",
     }
-    (tmp_path / "run").mkdir()
     for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     code = (
         "import contextlib, io, os, sys\n"
@@ -227,6 +298,7 @@ def test_lists_and_mistakes_import_no_torch(tmp_path: Path) -> None:
         "    assert not heavy, (words, heavy)\n"
     )
     assert not _heavy(code)
+    assert not [name for name in ("nowhere", "x", "curves", "sweeps", "runs") if (tmp_path / name).exists()]
 
 
 def test_sections_of_methods_import_no_torch() -> None:

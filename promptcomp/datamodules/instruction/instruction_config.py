@@ -137,6 +137,10 @@ class InstructionConfig(DataConfig):
                     "max_query_tokens or max_target_tokens"
                 )
 
+    def budget(self, window: int | None) -> None:
+        """See DataConfig."""
+        self.check_window(self.splits or (), window)
+
     def lengths(self, window: int | None) -> Lengths:
         """As the budgets of the training split."""
         context, query, target = self.limits("train")

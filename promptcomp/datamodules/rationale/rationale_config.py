@@ -138,7 +138,7 @@ class RationaleConfig(DataConfig):
         fields = type(self).model_fields
         return self.model_copy(update={name: value for name, value in nothing.items() if name in fields})
 
-    def input_budget(self, window: int | None) -> int:
+    def budget(self, window: int | None) -> int:
         """Maximum number of tokens of an input with its marker, given the LM's window [positions].
 
         Raises:
@@ -161,10 +161,6 @@ class RationaleConfig(DataConfig):
                 f"LM's window of {window}; use at most {max(room, 0)}"
             )
         return self.max_input_tokens
-
-    def check_window(self, splits: Sequence[str], window: int | None) -> None:
-        """See DataConfig."""
-        self.input_budget(window)
 
     def eval_splits(self, splits: Sequence[str]) -> tuple[str, ...]:
         """See DataConfig; dev may be held out of the training rows."""

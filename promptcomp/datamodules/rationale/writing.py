@@ -46,7 +46,7 @@ class Writer:
             raise ConfigError("rationale data needs a tokenizer with an end-of-sequence token; this one has none")
         self.config = config
         self.cache = cache
-        self.input_budget = config.input_budget(reader.window)
+        self.input_budget = config.budget(reader.window)
         """Maximum number of tokens of an input."""
         self._tokenizer = tokenizer
         self._eos: int = tokenizer.eos_token_id

@@ -17,6 +17,7 @@ from promptcomp.datamodules.instruction.instruction_config import (
     InstructionColumns,
     InstructionsData,
 )
+from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.sources.arrow import arrow_rows, open_table
 from promptcomp.datamodules.sources.records import Found, Record, collecting, good_records, text_problems
 from promptcomp.datamodules.sources.row_files import read_records
@@ -213,7 +214,7 @@ class HeldOutSource(InstructionSource):
         Raises:
             ConfigError: the split is unknown, or its file or dataset is bad.
         """
-        self.check_split(split)
+        check_split(split, self.splits)
         if split in self._cuts or (split == "train" and self._cuts):
             rows, parts = self._parts
             places = np.asarray(parts[split], dtype=np.int64)
