@@ -144,7 +144,8 @@ def data_validate(
     from promptcomp.experiment import load
 
     experiment = load(method, config, overrides or ())
-    experiment.without_training().check()
+    experiment.lm.check_place()
+    experiment.data.check_places()
     problems, counts = _problems(experiment)
     errors = sum(problem.severity == "error" for problem in problems)
     if as_json:
