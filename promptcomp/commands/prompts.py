@@ -15,6 +15,7 @@ from promptcomp.errors import ConfigError, command
 from promptcomp.plain import say
 
 if TYPE_CHECKING:
+    from promptcomp.experiment import Experiment
     from promptcomp.memory import Memory
     from promptcomp.prompts.compressing import Compressor
     from promptcomp.prompts.prompt_files import PromptReader
@@ -47,20 +48,11 @@ def compress(
     given = [value for value in (text, file, demonstrations, stdin or None) if value is not None]
     if len(given) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
-    from promptcomp.checkpoints.places import TENSORS
-    from promptcomp.files import check_file, check_output
-    from promptcomp.run.configured import exported_experiment, trained_experiment
+    from promptcomp.files import check_output
 
     check_output(output, force)
-    is_export = (run / TENSORS).is_file()
-    experiment = exported_experiment(run) if is_export else trained_experiment(run)
-    if not is_export:
-        experiment.without_training().check()
-    if not given and experiment.method.reads_prompt:
+    if _checked(run, file, demonstrations).method.reads_prompt and not given:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
-    for path in (file, demonstrations):
-        if path is not None:
-            check_file(path, "prompt")
     from promptcomp.prompts.compressing import Compressor
 
     compressor = Compressor.load(run, device=device)
@@ -91,6 +83,22 @@ def compress(
         "milliseconds": done.milliseconds,
     }
     show(json.dumps(found))
+
+
+def _checked(run: Path, *prompts: Path | None) -> Experiment:
+    """The configuration of what compresses; a mistake, or a missing prompt, is told before torch is imported."""
+    from promptcomp.checkpoints.places import TENSORS
+    from promptcomp.files import check_file
+    from promptcomp.run.configured import exported_experiment, trained_experiment
+
+    for path in prompts:
+        if path is not None:
+            check_file(path, "prompt")
+    if (run / TENSORS).is_file():
+        return exported_experiment(run)
+    experiment = trained_experiment(run).without_training()
+    experiment.check()
+    return experiment
 
 
 def _source(
@@ -179,7 +187,6 @@ def generate(
     if query is not None and queries is not None:
         raise ConfigError("give a query or --queries, not both")
     from promptcomp.files import check_file, check_output
-    from promptcomp.run.configured import trained_experiment
 
     if output is not None:
         check_output(output, force)
@@ -188,10 +195,7 @@ def generate(
     elif model is None or not os.path.isfile(Path(model) / "config.yaml"):
         raise ConfigError("an uncompressed prompt needs --model RUN, a run directory, which has the format of prompts")
     else:
-        trained_experiment(Path(model)).without_training().check()
-    for path in (file, demonstrations):
-        if path is not None:
-            check_file(path, "prompt")
+        _checked(Path(model), file, demonstrations)
     asked = _queries(query, queries)
     from promptcomp.prompts.prompt_files import AnswerSettings
 
