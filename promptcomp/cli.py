@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -21,7 +22,7 @@ from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, O
 from promptcomp.commands.doctor import doctor
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
-from promptcomp.plain import shown, without_credentials
+from promptcomp.plain import say, shown, without_credentials
 from promptcomp.stopping import StopSignals
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def fit(
 ) -> None:
     """Train a compressor (or a control) and evaluate it beside its bounds on held-out tasks."""
     console = console_for(as_json)
+    if "PROMPTCOMP_PREEMPTED_FILE" in os.environ:
+        say(console, "note: this job script was written by an older promptcomp; `fit --slurm` writes a new one")
     outcome: Any
     if slurm is None:
         refuse_overrides(overrides or ())
@@ -158,8 +161,8 @@ def fit(
         chosen = experiment.load(method, config, overrides or ())
         if device_memory is not None and not dry_run:
             raise ConfigError("--device-memory goes with --dry-run")
-        if dry_run:  # which needs no data
-            chosen.lm.check_place()
+        chosen.check(reads_data=not dry_run)
+        if dry_run:
             from promptcomp.commands.dry_run import print_estimate
 
             if with_controls:
@@ -168,7 +171,6 @@ def fit(
                 print_plan(chosen, run_dir, console)
             print_estimate(chosen, console, as_json, device_memory)
             return
-        chosen.check_places()
         if with_controls:
             from promptcomp.run.matched_controls import fit_with_controls
 
@@ -193,11 +195,10 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a trained run again, with other splits or data (overrides), without changing its own results."""
-    from promptcomp.run.configured import experiment_of
-    from promptcomp.run.run_directory import open_existing
+    from promptcomp.run.configured import trained_experiment
 
-    console = console_for(as_json)
-    experiment = experiment_of(open_existing(run), overrides or ())  # a mistake is told before torch is imported
+    console, experiment = console_for(as_json), trained_experiment(run, overrides or ())
+    experiment.without_training().check()  # a mistake is told before torch is imported
     from promptcomp.run.fitting import evaluate as run_evaluate
 
     _finish(run_evaluate(run, experiment, output, console), console, as_json)

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from promptcomp.documents import DEPTH, parse_yaml, read_yaml
-from promptcomp.errors import ConfigError, did_you_mean
+from promptcomp.errors import ConfigError, did_you_mean, first_line
 from promptcomp.plain import shown
 
 __all__ = ["Config", "ConfigError", "Measured", "apply_overrides", "build", "dump", "parse_value", "read_yaml"]
@@ -33,6 +33,8 @@ class Measured(Config):
     model_config = ConfigDict(allow_inf_nan=True)
 
 
+NOT_LOADED: dict[str, str] = {}
+"""Name of each section of an installed package that could not be imported -> a sentence that says why."""
 _MOST = 20
 """Mistakes that one message names."""
 
@@ -159,7 +161,7 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
     if error["type"] == "union_tag_invalid":
         known = [str(_tag(model)) for model in parents]
         found = str(error["ctx"]["tag"])
-        return f"{dotted}.name = {found!r}: {did_you_mean(found, known)}"
+        return f"{dotted}.name = {found!r}: {NOT_LOADED.get(found) or did_you_mean(found, known)}"
     if error["type"] == "union_tag_not_found":
         return f"{dotted}.name: missing; known: {', '.join(str(_tag(model)) for model in parents)}"
     message = error["msg"].removeprefix("Value error, ")
@@ -188,8 +190,10 @@ def with_installed(group: str, own: Mapping[str, type[SectionT]], base: type[Sec
         own: The sections of this package.
         base: The class that every section derives from.
 
+    One that cannot be imported is left out and noted in `NOT_LOADED`.
+
     Raises:
-        ConfigError: an installed section cannot be imported, is none, or takes the name of another.
+        ConfigError: an installed section is none, or takes the name of another.
     """
     found = dict(own)
     for point in entry_points(group=group):
@@ -198,9 +202,10 @@ def with_installed(group: str, own: Mapping[str, type[SectionT]], base: type[Sec
         try:
             section = point.load()
         except Exception as error:  # whatever another package's code raises
-            raise ConfigError(
-                f"{where} cannot be imported: {type(error).__name__}: {error}; fix or uninstall it"
-            ) from error
+            NOT_LOADED[point.name] = (
+                f"{where} cannot be imported ({type(error).__name__}: {first_line(error)}); fix or uninstall {package}"
+            )
+            continue
         if not (isinstance(section, type) and issubclass(section, base)):
             raise ConfigError(f"{where} is no subclass of {base.__module__}.{base.__name__}")
         if section.model_fields["name"].default != point.name:

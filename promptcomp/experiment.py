@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS
+from promptcomp.datamodules.sections import check_split
 from promptcomp.errors import did_you_mean
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS
@@ -164,14 +165,38 @@ class Experiment(Config):
             raise ValueError(f"evaluation.generate=true {self.data.why_no_answers}")
         return self
 
-    def check_places(self) -> None:
-        """Look whether what a run would read is there: before torch is imported, and before anything is begun.
+    def check(self, *splits: str, reads_data: bool = True) -> None:
+        """Find what is wrong as far as it shows without torch, before anything is begun.
+
+        Args:
+            splits: Evaluation splits that are wanted beside the configured ones.
+            reads_data: The files of the data, and what training starts from, have to be there.
 
         Raises:
-            ConfigError: the LM, or a file of the data, is not.
+            ConfigError: the LM or a file is not there, a budget exceeds the LM's window, or a split is unknown.
         """
         self.lm.check_place()
-        self.data.check_places()
+        if reads_data:
+            self.data.check_places()
+            self.method.check_places()
+        self.check_window(self.lm.window_on_disk())
+        if self.data.splits is not None:
+            for split in (*(self.evaluation.splits or ()), *splits):
+                check_split(split, self.data.eval_splits(self.data.splits))
+
+    def without_training(self) -> Experiment:
+        """As it is used after training: without a teacher or weights to start from."""
+        return self.model_copy(update={"method": self.method.without_training()})
+
+    def check_window(self, window: int | None) -> None:
+        """Check the budgets of method and data against the LM's window [positions]; None: no limit, or not known.
+
+        Raises:
+            ConfigError: they exceed it.
+        """
+        if window is not None and (problem := self.method.window_problem(window, self.data.context_budget)):
+            raise ConfigError(problem)
+        self.data.budget(window)
 
     @property
     def title(self) -> str:

@@ -71,6 +71,19 @@ def check_regular(path: Path, what: str) -> None:
         raise ConfigError(f"{path}: is {kind_of(kind)}, not a {what}")
 
 
+def check_file(path: Path, what: str) -> None:
+    """As `check_regular`, of a file that has to be there.
+
+    Raises:
+        ConfigError: it is not, or no regular file.
+    """
+    try:
+        check_regular(path, what)
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ConfigError(f"{path}: cannot be read as a {what} ({reason})") from None
+
+
 def decoded(content: bytes, path: Path | str) -> str:
     """The UTF-8 text of a file, without a byte order mark.
 
@@ -194,6 +207,22 @@ def check_empty(folder: Path, instead: str = "name another folder with --output"
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not empty; {instead}")
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Find out before the work whether a file can be written.
+
+    Raises:
+        ConfigError: says what is in the way.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name a file, for example {path / 'prompt.safetensors'}")
+    if path.exists() and not force:
+        raise ConfigError(f"{path}: exists already; replace it with --force, or name another file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path}: the folder {path.parent} cannot be written to; name another file")
 
 
 def check_no_links(folder: Path, names: tuple[str, ...]) -> None:

@@ -155,7 +155,9 @@ class Keeper:
 
     def __init__(self, path: Path, note: str = "") -> None:
         self.path = path
-        self.lease = lease_of(note=note)
+        own, before = lease_of(note=note), read_lease(path)
+        # a sweep writes a trial's first lease, and the trial knows nothing of the job around it
+        self.lease = replace(own, job=before.job) if before is not None and before.pid == own.pid else own
         self._done = threading.Event()
         self._seconds = min(10.0, grace_of(path.parent) / 6)
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)

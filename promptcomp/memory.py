@@ -21,7 +21,7 @@ from torch import Tensor
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import parse_json
-from promptcomp.files import check_regular, replacing
+from promptcomp.files import check_file, replacing
 
 FORMAT = 1
 """Version of the files that save_memory writes."""
@@ -125,7 +125,7 @@ def load_memory(path: Path, device: str = "cpu") -> tuple[Memory, dict[str, Any]
         ConfigError: the file is missing, damaged, edited, newer than this program, or no memory at all.
     """
     try:
-        check_regular(path, "memory file")
+        check_file(path, "memory file")
         with safe_open(path, "pt") as file:
             entries = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -174,10 +174,6 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 def _unreadable(path: Path, error: Exception) -> str:
     """Why a file is no readable memory, in words."""
-    if path.is_dir():
-        return "is a folder, not a memory file"
-    if isinstance(error, FileNotFoundError):
-        return "cannot be read as a memory file (no such file)"
     with contextlib.suppress(OSError), path.open("rb") as file:
         # only now: the length that a good file starts with may look like a pickle's first bytes
         if file.read(4).startswith(_PICKLES):

@@ -13,10 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from promptcomp import experiment as experiments
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.bench.measurements import Way
-from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import cross_request_flops, decoder_request_flops, read_flops
 from promptcomp.evaluation.memory_cost import memory_bytes
 from promptcomp.experiment import Experiment
@@ -26,9 +24,7 @@ from promptcomp.language_model.loading import open_architecture, random_model
 from promptcomp.language_model.parts import Prefix, prepend
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
-from promptcomp.run.configured import experiment_of
 from promptcomp.run.opening import make_parts, open_trained
-from promptcomp.run.run_directory import open_existing
 
 OnToken = Callable[[], None]
 
@@ -184,46 +180,25 @@ class Subject:
 
 
 def open_subject(
-    run: Path | None,
-    overrides: Sequence[str] = (),
-    *,
-    method: str | None = None,
-    config: Path | None = None,
-    lm: str | None = None,
-    slots: int | None = None,
-    query_tokens: int | None = None,
+    experiment: Experiment, run: Path | None = None, *, has_random_lm: bool = False, query_tokens: int | None = None
 ) -> Subject:
     """What is measured, with an untrained method where there is no run.
 
     Args:
+        experiment: the run's, or one before training.
         run: a finished run, with its trained weights and its own data.
-        overrides: changes of the configuration, KEY=VALUE.
-        method: instead of a run, a shipped experiment,
-        config: or a file.
-        lm: with those, an LM of this architecture with random weights: nothing but the architecture is read, no
-            weights and no data (well-known names need no network).
-        slots: method.num_slots.
+        has_random_lm: nothing of the LM but its architecture is read (well-known names need no network), and no data.
         query_tokens: tokens of a query; None: the mean of the data, or DEFAULT_QUERY_TOKENS.
 
     Raises:
-        ConfigError: options that contradict each other, or anything wrong with the run or the configuration.
+        ConfigError: anything wrong with the run or the configuration.
     """
     if run is not None:
-        if method or config or lm or slots:
-            raise ConfigError(
-                "a run directory brings its own method and LM; leave --method, --config, --lm, --slots out"
-            )
-        experiment, datamodule, module = open_trained(run, experiment_of(open_existing(run), overrides))
+        _, datamodule, module = open_trained(run, experiment)
+    elif has_random_lm:
+        module, path = _random_module(experiment), experiment.lm.path
+        return Subject(module, experiment.method.name, path, False, (), (), query_tokens or DEFAULT_QUERY_TOKENS)
     else:
-        if method is None and config is None:
-            raise ConfigError(
-                "give a run directory, or --method NAME or --config FILE (with --lm PATH for random weights)"
-            )
-        own = [*([] if lm is None else [f"lm.path={lm}"]), *([] if slots is None else [f"method.num_slots={slots}"])]
-        experiment = experiments.load(method, config, [*own, *overrides])
-        if lm is not None:
-            module = _random_module(experiment)
-            return Subject(module, experiment.method.name, lm, False, (), (), query_tokens or DEFAULT_QUERY_TOKENS)
         datamodule, module = make_parts(experiment)
         module.configure_model()
         module.eval()

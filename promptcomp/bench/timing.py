@@ -31,7 +31,7 @@ from promptcomp.bench.measurements import (
 from promptcomp.bench.requests import Request, Subject, positions_needed, requests
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.memory_cost import seconds_of, synchronise
-from promptcomp.files import check_empty, write_atomic
+from promptcomp.files import write_atomic
 from promptcomp.language_model.counting import count_flops
 from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import load_memory, save_memory
@@ -182,8 +182,6 @@ def run_bench(
         ConfigError: a mistake in the options, or nothing could be measured.
     """
     pick_device(plan.device)
-    if output is not None:
-        check_empty(output)
     with quiet():
         subject = open_()
     with console.status("measuring ...") as status:

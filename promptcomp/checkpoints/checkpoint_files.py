@@ -34,6 +34,7 @@ from torch.distributed.checkpoint import ChunkStorageMetadata, DefaultLoadPlanne
 from torch.distributed.checkpoint.metadata import TensorProperties
 
 from promptcomp.checkpoints.named_state import local_part, region_of
+from promptcomp.checkpoints.places import HEADER, before_of, is_sharded, to_join
 from promptcomp.config import ConfigError
 from promptcomp.documents import parse_json
 from promptcomp.errors import first_line
@@ -41,15 +42,9 @@ from promptcomp.files import check_regular, flush, follow_umask, locked
 
 FORMAT = 2
 """Of the checkpoints that are written. 1: the optimiser's state by number; 2: by name."""
-HEADER = "checkpoint.pt"
 WEIGHTS = "weights/"
 OPTIMIZER = "optimizer/"
 _OFFSETS = "DCP_SHARDING_INFO"
-
-
-def existing(path: Path) -> Path | None:
-    """The checkpoint at `path`, or the one before if the program was killed while it exchanged them; None: neither."""
-    return next((each for each in (path, _before(path)) if each.is_file() or is_sharded(each)), None)
 
 
 def read_checkpoint(path: Path, *, weights_only: bool = False) -> dict[str, Any]:
@@ -104,19 +99,9 @@ def consolidate(path: Path, output: Path | None) -> Path:
         output: The file to write; None: in the place of the folder.
 
     Raises:
-        ConfigError: there is no sharded checkpoint, a part is missing or cut off, the run is being trained, or `output`
-            exists.
+        ConfigError: see `to_join`, or a part is missing or cut off, or the run is being trained.
     """
-    is_run = (path / "config.yaml").is_file()
-    target = path / "checkpoints" / "last.ckpt" if is_run else path
-    folder = existing(target)
-    if folder is None:
-        what = "is not a sharded checkpoint of promptcomp" if target.exists() else "no checkpoint there"
-        raise ConfigError(f"{target}: {what}; give a run directory or its checkpoints/last.ckpt")
-    if folder.is_file():
-        raise ConfigError(f"{folder}: is already one file")
-    if output is not None and output.exists():
-        raise ConfigError(f"{output} exists; name another file with --output")
+    target, folder = to_join(path, output)
     config = target.parent.parent / "config.yaml"
     with locked(config) if output is None and config.is_file() else nullcontext():  # not under a training
         write_whole(read_whole(folder), output or target)
@@ -125,7 +110,7 @@ def consolidate(path: Path, output: Path | None) -> Path:
 
 def replace(new: Path, path: Path) -> None:
     """Put a complete file or folder in the place of a file or folder; `existing(path)` is one of the two throughout."""
-    before = _before(path)
+    before = before_of(path)
     if path.is_symlink():  # it is none of ours, and nothing is written through it
         path.unlink()
     if path.exists():
@@ -147,15 +132,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _before(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
-
-
-def is_sharded(path: Path) -> bool:
-    """Whether this is a folder with a finished sharded checkpoint."""
-    return (path / HEADER).is_file()
 
 
 def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -12,12 +12,12 @@ from promptcomp.checkpoints.checkpoint_files import (
     OPTIMIZER,
     WEIGHTS,
     empty_tensors,
-    is_sharded,
     read_checkpoint,
     read_header,
     split,
 )
-from promptcomp.checkpoints.trained_state import DESCRIPTION, TENSORS, checkpoints_of, read_trained
+from promptcomp.checkpoints.places import TENSORS
+from promptcomp.checkpoints.trained_state import DESCRIPTION, read_trained
 from promptcomp.config import ConfigError, Measured
 
 Kind = Literal["whole", "sharded", "export"]
@@ -51,22 +51,6 @@ class Description(Measured):
     """Sizes of the parts of a sharded checkpoint."""
     parameters: int
     """Trained numbers."""
-
-
-def places_of(path: Path) -> list[Path]:
-    """The checkpoints and exports at a path: itself, or those of a run directory.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    if path.is_file() or is_sharded(path) or (path / TENSORS).is_file():
-        return [path]
-    export = path / "export"
-    found = [*checkpoints_of(path), *([export] if (export / TENSORS).is_file() else [])]
-    if not found:
-        missing = "" if path.exists() else " (does not exist)"
-        raise ConfigError(f"{path}{missing}: no checkpoint there; give a run directory, an export or a checkpoint")
-    return found
 
 
 def describe(path: Path) -> Description:

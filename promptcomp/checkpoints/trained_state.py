@@ -19,15 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from promptcomp.checkpoints.checkpoint_files import FORMAT, existing, is_sharded, read_checkpoint
+from promptcomp.checkpoints.checkpoint_files import FORMAT, read_checkpoint
 from promptcomp.checkpoints.named_state import copy_into, full_tensor, plain_name
+from promptcomp.checkpoints.places import TENSORS, trained_at
 from promptcomp.config import Config, ConfigError
 from promptcomp.documents import read_json
 from promptcomp.errors import first_line
 from promptcomp.files import replacing, write_atomic
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 
-TENSORS = "trained.safetensors"
 DESCRIPTION = "promptcomp.json"
 
 
@@ -129,16 +129,12 @@ def read_trained(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ConfigError: there is nothing of the kind, or it cannot be read.
     """
-    for folder in (path, path / "export"):
-        if (folder / TENSORS).is_file():
-            with _reading_export(folder):
-                description = read_json(folder / DESCRIPTION, "description of an export")
-                return load_file(folder / TENSORS), Origin.model_validate(description["origin"]).model_dump()
-    files = [path] if path.is_file() or is_sharded(path) else checkpoints_of(path)
-    if not files:
-        missing = "" if path.exists() else " (does not exist)"
-        raise ConfigError(f"{path}{missing}: no trained weights there; give a run directory, an export or a .ckpt file")
-    checkpoint = read_checkpoint(files[0], weights_only=True)
+    place = trained_at(path)
+    if (place / TENSORS).is_file():
+        with _reading_export(place):
+            description = read_json(place / DESCRIPTION, "description of an export")
+            return load_file(place / TENSORS), Origin.model_validate(description["origin"]).model_dump()
+    checkpoint = read_checkpoint(place, weights_only=True)
     info = checkpoint.get("promptcomp", {})
     check_format(info, str(path))
     return checkpoint["state_dict"], info
@@ -172,15 +168,6 @@ def _reading_export(folder: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(f"{folder}: the export cannot be read ({first_line(error)})") from None
-
-
-def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoints of a run directory: the best, the last, then others, the newest first."""
-    folder = run / "checkpoints"
-    named = ("best.ckpt", "last.ckpt")
-    others = [file for file in folder.glob("*.ckpt") if file.name not in named]
-    others.sort(key=lambda file: file.stat().st_mtime, reverse=True)
-    return [*(found for name in named if (found := existing(folder / name))), *others]
 
 
 class TrainedState(L.LightningModule):

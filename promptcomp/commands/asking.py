@@ -81,6 +81,9 @@ class Asking:
         if (self.model is None) == (self.local is None):
             raise ConfigError(f"name the {who}: either --model NAME (with --base-url URL) or --local PATH")
         if self.model is None:
+            from promptcomp.language_model import LanguageModelConfig
+
+            LanguageModelConfig(path=str(self.local)).check_place()  # a mistake is told before torch is imported
             from promptcomp.chat.local_lm import local_identity
 
             return local_identity(str(self.local)), None
@@ -205,6 +208,7 @@ def rationales(
         show(read_text(template_path(name), "template"), end="")
         return
     data = load_data(method, config, overrides or ())
+    data.check_places()
     if show_prompt:
         show(pick_template(options.template, data).text(data.source().rows(options.split)[0]))
         return

@@ -11,6 +11,8 @@ from typer import Argument, Option
 
 from promptcomp.bench import BenchPlan
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, takes
+from promptcomp.errors import ConfigError
+from promptcomp.files import check_empty
 
 
 @takes(plan=BenchPlan)
@@ -42,17 +44,30 @@ def bench(
     words = list(overrides or ())
     if run is not None and "=" in run and not os.path.exists(run):
         words, run = [run, *words], None
-    if run is not None and method is None and config is None:  # a mistake is told before torch is imported
-        from promptcomp.run.run_directory import open_existing
+    place = None if run is None else Path(run)
+    if place is not None:
+        if method or config or lm or slots:
+            raise ConfigError(
+                "a run directory brings its own method and LM; leave --method, --config, --lm, --slots out"
+            )
+        from promptcomp.run.configured import trained_experiment
 
-        open_existing(Path(run))
-    elif run is None and (method or config):
+        experiment = trained_experiment(place, words)
+    elif method is None and config is None:
+        raise ConfigError("give a run directory, or --method NAME or --config FILE (with --lm PATH for random weights)")
+    else:
         from promptcomp.experiment import load
 
-        load(method, config, words)
+        own = [*([] if lm is None else [f"lm.path={lm}"]), *([] if slots is None else [f"method.num_slots={slots}"])]
+        experiment = load(method, config, [*own, *words])
+    if lm is None:
+        (experiment if place is None else experiment.without_training()).check()
+    else:
+        experiment.lm.check_place()
+    if output is not None:
+        check_empty(output)
     from promptcomp.bench.requests import open_subject
     from promptcomp.bench.timing import run_bench
 
-    place, data = None if run is None else Path(run), {"slots": slots, "query_tokens": query_tokens}
-    subject = partial(open_subject, place, words, method=method, config=config, lm=lm, **data)
+    subject = partial(open_subject, experiment, place, has_random_lm=lm is not None, query_tokens=query_tokens)
     run_bench(subject, plan, output, console_for(as_json), as_json)

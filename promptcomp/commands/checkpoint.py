@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import Argument, Option
 
+from promptcomp.checkpoints.places import places_of, to_join
 from promptcomp.commands.common import JsonOption, console_for, tell
+from promptcomp.files import check_empty
 from promptcomp.plain import say
 
 if TYPE_CHECKING:
@@ -30,9 +32,10 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show its content: format, method, LM, step, trained tensors, the optimiser's state, sizes."""
-    from promptcomp.checkpoints.describe import describe, places_of
+    places = places_of(path)  # a mistake is told before torch is imported
+    from promptcomp.checkpoints.describe import describe
 
-    found = [describe(place) for place in places_of(path)]
+    found = [describe(place) for place in places]
     if as_json:
         print(json.dumps([each.model_dump(mode="json") for each in found]))
         return
@@ -67,9 +70,10 @@ def _print(found: Description, console: Console, every_tensor: bool) -> None:
 @app.command()
 def verify(path: _Place, as_json: JsonOption = False) -> None:
     """Read everything; report missing or truncated files and numbers that are not finite. Exit code 1 if damaged."""
-    from promptcomp.checkpoints.describe import damage, places_of
+    places = places_of(path)
+    from promptcomp.checkpoints.describe import damage
 
-    found = {str(place): damage(place) for place in places_of(path)}
+    found = {str(place): damage(place) for place in places}
     lines = [line for place, problems in found.items() for line in problems or [f"{place}: fine"]]
     tell(found, "\n".join(lines), as_json)
     if any(found.values()):
@@ -85,6 +89,7 @@ def consolidate(
     as_json: JsonOption = False,
 ) -> None:
     """Join the parts of a sharded checkpoint into one file, which every command takes."""
+    to_join(path, output)
     from promptcomp.checkpoints.checkpoint_files import consolidate as join
 
     file = join(path, output)
@@ -107,6 +112,10 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write what a run has trained for transformers or peft, with a README on how to load it."""
+    from promptcomp.run.configured import trained_experiment
+
+    trained_experiment(run).method.export_format(format_)
+    check_empty(output)
     from promptcomp.exports.export import export as write
 
     found = write(run, output, format_)

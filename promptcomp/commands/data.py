@@ -32,6 +32,7 @@ app.add_typer(build_app, name="build")
 
 def methods(as_json: JsonOption = False) -> None:
     """List the methods and controls, and the shipped experiments."""
+    from promptcomp.config import NOT_LOADED
     from promptcomp.experiment import shipped
     from promptcomp.lightning_modules import METHODS
 
@@ -40,7 +41,7 @@ def methods(as_json: JsonOption = False) -> None:
             {"name": name, "summary": s.summary, "paper": s.paper, "families": s.families, "needs": s.needs}
             for name, s in METHODS.items()
         ]
-        print(json.dumps({"methods": found, "experiments": list(shipped())}))
+        print(json.dumps({"methods": found, "experiments": list(shipped()), "not_loaded": NOT_LOADED}))
         return
     from rich.text import Text
 
@@ -51,20 +52,25 @@ def methods(as_json: JsonOption = False) -> None:
     console.print(plain_table(("method", "what it does", "paper"), rows))
     console.print("\nShipped experiments (promptcomp fit --method NAME):", highlight=False)
     console.print("  " + ", ".join(shipped()), highlight=False)
+    for problem in NOT_LOADED.values():
+        say(console, f"not loaded: {problem}")
 
 
 @app.command("list")
 def data_list(as_json: JsonOption = False) -> None:
     """List the kinds of data and their keys."""
+    from promptcomp.config import NOT_LOADED
     from promptcomp.datamodules import DATASETS
 
+    console, sections = console_for(as_json), DATASETS
+    for problem in NOT_LOADED.values():
+        say(console, f"not loaded: {problem}")
     if as_json:
-        print(json.dumps({name: section.model_json_schema() for name, section in DATASETS.items()}))
+        print(json.dumps({name: section.model_json_schema() for name, section in sections.items()}))
         return
     from promptcomp.terminal import plain_table
 
-    console = console_for(False)
-    for name, section in DATASETS.items():
+    for name, section in sections.items():
         rows = []
         for key, field in section.model_fields.items():
             default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
@@ -87,7 +93,7 @@ def data_show(
     from promptcomp.experiment import load
 
     experiment = load(method, config, overrides or ())
-    experiment.check_places()
+    experiment.without_training().check(*({split} - {"train"}))
     from promptcomp.datamodules.inspect import show
     from promptcomp.run.opening import make_data, quiet
 
@@ -137,7 +143,10 @@ def data_validate(
     """Find every bad row of an experiment's data, with file and line. Exit code 1 when there is one."""
     from promptcomp.experiment import load
 
-    problems, counts = _problems(load(method, config, overrides or ()))
+    experiment = load(method, config, overrides or ())
+    experiment.lm.check_place()
+    experiment.data.check_places()
+    problems, counts = _problems(experiment)
     errors = sum(problem.severity == "error" for problem in problems)
     if as_json:
         print(json.dumps({"problems": [asdict(p) for p in problems], "read": [asdict(c) for c in counts]}))

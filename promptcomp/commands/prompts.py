@@ -15,6 +15,7 @@ from promptcomp.errors import ConfigError, command
 from promptcomp.plain import say
 
 if TYPE_CHECKING:
+    from promptcomp.experiment import Experiment
     from promptcomp.memory import Memory
     from promptcomp.prompts.compressing import Compressor
     from promptcomp.prompts.prompt_files import PromptReader
@@ -47,13 +48,14 @@ def compress(
     given = [value for value in (text, file, demonstrations, stdin or None) if value is not None]
     if len(given) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
-    from promptcomp.prompts.artifact import check_output
-    from promptcomp.prompts.compressing import Compressor
+    from promptcomp.files import check_output
 
     check_output(output, force)
-    compressor = Compressor.load(run, device=device)
-    if not given and compressor.module.method.reads_prompt:
+    if _checked(run, file, demonstrations).method.reads_prompt and not given:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
+    from promptcomp.prompts.compressing import Compressor
+
+    compressor = Compressor.load(run, device=device)
     source = _source(compressor, text, file, demonstrations, stdin)
     done = compressor.compression(source, task=task, keep_text=keep_text)
     done.prompt.save(output, force=force)
@@ -83,6 +85,22 @@ def compress(
     show(json.dumps(found))
 
 
+def _checked(run: Path, *prompts: Path | None) -> Experiment:
+    """The configuration of what compresses; a mistake, or a missing prompt, is told before torch is imported."""
+    from promptcomp.checkpoints.places import TENSORS
+    from promptcomp.files import check_file
+    from promptcomp.run.configured import exported_experiment, trained_experiment
+
+    for path in prompts:
+        if path is not None:
+            check_file(path, "prompt")
+    if (run / TENSORS).is_file():
+        return exported_experiment(run)
+    experiment = trained_experiment(run).without_training()
+    experiment.check()
+    return experiment
+
+
 def _source(
     compressor: Compressor, text: str | None, file: Path | None, demonstrations: Path | None, stdin: bool = False
 ) -> PromptSource:
@@ -100,6 +118,9 @@ def inspect(
     """Verify a compressed prompt and show its metadata."""
     from rich.table import Table
 
+    from promptcomp.files import check_file
+
+    check_file(file, "memory file")
     from promptcomp.evaluation.formatting import bytes_text
     from promptcomp.memory import memory_tensors
     from promptcomp.prompts.artifact import read_prompt
@@ -165,12 +186,19 @@ def generate(
         )
     if query is not None and queries is not None:
         raise ConfigError("give a query or --queries, not both")
-    from promptcomp.prompts.artifact import check_output
-    from promptcomp.prompts.prompt_files import AnswerSettings
+    from promptcomp.files import check_file, check_output
 
     if output is not None:
         check_output(output, force)
+    if prompt is not None:
+        check_file(prompt, "memory file")
+    elif model is None or not os.path.isfile(Path(model) / "config.yaml"):
+        raise ConfigError("an uncompressed prompt needs --model RUN, a run directory, which has the format of prompts")
+    else:
+        _checked(Path(model), file, demonstrations)
     asked = _queries(query, queries)
+    from promptcomp.prompts.prompt_files import AnswerSettings
+
     settings = AnswerSettings(max_new_tokens, temperature, top_p, seed, beams, batch_size)
     memory, reader = _reader(prompt, model, text, file, demonstrations, device)
     if query is not None and output is None and not as_json:
@@ -228,7 +256,5 @@ def _reader(
     if prompt is not None:
         stored = load_prompt(prompt, model=model, device=device)
         return stored.memory, stored.reader
-    if model is None or not os.path.isfile(Path(model) / "config.yaml"):
-        raise ConfigError("an uncompressed prompt needs --model RUN, a run directory, which has the format of prompts")
-    compressor = Compressor.load(model, device=device)
+    compressor = Compressor.load(str(model), device=device)
     return compressor.uncompressed(_source(compressor, text, file, rows)), compressor.reader

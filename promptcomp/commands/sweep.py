@@ -116,9 +116,11 @@ def sweep_run(
     own += [f"sweep.{key}={value}" for key, value in (("points", points), ("seeds", seeds)) if value is not None]
     own += [f"sweep.objectives={_objectives(objective)}"] if objective else []
     config, directory = _open(target, [*(words or ()), *own], method, output)
-    from promptcomp.sweeps.checking import check, check_splits
+    from promptcomp.sweeps.checking import check, check_splits, check_workers, url_of
     from promptcomp.sweeps.sweep_directory import SweepDirectory
 
+    if storage:
+        check_workers(url_of(storage), workers)
     experiments = check(config, allow_huge=yes)
     if profile is not None:
         from promptcomp.cluster.submit import check_all_parts, workers_job

@@ -82,8 +82,7 @@ def read(directory: Path) -> SweepState:
     from promptcomp.sweeps.sweep_directory import SweepDirectory
 
     place = SweepDirectory(directory)
-    if not place.config.is_file():
-        raise ConfigError(f"{directory} is no sweep directory: it has no {place.config.name}")
+    place.check()
     from promptcomp.sweeps.study import read_state
 
     return read_state(place)
@@ -96,10 +95,13 @@ def sweep_work(
 ) -> None:
     """Run trials of a sweep one by one until none is left; what `promptcomp sweep` and cluster jobs start."""
     from promptcomp.sweeps.sweep_directory import SweepDirectory
+
+    place = SweepDirectory(directory)
+    place.check()
     from promptcomp.sweeps.worker import work
 
     names = tuple(name.strip() for name in devices.split(",") if name.strip())
-    raise typer.Exit(work(SweepDirectory(directory), worker, names, fork=True))
+    raise typer.Exit(work(place, worker, names, fork=True))
 
 
 def sweep_doctor(
@@ -110,10 +112,13 @@ def sweep_doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check a sweep: damaged journal, stale locks, trials whose process is gone, results that were not recorded."""
-    from promptcomp.sweeps.repair import examine
     from promptcomp.sweeps.sweep_directory import SweepDirectory
 
-    found = examine(SweepDirectory(directory), repair)
+    place = SweepDirectory(directory)
+    place.check(place.journal, place.storage)
+    from promptcomp.sweeps.repair import examine
+
+    found = examine(place, repair)
     console = console_for(as_json)
     for finding in found:
         mark = "repaired" if finding.repaired else "found"

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, collate
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart, StepSampler, eval_batches
-from promptcomp.datamodules.sections import DataConfig, Reader
+from promptcomp.datamodules.sections import DataConfig, Reader, check_split, tested
 from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors
 from promptcomp.datamodules.tasks import Source
 from promptcomp.datamodules.tokens import TokenCache
@@ -131,7 +131,7 @@ class ContextDataModule(L.LightningDataModule):
         """
         super().__init__()
         self.config, self.source = config, source
-        self.eval_splits = tuple(split for split in source.splits if split != "train")
+        self.eval_splits = config.eval_splits(source.splits)
         self.tokenizer = reader.tokenizer
         self.seed = reader.seed
         self.batch_size = reader.batch_size
@@ -226,7 +226,7 @@ class ContextDataModule(L.LightningDataModule):
     @property
     def test_splits(self) -> tuple[str, ...]:
         """Splits that are evaluated after training: all but dev, or dev where there is no other."""
-        return tuple(split for split in self.eval_splits if split != "dev") or self.eval_splits
+        return tested(self.eval_splits)
 
     def all_counts(self, *, with_tokens: bool = False) -> list[Counts]:
         """The counts of every split."""
@@ -312,16 +312,6 @@ class ContextDataModule(L.LightningDataModule):
         )
         return loader if micro_batches == 1 else StepLoader(loader, micro_batches)
 
-    @staticmethod
-    def check_split(split: str, splits: Sequence[str]) -> None:
-        """Check that a split is one of those.
-
-        Raises:
-            ConfigError: it is not.
-        """
-        if split not in splits:
-            raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(splits) or 'none'}")
-
     def has_options(self, split: str) -> bool:
         """Whether a split has examples to choose an option in; without any, there is a loss and no accuracy."""
         return any(len(example.options) > 1 for example in self.examples(split))
@@ -352,7 +342,7 @@ class ContextDataModule(L.LightningDataModule):
         Raises:
             ConfigError: the split is unknown, or has fewer queries than there are processes.
         """
-        self.check_split(split, self.eval_splits)
+        check_split(split, self.eval_splits)
         return self.contexts_dataloader(self.eval_contexts(split), rank=rank, world_size=world_size)
 
     def contexts_dataloader(

@@ -18,7 +18,7 @@ from promptcomp.datamodules.context_module import ContextDataModule, Counts, Exa
 from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.plans import SEPARATORS, Parts, Plan, Planner, Renderer, assemble
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
-from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.sections import Reader, check_split
 from promptcomp.datamodules.sources.records import Found, Problem, collecting, tell
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
 from promptcomp.datamodules.tokens import same_options
@@ -39,7 +39,7 @@ class ICLDataModule(ContextDataModule):
             ConfigError: the budgets do not fit the window.
         """
         super().__init__(config, source, reader)
-        self.budget = context_budget(config, reader.window)
+        self.budget = config.budget(reader.window)
         """Maximum number of tokens of a context; None: no limit."""
         self.planner = Planner(config, reader.seed)
         rule, cap = SEPARATORS[config.separator], config.max_example_tokens
@@ -240,7 +240,7 @@ class ICLDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown or has nothing to ask.
         """
-        self.check_split(split, self.eval_splits)
+        check_split(split, self.eval_splits)
         if split not in self._plans:
             config, is_dev = self.config, split == "dev"
             count = config.max_dev_tasks if is_dev else config.max_eval_tasks
@@ -302,30 +302,6 @@ class ICLDataModule(ContextDataModule):
             return [EncodedQuery(tuple(parts[0].first), tuple(targets), example)]
         pieces = zip(parts, targets, strict=True)
         return [EncodedQuery(tuple(part.first), (target,), example) for part, target in pieces]
-
-
-def context_budget(config: ICLConfig, window: int | None) -> int | None:
-    """Maximum number of tokens of a context, given the LM's window [positions].
-
-    Raises:
-        ConfigError: a context with a query and its target may not fit the window.
-    """
-    if window is None:
-        return config.max_context_tokens
-    room = window - config.max_example_tokens - 1  # one position for a BOS token
-    for name in ("max_context_tokens", "teacher_max_context_tokens"):
-        budget = getattr(config, name)
-        if budget is not None and budget > room:
-            raise ConfigError(
-                f"data.{name} = {budget}: with an example of {config.max_example_tokens} tokens "
-                f"(data.max_example_tokens) it exceeds the LM's window of {window}; use at most {max(room, 0)}"
-            )
-    if room < config.max_example_tokens and config.num_demonstrations:
-        raise ConfigError(
-            f"data.max_example_tokens = {config.max_example_tokens} leaves {max(room, 0)} tokens for demonstrations in "
-            f"the LM's window of {window}; use at most {(window - 1) // 2}"
-        )
-    return room if config.max_context_tokens is None else config.max_context_tokens
 
 
 def _first_tasks(tasks: Sequence[Task], count: int | None) -> list[Task]:

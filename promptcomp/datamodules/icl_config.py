@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from promptcomp.config import ConfigError
 from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths
 from promptcomp.datamodules.sources.rows import Columns
 
@@ -84,6 +85,29 @@ class ICLConfig(DataConfig):
                     "demonstration would leave the context empty; lower max_example_tokens"
                 )
         return self
+
+    def budget(self, window: int | None) -> int | None:
+        """Maximum number of tokens of a context, given the LM's window [positions].
+
+        Raises:
+            ConfigError: a context with a query and its target may not fit the window.
+        """
+        if window is None:
+            return self.max_context_tokens
+        room = window - self.max_example_tokens - 1  # one position for a BOS token
+        for name in ("max_context_tokens", "teacher_max_context_tokens"):
+            budget = getattr(self, name)
+            if budget is not None and budget > room:
+                raise ConfigError(
+                    f"data.{name} = {budget}: with an example of {self.max_example_tokens} tokens "
+                    f"(data.max_example_tokens) it exceeds the LM's window of {window}; use at most {max(room, 0)}"
+                )
+        if room < self.max_example_tokens and self.num_demonstrations:
+            raise ConfigError(
+                f"data.max_example_tokens = {self.max_example_tokens} leaves {max(room, 0)} tokens for demonstrations "
+                f"in the LM's window of {window}; use at most {(window - 1) // 2}"
+            )
+        return room if self.max_context_tokens is None else self.max_context_tokens
 
     def lengths(self, window: int | None) -> Lengths:
         """Demonstrations of full length, as many as fit."""
@@ -167,6 +191,11 @@ class HFData(PublishedTasks):
             raise ValueError("columns.task and columns.split must be named: one dataset holds all tasks")
         return self
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train", "dev" unless it is off, and "test"."""
+        return ("train", "test") if self.dev == "none" else ("train", "dev", "test")
+
 
 class TableData(ICLConfig):
     """Your own examples in JSONL, JSON, CSV, TSV or Parquet files."""
@@ -188,3 +217,9 @@ class TableData(ICLConfig):
     """Names of the columns."""
     options_from_outputs: bool = False
     """Give a task without options the list of its distinct outputs."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train" and "dev" where there are any, and "test"."""
+        has_dev = bool(self.dev) or (bool(self.train) and self.dev_share > 0)
+        return (*(["train"] if self.train else []), *(["dev"] if has_dev else []), "test")

@@ -5,6 +5,7 @@ Files of sections import no torch: what a section builds is imported when it is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.sources.records import Found, Problem, collecting
+from promptcomp.datamodules.sources.records import Found, NotHere, Problem, collecting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +44,21 @@ class Reader:
     """Whether the LM puts BOS in front of a context; None: as the tokenizer itself does."""
     rows: InstructionSource | None = None
     """Rows in memory, which instruction data takes instead of those that its section names."""
+
+
+def check_split(split: str, splits: Sequence[str]) -> None:
+    """Check that a split is one of those.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if split not in splits:
+        raise ConfigError(f"split {split!r} is unknown; this data has {', '.join(splits) or 'none'}")
+
+
+def tested(splits: tuple[str, ...]) -> tuple[str, ...]:
+    """Which of the splits that can be evaluated are, after training: all but dev, or dev where there is no other."""
+    return tuple(split for split in splits if split != "dev") or splits
 
 
 class Lengths(NamedTuple):
@@ -105,7 +121,25 @@ class DataConfig(Config):
             named = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
             for path in named:
                 if isinstance(path, Path) and not path.exists():
-                    raise ConfigError(f"data.{key}: no such file or folder: {path}; name only those you have")
+                    kind = NotHere if key == "folder" else ConfigError
+                    raise kind(f"data.{key}: no such file or folder: {path}; name only those you have")
+
+    @property
+    def splits(self) -> tuple[str, ...] | None:
+        """The splits that its rows come in; None: its source knows them, once it has read something."""
+        return None
+
+    def eval_splits(self, splits: Sequence[str]) -> tuple[str, ...]:
+        """Those that can be evaluated where its rows come in these splits: "dev" and the test splits."""
+        return tuple(split for split in splits if split != "train")
+
+    def budget(self, window: int | None) -> int | None:
+        """Maximum number of tokens of what is compressed, in an LM's window [positions]; None: no limit, or several.
+
+        Raises:
+            ConfigError: an example within its budgets may not fit the window.
+        """
+        return None
 
     def check_files(self, found: Found) -> None:
         """Look for what is wrong with the files alone, where another mistake keeps the datamodule from being made.
@@ -187,6 +221,18 @@ class TextConfig(DataConfig):
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is larger than max_tokens {self.max_tokens}")
         return self
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Documents are held out as dev."""
+        return ("train", "dev") if self.dev_documents else ("train",)
+
+    def budget(self, window: int | None) -> None:
+        """See DataConfig."""
+        if window is not None and self.max_tokens > window:
+            raise ConfigError(
+                f"data.max_tokens = {self.max_tokens} exceeds the LM's window of {window}; use at most {window}"
+            )
 
     def lengths(self, window: int | None) -> Lengths:
         """The longest document."""

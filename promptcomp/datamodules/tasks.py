@@ -5,9 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
-from promptcomp.config import ConfigError
 from promptcomp.datamodules.sources.records import Problem
 
 TaskKind = Literal["classification", "multi_choice", "free_form"]
@@ -42,19 +41,14 @@ class LazySequence(Sequence[Item]):
 class Source(ABC):
     """Anything that lists rows or tasks by split. All members are pure functions of the source's configuration."""
 
+    config: Any
+    """Its section, or what of it the source is made of."""
+
     @property
-    @abstractmethod
     def splits(self) -> tuple[str, ...]:
         """Names that `rows` or `tasks` accepts: "train" and "dev" where there are any, and the test splits."""
-
-    def check_split(self, split: str) -> None:
-        """Check that a split is there.
-
-        Raises:
-            ConfigError: it is not.
-        """
-        if split not in self.splits:
-            raise ConfigError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
+        found: tuple[str, ...] = self.config.splits
+        return found
 
     def check(self, found: list[Problem] | None = None) -> None:
         """Read everything once. Problems are collected in `found`; None: the first error is raised.

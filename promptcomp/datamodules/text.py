@@ -17,7 +17,7 @@ from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
-from promptcomp.datamodules.sections import Reader, TextConfig
+from promptcomp.datamodules.sections import Reader, TextConfig, check_split
 from promptcomp.datamodules.sources.arrow import open_table, text_column
 from promptcomp.datamodules.sources.records import Asked, Found, Record, collecting, good_records
 from promptcomp.datamodules.sources.row_files import FILE_KINDS, check_file, read_records
@@ -31,11 +31,6 @@ class Documents(Source):
 
     def __init__(self, config: TextConfig) -> None:
         self.config = config
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Documents are held out as dev."""
-        return ("train", "dev") if self.config.dev_documents else ("train",)
 
     @cached_property
     def texts(self) -> Sequence[str]:
@@ -73,11 +68,7 @@ class TextDataModule(ContextDataModule):
             ConfigError: the documents do not fit the LM's window.
         """
         super().__init__(config, source, reader)
-        window = reader.window
-        if window is not None and config.max_tokens > window:
-            raise ConfigError(
-                f"data.max_tokens = {config.max_tokens} exceeds the LM's window of {window}; use at most {window}"
-            )
+        config.budget(reader.window)
 
     def check_rows(self, found: Found) -> None:
         """See the base class."""
@@ -150,7 +141,7 @@ class TextDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown.
         """
-        self.check_split(split, self.eval_splits)
+        check_split(split, self.eval_splits)
         found = []
         for number in range(self.config.dev_documents):
             context, rest = split_document(self._ids("dev", number), self.config.context_share)

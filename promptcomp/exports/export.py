@@ -26,9 +26,9 @@ from promptcomp.language_model.lm_config import locate
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
 from promptcomp.lightning_modules.exported import EXTRA, Page
 from promptcomp.lightning_modules.method_config import ExportFormat
-from promptcomp.run.configured import experiment_of
-from promptcomp.run.opening import open_trained_module, quiet, weights_of
-from promptcomp.run.run_directory import RunDirectory, open_existing
+from promptcomp.run.configured import trained_experiment
+from promptcomp.run.opening import open_trained_module, quiet
+from promptcomp.run.run_directory import RunDirectory, weights_of
 
 _LM = "lm.hf."
 
@@ -52,19 +52,9 @@ def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
     Raises:
         ConfigError: no run, no trained weights, `folder` holds something, or the method does not allow the format.
     """
-    run = open_existing(path)
-    experiment = experiment_of(run)
-    formats = experiment.method.export_formats
-    if not formats:
-        raise ConfigError(f"method {experiment.method.name} has trained nothing that could be exported")
-    chosen = wanted or formats[0]
-    if chosen not in formats:
-        raise ConfigError(
-            f"method {experiment.method.name} as it was trained cannot be exported as {chosen!r}; "
-            f"use --format {formats[0]}" + (f" or {formats[1]}" if len(formats) > 1 else "")
-        )
+    run, experiment = RunDirectory(path), trained_experiment(path)
+    chosen = experiment.method.export_format(wanted)
     check_empty(folder)
-    weights_of(run)  # before anything is made
     with quiet():
         text = {"hf": _write_hf, "peft": _write_peft, "tensors": _write_tensors}[chosen](experiment, run, folder)
     write_atomic(folder / "README.md", text)

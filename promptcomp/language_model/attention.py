@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PretrainedConfig
 
 from promptcomp.config import ConfigError
+from promptcomp.language_model.lm_config import SIZES_OF_TABLES
 from promptcomp.memory import KVCache
 
 HIDDEN = -3e4
@@ -19,7 +20,6 @@ autocast narrows it) with a position bias on top, as a padding row of nothing bu
 
 LayerMask = Tensor | BlockMask
 FULL, SLIDING = "full_attention", "sliding_attention"
-_SIZES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
 class AttentionPattern:
@@ -129,7 +129,7 @@ class Window:
         ones depends on the order of equal ones in memory. Their windows end where that begins.
         """
         kind = config.model_type
-        tables = (size for name in _SIZES if isinstance(size := getattr(config, name, None), int) and size > 0)
+        tables = (size for name in SIZES_OF_TABLES if isinstance(size := getattr(config, name, None), int) and size > 0)
         limits = [cls(size) for size in [*tables][:1]]
         if (switch := _longrope_switch(config)) is not None:
             reason = f" (beyond it the LongRoPE of {kind!r} changes the scores of shorter rows as well)"

@@ -10,8 +10,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.documents import read_json
 
 BUILTIN = "builtin:"
+ENCODER_DECODERS = ("t5", "mt5")
+"""Encoder-decoder families whose attention takes the position from a relative bias that we can set for packed rows."""
+SIZES_OF_TABLES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+"""Names in architectures for the number of positions; the first that is there counts."""
 
 
 class PositionalStart(Config):
@@ -71,6 +76,21 @@ class LanguageModelConfig(Config):
                 "name (no such folder)"
             )
         locate(self.path)
+
+    def window_on_disk(self) -> int | None:
+        """Maximum number of positions that the LM can read, as config.json in its folder says; None: it does not say.
+
+        Some architectures can read less than their table is long (`Window.of`).
+        """
+        try:
+            found = read_json(Path(locate(self.path)) / "config.json", "architecture")
+            found = {**found, **(self.from_scratch.settings if self.from_scratch is not None else {})}
+        except (ConfigError, TypeError):  # as opening the LM will say
+            return None
+        if found.get("is_encoder_decoder") or found.get("model_type") in ENCODER_DECODERS or "text_config" in found:
+            return None
+        tables = (found.get(name) for name in SIZES_OF_TABLES)
+        return next((size for size in tables if isinstance(size, int) and size > 0), None)
 
 
 def locate(path: str) -> str:

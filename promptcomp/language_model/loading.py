@@ -35,11 +35,9 @@ from promptcomp.language_model.architectures import (
     start_positions,
 )
 from promptcomp.language_model.attention import Window
-from promptcomp.language_model.lm_config import BUILTIN, LanguageModelConfig, locate
+from promptcomp.language_model.lm_config import BUILTIN, ENCODER_DECODERS, LanguageModelConfig, locate
 from promptcomp.language_model.parts import logits_of
 
-ENCODER_DECODERS = ("t5", "mt5")
-"""Encoder-decoder families whose attention takes the position from a relative bias that we can set for packed rows."""
 _TEXT_PARTS = {
     r"^(model\.)?(language_model|text_model)\.lm_head\.": "lm_head.",
     r"^(model\.)?(language_model|text_model)\.(model\.)?(?!lm_head)": "model.",

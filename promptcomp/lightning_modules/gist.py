@@ -54,12 +54,8 @@ class Gist(CompressionModule):
 
     def build(self) -> None:
         """The gist embedding [1 or k, D] and the teacher."""
-        method, window = self.method, self.lm.window
-        if window is not None and method.num_slots + 3 > window:
-            raise ConfigError(
-                f"method.num_slots = {method.num_slots} leaves no room for a prompt and a query in the LM's window of "
-                f"{window}; use at most {window - 3}"
-            )
+        if self.lm.window is not None and (problem := self.method.window_problem(self.lm.window)):
+            raise ConfigError(problem)
         self.gist = nn.Parameter(self._initial_embedding())
         self.teacher = self._open_teacher()
 

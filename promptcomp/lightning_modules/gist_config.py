@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
+from promptcomp.checkpoints.places import trained_at
 from promptcomp.lightning_modules.method_config import ExportFormat, LMTraining, LMTrainingConfig
 
 
@@ -53,16 +55,27 @@ class GistConfig(LMTrainingConfig):
         """The embedding alone may go into a copy of the LM as well."""
         return (*super().export_formats, "hf") if self.train == "none" else super().export_formats
 
-    def context_problem(self, longest: int, window: int) -> str | None:
+    def window_problem(self, window: int, longest: int | None = None) -> str | None:
         """A reconstructed prompt takes its length in the LM's window twice."""
+        if self.num_slots + 3 > window:
+            return (
+                f"method.num_slots = {self.num_slots} leaves no room for a prompt and a query in the LM's window of "
+                f"{window}; use at most {window - 3}"
+            )
         most = (window - self.num_slots - 2) // 2  # 2: BOS and the request
-        if not self.reconstruction_weight or longest <= most:
+        if not self.reconstruction_weight or longest is None or longest <= most:
             return None
         return (
             f"method.reconstruction_weight: a context of {longest} tokens, reconstructed after {self.num_slots} gist "
             f"token(s), exceeds the LM's window of {window}; set data.max_context_tokens={most} or less, or the weight "
             "to 0"
         )
+
+    def check_places(self) -> None:
+        """See MethodConfig."""
+        super().check_places()
+        if self.kl_weight and self.teacher not in ("initial", "self"):
+            trained_at(Path(self.teacher))
 
     def without_training(self) -> Self:
         """See MethodConfig."""

@@ -58,6 +58,18 @@ class MendConfig(MethodConfig):
         """The distiller is a separate model."""
         return ("hf", "tensors")
 
+    def window_problem(self, window: int, longest: int | None = None) -> str | None:
+        """The distiller reads demonstrations and slots."""
+        read = window if self.distiller is None else self.distiller.window_on_disk()
+        return self.slots_problem(read) if read is not None and self.num_slots >= read else None
+
+    def slots_problem(self, window: int) -> str:
+        """What is said where the slots fill the distiller's window."""
+        return (
+            f"method.num_slots = {self.num_slots} leaves no room for demonstrations in the distiller's window of "
+            f"{window}; use fewer slots"
+        )
+
     def without_training(self) -> Self:
         """See MethodConfig."""
         return self.model_copy(update={"init_from": None})

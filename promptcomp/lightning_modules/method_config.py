@@ -6,15 +6,18 @@ A section is one file beside its LightningModule, which is imported when it is w
 
 from __future__ import annotations
 
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from promptcomp.config import Config
+from promptcomp.checkpoints.places import trained_at
+from promptcomp.config import Config, ConfigError
+from promptcomp.language_model.lm_config import LanguageModelConfig
 
 if TYPE_CHECKING:
-    from promptcomp.language_model import LanguageModel, LanguageModelConfig
+    from promptcomp.language_model import LanguageModel
     from promptcomp.lightning_modules.base import CompressionModule
 
 ExportFormat = Literal["hf", "peft", "tensors"]
@@ -106,6 +109,34 @@ class MethodConfig(Config):
         of_the_lm: dict[LMTraining, tuple[ExportFormat, ...]] = {"lm": ("hf",), "lora": ("peft",), "none": ()}
         return (*of_the_lm[self.lm_training], "tensors") if self.trains else ()
 
+    def export_format(self: Any, wanted: ExportFormat | None) -> ExportFormat:
+        """The format to export in; `wanted`: None means the best.
+
+        Raises:
+            ConfigError: nothing is trained, or it cannot be exported so.
+        """
+        if not self.export_formats:
+            raise ConfigError(f"method {self.name} has trained nothing that could be exported")
+        if wanted is not None and wanted not in self.export_formats:
+            raise ConfigError(
+                f"method {self.name} as it was trained cannot be exported as {wanted!r}; use --format "
+                + " or ".join(self.export_formats[:2])
+            )
+        found: ExportFormat = wanted or self.export_formats[0]
+        return found
+
+    def check_places(self) -> None:
+        """Look whether the LMs that it uses, and what its training starts from, are where they are said to be.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        for key, value in self:
+            if isinstance(value, LanguageModelConfig):
+                value.check_place()
+            elif key == "init_from" and value is not None:
+                trained_at(Path(value))
+
     @property
     def has_task_prompts(self) -> bool:
         """Whether a task's name chooses its memory."""
@@ -119,8 +150,8 @@ class MethodConfig(Config):
         """Why it cannot be trained with this `trainer.strategy`, in words that follow it; None: it can."""
         return None
 
-    def context_problem(self, longest: int, window: int) -> str | None:
-        """Why contexts of up to `longest` tokens are too long for it in an LM's window of `window`; None: they fit."""
+    def window_problem(self, window: int, longest: int | None = None) -> str | None:
+        """Why its slots, or contexts of up to `longest` tokens, do not fit an LM's window; None: they do."""
         return None
 
 

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptcomp import __version__
 from promptcomp.batch import Context
-from promptcomp.checkpoints.trained_state import DESCRIPTION, TENSORS
-from promptcomp.config import ConfigError, build, dump, read_yaml
+from promptcomp.checkpoints.places import TENSORS
+from promptcomp.checkpoints.trained_state import DESCRIPTION
+from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
@@ -31,6 +32,7 @@ from promptcomp.memory import Memory, memory_tensors, memory_to
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
+from promptcomp.run.configured import exported_experiment
 from promptcomp.run.opening import make_data, make_module, open_trained, quiet
 
 
@@ -91,10 +93,7 @@ class Compressor:
                 return cls(folder, open_trained(folder), device)
         if (model is None) != (tokenizer is None):
             raise ConfigError("give model and tokenizer together")
-        config = next((file for at in (folder, folder.parent) if (file := at / "config.yaml").is_file()), None)
-        if config is None:
-            raise ConfigError(f"{folder}: has no config.yaml, which gives the format of prompts; copy the run's there")
-        experiment = build(Experiment, read_yaml(config), source=str(config))
+        experiment = exported_experiment(folder)
         experiment = experiment.model_copy(update={"method": experiment.method.without_training()})
         names = read_json(folder / DESCRIPTION, "description of an export").get("task_names", ())
         with quiet():

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
-from promptcomp.run.run_directory import RunDirectory, recorded_config
+from promptcomp.run.run_directory import RunDirectory, open_existing, recorded_config, weights_of
 
 PLACES = ("name", "output_dir")
 """Keys that say where a run is kept."""
@@ -39,6 +39,31 @@ def experiment_of(run: RunDirectory, overrides: Iterable[str] = ()) -> Experimen
         ConfigError: a mistake in config.yaml or in the overrides.
     """
     return build(Experiment, apply_overrides(read_yaml(run.config), overrides), source=str(run.config))
+
+
+def trained_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """The configuration of a run that has been trained, with overrides.
+
+    Raises:
+        ConfigError: no run, no trained weights, or a mistake in config.yaml or in the overrides.
+    """
+    run = open_existing(path)
+    experiment = experiment_of(run, overrides)
+    if experiment.method.trains:
+        weights_of(run)
+    return experiment
+
+
+def exported_experiment(folder: Path) -> Experiment:
+    """The configuration beside exported tensors, or of the run that they are in.
+
+    Raises:
+        ConfigError: there is none, or a mistake in it.
+    """
+    config = next((file for at in (folder, folder.parent) if (file := at / "config.yaml").is_file()), None)
+    if config is None:
+        raise ConfigError(f"{folder}: has no config.yaml, which gives the format of prompts; copy the run's there")
+    return build(Experiment, read_yaml(config), source=str(config))
 
 
 def experiment_to_resume(run: RunDirectory, overrides: Iterable[str] = ()) -> Experiment:

@@ -20,7 +20,7 @@ from rich.progress import Progress, TaskID
 from rich.text import Text
 
 from promptcomp import __version__
-from promptcomp.checkpoints.checkpoint_files import existing
+from promptcomp.checkpoints.places import existing
 from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.errors import command
@@ -34,13 +34,14 @@ from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure, write_rationales
 from promptcomp.run.callbacks import SaveBetweenSteps, Stopped, TrainingProgress
 from promptcomp.run.configured import experiment_to_resume
-from promptcomp.run.opening import Parts, make_module, make_parts, open_trained, quiet, set_threads, weights_of
+from promptcomp.run.opening import Parts, make_module, make_parts, open_trained, quiet, set_threads
 from promptcomp.run.processes import Ranks, device_of, is_rank_zero, join_group, leave_group, noticing_lost_ranks
 from promptcomp.run.run_directory import (
     RunDirectory,
     create,
     open_existing,
     told_by_parent,
+    weights_of,
     write_environment,
 )
 from promptcomp.run.trainer import code_of_lost, make_trainer

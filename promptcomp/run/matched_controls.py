@@ -17,7 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
-from promptcomp.checkpoints.checkpoint_files import existing, step_of
+from promptcomp.checkpoints.checkpoint_files import step_of
+from promptcomp.checkpoints.places import existing
 from promptcomp.config import ConfigError, build
 from promptcomp.errors import Exit, RunFailed
 from promptcomp.evaluation.predictions import read_predictions

@@ -12,19 +12,17 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from promptcomp.checkpoints.checkpoint_files import existing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule
-from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.sections import Reader, check_split
 from promptcomp.datamodules.tasks import InstructionSource
-from promptcomp.errors import command
 from promptcomp.experiment import Experiment
 from promptcomp.files import open_append
 from promptcomp.language_model import LanguageModel, open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.execution import Execution
 from promptcomp.run.configured import experiment_of
-from promptcomp.run.run_directory import RunDirectory, open_existing
+from promptcomp.run.run_directory import RunDirectory, open_existing, weights_of
 
 Parts = tuple[ContextDataModule, CompressionModule]
 """The data and the module of an experiment."""
@@ -41,7 +39,7 @@ def make_parts(experiment: Experiment, *, trains: bool = True) -> Parts:
     datamodule = make_data(experiment)
     datamodule.check()
     for split in experiment.evaluation.splits or ():
-        datamodule.check_split(split, datamodule.eval_splits)
+        check_split(split, datamodule.eval_splits)
     module = make_module(experiment, datamodule.task_names)
     if trains:
         check_train_split(experiment, datamodule, module)
@@ -75,9 +73,7 @@ def make_data(
     else:
         assert lm.tokenizer is not None
         window, tokenizer, bos = lm.window, lm.tokenizer, lm.bos_id is not None
-    longest = experiment.data.context_budget
-    if window is not None and longest is not None and (problem := experiment.method.context_problem(longest, window)):
-        raise ConfigError(problem)
+    experiment.check_window(window)
     reader = Reader(
         tokenizer,
         experiment.seed,
@@ -124,7 +120,7 @@ def open_trained(
     run = open_existing(path)
     experiment = experiment_of(run) if experiment is None else experiment
     set_threads(experiment)
-    datamodule, module = make_parts(_without_training(experiment), trains=False)
+    datamodule, module = make_parts(experiment.without_training(), trains=False)
     return experiment, datamodule, _with_weights(module, run)
 
 
@@ -136,7 +132,7 @@ def open_trained_module(path: Path) -> tuple[Experiment, CompressionModule]:
     """
     run = open_existing(path)
     experiment = experiment_of(run)
-    return experiment, _with_weights(make_module(_without_training(experiment), ()), run)
+    return experiment, _with_weights(make_module(experiment.without_training(), ()), run)
 
 
 def open_trained_lm(path: Path) -> LanguageModel:
@@ -151,28 +147,11 @@ def open_trained_lm(path: Path) -> LanguageModel:
     return open_trained_module(path)[1].lm
 
 
-def _without_training(experiment: Experiment) -> Experiment:
-    return experiment.model_copy(update={"method": experiment.method.without_training()})
-
-
 def _with_weights(module: CompressionModule, run: RunDirectory) -> CompressionModule:
     module.configure_model()
     if module.method.trains:
         module.load_trained(weights_of(run))
     return module.eval()
-
-
-def weights_of(run: RunDirectory) -> Path:
-    """The checkpoint to evaluate: the best on dev, or the last where nothing was selected.
-
-    Raises:
-        ConfigError: the run has neither.
-    """
-    for path in (run.best, run.last):
-        if found := existing(path):
-            return found
-    again = command("fit", "--resume", run.path)
-    raise ConfigError(f"{run.path} holds no trained weights yet; train it with `{again}`")
 
 
 def set_threads(experiment: Experiment) -> None:

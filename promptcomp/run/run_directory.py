@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp import __version__
+from promptcomp.checkpoints.places import existing
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
 from promptcomp.errors import NoSpace, RankLost, command, is_full
@@ -162,6 +163,19 @@ def open_existing(path: Path) -> RunDirectory:
     if evaluated is not None:
         raise ConfigError(f"{path} is no run directory but an evaluation of {evaluated}; name the run itself")
     return run
+
+
+def weights_of(run: RunDirectory) -> Path:
+    """The checkpoint to evaluate: the best on dev, or the last where nothing was selected.
+
+    Raises:
+        ConfigError: the run has neither.
+    """
+    for path in (run.best, run.last):
+        if found := existing(path):
+            return found
+    again = command("fit", "--resume", run.path)
+    raise ConfigError(f"{run.path} holds no trained weights yet; train it with `{again}`")
 
 
 def packages() -> dict[str, str | None]:

@@ -22,7 +22,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from promptcomp.checkpoints.checkpoint_files import existing, step_of
+from promptcomp.checkpoints.checkpoint_files import step_of
+from promptcomp.checkpoints.places import existing
 from promptcomp.checkpoints.saving import AtomicCheckpoints, BestCheckpoint, ShardedStrategy
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from promptcomp.datamodules.sections import tested
 from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.evaluation.predictions import METRICS, TEXT_METRICS
 from promptcomp.evaluation.results import Cost, Size
@@ -15,6 +16,9 @@ from promptcomp.sweeps.space import base_tree, experiment_of, grid, grid_size, p
 from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, is_below
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.values import OF_SPLIT
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 HUGE = 10_000
 """Points of a grid above which someone has to say that it is meant."""
@@ -57,7 +61,8 @@ def check(config: SweepConfig, *, allow_huge: bool = False) -> list[Experiment]:
 
 
 def check_splits(config: SweepConfig, shown: str | None = None) -> None:
-    """Open the data of the first point, where an objective or a constraint names a split, and look whether it is there.
+    """Look whether the splits that objectives or constraints name are there; the first point's data is opened where
+    its section does not say.
 
     Args:
         config: the sweep.
@@ -70,15 +75,52 @@ def check_splits(config: SweepConfig, shown: str | None = None) -> None:
     wanted = [split for split in named if split is not None]
     if not wanted:
         return
-    from promptcomp.run.opening import make_parts, quiet
-
     experiment = experiment_of(config, first_point(config), config.first_seed)
-    with quiet():
-        datamodule, _ = make_parts(experiment)
-    known = experiment.evaluation.splits or datamodule.test_splits
+    known, data = experiment.evaluation.splits, experiment.data
+    if not known and data.splits is not None:
+        known = tested(data.eval_splits(data.splits))
+    elif not known:
+        from promptcomp.run.opening import make_parts, quiet
+
+        with quiet():
+            known = make_parts(experiment)[0].test_splits
     for split in wanted:
         if split not in known:
             raise ConfigError(f"results have no split {split!r}, which is asked for; {did_you_mean(split, known)}")
+
+
+def url_of(storage: str) -> URL:
+    """The address of a database.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(storage)
+    except ArgumentError:
+        raise ConfigError(
+            "--storage is no database address; it is written postgresql://USER@HOST/DATABASE (the password may come "
+            "from PGPASSWORD or ~/.pgpass)"
+        ) from None
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg")
+    return url
+
+
+def check_workers(address: URL | None, workers: int) -> None:
+    """Refuse SQLite for several workers: it hands the same trial to two of them (it has no SELECT ... FOR UPDATE).
+
+    Raises:
+        ConfigError: SQLite and more than one worker.
+    """
+    if address is not None and address.get_backend_name() == "sqlite" and workers > 1:
+        raise ConfigError(
+            "SQLite cannot hand out trials to several workers; leave --storage out (a journal file needs nothing "
+            "installed) or use PostgreSQL"
+        )
 
 
 def first_point(config: SweepConfig) -> dict[str, Scalar]:
@@ -228,7 +270,7 @@ def _machines(experiments: Iterable[Experiment]) -> Iterator[str]:
 def _places(experiments: Iterable[Experiment]) -> Iterator[str]:
     for each in experiments:
         try:
-            each.check_places()
+            each.check()
         except ConfigError as error:
             yield str(error)
 

@@ -76,11 +76,8 @@ def examine(directory: SweepDirectory, repair: bool = False) -> list[Finding]:
     Raises:
         ConfigError: no such directory, or a database that does not answer.
     """
-    if not directory.path.is_dir():
-        raise ConfigError(f"{directory.path}: no such directory")
+    directory.check(directory.journal, directory.storage)
     address = address_of(directory, None)
-    if address is None and not directory.journal.is_file() and not directory.config.is_file():
-        raise ConfigError(f"{directory.path} is no sweep: it has neither sweep.yaml nor journal.log")
     found: list[Finding] = []
 
     def look(findings: Iterable[Finding]) -> bool:

@@ -20,14 +20,15 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import create_engine, text
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
 from promptcomp.config import ConfigError
 from promptcomp.errors import command, first_line
 from promptcomp.files import locked, read_text, write_atomic
 from promptcomp.lease import STORAGE_VARIABLE, Lease, is_dead, lease_of
 from promptcomp.plain import SECRETS, without_credentials
+from promptcomp.sweeps.checking import url_of
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
 _GRACE = 30.0  # seconds; Optuna's own
@@ -125,7 +126,6 @@ def journal_at(path: Path) -> BaseStorage:
 
 PARENT_VARIABLE = "PROMPTCOMP_SWEEP_PARENT"
 """Process id of the `promptcomp sweep` that has started a worker, which ends when that one does."""
-_SQLITE = "sqlite"
 DAMAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
 """What Optuna raises while it replays a journal whose lines are not its own."""
 
@@ -142,7 +142,7 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
     Raises:
         ConfigError: no address of a database, or another one than the sweep was begun with.
     """
-    given = _url(storage) if storage else None
+    given = url_of(storage) if storage else None
     whole = os.environ.get(STORAGE_VARIABLE)
     before = _remembered(directory)
     if given is None and before is None and not whole:
@@ -159,7 +159,7 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
         )
     if given is not None and _has_secret(given):
         return given
-    with_password = _url(whole) if whole else None
+    with_password = url_of(whole) if whole else None
     found = given or before
     if found is None or (with_password is not None and _plain(with_password) == _plain(found)):
         return with_password
@@ -171,32 +171,6 @@ def remember(directory: SweepDirectory, address: URL | None) -> None:
     before = _remembered(directory)
     if address is not None and (before is None or _has_secret(before)):
         write_atomic(directory.storage, f"{_plain(address)}\n")
-
-
-def check_workers(address: URL | None, workers: int) -> None:
-    """Refuse SQLite for several workers: it hands the same trial to two of them (it has no SELECT ... FOR UPDATE).
-
-    Raises:
-        ConfigError: SQLite and more than one worker.
-    """
-    if address is not None and address.get_backend_name() == _SQLITE and workers > 1:
-        raise ConfigError(
-            "SQLite cannot hand out trials to several workers; leave --storage out (a journal file needs nothing "
-            "installed) or use PostgreSQL"
-        )
-
-
-def _url(text_: str) -> URL:
-    try:
-        url = make_url(text_)
-    except ArgumentError:
-        raise ConfigError(
-            "--storage is no database address; it is written postgresql://USER@HOST/DATABASE (the password may come "
-            "from PGPASSWORD or ~/.pgpass)"
-        ) from None
-    if url.drivername in ("postgresql", "postgres"):
-        url = url.set(drivername="postgresql+psycopg")
-    return url
 
 
 def _plain(url: URL) -> str:
@@ -212,7 +186,7 @@ def _has_secret(url: URL) -> bool:
 
 def _remembered(directory: SweepDirectory) -> URL | None:
     """The address that the sweep was begun with."""
-    return _url(read_text(directory.storage, "storage address").strip()) if directory.storage.is_file() else None
+    return url_of(read_text(directory.storage, "storage address").strip()) if directory.storage.is_file() else None
 
 
 def open_storage(directory: SweepDirectory, address: URL | None) -> BaseStorage:

@@ -20,16 +20,15 @@ from sqlalchemy.exc import DBAPIError
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError, build, dump, flat, read_yaml
-from promptcomp.errors import command
 from promptcomp.files import check_no_links, write_atomic
 from promptcomp.sweeps.attempts import Attempts, make_study
+from promptcomp.sweeps.checking import check_workers
 from promptcomp.sweeps.planning import TrialRecord
 from promptcomp.sweeps.space import base_tree
 from promptcomp.sweeps.state import SweepState, state_of
 from promptcomp.sweeps.storage import (
     DAMAGE,
     address_of,
-    check_workers,
     close_storage,
     damaged,
     exclusive,
@@ -90,15 +89,7 @@ def read_config(directory: SweepDirectory) -> SweepConfig:
     Raises:
         ConfigError: no sweep, or a damaged sweep.yaml.
     """
-    if not directory.config.is_file():
-        raise ConfigError(
-            f"{directory.path} is no sweep: it has no {directory.config.name}"
-            + (
-                f"; `{command('sweep', 'doctor', directory.path, '--repair')}` restores it"
-                if directory.journal.is_file()
-                else ""
-            )
-        )
+    directory.check()
     return build(SweepConfig, read_yaml(directory.config), source=str(directory.config))
 
 

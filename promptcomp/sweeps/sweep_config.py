@@ -227,7 +227,7 @@ class Pruning(Config):
     """Stopping trials whose dev results are clearly worse than others'; for one objective only."""
 
     pruner: Literal["none", "median", "successive_halving", "hyperband"] = "none"
-    metric: str | None = None
+    metric: Literal["dev/accuracy", "dev/loss", "dev/exact_match"] | None = None
     """Column of metrics.csv; null: dev/accuracy where there is one, otherwise dev/loss."""
     warmup_steps: int = Field(0, ge=0)
     """No trial is stopped before this training step."""

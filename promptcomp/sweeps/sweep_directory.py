@@ -17,6 +17,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from promptcomp.errors import ConfigError, command
 from promptcomp.run.run_directory import Inside
 
 
@@ -37,6 +38,21 @@ class SweepDirectory:
     worker_leases = Inside("leases/workers")
     planning_lock = Inside("leases/planning.lock")
     report = Inside("report")
+
+    def check(self, *others: Path) -> None:
+        """Look whether it is one; `others`: files that make it one as well.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        files = (self.config, *others)
+        if not any(file.is_file() for file in files):
+            names = " nor ".join(file.name for file in files)
+            repair = command("sweep", "doctor", self.path, "--repair")
+            raise ConfigError(
+                f"{self.path} is no sweep directory: it has {'neither' if others else 'no'} {names}"
+                + (f"; `{repair}` restores it" if self.journal.is_file() else "")
+            )
 
     def worker_log(self, number: int) -> Path:
         """What a worker of this machine prints."""

@@ -65,8 +65,7 @@ def find_sweep(name_or_path: str) -> SweepFile:
         return SweepFile(name_or_path, f"{name_or_path}.yaml", read_yaml(known[name_or_path]))
     if os.path.isdir(path):
         file = SweepDirectory(path).config
-        if not file.is_file():
-            raise ConfigError(f"{path} is no sweep directory: it has no {file.name}")
+        SweepDirectory(path).check()
         return SweepFile(path.name, str(file), read_yaml(file), path)
     if path.suffix in (".yaml", ".yml"):
         return SweepFile(path.stem, str(path), _with_full_path(read_yaml(path), path.parent))

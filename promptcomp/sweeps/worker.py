@@ -90,6 +90,7 @@ def work(
         ConfigError: no sweep, or a storage that cannot be used.
     """
     place = directory if isinstance(directory, SweepDirectory) else SweepDirectory(directory)
+    place.check()
     name = f"{socket.gethostname()}-{os.getpid()}"
     stop = Stop(parent=int(os.environ.get(PARENT_VARIABLE, 0)))
     with stop.installed(), devices_held(place, devices, stop) as held:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from promptcomp.batch import pad
 from promptcomp.datamodules.tasks import Row, Task
-from promptcomp.toy.icl_world import SPLITS, ToyRule, ToySource, draw_rule, toy_tokenizer
+from promptcomp.toy.icl_world import ToyRule, ToySource, draw_rule, toy_tokenizer
 from promptcomp.toy.lessons import Lessons, answer_loss
 from promptcomp.toy.recipe import DocumentKind, Stage, StagedCurriculum
 from promptcomp.toy.toy_sections import Group, ToyConfig
@@ -117,7 +117,7 @@ class ToyLessons(Lessons[Stage]):
         """
         count = self.config.report_documents
         cells: dict[str, Any] = {}
-        for split in SPLITS:
+        for split in ToyConfig.splits:
             for classes in (2, 3, 4):
                 config = ToyConfig(
                     min_classes=classes,

@@ -26,13 +26,13 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import combinations
 
 from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskSource
+from promptcomp.datamodules.tasks import Row, Task, TaskSource
 from promptcomp.toy.toy_sections import Group, TaskForm, ToyConfig
 from promptcomp.toy.words import (
     ADJECTIVE_TEMPLATES,
@@ -49,7 +49,6 @@ from promptcomp.toy.words import (
 )
 
 HELD_OUT_CATEGORIES: frozenset[str] = frozenset({"clothes", "instruments", "jobs", "weather", "cool", "large"})
-SPLITS: tuple[str, ...] = ("train", "dev", "test", "test_hard")
 _DEV_SHARE, _TEST_SHARE = 0.12, 0.18
 
 
@@ -178,21 +177,12 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
 class ToySource(TaskSource):
     """Tasks of the toy world; task i of a split is a pure function of (config, split, i)."""
 
-    splits = SPLITS
-
     def __init__(self, config: ToyConfig) -> None:
         self.config = config
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """The tasks of a split, built when they are indexed.
-
-        Raises:
-            ConfigError: there is no such split.
-        """
-        self.check_split(split)
-        config = self.config
-        count = {"train": config.num_train_tasks, "dev": config.num_dev_tasks}.get(split, config.num_test_tasks)
-        return LazySequence(count, partial(_task, config, split))
+        """The tasks of a split, built when they are indexed."""
+        return self.config.items(split, _task)
 
 
 def _task(config: ToyConfig, split: str, index: int) -> Task:

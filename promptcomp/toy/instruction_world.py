@@ -22,13 +22,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Literal
 
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
+from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.toy.toy_sections import ToyInstructionsConfig
 from promptcomp.toy.words import (
     FRAMES,
@@ -47,7 +47,6 @@ Pair = tuple[str, str]
 """(selection, transform)."""
 PairSplit = Literal["train", "dev", "unseen"]
 
-SPLITS: tuple[str, ...] = ("train", "dev", "seen", "unseen", "paraphrased")
 _DEV_SHARE, _RECOMBINED_SHARE = 0.1, 0.2
 _UNSEEN_PER_TRANSFORM, _DEV_PER_TRANSFORM = 4, 2
 
@@ -154,21 +153,12 @@ def draw_instruction(pair: Pair, wording: Wording, rng: random.Random, limit: in
 class ToyInstructionSource(InstructionSource):
     """Rows of the toy instruction world; row i of a split is a pure function of (config, split, i)."""
 
-    splits = SPLITS
-
     def __init__(self, config: ToyInstructionsConfig) -> None:
         self.config = config
 
     def rows(self, split: str) -> Sequence[InstructionRow]:
-        """The rows of a split, built when they are indexed.
-
-        Raises:
-            ConfigError: there is no such split.
-        """
-        self.check_split(split)
-        config = self.config
-        count = {"train": config.num_train_rows, "dev": config.num_dev_rows}.get(split, config.num_test_rows)
-        return LazySequence(count, partial(_row, config, split))
+        """The rows of a split, built when they are indexed."""
+        return self.config.items(split, _row)
 
 
 def _row(config: ToyInstructionsConfig, split: str, index: int) -> InstructionRow:

@@ -17,6 +17,7 @@ from functools import lru_cache
 from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 from promptcomp.toy.toy_sections import ToyRationaleConfig, World
 from promptcomp.toy.words import CATEGORIES, SPECIALS, word_tokenizer
@@ -124,8 +125,6 @@ def _questions(config: ToyRationaleConfig) -> Iterator[_Question]:
 class ToyRationaleSource(RationaleSource):
     """The splits of a world: disjoint in their questions; a larger pool begins with the rows of a smaller one."""
 
-    splits = ("train", "dev", "test")
-
     def __init__(self, config: ToyRationaleConfig) -> None:
         self.config = config
         self._all: dict[str, tuple[RationaleRow, ...]] = {}
@@ -136,7 +135,7 @@ class ToyRationaleSource(RationaleSource):
         Raises:
             ConfigError: there is no such split.
         """
-        self.check_split(split)
+        check_split(split, self.splits)
         if not self._all:
             config = self.config
             stream = _questions(config)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pkgutil import resolve_name
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,14 +13,46 @@ from promptcomp.config import Config
 from promptcomp.datamodules.icl_config import ICLConfig, SeparatorName
 from promptcomp.datamodules.instruction.instruction_config import CustomTemplate, InstructionConfig, TemplateName
 from promptcomp.datamodules.rationale.rationale_config import Markers, RationaleConfig
+from promptcomp.datamodules.sections import check_split
+from promptcomp.datamodules.tasks import Item, LazySequence
 
 TaskForm = Literal["classification", "natural", "lookup", "arbitrary"]
 Group = Literal["nouns", "adjectives"]
 World = Literal["cost", "reviews"]
 
 
-class ToyConfig(Config):
+class WorldConfig(Config):
+    """Options of a generator whose item i of a split is a pure function of (config, split, i)."""
+
+    splits: ClassVar[tuple[str, ...]]
+    unit: ClassVar[str]
+    """What `num_train_*`, `num_dev_*` and `num_test_*` count."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        for name, most in self:
+            _, is_most, what = name.partition("max_")
+            least = getattr(self, f"min_{what}", most)
+            if is_most and least > most:
+                raise ValueError(f"min_{what} {least} is larger than {name} {most}")
+        return self
+
+    def items(self, split: str, make: Callable[[Any, str, int], Item]) -> Sequence[Item]:
+        """The items of a split, built when they are indexed.
+
+        Raises:
+            ConfigError: there is no such split.
+        """
+        check_split(split, self.splits)
+        part = split if split in ("train", "dev") else "test"
+        return LazySequence(getattr(self, f"num_{part}_{self.unit}"), partial(make, self, split))
+
+
+class ToyConfig(WorldConfig):
     """The toy world of in-context classification tasks."""
+
+    splits: ClassVar[tuple[str, ...]] = ("train", "dev", "test", "test_hard")
+    unit: ClassVar[str] = "tasks"
 
     name: Literal["toy_icl"] = "toy_icl"
     seed: int = 0
@@ -47,16 +81,12 @@ class ToyConfig(Config):
     num_queries: int = Field(default=16, ge=1)
     """Query rows of a task, balanced over its classes; none is a copy of a demonstration (except in lookup tasks)."""
 
-    @model_validator(mode="after")
-    def _classes_in_order(self) -> ToyConfig:
-        for name, most in (("max_classes", self.max_classes), ("train_max_classes", self.train_max_classes)):
-            if self.min_classes > most:
-                raise ValueError(f"min_classes {self.min_classes} is larger than {name} {most}")
-        return self
 
-
-class ToyInstructionsConfig(Config):
+class ToyInstructionsConfig(WorldConfig):
     """The toy instruction world."""
+
+    splits: ClassVar[tuple[str, ...]] = ("train", "dev", "seen", "unseen", "paraphrased")
+    unit: ClassVar[str] = "rows"
 
     seed: int = 0
     """Chooses the rows of every split; what is held out does not depend on it."""
@@ -76,6 +106,8 @@ class ToyInstructionsConfig(Config):
 
 class ToyRationaleConfig(Config):
     """The generator of the toy rationale worlds."""
+
+    splits: ClassVar[tuple[str, ...]] = ("train", "dev", "test")
 
     kind: World = "cost"
     """cost: the price of two goods (9 labels); reviews: whether most opinions are good (2 labels)."""
@@ -97,6 +129,12 @@ class Generated:
     def source(self: Any) -> Any:
         """The generator."""
         return resolve_name(self.source_class)(self.world)
+
+    @property
+    def splits(self: Any) -> tuple[str, ...]:
+        """Those of the world."""
+        found: tuple[str, ...] = self.world.splits
+        return found
 
 
 class ToyICLData(Generated, ICLConfig):

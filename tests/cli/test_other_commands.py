@@ -21,7 +21,8 @@ def test_every_shipped_experiment_is_valid_and_has_a_dry_run(
     monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **_: asked.append(words) or [])
     named = load(name, None).method.name in name or name.startswith("paper/")
     assert named or name == "task_distillation"  # finetune with the teacher's labels
-    own = ["lm.path=builtin:toy_decoder"] if load(name, None).lm.path.startswith("models/") else []
+    room = "lm.from_scratch={settings: {max_position_embeddings: 1024}}"
+    own = ["lm.path=builtin:toy_decoder", room] if load(name, None).lm.path.startswith("models/") else []
     done = run("fit", "--method", name, "--dry-run", "--json", *own)
     assert done.returncode == 0, done.stderr
     estimate = json.loads(done.stdout)["estimate"]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from promptcomp.checkpoints.checkpoint_files import is_sharded, read_checkpoint, step_of
+from promptcomp.checkpoints.checkpoint_files import read_checkpoint, step_of
 from promptcomp.checkpoints.describe import damage
+from promptcomp.checkpoints.places import is_sharded
 from tests.distributed.checkpoint_runs import CASES, HALF, READERS, WHOLE, WRITERS, Action, do, words_of
 from tests.distributed.trajectories import finish, save_models, start
 

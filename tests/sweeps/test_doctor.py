@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from promptcomp.config import ConfigError
-from promptcomp.lease import lease_of, write_lease
+from promptcomp.lease import Keeper, lease_of, read_lease, write_lease
 from promptcomp.sweeps.repair import examine
 from promptcomp.sweeps.study import begin, open_sweep, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.worker import work
 from tests.sweeps.helpers import assert_exactly_once, run, statuses, sweep_config
 
 LINE = b'{"op_code":2,"worker_id":"x","study_id":0,"user_attr":{"a":1}}\n'
@@ -148,7 +149,7 @@ def test_a_directory_may_be_renamed(sweep: SweepDirectory) -> None:
 
 
 def test_no_sweep(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such directory"):
+    with pytest.raises(ConfigError, match="is no sweep directory"):
         examine(SweepDirectory(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"neither sweep\.yaml nor journal\.log"):
         examine(SweepDirectory(tmp_path))
@@ -158,3 +159,21 @@ def test_a_lease_says_who(tmp_path: Path) -> None:
     lease = lease_of()
     write_lease(tmp_path / "a.json", lease)
     assert set(asdict(lease)) == {"host", "pid", "born", "machine", "job", "started", "note"}
+
+
+def test_a_trial_that_knows_no_job_keeps_that_of_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    write_lease(tmp_path / "a.json", lease_of())
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with Keeper(tmp_path / "a.json") as keeper:
+        keeper.note("at work")
+        found = read_lease(tmp_path / "a.json")
+    assert found is not None
+    assert (found.job, found.note) == ("7", "at work")
+    assert Keeper(tmp_path / "b.json").lease.job == ""
+
+
+def test_no_worker_of_no_sweep(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no sweep directory: it has no sweep\.yaml"):
+        work(tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -9,12 +9,14 @@ import json
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 from promptcomp import plotting
 from promptcomp.bench import BenchPlan, measurements
 from promptcomp.bench.measurements import BreakEven, Spread, as_csv, as_json, print_bench
-from promptcomp.bench.requests import Request, Subject, open_subject, plain_answer, requests
+from promptcomp.bench.requests import Request, Subject, plain_answer, requests
 from promptcomp.bench.timing import measure
+from promptcomp.cli import app
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import break_even
 from promptcomp.language_model.counting import count_flops
@@ -180,8 +182,7 @@ def test_plot(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_options_that_make_no_sense() -> None:
-    with pytest.raises(ConfigError, match=r"give a run directory, or --method NAME"):
-        open_subject(None)
+    assert "give a run directory, or --method NAME" in str(CliRunner().invoke(app, ["bench"]).exception)
     with pytest.raises(ConfigError, match="whole numbers of at least 1"):
         BenchPlan("64,0").sizes()
     assert BenchPlan("64, 8,64").sizes()[0] == (64, 8)

@@ -19,7 +19,6 @@ import torch
 from promptcomp.checkpoints import checkpoint_files
 from promptcomp.checkpoints.checkpoint_files import (
     consolidate,
-    existing,
     is_sharded,
     read_checkpoint,
     replace,
@@ -29,7 +28,8 @@ from promptcomp.checkpoints.checkpoint_files import (
     write_shard,
     write_whole,
 )
-from promptcomp.checkpoints.describe import damage, describe, places_of
+from promptcomp.checkpoints.describe import damage, describe
+from promptcomp.checkpoints.places import existing, places_of
 from promptcomp.checkpoints.trained_state import read_trained
 from promptcomp.config import ConfigError
 from tests.cli.conftest import run as run  # the program, in this process

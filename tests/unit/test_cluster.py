@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from promptcomp import __version__
+from promptcomp.cli import app
 from promptcomp.cluster import submit as submitting
 from promptcomp.cluster.profile import SlurmProfile, load_profile, split_overrides
 from promptcomp.cluster.script import Job, directive, render
@@ -367,3 +369,8 @@ def _program(*words: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
             main()
     return int(stop.value.code or 0), out.getvalue(), err.getvalue()
+
+
+def test_a_script_of_an_older_program_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTCOMP_PREEMPTED_FILE", "x")
+    assert "written by an older promptcomp" in CliRunner().invoke(app, ["fit"]).output

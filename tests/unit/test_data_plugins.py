@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -9,12 +10,14 @@ from typing import Any, Literal
 
 import pytest
 
-from promptcomp import config, datamodules
+from promptcomp import config, datamodules, lightning_modules
+from promptcomp.commands.data import data_list, methods
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.sections import Lengths
 from promptcomp.datamodules.sources.records import Found, Problem, tell
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
+from promptcomp.experiment import Experiment
 from tests.data_sections import byte_tokenizer, module_of, show, validate
 
 
@@ -86,4 +89,34 @@ def test_a_taken_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     datamodules._datasets.cache_clear()
     with pytest.raises(ConfigError, match="the name is taken"):
         datamodules._datasets()
+    datamodules._datasets.cache_clear()
+
+
+def test_what_cannot_be_imported_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = {
+        "promptcomp.methods": EntryPoint("broken", "no_such_module:Section", "promptcomp.methods"),
+        "promptcomp.data": EntryPoint("worse", "promptcomp.errors:nothing", "promptcomp.data"),
+    }
+    monkeypatch.setattr(config, "entry_points", lambda group: [points[group]])
+    monkeypatch.setattr(config, "NOT_LOADED", {})
+    monkeypatch.delitem(vars(lightning_modules), "METHODS", raising=False)
+    datamodules._datasets.cache_clear()
+    methods(as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert {"mend", "gist"} <= {each["name"] for each in shown["methods"]}
+    assert shown["not_loaded"] == {
+        "broken": "no_such_module:Section (entry point 'broken' of promptcomp.methods, package unknown) cannot be "
+        "imported (ModuleNotFoundError: No module named 'no_such_module'); fix or uninstall unknown"
+    }
+    methods()
+    assert "not loaded: no_such_module:Section" in " ".join(capsys.readouterr().out.split())
+    data_list(as_json=True)
+    listed = capsys.readouterr()
+    assert "toy_icl" in json.loads(listed.out)
+    assert "promptcomp.errors:nothing" in listed.err
+    tree = {"method": {"name": "broken"}, "data": {"name": "toy_icl"}, "lm": {"path": "gpt2"}}
+    with pytest.raises(ConfigError, match=r"method\.name = 'broken': no_such_module:Section .* cannot be imported"):
+        build(Experiment, tree)
     datamodules._datasets.cache_clear()

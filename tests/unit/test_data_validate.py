@@ -84,7 +84,7 @@ def test_a_run_stops_at_the_first_bad_row(folder: Path) -> None:
 
 def test_missing_folder(tmp_path: Path) -> None:
     (problem,) = validate(MetaICLData(folder=tmp_path / "gone", partition="mine"))
-    assert "no such folder" in problem.message
+    assert "no such file or folder" in problem.message
     (problem,) = validate(MetaICLData(folder=tmp_path, partition="mine"))
     assert "data.partition 'mine': no file" in problem.message
 

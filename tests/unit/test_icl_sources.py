@@ -111,7 +111,7 @@ def test_metaicl_end_to_end(folder: Path) -> None:
     ("options", "message"),
     [
         ({"partition": "yours"}, r"data\.partition 'yours': no file .*; known: mine"),
-        ({"folder": Path("/nowhere")}, r"data\.folder /nowhere: no such folder"),
+        ({"folder": Path("/nowhere")}, r"data\.folder: no such file or folder: /nowhere"),
         ({"test_k": 16}, r"t_16_100_test\.jsonl: no such file"),
     ],
 )

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.commands.dry_run import print_estimate
 from promptcomp.config import ConfigError
 from promptcomp.experiment import load
-from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, open_window
 from promptcomp.language_model.architectures import known_architectures
+from promptcomp.language_model.attention import Window
+from promptcomp.language_model.lm_config import FromScratch
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
+from tests.tiny_families import CAUSAL
 from tests.tiny_models import MODELS, VOCABULARY, save_tokenizer, tiny_hf, tiny_lm
 
 BATCH = collate(
@@ -220,3 +224,23 @@ def test_a_batch_without_any_context_token() -> None:
         assert lm.encode(batch.context) is None
         with torch.no_grad():
             assert torch.isfinite(lm.score(None, batch).sum_log_prob).all()
+
+
+def test_the_window_in_config_json_is_never_less_than_the_real_one(tmp_path: Path) -> None:
+    """What is refused without torch is refused with it; a model that reads less than its table says comes later."""
+    found = 0
+    for kind in (*CAUSAL, "t5", "mt5", "gemma3"):
+        CONFIG_MAPPING[kind]().save_pretrained(tmp_path / kind)
+        config = LanguageModelConfig(path=str(tmp_path / kind))
+        if (light := config.window_on_disk()) is not None:
+            found += 1
+            size = Window.of(AutoConfig.from_pretrained(config.path).get_text_config(decoder=True)).size
+            assert size is not None, kind
+            assert size <= light, kind
+    assert found > 50
+    for path in ("builtin:toy_decoder", "builtin:toy_student", "builtin:toy_t5"):
+        config = LanguageModelConfig(path=path)
+        assert config.window_on_disk() == open_window(config)
+    longer = LanguageModelConfig(path="gpt2", from_scratch=FromScratch(settings={"n_positions": 8}))
+    assert longer.window_on_disk() is None
+    assert longer.model_copy(update={"path": str(tmp_path / "gpt2")}).window_on_disk() == 8

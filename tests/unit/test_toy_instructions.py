@@ -25,7 +25,7 @@ from promptcomp.toy.instruction_world import (
 )
 from promptcomp.toy.pretrain_loop import pretrain
 from promptcomp.toy.recipe import InstructionCurriculum, PretrainConfig
-from promptcomp.toy.toy_sections import ToyInstructionsConfig, ToyInstructionsData
+from promptcomp.toy.toy_sections import ToyConfig, ToyInstructionsConfig, ToyInstructionsData, WorldConfig
 from promptcomp.toy.words import (
     FRAMES,
     GROUP_OF,
@@ -142,8 +142,21 @@ def test_rows_are_pure_functions_of_the_configuration() -> None:
     for split in SOURCE.splits:
         assert list(SOURCE.rows(split)[:20]) == [other.rows(split)[i] for i in reversed(range(20))][::-1]
     assert ToyInstructionSource(ToyInstructionsConfig(seed=1)).rows("train")[0] != SOURCE.rows("train")[0]
-    with pytest.raises(ConfigError, match="there are train, dev, seen"):
+    with pytest.raises(ConfigError, match="this data has train, dev, seen"):
         SOURCE.rows("human")
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "message"),
+    [
+        (ToyInstructionsConfig, {"min_words": 6, "max_words": 4}, "min_words 6 is larger than max_words 4"),
+        (ToyConfig, {"min_classes": 3, "max_classes": 2}, "min_classes 3 is larger than max_classes 2"),
+        (ToyConfig, {"min_classes": 3, "train_max_classes": 2}, "min_classes 3 is larger than train_max_classes 2"),
+    ],
+)
+def test_no_minimum_above_its_maximum(section: type[WorldConfig], options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(section, options)
 
 
 def test_fewer_phrasings() -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sections import DataConfig, Lengths
-from promptcomp.datamodules.sources.records import Asked
+from promptcomp.datamodules.sources.records import Asked, NotHere
 
 TemplateName = Literal["alpaca_gist", "chat", "plain"]
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -118,8 +118,8 @@ class InstructionConfig(DataConfig):
             own.max_target_tokens or self.max_target_tokens,
         )
 
-    def check_window(self, splits: tuple[str, ...], window: int | None) -> None:
-        """Check the budgets against the LM's window [positions].
+    def check_window(self, splits: Sequence[str], window: int | None) -> None:
+        """Check the budgets of these splits against the LM's window [positions].
 
         Raises:
             ConfigError: a row within its budgets may not fit, or `split_limits` names an unknown split.
@@ -136,6 +136,10 @@ class InstructionConfig(DataConfig):
                     f"BOS token exceed the LM's window of {window} (split {split}); lower max_context_tokens, "
                     "max_query_tokens or max_target_tokens"
                 )
+
+    def budget(self, window: int | None) -> None:
+        """See DataConfig."""
+        self.check_window(self.splits or (), window)
 
     def lengths(self, window: int | None) -> Lengths:
         """As the budgets of the training split."""
@@ -160,6 +164,28 @@ class HeldOutConfig(InstructionConfig):
     """Most rows that are cut from the training rows as the dev split (unless one is given); 0 = no dev split."""
     hold_out: Literal["instruction", "row"] = "instruction"
     """instruction: all rows of an instruction are held out together, so dev asks new instructions; row: single rows."""
+
+    def check_places(self: Any) -> None:
+        """See DataConfig; names all files that are missing, and those that are there."""
+        files = {split: place for split, place in self.given().items() if isinstance(place, Path)}
+        if missing := [str(path) for path in files.values() if not path.is_file()]:
+            known = ", ".join(f"{split}: {path.name}" for split, path in files.items() if path.is_file())
+            message = f"data.files: no such file: {', '.join(missing)}; name only those you have: {{{known}}}"
+            raise (ConfigError if getattr(self, "folder", Path()).is_dir() else NotHere)(message)
+
+    @property
+    def cuts(self: Any) -> dict[str, int]:
+        """Rows that are cut from the training rows for each split."""
+        given = self.given()
+        wanted = {"dev": 0 if "dev" in given else self.dev_examples, "test": self.test_examples}
+        return {split: count for split, count in wanted.items() if count and "train" in given}
+
+    @property
+    def splits(self: Any) -> tuple[str, ...]:
+        """ "train" and "dev" where there are any, then the test splits."""
+        found = dict.fromkeys((*self.given(), *self.cuts))
+        first = [split for split in ("train", "dev") if split in found]
+        return (*first, *(split for split in found if split not in first))
 
 
 class AlpacaPlusData(HeldOutConfig):

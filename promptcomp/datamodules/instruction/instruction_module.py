@@ -19,7 +19,7 @@ from promptcomp.datamodules.instruction.encoding import InstructionEncoder, Long
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.templates import make_template
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
-from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.sections import Reader, check_split
 from promptcomp.datamodules.sources.records import Found, Problem, collecting
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 
@@ -73,7 +73,7 @@ class InstructionDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown, or a file is missing or bad.
         """
-        self.check_split(split, self.source.splits)
+        check_split(split, self.source.splits)
         if split not in self._rows:
             self._rows[split] = self.source.rows(split)
         return self._rows[split]
@@ -267,7 +267,7 @@ class InstructionDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown or has no rows.
         """
-        self.check_split(split, self.eval_splits)
+        check_split(split, self.eval_splits)
         rows, places = self.rows(split), self.places(split)
         context_of = {number: context for context, group in enumerate(self.groups(split)) for number in group}
         return [
@@ -292,7 +292,7 @@ class InstructionDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown.
         """
-        self.check_split(split, self.eval_splits)
+        check_split(split, self.eval_splits)
         groups, encoder = self.groups(split), self._encoders[split]
         rows, places = self.rows(split), self.places(split)
         encoder.add(rows[place] for place in places)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from promptcomp.config import ConfigError
 from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths
 from promptcomp.datamodules.sources.rationale_parsing import ParsedTask, ParseMode
 from promptcomp.datamodules.sources.rationale_records import FORMATS, FormatName, RationaleColumns
@@ -21,6 +22,9 @@ Targets = Literal[
     "label_from_rationale",
 ]
 Markers = Literal["prefix", "suffix", "none"]
+
+
+DEFAULT_INPUT_TOKENS = 1024
 
 
 class RationaleConfig(DataConfig):
@@ -134,6 +138,35 @@ class RationaleConfig(DataConfig):
         fields = type(self).model_fields
         return self.model_copy(update={name: value for name, value in nothing.items() if name in fields})
 
+    def budget(self, window: int | None) -> int:
+        """Maximum number of tokens of an input with its marker, given the LM's window [positions].
+
+        Raises:
+            ConfigError: an input with its target may not fit the window.
+        """
+        targets = max(self.max_label_tokens, self.max_rationale_tokens)
+        if self.in_one_target:
+            targets = self.max_label_tokens + self.max_rationale_tokens
+        room = DEFAULT_INPUT_TOKENS if window is None else window - targets - 1  # one position for a BOS token
+        if self.max_input_tokens is None:
+            if room < 4:
+                raise ConfigError(
+                    f"data.max_label_tokens and data.max_rationale_tokens ({targets} tokens) leave {max(room, 0)} "
+                    f"tokens for the input in the LM's window of {window}; lower them"
+                )
+            return min(DEFAULT_INPUT_TOKENS, room)
+        if window is not None and self.max_input_tokens > room:
+            raise ConfigError(
+                f"data.max_input_tokens = {self.max_input_tokens}: with targets of {targets} tokens it exceeds the "
+                f"LM's window of {window}; use at most {max(room, 0)}"
+            )
+        return self.max_input_tokens
+
+    def eval_splits(self, splits: Sequence[str]) -> tuple[str, ...]:
+        """See DataConfig; dev may be held out of the training rows."""
+        held_out = ("dev",) if self.dev_share > 0 and "train" in splits and "dev" not in splits else ()
+        return (*held_out, *super().eval_splits(splits))
+
     def lengths(self, window: int | None) -> Lengths:
         """An input is read once for both tasks where their markers stand behind it; otherwise it is part of a query."""
         text = self.max_input_tokens or window or DEFAULT_WINDOW
@@ -184,6 +217,11 @@ class RationaleFilesData(RationaleRows):
     dev: tuple[Path, ...] = ()
     test: tuple[Path, ...] = Field(min_length=1)
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train" and "dev" where they are named, and "test"."""
+        return (*(["train"] if self.train else []), *(["dev"] if self.dev else []), "test")
+
 
 class RationaleHFData(RationaleRows):
     """One dataset of the Hugging Face hub (or local), by a known format or a map of columns."""
@@ -197,3 +235,8 @@ class RationaleHFData(RationaleRows):
     dev_split: str | None = None
     """null: `dev_share` of the training rows is held out."""
     test_split: str = "test"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train" and "dev" where they are named, and "test"."""
+        return (*(["train"] if self.train_split else []), *(["dev"] if self.dev_split else []), "test")

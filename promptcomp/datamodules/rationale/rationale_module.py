@@ -19,7 +19,7 @@ from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.rationale.row_selection import TrainRow, split_rows, teacher_account, train_rows
 from promptcomp.datamodules.rationale.writing import Writer
 from promptcomp.datamodules.sampler import Draw, EvalContexts
-from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.sections import Reader, check_split
 from promptcomp.datamodules.sources.records import Found, Problem, collecting, tell
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
 from promptcomp.datamodules.tokens import same_options
@@ -40,9 +40,6 @@ class RationaleDataModule(ContextDataModule):
         """
         super().__init__(config, source, reader)
         self.writer = Writer(config, reader, self.cache)
-        has_dev = "dev" in source.splits or (config.dev_share > 0 and "train" in source.splits)
-        tests = tuple(split for split in source.splits if split not in ("train", "dev"))
-        self.eval_splits = (("dev",) if has_dev else ()) + tests
         self._rows: dict[str, Sequence[RationaleRow]] = {}
 
     def shown(self, split: str, item: Draw | int, context: EncodedContext, query: EncodedQuery) -> Shown:
@@ -127,7 +124,7 @@ class RationaleDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown or empty.
         """
-        self.check_split(split, self.eval_splits)
+        check_split(split, self.eval_splits)
         if split not in self._rows:
             is_dev = split == "dev"
             rows = self._parts[1] if is_dev else self.source.rows(split)

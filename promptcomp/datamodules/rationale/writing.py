@@ -21,8 +21,6 @@ from promptcomp.datamodules.sources.rationale_records import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.datamodules.tokens import TokenCache
 
-DEFAULT_INPUT_TOKENS = 1024
-
 
 @dataclass(frozen=True, slots=True)
 class Texts:
@@ -48,7 +46,7 @@ class Writer:
             raise ConfigError("rationale data needs a tokenizer with an end-of-sequence token; this one has none")
         self.config = config
         self.cache = cache
-        self.input_budget = input_budget(config, reader.window)
+        self.input_budget = config.budget(reader.window)
         """Maximum number of tokens of an input."""
         self._tokenizer = tokenizer
         self._eos: int = tokenizer.eos_token_id
@@ -174,31 +172,6 @@ class Writer:
         for role in roles:
             task = self.texts(row, label, role)
             yield from (task.context, task.query, task.target)
-
-
-def input_budget(config: RationaleConfig, window: int | None) -> int:
-    """Maximum number of tokens of an input with its marker, given the LM's window [positions].
-
-    Raises:
-        ConfigError: an input with its target may not fit the window.
-    """
-    targets = max(config.max_label_tokens, config.max_rationale_tokens)
-    if config.in_one_target:
-        targets = config.max_label_tokens + config.max_rationale_tokens
-    room = DEFAULT_INPUT_TOKENS if window is None else window - targets - 1  # one position for a BOS token
-    if config.max_input_tokens is None:
-        if room < 4:
-            raise ConfigError(
-                f"data.max_label_tokens and data.max_rationale_tokens ({targets} tokens) leave {max(room, 0)} tokens "
-                f"for the input in the LM's window of {window}; lower them"
-            )
-        return min(DEFAULT_INPUT_TOKENS, room)
-    if window is not None and config.max_input_tokens > room:
-        raise ConfigError(
-            f"data.max_input_tokens = {config.max_input_tokens}: with targets of {targets} tokens it exceeds the LM's "
-            f"window of {window}; use at most {max(room, 0)}"
-        )
-    return config.max_input_tokens
 
 
 def adds_eos(tokenizer: PreTrainedTokenizerBase) -> bool:

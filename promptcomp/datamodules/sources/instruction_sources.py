@@ -17,8 +17,9 @@ from promptcomp.datamodules.instruction.instruction_config import (
     InstructionColumns,
     InstructionsData,
 )
+from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.sources.arrow import arrow_rows, open_table
-from promptcomp.datamodules.sources.records import Found, NotHere, Record, collecting, good_records, text_problems
+from promptcomp.datamodules.sources.records import Found, Record, collecting, good_records, text_problems
 from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.datamodules.sources.rows import Duplicates
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
@@ -202,30 +203,10 @@ class HeldOutSource(InstructionSource):
         Raises:
             ConfigError: a file is missing.
         """
-        self.config, self._given = config, config.given()
-        files = {split: place for split, place in self._given.items() if isinstance(place, Path)}
-        if missing := [str(path) for path in files.values() if not path.is_file()]:
-            known = ", ".join(f"{split}: {path.name}" for split, path in files.items() if path.is_file())
-            message = f"data.files: no such file: {', '.join(missing)}; name only those you have: {{{known}}}"
-            no_folder = isinstance(config, AlpacaPlusData) and not config.folder.is_dir()
-            raise (NotHere if no_folder else ConfigError)(message)
+        config.check_places()
+        self.config, self._given, self._cuts = config, config.given(), config.cuts
         self._tables: dict[Path | str, Sequence[InstructionRow]] = {}
         self._notes: list[str] = []
-
-    @cached_property
-    def _cuts(self) -> dict[str, int]:
-        """Rows that are cut from the training rows for each split."""
-        if "train" not in self._given:
-            return {}
-        wanted = {"dev": 0 if "dev" in self._given else self.config.dev_examples, "test": self.config.test_examples}
-        return {split: count for split, count in wanted.items() if count}
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """ "train" and "dev" where there are any, then the test splits."""
-        found = {*self._given, *self._cuts}
-        first = [split for split in ("train", "dev") if split in found]
-        return (*first, *(split for split in dict.fromkeys((*self._given, *self._cuts)) if split not in first))
 
     def rows(self, split: str) -> Sequence[InstructionRow]:
         """The rows of a split.
@@ -233,7 +214,7 @@ class HeldOutSource(InstructionSource):
         Raises:
             ConfigError: the split is unknown, or its file or dataset is bad.
         """
-        self.check_split(split)
+        check_split(split, self.splits)
         if split in self._cuts or (split == "train" and self._cuts):
             rows, parts = self._parts
             places = np.asarray(parts[split], dtype=np.int64)

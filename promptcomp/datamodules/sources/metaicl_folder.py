@@ -20,7 +20,7 @@ from typing import cast, get_args
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.icl_config import MetaICLData
-from promptcomp.datamodules.sources.records import Found, NotHere, Problem, collecting, tell
+from promptcomp.datamodules.sources.records import Found, Problem, collecting, tell
 from promptcomp.datamodules.sources.rows import HeldOutTasks, JsonlRows, warn_of_leaks
 from promptcomp.datamodules.tasks import Task, TaskKind
 from promptcomp.documents import read_json
@@ -38,11 +38,9 @@ class MetaICLSource(HeldOutTasks):
         Raises:
             ConfigError: the folder or the partition is missing or malformed.
         """
+        config.check_places()
         self.config = config
-        folder = config.folder
-        if not folder.is_dir():
-            raise NotHere(f"data.folder {folder}: no such folder")
-        self._partition = read_partition(folder, config.partition)
+        self._partition = read_partition(config.folder, config.partition)
         self._files: dict[Path, JsonlRows] = {}
 
     @property

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.rationale.rationale_config import RationaleFilesData, RationaleFolderData, RationaleHFData
+from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.sources.arrow import open_table
 from promptcomp.datamodules.sources.rationale_parsing import STATUSES, parse
 from promptcomp.datamodules.sources.rationale_records import BadRow, RationaleColumns, RecordReader
 from promptcomp.datamodules.sources.records import (
     Asked,
     Found,
-    NotHere,
     Problem,
     Record,
     collecting,
@@ -125,7 +125,7 @@ class _FileSource(RationaleSource):
             ConfigError: the split is unknown, a file is missing or bad, or a row is (unless that is collected).
         """
         if split not in self._splits:
-            self.check_split(split)
+            check_split(split, self.splits)
             self._splits[split] = self._read(split, found)
         return self._splits[split]
 
@@ -161,8 +161,7 @@ class FolderSource(_FileSource):
             ConfigError: there is no such folder.
         """
         super().__init__()
-        if not config.folder.is_dir():
-            raise NotHere(f"data.folder {config.folder}: no such folder")
+        config.check_places()
         self.config = config
         human = config.teacher == "human"
         self._reader = RecordReader(RationaleColumns(llm_label=None, llm_rationale=None), config.task, human)
@@ -227,16 +226,6 @@ class TableRationales(_FileSource):
         super().__init__()
         self.config = config
         self._reader = RecordReader(config.columns, config.format, config.human_rationales)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """ "train" and "dev" where they are named, and "test"."""
-        config = self.config
-        if isinstance(config, RationaleHFData):
-            train, dev = bool(config.train_split), bool(config.dev_split)
-        else:
-            train, dev = bool(config.train), bool(config.dev)
-        return (*(["train"] if train else []), *(["dev"] if dev else []), "test")
 
     def _read(self, split: str, found: Found) -> Sequence[RationaleRow]:
         rows: list[RationaleRow] = []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from promptcomp.config import Config, ConfigError
+from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.sources.records import (
     Asked,
     Found,
@@ -285,7 +286,7 @@ class HeldOutTasks(TaskSource):
         Raises:
             ConfigError: the split is unknown, a file or dataset is missing, or a row is bad.
         """
-        self.check_split(split)
+        check_split(split, self.splits)
         if split == "train":
             return self._train[0]
         return self._train[1] if split == "dev" and self._holds_out else self._evaluated(split)

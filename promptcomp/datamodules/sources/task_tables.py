@@ -67,13 +67,6 @@ class TableSource(HeldOutTasks):
         self.config = config
         self._files: dict[Path, list[Entry]] = {}
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """ "train" and "dev" where there are any, and "test"."""
-        config = self.config
-        has_dev = bool(config.dev) or (bool(config.train) and config.dev_share > 0)
-        return (*(["train"] if config.train else []), *(["dev"] if has_dev else []), "test")
-
     def _read_all(self, found: Found) -> None:
         config = self.config
         for path in dict.fromkeys([*config.train, *config.dev, *config.test, *config.demonstrations]):
@@ -182,11 +175,6 @@ class HFSource(HeldOutTasks):
         self.config = config
         self._read: dict[str, Split] = {}
         self._lists = None if config.partition is None else read_task_lists(config.partition)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """ "train", "dev" unless it is off, and "test"."""
-        return ("train", "test") if self.config.dev == "none" else ("train", "dev", "test")
 
     @property
     def _where(self) -> str:
