@@ -49,11 +49,11 @@ class EncoderMethodConfig(MethodConfig):
         """Positions that the encoder reads behind a context."""
         return 0
 
-    def context_problem(self, longest: int, window: int) -> str | None:
+    def window_problem(self, window: int, longest: int | None = None) -> str | None:
         """A context stands in the window with the slots, and one that is reconstructed behind them, BOS and a cue."""
         behind = max(self.slots_read, self.num_slots + 1 if self.reconstruction_weight else 0)
         most = window - behind - 1
-        if longest <= most:
+        if longest is None or longest <= most:
             return None
         return (
             f"method.num_slots = {self.num_slots}: a context of {longest} tokens and {behind} more positions exceed "

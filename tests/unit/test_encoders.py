@@ -102,5 +102,5 @@ def test_keys_and_values_of_another_encoder_are_refused() -> None:
     ],
 )
 def test_contexts_that_do_not_fit_the_window(section: Any, most: int) -> None:
-    assert section.context_problem(most, 128) is None
-    assert f"data.max_context_tokens={most} or less" in section.context_problem(most + 1, 128)
+    assert section.window_problem(128, most) is None
+    assert f"data.max_context_tokens={most} or less" in section.window_problem(128, most + 1)
