@@ -51,6 +51,8 @@ class Pass:
     """Reconstruction: its targets are the contexts themselves, each after a query of one token."""
     caches_context: bool = False
     """A decoder reads the context first and keeps its keys and values until the answers are computed."""
+    scored: float = 0.0
+    """Of a model without a head: positions whose states the LM's head reads."""
 
 
 class CompressionModule(TrainedState):

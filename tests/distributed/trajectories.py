@@ -114,6 +114,8 @@ CASES = [case for number, case in enumerate(ALL_CASES) if case.model == _TWO[num
     Case("pool", "t5_query_in_encoder", {"num_slots": 3, "reconstruction_weight": 0.5}),
     Case("icae", "llama", {"num_slots": 3, "slots": "kv"}),
     Case("icae", "gpt2", {"num_slots": 3, "reconstruction_weight": 0.5}, _RECOMPUTE),
+    Case("autocompressor", "llama", {"num_slots": 4, "backprop_segments": 1}),
+    Case("autocompressor", "gpt2", {"num_slots": 3, "segments": 3, "train": "lora", "context_weight": 0.0}, _RECOMPUTE),
     Case("mend", "gpt2", {"num_slots": 3}, _RECOMPUTE),
     Case("gist", "llama", {"num_slots": 3, "arrangement": "split"}, _RECOMPUTE),
     Case("gist", "t5_query_in_decoder", {"num_slots": 3, "arrangement": "split"}, _RECOMPUTE),
