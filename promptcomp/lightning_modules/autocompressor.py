@@ -51,7 +51,7 @@ class Autocompressor(CompressionModule):
         """The summary tokens [e, D], which start as the end of sequence."""
         table = token_table(self.lm.hf)
         end = table.weight.detach()[self.lm.end_id] * embedding_scale(table)
-        self.summary_tokens = nn.Parameter(end.repeat(self.method.vectors, 1))
+        self.summary_tokens = nn.Parameter(end.repeat(self.method.num_slots // self.method.segments, 1))
 
     def origin(self) -> Origin:
         """With the number of slots, which is that of all segments."""
@@ -71,11 +71,12 @@ class Autocompressor(CompressionModule):
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """k, whatever the context's length: a segment without a token is summed up too."""
-        return self.method.num_slots
+        return self.num_slots
 
     def _read(self, context: Context, log_probs: list[Tensor] | None) -> SoftPrompt:
         """The summaries; log p of the context's tokens is added to a list."""
-        lm, method, tokens = self.lm, self.method, self.summary_tokens
+        lm, method = self.lm, self.method
+        tokens = self.summary_tokens[: self.num_slots // method.segments]
         rows = torch.arange(len(context.ids), device=context.ids.device)
         ends, place = self._ends(context.mask), context.mask.long().cumsum(-1) - 1
         vectors = lm.embed(context.ids[:, :0])
@@ -124,7 +125,7 @@ class Autocompressor(CompressionModule):
 
     def _lengths(self, context_tokens: float) -> list[float]:
         """What is read with each segment."""
-        count, each = self.method.segments, self.method.vectors
+        count, each = self.method.segments, self.num_slots // self.method.segments
         return [self.lm.num_bos + (number + 1) * each + context_tokens / count for number in range(count)]
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:

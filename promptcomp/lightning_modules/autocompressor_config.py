@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from promptcomp.lightning_modules.method_config import LMTraining, LMTrainingConfig
+from promptcomp.lightning_modules.method_config import BudgetsConfig, LMTraining, LMTrainingConfig
 
 
-class AutocompressorConfig(LMTrainingConfig):
+class AutocompressorConfig(BudgetsConfig, LMTrainingConfig):
     """AutoCompressors: the LM reads a context in segments and sums each of them up in vectors for all that follows."""
 
     title: ClassVar[str] = "AutoCompressor"
@@ -18,7 +18,7 @@ class AutocompressorConfig(LMTrainingConfig):
     paper: ClassVar[str] = "Chevalier et al. 2023, arXiv 2305.14788"
     families: ClassVar[tuple[str, ...]] = ("decoder",)
     needs: ClassVar[str] = "contexts (text, demonstrations or instructions)"
-    difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots",)
+    difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots", "budgets")
     loss_keys: ClassVar[tuple[str, ...]] = ("context_weight",)
     implementation: ClassVar[str] = "promptcomp.lightning_modules.autocompressor:Autocompressor"
 
@@ -38,18 +38,15 @@ class AutocompressorConfig(LMTrainingConfig):
     """lm: all weights of the LM, as in the paper's OPT models; lora: adapters, as with Llama; none: the summary tokens'
     embeddings alone."""
 
-    @property
-    def vectors(self) -> int:
-        """Summary vectors of a segment."""
-        return self.num_slots // self.segments
-
     @model_validator(mode="after")
     def _segments_get_the_same(self) -> AutocompressorConfig:
-        if self.num_slots % self.segments:
-            raise ValueError(
-                f"method.num_slots = {self.num_slots} cannot be divided among {self.segments} segments; use "
-                f"{self.segments * max(1, round(self.num_slots / self.segments))}, or other method.segments"
-            )
+        for slots in (self.num_slots, *self.budgets):
+            if slots % self.segments:
+                nearest = self.segments * max(1, round(slots / self.segments))
+                raise ValueError(
+                    f"{slots} slots (method.num_slots, method.budgets) cannot be divided among {self.segments} "
+                    f"segments; use {nearest}, or other method.segments"
+                )
         return self
 
     def context_problem(self, longest: int, window: int) -> str | None:

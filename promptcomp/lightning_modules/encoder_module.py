@@ -123,7 +123,7 @@ class EncoderModule(CompressionModule):
 
     def compress_flops(self, context_tokens: float) -> float:
         """Reading with the encoder, and projecting."""
-        read = self.encoder.num_bos + context_tokens + self.method.slots_read
+        read = self.encoder.num_bos + context_tokens + min(self.method.slots_read, self.num_slots)
         matrices = sum(each.numel() for each in self.projection.parameters() if each.dim() == 2)
         return read_flops(self.encoder.cost, read) + 2.0 * self.num_memory_slots(round(context_tokens)) * matrices
 

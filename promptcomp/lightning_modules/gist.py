@@ -114,8 +114,8 @@ class Gist(CompressionModule):
         return self.method.kl_positions if self.method.kl_weight else "nothing"
 
     def slots(self) -> Tensor:
-        """Embeddings of the gist tokens [k, D]."""
-        return self.gist.expand(self.method.num_slots, -1)
+        """Embeddings of the gist tokens [k, D], or of the first of them."""
+        return self.gist.expand(self.method.num_slots, -1)[: self.num_slots]
 
     def compress(self, context: Context) -> KVCache | EncoderStates:
         """G(t): the activations at the gist tokens after each context."""
@@ -123,11 +123,11 @@ class Gist(CompressionModule):
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """k, whatever the context's length."""
-        return self.method.num_slots
+        return self.num_slots
 
     def compress_flops(self, context_tokens: float) -> float:
         """The LM reads the context and the gist tokens."""
-        return read_flops(self.lm.cost, self.lm.num_bos + context_tokens + self.method.num_slots)
+        return read_flops(self.lm.cost, self.lm.num_bos + context_tokens + self.num_slots)
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """The student; with the options for them, the LM and the teacher with the full prompt."""
