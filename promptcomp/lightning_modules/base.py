@@ -21,7 +21,7 @@ from promptcomp.batch import Batch, Context
 from promptcomp.checkpoints.trained_state import TrainedState
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores, token_table
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
 from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks, shard
@@ -369,3 +369,18 @@ def check_same_tokenizer(lm: LanguageModel, other: LanguageModel, what: str) -> 
             )
     if other.vocab_size < (lm.vocab_size if lm.tokenizer is None else len(lm.tokenizer)):
         raise ConfigError(f"{what}: {other.vocab_size} token embeddings are fewer than the LM's vocabulary")
+
+
+@torch.no_grad()
+def check_both_ways(lm: LanguageModel) -> None:
+    """Make sure that a decoder-only LM's tokens see what follows where the mask lets them; leaves it in eval mode.
+
+    Raises:
+        ConfigError: the LM's own code hides what follows, whatever mask it is given.
+    """
+    ids = torch.tensor([[0, 0], [0, 1]], device=token_table(lm.hf).weight.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    states = lm.eval().states(lm.prefix(Context(ids, mask, ids[:, 0]), both_ways=True))
+    if torch.equal(states[0, -2], states[1, -2]):
+        kind = lm.hf.config.model_type
+        raise ConfigError(f"method.attention = 'bidirectional': models of type {kind!r} read one way; use causal")

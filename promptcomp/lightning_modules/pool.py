@@ -36,7 +36,7 @@ class Pool(EncoderModule):
 
     def compress(self, context: Context) -> SoftPrompt:
         """The projected means of each context's spans."""
-        states = self.read_states(self.encoder.prefix(context))[:, self.encoder.num_bos :]
+        states = self.encoder.states(self.prefix(context))[:, self.encoder.num_bos :]
         member, mask = spans(context.mask, self.num_slots)
         means = member.to(states.dtype) @ states / member.sum(-1, keepdim=True).clamp(min=1)
         return SoftPrompt(self.projection(means), mask)

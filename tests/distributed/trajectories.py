@@ -117,7 +117,7 @@ CASES = [case for number, case in enumerate(ALL_CASES) if case.model == _TWO[num
     Case("autocompressor", "llama", {"num_slots": 4, "budgets": [2, 4], "backprop_segments": 1}),
     Case("autocompressor", "gpt2", {"num_slots": 3, "segments": 3, "train": "lora", "context_weight": 0.0}, _RECOMPUTE),
     Case("mend", "gpt2", {"num_slots": 3}, _RECOMPUTE),
-    Case("gist", "llama", {"num_slots": 3, "arrangement": "split"}, _RECOMPUTE),
+    Case("gist", "llama", {"num_slots": 3, "arrangement": "split", "attention": "bidirectional"}, _RECOMPUTE),
     Case("gist", "t5_query_in_decoder", {"num_slots": 3, "arrangement": "split"}, _RECOMPUTE),
     Case("metaicl", "gpt2", {}, Execution(activation_checkpointing=True, offload_optimizer=True)),
     Case("full_prompt", "t5_query_in_decoder", {"train": "lm"}, Execution(offload_optimizer=True)),

@@ -295,3 +295,10 @@ def test_segments_in_transformers(tmp_path: Path, train: str) -> None:
     export(run, tmp_path / "out", None)
     expected = logits_of(open_trained_module(run)[1])
     same(run_readme(tmp_path / "out")["logits"][0][:, : expected.shape[1]], expected)
+
+
+def test_gist_tokens_that_are_read_both_ways_in_transformers(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "llama", {"name": "gist", "num_slots": 2, "attention": "bidirectional"})
+    export(run, tmp_path / "out", None)
+    expected = logits_of(open_trained_module(run)[1])
+    same(run_readme(tmp_path / "out")["logits"][0][:, : expected.shape[1]], expected)
