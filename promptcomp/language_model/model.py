@@ -240,8 +240,7 @@ class LanguageModel(nn.Module):
 
     def _read(self, prefix: Prefix) -> tuple[tuple[Tensor, Tensor], ...]:
         """Keys and values of every layer for left-padded rows (decoder-only)."""
-        cache = growing()
-        hidden = self.states(prefix, cache)
+        hidden = self.states(prefix, cache := growing())
         layers = stored(cache)
         if torch.is_grad_enabled():  # FSDP2 needs every part that gets a gradient to come from a module's output
             anchor = hidden.sum() * 0
@@ -346,13 +345,12 @@ class LanguageModel(nn.Module):
         self._window.check_room(position, front.mask.shape[1])
         columns = torch.cat([front.position, position], 1)
         cache = reading(memory_rows(memory, packed.context_of)) if isinstance(memory, KVCache) else None
-        sees = tree_mask(
-            packed, front.mask, with_prefix_rows=cache is None, visible=front.visible, both_ways=front.both_ways
-        )
-        rows = position if cache is not None else columns
+        whole, both = cache is None, front.both_ways
+        sees = tree_mask(packed, front.mask, with_prefix_rows=whole, visible=front.visible, both_ways=both)
+        rows = columns if whole else position
         embeds = torch.cat([front.embeds, self.embed(packed.ids)], 1)
-        hidden = self.run(embeds, self.pattern.mask(sees, rows, columns, embeds.dtype), rows, cache)
-        return hidden[:, front.embeds.shape[1] :]
+        mask = self.pattern.mask(sees, rows, columns, embeds.dtype)
+        return self.run(embeds, mask, rows, cache)[:, front.embeds.shape[1] :]
 
     def in_front(self, memory: Memory | Prefix | None, context_of: Tensor) -> InFront:
         """Where rows [R] of a decoder-only LM go on: behind a cache, a prefix, or BOS and vectors."""
