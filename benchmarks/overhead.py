@@ -2,8 +2,9 @@
 
 Run: python benchmarks/overhead.py [--methods mend pool icae autocompressor] [--steps 30] [--rounds 5] [--threads 1]
 [--profile]. Both sides train a shipped experiment on its toy world from the same weights with the same loss, clipping,
-optimiser and schedule; the rounds alternate, so that other work on the machine meets both. `fit` is the real trainer with its callbacks, logging and checkpoints (no dev
-evaluation); the bare loop is what a person would write in twenty lines. --profile prints where fit's own time goes.
+optimiser and schedule; the rounds alternate, so that other work on the machine meets both. `fit` is the real trainer
+with its callbacks, logging and checkpoints (no dev evaluation); the bare loop is what a person would write in twenty
+lines. --profile prints where fit's own time goes.
 """
 
 from __future__ import annotations
