@@ -290,6 +290,7 @@ def compress(
     file: str | Path | None = None,
     demonstrations: Sequence[tuple[str, str]] | str | Path | None = None,
     task: str | None = None,
+    slots: int | None = None,
     keep_text: bool = False,
     device: str = "auto",
 ) -> CompressedPrompt:
@@ -299,4 +300,6 @@ def compress(
         ConfigError: no such run, or a prompt that is empty, unreadable or too long.
     """
     compressor = Compressor.load(run, device=device)
-    return compressor.compress(text, file=file, demonstrations=demonstrations, task=task, keep_text=keep_text)
+    return compressor.compress(
+        text, file=file, demonstrations=demonstrations, task=task, slots=slots, keep_text=keep_text
+    )
