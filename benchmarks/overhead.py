@@ -1,9 +1,10 @@
 """Steps per second of `fit` against a bare PyTorch loop over the same model and the same batches, in one run.
 
-Run: python benchmarks/overhead.py [--steps 30] [--rounds 5] [--threads 1] [--profile]. Both sides train MEND on the
-toy world from the same weights with the same loss, clipping, optimiser and schedule; the rounds alternate, so that
-other work on the machine meets both. `fit` is the real trainer with its callbacks, logging and checkpoints (no dev
-evaluation); the bare loop is what a person would write in twenty lines. --profile prints where fit's own time goes.
+Run: python benchmarks/overhead.py [--methods mend pool icae autocompressor] [--steps 30] [--rounds 5] [--threads 1]
+[--profile]. Both sides train a shipped experiment on its toy world from the same weights with the same loss, clipping,
+optimiser and schedule; the rounds alternate, so that other work on the machine meets both. `fit` is the real trainer
+with its callbacks, logging and checkpoints (no dev evaluation); the bare loop is what a person would write in twenty
+lines. --profile prints where fit's own time goes.
 """
 
 from __future__ import annotations
@@ -82,16 +83,29 @@ def with_fit(config: Experiment, batches: Sequence[Batch]) -> tuple[float, float
 
 
 def main() -> None:
-    """Alternate both sides and print the ratio of their medians."""
+    """Print the ratio of every method, one after another."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--methods", nargs="+", default=["mend"], help="Shipped experiments.")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    for method in options.methods:
+        compare(method, options)
+
+
+def compare(method: str, options: argparse.Namespace) -> None:
+    """Alternate both sides and print the ratio of their medians.
+
+    Raises:
+        SystemExit: they did not train the same.
+    """
     overrides = [f"trainer.max_steps={options.steps}", "trainer.accelerator=cpu", "trainer.eval_every=1000000"]
-    config = experiments.load("mend", None, overrides)
+    if method == "autocompressor":  # lengths that are drawn for a step need a trainer that counts steps
+        overrides.append("method.random_segments=false")
+    config = experiments.load(method, None, overrides)
     datamodule, _ = make_parts(config)
     loader = iter(datamodule.train_dataloader())
     batches = [next(loader) for _ in range(options.steps)]
@@ -105,12 +119,12 @@ def main() -> None:
             if number:  # the first round warms up
                 times[side].append(seconds)
     if not math.isclose(losses["bare"], losses["fit"], rel_tol=1e-2):  # rounding grows over the steps
-        raise SystemExit(f"the two sides did not train the same: {losses}")
+        raise SystemExit(f"{method}: the two sides did not train the same: {losses}")
     bare, fit = (statistics.median(times[side]) for side in ("bare", "fit"))
     rates = f"bare loop {options.steps / bare:.2f} steps/s, fit {options.steps / fit:.2f} steps/s"
-    print(f"{rates}, ratio {bare / fit:.3f}; last loss {losses['bare']:.4f} and {losses['fit']:.4f}")
+    print(f"{method}: {rates}, ratio {bare / fit:.3f}; last loss {losses['bare']:.4f} and {losses['fit']:.4f}")
     ratios = sorted(b / f for b, f in zip(times["bare"], times["fit"], strict=True))
-    print(f"ratios of the {options.rounds} rounds: {', '.join(f'{r:.3f}' for r in ratios)}")
+    print(f"  ratios of the {options.rounds} rounds: {', '.join(f'{r:.3f}' for r in ratios)}", flush=True)
     if options.profile:
         profile = cProfile.Profile()
         profile.runcall(with_fit, config, batches)

@@ -102,6 +102,8 @@ class EvaluationConfig(Config):
     """Resamples of contexts behind each 95 % interval."""
     measure_cost: bool = True
     """Time compression and prefill on this machine (a few seconds)."""
+    slots: int | None = Field(None, gt=0)
+    """Score with this one of `method.budgets`; null: with the largest, which is also what dev is scored with."""
     generate: bool | Literal["auto"] = "auto"
     """Generate an answer (greedily) to every test example, besides scoring; auto: for instruction data."""
     max_new_tokens: int = Field(128, ge=1)
@@ -161,6 +163,8 @@ class Experiment(Config):
                     f"evaluation.rivals: {rival.name} needs contexts of demonstrations, and those of data "
                     f"{self.data.name!r} are prompts; use truncate"
                 )
+        if self.evaluation.slots is not None and (problem := self.method.slots_problem(self.evaluation.slots)):
+            raise ValueError(f"evaluation.slots = {self.evaluation.slots}: {problem}")
         if self.evaluation.generate is True and self.data.why_no_answers:
             raise ValueError(f"evaluation.generate=true {self.data.why_no_answers}")
         return self

@@ -39,6 +39,7 @@ def compress(
     stdin: Annotated[bool, Option("--stdin", help="Read the prompt from standard input.")] = False,
     demonstrations: RowsOption = None,
     task: Annotated[str | None, Option(help="Task whose prompt to take (prompt tuning by task).")] = None,
+    slots: Annotated[int | None, Option(min=1, help="One of the run's method.budgets; default: the largest.")] = None,
     keep_text: Annotated[bool, Option("--keep-text", help="Keep the prompt's text in the file.")] = False,
     force: Annotated[bool, Option("--force", help="Replace the file if it exists.")] = False,
     device: DeviceOption = "auto",
@@ -57,7 +58,7 @@ def compress(
 
     compressor = Compressor.load(run, device=device)
     source = _source(compressor, text, file, demonstrations, stdin)
-    done = compressor.compression(source, task=task, keep_text=keep_text)
+    done = compressor.compression(source, task=task, slots=slots, keep_text=keep_text)
     done.prompt.save(output, force=force)
     info, size = done.prompt.info, output.stat().st_size
     if not as_json:

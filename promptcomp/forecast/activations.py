@@ -95,6 +95,8 @@ def rows_of(module: CompressionModule, each: Pass, work: Work) -> tuple[Rows, Ro
 
 def label_positions(module: CompressionModule, each: Pass, work: Work) -> int:
     """Positions of a micro-batch at which a pass makes logits."""
+    if each.model.get_output_embeddings() is None:
+        return math.ceil(work.contexts * each.scored)
     work = work.of(each)
     everywhere = module.compared == "all" and not module.lm.query_in_encoder
     length = work.example if everywhere else work.target

@@ -208,8 +208,7 @@ def _pass_flops(module: CompressionModule, each: Pass, work: Work) -> float:
         forward = rows.count * encoder_flops(cost, rows.length) + decoder_rows.count * decoder
     else:
         forward = rows.count * read_flops(cost, rows.length)
-    if each.model.get_output_embeddings() is not None:
-        forward += cost.head * label_positions(module, each, work)
+    forward += (cost.head or module.lm.cost.head) * label_positions(module, each, work)
     return forward * (1 + each.gradient + each.trained)
 
 
@@ -235,8 +234,7 @@ def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layo
     """
     compared = module.compared != "nothing"
     is_half = (layout.autocast or layout.weight_type or module.lm.hf.dtype).itemsize == 2
-    heads = [each for each in passes if each.gradient and each.model.get_output_embeddings() is not None]
-    students = [label_positions(module, each, work) * module.lm.vocab_size for each in heads]
+    students = [label_positions(module, each, work) * module.lm.vocab_size for each in passes if each.gradient]
     largest = max(students, default=0)
     kept = sum(students) + compared * largest
     return round(4 * (sum(students) + (3 + 3 * compared) * largest) + 2 * is_half * kept)

@@ -183,7 +183,8 @@ class _DecoderRows:
         sees = torch.where(in_front[None, :, None], readable, self._seen[:, None, :])
         self._next = front.next_position + mask.sum(-1)
         Window(lm.window).check_positions(self._next + new_tokens - 1)
-        self._read(embeds, rows, sees & (self._columns[:, None, :] <= rows[:, :, None]))
+        before = self._columns[:, None, :] <= rows[:, :, None]
+        self._read(embeds, rows, sees & (before | (in_front[None, :, None] & front.both_ways)))
 
     def _read(self, embeds: Tensor, rows: Tensor, sees: Tensor) -> None:
         assert self._lm.pattern is not None

@@ -60,6 +60,7 @@ class InFront(NamedTuple):
     visible: Tensor  # [R, K] bool, those that the rows see
     position: Tensor  # [R, K]
     next_position: Tensor  # [R]
+    both_ways: bool = False  # whether the columns see those of them behind them
 
 
 class LanguageModel(nn.Module):
@@ -202,10 +203,10 @@ class LanguageModel(nn.Module):
             return self.encode(context)
         return self.prefix(context) if context.ids.shape[1] else None
 
-    def prefix(self, context: Context, slots: Tensor | None = None) -> Prefix:
+    def prefix(self, context: Context, slots: Tensor | None = None, *, both_ways: bool = False) -> Prefix:
         """Contexts (after BOS, where the model uses one) followed by slot embeddings [K, D], which alone are visible.
 
-        Without slots the whole context is visible: the full prompt, read in one pass with the queries.
+        Without slots the whole context is visible: the full prompt. `both_ways`: see `Prefix`.
         """
         ids, mask = context.ids, context.mask
         if self.family == "decoder":
@@ -215,33 +216,31 @@ class LanguageModel(nn.Module):
             end = mask.new_ones(len(ids), len(slots))
             embeds = torch.cat([embeds, slots.to(embeds.dtype).expand(len(ids), -1, -1)], 1)
             mask, visible = torch.cat([mask, end], 1), torch.cat([torch.zeros_like(mask), end], 1)
-        return Prefix(embeds, mask, visible)
+        return Prefix(embeds, mask, visible, both_ways)
 
-    def read(self, prefix: Prefix, *, both_ways: bool = False) -> KVCache | EncoderStates:
-        """The activations at the visible positions of a prefix, which are all that queries see of it; `both_ways`: in a
-        decoder-only LM too its positions see those behind them."""
+    def read(self, prefix: Prefix) -> KVCache | EncoderStates:
+        """The activations at the visible positions of a prefix, which are all that queries see of it."""
         if self.family == "encoder_decoder":
             return read_prefix(self.hf.get_encoder(), prefix, every_layer=self.query_in_encoder)
-        layers = self._read(prefix, both_ways)
+        layers = self._read(prefix)
         slots = int(prefix.visible.sum(-1).max())
         visible = partial(last_visible, visible=prefix.visible, slots=slots)
         kept = tuple((visible(keys), visible(values)) for keys, values in layers)
         return KVCache(kept, close_gaps(prefix.visible, prefix.visible)[0][:, -slots:], prefix.mask.sum(-1))
 
-    def states(self, prefix: Prefix, cache: Cache | None = None, *, both_ways: bool = False) -> Tensor:
-        """Final hidden states [G, P, D] at all positions of a prefix (T5: its encoder's); `both_ways` as in `read`."""
+    def states(self, prefix: Prefix, cache: Cache | None = None) -> Tensor:
+        """Final hidden states [G, P, D] at all positions of a prefix (T5: its encoder's)."""
         embeds, mask = prefix.embeds, prefix.mask
         if self.pattern is None:
             return self.text_encoder()(embeds, mask)
         self._window.check_context(mask)
         position = positions(mask)
-        seen = self.pattern.padded(mask, position, embeds.dtype, both_ways=both_ways)
+        seen = self.pattern.padded(mask, position, embeds.dtype, both_ways=prefix.both_ways)
         return self.run(embeds, seen, position, cache, use_cache=cache is not None)
 
-    def _read(self, prefix: Prefix, both_ways: bool = False) -> tuple[tuple[Tensor, Tensor], ...]:
+    def _read(self, prefix: Prefix) -> tuple[tuple[Tensor, Tensor], ...]:
         """Keys and values of every layer for left-padded rows (decoder-only)."""
-        cache = growing()
-        hidden = self.states(prefix, cache, both_ways=both_ways)
+        hidden = self.states(prefix, cache := growing())
         layers = stored(cache)
         if torch.is_grad_enabled():  # FSDP2 needs every part that gets a gradient to come from a module's output
             anchor = hidden.sum() * 0
@@ -346,11 +345,12 @@ class LanguageModel(nn.Module):
         self._window.check_room(position, front.mask.shape[1])
         columns = torch.cat([front.position, position], 1)
         cache = reading(memory_rows(memory, packed.context_of)) if isinstance(memory, KVCache) else None
-        sees = tree_mask(packed, front.mask, with_prefix_rows=cache is None, visible=front.visible)
-        rows = position if cache is not None else columns
+        whole, both = cache is None, front.both_ways
+        sees = tree_mask(packed, front.mask, with_prefix_rows=whole, visible=front.visible, both_ways=both)
+        rows = columns if whole else position
         embeds = torch.cat([front.embeds, self.embed(packed.ids)], 1)
-        hidden = self.run(embeds, self.pattern.mask(sees, rows, columns, embeds.dtype), rows, cache)
-        return hidden[:, front.embeds.shape[1] :]
+        mask = self.pattern.mask(sees, rows, columns, embeds.dtype)
+        return self.run(embeds, mask, rows, cache)[:, front.embeds.shape[1] :]
 
     def in_front(self, memory: Memory | Prefix | None, context_of: Tensor) -> InFront:
         """Where rows [R] of a decoder-only LM go on: behind a cache, a prefix, or BOS and vectors."""
@@ -359,7 +359,7 @@ class LanguageModel(nn.Module):
             nothing = self.embed(context_of.new_zeros(len(context_of), 0))
             return InFront(nothing, memory.mask, memory.mask, slot_positions(memory), memory.next_position)
         front = self.front(memory, context_of)
-        return InFront(*front, positions(front.mask), front.mask.sum(-1))
+        return InFront(*front[:3], positions(front.mask), front.mask.sum(-1), front.both_ways)
 
     def front(self, memory: Memory | Prefix | None, context_of: Tensor) -> Prefix:
         """What stands in front of rows [R]: a prefix as it is, or BOS (where the model uses one) and the slots."""

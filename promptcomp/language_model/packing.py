@@ -96,8 +96,16 @@ def pack(
     )
 
 
-def tree_mask(packed: Packed, prefix_mask: Tensor, *, with_prefix_rows: bool, visible: Tensor | None = None) -> Tensor:
-    """Who sees whom: bool [R, S, K + S], or [R, K + S, K + S] with the (causal) rows of the prefix itself.
+def tree_mask(
+    packed: Packed,
+    prefix_mask: Tensor,
+    *,
+    with_prefix_rows: bool,
+    visible: Tensor | None = None,
+    both_ways: bool = False,
+) -> Tensor:
+    """Who sees whom: bool [R, S, K + S], or [R, K + S, K + S] with the rows of the prefix itself, causal ones
+    or (`both_ways`) such as see all of it.
 
     `prefix_mask` is [R, K]; queries and targets see the part `visible` [R, K] of it (None: all).
     """
@@ -111,7 +119,7 @@ def tree_mask(packed: Packed, prefix_mask: Tensor, *, with_prefix_rows: bool, vi
         return sees
     num_rows, num_slots = prefix_mask.shape
     causal = torch.ones(num_slots, num_slots, dtype=torch.bool, device=prefix_mask.device).tril()
-    inside = causal & prefix_mask[:, None, :]
+    inside = (causal | both_ways) & prefix_mask[:, None, :]
     above = torch.cat([inside, inside.new_zeros(num_rows, num_slots, tree.shape[2])], -1)
     return torch.cat([above, sees], 1)
 

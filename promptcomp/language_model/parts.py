@@ -38,17 +38,18 @@ class Logits(NamedTuple):
 class Prefix(NamedTuple):
     """Embeddings read in front of the queries, of which the queries see a part only (gist tokens).
 
-    Every real position of the prefix sees the real positions up to itself (an encoder: all of them); whatever comes
-    after the prefix sees its visible positions alone. Position ids count all real positions.
+    Every real position of the prefix sees the real positions up to itself (`both_ways`, or an encoder: all of them);
+    what comes after the prefix sees its visible positions alone. Position ids count all real positions.
     """
 
     embeds: Tensor  # [G, P, D]
     mask: Tensor  # [G, P] bool, real positions
     visible: Tensor  # [G, P] bool, a part of `mask`
+    both_ways: bool = False
 
     def rows(self, index: Tensor) -> Prefix:
         """The prefixes of the rows `index` [N]."""
-        return Prefix(*(tensor[index] for tensor in self))
+        return Prefix(self.embeds[index], self.mask[index], self.visible[index], self.both_ways)
 
 
 class Scores(NamedTuple):

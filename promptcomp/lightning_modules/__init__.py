@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from promptcomp.config import with_installed
+from promptcomp.lightning_modules.autocompressor_config import AutocompressorConfig
 from promptcomp.lightning_modules.controls_config import (
     FullPromptConfig,
     MetaICLConfig,
@@ -23,6 +24,7 @@ _OWN: tuple[type[MethodConfig], ...] = (
     GistConfig,
     PoolConfig,
     IcaeConfig,
+    AutocompressorConfig,
     FullPromptConfig,
     NoPromptConfig,
     PromptTuningConfig,

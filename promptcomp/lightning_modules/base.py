@@ -21,12 +21,12 @@ from promptcomp.batch import Batch, Context
 from promptcomp.checkpoints.trained_state import TrainedState
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores, token_table
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
 from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks, shard
 from promptcomp.lightning_modules.exported import HFExport, Page
-from promptcomp.lightning_modules.method_config import LMTrainingConfig, MethodConfig, OptimConfig
+from promptcomp.lightning_modules.method_config import BudgetsConfig, LMTrainingConfig, MethodConfig, OptimConfig
 from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective, cross_entropy
 from promptcomp.lightning_modules.optim import learning_rate_factor, make_optimizer
 from promptcomp.memory import Memory
@@ -51,6 +51,8 @@ class Pass:
     """Reconstruction: its targets are the contexts themselves, each after a query of one token."""
     caches_context: bool = False
     """A decoder reads the context first and keeps its keys and values until the answers are computed."""
+    scored: float = 0.0
+    """Of a model without a head: positions whose states the LM's head reads."""
 
 
 class CompressionModule(TrainedState):
@@ -96,6 +98,8 @@ class CompressionModule(TrainedState):
         self.teacher: LanguageModel | None = None
         """A frozen LM that a method compares its own with, if it opens one."""
         self.execution = Execution()
+        self._drawn_slots: int | None = None
+        self._chosen_slots: int | None = None
         self._is_built = self._is_in_trainer = False
         self._objective: StepObjective | None = None
         self.step_loss: Tensor | None = None
@@ -107,6 +111,22 @@ class CompressionModule(TrainedState):
         self.dev_loss = MeanMetric()
         self.dev_exact_match = MeanMetric()
         self.dev_accuracy = OptionAccuracy()
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of a context: in training as drawn for the step, afterwards as chosen, otherwise the most."""
+        assert isinstance(self.method, BudgetsConfig)
+        return (self._drawn_slots if self.training else self._chosen_slots) or self.method.num_slots
+
+    def choose_slots(self, slots: int | None) -> None:
+        """Compress to so many slots outside of training; None: the most.
+
+        Raises:
+            ConfigError: it was not trained for so many.
+        """
+        if slots is not None and (problem := self.method.slots_problem(slots)):
+            raise ConfigError(problem)
+        self._chosen_slots = slots
 
     @property
     def compared(self) -> Literal["nothing", "targets", "all"]:
@@ -234,6 +254,8 @@ class CompressionModule(TrainedState):
         # dropout is a function of (seed, step, rank), so that a resumed run draws what it would have drawn
         number = self.seed * 1_000_003 + self.global_step * micro_batches + batch_idx % micro_batches
         torch.manual_seed((number * 4099 + self.global_rank) % (1 << 63))
+        if isinstance(self.method, BudgetsConfig):
+            self._drawn_slots = self.method.draw_slots(self.seed, self.global_step)
         if batch_idx % micro_batches == 0 or self._objective is None:
             whole = (batch, *batch.siblings)
             self._objective = StepObjective(
@@ -347,3 +369,18 @@ def check_same_tokenizer(lm: LanguageModel, other: LanguageModel, what: str) -> 
             )
     if other.vocab_size < (lm.vocab_size if lm.tokenizer is None else len(lm.tokenizer)):
         raise ConfigError(f"{what}: {other.vocab_size} token embeddings are fewer than the LM's vocabulary")
+
+
+@torch.no_grad()
+def check_both_ways(lm: LanguageModel) -> None:
+    """Make sure that a decoder-only LM's tokens see what follows where the mask lets them; leaves it in eval mode.
+
+    Raises:
+        ConfigError: the LM's own code hides what follows, whatever mask it is given.
+    """
+    ids = torch.tensor([[0, 0], [0, 1]], device=token_table(lm.hf).weight.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    states = lm.eval().states(lm.prefix(Context(ids, mask, ids[:, 0]), both_ways=True))
+    if torch.equal(states[0, -2], states[1, -2]):
+        kind = lm.hf.config.model_type
+        raise ConfigError(f"method.attention = 'bidirectional': models of type {kind!r} read one way; use causal")

@@ -7,14 +7,14 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field
 
 from promptcomp.language_model.lm_config import LanguageModelConfig
-from promptcomp.lightning_modules.method_config import LoraConfig, MethodConfig
+from promptcomp.lightning_modules.method_config import BudgetsConfig, LoraConfig
 
 
-class EncoderMethodConfig(MethodConfig):
+class EncoderMethodConfig(BudgetsConfig):
     """Base of the sections of `pool` and `icae`."""
 
     needs: ClassVar[str] = "contexts (demonstrations, instructions or text)"
-    difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots",)
+    difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots", "budgets")
     loss_keys: ClassVar[tuple[str, ...]] = ("reconstruction_weight", "kl_weight", "temperature")
 
     num_slots: int = Field(16, gt=0)

@@ -21,7 +21,14 @@ from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass, check_same_tokenizer
+from promptcomp.lightning_modules.base import (
+    CompressionModule,
+    Counts,
+    LossTerm,
+    Pass,
+    check_both_ways,
+    check_same_tokenizer,
+)
 from promptcomp.lightning_modules.encoder_config import EncoderMethodConfig
 from promptcomp.lightning_modules.objective import cross_entropy, kl_divergence
 from promptcomp.memory import Memory
@@ -50,7 +57,7 @@ class EncoderModule(CompressionModule):
             check_same_tokenizer(self.lm, self.encoder, f"method.encoder.path = {method.encoder.path!r}")
         self.both_ways = method.attention == "bidirectional" and self.encoder.family == "decoder"
         if self.both_ways and not self.skeleton:
-            self._check_both_ways()
+            check_both_ways(self.encoder)
         self.projection = self._make_projection()
         self.build_slots()
         if method.train_encoder == "lora":
@@ -67,19 +74,6 @@ class EncoderModule(CompressionModule):
         if self._is_built and self.method.train_encoder == "none":
             self.encoder.eval()
         return self
-
-    @torch.no_grad()
-    def _check_both_ways(self) -> None:
-        """
-        Raises:
-            ConfigError: the encoder's own code hides what follows, whatever mask it is given.
-        """
-        ids = torch.tensor([[0, 0], [0, 1]], device=token_table(self.encoder.hf).weight.device)
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        states = self.encoder.eval().states(self.encoder.prefix(Context(ids, mask, ids[:, 0])), both_ways=True)
-        if torch.equal(states[0, -2], states[1, -2]):
-            kind = self.encoder.hf.config.model_type
-            raise ConfigError(f"method.attention = 'bidirectional': models of type {kind!r} read one way; use causal")
 
     def _make_projection(self) -> nn.Module:
         width, goal = self.encoder.hidden_size, self.lm.hidden_size
@@ -104,13 +98,13 @@ class EncoderModule(CompressionModule):
         )
         mask = torch.ones_like(ids, dtype=torch.bool)
         states = self.encoder.eval().states(
-            self.encoder.prefix(Context(ids, mask, ids[:, 0])), both_ways=self.both_ways
+            self.encoder.prefix(Context(ids, mask, ids[:, 0]), both_ways=self.both_ways)
         )
         return embedding_scale(table) * table.weight.norm(dim=-1).mean() / states.norm(dim=-1).mean()
 
-    def read_states(self, prefix: Prefix) -> Tensor:
-        """The encoder's final states [G, P, D] at all positions of a prefix."""
-        return self.encoder.states(prefix, both_ways=self.both_ways)
+    def prefix(self, context: Context, slots: Tensor | None = None) -> Prefix:
+        """What the encoder reads: a context, and slots [K, D] behind it."""
+        return self.encoder.prefix(context, slots, both_ways=self.both_ways)
 
     def before_cue(self, memory: Memory) -> Memory:
         """What the context is reconstructed behind."""
@@ -123,7 +117,7 @@ class EncoderModule(CompressionModule):
 
     def compress_flops(self, context_tokens: float) -> float:
         """Reading with the encoder, and projecting."""
-        read = self.encoder.num_bos + context_tokens + self.method.slots_read
+        read = self.encoder.num_bos + context_tokens + min(self.method.slots_read, self.num_slots)
         matrices = sum(each.numel() for each in self.projection.parameters() if each.dim() == 2)
         return read_flops(self.encoder.cost, read) + 2.0 * self.num_memory_slots(round(context_tokens)) * matrices
 

@@ -7,6 +7,9 @@ With F and L the positions of the first and the last gist token, a query q may a
 
     j <= L  where q <= L,     j >= F  where q > L     (and j <= q in a decoder)
 
+With `attention: bidirectional` j <= q holds only where q > L: prompt and gist tokens see all of each other
+(Feldman and Artzi 2025, https://arxiv.org/abs/2510.20797, for compression tokens), and what follows is as before.
+
 Symbols: t = Context, k = num_slots, x = query, y = target, G = compress.
 
 Deviations from the released code, all intended: the mask comes from positions and not from token ids, so a gist
@@ -34,8 +37,9 @@ from promptcomp.checkpoints.trained_state import Origin, check_trained, read_lor
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
+from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora, without_lora
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass, check_both_ways
 from promptcomp.lightning_modules.exported import HFExport, Page
 from promptcomp.lightning_modules.gist_config import GistConfig
 from promptcomp.lightning_modules.gist_tokens import add_gist_tokens, gist_page
@@ -56,6 +60,9 @@ class Gist(CompressionModule):
         """The gist embedding [1 or k, D] and the teacher."""
         if self.lm.window is not None and (problem := self.method.window_problem(self.lm.window)):
             raise ConfigError(problem)
+        self.both_ways = self.method.attention == "bidirectional" and self.lm.family == "decoder"
+        if self.both_ways and not self.skeleton:
+            check_both_ways(self.lm)
         self.gist = nn.Parameter(self._initial_embedding())
         self.teacher = self._open_teacher()
 
@@ -98,11 +105,11 @@ class Gist(CompressionModule):
         tokenizer = self.lm.tokenizer
         assert tokenizer is not None
         ids, text = add_gist_tokens(self.lm.hf, tokenizer, self.gist.detach(), self.method.num_slots)
-        return HFExport(self.lm.hf, gist_page(len(ids), "", ids, text), ("lm.hf.", "gist"))
+        return HFExport(self.lm.hf, gist_page(len(ids), self.both_ways, "", ids, text), ("lm.hf.", "gist"))
 
     def adapter_page(self, base: str) -> Page:
         """With the gist embedding, which is no part of the adapters."""
-        return gist_page(self.method.num_slots, base)
+        return gist_page(self.method.num_slots, self.method.attention == "bidirectional", base)
 
     @property
     def compared(self) -> Literal["nothing", "targets", "all"]:
@@ -110,20 +117,24 @@ class Gist(CompressionModule):
         return self.method.kl_positions if self.method.kl_weight else "nothing"
 
     def slots(self) -> Tensor:
-        """Embeddings of the gist tokens [k, D]."""
-        return self.gist.expand(self.method.num_slots, -1)
+        """Embeddings of the gist tokens [k, D], or of the first of them."""
+        return self.gist.expand(self.method.num_slots, -1)[: self.num_slots]
+
+    def prefix(self, context: Context) -> Prefix:
+        """A context and the gist tokens behind it, which alone are visible."""
+        return self.lm.prefix(context, self.slots(), both_ways=self.both_ways)
 
     def compress(self, context: Context) -> KVCache | EncoderStates:
         """G(t): the activations at the gist tokens after each context."""
-        return self.lm.read(self.lm.prefix(context, self.slots()))
+        return self.lm.read(self.prefix(context))
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """k, whatever the context's length."""
-        return self.method.num_slots
+        return self.num_slots
 
     def compress_flops(self, context_tokens: float) -> float:
         """The LM reads the context and the gist tokens."""
-        return read_flops(self.lm.cost, self.lm.num_bos + context_tokens + self.method.num_slots)
+        return read_flops(self.lm.cost, self.lm.num_bos + context_tokens + self.num_slots)
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """The student; with the options for them, the LM and the teacher with the full prompt."""
@@ -162,7 +173,7 @@ class Gist(CompressionModule):
         """CE of the outputs; with the options CE with the full prompt, CE of the prompt, KL to the teacher."""
         method, where = self.method, self._where
         teacher = self._teach(batch, where) if method.kl_weight else None
-        prefix = self.lm.prefix(batch.context, self.slots())
+        prefix = self.prefix(batch.context)
         memory = prefix if method.arrangement == "joint" else self.lm.read(prefix)
         student = self.lm(memory, batch, where)
         terms = [cross_entropy("ce", student)]

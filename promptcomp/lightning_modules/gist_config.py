@@ -8,17 +8,17 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field
 
 from promptcomp.checkpoints.places import trained_at
-from promptcomp.lightning_modules.method_config import ExportFormat, LMTraining, LMTrainingConfig
+from promptcomp.lightning_modules.method_config import BudgetsConfig, ExportFormat, LMTraining, LMTrainingConfig
 
 
-class GistConfig(LMTrainingConfig):
+class GistConfig(BudgetsConfig, LMTrainingConfig):
     """Gist tokens: the LM learns to put a prompt into the activations of a few tokens after it."""
 
     title: ClassVar[str] = "gist"
     summary: ClassVar[str] = "the LM learns to put a prompt into the activations of a few gist tokens"
     paper: ClassVar[str] = "Mu, Li, Goodman 2023, arXiv 2304.08467"
     needs: ClassVar[str] = "contexts (instructions, demonstrations or text)"
-    difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots",)
+    difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots", "budgets")
     loss_keys: ClassVar[tuple[str, ...]] = ("kl_weight", "temperature", "full_prompt_weight", "reconstruction_weight")
     implementation: ClassVar[str] = "promptcomp.lightning_modules.gist:Gist"
 
@@ -30,6 +30,9 @@ class GistConfig(LMTrainingConfig):
     gist_token: str | None = None
     """Start from the embedding of this token of the LM's tokenizer ("<GIST>" in the original checkpoints); null: from
     the mean of the token embeddings."""
+    attention: Literal["causal", "bidirectional"] = "causal"
+    """bidirectional: prompt and gist tokens see each other both ways; what follows them, and full prompts, are read one
+    way as before. The encoder of an encoder-decoder always reads both ways."""
     train: LMTraining = "lm"
     """lm: all weights of the LM, as in the paper; lora: adapters; none: the gist embedding alone."""
     arrangement: Literal["joint", "split"] = "joint"

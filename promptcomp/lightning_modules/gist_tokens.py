@@ -49,7 +49,9 @@ def add_gist_tokens(
     return numbers * repeated, "".join(words * repeated)
 
 
-def gist_page(count: int, base: str = "", ids: Sequence[int] = (), text: str = "") -> Page:
-    """Of a model with `count` gist tokens (see `add_gist_tokens`), or of adapters of the LM that `base` opens."""
-    values = {"count": count, "base": base, "ids": list(ids), "text": text, "keyword_code": keyword_code("model")}
+def gist_page(count: int, both_ways: bool, base: str = "", ids: Sequence[int] = (), text: str = "") -> Page:
+    """Of a model with `count` gist tokens (see `add_gist_tokens`), or of adapters of the LM that `base` opens;
+    `both_ways`: prompt and gist tokens see all of each other."""
+    values = {"count": count, "base": base, "ids": list(ids), "text": text}
+    values |= {"both_ways": both_ways, "keyword_code": keyword_code("model")}
     return Page("gist", values)

@@ -51,15 +51,15 @@ class Icae(EncoderModule):
 
     def compress(self, context: Context) -> SoftPrompt | KVCache | EncoderStates:
         """What the encoder computes at the memory tokens behind each context."""
-        prefix = self.encoder.prefix(context, self.memory_tokens)
+        slots = self.num_slots
+        prefix = self.prefix(context, self.memory_tokens[:slots])
         if not self.makes_vectors:
-            return self.encoder.read(prefix, both_ways=self.both_ways)
-        slots = self.method.num_slots
-        return SoftPrompt(self.projection(self.read_states(prefix)[:, -slots:]), prefix.mask[:, -slots:])
+            return self.encoder.read(prefix)
+        return SoftPrompt(self.projection(self.encoder.states(prefix)[:, -slots:]), prefix.mask[:, -slots:])
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """k, whatever the context's length."""
-        return self.method.num_slots
+        return self.num_slots
 
     def before_cue(self, memory: Memory) -> Memory:
         """The slots and [AE]."""

@@ -132,26 +132,26 @@ class Mend(CompressionModule):
         present = mask.any(-1)
         present[:, -1] = True  # an empty context still gets its slots
         ids, mask = self.distiller.with_bos(ids.flatten(0, 1), mask.flatten(0, 1))
-        vectors = self.projection(self.distiller.read(ids, mask, self.slots))
-        num_slots = self.slots.shape[0]
+        num_slots = self.num_slots
+        vectors = self.projection(self.distiller.read(ids, mask, self.slots[:num_slots]))
         vectors = vectors.reshape(rows, chunks * num_slots, -1)
         mask = present[:, :, None].expand(-1, -1, num_slots).reshape(rows, chunks * num_slots)
         return EncoderStates((vectors,), mask) if self.method.slots == "states" else SoftPrompt(vectors, mask)
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """num_slots for each chunk."""
-        return self.slots.shape[0] * max(1, -(-context_tokens // self._chunk_size()))
+        return self.num_slots * max(1, -(-context_tokens // self._chunk_size()))
 
     def compress_flops(self, context_tokens: float) -> float:
         """The distiller reads demonstrations and slots; then the projection."""
         slots = self.num_memory_slots(math.ceil(context_tokens))
-        chunks = slots // self.slots.shape[0]
+        chunks = slots // self.num_slots
         read, cost = context_tokens / chunks, self.distiller.cost
         if self.method.slots_in == "decoder":
-            slot_flops = cross_decoder_flops(cost, self.slots.shape[0] + 1, read) - cost.head
+            slot_flops = cross_decoder_flops(cost, self.num_slots + 1, read) - cost.head
             flops = read_flops(cost, read) + slot_flops
         else:
-            flops = read_flops(cost, self.distiller.num_bos + read + self.slots.shape[0])
+            flops = read_flops(cost, self.distiller.num_bos + read + self.num_slots)
         return chunks * flops + 2.0 * slots * sum(p.numel() for p in self.projection.parameters() if p.dim() == 2)
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:

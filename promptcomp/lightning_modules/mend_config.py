@@ -7,17 +7,17 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field
 
 from promptcomp.language_model.lm_config import LanguageModelConfig
-from promptcomp.lightning_modules.method_config import ExportFormat, MethodConfig
+from promptcomp.lightning_modules.method_config import BudgetsConfig, ExportFormat
 
 
-class MendConfig(MethodConfig):
+class MendConfig(BudgetsConfig):
     """MEND: a distiller LM turns demonstrations into vectors for a frozen LM."""
 
     title: ClassVar[str] = "MEND"
     summary: ClassVar[str] = "a distiller LM turns demonstrations into vectors for a frozen LM"
     paper: ClassVar[str] = "Li et al. 2024, arXiv 2403.06914"
     needs: ClassVar[str] = "contexts (demonstrations, instructions or text)"
-    difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots",)
+    difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots", "budgets")
     loss_keys: ClassVar[tuple[str, ...]] = ("kl_weight", "temperature")
     implementation: ClassVar[str] = "promptcomp.lightning_modules.mend:Mend"
 

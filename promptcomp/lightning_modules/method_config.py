@@ -6,11 +6,12 @@ A section is one file beside its LightningModule, which is imported when it is w
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from promptcomp.checkpoints.places import trained_at
 from promptcomp.config import Config, ConfigError
@@ -150,9 +151,46 @@ class MethodConfig(Config):
         """Why it cannot be trained with this `trainer.strategy`, in words that follow it; None: it can."""
         return None
 
+    def slots_problem(self, slots: int) -> str | None:
+        """Why a trained module cannot be used with so many slots, in a sentence; None: it can."""
+        return f"method {self.name} has no numbers of slots to choose from; leave it out"  # type: ignore[attr-defined]
+
     def window_problem(self, window: int, longest: int | None = None) -> str | None:
         """Why its slots, or contexts of up to `longest` tokens, do not fit an LM's window; None: they do."""
         return None
+
+
+class BudgetsConfig(MethodConfig):
+    """Base of the sections of methods that one run can train for several numbers of slots."""
+
+    num_slots: int = Field(1, gt=0)
+    """Number of slots of a context."""
+    budgets: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """Numbers of slots to train for, the largest is num_slots: one of them is drawn for each step, and its slots are
+    the first of num_slots (`evaluation.slots`, `compress --slots`); empty: num_slots alone."""
+
+    @model_validator(mode="after")
+    def _largest_budget(self) -> Self:
+        if self.budgets and (len({*self.budgets}) < len(self.budgets) or max(self.budgets) != self.num_slots):
+            raise ValueError(
+                f"method.budgets = {[*self.budgets]}: needs different numbers of which the largest is "
+                f"method.num_slots = {self.num_slots}"
+            )
+        return self
+
+    def draw_slots(self, seed: int, step: int) -> int:
+        """Slots of a training step, the same on every rank and in every micro-batch."""
+        return random.Random(f"{seed} {step}").choice(self.budgets or (self.num_slots,))
+
+    def slots_problem(self, slots: int) -> str | None:
+        """See MethodConfig."""
+        known = self.budgets or (self.num_slots,)
+        if slots in known:
+            return None
+        asked = f"{slots} slots were not trained" if slots <= self.num_slots else f"{slots} slots are too many"
+        if not self.budgets:
+            return f"{asked}: the run has {self.num_slots} alone; method.budgets trains several numbers in one run"
+        return f"{asked}: the run has {', '.join(map(str, sorted(known)))}; choose one of them"
 
 
 class LMTrainingConfig(MethodConfig):

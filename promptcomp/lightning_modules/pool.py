@@ -36,14 +36,14 @@ class Pool(EncoderModule):
 
     def compress(self, context: Context) -> SoftPrompt:
         """The projected means of each context's spans."""
-        states = self.read_states(self.encoder.prefix(context))[:, self.encoder.num_bos :]
-        member, mask = spans(context.mask, self.method.num_slots)
+        states = self.encoder.states(self.prefix(context))[:, self.encoder.num_bos :]
+        member, mask = spans(context.mask, self.num_slots)
         means = member.to(states.dtype) @ states / member.sum(-1, keepdim=True).clamp(min=1)
         return SoftPrompt(self.projection(means), mask)
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """k, or as many as there are tokens."""
-        return min(self.method.num_slots, context_tokens)
+        return min(self.num_slots, context_tokens)
 
 
 def spans(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -168,6 +168,7 @@ class Compressor:
         file: str | Path | None = None,
         demonstrations: Sequence[tuple[str, str]] | str | Path | None = None,
         task: str | None = None,
+        slots: int | None = None,
         keep_text: bool = False,
     ) -> CompressedPrompt:
         """A compressed prompt, whose `generate(query)` answers with this model.
@@ -177,6 +178,7 @@ class Compressor:
             file: A UTF-8 file with the prompt, instead of `text`.
             demonstrations: Pairs (input, output), or a JSON-lines file with `input` and `output`, instead of `text`.
             task: Whose prompt to take (prompt tuning with a prompt for each task).
+            slots: One of the run's `method.budgets`; None: the largest.
             keep_text: Keep the prompt's text in the result and its file.
 
         Raises:
@@ -185,14 +187,18 @@ class Compressor:
         if sum(value is not None for value in (text, file, demonstrations)) > 1:
             raise ConfigError("give one of text, file and demonstrations")
         source = read_source(text=text, file=file, demonstrations=demonstrations, is_icl=self.is_icl)
-        return self.compression(source, task=task, keep_text=keep_text).prompt
+        return self.compression(source, task=task, slots=slots, keep_text=keep_text).prompt
 
-    def compression(self, source: PromptSource, *, task: str | None = None, keep_text: bool = False) -> Compression:
+    def compression(
+        self, source: PromptSource, *, task: str | None = None, slots: int | None = None, keep_text: bool = False
+    ) -> Compression:
         """A compressed prompt with what it cost.
 
         Raises:
-            ConfigError: the prompt is empty or does not fit the LM's window, or the method makes no memory.
+            ConfigError: the prompt is empty or does not fit the LM's window, the method makes no memory, or it was not
+                trained for so many slots.
         """
+        self.module.choose_slots(slots)
         context = self.context(source, task)
         start = time.perf_counter()
         memory = self._memory(context, self.module.compress)
@@ -283,6 +289,7 @@ def compress(
     file: str | Path | None = None,
     demonstrations: Sequence[tuple[str, str]] | str | Path | None = None,
     task: str | None = None,
+    slots: int | None = None,
     keep_text: bool = False,
     device: str = "auto",
 ) -> CompressedPrompt:
@@ -292,4 +299,6 @@ def compress(
         ConfigError: no such run, or a prompt that is empty, unreadable or too long.
     """
     compressor = Compressor.load(run, device=device)
-    return compressor.compress(text, file=file, demonstrations=demonstrations, task=task, keep_text=keep_text)
+    return compressor.compress(
+        text, file=file, demonstrations=demonstrations, task=task, slots=slots, keep_text=keep_text
+    )

@@ -162,6 +162,7 @@ def assess(
         calibrated: Subtract the scores under the input "N/A" (PMI).
         on_batch: Called with batches done and batches in all.
     """
+    module.choose_slots(config.slots)
     examples = datamodule.examples(split)
     sizes = _Sizes()
     answers = answers_for(datamodule, config, examples)

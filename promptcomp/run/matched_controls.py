@@ -91,6 +91,7 @@ def wanted_runs(experiment: Experiment) -> tuple[dict[Role, Experiment], tuple[s
 def _control(experiment: Experiment, name: str, section: Mapping[str, Any]) -> Experiment:
     tree = experiment.model_dump(mode="json")
     how = section.get("train", "untrained")
+    tree["evaluation"]["slots"] = None  # a choice among those of the method
     tree |= {"method": {"name": name, **section}, "name": f"{name}-{how}-{experiment.data.name}"}
     return build(Experiment, tree, source=f"the control {name}")
 

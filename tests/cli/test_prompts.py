@@ -59,6 +59,23 @@ def refused(run: Run, *words: str) -> str:
     return done.stderr
 
 
+def test_one_run_compresses_to_several_numbers_of_slots(run: Run, lm: Path, gist_run: Path, tmp_path: Path) -> None:
+    several = save_run(tmp_path / "several", lm, {"name": "gist", "num_slots": 4, "budgets": [1, 4]})
+    words = ("compress", str(several), "--text", TEXT, "--device", "cpu", "-o")
+    for asked, slots in (((), 4), (("--slots", "1"), 1)):
+        done = run(*words, str(tmp_path / f"{slots}.safetensors"), *asked, "--json")
+        assert json.loads(done.stdout)["slots"] == slots
+    output = str(tmp_path / "no.safetensors")
+    told = refused(run, *words, output, "--slots", "2")
+    assert told == "error: 2 slots were not trained: the run has 1, 4; choose one of them\n"
+    assert "9 slots are too many" in refused(run, *words, output, "--slots", "9")
+    told = refused(run, "compress", str(gist_run), "--text", TEXT, "-o", output, "--slots", "1")
+    assert "the run has 2 alone; method.budgets trains several numbers in one run" in told
+    done = run("evaluate", str(several), "evaluation.slots=2")
+    assert done.returncode == 2
+    assert "evaluation.slots = 2: 2 slots were not trained" in done.stderr
+
+
 def test_compress_inspect_generate(run: Run, gist_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done = run("compress", str(gist_run), "--text", TEXT, "-o", "a.safetensors", "--json")
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, Encod
 from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.lightning_modules import METHODS, MethodConfig, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.method_config import BudgetsConfig
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt, load_memory, save_memory
 from tests.tiny_models import MODELS, tiny_lm
 
@@ -241,3 +242,33 @@ def test_a_section_says_what_is_asked_of_it(name: str) -> None:
 def test_what_trains_nothing_has_no_optimiser(name: str) -> None:
     with pytest.raises(ConfigError, match="nothing to train"):
         make(name, {}, "gpt2").configure_optimizers()
+
+
+@pytest.mark.parametrize("name", [name for name, section in METHODS.items() if issubclass(section, BudgetsConfig)])
+def test_several_budgets_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make(name, {"num_slots": 4, "budgets": [2, 4]}, "llama")
+    batch, trained = collate(contexts(one_query=True), 0), []
+    losses = module.losses
+
+    def note(batch: Batch) -> Any:
+        trained.append(module.num_slots)
+        return losses(batch)
+
+    monkeypatch.setattr(module, "losses", note)
+    trainer(12).fit(module, loader(batch, 12), loader(batch, 1))
+    assert isinstance(module.method, BudgetsConfig)
+    assert trained == [module.method.draw_slots(0, step) for step in range(12)]
+    assert {*trained} == {2, 4}
+    module.eval()
+    for chosen, count in ((None, 4), (2, 2), (4, 4)):
+        module.choose_slots(chosen)
+        memory = module.compress(batch.context)
+        assert memory is not None
+        assert memory.num_slots.tolist() == [module.num_memory_slots(int(n)) for n in batch.context.mask.sum(-1)]
+        assert memory.num_slots.tolist() == [count] * 3
+    with pytest.raises(ConfigError, match=r"^3 slots were not trained: the run has 2, 4; choose one of them$"):
+        module.choose_slots(3)
+    with pytest.raises(ConfigError, match=r"^5 slots are too many: the run has 2, 4; choose one of them$"):
+        module.choose_slots(5)
+    with pytest.raises(ConfigError, match=r"largest is method\.num_slots = 4"):
+        build(METHODS[name], {"num_slots": 4, "budgets": [1, 2]})

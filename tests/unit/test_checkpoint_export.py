@@ -286,3 +286,19 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no trained weights"):
         export(run, tmp_path / "out", None)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("train", ["lm", "lora"])
+def test_segments_in_transformers(tmp_path: Path, train: str) -> None:
+    method = {"name": "autocompressor", "num_slots": 4, "train": train, "lora": {"rank": 2}}
+    run = run_of(tmp_path, "llama", method)
+    export(run, tmp_path / "out", None)
+    expected = logits_of(open_trained_module(run)[1])
+    same(run_readme(tmp_path / "out")["logits"][0][:, : expected.shape[1]], expected)
+
+
+def test_gist_tokens_that_are_read_both_ways_in_transformers(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "llama", {"name": "gist", "num_slots": 2, "attention": "bidirectional"})
+    export(run, tmp_path / "out", None)
+    expected = logits_of(open_trained_module(run)[1])
+    same(run_readme(tmp_path / "out")["logits"][0][:, : expected.shape[1]], expected)
