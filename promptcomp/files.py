@@ -187,6 +187,22 @@ def open_append(path: Path) -> IO[bytes]:
     return os.fdopen(handle, "ab+")
 
 
+def check_output(path: Path, force: bool) -> None:
+    """Find out before the work whether a file can be written.
+
+    Raises:
+        ConfigError: says what is in the way.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name a file, for example {path / 'prompt.safetensors'}")
+    if path.exists() and not force:
+        raise ConfigError(f"{path}: exists already; replace it with --force, or name another file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path}: the folder {path.parent} cannot be written to; name another file")
+
+
 def check_empty(folder: Path, instead: str = "name another folder with --output") -> None:
     """
     Raises:

@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from promptcomp.commands.common import JsonOption, console_for, show
 from promptcomp.errors import ConfigError, command
+from promptcomp.files import check_output
 from promptcomp.plain import say
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ def compress(
     given = [value for value in (text, file, demonstrations, stdin or None) if value is not None]
     if len(given) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
-    from promptcomp.prompts.artifact import check_output
     from promptcomp.prompts.compressing import Compressor
 
     check_output(output, force)
@@ -165,7 +165,6 @@ def generate(
         )
     if query is not None and queries is not None:
         raise ConfigError("give a query or --queries, not both")
-    from promptcomp.prompts.artifact import check_output
     from promptcomp.prompts.prompt_files import AnswerSettings
 
     if output is not None:

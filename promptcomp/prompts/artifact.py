@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +68,10 @@ class PromptInfo(Config):
     """The promptcomp that made it."""
     settings: dict[str, Any] = {}
     """The method's settings, and the task where one was named."""
+    cost: dict[str, float] = {}
+    """What making it took, where it was trained for this prompt alone (`seconds`, `flops`, ...); otherwise empty."""
+    held_out: dict[str, dict[str, float]] = {}
+    """Such a memory's agreement with the LM behind the whole prompt on held-out questions, and that of its rivals."""
 
     @property
     def format(self) -> PromptFormat:
@@ -95,22 +98,6 @@ def read_prompt(path: Path) -> tuple[Memory, PromptInfo]:
     if len(memory.mask) != 1:
         raise ConfigError(f"{path}: holds {len(memory.mask)} memories; the file of a compressed prompt holds one")
     return memory, info
-
-
-def check_output(path: Path, force: bool) -> None:
-    """Find out before the work whether a file can be written.
-
-    Raises:
-        ConfigError: says what is in the way.
-    """
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; name a file, for example {path / 'prompt.safetensors'}")
-    if path.exists() and not force:
-        raise ConfigError(f"{path}: exists already; replace it with --force, or name another file")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: the folder {path.parent} does not exist; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"{path}: the folder {path.parent} cannot be written to; name another file")
 
 
 _THREADS = 4

@@ -14,10 +14,11 @@ from transformers import TextStreamer
 from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
+from promptcomp.files import check_output
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import KVCache, Memory, memory_to, save_memory
-from promptcomp.prompts.artifact import PromptInfo, check_output, is_tokenizer, read_prompt, weights_hash
+from promptcomp.prompts.artifact import PromptInfo, is_tokenizer, read_prompt, weights_hash
 from promptcomp.run.opening import open_trained_lm, quiet
 
 DEFAULT_NEW_TOKENS = 128
