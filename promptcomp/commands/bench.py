@@ -11,13 +11,14 @@ from typer import Argument, Option
 
 from promptcomp.bench import BenchPlan
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, takes
+from promptcomp.errors import ConfigError
 
 
 @takes(plan=BenchPlan)
 def bench(
     run: Annotated[
         str | None,
-        Argument(metavar="[RUN]", help="A run directory; without one, give --method or --config."),
+        Argument(metavar="[RUN]", help="A run directory, or a file of 'distill'; or give --method or --config."),
     ] = None,
     overrides: Overrides = None,
     method: MethodOption = None,
@@ -42,7 +43,12 @@ def bench(
     words = list(overrides or ())
     if run is not None and "=" in run and not os.path.exists(run):
         words, run = [run, *words], None
-    if run is not None and method is None and config is None:  # a mistake is told before torch is imported
+    is_file = run is not None and os.path.isfile(run)
+    if is_file and (words or method or config or lm or slots):
+        raise ConfigError(f"{run}: a file brings its own method, LM and length; leave everything but measuring out")
+    if (
+        run is not None and not is_file and method is None and config is None
+    ):  # a mistake is told before torch is imported
         from promptcomp.run.run_directory import open_existing
 
         open_existing(Path(run))
@@ -50,9 +56,11 @@ def bench(
         from promptcomp.experiment import load
 
         load(method, config, words)
-    from promptcomp.bench.requests import open_subject
+    from promptcomp.bench.requests import open_file, open_subject
     from promptcomp.bench.timing import run_bench
 
     place, data = None if run is None else Path(run), {"slots": slots, "query_tokens": query_tokens}
     subject = partial(open_subject, place, words, method=method, config=config, lm=lm, **data)
+    if is_file:
+        subject = partial(open_file, Path(str(run)), query_tokens)
     run_bench(subject, plan, output, console_for(as_json), as_json)

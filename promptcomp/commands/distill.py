@@ -13,7 +13,7 @@ from typer import Option
 from promptcomp.commands.common import JsonOption, console_for, takes
 from promptcomp.commands.prompts import DeviceOption
 from promptcomp.distilling import DistillOptions
-from promptcomp.errors import Exit, command
+from promptcomp.errors import ConfigError, Exit, command
 from promptcomp.plain import say
 
 if TYPE_CHECKING:
@@ -45,29 +45,33 @@ def distill(
 
     The file is one of a compressed prompt: for generate, inspect and bench.
     """
-    from promptcomp.distilling.places import DistillPlaces
+    from promptcomp.config import build
+    from promptcomp.distilling.work_folder import WorkFolder
+    from promptcomp.language_model import LanguageModelConfig
+    from promptcomp.prompts.sources import read_queries, read_source
 
-    places = DistillPlaces(text, output, questions, work, options.budgets(), force)
-    config = places.lm(lm, dtype)  # mistakes are told before torch is imported
-    console = console_for(as_json)
-    with places.folder:
-        places.check()
+    budgets = options.budgets()  # mistakes are told before torch is imported
+    config = build(LanguageModelConfig, {"path": lm, "dtype": dtype}, source="distill")
+    config.check_place()
+    if not (content := read_source(file=text).text).strip():
+        raise ConfigError(f"{text}: is empty or only white space; there is nothing to distill")
+    given = None if questions is None else [query.text for query in read_queries(questions)]
+    if not output.parent.is_dir():
+        raise ConfigError(f"{output}: the folder {output.parent} does not exist; make it first")
+    console, stopped = console_for(as_json), ""
+    with WorkFolder(output.with_suffix(".distill") if work is None else work) as folder:
+        outputs = folder.outputs(output, budgets, force)
         from promptcomp.distilling.distill_job import DistillJob, DistillStopped, open_causal
-        from promptcomp.language_model.loading import pick_device
-        from promptcomp.run.opening import quiet
 
-        with quiet():
-            model = open_causal(config).to(pick_device(device))
-        job = DistillJob(model, config, places.text, places.questions, options, places.folder, console)
-        stopped = ""
+        job = DistillJob(open_causal(config, device), config, content, given, options, folder, console)
         try:
-            found: Mapping[int, Distilled] = job.run(places.write)
+            found: Mapping[int, Distilled] = job.run(outputs)
         except DistillStopped as stop:
             stopped, found = str(stop), stop.found
     if as_json:
-        print(json.dumps({"stopped": stopped, "files": [_described(places.outputs[k], d) for k, d in found.items()]}))
+        print(json.dumps({"stopped": stopped, "files": [_described(outputs[k], each) for k, each in found.items()]}))
     for slots in () if as_json else found:
-        _print(places.outputs[slots], found[slots], console)
+        _print(outputs[slots], found[slots], console)
     if stopped:
         say(console, stopped)
         raise typer.Exit(Exit.INTERRUPTED)

@@ -114,7 +114,7 @@ def inspect(
     rows = {
         "file": f"{file} ({bytes_text(size)}, hash verified)",
         "kind": f"{kind}, {info.dtype}, {len(tensors)} tensors",
-        "made by": f"{info.method} ({info.run}) on {info.created}, promptcomp {info.version}",
+        "made by": f"{info.method}{f' ({info.run})' if info.run else ''} on {info.created}, promptcomp {info.version}",
         "prompt": f"{info.source_tokens} tokens -> {info.slots} slots ({info.source_tokens / max(info.slots, 1):.1f}x)",
         "read by": f"{info.lm.path} as trained in {info.run}" if info.lm_is_trained else info.lm.path,
         "weights": info.lm_hash[:_SHOWN_HASH],
@@ -127,6 +127,10 @@ def inspect(
         "text": "not kept" if info.text is None else repr(info.text[:_SHOWN_TEXT]),
         "settings": ", ".join(f"{key}={value}" for key, value in info.settings.items()),
     }
+    if info.cost:
+        rows["cost"] = ", ".join(f"{key}={value:.4g}" for key, value in info.cost.items())
+    for name, row in info.held_out.items():
+        rows[f"behind {name}"] = ", ".join(f"{key}={value:.3f}" for key, value in row.items())
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)

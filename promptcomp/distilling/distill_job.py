@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,12 +29,13 @@ from promptcomp.distilling.self_study import KeptQuestion, different, held_out, 
 from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
-from promptcomp.language_model.loading import open_architecture
+from promptcomp.language_model.loading import open_architecture, pick_device
 from promptcomp.memory import memory_to
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
 from promptcomp.rivals.rival import Setting
 from promptcomp.rivals.truncate import Truncate
+from promptcomp.run.opening import quiet
 from promptcomp.stopping import Stop
 
 
@@ -65,17 +66,23 @@ class DistillStopped(Exception):
         self.found = found
 
 
-def open_causal(config: LanguageModelConfig) -> LanguageModel:
+def open_causal(config: LanguageModelConfig, device: str) -> LanguageModel:
     """The LM of a cartridge.
 
     Raises:
         ConfigError: it cannot be read, or is an encoder-decoder.
     """
-    if open_architecture(config).is_encoder_decoder:
+    place = pick_device(device)
+    with quiet():
+        _check_family(config, bool(open_architecture(config).is_encoder_decoder))
+        return LanguageModel.from_config(config).to(place)
+
+
+def _check_family(config: LanguageModelConfig, is_encoder_decoder: bool) -> None:
+    if is_encoder_decoder:
         raise ConfigError(
             f"{config.path}: is an encoder-decoder, and cartridges are made for decoder-only LMs; name one of those"
         )
-    return LanguageModel.from_config(config)
 
 
 class DistillJob:
@@ -104,8 +111,7 @@ class DistillJob:
         folder: WorkFolder,
         console: Console,
     ) -> None:
-        if lm.family != "decoder":
-            raise ConfigError(f"{name.path}: is an encoder-decoder, and cartridges are made for decoder-only LMs")
+        _check_family(name, lm.family != "decoder")
         self.lm, self.name, self.text, self.options, self.folder = lm.eval(), name, text, options, folder
         self.budgets = options.budgets()
         template = self._template()
@@ -124,11 +130,11 @@ class DistillJob:
         self._hashes = weights_hash(lm.hf), tokenizer_hash(self.reader.tokenizer)
         folder.settle(self._identity())
 
-    def run(self, finish: Callable[[int, Distilled], None] = lambda slots, found: None) -> dict[int, Distilled]:
+    def run(self, outputs: Mapping[int, Path]) -> dict[int, Distilled]:
         """Make the cartridges, the one with the first number of slots first.
 
         Args:
-            finish: told of each as soon as it is there.
+            outputs: files by slots; each is written as soon as its cartridge is there, or is stopped.
 
         Raises:
             DistillStopped: a signal came; what is finished is kept, and the same call goes on.
@@ -152,7 +158,9 @@ class DistillJob:
             self._none = agreement(self.lm, None, held, self.options.answer_batch)
             for slots in self.budgets:
                 found[slots] = self._train(slots, train, held)
-                finish(slots, found[slots])
+                if slots in outputs:
+                    found[slots].prompt.save(outputs[slots], force=True)
+                    self.folder.wrote(outputs[slots])
                 if not found[slots].finished:
                     raise DistillStopped(self._how_far(slots, found[slots].progress), found)
         return found

@@ -41,7 +41,7 @@ _TRIES = 4
 _LEAST_SHARE = 4
 """A study that has found less than this part of the questions has failed."""
 _BATCH = 16
-_MARK = re.compile(r"^(?:[-*\u2022]|\d+[.)]|q(?:uestion)?\s*\d*\s*[:.])\s*", re.IGNORECASE)
+_MARK = re.compile(r"^(?:(?:[-*\u2022]|\d+[.)]|q(?:uestion)?\s*\d*\s*[:.])\s*)+", re.IGNORECASE)
 _END = re.compile(r"[?\uff1f\u061f]")
 
 Ask = Callable[[Sequence[str], int, int], Sequence[Reply]]

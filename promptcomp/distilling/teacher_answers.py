@@ -158,6 +158,4 @@ def _read_answers(path: Path, queries: Sequence[tuple[int, ...]]) -> tuple[list[
         ]
         return answers, seconds
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error}); remove it to have its answers made again"
-        ) from None
+        raise ConfigError(f"{path}: cannot be read ({error}); remove it to have its answers made again") from None

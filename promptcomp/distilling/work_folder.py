@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -80,14 +80,18 @@ class WorkFolder:
         if before != identity:
             write_atomic(self.path / "distill.json", json.dumps(identity, indent=1) + "\n")
 
-    def check_output(self, output: Path, force: bool) -> None:
-        """Find out before the work whether a file can be written; one that was made here may be made again.
+    def outputs(self, output: Path, budgets: Sequence[int], force: bool) -> dict[int, Path]:
+        """The file of each number of slots; of several, each has its number in the name.
 
         Raises:
-            ConfigError: says what is in the way.
+            ConfigError: one cannot be written, or is there already and was not made from this folder.
         """
-        made = self._kept("written.json").get(str(output.resolve()))
-        check_output(output, force or (output.is_file() and made == _hash_of(output)))
+        several = len(budgets) > 1
+        found = {slots: output.with_stem(f"{output.stem}-{slots}") if several else output for slots in budgets}
+        made = self._kept("written.json")
+        for file in found.values():
+            check_output(file, force or (file.is_file() and made.get(str(file.resolve())) == _hash_of(file)))
+        return found
 
     def wrote(self, output: Path) -> None:
         """Remember a file that was made here."""
