@@ -21,6 +21,7 @@ from promptcomp.config import ConfigError
 from promptcomp.distilling.cartridge import Agreement, Cartridge, TeacherAnswer, agreement, divergence
 from promptcomp.distilling.self_study import hash_of
 from promptcomp.documents import parse_json
+from promptcomp.errors import Exit, RunFailed
 from promptcomp.files import replacing
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.method_config import OptimConfig
@@ -101,7 +102,7 @@ class Training:
             seen: told after every step and look.
 
         Raises:
-            FloatingPointError: the loss is no number.
+            RunFailed: the loss is no number.
         """
         progress, plan, saved = self.progress, self.plan, time.monotonic()
         start = saved - progress.seconds
@@ -133,7 +134,7 @@ class Training:
         total, agrees = divergence(self.lm, self.cartridge.memory(), part)
         loss = total / len(agrees)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {step + 1} is {float(loss)}")
+            raise RunFailed(f"the loss of step {step + 1} is {float(loss)}; give a lower --lr", Exit.NOT_FINITE)
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()

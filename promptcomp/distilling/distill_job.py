@@ -24,7 +24,7 @@ from promptcomp.distilling import RATES, DistillOptions
 from promptcomp.distilling.cartridge import Agreement, Cartridge, TeacherAnswer, agreement, first_slots
 from promptcomp.distilling.cartridge_training import Progress, Training, TrainingPlan
 from promptcomp.distilling.distill_cost import cost_of
-from promptcomp.distilling.distill_progress import Bars
+from promptcomp.distilling.distill_progress import Stage
 from promptcomp.distilling.self_study import KeptQuestion, different, held_out, study
 from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
@@ -46,11 +46,6 @@ class Distilled:
     prompt: CompressedPrompt
     progress: Progress
     finished: bool
-
-    @property
-    def rows(self) -> Mapping[str, Mapping[str, float]]:
-        """What is measured on the held-out questions, by what stands in front of them."""
-        return self.prompt.info.held_out
 
 
 class DistillStopped(Exception):
@@ -121,7 +116,7 @@ class DistillJob:
         self.reader = PromptReader(lm, PromptFormat(query, template.empty_query, stops))
         written = lm.tokenizer(template.context_text(text), add_special_tokens=False, verbose=False)  # type: ignore[misc]
         self.ids: tuple[int, ...] = (*written["input_ids"], *template.context_end)
-        self._stop, self._bars = Stop(), Bars(console)
+        self._stop, self._console = Stop(), console
         self._asked: Sequence[KeptQuestion] = ()
         self._teacher = Teacher(lm, lambda: lm.encode(self._context), self._stop.is_set)
         self._check_slots()
@@ -141,7 +136,7 @@ class DistillJob:
             ConfigError: self-study failed, or there are too few questions.
         """
         found: dict[int, Distilled] = {}
-        with self._stop.installed(), _frozen(self.lm), self._bars:
+        with self._stop.installed(), _frozen(self.lm):
             try:
                 questions = self._study() if self._given is None else self._given
                 queries = self._queries(questions)
@@ -182,7 +177,7 @@ class DistillJob:
                 for text, request, answer in zip(texts, ids, written, strict=True)
             ]
 
-        with self._bars.stage("questions", options.num_questions) as bar:
+        with Stage(self._console, "questions", options.num_questions) as bar:
             found, self._asked = study(
                 self.folder.questions, self.text, options.num_questions, options.seed, ask, bar.at
             )
@@ -191,7 +186,7 @@ class DistillJob:
 
     def _answers(self, queries: Sequence[tuple[int, ...]]) -> list[TeacherAnswer]:
         options, stops = self.options, self.reader.format.stop_ids
-        with self._bars.stage("answers", len(queries)) as bar:
+        with Stage(self._console, "answers", len(queries)) as bar:
             return self._teacher.answers(
                 queries, stops, options.answer_tokens, self.folder, options.answer_batch, bar.more
             )
@@ -206,7 +201,7 @@ class DistillJob:
         place = self.folder.training(slots, options.kind, {**asdict(plan), "held_out": len(held)})
         cartridge = Cartridge(first_slots(self.lm, self.ids, slots, options.kind), self.lm.hf.dtype)
         training = Training(self.lm, cartridge, plan, train, held, place)
-        with self._bars.stage(f"train {slots} slots", plan.steps) as bar:
+        with Stage(self._console, f"train {slots} slots", plan.steps) as bar:
             finished = training.run(self._stop.is_set, bar.trained)
         progress = training.progress
         context = len(self.ids) + self.lm.num_bos

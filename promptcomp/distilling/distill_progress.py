@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from promptcomp.distilling.cartridge_training import Progress
@@ -20,60 +17,38 @@ _EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
 
 
-class Bars:
-    """The bars of one call; use as a context manager."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.rich = RichProgress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def __enter__(self) -> Self:
-        self.rich.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.rich.stop()
-
-    @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Stage]:
-        """One part of the work."""
-        stage = Stage(self, name, total)
-        yield stage
-        self.rich.refresh()
-
-
 class Stage:
-    """The bar of one part of the work."""
+    """One part of the work; use as a context manager. What was done before this call is not in the time left."""
 
-    def __init__(self, bars: Bars, name: str, total: int) -> None:
-        self._bars, self._name, self._total = bars, name, total
-        self._task: TaskID = bars.rich.add_task(name, total=total, state="")
+    def __init__(self, console: Console, name: str, total: int) -> None:
+        columns = (BarColumn(bar_width=20), TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[state]}"))
+        rest = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
+        shown = {"console": console, "disable": not console.is_terminal}
+        self._rich = RichProgress(TextColumn(f"[bold]{name}"), *columns, *rest, **shown)  # type: ignore[arg-type]
+        self._console, self._name, self._total = console, name, total
+        self._task = self._rich.add_task(name, total=total, state="")
         self._done, self._first = 0, -1
         self._started = self._said = time.monotonic()
         self._loss: float | None = None
 
+    def __enter__(self) -> Self:
+        self._rich.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rich.stop()
+
     def at(self, done: int, state: str = "", *, always: bool = False) -> None:
-        """So much is done; what was done before this call does not count in the time left."""
-        if self._first < 0:
-            self._first = done
+        """So much is done."""
+        self._first = done if self._first < 0 else self._first
         self._done, moment = done, time.monotonic()
-        self._bars.rich.update(self._task, completed=done, state=state)
+        self._rich.update(self._task, completed=done, state=state)
         due = always or done == self._total or moment - self._said > _EVERY
-        if not self._bars.console.is_terminal and due:
+        if not self._console.is_terminal and due:
             self._said = moment
             rate = (done - self._first) / max(moment - self._started, 1e-9)
             left = f", {(self._total - done) / rate:.0f} s left" if rate and done < self._total else ""
-            say(self._bars.console, f"{self._name}: {done}/{self._total}{f', {state}' if state else ''}{left}")
+            say(self._console, f"{self._name}: {done}/{self._total}{f', {state}' if state else ''}{left}")
 
     def more(self, count: int) -> None:
         """So many more are done."""

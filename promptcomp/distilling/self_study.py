@@ -39,7 +39,7 @@ _PART, _QUOTED, _FEWEST = 45, 10, 20
 _TRIES = 4
 """Requests for each question that is wanted: a small LM repeats itself."""
 _LEAST_SHARE = 4
-"""A study that has found less than this part of the questions has failed."""
+"""A study in which the LM has asked less than this part of the questions itself has failed."""
 _BATCH = 16
 _MARK = re.compile(r"^(?:(?:[-*\u2022]|\d+[.)]|q(?:uestion)?\s*\d*\s*[:.])\s*)+", re.IGNORECASE)
 _END = re.compile(r"[?\uff1f\u061f]")
@@ -90,13 +90,13 @@ def study(
                 break
             _ask_batch(record, text, range(number * _BATCH, (number + 1) * _BATCH), seed, ask)
         kept = list(record.entries.values())
-        found = _different(kept)[:wanted]
-    if len(found) * _LEAST_SHARE < wanted:
+    own = different([entry.text for entry in kept if entry.text and entry.kind in ASKED])
+    if len(own) * _LEAST_SHARE < min(wanted, len(kept)):
         raise ConfigError(
-            f"of {len(kept)} requests only {len(found)} brought a question that was not there before: the "
-            f"LM cannot ask about this text, give questions of your own ({given})"
+            f"of {len(kept)} requests only {len(own)} brought a question that was not there before: the LM cannot ask "
+            f"about this text, give questions of your own ({given})"
         )
-    return found, kept
+    return _different(kept)[:wanted], kept
 
 
 def _ask_batch(record: AnswerFile[KeptQuestion], text: str, numbers: range, seed: int, ask: Ask) -> None:
