@@ -45,7 +45,7 @@ class TrainingPlan:
 
 
 @dataclass(slots=True)
-class Progress:
+class TrainingHistory:
     """How far a training is; its state file says it too."""
 
     step: int = 0
@@ -87,14 +87,14 @@ class Training:
         place: Path,
     ) -> None:
         self.lm, self.cartridge, self.plan, self.train, self.held = lm, cartridge, plan, train, held
-        self.progress = Progress()
+        self.progress = TrainingHistory()
         self._place = place
         self._optimizer = torch.optim.Adam(cartridge.slots, lr=plan.lr)
         self._best = self._slots()
         if place.exists():
             self._load()
 
-    def run(self, stopped: Callable[[], bool], seen: Callable[[Progress], None]) -> bool:
+    def run(self, stopped: Callable[[], bool], seen: Callable[[TrainingHistory], None]) -> bool:
         """Train to the last step; whether it came so far. The cartridge then has the slots of the best step.
 
         Args:
@@ -177,8 +177,8 @@ class Training:
             ) from None
 
 
-def _read_progress(found: Mapping[str, object]) -> Progress:
-    progress = Progress(**found)  # type: ignore[arg-type]
+def _read_progress(found: Mapping[str, object]) -> TrainingHistory:
+    progress = TrainingHistory(**found)  # type: ignore[arg-type]
     progress.looks = [(step, Agreement(*values)) for step, values in progress.looks]
     return progress
 

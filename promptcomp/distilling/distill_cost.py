@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from promptcomp.distilling.cartridge import TeacherAnswer
-from promptcomp.distilling.cartridge_training import Progress, TrainingPlan
+from promptcomp.distilling.cartridge_training import TrainingHistory, TrainingPlan
 from promptcomp.distilling.self_study import KeptQuestion
 from promptcomp.evaluation.flops import break_even, decoder_flops, decoder_request_flops, read_flops
 from promptcomp.language_model import LanguageModel
@@ -23,7 +23,7 @@ def cost_of(
     train: Sequence[TeacherAnswer],
     held: Sequence[TeacherAnswer],
     plan: TrainingPlan,
-    progress: Progress,
+    progress: TrainingHistory,
 ) -> dict[str, float]:
     """Counts and FLOPs of questions, answers, steps and looks; those of the first two are charged to every budget.
 

@@ -22,9 +22,9 @@ from promptcomp.datamodules.instruction.instruction_config import TemplateName
 from promptcomp.datamodules.instruction.templates import Template, make_template
 from promptcomp.distilling import RATES, DistillOptions
 from promptcomp.distilling.cartridge import Agreement, Cartridge, TeacherAnswer, agreement, first_slots
-from promptcomp.distilling.cartridge_training import Progress, Training, TrainingPlan
+from promptcomp.distilling.cartridge_training import Training, TrainingHistory, TrainingPlan
 from promptcomp.distilling.distill_cost import cost_of
-from promptcomp.distilling.distill_progress import Stage
+from promptcomp.distilling.distill_progress import DistillStage
 from promptcomp.distilling.self_study import KeptQuestion, different, held_out, study
 from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
@@ -44,7 +44,7 @@ class Distilled:
     """A cartridge, finished or as far as it came."""
 
     prompt: CompressedPrompt
-    progress: Progress
+    progress: TrainingHistory
     finished: bool
 
 
@@ -177,7 +177,7 @@ class DistillJob:
                 for text, request, answer in zip(texts, ids, written, strict=True)
             ]
 
-        with Stage(self._console, "questions", options.num_questions) as bar:
+        with DistillStage(self._console, "questions", options.num_questions) as bar:
             found, self._asked = study(
                 self.folder.questions, self.text, options.num_questions, options.seed, ask, bar.at
             )
@@ -186,7 +186,7 @@ class DistillJob:
 
     def _answers(self, queries: Sequence[tuple[int, ...]]) -> list[TeacherAnswer]:
         options, stops = self.options, self.reader.format.stop_ids
-        with Stage(self._console, "answers", len(queries)) as bar:
+        with DistillStage(self._console, "answers", len(queries)) as bar:
             return self._teacher.answers(
                 queries, stops, options.answer_tokens, self.folder, options.answer_batch, bar.more
             )
@@ -201,7 +201,7 @@ class DistillJob:
         place = self.folder.training(slots, options.kind, {**asdict(plan), "held_out": len(held)})
         cartridge = Cartridge(first_slots(self.lm, self.ids, slots, options.kind), self.lm.hf.dtype)
         training = Training(self.lm, cartridge, plan, train, held, place)
-        with Stage(self._console, f"train {slots} slots", plan.steps) as bar:
+        with DistillStage(self._console, f"train {slots} slots", plan.steps) as bar:
             finished = training.run(self._stop.is_set, bar.trained)
         progress = training.progress
         context = len(self.ids) + self.lm.num_bos
@@ -225,7 +225,7 @@ class DistillJob:
             found[f"last {slots} tokens"] = agreement(self.lm, tail, held, self.options.answer_batch)
         return found
 
-    def _how_far(self, slots: int, progress: Progress) -> str:
+    def _how_far(self, slots: int, progress: TrainingHistory) -> str:
         left = self.budgets[self.budgets.index(slots) + 1 :]
         rest = f"; not begun: {', '.join(map(str, left))} slots" if left else ""
         return (

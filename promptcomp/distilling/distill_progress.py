@@ -6,10 +6,9 @@ import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from promptcomp.distilling.cartridge_training import Progress
+from promptcomp.distilling.cartridge_training import TrainingHistory
 from promptcomp.plain import say
 
 _SMOOTHING = 0.9
@@ -17,14 +16,14 @@ _EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
 
 
-class Stage:
+class DistillStage:
     """One part of the work; use as a context manager. What was done before this call is not in the time left."""
 
     def __init__(self, console: Console, name: str, total: int) -> None:
         columns = (BarColumn(bar_width=20), TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[state]}"))
         rest = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
         shown = {"console": console, "disable": not console.is_terminal}
-        self._rich = RichProgress(TextColumn(f"[bold]{name}"), *columns, *rest, **shown)  # type: ignore[arg-type]
+        self._rich = Progress(TextColumn(f"[bold]{name}"), *columns, *rest, **shown)  # type: ignore[arg-type]
         self._console, self._name, self._total = console, name, total
         self._task = self._rich.add_task(name, total=total, state="")
         self._done, self._first = 0, -1
@@ -54,7 +53,7 @@ class Stage:
         """So many more are done."""
         self.at(self._done + count)
 
-    def trained(self, progress: Progress) -> None:
+    def trained(self, progress: TrainingHistory) -> None:
         """A step of a training, or a look at the held-out questions."""
         if progress.losses:
             last = progress.losses[-1]
