@@ -27,7 +27,7 @@ def cost_of(
 ) -> dict[str, float]:
     """Counts and FLOPs of questions, answers, steps and looks; those of the first two are charged to every budget.
 
-    `context` is the number of the context's positions, `asked` what the LM has asked itself.
+    `context` is the number of the context's positions (BOS is one), `asked` what the LM has asked itself.
     """
     cost, answers = lm.cost, [*train, *held]
     teacher = read_flops(cost, context)
@@ -39,7 +39,7 @@ def cost_of(
     step = _BACKWARD * plan.batch_size * _pass(lm, train, slots, kind)
     flops = progress.step * step + len(progress.looks) * len(held) * _pass(lm, held, slots, kind)
     per_use, query = behind(lm, slots, kind, answers), behind(lm, 0, "kv", answers, context)
-    anew = behind(lm, context, "embeddings", answers)
+    anew = behind(lm, context - lm.num_bos, "embeddings", answers)
     first = {"prompt": break_even(flops + teacher, per_use, 0.0, anew)[0]}
     first["prefix_cache"] = break_even(flops + teacher, per_use, read_flops(cost, context), query)[0]
     return {

@@ -133,7 +133,7 @@ def _request(text: str, kind: str, seed: int, number: int) -> str:
 
 def the_question(reply: str) -> str:
     """The question in what an LM has written; empty: there is none of at least three words."""
-    line = next((line.strip() for line in reply.splitlines() if line.strip()), "")
+    line = next((line.strip() for line in reply.splitlines() if _END.search(line)), "")
     line = _MARK.sub("", line).strip("\"'`* \u201c\u201d")
     end = _END.search(line)
     question = line[: end.end()] if end else ""

@@ -90,11 +90,16 @@ def test_answers_are_the_lms_own_behind_the_whole_context(kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize("slots", ["kv", "embeddings"])
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
-def test_a_cartridge_with_all_slots_starts_as_the_whole_context(kind: str, slots: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "bos"), [("llama", None), ("llama", 1), ("gpt2", None), ("opt", None)])
+def test_a_cartridge_with_all_slots_starts_as_the_whole_context(
+    kind: str, bos: int | None, slots: str, tmp_path: Path
+) -> None:
     lm = tiny_lm(kind)
+    lm.bos_id = bos
     answers = answered(lm, tmp_path / "work")
-    start = Cartridge(first_slots(lm, CONTEXT, len(CONTEXT), slots), torch.float32).memory()
+    all_of_it = len(CONTEXT) + lm.num_bos * (slots == "kv")
+    start = Cartridge(first_slots(lm, CONTEXT, all_of_it, slots), torch.float32).memory()
+    assert int(start.num_slots[0]) == all_of_it
     found = agreement(lm, start, answers, 4)
     assert found.kl == pytest.approx(0.0, abs=1e-5)
     assert (found.top1, found.exact) == (1.0, 1.0)
@@ -192,6 +197,7 @@ def test_self_study_keeps_what_was_asked(tmp_path: Path) -> None:
         ("\n- What is it about? It is", "What is it about?"),
         ("Question 2: Why is it so\uff1f", "Why is it so\uff1f"),
         ("The tower is tall.", ""),
+        ("Sure, here it is:\n\nWhat is the tower for?", "What is the tower for?"),
         ("Why?", ""),
         ("", ""),
     ],
