@@ -21,6 +21,7 @@ __all__ = [
     "__version__",
     "compare",
     "compress",
+    "distill",
     "evaluate",
     "fit",
     "load_compressor",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from promptcomp.api import TextCompressor, evaluate, fit, load_compressor, sweep
+    from promptcomp.api import TextCompressor, distill, evaluate, fit, load_compressor, sweep
     from promptcomp.comparing.comparison import compare
     from promptcomp.errors import ConfigError
     from promptcomp.prompts.compressing import compress
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from promptcomp.run.finished import Run, load_run
 else:
     _HOMES = {
-        "api": ("TextCompressor", "evaluate", "fit", "load_compressor", "sweep"),
+        "api": ("TextCompressor", "distill", "evaluate", "fit", "load_compressor", "sweep"),
         "comparing.comparison": ("compare",),
         "errors": ("ConfigError",),
         "prompts.compressing": ("compress",),

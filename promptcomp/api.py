@@ -18,11 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptcomp.config import ConfigError, build, flat, read_yaml, with_settings
 from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
+from promptcomp.errors import did_you_mean
 from promptcomp.experiment import Experiment
 from promptcomp.files import Place
+from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.attention import Window
 from promptcomp.plotting import drawing
 from promptcomp.prompts.compressing import Compressor, untrained
+from promptcomp.prompts.prompt_files import CompressedPrompt
 from promptcomp.run import fitting
 from promptcomp.run.callbacks import TrainingProgress
 from promptcomp.run.finished import Run, finished, load_run, step_series
@@ -195,6 +198,70 @@ def _tried(value: Any) -> str:
     if isinstance(value, str):
         return value
     return ",".join(map(json.dumps, value)) if isinstance(value, Sequence) else json.dumps(value)
+
+
+def distill(
+    lm: str | PreTrainedModel,
+    text: str,
+    *,
+    slots: int | Sequence[int] = 64,
+    questions: Sequence[str] | None = None,
+    output: Place | None = None,
+    work: Place | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str = "auto",
+    force: bool = False,
+    verbose: bool = False,
+    **settings: Any,
+) -> dict[int, CompressedPrompt]:
+    """Train the slots of one text until a frozen LM answers behind them as behind the text, as `promptcomp distill`.
+
+    Args:
+        lm: A folder, a hub name, or a causal LM in memory, whose weights are not changed.
+        text: The prompt or document.
+        slots: One number of slots, or several, which share the LM's answers.
+        questions: To train on; None: the LM asks itself.
+        output: File of the cartridge (with several numbers of slots, each has its own in the name); None: no file.
+        work: Folder of questions, answers and training states, which the same call goes on from; None: beside the
+            output, or nowhere.
+        tokenizer: Of an LM in memory.
+        device: Where to train an LM that is not in memory.
+        force: Replace files that are there.
+        verbose: Print how it goes.
+        settings: Fields of `promptcomp.distilling.DistillOptions`: `steps=50`, `kind="embeddings"`, `lr=1e-2`.
+
+    Returns:
+        The cartridges by their slots; `info.held_out` and `info.cost` say what each keeps and what it took.
+
+    Raises:
+        ConfigError: a mistake in the settings, or a text that does not fit them.
+        KeyboardInterrupt: it was stopped; with `output` or `work` the same call goes on.
+    """
+    from promptcomp.distilling import DistillOptions
+    from promptcomp.distilling.distill_job import DistillJob, DistillStopped, open_causal
+    from promptcomp.distilling.work_folder import WorkFolder
+
+    if unknown := settings.keys() - DistillOptions.__slots__:
+        raise ConfigError(
+            f"distill: {min(unknown)!r} is no setting; {did_you_mean(min(unknown), DistillOptions.__slots__)}"
+        )
+    budgets = [slots] if isinstance(slots, int) else slots
+    options = DistillOptions(slots=",".join(map(str, budgets)), **settings)
+    options.budgets()
+    path = lm if isinstance(lm, str) else lm.name_or_path or "in memory"
+    dtype = "float32" if isinstance(lm, str) else str(lm.dtype).removeprefix("torch.")
+    config = build(LanguageModelConfig, {"path": path, "dtype": dtype}, source="distill")
+    with tempfile.TemporaryDirectory() as passing:
+        beside = passing if output is None else Path(output).with_suffix(".distill")
+        with WorkFolder(Path(beside if work is None else work)) as folder:
+            files = {} if output is None else folder.outputs(Path(output), tuple(map(int, budgets)), force)
+            model = open_causal(config, device) if isinstance(lm, str) else LanguageModel.from_parts(lm, tokenizer)
+            console = PlainConsole(quiet=not verbose)
+            try:
+                found = DistillJob(model, config, text, questions, options, folder, console).run(files)
+            except DistillStopped as stop:
+                raise KeyboardInterrupt(str(stop)) from None
+    return {number: each.prompt for number, each in found.items()}
 
 
 class TextCompressor(Compressor):

@@ -19,6 +19,7 @@ from promptcomp.commands import checkpoint, data, prompts, sweep
 from promptcomp.commands.asking import judge, rationales
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
+from promptcomp.commands.distill import distill
 from promptcomp.commands.doctor import doctor
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
@@ -253,6 +254,7 @@ app.command()(doctor)
 app.command()(prompts.compress)
 app.command()(prompts.inspect)
 app.command()(prompts.generate)
+app.command()(distill)
 app.command()(bench)
 app.command()(judge)
 app.command()(rationales)

@@ -200,15 +200,6 @@ def open_append(path: Path) -> IO[bytes]:
     return os.fdopen(handle, "ab+")
 
 
-def check_empty(folder: Path, instead: str = "name another folder with --output") -> None:
-    """
-    Raises:
-        ConfigError: a folder that is to be filled holds something already, or is none.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not empty; {instead}")
-
-
 def check_output(path: Path, force: bool) -> None:
     """Find out before the work whether a file can be written.
 
@@ -223,6 +214,15 @@ def check_output(path: Path, force: bool) -> None:
         raise ConfigError(f"{path}: the folder {path.parent} does not exist; make it first")
     if not os.access(path.parent, os.W_OK):
         raise ConfigError(f"{path}: the folder {path.parent} cannot be written to; name another file")
+
+
+def check_empty(folder: Path, instead: str = "name another folder with --output") -> None:
+    """
+    Raises:
+        ConfigError: a folder that is to be filled holds something already, or is none.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not empty; {instead}")
 
 
 def check_no_links(folder: Path, names: tuple[str, ...]) -> None:

@@ -7,14 +7,17 @@ so a user sees what a method would cost before training it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
+from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.bench.measurements import Way
+from promptcomp.config import ConfigError
+from promptcomp.errors import command
 from promptcomp.evaluation.flops import cross_request_flops, decoder_request_flops, read_flops
 from promptcomp.evaluation.memory_cost import memory_bytes
 from promptcomp.experiment import Experiment
@@ -23,7 +26,9 @@ from promptcomp.language_model.cache import growing, passing
 from promptcomp.language_model.loading import open_architecture, random_model
 from promptcomp.language_model.parts import Prefix, prepend
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt, memory_to
+from promptcomp.prompts.artifact import read_prompt
+from promptcomp.prompts.prompt_files import open_lm
 from promptcomp.run.opening import make_parts, open_trained
 
 OnToken = Callable[[], None]
@@ -45,6 +50,8 @@ class Request:
     memory: Memory | None = None
     make: Callable[[], Memory | None] | None = None
     make_flops: float = 0.0
+    make_seconds: float = 0.0
+    """What making took before: a memory that was trained for its prompt is charged its training."""
 
 
 def requests(subject: Subject, batch: Batch) -> dict[Way, Request | str]:
@@ -79,6 +86,9 @@ def requests(subject: Subject, batch: Batch) -> dict[Way, Request | str]:
     if isinstance(own.memory, SoftPrompt) and not lm.query_in_encoder:
         make_flops = own.make_flops + read_flops(lm.cost, own.positions + lm.num_bos)
         ways["compressed_cached"] = _behind(subject, batch, cached_vectors, make_flops)
+    if isinstance(module, StoredMemory):
+        for way in set(ways) & {"compressed", "compressed_cached"}:
+            ways[way] = replace(ways[way], make_seconds=module.seconds)  # type: ignore[type-var]
     return ways
 
 
@@ -152,7 +162,7 @@ DEFAULT_QUERY_TOKENS = 32
 class Subject:
     """A module in eval mode and the text that prompts and queries are made of."""
 
-    module: CompressionModule
+    module: CompressionModule | StoredMemory
     method: str
     lm: str
     trained: bool
@@ -161,6 +171,8 @@ class Subject:
     query_pool: Sequence[int]
     query_tokens: int
     seed: int = 0
+    lengths: tuple[int, ...] = ()
+    """Lengths of prompts; empty: any."""
 
     def batch(self, prompt_tokens: int, rows: int, device: torch.device) -> Batch:
         """`rows` prompts of exactly `prompt_tokens` tokens, each with one query and an empty answer."""
@@ -177,6 +189,54 @@ class Subject:
             first = min(3, self.module.lm.vocab_size - 1)  # past the usual special tokens
             return tuple(torch.randint(first, self.module.lm.vocab_size, (count,), generator=generator).tolist())
         return tuple(pool[(start + i) % len(pool)] for i in range(count))
+
+
+class StoredMemory:
+    """The memory in a file, in the place of a method: it stands for every context, and was trained once.
+
+    Args:
+        file: a compressed prompt that says what it has taken.
+
+    Raises:
+        ConfigError: it is none, or says nothing of the kind; its LM is gone or another one.
+    """
+
+    def __init__(self, file: Path) -> None:
+        memory, info = read_prompt(file)
+        if not info.cost:
+            again = command("bench", info.run or "RUN")
+            raise ConfigError(f"{file}: was made by {info.method} in one pass, which its run shows: `{again}`")
+        self.info, self.memory, self.seconds = info, memory, info.cost["seconds"]
+        self.lm = open_lm(info, None, str(file)).eval()
+
+    def to(self, device: torch.device) -> Self:
+        """On another device."""
+        self.lm.to(device)
+        self.memory = memory_to(self.memory, device)
+        return self
+
+    def compress(self, context: Context) -> Memory:
+        """The memory for each context [G]."""
+        return self.memory.rows(torch.zeros_like(context.ids[:, 0]))
+
+    def compress_flops(self, tokens: float) -> float:
+        """That it has taken."""
+        return self.info.cost["flops"]
+
+    def num_memory_slots(self, tokens: int) -> int:
+        """Its slots."""
+        return self.info.slots
+
+
+def open_file(file: Path, query_tokens: int | None) -> Subject:
+    """What is measured of a memory that was trained for its prompt: one prompt of that length.
+
+    Raises:
+        ConfigError: see `StoredMemory`.
+    """
+    module = StoredMemory(file)
+    info, asked = module.info, query_tokens or DEFAULT_QUERY_TOKENS
+    return Subject(module, info.method, info.lm.path, True, (), (), asked, lengths=(info.source_tokens,))
 
 
 def open_subject(

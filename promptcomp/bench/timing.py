@@ -66,7 +66,7 @@ def measure(
         version=__version__,
     )
     order, (lengths, batch_sizes) = random.Random(plan.seed), plan.sizes()
-    for tokens in lengths:
+    for tokens in subject.lengths or lengths:
         needed = positions_needed(subject, tokens, plan.new_tokens)
         if lm.window is not None and needed > lm.window:
             bench.skipped.append(
@@ -118,7 +118,7 @@ def _making(
     way: Request, make: Callable[[], object], seconds: Sequence[float], rows: int, device: torch.device, plan: BenchPlan
 ) -> Making:
     """What is done once; of one memory the size of its file too, and the time to load it (from a warm file cache)."""
-    ms = Spread.of([1000.0 * value / rows for value in seconds])
+    ms = Spread.of([1000.0 * (value / rows + way.make_seconds) for value in seconds])
     making = Making(flops=way.make_flops, flops_counted=count_flops(make) / rows, ms=ms)
     if way.memory is None or rows > 1:
         return making

@@ -19,7 +19,7 @@ from promptcomp.files import check_empty
 def bench(
     run: Annotated[
         str | None,
-        Argument(metavar="[RUN]", help="A run directory; without one, give --method or --config."),
+        Argument(metavar="[RUN]", help="A run directory, or a file of 'distill'; or give --method or --config."),
     ] = None,
     overrides: Overrides = None,
     method: MethodOption = None,
@@ -45,6 +45,16 @@ def bench(
     if run is not None and "=" in run and not os.path.exists(run):
         words, run = [run, *words], None
     place = None if run is None else Path(run)
+    if place is not None and place.is_file():
+        if words or method or config or lm or slots:
+            raise ConfigError(f"{run}: a file brings its own method, LM and length; leave everything but measuring out")
+        if output is not None:
+            check_empty(output)
+        from promptcomp.bench.requests import open_file
+        from promptcomp.bench.timing import run_bench
+
+        run_bench(partial(open_file, place, query_tokens), plan, output, console_for(as_json), as_json)
+        return
     if place is not None:
         if method or config or lm or slots:
             raise ConfigError(

@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from promptcomp.commands.common import JsonOption, console_for, show
 from promptcomp.errors import ConfigError, command
+from promptcomp.files import check_file, check_output
 from promptcomp.plain import say
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ def compress(
     given = [value for value in (text, file, demonstrations, stdin or None) if value is not None]
     if len(given) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
-    from promptcomp.files import check_output
-
     check_output(output, force)
     if _checked(run, file, demonstrations).method.reads_prompt and not given:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
@@ -136,7 +135,7 @@ def inspect(
     rows = {
         "file": f"{file} ({bytes_text(size)}, hash verified)",
         "kind": f"{kind}, {info.dtype}, {len(tensors)} tensors",
-        "made by": f"{info.method} ({info.run}) on {info.created}, promptcomp {info.version}",
+        "made by": f"{info.method}{f' ({info.run})' if info.run else ''} on {info.created}, promptcomp {info.version}",
         "prompt": f"{info.source_tokens} tokens -> {info.slots} slots ({info.source_tokens / max(info.slots, 1):.1f}x)",
         "read by": f"{info.lm.path} as trained in {info.run}" if info.lm_is_trained else info.lm.path,
         "weights": info.lm_hash[:_SHOWN_HASH],
@@ -149,6 +148,10 @@ def inspect(
         "text": "not kept" if info.text is None else repr(info.text[:_SHOWN_TEXT]),
         "settings": ", ".join(f"{key}={value}" for key, value in info.settings.items()),
     }
+    if info.cost:
+        rows["cost"] = ", ".join(f"{key}={value:.4g}" for key, value in info.cost.items())
+    for name, row in info.held_out.items():
+        rows[f"behind {name}"] = ", ".join(f"{key}={value:.3f}" for key, value in row.items())
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)
@@ -187,8 +190,6 @@ def generate(
         )
     if query is not None and queries is not None:
         raise ConfigError("give a query or --queries, not both")
-    from promptcomp.files import check_file, check_output
-
     if output is not None:
         check_output(output, force)
     if prompt is not None:

@@ -51,13 +51,15 @@ class Settings:
     """Beam scores are divided by length ** length_penalty."""
     on_tokens: OnTokens | None = None
     """Called after every step with the new token of each query, None for those that have ended (not with beams)."""
+    on_logits: Callable[[Tensor], None] | None = None
+    """Called in every step with the logits [N, V] that its tokens are chosen from (not with beams)."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise ConfigError("the number of new tokens and of beams must be at least 1")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ConfigError("the temperature must not be negative, and top_p must lie in (0, 1]")
-        if self.num_beams > 1 and (self.temperature or self.on_tokens):
+        if self.num_beams > 1 and (self.temperature or self.on_tokens or self.on_logits):
             raise ConfigError("beam search needs temperature 0 and cannot be streamed; use one beam")
 
 
@@ -88,7 +90,10 @@ def _one_path(lm: LanguageModel, state: _Rows, settings: Settings) -> list[list[
     texts: list[list[int]] = [[] for _ in range(rows)]
     running = [True] * rows
     for number in range(settings.max_new_tokens):
-        chosen = _choose(lm.head(state.hidden), settings)
+        logits = lm.head(state.hidden)
+        if settings.on_logits is not None:
+            settings.on_logits(logits)
+        chosen = _choose(logits, settings)
         for row, token in enumerate(chosen.tolist()):
             running[row] = running[row] and token not in settings.stop_ids
             if running[row]:

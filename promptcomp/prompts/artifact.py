@@ -68,6 +68,10 @@ class PromptInfo(Config):
     """The promptcomp that made it."""
     settings: dict[str, Any] = {}
     """The method's settings, and the task where one was named."""
+    cost: dict[str, float] = {}
+    """What making it took, where it was trained for this prompt alone (`seconds`, `flops`, ...); otherwise empty."""
+    held_out: dict[str, dict[str, float]] = {}
+    """Such a memory's agreement with the LM behind the whole prompt on held-out questions, and that of its rivals."""
 
     @property
     def format(self) -> PromptFormat:

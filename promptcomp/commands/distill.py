@@ -1,0 +1,116 @@
+"""`promptcomp distill`: one prompt becomes a cartridge, trained slots that a frozen LM reads in its stead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Option
+
+from promptcomp.commands.common import JsonOption, console_for, takes
+from promptcomp.commands.prompts import DeviceOption
+from promptcomp.distilling import DistillOptions
+from promptcomp.errors import ConfigError, Exit, command
+from promptcomp.plain import say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from promptcomp.distilling.distill_job import Distilled
+
+
+@takes(options=DistillOptions)
+def distill(
+    lm: Annotated[str, Option(help="The LM: a folder, a hub name or a built-in model.")],
+    text: Annotated[Path, Option("--text", help="A UTF-8 file with the prompt or document.")],
+    output: Annotated[Path, Option("--output", "-o", help="The file to write (safetensors).")],
+    questions: Annotated[
+        Path | None,
+        Option(help="Questions to train on: one on each line, or rows with input. Default: the LM asks itself."),
+    ] = None,
+    work: Annotated[
+        Path | None, Option(help="Folder of questions, answers and training states; default: OUTPUT.distill.")
+    ] = None,
+    dtype: Annotated[str, Option(help="Of the LM's weights: float32 or bfloat16.")] = "float32",
+    force: Annotated[bool, Option("--force", help="Replace the file if it exists.")] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    *,
+    options: DistillOptions,
+) -> None:
+    """Train slots for one prompt until a frozen LM answers behind them as behind the prompt. The same command goes on.
+
+    The file is one of a compressed prompt: for generate, inspect and bench.
+    """
+    from promptcomp.config import build
+    from promptcomp.distilling.work_folder import WorkFolder
+    from promptcomp.language_model import LanguageModelConfig
+    from promptcomp.prompts.sources import read_queries, read_source
+
+    budgets = options.budgets()  # mistakes are told before torch is imported
+    config = build(LanguageModelConfig, {"path": lm, "dtype": dtype}, source="distill")
+    config.check_place()
+    if not (content := read_source(file=text).text).strip():
+        raise ConfigError(f"{text}: is empty or only white space; there is nothing to distill")
+    given = None if questions is None else [query.text for query in read_queries(questions)]
+    if not output.parent.is_dir():
+        raise ConfigError(f"{output}: the folder {output.parent} does not exist; make it first")
+    console, stopped = console_for(as_json), ""
+    with WorkFolder(output.with_suffix(".distill") if work is None else work) as folder:
+        outputs = folder.outputs(output, budgets, force)
+        from promptcomp.distilling.distill_job import DistillJob, DistillStopped, open_causal
+
+        job = DistillJob(open_causal(config, device), config, content, given, options, folder, console)
+        try:
+            found: Mapping[int, Distilled] = job.run(outputs)
+        except DistillStopped as stop:
+            stopped, found = str(stop), stop.found
+    if as_json:
+        print(json.dumps({"stopped": stopped, "files": [_described(outputs[k], each) for k, each in found.items()]}))
+    for slots in () if as_json else found:
+        _print(outputs[slots], found[slots], console)
+    if stopped:
+        say(console, stopped)
+        raise typer.Exit(Exit.INTERRUPTED)
+
+
+def _described(file: Path, found: Distilled) -> dict[str, Any]:
+    info = found.prompt.info
+    return {
+        "file": str(file),
+        "slots": info.slots,
+        "tokens": info.source_tokens,
+        "finished": found.finished,
+        "best_step": found.progress.best_step,
+        "cost": info.cost,
+        "held_out": info.held_out,
+    }
+
+
+def _print(file: Path, found: Distilled, console: Console) -> None:
+    from promptcomp.evaluation.formatting import flops_text
+    from promptcomp.terminal import open_table
+
+    info, cost, best = found.prompt.info, found.prompt.info.cost, found.progress.best_step
+    say(
+        console,
+        f"{file}: {info.source_tokens} tokens -> {info.slots} slots ({info.source_tokens / info.slots:.1f}x), "
+        f"{cost['questions']:.0f} questions, {cost['steps']:.0f} steps (the best: {best}), {cost['seconds']:.0f} s, "
+        f"{flops_text(cost['flops'])}",
+    )
+    table = open_table("on held-out questions", ["in front"], ["KL", "top-1", "same answer", "gap closed"])
+    rows = {**info.held_out, "the whole text": {"kl": 0.0, "top1": 1.0, "exact": 1.0, "gap_closed": 1.0}}
+    for name, row in rows.items():
+        cells = (row["kl"], row["top1"], row["exact"], row["gap_closed"])
+        forms = (".3f", ".3f", ".2f", ".2f")
+        style = "bold" if name == "cartridge" else ""
+        table.add_row(name, *(format(cell, form) for cell, form in zip(cells, forms, strict=True)), style=style)
+    console.print(table)
+    for rival, title in (("prompt", "reading the text anew"), ("prefix_cache", "a prefix cache of the text")):
+        uses = cost.get(f"uses_against_{rival}")
+        said = "never" if uses is None else f"from {uses:,.0f} questions on"
+        say(console, f"pays in FLOPs against {title}: {said}")
+    say(console, f"ask it: {command('generate', '--prompt', file, '...')}")

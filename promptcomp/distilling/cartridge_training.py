@@ -1,0 +1,193 @@
+"""Training a cartridge: Adam on the slots alone, the best on held-out questions kept, resumable at every save.
+
+Order is a function of (seed, step), so that a training that was killed goes on with the same losses.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from promptcomp.config import ConfigError
+from promptcomp.distilling.cartridge import Agreement, Cartridge, TeacherAnswer, agreement, divergence
+from promptcomp.distilling.self_study import hash_of
+from promptcomp.documents import parse_json
+from promptcomp.errors import Exit, RunFailed
+from promptcomp.files import replacing
+from promptcomp.language_model import LanguageModel
+from promptcomp.lightning_modules.method_config import OptimConfig
+from promptcomp.lightning_modules.optim import learning_rate_factor
+
+SAVE_SECONDS = 15.0
+"""A training is saved as often as this, and at every look at the held-out questions."""
+_WARMUP = 10
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """What decides about a training, apart from its answers."""
+
+    steps: int
+    lr: float
+    batch_size: int
+    eval_every: int
+    seed: int
+
+
+@dataclass(slots=True)
+class TrainingHistory:
+    """How far a training is; its state file says it too."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    """KL a position of each step."""
+    looks: list[tuple[int, Agreement]] = field(default_factory=list)
+    """Steps with their agreement on the held-out questions; the first one, of step 0, is that of the start."""
+    best_step: int = 0
+    seconds: float = 0.0
+
+    @property
+    def best(self) -> Agreement:
+        """That of the step that is kept."""
+        return dict(self.looks)[self.best_step]
+
+
+class Training:
+    """A cartridge and its answers.
+
+    Args:
+        lm: frozen, in eval mode.
+        cartridge: with the slots to start with.
+        plan: how it is trained.
+        train: answers to train on.
+        held: answers that choose the step.
+        place: the state file; one that is there is gone on from.
+
+    Raises:
+        ConfigError: the state cannot be read.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        cartridge: Cartridge,
+        plan: TrainingPlan,
+        train: Sequence[TeacherAnswer],
+        held: Sequence[TeacherAnswer],
+        place: Path,
+    ) -> None:
+        self.lm, self.cartridge, self.plan, self.train, self.held = lm, cartridge, plan, train, held
+        self.progress = TrainingHistory()
+        self._place = place
+        self._optimizer = torch.optim.Adam(cartridge.slots, lr=plan.lr)
+        self._best = self._slots()
+        if place.exists():
+            self._load()
+
+    def run(self, stopped: Callable[[], bool], seen: Callable[[TrainingHistory], None]) -> bool:
+        """Train to the last step; whether it came so far. The cartridge then has the slots of the best step.
+
+        Args:
+            stopped: whether to end after this step.
+            seen: told after every step and look.
+
+        Raises:
+            RunFailed: the loss is no number.
+        """
+        progress, plan, saved = self.progress, self.plan, time.monotonic()
+        start = saved - progress.seconds
+        if not progress.looks:
+            self._look()
+            seen(progress)
+        while progress.step < plan.steps and not stopped():
+            progress.losses.append(self._step())
+            progress.step += 1
+            progress.seconds = time.monotonic() - start
+            if progress.step % plan.eval_every == 0 or progress.step == plan.steps:
+                self._look()
+            elif time.monotonic() - saved < SAVE_SECONDS and not stopped():
+                seen(progress)
+                continue
+            progress.seconds, saved = time.monotonic() - start, time.monotonic()
+            self._save()
+            seen(progress)
+        with torch.no_grad():
+            for slot, best in zip(self.cartridge.slots, self._best, strict=True):
+                slot.copy_(best)
+        return progress.step == plan.steps
+
+    def _step(self) -> float:
+        plan, step = self.plan, self.progress.step
+        part = [self.train[number] for number in chosen(len(self.train), plan.batch_size, step, plan.seed)]
+        optim = OptimConfig(lr=plan.lr, schedule="cosine", warmup_steps=min(_WARMUP, plan.steps // 5))
+        self._optimizer.param_groups[0]["lr"] = plan.lr * learning_rate_factor(step, plan.steps, optim)
+        total, agrees = divergence(self.lm, self.cartridge.memory(), part)
+        loss = total / len(agrees)
+        if not torch.isfinite(loss):
+            raise RunFailed(f"the loss of step {step + 1} is {float(loss)}; give a lower --lr", Exit.NOT_FINITE)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def _look(self) -> None:
+        """Measure on the held-out questions, and keep the slots where they are the best so far."""
+        progress = self.progress
+        found = agreement(self.lm, self.cartridge.memory(), self.held, 2 * self.plan.batch_size)
+        if not progress.looks or found.kl < progress.best.kl:
+            progress.best_step, self._best = progress.step, self._slots()
+        progress.looks.append((progress.step, found))
+
+    def _slots(self) -> list[Tensor]:
+        return [slot.detach().clone() for slot in self.cartridge.slots]
+
+    def _save(self) -> None:
+        tensors: dict[str, Tensor] = {}
+        for number, (slot, best) in enumerate(zip(self.cartridge.slots, self._best, strict=True)):
+            state = self._optimizer.state[slot]
+            parts = {"now": slot.detach(), "best": best, **{name: state[name] for name in _MOMENTS}}
+            tensors |= {f"{name}.{number}": tensor.cpu().contiguous() for name, tensor in parts.items()}
+        with replacing(self._place) as partial:
+            save_file(tensors, partial, metadata={"progress": json.dumps(asdict(self.progress))})
+
+    def _load(self) -> None:
+        try:
+            with safe_open(self._place, "pt") as file:
+                self.progress = _read_progress(parse_json(file.metadata()["progress"]))
+                for number, slot in enumerate(self.cartridge.slots):
+                    parts = {name: file.get_tensor(f"{name}.{number}").to(slot) for name in ("now", "best", *_MOMENTS)}
+                    moments = {name: parts[name].clone() for name in _MOMENTS}
+                    self._optimizer.state[slot] = {"step": torch.tensor(float(self.progress.step)), **moments}
+                    self._best[number] = parts["best"].clone()
+                    with torch.no_grad():
+                        slot.copy_(parts["now"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"{self._place}: no state of this training ({error}); remove the file to train anew"
+            ) from None
+
+
+def _read_progress(found: Mapping[str, object]) -> TrainingHistory:
+    progress = TrainingHistory(**found)  # type: ignore[arg-type]
+    progress.looks = [(step, Agreement(*values)) for step, values in progress.looks]
+    return progress
+
+
+def chosen(count: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """The questions of a step: one random order of all `count` after the other, cut into batches."""
+    places = range(step * batch_size, (step + 1) * batch_size)
+    orders = {
+        epoch: np.random.default_rng((seed, hash_of("order"), epoch)).permutation(count)
+        for epoch in {place // count for place in places}
+    }
+    return [int(orders[place // count][place % count]) for place in places]

@@ -1,0 +1,347 @@
+"""A text becomes a cartridge: questions, answers behind the whole text, training, a file, and what it keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from promptcomp import __version__
+from promptcomp.batch import Context
+from promptcomp.chat.replies import Reply
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.context_module import PromptFormat
+from promptcomp.datamodules.instruction.instruction_config import TemplateName
+from promptcomp.datamodules.instruction.templates import Template, make_template
+from promptcomp.distilling import RATES, DistillOptions
+from promptcomp.distilling.cartridge import Agreement, Cartridge, TeacherAnswer, agreement, first_slots
+from promptcomp.distilling.cartridge_training import Training, TrainingHistory, TrainingPlan
+from promptcomp.distilling.distill_cost import cost_of
+from promptcomp.distilling.distill_progress import DistillStage
+from promptcomp.distilling.self_study import KeptQuestion, different, held_out, study
+from promptcomp.distilling.teacher_answers import Interrupted, Teacher
+from promptcomp.distilling.work_folder import WorkFolder
+from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.language_model.loading import open_architecture, pick_device
+from promptcomp.memory import memory_to
+from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
+from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
+from promptcomp.rivals.rival import Setting
+from promptcomp.rivals.truncate import Truncate
+from promptcomp.run.opening import quiet
+from promptcomp.stopping import Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """A cartridge, finished or as far as it came."""
+
+    prompt: CompressedPrompt
+    progress: TrainingHistory
+    finished: bool
+
+
+class DistillStopped(Exception):
+    """A person has stopped it.
+
+    Args:
+        message: what is kept, and how it goes on.
+        found: the cartridges by their slots, the last one as far as it came.
+    """
+
+    def __init__(self, message: str, found: Mapping[int, Distilled]) -> None:
+        super().__init__(message)
+        self.found = found
+
+
+def open_causal(config: LanguageModelConfig, device: str) -> LanguageModel:
+    """The LM of a cartridge.
+
+    Raises:
+        ConfigError: it cannot be read, or is an encoder-decoder.
+    """
+    place = pick_device(device)
+    with quiet():
+        _check_family(config, bool(open_architecture(config).is_encoder_decoder))
+        return LanguageModel.from_config(config).to(place)
+
+
+def _check_family(config: LanguageModelConfig, is_encoder_decoder: bool) -> None:
+    if is_encoder_decoder:
+        raise ConfigError(
+            f"{config.path}: is an encoder-decoder, and cartridges are made for decoder-only LMs; name one of those"
+        )
+
+
+class DistillJob:
+    """One text and the LM that is to answer about it. Settings that do not fit them are told before any work.
+
+    Args:
+        lm: on its device; its weights are not changed.
+        name: of the LM, as files say it.
+        text: the context.
+        questions: the user's; None: self-study.
+        options: how.
+        folder: open.
+        console: for progress.
+
+    Raises:
+        ConfigError: the text, the questions or the options do not fit the LM or each other.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        name: LanguageModelConfig,
+        text: str,
+        questions: Sequence[str] | None,
+        options: DistillOptions,
+        folder: WorkFolder,
+        console: Console,
+    ) -> None:
+        _check_family(name, lm.family != "decoder")
+        self.lm, self.name, self.text, self.options, self.folder = lm.eval(), name, text, options, folder
+        self.budgets = options.budgets()
+        template = self._template()
+        stops = tuple(dict.fromkeys((*template.end_ids, *_end_of(lm))))
+        self._plain = PromptReader(lm, PromptFormat(template.query, template.empty_query, stops))
+        query = template.query if options.query is None else self._own_query(template, options.query)
+        self.reader = PromptReader(lm, PromptFormat(query, template.empty_query, stops))
+        written = lm.tokenizer(template.context_text(text), add_special_tokens=False, verbose=False)  # type: ignore[misc]
+        self.ids: tuple[int, ...] = (*written["input_ids"], *template.context_end)
+        self._stop, self._console = Stop(), console
+        self._asked: Sequence[KeptQuestion] = ()
+        self._teacher = Teacher(lm, lambda: lm.encode(self._context), self._stop.is_set)
+        self._check_slots()
+        self._given = None if questions is None else different(questions)
+        self._check_window(() if self._given is None else self._queries(self._given), options.answer_tokens)
+        self._hashes = weights_hash(lm.hf), tokenizer_hash(self.reader.tokenizer)
+        folder.settle(self._identity())
+
+    def run(self, outputs: Mapping[int, Path]) -> dict[int, Distilled]:
+        """Make the cartridges, the one with the first number of slots first.
+
+        Args:
+            outputs: files by slots; each is written as soon as its cartridge is there, or is stopped.
+
+        Raises:
+            DistillStopped: a signal came; what is finished is kept, and the same call goes on.
+            ConfigError: self-study failed, or there are too few questions.
+        """
+        found: dict[int, Distilled] = {}
+        with self._stop.installed(), _frozen(self.lm):
+            try:
+                questions = self._study() if self._given is None else self._given
+                queries = self._queries(questions)
+                out = held_out(len(queries), self.options.held_out, self.options.seed)
+                answers = self._answers(queries)
+            except Interrupted:
+                raise DistillStopped(
+                    f"stopped; the questions and answers so far are kept in {self.folder.path}, and the same command "
+                    "goes on",
+                    found,
+                ) from None
+            train = [answer for number, answer in enumerate(answers) if number not in set(out)]
+            held = [answers[number] for number in out]
+            self._none = agreement(self.lm, None, held, self.options.answer_batch)
+            for slots in self.budgets:
+                found[slots] = self._train(slots, train, held)
+                if slots in outputs:
+                    found[slots].prompt.save(outputs[slots], force=True)
+                    self.folder.wrote(outputs[slots])
+                if not found[slots].finished:
+                    raise DistillStopped(self._how_far(slots, found[slots].progress), found)
+        return found
+
+    # ---- what is asked and answered
+
+    def _study(self) -> list[str]:
+        reader, options = self._plain, self.options
+
+        def ask(requests: Sequence[str], most: int, seed: int) -> list[Reply]:
+            generator = torch.Generator(self.lm.hf.device).manual_seed(seed)
+            ids = [reader.query_ids(request) for request in requests]
+            self._check_window(ids, most)
+            drawn: dict[str, Any] = {"temperature": options.temperature, "generator": generator}
+            written = self._teacher.write(ids, reader.format.stop_ids, most, **drawn)
+            texts = [str(reader.tokenizer.decode(each, skip_special_tokens=True)) for each in written]
+            return [
+                Reply(text, len(request), len(answer), None, None)
+                for text, request, answer in zip(texts, ids, written, strict=True)
+            ]
+
+        with DistillStage(self._console, "questions", options.num_questions) as bar:
+            found, self._asked = study(
+                self.folder.questions, self.text, options.num_questions, options.seed, ask, bar.at
+            )
+        self._check_window(self._queries(found), options.answer_tokens)
+        return found
+
+    def _answers(self, queries: Sequence[tuple[int, ...]]) -> list[TeacherAnswer]:
+        options, stops = self.options, self.reader.format.stop_ids
+        with DistillStage(self._console, "answers", len(queries)) as bar:
+            return self._teacher.answers(
+                queries, stops, options.answer_tokens, self.folder, options.answer_batch, bar.more
+            )
+
+    # ---- training
+
+    def _train(self, slots: int, train: Sequence[TeacherAnswer], held: Sequence[TeacherAnswer]) -> Distilled:
+        options, rate = self.options, self.options.lr
+        if rate is None:
+            rate = RATES[options.kind, self._given is not None]
+        plan = TrainingPlan(options.steps, rate, options.batch_size, options.eval_every, options.seed)
+        place = self.folder.training(slots, options.kind, {**asdict(plan), "held_out": len(held)})
+        cartridge = Cartridge(first_slots(self.lm, self.ids, slots, options.kind), self.lm.hf.dtype)
+        training = Training(self.lm, cartridge, plan, train, held, place)
+        with DistillStage(self._console, f"train {slots} slots", plan.steps) as bar:
+            finished = training.run(self._stop.is_set, bar.trained)
+        progress = training.progress
+        context = len(self.ids) + self.lm.num_bos
+        cost = cost_of(self.lm, context, slots, options.kind, self._asked, train, held, plan, progress)
+        rows = {"no context": self._none, **self._truncated(slots, held, training), "cartridge": progress.best}
+        teacher = self._teacher.seconds + sum(each.seconds for each in self._asked)
+        seconds = {"seconds": progress.seconds + teacher, "teacher_seconds": teacher}
+        shares = {name: {**row._asdict(), "gap_closed": closed(row, self._none)} for name, row in rows.items()}
+        info = self._info(cartridge, slots, plan, {**cost, **seconds}, shares)
+        with torch.no_grad():
+            memory = memory_to(cartridge.memory().map(torch.Tensor.detach), "cpu")
+        return Distilled(CompressedPrompt(memory, info, reader=self.reader), progress, finished)
+
+    def _truncated(self, slots: int, held: Sequence[TeacherAnswer], training: Training) -> dict[str, Agreement]:
+        """The text's first and last tokens, at as many positions; the first ones are what training started with."""
+        setting = Setting(self.lm, lambda context: None, self._context)
+        found = {f"first {slots} tokens": dict(training.progress.looks)[0]}
+        if (kept := slots - self.lm.num_bos) > 0:
+            with torch.no_grad():
+                tail = Truncate(keeps="tail", slots=kept).memory(setting, self._context, None)
+            found[f"last {slots} tokens"] = agreement(self.lm, tail, held, self.options.answer_batch)
+        return found
+
+    def _how_far(self, slots: int, progress: TrainingHistory) -> str:
+        left = self.budgets[self.budgets.index(slots) + 1 :]
+        rest = f"; not begun: {', '.join(map(str, left))} slots" if left else ""
+        return (
+            f"stopped after step {progress.step} of {self.options.steps} with {slots} slots{rest}; the best so far "
+            f"(step {progress.best_step}, KL {progress.best.kl:.3f}) is kept, and the same command goes on"
+        )
+
+    def _info(
+        self,
+        cartridge: Cartridge,
+        slots: int,
+        plan: TrainingPlan,
+        cost: Mapping[str, float],
+        rows: Mapping[str, Mapping[str, float]],
+    ) -> PromptInfo:
+        folder, format_, memory = Path(self.name.path), self.reader.format, cartridge.memory()
+        name = self.name.model_copy(update={"path": str(folder.resolve())}) if folder.is_dir() else self.name
+        asked = "given" if self._given is not None else "self-study"
+        return PromptInfo(
+            method="cartridge",
+            family="decoder",
+            lm=name,
+            lm_hash=self._hashes[0],
+            tokenizer_hash=self._hashes[1],
+            bos_id=self.lm.bos_id,
+            slots=slots,
+            source_tokens=len(self.ids),
+            next_position=next_position(self.lm, memory),
+            dtype=str(self.lm.hf.dtype).removeprefix("torch."),
+            source_sha256=text_hash(self.text),
+            query=format_.query,
+            empty_query=format_.empty_query,
+            stop_ids=format_.stop_ids,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            version=__version__,
+            settings={"slots": self.options.kind, "questions": asked, **asdict(plan)},
+            cost=dict(cost),
+            held_out={name: dict(row) for name, row in rows.items()},
+        )
+
+    # ---- text and settings
+
+    @property
+    def _context(self) -> Context:
+        row = torch.tensor([self.ids], dtype=torch.long, device=self.lm.hf.device)
+        return Context(row, torch.ones_like(row, dtype=torch.bool), row.new_zeros(1))
+
+    def _template(self) -> Template:
+        tokenizer, wanted = self.lm.tokenizer, self.options.template
+        if tokenizer is None:
+            raise ConfigError(f"{self.name.path}: has no tokenizer beside the weights")
+        has_chat = bool(tokenizer.chat_template)
+        if wanted == "chat" and not has_chat:
+            raise ConfigError(f"--template chat: the tokenizer of {self.name.path} has no chat template; give plain")
+        self._is_chat = has_chat and wanted != "plain"
+        chosen: TemplateName = "chat" if self._is_chat else "plain"
+        return make_template(chosen, tokenizer, writes_bos=bool(self.lm.num_bos))
+
+    def _own_query(self, template: Template, query: str) -> str:
+        """In a chat it stands in the user's turn; otherwise it is all that stands behind the text."""
+        return template.query.replace("{input}", query) if self._is_chat else query
+
+    def _queries(self, questions: Sequence[str]) -> list[tuple[int, ...]]:
+        return [self.reader.query_ids(question) for question in questions]
+
+    def _check_slots(self) -> None:
+        room = len(self.ids) + self.lm.num_bos * (self.options.kind == "kv")
+        if not self.text.strip():
+            raise ConfigError("the text is empty or only white space; there is nothing to distill")
+        if (most := max(self.budgets)) > room:
+            raise ConfigError(f"--slots {most}: the text has only {room} positions for the LM; give at most so many")
+
+    def _check_window(self, queries: Sequence[Sequence[int]], new_tokens: int) -> None:
+        window, longest = self.lm.window, max(map(len, queries), default=1)
+        taken = len(self.ids) + self.lm.num_bos + longest + new_tokens
+        if window is not None and taken > window:
+            raise ConfigError(
+                f"a text of {len(self.ids)} tokens, a question of {longest} and an answer of {new_tokens} do not fit "
+                f"the LM's window of {window}; shorten the text or the question, or lower --answer-tokens"
+            )
+
+    def _identity(self) -> dict[str, str]:
+        """What questions and answers depend on."""
+        options, format_ = self.options, self.reader.format
+        asked: object = ["self-study", options.num_questions, options.temperature, options.seed]
+        parts = {
+            "text": self.text,
+            "LM": self._hashes,
+            "format of questions": [format_.query, format_.empty_query, format_.stop_ids, self.ids],
+            "set of questions": asked if self._given is None else self._given,
+        }
+        whole = {name: text_hash(json.dumps(part)) for name, part in parts.items()}
+        return whole | {
+            "--answer-tokens": str(options.answer_tokens),
+            "--answer-batch": str(options.answer_batch),
+        }
+
+
+def closed(row: Agreement, none: Agreement) -> float:
+    """The share of the distance between no context and the whole one that is gone."""
+    return 1.0 - row.kl / none.kl if none.kl > 0 else float("nan")
+
+
+def _end_of(lm: LanguageModel) -> tuple[int, ...]:
+    end = None if lm.tokenizer is None else lm.tokenizer.eos_token_id
+    return () if end is None else (int(end),)
+
+
+@contextmanager
+def _frozen(lm: LanguageModel) -> Iterator[None]:
+    """No gradient for the LM's weights, within this block."""
+    trained = [parameter for parameter in lm.hf.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

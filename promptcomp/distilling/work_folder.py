@@ -1,0 +1,108 @@
+"""The folder of a cartridge in the making: questions, answers and training states, so that a kill loses nothing.
+
+distill.json           what the answers depend on: the text, the LM, the format, the questions
+questions.jsonl        what the LM has asked itself, a line each
+answers/0000...        what it has answered behind the full context, with its likeliest tokens
+slots-64-kv-HASH...    the state of a training with the settings of this hash
+written.json           the files that were made from it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from promptcomp.config import ConfigError
+from promptcomp.documents import read_json
+from promptcomp.files import check_output, locked, write_atomic
+
+_WHAT = "folder of a cartridge in the making"
+
+
+class WorkFolder:
+    """The open folder; one process at a time. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        """
+        Raises:
+            ConfigError: another process works there, or it cannot be made.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: is a file; name a folder for questions and answers with --work")
+        try:
+            (self.path / "answers").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be made ({error.strerror}); name another with --work") from None
+        self._held.enter_context(locked(self.path / "lock"))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._held.close()
+
+    @property
+    def questions(self) -> Path:
+        """What the LM has asked itself."""
+        return self.path / "questions.jsonl"
+
+    def answers(self, number: int) -> Path:
+        """Answers of one batch."""
+        return self.path / "answers" / f"{number:04d}.safetensors"
+
+    def training(self, slots: int, kind: str, settings: Mapping[str, object]) -> Path:
+        """The state of a training; other settings are another training."""
+        found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        return self.path / f"slots-{slots}-{kind}-{found}.safetensors"
+
+    def settle(self, identity: Mapping[str, str]) -> None:
+        """Say what the answers depend on, or compare it with what an earlier call has said.
+
+        Args:
+            identity: by what a message calls it; what is long as its hash.
+
+        Raises:
+            ConfigError: names what differs.
+        """
+        before = self._kept("distill.json")
+        for what in [name for name in identity if before and before.get(name) != identity[name]]:
+            raise ConfigError(
+                f"{self.path}: its questions and answers were made with another {what}; name another folder with "
+                "--work, or remove this one"
+            )
+        if before != identity:
+            write_atomic(self.path / "distill.json", json.dumps(identity, indent=1) + "\n")
+
+    def outputs(self, output: Path, budgets: Sequence[int], force: bool) -> dict[int, Path]:
+        """The file of each number of slots; of several, each has its number in the name.
+
+        Raises:
+            ConfigError: one cannot be written, or is there already and was not made from this folder.
+        """
+        several = len(budgets) > 1
+        found = {slots: output.with_stem(f"{output.stem}-{slots}") if several else output for slots in budgets}
+        made = self._kept("written.json")
+        for file in found.values():
+            check_output(file, force or (file.is_file() and made.get(str(file.resolve())) == _hash_of(file)))
+        return found
+
+    def wrote(self, output: Path) -> None:
+        """Remember a file that was made here."""
+        known = {**self._kept("written.json"), str(output.resolve()): _hash_of(output)}
+        write_atomic(self.path / "written.json", json.dumps(known, indent=1) + "\n")
+
+    def _kept(self, name: str) -> dict[str, object]:
+        path = self.path / name
+        return dict(read_json(path, _WHAT)) if path.exists() else {}
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,406 @@
+"""Cartridges: the distance to the whole context, what is trained, resumption, the file's use, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import promptcomp
+from promptcomp.batch import Context
+from promptcomp.chat.replies import Reply
+from promptcomp.cli import main
+from promptcomp.config import ConfigError
+from promptcomp.distilling import cartridge_training, self_study
+from promptcomp.distilling.cartridge import (
+    Cartridge,
+    TeacherAnswer,
+    agreement,
+    class_divergence,
+    class_log_probs,
+    divergence,
+    first_slots,
+)
+from promptcomp.distilling.cartridge_training import Training, TrainingPlan
+from promptcomp.distilling.teacher_answers import Teacher
+from promptcomp.distilling.work_folder import WorkFolder
+from promptcomp.language_model import LanguageModel
+from promptcomp.memory import KVCache
+from promptcomp.prompts.prompt_files import load_prompt
+from tests.prompt_runs import save_lm
+from tests.tiny_models import tiny_lm
+
+WORDS = ["horse", "plum", "shirt", "apple", "cat", "tea", "owl", "boat", "leek", "violin", "salmon", "bench", "tiny"]
+TEXT = " ".join(np.random.default_rng(0).choice(WORDS, 40))
+QUESTIONS = [" ".join(np.random.default_rng(i).choice(WORDS, 3)) for i in range(1, 17)]
+CONTEXT = tuple(range(3, 23))
+PLAN = TrainingPlan(steps=6, lr=0.05, batch_size=3, eval_every=2, seed=1)
+
+
+def context_of(ids: Sequence[int]) -> Context:
+    row = torch.tensor([list(ids)])
+    return Context(row, torch.ones_like(row, dtype=torch.bool), row.new_zeros(1))
+
+
+def answered(lm: LanguageModel, folder: Path, ids: Sequence[int] = CONTEXT, count: int = 6) -> list[TeacherAnswer]:
+    queries = [tuple(int(i) for i in np.random.default_rng(n).integers(2, 60, 3 + n % 3)) for n in range(count)]
+    teacher = Teacher(lm, lambda: lm.encode(context_of(ids)), lambda: False)
+    with WorkFolder(folder) as work:
+        return teacher.answers(queries, (7, 9), 5, work, 4, lambda count: None)
+
+
+def test_the_divergence_is_that_of_a_naive_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (4 * torch.randn(5, 40, generator=generator) for _ in range(2))
+    top = teacher.topk(6, -1).indices
+    found = class_divergence(student, class_log_probs(teacher, top), top)
+    expected = 0.0
+    for p_logits, q_logits, tokens in zip(teacher.tolist(), student.tolist(), top.tolist(), strict=True):
+        p_all, q_all = ([math.exp(x) / sum(map(math.exp, row)) for x in row] for row in (p_logits, q_logits))
+        classes = [[p_all[t] for t in tokens], [q_all[t] for t in tokens]]
+        p, q = ([*own, 1 - sum(own)] for own in classes)
+        expected += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_answers_are_the_lms_own_behind_the_whole_context(kind: str, tmp_path: Path) -> None:
+    lm = tiny_lm(kind)
+    for answer in answered(lm, tmp_path / "work"):
+        sequence = [*CONTEXT, *answer.query]
+        for label, top, log_probs in zip(answer.labels, answer.top, answer.log_probs, strict=True):
+            with torch.no_grad():
+                logits = lm.hf(torch.tensor([sequence])).logits[0, -1].double()
+            assert label == int(logits.argmax())
+            expected = logits.log_softmax(-1)[top.long()]
+            torch.testing.assert_close(log_probs[:-1].double(), expected, atol=1e-4, rtol=1e-4)
+            sequence.append(label)
+        assert all(label not in (7, 9) for label in answer.labels[:-1])
+        assert len(answer.labels) == 5 or answer.labels[-1] in (7, 9)
+
+
+@pytest.mark.parametrize("slots", ["kv", "embeddings"])
+@pytest.mark.parametrize(("kind", "bos"), [("llama", None), ("llama", 1), ("gpt2", None), ("opt", None)])
+def test_a_cartridge_with_all_slots_starts_as_the_whole_context(
+    kind: str, bos: int | None, slots: str, tmp_path: Path
+) -> None:
+    lm = tiny_lm(kind)
+    lm.bos_id = bos
+    answers = answered(lm, tmp_path / "work")
+    all_of_it = len(CONTEXT) + lm.num_bos * (slots == "kv")
+    start = Cartridge(first_slots(lm, CONTEXT, all_of_it, slots), torch.float32).memory()
+    assert int(start.num_slots[0]) == all_of_it
+    found = agreement(lm, start, answers, 4)
+    assert found.kl == pytest.approx(0.0, abs=1e-5)
+    assert (found.top1, found.exact) == (1.0, 1.0)
+    assert agreement(lm, None, answers, 2).kl > 0.01
+
+
+def test_training_brings_it_nearer_and_leaves_the_lm_and_position_0_alone(tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    answers = answered(lm, tmp_path / "work", count=8)
+    before = {name: value.clone() for name, value in lm.hf.state_dict().items()}
+    start = first_slots(lm, CONTEXT, 4, "kv")
+    assert isinstance(start, KVCache)
+    cartridge = Cartridge(start, torch.float32)
+    lm.requires_grad_(False)
+    training = Training(lm, cartridge, PLAN, answers, answers, tmp_path / "state")
+    assert training.run(lambda: False, lambda progress: None)
+    progress, memory = training.progress, cartridge.memory()
+    assert progress.best.kl < 0.7 * progress.looks[0][1].kl
+    assert [step for step, _ in progress.looks] == [0, 2, 4, 6]
+    assert agreement(lm, memory, answers, 4).kl == pytest.approx(progress.best.kl, rel=1e-4)
+    assert isinstance(memory, KVCache)
+    for now, then in zip(memory.layers, start.layers, strict=True):
+        for one, other in zip(now, then, strict=True):
+            assert torch.equal(one[:, :, 0], other[:, :, 0])
+            assert not torch.equal(one[:, :, 1:], other[:, :, 1:])
+    assert all(torch.equal(value, before[name]) for name, value in lm.hf.state_dict().items())
+
+
+def test_a_killed_training_goes_on_with_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    answers = answered(lm, tmp_path / "work")
+    monkeypatch.setattr(cartridge_training, "SAVE_SECONDS", 1e9)
+
+    def training(name: str) -> Training:
+        return Training(
+            lm, Cartridge(first_slots(lm, CONTEXT, 4, "kv"), torch.float32), PLAN, answers, answers, tmp_path / name
+        )
+
+    whole = training("whole")
+    whole.run(lambda: False, lambda progress: None)
+
+    def killed(progress: Any) -> None:
+        if progress.step == 3:  # one step after the last save
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training("killed").run(lambda: False, killed)
+    again = training("killed")
+    assert again.progress.step == 2
+    again.run(lambda: False, lambda progress: None)
+    assert again.progress.losses == whole.progress.losses
+    assert again.progress.looks == whole.progress.looks
+    assert all(torch.equal(a, b) for a, b in zip(again.cartridge.slots, whole.cartridge.slots, strict=True))
+
+
+def test_questions_of_a_step_are_random_orders_one_after_the_other() -> None:
+    drawn = [number for step in range(7) for number in cartridge_training.chosen(7, 4, step, 3)]
+    assert all(sorted(drawn[start : start + 7]) == list(range(7)) for start in range(0, 28, 7))
+    assert drawn[:7] != drawn[7:14]
+
+
+# ---- self-study
+
+
+def test_self_study_keeps_what_was_asked(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def ask(requests: Sequence[str], most: int, seed: int) -> list[Reply]:
+        calls.append(seed)
+        if len(calls) == 2 and tmp_path.joinpath("stop").exists():
+            raise KeyboardInterrupt
+        assert all('"' in request for request in requests)
+        texts = [f"1. Question: what is number {seed} {n}? And more" for n in range(len(requests))]
+        return [Reply(text, 5, 6, None, None) for text in [*texts[:-2], "", texts[0]]]
+
+    whole, kept = self_study.study(tmp_path / "whole.jsonl", TEXT, 30, 0, ask)
+    assert len(whole) == len(set(whole)) == 30
+    assert "what is number 0 0?" in whole
+    assert any(text.startswith("Go on with the text") for text in whole)
+    assert sum(each.prompt_tokens or 0 for each in kept) > 0
+    calls.clear()
+    (tmp_path / "stop").touch()
+    with pytest.raises(KeyboardInterrupt):
+        self_study.study(tmp_path / "killed.jsonl", TEXT, 30, 0, ask)
+    (tmp_path / "stop").unlink()
+    again, _ = self_study.study(tmp_path / "killed.jsonl", TEXT, 30, 0, ask)
+    assert again == whole
+    assert calls[1] == calls[2]  # the first batch is not asked again, the interrupted one with the same draws
+
+
+@pytest.mark.parametrize(
+    ("reply", "question"),
+    [
+        ('"Who built the tower in Rome?" Because', "Who built the tower in Rome?"),
+        ("\n- What is it about? It is", "What is it about?"),
+        ("Question 2: Why is it so\uff1f", "Why is it so\uff1f"),
+        ("The tower is tall.", ""),
+        ("Sure, here it is:\n\nWhat is the tower for?", "What is the tower for?"),
+        ("Why?", ""),
+        ("", ""),
+    ],
+)
+def test_questions_are_found_in_replies(reply: str, question: str) -> None:
+    assert self_study.the_question(reply) == question
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("lms")
+    return {kind: save_lm(folder / kind, kind) for kind in ("gpt2", "t5")}
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, lms: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "questions.txt").write_text("\n".join([*QUESTIONS, QUESTIONS[0]]), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["promptcomp", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run
+
+
+def words(lms: dict[str, Path], *more: str, kind: str = "gpt2", questions: bool = True) -> list[str]:
+    own = ["distill", "--lm", str(lms[kind]), "--text", "text.txt", "--slots", "6", "-o", "memory.safetensors"]
+    own += ["--questions", "questions.txt"] if questions else []
+    return [*own, "--steps", "4", "--eval-every", "2", "--answer-tokens", "4", "--device", "cpu", *more]
+
+
+def test_the_file_is_a_compressed_prompt(
+    call: Callable[..., tuple[int, str, str]], lms: dict[str, Path], tmp_path: Path
+) -> None:
+    code, out, err = call(*words(lms, "--slots", "6,4", "--json"))
+    assert code == 0, err
+    files = json.loads(out)["files"]
+    assert [Path(each["file"]).name for each in files] == ["memory-6.safetensors", "memory-4.safetensors"]
+    assert files[0]["cost"]["questions"] == len(QUESTIONS)
+    assert {"no context", "first 6 tokens", "last 6 tokens", "cartridge"} == set(files[0]["held_out"])
+    assert len(list((tmp_path / "memory.distill" / "answers").iterdir())) == 1
+    prompt = load_prompt("memory-6.safetensors", device="cpu")
+    assert (prompt.info.slots, prompt.info.next_position, prompt.info.run) == (6, 6, None)
+    code, out, err = call("generate", "--prompt", "memory-6.safetensors", "cat tea", "--max-new-tokens", "3")
+    assert code == 0, err
+    code, out, err = call("inspect", "memory-6.safetensors")
+    assert "behind cartridge" in out
+    assert "flops=" in out
+    code, out, err = call(
+        "bench", "memory-4.safetensors", "--new-tokens", "2", "--repeats", "3", "--batch-sizes", "1", "--json"
+    )
+    assert code == 0, err
+    records = {record["way"]: record for record in json.loads(out)["records"]}
+    assert records["compressed"]["positions"] == 4
+    assert records["compressed"]["prompt_tokens"] == prompt.info.source_tokens
+    assert records["compressed"]["making"]["flops"] == files[1]["cost"]["flops"]
+    assert records["compressed"]["making"]["ms"]["median"] > 1000 * files[1]["cost"]["seconds"]
+    assert call("bench", "memory-4.safetensors", "optim.lr=1")[0] == 2
+    # the same command again makes nothing anew, a file of somebody else is not replaced
+    before = Path("memory-6.safetensors").stat().st_mtime_ns
+    code, out, err = call(*words(lms, "--slots", "6,4", "--json"))
+    assert code == 0, err
+    assert json.loads(out)["files"][0]["held_out"] == files[0]["held_out"]
+    assert Path("memory-6.safetensors").stat().st_mtime_ns > before
+    Path("memory-6.safetensors").write_bytes(b"mine")
+    code, out, err = call(*words(lms, "--slots", "6,4"))
+    assert code == 2
+    assert "exists already" in err
+
+
+def test_ctrl_c_keeps_the_best_and_the_same_command_goes_on(
+    call: Callable[..., tuple[int, str, str]], lms: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Training._step
+
+    def interrupted(training: Training) -> float:
+        if training.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_step", interrupted)
+        code, out, err = call(*words(lms))
+    assert code == 130, err
+    assert "stopped after step 3 of 4" in out
+    assert "is kept, and the same command goes on" in out
+    assert load_prompt("memory.safetensors").info.cost["steps"] == 3
+    code, out, err = call(*words(lms))
+    assert code == 0, err
+    assert load_prompt("memory.safetensors").info.cost["steps"] == 4
+
+
+def test_ctrl_c_between_answers_keeps_those_that_are_there(
+    call: Callable[..., tuple[int, str, str]], lms: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make, made = Teacher._make, []
+
+    def interrupted(teacher: Teacher, *given: Any) -> None:
+        made.append(given)
+        if len(made) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        make(teacher, *given)
+
+    monkeypatch.setattr(Teacher, "_make", interrupted)
+    code, out, err = call(*words(lms, "--answer-batch", "6"))
+    assert code == 130, err
+    assert "the questions and answers so far are kept" in out
+    assert len(list((tmp_path / "memory.distill" / "answers").iterdir())) == 1
+    made.append(())
+    assert call(*words(lms, "--answer-batch", "6"))[0] == 0
+    assert len(made) == 2 + 1 + 2  # the first batch was not made again
+
+
+MISTAKES = {
+    "slots": (["--slots", "400"], "--slots 400: the text has only"),
+    "one slot": (["--slots", "1"], "--slots 1: keys and values at position 0"),
+    "no number": (["--slots", "few"], "--slots 'few': give whole numbers"),
+    "kind": (["--kind", "kvs"], "--kind 'kvs' is not known"),
+    "query": (["--query", "Q:"], "write {input} once"),
+    "chat": (["--template", "chat"], "has no chat template; give plain"),
+    "window": (["--answer-tokens", "250"], "do not fit the LM's window of 256"),
+    "nothing": (["--text", "nowhere.txt"], "nowhere.txt: no such file"),
+    "empty text": (["--text", "empty.txt"], "empty.txt: is empty or only white space"),
+    "empty questions": (["--questions", "empty.txt"], "empty.txt: holds no query"),
+    "held out": (["--held-out", "16"], "of 16 different question(s) 16 cannot be held out"),
+    "folder": (["-o", "nowhere/x.safetensors"], "does not exist; make it first"),
+    "lm": (["--lm", "./nowhere"], "no such folder"),
+    "dtype": (["--dtype", "int8"], "dtype"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_sentence(
+    name: str, call: Callable[..., tuple[int, str, str]], lms: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    more, message = MISTAKES[name]
+    code, _, err = call(*words(lms, *more))
+    assert (code, err.count("error:")) == (2, 1), err
+    assert message in " ".join(err.split())
+
+
+def test_mistakes_about_texts_and_models(
+    call: Callable[..., tuple[int, str, str]], lms: dict[str, Path], tmp_path: Path
+) -> None:
+    code, _, err = call(*words(lms, kind="t5"))
+    assert code == 2
+    assert "is an encoder-decoder" in err
+    assert call(*words(lms))[0] == 0
+    (tmp_path / "text.txt").write_text("cat tea owl")
+    code, _, err = call(*words(lms, "--slots", "2"))
+    assert code == 2
+    assert "memory.distill: its questions and answers were made with another text" in err
+    code, _, err = call(*words(lms, "--slots", "2", "--work", "other", "--force", questions=False))
+    assert code == 2
+    assert "the text has 3 words, too few to ask questions about" in err
+    (tmp_path / "text.txt").write_text(TEXT)
+    code, _, err = call(*words(lms, "--work", "third", "--force", "--num-questions", "40", questions=False))
+    assert code in (0, 2)  # a random LM may write a question mark
+    assert code == 0 or "give questions of your own" in err
+
+
+def test_python(lms: dict[str, Path], tmp_path: Path) -> None:
+    found = promptcomp.distill(str(lms["gpt2"]), TEXT, slots=4, questions=QUESTIONS, steps=2, kind="embeddings")
+    assert isinstance(found[4].generate("cat tea", max_new_tokens=2), str)
+    assert found[4].info.held_out["cartridge"]["kl"] > 0
+    with pytest.raises(ConfigError, match="'step' is no setting; did you mean 'steps'"):
+        promptcomp.distill(str(lms["gpt2"]), TEXT, step=2)
+
+
+def test_in_a_chat_the_slots_stand_where_the_system_turn_stood(lms: dict[str, Path]) -> None:
+    model, tokenizer = (auto.from_pretrained(lms["gpt2"]) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ; ' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant :' }}{% endif %}"
+    )
+    trains = [parameter.requires_grad for parameter in model.parameters()]
+    settings = {"slots": 4, "questions": QUESTIONS, "steps": 1, "query": "ask {input}", "tokenizer": tokenizer}
+    info = promptcomp.distill(model, TEXT, **settings)[4].info
+    assert info.query == " ; user : ask {input} ; assistant :"
+    turns = [{"role": "system", "content": TEXT}, {"role": "user", "content": "ask cat"}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    query = tokenizer(info.query.replace("{input}", "cat"), add_special_tokens=False).input_ids
+    assert info.source_tokens + len(query) == len(tokenizer(whole, add_special_tokens=False).input_ids)
+    assert [parameter.requires_grad for parameter in model.parameters()] == trains
+
+
+def test_the_distance_has_a_gradient_in_the_trained_slots_alone(tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    answers = answered(lm, tmp_path / "work")
+    lm.requires_grad_(False)
+    cartridge = Cartridge(first_slots(lm, CONTEXT, 5, "kv"), torch.float32)
+    total, _ = divergence(lm, cartridge.memory(), answers)
+    total.backward()
+    assert all(slot.grad is not None and slot.grad.abs().sum() > 0 for slot in cartridge.slots)
+    assert all(slot.shape[2] == 4 for slot in cartridge.slots)
