@@ -209,7 +209,7 @@ def _tiny_gguf(file: Path) -> dict[str, torch.Tensor]:
     """A Llama of one layer with 8-bit weights in a GGUF file; gives back what they stand for, by their names there."""
     gguf = pytest.importorskip("gguf")
     width, inner, heads = 64, 96, 2
-    words = ["<unk>", "<s>", "</s>", *(chr(33 + i) for i in range(94)), "\u0120"]
+    words = ["<unk>", "<s>", "</s>", *(chr(33 + i) for i in range(94)), "\u0120", "\u0120\u0120", "12"]
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name("tiny")
     writer.add_context_length(128)
@@ -252,12 +252,13 @@ def test_a_gguf_file_is_read_once_and_gives_what_transformers_reads(
     meant = _tiny_gguf(tmp_path / "tiny.gguf")
     config = LanguageModelConfig(path=str(tmp_path / "tiny.gguf"))
     config.check_place()
+    # digits alone, as llama.cpp has it
     assert open_tokenizer(config).tokenize("a  12") == [
         "a",
         "\u0120\u0120",
         "1",
         "2",
-    ]  # digits alone, as llama.cpp has it
+    ]
     monkeypatch.setattr(dequantize, "_dequantize", None)  # it is made once
     lm = LanguageModel.from_config(config)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
