@@ -176,7 +176,7 @@ is asked. Licence and size are said first, the free disk is checked, and the GGU
 promptcomp knows. A name of the hub goes into the hub's own cache.
 
 * **Their weights are 4-bit GGUF values dequantised to float32**, not the published ones: say so beside every
-  figure. The list, a run's first lines and its `log.txt`, `fit --dry-run` and the README of an export do.
+  figure. The list, a run's first lines, its results, `fit --dry-run` and the README of an export do.
 * **The cache** is `~/.cache/promptcomp/models` (`PROMPTCOMP_CACHE` or `XDG_CACHE_HOME` move it). A model is an
   ordinary folder there, put in its place when it is whole; deleting it is safe. `promptcomp.json` says where it
   comes from.

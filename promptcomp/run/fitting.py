@@ -261,6 +261,7 @@ def _evaluate(
         family=module.lm.family,
         data=experiment.data.name,
         lm=experiment.lm.path,
+        lm_note=origin_note(locate(experiment.lm.path)),
         seed=experiment.seed,
         splits={split: assessment.result for split, assessment in found.items()},
         size=size,
