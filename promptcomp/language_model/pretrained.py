@@ -34,6 +34,11 @@ class Pretrained:
     size: int
     """Bytes of the folder that is made of them."""
 
+    @staticmethod
+    def note(name: str) -> str:
+        """What a reader of figures has to know of its weights."""
+        return f"the weights of {name} are 4-bit GGUF values dequantised to float32"
+
 
 PRETRAINED = {
     "smollm2": Pretrained(

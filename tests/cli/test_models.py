@@ -99,7 +99,8 @@ def test_get_says_licence_and_size_and_joins_the_parts(
     assert json.loads(again.stdout) == {"name": "tiny", "folder": str(cache / "tiny")}
     assert not again.stderr
     listed = {each["name"]: each for each in json.loads(run("models", "list", "--json").stdout)}
-    assert (listed["tiny"]["in_cache"], listed["tiny"]["note"]) == (True, "a note")
+    assert listed["tiny"]["in_cache"]
+    assert listed["tiny"]["note"] == "the weights of tiny are 4-bit GGUF values dequantised to float32"
     assert not listed["gemma3"]["in_cache"]
 
 
