@@ -306,6 +306,12 @@ def last_line(log: Path, start: int = 0) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $PROMPTCOMP_CACHE, or promptcomp in $XDG_CACHE_HOME or ~/.cache."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("PROMPTCOMP_CACHE") or caches / "promptcomp")
+
+
 def flush(path: Path) -> None:
     """Make a file (or the names in a folder) last; some file systems cannot sync a folder."""
     handle = os.open(path, os.O_RDONLY)

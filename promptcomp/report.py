@@ -209,7 +209,7 @@ def _shown_metrics(split: SplitResult, wide: bool) -> list[str]:
 
 
 def _notes(results: Results, split: SplitResult) -> list[Text]:
-    lines = []
+    lines = [] if results.lm_note is None else [results.lm_note]
     if split.no_headroom and split.headroom is not None:
         error = "" if split.headroom_se is None else f" with a standard error of {split.headroom_se:.3f}"
         gain = f"the full context gains {split.headroom:+.3f} over no context{error}"

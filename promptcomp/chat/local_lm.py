@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +15,7 @@ from promptcomp.chat.session import Writing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.templates import turn_end
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, reads_queries_in_encoder
-from promptcomp.language_model.lm_config import locate
+from promptcomp.language_model.lm_config import place_of
 from promptcomp.language_model.loading import open_architecture, pick_device
 from promptcomp.memory import Memory
 
@@ -27,8 +25,7 @@ Prompt = str | Sequence[Message]
 
 def local_identity(path: str) -> str:
     """The name of a local model in a record: a folder by its full path, a hub name as it is."""
-    found = Path(locate(path))
-    return f"local:{found.resolve()}" if os.path.exists(found) and not path.startswith("builtin:") else f"local:{path}"
+    return f"local:{place_of(path)}"
 
 
 class _AllEnded(Exception):

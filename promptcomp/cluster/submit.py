@@ -101,10 +101,10 @@ def check_all_parts(experiments: Iterable[Experiment], profile: SlurmProfile) ->
 
 
 def _check_weights(experiment: Experiment) -> None:
-    from promptcomp.language_model.lm_config import BUILTIN
+    from promptcomp.language_model.lm_config import locate
 
     lm = experiment.lm
-    if lm.from_scratch is not None or lm.path.startswith(BUILTIN) or os.path.exists(lm.path):
+    if lm.from_scratch is not None or os.path.exists(locate(lm.path)) or os.path.isfile(lm.path):
         return
     from huggingface_hub import try_to_load_from_cache
 

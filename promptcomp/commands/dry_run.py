@@ -15,6 +15,7 @@ from promptcomp.forecast.estimate import StepForecast, estimate
 from promptcomp.forecast.placement import layout_of
 from promptcomp.language_model import open_tokenizer
 from promptcomp.language_model.lm_config import locate
+from promptcomp.language_model.pretrained import origin_note
 from promptcomp.plain import say
 from promptcomp.run.opening import make_parts, quiet
 from promptcomp.terminal import plain_table
@@ -48,7 +49,8 @@ def print_estimate(
     """
     unread = _read_data(experiment)
     found = estimate(experiment, device_memory_gib)
-    found.notes.extend(unread)
+    note = origin_note(locate(experiment.lm.path))
+    found.notes.extend([*unread, *([] if note is None else [note])])
     if as_json:
         print(json.dumps({"config": experiment.model_dump(mode="json"), "estimate": found.model_dump()}))
         return

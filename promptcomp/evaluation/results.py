@@ -194,6 +194,8 @@ class Results(_Section):
     """Name of the data section."""
     lm: str
     """The language model, as in the configuration."""
+    lm_note: str | None = None
+    """What has to be said of its weights beside every figure, such as that they were dequantised."""
     seed: int
     """Training seed."""
     splits: dict[str, SplitResult]

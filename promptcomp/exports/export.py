@@ -23,6 +23,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.files import check_empty, follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.lm_config import locate
+from promptcomp.language_model.pretrained import origin_note
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
 from promptcomp.lightning_modules.exported import EXTRA, Page
 from promptcomp.lightning_modules.method_config import ExportFormat
@@ -193,7 +194,8 @@ def _task_names(run: RunDirectory) -> tuple[str, ...]:
 
 def _page(experiment: Experiment, lm: LanguageModel | None, page: Page) -> str:
     beside = "" if lm is None else adapted(lm.hf)
-    return page.text(lm, method=experiment.method.name, path=experiment.lm.path, adapted=beside)
+    note = origin_note(locate(experiment.lm.path))
+    return page.text(lm, method=experiment.method.name, path=experiment.lm.path, adapted=beside, note=note)
 
 
 def _origin(experiment: Experiment) -> str:

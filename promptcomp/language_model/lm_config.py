@@ -11,6 +11,7 @@ from pydantic import Field
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.documents import read_json
+from promptcomp.language_model.pretrained import GGUF, find_pretrained
 
 BUILTIN = "builtin:"
 ENCODER_DECODERS = ("t5", "mt5")
@@ -47,7 +48,8 @@ class LanguageModelConfig(Config):
     """Which language model to use."""
 
     path: str
-    """A folder, a hub name, or a built-in model: builtin:toy_decoder, builtin:toy_t5."""
+    """A folder, a GGUF file, a name of `promptcomp models list` (smollm2) or of the hub, or a built-in model
+    (builtin:toy_decoder, builtin:toy_t5)."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
@@ -68,9 +70,9 @@ class LanguageModelConfig(Config):
         """Look whether the LM is where it is said to be, as far as names tell: one of the hub may be anything.
 
         Raises:
-            ConfigError: no such built-in model, or no such folder.
+            ConfigError: no such built-in model, folder or GGUF file, or a model that is not in the cache yet.
         """
-        if self.path.startswith(("./", "../", "/")) and not os.path.isdir(self.path):
+        if self.path.startswith(("./", "../", "/")) and not os.path.isdir(self.path) and not self.path.endswith(GGUF):
             raise ConfigError(
                 f"{self.path}: the model cannot be read; give a folder saved by save_pretrained or a reachable hub "
                 "name (no such folder)"
@@ -94,17 +96,24 @@ class LanguageModelConfig(Config):
 
 
 def locate(path: str) -> str:
-    """The folder of a built-in model; any other name unchanged.
+    """The folder of a built-in model, of a model in the cache, or of what is made of a GGUF file; any other name
+    unchanged. It is the one place that knows names.
 
     Raises:
-        ConfigError: no built-in model of that name.
+        ConfigError: no built-in model of that name, or as `find_pretrained`.
     """
     if path.startswith("embedded:"):
         raise ConfigError(f"lm.path = {path!r}: built-in models are named {BUILTIN}{path.partition(':')[2]} now")
     if not path.startswith(BUILTIN):
-        return path
+        return find_pretrained(path) or path
     folder = Path(str(resources.files("promptcomp") / "assets" / path.removeprefix(BUILTIN)))
     if not (folder / "config.json").is_file():
         shipped = sorted(p.name for p in folder.parent.glob("*") if (p / "config.json").is_file())
         raise ConfigError(f"lm.path = {path!r}: no such built-in model; shipped: {', '.join(shipped) or 'none'}")
     return str(folder)
+
+
+def place_of(path: str) -> str:
+    """An LM's path as a record keeps it: a folder or file by its full path, a name as it is."""
+    is_place = os.path.isfile(path) or (os.path.isdir(path) and locate(path) == path)
+    return str(Path(path).resolve()) if is_place else path

@@ -37,6 +37,7 @@ from promptcomp.language_model.architectures import (
 from promptcomp.language_model.attention import Window
 from promptcomp.language_model.lm_config import BUILTIN, ENCODER_DECODERS, LanguageModelConfig, locate
 from promptcomp.language_model.parts import logits_of
+from promptcomp.language_model.pretrained import GGUF, is_made
 
 _TEXT_PARTS = {
     r"^(model\.)?(language_model|text_model)\.lm_head\.": "lm_head.",
@@ -53,7 +54,7 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
     Raises:
         ConfigError: nothing can be read there, or the family is not supported.
     """
-    path = locate(config.path)
+    path = _folder(config.path)
     if offline_table and path in known_architectures() and not Path(path).exists():
         sizes = dict(known_architectures()[path])
         found = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
@@ -163,7 +164,7 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
     is_text = type(architecture) in MODEL_FOR_CAUSAL_LM_MAPPING
     with _reading(config.path, "weights"):
         hf, found = _factory(architecture).from_pretrained(
-            locate(config.path),
+            _folder(config.path),
             config=architecture,
             revision=config.revision,
             dtype=getattr(torch, config.dtype),
@@ -218,7 +219,7 @@ def open_tokenizer(config: LanguageModelConfig, *, on_disk: bool = False) -> Pre
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
-    path = locate(config.path)
+    path = _folder(config.path)
     with _reading(config.path, "tokenizer"):
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, revision=config.revision, trust_remote_code=False, local_files_only=on_disk
@@ -254,7 +255,7 @@ def reads_bos(config: LanguageModelConfig) -> bool:
     """Whether an LM of this configuration reads BOS; no, where neither it nor a tokenizer on this disk says so."""
     if config.bos is not None:
         return config.bos
-    return Path(locate(config.path)).is_dir() and _starts_with_bos(config.path)
+    return Path(_folder(config.path)).is_dir() and _starts_with_bos(config.path)
 
 
 @cache
@@ -263,6 +264,17 @@ def _starts_with_bos(path: str) -> bool:
         return adds_bos(open_tokenizer(LanguageModelConfig(path=path)))
     except ConfigError:  # a folder with an architecture and nothing else
         return False
+
+
+def _folder(path: str) -> str:
+    """What transformers is to open. Of a GGUF file it is made when it is first needed, and kept in the cache."""
+    found = locate(path)
+    if path.endswith(GGUF) and found != path and not is_made(Path(found)):
+        from promptcomp.language_model.dequantize import make_folder
+
+        _log.warning("note: %s is dequantised to float32, once, into %s", path, found)
+        make_folder(Path(found), Path(path).name, str(Path(path).resolve()), lambda _: Path(path).resolve())
+    return found
 
 
 @contextmanager

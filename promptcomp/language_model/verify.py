@@ -12,9 +12,7 @@ import contextlib
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +24,7 @@ import promptcomp
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
-from promptcomp.files import write_atomic
+from promptcomp.files import cache_folder, write_atomic
 from promptcomp.language_model import generation
 from promptcomp.language_model.attention import AttentionPattern
 from promptcomp.language_model.parts import refusing, unsupported
@@ -84,12 +82,8 @@ def _key(lm: LanguageModel, weights: str | None) -> str:
 
 
 def _kept_verdict(lm: LanguageModel, key: str) -> str | None:
-    """The verdict of an earlier process, or ours, which is left for later ones where the folder can be written.
-
-    The folder is $PROMPTCOMP_CACHE, or promptcomp in $XDG_CACHE_HOME or ~/.cache.
-    """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    file = Path(os.environ.get("PROMPTCOMP_CACHE") or caches / "promptcomp") / "verified" / f"{key}.json"
+    """The verdict of an earlier process, or ours, which is left for later ones where the folder can be written."""
+    file = cache_folder() / "verified" / f"{key}.json"
     with contextlib.suppress(ConfigError, KeyError, TypeError):
         kept = read_json(file, "verdict on a model")["refused"]
         return None if kept is None else str(kept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
 from promptcomp.files import Place, check_empty, write_atomic
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.lm_config import place_of
 from promptcomp.language_model.loading import pick_device
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import Memory, memory_tensors, memory_to
@@ -235,9 +235,7 @@ class Compressor:
         lm, experiment, format_ = self.module.lm, self.experiment, self.reader.format
         weights, tokenizer = self._hashes
         settings = experiment.method.model_dump(mode="json", exclude={"name"})
-        folder, section = Path(experiment.lm.path), experiment.lm
-        if os.path.isdir(folder):
-            section = section.model_copy(update={"path": str(folder.resolve())})
+        section = experiment.lm.model_copy(update={"path": place_of(experiment.lm.path)})
         dtype = next(t.dtype for t in memory_tensors(memory).values() if t.is_floating_point())
         return PromptInfo(
             method=experiment.method.name,

@@ -28,6 +28,8 @@ from promptcomp.evaluation.predictions import write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import check_empty, check_no_links, locked, write_atomic
+from promptcomp.language_model.lm_config import locate
+from promptcomp.language_model.pretrained import origin_note
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.plain import say
 from promptcomp.report import print_report
@@ -260,6 +262,7 @@ def _evaluate(
         family=module.lm.family,
         data=experiment.data.name,
         lm=experiment.lm.path,
+        lm_note=origin_note(locate(experiment.lm.path)),
         seed=experiment.seed,
         splits={split: assessment.result for split, assessment in found.items()},
         size=size,
@@ -283,6 +286,9 @@ def _announce(experiment: Experiment, run: RunDirectory, datamodule: ContextData
     """Say what runs, and what its data holds; to log.txt as well."""
     about = f" on {experiment.data.name} with {experiment.lm.path}, seed {experiment.seed}, in {run.path}"
     console.print(Text.assemble((experiment.method.name, "bold"), about), highlight=False, soft_wrap=True)
+    if (note := origin_note(locate(experiment.lm.path))) is not None:
+        say(console, note, "yellow")
+        run.write_log(note)
     for counts in datamodule.all_counts():
         say(console, str(counts), "dim")
         run.write_log(str(counts))
