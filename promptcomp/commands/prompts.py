@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from promptcomp.prompts.compressing import Compressor
     from promptcomp.prompts.prompt_files import PromptReader
     from promptcomp.prompts.sources import PromptSource, Query
+    from promptcomp.rivals import Rival
 
 DeviceOption = Annotated[str, Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
 TextOption = Annotated[str | None, Option("--text", help="The prompt.")]
@@ -38,6 +39,10 @@ def compress(
     stdin: Annotated[bool, Option("--stdin", help="Read the prompt from standard input.")] = False,
     demonstrations: RowsOption = None,
     task: Annotated[str | None, Option(help="Task whose prompt to take (prompt tuning by task).")] = None,
+    rival: Annotated[
+        str | None,
+        Option(help="Instead of the run's method a rival with the run's LM: evict, '{name: evict, bytes: 1/8}', ..."),
+    ] = None,
     keep_text: Annotated[bool, Option("--keep-text", help="Keep the prompt's text in the file.")] = False,
     force: Annotated[bool, Option("--force", help="Replace the file if it exists.")] = False,
     device: DeviceOption = "auto",
@@ -47,6 +52,7 @@ def compress(
     given = [value for value in (text, file, demonstrations, stdin or None) if value is not None]
     if len(given) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
+    asked = None if rival is None else _rival(rival)
     from promptcomp.prompts.artifact import check_output
     from promptcomp.prompts.compressing import Compressor
 
@@ -55,7 +61,7 @@ def compress(
     if not given and compressor.module.method.reads_prompt:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
     source = _source(compressor, text, file, demonstrations, stdin)
-    done = compressor.compression(source, task=task, keep_text=keep_text)
+    done = compressor.compression(source, task=task, keep_text=keep_text, rival=asked)
     done.prompt.save(output, force=force)
     info, size = done.prompt.info, output.stat().st_size
     if not as_json:
@@ -81,6 +87,25 @@ def compress(
         "milliseconds": done.milliseconds,
     }
     show(json.dumps(found))
+
+
+def _rival(word: str) -> Rival:
+    """The rival of a name or of a section.
+
+    Raises:
+        ConfigError: it is none, or none that a prompt alone can have.
+    """
+    from promptcomp.config import build, parse_value
+    from promptcomp.rivals import RIVALS
+
+    value = parse_value(word, word)
+    tree = value if isinstance(value, dict) else {"name": value}
+    alone = {each.model_fields["name"].default: each for each in RIVALS if not each.is_control}
+    alone = {name: each for name, each in alone.items() if not each.needs_demonstrations}
+    if (name := tree.get("name")) not in alone:
+        raise ConfigError(f"--rival {name!r}: no rival that a prompt alone can have; choose {', '.join(alone)}")
+    found: Rival = build(alone[name], tree, "--rival")
+    return found
 
 
 def _source(

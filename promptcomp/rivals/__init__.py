@@ -4,6 +4,7 @@ A rival is a section of `evaluation.rivals` that makes a memory of a context wit
 file needs torch to be imported.
 """
 
+from promptcomp.rivals.attention_matching import AttentionMatching
 from promptcomp.rivals.drop_tokens import DropTokens
 from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
@@ -20,6 +21,7 @@ RIVALS: tuple[type[Rival], ...] = (
     FewerDemonstrations,
     DropTokens,
     Evict,
+    AttentionMatching,
     Quantize,
     Shuffled,
     RandomSlots,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.language_model import LanguageModel
 from promptcomp.rivals import Reading, Setting
+from promptcomp.rivals.attention_matching import AttentionMatching
 from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
 from promptcomp.rivals.quantize import Quantize
@@ -87,6 +89,33 @@ def test_eviction(kind: str, score: Any) -> None:
                 stays = sorted(order[:budget])
                 for part, whole in zip(memory.layers[layer], (keys, held), strict=True):
                     torch.testing.assert_close(part[row, head], whole[head, stays])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_attention_matching(kind: str) -> None:
+    lm, budget = doubled(kind), 4
+    reading = reading_of(lm)
+    with torch.no_grad():
+        rival = AttentionMatching(slots=budget)
+        memory: Any = rival.memory(reading, Setting(lambda context: None, reading.tokens)).memory
+    for row, ids in enumerate(TEXTS):
+        pairs, twice, count = plain(lm, ids)[0], plain(lm, ids + ids)[1], len(ids)
+        for layer, (keys, values) in enumerate(pairs):
+            group = twice[layer].shape[0] // keys.shape[0]
+            for head in range(keys.shape[0]):
+                rows = []
+                for query in range(head * group, (head + 1) * group):
+                    for i in range(count, 2 * count):
+                        total = sum(float(twice[layer][query, i, j]) for j in range(count))
+                        rows.append([float(twice[layer][query, i, j]) / total for j in range(count)])
+                mass = [math.sqrt(sum(each[j] ** 2 for each in rows) / len(rows)) for j in range(count)]
+                stays = sorted(sorted(range(count), key=lambda j, mass=mass: -mass[j])[:budget])
+                few = np.array([[each[j] / sum(each[k] for k in stays) for j in stays] for each in rows])
+                wanted = np.array([[sum(a * float(v) for a, v in zip(each, values[head, :, d], strict=True))
+                                    for d in range(values.shape[-1])] for each in rows])  # fmt: skip
+                solved = np.linalg.lstsq(few, wanted, rcond=1e-3)[0]
+                torch.testing.assert_close(memory.layers[layer][0][row, head], keys[head, stays])
+                torch.testing.assert_close(memory.layers[layer][1][row, head], torch.from_numpy(solved))
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -193,13 +193,14 @@ def test_rows_of_rivals_and_what_controls_score() -> None:
              {"name": "fewer_demonstrations", "choose": "bm25", "query_aware": True, "bytes": "1/2"},
              {"name": "evict", "score": "kvzip", "bytes": "1/2"}, {"name": "quantize", "bits": 8},
              {"name": "quantize", "bytes": "1/8"}, {"name": "fewer_demonstrations", "slots": 1},
-             {"name": "shuffled"}, {"name": "random"}]  # fmt: skip
+             {"name": "attention_matching", "slots": 40}, {"name": "shuffled"}, {"name": "random"}]  # fmt: skip
     found = toy({"name": "full_prompt"}, asked)
     result = found.result
     rows = [
         "truncate_tail_40_slots", "fewer_demonstrations_random_40_slots",
         "fewer_demonstrations_bm25_to_query_1_2_of_the_bytes", "evict_kvzip_1_2_of_the_bytes", "quantize_8_bits",
-        "quantize_4_bits_1_8_of_the_bytes", "fewer_demonstrations_random_1_slots", "shuffled", "random",
+        "quantize_4_bits_1_8_of_the_bytes", "fewer_demonstrations_random_1_slots",
+        "attention_matching_40_slots", "shuffled", "random",
     ]  # fmt: skip
     assert list(result.rivals) == rows
     value = {name: estimates["accuracy"].value for name, estimates in result.rows.items()}
