@@ -171,7 +171,7 @@ def kept(cache: KVCache, scores: Sequence[Tensor], number: Tensor) -> KVCache:
     layers = []
     for (keys, values), score in zip(cache.layers, scores, strict=True):
         stays = best(score, cache.mask, number)
-        index = stays.long().argsort(-1, stable=True)[..., stays.shape[-1] - slots :, None]
+        index = stays.long().argsort(dim=-1, stable=True)[..., stays.shape[-1] - slots :, None]
         pair = [part.gather(2, index.expand(*index.shape[:3], part.shape[-1])) for part in (keys, values)]
         layers.append((pair[0], pair[1]))
     mask = torch.arange(slots, device=number.device) >= slots - number[:, None]

@@ -245,6 +245,6 @@ def best(scores: Tensor, mask: Tensor, number: Tensor) -> Tensor:
     """
     between = (slice(None), *[None] * (scores.dim() - 2))
     scores = scores.masked_fill(~mask[between], float("-inf"))
-    order = scores.argsort(-1, descending=True, stable=True)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
     rank = order.argsort(-1)
     return (rank < number[between][..., None]) & mask[between]
