@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptcomp.batch import Context
+from promptcomp.config import ConfigError
 from promptcomp.language_model.cache import growing, passing, reading, stored
 from promptcomp.language_model.model import LanguageModel
-from promptcomp.language_model.parts import at_least_float32, positions, prepend
+from promptcomp.language_model.parts import at_least_float32, positions, prepend, unsupported
 from promptcomp.memory import KVCache
 
 _ROWS_AT_ONCE = 1024
@@ -59,7 +60,7 @@ def attended(lm: LanguageModel, front: KVCache, ids: Tensor, mask: Tensor) -> li
         heads of the cache, each with the Q heads of queries that share it. Rows of padding are 0.
 
     Raises:
-        ConfigError: position ids beyond the LM's window.
+        ConfigError: position ids beyond the LM's window, or a model that does not show its weights.
     """
     assert lm.pattern is not None
     position = front.next_position[:, None] + positions(mask)
@@ -78,8 +79,10 @@ def attended(lm: LanguageModel, front: KVCache, ids: Tensor, mask: Tensor) -> li
             output_attentions=True,
             **passing(lm.body, reading(front)),
         )
+    if not output.attentions:
+        raise ConfigError(unsupported(lm.hf, "they do not show what they attend to"))
     found = []
-    for (keys, _), weights in zip(front.layers, output.attentions or (), strict=True):
+    for (keys, _), weights in zip(front.layers, output.attentions, strict=True):
         real = weights.masked_fill(~mask[:, None, :, None], 0)
         found.append(real.unflatten(1, (keys.shape[1], -1)))
     return found

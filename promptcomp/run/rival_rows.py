@@ -51,7 +51,7 @@ class Rivals:
                 behind = replace(batch, context=read.tokens, teacher_context=read.tokens, context_of=own)
             try:
                 found = rival.memory(read, self.setting)
-            except NotMet as reason:
+            except (NotMet, ConfigError) as reason:  # one row is missing, not the evaluation
                 self.missing[rival.row] = str(reason)
                 continue
             self._add(rival, read, found)
