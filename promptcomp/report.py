@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +20,7 @@ from promptcomp.evaluation.formatting import (
     value_text,
 )
 from promptcomp.evaluation.predictions import TEXT_METRICS
-from promptcomp.evaluation.results import Estimate, Results, SplitResult
+from promptcomp.evaluation.results import Estimate, Results, RivalResult, SplitResult
 from promptcomp.evaluation.summarize import ReferencePoints, SplitPoints
 from promptcomp.terminal import open_table
 
@@ -64,16 +64,22 @@ def _quality_table(results: Results, name: str, split: SplitResult, wide: bool) 
     title = f"{counted}, {many(split.num_contexts, 'context')}; {split.confidence:.0%} intervals"
     metrics = _shown_metrics(split, wide)
     table = open_table(title, [""], [*(METRIC_TITLES.get(metric, metric) for metric in metrics), "retained"])
-    for row in ("no_prompt", "method", "full_prompt"):
-        if row not in split.rows:
+    table.columns[0].no_wrap = not split.rivals  # their titles may be long, and an interval is never cut
+    aware = {row: known for row, known in split.rivals.items() if known.query_aware}
+    apart = [row for row in split.rivals if row not in aware]
+    for row in ("no_prompt", *apart, "method", "full_prompt", *aware):
+        if row not in split.rows and row not in split.rivals:
             continue
-        cells = [estimate_text(split.rows[row].get(metric)) for metric in metrics]
+        cells = [estimate_text(split.rows.get(row, {}).get(metric)) for metric in metrics]
+        if (rival := split.rivals.get(row)) is not None:
+            kept = "" if rival.retained is None else value_text(rival.retained, rival.retained_ci, ".2f")
+            if row == next(iter(aware), None):
+                table.add_section()
+            table.add_row(rival.title, *cells, kept or ("n/a" if rival.missing else ""),
+                          style="dim" if rival.is_control else "")  # fmt: skip
+            continue
         kept = retained_text(split, ".2f") if row == "method" else ""
         table.add_row(row_title(results, row), *cells, kept, style="bold" if row == "method" else "")
-        for rival, known in split.rivals.items() if row == "no_prompt" else ():
-            cells = [estimate_text(split.rows.get(rival, {}).get(metric)) for metric in metrics]
-            kept = "" if known.retained is None else value_text(known.retained, known.retained_ci, ".2f")
-            table.add_row(known.title, *cells, kept, style="dim" if known.is_control else "")
     return table
 
 
@@ -175,6 +181,18 @@ def _points_remarks(points: ReferencePoints, split: SplitPoints) -> list[Text]:
     return [Text(line) for line in lines]
 
 
+def _taken(rival: RivalResult) -> str:
+    """What a rival takes, of what it might have taken, or why it has no row."""
+    if rival.missing:
+        return f"n/a: {rival.missing}"
+    taken = f"{number_text(rival.slots)} positions" + _of(rival.asked_slots, number_text)
+    return f"{taken}, {bytes_text(rival.kv_bytes)} of KV{_of(rival.asked_bytes, bytes_text)}"
+
+
+def _of(asked: float | None, text: Callable[[float], str]) -> str:
+    return "" if asked is None else f" (at most {text(asked)})"
+
+
 def row_title(results: Results, row: str) -> str:
     """The title of a row of the table."""
     what = results.context_kind
@@ -226,9 +244,8 @@ def _notes(results: Results, split: SplitResult) -> list[Text]:
             answers = f"{cut:,} of {split.generated:,} answers reached the limit of new tokens"
             lines.append(f"{row_title(results, row)}: {answers}")
     for known in split.rivals.values():
-        taken = known.missing or f"{number_text(known.slots)} positions"
-        aware = ", chosen by the query" if known.query_aware else ""
-        lines.append(f"{known.title}: {taken}{aware}{', a control' if known.is_control else ''}")
+        aware = "; sees the query, so it is not ranked with the others" if known.query_aware else ""
+        lines.append(f"{known.title}: {_taken(known)}{aware}{'; a control' if known.is_control else ''}")
     if 0 < split.num_contexts < 10:
         lines.append(f"only {many(split.num_contexts, 'context')}: the intervals are rough")
     return [Text(line, style="italic") for line in lines]

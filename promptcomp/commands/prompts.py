@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from promptcomp.prompts.compressing import Compressor
     from promptcomp.prompts.prompt_files import PromptReader
     from promptcomp.prompts.sources import PromptSource, Query
+    from promptcomp.rivals import Rival
 
 DeviceOption = Annotated[str, Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
 TextOption = Annotated[str | None, Option("--text", help="The prompt.")]
@@ -41,6 +42,10 @@ def compress(
     demonstrations: RowsOption = None,
     task: Annotated[str | None, Option(help="Task whose prompt to take (prompt tuning by task).")] = None,
     slots: Annotated[int | None, Option(min=1, help="One of the run's method.budgets; default: the largest.")] = None,
+    rival: Annotated[
+        str | None,
+        Option(help="Instead of the run's method a rival with the run's LM: evict, '{name: evict, bytes: 1/8}', ..."),
+    ] = None,
     keep_text: Annotated[bool, Option("--keep-text", help="Keep the prompt's text in the file.")] = False,
     force: Annotated[bool, Option("--force", help="Replace the file if it exists.")] = False,
     device: DeviceOption = "auto",
@@ -50,6 +55,7 @@ def compress(
     given = [value for value in (text, file, demonstrations, stdin or None) if value is not None]
     if len(given) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
+    asked = None if rival is None else _rival(rival)
     check_output(output, force)
     if _checked(run, file, demonstrations).method.reads_prompt and not given:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
@@ -57,7 +63,7 @@ def compress(
 
     compressor = Compressor.load(run, device=device)
     source = _source(compressor, text, file, demonstrations, stdin)
-    done = compressor.compression(source, task=task, slots=slots, keep_text=keep_text)
+    done = compressor.compression(source, task=task, slots=slots, keep_text=keep_text, rival=asked)
     done.prompt.save(output, force=force)
     info, size = done.prompt.info, output.stat().st_size
     if not as_json:
@@ -99,6 +105,25 @@ def _checked(run: Path, *prompts: Path | None) -> Experiment:
     experiment = trained_experiment(run).without_training()
     experiment.check()
     return experiment
+
+
+def _rival(word: str) -> Rival:
+    """The rival of a name or of a section.
+
+    Raises:
+        ConfigError: it is none, or none that a prompt alone can have.
+    """
+    from promptcomp.config import build, parse_value
+    from promptcomp.rivals import RIVALS
+
+    value = parse_value(word, word)
+    tree = value if isinstance(value, dict) else {"name": value}
+    alone = {each.model_fields["name"].default: each for each in RIVALS if not each.is_control}
+    alone = {name: each for name, each in alone.items() if not each.needs_demonstrations}
+    if (name := tree.get("name")) not in alone:
+        raise ConfigError(f"--rival {name!r}: no rival that a prompt alone can have; choose {', '.join(alone)}")
+    found: Rival = build(alone[name], tree, "--rival")
+    return found
 
 
 def _source(

@@ -73,10 +73,17 @@ class RivalResult(_Section):
     is_control: bool = False
     """Whether it has to score as no prompt does."""
     slots: float | None = None
-    """Positions that it takes in the LM, a mean over contexts; those that it was allowed are the method's, or its own
-    `slots`."""
+    """Positions that it takes in the LM but a BOS, a mean over contexts (query-aware: over queries), as all below."""
+    asked_slots: float | None = None
+    """Positions that it might have taken: the method's own, or those asked for; null: bytes were asked for, or there is
+    no budget."""
     kv_bytes: float | None = None
-    """Bytes of keys and values in use."""
+    """Bytes of keys and values in use, BOS included: those of real positions; of a quantised cache the packed
+    integers and their steps."""
+    stored_bytes: float | None = None
+    """Bytes of its memory as stored, without queries."""
+    asked_bytes: float | None = None
+    """Bytes of keys and values that were asked for."""
     missing: str = ""
     """Why it has no row, in words."""
     retained: float | None = None

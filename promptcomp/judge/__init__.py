@@ -17,7 +17,7 @@ class JudgeOptions:
 
     a: Annotated[Path, Argument(metavar="A", help=f"The side whose win rate is computed. {_SIDE}")]
     b: Annotated[Path, Argument(metavar="B", help="The other side, likewise.")]
-    row_a: Annotated[str, Option(help="Row of a run: method, full_prompt, no_prompt.")] = "method"
+    row_a: Annotated[str, Option(help="Row of a run: method, full_prompt, no_prompt, or a rival's.")] = "method"
     row_b: Annotated[str, Option(help="The same for B.")] = "method"
     split: Annotated[list[str] | None, Option(help="Only this split; may be repeated.")] = None
     examples: Annotated[int | None, Option(min=1, help="Maximum number of examples of each split.")] = None

@@ -63,8 +63,6 @@ def read_side(path: Path, row: str = "method") -> Side:
     Raises:
         ConfigError: nothing there, a line that cannot be read, no generated texts, or an unknown row.
     """
-    if row not in ROWS:
-        raise ConfigError(f"row {row!r} is not known; choose {', '.join(ROWS)}")
     file = path / "predictions.jsonl" if path.is_dir() else path
     if path.is_dir() and not file.exists():
         raise ConfigError(f"{file}: no such predictions file; has the run finished its evaluation?")
@@ -84,6 +82,8 @@ def read_side(path: Path, row: str = "method") -> Side:
     again = f"`{again}` writes answers to a new folder, which can be judged"
     if not generated:
         raise ConfigError(f"{file}: holds no generated texts; {again}")
+    if row not in (known := dict.fromkeys((*ROWS, *(name for _, line in generated for name in line["texts"])))):
+        raise ConfigError(f"{file}: row {row!r} is not known; choose {', '.join(known)}")
     own = [
         (where, {**line, "text": line["texts"][row]}) for where, line in generated if line["texts"].get(row) is not None
     ]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +32,7 @@ from promptcomp.memory import Memory, memory_tensors, memory_to
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
+from promptcomp.rivals import NotMet, Reading, Rival, Setting
 from promptcomp.run.configured import exported_experiment
 from promptcomp.run.opening import make_data, make_module, open_trained, quiet
 
@@ -190,9 +191,15 @@ class Compressor:
         return self.compression(source, task=task, slots=slots, keep_text=keep_text).prompt
 
     def compression(
-        self, source: PromptSource, *, task: str | None = None, slots: int | None = None, keep_text: bool = False
+        self,
+        source: PromptSource,
+        *,
+        task: str | None = None,
+        slots: int | None = None,
+        keep_text: bool = False,
+        rival: Rival | None = None,
     ) -> Compression:
-        """A compressed prompt with what it cost.
+        """A compressed prompt with what it cost; with `rival` what that makes of the prompt with the same LM.
 
         Raises:
             ConfigError: the prompt is empty or does not fit the LM's window, the method makes no memory, or it was not
@@ -201,17 +208,31 @@ class Compressor:
         self.module.choose_slots(slots)
         context = self.context(source, task)
         start = time.perf_counter()
-        memory = self._memory(context, self.module.compress)
+        read = self.module.compress if rival is None else partial(self._rival_memory, rival)
+        memory = self._memory(context, read)
         milliseconds = 1000 * (time.perf_counter() - start)
         if memory is None:
             method = self.experiment.method.name
+            if rival is not None:
+                raise ConfigError(f"{rival.label}: nothing of the prompt fits the budget; give more slots or bytes")
             raise ConfigError(f"{self.source}: its method ({method}) reads no prompt, so there is nothing to save")
         tokens = context.ids.shape[1]
         info = self._info(source, memory, tokens, task, keep_text)
+        if rival is not None:
+            settings = rival.model_dump(mode="json", exclude={"name"})
+            info = info.model_copy(update={"method": rival.name, "settings": settings})
         lm = self.module.lm
         prompt = CompressedPrompt(memory, info, reader=self.reader)
         whole = (tokens + lm.num_bos) * lm.cost.kv_bytes_per_token
         return Compression(prompt, milliseconds, round(lm.kv_bytes(memory)), whole)
+
+    def _rival_memory(self, rival: Rival, context: Context) -> Memory | None:
+        setting = Setting(self.module.compress, context)
+        own = self.module.compress(context) if getattr(rival, "slots", 0) is None else None
+        try:
+            return rival.memory(Reading(self.module.lm, context, own), setting).memory
+        except NotMet as reason:
+            raise ConfigError(f"{rival.label}: {reason}") from None
 
     def uncompressed(self, source: PromptSource) -> Memory | None:
         """The whole prompt as a memory of the same LM, for comparison (on the CPU)."""

@@ -4,12 +4,25 @@ A rival is a section of `evaluation.rivals` that makes a memory of a context wit
 file needs torch to be imported.
 """
 
+from promptcomp.rivals.attention_matching import AttentionMatching
+from promptcomp.rivals.drop_tokens import DropTokens
+from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
+from promptcomp.rivals.quantize import Quantize
 from promptcomp.rivals.random_slots import RandomSlots
-from promptcomp.rivals.rival import Rival, Setting
+from promptcomp.rivals.rival import NotMet, Reading, Rival, Setting
 from promptcomp.rivals.shuffled import Shuffled
 from promptcomp.rivals.truncate import Truncate
 
-__all__ = ["RIVALS", "Rival", "Setting"]
+__all__ = ["RIVALS", "NotMet", "Reading", "Rival", "Setting"]
 
-RIVALS: tuple[type[Rival], ...] = (Truncate, FewerDemonstrations, Shuffled, RandomSlots)
+RIVALS: tuple[type[Rival], ...] = (
+    Truncate,
+    FewerDemonstrations,
+    DropTokens,
+    Evict,
+    AttentionMatching,
+    Quantize,
+    Shuffled,
+    RandomSlots,
+)

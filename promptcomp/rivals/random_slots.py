@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from promptcomp.rivals.rival import Rival, Setting
-
-if TYPE_CHECKING:
-    from promptcomp.batch import Context
-    from promptcomp.memory import Memory
+from promptcomp.rivals.rival import Made, Reading, Rival, Setting
 
 
 class RandomSlots(Rival):
@@ -21,24 +17,19 @@ class RandomSlots(Rival):
     seed: int = 0
     """Seed of the vectors."""
 
-    @property
-    def row(self) -> str:
-        """See Rival."""
-        return self.name
-
-    def memory(self, setting: Setting, context: Context, own: Memory | None) -> Memory | None:
+    def memory(self, reading: Reading, setting: Setting) -> Made:
         """Soft prompts, also where the method's memory is of another kind."""
         import torch
 
         from promptcomp.language_model import embedding_scale, token_table
         from promptcomp.memory import SoftPrompt
 
-        if own is None:
-            return None
-        table = token_table(setting.lm.hf)
+        if (own := reading.own) is None:
+            return Made(None)
+        table = token_table(reading.lm.hf)
         slots, width = own.mask.shape[1], table.weight.shape[1]
         drawn = torch.randn(slots, width, generator=torch.Generator().manual_seed(self.seed))
         vectors = drawn.to(table.weight) * (embedding_scale(table) * table.weight.std())
         real = own.num_slots[:, None]
         mask = torch.arange(slots, device=own.mask.device) >= slots - real
-        return SoftPrompt(vectors.expand(len(mask), -1, -1), mask)
+        return Made(SoftPrompt(vectors.expand(len(mask), -1, -1), mask))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from promptcomp.rivals.rival import Rival, Setting
+from promptcomp.rivals.rival import Made, Reading, Rival, Setting
 
 if TYPE_CHECKING:
     from promptcomp.batch import Context
-    from promptcomp.memory import Memory
 
 
 class Shuffled(Rival):
@@ -19,22 +18,17 @@ class Shuffled(Rival):
 
     name: Literal["shuffled"] = "shuffled"
 
-    @property
-    def row(self) -> str:
-        """See Rival."""
-        return self.name
-
-    def memory(self, setting: Setting, context: Context, own: Memory | None) -> Memory | None:
+    def memory(self, reading: Reading, setting: Setting) -> Made:
         """The memory of one of the setting's other contexts, chosen by the context's tokens alone."""
         others = setting.memory_of_others
         if others is None:
-            return None
+            return Made(None)
         known = _tokens(setting.others)
         chosen = []
-        for ids in _tokens(context):
+        for ids in _tokens(reading.tokens):
             different = [number for number, other in enumerate(known) if other != ids]
             chosen.append(different[sum(ids) % len(different)])
-        return others.rows(context.task.new_tensor(chosen))
+        return Made(others.rows(reading.tokens.task.new_tensor(chosen)))
 
 
 def _tokens(context: Context) -> list[list[int]]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from promptcomp.rivals.rival import TextRival
+from promptcomp.rivals.rival import Reading, TextRival
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from promptcomp.batch import Context
 
 
 class Truncate(TextRival):
@@ -22,18 +20,13 @@ class Truncate(TextRival):
     """head: the first tokens; tail: the last ones, next to the query; both: the larger half first, the other last."""
 
     @property
-    def row(self) -> str:
-        """See Rival."""
-        return f"truncate_{self.keeps}"
+    def _kind(self) -> str:
+        return self.keeps
 
-    @property
-    def label(self) -> str:
-        """See Rival."""
-        return f"{self.title} ({self.keeps})"
-
-    def keep(self, context: Context, budget: Tensor) -> Tensor:
+    def keep(self, reading: Reading, budget: Tensor) -> Tensor:
         """See TextRival."""
-        from_start = context.mask.long().cumsum(-1) - 1
-        from_end = context.mask.sum(-1, keepdim=True) - from_start - 1
+        mask = reading.tokens.mask
+        from_start = mask.long().cumsum(-1) - 1
+        from_end = mask.sum(-1, keepdim=True) - from_start - 1
         first = {"head": budget, "tail": budget * 0, "both": (budget + 1) // 2}[self.keeps]
         return (from_start < first[:, None]) | (from_end < (budget - first)[:, None])

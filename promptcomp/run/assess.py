@@ -12,11 +12,9 @@ from typing import cast
 
 import torch
 
-from promptcomp.batch import Batch, Context, collate
-from promptcomp.config import ConfigError
+from promptcomp.batch import Batch, Context
 from promptcomp.datamodules.context_module import ContextDataModule, ExampleInfo
 from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
-from promptcomp.datamodules.sampler import EvalPart
 from promptcomp.evaluation import flops
 from promptcomp.evaluation import memory_cost as cost
 from promptcomp.evaluation.predictions import (
@@ -27,7 +25,7 @@ from promptcomp.evaluation.predictions import (
     examples_sha256,
     make_predictions,
 )
-from promptcomp.evaluation.results import Cost, RivalResult, Size, SplitResult
+from promptcomp.evaluation.results import Cost, Size, SplitResult
 from promptcomp.evaluation.summarize import summarise
 from promptcomp.evaluation.texts import Rouge
 from promptcomp.experiment import EvaluationConfig
@@ -35,7 +33,8 @@ from promptcomp.files import write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory
-from promptcomp.rivals import Rival, Setting
+from promptcomp.rivals import Reading
+from promptcomp.run.rival_rows import Behind, Rivals, rivals_on
 
 _KINDS: dict[type, flops.MemoryKind] = {KVCache: "kv_cache", EncoderStates: "encoder_states"}
 """The names that the cost formulas have for memories."""
@@ -68,68 +67,6 @@ class _Sizes:
             self.kv_bytes += lm.kv_bytes(memory) * contexts
         if self.first_batch is None:
             self.first_batch = batch
-
-
-OTHERS = 8
-"""Contexts of a split whose memories stand in for those of others (the control `shuffled`)."""
-
-
-@dataclass(slots=True)
-class Rivals:
-    """Makes the memories of rivals, and sums up what they take."""
-
-    asked: tuple[Rival, ...]
-    setting: Setting
-    contexts: int = 0
-    slots: dict[str, int] = field(default_factory=dict)
-    kv_bytes: dict[str, float] = field(default_factory=dict)
-
-    def memories(self, context: Context, own: Memory | None) -> dict[str, Memory | None]:
-        """Row -> the memory of a batch's contexts."""
-        made = {rival.row: rival.memory(self.setting, context, own) for rival in self.asked}
-        count, lm = len(context.mask), self.setting.lm
-        self.contexts += count
-        for rival in self.asked:
-            memory, row = made[rival.row], rival.row
-            bos = count * lm.num_bos if rival.keeps_bos and lm.family == "decoder" else 0
-            slots = 0 if memory is None else int(memory.num_slots.sum()) - bos
-            self.slots[row] = self.slots.get(row, 0) + slots
-            self.kv_bytes[row] = self.kv_bytes.get(row, 0.0) + lm.kv_bytes(memory) * count
-        return made
-
-    def results(self) -> dict[str, RivalResult]:
-        """Row -> what is known of it but its scores."""
-        found = {}
-        for rival in self.asked:
-            taken, contexts = self.slots.get(rival.row, 0), max(self.contexts, 1)
-            found[rival.row] = RivalResult(
-                title=rival.label,
-                query_aware=rival.query_aware,
-                is_control=rival.is_control,
-                slots=taken / contexts,
-                kv_bytes=self.kv_bytes.get(rival.row, 0.0) / contexts,
-                missing="" if taken else "nothing of any context fits the budget",
-            )
-        return found
-
-
-def rivals_on(
-    split: str, asked: tuple[Rival, ...], module: CompressionModule, datamodule: ContextDataModule
-) -> Rivals | None:
-    """The rivals that are asked for, on one split; None where none are.
-
-    Raises:
-        ConfigError: a split whose contexts are all the same has no other context for `shuffled`.
-    """
-    if not asked:
-        return None
-    contexts = datamodule.eval_contexts(split)
-    step = max(1, len(contexts) // (2 * OTHERS))
-    rows = [contexts.encode(EvalPart(number, 0, 0)) for number in range(0, len(contexts), step)]
-    others = list({row.ids: row for row in rows}.values())[:OTHERS]
-    if len(others) < 2 and any(rival.row == "shuffled" for rival in asked):
-        raise ConfigError(f"evaluation.rivals: shuffled needs two different contexts, and split {split!r} has one")
-    return Rivals(asked, Setting(module.lm, module.compress, collate(others, 0).to(module.device).context))
 
 
 @dataclass(slots=True)
@@ -200,14 +137,15 @@ def _score(
         memory = module.compress(batch.context)
         if bounds:  # sizes are shown beside them, and to count what a token costs takes a while
             sizes.add(module.lm, batch, memory)
-        memories = {"method": memory}
+        reading = Reading(module.lm, batch.context, memory)
+        memories: dict[str, Behind] = {"method": (memory, batch)}
         for row in rows[1:]:  # the whole prompt as the LM reads it, or nothing
-            memories[row] = module.lm.encode(batch.context) if row == "full_prompt" else None
+            memories[row] = reading.full if row == "full_prompt" else None, batch
         if rivals is not None:
-            memories |= rivals.memories(batch.context, memory)
-        for row, each in memories.items():
-            sums, counts, _ = module.lm.score(each, batch)
-            targets = zip(batch.example.tolist(), batch.choice.tolist(), strict=True)
+            memories |= rivals.memories(reading, batch)
+        for row, (each, read) in memories.items():
+            sums, counts, _ = module.lm.score(each, read)
+            targets = zip(read.example.tolist(), read.choice.tolist(), strict=True)
             found = zip(sums.tolist(), counts.tolist(), strict=True)
             collected.setdefault(row, {}).update(zip(targets, found, strict=True))
         if answers is not None:
@@ -216,6 +154,8 @@ def _score(
     for row, result in (rivals.results() if rivals is not None else {}).items():
         if result.missing:
             collected.pop(row, None)
+            if answers is not None:
+                answers.collected.pop(row, None)
     if bounds and itself is not None:
         collected[itself] = collected["method"]
         if answers is not None:
@@ -289,13 +229,13 @@ class Answers:
     questions: dict[int, tuple[str, str, str]] = field(default_factory=dict)
     """Example -> instruction, input and right answer as texts."""
 
-    def add(self, module: CompressionModule, memories: Mapping[str, Memory | None], batch: Batch) -> None:
+    def add(self, module: CompressionModule, memories: Mapping[str, Behind], batch: Batch) -> None:
         """Answer every query of a batch greedily behind the memories of each row; its targets are not looked at."""
         numbers = example_of_query(batch)
-        limit = min(self.max_new_tokens, room(module, memories, batch))
+        limit = min(self.max_new_tokens, room(module, [memory for memory, _ in memories.values()], batch))
         decode = partial(self.datamodule.tokenizer.decode, skip_special_tokens=True)
-        for row, memory in memories.items():
-            made = module.lm.generate(memory, batch, max_new_tokens=limit, stop_ids=self.stop_ids)
+        for row, (memory, read) in memories.items():
+            made = module.lm.generate(memory, read, max_new_tokens=limit, stop_ids=self.stop_ids)
             texts = [self.datamodule.answer_of(str(decode(ids))) for ids in made]
             cut = [len(ids) >= limit for ids in made]
             found = zip(texts, cut, strict=True)
@@ -330,7 +270,7 @@ def example_of_query(batch: Batch) -> list[int]:
     return numbers.scatter(0, batch.query_of, batch.example).tolist()
 
 
-def room(module: CompressionModule, memories: Mapping[str, Memory | None], batch: Batch) -> int:
+def room(module: CompressionModule, memories: Sequence[Memory | None], batch: Batch) -> int:
     """Tokens that every row of a batch can add to its longest prompt within the LM's window.
 
     All rows of the table get the same limit, so that none is cut where another is not.
@@ -339,7 +279,7 @@ def room(module: CompressionModule, memories: Mapping[str, Memory | None], batch
     if window is None:
         return _UNLIMITED
     # positions in front of a query, the longest of the batch
-    used = [m.next_position if isinstance(m, KVCache) else m.num_slots for m in memories.values() if m is not None]
+    used = [m.next_position if isinstance(m, KVCache) else m.num_slots for m in memories if m is not None]
     front = max((int(each.max()) for each in used), default=0)
     return max(1, window - front - int(batch.query_mask.sum(-1).max()) - 1)  # 1: a BOS
 
@@ -382,7 +322,7 @@ def write_rationales(
 def _texts(module: CompressionModule, datamodule: RationaleDataModule, batch: Batch) -> Iterator[tuple[int, str]]:
     """Example numbers and greedy rationales of a batch."""
     memory = module.compress(batch.context)
-    limit = min(datamodule.config.max_rationale_tokens, room(module, {"method": memory}, batch))
+    limit = min(datamodule.config.max_rationale_tokens, room(module, [memory], batch))
     made = module.lm.generate(memory, batch, max_new_tokens=limit, stop_ids=datamodule.prompt_format().stop_ids)
     for number, ids in zip(example_of_query(batch), made, strict=True):
         yield number, str(datamodule.tokenizer.decode(ids, skip_special_tokens=True)).strip()

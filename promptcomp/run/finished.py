@@ -87,7 +87,7 @@ class Run:
         return frame(each.model_dump() for each in read_predictions(self._directory.predictions))
 
     def plot(self) -> Figure:
-        """Losses and dev metrics over the steps and, where there are results, the method beside its bounds.
+        """Losses and dev metrics over the steps and, where there are results, the method beside its bounds and rivals.
 
         Raises:
             ConfigError: matplotlib is not there.
@@ -100,11 +100,15 @@ class Run:
                 if points := [(row["step"], row[name]) for row in series if row.get(name) is not None]:
                     curves.plot(*zip(*points, strict=True), label=name, color=colour)
             curves.set_xlabel("optimiser step")
-            for number, row in enumerate(ROWS):
-                places = [place + 0.27 * (number - 1) for place in range(len(splits))]
-                found = [getattr(split, row) for split in splits.values()]
-                values = [math.nan if value is None else value for value in found]
-                bars.bar(places, values, 0.25, label=row.replace("_", " "), color=(GREY, *COLOURS)[number])
+            titles = {row: row.replace("_", " ") for row in ROWS}
+            titles |= {row: known.title for split in splits.values() for row, known in split.rivals.items()}
+            width = 0.81 / len(titles)
+            for number, (row, title) in enumerate(titles.items()):
+                places = [place + width * (number - (len(titles) - 1) / 2) for place in range(len(splits))]
+                found = [split.rows.get(row, {}).get(split.metric) for split in splits.values()]
+                values = [math.nan if each is None or each.value is None else each.value for each in found]
+                colour = (GREY, *COLOURS)[number % (len(COLOURS) + 1)]
+                bars.bar(places, values, 0.93 * width, label=title, color=colour)
             bars.set_xticks(range(len(splits)), [f"{name}\n{METRIC_TITLES[s.metric]}" for name, s in splits.items()])
             for axes, drawn in ((curves, curves.lines), (bars, splits)):
                 if drawn:

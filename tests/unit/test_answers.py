@@ -118,7 +118,7 @@ def test_the_limit_is_counted_and_the_window_is_kept(tmp_path: Path) -> None:
     batch = collate([context], pad_id=0)
     full = module(lm, name="full_prompt")
     memories = {"method": full.compress(batch.context), "no_prompt": None}
-    limit = room(full, memories, batch)
+    limit = room(full, list(memories.values()), batch)
     assert 128 - 102 - 2 <= limit <= 128 - 102
     assert len(lm.generate(memories["method"], batch, max_new_tokens=limit)[0]) == limit
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from promptcomp.batch import EncodedContext, EncodedQuery, collate
+from promptcomp.commands.prompts import _rival
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.sampler import EvalPart
 from promptcomp.datamodules.tasks import Row
@@ -20,6 +21,9 @@ from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from promptcomp.prompts.compressing import Compressor
 from promptcomp.prompts.prompt_files import AnswerSettings, load_prompt
 from promptcomp.prompts.sources import PromptSource
+from promptcomp.rivals.evict import Evict
+from promptcomp.rivals.quantize import Quantize
+from promptcomp.rivals.truncate import Truncate
 from tests.prompt_runs import DATA, save_lm, save_run
 
 METHODS = {
@@ -225,3 +229,26 @@ def test_a_tokenizers_hash_tells_vocabulary_and_rules_and_earlier_ones_stay_vali
         assert is_tokenizer(kind, found)
         assert is_tokenizer(kind, _first_hash(kind))
         assert not is_tokenizer(kind, "2:x")
+
+
+def test_rivals_as_files(compressors: dict[tuple[str, str], Compressor], tmp_path: Path) -> None:
+    compressor = compressors["llama", "gist"]
+    source = PromptSource(TEXT)
+    own = compressor.compression(source).prompt.info
+    for rival in (Evict(score="knorm"), Quantize(bits=8), Truncate(slots=3)):
+        prompt = compressor.compression(source, rival=rival).prompt
+        prompt.save(tmp_path / f"{rival.row}.safetensors")
+        again = load_prompt(tmp_path / f"{rival.row}.safetensors", device="cpu")
+        assert again.info.method == rival.name
+        assert again.generate(QUERIES, max_new_tokens=NEW) == prompt.generate(QUERIES, max_new_tokens=NEW)
+        bos = compressor.module.lm.num_bos
+        wanted = {"evict": own.slots + bos, "quantize": own.source_tokens + bos, "truncate": 3 + bos}
+        assert again.info.slots == wanted[rival.name]
+    with pytest.raises(ConfigError, match="more than 0"):
+        compressor.compression(source, rival=Quantize(bytes=0.01))
+    with pytest.raises(ConfigError, match="give more slots or bytes"):
+        compressor.compression(source, rival=Truncate(bytes=0.01))
+    for word, message in (("shuffled", "choose truncate"), ("{name: evict, slot: 1}", "slot"), ("nope", "'nope'")):
+        with pytest.raises(ConfigError, match=message):
+            _rival(word)
+    assert _rival("{name: evict, bytes: 1/8}") == Evict(bytes=0.125)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text, number_text, value_text
-from promptcomp.evaluation.results import Cost, Estimate, Results, Size, SplitResult, TaskResult
+from promptcomp.evaluation.results import Cost, Estimate, Results, RivalResult, Size, SplitResult, TaskResult
 from promptcomp.report import print_report
 
 
@@ -72,6 +72,34 @@ def test_everything_is_readable(width):
         "compressing once  220 MFLOP, 3.4 ms, pays from query 2 on",
     ):
         assert expected in text
+
+
+RIVALS = {
+    "truncate_tail": RivalResult(title="truncated (tail)", slots=8, asked_slots=8, kv_bytes=27648, retained=0.2),
+    "long": RivalResult(
+        title="fewer demonstrations (random, 1/16 of the bytes)", missing="nothing of any context fits the budget"
+    ),
+    "seeing": RivalResult(
+        title="fewer demonstrations (bm25 to query, 1/8 of the bytes)", query_aware=True, slots=11.5, kv_bytes=38400,
+        asked_bytes=39321.6, retained=0.5, retained_ci=(0.4, 0.6),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_long_titles_of_rivals_cut_no_interval(width):
+    rows = make_split().rows | {row: estimates(0.5, "accuracy", "macro_f1") for row in ("truncate_tail", "seeing")}
+    text = printed(RESULTS.model_copy(update={"splits": {"test": make_split(rows=rows, rivals=RIVALS)}}), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert text.count("0.500 [0.48, 0.52]") == 4
+    assert "0.50 [0.40, 0.60]" in text
+    whole = " ".join(text.split())
+    assert "truncated (tail): 8 positions (at most 8), 27.0 KiB of KV" in whole
+    assert "n/a: nothing of any context fits the budget" in whole
+    assert "11.5 positions, 37.5 KiB of KV (at most 38.4 KiB); sees the query" in whole
+    apart = text.index("fewer demonstrations", text.index("full demonstrations"))
+    assert text.index("truncated (tail)") < text.index("full demonstrations") < apart
 
 
 def test_run_directory_and_next_steps():

@@ -11,8 +11,11 @@ from promptcomp.batch import Context, EncodedContext, EncodedQuery, EncodedTarge
 from promptcomp.config import ConfigError, build
 from promptcomp.experiment import EvaluationConfig, Experiment
 from promptcomp.memory import Memory, SoftPrompt
-from promptcomp.rivals import RIVALS, Setting
+from promptcomp.rivals import RIVALS, NotMet, Reading, Setting
+from promptcomp.rivals.drop_tokens import DropTokens
+from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
+from promptcomp.rivals.quantize import Quantize
 from promptcomp.rivals.random_slots import RandomSlots
 from promptcomp.rivals.rival import TextRival, tokens_of
 from promptcomp.rivals.shuffled import Shuffled
@@ -30,7 +33,7 @@ def row(ids: tuple[int, ...], borders: tuple[int, ...] = ()) -> EncodedContext:
 
 
 def kept(rival: TextRival, context: Context, *budget: int) -> list[list[int]]:
-    keep = rival.keep(context, torch.tensor(budget)) & context.mask
+    keep = rival.keep(Reading(tiny_lm("llama"), context, None), torch.tensor(budget)) & context.mask
     left = tokens_of(context, keep)
     assert not left.mask.numel() or left.mask.any(0).all()
     return [ids[mask].tolist() for ids, mask in zip(left.ids, left.mask, strict=True)]
@@ -69,13 +72,78 @@ def test_demonstrations_are_kept_whole_and_in_their_order() -> None:
 def test_kept_text_is_read_as_a_full_prompt(model: str) -> None:
     lm, batch = tiny_lm(model), collate([row(LONG), row(SHORT)], 0)
     own = SoftPrompt(torch.zeros(2, 4, 32), torch.tensor([[True] * 4, [False, False, True, True]]))
-    setting = Setting(lm, lambda context: None, batch.context)
-    memory = Truncate(keeps="both").memory(setting, batch.context, own)
+    setting = Setting(lambda context: None, batch.context)
+    memory = Truncate(keeps="both").memory(Reading(lm, batch.context, own), setting).memory
     expected = [naive_score(lm, ids, QUERY, TARGET) for ids in ((5, 6, 11, 12), (20, 22))]
     assert lm.score(memory, batch).sum_log_prob.tolist() == pytest.approx(expected, abs=1e-5)
-    memory = Truncate(keeps="head", slots=2).memory(setting, batch.context, None)
+    memory = Truncate(keeps="head", slots=2).memory(Reading(lm, batch.context, None), setting).memory
     expected = [naive_score(lm, ids, QUERY, TARGET) for ids in ((5, 6), (20, 21))]
     assert lm.score(memory, batch).sum_log_prob.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_which_demonstrations_are_tried_first() -> None:
+    """Typical ones, or those that are like the query; a query has no say unless it is asked."""
+    texts = ((5, 6, 7), (5, 6, 8), (30, 31, 32))
+    query = EncodedQuery((30, 9), (EncodedTarget(TARGET),))
+    batch = collate([EncodedContext(sum(texts, ()), (query, query), borders=(3, 6, 9))], 0)
+    reading = Reading(tiny_lm("llama"), batch.context, None)
+    assert reading.queries is None
+    for choose in ("bm25", "nearest"):
+        typical = FewerDemonstrations(choose=choose).keep(reading, torch.tensor([3]))
+        assert batch.context.ids[typical].tolist() != [30, 31, 32]
+        like = FewerDemonstrations(choose=choose, query_aware=True)
+        wanted = like.keep(reading.of_queries(batch), torch.tensor([3, 3]))
+        assert batch.context.ids[wanted[:1]].tolist() == batch.context.ids[wanted[1:]].tolist() == [30, 31, 32]
+
+
+def test_dropped_tokens_are_those_that_are_expected() -> None:
+    lm, context = tiny_lm("llama"), collate([row(LONG), row(SHORT)], 0).context
+    reading = Reading(lm, context, None)
+    logits = lm.hf(torch.tensor([LONG])).logits[0].log_softmax(-1)
+    lost = [float("inf"), *(-float(logits[i, token]) for i, token in enumerate(LONG[1:]))]
+    stays = sorted(range(8), key=lambda i: -lost[i])[:3]
+    found = DropTokens().keep(reading, torch.tensor([3, 9]))
+    assert context.ids[0][found[0]].tolist() == [LONG[i] for i in sorted(stays)]
+    assert found[1].tolist() == context.mask[1].tolist()
+    drawn = DropTokens(keeps="random")
+    assert drawn.keep(reading, torch.tensor([3, 2])).sum(-1).tolist() == [3, 2]
+    assert torch.equal(drawn.keep(reading, torch.tensor([3, 2])), drawn.keep(reading, torch.tensor([3, 2])))
+
+
+@pytest.mark.parametrize("score", ["streaming", "knorm", "snapkv", "kvzip"])
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_a_cache_that_loses_nothing_scores_as_the_full_prompt(model: str, score: Any) -> None:
+    lm, batch = tiny_lm(model), collate([row(LONG), row(SHORT)], 0)
+    reading, setting = Reading(lm, batch.context, None), Setting(lambda context: None, batch.context)
+    expected = lm.score(lm.encode(batch.context), batch).sum_log_prob
+    with torch.no_grad():
+        whole = Evict(score=score, slots=8).memory(reading, setting).memory
+        part = Evict(score=score, slots=4).memory(reading, setting).memory
+    assert whole is not None
+    assert part is not None
+    assert lm.score(whole, batch).sum_log_prob.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    found = lm.score(part, batch).sum_log_prob
+    assert found[1] == pytest.approx(float(expected[1]), abs=1e-5)  # three tokens, all of them kept
+    assert abs(float(found[0] - expected[0])) > 1e-4
+    assert part.num_slots.tolist() == [4, 3]
+    assert part.layers[0][0].shape[2] == 4  # allocated, not masked
+    assert Evict(score=score).memory(reading, setting).memory is None
+
+
+def test_lms_that_some_rivals_do_not_work_with() -> None:
+    batch = collate([row(LONG)], 0)
+    setting = Setting(lambda context: None, batch.context)
+    for name, message in (("t5_query_in_decoder", "states, not as keys and values"), ("mistral", "gaps")):
+        with pytest.raises(NotMet, match=message):
+            Evict(slots=2).memory(Reading(tiny_lm(name), batch.context, None), setting)
+    seq2seq = Reading(tiny_lm("t5_query_in_decoder"), batch.context, None)
+    with pytest.raises(NotMet, match="does not predict"):
+        DropTokens(slots=2).memory(seq2seq, setting)
+    with pytest.raises(NotMet, match="states, not as keys and values"):
+        Quantize().memory(seq2seq, setting)
+    full = collate([row(tuple(range(3, 53)) * 2 + tuple(range(3, 31)))], 0).context  # 128 positions
+    with pytest.raises(NotMet, match="no room to read them again"):
+        Evict(score="kvzip", slots=2).memory(Reading(tiny_lm("gpt2"), full, None), setting)
 
 
 def test_controls_know_nothing_of_the_context() -> None:
@@ -87,9 +155,9 @@ def test_controls_know_nothing_of_the_context() -> None:
         made.append(context)
         return SoftPrompt(lm.embed(context.ids), context.mask)
 
-    setting, own = Setting(lm, compress, others), compress(batch.context)
-    memory = Shuffled().memory(setting, batch.context, own)
-    again = Shuffled().memory(setting, batch.context, own)
+    setting, reading = Setting(compress, others), Reading(lm, batch.context, compress(batch.context))
+    memory = Shuffled().memory(reading, setting).memory
+    again = Shuffled().memory(reading, setting).memory
     assert isinstance(memory, SoftPrompt)
     assert isinstance(again, SoftPrompt)
     assert torch.equal(memory.embeds, again.embeds)
@@ -98,11 +166,11 @@ def test_controls_know_nothing_of_the_context() -> None:
     for number, allowed in ((0, theirs), (1, theirs[1:])):  # the second context is itself among the others
         found = memory.embeds[number][memory.mask[number]]
         assert any(found.shape == each.shape and torch.equal(found, each) for each in allowed)
-    drawn = RandomSlots().memory(setting, batch.context, own)
+    drawn = RandomSlots().memory(reading, setting).memory
     assert isinstance(drawn, SoftPrompt)
     assert drawn.num_slots.tolist() == [8, 3]
     assert torch.equal(drawn.embeds[0, -3:], drawn.embeds[1, -3:])
-    assert RandomSlots().memory(setting, batch.context, None) is None
+    assert RandomSlots().memory(Reading(lm, batch.context, None), setting).memory is None
 
 
 def toy(method: dict[str, Any], rivals: list[dict[str, Any]]) -> Any:
@@ -122,32 +190,52 @@ def toy(method: dict[str, Any], rivals: list[dict[str, Any]]) -> Any:
 def test_rows_of_rivals_and_what_controls_score() -> None:
     """With an LM that learns in context: more of a context is worth more, and nothing of it as much as no prompt."""
     asked = [{"name": "truncate", "slots": 40}, {"name": "fewer_demonstrations", "slots": 40},
-             {"name": "shuffled"}, {"name": "random"}]  # fmt: skip
+             {"name": "fewer_demonstrations", "choose": "bm25", "query_aware": True, "bytes": "1/2"},
+             {"name": "evict", "score": "kvzip", "bytes": "1/2"}, {"name": "quantize", "bits": 8},
+             {"name": "quantize", "bytes": "1/8"}, {"name": "fewer_demonstrations", "slots": 1},
+             {"name": "attention_matching", "slots": 40}, {"name": "shuffled"}, {"name": "random"}]  # fmt: skip
     found = toy({"name": "full_prompt"}, asked)
     result = found.result
-    assert list(result.rivals) == ["truncate_tail", "fewer_demonstrations_random", "shuffled", "random"]
+    rows = [
+        "truncate_tail_40_slots", "fewer_demonstrations_random_40_slots",
+        "fewer_demonstrations_bm25_to_query_1_2_of_the_bytes", "evict_kvzip_1_2_of_the_bytes", "quantize_8_bits",
+        "quantize_4_bits_1_8_of_the_bytes", "fewer_demonstrations_random_1_slots",
+        "attention_matching_40_slots", "shuffled", "random",
+    ]  # fmt: skip
+    assert list(result.rivals) == rows
     value = {name: estimates["accuracy"].value for name, estimates in result.rows.items()}
-    assert value["no_prompt"] + 0.1 < value["fewer_demonstrations_random"] < value["full_prompt"]
+    assert value["no_prompt"] + 0.1 < value[rows[1]] < value["full_prompt"]
     for name in ("shuffled", "random"):
         assert result.rivals[name].is_control
         assert abs(value[name] - value["no_prompt"]) < 0.15
         assert result.rivals[name].gap == pytest.approx(value["full_prompt"] - value[name])
-    assert 30 < result.rivals["fewer_demonstrations_random"].slots <= 40
-    assert result.rivals["truncate_tail"].slots == 40
-    assert set(found.predictions[0].scores) == {"method", "full_prompt", "no_prompt", *result.rivals}
-
-
-def test_a_budget_that_holds_no_demonstration_has_no_row_but_a_reason() -> None:
-    result = toy({"name": "full_prompt"}, [{"name": "fewer_demonstrations", "slots": 1}]).result
-    assert "fits the budget" in result.rivals["fewer_demonstrations_random"].missing
-    assert "fewer_demonstrations_random" not in result.rows
+    known = [result.rivals[row] for row in rows]
+    assert 30 < known[1].slots <= known[1].asked_slots == 40
+    assert known[0].slots == 40
+    assert [each.query_aware for each in known[:4]] == [False, False, True, False]
+    full = known[4].slots + 1  # BOS
+    assert known[3].asked_bytes == pytest.approx(full * 3072 / 2)
+    assert known[3].asked_bytes - 3072 < known[3].kv_bytes <= known[3].asked_bytes
+    assert known[3].asked_slots is None
+    assert abs(value[rows[4]] - value["full_prompt"]) < 0.03
+    assert known[4].kv_bytes == known[4].stored_bytes
+    assert full * 3072 / 4 < known[4].kv_bytes < full * 3072 / 2
+    assert "more than 0.125" in known[5].missing
+    assert "fits the budget" in known[6].missing
+    assert set(found.predictions[0].scores) == {"method", "full_prompt", "no_prompt", *rows} - {rows[5], rows[6]}
 
 
 @pytest.mark.parametrize(
     ("data", "rivals", "message"),
     [
         ("toy_instructions", [{"name": "fewer_demonstrations"}], "needs contexts of demonstrations"),
-        ("toy_icl", [{"name": "truncate"}, {"name": "truncate", "slots": 3}], "truncate_tail occurs twice"),
+        ("toy_icl", [{"name": "truncate"}, {"name": "truncate"}], "truncate_tail occurs twice"),
+        ("toy_icl", [{"name": "truncate", "slots": 3, "bytes": 0.5}], "slots or bytes, not both"),
+        ("toy_icl", [{"name": "truncate", "bytes": "8/1"}], "less than or equal to 1"),
+        ("toy_icl", [{"name": "truncate", "bytes": "1/0"}], "bytes"),
+        ("toy_icl", [{"name": "evict", "kernel": 4}], "kernel must be odd"),
+        ("toy_icl", [{"name": "quantize", "bits": 5}], "bits"),
+        ("toy_icl", [{"name": "fewer_demonstrations", "query_aware": True}], "choose=bm25 or choose=nearest"),
         ("toy_icl", [{"name": "truncated"}], "truncate"),
     ],
 )
@@ -158,7 +246,7 @@ def test_mistakes(data: str, rivals: list[dict[str, Any]], message: str) -> None
 
 
 def test_every_rival_says_what_is_asked_of_it() -> None:
-    rows = [section().row for section in RIVALS]
+    rows = [section().row for section in RIVALS]  # type: ignore[call-arg]
     assert len(set(rows)) == len(rows)
     for section in RIVALS:
         assert section.title
