@@ -131,6 +131,28 @@ def test_a_cache_that_loses_nothing_scores_as_the_full_prompt(model: str, score:
     assert Evict(score=score).memory(reading, setting).memory is None
 
 
+def test_one_pass_over_the_contexts_serves_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, batch = tiny_lm("llama"), collate([row(LONG), row(SHORT)], 0)
+    lm.requires_grad_(False)
+    reading, setting = Reading(lm, batch.context, None), Setting(lambda context: None, batch.context)
+    widths: list[int] = []
+    states = lm.states
+
+    def counted(prefix: Any, *rest: Any, **named: Any) -> Any:
+        widths.append(prefix.mask.shape[1])
+        return states(prefix, *rest, **named)
+
+    monkeypatch.setattr(lm, "states", counted)
+    full = reading.full
+    for rival in (Evict(score="knorm", slots=2), Quantize(bits=4), Quantize(bits=8), Evict(score="kvzip", slots=2)):
+        assert rival.memory(reading, setting).memory is not None
+    assert widths == [8]
+    DropTokens(slots=2).memory(reading, setting)
+    assert widths == [8, 2]  # what is left is read once more
+    assert full is not None
+    assert torch.equal(lm.score(full, batch).sum_log_prob, lm.score(lm.encode(batch.context), batch).sum_log_prob)
+
+
 def test_lms_that_some_rivals_do_not_work_with() -> None:
     batch = collate([row(LONG)], 0)
     setting = Setting(lambda context: None, batch.context)
