@@ -66,7 +66,7 @@ class Quantize(Rival):
         return Made(KVCache(whole, cache.mask, cache.next_position), held)
 
 
-class Packed(NamedTuple):
+class PackedNumbers(NamedTuple):
     """Numbers [G, H, K, D] as integers from 0 to 2^bits - 1 of a step above a least value."""
 
     codes: Tensor  # [G, H, K, D] uint8; 4 bits: [G, H, K, ceil(D / 2)], the even channel in the low half
@@ -94,7 +94,7 @@ class Packed(NamedTuple):
         return lengths * (codes + scales // self.step.shape[2])
 
 
-def packed(values: Tensor, real: Tensor, bits: int, shared: int) -> Packed:
+def packed(values: Tensor, real: Tensor, bits: int, shared: int) -> PackedNumbers:
     """Round numbers [G, H, K, D], asymmetrically; padding (not `real` [G, 1, K, 1]) gives no extremes.
 
     Args:
@@ -114,4 +114,4 @@ def packed(values: Tensor, real: Tensor, bits: int, shared: int) -> Packed:
     if bits == 4:
         codes = torch.nn.functional.pad(codes, (0, codes.shape[-1] % 2))
         codes = codes[..., ::2] | (codes[..., 1::2] << 4)
-    return Packed(codes, step, least, values[:0], values.shape[-1], bits)
+    return PackedNumbers(codes, step, least, values[:0], values.shape[-1], bits)

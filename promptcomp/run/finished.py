@@ -101,7 +101,12 @@ class Run:
                     curves.plot(*zip(*points, strict=True), label=name, color=colour)
             curves.set_xlabel("optimiser step")
             titles = {row: row.replace("_", " ") for row in ROWS}
-            titles |= {row: known.title for split in splits.values() for row, known in split.rivals.items()}
+            titles |= {
+                row: known.title
+                for split in splits.values()
+                for row, known in split.rivals.items()
+                if row in split.rows
+            }
             width = 0.81 / len(titles)
             for number, (row, title) in enumerate(titles.items()):
                 places = [place + width * (number - (len(titles) - 1) / 2) for place in range(len(splits))]
@@ -110,9 +115,10 @@ class Run:
                 colour = (GREY, *COLOURS)[number % (len(COLOURS) + 1)]
                 bars.bar(places, values, 0.93 * width, label=title, color=colour)
             bars.set_xticks(range(len(splits)), [f"{name}\n{METRIC_TITLES[s.metric]}" for name, s in splits.items()])
-            for axes, drawn in ((curves, curves.lines), (bars, splits)):
+            beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(titles) > len(ROWS) else {}
+            for axes, drawn, place in ((curves, curves.lines, {}), (bars, splits, beside)):
                 if drawn:
-                    axes.legend()
+                    axes.legend(**place)
         return figure
 
     def resume(self, *, verbose: bool = False) -> Run:

@@ -18,6 +18,9 @@ from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
 from promptcomp.rivals.quantize import Quantize
 from tests.tiny_models import tiny_hf
 
+NEAR = {"rtol": 1e-5, "atol": 1e-6}
+"""Rotary positions are computed in float32 whatever the model's type."""
+LEAST = {"rtol": 1e-3, "atol": 1e-4}
 TEXTS = ((5, 9, 7, 40, 9, 11, 30, 2, 8, 8, 51, 6), (20, 21, 3, 60, 4, 33, 17))
 
 
@@ -88,7 +91,7 @@ def test_eviction(kind: str, score: Any) -> None:
                 order = sorted(range(len(ids)), key=lambda j, each=each: (j not in certain, -each[j]))
                 stays = sorted(order[:budget])
                 for part, whole in zip(memory.layers[layer], (keys, held), strict=True):
-                    torch.testing.assert_close(part[row, head], whole[head, stays])
+                    torch.testing.assert_close(part[row, head], whole[head, stays], **NEAR)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -114,8 +117,8 @@ def test_attention_matching(kind: str) -> None:
                 wanted = np.array([[sum(a * float(v) for a, v in zip(each, values[head, :, d], strict=True))
                                     for d in range(values.shape[-1])] for each in rows])  # fmt: skip
                 solved = np.linalg.lstsq(few, wanted, rcond=1e-3)[0]
-                torch.testing.assert_close(memory.layers[layer][0][row, head], keys[head, stays])
-                torch.testing.assert_close(memory.layers[layer][1][row, head], torch.from_numpy(solved))
+                torch.testing.assert_close(memory.layers[layer][0][row, head], keys[head, stays], **NEAR)
+                torch.testing.assert_close(memory.layers[layer][1][row, head], torch.from_numpy(solved), **LEAST)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

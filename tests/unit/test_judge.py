@@ -93,6 +93,12 @@ def test_a_run_against_its_own_full_prompt(tmp_path: Path) -> None:
         read_side(run, "no_prompt")
     with pytest.raises(ConfigError, match="row 'full' is not known"):
         read_side(run, "full")
+    line = _line(0, "a")
+    line["texts"] = {**line["texts"], "truncate_tail": "short"}
+    rival = _run(tmp_path / "b", [line])
+    assert [p.text_b for p in match(read_side(rival), read_side(rival, "truncate_tail")).pairs] == ["short"]
+    with pytest.raises(ConfigError, match="full_prompt, truncate_tail"):
+        read_side(rival, "truncate_head")
 
 
 def test_other_questions_are_refused(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_which_demonstrations_are_tried_first() -> None:
 
 def test_dropped_tokens_are_those_that_are_expected() -> None:
     lm, context = tiny_lm("llama"), collate([row(LONG), row(SHORT)], 0).context
+    lm.requires_grad_(False)
     reading = Reading(lm, context, None)
     logits = lm.hf(torch.tensor([LONG])).logits[0].log_softmax(-1)
     lost = [float("inf"), *(-float(logits[i, token]) for i, token in enumerate(LONG[1:]))]
@@ -115,10 +116,10 @@ def test_dropped_tokens_are_those_that_are_expected() -> None:
 def test_a_cache_that_loses_nothing_scores_as_the_full_prompt(model: str, score: Any) -> None:
     lm, batch = tiny_lm(model), collate([row(LONG), row(SHORT)], 0)
     reading, setting = Reading(lm, batch.context, None), Setting(lambda context: None, batch.context)
+    lm.requires_grad_(False)
     expected = lm.score(lm.encode(batch.context), batch).sum_log_prob
-    with torch.no_grad():
-        whole = Evict(score=score, slots=8).memory(reading, setting).memory
-        part = Evict(score=score, slots=4).memory(reading, setting).memory
+    whole = Evict(score=score, slots=8).memory(reading, setting).memory
+    part = Evict(score=score, slots=4).memory(reading, setting).memory
     assert whole is not None
     assert part is not None
     assert lm.score(whole, batch).sum_log_prob.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
@@ -128,6 +129,28 @@ def test_a_cache_that_loses_nothing_scores_as_the_full_prompt(model: str, score:
     assert part.num_slots.tolist() == [4, 3]
     assert part.layers[0][0].shape[2] == 4  # allocated, not masked
     assert Evict(score=score).memory(reading, setting).memory is None
+
+
+def test_one_pass_over_the_contexts_serves_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, batch = tiny_lm("llama"), collate([row(LONG), row(SHORT)], 0)
+    lm.requires_grad_(False)
+    reading, setting = Reading(lm, batch.context, None), Setting(lambda context: None, batch.context)
+    widths: list[int] = []
+    states = lm.states
+
+    def counted(prefix: Any, *rest: Any, **named: Any) -> Any:
+        widths.append(prefix.mask.shape[1])
+        return states(prefix, *rest, **named)
+
+    monkeypatch.setattr(lm, "states", counted)
+    full = reading.full
+    for rival in (Evict(score="knorm", slots=2), Quantize(bits=4), Quantize(bits=8), Evict(score="kvzip", slots=2)):
+        assert rival.memory(reading, setting).memory is not None
+    assert widths == [8]
+    DropTokens(slots=2).memory(reading, setting)
+    assert widths == [8, 2]  # what is left is read once more
+    assert full is not None
+    assert torch.equal(lm.score(full, batch).sum_log_prob, lm.score(lm.encode(batch.context), batch).sum_log_prob)
 
 
 def test_lms_that_some_rivals_do_not_work_with() -> None:
