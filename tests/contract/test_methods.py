@@ -255,7 +255,7 @@ def test_several_budgets_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         return losses(batch)
 
     monkeypatch.setattr(module, "losses", note)
-    trainer(12).fit(module, loader(batch, 12), loader(batch, 1))
+    trainer(12).fit(module.train(), loader(batch, 12), loader(batch, 1))
     assert isinstance(module.method, BudgetsConfig)
     assert trained == [module.method.draw_slots(0, step) for step in range(12)]
     assert {*trained} == {2, 4}
