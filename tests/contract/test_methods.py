@@ -247,7 +247,8 @@ def test_what_trains_nothing_has_no_optimiser(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, section in METHODS.items() if issubclass(section, BudgetsConfig)])
 def test_several_budgets_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make(name, {"num_slots": 4, "budgets": [2, 4]}, "llama")
-    batch, trained = collate(contexts(one_query=True), 0), []
+    batch = collate(contexts(one_query=True), 0)
+    trained: list[int] = []
     losses = module.losses
 
     def note(batch: Batch) -> Any:
