@@ -131,7 +131,8 @@ class Autocompressor(CompressionModule):
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
         """Each segment, and the queries behind the summaries."""
         lm, method, trained = self.lm, self.method, self.method.train == "lm"
-        body, found = lm.text_encoder().body, []
+        body = lm.text_encoder().body
+        found: list[Pass] = []
         for number, read in enumerate(self._lengths(context_tokens)):
             learns = method.context_weight > 0 or method.segments - number <= method.backprop_segments
             scored = context_tokens / method.segments if method.context_weight else 0.0

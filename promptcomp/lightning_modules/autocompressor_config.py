@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from promptcomp.lightning_modules.method_config import BudgetsConfig, LMTraining, LMTrainingConfig
 
 
-class AutocompressorConfig(BudgetsConfig, LMTrainingConfig):
+class AutocompressorConfig(BudgetsConfig, LMTrainingConfig):  # type: ignore[misc]  # what pydantic adds to both
     """AutoCompressors: the LM reads a context in segments and sums each of them up in vectors for all that follows."""
 
     title: ClassVar[str] = "AutoCompressor"

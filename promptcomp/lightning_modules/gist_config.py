@@ -11,7 +11,7 @@ from promptcomp.checkpoints.places import trained_at
 from promptcomp.lightning_modules.method_config import BudgetsConfig, ExportFormat, LMTraining, LMTrainingConfig
 
 
-class GistConfig(BudgetsConfig, LMTrainingConfig):
+class GistConfig(BudgetsConfig, LMTrainingConfig):  # type: ignore[misc]  # what pydantic adds to both
     """Gist tokens: the LM learns to put a prompt into the activations of a few tokens after it."""
 
     title: ClassVar[str] = "gist"

@@ -247,7 +247,8 @@ def test_what_trains_nothing_has_no_optimiser(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, section in METHODS.items() if issubclass(section, BudgetsConfig)])
 def test_several_budgets_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make(name, {"num_slots": 4, "budgets": [2, 4]}, "llama")
-    batch, trained = collate(contexts(one_query=True), 0), []
+    batch = collate(contexts(one_query=True), 0)
+    trained: list[int] = []
     losses = module.losses
 
     def note(batch: Batch) -> Any:
@@ -255,7 +256,7 @@ def test_several_budgets_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         return losses(batch)
 
     monkeypatch.setattr(module, "losses", note)
-    trainer(12).fit(module, loader(batch, 12), loader(batch, 1))
+    trainer(12).fit(module.train(), loader(batch, 12), loader(batch, 1))
     assert isinstance(module.method, BudgetsConfig)
     assert trained == [module.method.draw_slots(0, step) for step in range(12)]
     assert {*trained} == {2, 4}
