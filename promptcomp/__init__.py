@@ -1,4 +1,4 @@
-"""promptcomp: train prompt compressors, measure what they keep beside their bounds, ship the file.
+"""promptcomp: train prompt compressors, measure what they keep of a prompt, save compressed prompts as files.
 
     import promptcomp
 
@@ -30,18 +30,20 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from promptcomp.api import Run, compare, evaluate, fit, load_run, sweep
+    from promptcomp.api import TextCompressor, evaluate, fit, load_compressor, sweep
+    from promptcomp.comparing.comparison import compare
     from promptcomp.errors import ConfigError
-    from promptcomp.in_memory import TextCompressor, load_compressor
     from promptcomp.prompts.compressing import compress
     from promptcomp.prompts.prompt_files import CompressedPrompt, load_prompt
+    from promptcomp.run.finished import Run, load_run
 else:
     _HOMES = {
-        "api": ("Run", "compare", "evaluate", "fit", "load_run", "sweep"),
+        "api": ("TextCompressor", "evaluate", "fit", "load_compressor", "sweep"),
+        "comparing.comparison": ("compare",),
         "errors": ("ConfigError",),
-        "in_memory": ("TextCompressor", "load_compressor"),
         "prompts.compressing": ("compress",),
         "prompts.prompt_files": ("CompressedPrompt", "load_prompt"),
+        "run.finished": ("Run", "load_run"),
     }
 
     def __getattr__(name: str) -> object:

@@ -1,6 +1,6 @@
 """The `promptcomp` command, also as `python -m promptcomp` (distributed launchers start it this way).
 
-Ctrl-C has its handler before anything heavy is imported, so that from the start it ends the program with one word.
+Ctrl-C has its handler before anything heavy is imported, so that from the start it ends the program with "interrupted".
 """
 
 import os
@@ -18,7 +18,7 @@ class _Interrupt(KeyboardInterrupt):
 
 
 def main() -> NoReturn:
-    """Run the command line. Ctrl-C that no command has a use for ends it with "interrupted" and exit code 130."""
+    """Run the command line. Ctrl-C that no command handles ends it with "interrupted" and exit code 130."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in the background of a shell
         signal.signal(signal.SIGINT, _interrupt)
     try:

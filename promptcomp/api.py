@@ -1,165 +1,49 @@
 """The Python API: what the commands do, for notebooks and programs. Nothing is printed unless `verbose=True`.
 
 Settings of a configuration are keywords with two underscores for a dot: `trainer__max_steps=100`. Every mistake is a
-ConfigError with one message. A compressor of a model in memory is in in_memory.py.
+ConfigError with one message. What a run has found is an object of run/finished.py.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from promptcomp.comparing.comparison import Comparison
-from promptcomp.comparing.comparison import compare as compare_runs
-from promptcomp.comparing.comparison_table import print_comparison, records
 from promptcomp.config import ConfigError, build, flat, read_yaml, with_settings
-from promptcomp.evaluation.formatting import METRIC_TITLES
-from promptcomp.evaluation.predictions import ROWS, read_predictions
-from promptcomp.evaluation.results import Results, read_results
+from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
 from promptcomp.experiment import Experiment
-from promptcomp.plotting import COLOURS, GREY, drawing
+from promptcomp.files import Place
+from promptcomp.language_model.attention import Window
+from promptcomp.plotting import drawing
+from promptcomp.prompts.compressing import Compressor, untrained
 from promptcomp.run import fitting
+from promptcomp.run.callbacks import TrainingProgress
+from promptcomp.run.finished import Run, finished, load_run, step_series
+from promptcomp.run.opening import make_data, quiet
 from promptcomp.run.processes import device_count, started_rank
-from promptcomp.run.run_directory import RunDirectory, open_existing, read_metrics
+from promptcomp.run.run_directory import RunDirectory
+from promptcomp.run.trainer import make_trainer
 from promptcomp.sweeps.space import experiment_file
 from promptcomp.sweeps.state import SweepState
-from promptcomp.terminal import PlainConsole
+from promptcomp.terminal import PlainConsole, as_text, frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Place = str | os.PathLike[str]
-"""A path, or a `Run`."""
-_CURVES = ("train/loss", "dev/loss", "dev/accuracy", "dev/exact_match")
-_WIDTH = 110
-"""Columns of tables in a notebook."""
-
-
-class Run:
-    """A run directory. `os.fspath` gives its path, so that it goes wherever a path goes.
-
-    Args:
-        path: The directory that `fit` or `evaluate` has made.
-    """
-
-    def __init__(self, path: Place) -> None:
-        self.path = Path(path)
-        self._directory = RunDirectory(self.path)
-
-    def __fspath__(self) -> str:
-        return str(self.path)
-
-    def __repr__(self) -> str:
-        try:
-            found = self.results
-        except ConfigError:
-            return f"Run({str(self.path)!r}, without results)"
-        kept = (
-            f"{name}: {each.metric} {each.method:.3f}" for name, each in found.splits.items() if each.method is not None
-        )
-        return f"Run({str(self.path)!r}, {', '.join((f'{found.method} on {found.data}', *kept))})"
-
-    @property
-    def config(self) -> Experiment:
-        """The whole configuration, as it was resolved."""
-        return build(Experiment, read_yaml(self._directory.config), source=str(self._directory.config))
-
-    @property
-    def results(self) -> Results:
-        """What the run found: everything in results.json.
-
-        Raises:
-            ConfigError: it has not finished its evaluation.
-        """
-        return read_results(self.path)
-
-    @property
-    def metrics(self) -> Any:
-        """The step series (step, train/loss, dev/...): a DataFrame, without pandas a list of dictionaries."""
-        return frame(step_series(self._directory.metrics))
-
-    @property
-    def scores(self) -> Any:
-        """One line for each split, row (no_prompt, method, full_prompt) and metric, with its 95 % interval."""
-        return frame(
-            {"split": split, "row": row, "metric": metric, "value": each.value, "low": low, "high": high}
-            for split, result in self.results.splits.items()
-            for row, estimates in result.rows.items()
-            for metric, each in estimates.items()
-            for low, high in [each.ci or (None, None)]
-        )
-
-    @property
-    def predictions(self) -> Any:
-        """One line for each evaluated example (docs/results_format.md)."""
-        return frame(each.model_dump() for each in read_predictions(self._directory.predictions))
-
-    def plot(self) -> Figure:
-        """Losses and dev metrics over the steps and, where there are results, the method beside its bounds.
-
-        Raises:
-            ConfigError: matplotlib is not there.
-        """
-        series = step_series(self._directory.metrics)
-        with drawing():
-            from matplotlib.figure import Figure
-
-            figure = Figure(figsize=(10, 4))
-            curves, bars = figure.subplots(1, 2)
-            for name, colour in zip(_CURVES, COLOURS, strict=False):
-                points = [(row["step"], row[name]) for row in series if row.get(name) is not None]
-                if points:
-                    curves.plot(*zip(*points, strict=True), label=name, color=colour)
-            curves.set_xlabel("optimiser step")
-            if curves.lines:
-                curves.legend()
-            splits = self.results.splits if self._directory.results.is_file() else {}
-            for number, row in enumerate(ROWS):
-                values = [math.nan if (found := getattr(split, row)) is None else found for split in splits.values()]
-                places = [place + 0.27 * (number - 1) for place in range(len(splits))]
-                bars.bar(places, values, 0.25, label=row.replace("_", " "), color=(GREY, *COLOURS)[number])
-            bars.set_xticks(range(len(splits)), [f"{name}\n{METRIC_TITLES[s.metric]}" for name, s in splits.items()])
-            if splits:
-                bars.legend()
-        return figure
-
-    def resume(self, *, verbose: bool = False) -> Run:
-        """Continue training where the last checkpoint has left it, and evaluate; as `promptcomp fit --resume`."""
-        return _finished(fitting.resume_fit(self.path, console_for(verbose)), verbose)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class ComparedRuns:
-    """Runs beside each other."""
-
-    comparison: Comparison
-
-    @property
-    def table(self) -> Any:
-        """One line for each split and run, best first: a DataFrame, without pandas a list of dictionaries."""
-        return frame(records(self.comparison))
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What has to be known to read the table."""
-        return (*self.comparison.notes, *(note for split in self.comparison.splits for note in split.notes))
-
-    def __repr__(self) -> str:
-        return _as_text(lambda console: print_comparison(self.comparison, console))
+Rows = Iterable[Mapping[str, Any]]
+"""Dictionaries with `instruction`, `input` (may be left out) and `output`; or a DataFrame with such columns."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SweepRun:
-    """A sweep's directory and what has been found there so far."""
+    """A sweep's directory and its results so far."""
 
     state: SweepState
 
@@ -187,26 +71,27 @@ class SweepRun:
     @property
     def best(self) -> dict[str, Any] | None:
         """Key -> value of the best point; None while there is none."""
-        from promptcomp.sweeps.views.points import summarize
+        from promptcomp.sweeps.views.points import Summary
 
-        best = summarize(self.state, with_importances=False).best
+        best = Summary(self.state).best
         return None if best is None else dict(best.params)
 
     def plot(self) -> dict[str, Figure]:
-        """Every picture of the sweep by name.
+        """Every plot of the sweep by name.
 
         Raises:
             ConfigError: matplotlib is not there.
         """
         with drawing():
             from promptcomp.sweeps.views.plots import figures
+            from promptcomp.sweeps.views.points import Summary
 
-            return {each.name: each.figure for each in figures(self.state)}
+            return {each.name: each.figure for each in figures(Summary(self.state))}
 
     def __repr__(self) -> str:
         from promptcomp.sweeps.views.overview import print_state
 
-        return _as_text(lambda console: print_state(self.state, console))
+        return as_text(lambda console: print_state(self.state, console))
 
 
 def fit(
@@ -216,7 +101,7 @@ def fit(
     verbose: bool = False,
     **settings: Any,
 ) -> Run:
-    """Train a compressor (or a control) and measure it beside its bounds, as `promptcomp fit`; on one device.
+    """Train a compressor (or a control) and evaluate it beside its bounds, as `promptcomp fit`; on one device.
 
     Args:
         what: A shipped experiment ("mend"; `promptcomp methods` lists them), a YAML file, or a whole configuration.
@@ -229,24 +114,21 @@ def fit(
         KeyboardInterrupt: it was stopped; what it has done is saved, and `load_run(...).resume()` continues.
     """
     if isinstance(what, Experiment):
-        tree, source = what.model_dump(mode="json"), "configuration"
-    elif isinstance(what, Mapping):
-        tree, source = dict(what), "configuration"
-    else:
-        file = experiment_file(os.fspath(what))
-        tree, source = read_yaml(file), file.name
-    experiment = build(Experiment, with_settings(tree, dotted(settings)), source=source)
+        what = what.model_dump(mode="json")
+    source = "configuration" if isinstance(what, Mapping) else os.fspath(what)
+    tree = what if isinstance(what, Mapping) else read_yaml(experiment_file(source))
+    experiment = build(Experiment, with_settings(tree, settings), source=source)
     if device_count(experiment.trainer) * experiment.trainer.num_nodes > 1 and started_rank() is None:
         raise ConfigError(
             "promptcomp.fit trains in this process, on one device: set trainer__devices=1, or use the command "
             "`promptcomp fit`, which starts a process for each device"
         )
     place = None if run_dir is None else Path(run_dir)
-    return _finished(fitting.fit(experiment, place, console_for(verbose)), verbose)
+    return finished(lambda console: fitting.fit(experiment, place, console), verbose)
 
 
 def evaluate(run: Place, *, output: Place | None = None, verbose: bool = False, **settings: Any) -> Run:
-    """Measure a trained run again with other splits, data or seeds, in a directory of its own.
+    """Evaluate a trained run again with other splits, data or seeds, in a new directory.
 
     Args:
         run: The run, or its directory.
@@ -257,40 +139,10 @@ def evaluate(run: Place, *, output: Place | None = None, verbose: bool = False, 
     Raises:
         ConfigError: no trained run, or a mistake in the settings.
     """
-    words = [f"{key}={json.dumps(value, default=str)}" for key, value in dotted(settings).items()]
+    tree = load_run(run).config.model_dump(mode="json")
+    experiment = build(Experiment, with_settings(tree, settings), source=os.fspath(run))
     place = None if output is None else Path(output)
-    return _finished(fitting.evaluate(Path(run), words, place, console_for(verbose)), verbose)
-
-
-def load_run(path: Place) -> Run:
-    """A run directory, or the directory of an evaluation.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    run = Run(path)
-    if not RunDirectory(run.path).config.is_file():
-        open_existing(run.path)
-    return run
-
-
-def compare(
-    *runs: Place, split: str | None = None, metric: str | None = None, allow_different: bool = False
-) -> ComparedRuns:
-    """Runs beside each other with paired intervals; the first is the baseline.
-
-    Args:
-        runs: Runs, their directories, or results.json files.
-        split: The only split to compare; None: all that they share.
-        metric: What to compare by; None: the runs' own.
-        allow_different: Show runs with other test examples too, unranked.
-
-    Raises:
-        ConfigError: a run has no results, or they did not answer the same examples.
-    """
-    return ComparedRuns(
-        compare_runs([Path(run) for run in runs], split=split, metric=metric, allow_different=allow_different)
-    )
+    return finished(lambda console: fitting.evaluate(Path(run), experiment, place, console), verbose)
 
 
 def sweep(
@@ -301,7 +153,7 @@ def sweep(
     verbose: bool = False,
     **settings: Any,
 ) -> SweepRun:
-    """Run or continue a sweep, as `promptcomp sweep`; its trials are processes of their own.
+    """Run or continue a sweep, as `promptcomp sweep`; each trial is a separate process.
 
     Args:
         what: A shipped sweep, a YAML file, a sweep's directory, or a sweep file's content.
@@ -322,7 +174,7 @@ def sweep(
     from promptcomp.sweeps.sweep_directory import SweepDirectory
     from promptcomp.sweeps.sweep_file import apply_words, find_sweep, read_sweep
 
-    words = [f"{key}={_tried(value)}" for key, value in dotted(settings).items()]
+    words = [f"{key.replace('__', '.')}={_tried(value)}" for key, value in settings.items()]
     if isinstance(what, Mapping):
         config, folder = build(SweepConfig, apply_words(what, words), source="sweep"), output
         if folder is None:
@@ -334,34 +186,9 @@ def sweep(
     check(config)
     check_splits(config)
     directory = SweepDirectory(Path(folder))
-    if not run_sweep(config, directory, workers=workers, console=console_for(verbose)):
-        raise KeyboardInterrupt("the sweep was stopped; nothing finished is lost, the same call continues it")
+    if not run_sweep(config, directory, workers=workers, console=PlainConsole(quiet=not verbose)):
+        raise KeyboardInterrupt("the sweep was stopped; finished trials are kept, and the same call continues it")
     return SweepRun(read_state(directory))
-
-
-def dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords as keys of a configuration: `trainer__max_steps` is trainer.max_steps."""
-    given = {key.replace("__", "."): value for key, value in settings.items()}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
-
-
-def frame(rows: Iterable[Mapping[str, Any]]) -> Any:
-    """A DataFrame; without pandas a list of dictionaries."""
-    found = [dict(row) for row in rows]
-    if importlib.util.find_spec("pandas") is None:
-        return found
-    import pandas
-
-    return pandas.DataFrame(found)
-
-
-def step_series(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.csv as numbers; None where a step has no such value."""
-    rows = read_metrics(path)
-    return [
-        {key: int(value) if key == "step" else float(value) if value else None for key, value in row.items()}
-        for row in rows
-    ]
 
 
 def _tried(value: Any) -> str:
@@ -370,22 +197,98 @@ def _tried(value: Any) -> str:
     return ",".join(map(json.dumps, value)) if isinstance(value, Sequence) else json.dumps(value)
 
 
-def _finished(outcome: fitting.Outcome | None, verbose: bool) -> Run:
-    if outcome is None:
-        raise ConfigError("this process has helped in a run of several; only the first one has its results")
-    if outcome.interrupted:
-        raise KeyboardInterrupt(f"stopped after step {outcome.step}; load_run({str(outcome.run)!r}).resume() goes on")
-    if verbose:
-        outcome.print(console_for(True))
-    return Run(outcome.run)
+class TextCompressor(Compressor):
+    """Compresses texts; `from_model` makes one of a model in memory, `load_compressor` opens a trained one."""
+
+    _series: Sequence[dict[str, Any]] = ()
+
+    def __repr__(self) -> str:
+        name, lm = self.experiment.method.name, self.experiment.lm.path
+        return f"TextCompressor({name} for {lm}, {self.run or 'in memory'})"
+
+    @classmethod
+    def from_model(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        method: str = "gist",
+        *,
+        device: str = "auto",
+        **settings: Any,
+    ) -> Self:
+        """An untrained compressor for a model in memory. The model is used directly, not copied: `fit` changes its
+        weights where the method trains the LM (gist: `train="lm"`; "lora" adds adapters to it, "none" leaves it alone).
+
+        Args:
+            model: A causal LM, or a T5.
+            tokenizer: Its tokenizer.
+            method: "gist", "mend", "full_prompt", ...
+            device: Where to compress and generate.
+            settings: Keys of the method (`num_slots=4`), and of other sections: `data__template="plain"`, `seed=3`.
+                The budgets of context, query and target are 256 tokens each, less where the LM's window is small.
+
+        Raises:
+            ConfigError: a mistake in the settings, or a family that is not supported.
+        """
+        own = {key if "__" in key or key == "seed" else f"method__{key}": value for key, value in settings.items()}
+        text = model.config.get_text_config(decoder=True)
+        window = None if text.is_encoder_decoder else Window.of(text).size
+        room = 256 if window is None else max(1, min(256, (window - settings.get("num_slots", 1) - 2) // 3))
+        limits = {f"max_{part}_tokens": room for part in ("context", "query", "target")}
+        tree = {
+            "method": {"name": method},
+            "data": {"name": "instructions", "files": {"train": "rows in memory"}, **limits},
+            "lm": {"path": model.name_or_path or "in memory"},
+        }
+        experiment = build(Experiment, with_settings(tree, own), source="from_model")
+        with quiet():
+            return cls(None, untrained(experiment, model, tokenizer), device)
+
+    def fit(self, rows: Rows, dev: Rows | None = None, *, verbose: bool = False, **settings: Any) -> Self:
+        """Train on rows in memory, on one device; called again, it goes on from here with a new optimiser.
+
+        The weights after the last step stay; a run (`promptcomp.fit`) chooses the best on dev, saves, resumes and
+        evaluates, and this does not.
+
+        Args:
+            rows: What to train on.
+            dev: What `dev/...` in `metrics` is measured on, every `trainer.eval_every` steps.
+            verbose: Show how it goes.
+            settings: `trainer__max_steps=200`, `trainer__batch_size=8`, `optim__lr=1e-4`, ...
+
+        Raises:
+            ConfigError: a bad row, a mistake in the settings, or nothing to train.
+        """
+        alone = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
+        tree = with_settings(self.experiment.model_dump(mode="json"), {**settings, **alone})
+        experiment, module = build(Experiment, tree, source="fit"), self.module
+        if (experiment.method, experiment.lm) != (self.experiment.method, self.experiment.lm):
+            raise ConfigError("the method and the LM are fixed when fit is called: give their settings to from_model")
+        if not module.method.trains:
+            raise ConfigError(f"method {experiment.method.name!r} has nothing to train; call compress at once")
+        source = RowsInMemory(train=rows, **({} if dev is None else {"dev": dev}))
+        datamodule = make_data(experiment, module.lm, source)
+        datamodule.check()
+        if dev is not None:
+            module.watch(datamodule.examples("dev"))
+        module.max_steps, module.optim = experiment.trainer.max_steps, experiment.optim
+        module.seed, progress = experiment.seed, TrainingProgress(PlainConsole(quiet=not verbose), module.max_steps)
+        with quiet(), tempfile.TemporaryDirectory() as folder:
+            series = RunDirectory(Path(folder))
+            trainer = make_trainer(experiment, series, datamodule, progress, resume=False, saves=False)
+            try:
+                trainer.fit(module.train(), datamodule=datamodule)
+            except SystemExit as end:  # what Lightning makes of a Ctrl-C
+                raise KeyboardInterrupt from end
+            finally:
+                self._series = step_series(series.metrics)
+                self.use(experiment, datamodule, module.eval())
+        return self
+
+    @property
+    def metrics(self) -> Any:
+        """The step series of the last `fit`: a DataFrame, without pandas a list of dictionaries."""
+        return frame(self._series)
 
 
-def console_for(verbose: bool) -> Console:
-    return PlainConsole(quiet=not verbose)
-
-
-def _as_text(draw: Callable[[Console], None]) -> str:
-    console = PlainConsole(file=io.StringIO(), width=_WIDTH)
-    draw(console)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip()
+load_compressor = TextCompressor.load

@@ -3,7 +3,7 @@
 Shape legend (used in the whole package): G contexts, N queries, M targets, C context tokens, Q query tokens,
 T target tokens, K slots, D hidden size, H heads, L layers, V vocabulary.
 
-A batch is a small forest: M targets hang on N queries, which hang on G contexts. Training has one target to a query
+A batch is a small forest: M targets belong to N queries, which belong to G contexts. Training has one target to a query
 (M = N); option scoring has one target to each option; several queries may share one context, which is then compressed
 once. Contexts and queries are padded on the left and targets on the right, so `[query | target]` has no hole.
 """
@@ -100,8 +100,11 @@ class Batch:
         return replace(self, **moved)
 
     def of_role(self, role: int) -> tuple[Self, Tensor]:
-        """The targets of one role and the queries they hang on, and the rows [n] of these queries in this batch."""
-        targets = (self.role == role).nonzero().squeeze(1)
+        """The targets of one role and the queries they belong to, and the rows [n] of these queries in this batch."""
+        return self.of_targets((self.role == role).nonzero().squeeze(1))
+
+    def of_targets(self, targets: Tensor) -> tuple[Self, Tensor]:
+        """Some targets [m] and the queries they hang on, and the rows [n] of these queries in this batch."""
         queries, query_of = self.query_of[targets].unique(return_inverse=True)
         mask = self.target_mask[targets]
         width = int(mask.sum(-1).max()) if len(mask) else 0  # without columns of nothing but padding

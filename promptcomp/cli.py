@@ -15,22 +15,21 @@ from typer import Argument, Option
 
 from promptcomp import __version__
 from promptcomp.commands import checkpoint, data, prompts, sweep
+from promptcomp.commands.asking import judge, rationales
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
 from promptcomp.commands.doctor import doctor
-from promptcomp.commands.judge import judge
-from promptcomp.commands.rationales import rationales
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import shown, without_credentials
-from promptcomp.stopping import StopSignals, tell_job_script
+from promptcomp.stopping import StopSignals
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 app = typer.Typer(
     name="promptcomp",
-    help="Train prompt compressors, measure what they keep beside their bounds, ship the file.",
+    help="Train prompt compressors, measure what they keep of a prompt, save compressed prompts as files.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -63,7 +62,7 @@ def main() -> NoReturn:
         where = f" {shown(str(error.filename))}" if error.filename else ""
         if is_full(error) or error.errno in _RIGHTS_ERRORS:
             code = Exit.NO_SPACE if is_full(error) else Exit.CRASHED
-            _fail(f"cannot write{where}: {error.strerror}; what was finished is kept", code)
+            _fail(f"cannot write{where}: {error.strerror}; finished work is kept", code)
         if error.errno not in _NAME_ERRORS:
             raise
         _fail(f"cannot open{where}: {error.strerror}", Exit.MISTAKE)
@@ -93,6 +92,7 @@ def _options(
 
 @app.command(cls=SlurmCommand)
 def fit(
+    context: typer.Context,
     overrides: Overrides = None,
     method: MethodOption = None,
     config: ConfigOption = None,
@@ -107,7 +107,7 @@ def fit(
         Option(
             min=1.0,
             metavar="GIB",
-            help="With --dry-run: say what to change if a device of this size is too small (default: the GPU here).",
+            help="With --dry-run: what to change if a device with so much memory is too small (default: this GPU).",
         ),
     ] = None,
     with_controls: Annotated[
@@ -119,9 +119,11 @@ def fit(
         ),
     ] = False,
     slurm: SlurmOption = None,
+    lease: Annotated[Path | None, Option(hidden=True, help="Keep this file while the run is at work.")] = None,
+    preempted_file: Annotated[Path | None, Option(hidden=True, help="Leave this file when preempted.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a compressor (or a control) and measure it beside its bounds on held-out tasks."""
+    """Train a compressor (or a control) and evaluate it beside its bounds on held-out tasks."""
     console = console_for(as_json)
     outcome: Any
     if slurm is None:
@@ -129,16 +131,19 @@ def fit(
     elif with_controls:
         raise ConfigError(
             "--slurm submits one run, and --with-controls makes up to five: put the command without --slurm into a "
-            "batch script for one node; it starts its processes itself (trainer.devices), and repeated it continues"
+            "batch script for one node; it starts its processes itself (trainer.devices), and the script continues"
         )
     if resume is not None and (method or config or run_dir or with_controls or (dry_run and slurm is None)):
-        raise ConfigError("--resume continues a run as it was configured; give it alone (with --json if you like)")
+        raise ConfigError("--resume continues a run with its own configuration; give no other options (but --json)")
     if slurm is not None and resume is None:
         submit_new(slurm, method, config, overrides or (), run_dir, dry_run, as_json)
         return
     if slurm is not None and resume is not None:
         submit_again(slurm, resume, overrides or (), dry_run, as_json)
         return
+    from promptcomp.lease import kept
+
+    context.with_resource(kept(lease))
     if resume is not None:
         from promptcomp.run.configured import experiment_to_resume
         from promptcomp.run.run_directory import open_existing
@@ -153,7 +158,8 @@ def fit(
         chosen = experiment.load(method, config, overrides or ())
         if device_memory is not None and not dry_run:
             raise ConfigError("--device-memory goes with --dry-run")
-        if dry_run:
+        if dry_run:  # which needs no data
+            chosen.lm.check_place()
             from promptcomp.commands.dry_run import print_estimate
 
             if with_controls:
@@ -162,6 +168,7 @@ def fit(
                 print_plan(chosen, run_dir, console)
             print_estimate(chosen, console, as_json, device_memory)
             return
+        chosen.check_places()
         if with_controls:
             from promptcomp.run.matched_controls import fit_with_controls
 
@@ -170,6 +177,8 @@ def fit(
             from promptcomp.run.fitting import fit as run_fit
 
             outcome = run_fit(chosen, run_dir, console)
+    if outcome is not None and outcome.preempted and preempted_file is not None:
+        preempted_file.touch()  # of several tasks, srun may report one that it has killed because another one had left
     _finish(outcome, console, as_json)
 
 
@@ -183,15 +192,15 @@ def evaluate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a trained run again, with other splits or data (overrides), without touching its own results."""
+    """Evaluate a trained run again, with other splits or data (overrides), without changing its own results."""
     from promptcomp.run.configured import experiment_of
     from promptcomp.run.run_directory import open_existing
 
     console = console_for(as_json)
-    experiment_of(open_existing(run), overrides or ())  # a mistake is told before torch is imported
+    experiment = experiment_of(open_existing(run), overrides or ())  # a mistake is told before torch is imported
     from promptcomp.run.fitting import evaluate as run_evaluate
 
-    _finish(run_evaluate(run, overrides or (), output, console), console, as_json)
+    _finish(run_evaluate(run, experiment, output, console), console, as_json)
 
 
 @app.command()
@@ -200,15 +209,15 @@ def compare(
     split: Annotated[str | None, Option(help="The only split to compare; default: all that the runs share.")] = None,
     metric: Annotated[
         str | None,
-        Option(help="accuracy, task, macro_f1, loss, exact_match, rougeL, ...; default: the runs' own."),
+        Option(help="accuracy, task, macro_f1, loss, exact_match, rougeL, ...; default: the runs' headline metric."),
     ] = None,
     format_: Annotated[str, Option("--format", "-f", help="table, csv, markdown or json.")] = "table",
     allow_different: Annotated[
-        bool, Option("--allow-different", help="Show runs with other test examples, unranked.")
+        bool, Option("--allow-different", help="Also show runs with other test examples, without ranks.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """One table over several runs, with differences and intervals; refuses to rank runs with other test examples."""
+    """One table over several runs, with differences and intervals; ranks no runs with other test examples."""
     from promptcomp.comparing.comparison import compare as compare_runs
     from promptcomp.comparing.comparison_table import FORMATS, print_comparison
 
@@ -216,7 +225,7 @@ def compare(
         format_ = "json"
     if format_ != "table" and format_ not in FORMATS:
         raise ConfigError(f"--format {format_!r} is not known; choose table, {', '.join(FORMATS)}")
-    comparison = compare_runs(runs, split=split, metric=metric, allow_different=allow_different)
+    comparison = compare_runs(*runs, split=split, metric=metric, allow_different=allow_different)
     if format_ == "table":
         print_comparison(comparison, console_for(False))
     else:
@@ -274,7 +283,5 @@ def _finish(outcome: Any, console: Console, as_json: bool) -> None:
         print(json.dumps(outcome.as_json()))
     else:
         outcome.print(console)
-    if outcome.preempted:
-        tell_job_script()
     if outcome.interrupted:
         raise typer.Exit(Exit.PREEMPTED if outcome.preempted else Exit.INTERRUPTED)

@@ -58,12 +58,13 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], texts: bo
 
 
 def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a configuration with dotted keys set; a mapping as a value replaces what was there.
+    """A copy of a configuration with dotted keys set (two underscores are a dot too, for keywords of Python); a mapping
+    as a value replaces what was there.
 
     Raises:
         ConfigError: a key goes through a value.
     """
-    return _set(tree, ((dotted, value, dotted) for dotted, value in settings.items()))
+    return _set(tree, ((key.replace("__", "."), value, key) for key, value in settings.items()))
 
 
 def _set(tree: Mapping[str, Any], settings: Iterable[tuple[str, Any, str]]) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def with_installed(group: str, own: Mapping[str, type[SectionT]], base: type[Sec
             section = point.load()
         except Exception as error:  # whatever another package's code raises
             raise ConfigError(
-                f"{where} cannot be imported: {type(error).__name__}: {error}; mend or uninstall it"
+                f"{where} cannot be imported: {type(error).__name__}: {error}; fix or uninstall it"
             ) from error
         if not (isinstance(section, type) and issubclass(section, base)):
             raise ConfigError(f"{where} is no subclass of {base.__module__}.{base.__name__}")

@@ -20,17 +20,17 @@ from promptcomp.files import decoded, read_bounded
 from promptcomp.plain import shown
 
 YAML_LIMIT = 2**20
-"""Most bytes of a YAML file."""
+"""Maximum number of bytes of a YAML file."""
 JSON_LIMIT = 2**26
-"""Most bytes of a JSON file (results of thousands of tasks are some megabytes)."""
+"""Maximum number of bytes of a JSON file (results of thousands of tasks are some megabytes)."""
 DEPTH = 64
-"""Most levels of lists and mappings."""
+"""Maximum number of levels of lists and mappings."""
 _EXPANDED = 4 * YAML_LIMIT
-"""Most letters and values of a YAML text with every alias written out."""
+"""Maximum number of letters and values of a YAML text with every alias written out."""
 _WHOLE = 2**64
 """Whole numbers are below this on both sides of 0."""
 _LONGEST_NUMBER = 1024
-"""Most characters of a number in YAML."""
+"""Maximum number of characters of a number in YAML."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -154,7 +154,7 @@ def read_json(path: Path, what: str, hint: str = "") -> Any:
         return parse_json(text)
     except ValueError as error:
         way = f", {hint}" if hint else ""
-        raise ConfigError(f"{path}: not a {what}, not valid JSON ({error}); the file is torn or edited{way}") from None
+        raise ConfigError(f"{path}: not a {what}, not valid JSON ({error}); it is damaged or edited{way}") from None
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -199,10 +199,10 @@ def _check_events(text: str) -> None:
                 known[anchor] = size
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in open_anchors:
-                raise _Refused(f"{_at(event.start_mark)}*{event.anchor} stands inside what it stands for")
+                raise _Refused(f"{_at(event.start_mark)}*{event.anchor} refers to something that contains it")
             sizes[-1] += known.get(str(event.anchor), 0)
         if sizes[-1] > _EXPANDED:
-            raise _Refused(f"{_at(event.start_mark)}aliases (*name) stand for more than can be read")
+            raise _Refused(f"{_at(event.start_mark)}aliases (*name) expand to more than can be read")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(name: str) -> float:
-    raise _Refused(f"{name} is no number of JSON")
+    raise _Refused(f"{name} is not a valid JSON number")
 
 
 def _whole(digits: str) -> int:

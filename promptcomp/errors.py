@@ -17,7 +17,7 @@ class Exit(IntEnum):
 
     FINISHED = 0
     CRASHED = 1
-    """Something that nobody has foreseen, with a traceback, or another process of the same run has ended."""
+    """An unexpected error, with a traceback, or another process of the same run has ended."""
     MISTAKE = 2
     """A user's mistake."""
     NOT_FINITE = 65
@@ -27,13 +27,13 @@ class Exit(IntEnum):
     NO_SPACE = 74
     """The disk, or the user's share of it, is full (EX_IOERR)."""
     PREEMPTED = 75
-    """A run that must make room and can be continued (EX_TEMPFAIL: try again later)."""
+    """A run that was preempted and can be continued (EX_TEMPFAIL: try again later)."""
     INTERRUPTED = 130
     """A run that a person has stopped and that can be continued (128 + SIGINT)."""
 
 
 class ConfigError(ValueError):
-    """A mistake of the user's, told in one message; the CLI prints it and exits with code 2."""
+    """A user's mistake, in one message; the CLI prints it and exits with code 2."""
 
     exit_code = Exit.MISTAKE
 
@@ -54,7 +54,7 @@ class RankLost(RuntimeError):
 
 
 class RunFailed(RuntimeError):
-    """A run in a process of its own has ended without results, and has said why; the CLI adds the message, if there is
+    """A run in a separate process has ended without results, and has said why; the CLI adds the message, if there is
     one, and exits with `exit_code`."""
 
     def __init__(self, message: str, code: int) -> None:

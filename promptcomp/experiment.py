@@ -31,7 +31,7 @@ class TrainerConfig(Config):
     batch_size: int = Field(8, ge=1)
     """Contexts in one optimiser step, over all devices and accumulated micro-batches."""
     eval_every: int = Field(100, ge=1)
-    """Steps between two looks at the dev split (also when the best weights are chosen)."""
+    """Steps between two evaluations of the dev split, at which the best weights are chosen."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between two checkpoints that `--resume` continues from."""
     checkpoints: Literal["whole", "sharded"] = "whole"
@@ -49,14 +49,14 @@ class TrainerConfig(Config):
     num_nodes: int = Field(1, ge=1)
     """Number of machines; with more than one, start the program on all of them with torchrun or srun."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """ddp: every device holds the whole model; fsdp: weights, gradients and optimiser state are divided among them
+    """ddp: every device holds the full model; fsdp: weights, gradients and optimiser state are sharded among them
     (FSDP2); auto: ddp where there are several devices."""
     precision: Precision = "32-true"
     """Arithmetic of the training steps."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches of one optimiser step; losses are means over the tokens of the whole step."""
     activation_checkpointing: bool = False
-    """Keep only the inputs of each transformer block for the backward pass and compute the rest again."""
+    """Keep only the inputs of each transformer block for the backward pass and recompute the rest."""
     offload_optimizer: bool = False
     """Keep AdamW's state in the host's memory and step there."""
     compile: bool = False
@@ -76,12 +76,12 @@ class TrainerConfig(Config):
             raise ValueError(f"trainer.devices={self.devices}: at least one device is needed")
         if self.strategy == "fsdp" and self.precision == "16-mixed":
             raise ValueError(
-                "trainer.strategy=fsdp does not go with trainer.precision=16-mixed (its loss scaling does not know "
-                "divided gradients); use bf16-mixed, bf16-true or 32-true"
+                "trainer.strategy=fsdp does not work with trainer.precision=16-mixed (loss scaling does not work on "
+                "sharded gradients); use bf16-mixed, bf16-true or 32-true"
             )
         if self.checkpoints == "sharded" and self.strategy != "fsdp":
             raise ValueError(
-                "trainer.checkpoints=sharded goes with trainer.strategy=fsdp, where every process has a part to write; "
+                "trainer.checkpoints=sharded needs trainer.strategy=fsdp, where every process has a part to write; "
                 "use trainer.checkpoints=whole"
             )
         if self.strategy == "fsdp" and self.accelerator == "mps":
@@ -101,11 +101,11 @@ class EvaluationConfig(Config):
     measure_cost: bool = True
     """Time compression and prefill on this machine (a few seconds)."""
     generate: bool | Literal["auto"] = "auto"
-    """Write an answer (greedily) to every test example, besides scoring; auto: for instruction data."""
+    """Generate an answer (greedily) to every test example, besides scoring; auto: for instruction data."""
     max_new_tokens: int = Field(128, ge=1)
     """Longest generated answer in tokens; less where the LM's window leaves less."""
     rationales: bool = True
-    """Where a student has learned rationales, write them for the test examples too (rationales.jsonl)."""
+    """If a student has learned rationales, generate them for the test examples too (rationales.jsonl)."""
     sentences: Literal["builtin", "nltk"] = "builtin"
     """How ROUGE-Lsum finds sentences: a built-in list of abbreviations, or nltk's English model (a download)."""
 
@@ -151,6 +151,15 @@ class Experiment(Config):
         if self.evaluation.generate is True and self.data.why_no_answers:
             raise ValueError(f"evaluation.generate=true {self.data.why_no_answers}")
         return self
+
+    def check_places(self) -> None:
+        """Look whether what a run would read is there: before torch is imported, and before anything is begun.
+
+        Raises:
+            ConfigError: the LM, or a file of the data, is not.
+        """
+        self.lm.check_place()
+        self.data.check_places()
 
     @property
     def title(self) -> str:

@@ -1,4 +1,4 @@
-"""Files: reads that end, whole writes, locks. A symbolic link is never written through, only replaced.
+"""Files: bounded reads, atomic writes, locks. A symbolic link is never written through, only replaced.
 
 What is written here has the permissions that the user's umask gives, unless it is `private`.
 """
@@ -20,12 +20,16 @@ from promptcomp.errors import ConfigError, NoSpace, is_full
 if sys.platform != "win32":  # there two processes may get in each other's way
     import fcntl
 
+Place = str | os.PathLike[str]
+"""A path, or an object that is one (`Run`)."""
 _READABLE = 0o666
 _PRIVATE = 0o600
 _NAME = 120
 """Letters of a name that its temporary file repeats; file systems allow 255 bytes."""
 _LOOK = 0.05
 """Seconds between two looks at a lock."""
+_TAIL = 16_384
+"""Bytes of a log that its last line is looked for in."""
 _NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 
 
@@ -34,7 +38,7 @@ def read_bounded(path: Path, limit: int, what: str) -> bytes:
 
     Args:
         path: the file; a link to one is followed.
-        limit: most bytes.
+        limit: maximum number of bytes.
         what: what it should be, for the message ("configuration file").
 
     Raises:
@@ -88,7 +92,7 @@ def read_text(path: Path, what: str, limit: int = 2**33) -> str:
     Args:
         path: the file.
         what: what it should be, for the message ("results file").
-        limit: most bytes.
+        limit: maximum number of bytes.
 
     Raises:
         ConfigError: the file is missing, unreadable, too large or not UTF-8.
@@ -175,12 +179,21 @@ def open_append(path: Path) -> IO[bytes]:
         kind = os.fstat(handle).st_mode
     except OSError as error:
         if os.path.islink(path):
-            raise ConfigError(f"{path}: is a link, which is not written through; remove it") from None
+            raise ConfigError(f"{path}: is a link, and files are not written through links; remove it") from None
         raise _unwritable(path, error) from None
     if not stat.S_ISREG(kind):
         os.close(handle)
         raise ConfigError(f"{path}: is {kind_of(kind)}, not a file")
     return os.fdopen(handle, "ab+")
+
+
+def check_empty(folder: Path, instead: str = "name another folder with --output") -> None:
+    """
+    Raises:
+        ConfigError: a folder that is to be filled holds something already, or is none.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not empty; {instead}")
 
 
 def check_no_links(folder: Path, names: tuple[str, ...]) -> None:
@@ -191,8 +204,8 @@ def check_no_links(folder: Path, names: tuple[str, ...]) -> None:
     for name in names:
         if (folder / name).is_symlink():
             raise ConfigError(
-                f"{folder / name}: is a link, and nothing is written through one; put the folder itself there, or move"
-                f" the whole of {folder}"
+                f"{folder / name}: is a link, and files are not written through links; put the folder there, or move"
+                f" all of {folder}"
             )
 
 
@@ -246,6 +259,22 @@ def take_lock(file: IO[Any]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def last_line(log: Path, start: int = 0) -> str:
+    """The last line that a process has printed to its log, for people.
+
+    Args:
+        log: the file.
+        start: bytes that others had written before.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, log.stat().st_size - _TAIL))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
 
 
 def flush(path: Path) -> None:

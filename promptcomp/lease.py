@@ -1,7 +1,7 @@
-"""Leases: a file that says which process is at work on something, touched while that process lives.
+"""Leases: a file that names the process that works on something, touched while that process lives.
 
-A trainer keeps one where the environment variable PROMPTCOMP_LEASE says so (a sweep sets it). On the same machine a
-lease is as good as its process; elsewhere it is judged by its age, on the clock of the disk that it is on.
+A trainer keeps one where it is asked to (`fit --lease FILE`, as a sweep does it). On the same machine a lease is as
+good as its process; elsewhere it is judged by its age, on the clock of the disk that it is on.
 """
 
 from __future__ import annotations
@@ -13,30 +13,22 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ParamSpec, Self, TypeVar
+from typing import Self
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
 from promptcomp.files import write_atomic
 
-LEASE_VARIABLE = "PROMPTCOMP_LEASE"
-"""Where a trainer keeps its lease, behind the process id of the parent that says so (see `under_lease`)."""
-SECONDS_VARIABLE = "PROMPTCOMP_LEASE_SECONDS"
-"""Seconds between two touches of a lease."""
 GRACE_VARIABLE = "PROMPTCOMP_LEASE_GRACE"
 """Seconds after which an untouched lease of another machine has run out."""
-JOB_VARIABLE = "PROMPTCOMP_JOB"
-"""The cluster's job that a trainer belongs to, for people."""
-_SECONDS = 10.0
+STORAGE_VARIABLE = "PROMPTCOMP_STORAGE"
+"""The whole address of a sweep's database, password included: for its workers, and no run gets to know it."""
 _GRACE, _NETWORK_GRACE = 60.0, 300.0
 _NETWORK_DISKS = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.", "9p", "afs", "panfs")
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +67,8 @@ def lease_of(pid: int | None = None, note: str = "") -> Lease:
         note: what it is at work on.
     """
     pid = os.getpid() if pid is None else pid
-    job = os.environ.get(JOB_VARIABLE) or os.environ.get("SLURM_JOB_ID", "")
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Lease(socket.gethostname(), pid, _born(pid) or "", _machine(), job, now, note)
+    return Lease(socket.gethostname(), pid, _born(pid) or "", _machine(), os.environ.get("SLURM_JOB_ID", ""), now, note)
 
 
 def write_lease(path: Path, lease: Lease) -> None:
@@ -140,7 +131,10 @@ def grace_of(folder: Path) -> float:
     """Seconds that an untouched lease lasts: as configured, or by the kind of disk (NFS shows changes late)."""
     chosen = os.environ.get(GRACE_VARIABLE)
     if chosen:
-        return _positive(GRACE_VARIABLE, chosen)
+        with contextlib.suppress(ValueError):
+            if float(chosen) > 0:
+                return float(chosen)
+        raise ConfigError(f"{GRACE_VARIABLE}={chosen!r}: expected a number of seconds above 0")
     try:
         lines = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -163,7 +157,7 @@ class Keeper:
         self.path = path
         self.lease = lease_of(note=note)
         self._done = threading.Event()
-        self._seconds = _positive(SECONDS_VARIABLE, os.environ.get(SECONDS_VARIABLE, str(_SECONDS)))
+        self._seconds = min(10.0, grace_of(path.parent) / 6)
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
@@ -189,25 +183,15 @@ class Keeper:
                 os.utime(self.path)
 
 
-def ask_lease(path: Path) -> dict[str, str]:
-    """The environment by which a process that this one starts is asked to keep a lease."""
-    return {LEASE_VARIABLE: f"{os.getpid()}:{path}"}
-
-
-def under_lease(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Have rank 0 keep the lease that its parent asks for while `function` runs."""
-
-    @functools.wraps(function)
-    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        parent, _, path = os.environ.get(LEASE_VARIABLE, "").partition(":")
-        asked = path and parent == str(os.getppid())  # what another process has left in the environment is nothing
-        rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
-        with contextlib.ExitStack() as stack:
-            if asked and rank == "0":
-                stack.enter_context(Keeper(Path(path)))
-            return function(*args, **kwargs)
-
-    return call
+@contextlib.contextmanager
+def kept(path: Path | None) -> Iterator[None]:
+    """Keep a lease for the length of this block, where there is one to keep: the first process of a run does."""
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    if path is None or rank != "0":
+        yield
+        return
+    with Keeper(path):
+        yield
 
 
 def _born(pid: int) -> str | None:
@@ -236,13 +220,3 @@ def _machine() -> str:
     with contextlib.suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
-
-
-def _positive(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if value <= 0:
-        raise ConfigError(f"{name}={text!r}: expected a number of seconds above 0")
-    return value

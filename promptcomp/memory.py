@@ -1,4 +1,4 @@
-"""Memory: what a compressor makes of a context.
+"""Memory: the result of compressing a context.
 
 Three forms cover every method; `None` stands for no prompt at all. Rows may have different numbers of real slots, so
 each form carries a mask. `rows` gives each query its context's memory (a view where nothing has to be copied).
@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,6 +40,18 @@ class _Slots:
         """Real slots of each row [B]."""
         return self.mask.sum(-1)
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same memory with another tensor for each of its own."""
+        return type(self)(*(_mapped(getattr(self, each.name), change) for each in fields(self)))  # type: ignore[arg-type]
+
+    def rows(self, index: Tensor) -> Self:
+        """The memory of the rows `index` [N]."""
+        return self.map(lambda tensor: tensor[index])
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return tuple(_mapped(each, change) for each in value) if isinstance(value, tuple) else change(value)
+
 
 @dataclass(frozen=True, slots=True)
 class SoftPrompt(_Slots):
@@ -47,10 +59,6 @@ class SoftPrompt(_Slots):
 
     embeds: Tensor
     mask: Tensor
-
-    def rows(self, index: Tensor) -> Self:
-        """The memory of the rows `index` [N]."""
-        return type(self)(self.embeds[index], self.mask[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +72,6 @@ class KVCache(_Slots):
     mask: Tensor
     next_position: Tensor
 
-    def rows(self, index: Tensor) -> Self:
-        """The memory of the rows `index` [N]."""
-        layers = tuple((keys[index], values[index]) for keys, values in self.layers)
-        return type(self)(layers, self.mask[index], self.next_position[index])
-
 
 @dataclass(frozen=True, slots=True)
 class EncoderStates(_Slots):
@@ -80,10 +83,6 @@ class EncoderStates(_Slots):
 
     layers: tuple[Tensor, ...]
     mask: Tensor
-
-    def rows(self, index: Tensor) -> Self:
-        """The memory of the rows `index` [N]."""
-        return type(self)(tuple(layer[index] for layer in self.layers), self.mask[index])
 
 
 Memory = SoftPrompt | KVCache | EncoderStates
@@ -145,13 +144,13 @@ def load_memory(path: Path, device: str = "cpu") -> tuple[Memory, dict[str, Any]
         memory = _assemble(header["kind"], tensors)
         metadata = dict(header["metadata"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: the memory file is not as format {FORMAT} has it ({error})") from None
+        raise ConfigError(f"{path}: the memory file does not follow format {FORMAT} ({error})") from None
     return memory_to(memory, device), metadata
 
 
 def memory_to(memory: Memory, device: torch.device | str) -> Memory:
     """The same memory on another device."""
-    return _assemble(type(memory).__name__, {k: t.to(device) for k, t in memory_tensors(memory).items()})
+    return memory.map(lambda tensor: tensor.to(device))
 
 
 def file_hash(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -187,12 +186,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _assemble(kind: str, tensors: Mapping[str, Tensor]) -> Memory:
-    """The memory of these tensors.
-
-    Raises:
-        KeyError: a tensor is missing.
-        ValueError: an unknown kind, a tensor too many, or shapes that do not go together.
-    """
+    """The memory of these tensors, where none is missing (KeyError) or too many and their shapes go together."""
     mask = tensors["mask"]
     memory: Memory
     if kind == "SoftPrompt":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,3 +41,12 @@ def shown(value: Any, most: int = 120) -> str:
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print a text as it is, however long its lines are."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV; None is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    return text.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,17 +70,29 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def panels(count: int, most: int, **options: Any) -> tuple[Figure, list[Axes]]:
+def panels(count: int, most: int, size: tuple[float, float] | None = None, **options: Any) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels, at most `most` in a row; options of `Figure.subplots`."""
     from matplotlib.figure import Figure
 
     columns = min(most, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(7 if columns == 1 else 4.4 * columns, 4.2 * rows))
+    figure = Figure(figsize=size or (7 if columns == 1 else 4.4 * columns, 4.2 * rows))
     grid = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for axes in grid[count:]:
         axes.set_visible(False)
     return figure, grid[:count]
+
+
+def panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one panel, of a size in inches."""
+    figure, (axes,) = panels(1, 1, size=(width, height))
+    return figure, axes
+
+
+def ticks_at(axes: Axes, ticks: Mapping[float, str], **look: Any) -> None:
+    """Ticks across at these places alone, with these texts; options of `Axes.set_xticks`."""
+    axes.set_xticks(list(ticks), list(ticks.values()), **look)
+    axes.minorticks_off()
 
 
 def interval(

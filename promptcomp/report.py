@@ -1,4 +1,4 @@
-"""The table at the end of a run: what the method keeps, beside its bounds, and what that saves."""
+"""The table at the end of a run: what the method retains, beside its bounds, and what it saves."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _quality_table(results: Results, name: str, split: SplitResult, wide: bool) 
         if row not in split.rows:
             continue
         cells = [estimate_text(split.rows[row].get(metric)) for metric in metrics]
-        kept = retained_text(split, 2) if row == "method" else ""
+        kept = retained_text(split, ".2f") if row == "method" else ""
         table.add_row(row_title(results, row), *cells, kept, style="bold" if row == "method" else "")
     return table
 
@@ -97,7 +97,7 @@ def _cost_table(results: Results, wide: bool) -> Table:
 
 
 def _findings(results: Results) -> list[Text]:
-    """The run in words: quality retained, compression, memory, prefill."""
+    """The run in short: quality retained, compression, memory, prefill."""
     size, cost = results.size, results.cost
     lines: list[tuple[str, str]] = []
     for name, split in results.splits.items():
@@ -162,7 +162,7 @@ def _role_title(points: ReferencePoints, role: str) -> str:
 
 
 def _points_remarks(points: ReferencePoints, split: SplitPoints) -> list[Text]:
-    lines = ["untrained LM: the weights that all began with; trained control: its own weights, none of the method's"]
+    lines = ["untrained LM: the weights before training; trained control: its own weights, not the method's"]
     for kind, kept in split.retained.items():
         text = "no headroom" if kept.no_headroom else value_text(kept.value, kept.ci)
         lines.append(f"retained between the {kind} controls: {text}")
@@ -172,17 +172,15 @@ def _points_remarks(points: ReferencePoints, split: SplitPoints) -> list[Text]:
 
 
 def row_title(results: Results, row: str) -> str:
-    """What people call a row of the table."""
+    """The title of a row of the table."""
     what = results.context_kind
     titles = {"no_prompt": f"no {what}", "full_prompt": f"full {what}"}
     return titles.get(row, results.title or results.method)
 
 
-def retained_text(split: SplitResult, digits: int = 3) -> str:
+def retained_text(split: SplitResult, form: str = ".3f") -> str:
     """Quality retained with its interval, or why there is none."""
-    if split.no_headroom:
-        return "no headroom"
-    return value_text(split.retained, split.retained_ci, digits)
+    return "no headroom" if split.no_headroom else value_text(split.retained, split.retained_ci, form)
 
 
 def estimate_text(estimate: Estimate | None) -> str:
@@ -216,9 +214,9 @@ def _notes(results: Results, split: SplitResult) -> list[Text]:
         lines.append("score: macro-F1 of classification tasks, accuracy of the others, mean over tasks")
     if results.bounds is not None and {"no_prompt", "full_prompt"} & split.rows.keys():
         whose = "this run's own trained weights" if results.bounds == "trained" else "the untrained LM"
-        lines.append(f"no {results.context_kind} and full {results.context_kind}: read by {whose}")
+        lines.append(f"no {results.context_kind} and full {results.context_kind}: scored with {whose}")
     if split.retained is not None and split.retained_ci is None and split.num_contexts > 1:
-        lines.append("retained: no interval, because all contexts came out alike")
+        lines.append("retained: no interval, because all contexts gave equal values")
     for row in ("no_prompt", "method", "full_prompt"):
         if cut := split.unfinished.get(row, 0):
             answers = f"{cut:,} of {split.generated:,} answers reached the limit of new tokens"

@@ -11,10 +11,11 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+from promptcomp.errors import Exit
 
 
 class StopRequested(BaseException):
@@ -22,7 +23,7 @@ class StopRequested(BaseException):
 
 
 class StopSignals:
-    """Notes the signals that ask this process to make room.
+    """Notes the signals that preempt this process.
 
     The object lives in the process' table of signal handlers: `StopSignals.current()` finds it there.
     """
@@ -100,32 +101,55 @@ def stop_signals() -> Iterator[StopSignals]:
         yield new
 
 
-def tell_job_script() -> None:
-    """Leave the file that a job script looks for: with several tasks, srun's exit code may be that of a task which srun
-    itself has killed because another one had left."""
-    path = os.environ.get("PROMPTCOMP_PREEMPTED_FILE")
-    if path:
-        Path(path).touch()
-
-
 def is_preemption(number: Any) -> bool:
-    """Whether a signal asks to make room (and to be continued by whoever sent it)."""
+    """Whether a signal means preemption (whoever sent it will continue the run)."""
     return number in StopSignals.numbers()
 
 
-@contextlib.contextmanager
-def called_at_stop(on_signal: Callable[[], None]) -> Iterator[None]:
-    """Call `on_signal` at every SIGINT and SIGTERM within this block: for programs that look after other processes."""
+def ending_signals() -> list[int]:
+    """Signals that end a program, but for those that this one was started to ignore (nohup)."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    numbers = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
-    def caught(_number: int, _frame: FrameType | None) -> None:
-        on_signal()
 
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
-            before[number] = signal.signal(number, caught)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+class Stop:
+    """Whether this process should end, and how. Signals only set it.
+
+    Args:
+        parent: a process without which this one has nothing to do.
+    """
+
+    def __init__(self, parent: int | None = None) -> None:
+        noted = StopSignals.current()
+        self.received: int | None = None if noted is None else noted.received
+        self.count = 0
+        self._parent = parent
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Catch the signals that end a program."""
+        before = {}
+        for number in ending_signals():
+            with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
+                before[number] = signal.signal(number, self._caught)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _caught(self, number: int, _frame: FrameType | None) -> None:
+        self.received = self.received or number
+        self.count += 1
+
+    def is_set(self) -> bool:
+        """Whether to end: a signal has come, or the parent is gone."""
+        if self.received is None and self._parent and os.getppid() != self._parent:
+            self.received = signal.SIGTERM
+        return self.received is not None
+
+    @property
+    def code(self) -> Exit:
+        """Exit code."""
+        return Exit.PREEMPTED if is_preemption(self.received) else Exit.INTERRUPTED

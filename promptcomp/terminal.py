@@ -1,8 +1,11 @@
-"""Text on a terminal: what comes from files, names and paths is shown as text, whatever it holds."""
+"""Text on a terminal, and tables in a notebook: what comes from files, names and paths is shown as text, whatever it
+holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib.util
+import io
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -35,6 +38,25 @@ class PlainConsole(Console):
             yield segment if safe else Segment(printable(segment.text), segment.style)
 
 
+def plain_table(
+    columns: Iterable[str], rows: Iterable[Sequence[str | Text]], right: Container[str] = (), **options: Any
+) -> Table:
+    """A table without lines; the columns of `right` are aligned there.
+
+    Args:
+        columns: their names.
+        rows: their cells.
+        right: names of columns.
+        options: more of Rich's.
+    """
+    table = Table(**{"box": None, "pad_edge": False, "title_justify": "left", **options})
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def open_table(title: str | None = None, left: Iterable[str] = (), right: Iterable[str] = (), **options: Any) -> Table:
     """A table that wastes no column of an 80-column terminal.
 
@@ -51,3 +73,20 @@ def open_table(title: str | None = None, left: Iterable[str] = (), right: Iterab
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def as_text(draw: Callable[[Console], None]) -> str:
+    """What a wide console would show."""
+    out = io.StringIO()
+    draw(PlainConsole(file=out, width=110))
+    return out.getvalue().rstrip()
+
+
+def frame(rows: Iterable[Mapping[str, Any]]) -> Any:
+    """A DataFrame; without pandas a list of dictionaries."""
+    found = [dict(row) for row in rows]
+    if importlib.util.find_spec("pandas") is None:
+        return found
+    import pandas
+
+    return pandas.DataFrame(found)

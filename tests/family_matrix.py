@@ -163,23 +163,23 @@ HEAD = """# Language models
 Which families of `transformers` promptcomp can read. `python -m tests.family_matrix` writes this page, and the tests
 check it, with transformers {version}.
 
-Each family was made tiny with random weights (2 layers, sliding windows of a few tokens), saved, opened by its folder
-and compared with plain transformers, one row at a time and without padding: scores behind the full prompt (in one
-pass and through a cache) and behind vectors, gist tokens in one pass and in two, greedy generation. "works" means that
-all of it agrees to {equal:.0e} in float32. Everything else is refused in one sentence when the model is opened.
+For each family a tiny model with random weights (2 layers, sliding windows of a few tokens) was saved, opened from its
+folder and compared with plain transformers, one row at a time and without padding: scores after the full prompt (in one
+pass and through a cache) and after vectors, gist tokens in one pass and in two, greedy generation. "works" means that
+all of these agree to {equal:.0e} in float32. All other families are refused with one sentence when the model is opened.
 
-A family that is not in the table is compared with a few tokens when it is opened for the first time, and so is every
-other one: what is in your folder counts, not this table. The verdict is kept in `~/.cache/promptcomp/verified`
+When a model is opened for the first time, it is compared in this way on a few tokens, whether its family is in the
+table or not: the weights in your folder decide, not this table. The outcome is cached in `~/.cache/promptcomp/verified`
 (`PROMPTCOMP_CACHE` or `XDG_CACHE_HOME` move it) for these weights, settings and versions of torch, transformers and
-promptcomp; deleting the folder is safe. It takes as long as reading about fifteen prompts of ten tokens.
+promptcomp; deleting the folder is safe. The comparison takes as long as reading about fifteen prompts of ten tokens.
 
 * **Attention**: `lm.attn_implementation` is by default `sdpa` where the family has it and `eager` elsewhere, which a
   note says.
-* **Models that see pictures as well** are opened as the language model inside them, where transformers has a class for
-  it that gives the same logits (not Cohere's, which are scaled alone only), and otherwise as they are.
+* **Vision-language models** are opened as the language model inside them, if transformers has a class for it that gives
+  the same logits (not Cohere's, whose text model scales logits only when used alone), and otherwise unchanged.
 * **Sliding windows** count positions, not columns, so padding and gist tokens do not shorten them.
-* **LongRoPE** (Phi-3 with 128k): from `original_max_position_embeddings` on, one long row changes the scores of all
-  rows of its batch, so the window ends there, and longer prompts are refused.
+* **LongRoPE** (Phi-3 with 128k): a row longer than `original_max_position_embeddings` changes the scores of all rows of
+  its batch, so the window ends there, and longer prompts are refused.
 * **Code in a model's folder** (`auto_map`, `trust_remote_code`) is never run.
 
 {works} of {all} families work.

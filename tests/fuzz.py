@@ -255,9 +255,8 @@ class Bench:
             for seed in (0, 1):
                 cell = f"num_slots_{slots}-s{seed}"
                 params = {"method.num_slots": slots}
-                sweep.trials.enqueue(Planned(point_id(params), seed, 1, params), cell)
-                number = len(sweep.trials.frozen()) - 1
-                sweep.trials.take(number, "host:1", sweep.place)
+                planned = Planned(point_id(params), seed, 1, params)
+                number = sweep.trials.begin(planned, {}, cell=cell, worker="host:1", place=sweep.place)
                 sweep.trials.complete(number, [0.5], {}, 1.0)
                 folder = directory.runs / cell
                 shutil.copytree(self.folder / "runs" / "mend", folder)

@@ -1,15 +1,13 @@
-"""What the bench found: one record for each way of serving, prompt length and batch size; files, tables, picture."""
+"""Results of the bench: one record for each way of serving, prompt length and batch size; files, tables, picture."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -17,8 +15,9 @@ from rich.text import Text
 
 from promptcomp.config import flat
 from promptcomp.evaluation.flops import break_even
-from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text, number_text
-from promptcomp.plotting import COLOURS, GREY, LINES, drawing, save
+from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text
+from promptcomp.plain import csv_text
+from promptcomp.plotting import COLOURS, GREY, LINES, drawing, panels, save
 from promptcomp.terminal import open_table
 
 if TYPE_CHECKING:
@@ -53,13 +52,13 @@ class Spread:
         return cls(statistics.median(values), low, high)
 
     def overlaps(self, other: Spread) -> bool:
-        """Whether the quartiles do not tell the two apart."""
+        """Whether the interquartile ranges of the two overlap."""
         return self.low <= other.high and other.low <= self.high
 
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """Uses of a prompt between which compressing costs no more than a rival; see flops.break_even."""
+    """Uses of a prompt between which compressing costs no more than the alternative; see flops.break_even."""
 
     first: int | None
     last: int | None
@@ -78,7 +77,7 @@ class BreakEven:
 
 @dataclass(slots=True)
 class Making:
-    """What is done once for a prompt: FLOPs and milliseconds of one prompt, and the file that keeps it."""
+    """The cost of compressing or caching a prompt once: FLOPs, milliseconds, and the file of the memory."""
 
     flops: float
     flops_counted: float
@@ -147,20 +146,17 @@ class Bench:
         """The batch sizes."""
         return sorted({record.batch_size for record in self.records})
 
-    def at(self, prompt_tokens: int, batch_size: int) -> list[Timing]:
-        """The ways of serving at one point."""
-        return [r for r in self.records if (r.prompt_tokens, r.batch_size) == (prompt_tokens, batch_size)]
+    def at(self, prompt_tokens: int) -> list[Timing]:
+        """The ways of serving at one length."""
+        return [record for record in self.records if record.prompt_tokens == prompt_tokens]
 
 
 def add_break_even(records: Iterable[Timing]) -> None:
     """Fill in `break_even` of the compressed ways from the other ways at the same point."""
     found = {record.way: record for record in records if not record.not_possible}
-    ours: tuple[Way, ...] = ("compressed", "compressed_cached")
-    rivals: tuple[Way, ...] = ("no_cache", "prefix_cache")
-    for way in ours:
-        for rival in rivals:
-            if way in found and rival in found:
-                found[way].break_even[rival] = _against(found[way], found[rival])
+    rivals = {way: found[way] for way in WAYS if way in found and not way.startswith("compressed")}
+    for way in found.keys() - rivals.keys():
+        found[way].break_even |= {name: _against(found[way], rival) for name, rival in rivals.items()}
 
 
 def _against(ours: Timing, theirs: Timing) -> dict[str, BreakEven]:
@@ -187,11 +183,8 @@ def as_csv(bench: Bench) -> str:
     flattened = [flat(asdict(record)) for record in bench.records]
     rows = [{name: value for name, value in row.items() if value not in (None, {})} for row in flattened]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["method", "lm", *columns], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"method": bench.method, "lm": bench.lm, **row} for row in rows)
-    return text.getvalue()
+    lines = ([bench.method, bench.lm, *map(row.get, columns)] for row in rows)
+    return csv_text(["method", "lm", *columns], lines)
 
 
 WIDE = 100
@@ -226,27 +219,34 @@ def print_bench(bench: Bench, console: Console) -> None:
     )
 
 
+_SERVING: dict[str, Callable[[Timing], str]] = {
+    "FLOPs": lambda record: flops_text(record.first_token_flops),
+    "counted": lambda record: flops_text(record.first_token_flops_counted),
+    "first token": lambda record: _ms(record.first_token_ms),
+    "tokens/s": lambda record: "-" if (speed := record.tokens_per_second) is None else f"{round(speed.median):,}",
+    "kept": lambda record: bytes_text(record.held_bytes),
+    "KV in use": lambda record: bytes_text(record.kv_bytes),
+}
+_MAKING: dict[str, Callable[[Making], str]] = {
+    "FLOPs": lambda making: flops_text(making.flops),
+    "counted": lambda making: flops_text(making.flops_counted),
+    "time": lambda making: _ms(making.ms),
+    "file": lambda making: bytes_text(making.file_bytes),
+    "loading it": lambda making: ms_text(making.load_ms.median if making.load_ms else None),
+}
+_ONLY_WIDE = ("counted", "KV in use")
+
+
 def _serving_table(bench: Bench, tokens: int, wide: bool) -> Table:
-    """One query behind the prompt, in each way."""
-    columns = ("FLOPs", *(["counted"] if wide else []), "first token", "tokens/s", "kept")
-    table = _table(f"{tokens:,} prompt tokens: one query", ("way",), (*columns, *(["KV in use"] if wide else [])))
-    for rows in bench.batch_sizes:
-        for number, record in enumerate(bench.at(tokens, rows)):
-            head = [str(rows) if number == 0 else "", WAYS[record.way]]
-            style = "bold" if record.way == "compressed" else ""
-            if record.not_possible:
-                table.add_row(*head, "not possible", style="dim")
-                continue
-            speed = record.tokens_per_second
-            cells = [
-                flops_text(record.first_token_flops),
-                *([flops_text(record.first_token_flops_counted)] if wide else []),
-                _ms(record.first_token_ms),
-                "-" if speed is None else number_text(round(speed.median)),
-                bytes_text(record.held_bytes),
-                *([bytes_text(record.kv_bytes)] if wide else []),
-            ]
-            table.add_row(*head, *cells, style=style)
+    """The cost of one query after the prompt, in each way."""
+    columns = {name: text for name, text in _SERVING.items() if wide or name not in _ONLY_WIDE}
+    table = _table(f"{tokens:,} prompt tokens: one query", ("way",), tuple(columns))
+    for head, record in _numbered(bench, bench.at(tokens)):
+        if record.not_possible:
+            table.add_row(head, WAYS[record.way], "not possible", style="dim")
+        else:
+            cells = [text(record) for text in columns.values()]
+            table.add_row(head, WAYS[record.way], *cells, style="bold" if record.way == "compressed" else "")
     reasons = {r.not_possible for r in bench.records if r.not_possible}
     table.caption = "; ".join(f"not possible: {reason}" for reason in sorted(reasons)) or None
     table.caption_justify = "left"
@@ -255,47 +255,37 @@ def _serving_table(bench: Bench, tokens: int, wide: bool) -> Table:
 
 def _making_table(bench: Bench, tokens: int, wide: bool) -> Table:
     """What is done once for the prompt."""
-    columns = ("FLOPs", *(["counted"] if wide else []), "time", "file", "loading it")
-    table = _table("made once for a prompt", ("what",), columns)
-    for rows in bench.batch_sizes:
-        made = [r for r in bench.at(tokens, rows) if r.making is not None]
-        for number, record in enumerate(made):
-            making = record.making
-            assert making is not None
-            table.add_row(
-                str(rows) if number == 0 else "",
-                WAYS[record.way],
-                flops_text(making.flops),
-                *([flops_text(making.flops_counted)] if wide else []),
-                _ms(making.ms),
-                bytes_text(making.file_bytes),
-                "-" if making.load_ms is None else ms_text(making.load_ms.median),
-                style="bold" if record.way == "compressed" else "",
-            )
+    columns = {name: text for name, text in _MAKING.items() if wide or name not in _ONLY_WIDE}
+    table = _table("made once for a prompt", ("what",), tuple(columns))
+    for head, record in _numbered(bench, [r for r in bench.at(tokens) if r.making is not None]):
+        cells = [text(record.making) for text in columns.values() if record.making is not None]
+        table.add_row(head, WAYS[record.way], *cells, style="bold" if record.way == "compressed" else "")
     return table
+
+
+def _numbered(bench: Bench, records: Sequence[Timing]) -> Iterator[tuple[str, Timing]]:
+    """Records by batch size, which the first of each has beside it."""
+    for rows in bench.batch_sizes:
+        for number, record in enumerate(r for r in records if r.batch_size == rows):
+            yield "" if number else str(rows), record
 
 
 def _break_even_table(bench: Bench, tokens: int) -> Table:
     """Uses of the prompt from which compressing pays."""
     columns = ("first token,\nFLOPs", "\ntime", "answer,\nFLOPs", "\ntime")
     table = _table("compressing pays from this number of queries on", ("way", "against"), columns)
-    for rows in bench.batch_sizes:
-        head = str(rows)
-        for record in bench.at(tokens, rows):
-            way = WAYS[record.way]
-            for rival, verdicts in record.break_even.items():
-                keys = ("first_token_flops", "first_token_seconds", "answer_flops", "answer_seconds")
-                table.add_row(head, way, WAYS[rival], *(verdicts[key].text for key in keys))
-                head = way = ""
+    keys = ("first_token_flops", "first_token_seconds", "answer_flops", "answer_seconds")
+    for head, record in _numbered(bench, [r for r in bench.at(tokens) if r.break_even]):
+        for number, (rival, verdicts) in enumerate(record.break_even.items()):
+            first = ("", "") if number else (head, WAYS[record.way])
+            table.add_row(*first, WAYS[rival], *(verdicts[key].text for key in keys))
     return table
 
 
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     table = open_table(title, right=["batch"], show_edge=True)
-    for name in left:
-        table.add_column(name, no_wrap=True)
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in (*left, *right):
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=True)
     return table
 
 
@@ -316,21 +306,21 @@ def plot(bench: Bench, folder: Path) -> list[Path]:
 
 
 def _draw(bench: Bench) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4))
-    times, kept = figure.subplots(1, 2)
+    figure, (times, kept) = panels(2, 2, size=(10, 4))
     for number, rows in enumerate(bench.batch_sizes):
         for way, title in WAYS.items():
-            records = [r for r in bench.records if (r.way, r.batch_size) == (way, rows) and not r.not_possible]
-            if not records:
+            records = [r for r in bench.records if (r.way, r.batch_size) == (way, rows)]
+            found = [
+                (r.prompt_tokens, r.first_token_ms.median, r.held_bytes / 2**20) for r in records if r.first_token_ms
+            ]
+            if not found:
                 continue
-            style = {"color": _COLOURS[way], "linestyle": LINES[number % len(LINES)], "marker": "."}
-            lengths = [record.prompt_tokens for record in records]
+            style: dict[str, Any] = {"color": _COLOURS[way], "linestyle": LINES[number % len(LINES)], "marker": "."}
+            lengths, first, held = zip(*found, strict=True)
             label = title if len(bench.batch_sizes) == 1 else f"{title}, batch {rows}"
-            times.plot(lengths, [_first_token(record) for record in records], label=label, **style)
+            times.plot(lengths, first, label=label, **style)
             if number == 0 and way != "no_cache":
-                kept.plot(lengths, [record.held_bytes / 2**20 for record in records], label=title, **style)
+                kept.plot(lengths, held, label=title, **style)
     for axes, name in ((times, "ms to the first token"), (kept, "MiB kept for one prompt")):
         axes.set_xlabel("prompt tokens")
         axes.set_ylabel(name)
@@ -339,8 +329,3 @@ def _draw(bench: Bench) -> Figure:
         axes.legend()
     figure.suptitle(f"{bench.method} on {bench.lm}, {bench.dtype}, {bench.device}")
     return figure
-
-
-def _first_token(record: Timing) -> float:
-    assert record.first_token_ms is not None
-    return record.first_token_ms.median

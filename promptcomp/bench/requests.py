@@ -1,4 +1,4 @@
-"""What is measured, and the ways of serving a query behind a prompt, as calls that can be timed and counted.
+"""What is measured, and the ways of serving a query after a prompt, as calls that can be timed and counted.
 
 A trained run, an experiment before training, a method on an LM of random weights (they cost as much as trained ones),
 so a user sees what a method would cost before training it.
@@ -17,7 +17,6 @@ from promptcomp import experiment as experiments
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.bench.measurements import Way
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sampler import EvalPart
 from promptcomp.evaluation.flops import cross_request_flops, decoder_request_flops, read_flops
 from promptcomp.evaluation.memory_cost import memory_bytes
 from promptcomp.experiment import Experiment
@@ -27,7 +26,9 @@ from promptcomp.language_model.loading import open_architecture, random_model
 from promptcomp.language_model.parts import Prefix, prepend
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+from promptcomp.run.configured import experiment_of
 from promptcomp.run.opening import make_parts, open_trained
+from promptcomp.run.run_directory import open_existing
 
 OnToken = Callable[[], None]
 
@@ -69,10 +70,10 @@ def requests(subject: Subject, batch: Batch) -> dict[Way, Request | str]:
         front = Prefix(vectors.embeds, vectors.mask, vectors.mask)
         return lm.read(lm.front(vectors, rows) if lm.family == "decoder" else front)
 
-    kv = (tokens + lm.num_bos) * lm.kv_bytes_per_token
+    kv = (tokens + lm.num_bos) * lm.cost.kv_bytes_per_token
     ways: dict[Way, Request | str] = {
         "no_cache": Request(anew, lambda new: _flops(subject, None, tokens, new), kv_bytes=kv),
-        "prefix_cache": "the encoder reads prompt and query together, both ways: nothing can be kept",
+        "prefix_cache": "the encoder reads prompt and query together, in both directions: nothing can be cached",
     }
     if not lm.query_in_encoder:
         make_flops = read_flops(lm.cost, tokens + lm.num_bos)
@@ -107,7 +108,7 @@ def plain_answer(lm: LanguageModel, ids: Tensor, new_tokens: int, on_token: OnTo
 
 
 def _behind(subject: Subject, batch: Batch, make: Callable[[], Memory | None], make_flops: float) -> Request:
-    """A request that reads its query behind a memory that was made once."""
+    """A request that reads its query with a memory that was made once."""
     lm = subject.module.lm
     memory = make()
     slots = 0.0 if memory is None else float(memory.num_slots.double().mean())
@@ -212,7 +213,7 @@ def open_subject(
             raise ConfigError(
                 "a run directory brings its own method and LM; leave --method, --config, --lm, --slots out"
             )
-        experiment, datamodule, module = open_trained(run, overrides)
+        experiment, datamodule, module = open_trained(run, experiment_of(open_existing(run), overrides))
     else:
         if method is None and config is None:
             raise ConfigError(
@@ -230,7 +231,7 @@ def open_subject(
     queries: list[Sequence[int]] = []
     contexts = datamodule.eval_contexts(datamodule.eval_splits[0])
     for number in range(min(POOL_CONTEXTS, len(contexts))):
-        encoded = contexts.encode(EvalPart(number, 0, len(contexts.targets(number))))
+        encoded = contexts.whole(number)
         prompts += encoded.ids
         queries += [query.ids for query in encoded.queries]
     pool = [token for query in queries for token in query]

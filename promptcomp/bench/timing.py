@@ -6,15 +6,16 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from promptcomp import __version__, plotting
+from promptcomp.bench import BenchPlan
 from promptcomp.bench.measurements import (
     Bench,
     Making,
@@ -30,47 +31,21 @@ from promptcomp.bench.measurements import (
 from promptcomp.bench.requests import Request, Subject, positions_needed, requests
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.memory_cost import seconds_of, synchronise
-from promptcomp.files import write_atomic
+from promptcomp.files import check_empty, write_atomic
 from promptcomp.language_model.counting import count_flops
+from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import load_memory, save_memory
 from promptcomp.run.opening import quiet
 
 MIN_REPEATS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class BenchPlan:
-    """What to measure."""
-
-    lengths: tuple[int, ...]
-    batch_sizes: tuple[int, ...]
-    new_tokens: int
-    repeats: int
-    seed: int
-    device: str
-    """auto, cpu or cuda."""
-    seconds: float = 30.0
-    """About how long one way at one point may take; slow ones are repeated less often, but MIN_REPEATS times."""
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of `auto`, `cpu` or `cuda`.
-
-    Raises:
-        ConfigError: an unknown name, or no CUDA device here.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device {name!r} is not known; choose auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+"""Slow ways are repeated less often, but not less than this."""
 
 
 @torch.inference_mode()
 def measure(
     subject: Subject, plan: BenchPlan, on_point: Callable[[int, int], None] = lambda tokens, rows: None
 ) -> Bench:
-    """Every way of serving at every length and batch size; `on_point` is told these two before they are measured.
+    """Every way of serving at every length and batch size; `on_point` is called with both before they are measured.
 
     Raises:
         ConfigError: no such device.
@@ -90,15 +65,15 @@ def measure(
         seed=plan.seed,
         version=__version__,
     )
-    order = random.Random(plan.seed)
-    for tokens in plan.lengths:
+    order, (lengths, batch_sizes) = random.Random(plan.seed), plan.sizes()
+    for tokens in lengths:
         needed = positions_needed(subject, tokens, plan.new_tokens)
         if lm.window is not None and needed > lm.window:
             bench.skipped.append(
                 f"{tokens:,} prompt tokens: {needed:,} positions with the answer, the LM's window is {lm.window:,}"
             )
             continue
-        for rows in plan.batch_sizes:
+        for rows in batch_sizes:
             on_point(tokens, rows)
             bench.records += _point(subject, tokens, rows, device, plan, order)
     return bench
@@ -166,19 +141,15 @@ def _time(
     """
     answers: dict[Way, list[tuple[float, float]]] = {way: [] for way in ways}
     makings: dict[Way, list[float]] = {way: [] for way in ways}
-    jobs: list[tuple[list[Any], Callable[[], Any], int]] = []
-
-    def add(found: list[Any], job: Callable[[], Any], seconds: float) -> None:
-        """`seconds`: of the first call, which warms up and tells how long one takes."""
-        rounds = max(MIN_REPEATS, min(plan.repeats, int(plan.seconds / max(seconds, 1e-6))))
-        jobs.append((found, job, rounds))
-
+    calls: list[tuple[list[Any], Callable[[], Any]]] = []
     for way, request in ways.items():
-        answer = partial(_stamps, request, plan.new_tokens, device)
-        add(answers[way], answer, answer()[1])
+        calls.append((answers[way], partial(_stamps, request, plan.new_tokens, device)))
         if request.make is not None:
-            make = partial(seconds_of, request.make, device)
-            add(makings[way], make, make())
+            calls.append((makings[way], partial(seconds_of, request.make, device)))
+    jobs = []
+    for found, job in calls:
+        seconds = np.max(job())  # this call warms up, and tells how long one takes
+        jobs.append((found, job, max(MIN_REPEATS, min(plan.repeats, int(plan.seconds / max(seconds, 1e-6))))))
     for number in range(max(rounds for _, _, rounds in jobs)):
         order.shuffle(jobs)
         for found, job, rounds in jobs:
@@ -193,18 +164,6 @@ def _stamps(way: Request, new_tokens: int, device: torch.device) -> tuple[float,
     start = time.perf_counter()
     way.answer(new_tokens, lambda: stamps.append(time.perf_counter()))
     return stamps[0] - start, stamps[-1] - start
-
-
-def numbers(text: str, option: str) -> tuple[int, ...]:
-    """Whole numbers of at least 1 from "64,256".
-
-    Raises:
-        ConfigError: names the option.
-    """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise ConfigError(f"{option} {text!r}: give whole numbers of at least 1, for example 64,256")
-    return tuple(dict.fromkeys(int(word) for word in words))
 
 
 def run_bench(
@@ -223,8 +182,8 @@ def run_bench(
         ConfigError: a mistake in the options, or nothing could be measured.
     """
     pick_device(plan.device)
-    if output is not None and output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output} is not empty; name another folder with --output")
+    if output is not None:
+        check_empty(output)
     with quiet():
         subject = open_()
     with console.status("measuring ...") as status:

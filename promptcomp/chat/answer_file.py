@@ -1,4 +1,4 @@
-"""Files of answers: each one is on disk before the next thing happens, so that nothing is paid for twice.
+"""Files of answers: each answer is on disk before the next request, so that nothing is paid for twice.
 
 The first line tells what the file is, every other line is one answer with a key made of what was asked. Lines are only
 ever added; the line that a killed process left unfinished is asked for again.
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Generic, Literal, Self, TypeVar
+from typing import IO, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, ValidationError
 
@@ -28,7 +28,7 @@ class FileHeader(Config):
     version: Literal[1] = 1
 
     def identity(self) -> dict[str, object]:
-        """What must be equal for answers to go into the same file, by its name for people."""
+        """What must be equal for answers to go into the same file, by its name in messages."""
         return {}
 
 
@@ -36,6 +36,10 @@ class KeptAnswer(Config):
     """One answer; keys that a later version has added are passed over."""
 
     model_config = ConfigDict(extra="ignore")
+    name: ClassVar[str]
+    """What it is, in words."""
+    again: ClassVar[str]
+    """What happens to a line that is removed ("asked" again)."""
 
     key: str
     """Hash of everything that was asked."""
@@ -45,7 +49,7 @@ class KeptAnswer(Config):
     error: str | None = None
     """Why the request was refused."""
     prompt_tokens: int | None = None
-    """Over all attempts; null: not told."""
+    """Over all attempts; null: not reported."""
     completion_tokens: int | None = None
     model: str | None = None
     """The model as the server names it."""
@@ -62,22 +66,17 @@ class AnswerFile(Generic[KeptT]):
         path: the file; made when it does not exist.
         header: the first line of a new file.
         kind: what every other line is.
-        name: the same in words, for messages.
-        again: what happens to a line that is removed ("asked" again).
-        in_use: what another process does, and the way out.
 
     Raises:
         ConfigError: the file is not such a record, holds answers that do not mix with those to come, is
             open elsewhere, or cannot be written.
     """
 
-    def __init__(
-        self, path: Path, header: FileHeader, kind: type[KeptT], *, name: str, again: str, in_use: str
-    ) -> None:
+    def __init__(self, path: Path, header: FileHeader, kind: type[KeptT]) -> None:
         self.path = path
         self.entries: dict[str, KeptT] = {}
         """By key; of several the last."""
-        self._header, self._kind, self._name, self._again = header, kind, name, again
+        self._header, self._kind = header, kind
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = open_append(path)
@@ -85,7 +84,7 @@ class AnswerFile(Generic[KeptT]):
             raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from None
         try:
             if not take_lock(self._file):  # it ends with the process, however that ends
-                raise ConfigError(f"{path}: another process {in_use}")
+                raise ConfigError(f"{path}: another process writes into this file; wait, or name another with -o")
             self._read()
         except BaseException:
             self._file.close()
@@ -125,9 +124,8 @@ class AnswerFile(Generic[KeptT]):
             try:
                 entry = self._kind.model_validate_json(line)
             except ValidationError:
-                raise ConfigError(
-                    f"{self.path}, line {number}: not a {self._name}; remove the line to have it {self._again} again"
-                ) from None
+                way_out = f"remove the line to have it {self._kind.again} again"
+                raise ConfigError(f"{self.path}, line {number}: not a {self._kind.name}; {way_out}") from None
             self.entries[entry.key] = entry
         if lines[-1]:
             self._file.truncate(len(content) - len(lines[-1]))
@@ -141,12 +139,12 @@ class AnswerFile(Generic[KeptT]):
         with contextlib.suppress(ValidationError):
             found = type(self._header).model_validate_json(line)
         if found is None or found.format != self._header.format:
-            raise ConfigError(f"{self.path}: not a file of {self._name}s; name another with -o")
+            raise ConfigError(f"{self.path}: not a file of {self._kind.name}s; name another with -o")
         before = found.identity()
         for what, current in self._header.identity().items():
             if before[what] != current:
                 raise ConfigError(
-                    f"{self.path} holds {self._name}s with another {what}: {before[what]}, now {current};"
+                    f"{self.path} holds {self._kind.name}s with another {what}: {before[what]}, now {current};"
                     " they are not mixed, name a new file with -o"
                 )
 

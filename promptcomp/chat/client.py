@@ -44,7 +44,7 @@ class RateLimiter:
     """Lets requests through one after another so that no 60 seconds hold more than the limits.
 
     Args:
-        requests_per_minute: most requests in any 60 seconds; None: no limit.
+        requests_per_minute: maximum number of requests in any 60 seconds; None: no limit.
         tokens_per_minute: most tokens (prompt and completion) in any 60 seconds; None: no limit. A request that is
             larger than the limit by itself goes out alone.
         clock: seconds, monotonic.
@@ -105,8 +105,8 @@ MOST_STOPS = 4
 _RETRIED = (408, 409, 429)
 _OPTIONAL = {
     "max_tokens": None,  # newer models know it as max_completion_tokens
-    "temperature": "the model takes no temperature: its own default was used",
-    "stop": "the model takes no stop texts: answers run on to their end",
+    "temperature": "the model accepts no temperature: its default was used",
+    "stop": "the model accepts no stop texts: answers were not ended by them",
 }
 """Parts of a request that a server may not know, and what to tell when they are left out."""
 
@@ -139,7 +139,7 @@ class Endpoint:
     timeout: float = 120.0
     """Seconds for one whole request."""
     retries: int = 5
-    """Further tries of a request that failed for a passing reason."""
+    """Retries of a request after a transient error."""
     first_wait: float = 1.0
     """Seconds before the first further try; doubled for each one after it, less up to a quarter by chance."""
     longest_wait: float = 60.0
@@ -173,7 +173,7 @@ class Endpoint:
 
 
 class StoppedError(EndpointError):
-    """The client was told to stop before this request was answered."""
+    """The client was stopped before this request was answered."""
 
 
 class ChatClient:
@@ -190,7 +190,7 @@ class ChatClient:
         self.failed = 0
         """Tries that brought no reply."""
         self.notes: list[str] = []
-        """What had to be asked differently from what was meant, in words."""
+        """How requests had to differ from what was configured, in words."""
         self.limiter = RateLimiter(endpoint.requests_per_minute, endpoint.tokens_per_minute, sleep=self._sleep)
         self._stopping = asyncio.Event()
         self._unknown: set[str] = set()
@@ -199,7 +199,7 @@ class ChatClient:
             import openai
         except ImportError:
             raise ConfigError(
-                "asking an endpoint needs the openai package, which is not installed; pip install 'promptcomp[api]'"
+                "an endpoint needs the openai package, which is not installed; pip install 'promptcomp[api]'"
             ) from None
         key = os.environ.get(endpoint.api_key_env, "").strip()
         if not key and endpoint.url == OPENAI_URL:
@@ -240,7 +240,7 @@ class ChatClient:
 
         Args:
             messages: the chat so far.
-            max_tokens: most tokens of the answer.
+            max_tokens: maximum number of tokens of the answer.
             temperature: 0 is greedy.
             expected_tokens: about how many tokens the request takes in all, for the limit of tokens per minute.
             stop: texts that end the answer, at most four are sent; a server may ignore them or leave them in.
@@ -327,9 +327,8 @@ class ChatClient:
     def _adapt(self, error: Any, sent: Container[str]) -> bool:
         """Whether the trouble was a part of the request that this server does not know; it is sent no more."""
         unknown = str(error.param)
-        if error.status_code != 400 or not str(error.code).startswith("unsupported"):
-            return False
-        if unknown not in _OPTIONAL or unknown not in sent:
+        told = error.status_code == 400 and str(error.code).startswith("unsupported")
+        if not told or unknown not in _OPTIONAL or unknown not in sent:
             return False
         if unknown not in self._unknown:  # requests that were under way meet it too
             self._unknown.add(unknown)
@@ -339,21 +338,19 @@ class ChatClient:
     def _status_error(self, error: Any) -> Exception:
         status, where, response = error.status_code, self.endpoint.url, error.response
         told = error.body.get("message") if isinstance(error.body, dict) else None
-        words = shorten(str(told or response.text or response.reason_phrase or "no words"))
-        if status in (401, 403):
-            name = self.endpoint.api_key_env
-            hint = f"check the key in {name}" if os.environ.get(name) else f"set the key in {name}"
-            return EndpointError(f"{where}: the key is refused ({status}: {words}); {hint}")
-        if status == 404:
-            model = self.endpoint.model
-            hint = "check --model and --base-url (it usually ends in /v1)"
-            return EndpointError(f"{where}: no such model or address ({model!r}; 404: {words}); {hint}")
-        if status == 429 and error.code == "insufficient_quota":  # waiting does not fill an account
-            return EndpointError(f"{where}: the account has no quota left ({words})")
-        if status in _RETRIED or status >= 500:
-            return TransientError(
-                f"answers with status {status} ({words})", retry_after(response.headers), status in (429, 503)
-            )
+        words = shorten(str(told or response.text or response.reason_phrase or "no message"))
         if status in (400, 413, 422):
             return RefusedError(f"{where}: refuses the request ({status}: {words})")
-        return EndpointError(f"{where}: answers with status {status} ({words})")
+        problem = f"answers with status {status} ({words})"
+        if status in (401, 403):
+            name = self.endpoint.api_key_env
+            hint = f"{'check' if os.environ.get(name) else 'set'} the key in {name}"
+            problem = f"the key is refused ({status}: {words}); {hint}"
+        elif status == 404:
+            hint = "check --model and --base-url (it usually ends in /v1)"
+            problem = f"no such model or address ({self.endpoint.model!r}; 404: {words}); {hint}"
+        elif status == 429 and error.code == "insufficient_quota":  # waiting does not fill an account
+            problem = f"the account has no quota left ({words})"
+        elif status in _RETRIED or status >= 500:
+            return TransientError(problem, retry_after(response.headers), status in (429, 503))
+        return EndpointError(f"{where}: {problem}")

@@ -1,4 +1,4 @@
-"""A language model that answers here: any that the package can load. What all prompts share is read once and kept."""
+"""A language model that answers here: any that the package can load. Their common prefix is read once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from promptcomp.chat.session import Writing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.templates import turn_end
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, reads_queries_in_encoder
-from promptcomp.language_model.loading import locate, open_architecture
+from promptcomp.language_model.lm_config import locate
+from promptcomp.language_model.loading import open_architecture, pick_device
 from promptcomp.memory import Memory
-
-DEVICES = ("auto", "cpu", "cuda")
 
 Prompt = str | Sequence[Message]
 """A text to go on with, or a chat."""
@@ -52,12 +51,7 @@ class LocalLM:
     """
 
     def __init__(self, path: str, device: str = "auto", *, chat: bool = False) -> None:
-        if device not in DEVICES:
-            raise ConfigError(f"--device {device!r} is not known; choose {', '.join(DEVICES)}")
-        here = torch.cuda.is_available()
-        if device == "cuda" and not here:
-            raise ConfigError("--device cuda: there is no CUDA device here; use --device cpu")
-        self._device = torch.device(("cuda" if here else "cpu") if device == "auto" else device)
+        self._device = pick_device(device)
         # A chat template writes its own BOS token, and so does the tokenizer where there is no template.
         dtype = "bfloat16" if self._device.type == "cuda" else "float32"
         settings = {"path": path, "dtype": dtype, "layout": "query_in_encoder", "bos": False if chat else None}
@@ -68,17 +62,12 @@ class LocalLM:
         assert self.lm.tokenizer is not None
         self._tokenizer = self.lm.tokenizer
         self._end = (self.lm.end_id,) if reads_queries_in_encoder(config) else ()
-        self._stop_ids = self._ends() + (turn_end(self._tokenizer) if chat else ())
+        settings_ends = self.lm.hf.generation_config and self.lm.hf.generation_config.eos_token_id
+        ends = [settings_ends] if isinstance(settings_ends, int) else list(settings_ends or [])
+        ends += [self._tokenizer.eos_token_id] if isinstance(self._tokenizer.eos_token_id, int) else []
+        self._stop_ids = tuple(dict.fromkeys(ends)) + (turn_end(self._tokenizer) if chat else ())
         self._shared: tuple[int, ...] = ()
         self._memory: Memory | None = None
-
-    def _ends(self) -> tuple[int, ...]:
-        settings = self.lm.hf.generation_config
-        ends = settings.eos_token_id if settings is not None else None
-        known = [ends] if isinstance(ends, int) else list(ends or [])
-        if isinstance(self._tokenizer.eos_token_id, int):
-            known.append(self._tokenizer.eos_token_id)
-        return tuple(dict.fromkeys(known))
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, str):
@@ -109,12 +98,12 @@ class LocalLM:
             self._memory = self.lm.encode(Context(ids, torch.ones_like(ids, dtype=torch.bool), task))
 
     def _too_long(self, ids: Sequence[int], max_tokens: int) -> str | None:
+        length, window = len(ids) + self.lm.num_bos, self.lm.window
         if not ids:
             return "the prompt is empty"
-        if self.lm.window is None or len(ids) + self.lm.num_bos + max_tokens <= self.lm.window:
+        if window is None or length + max_tokens <= window:
             return None
-        length = len(ids) + self.lm.num_bos
-        return f"{length} prompt tokens and {max_tokens} for the answer exceed the LM's window of {self.lm.window}"
+        return f"{length} prompt tokens and {max_tokens} for the answer exceed the LM's window of {window}"
 
     @torch.no_grad()
     def answer(self, prompts: Sequence[Prompt], writing: Writing, seed: int) -> list[Reply]:

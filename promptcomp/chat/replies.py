@@ -11,7 +11,7 @@ from typing import Any
 from promptcomp.documents import parse_json
 
 MOST_BYTES = 2**24
-"""Most bytes of a response."""
+"""Maximum number of bytes of a response."""
 _SHOWN = 160  # characters of a server's words in a message
 
 
@@ -77,7 +77,7 @@ async def limit_body(response: Any) -> None:
             async for chunk in whole:
                 self.size += len(chunk)
                 if self.size > MOST_BYTES or not is_plain:
-                    raise TooLargeError(f"answers with more than {MOST_BYTES >> 20} MiB, or packed though not asked to")
+                    raise TooLargeError(f"answers with more than {MOST_BYTES >> 20} MiB, or compressed unasked")
                 yield chunk
 
         async def aclose(self) -> None:

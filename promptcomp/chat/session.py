@@ -1,4 +1,4 @@
-"""Asking a model about many things: what is left to ask, several at a time, without losing what was answered."""
+"""A session of many questions to a model: it asks those that are left, several at a time, and loses no answer."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class AskingSession(ABC, Generic[KeptT]):
 
         Args:
             endpoint: who is asked.
-            concurrency: most requests at a time.
+            concurrency: maximum number of requests at a time.
             seen: told of every answer that was kept.
 
         Raises:

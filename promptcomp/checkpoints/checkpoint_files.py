@@ -110,21 +110,17 @@ def consolidate(path: Path, output: Path | None) -> Path:
     is_run = (path / "config.yaml").is_file()
     target = path / "checkpoints" / "last.ckpt" if is_run else path
     folder = existing(target)
-    if folder is None and not target.exists():
-        raise ConfigError(f"{path}: no checkpoint there; give a run directory or a folder checkpoints/last.ckpt")
     if folder is None:
-        raise ConfigError(f"{target}: is not a sharded checkpoint of promptcomp; give a run directory or its last.ckpt")
+        what = "is not a sharded checkpoint of promptcomp" if target.exists() else "no checkpoint there"
+        raise ConfigError(f"{target}: {what}; give a run directory or its checkpoints/last.ckpt")
     if folder.is_file():
-        raise ConfigError(f"{folder}: is one file already")
-    if output is not None:
-        if output.exists():
-            raise ConfigError(f"{output} exists; name another file with --output")
-        write_whole(read_whole(folder), output)
-        return output
+        raise ConfigError(f"{folder}: is already one file")
+    if output is not None and output.exists():
+        raise ConfigError(f"{output} exists; name another file with --output")
     config = target.parent.parent / "config.yaml"
-    with locked(config) if config.is_file() else nullcontext():  # not under a training
-        write_whole(read_whole(folder), target)
-    return target
+    with locked(config) if output is None and config.is_file() else nullcontext():  # not under a training
+        write_whole(read_whole(folder), output or target)
+    return output or target
 
 
 def replace(new: Path, path: Path) -> None:
@@ -273,7 +269,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     for name, size in header["shards"].items():
         path = folder / name
         if not path.is_file():
-            raise ConfigError(f"{folder}: incomplete, {name} is missing; copy the whole folder")
+            raise ConfigError(f"{folder}: incomplete, {name} is missing; copy the complete folder")
         if path.stat().st_size != size:
             raise ConfigError(f"{path}: has {path.stat().st_size} bytes instead of {size}; copy the folder again")
     return header
@@ -307,7 +303,11 @@ def read_into(folder: Path, header: Mapping[str, Any], tensors: Mapping[str, Ten
                 offsets = parse_json((file.metadata() or {}).get(_OFFSETS, "{}"))
                 for key in parts.keys() & file.keys():
                     parts[key][torch.Size(offsets[key]["saved_offsets"])] = file.get_slice(key)
-            stored = {name: _stored(tensor, parts[name]) for name, tensor in wanted.items()}
+            stored = {}
+            for name, tensor in wanted.items():
+                found = parts[name].items()
+                chunks = [ChunkStorageMetadata(start, torch.Size(part.get_shape())) for start, part in found]
+                stored[name] = TensorStorageMetadata(TensorProperties(tensor.dtype), tensor.shape, chunks)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{folder}: cannot be read ({first_line(error)})") from None
         for name, each in stored.items():
@@ -320,11 +320,6 @@ def read_into(folder: Path, header: Mapping[str, Any], tensors: Mapping[str, Ten
             part = parts[item.storage_index.fqn][item.storage_index.offset or torch.Size()]
             piece = part[tuple(slice(start, start + length) for start, length in ranges) or ...]
             planner.resolve_tensor(item).detach().copy_(piece)
-
-
-def _stored(tensor: Tensor, parts: Mapping[torch.Size, Any]) -> TensorStorageMetadata:
-    chunks = [ChunkStorageMetadata(start, torch.Size(part.get_shape())) for start, part in parts.items()]
-    return TensorStorageMetadata(TensorProperties(tensor.dtype), tensor.shape, chunks)
 
 
 def read_whole(folder: Path, *, weights_only: bool = False) -> dict[str, Any]:

@@ -1,10 +1,8 @@
-"""What is in a checkpoint, an export or a run directory, and whether it is whole."""
+"""What is in a checkpoint, an export or a run directory, and whether it is complete."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +18,12 @@ from promptcomp.checkpoints.checkpoint_files import (
     split,
 )
 from promptcomp.checkpoints.trained_state import DESCRIPTION, TENSORS, checkpoints_of, read_trained
-from promptcomp.config import ConfigError
+from promptcomp.config import ConfigError, Measured
 
 Kind = Literal["whole", "sharded", "export"]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(Measured):
     """One trained tensor."""
 
     name: str
@@ -34,9 +31,8 @@ class TensorInfo:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What a checkpoint or an export says of itself."""
+class Description(Measured):
+    """The description that a checkpoint or an export holds."""
 
     path: str
     kind: Kind
@@ -53,15 +49,8 @@ class Description:
     """Of all files."""
     files: dict[str, int]
     """Sizes of the parts of a sharded checkpoint."""
-
-    @property
-    def parameters(self) -> int:
-        """Trained numbers."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors)
-
-    def as_json(self) -> dict[str, Any]:
-        """For machines."""
-        return {**asdict(self), "parameters": self.parameters}
+    parameters: int
+    """Trained numbers."""
 
 
 def places_of(path: Path) -> list[Path]:
@@ -100,8 +89,9 @@ def describe(path: Path) -> Description:
         header, tensors = split(read_checkpoint(path))
     info = header.get("promptcomp", {})
     if missing := {"format", "method", "family", "lm"} - info.keys():
-        raise ConfigError(f"{path}: is not a checkpoint of promptcomp (it does not say its {min(missing)})")
+        raise ConfigError(f"{path}: is not a checkpoint of promptcomp (it does not give its {min(missing)})")
     state = [tensor.numel() for name, tensor in tensors.items() if name.startswith(OPTIMIZER)]
+    trained = {name.removeprefix(WEIGHTS): t for name, t in tensors.items() if name.startswith(WEIGHTS)}
     return Description(
         path=str(path),
         kind=kind,
@@ -111,10 +101,10 @@ def describe(path: Path) -> Description:
         lm=info["lm"],
         step=header.get("global_step"),
         tensors=tuple(
-            TensorInfo(name.removeprefix(WEIGHTS), tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in tensors.items()
-            if name.startswith(WEIGHTS)
+            TensorInfo(name=name, shape=tuple(each.shape), dtype=str(each.dtype).removeprefix("torch."))
+            for name, each in trained.items()
         ),
+        parameters=sum(each.numel() for each in trained.values()),
         optimizer={"tensors": len(state), "numbers": sum(state)} if "optimizer_states" in header else None,
         bytes=sum(file.stat().st_size for file in files),
         files=dict(header.get("shards", {})),

@@ -62,28 +62,19 @@ def copy_into(target: Tensor, value: Tensor) -> None:
 
 
 def keep_state_by_name(optimizer: Optimizer) -> None:
-    """Make `state_dict()` speak of names, and `load_state_dict` understand them (and the numbers of older files).
-
-    Args:
-        optimizer: Made with named parameters; changed in place.
-    """
+    """Make `state_dict()` speak of names, and `load_state_dict` understand them (and the numbers of older files);
+    the optimiser was made with named parameters."""
     optimizer.register_state_dict_post_hook(_to_names)
     optimizer.register_load_state_dict_pre_hook(_to_numbers)
 
 
 def _to_names(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    names = {
-        n: name
-        for group in state["param_groups"]
-        for n, name in zip(group["params"], group["param_names"], strict=True)
-    }
-    parameters = dict(zip((n for g in state["param_groups"] for n in g["params"]), _parameters(optimizer), strict=True))
-    groups = [
-        {**{key: value for key, value in group.items() if key != "param_names"}, "params": [*group["param_names"]]}
-        for group in state["param_groups"]
-    ]
+    groups = [{**group, "params": [*group["param_names"]]} for group in state["param_groups"]]
+    numbers = (number for group in state["param_groups"] for number in group["params"])
+    names = (name for group in groups for name in group.pop("param_names"))
+    of = {n: (name, p) for n, name, p in zip(numbers, names, _parameters(optimizer), strict=True)}
     found = {
-        names[n]: {key: _like_parameter(value, parameters[n]) for key, value in each.items()}
+        of[n][0]: {key: _like_parameter(value, of[n][1]) for key, value in each.items()}
         for n, each in state["state"].items()
     }
     return {"state": found, "param_groups": groups}
@@ -95,39 +86,33 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 def _like_parameter(value: Any, parameter: Tensor) -> Any:
     """A moment that is kept as a plain tensor of this process's part says how it is sharded."""
-    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
+    is_plain = isinstance(value, Tensor) and not isinstance(value, DTensor)
+    if not (is_plain and isinstance(parameter, DTensor) and value.dim() and value.shape == local_part(parameter).shape):
         return value
-    if not value.dim() or value.shape != local_part(parameter).shape:
-        return value
-    mesh, places = parameter.device_mesh, parameter.placements
-    shard = value.to(mesh.device_type)
-    return DTensor.from_local(shard, mesh, places, run_check=False, shape=parameter.shape, stride=parameter.stride())
+    mesh = parameter.device_mesh
+    sizes: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride()}
+    return DTensor.from_local(value.to(mesh.device_type), mesh, parameter.placements, run_check=False, **sizes)
 
 
 def _to_numbers(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The state that torch expects for this optimiser; its tensors are copies, placed as the parameters are.
-
-    Raises:
-        ConfigError: the state belongs to other parameters.
-    """
+    """The state that torch expects for this optimiser; its tensors are copies, placed as the parameters are."""
     if any("param_names" in group for group in state["param_groups"]):
         state = _to_names(optimizer, state)  # format 1
     saved_group = {name: group for group in state["param_groups"] for name in group["params"]}
     ours = [name for group in optimizer.param_groups for name in group["param_names"]]
     if differing := sorted(set(ours) ^ set(saved_group)):
         raise ConfigError(
-            f"the checkpoint's optimiser state is of other parameters ({', '.join(map(str, differing[:3]))}); "
+            f"the checkpoint's optimiser state is for other parameters ({', '.join(map(str, differing[:3]))}); "
             "start a new run with method.init_from instead"
         )
-    number_of = {name: number for number, name in enumerate(ours)}
-    parameters = _parameters(optimizer)
+    parameters, number_of = dict(zip(ours, _parameters(optimizer), strict=True)), {n: i for i, n in enumerate(ours)}
     groups = []
     for group in optimizer.param_groups:
         names = [*group["param_names"]]
         settings = {key: value for key, value in saved_group[names[0]].items() if key != "params"}
         groups.append({**settings, "params": [number_of[name] for name in names], "param_names": names})
     found = {
-        number_of[name]: {key: _placed(value, parameters[number_of[name]]) for key, value in each.items()}
+        number_of[name]: {key: _placed(value, parameters[name]) for key, value in each.items()}
         for name, each in state["state"].items()
     }
     return {"state": found, "param_groups": groups}

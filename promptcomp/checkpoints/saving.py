@@ -136,10 +136,19 @@ class ShardedStrategy(ModelParallelStrategy):
     def _save_parts(self, checkpoint: dict[str, Any], path: Path) -> None:
         temporary = path.with_name(f".{path.name}.tmp")
         header, tensors = split(checkpoint)
+
+        def make_empty() -> None:
+            remove(temporary)
+            temporary.mkdir(parents=True)
+
+        def finish() -> None:
+            write_header(temporary, header, dict(sizes))
+            replace(temporary, path)
+
         try:
-            self._on_rank_zero(lambda: _make_empty(temporary))
+            self._on_rank_zero(make_empty)
             sizes = self._agreed(lambda: write_shard(temporary, tensors, self.global_rank, self.world_size))
-            self._on_rank_zero(lambda: _finish(temporary, path, header, dict(sizes)))
+            self._on_rank_zero(finish)
         except OSError:
             if self.is_global_zero:
                 remove(temporary)
@@ -149,11 +158,7 @@ class ShardedStrategy(ModelParallelStrategy):
         self._agreed(lambda: work() if self.is_global_zero else None)
 
     def _agreed(self, work: Callable[[], Any]) -> list[Any]:
-        """Do something on every rank; returns the results of all.
-
-        Raises:
-            OSError: on every rank, if one failed.
-        """
+        """Do something on every rank; the results of all, or on every rank the OSError of one."""
         result, failure = None, None
         try:
             result = work()
@@ -177,11 +182,10 @@ class ShardedStrategy(ModelParallelStrategy):
             return read_checkpoint(path)
         module = self.lightning_module
         assert isinstance(module, TrainedState)
-        header = read_header(path)
+        header, parameters = read_header(path), module.trained_parameters()
         shapes = empty_tensors(header)
         weights = {name.removeprefix(WEIGHTS): each for name, each in shapes.items() if name.startswith(WEIGHTS)}
         module.check_trained(weights, header["promptcomp"], "the checkpoint")
-        parameters = module.trained_parameters()
         tensors = {
             key: torch.empty_like(parameters[key.split("/")[1]], dtype=shape.dtype, requires_grad=False)
             for key, shape in shapes.items()
@@ -190,23 +194,9 @@ class ShardedStrategy(ModelParallelStrategy):
         return join(header, tensors)
 
 
-def _make_empty(folder: Path) -> None:
-    remove(folder)
-    folder.mkdir(parents=True)
-
-
-def _finish(temporary: Path, path: Path, header: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    write_header(temporary, header, sizes)
-    replace(temporary, path)
-
-
 def gathered(checkpoint: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
-    """A checkpoint with whole tensors on the CPU, gathered one after the other (a collective).
-
-    Args:
-        checkpoint: With sharded tensors.
-        keep: Whether this process wants them; the others only take part.
-    """
+    """A checkpoint with whole tensors on the CPU, gathered one after the other (a collective) where they are to be
+    kept."""
     header, tensors = split(checkpoint)
     whole: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -78,8 +78,7 @@ def check_trained(
     if None not in (slots, origin.num_slots) and slots != origin.num_slots:
         raise ConfigError(f"{source}: made with method.num_slots = {slots}, but this run uses {origin.num_slots}")
     differing = {"missing": expected.keys() - tensors.keys(), "too many": tensors.keys() - expected.keys()}
-    found = {what: sorted(names) for what, names in differing.items() if names}
-    if said := [f"{len(names)} tensors {what} ({', '.join(names[:3])})" for what, names in found.items()]:
+    if said := [f"{len(n)} tensors {what} ({', '.join(sorted(n)[:3])})" for what, n in differing.items() if n]:
         raise ConfigError(f"{source}: does not fit this configuration: {'; '.join(said)}")
     for name, shape in expected.items():
         if tensors[name].shape != shape:
@@ -260,12 +259,7 @@ class TrainedState(L.LightningModule):
             copy_into(parameter, tensors[name])
 
     def export(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Write the trained parts (safetensors) and what they are (JSON) to `folder`.
-
-        Args:
-            folder: Made where it does not exist.
-            tensors: The trained tensors where they are at hand, so that nothing has to be gathered.
-        """
+        """Write the trained parts (safetensors) and what they are (JSON) to `folder`."""
         lm = self.lm_config.model_dump(mode="json") if self.lm_config is not None else None
         description = {
             "origin": self.origin().model_dump(),

@@ -1,1 +1,1 @@
-"""SLURM: profiles, job scripts that people can read, submission, and the state of our jobs."""
+"""SLURM: profiles, readable job scripts, submission, and the state of our jobs."""

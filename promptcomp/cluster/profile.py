@@ -115,7 +115,7 @@ class SlurmProfile(Config):
     signal_seconds: int = Field(120, ge=10, le=65535)
     """Seconds before the end in which SLURM warns; a dev evaluation and a checkpoint must fit."""
     max_requeues: int = Field(100, ge=0)
-    """Most restarts of one job."""
+    """Maximum number of restarts of one job."""
     mail: Optional = None
     """Address for a mail at the end or failure."""
     offline: bool = True

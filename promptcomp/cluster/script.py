@@ -135,7 +135,8 @@ def _launch(job: Job, profile: SlurmProfile, workdir: Path) -> str:
     if profile.container is not None:
         outside, inside = _container(job, profile, workdir)
         srun += outside
-    launcher = () if job.array else ("PROMPTCOMP_LAUNCHER=slurm", 'PROMPTCOMP_PREEMPTED_FILE="$made_room"')
+    launcher = [] if job.array else ["PROMPTCOMP_LAUNCHER=slurm"]
+    quoted += [] if job.array else ["--preempted-file", '"$made_room"']
     return " ".join([*launcher, *srun, *inside, shlex.quote(python), "-m", "promptcomp", *quoted])
 
 

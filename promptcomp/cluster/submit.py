@@ -1,4 +1,4 @@
-"""Submitting: what can go wrong on a node is looked for, a job script is written, sbatch takes it."""
+"""Submission: what can go wrong on a node is checked, a job script is written, sbatch takes it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def check_all_parts(experiments: Iterable[Experiment], profile: SlurmProfile) ->
 
 
 def _check_weights(experiment: Experiment) -> None:
-    from promptcomp.language_model.loading import BUILTIN
+    from promptcomp.language_model.lm_config import BUILTIN
 
     lm = experiment.lm
     if lm.from_scratch is not None or lm.path.startswith(BUILTIN) or os.path.exists(lm.path):
@@ -179,9 +179,9 @@ def _recorded(path: Path) -> list[Any]:
     """The jobs in a jobs.json, in the order of submission."""
     if not os.path.lexists(path):
         return []
-    found = read_json(path, "record of jobs", "remove it to go on (the jobs themselves are not touched)")
+    found = read_json(path, "record of jobs", "remove it to continue (the jobs themselves are not affected)")
     if not isinstance(found, dict) or not isinstance(found.get("jobs"), list):
-        raise ConfigError(f"{path}: damaged; remove it to go on (the jobs themselves are not touched)")
+        raise ConfigError(f"{path}: damaged; remove it to continue (the jobs themselves are not affected)")
     return found["jobs"]
 
 
@@ -194,7 +194,7 @@ def _sbatch(script: Path) -> str:
     answer = _call(["sbatch", "--parsable", str(script)]).stdout.strip()
     number = answer.splitlines()[-1].partition(";")[0] if answer else ""
     if not number.isdigit():
-        raise SlurmError(f"sbatch gave no job number but {answer!r}")
+        raise SlurmError(f"sbatch printed no job number but {answer!r}")
     return number
 
 

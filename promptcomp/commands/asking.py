@@ -1,22 +1,35 @@
-"""What the commands share that ask a model at an endpoint or a local one. Nothing heavy is imported here."""
+"""`promptcomp judge` and `promptcomp rationales`: commands that ask a model at an endpoint or a local one.
+
+Nothing heavy is imported before they run.
+"""
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import signature
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
 
-from promptcomp.commands.common import show
+from promptcomp.commands.common import (
+    ConfigOption,
+    JsonOption,
+    MethodOption,
+    Overrides,
+    console_for,
+    show,
+    takes,
+    tell,
+)
 from promptcomp.errors import ConfigError, Exit
+from promptcomp.judge import JudgeOptions
 from promptcomp.plain import say
+from promptcomp.rationales import RationaleOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,24 +46,24 @@ ASKS_FROM = 200
 class Asking:
     """Options of the commands that ask a model: which one, how hard, at what price."""
 
-    model: Annotated[str | None, Option(help="The name of the model that is asked, at an endpoint.")] = None
+    model: Annotated[str | None, Option(help="Name of the model at the endpoint.")] = None
     base_url: Annotated[
         str | None, Option(help="OpenAI-compatible server, up to /v1; default: OPENAI_BASE_URL, else OpenAI.")
     ] = None
     api_key_env: Annotated[str, Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY"
-    local: Annotated[str | None, Option(metavar="PATH", help="Ask a local causal LM instead (folder or hub name).")] = (
+    local: Annotated[str | None, Option(metavar="PATH", help="Use a local causal LM instead (folder or hub name).")] = (
         None
     )
-    concurrency: Annotated[int, Option(min=1, help="Most requests at a time.")] = 4
-    rpm: Annotated[int | None, Option(min=1, help="Most requests in a minute.")] = None
-    tpm: Annotated[int | None, Option(min=1, help="Most tokens in a minute.")] = None
-    timeout: Annotated[float, Option(min=0.01, help="Seconds for one request.")] = 120.0
-    retries: Annotated[int, Option(min=0, help="Further tries after a transient error.")] = 5
+    concurrency: Annotated[int, Option(min=1, help="Maximum number of simultaneous requests.")] = 4
+    rpm: Annotated[int | None, Option(min=1, help="Maximum number of requests in a minute.")] = None
+    tpm: Annotated[int | None, Option(min=1, help="Maximum number of tokens in a minute.")] = None
+    timeout: Annotated[float, Option(min=0.01, help="Time limit of one request in seconds.")] = 120.0
+    retries: Annotated[int, Option(min=0, help="Retries after a transient error.")] = 5
     device: Annotated[str, Option(help="For --local: auto, cpu, cuda.")] = "auto"
     batch_size: Annotated[int, Option(min=1, help="For --local.")] = 8
-    price_in: Annotated[float | None, Option(min=0, help="Per million prompt tokens.")] = None
-    price_out: Annotated[float | None, Option(min=0, help="Per million answer tokens.")] = None
-    yes: Annotated[bool, Option("--yes", "-y", help="Start without asking.")] = False
+    price_in: Annotated[float | None, Option(min=0, help="Price of a million prompt tokens.")] = None
+    price_out: Annotated[float | None, Option(min=0, help="Price of a million answer tokens.")] = None
+    yes: Annotated[bool, Option("--yes", "-y", help="Start without asking for confirmation.")] = False
 
     @property
     def prices(self) -> Prices:
@@ -114,20 +127,6 @@ class Asking:
             raise typer.Exit(Exit.INTERRUPTED if stop.interrupted else 1) from None
 
 
-def takes_asking(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `Asking`; it gets them as its parameter `asking`."""
-    whole, own = signature(command, eval_str=True), signature(Asking, eval_str=True).parameters
-
-    @functools.wraps(command)
-    def called(**given: Any) -> None:
-        command(asking=Asking(**{name: given.pop(name) for name in own}), **given)
-
-    parameters = [each for each in whole.parameters.values() if each.name != "asking"]
-    called.__signature__ = whole.replace(parameters=[*parameters, *own.values()])  # type: ignore[attr-defined]
-    called.__annotations__ = {each.name: each.annotation for each in (*parameters, *own.values())}
-    return called
-
-
 def _agree(session: AskingSession[KeptT], prices: Prices, yes: bool, console: Console) -> None:
     text, cost = session.estimate(prices)
     say(console, text)
@@ -135,10 +134,10 @@ def _agree(session: AskingSession[KeptT], prices: Prices, yes: bool, console: Co
         return
     if sys.stdin.isatty():
         if not typer.confirm("Start?", err=True):
-            show("nothing was asked", file=sys.stderr)
+            show("no request was sent", file=sys.stderr)
             raise typer.Exit(0)
     elif cost is not None or len(session.todo) > ASKS_FROM:
-        raise ConfigError(f"{text}: nobody is here to agree; give --yes to start")
+        raise ConfigError(f"{text}: there is no terminal to ask for confirmation; give --yes to start")
 
 
 @contextmanager
@@ -161,3 +160,59 @@ def _progress(session: AskingSession[KeptT], console: Console) -> Iterator[Calla
             bar.update(task, advance=1, state=", ".join(f"{counts[mark]} {mark}" for mark in session.marks))
 
         yield seen
+
+
+@takes(options=JudgeOptions, asking=Asking)
+def judge(as_json: JsonOption = False, *, options: JudgeOptions, asking: Asking) -> None:
+    """Pairwise win rate of A over B, judged by a language model. The same command continues where it was stopped."""
+    if options.malformed not in ("drop", "tie"):
+        raise ConfigError(f"--malformed {options.malformed!r} is not known; choose drop or tie")
+    name, endpoint = asking.endpoint("judge")
+    from promptcomp.judge.judging import JudgeSession, print_result
+
+    with JudgeSession(options, name, endpoint.url if endpoint else None) as session:
+        asking.ask(session, endpoint, console_for(as_json))
+        result = session.write(asking.prices)
+        tell(result, partial(print_result, session, result), as_json)
+
+
+@takes(options=RationaleOptions, asking=Asking)
+def rationales(
+    overrides: Overrides = None,
+    method: MethodOption = None,
+    config: ConfigOption = None,
+    show_template: Annotated[bool, Option("--show-template", help="Print the template (to edit it) and stop.")] = False,
+    show_prompt: Annotated[bool, Option("--show-prompt", help="Print the first row's prompt and stop.")] = False,
+    no_ask: Annotated[
+        bool, Option("--no-ask", help="Send no request: parse the existing texts again, and report.")
+    ] = False,
+    as_json: JsonOption = False,
+    *,
+    options: RationaleOptions,
+    asking: Asking,
+) -> None:
+    """Generate rationales and labels with a teacher, by few-shot chain of thought. The same command continues.
+
+    The data is an experiment's (--method, --config) or named by data.* keys. What it writes is data for
+    data.name=rationale_files.
+    """
+    from promptcomp.rationales.rationale_job import load_data, pick_template, template_name, template_path
+
+    if show_template:
+        from promptcomp.files import read_text
+
+        name = options.template or template_name(load_data(method, config, overrides or ()))
+        show(read_text(template_path(name), "template"), end="")
+        return
+    data = load_data(method, config, overrides or ())
+    if show_prompt:
+        show(pick_template(options.template, data).text(data.source().rows(options.split)[0]))
+        return
+    teacher, endpoint = asking.endpoint("teacher")
+    from promptcomp.rationales.extraction import Extraction, print_report
+
+    with Extraction(data, teacher, endpoint is not None, options) as extraction:
+        if not no_ask:
+            asking.ask(extraction, endpoint, console_for(as_json))
+        report = extraction.write(asking.prices)
+        tell(report, partial(print_report, report, extraction.kept), as_json)

@@ -1,4 +1,4 @@
-"""`promptcomp checkpoint ...`: look into checkpoints, join their parts, export what was trained."""
+"""`promptcomp checkpoint ...`: inspect checkpoints, join sharded ones, export the trained parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from promptcomp.checkpoints.describe import Description
 
-app = typer.Typer(help="Look into checkpoints, join their parts, export what was trained.", no_args_is_help=True)
+app = typer.Typer(help="Inspect checkpoints, join sharded ones, export the trained parts.", no_args_is_help=True)
 _Place = Annotated[Path, Argument(help="A run directory, a checkpoint (file or folder) or an export.")]
 Format = Literal["hf", "peft", "tensors"]
 MOST_TENSORS = 20
@@ -29,12 +29,12 @@ def show(
     every_tensor: Annotated[bool, Option("--all", help="List every tensor.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is in it: format, method, LM, step, trained tensors, the optimiser's state, sizes."""
+    """Show its content: format, method, LM, step, trained tensors, the optimiser's state, sizes."""
     from promptcomp.checkpoints.describe import describe, places_of
 
     found = [describe(place) for place in places_of(path)]
     if as_json:
-        print(json.dumps([each.as_json() for each in found]))
+        print(json.dumps([each.model_dump(mode="json") for each in found]))
         return
     console = console_for(as_json)
     for number, each in enumerate(found):
@@ -44,9 +44,8 @@ def show(
 
 
 def _print(found: Description, console: Console, every_tensor: bool) -> None:
-    from rich.table import Table
-
     from promptcomp.evaluation.formatting import bytes_text
+    from promptcomp.terminal import plain_table
 
     step = "" if found.step is None else f", step {found.step}"
     state = "no optimiser state" if found.optimizer is None else f"optimiser state of {found.optimizer['numbers']:,}"
@@ -58,18 +57,16 @@ def _print(found: Description, console: Console, every_tensor: bool) -> None:
     ]
     lines += [f"  {name}: {bytes_text(size)}" for name, size in found.files.items()]
     say(console, "\n".join(lines))
-    table = Table(box=None, pad_edge=False, show_header=False)
     shown = found.tensors if every_tensor else found.tensors[:MOST_TENSORS]
-    for tensor in shown:
-        table.add_row("   ", tensor.name, " x ".join(map(str, tensor.shape)) or "number", tensor.dtype)
-    console.print(table)
+    rows = [("   ", tensor.name, " x ".join(map(str, tensor.shape)) or "number", tensor.dtype) for tensor in shown]
+    console.print(plain_table(("", "tensor", "shape", "dtype"), rows, show_header=False))
     if len(shown) < len(found.tensors):
         console.print(f"    ... and {len(found.tensors) - len(shown)} more (--all)", highlight=False)
 
 
 @app.command()
 def verify(path: _Place, as_json: JsonOption = False) -> None:
-    """Read everything: files that are missing or cut off, numbers that are not finite. Exit code 1 if damaged."""
+    """Read everything; report missing or truncated files and numbers that are not finite. Exit code 1 if damaged."""
     from promptcomp.checkpoints.describe import damage, places_of
 
     found = {str(place): damage(place) for place in places_of(path)}
@@ -83,7 +80,7 @@ def verify(path: _Place, as_json: JsonOption = False) -> None:
 def consolidate(
     path: Annotated[Path, Argument(help="A run directory, or a sharded checkpoint (a folder).")],
     output: Annotated[
-        Path | None, Option("--output", "-o", help="The file to write; default: in the place of the folder.")
+        Path | None, Option("--output", "-o", help="The file to write; default: it replaces the folder.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,7 +101,7 @@ def export(
             "--format",
             "-f",
             help="hf (a transformers folder), peft (adapters, soft prompts) or tensors; default: the "
-            "best that the method allows.",
+            "method's preferred format.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -113,4 +110,6 @@ def export(
     from promptcomp.exports.export import export as write
 
     found = write(run, output, format_)
-    tell(found.as_json(), f"written to {found.folder} ({found.format}): {', '.join(found.files)}", as_json)
+    tell(
+        found.model_dump(mode="json"), f"written to {found.folder} ({found.format}): {', '.join(found.files)}", as_json
+    )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -11,7 +14,7 @@ from typer import Argument, Option
 from promptcomp.plain import printable, say
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 Overrides = Annotated[
     list[str] | None,
@@ -20,7 +23,7 @@ Overrides = Annotated[
 MethodOption = Annotated[
     str | None, Option("--method", "-m", help="A shipped experiment; 'promptcomp methods' lists them.")
 ]
-ConfigOption = Annotated[Path | None, Option("--config", "-c", help="A YAML file with a whole experiment.")]
+ConfigOption = Annotated[Path | None, Option("--config", "-c", help="A YAML file with a complete experiment.")]
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON document on standard output, no tables.")]
 
 
@@ -30,15 +33,40 @@ def show(text: str, end: str = "\n", file: TextIO | None = None) -> None:
 
 
 def console_for(as_json: bool) -> Console:
-    """Where people read: standard output, or standard error when standard output carries JSON."""
+    """The console for tables and progress: standard output, or standard error when standard output carries JSON."""
     from promptcomp.terminal import PlainConsole
 
     return PlainConsole(stderr=as_json)
 
 
-def tell(found: Any, text: str, as_json: bool) -> None:
-    """What a command has done: one JSON document, or a text for people."""
+def tell(found: Any, shown: str | RenderableType | Callable[[Console], None], as_json: bool) -> None:
+    """What a command has done: one JSON document, or for people a text, a table, or what a function prints."""
     if as_json:
         print(json.dumps(found))
+    elif isinstance(shown, str):
+        say(console_for(False), shown)
+    elif callable(shown):
+        shown(console_for(False))
     else:
-        say(console_for(False), text)
+        console_for(False).print(shown)
+
+
+def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options that these dataclasses declare; it gets each of them as the parameter of its name."""
+
+    def with_options(command: Callable[..., None]) -> Callable[..., None]:
+        own = {name: signature(group, eval_str=True).parameters for name, group in groups.items()}
+
+        @functools.wraps(command)
+        def called(**given: Any) -> None:
+            found = {name: groups[name](**{key: given.pop(key) for key in keys}) for name, keys in own.items()}
+            command(**found, **given)
+
+        whole = signature(command, eval_str=True)
+        parameters = [each for each in whole.parameters.values() if each.name not in groups]
+        parameters += [each.replace(kind=Parameter.KEYWORD_ONLY) for keys in own.values() for each in keys.values()]
+        called.__signature__ = whole.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {each.name: each.annotation for each in parameters}
+        return called
+
+    return with_options

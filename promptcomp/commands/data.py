@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from promptcomp.datamodules.sources.records import Problem
     from promptcomp.experiment import Experiment
 
-app = typer.Typer(help="Look at data: what can be read, rows as the model sees them, bad rows.", no_args_is_help=True)
-build_app = typer.Typer(help="Build published data sets from the files they are made of.", no_args_is_help=True)
+app = typer.Typer(help="Inspect data: kinds of data, rows as the model sees them, bad rows.", no_args_is_help=True)
+build_app = typer.Typer(help="Build published data sets from their source files.", no_args_is_help=True)
 app.add_typer(build_app, name="build")
 
 
@@ -42,15 +42,13 @@ def methods(as_json: JsonOption = False) -> None:
         ]
         print(json.dumps({"methods": found, "experiments": list(shipped())}))
         return
-    from rich.table import Table
     from rich.text import Text
 
-    table, console = Table(box=None, pad_edge=False), console_for(False)
-    for name in ("method", "what it does", "paper"):
-        table.add_column(name)
-    for name, section in METHODS.items():
-        table.add_row(Text(name, style="bold"), section.summary, section.paper)
-    console.print(table)
+    from promptcomp.terminal import plain_table
+
+    console = console_for(False)
+    rows = [(Text(name, style="bold"), section.summary, section.paper) for name, section in METHODS.items()]
+    console.print(plain_table(("method", "what it does", "paper"), rows))
     console.print("\nShipped experiments (promptcomp fit --method NAME):", highlight=False)
     console.print("  " + ", ".join(shipped()), highlight=False)
 
@@ -63,19 +61,16 @@ def data_list(as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps({name: section.model_json_schema() for name, section in DATASETS.items()}))
         return
-    from rich.table import Table
+    from promptcomp.terminal import plain_table
 
     console = console_for(False)
     for name, section in DATASETS.items():
-        summary = (section.__doc__ or "").strip().splitlines()[0]
-        table = Table(box=None, pad_edge=False, title=f"data.name={name}: {summary}", title_justify="left")
-        for column in ("key", "default", "meaning"):
-            table.add_column(column, overflow="fold")
+        rows = []
         for key, field in section.model_fields.items():
-            if key != "name":
-                default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
-                table.add_row(key, default, " ".join((field.description or "").split()))
-        console.print(table)
+            default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
+            rows += [] if key == "name" else [(key, default, " ".join((field.description or "").split()))]
+        title = f"data.name={name}: {(section.__doc__ or '').strip().splitlines()[0]}"
+        console.print(plain_table(("key", "default", "meaning"), rows, title=title))
         console.print()
 
 
@@ -84,14 +79,15 @@ def data_show(
     overrides: Overrides = None,
     method: MethodOption = None,
     config: ConfigOption = None,
-    split: Annotated[str, Option(help="Which split.")] = "train",
-    count: Annotated[int, Option("--count", "-n", min=1, help="How many contexts.")] = 1,
+    split: Annotated[str, Option(help="The split to show.")] = "train",
+    count: Annotated[int, Option("--count", "-n", min=1, help="Number of contexts to show.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Print rows of an experiment's data exactly as the model will see them."""
     from promptcomp.experiment import load
 
     experiment = load(method, config, overrides or ())
+    experiment.check_places()
     from promptcomp.datamodules.inspect import show
     from promptcomp.run.opening import make_data, quiet
 
@@ -114,15 +110,15 @@ def _print_row(row: ShownRow, is_icl: bool, console: Console) -> None:
 
     seed = "" if row.seed is None else f", data seed {row.seed}"
     console.rule(f"task {row.task}{seed}", align="left")
-    lost = [f"{row.dropped} demonstrations over the budget left out"] if row.dropped else []
-    lost += [f"{row.cut_tokens} tokens cut"] if row.cut_tokens else []
-    teacher = f", teacher {row.teacher_tokens}" if row.teacher_tokens != row.context_tokens else ""
-    pieces = f" in {len(row.demonstrations)} demonstrations" if is_icl else ""
-    parts = [f"{row.context_tokens} tokens{pieces}{teacher}", *lost]
     if row.context_tokens:
+        pieces = f" in {len(row.demonstrations)} demonstrations" if is_icl else ""
+        teacher = f", teacher {row.teacher_tokens}" if row.teacher_tokens != row.context_tokens else ""
+        parts = [f"{row.context_tokens} tokens{pieces}{teacher}"]
+        parts += [f"{row.dropped} demonstrations over the budget left out"] if row.dropped else []
+        parts += [f"{row.cut_tokens} tokens cut"] if row.cut_tokens else []
         console.print(Text.assemble(("context", "bold"), f" ({'; '.join(parts)})"), highlight=False)
-    for piece in row.demonstrations if row.context_tokens else ():
-        say(console, "  " + _visible(piece))
+        for piece in row.demonstrations:
+            say(console, "  " + _visible(piece))
     console.print(Text.assemble(("query", "bold"), f" ({row.query_tokens} tokens)"), highlight=False)
     say(console, "  " + _visible(row.query))
     console.print(Text.assemble(("targets", "bold"), " (the right one marked)"), highlight=False)
@@ -186,13 +182,12 @@ def data_build_alpaca_plus(
     output: Annotated[Path, Option("--output", "-o", help="Folder for the four files.")],
     seen: Annotated[int, Option(min=0, help="Rows of the seen split.")] = 1000,
     unseen: Annotated[int, Option(min=0, help="Rows of the unseen split.")] = 1000,
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace existing files.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build Alpaca+ (gisting, Mu et al. 2023) by the published rules, and print what is in it."""
-    from rich.table import Table
-
     from promptcomp.datamodules.sources import alpaca_plus as plus
+    from promptcomp.terminal import plain_table
 
     rows = plus.read_flat(self_instruct), plus.read_flat(alpaca), plus.read_user_oriented(user_oriented)
     data = plus.build_alpaca_plus(*rows, seen, unseen)
@@ -201,11 +196,8 @@ def data_build_alpaca_plus(
     if as_json:
         print(json.dumps({split: {"file": str(paths[split]), **found} for split, found in figures.items()}))
         return
-    table = Table(box=None, pad_edge=False)
-    for name in ("split", *figures["train"]):
-        table.add_column(name.replace("_", " "), justify="left" if name == "split" else "right")
-    for split, counted in figures.items():
-        table.add_row(split, *(str(value) for value in counted.values()))
-    console = console_for(as_json)
-    console.print(table)
+    names = [name.replace("_", " ") for name in figures["train"]]
+    lines = [(split, *map(str, counted.values())) for split, counted in figures.items()]
+    console = console_for(False)
+    console.print(plain_table(("split", *names), lines, right=names))
     console.print(f"written to {output}", highlight=False, soft_wrap=True)

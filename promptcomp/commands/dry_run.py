@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.sources.records import NotHere
 from promptcomp.evaluation.formatting import bytes_text
 from promptcomp.experiment import Experiment
-from promptcomp.forecast.estimate import Part, StepForecast, estimate
+from promptcomp.forecast.estimate import StepForecast, estimate
 from promptcomp.forecast.placement import layout_of
 from promptcomp.language_model import open_tokenizer
-from promptcomp.language_model.loading import locate
+from promptcomp.language_model.lm_config import locate
 from promptcomp.plain import say
 from promptcomp.run.opening import make_parts, quiet
+from promptcomp.terminal import plain_table
 
 _MEMORY = {
     "weights": "weights",
@@ -53,10 +53,17 @@ def print_estimate(
         print(json.dumps({"config": experiment.model_dump(mode="json"), "estimate": found.model_dump()}))
         return
     console.print(dump(experiment), highlight=False, markup=False)
-    console.print(_parts_table(found.parts))
+    right = ("parameters", "trained", "weights", "gradients + AdamW")
+    parts = [
+        (p.name, f"{p.parameters:,}", f"{p.trained:,}", bytes_text(p.weight_bytes), bytes_text(p.training_bytes))
+        for p in found.parts
+    ]
+    console.print(plain_table(("part", *right), parts, right, title="Parameters", title_style="bold"))
     where = "one device" if found.devices == 1 else f"each of {found.devices} devices ({found.strategy})"
     console.print(f"\nMemory of {where}, {found.micro_batch} context(s) at a time", style="bold", highlight=False)
-    console.print(_memory_table(found))
+    sizes = {name: int(getattr(found.device, field)) for field, name in _MEMORY.items()}
+    rows = [(name, bytes_text(size)) for name, size in sizes.items() if size]
+    console.print(plain_table(("part", "bytes"), rows, right=("bytes",), show_header=False))
     for line in _lines(found, experiment):
         say(console, line)
     for note in found.notes:
@@ -75,32 +82,12 @@ def _read_data(experiment: Experiment) -> list[str]:
         except ConfigError as error:
             if any(Path(locate(experiment.lm.path)).glob("tokenizer*")):  # it is here, and cannot be used
                 raise
-            return [f"the data was not read, for the LM's tokenizer is not here ({error})"]
+            return [f"the data was not read, because the LM's tokenizer is not here ({error})"]
         try:
             make_parts(experiment)
         except NotHere as error:
             return [f"the data was not read, and fit would stop: {error}"]
     return []
-
-
-def _parts_table(parts: list[Part]) -> Table:
-    table = Table(box=None, pad_edge=False, title="Parameters", title_justify="left", title_style="bold")
-    for name in ("part", "parameters", "trained", "weights", "gradients + AdamW"):
-        table.add_column(name, justify="left" if name == "part" else "right")
-    for part in parts:
-        counts = (f"{part.parameters:,}", f"{part.trained:,}")
-        table.add_row(part.name, *counts, bytes_text(part.weight_bytes), bytes_text(part.training_bytes))
-    return table
-
-
-def _memory_table(found: StepForecast) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(justify="left")
-    table.add_column(justify="right")
-    for field, name in _MEMORY.items():
-        if count := int(getattr(found.device, field)):
-            table.add_row(name, bytes_text(count))
-    return table
 
 
 def _lines(found: StepForecast, experiment: Experiment) -> list[str]:
@@ -112,7 +99,7 @@ def _lines(found: StepForecast, experiment: Experiment) -> list[str]:
         f"host: {bytes_text(found.host.loading)} a node while the weights are loaded"
         + (f", {bytes_text(found.host.optimizer)} of optimiser state" if found.host.optimizer else ""),
         f"process: {bytes_text(found.host.process)} at most"
-        + (" on the host, CUDA's libraries aside" if layout_of(experiment.trainer).on_gpu else "")
+        + (" on the host, without CUDA's libraries" if layout_of(experiment.trainer).on_gpu else "")
         + f" (libraries {bytes_text(found.host.libraries)} and loading included)",
         f"checkpoint: {bytes_text(found.checkpoint_bytes)} (trained weights and AdamW's moments)",
     ]

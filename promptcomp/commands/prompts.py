@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from promptcomp.commands.common import JsonOption, console_for, show
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, command
+from promptcomp.plain import say
 
 if TYPE_CHECKING:
     from promptcomp.memory import Memory
     from promptcomp.prompts.compressing import Compressor
-    from promptcomp.prompts.prompt_files import Answer, PromptReader
+    from promptcomp.prompts.prompt_files import PromptReader
     from promptcomp.prompts.sources import PromptSource, Query
 
 DeviceOption = Annotated[str, Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
@@ -25,8 +25,9 @@ TextOption = Annotated[str | None, Option("--text", help="The prompt.")]
 FileOption = Annotated[Path | None, Option("--file", help="A UTF-8 file with the prompt.")]
 RowsOption = Annotated[
     Path | None,
-    Option("--demonstrations", help="JSON lines with input and output, written out as in the run's training."),
+    Option("--demonstrations", help="JSON lines with input and output, formatted as in the run's training."),
 ]
+_SHOWN_HASH, _SHOWN_TEXT = 16, 300
 
 
 def compress(
@@ -36,30 +37,38 @@ def compress(
     file: FileOption = None,
     stdin: Annotated[bool, Option("--stdin", help="Read the prompt from standard input.")] = False,
     demonstrations: RowsOption = None,
-    task: Annotated[str | None, Option(help="Whose prompt to take (prompt tuning with one for each task).")] = None,
+    task: Annotated[str | None, Option(help="Task whose prompt to take (prompt tuning by task).")] = None,
     keep_text: Annotated[bool, Option("--keep-text", help="Keep the prompt's text in the file.")] = False,
     force: Annotated[bool, Option("--force", help="Replace the file if it exists.")] = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Compress a prompt with a trained run into a file that 'generate' reads."""
-    if sum((text is not None, file is not None, stdin, demonstrations is not None)) > 1:
+    given = [value for value in (text, file, demonstrations, stdin or None) if value is not None]
+    if len(given) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
     from promptcomp.prompts.artifact import check_output
-    from promptcomp.prompts.compressing import open_compressor
+    from promptcomp.prompts.compressing import Compressor
 
     check_output(output, force)
-    compressor = open_compressor(run, device)
-    if text is None and file is None and not stdin and demonstrations is None and compressor.module.method.reads_prompt:
+    compressor = Compressor.load(run, device=device)
+    if not given and compressor.module.method.reads_prompt:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
     source = _source(compressor, text, file, demonstrations, stdin)
-    done = compressor.compress(source, task=task, keep_text=keep_text)
+    done = compressor.compression(source, task=task, keep_text=keep_text)
     done.prompt.save(output, force=force)
     info, size = done.prompt.info, output.stat().st_size
     if not as_json:
-        from promptcomp.prompts.compressing import print_compression
+        from promptcomp.evaluation.formatting import bytes_text
 
-        print_compression(done, output, size, console_for(False))
+        ratio = f"{info.source_tokens / max(info.slots, 1):.1f}x"
+        console, kept = console_for(False), f"{bytes_text(done.kv_bytes)} instead of {bytes_text(done.full_kv_bytes)}"
+        say(
+            console,
+            f"{output}: {info.source_tokens} tokens -> {info.slots} slots ({ratio}) in {done.milliseconds:.0f} ms",
+        )
+        say(console, f"file {bytes_text(size)}, in the LM's cache {kept}")
+        say(console, f"ask it: {command('generate', '--prompt', output, '...')}")
         return
     found = {
         "file": str(output),
@@ -71,7 +80,7 @@ def compress(
         "full_kv_bytes": done.full_kv_bytes,
         "milliseconds": done.milliseconds,
     }
-    print(json.dumps(found))
+    show(json.dumps(found))
 
 
 def _source(
@@ -88,33 +97,59 @@ def _source(
 def inspect(
     file: Annotated[Path, Argument(help="A file made by 'promptcomp compress'.")], as_json: JsonOption = False
 ) -> None:
-    """Verify a compressed prompt and show what it says of itself."""
-    from promptcomp.prompts.compressing import description, print_description
+    """Verify a compressed prompt and show its metadata."""
+    from rich.table import Table
 
-    found = description(file)
+    from promptcomp.evaluation.formatting import bytes_text
+    from promptcomp.memory import memory_tensors
+    from promptcomp.prompts.artifact import read_prompt
+
+    memory, info = read_prompt(file)
+    kind, tensors, size = type(memory).__name__, memory_tensors(memory), file.stat().st_size
     if as_json:
-        print(json.dumps(found))
-    else:
-        print_description(found, console_for(False))
+        found = {"file": str(file), "file_bytes": size, "verified": True, "kind": kind}
+        found |= {"tensor_bytes": sum(t.numel() * t.element_size() for t in tensors.values())}
+        print(json.dumps({**found, "num_tensors": len(tensors), **info.model_dump(mode="json")}))
+        return
+    rows = {
+        "file": f"{file} ({bytes_text(size)}, hash verified)",
+        "kind": f"{kind}, {info.dtype}, {len(tensors)} tensors",
+        "made by": f"{info.method} ({info.run}) on {info.created}, promptcomp {info.version}",
+        "prompt": f"{info.source_tokens} tokens -> {info.slots} slots ({info.source_tokens / max(info.slots, 1):.1f}x)",
+        "read by": f"{info.lm.path} as trained in {info.run}" if info.lm_is_trained else info.lm.path,
+        "weights": info.lm_hash[:_SHOWN_HASH],
+        "tokenizer": info.tokenizer_hash[:_SHOWN_HASH],
+        "next position": "-" if info.next_position is None else str(info.next_position),
+        "query": repr(info.query),
+        "empty query": repr(info.empty_query),
+        "stop tokens": ", ".join(map(str, info.stop_ids)) or "none",
+        "source hash": info.source_sha256[:_SHOWN_HASH],
+        "text": "not kept" if info.text is None else repr(info.text[:_SHOWN_TEXT]),
+        "settings": ", ".join(f"{key}={value}" for key, value in info.settings.items()),
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console_for(False).print(table, highlight=False)
 
 
 def generate(
-    query: Annotated[str | None, Argument(help="One query; its answer appears as it comes.")] = None,
+    query: Annotated[str | None, Argument(help="One query; its answer is streamed.")] = None,
     prompt: Annotated[Path | None, Option("--prompt", "-p", help="A compressed prompt.")] = None,
     queries: Annotated[
         Path | None,
-        Option(help="Queries: JSON lines with input (and id), or one a line. Default: stdin."),
+        Option(help="Queries: JSON lines with input (and id), or one on each line. Default: stdin."),
     ] = None,
     model: Annotated[str | None, Option(help="Run directory or LM; default: the one that the prompt names.")] = None,
-    text: Annotated[str | None, Option(help="A prompt to read whole, for comparison; with --model RUN.")] = None,
+    text: Annotated[str | None, Option(help="An uncompressed prompt, for comparison; needs --model RUN.")] = None,
     file: Annotated[Path | None, Option(help="As --text, from a UTF-8 file.")] = None,
     demonstrations: RowsOption = None,
     max_new_tokens: Annotated[int | None, Option(min=1, help="Default: 128, or what the LM's window leaves.")] = None,
-    temperature: Annotated[float, Option(min=0, help="0: the likeliest token.")] = 0.0,
-    top_p: Annotated[float, Option(help="Draw from this much probability.")] = 1.0,
-    seed: Annotated[int, Option(help="Seed of the draws.")] = 0,
+    temperature: Annotated[float, Option(min=0, help="Temperature of sampling; 0: the most likely token.")] = 0.0,
+    top_p: Annotated[float, Option(help="Sample from the most likely tokens with this total probability.")] = 1.0,
+    seed: Annotated[int, Option(help="Seed of the sampling.")] = 0,
     beams: Annotated[int, Option(min=1, help="More than 1: beam search.")] = 1,
-    batch_size: Annotated[int, Option(min=1, help="Queries answered at once.")] = 16,
+    batch_size: Annotated[int, Option(min=1, help="Queries answered at a time.")] = 16,
     output: Annotated[
         Path | None, Option("--output", "-o", help="File for the answers (JSON lines); default: stdout.")
     ] = None,
@@ -122,11 +157,11 @@ def generate(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Answer queries behind a compressed prompt (or, for comparison, behind a whole one)."""
+    """Answer queries with a compressed prompt (or, for comparison, with an uncompressed one)."""
     whole = [value for value in (text, file, demonstrations) if value is not None]
     if len(whole) + (prompt is not None) != 1:
         raise ConfigError(
-            "give a compressed prompt with --prompt, or a whole one with --text, --file or --demonstrations"
+            "give a compressed prompt with --prompt, or an uncompressed one with --text, --file or --demonstrations"
         )
     if query is not None and queries is not None:
         raise ConfigError("give a query or --queries, not both")
@@ -143,10 +178,20 @@ def generate(
             print()
         return
     answers = reader.answers(memory, [each.text for each in asked], settings)
-    records = (_record(each, answer) for each, answer in zip(asked, answers, strict=True))
+    records = (
+        {**({} if each.id is None else {"id": each.id}), "input": each.text, "output": answer.text, "ids": answer.ids}
+        for each, answer in zip(asked, answers, strict=True)
+    )
     if output is not None:
-        count = _write_lines(output, records)
-        show(json.dumps({"output": str(output), "answers": count}) if as_json else f"{count} answers in {output}")
+        from promptcomp.files import replacing
+
+        # The file has its name only when all of them are there.
+        with replacing(output) as partial_file, partial_file.open("w", encoding="utf-8") as lines:
+            for record in records:
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+                lines.flush()
+        found = {"output": str(output), "answers": len(asked)}
+        show(json.dumps(found) if as_json else f"{len(asked)} answers in {output}")
     elif as_json:
         print(json.dumps({"answers": list(records)}))
     else:
@@ -169,7 +214,7 @@ def _queries(query: str | None, file: Path | None) -> list[Query]:
     if file is not None:
         return read_queries(file)
     if sys.stdin.isatty():
-        raise ConfigError("no query; write one behind the options, name a file with --queries, or pipe lines in")
+        raise ConfigError("no query; give one as an argument, name a file with --queries, or pipe lines in")
     return text_queries(sys.stdin.buffer.read(), "standard input")
 
 
@@ -177,31 +222,13 @@ def _reader(
     prompt: Path | None, model: str | None, text: str | None, file: Path | None, rows: Path | None, device: str
 ) -> tuple[Memory | None, PromptReader]:
     """The memory in front of the queries and the LM that reads it."""
-    from promptcomp.prompts.compressing import open_compressor
+    from promptcomp.prompts.compressing import Compressor
     from promptcomp.prompts.prompt_files import load_prompt
 
     if prompt is not None:
         stored = load_prompt(prompt, model=model, device=device)
         return stored.memory, stored.reader
     if model is None or not os.path.isfile(Path(model) / "config.yaml"):
-        raise ConfigError("--model RUN, a run directory, must say how a whole prompt and its queries are written")
-    compressor = open_compressor(model, device)
+        raise ConfigError("an uncompressed prompt needs --model RUN, a run directory, which has the format of prompts")
+    compressor = Compressor.load(model, device=device)
     return compressor.uncompressed(_source(compressor, text, file, rows)), compressor.reader
-
-
-def _record(query: Query, answer: Answer) -> dict[str, Any]:
-    name = {} if query.id is None else {"id": query.id}
-    return {**name, "input": query.text, "output": answer.text, "ids": list(answer.ids)}
-
-
-def _write_lines(output: Path, records: Iterable[Any]) -> int:
-    """Write records as they come; the file has its name only when all of them are there."""
-    from promptcomp.files import replacing
-
-    count = 0
-    with replacing(output) as partial, partial.open("w", encoding="utf-8") as lines:
-        for record in records:
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-            lines.flush()
-            count += 1
-    return count

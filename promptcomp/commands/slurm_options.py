@@ -142,8 +142,8 @@ def submit_sweep(
 ) -> None:
     """`sweep ... --slurm`: write the sweep down and submit an array of workers, which share its study."""
     from promptcomp.cluster.submit import submit, workers_job
+    from promptcomp.lease import STORAGE_VARIABLE
     from promptcomp.sweeps.running import run_sweep
-    from promptcomp.sweeps.storage import STORAGE_VARIABLE
     from promptcomp.sweeps.sweep_directory import SweepDirectory
 
     run_sweep(config, SweepDirectory(directory), storage=storage, workers=0, console=console_for(as_json))

@@ -55,8 +55,8 @@ SweepWords = Annotated[
     list[str] | None,
     Argument(
         metavar="[KEY=...]...",
-        help="key=2,4,8 or key=1e-5..1e-3:log[:steps=5]: what is tried; key=value: for all trials; sweep.key=value: "
-        "the sweep itself (sweep.seeds=5).",
+        help="key=2,4,8 or key=1e-5..1e-3:log[:steps=5]: values to try; key=value: for all trials; sweep.key=value: "
+        "of the sweep itself (sweep.seeds=5).",
     ),
 ]
 
@@ -77,11 +77,11 @@ def sweep_run(
     ] = 1,
     devices: Annotated[
         str | None,
-        Option(help="GPUs to use, as 0,1,2,3; every worker gets its own. Default: all there are."),
+        Option(help="GPUs to use, as 0,1,2,3; every worker gets its own. Default: all GPUs."),
     ] = None,
     storage: Annotated[
         str | None,
-        Option(help="A database (postgresql://...) in place of the journal in the directory."),
+        Option(help="A database (postgresql://...) instead of the journal in the directory."),
     ] = None,
     seeds: Annotated[int | None, Option(min=1, help="Trials of every point.")] = None,
     sampler: Annotated[str | None, Option(help="grid, random, tpe or nsga2.")] = None,
@@ -91,17 +91,17 @@ def sweep_run(
         Option(help="METRIC[@SPLIT][:min|:max], for example retained or size.memory_slots:min."),
     ] = None,
     dry_run: Annotated[
-        bool, Option("--dry-run", help="Start nothing: print the plan, and its cost from measured steps.")
+        bool, Option("--dry-run", help="Run no trial: print the plan, and its cost from measured steps.")
     ] = False,
     measure: Annotated[
         bool, Option("--measure/--no-measure", help="With --dry-run: measure some steps, or only count FLOPs.")
     ] = True,
-    yes: Annotated[bool, Option("--yes", help="A grid of more than 10,000 points is meant.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Accept a grid of more than 10,000 points.")] = False,
     slurm: SlurmOption = None,
     list_all: Annotated[bool, Option("--list", help="List the shipped sweeps.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Start or continue a sweep. The same command continues it, also from further machines at the same time."""
+    """Start or continue a sweep. The same command continues it, also on further machines at the same time."""
     if list_all:
         _print_list(as_json)
         return
@@ -215,7 +215,7 @@ def work(
 
 def stopped(console: Console) -> typer.Exit:
     """How a command ends that somebody has stopped."""
-    console.print("Stopped. Nothing finished is lost: the same command continues.")
+    console.print("Stopped. Finished trials are kept: the same command continues.")
     return typer.Exit(Exit.INTERRUPTED)
 
 
@@ -227,9 +227,9 @@ def curve(
     against: Annotated[list[str] | None, Option(help="Baselines (repeat, or with commas); default: finetune.")] = None,
     sizes: Annotated[list[str] | None, Option(help="Students: values of --size-key (repeat, or with commas).")] = None,
     size_key: Annotated[str, Option(help="The key that --sizes gives values of.")] = "lm.path",
-    workers: Annotated[int, Option("--workers", "-w", min=1, help="Most trials at a time, each a process.")] = 1,
-    split: Annotated[str | None, Option(help="Which split to show; default: the first.")] = None,
-    metric: Annotated[str | None, Option(help="Which metric to show; default: the data's own.")] = None,
+    workers: Annotated[int, Option("--workers", "-w", min=1, help="Trials at a time, each a process.")] = 1,
+    split: Annotated[str | None, Option(help="The split to show; default: the first.")] = None,
+    metric: Annotated[str | None, Option(help="The metric to show; default: that of the data.")] = None,
     output: Annotated[
         Path | None, Option("--output", "-o", help="The sweep's directory; default: curves/METHOD.")
     ] = None,
@@ -240,7 +240,7 @@ def curve(
 
     KEY=VALUE holds for all methods (method.*: for METHOD alone), NAME:KEY=VALUE for one of them.
     """
-    from promptcomp.sweeps.checking import check, check_metric
+    from promptcomp.sweeps.checking import check, check_metric, check_splits
     from promptcomp.sweeps.sweep_directory import SweepDirectory
     from promptcomp.sweeps.sweep_file import data_efficiency
 
@@ -266,6 +266,7 @@ def curve(
 
         print_plan(config, SweepDirectory(directory), workers, False, console, as_json)
         return
+    check_splits(config, split)
     state, finished = work(config, directory, None, workers, None, console)
     if not finished:
         raise stopped(console)

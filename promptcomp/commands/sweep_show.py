@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,13 +28,12 @@ def sweep_show(
     as_json: JsonOption = False,
 ) -> None:
     """Points with intervals over seeds, the best, the Pareto front, importances, failures with their logs."""
-    chosen = "json" if as_json else format_
-    from promptcomp.sweeps.views import tables
-
-    known = ("table", *tables.FORMATS, "json")
+    chosen, known = "json" if as_json else format_, ("table", "csv", "trials", "json")
     if chosen not in known:
         raise ConfigError(f"--format {format_!r} is not known; choose {', '.join(known)}")
     state = read(directory)
+    from promptcomp.sweeps.views import tables
+
     if chosen == "table":
         from promptcomp.sweeps.views.overview import print_state
 
@@ -46,11 +44,11 @@ def sweep_show(
 
 def sweep_best(
     directory: DirectoryArgument,
-    objective: Annotated[str | None, Option(help="Which one decides, where the sweep has several.")] = None,
+    objective: Annotated[str | None, Option(help="The objective that decides, if the sweep has several.")] = None,
     point: Annotated[str | None, Option(help="This point instead (the start of its name).")] = None,
-    output: Annotated[Path | None, Option("--output", "-o", help="Write it there, not to the screen.")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Write to this file instead of the screen.")] = None,
 ) -> None:
-    """The best point as YAML that `promptcomp fit --config` takes."""
+    """Print the best point as YAML for `promptcomp fit --config`."""
     state = read(directory)
     from promptcomp.sweeps.space import best_yaml
     from promptcomp.sweeps.views.points import best_cell
@@ -68,7 +66,7 @@ def sweep_best(
 
 
 def sweep_plot(directory: DirectoryArgument) -> None:
-    """Write the plots, the tables and one page that opens without a network (DIR/report/index.html)."""
+    """Write the plots, the tables and one self-contained page (DIR/report/index.html)."""
     state = read(directory)
     from promptcomp.sweeps.views.html_report import write_report
 
@@ -93,8 +91,8 @@ def read(directory: Path) -> SweepState:
 
 def sweep_work(
     directory: DirectoryArgument,
-    worker: Annotated[int, Option(min=0, help="Number of this worker, for people.")] = 0,
-    devices: Annotated[str, Option(help="GPUs of this worker, as 0,1; default: as they are.")] = "",
+    worker: Annotated[int, Option(min=0, help="Number of this worker, for its log.")] = 0,
+    devices: Annotated[str, Option(help="GPUs of this worker, as 0,1; default: all visible ones.")] = "",
 ) -> None:
     """Run trials of a sweep one by one until none is left; what `promptcomp sweep` and cluster jobs start."""
     from promptcomp.sweeps.sweep_directory import SweepDirectory
@@ -107,11 +105,11 @@ def sweep_work(
 def sweep_doctor(
     directory: DirectoryArgument,
     repair: Annotated[
-        bool, Option("--repair", help="Put right what can be; a damaged journal is kept as a copy.")
+        bool, Option("--repair", help="Repair what can be repaired; a damaged journal is kept as a copy.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look a sweep over: torn journal, stale locks, trials whose process is gone, results that were not told."""
+    """Check a sweep: damaged journal, stale locks, trials whose process is gone, results that were not recorded."""
     from promptcomp.sweeps.repair import examine
     from promptcomp.sweeps.sweep_directory import SweepDirectory
 
@@ -125,8 +123,8 @@ def sweep_doctor(
     if not found:
         say(console, "nothing is wrong")
     elif left and not repair:
-        say(console, f"{command('sweep', 'doctor', directory, '--repair')} puts right what can be")
+        say(console, f"{command('sweep', 'doctor', directory, '--repair')} repairs what can be repaired")
     if as_json:
-        print(json.dumps([asdict(finding) for finding in found]))
+        print(json.dumps([{key: getattr(each, key) for key in ("what", "repaired", "advice")} for each in found]))
     if left:
         raise typer.Exit(1)

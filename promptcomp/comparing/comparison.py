@@ -1,4 +1,4 @@
-"""`promptcomp compare`: one table over finished runs, ranked only where they answered the same questions.
+"""`promptcomp compare`: one table over finished runs, ranked only if they were tested on the same examples.
 
 Deltas are against the first run. Their intervals are paired: both runs' predictions are resampled by the same contexts
 (by task and data seed when the runs grouped their examples into contexts differently).
@@ -6,12 +6,13 @@ Deltas are against the first run. Their intervals are paired: both runs' predict
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,33 +27,49 @@ from promptcomp.comparing.runs import (
 )
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample
-from promptcomp.evaluation.metrics import MetricName, group
-from promptcomp.evaluation.predictions import Prediction, joined, read_predictions
+from promptcomp.evaluation.metrics import group
+from promptcomp.evaluation.predictions import MetricName, Prediction, joined, read_predictions
 from promptcomp.evaluation.results import Estimate, Interval, SplitResult
+from promptcomp.terminal import as_text, frame
 
 _FIRST = "the first run"
 """Row of the baseline among the others; labels are paths and hold no such name by chance."""
+_READ_BY = {"trained": " by its own trained weights", "untrained": " by the untrained LM"}
 _SAME = 1e-3  # other hardware moves a loss a little
 
 
-@dataclass(frozen=True, slots=True)
 class ComparisonRow:
-    """One run in the table of one split. Values are of the split's metric."""
+    """One run in the table of one split. Values are of the split's metric.
 
-    run: ComparedRun
-    rank: int | None
+    Args:
+        run: the run.
+        split: the split.
+        metric: its metric.
+        baseline: the first run; None: the runs answered different examples.
+        interval: of the difference to it; None when predictions are missing or one context is all there is.
+    """
+
+    rank: int | None = None
     """1 is the best; None when the runs must not be ranked."""
-    method: float | None
-    method_ci: Interval | None
-    no_prompt: float | None
-    full_prompt: float | None
-    retained: float | None
-    retained_ci: Interval | None
-    no_headroom: bool
-    delta: float | None
-    """method less the first run's method; None for the first run and for other examples."""
-    delta_ci: Interval | None
-    """Paired; None when predictions are missing or one context is all there is."""
+
+    def __init__(
+        self, run: ComparedRun, split: str, metric: MetricName, baseline: ComparedRun | None, interval: Interval | None
+    ) -> None:
+        result = run.results.splits[split]
+        headline, method = result.metric == metric, _estimate(result, "method", metric)
+        self.run, self.method, self.method_ci = run, method.value, method.ci
+        self.no_prompt = _estimate(result, "no_prompt", metric).value
+        self.full_prompt = _estimate(result, "full_prompt", metric).value
+        self.retained = result.retained if headline else None
+        self.retained_ci = result.retained_ci if headline else None
+        self.no_headroom = result.no_headroom and headline
+        first = None
+        if baseline is not None and baseline is not run:
+            first = _estimate(baseline.results.splits[split], "method", metric).value
+        self.delta = None if first is None or self.method is None else self.method - first
+        """method less the first run's method; None for the first run and for other examples."""
+        self.delta_ci = interval
+        """Paired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,35 +86,83 @@ class SeedMean:
     retained_std: float | None
 
 
-@dataclass(frozen=True, slots=True)
 class SplitComparison:
-    """All runs on one split."""
+    """All runs on one split.
 
-    split: str
-    metric: MetricName
-    same_examples: bool
-    rows: tuple[ComparisonRow, ...]
-    """Best first when ranked, otherwise in the order given."""
-    count: int
-    """Examples of the first run."""
-    seed_means: tuple[SeedMean, ...] = ()
-    notes: tuple[str, ...] = ()
-    same_bounds: bool = True
-    """Whether `retained` is a share of the same gap in all runs; otherwise one must not be ranked by it."""
+    Args:
+        runs: the first is the baseline.
+        split: its name.
+        metric: what is compared.
+        same: whether the runs answered the same examples.
+        predictions: of the runs that have some, by label.
+        resamples: bootstrap resamples.
+        seed: of the bootstrap.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[ComparedRun],
+        split: str,
+        metric: MetricName,
+        same: bool,
+        predictions: Mapping[str, Sequence[Prediction]],
+        resamples: int,
+        seed: int,
+    ) -> None:
+        first = runs[0]
+        own = {label: [p for p in found if p.split == split] for label, found in predictions.items()}
+        others = {run.label: own.get(run.label, []) for run in runs[1:]} if same else {}
+        intervals, remarks = _paired(own.get(first.label, []), others, metric, resamples, seed)
+        rows = [ComparisonRow(run, split, metric, first if same else None, intervals.get(run.label)) for run in runs]
+        self.split, self.metric, self.same_examples = split, metric, same
+        self.count = first.results.splits[split].count
+        """Examples of the first run."""
+        self.seed_means = _seed_means(rows)
+        self.same_bounds = same and _same_bounds(rows)
+        """Whether `retained` is a share of the same gap in all runs; otherwise one must not be ranked by it."""
+        self.rows = _ranked(rows, metric) if same else rows
+        """Best first when ranked, otherwise in the order given."""
+        self.notes = [f"{label}: {note}" for label, note in remarks.items()]
+        if not same:
+            self.notes.append("the runs answered different test examples: no ranks, no deltas")
+        kept = [row for row in rows if row.retained is not None]
+        if not self.same_bounds and len(kept) > 1:
+            own_gap = "each run's own gap between no prompt and full prompt"
+            self.notes.append(f"retained is a share of {own_gap}: do not rank by it")
+            for row in kept:
+                whose = _READ_BY.get(row.run.results.bounds or "", "")
+                self.notes.append(f"{row.run.label}: {row.no_prompt:.3f} to {row.full_prompt:.3f}{whose}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Comparison:
     """What `compare` found; the first run is the baseline of all deltas."""
 
     runs: tuple[ComparedRun, ...]
     splits: tuple[SplitComparison, ...]
-    notes: tuple[str, ...] = ()
+    of_all: tuple[str, ...] = ()
+    """Notes on all splits."""
+
+    @property
+    def table(self) -> Any:
+        """One line for each split and run, best first: a DataFrame, without pandas a list of dictionaries."""
+        from promptcomp.comparing.comparison_table import records
+
+        return frame(records(self))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Limitations that a reader of the table should know."""
+        return (*self.of_all, *(note for split in self.splits for note in split.notes))
+
+    def __repr__(self) -> str:
+        from promptcomp.comparing.comparison_table import print_comparison
+
+        return as_text(lambda console: print_comparison(self, console))
 
 
 def compare(
-    paths: Sequence[Path],
-    *,
+    *paths: str | os.PathLike[str],
     split: str | None = None,
     metric: str | None = None,
     allow_different: bool = False,
@@ -107,7 +172,7 @@ def compare(
     """Compare runs on every split that all of them evaluated, or on one.
 
     Args:
-        paths: run directories or results.json files; the first is the baseline.
+        paths: runs, their directories, or results.json files; the first is the baseline.
         split: the only split to compare; None: all that the runs share.
         metric: one of `metrics.METRICS`; None: the headline metric of the runs.
         allow_different: show runs with different test examples anyway, without ranks and deltas.
@@ -120,7 +185,7 @@ def compare(
     """
     if not paths:
         raise ConfigError("nothing to compare: give one or more run directories, for example runs/*")
-    runs = load(paths)
+    runs = load([Path(path) for path in paths])
     shared = _shared_splits(runs, split)
     left_out = sorted({name for run in runs for name in run.results.splits} - set(shared)) if split is None else []
     notes = (f"splits that not all runs evaluated are left out: {', '.join(left_out)}",) if left_out else ()
@@ -129,26 +194,17 @@ def compare(
     if any(different.values()) and not allow_different:
         name = next(name for name in shared if different[name])
         raise ConfigError(refusal(runs, name, different[name]))
-    with _no_collection():
+    gc.disable()  # hundreds of thousands of objects are made, and none is in a circle
+    try:
         having = [run for run in runs if run.predictions.is_file()] if len(runs) > 1 else []
         predictions = {run.label: read_predictions(run.predictions) for run in having}
         compared = tuple(
-            _compare_split(runs, name, chosen[name], not different[name], predictions, resamples, seed)
+            SplitComparison(runs, name, chosen[name], not different[name], predictions, resamples, seed)
             for name in shared
         )
-    return Comparison(tuple(runs), compared, notes)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Leave Python's search for circles of objects out: hundreds of thousands are made, and none is in a circle."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
     finally:
-        if before:
-            gc.enable()
+        gc.enable()
+    return Comparison(tuple(runs), compared, notes)
 
 
 def _shared_splits(runs: Sequence[ComparedRun], wanted: str | None) -> list[str]:
@@ -161,68 +217,12 @@ def _shared_splits(runs: Sequence[ComparedRun], wanted: str | None) -> list[str]
     return shared if wanted is None else [wanted]
 
 
-def _compare_split(
-    runs: Sequence[ComparedRun],
-    split: str,
-    metric: MetricName,
-    same: bool,
-    predictions: dict[str, list[Prediction]],
-    resamples: int,
-    seed: int,
-) -> SplitComparison:
-    first = runs[0]
-    own = {label: [p for p in found if p.split == split] for label, found in predictions.items()}
-    others = {run.label: own.get(run.label, []) for run in runs[1:]} if same else {}
-    intervals, remarks = _paired(own.get(first.label, []), others, metric, resamples, seed)
-    notes = [f"{label}: {note}" for label, note in remarks.items()]
-    rows = [_row(run, split, metric, first if same else None, intervals.get(run.label)) for run in runs]
-    if not same:
-        notes.append("the runs answered different test examples: no ranks, no deltas")
-    ordered = _ranked(rows, metric) if same else rows
-    same_bounds = same and _same_bounds(rows)
-    if not same_bounds and sum(row.retained is not None for row in rows) > 1:
-        notes.append("retained is a share of each run's own gap between no prompt and full prompt: do not rank by it")
-        notes += [f"{row.run.label}: {_bounds_text(row)}" for row in rows if row.retained is not None]
-    count = first.results.splits[split].count
-    return SplitComparison(split, metric, same, tuple(ordered), count, _seed_means(rows), tuple(notes), same_bounds)
-
-
 def _same_bounds(rows: Sequence[ComparisonRow]) -> bool:
     """Whether all runs that have them scored the same bounds: other weights, prompts or data give other values."""
     weights = {row.run.results.bounds for row in rows if row.retained is not None}
     pairs = [(row.no_prompt or 0.0, row.full_prompt or 0.0) for row in rows if row.retained is not None]
     near = all(math.isclose(*ends, rel_tol=_SAME) for pair in pairs for ends in zip(pair, pairs[0], strict=True))
     return near and len(weights - {None}) < 2
-
-
-def _bounds_text(row: ComparisonRow) -> str:
-    whose = {"trained": " by its own trained weights", "untrained": " by the untrained LM"}
-    return f"{row.no_prompt:.3f} to {row.full_prompt:.3f}{whose.get(row.run.results.bounds or '', '')}"
-
-
-def _row(
-    run: ComparedRun, split: str, metric: MetricName, baseline: ComparedRun | None, interval: Interval | None
-) -> ComparisonRow:
-    result = run.results.splits[split]
-    headline = result.metric == metric
-    method = _estimate(result, "method", metric)
-    delta = None
-    if baseline is not None and baseline is not run and method.value is not None:
-        reference = _estimate(baseline.results.splits[split], "method", metric).value
-        delta = None if reference is None else method.value - reference
-    return ComparisonRow(
-        run=run,
-        rank=None,
-        method=method.value,
-        method_ci=method.ci,
-        no_prompt=_estimate(result, "no_prompt", metric).value,
-        full_prompt=_estimate(result, "full_prompt", metric).value,
-        retained=result.retained if headline else None,
-        retained_ci=result.retained_ci if headline else None,
-        no_headroom=result.no_headroom and headline,
-        delta=delta,
-        delta_ci=interval,
-    )
 
 
 def _estimate(result: SplitResult, row: str, metric: str) -> Estimate:
@@ -237,11 +237,9 @@ def _ranked(rows: Sequence[ComparisonRow], metric: str) -> list[ComparisonRow]:
     """Best first; equal values share a rank and runs without a value come last, unranked."""
     sign = 1.0 if metric == "loss" else -1.0
     scored = sorted((row for row in rows if row.method is not None), key=lambda row: sign * (row.method or 0.0))
-    ranked: list[ComparisonRow] = []
-    for i, row in enumerate(scored, start=1):
-        rank = ranked[-1].rank if ranked and ranked[-1].method == row.method else i
-        ranked.append(replace(row, rank=rank))
-    return ranked + [row for row in rows if row.method is None]
+    for i, row in enumerate(scored):
+        row.rank = scored[i - 1].rank if i and scored[i - 1].method == row.method else i + 1
+    return scored + [row for row in rows if row.method is None]
 
 
 def _paired(
@@ -261,7 +259,9 @@ def _paired(
         elif set(by_number) != set(mine):
             notes[label] = f"{PREDICTIONS} does not hold the same examples, so the delta has no interval"
         else:
-            same_contexts = _same_partition([(p.context, mine[number].context) for number, p in by_number.items()])
+            pairs = {(p.context, mine[number].context) for number, p in by_number.items()}
+            # the same examples are put together, whatever the contexts' numbers
+            same_contexts = len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
             members.setdefault(same_contexts, {})[label] = mine
             if not same_contexts:
                 notes[label] = "other contexts than the first run; the delta is resampled by task and data seed"
@@ -278,26 +278,18 @@ def _paired(
             difference = samples.difference(metric, label, _FIRST)
             found[label] = percentile_interval(difference, samples.num_contexts, CONFIDENCE)
             if found[label] is None and samples.num_contexts > 1:
-                alike = "all contexts differ alike from the first run, so the delta has no interval"
+                alike = "all contexts differ equally from the first run, so the delta has no interval"
                 notes[label] = "; ".join([*([notes[label]] if label in notes else []), alike])
     return found, {label: notes[label] for label in others if label in notes}
 
 
-def _same_partition(pairs: Sequence[tuple[int, int]]) -> bool:
-    """Whether two numberings of contexts put the same examples together."""
-    distinct = set(pairs)
-    return len(distinct) == len({a for a, _ in distinct}) == len({b for _, b in distinct})
-
-
 def _seed_means(rows: Sequence[ComparisonRow]) -> tuple[SeedMean, ...]:
     """Mean and spread of runs that share a setting, in the order of their first run."""
-    members: list[list[ComparisonRow]] = []
+    members: dict[int, list[ComparisonRow]] = {}
     known = settings_of([row.run for row in rows])
     for i, (row, setting) in enumerate(zip(rows, known, strict=True)):
-        first = i if setting is None else known.index(setting)
-        members.append([])
-        members[first].append(row)
-    return tuple(made for each in members if (made := _seed_mean(each)) is not None)
+        members.setdefault(i if setting is None else known.index(setting), []).append(row)
+    return tuple(made for each in members.values() if (made := _seed_mean(each)) is not None)
 
 
 def _seed_mean(rows: Sequence[ComparisonRow]) -> SeedMean | None:

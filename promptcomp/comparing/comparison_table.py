@@ -1,13 +1,11 @@
-"""A comparison for people (Rich), spreadsheets (CSV), pages (Markdown) and programs (JSON)."""
+"""A comparison as a table (Rich), CSV, Markdown and JSON."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +14,7 @@ from rich.text import Text
 from promptcomp.comparing.comparison import Comparison, ComparisonRow, SplitComparison
 from promptcomp.evaluation.formatting import METRIC_TITLES, bytes_text, value_text
 from promptcomp.evaluation.results import Interval
+from promptcomp.plain import csv_text
 from promptcomp.terminal import open_table
 
 WIDE = 110
@@ -29,18 +28,14 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         for text in _notes(split):
             console.print(Text(text, style="italic"))
         console.print()
-    for note in comparison.notes:
+    for note in comparison.of_all:
         console.print(Text(note, style="italic"))
 
 
 def to_csv(comparison: Comparison) -> str:
     """One line for each run and split, numbers in full precision, empty where there is none."""
     found = records(comparison)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(found[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    return out.getvalue()
+    return csv_text(list(found[0]), (list(record.values()) for record in found))
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -51,7 +46,7 @@ def to_markdown(comparison: Comparison) -> str:
         lines = [f"### {_title(split)}", "", _line(head), _line([*["---"] * 3, *["---:"] * (len(head) - 3)])]
         lines += [_line(row) for row in rows]
         parts.append("\n".join([*lines, "", *(f"- {note}" for note in _notes(split))]).rstrip())
-    parts += [f"- {note}" for note in comparison.notes]
+    parts += [f"- {note}" for note in comparison.of_all]
     return "\n\n".join(parts) + "\n"
 
 
@@ -71,7 +66,7 @@ def to_json(comparison: Comparison) -> str:
         }
         for split in comparison.splits
     ]
-    tree = {"baseline": comparison.runs[0].label, "splits": splits, "notes": list(comparison.notes)}
+    tree = {"baseline": comparison.runs[0].label, "splits": splits, "notes": list(comparison.of_all)}
     return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -114,16 +109,15 @@ def _record(split: SplitComparison, row: ComparisonRow) -> dict[str, Any]:
 
 
 def _bounds(name: str, interval: Interval | None) -> dict[str, float | None]:
-    low, high = interval if interval is not None else (None, None)
-    return {f"{name}_low": low, f"{name}_high": high}
+    return dict(zip((f"{name}_low", f"{name}_high"), interval or (None, None), strict=True))
 
 
 def _split_table(comparison: Comparison, split: SplitComparison, wide: bool) -> Table:
     head, rows = _cells(comparison, split, detail=int(wide))
     table = open_table(_title(split))
-    for column in head:
-        justify: Literal["left", "right"] = "left" if column in ("run", "method") else "right"
-        table.add_column(column, justify=justify, no_wrap=column != "run", overflow="fold")
+    for name in head:
+        right = name not in ("run", "method")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "run", overflow="fold")
     for cells, row in zip(rows, split.rows, strict=True):
         table.add_row(*cells, style="bold" if row.rank == 1 else "")
     return table
@@ -131,37 +125,27 @@ def _split_table(comparison: Comparison, split: SplitComparison, wide: bool) -> 
 
 def _cells(comparison: Comparison, split: SplitComparison, detail: int) -> tuple[list[str], list[list[str]]]:
     """Head and body of a split's table: 0 for a narrow terminal, 1 for a wide one, 2 for a page."""
-    score = METRIC_TITLES.get(split.metric, split.metric)
-    head = [("#", 0), ("run", 0), ("method", 1), (score, 0), ("delta", 0), ("no prompt", 1), ("full prompt", 1)]
-    head += [("retained", 0), ("ratio", 0), ("stored", 2), ("KV in use", 2)]
-    shown = [level <= detail for _, level in head]
+    head: list[str] = []
     body = []
     for row in split.rows:
-        results = row.run.results
+        results, retained_ci = row.run.results, row.retained_ci if detail > 1 else None
+        compression, delta = results.size.compression, value_text(row.delta, row.delta_ci, "+.3f", "+.2f")
         cells = [
-            "-" if row.rank is None else str(row.rank),
-            row.run.label,
-            results.title or results.method,
-            value_text(row.method, row.method_ci),
-            _delta_text(comparison, row),
-            value_text(row.no_prompt, None),
-            value_text(row.full_prompt, None),
-            "no headroom" if row.no_headroom else value_text(row.retained, row.retained_ci if detail > 1 else None, 2),
-            "-" if results.size.compression is None else f"{results.size.compression:.1f}x",
-            bytes_text(results.size.memory_bytes),
-            bytes_text(results.size.memory_kv_bytes),
+            (0, "#", "-" if row.rank is None else str(row.rank)),
+            (0, "run", row.run.label),
+            (1, "method", results.title or results.method),
+            (0, METRIC_TITLES.get(split.metric, split.metric), value_text(row.method, row.method_ci)),
+            (0, "delta", "baseline" if row.run is comparison.runs[0] else delta),
+            (1, "no prompt", value_text(row.no_prompt, None)),
+            (1, "full prompt", value_text(row.full_prompt, None)),
+            (0, "retained", "no headroom" if row.no_headroom else value_text(row.retained, retained_ci, ".2f")),
+            (0, "ratio", "-" if compression is None else f"{compression:.1f}x"),
+            (2, "stored", bytes_text(results.size.memory_bytes)),
+            (2, "KV in use", bytes_text(results.size.memory_kv_bytes)),
         ]
-        body.append([cell for cell, wanted in zip(cells, shown, strict=True) if wanted])
-    return [title for (title, _), wanted in zip(head, shown, strict=True) if wanted], body
-
-
-def _delta_text(comparison: Comparison, row: ComparisonRow) -> str:
-    if row.run is comparison.runs[0]:
-        return "baseline"
-    if row.delta is None:
-        return "-"
-    text = f"{row.delta:+.3f}"
-    return text if row.delta_ci is None else f"{text} [{row.delta_ci[0]:+.2f}, {row.delta_ci[1]:+.2f}]"
+        head = [name for level, name, _ in cells if level <= detail]
+        body.append([text for level, _, text in cells if level <= detail])
+    return head, body
 
 
 def _notes(split: SplitComparison) -> list[str]:

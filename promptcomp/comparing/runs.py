@@ -11,7 +11,7 @@ from typing import Any
 
 from promptcomp.config import ConfigError, read_yaml
 from promptcomp.documents import YAML_LIMIT
-from promptcomp.evaluation.metrics import METRICS, MetricName
+from promptcomp.evaluation.predictions import METRICS, MetricName
 from promptcomp.evaluation.results import FILE_NAME, Results, read_results
 from promptcomp.files import read_text
 

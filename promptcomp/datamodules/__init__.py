@@ -1,4 +1,4 @@
-"""Data: one section of the configuration for each kind (they know no torch), and the datamodules that they build."""
+"""Data: one section of the configuration for each kind (without torch), and the datamodules that they build."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from promptcomp.datamodules.sections import DataConfig, TextConfig
 
 DATASETS: dict[str, type[DataConfig]]
 """Data sections by the `name` that a configuration gives, those of installed packages included; collected when they are
-first asked for, as such a package imports this one."""
+first used, because such a package imports this one."""
 
 
 def __getattr__(name: str) -> object:

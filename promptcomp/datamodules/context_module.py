@@ -1,4 +1,4 @@
-"""What all datamodules share: example records and loaders.
+"""The base of all datamodules: example records and loaders.
 
 A datamodule says which training items there are, encodes one item, and lists the contexts of an evaluation split. This
 file turns that into loaders: training through `StepSampler`, evaluation in batches that depend on the data alone.
@@ -7,30 +7,30 @@ file turns that into loaders: training through `StepSampler`, evaluation in batc
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedTokenizerBase
 
-from promptcomp.batch import Batch, EncodedContext, collate
+from promptcomp.batch import Batch, EncodedContext, EncodedQuery, collate
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart, StepSampler, eval_batches
-from promptcomp.datamodules.sections import DataConfig
-from promptcomp.datamodules.sources.records import Found, Problem, collecting
-from promptcomp.evaluation.metrics import MetricName
-from promptcomp.evaluation.predictions import ExampleInfo
+from promptcomp.datamodules.sections import DataConfig, Reader
+from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors
+from promptcomp.datamodules.tasks import Source
+from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.evaluation.predictions import ExampleInfo, MetricName
 
 _COUNTED = 2000  # contexts of a split that are written to count tokens
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """How text that a user types is written around a compressed prompt; a file of the prompt carries it along."""
+    """The format of queries that a user types after a compressed prompt; the file of the prompt holds it too."""
 
     query: str
     """Template of a query, with `{input}` where its text goes."""
@@ -70,20 +70,26 @@ class Counts:
         return f"{self.split}: {', '.join(parts)}"
 
 
-class _TrainItems(Dataset[EncodedContext]):
-    def __init__(self, module: ContextDataModule) -> None:
-        self._module = module
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Where a context that is shown comes from, and how it was cut."""
 
-    def __getitem__(self, draw: Draw) -> EncodedContext:
-        return self._module.train_context(draw)
+    task: str
+    seed: int | None = None
+    borders: Sequence[int] | None = None
+    """Number of its tokens after each demonstration; None: it is one piece."""
+    dropped: int = 0
+    """Demonstrations that did not fit the budget."""
+    cut_tokens: int = 0
+    """Tokens cut from demonstrations by the per-example cap and the budget."""
 
 
-class _EvalItems(Dataset[EncodedContext]):
-    def __init__(self, contexts: EvalContexts) -> None:
-        self._contexts = contexts
+class _Items(Dataset[EncodedContext]):
+    def __init__(self, encode: Callable[[Any], EncodedContext]) -> None:
+        self._encode = encode
 
-    def __getitem__(self, part: EvalPart) -> EncodedContext:
-        return self._contexts.encode(part)
+    def __getitem__(self, item: Draw | EvalPart) -> EncodedContext:
+        return self._encode(item)
 
 
 class StepLoader:
@@ -109,44 +115,47 @@ class ContextDataModule(L.LightningDataModule):
 
     Attributes:
         eval_splits: Splits that `eval_dataloader` and `examples` accept ("dev" and the test splits).
-        task_names: Names of the tasks that `Batch.context.task` counts.
     """
 
-    eval_splits: tuple[str, ...]
+    config: DataConfig
     answers_are_generated: ClassVar[bool] = False
-    """Whether evaluation writes answers unless told otherwise (instructions), or only scores."""
+    """Whether evaluation generates answers by default (instructions), or only scores."""
 
-    def __init__(
-        self,
-        config: DataConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        batch_size: int,
-    ) -> None:
+    def __init__(self, config: DataConfig, source: Source, reader: Reader) -> None:
         """
         Args:
-            config: The batching options.
-            tokenizer: Makes ids; its padding id is used for padding (0 where it has none: padding is masked).
-            seed: The run's seed; it decides the order and the draws of training, not of evaluation.
-            batch_size: Contexts of one micro-batch over all processes.
+            config: The section.
+            source: Lists the rows.
+            reader: The LM's tokenizer (without a padding token 0 pads: padding is masked), and how it reads. Its seed
+                decides the order and the draws of training, not of evaluation.
         """
         super().__init__()
-        self.loader_config = config
-        self.tokenizer = tokenizer
-        self.seed = seed
-        self.batch_size = batch_size
-        pad_id = tokenizer.pad_token_id
+        self.config, self.source = config, source
+        self.eval_splits = tuple(split for split in source.splits if split != "train")
+        self.tokenizer = reader.tokenizer
+        self.seed = reader.seed
+        self.batch_size = reader.batch_size
+        self.cache = TokenCache(reader.tokenizer)
+        pad_id, end = reader.tokenizer.pad_token_id, reader.tokenizer.eos_token_id
+        self.end_ids: tuple[int, ...] = () if end is None else (end,)
+        """The tokenizer's end-of-sequence token, if it has one."""
         self._collate = partial(collate, pad_id=0 if pad_id is None else pad_id)
 
     @property
-    def headline(self) -> MetricName:
-        """The metric that results of this data are summed up by."""
-        return "loss"
+    def data_name(self) -> str:
+        """Name of the data section."""
+        return str(getattr(self.config, "name", type(self.config).__name__))
 
     @property
-    @abstractmethod
-    def task_names(self) -> tuple[str, ...]: ...
+    def headline(self) -> MetricName:
+        """The metric that results of this data are summed up by: as configured, or the loss."""
+        found: MetricName = getattr(self.config, "metric", "loss")
+        return found
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks that `Batch.context.task` counts; unless overridden, all rows belong to one."""
+        return (self.data_name,)
 
     @abstractmethod
     def num_train_items(self) -> int:
@@ -157,12 +166,17 @@ class ContextDataModule(L.LightningDataModule):
         """The training item of a draw, a pure function of (seed, draw)."""
 
     @abstractmethod
+    def train_texts(self, draw: Draw) -> Iterable[str]:
+        """Everything of a draw that is tokenised; the texts of many draws are tokenised in one call."""
+
     def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
         """Tokens of each draw: its context, and its queries with their targets padded to the longest."""
+        self.cache.add(text for draw in draws for text in self.train_texts(draw))
+        return [_padded_tokens(self.train_context(draw)) for draw in draws]
 
     @abstractmethod
-    def eval_contexts(self, split: str, *, null: bool = False) -> EvalContexts:
-        """The contexts of an evaluation split; `null` replaces the inputs by "N/A"."""
+    def eval_contexts(self, split: str) -> EvalContexts:
+        """The contexts of an evaluation split."""
 
     @abstractmethod
     def examples(self, split: str) -> Sequence[ExampleInfo]:
@@ -170,13 +184,12 @@ class ContextDataModule(L.LightningDataModule):
 
     @abstractmethod
     def prompt_format(self) -> PromptFormat:
-        """How queries behind a compressed prompt are written."""
+        """The format of queries after a compressed prompt."""
 
-    @abstractmethod
     def context_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a prompt (an instruction, demonstrations) given as text, as training would have written it."""
+        return tuple(self.cache(text))
 
-    @abstractmethod
     def check(self, found: Found = None) -> None:
         """Read all of the data and find what is wrong with it: the one check of `fit`, its dry run and `data validate`.
 
@@ -186,6 +199,13 @@ class ContextDataModule(L.LightningDataModule):
         Raises:
             ConfigError: something is wrong (what is not collected).
         """
+        self.source.check(found)
+        if not has_errors(found):
+            self.check_rows(found)
+
+    @abstractmethod
+    def check_rows(self, found: Found) -> None:
+        """Find what is wrong with good rows for this LM, or with all of them together; see `check`."""
 
     def problems(self) -> list[Problem]:
         """Everything that is wrong or odd, in the order of the files; see `check`."""
@@ -195,8 +215,13 @@ class ContextDataModule(L.LightningDataModule):
         return found
 
     @abstractmethod
+    def count(self, split: str) -> Counts:
+        """How much a split holds, without its tokens."""
+
     def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
         """How much a split holds; `with_tokens` writes its contexts (the first `_COUNTED` of them)."""
+        found = self.count(split)
+        return replace(found, tokens=self._tokens(split)) if with_tokens else found
 
     @property
     def test_splits(self) -> tuple[str, ...]:
@@ -208,21 +233,24 @@ class ContextDataModule(L.LightningDataModule):
         splits = (*(["train"] if self.num_train_items() else []), *self.eval_splits)
         return [self.counts(split, with_tokens=with_tokens) for split in splits]
 
-    def eval_tokens(self, split: str) -> tuple[int, int]:
-        """Tokens of a split with the right answers, and how many contexts were looked at."""
-        contexts, gold = self.eval_contexts(split), [example.gold for example in self.examples(split)]
-        looked_at = min(len(contexts), _COUNTED)
-        encoded = (contexts.encode(EvalPart(i, 0, len(contexts.targets(i)))) for i in range(looked_at))
+    def _tokens(self, split: str) -> tuple[int, int]:
+        """Tokens of the first contexts of a split with the right answers, and how many were looked at."""
+        gold: Sequence[int] | None = None
+        if split == "train":
+            looked_at = min(self.num_train_items(), _COUNTED)
+            encoded = (self.train_context(Draw(number, number)) for number in range(looked_at))
+        else:
+            contexts, gold = self.eval_contexts(split), [example.gold for example in self.examples(split)]
+            looked_at = min(len(contexts), _COUNTED)
+            encoded = (contexts.whole(number) for number in range(looked_at))
         return sum(_tokens(each, gold) for each in encoded), looked_at
 
-    def train_tokens(self) -> tuple[int, int]:
-        """Tokens of the first items of training, and how many were looked at."""
-        looked_at = min(self.num_train_items(), _COUNTED)
-        encoded = (self.train_context(Draw(number, number)) for number in range(looked_at))
-        return sum(_tokens(each, None) for each in encoded), looked_at
+    def shown(self, split: str, item: Draw | int, context: EncodedContext, query: EncodedQuery) -> Shown:
+        """What `data show` says of a query beside its tokens; `item`: a draw of training, or the context's number."""
+        return Shown(dict(enumerate(self.task_names)).get(context.task, ""))
 
     def notes(self) -> list[str]:
-        """What a person should know about the training data, such as rows that are left out or cut."""
+        """Notes on the training data, such as rows that are left out or cut."""
         return []
 
     def answer_of(self, text: str) -> str:
@@ -239,7 +267,7 @@ class ContextDataModule(L.LightningDataModule):
         micro_batches: int = 1,
     ) -> StepSampler:
         """The order of training; `follow_trainer` starts every iteration at the attached trainer's step."""
-        config = self.loader_config
+        config = self.config
         return StepSampler(
             self.num_train_items(),
             self.batch_size * micro_batches,
@@ -272,9 +300,9 @@ class ContextDataModule(L.LightningDataModule):
                 follow_trainer=True,
                 micro_batches=micro_batches,
             )
-        workers = self.loader_config.num_workers
+        workers = self.config.num_workers
         loader = DataLoader(
-            _TrainItems(self),
+            _Items(self.train_context),
             batch_sampler=sampler,
             collate_fn=self._collate,
             num_workers=workers,
@@ -309,12 +337,14 @@ class ContextDataModule(L.LightningDataModule):
         return self.eval_dataloader("dev", rank=self.trainer.global_rank, world_size=self.trainer.world_size)
 
     def null_dataloader(self, split: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[EncodedContext]:
-        """As `eval_dataloader` with every input replaced by "N/A" (for PMI calibration); the same example numbers."""
-        return self.eval_dataloader(split, rank=rank, world_size=world_size, null=True)
+        """As `eval_dataloader` with every input replaced by "N/A" (for PMI calibration); the same example numbers.
 
-    def eval_dataloader(
-        self, split: str, *, rank: int = 0, world_size: int = 1, null: bool = False
-    ) -> DataLoader[EncodedContext]:
+        Raises:
+            ConfigError: the examples have no options.
+        """
+        raise ConfigError(f"calibration 'pmi' needs examples with options; data {self.data_name!r} has none")
+
+    def eval_dataloader(self, split: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[EncodedContext]:
         """Batches with every option of every query of a split, long contexts first; always the same batches.
 
         With several processes each gets every `world_size`-th batch, and all get the same number of batches.
@@ -323,7 +353,7 @@ class ContextDataModule(L.LightningDataModule):
             ConfigError: the split is unknown, or has fewer queries than there are processes.
         """
         self.check_split(split, self.eval_splits)
-        return self.contexts_dataloader(self.eval_contexts(split, null=null), rank=rank, world_size=world_size)
+        return self.contexts_dataloader(self.eval_contexts(split), rank=rank, world_size=world_size)
 
     def contexts_dataloader(
         self, contexts: EvalContexts, *, rank: int = 0, world_size: int = 1
@@ -333,9 +363,9 @@ class ContextDataModule(L.LightningDataModule):
         Raises:
             ConfigError: there are fewer queries than processes.
         """
-        config = self.loader_config
+        config = self.config
         batches = eval_batches(contexts, config.eval_batch_contexts, config.eval_batch_targets, world_size)
-        return DataLoader(_EvalItems(contexts), batch_sampler=batches[rank::world_size], collate_fn=self._collate)
+        return DataLoader(_Items(contexts.encode), batch_sampler=batches[rank::world_size], collate_fn=self._collate)
 
 
 def _tokens(context: EncodedContext, gold: Sequence[int] | None) -> int:
@@ -346,3 +376,8 @@ def _tokens(context: EncodedContext, gold: Sequence[int] | None) -> int:
             if gold is None or target.choice == gold[query.example]:
                 found += len(target.ids) + len(query.ids)
     return found
+
+
+def _padded_tokens(context: EncodedContext) -> int:
+    longest = max(len(query.ids) + len(query.targets[0].ids) for query in context.queries)
+    return len(context.ids) + len(context.queries) * longest

@@ -10,18 +10,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from torch.utils.data import DataLoader
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat
+from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat, Shown
 from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.plans import SEPARATORS, Parts, Plan, Planner, Renderer, assemble
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
-from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors, tell
+from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.sources.records import Found, Problem, collecting, tell
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
-from promptcomp.datamodules.tokens import TokenCache, same_options
-from promptcomp.evaluation.metrics import MetricName
+from promptcomp.datamodules.tokens import same_options
 
 NULL_INPUT = "N/A"  # MetaICL's input for PMI calibration
 _KEPT_TASKS = 1024  # tasks of a generated source that are kept after they were built
@@ -30,60 +30,30 @@ _KEPT_TASKS = 1024  # tasks of a generated source that are kept after they were 
 class ICLDataModule(ContextDataModule):
     """Tasks as batches of demonstrations, queries and targets."""
 
-    def __init__(
-        self,
-        config: ICLConfig,
-        source: TaskSource,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        batch_size: int,
-        window: int | None = None,
-    ) -> None:
-        """
-        Args:
-            config: Options of in-context-learning data.
-            source: Lists the tasks.
-            tokenizer: The LM's tokenizer.
-            seed: The run's seed.
-            batch_size: Contexts of one micro-batch over all processes.
-            window: Most positions the LM can read; None: no limit.
+    config: ICLConfig
+    source: TaskSource
 
+    def __init__(self, config: ICLConfig, source: TaskSource, reader: Reader) -> None:
+        """
         Raises:
             ConfigError: the budgets do not fit the window.
         """
-        super().__init__(config, tokenizer, seed=seed, batch_size=batch_size)
-        self.config = config
-        self.source = source
-        self.budget = context_budget(config, window)
-        """Most tokens of a context; None: no limit."""
-        self.planner = Planner(config, seed)
-        self.renderer = Renderer(
-            TokenCache(tokenizer),
-            SEPARATORS[config.separator],
-            config.scoring,
-            config.output_space,
-            config.max_example_tokens,
-        )
-        self.eval_splits = tuple(split for split in source.splits if split != "train")
+        super().__init__(config, source, reader)
+        self.budget = context_budget(config, reader.window)
+        """Maximum number of tokens of a context; None: no limit."""
+        self.planner = Planner(config, reader.seed)
+        rule, cap = SEPARATORS[config.separator], config.max_example_tokens
+        self.renderer = Renderer(self.cache, rule, config.scoring, config.output_space, cap)
         self._odd_rows = 0
         self._examples: dict[str, tuple[ExampleInfo, ...]] = {}
         self._plans: dict[str, tuple[Plan, ...]] = {}
-        self._task = lru_cache(maxsize=_KEPT_TASKS)(self._build_task)
-
-    @property
-    def headline(self) -> MetricName:
-        """As configured."""
-        return self.config.metric
+        self._task = lru_cache(maxsize=_KEPT_TASKS)(lambda index: self._train_tasks[index])
 
     # ---- what is wrong, and what there is
 
-    def check(self, found: Found = None) -> None:
+    def check_rows(self, found: Found) -> None:
         """See the base class."""
         self._odd_rows = 0
-        self.source.check(found)
-        if has_errors(found):
-            return
         self._check_training()
         for split in self.eval_splits:
             with collecting(found):
@@ -117,41 +87,43 @@ class ICLDataModule(ContextDataModule):
                 tell(Problem.at(where, message, "warning" if lenient else "error"), found)
 
     def notes(self) -> list[str]:
-        """What a person should know: rows whose options are the same to the model."""
+        """Notes on the data: rows whose options the model cannot distinguish."""
         if not self._odd_rows:
             return []
-        return [f"{self._odd_rows} rows have options that are the same to the LM (see promptcomp data validate)"]
+        return [f"{self._odd_rows} rows have options that the LM cannot distinguish (see promptcomp data validate)"]
 
-    def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
+    def count(self, split: str) -> Counts:
         """See the base class."""
         if split == "train":
-            return self._train_counts(with_tokens)
+            items = self.num_train_items()
+            rows = items if self.config.balance == "examples" else None
+            return Counts("train", rows=rows, tasks=len(self._train_tasks), contexts=items)
         plans = self.eval_plans(split)
-        rows = {id(pool): len(pool) for plan in plans for pool in (plan.task.demonstrations, plan.task.queries)}
+        pools = {id(pool): len(pool) for plan in plans for pool in (plan.task.demonstrations, plan.task.queries)}
         return Counts(
             split,
-            rows=sum(rows.values()),
+            rows=sum(pools.values()),
             tasks=len({plan.task.name for plan in plans}),
             contexts=len(plans),
             shown=sum(len(plan.demonstrations) for plan in plans),
             asked=sum(len(plan.queries) for plan in plans),
-            tokens=self.eval_tokens(split) if with_tokens else None,
         )
 
-    def _train_counts(self, with_tokens: bool) -> Counts:
-        listed = self.config.balance == "examples"
-        tokens = self.train_tokens() if with_tokens else None
-        rows = self.num_train_items() if listed else None
-        return Counts("train", rows=rows, tasks=len(self._train_tasks), contexts=self.num_train_items(), tokens=tokens)
+    def shown(self, split: str, item: Draw | int, context: EncodedContext, query: EncodedQuery) -> Shown:
+        """See the base class."""
+        plan = self.eval_plans(split)[item] if isinstance(item, int) else self.train_plan(item)
+        parts, truncation = self.demonstration_parts(plan), self.config.truncation
+        ids, borders = assemble(parts, self.budget, truncation)
+        dropped = len(parts) - len(borders)
+        kept = parts[dropped:] if truncation == "left" else parts[: len(borders)]
+        cut = sum(part.cut + len(part) for part in kept) - len(ids)
+        return Shown(plan.task.name, plan.task.seed, borders, dropped, cut)
 
     # ---- tasks
 
     @cached_property
     def _train_tasks(self) -> Sequence[Task]:
         return self.source.tasks("train") if "train" in self.source.splits else ()
-
-    def _build_task(self, index: int) -> Task:
-        return self._train_tasks[index]
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -204,15 +176,9 @@ class ICLDataModule(ContextDataModule):
     def _queries_come_first(self) -> bool:
         return self.config.num_demonstrations == 0
 
-    def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
-        """Tokens of the context and of its queries, all padded to the longest one with its target, for each draw."""
-        plans = [self.train_plan(draw) for draw in draws]
-        self.tokenize(plans)
-        return [self._train_length(plan) for plan in plans]
-
-    def _train_length(self, plan: Plan) -> int:
-        queries = [self.train_query(plan.task.queries[i]) for i in plan.queries]
-        return self.context_length(plan) + len(queries) * max(len(q.ids) + len(q.targets[0].ids) for q in queries)
+    def train_texts(self, draw: Draw) -> Iterable[str]:
+        """See the base class."""
+        return self._texts(self.train_plan(draw))
 
     # ---- contexts
 
@@ -221,8 +187,7 @@ class ICLDataModule(ContextDataModule):
         rows = self.planner.shown_rows(plan)
         return [self.renderer.demonstration(row.input, row.output, first=i == 0) for i, row in enumerate(rows)]
 
-    def context_length(self, plan: Plan) -> int:
-        """Tokens of a plan's context as the student reads it."""
+    def _context_length(self, plan: Plan) -> int:
         return len(assemble(self.demonstration_parts(plan), self.budget, self.config.truncation)[0])
 
     def encode(self, plan: Plan, queries: Iterable[EncodedQuery]) -> EncodedContext:
@@ -235,10 +200,6 @@ class ICLDataModule(ContextDataModule):
             teacher_ids = tuple(assemble(parts, config.teacher_max_context_tokens, config.truncation)[0])
         return EncodedContext(tuple(ids), tuple(queries), self._numbers.get(plan.task.name, 0), teacher_ids)
 
-    def tokenize(self, plans: Iterable[Plan]) -> None:
-        """Tokenise everything that the plans show or ask in one call."""
-        self.renderer.cache.add(text for plan in plans for text in self._texts(plan))
-
     def _texts(self, plan: Plan) -> Iterator[str]:
         for i, row in enumerate(self.planner.shown_rows(plan)):
             yield from self.renderer.texts(row.input, row.output, first=i == 0, demonstration=True)
@@ -249,16 +210,11 @@ class ICLDataModule(ContextDataModule):
     # ---- text from outside
 
     def prompt_format(self) -> PromptFormat:
-        """A query as it is written behind demonstrations; an answer ends where the next demonstration would begin."""
+        """The format of a query after demonstrations; an answer ends where the next demonstration would begin."""
         rule, cache = self.renderer.separator, self.renderer.cache
         query = self.renderer.texts("{input}", "", first=False)[0]
         closing = cache(rule.after_example or rule.before_example)[:1]
-        end = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
-        return PromptFormat(query, query.replace("{input}", ""), (*closing, *end))
-
-    def context_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of demonstrations that were written out already."""
-        return tuple(self.renderer.cache(text))
+        return PromptFormat(query, query.replace("{input}", ""), (*closing, *self.end_ids))
 
     def demonstration_ids(self, rows: Sequence[Row]) -> tuple[int, ...]:
         """Token ids of rows that are shown as demonstrations, all of them and in this order.
@@ -301,18 +257,34 @@ class ICLDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown.
         """
-        plans = self.eval_plans(split)
         if split not in self._examples:
-            found: list[ExampleInfo] = []
-            for context, plan in enumerate(plans):
-                for i in plan.queries:
-                    found.append(_info(plan.task, plan.task.queries[i], len(found), context))
-            self._examples[split] = tuple(found)
+            asked = [(c, p.task, p.task.queries[i]) for c, p in enumerate(self.eval_plans(split)) for i in p.queries]
+            self._examples[split] = tuple(_info(task, row, n, context) for n, (context, task, row) in enumerate(asked))
         return self._examples[split]
 
     def eval_contexts(self, split: str, *, null: bool = False) -> EvalContexts:
-        """The contexts of an evaluation split, encoded when asked for."""
-        return _ICLEvalContexts(self, self.eval_plans(split), null)
+        """The contexts of an evaluation split; `null` replaces the inputs by "N/A"."""
+        plans = self.eval_plans(split)
+        firsts = np.cumsum([0, *(len(plan.queries) for plan in plans)])
+        self.cache.add(text for plan in plans for text in self._texts(plan))
+
+        def targets(context: int) -> Sequence[int]:
+            task = plans[context].task
+            return [max(1, len(task.queries[i].options)) for i in plans[context].queries]
+
+        def encode(part: EvalPart) -> EncodedContext:
+            plan = plans[part.context]
+            queries: list[EncodedQuery] = []
+            for place in range(part.start, part.stop):
+                row = plan.task.queries[plan.queries[place]]
+                queries.extend(self.eval_queries(row, int(firsts[part.context]) + place, null))
+            return self.encode(plan, queries)
+
+        return EvalContexts(len(plans), lambda context: self._context_length(plans[context]), targets, encode)
+
+    def null_dataloader(self, split: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[EncodedContext]:
+        """See the base class."""
+        return self.contexts_dataloader(self.eval_contexts(split, null=True), rank=rank, world_size=world_size)
 
     def eval_queries(self, row: Row, example: int, null: bool = False) -> list[EncodedQuery]:
         """A row with all its options: one query (direct), or one for each option (channel)."""
@@ -331,33 +303,8 @@ class ICLDataModule(ContextDataModule):
         return [EncodedQuery(tuple(part.first), (target,), example) for part, target in pieces]
 
 
-class _ICLEvalContexts(EvalContexts):
-    def __init__(self, module: ICLDataModule, plans: Sequence[Plan], null: bool) -> None:
-        self._module, self._plans, self._null = module, plans, null
-        self._firsts = np.cumsum([0, *(len(plan.queries) for plan in plans)])
-        module.tokenize(plans)
-
-    def __len__(self) -> int:
-        return len(self._plans)
-
-    def length(self, context: int) -> int:
-        return self._module.context_length(self._plans[context])
-
-    def targets(self, context: int) -> Sequence[int]:
-        plan = self._plans[context]
-        return [max(1, len(plan.task.queries[i].options)) for i in plan.queries]
-
-    def encode(self, part: EvalPart) -> EncodedContext:
-        plan = self._plans[part.context]
-        queries: list[EncodedQuery] = []
-        for place in range(part.start, part.stop):
-            row = plan.task.queries[plan.queries[place]]
-            queries.extend(self._module.eval_queries(row, int(self._firsts[part.context]) + place, self._null))
-        return self._module.encode(plan, queries)
-
-
 def context_budget(config: ICLConfig, window: int | None) -> int | None:
-    """Most tokens of a context, given the LM's window [positions].
+    """Maximum number of tokens of a context, given the LM's window [positions].
 
     Raises:
         ConfigError: a context with a query and its target may not fit the window.

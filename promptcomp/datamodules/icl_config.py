@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths, Reader
-from promptcomp.datamodules.sources.records import Found
+from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths
 from promptcomp.datamodules.sources.rows import Columns
-
-if TYPE_CHECKING:
-    from promptcomp.datamodules.icl import ICLDataModule
-    from promptcomp.datamodules.tasks import TaskSource
 
 SeparatorName = Literal["none", "space", "newlines", "arrow"]
 Scoring = Literal["direct", "channel"]
@@ -23,6 +18,8 @@ Perturbation = Literal["none", "no_labels", "no_inputs", "random_labels", "wrong
 
 class ICLConfig(DataConfig):
     """Options of in-context-learning data, whatever its source."""
+
+    module_class: ClassVar[str] = "promptcomp.datamodules.icl:ICLDataModule"
 
     num_demonstrations: int = Field(default=16, ge=0)
     """Demonstrations in a context."""
@@ -36,18 +33,18 @@ class ICLConfig(DataConfig):
     """arrow: "input => output \\n", in every vocabulary; space and newlines: as MetaICL (T5 has no newline); none:
     nothing between input, output and the next example (MEND)."""
     output_space: bool = True
-    """A space in front of outputs, where no separator already ends in white space (byte-level vocabularies)."""
+    """A space before outputs, where no separator ends in white space already (needed by byte-level vocabularies)."""
     max_example_tokens: int = Field(default=256, ge=4)
-    """Most tokens of one input with its output; the input is cut on the right."""
+    """Maximum number of tokens of one input with its output; the input is cut on the right."""
     max_context_tokens: int | None = Field(default=None, ge=0)
-    """Most tokens of all demonstrations; None = what the LM's window leaves."""
+    """Maximum number of tokens of all demonstrations; None = what the LM's window leaves."""
     teacher_max_context_tokens: int | None = Field(default=None, ge=0)
-    """The teacher's own budget, as in MEND's release; None = the teacher reads the very same tokens."""
+    """A separate budget for the teacher, as in MEND's release; None = the teacher reads the same tokens."""
     truncation: Truncation = "whole_demonstrations"
     """Over the budget: whole_demonstrations keeps those that fit; reference cuts the input of the next one too (MEND);
     left keeps the last tokens (MetaICL)."""
     perturbation: Perturbation = "none"
-    """Damage to the demonstrations, to ask what a method reads in them."""
+    """Perturbation of the demonstrations, to test what a method reads in them."""
     scoring: Scoring = "direct"
     """direct: P(output | demonstrations, input); channel: P(input | demonstrations, output)."""
     calibration: Literal["none", "pmi"] = "none"
@@ -61,13 +58,13 @@ class ICLConfig(DataConfig):
     metric: Literal["accuracy", "task"] = "task"
     """task: macro-F1 for classification, accuracy otherwise, mean over data seeds and then tasks; accuracy: of all."""
     max_dev_tasks: int | None = Field(default=None, ge=1)
-    """Most tasks of the dev split; None = all."""
+    """Maximum number of tasks of the dev split; None = all."""
     max_dev_queries: int | None = Field(default=16, ge=1)
-    """Most queries of each task (and data seed) of the dev split; None = all."""
+    """Maximum number of queries of each task (and data seed) of the dev split; None = all."""
     max_eval_tasks: int | None = Field(default=None, ge=1)
-    """Most tasks of each test split; None = all."""
+    """Maximum number of tasks of each test split; None = all."""
     max_eval_queries: int | None = Field(default=None, ge=1)
-    """Most queries of each task and data seed of the test splits; None = all."""
+    """Maximum number of queries of each task and data seed of the test splits; None = all."""
 
     context_kind: ClassVar[Literal["demonstrations", "prompt"]] = "demonstrations"
     lenient: ClassVar[bool] = False
@@ -87,31 +84,6 @@ class ICLConfig(DataConfig):
                     "demonstration would leave the context empty; lower max_example_tokens"
                 )
         return self
-
-    def source(self) -> TaskSource:
-        """The tasks that the section describes.
-
-        Raises:
-            ConfigError: files are missing or bad.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no source()")
-
-    def build(self, reader: Reader) -> ICLDataModule:
-        """See the base class."""
-        from promptcomp.datamodules.icl import ICLDataModule
-
-        return ICLDataModule(
-            self,
-            self.source(),
-            reader.tokenizer,
-            seed=reader.seed,
-            batch_size=reader.batch_size,
-            window=reader.window,
-        )
-
-    def check_files(self, found: Found) -> None:
-        """See the base class."""
-        self.source().check(found)
 
     def lengths(self, window: int | None) -> Lengths:
         """Demonstrations of full length, as many as fit."""
@@ -136,11 +108,22 @@ class ICLConfig(DataConfig):
         return "needs data.scoring=direct: a channel query holds the answer" if self.scoring == "channel" else ""
 
 
-class MetaICLData(ICLConfig):
-    """Tasks in MetaICL's folder layout."""
+class PublishedTasks(ICLConfig):
+    """Tasks that were published in a training and a test part."""
 
     lenient: ClassVar[bool] = True
 
+    dev: Literal["train_tasks", "target_dev", "none"] = "train_tasks"
+    """Where checkpoints are selected: a held-out share of the training tasks, or the dev rows of the test tasks (as the
+    original does; it sees the test tasks before the end)."""
+    dev_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the training tasks that is held out with dev "train_tasks"."""
+
+
+class MetaICLData(PublishedTasks):
+    """Tasks in MetaICL's folder layout."""
+
+    source_class: ClassVar[str] = "promptcomp.datamodules.sources.metaicl_folder:MetaICLSource"
     name: Literal["metaicl"] = "metaicl"
     folder: Path
     """Folder that holds `data/` and `config/`."""
@@ -154,26 +137,14 @@ class MetaICLData(ICLConfig):
     """The <seed> in the names of the training tasks' files."""
     test_k: int = Field(default=16, ge=1)
     """The <k> in the names of the test tasks' files."""
-    dev: Literal["train_tasks", "target_dev", "none"] = "train_tasks"
-    """Where checkpoints are selected: a held-out share of the training tasks, or the dev rows of the test tasks (as the
-    original does; it sees the test tasks before the end)."""
-    dev_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training tasks that is held out with dev "train_tasks"."""
     dev_seed: int = 100
     """Data seed of the dev rows with dev "target_dev"."""
 
-    def source(self) -> TaskSource:
-        """See the base class."""
-        from promptcomp.datamodules.sources.metaicl_folder import MetaICLSource
 
-        return MetaICLSource(self)
-
-
-class HFData(ICLConfig):
+class HFData(PublishedTasks):
     """One dataset of the Hugging Face hub (or local, for `datasets`) with the rows of all tasks."""
 
-    lenient: ClassVar[bool] = True
-
+    source_class: ClassVar[str] = "promptcomp.datamodules.sources.task_tables:HFSource"
     name: Literal["hf_icl"] = "hf_icl"
     path: str
     """Name on the hub, or a local folder (MEND's: bigheiniuJ/EvalMetaICLAll)."""
@@ -187,10 +158,6 @@ class HFData(ICLConfig):
     """MetaICL partition file {"train": [task, ...], "test": [...]}; None = all tasks of both splits."""
     seeds: tuple[int, ...] | None = None
     """Data seeds to test with; None = all."""
-    dev: Literal["train_tasks", "target_dev", "none"] = "train_tasks"
-    """Where checkpoints are selected, as for `metaicl`."""
-    dev_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training tasks that is held out with dev "train_tasks"."""
     columns: Columns = Columns()
     """Names of the columns."""
 
@@ -200,16 +167,11 @@ class HFData(ICLConfig):
             raise ValueError("columns.task and columns.split must be named: one dataset holds all tasks")
         return self
 
-    def source(self) -> TaskSource:
-        """See the base class."""
-        from promptcomp.datamodules.sources.task_tables import HFSource
-
-        return HFSource(self)
-
 
 class TableData(ICLConfig):
     """Your own examples in JSONL, JSON, CSV, TSV or Parquet files."""
 
+    source_class: ClassVar[str] = "promptcomp.datamodules.sources.task_tables:TableSource"
     name: Literal["table_icl"] = "table_icl"
     train: tuple[Path, ...] = ()
     """Files with the training tasks."""
@@ -226,9 +188,3 @@ class TableData(ICLConfig):
     """Names of the columns."""
     options_from_outputs: bool = False
     """Give a task without options the list of its distinct outputs."""
-
-    def source(self) -> TaskSource:
-        """See the base class."""
-        from promptcomp.datamodules.sources.task_tables import TableSource
-
-        return TableSource(self)

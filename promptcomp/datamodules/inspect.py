@@ -1,17 +1,14 @@
-"""Looking at data: rows as the model will see them."""
+"""Inspecting data: rows as the model will see them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
-from promptcomp.batch import RATIONALE, EncodedContext, EncodedQuery
+from promptcomp.batch import EncodedContext
 from promptcomp.datamodules.context_module import ContextDataModule
-from promptcomp.datamodules.icl import ICLDataModule
-from promptcomp.datamodules.plans import Plan, assemble
-from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
-from promptcomp.datamodules.sampler import EvalPart
+from promptcomp.datamodules.sampler import Draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,56 +39,44 @@ def show(module: ContextDataModule, split: str, count: int) -> list[ShownRow]:
     Raises:
         ConfigError: the data is bad or the split unknown.
     """
-    if split == "train":
-        contexts = _train_contexts(module)
-    else:
-        contexts = _eval_contexts(module, split)
-    rows = (row for plan, context, golds in contexts for row in _shown(module, plan, context, golds))
+    contexts = _train_contexts(module) if split == "train" else _eval_contexts(module, split)
+    rows = (row for item in contexts for row in _shown(module, split, *item))
     return list(islice(rows, count))
 
 
-Item = tuple[Plan | None, EncodedContext, Sequence[int]]
-"""The plan of a context (None for text), the context, and the gold option of each query."""
+Item = tuple[Draw | int, EncodedContext, Sequence[int]]
+"""A draw or the number of a context, the context, and the gold option of each query."""
 
 
 def _train_contexts(module: ContextDataModule) -> Iterator[Item]:
-    for batch in module.train_sampler().global_batches():
-        for draw in batch:
-            plan = module.train_plan(draw) if isinstance(module, ICLDataModule) else None
-            context = module.train_context(draw)
-            yield plan, context, [0] * len(context.queries)
+    for draw in chain.from_iterable(module.train_sampler().global_batches()):
+        context = module.train_context(draw)
+        yield draw, context, [0] * len(context.queries)
 
 
 def _eval_contexts(module: ContextDataModule, split: str) -> Iterator[Item]:
     examples = module.examples(split)
     contexts = module.eval_contexts(split)
     for number in range(len(contexts)):
-        plan = module.eval_plans(split)[number] if isinstance(module, ICLDataModule) else None
-        context = contexts.encode(EvalPart(number, 0, len(contexts.targets(number))))
-        yield plan, context, [examples[query.example].gold for query in context.queries]
+        context = contexts.whole(number)
+        yield number, context, [examples[query.example].gold for query in context.queries]
 
 
 def _shown(
-    module: ContextDataModule, plan: Plan | None, context: EncodedContext, golds: Sequence[int]
+    module: ContextDataModule, split: str, item: Draw | int, context: EncodedContext, golds: Sequence[int]
 ) -> Iterator[ShownRow]:
     def text(ids: Sequence[int]) -> str:
         return str(module.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
-    borders, dropped, cut = [len(context.ids)], 0, 0
-    if plan is not None and isinstance(module, ICLDataModule):
-        parts = module.demonstration_parts(plan)
-        _, borders = assemble(parts, module.budget, module.config.truncation)
-        dropped = len(parts) - len(borders)
-        kept = parts[dropped:] if module.config.truncation == "left" else parts[: len(borders)]
-        cut = sum(part.cut + len(part) for part in kept) - len(context.ids)
-    pieces = tuple(text(context.ids[a:b]) for a, b in zip([0, *borders], borders, strict=False))
     for query, gold in zip(context.queries, golds, strict=True):
+        about = module.shown(split, item, context, query)
+        borders = [len(context.ids)] if about.borders is None else about.borders
         yield ShownRow(
-            task=plan.task.name if plan is not None else _task(module, context, query),
-            seed=plan.task.seed if plan is not None else None,
-            demonstrations=pieces,
-            dropped=dropped,
-            cut_tokens=cut,
+            task=about.task,
+            seed=about.seed,
+            demonstrations=tuple(text(context.ids[a:b]) for a, b in zip([0, *borders], borders, strict=False)),
+            dropped=about.dropped,
+            cut_tokens=about.cut_tokens,
             query=text(query.ids),
             options=tuple(text(target.ids) for target in query.targets),
             gold=gold,
@@ -100,10 +85,3 @@ def _shown(
             query_tokens=len(query.ids),
             target_tokens=tuple(len(target.ids) for target in query.targets),
         )
-
-
-def _task(module: ContextDataModule, context: EncodedContext, query: EncodedQuery) -> str:
-    """What a query without a plan asks for."""
-    if isinstance(module, RationaleDataModule):
-        return f"{module.data_name}, {'rationale' if query.targets[0].role == RATIONALE else 'label'}"
-    return dict(enumerate(module.task_names)).get(context.task, "text")

@@ -1,4 +1,4 @@
-"""Which rows make a context, drawn as pure functions of seeds and numbers, and how they become token ids.
+"""Which rows make a context, drawn as pure functions of seeds and numbers, and how they are tokenised.
 
 Training draws from (seed, draw number) alone. Evaluation draws from (eval_seed, task name, data seed, number of the
 context) alone, so that runs with different seeds are tested on the same prompts.
@@ -80,7 +80,7 @@ class Planner:
 
         Args:
             task: The task with one data seed.
-            limit: Most queries of the task; None: all.
+            limit: Maximum number of queries of the task; None: all.
         """
         shared = task.demonstrations is task.queries
         size = self.config.eval_queries_per_context
@@ -277,7 +277,7 @@ class Renderer:
         return Parts(kept_first, kept_second, cut)
 
     def option_ids(self, option: str, *, first: bool) -> tuple[int, ...]:
-        """Ids of an option as a query has them, within the per-example cap: what the model tells options apart by."""
+        """Ids of an option as a query has them, within the per-example cap; they distinguish options for the model."""
         one, two = self.texts("x", option, first=first)
         return tuple(self.cache(two if self.scoring == "direct" else one)[: self.max_example_tokens - 1])
 
@@ -294,7 +294,7 @@ def assemble(
 
     Args:
         demonstrations: In the order of the context.
-        budget: Most tokens of the context; None: no limit.
+        budget: Maximum number of tokens of the context; None: no limit.
         truncation: "whole_demonstrations" stops before the first one that does not fit. "reference" is MEND's rule:
             that one joins with its first part cut to what is left. "left" keeps the last `budget` tokens (MetaICL).
 

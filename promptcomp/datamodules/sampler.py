@@ -6,7 +6,6 @@ Training (`StepSampler`): a pure function of (seed, step), the same for every nu
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -187,23 +186,24 @@ class EvalPart(NamedTuple):
     stop: int
 
 
-class EvalContexts(ABC):
+@dataclass(frozen=True, slots=True)
+class EvalContexts:
     """The contexts of an evaluation split, encoded when asked for."""
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    count: int
+    length: Callable[[int], int]
+    """Tokens of a context (its place in the order of batches)."""
+    targets: Callable[[int], Sequence[int]]
+    """Number of targets of each query of a context."""
+    encode: Callable[[EvalPart], EncodedContext]
+    """A context with some of its queries."""
 
-    @abstractmethod
-    def length(self, context: int) -> int:
-        """Tokens of a context (its place in the order of batches)."""
+    def __len__(self) -> int:
+        return self.count
 
-    @abstractmethod
-    def targets(self, context: int) -> Sequence[int]:
-        """Number of targets of each query of a context."""
-
-    @abstractmethod
-    def encode(self, part: EvalPart) -> EncodedContext:
-        """A context with some of its queries."""
+    def whole(self, context: int) -> EncodedContext:
+        """A context with all of its queries."""
+        return self.encode(EvalPart(context, 0, len(self.targets(context))))
 
 
 def eval_batches(

@@ -7,27 +7,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from promptcomp.config import Config
+from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sources.records import Found, Problem, collecting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from promptcomp.datamodules.context_module import ContextDataModule
-    from promptcomp.datamodules.text import TextDataModule
+    from promptcomp.datamodules.tasks import InstructionSource
 
 
 DEFAULT_WINDOW = 1024
-"""Tokens of a context that a forecast reckons with where neither data nor LM has a limit."""
+"""Tokens of a context that a forecast assumes where neither data nor LM has a limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What an LM asks of its data."""
+    """What an LM requires of its data."""
 
     tokenizer: PreTrainedTokenizerBase
     seed: int
@@ -35,15 +36,17 @@ class Reader:
     batch_size: int
     """Contexts of one micro-batch over all processes."""
     window: int | None = None
-    """Most positions the LM can read; None: no limit."""
+    """Maximum number of positions the LM can read; None: no limit."""
     query_in_encoder: bool = False
     """Whether an encoder reads the queries (instruction data then closes them with EOS)."""
     writes_bos: bool | None = None
     """Whether the LM puts BOS in front of a context; None: as the tokenizer itself does."""
+    rows: InstructionSource | None = None
+    """Rows in memory, which instruction data takes instead of those that its section names."""
 
 
 class Lengths(NamedTuple):
-    """Most tokens of a training context, of a query with its target, and of the target alone."""
+    """Maximum number of tokens of a training context, of a query with its target, and of the target alone."""
 
     context: int
     example: int
@@ -59,14 +62,27 @@ class DataConfig(Config):
     max_batch_tokens: int | None = Field(default=None, ge=1)
     """Form training batches by padded tokens (contexts, queries, targets) instead of by number of contexts."""
     eval_batch_contexts: int = Field(default=16, ge=1)
-    """Most contexts in one evaluation batch."""
+    """Maximum number of contexts in one evaluation batch."""
     eval_batch_targets: int = Field(default=128, ge=1)
     """Most targets (queries times options) in one evaluation batch; large tasks are split into several batches."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that prepare batches beside the training process; 0 = none."""
 
     context_kind: ClassVar[Literal["demonstrations", "prompt"]] = "prompt"
-    """What stands in a context; results name it."""
+    """The kind of contexts; results name it."""
+
+    module_class: ClassVar[str] = ""
+    """The datamodule that the section builds (of the section, its source and the reader), as "module:class"."""
+    source_class: ClassVar[str] = ""
+    """What lists its rows (made of the section), likewise."""
+
+    def source(self) -> Any:
+        """The rows or tasks that the section describes; None: it has none that could be checked alone.
+
+        Raises:
+            ConfigError: files are missing or bad.
+        """
+        return resolve_name(self.source_class)(self) if self.source_class else None
 
     def build(self, reader: Reader) -> ContextDataModule:
         """The datamodule that the section describes, not read yet.
@@ -74,7 +90,22 @@ class DataConfig(Config):
         Raises:
             ConfigError: files are missing or bad, or budgets do not fit the window.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no build()")
+        found: ContextDataModule = resolve_name(self.module_class)(
+            self, self.source() if reader.rows is None else reader.rows, reader
+        )
+        return found
+
+    def check_places(self) -> None:
+        """Look whether the files and folders that the section names are there.
+
+        Raises:
+            ConfigError: names the first that is not.
+        """
+        for key, value in self:
+            named = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+            for path in named:
+                if isinstance(path, Path) and not path.exists():
+                    raise ConfigError(f"data.{key}: no such file or folder: {path}; name only those you have")
 
     def check_files(self, found: Found) -> None:
         """Look for what is wrong with the files alone, where another mistake keeps the datamodule from being made.
@@ -82,6 +113,9 @@ class DataConfig(Config):
         Raises:
             ConfigError: the files cannot be listed.
         """
+        source = self.source()
+        if source is not None:
+            source.check(found)
 
     def file_problems(self) -> list[Problem]:
         """What `check_files` finds."""
@@ -96,12 +130,12 @@ class DataConfig(Config):
 
     @property
     def context_budget(self) -> int | None:
-        """Most tokens of a training context that were asked for; None: as many as fit."""
+        """Maximum number of tokens of a training context that were asked for; None: as many as fit."""
         return None
 
     @property
     def training_queries(self) -> int:
-        """Most queries of one context in training."""
+        """Maximum number of queries of one context in training."""
         return 1
 
     @property
@@ -122,6 +156,9 @@ class DataConfig(Config):
 
 class TextConfig(DataConfig):
     """Plain text, cut into pseudo-demonstrations and completions."""
+
+    module_class: ClassVar[str] = "promptcomp.datamodules.text:TextDataModule"
+    source_class: ClassVar[str] = "promptcomp.datamodules.text:Documents"
 
     name: Literal["text"] = "text"
     paths: tuple[Path, ...] = ()
@@ -150,20 +187,6 @@ class TextConfig(DataConfig):
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is larger than max_tokens {self.max_tokens}")
         return self
-
-    def build(self, reader: Reader) -> TextDataModule:
-        """See the base class."""
-        from promptcomp.datamodules.text import TextDataModule
-
-        return TextDataModule(
-            self, reader.tokenizer, seed=reader.seed, batch_size=reader.batch_size, window=reader.window
-        )
-
-    def check_files(self, found: Found) -> None:
-        """See the base class."""
-        from promptcomp.datamodules.text import load_texts
-
-        load_texts(self, found)
 
     def lengths(self, window: int | None) -> Lengths:
         """The longest document."""

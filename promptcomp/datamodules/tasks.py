@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar, overload
 
@@ -17,11 +17,18 @@ Item = TypeVar("Item", covariant=True)
 
 
 class LazySequence(Sequence[Item]):
-    """A sequence whose items are read or built when they are indexed. Subclasses give `__len__` and `item`."""
+    """A sequence whose items are read or built when they are indexed."""
 
-    @abstractmethod
-    def item(self, index: int) -> Item:
-        """The item at `index`, 0 <= index < len(self)."""
+    def __init__(self, length: int, item: Callable[[int], Item]) -> None:
+        """
+        Args:
+            length: Number of items.
+            item: Gives the item at an index, 0 <= index < length.
+        """
+        self._length, self._item = length, item
+
+    def __len__(self) -> int:
+        return self._length
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -29,7 +36,7 @@ class LazySequence(Sequence[Item]):
     def __getitem__(self, index: slice) -> Sequence[Item]: ...
     def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
         places = range(len(self))[index]  # an IndexError beyond the ends, as for a list
-        return self.item(places) if isinstance(places, int) else [self.item(place) for place in places]
+        return self._item(places) if isinstance(places, int) else [self._item(place) for place in places]
 
 
 class Source(ABC):
@@ -103,7 +110,7 @@ class RationaleSource(Source):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task: rows to show as demonstrations and rows to ask.
+    """A task: rows for demonstrations and rows for queries.
 
     `demonstrations` and `queries` may be the same sequence (MetaICL's training tasks); a query is then never shown as
     its own demonstration. `seed` names the data seed that made the demonstration pool (MetaICL: 100, 13, 21, 42, 87).
@@ -132,14 +139,14 @@ class InstructionRow:
     input: str
     output: str
     source: str = "instructions"
-    """Where the row comes from ("alpaca", "self_instruct"); evaluation tells sources apart as tasks."""
+    """Where the row comes from ("alpaca", "self_instruct"); evaluation groups by source as by task."""
 
 
 class InstructionSource(Source):
     """Anything that can list rows with instructions."""
 
     def notes(self) -> list[str]:
-        """What a person should know about the rows as they were read, such as turns that are left out."""
+        """Notes on the rows as they were read, such as turns that are left out."""
         return []
 
     @abstractmethod

@@ -6,94 +6,96 @@ document before it, as in the release (which never predicts the first token of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
-from promptcomp.datamodules.sections import TextConfig
-from promptcomp.datamodules.sources.arrow import TextColumn, open_table
-from promptcomp.datamodules.sources.records import (
-    FILE_KINDS,
-    Asked,
-    Found,
-    Record,
-    check_file,
-    collecting,
-    good_records,
-    has_errors,
-    read_records,
-)
-from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.datamodules.sections import Reader, TextConfig
+from promptcomp.datamodules.sources.arrow import open_table, text_column
+from promptcomp.datamodules.sources.records import Asked, Found, Record, collecting, good_records
+from promptcomp.datamodules.sources.row_files import FILE_KINDS, check_file, read_records
+from promptcomp.datamodules.tasks import Source
 
 _SPLIT_STREAM = 7
+
+
+class Documents(Source):
+    """The documents that a section names."""
+
+    def __init__(self, config: TextConfig) -> None:
+        self.config = config
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Documents are held out as dev."""
+        return ("train", "dev") if self.config.dev_documents else ("train",)
+
+    @cached_property
+    def texts(self) -> Sequence[str]:
+        """All of them.
+
+        Raises:
+            ConfigError: a file is missing, bad or of an unknown kind, or the dataset cannot be loaded.
+        """
+        return self._read(None)
+
+    def check(self, found: Found = None) -> None:
+        """See the base class; documents that are too short are warned of."""
+        self.texts = self._read(found)
+
+    def _read(self, found: Found) -> Sequence[str]:
+        config, asked = self.config, Asked((self.config.text_column,))
+        if config.hub is not None:
+            return text_column(open_table(config.hub, config.hub_config, config.hub_split, asked), config.text_column)
+        texts: list[str] = []
+        for path in config.paths:
+            with collecting(found, str(path)):
+                texts += _file_texts(path, asked, config.min_tokens, found)
+        return texts
 
 
 class TextDataModule(ContextDataModule):
     """Documents as contexts with one query and one target each. Evaluation knows a loss only: there are no options."""
 
-    def __init__(
-        self,
-        config: TextConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        batch_size: int,
-        window: int | None = None,
-    ) -> None:
+    config: TextConfig
+    source: Documents
+
+    def __init__(self, config: TextConfig, source: Documents, reader: Reader) -> None:
         """
         Raises:
-            ConfigError: a file is missing or bad, there are too few documents, or they do not fit the LM's window.
+            ConfigError: the documents do not fit the LM's window.
         """
-        super().__init__(config, tokenizer, seed=seed, batch_size=batch_size)
+        super().__init__(config, source, reader)
+        window = reader.window
         if window is not None and config.max_tokens > window:
             raise ConfigError(
                 f"data.max_tokens = {config.max_tokens} exceeds the LM's window of {window}; use at most {window}"
             )
-        self.config = config
-        self._cache = TokenCache(tokenizer)
-        self.eval_splits = ("dev",) if config.dev_documents else ()
 
-        self._loaded: Sequence[str] | None = None
-
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """All text is one task."""
-        return ("text",)
-
-    def check(self, found: Found = None) -> None:
+    def check_rows(self, found: Found) -> None:
         """See the base class."""
-        self._loaded = load_texts(self.config, found)
-        if not has_errors(found):
-            for split in ("train", *self.eval_splits):
-                self._ids(split, 0)
+        for split in self.source.splits:
+            self._ids(split, 0)
 
-    def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
+    def count(self, split: str) -> Counts:
         """See the base class."""
         is_train = split == "train"
         count = self.num_train_items() if is_train else self.config.dev_documents
-        tokens = (self.train_tokens() if is_train else self.eval_tokens(split)) if with_tokens else None
-        return Counts(split, rows=count, tasks=1, contexts=count, asked=None if is_train else count, tokens=tokens)
-
-    @property
-    def _texts(self) -> Sequence[str]:
-        if self._loaded is None:
-            self._loaded = load_texts(self.config)
-        return self._loaded
+        return Counts(split, rows=count, tasks=1, contexts=count, asked=None if is_train else count)
 
     @cached_property
     def _order(self) -> np.ndarray:
         """Places of the documents in a fixed random order: the dev split, then the train split."""
         config = self.config
         # a token is at least one byte, so the others are surely too short; the rest is found out when it is tokenised
-        long_enough = [i for i, text in enumerate(self._texts) if len(text.encode()) >= config.min_tokens]
+        long_enough = [i for i, text in enumerate(self.source.texts) if len(text.encode()) >= config.min_tokens]
         if len(long_enough) <= config.dev_documents:
             raise ConfigError(
                 f"{len(long_enough)} document(s) of at least data.min_tokens = {config.min_tokens} tokens; that is not "
@@ -102,7 +104,7 @@ class TextDataModule(ContextDataModule):
         return np.array(long_enough)[np.random.default_rng((0, _SPLIT_STREAM)).permutation(len(long_enough))]
 
     def _text(self, place: int) -> str:
-        return self._texts[int(self._order[place])]
+        return self.source.texts[int(self._order[place])]
 
     def num_train_items(self) -> int:
         """Training documents."""
@@ -113,7 +115,7 @@ class TextDataModule(ContextDataModule):
         size = self.num_train_items() if split == "train" else self.config.dev_documents
         first = self.config.dev_documents if split == "train" else 0
         for step in range(size):
-            ids = self._cache(self._text(first + (index + step) % size))
+            ids = self.cache(self._text(first + (index + step) % size))
             if len(ids) >= self.config.min_tokens:
                 return ids[: self.config.max_tokens]
         raise ConfigError(f"no document of the {split} split has data.min_tokens = {self.config.min_tokens} tokens")
@@ -127,21 +129,20 @@ class TextDataModule(ContextDataModule):
         """The document of a draw."""
         return self._context("train", draw.index, 0)
 
-    def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
-        """Tokens of each drawn document."""
-        first = self.config.dev_documents
-        self._cache.add(self._text(first + draw.index) for draw in draws)
-        return [len(self._ids("train", draw.index)) for draw in draws]
+    def train_texts(self, draw: Draw) -> Iterable[str]:
+        """See the base class."""
+        return (self._text(self.config.dev_documents + draw.index),)
 
-    def eval_contexts(self, split: str, *, null: bool = False) -> EvalContexts:
-        """The held-out documents; `null` has no meaning without options.
+    def eval_contexts(self, split: str) -> EvalContexts:
+        """The held-out documents."""
 
-        Raises:
-            ConfigError: `null` was asked for.
-        """
-        if null:
-            raise ConfigError("calibration 'pmi' needs examples with options; text has none")
-        return _TextContexts(self)
+        def length(number: int) -> int:
+            return len(self._context("dev", number, number).ids)
+
+        def encode(part: EvalPart) -> EncodedContext:
+            return self._context("dev", part.context, part.context)
+
+        return EvalContexts(self.config.dev_documents, length, lambda _: (1,), encode)
 
     def examples(self, split: str) -> Sequence[ExampleInfo]:
         """The held-out documents as free-form examples.
@@ -159,56 +160,13 @@ class TextDataModule(ContextDataModule):
 
     def prompt_format(self) -> PromptFormat:
         """Text goes on as it is."""
-        end = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
-        return PromptFormat("{input}", "", end)
-
-    def context_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of the text itself."""
-        return tuple(self._cache(text))
-
-    def dev_context(self, number: int) -> EncodedContext:
-        """Held-out document number `number`."""
-        return self._context("dev", number, number)
-
-
-class _TextContexts(EvalContexts):
-    def __init__(self, module: TextDataModule) -> None:
-        self._module = module
-
-    def __len__(self) -> int:
-        return self._module.config.dev_documents
-
-    def length(self, context: int) -> int:
-        return len(self._module.dev_context(context).ids)
-
-    def targets(self, context: int) -> Sequence[int]:
-        return (1,)
-
-    def encode(self, part: EvalPart) -> EncodedContext:
-        return self._module.dev_context(part.context)
+        return PromptFormat("{input}", "", self.end_ids)
 
 
 def split_document(ids: Sequence[int], share: float) -> tuple[Sequence[int], Sequence[int]]:
     """The first `int(share * length)` tokens and the rest; the rest has at least two tokens, the first part one."""
     border = max(1, min(int(share * len(ids)), len(ids) - 2))
     return ids[:border], ids[border:]
-
-
-def load_texts(config: TextConfig, found: Found = None) -> Sequence[str]:
-    """The documents that a configuration names; documents that are too short are warned of.
-
-    Raises:
-        ConfigError: a file is missing, bad or of an unknown kind, or the dataset cannot be loaded; problems of single
-            files and documents are collected in `found`.
-    """
-    asked = Asked((config.text_column,))
-    if config.hub is not None:
-        return TextColumn(open_table(config.hub, config.hub_config, config.hub_split, asked), config.text_column)
-    texts: list[str] = []
-    for path in config.paths:
-        with collecting(found, str(path)):
-            texts += _file_texts(path, asked, config.min_tokens, found)
-    return texts
 
 
 def _file_texts(path: Path, asked: Asked, min_tokens: int, found: Found) -> list[str]:

@@ -1,6 +1,6 @@
 """Intervals: paired bootstrap over contexts, shares, and Student's t over training seeds.
 
-Examples that share a context share its luck, so whole contexts are drawn with replacement; every row (method and
+Examples that share a context are not independent, so contexts are drawn with replacement; every row (method and
 bounds) is computed on the same draws, which makes differences and ratios paired.
 """
 
@@ -15,7 +15,8 @@ from statistics import NormalDist
 import numpy as np
 
 from promptcomp.config import Measured
-from promptcomp.evaluation.metrics import METRICS, Array, Group, MetricName, metric
+from promptcomp.evaluation.metrics import Array, Group, metric
+from promptcomp.evaluation.predictions import METRICS, MetricName
 from promptcomp.evaluation.results import Interval, finite
 
 RESAMPLES = 2000
@@ -197,8 +198,6 @@ def mean_of(values: Sequence[float]) -> Mean:
     if count < 2:
         return Mean(mean=mean, seeds=count)
     std = float(np.std(values, ddof=1))
-    if std <= 1e-9 * abs(mean):  # so few seeds do not make a value certain
-        return Mean(mean=mean, std=std, seeds=count)
-    quantile = _T[count - 2] if count - 2 < len(_T) else 1.96
-    half = quantile * std / math.sqrt(count)
-    return Mean(mean=mean, ci=(mean - half, mean + half), std=std, seeds=count)
+    half = (_T[count - 2] if count - 2 < len(_T) else 1.96) * std / math.sqrt(count)
+    is_certain = std <= 1e-9 * abs(mean)  # so few seeds do not make it so
+    return Mean(mean=mean, ci=None if is_certain else (mean - half, mean + half), std=std, seeds=count)

@@ -9,38 +9,14 @@ t = 2 N, p = 4 L H Dh and c = 0. Lengths may be means over many contexts.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from promptcomp.evaluation.results import Cost
 
 if TYPE_CHECKING:
     from promptcomp.language_model.counting import ModelCost
 
 MemoryKind = Literal["soft_prompt", "kv_cache", "encoder_states"]
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillFlops:
-    """FLOPs until the first answer token of one query, with and without caches, and of compressing once."""
-
-    no_prompt: float
-    compressed: float
-    full: float
-    cached_full: float
-    """The context's keys and values (or encoder output) are cached: the honest rival of a compressed prompt."""
-    cached_compressed: float
-    """The same for the memory: its keys and values are cached."""
-    compress: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times cheaper a query is after compression than with the full context read anew."""
-        return self.full / self.compressed
-
-    @property
-    def break_even_queries(self) -> int | None:
-        """Queries on one context from which compressing is cheaper than reading it each time; None: never."""
-        saved = self.full - self.compressed
-        return max(1, math.ceil(self.compress / saved)) if saved > 0 else None
 
 
 def decoder_flops(cost: ModelCost, new: float, cached: float = 0.0) -> float:
@@ -123,8 +99,8 @@ def prefill_flops(
     memory_kind: MemoryKind = "soft_prompt",
     layout: Literal["query_in_encoder", "query_in_decoder"] = "query_in_encoder",
     compress_flops: float = 0.0,
-) -> PrefillFlops:
-    """FLOPs of one query with no context, a memory, and the full context.
+) -> Cost:
+    """FLOPs of one query with no context, a memory, and the full context, and when compressing pays.
 
     Args:
         cost: of the language model that answers.
@@ -138,13 +114,13 @@ def prefill_flops(
     """
     if cost.family == "decoder":
         slots, cached = (front_tokens + memory_slots, 0.0) if memory_kind == "soft_prompt" else (0.0, memory_slots)
-        return PrefillFlops(
-            no_prompt=decoder_flops(cost, front_tokens + query_tokens),
-            compressed=decoder_flops(cost, slots + query_tokens, cached),
-            full=decoder_flops(cost, context_tokens + query_tokens),
-            cached_full=decoder_flops(cost, query_tokens, context_tokens),
-            cached_compressed=decoder_flops(cost, query_tokens, slots + cached),
-            compress=compress_flops,
+        return _with_ratio(
+            no_prompt_prefill_flops=decoder_flops(cost, front_tokens + query_tokens),
+            prefill_flops=decoder_flops(cost, slots + query_tokens, cached),
+            full_prefill_flops=decoder_flops(cost, context_tokens + query_tokens),
+            cached_full_prefill_flops=decoder_flops(cost, query_tokens, context_tokens),
+            cached_prefill_flops=decoder_flops(cost, query_tokens, slots + cached),
+            compress_flops=compress_flops,
         )
     in_encoder = layout == "query_in_encoder"
     encoded, decoded = (query_tokens, 1.0) if in_encoder else (0.0, query_tokens + 1)
@@ -165,11 +141,23 @@ def prefill_flops(
         if in_encoder:
             attention = cost.encoder_pair * encoded * memory_slots
             compressed += encoder_flops(cost, encoded) + attention
-    return PrefillFlops(
-        no_prompt=whole(0.0),
-        compressed=compressed,
-        full=whole(context_tokens),
-        cached_full=cached_part(context_tokens),
-        cached_compressed=compressed if in_encoder else cached_part(memory_slots),
-        compress=compress_flops,
+    return _with_ratio(
+        no_prompt_prefill_flops=whole(0.0),
+        prefill_flops=compressed,
+        full_prefill_flops=whole(context_tokens),
+        cached_full_prefill_flops=cached_part(context_tokens),
+        cached_prefill_flops=compressed if in_encoder else cached_part(memory_slots),
+        compress_flops=compress_flops,
+    )
+
+
+def _with_ratio(*, prefill_flops: float, full_prefill_flops: float, compress_flops: float, **others: float) -> Cost:
+    first, _ = break_even(compress_flops, prefill_flops, 0.0, full_prefill_flops) if compress_flops else (None, None)
+    return Cost(
+        flops_ratio=full_prefill_flops / prefill_flops,
+        prefill_flops=prefill_flops,
+        full_prefill_flops=full_prefill_flops,
+        compress_flops=compress_flops,
+        break_even_queries=first,
+        **others,
     )

@@ -21,11 +21,11 @@ METRIC_TITLES = {
 }
 
 
-def value_text(value: float | None, interval: Interval | None, digits: int = 3) -> str:
-    """A value with `digits` decimals and its interval with two."""
+def value_text(value: float | None, interval: Interval | None, form: str = ".3f", ends: str = ".2f") -> str:
+    """A value with its interval, `0.931 [0.91, 0.95]`, by two format specifications."""
     if value is None:
         return "-"
-    return f"{value:.{digits}f}" if interval is None else f"{value:.{digits}f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    return f"{value:{form}}" + (f" [{interval[0]:{ends}}, {interval[1]:{ends}}]" if interval is not None else "")
 
 
 def number_text(value: float | None) -> str:
@@ -42,24 +42,22 @@ def many(count: int, noun: str) -> str:
 
 def bytes_text(value: float | None) -> str:
     """Bytes with a binary unit."""
-    if value is None:
-        return "-"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+    return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"), ".1f")
 
 
 def flops_text(value: float | None) -> str:
     """FLOPs with a decimal unit."""
+    return _scaled(value, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"), ".3g")
+
+
+def _scaled(value: float | None, step: int, units: tuple[str, ...], form: str) -> str:
     if value is None:
         return "-"
-    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} PFLOP"
+    for unit in units[:-1]:
+        if value < step:
+            return f"{value:.0f} B" if unit == "B" else f"{value:{form}} {unit}"
+        value /= step
+    return f"{value:{form}} {units[-1]}"
 
 
 def ms_text(value: float | None) -> str:

@@ -11,21 +11,16 @@ from collections.abc import Callable
 
 import torch
 
-from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+from promptcomp.memory import Memory, memory_tensors
 
 
 def memory_bytes(memory: Memory | None) -> float:
     """Bytes of a memory as stored, real slots only, mean over its rows [B]."""
     if memory is None:
         return 0.0
-    match memory:
-        case SoftPrompt(embeds=embeds):
-            per_slot = embeds.shape[-1] * embeds.element_size()
-        case KVCache(layers=pairs):
-            per_slot = sum(part.shape[1] * part.shape[-1] * part.element_size() for pair in pairs for part in pair)
-        case EncoderStates(layers=states):
-            per_slot = sum(state.shape[-1] * state.element_size() for state in states)
-    return float(memory.num_slots.double().mean()) * per_slot
+    parts = [part[0] for part in memory_tensors(memory).values() if part.is_floating_point()]
+    slots = max(1, memory.mask.shape[1])
+    return float(memory.num_slots.double().mean()) * sum(p.numel() // slots * p.element_size() for p in parts)
 
 
 def measure_ms(

@@ -11,26 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from promptcomp.evaluation.predictions import TEXT_METRICS, UNSCORED, Prediction
+from promptcomp.evaluation.predictions import TEXT_METRICS, UNSCORED, MetricName, Prediction
 from promptcomp.evaluation.texts import label_of
 
 Flavour = Literal["sklearn", "metaicl"]
-MetricName = Literal[
-    "accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl", "task", "loss",
-    "exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement",
-]  # fmt: skip
-METRICS: tuple[MetricName, ...] = get_args(MetricName)
-"""accuracy: of all examples, pooled. task_accuracy: mean over tasks of the mean over seeds. macro_f1 and
-macro_f1_metaicl: the same of macro-F1, over classification tasks. task: macro-F1 of classification tasks and accuracy
-of the others, mean over seeds, then over tasks (MetaICL's headline). loss: nats per gold token, pooled; less is better.
-The rest (predictions.TEXT_METRICS): mean over all examples with generated texts.
-"""
-
 Array = NDArray[np.float64]
 
 
@@ -146,16 +135,10 @@ def _count(
 
 
 def metric(groups: Sequence[Group], row: str, weights: NDArray, name: MetricName) -> Array:
-    """One metric of one row under R weightings of the contexts.
+    """One metric of one row under R weightings of the contexts, [R, contexts of the split].
 
     Means over seeds and tasks weight a group by the share of its contexts that was drawn; with weights of one this is
     the plain mean over tasks of the mean over seeds.
-
-    Args:
-        groups: from `group`.
-        row: the row.
-        weights: how often each context counts, [R, contexts of the split].
-        name: the metric.
 
     Returns:
         [R]; NaN where no example has the metric.
@@ -174,19 +157,16 @@ def metric(groups: Sequence[Group], row: str, weights: NDArray, name: MetricName
                 above += drawn @ sums.total
                 below += drawn @ sums.examples
         else:
-            value = _group_value(g, row, drawn, name)
+            counts = g.rows[row]
+            if name == "task_accuracy" or (name == "task" and g.kind != "classification"):
+                value = _divide(drawn @ counts.correct, drawn @ g.count)
+            else:
+                flavour: Flavour = "metaicl" if name == "macro_f1_metaicl" else "sklearn"
+                value = f1_from_counts(drawn @ counts.hits, drawn @ g.gold, drawn @ counts.predicted, flavour)
             share = np.where(np.isnan(value), 0.0, drawn.sum(1) / (g.num_contexts * g.num_seeds))
             above += share * np.nan_to_num(value)
             below += share
     return _divide(above, below)
-
-
-def _group_value(g: Group, row: str, drawn: NDArray, name: MetricName) -> Array:
-    counts = g.rows[row]
-    if name == "task_accuracy" or (name == "task" and g.kind != "classification"):
-        return _divide(drawn @ counts.correct, drawn @ g.count)
-    flavour: Flavour = "metaicl" if name == "macro_f1_metaicl" else "sklearn"
-    return f1_from_counts(drawn @ counts.hits, drawn @ g.gold, drawn @ counts.predicted, flavour)
 
 
 def _classes(found: Sequence[Prediction], rows: Sequence[str]) -> dict[str, int]:

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanMetric
 
 
-class OptionAccuracy(Metric):
-    """Share of examples whose best-scored option is the gold one.
+class OptionAccuracy(MeanMetric):
+    """Share of examples whose best-scored option is the gold one; NaN before the first update.
 
     All options of an example must come in one update, and no two of them are one label (datamodules refuse such rows).
     Ties go to the first option; a score that is not a number never wins. Counts are summed over ranks, so the value
     does not depend on the world size.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    correct: Tensor
-    total: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("correct", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("total", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, scores: Tensor, example: Tensor, choice: Tensor, gold: Tensor) -> None:
+    def update(  # type: ignore[override]
+        self, scores: Tensor, example: Tensor, choice: Tensor, gold: Tensor
+    ) -> None:
         """Add the targets of a batch.
 
         Args:
@@ -36,12 +27,7 @@ class OptionAccuracy(Metric):
             gold: the gold option of each target's example [M].
         """
         chosen, right = best_choice(scores, example, choice, gold)
-        self.correct += (chosen == right).sum()
-        self.total += len(chosen)
-
-    def compute(self) -> Tensor:
-        """Accuracy; NaN before the first update."""
-        return self.correct.float() / self.total
+        super().update((chosen == right).float())
 
 
 def best_choice(scores: Tensor, example: Tensor, choice: Tensor, gold: Tensor) -> tuple[Tensor, Tensor]:

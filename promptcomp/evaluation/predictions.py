@@ -11,9 +11,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, ValidationError, model_validator
 
@@ -24,11 +24,22 @@ from promptcomp.evaluation.texts import Rouge, same_label, text_metrics
 from promptcomp.files import read_text, write_atomic
 
 ROWS = ("no_prompt", "method", "full_prompt")
-"""What every example is scored with: nothing, the method's memory, and the whole prompt."""
+"""What every example is scored with: nothing, the method's memory, and the full prompt."""
 
 TEXT_METRICS = ("exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement")
 """What generated texts are measured by (all 0-1): equality with the right answer but for white space; ROUGE F-measures
 with stemming; equality with the text of the full-prompt row."""
+
+MetricName = Literal[
+    "accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl", "task", "loss",
+    "exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement",
+]  # fmt: skip
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
+"""accuracy: of all examples, pooled. task_accuracy: mean over tasks of the mean over seeds. macro_f1 and
+macro_f1_metaicl: the same of macro-F1, over classification tasks. task: macro-F1 of classification tasks and accuracy
+of the others, mean over seeds, then over tasks (MetaICL's headline). loss: nats per gold token, pooled; less is better.
+The rest (TEXT_METRICS): mean over all examples with generated texts.
+"""
 
 UNSCORED = -1
 """The prediction when no option has a score; it counts as wrong."""
@@ -99,12 +110,8 @@ _GENERATED_KEYS = {"texts", "reference", "instruction", "input", "metrics", "unf
 
 
 def joined(members: Mapping[str, Prediction], context: int | None = None) -> Prediction:
-    """One prediction whose rows are the methods of several runs on one example.
-
-    Args:
-        members: row -> the prediction of a run.
-        context: number of the context instead of the first run's.
-    """
+    """One prediction whose rows are the methods of several runs on one example, by the names of the rows; `context` is
+    its number instead of the first run's."""
     first = next(iter(members.values()))
     metrics = {row: p.metrics["method"] for row, p in members.items() if p.metrics and "method" in p.metrics}
     texts = {row: p.texts.get("method") if p.texts else None for row, p in members.items()}
@@ -139,7 +146,7 @@ def read_predictions(path: Path) -> list[Prediction]:
             reason = error.errors(include_url=False, include_input=False)[0]["msg"]
             anew = command("fit", "--resume", path.parent)
             raise ConfigError(
-                f"{path}, line {number}: not a prediction ({reason}); `{anew}` writes a run's anew"
+                f"{path}, line {number}: not a prediction ({reason}); `{anew}` writes the file again"
             ) from None
     return predictions
 
@@ -165,40 +172,17 @@ class ExampleInfo:
     """The context as a person wrote it; empty: the context's tokens, decoded, stand for it."""
 
 
-@dataclass(slots=True)
-class OptionScores:
-    """Log probabilities of options, collected batch by batch in any order.
+OptionScores = dict[tuple[int, int], tuple[float, int]]
+"""What was scored, batch by batch in any order: (example, choice) -> (sum of the log probabilities in nats, number of
+tokens). A distributed sampler repeats examples to fill the last batch; they are kept once."""
 
-    An option that is added twice (a distributed sampler repeats examples to fill the last batch) is kept once.
-    """
 
-    values: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)
-    """(example, choice) -> (sum of the log probabilities in nats, number of tokens)."""
-
-    def add(
-        self, example: Sequence[int], choice: Sequence[int], sum_log_prob: Sequence[float], num_tokens: Sequence[int]
-    ) -> None:
-        """Add the targets of a batch: four sequences of one length (`tensor.tolist()`)."""
-        for e, c, total, count in zip(example, choice, sum_log_prob, num_tokens, strict=True):
-            self.values[e, c] = (total, count)
-
-    def mean(self, example: int, num_options: int) -> list[float]:
-        """Score of each option in nats per token; NaN for an option without tokens.
-
-        Raises:
-            ValueError: an option of the example was never added.
-        """
-        pairs = [self._get(example, choice) for choice in range(num_options)]
-        return [total / count if count else math.nan for total, count in pairs]
-
-    def num_tokens(self, example: int, choice: int) -> int:
-        """Number of scored tokens of an option."""
-        return self._get(example, choice)[1]
-
-    def _get(self, example: int, choice: int) -> tuple[float, int]:
-        if (example, choice) not in self.values:
-            raise ValueError(f"example {example}: option {choice} has not been scored")
-        return self.values[example, choice]
+def _means(scores: OptionScores, example: int, num_options: int) -> list[float]:
+    """Score of each option in nats per token; NaN for an option without tokens."""
+    if missing := [choice for choice in range(num_options) if (example, choice) not in scores]:
+        raise ValueError(f"example {example}: option {missing[0]} has not been scored")
+    pairs = [scores[example, choice] for choice in range(num_options)]
+    return [total / count if count else math.nan for total, count in pairs]
 
 
 def choose(scores: Sequence[float]) -> int:
@@ -233,12 +217,14 @@ def make_predictions(
             own, bias = scores.get(row), (null or {}).get(row)
             if own is None:
                 continue
-            means = own.mean(example.number, num_options)
+            means = _means(own, example.number, num_options)
             found["loss"][row] = finite(-means[example.gold])
             if bias is not None:
-                means = [mean - less for mean, less in zip(means, bias.mean(example.number, num_options), strict=True)]
+                means = [
+                    mean - less for mean, less in zip(means, _means(bias, example.number, num_options), strict=True)
+                ]
             found["scores"][row] = tuple(map(finite, means))
-            gold_tokens = own.num_tokens(example.number, example.gold)
+            gold_tokens = own[example.number, example.gold][1]
             if example.kind != "free_form":
                 chosen = found["prediction"][row] = choose(means)
                 right = example.options[example.gold]
@@ -273,22 +259,9 @@ def examples_sha256(examples: Iterable[ExampleInfo]) -> str:
     return digest.hexdigest()
 
 
-@dataclass(slots=True)
-class GeneratedTexts:
-    """What one row (method or bound) answered, collected batch by batch in any order."""
-
-    texts: dict[int, str] = field(default_factory=dict)
-    """Example -> text."""
-    unfinished: set[int] = field(default_factory=set)
-    """Examples whose text reached the limit of new tokens before it ended."""
-
-    def add(self, example: Sequence[int], texts: Sequence[str], unfinished: Sequence[bool]) -> None:
-        """Add the answers of a batch: three sequences of one length."""
-        for number, text, cut in zip(example, texts, unfinished, strict=True):
-            self.texts[number] = text
-            self.unfinished.discard(number)
-            if cut:
-                self.unfinished.add(number)
+GeneratedTexts = dict[int, tuple[str, bool]]
+"""What one row (method or bound) answered, batch by batch in any order: example -> text, and whether it reached the
+limit of new tokens before it ended."""
 
 
 def add_texts(
@@ -305,28 +278,21 @@ def add_texts(
         questions: example -> instruction (the context as text), input and right answer.
         rouge: the scorer.
     """
-    return [
-        _with_texts(p, collected, *questions[p.example], rouge) if p.example in questions else p for p in predictions
-    ]
-
-
-def _with_texts(
-    prediction: Prediction,
-    collected: Mapping[str, GeneratedTexts],
-    instruction: str,
-    given: str,
-    reference: str,
-    rouge: Rouge,
-) -> Prediction:
-    number = prediction.example
-    texts = {row: collected[row].texts[number] if row in collected else None for row in ROWS}
-    full = {row: texts["full_prompt"] if row != "full_prompt" else None for row in ROWS}
-    update = {
-        "texts": texts,
-        "reference": reference,
-        "instruction": instruction,
-        "input": given,
-        "metrics": {r: text_metrics(text, reference, full[r], rouge) for r, text in texts.items() if text is not None},
-        "unfinished": {row: number in found.unfinished for row, found in collected.items()},
-    }
-    return prediction.model_copy(update=update)
+    found = []
+    for prediction in predictions:
+        if (number := prediction.example) not in questions:
+            found.append(prediction)
+            continue
+        instruction, given, reference = questions[number]
+        texts = {row: collected[row][number][0] if row in collected else None for row in ROWS}
+        full = {row: texts["full_prompt"] if row != "full_prompt" else None for row in ROWS}
+        update = {
+            "texts": texts,
+            "reference": reference,
+            "instruction": instruction,
+            "input": given,
+            "metrics": {r: text_metrics(t, reference, full[r], rouge) for r, t in texts.items() if t is not None},
+            "unfinished": {row: each[number][1] for row, each in collected.items()},
+        }
+        found.append(prediction.model_copy(update=update))
+    return found

@@ -1,4 +1,4 @@
-"""results.json (schema 1): what a run found. `compare`, `sweep` and `report` read nothing else.
+"""results.json (schema 1): the results of a run. `compare`, `sweep` and `report` read nothing else.
 
 Keys may be added in later versions and unknown keys are kept when a file is read; no key changes its meaning. A number
 that could not be measured, or is not finite, is null.
@@ -112,7 +112,7 @@ class SplitResult(_Section):
 
 
 class Size(_Section):
-    """How much is kept of a context (means over the contexts of the first test split)."""
+    """Sizes of contexts and memories (means over the contexts of the first test split)."""
 
     context_tokens: float | None = None
     """Tokens of the full context, the BOS in front of it included where the LM reads one."""
@@ -131,7 +131,7 @@ class Size(_Section):
 
 
 class Cost(_Section):
-    """What training took and what answering takes. Milliseconds are medians of warm runs, FLOPs are analytic."""
+    """The cost of training and of a query. Milliseconds are medians after a warm-up, FLOPs are analytic."""
 
     train_seconds: float | None = None
     steps: int | None = None
@@ -157,7 +157,7 @@ class Cost(_Section):
 
 
 class Results(_Section):
-    """What a run found."""
+    """The results of a run."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     method: str
@@ -174,7 +174,7 @@ class Results(_Section):
     size: Size = Size()
     cost: Cost = Cost()
     title: str = ""
-    """The method's name for people; empty: `method`."""
+    """The method's name in tables; empty: `method`."""
     context_kind: Literal["demonstrations", "prompt"] = "prompt"
     """What the contexts are, for the rows of tables."""
     bounds: Literal["untrained", "trained"] | None = None
@@ -207,7 +207,7 @@ def read_results(path: Path) -> Results:
     if not os.path.lexists(path):
         raise ConfigError(f"{path}: no such results file; has the run finished its evaluation?")
     anew = command("fit", "--resume", path.parent)
-    tree = read_json(path, "results file", f"`{anew}` writes a run's anew")
+    tree = read_json(path, "results file", f"`{anew}` writes the file again")
     version = tree.get("schema") if isinstance(tree, dict) else None
     if not isinstance(version, int):
         raise ConfigError(f"{path}: not a results file of promptcomp (it has no whole number under 'schema')")

@@ -22,8 +22,8 @@ from promptcomp.evaluation.bootstrap import (
     resample,
     retained,
 )
-from promptcomp.evaluation.metrics import METRICS, Group, MetricName, group, metric
-from promptcomp.evaluation.predictions import ROWS, TEXT_METRICS, Prediction, joined
+from promptcomp.evaluation.metrics import Group, group, metric
+from promptcomp.evaluation.predictions import METRICS, ROWS, TEXT_METRICS, MetricName, Prediction, joined
 from promptcomp.evaluation.results import Estimate, SplitResult, TaskResult, finite
 from promptcomp.evaluation.texts import agreement
 
@@ -37,16 +37,8 @@ def summarise(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> SplitResult:
-    """Metrics of one split with paired bootstrap intervals over contexts.
-
-    Args:
-        predictions: all predictions of the split.
-        metric_name: the headline metric; where no example has what it needs (options, generated texts) another is
-            taken instead: see `headline`.
-        examples_sha256: identity of the examples (`predictions.examples_sha256`).
-        resamples: bootstrap resamples.
-        seed: seed of the bootstrap.
-        confidence: of the intervals.
+    """Metrics of one split with paired bootstrap intervals over contexts; where no example has what `metric_name` needs
+    (options, generated texts) another is the headline: see `headline`.
 
     Raises:
         ConfigError: there is no prediction.
@@ -113,18 +105,17 @@ def _estimates(
     """Every metric of a row that has a value; with `groups` its spread over data seeds too."""
     found: dict[str, Estimate] = {}
     for name in METRICS:
-        value = samples.estimate(name, row)
-        if value is None:
-            continue
-        per_seed = [v for v in _per_seed(groups, row, name).values() if np.isfinite(v)]
-        several = len(per_seed) > 1
-        found[name] = Estimate(
-            value=value,
-            ci=samples.interval(name, row, confidence),
-            std=float(np.std(per_seed, ddof=1)) if several else None,
-            worst=(max(per_seed) if name == "loss" else min(per_seed)) if several else None,
-        )
+        if (value := samples.estimate(name, row)) is not None:
+            values, std = _spread(groups, row, name)
+            worst = None if std is None else max(values) if name == "loss" else min(values)
+            found[name] = Estimate(value=value, ci=samples.interval(name, row, confidence), std=std, worst=worst)
     return found
+
+
+def _spread(groups: Sequence[Group], row: str, name: MetricName) -> tuple[list[float], float | None]:
+    """The finite values of the data seeds and their sample standard deviation; None for one."""
+    values = [value for value in _per_seed(groups, row, name).values() if np.isfinite(value)]
+    return values, float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _tasks(groups: Sequence[Group], rows: Sequence[str], chosen: MetricName) -> tuple[TaskResult, ...]:
@@ -134,7 +125,6 @@ def _tasks(groups: Sequence[Group], rows: Sequence[str], chosen: MetricName) -> 
         kind = own[0].kind
         name: MetricName = _task_metric(own, rows, chosen)
         values = {row: finite(_plain(own, row, name)) for row in rows}
-        per_seed = [v for v in _per_seed(own, "method", name).values() if np.isfinite(v)] if "method" in rows else []
         results.append(
             TaskResult(
                 task=task,
@@ -145,7 +135,7 @@ def _tasks(groups: Sequence[Group], rows: Sequence[str], chosen: MetricName) -> 
                 method=values.get("method"),
                 full_prompt=values.get("full_prompt"),
                 no_prompt=values.get("no_prompt"),
-                method_std=float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
+                method_std=_spread(own, "method", name)[1] if "method" in rows else None,
             )
         )
     return tuple(results)
@@ -162,13 +152,9 @@ def _task_metric(own: Sequence[Group], rows: Sequence[str], chosen: MetricName) 
 
 
 def _seeds(groups: Sequence[Group], rows: Sequence[str], name: MetricName) -> dict[str, dict[str, float | None]]:
-    if all(g.seed is None for g in groups):
-        return {}
-    table: dict[str, dict[str, float | None]] = {}
-    for row in rows:
-        for seed, value in _per_seed(groups, row, name).items():
-            table.setdefault(str(seed), {})[row] = finite(value)
-    return table
+    values = {row: _per_seed(groups, row, name) for row in rows}
+    seeds = dict.fromkeys(g.seed for g in groups)
+    return {} if {*seeds} == {None} else {str(s): {row: finite(values[row][s]) for row in rows} for s in seeds}
 
 
 def _per_seed(groups: Sequence[Group], row: str, name: MetricName) -> dict[int | None, float]:
@@ -230,12 +216,7 @@ class ReferencePoints(Measured):
 def split_points(
     members: Mapping[Role, Sequence[Prediction]], metric: MetricName, resamples: int = RESAMPLES
 ) -> SplitPoints:
-    """The reference points on one split.
-
-    Args:
-        members: role -> the predictions of that run on the split.
-        metric: headline metric.
-        resamples: bootstrap resamples.
+    """The reference points on one split, from the predictions of each role's run.
 
     Raises:
         ConfigError: the runs answered different examples.
@@ -267,7 +248,7 @@ def _by_example(members: Mapping[Role, Sequence[Prediction]]) -> list[dict[str, 
     first = numbered["method"]
     for role, found in numbered.items():
         if found.keys() != first.keys() or any(found[i].context != p.context for i, p in first.items()):
-            raise ConfigError(f"the run of {role} answered other examples than the method's; evaluate both anew")
+            raise ConfigError(f"the run of {role} answered other examples than the method's; evaluate both again")
     return [{role: found[number] for role, found in numbered.items()} for number in first]
 
 
@@ -275,13 +256,9 @@ def _agreeing(prediction: Prediction, partner: Role | None) -> Prediction:
     """`agreement` anew: with the partner's text and not with the run's own full-prompt row."""
     if prediction.metrics is None or prediction.texts is None:
         return prediction
-    kept = {
-        row: {name: value for name, value in values.items() if name != "agreement"}
-        for row, values in prediction.metrics.items()
-    }
+    kept = {row: {n: v for n, v in each.items() if n != "agreement"} for row, each in prediction.metrics.items()}
     right = prediction.texts.get(partner or "")
-    if right is not None:
-        for row, text in prediction.texts.items():
-            if row != partner and text is not None:
-                kept[row]["agreement"] = agreement(text, right)
+    for row, text in prediction.texts.items():
+        if right is not None and row != partner and text is not None:
+            kept[row]["agreement"] = agreement(text, right)
     return prediction.model_copy(update={"metrics": kept})

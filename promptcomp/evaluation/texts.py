@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 
-def exact_match(text: str, reference: str) -> float:
-    """1 if the texts are equal but for white space (runs of it count as one blank, none at the ends), else 0."""
-    return float(same_label(text, reference))
-
-
 def agreement(text: str, full: str) -> float:
     """1 if a text is the positive control's text, white space inside included (the paper's exact match), else 0."""
     return float(text.strip() == full.strip())
@@ -46,7 +41,7 @@ def text_metrics(text: str, reference: str, full: str | None, rouge: Rouge) -> d
         full: the answer of the full-prompt row, for `agreement`; None: there is none to agree with.
         rouge: the scorer.
     """
-    found = {"exact_match": exact_match(text, reference), **rouge.scores(text, reference)}
+    found = {"exact_match": float(same_label(text, reference)), **rouge.scores(text, reference)}
     if value_of(reference) is not None:
         found["equation"] = float(same_value(text, reference))
     return found if full is None else {**found, "agreement": agreement(text, full)}
@@ -96,10 +91,7 @@ def value_of(text: str) -> float | int | None:
 
 
 def _value(node: ast.expr, depth: int) -> float | int:
-    """
-    Raises:
-        ValueError: a part that is not arithmetic, or too deep.
-    """
+    """A part that is not arithmetic, or too deep, is a ValueError."""
     if depth > MAX_DEPTH:
         raise ValueError("too deep")
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
@@ -113,13 +105,8 @@ def _value(node: ast.expr, depth: int) -> float | int:
 
 
 def same_value(one: str, other: str, tolerance: float = TOLERANCE) -> bool:
-    """Whether two expressions have the same value; what has no value equals nothing.
-
-    Args:
-        one: An expression.
-        other: Another one.
-        tolerance: Relative difference that is allowed; 0: none (the original).
-    """
+    """Whether two expressions have the same value, within a relative difference (the original: 0); what has no value
+    equals nothing."""
     values = value_of(one), value_of(other)
     if values[0] is None or values[1] is None:
         return False

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,28 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from promptcomp.checkpoints.trained_state import DESCRIPTION, Origin, read_trained, write_export
-from promptcomp.config import ConfigError, build, dump, read_yaml
+from promptcomp.config import ConfigError, Measured, dump
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
-from promptcomp.files import follow_umask, write_atomic
+from promptcomp.files import check_empty, follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
-from promptcomp.language_model.loading import locate
+from promptcomp.language_model.lm_config import locate
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
-from promptcomp.lightning_modules.exported import EXTRA, factory
+from promptcomp.lightning_modules.exported import EXTRA, Page
 from promptcomp.lightning_modules.method_config import ExportFormat
+from promptcomp.run.configured import experiment_of
 from promptcomp.run.opening import open_trained_module, quiet, weights_of
 from promptcomp.run.run_directory import RunDirectory, open_existing
 
 _LM = "lm.hf."
 
 
-@dataclass(frozen=True, slots=True)
-class Exported:
+class Exported(Measured):
     """What has been written."""
 
     folder: Path
     format: ExportFormat
     files: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """For machines."""
-        return {"folder": str(self.folder), "format": self.format, "files": list(self.files)}
 
 
 def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
@@ -57,7 +53,7 @@ def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
         ConfigError: no run, no trained weights, `folder` holds something, or the method does not allow the format.
     """
     run = open_existing(path)
-    experiment = build(Experiment, read_yaml(run.config), source=str(run.config))
+    experiment = experiment_of(run)
     formats = experiment.method.export_formats
     if not formats:
         raise ConfigError(f"method {experiment.method.name} has trained nothing that could be exported")
@@ -67,16 +63,14 @@ def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
             f"method {experiment.method.name} as it was trained cannot be exported as {chosen!r}; "
             f"use --format {formats[0]}" + (f" or {formats[1]}" if len(formats) > 1 else "")
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not empty; name another folder with --output")
-    writers: Mapping[ExportFormat, Callable[[Experiment, RunDirectory, Path], str]]
-    writers = {"hf": _write_hf, "peft": _write_peft, "tensors": _write_tensors}
+    check_empty(folder)
     weights_of(run)  # before anything is made
     with quiet():
-        text = writers[chosen](experiment, run, folder)
+        text = {"hf": _write_hf, "peft": _write_peft, "tensors": _write_tensors}[chosen](experiment, run, folder)
     write_atomic(folder / "README.md", text)
     follow_umask(folder)
-    return Exported(folder, chosen, tuple(sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())))
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    return Exported(folder=folder, format=chosen, files=tuple(files))
 
 
 def _write_tensors(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
@@ -90,13 +84,7 @@ def _write_tensors(experiment: Experiment, run: RunDirectory, folder: Path) -> s
     }
     write_export(folder, tensors, description)
     write_atomic(folder / "config.yaml", dump(experiment))
-    code = 'from safetensors.torch import load_file\n\ntensors = load_file(f"{folder}/trained.safetensors")'
-    about = (
-        "`trained.safetensors` holds the tensors that training has changed, by name; `promptcomp.json` says of which "
-        "method and LM. `method.init_from=FOLDER` starts a run of the same method from here, and in Python "
-        "`promptcomp.load_compressor(FOLDER)` compresses prompts with it (`config.yaml` says how they are written)."
-    )
-    return _page(experiment, "Trained tensors", about, _block(code))
+    return _page(experiment, None, Page("tensors", {}))
 
 
 def _write_hf(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
@@ -108,16 +96,13 @@ def _write_hf(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     if module.lm.tokenizer is not None:
         module.lm.tokenizer.save_pretrained(folder)
     _save_extra(folder, {name: tensor for name, tensor in tensors.items() if not name.startswith(exported.inside)})
-    page = exported.page
-    return _page(experiment, page.title, page.about, _block(page.code, *page.given))
+    return _page(experiment, module.lm, exported.page)
 
 
 def _save_extra(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    if tensors:
-        save_file(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-            folder / EXTRA,
-        )
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    if whole:
+        save_file(whole, folder / EXTRA)
 
 
 def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
@@ -142,9 +127,7 @@ def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     _save_extra(folder, {name: tensor for name, tensor in tensors.items() if ".lora_" not in name})
     module = method.module(lm, experiment.optim, max_steps=0, seed=experiment.seed)
-    page = module.adapter_page(_origin(experiment))
-    parts = [f"Low-rank adapters in peft's format. {adapted(lm.hf)}.", *([page.about] if page.about else [])]
-    return _page(experiment, page.title, *parts, _block(page.code, *page.given))
+    return _page(experiment, lm, module.adapter_page(_origin(experiment)))
 
 
 def _check_that_peft_agrees(settings: Any, experiment: Experiment, lm: LanguageModel) -> None:
@@ -152,15 +135,10 @@ def _check_that_peft_agrees(settings: Any, experiment: Experiment, lm: LanguageM
     import peft
 
     other = LanguageModel.skeleton(experiment.lm).hf
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            peft.inject_adapter_in_model(copy.deepcopy(settings), other, low_cpu_mem_usage=True)
-    except ValueError:
-        agrees = False
-    else:
-        ours, theirs = ({n for n, _ in hf.named_parameters() if ".lora_" in n} for hf in (lm.hf, other))
-        agrees = ours == theirs
-    if not agrees:
+    with warnings.catch_warnings(action="ignore"), suppress(ValueError):
+        peft.inject_adapter_in_model(copy.deepcopy(settings), other, low_cpu_mem_usage=True)
+    ours, theirs = ({n for n, _ in hf.named_parameters() if ".lora_" in n} for hf in (lm.hf, other))
+    if ours != theirs:
         raise ConfigError(
             f"peft puts adapters of {lm.hf.config.model_type!r} models beside other layers than those that were "
             "trained; use --format tensors"
@@ -180,10 +158,12 @@ def _write_prompts(experiment: Experiment, run: RunDirectory, folder: Path) -> s
             "with lm.layout=query_in_decoder the encoder reads the learned vectors alone, which peft cannot do; use "
             "--format tensors"
         )
-    tensors, _ = read_trained(weights_of(run))
-    prompts = tensors["prompts"]
-    names = _task_names(run) if len(prompts) > 1 else ()
-    places = [folder / name for name in _folder_names(names, len(prompts))] if len(prompts) > 1 else [folder]
+    prompts = read_trained(weights_of(run))[0]["prompts"]
+    places, names = [folder], _task_names(run)
+    if len(prompts) > 1:
+        known = names if len(names) == len(prompts) else ("",) * len(prompts)
+        plain = ["".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in name) for name in known]
+        places = [folder / f"task_{number:03}_{name}".rstrip("_") for number, name in enumerate(plain)]
     for place, prompt in zip(places, prompts, strict=True):
         settings = peft.PromptTuningConfig(
             num_virtual_tokens=len(prompt),
@@ -197,12 +177,8 @@ def _write_prompts(experiment: Experiment, run: RunDirectory, folder: Path) -> s
         settings.save_pretrained(str(place))
         values = {"prompt_embeddings": prompt.contiguous().clone()}
         save_file(values, place / "adapter_model.safetensors", metadata={"format": "pt"})
-    about = "Learned vectors in peft's prompt-tuning format; peft puts them in front of the input's embeddings."
-    where = "folder"
-    if len(prompts) > 1:
-        about += " A folder for each task: " + ", ".join(f"`{place.name}`" for place in places) + "."
-        where = f'f"{{folder}}/{places[0].name}"'
-    return _page(experiment, "Soft prompts", about, _block(_prompts_code(experiment, lm, where)))
+    tasks = [place.name for place in places] if len(prompts) > 1 else []
+    return _page(experiment, lm, Page("soft_prompts", {"tasks": tasks, "base": _origin(experiment)}))
 
 
 def _name_base(settings: Any, experiment: Experiment, lm: LanguageModel) -> None:
@@ -220,45 +196,17 @@ def _task_names(run: RunDirectory) -> tuple[str, ...]:
     file = run.export / DESCRIPTION
     if not file.is_file():
         return ()
-    names = read_json(file, "description of an export")
-    found = names.get("task_names") if isinstance(names, dict) else None
+    description = read_json(file, "description of an export")
+    found = description.get("task_names") if isinstance(description, dict) else None
     return tuple(str(name) for name in found) if isinstance(found, list) else ()
 
 
-def _folder_names(names: tuple[str, ...], count: int) -> list[str]:
-    known = names if len(names) == count else ("",) * count
-    plain = ["".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in name) for name in known]
-    return [f"task_{number:03}_{name}".rstrip("_") for number, name in enumerate(plain)]
-
-
-_FOLDER = 'folder = "."'
-
-
-def _page(experiment: Experiment, what: str, *parts: str) -> str:
-    origin = f"Trained with promptcomp, method `{experiment.method.name}`, on `{experiment.lm.path}`."
-    return "\n\n".join([f"# {what}", origin, *parts]) + "\n"
-
-
-def _block(code: str, *lines: str) -> str:
-    return "\n".join(["```python", _FOLDER, *lines, code.strip(), "```"])
+def _page(experiment: Experiment, lm: LanguageModel | None, page: Page) -> str:
+    beside = "" if lm is None else adapted(lm.hf)
+    return page.text(lm, method=experiment.method.name, path=experiment.lm.path, adapted=beside)
 
 
 def _origin(experiment: Experiment) -> str:
     """Arguments of `from_pretrained` for the LM that training began with."""
     revision = f', revision="{experiment.lm.revision}"' if experiment.lm.revision else ""
     return f'"{locate(experiment.lm.path)}"{revision}'
-
-
-def _prompts_code(experiment: Experiment, lm: LanguageModel, where: str) -> str:
-    """Opens the LM with the vectors in the folder that the expression `where` names."""
-    return f"""
-import warnings
-
-from peft import PeftModel
-from transformers import {factory(lm)}
-
-base = {factory(lm)}.from_pretrained({_origin(experiment)})
-with warnings.catch_warnings():  # peft calls things in transformers by their old names
-    warnings.simplefilter("ignore", FutureWarning)
-    model = PeftModel.from_pretrained(base, {where})
-"""

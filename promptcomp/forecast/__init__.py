@@ -1,1 +1,1 @@
-"""What a training step will take, before it runs: memory on a device, FLOPs, traffic between devices."""
+"""The cost of a training step before it runs: memory on a device, FLOPs, traffic between devices."""

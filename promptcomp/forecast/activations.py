@@ -17,9 +17,10 @@ Types follow CPU autocast, which keeps `pow` and `layer_norm` in the type of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from transformers import PreTrainedModel
 
 from promptcomp.experiment import Experiment
 from promptcomp.forecast.placement import Layout
+from promptcomp.language_model.loading import ENCODER_DECODERS
 from promptcomp.language_model.packing import MAX_ROW_TOKENS
 from promptcomp.lightning_modules.base import CompressionModule, Pass
 from promptcomp.lightning_modules.execution import NORMS, units_of
@@ -125,40 +127,28 @@ def kept_bytes(model: PreTrainedModel, rows: Rows, decoder_rows: Rows | None, la
         layout: Types and kernels.
     """
     if decoder_rows is None:
-        return _trace(model.base_model, _reading(model, rows, None, layout), layout)
+        return _trace(model.base_model, partial(_inputs, model, rows, None, layout), layout)
     encoder: Any = model.get_encoder()
     decoder: Any = model.get_decoder()
-    read = _trace(encoder, _reading(model, rows, None, layout), layout)
-    return read + _trace(decoder, _reading(model, decoder_rows, rows, layout), layout)
+    read = _trace(encoder, partial(_inputs, model, rows, None, layout), layout)
+    return read + _trace(decoder, partial(_inputs, model, decoder_rows, rows, layout), layout)
 
 
-Inputs = Callable[[], dict[str, Any]]
-
-
-def _reading(model: PreTrainedModel, rows: Rows, encoder: Rows | None, layout: Layout) -> Inputs:
-    """Embeddings, an additive mask and position ids, made inside the mode; for a decoder an encoder's states too."""
+def _inputs(model: PreTrainedModel, rows: Rows, encoder: Rows | None, layout: Layout) -> dict[str, Any]:
+    """Embeddings, an additive mask and position ids; for a decoder an encoder's states too."""
     weights: Any = model.get_input_embeddings().weight
-    dtype, width = layout.weight_type or weights.dtype, weights.shape[1]
-
-    def states(length: int) -> Tensor:
-        return torch.empty(rows.count, length, width, dtype=dtype, requires_grad=True)
-
-    def make() -> dict[str, Any]:
-        mask = torch.empty(rows.count, 1, rows.length, rows.length, dtype=dtype)
-        found: dict[str, Any] = {"inputs_embeds": states(rows.length), "attention_mask": mask}
-        if encoder is not None:
-            across = torch.empty(rows.count, 1, rows.length, encoder.length, dtype=dtype)
-            found |= {
-                "encoder_hidden_states": states(encoder.length),
-                "encoder_attention_mask": across,
-                "use_cache": False,
-            }
-        elif model.config.model_type not in ("t5", "mt5"):
-            found["position_ids"] = torch.zeros(rows.count, rows.length, dtype=torch.long)
-            found["use_cache"] = False
+    empty = partial(torch.empty, dtype=layout.weight_type or weights.dtype)
+    found: dict[str, Any] = {
+        "inputs_embeds": empty(rows.count, rows.length, weights.shape[1], requires_grad=True),
+        "attention_mask": empty(rows.count, 1, rows.length, rows.length),
+    }
+    if encoder is not None:
+        states = empty(rows.count, encoder.length, weights.shape[1], requires_grad=True)
+        across = empty(rows.count, 1, rows.length, encoder.length)
+        return {**found, "encoder_hidden_states": states, "encoder_attention_mask": across, "use_cache": False}
+    if model.config.model_type in ENCODER_DECODERS:
         return found
-
-    return make
+    return {**found, "position_ids": torch.zeros(rows.count, rows.length, dtype=torch.long), "use_cache": False}
 
 
 @dataclass
@@ -196,11 +186,14 @@ class _Counter:
         return Kept(self.total, self.total - self.in_blocks + self.inputs, self.largest_block)
 
 
-def _trace(body: nn.Module, make_inputs: Inputs, layout: Layout) -> Kept:
+def _trace(body: nn.Module, make_inputs: Callable[[], dict[str, Any]], layout: Layout) -> Kept:
     """Run `body` on fake tensors."""
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        kinds = _gathered_types(body, layout)
+        kinds: dict[Tensor, torch.dtype] = {}  # gathered in another type; norms undo it
+        if layout.gathered is not None:
+            units = [m for unit in units_of(body) for m in unit.modules() if not isinstance(m, NORMS)]
+            kinds = {p: layout.gathered for module in units for p in module.parameters(recurse=False)}
         state = {
             name: torch.empty(
                 p.shape, dtype=kinds.get(p) or layout.weight_type or p.dtype, requires_grad=p.requires_grad
@@ -214,38 +207,17 @@ def _trace(body: nn.Module, make_inputs: Inputs, layout: Layout) -> Kept:
             stack.enter_context(_FusedAttention())
         if layout.autocast is not None:
             stack.enter_context(torch.autocast("cpu", dtype=layout.autocast))
-        stack.enter_context(_block_hooks(body, counter))
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(counter.pack, _never))
+        blocks = set(getattr(body, "_no_split_modules", None) or ())  # what must not be split
+        for module in body.modules():
+            if type(module).__name__ in blocks:
+                for hook in (
+                    module.register_forward_pre_hook(counter.enter, with_kwargs=True),
+                    module.register_forward_hook(counter.leave),
+                ):
+                    stack.callback(hook.remove)
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor))
         torch.func.functional_call(body, state, (), inputs)
     return counter.kept()
-
-
-def _gathered_types(body: nn.Module, layout: Layout) -> dict[Tensor, torch.dtype]:
-    """Of the weights that are gathered in another type; PyTorch's norms make that their input's again."""
-    if layout.gathered is None:
-        return {}
-    units = [module for unit in units_of(body) for module in unit.modules() if not isinstance(module, NORMS)]
-    return {p: layout.gathered for module in units for p in module.parameters(recurse=False)}
-
-
-def _never(tensor: Tensor) -> Tensor:
-    raise AssertionError("a trace has no backward pass")
-
-
-@contextmanager
-def _block_hooks(body: nn.Module, counter: _Counter) -> Iterator[None]:
-    """Count what each block keeps; blocks are what the architecture says must not be split."""
-    names = set(getattr(body, "_no_split_modules", None) or ())
-    handles = []
-    for module in body.modules():
-        if type(module).__name__ in names:
-            handles.append(module.register_forward_pre_hook(counter.enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(counter.leave))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Fused(torch.autograd.Function):

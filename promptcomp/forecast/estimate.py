@@ -54,9 +54,9 @@ class StepForecast(BaseModel):
 
     parts: list[Part]
     context_tokens: int
-    """Most tokens of a context: its budget, and BOS where the LM reads one."""
+    """Maximum number of tokens of a context: its budget, and BOS where the LM reads one."""
     example_tokens: int
-    """Most tokens of a query with its target."""
+    """Maximum number of tokens of a query with its target."""
     memory_slots: int
     strategy: str
     devices: int
@@ -93,9 +93,7 @@ class StepForecast(BaseModel):
 def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> StepForecast:
     """Parameters, memory, communication and FLOPs of an experiment; nothing big is built.
 
-    Args:
-        experiment: The configuration.
-        device_memory_gib: What one device offers; None: the GPU that is here, if there is one.
+    Without `device_memory_gib` a device offers what the GPU does that is here, if there is one.
 
     Raises:
         ConfigError: an architecture cannot be read.
@@ -104,20 +102,17 @@ def estimate(experiment: Experiment, device_memory_gib: float | None = None) -> 
     work = work_of(experiment, module, layout)
     libraries = resident_bytes()  # shapes take no memory; all that they need is imported now, as it is in training
     found = estimate_module(module, work, layout, device_memory_gib)
-    process = libraries + _most_at_once(found, layout)
+    if layout.on_gpu:
+        most = found.host.loading + found.host.optimizer // layout.devices_per_node
+    else:  # a step, or the best weights read back beside the trained state
+        device = found.device
+        trained_state = device.weights + device.gradients + device.optimizer
+        most = max(found.total_bytes, found.host.loading, trained_state + device.gradients)
+    process = libraries + most
     host = found.host.model_copy(update={"libraries": libraries, "process": process})
     step_flops = found.step_flops * experiment.trainer.batch_size / work.contexts
     whole = {"host": host, "step_flops": step_flops, "train_flops": step_flops * experiment.trainer.max_steps}
     return found.model_copy(update=whole)
-
-
-def _most_at_once(found: StepForecast, layout: Layout) -> int:
-    """Bytes of a process besides libraries: on CPU a step, or the best weights read back beside the trained state."""
-    if layout.on_gpu:
-        return found.host.loading + found.host.optimizer // layout.devices_per_node
-    device = found.device
-    trained_state = device.weights + device.gradients + device.optimizer
-    return max(found.total_bytes, found.host.loading, trained_state + device.gradients)
 
 
 def skeleton_of(experiment: Experiment) -> CompressionModule:
@@ -157,7 +152,8 @@ def estimate_module(
     passes = module.passes(work.context, work.example, work.queries)
     casts_blocks = layout.autocast is not None and layout.gathered is None
     if like is None or like.micro_batch != work.contexts or like.casts_blocks != casts_blocks:
-        kept = _activations(module, passes, work, layout)
+        found_kept = (kept_bytes(p.model, *rows_of(module, p, work), layout) for p in passes if p.gradient)
+        kept = sum(found_kept, Kept())
     else:
         kept = Kept(like.activation_bytes_plain, like.activation_bytes_checkpointed, like.block_bytes)
     block = kept.largest_block
@@ -170,6 +166,9 @@ def estimate_module(
         teacher_cache=_teacher_cache(module, passes, work, layout),
     )
     device = device_memory(groups, step, layout)
+    # each pass gathers the blocks, and its backward pass does so again
+    read_blocks = [(each.gradient, group_weights(each.model, layout).gathered) for each in passes]
+    gathers = sum(block.every * (1 + again) for again, blocks in read_blocks for block in blocks)
     flops = sum(_pass_flops(module, each, work) for each in passes)
     found = StepForecast(
         parts=_parts(module, layout.weight_type),
@@ -186,7 +185,7 @@ def estimate_module(
         casts_blocks=casts_blocks,
         device=device,
         total_bytes=device.total,
-        communication=communication(groups, _gathers(passes, layout), layout),
+        communication=communication(groups, gathers, layout),
         host=host_memory(groups, layout),
         checkpoint_bytes=3 * groups.whole.trained,
         step_flops=flops,
@@ -194,7 +193,9 @@ def estimate_module(
         adapters=adapted(module.lm.hf),
         notes=[],
     )
-    limit = device_memory_gib * GIB if device_memory_gib is not None else _found_memory(layout)
+    limit = None if device_memory_gib is None else device_memory_gib * GIB
+    if limit is None and layout.on_gpu and torch.cuda.is_available():
+        limit = float(torch.cuda.get_device_properties(0).total_memory)
     return found.model_copy(update={"notes": _notes(found, groups, layout, limit)})
 
 
@@ -213,32 +214,20 @@ def _pass_flops(module: CompressionModule, each: Pass, work: Work) -> float:
 
 
 def _parts(module: CompressionModule, weight_type: torch.dtype | None) -> list[Part]:
-    groups: dict[str, list[torch.nn.Parameter]] = {}
+    parts: dict[str, Part] = {}
     for name, parameter in module.named_parameters():  # shared ones come once
-        groups.setdefault(name.split(".")[0], []).append(parameter)
-    parts = []
-    for name, parameters in groups.items():
-        sizes = [(p.numel(), (weight_type or p.dtype).itemsize, p.requires_grad) for p in parameters]
-        parts.append(
-            Part(
-                name=name,
-                parameters=sum(count for count, _, _ in sizes),
-                trained=sum(count for count, _, trained in sizes if trained),
-                weight_bytes=sum(count * width for count, width, _ in sizes),
-                training_bytes=sum(3 * count * width for count, width, trained in sizes if trained),
-            )
-        )
-    return parts
-
-
-def _activations(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> Kept:
-    """What the passes with a gradient keep."""
-    found = (kept_bytes(p.model, *rows_of(module, p, work), layout) for p in passes if p.gradient)
-    return sum(found, Kept())
+        first, count = name.split(".")[0], parameter.numel()
+        part = parts.setdefault(first, Part(name=first, parameters=0, trained=0, weight_bytes=0, training_bytes=0))
+        size = count * (weight_type or parameter.dtype).itemsize
+        part.parameters += count
+        part.weight_bytes += size
+        part.trained += count * parameter.requires_grad
+        part.training_bytes += 3 * size * parameter.requires_grad
+    return [*parts.values()]
 
 
 def _logit_bytes(module: CompressionModule, passes: list[Pass], work: Work, layout: Layout) -> int:
-    """Most bytes of logits at one time: the start of the backward pass.
+    """Maximum number of bytes of logits at one time: the start of the backward pass.
 
     In float32: those of each student, three of the largest's size while the gradient of the logarithm of the partition
     sum is made, and with a teacher its logits and both log-softmaxes; in half precision the logits as the head made
@@ -259,20 +248,7 @@ def _teacher_cache(module: CompressionModule, passes: list[Pass], work: Work, la
     if lm.family != "decoder" or not any(each.caches_context for each in passes):
         return 0
     itemsize = (layout.autocast or layout.weight_type or lm.hf.dtype).itemsize
-    return lm.kv_bytes_per_token * itemsize // lm.hf.dtype.itemsize * (work.context + lm.num_bos) * work.contexts
-
-
-def _gathers(passes: list[Pass], layout: Layout) -> float:
-    """Bytes of block weights that a micro-batch gathers: for each forward pass, and again for each backward pass."""
-    return sum(
-        block.every * (1 + each.gradient) for each in passes for block in group_weights(each.model, layout).gathered
-    )
-
-
-def _found_memory(layout: Layout) -> float | None:
-    if not layout.on_gpu or not torch.cuda.is_available():
-        return None
-    return float(torch.cuda.get_device_properties(0).total_memory)
+    return lm.cost.kv_bytes_per_token * itemsize // lm.hf.dtype.itemsize * (work.context + lm.num_bos) * work.contexts
 
 
 def _notes(found: StepForecast, groups: Groups, layout: Layout, limit: float | None) -> list[str]:
@@ -290,17 +266,17 @@ def _notes(found: StepForecast, groups: Groups, layout: Layout, limit: float | N
 
 def _way_out(found: StepForecast, layout: Layout) -> str:
     """The nearest settings that lower the peak, the cheapest first."""
-    memory, ways = found.device, []
-    if not layout.activation_checkpointing and found.activation_bytes_checkpointed < memory.activations // 2:
-        ways.append("trainer.activation_checkpointing=true")
-    if found.micro_batch > 1:
-        ways.append(f"trainer.accumulate={layout.accumulate * 2}")
-    if layout.strategy != "fsdp" and memory.weights + memory.gradients + memory.optimizer > found.total_bytes // 3:
-        ways.append("trainer.strategy=fsdp on more devices")
-    elif layout.strategy == "fsdp":
-        ways.append("more devices")
-    if memory.optimizer > found.total_bytes // 4:
-        ways.append("method.train=lora where the method has it")
-        if layout.strategy == "fsdp":
-            ways.append("trainer.offload_optimizer=true")
-    return "try " + ", ".join(ways or ["a smaller LM or shorter budgets in data.*"])
+    memory, is_sharded = found.device, layout.strategy == "fsdp"
+    state = memory.weights + memory.gradients + memory.optimizer
+    has_moments = memory.optimizer > found.total_bytes // 4
+    kept_less = found.activation_bytes_checkpointed < memory.activations // 2
+    ways = {
+        "trainer.activation_checkpointing=true": not layout.activation_checkpointing and kept_less,
+        f"trainer.accumulate={layout.accumulate * 2}": found.micro_batch > 1,
+        "trainer.strategy=fsdp on more devices": not is_sharded and state > found.total_bytes // 3,
+        "more devices": is_sharded,
+        "method.train=lora where the method has it": has_moments,
+        "trainer.offload_optimizer=true": has_moments and is_sharded,
+    }
+    useful = [way for way, helps in ways.items() if helps]
+    return "try " + ", ".join(useful or ["a smaller LM or shorter budgets in data.*"])

@@ -1,4 +1,4 @@
-"""How a training run lies on devices, and what that costs each of them: arithmetic alone.
+"""How a training run is distributed over devices, and what it costs each of them: arithmetic alone.
 
 Sources: Rajbhandari et al. 2020 (ZeRO, https://arxiv.org/abs/1910.02054; weights, gradients and Adam's moments are
 divided by the number of devices); torch.distributed.fsdp.fully_shard (FSDP2,
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -70,13 +70,9 @@ def layout_of(trainer: TrainerConfig) -> Layout:
     on_gpu = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and (has_gpu or trainer.devices != "auto"))
     seen = torch.cuda.device_count() if on_gpu else 1
     per_node = max(1, seen) if trainer.devices == "auto" else trainer.devices
-    strategy: Literal["single", "ddp", "fsdp"] = "single"
-    if trainer.strategy == "fsdp":
-        strategy = "fsdp"
-    elif trainer.strategy == "ddp" or trainer.num_nodes * per_node > 1:
-        strategy = "ddp"
+    several: Literal["ddp", "single"] = "ddp" if trainer.num_nodes * per_node > 1 else "single"
     return Layout(
-        strategy=strategy,
+        strategy=several if trainer.strategy == "auto" else trainer.strategy,
         num_nodes=trainer.num_nodes,
         devices_per_node=per_node,
         accumulate=trainer.accumulate,
@@ -119,11 +115,6 @@ class Groups:
         """The blocks as they are gathered."""
         return self.halved or self.blocks
 
-    @property
-    def largest(self) -> Weights:
-        """The largest of them."""
-        return max(self.gathered, key=lambda block: block.every, default=Weights())
-
     def summed(self, block: Weights) -> int:
         """Bytes of a gathered block's gradients as they are summed over the devices."""
         return block.trained * (2 if self.halved else 1)
@@ -132,30 +123,20 @@ class Groups:
 def group_weights(module: nn.Module, layout: Layout) -> Groups:
     """Bytes of the weights of `module` in the groups that sharding makes; shared weights count once."""
     weight_type, gathered = layout.weight_type, layout.gathered
-    seen = set[int]()
-    largest = 0
-    halved: list[Weights] = []
+    seen = set[nn.Parameter]()
+    blocks: list[list[nn.Parameter]] = []
+    for part in [*units_of(module), module]:
+        blocks.append([parameter for parameter in part.parameters() if parameter not in seen])
+        seen.update(blocks[-1])
 
-    def count(part: nn.Module) -> Weights:
-        nonlocal largest
-        every = trained = 0
-        numbers = Weights()
-        for parameter in part.parameters():
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                size = parameter.numel() * (weight_type or parameter.dtype).itemsize
-                every += size
-                if parameter.requires_grad:
-                    trained += size
-                    largest = max(largest, size)
-                if gathered is not None:
-                    half = parameter.numel() * gathered.itemsize
-                    numbers += Weights(half, half * parameter.requires_grad)
-        halved.append(numbers)
-        return Weights(every, trained)
+    def count(parameters: list[nn.Parameter], kind: torch.dtype | None) -> Weights:
+        sizes = [(p.numel() * (kind or p.dtype).itemsize, p.requires_grad) for p in parameters]
+        return Weights(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
 
-    counted = tuple(count(block) for block in units_of(module))
-    return Groups(counted, count(module), largest, tuple(halved[:-1]) if gathered is not None else ())
+    counted = [count(block, weight_type) for block in blocks]
+    halved = tuple(count(block, gathered) for block in blocks[:-1]) if gathered is not None else ()
+    largest = max((count([p], weight_type).trained for p in seen), default=0)
+    return Groups(tuple(counted[:-1]), counted[-1], largest, halved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +206,12 @@ def device_memory(groups: Groups, step: Step, layout: Layout) -> DeviceMemory:
     optimizer = 0 if layout.offload_optimizer else 2 * gradients
     buffers = 0
     if layout.strategy == "fsdp":
-        largest = groups.largest
+        largest = max(groups.gathered, key=lambda each: each.every, default=Weights())
         # the block at work, the next one, and the flat buffer that it comes in; a block's gradients and their flat copy
         block = 3 * largest.every + largest.trained + groups.summed(largest)
         buffers = groups.rest.every + groups.rest.trained + block
     update = gradients if layout.on_gpu else 2 * -(-groups.largest_tensor // shards)
-    if layout.offload_optimizer:  # runs on the host
-        update = 0
+    update *= not layout.offload_optimizer  # which runs on the host
     held = gradients if layout.accumulate > 1 or layout.strategy == "ddp" else 0
     fixed = weights + optimizer + buffers
     # the loss's gradient is made first, then the blocks' one after the other
@@ -241,12 +221,9 @@ def device_memory(groups: Groups, step: Step, layout: Layout) -> DeviceMemory:
         gradients=gradients,
         optimizer=optimizer,
         buffers=buffers,
-        activations=step.activations,
-        working=step.working,
-        logits=step.logits,
-        teacher_cache=step.teacher_cache,
         update=update,
         total=fixed + max(forward, gradients + update, gradients + step.working),
+        **asdict(step),
     )
 
 
@@ -259,17 +236,15 @@ def communication(groups: Groups, gathers: float, layout: Layout) -> Communicati
         layout: DDP reduces once a step, after the last micro-batch; FSDP2 in Lightning after each.
     """
     share = (layout.devices - 1) / layout.devices
-    if layout.strategy == "ddp":
-        reduced = 2 * share * groups.whole.trained
-        return Communication(reduce_gradients=round(reduced), total=round(reduced))
+    gathered, reduced = 0.0, 2 * share * groups.whole.trained
     if layout.strategy == "single":
         return Communication()
-    gathered = share * (gathers + groups.rest.every) * layout.accumulate
-    summed = sum(groups.summed(block) for block in groups.gathered) + groups.rest.trained
-    reduced = share * summed * layout.accumulate
-    return Communication(
-        gather_weights=round(gathered), reduce_gradients=round(reduced), total=round(gathered + reduced)
-    )
+    if layout.strategy == "fsdp":
+        gathered = share * (gathers + groups.rest.every) * layout.accumulate
+        summed = sum(groups.summed(block) for block in groups.gathered) + groups.rest.trained
+        reduced = share * summed * layout.accumulate
+    total = round(gathered + reduced)
+    return Communication(gather_weights=round(gathered), reduce_gradients=round(reduced), total=total)
 
 
 def host_memory(groups: Groups, layout: Layout) -> Host:

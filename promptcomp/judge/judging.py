@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from promptcomp.chat.answer_file import now
+from promptcomp.chat.answer_file import AnswerFile, now
 from promptcomp.chat.session import AskingSession, Prices, Writing
 from promptcomp.config import Measured
 from promptcomp.evaluation.bootstrap import RESAMPLES, context_weights, share_interval, wilson
+from promptcomp.evaluation.formatting import value_text
 from promptcomp.files import write_atomic
+from promptcomp.judge import JudgeOptions
 from promptcomp.judge.pairs import Matched, Pair, Side, choose, is_swapped, match, read_side
-from promptcomp.judge.verdicts import Exchange, Judgement, JudgementHeader, load_prompt, open_judgements
-
-Malformed = Literal["drop", "tie"]
+from promptcomp.judge.verdicts import Exchange, Judgement, JudgementHeader, load_prompt
+from promptcomp.terminal import plain_table
 
 Interval = tuple[float, float]
 
@@ -60,7 +60,7 @@ def summarise(
     split: str,
     pairs: Sequence[tuple[Pair, Exchange | None]],
     judgements: Mapping[str, Judgement],
-    malformed: Malformed,
+    malformed: str,
     seed: int,
 ) -> SplitSummary:
     """Sum up one split.
@@ -127,34 +127,13 @@ def _interval(scored: Sequence[tuple[Pair, float]], seed: int) -> Interval | Non
 POOLED = "all splits"
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeSettings:
-    """Which texts are judged, and how."""
-
-    a: Path
-    b: Path
-    judge: str
-    """Identity of the judge: the endpoint's model, or `local:PATH`."""
-    url: str | None = None
-    row_a: str = "method"
-    row_b: str = "method"
-    splits: tuple[str, ...] = ()
-    examples: int | None = None
-    """Most examples of each split; None: all."""
-    seed: int = 42
-    prompt: Path | None = None
-    """A judge prompt of one's own."""
-    max_tokens: int = 300
-    attempts: int = 3
-    ask_identical: bool = False
-    """Ask about identical answers too instead of counting them as ties."""
-    retry_malformed: bool = False
-    """Ask anew where an earlier call got no judgement that could be read."""
-    output: Path | None = None
-
-
 class JudgeSession(AskingSession[Judgement]):
     """Pairs, the record, and what is still to be asked. Use as a context manager.
+
+    Args:
+        options: which texts, and how.
+        judge: who judges: the endpoint's model, or `local:PATH`.
+        url: of the endpoint.
 
     Raises:
         ConfigError: texts, prompt or record cannot be used.
@@ -166,43 +145,43 @@ class JudgeSession(AskingSession[Judgement]):
     local_chat = True
     answer_tokens = 80
 
-    def __init__(self, settings: JudgeSettings) -> None:
-        self.settings = settings
-        side_a, side_b = read_side(settings.a, settings.row_a), read_side(settings.b, settings.row_b)
+    def __init__(self, options: JudgeOptions, judge: str, url: str | None = None) -> None:
+        self.options, self._judge = options, judge
+        side_a, side_b = read_side(options.a, options.row_a), read_side(options.b, options.row_b)
         self.name_a, self.name_b = side_a.name, side_b.name
         if self.name_a == self.name_b:  # runs in different folders may have the same last part
             self.name_a, self.name_b = (str(s.path) + (f":{s.row}" if s.row else "") for s in (side_a, side_b))
-        self.matched: Matched = match(side_a, side_b, settings.splits)
-        prompt = load_prompt(settings.prompt)
+        self.matched: Matched = match(side_a, side_b, options.split or ())
+        prompt = load_prompt(options.prompt)
         header = JudgementHeader(
-            judge=settings.judge,
+            judge=judge,
             prompt_sha256=prompt.sha256,
-            max_tokens=settings.max_tokens,
+            max_tokens=options.max_tokens,
             a=self.name_a,
             b=self.name_b,
-            url=settings.url,
+            url=url,
             created=now(),
         )
-        self.writing = Writing(settings.max_tokens)
+        self.writing = Writing(options.max_tokens)
         self.pairs: list[tuple[Pair, Exchange | None]] = []
-        for pair in choose(self.matched.pairs, settings.examples, settings.seed):
-            swapped = is_swapped(settings.seed, pair.split, pair.example)
-            exchange = Exchange(pair, swapped, prompt, header, settings.attempts)
-            self.pairs.append((pair, None if pair.identical and not settings.ask_identical else exchange))
-        self.record = open_judgements(settings.output or default_output(side_a, side_b), header)
+        for pair in choose(self.matched.pairs, options.examples, options.seed):
+            swapped = is_swapped(options.seed, pair.split, pair.example)
+            exchange = Exchange(pair, swapped, prompt, header, options.attempts)
+            self.pairs.append((pair, None if pair.identical and not options.ask_identical else exchange))
+        self.record = AnswerFile(options.output or default_output(side_a, side_b), header, Judgement)
         self.todo = [exchange for _, exchange in self.pairs if exchange is not None and self._is_open(exchange)]
         self.kept = sum(exchange is not None for _, exchange in self.pairs) - len(self.todo)
         """Pairs judged by earlier calls."""
 
     def _is_open(self, exchange: Exchange) -> bool:
         judgement = self.record.entries.get(exchange.key)
-        return judgement is None or (judgement.choice is None and self.settings.retry_malformed)
+        return judgement is None or (judgement.choice is None and self.options.retry_malformed)
 
     def estimate(self, prices: Prices) -> tuple[str, float | None]:
         """Calls and tokens still to come; the most: every answer takes all attempts and all tokens."""
         calls = len(self.todo)
         prompt, completion = sum(exchange.prompt_tokens for exchange in self.todo), self.answer_tokens * calls
-        most = self.settings.max_tokens * self.settings.attempts * calls
+        most = self.options.max_tokens * self.options.attempts * calls
         cost = prices.cost(prompt, completion)
         price = "" if cost is None else f", about {cost:,.2f} at the given prices"
         tokens = f"about {prompt:,} prompt tokens and {completion:,} completion tokens (at most {most:,})"
@@ -211,13 +190,13 @@ class JudgeSession(AskingSession[Judgement]):
     def marks_of(self, answer: Judgement) -> tuple[str]:
         return ({"a": "won", "b": "lost", "tie": "ties", None: "unread"}[answer.winner],)
 
-    def write(self, malformed: Malformed, prices: Prices) -> dict[str, Any]:
+    def write(self, prices: Prices) -> dict[str, Any]:
         """Write the result beside the record and give it back; the tokens are those of all judgements that were used.
 
         Raises:
             ConfigError: it cannot be written.
         """
-        entries, seed = self.record.entries, self.settings.seed
+        entries, seed, malformed = self.record.entries, self.options.seed, self.options.malformed
         groups: dict[str, list[tuple[Pair, Exchange | None]]] = {}
         for both in self.pairs:
             groups.setdefault(both[0].split, []).append(both)
@@ -228,7 +207,7 @@ class JudgeSession(AskingSession[Judgement]):
         result = {
             "a": self.name_a,
             "b": self.name_b,
-            "judge": self.settings.judge,
+            "judge": self._judge,
             "seed": seed,
             "malformed_count_as": malformed,
             "splits": {s.split: s.model_dump(exclude={"split"}) for s in splits},
@@ -253,20 +232,20 @@ def default_output(side_a: Side, side_b: Side) -> Path:
 
 def print_result(session: JudgeSession, result: dict[str, Any], console: Console) -> None:
     """The table and whatever a reader of it must know."""
-    table = Table(title=f"{result['a']} against {result['b']}, judged by {result['judge']}", title_justify="left")
-    for name in ("split", "judged", "win rate", "won", "lost", "ties", "unread", "first shown won"):
-        table.add_column(name, justify="left" if name == "split" else "right")
-    for split, found in result["splits"].items():
-        unread = found["malformed"] + found["refused"]
-        table.add_row(
+    right = ("judged", "win rate", "won", "lost", "ties", "unread", "first shown won")
+    rows = [
+        (
             split,
             str(found["count"]),
-            _share(found["win_rate"], found["win_rate_ci"]),
+            value_text(found["win_rate"], found["win_rate_ci"], ".1%", ".1%"),
             *(str(found[name]) for name in ("wins", "losses", "ties")),
-            str(unread),
-            _share(found["first_rate"], found["first_rate_ci"]),
+            str(found["malformed"] + found["refused"]),
+            value_text(found["first_rate"], found["first_rate_ci"], ".1%", ".1%"),
         )
-    console.print(table)
+        for split, found in result["splits"].items()
+    ]
+    title = f"{result['a']} against {result['b']}, judged by {result['judge']}"
+    console.print(plain_table(("split", *right), rows, right, title=title, box=box.HEAVY_HEAD, pad_edge=True))
     for line in notes(session, result):
         console.print(line, markup=False, highlight=False)
 
@@ -276,13 +255,13 @@ def notes(session: JudgeSession, result: dict[str, Any]) -> list[str]:
     own = list(result["splits"].values())[-1]  # the only split, or all of them together
     lines = []
     if own["identical"]:
-        lines.append(f"{own['identical']} pairs of identical answers are ties and were not asked about.")
+        lines.append(f"{own['identical']} pairs of identical answers are ties and were not sent to the judge.")
     way = "left out" if result["malformed_count_as"] == "drop" else "counted as ties"
     if own["malformed"]:
         cut = f" ({result['cut']} of them cut at --max-tokens)" if result["cut"] else ""
-        lines.append(f"{own['malformed']} malformed answers{cut} were {way}; --retry-malformed asks anew.")
+        lines.append(f"{own['malformed']} malformed answers{cut} were {way}; --retry-malformed asks again.")
     if own["refused"]:
-        lines.append(f"{own['refused']} refused requests were {way}; the record says why.")
+        lines.append(f"{own['refused']} refused requests were {way}; the file of judgements says why.")
     if own["missing"]:
         lines.append(f"{own['missing']} pairs are not judged yet.")
     low, high = own["first_rate_ci"] or (0.0, 1.0)
@@ -296,11 +275,5 @@ def notes(session: JudgeSession, result: dict[str, Any]) -> list[str]:
         f" {result['prompt_tokens']:,} prompt and {result['completion_tokens']:,} completion tokens{cost}."
     )
     if result["uncounted"]:
-        lines.append(f"The server did not tell the tokens of {result['uncounted']} judgements.")
+        lines.append(f"The server did not report the tokens of {result['uncounted']} judgements.")
     return [*lines, f"Judgements: {result['judgements']}"]
-
-
-def _share(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1%}" if interval is None else f"{value:.1%} [{interval[0]:.1%}, {interval[1]:.1%}]"

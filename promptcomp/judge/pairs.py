@@ -1,4 +1,4 @@
-"""What is judged: the texts of both sides, which examples, and in which order their answers are shown.
+"""The pairs to judge: the answers of both sides, the examples, and the order in which answers are shown.
 
 Texts come from a run's predictions.jsonl or from a table of answers; the rest are pure functions of them and the seed.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.records import Asked, name_in, read_records
+from promptcomp.datamodules.sources.records import Asked, name_in
+from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.errors import command
 from promptcomp.evaluation.predictions import ROWS
 
@@ -43,7 +44,7 @@ class Side:
     """One side of the comparison."""
 
     name: str
-    """For people: the run and the row."""
+    """Shown in tables: the run and the row."""
     path: Path
     row: str | None
     """Row of a run's predictions; None for a table."""
@@ -80,7 +81,7 @@ def read_side(path: Path, row: str = "method") -> Side:
     # Examples that were scored by options have no texts.
     generated = [(where, line) for where, line in lines if isinstance(line.get("texts"), dict)]
     again = command("evaluate", path if path.is_dir() else path.parent, "evaluation.generate=true")
-    again = f"`{again}` writes answers to a folder of its own, to be judged"
+    again = f"`{again}` writes answers to a new folder, which can be judged"
     if not generated:
         raise ConfigError(f"{file}: holds no generated texts; {again}")
     own = [
@@ -126,7 +127,7 @@ def _items(rows: Iterable[tuple[str, dict[str, Any], Key, str]]) -> dict[Key, It
             if not isinstance(line[name], str):
                 raise ConfigError(f"{where}: {name!r} is no text")
         if key in items:
-            raise ConfigError(f"{where}: example {key[1]} of split {key[0]!r} is there twice")
+            raise ConfigError(f"{where}: example {key[1]} of split {key[0]!r} occurs twice")
         reference = None if line.get("reference") is None else str(line["reference"])
         items[key] = Item(line["instruction"], line["input"], line["text"], reference, context)
     return items
@@ -200,7 +201,7 @@ def match(side_a: Side, side_b: Side, splits: Sequence[str] = ()) -> Matched:
     if other:
         split, example = other[0]
         raise ConfigError(
-            f"{side_a.path} and {side_b.path} were not asked the same: instruction or input differs in {len(other)} of"
+            f"{side_a.path} and {side_b.path} answer different tasks: instruction or input differs in {len(other)} of"
             f" {len(shared)} shared examples, first in split {split!r}, example {example};"
             " evaluate both on the same data"
         )

@@ -1,4 +1,4 @@
-"""The talk with the judge about one pair: ask, read the answer, ask again, and at last a line of judgements.jsonl.
+"""The chat with the judge about one pair: ask, read the answer, ask again, and at last a line of judgements.jsonl.
 
 What the judge reads is a text file with the parts `--- system ---`, `--- user ---` and `--- again ---` (said after an
 answer that cannot be read); in the first two `{question}`, `{answer_a}`, `{answer_b}`, `{reference}` stand for texts.
@@ -15,9 +15,9 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from promptcomp.chat.answer_file import AnswerFile, FileHeader, KeptAnswer, now
+from promptcomp.chat.answer_file import FileHeader, KeptAnswer, now
 from promptcomp.chat.client import Message
 from promptcomp.chat.replies import Reply
 from promptcomp.chat.session import BYTES_PER_TOKEN
@@ -65,12 +65,6 @@ class JudgePrompt:
 
         return [{"role": "system", "content": fill(self.system)}, {"role": "user", "content": fill(self.user)}]
 
-    def ask_again(self, messages: list[Message], answer: str) -> list[Message]:
-        """The same chat after an answer that cannot be read; an empty answer is asked for as if for the first time."""
-        if not answer.strip():
-            return messages
-        return [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": self.again}]
-
 
 def load_prompt(path: Path | None = None) -> JudgePrompt:
     """The prompt in a file; None: the one that ships with the package.
@@ -78,13 +72,8 @@ def load_prompt(path: Path | None = None) -> JudgePrompt:
     Raises:
         ConfigError: the file cannot be read, or lacks a part or a placeholder.
     """
-    if path is None:
-        text, name = (
-            resources.files("promptcomp.judge").joinpath("prompt.txt").read_text(encoding="utf-8"),
-            "prompt.txt",
-        )
-    else:
-        text, name = read_text(path, "judge prompt"), str(path)
+    path = path or Path(str(resources.files("promptcomp.judge") / "prompt.txt"))
+    text, name = read_text(path, "judge prompt"), str(path)
     pieces = _HEADER.split(text.replace("\r\n", "\n"))
     parts = dict(zip(pieces[1::2], (piece.strip() for piece in pieces[2::2]), strict=True))
     missing = [part for part in PARTS if not parts.get(part)]
@@ -92,7 +81,7 @@ def load_prompt(path: Path | None = None) -> JudgePrompt:
         found = ", ".join(parts) or "none"
         raise ConfigError(
             f"{name}: a judge prompt has the parts '--- system ---', '--- user ---', '--- again ---'"
-            f" each on a line of its own with text below; found: {found}"
+            f" each on a separate line with text below; found: {found}"
         )
     for placeholder in _NEEDED:
         if f"{{{placeholder}}}" not in parts["user"] + parts["system"]:
@@ -101,6 +90,7 @@ def load_prompt(path: Path | None = None) -> JudgePrompt:
 
 
 Choice = Literal["A", "B", "tie"]
+Winner = Literal["a", "b", "tie"]
 
 _CHOICES: dict[str, Choice] = {"a": "A", "b": "B", "tie": "tie"}
 _FENCE = re.compile(r"\A```[\w-]*\s*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
@@ -159,7 +149,7 @@ class JudgementHeader(FileHeader):
     """The judge's model; `local:PATH` for a model that runs here."""
     prompt_sha256: str
     max_tokens: int
-    """Most tokens of an answer."""
+    """Maximum number of tokens of an answer."""
     a: str
     """Sides when the file was begun, for people."""
     b: str
@@ -175,23 +165,20 @@ class JudgementHeader(FileHeader):
 class Judgement(KeptAnswer):
     """One example as the judge saw it; the key is of the judge, the prompt, the example, both texts and their order."""
 
+    name: ClassVar[str] = "judgement"
+    again: ClassVar[str] = "judged"
+
     example: str
     swapped: bool
     """Side b was shown first, as answer A."""
     choice: Choice | None
     """By the order shown; null: malformed or refused."""
-    winner: Literal["a", "b", "tie"] | None
+    winner: Winner | None
     """The same by side."""
     reason: str = ""
     answers: tuple[str, ...] = ()
     """The judge's words, one text for each attempt."""
     attempts: int
-
-
-def open_judgements(path: Path, header: JudgementHeader) -> AnswerFile[Judgement]:
-    """The file of judgements; see `AnswerFile`."""
-    in_use = "is judging into this file; wait, or name another with -o"
-    return AnswerFile(path, header, Judgement, name="judgement", again="judged", in_use=in_use)
 
 
 class Exchange:
@@ -217,13 +204,14 @@ class Exchange:
 
     @property
     def messages(self) -> list[Message]:
-        """What to ask now."""
-        return self._prompt.ask_again(self._messages, self._replies[-1].text) if self._replies else self._messages
+        """What to ask now; an empty answer is asked for as if for the first time."""
+        answer = self._replies[-1].text if self._replies else ""
+        if not answer.strip():
+            return self._messages
+        again: list[Message] = [{"role": "assistant", "content": answer}]
+        return [*self._messages, *again, {"role": "user", "content": self._prompt.again}]
 
-    @property
-    def local_prompt(self) -> list[Message]:
-        """A local judge is shown the same chat."""
-        return self.messages
+    local_prompt = messages  # a local judge is shown the same chat
 
     @property
     def prompt_tokens(self) -> int:
@@ -244,30 +232,24 @@ class Exchange:
         """The line for a request that the judge's server refuses."""
         return self._judgement(None, error=error)
 
-    def _judgement(
-        self, answer: ReadAnswer | None, *, cut: bool = False, model: str | None = None, error: str | None = None
-    ) -> Judgement:
-        first, second = ("b", "a") if self.swapped else ("a", "b")
-        winners = {None: None, "A": first, "B": second, "tie": "tie"}
-        choice = answer.choice if answer else None
-        return Judgement.model_validate(
-            {
-                "key": self.key,
-                "split": self.pair.split,
-                "example": self.pair.example,
-                "swapped": self.swapped,
-                "choice": choice,
-                "winner": winners[choice],
-                "reason": answer.reason if answer else "",
-                "answers": tuple(reply.text for reply in self._replies),
-                "attempts": len(self._replies),
-                "prompt_tokens": _sum([reply.prompt_tokens for reply in self._replies]),
-                "completion_tokens": _sum([reply.completion_tokens for reply in self._replies]),
-                "cut": cut,
-                "error": error,
-                "model": model,
-                "time": now(),
-            }
+    def _judgement(self, answer: ReadAnswer | None, **given: Any) -> Judgement:
+        winners: dict[Choice, Winner] = {"A": "a", "B": "b", "tie": "tie"}
+        if self.swapped:
+            winners |= {"A": "b", "B": "a"}
+        return Judgement(
+            key=self.key,
+            split=self.pair.split,
+            example=self.pair.example,
+            swapped=self.swapped,
+            choice=answer.choice if answer else None,
+            winner=winners[answer.choice] if answer else None,
+            reason=answer.reason if answer else "",
+            answers=tuple(reply.text for reply in self._replies),
+            attempts=len(self._replies),
+            prompt_tokens=_sum([reply.prompt_tokens for reply in self._replies]),
+            completion_tokens=_sum([reply.completion_tokens for reply in self._replies]),
+            time=now(),
+            **given,
         )
 
 

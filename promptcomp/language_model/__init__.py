@@ -1,4 +1,4 @@
-"""Language models behind one face: decoder-only and encoder-decoder, with or without a Memory in front.
+"""One interface to language models: decoder-only and encoder-decoder, with or without a Memory in front.
 
 The names are imported when they are first used: the section of the configuration needs no torch.
 """

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import cache
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from promptcomp.config import ConfigError
+from promptcomp.config import ConfigError, read_yaml
 from promptcomp.errors import did_you_mean
 from promptcomp.language_model.lm_config import PositionalStart
 
 
 def changed_architecture(found: PretrainedConfig, settings: dict[str, Any], path: str) -> PretrainedConfig:
-    """An architecture with some settings changed.
-
-    Args:
-        found: The architecture.
-        settings: What to change.
-        path: Where it was found, for the error message.
+    """An architecture with some settings changed; `path`, where it was found, is for messages.
 
     Raises:
         ConfigError: a setting that the architecture does not have, or that does not fit the others.
@@ -44,12 +42,7 @@ def changed_architecture(found: PretrainedConfig, settings: dict[str, Any], path
 
 
 def first_layers(found: PretrainedConfig, layers: int, path: str) -> PretrainedConfig:
-    """An architecture with its first blocks only; weights of the others are left where they are.
-
-    Args:
-        found: The architecture.
-        layers: How many blocks to keep.
-        path: Where it was found, for the error message.
+    """An architecture with its first blocks only; `path`, where it was found, is for messages.
 
     Raises:
         ConfigError: it does not have so many.
@@ -92,48 +85,8 @@ def start_positions(model: PreTrainedModel, start: PositionalStart) -> None:
             attention.k_proj.weight[rows] *= start.content_scale
 
 
-# layers, heads, width (and width of the feed-forward part)
-_GPT2 = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
-_OPT = {"125m": (12, 12, 768), "1.3b": (24, 32, 2048), "2.7b": (32, 32, 2560), "6.7b": (32, 32, 4096)}
-_T5 = {"small": (6, 8, 512, 2048), "base": (12, 12, 768, 3072), "large": (24, 16, 1024, 4096)}
-_T5_1_1 = {
-    "small": (8, 6, 512, 1024),
-    "base": (12, 12, 768, 2048),
-    "large": (24, 16, 1024, 2816),
-    "xl": (24, 32, 2048, 5120),
-    "xxl": (24, 64, 4096, 10240),
-}
-
-
-def _known_architectures() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    common: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
-    for name, (layers, heads, width) in _GPT2.items():
-        sizes = {**common, "n_layer": layers, "n_head": heads, "n_embd": width}
-        found |= dict.fromkeys((name, f"openai-community/{name}"), sizes)
-    common = {"model_type": "opt", "vocab_size": 50272, "max_position_embeddings": 2048}
-    for name, (layers, heads, width) in _OPT.items():
-        sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width, "ffn_dim": 4 * width}
-        found[f"facebook/opt-{name}"] = {**common, **sizes, "word_embed_proj_dim": width}
-    found["huggyllama/llama-7b"] = {
-        "model_type": "llama",
-        "vocab_size": 32000,
-        "max_position_embeddings": 2048,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-    }
-    common = {"model_type": "t5", "vocab_size": 32128, "d_kv": 64}
-    changes = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-    v11 = ("google/flan-t5-{}", "google/t5-v1_1-{}", "google/t5-{}-lm-adapt")
-    for table, names, extra in ((_T5, ("t5-{}", "google-t5/t5-{}"), {}), (_T5_1_1, v11, changes)):
-        for size, (layers, heads, width, ff) in table.items():
-            stack = {"num_layers": layers, "num_decoder_layers": layers, "num_heads": heads}
-            sizes = {**common, **stack, "d_model": width, "d_ff": ff, **extra}
-            found |= dict.fromkeys((name.format(size) for name in names), sizes)
-    return found
-
-
-KNOWN_ARCHITECTURES = _known_architectures()
-"""Keywords of the configuration of well-known models by their names."""
+@cache
+def known_architectures() -> dict[str, dict[str, Any]]:
+    """Keywords of the configuration of well-known models by their names: a dry run of these needs no network."""
+    file = Path(str(resources.files("promptcomp") / "assets" / "architectures.yaml"))
+    return {name: each["sizes"] for each in read_yaml(file)["architectures"] for name in each["names"]}

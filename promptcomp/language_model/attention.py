@@ -1,4 +1,4 @@
-"""What an LM can look at: the length of its window, and who sees whom as masks in the form that its layers take."""
+"""What an LM attends to: the length of its window, and attention masks in the form that its layers take."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SIZES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
 class AttentionPattern:
-    """How the layers of a decoder-only LM look back.
+    """How the layers of a decoder-only LM attend to earlier tokens.
 
     transformers makes sliding masks from column numbers, which padding, packed rows and gist memories put elsewhere, so
     here the distance is taken from position ids.
@@ -39,7 +39,9 @@ class AttentionPattern:
             ConfigError: some layers look back in a way that is not supported.
         """
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        kinds = _kinds(config) or [SLIDING if window else FULL]
+        found = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or []
+        # GPT-Neo has words of its own
+        kinds = [FULL if kind == "global" else kind for kind in found] or [SLIDING if window else FULL]
         self.kinds = tuple(dict.fromkeys(kinds))
         self.window: int | None = window if SLIDING in self.kinds else None
         self.implementation = implementation
@@ -83,12 +85,6 @@ class AttentionPattern:
         return sees & (row_position[:, :, None] - column_position[:, None, :] < self.window)
 
 
-def _kinds(config: PretrainedConfig) -> list[str]:
-    """How each layer looks back, as the architecture says; GPT-Neo has words of its own."""
-    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or []
-    return [FULL if kind == "global" else kind for kind in kinds]
-
-
 def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask as numbers to add to attention scores: 0 or HIDDEN, [R, 1, rows, columns]."""
     mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
@@ -128,14 +124,11 @@ class Window:
         ones depends on the order of equal ones in memory. Their windows end where that begins.
         """
         kind = config.model_type
-        table = next(
-            (size for name in _SIZES if isinstance(size := getattr(config, name, None), int) and size > 0), None
-        )
-        limits = [] if table is None else [cls(table)]
+        tables = (size for name in _SIZES if isinstance(size := getattr(config, name, None), int) and size > 0)
+        limits = [cls(size) for size in [*tables][:1]]
         if (switch := _longrope_switch(config)) is not None:
-            limits.append(
-                cls(switch, f" (beyond it the LongRoPE of {kind!r} changes the scores of shorter rows as well)")
-            )
+            reason = f" (beyond it the LongRoPE of {kind!r} changes the scores of shorter rows as well)"
+            limits.append(cls(switch, reason))
         if (kept := getattr(config, "keep_window_size", None)) is not None:
             limits.append(cls(kept, f" (beyond it {kind!r} drops tokens)"))
         return min(limits, key=lambda limit: limit.size or 0, default=cls(None))

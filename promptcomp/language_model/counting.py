@@ -9,8 +9,10 @@ them. Counts for two lengths give what a token costs and what a pair of attendin
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -67,10 +69,9 @@ def model_cost(hf: PreTrainedModel) -> ModelCost:
 
 
 def _measured(hf: PreTrainedModel) -> ModelCost:
+    options: dict[str, Any] = {"dtype": hf.dtype, "attn_implementation": "eager"}
     with torch.device("meta"):
-        skeleton: Any = (
-            type(hf)._from_config(copy.deepcopy(hf.config), dtype=hf.dtype, attn_implementation="eager").eval()
-        )
+        skeleton: Any = type(hf)._from_config(copy.deepcopy(hf.config), **options).eval()
     if hasattr(skeleton, "set_experts_implementation"):  # of the implementations, the one whose shapes are fixed
         skeleton.set_experts_implementation("batched_mm")
     try:
@@ -78,8 +79,8 @@ def _measured(hf: PreTrainedModel) -> ModelCost:
     except (NotImplementedError, RuntimeError):  # shapes that depend on values: the weights say
         if hf.device.type == "meta":
             raise ConfigError(
-                f"what models of type {hf.config.model_type!r} cost depends on their weights; nothing can be said "
-                "before they are there"
+                f"the cost of models of type {hf.config.model_type!r} depends on their weights; it cannot be estimated "
+                "without them"
             ) from None
     was_training = hf.training
     try:
@@ -116,10 +117,8 @@ def _decoder(hf: Any) -> ModelCost:
 
 
 def _encoder(hf: Any) -> ModelCost:
-    def read(length: int) -> int:
-        return _flops(lambda: hf(input_ids=_ids(hf, length), use_cache=False))
-
-    token, pair = _token_and_pair(read(_FEW), read(2 * _FEW))
+    few, many = (_flops(partial(hf, input_ids=_ids(hf, length), use_cache=False)) for length in (_FEW, 2 * _FEW))
+    token, pair = _token_and_pair(few, many)
     return ModelCost("encoder", encoder_token=token, encoder_pair=pair)
 
 
@@ -172,28 +171,19 @@ def _flops(call: Callable[[], object]) -> int:
 
 
 def count_flops(call: Callable[[], object], *, outer_products: bool = True) -> int:
-    """FLOPs of a call as torch's FlopCounterMode counts them: matrix products, all pairs of an attention.
-
-    Args:
-        call: What is counted.
-        outer_products: Count batched outer products (the angles of rotary positions), which add nothing up.
-    """
+    """FLOPs of a call as torch's FlopCounterMode counts them: matrix products, all pairs of an attention, and with
+    `outer_products` batched ones (the angles of rotary positions), which add nothing up."""
     known = dict(_UNKNOWN_TO_TORCH)
     if not outer_products:
-        known[_aten.bmm] = _inner_products
+        known[_aten.bmm] = _products
     with FlopCounterMode(display=False, custom_mapping=known) as counter:
         call()
     return int(counter.get_total_flops())
 
 
-def _inner_products(one: _Shape, two: _Shape, *rest: Any, **named: Any) -> int:
-    batch, rows, inner = one
-    return 2 * batch * rows * inner * two[2] if inner > 1 else 0
-
-
-def _grouped_products(one: _Shape, two: _Shape, *rest: Any, **named: Any) -> int:
-    """Rows [S, K], each with the matrix of its own group [G, K, N]: the experts of a mixture."""
-    return 2 * one[0] * one[1] * two[2]
+def _products(one: _Shape, two: _Shape, *rest: Any, **named: Any) -> int:
+    """Batched ones but outer products; rows [S, K], each with the matrix of its own group [G, K, N] (experts)."""
+    return 2 * math.prod(one) * two[2] if len(one) == 2 or one[2] > 1 else 0
 
 
 def _attention(query: _Shape, key: _Shape, value: _Shape, *rest: Any, **named: Any) -> int:
@@ -203,13 +193,11 @@ def _attention(query: _Shape, key: _Shape, value: _Shape, *rest: Any, **named: A
 
 
 _aten = torch.ops.aten
+_KERNELS = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
 _UNKNOWN_TO_TORCH: dict[Any, Any] = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    _aten._scaled_dot_product_flash_attention: _attention,
-    _aten._scaled_dot_product_efficient_attention: _attention,
-    _aten._scaled_dot_product_cudnn_attention: _attention,
+    **{getattr(_aten, f"_scaled_dot_product_{name}"): _attention for name in _KERNELS},
     _aten._scaled_dot_product_fused_attention_overrideable: _attention,
-    _aten._grouped_mm: _grouped_products,
+    _aten._grouped_mm: _products,
 }
 if hasattr(torch.ops.transformers, "grouped_mm_fallback"):
-    _UNKNOWN_TO_TORCH[torch.ops.transformers.grouped_mm_fallback] = _grouped_products
+    _UNKNOWN_TO_TORCH[torch.ops.transformers.grouped_mm_fallback] = _products

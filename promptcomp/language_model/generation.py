@@ -1,4 +1,4 @@
-"""Free continuation of queries behind a memory: greedy, sampled or by beam search, through a growing cache.
+"""Generation after a query and a memory: greedy, sampled or by beam search, through a growing cache.
 
 Every new token sees what its query sees (the visible part of the prompt) and what came since, never more: what may be
 seen is computed from positions and kept for each row, not inherited from the last row of the prompt's mask.
@@ -7,15 +7,16 @@ seen is computed from positions and kept for each row, not inherited from the la
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError
-from promptcomp.language_model.attention import Window, slot_positions
+from promptcomp.language_model.attention import Window
 from promptcomp.language_model.cache import growing, growing_pair, passing, select_rows
 from promptcomp.language_model.parts import Prefix, memory_rows, positions, prepend
 from promptcomp.memory import KVCache, Memory
@@ -36,11 +37,11 @@ class Settings:
     """
 
     max_new_tokens: int
-    """Most tokens of an answer."""
+    """Maximum number of tokens of an answer."""
     stop_ids: Sequence[int] = ()
     """Tokens that end an answer."""
     temperature: float = 0.0
-    """0 takes the likeliest token; otherwise tokens are drawn with `generator`."""
+    """0 takes the most likely token; otherwise tokens are sampled with `generator`."""
     top_p: float = 1.0
     """Draw from the likeliest tokens that hold this much probability together."""
     generator: torch.Generator | None = None
@@ -57,7 +58,7 @@ class Settings:
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ConfigError("the temperature must not be negative, and top_p must lie in (0, 1]")
         if self.num_beams > 1 and (self.temperature or self.on_tokens):
-            raise ConfigError("beam search goes with temperature 0 and cannot be streamed; use one beam")
+            raise ConfigError("beam search needs temperature 0 and cannot be streamed; use one beam")
 
 
 @torch.no_grad()
@@ -113,101 +114,54 @@ def _choose(logits: Tensor, settings: Settings) -> Tensor:
 
 
 def _beams(lm: LanguageModel, state: _Rows, settings: Settings) -> list[list[int]]:
-    rows, width = state.hidden.shape[0], settings.num_beams
-    search = BeamSearch(rows, width, settings.stop_ids, settings.length_penalty)
+    """By the rules of Hugging Face's `generate` (early_stopping=False); beam b of row n is row n * width + b."""
+    rows, width, penalty = state.hidden.shape[0], settings.num_beams, settings.length_penalty
+    # all beams of a row start equal: only one of them may go on
+    beams = [[_Beam(_NEVER if b else 0.0, []) for b in range(width)] for _ in range(rows)]
+    ended: list[list[_Beam]] = [[] for _ in range(rows)]
+    done = [False] * rows
     state.select(torch.arange(rows, device=state.hidden.device).repeat_interleave(width))
-    for number in range(settings.max_new_tokens):
-        source, tokens = search.advance(lm.head(state.hidden).float().log_softmax(-1))
-        if search.is_done or number + 1 == settings.max_new_tokens:
-            break
-        state.select(source)
-        state.step(tokens)
-    return search.best()
-
-
-@dataclass(slots=True)
-class _Row:
-    """The beams of one row, and the answers that have ended: (score, tokens)."""
-
-    tokens: list[list[int]]
-    ended: list[tuple[float, list[int]]] = field(default_factory=list)
-    done: bool = False
-
-
-class BeamSearch:
-    """Which beams to go on with, by the rules of Hugging Face's `generate` (early_stopping=False).
-
-    N rows of B beams each; beam b of row n is row n * B + b of the model's batch.
-    """
-
-    def __init__(self, rows: int, width: int, stop_ids: Sequence[int], length_penalty: float) -> None:
-        self._width = width
-        self._stop_ids = frozenset(stop_ids)
-        self._penalty = length_penalty
-        self._rows = [_Row([[] for _ in range(width)]) for _ in range(rows)]
-        self._scores = torch.full((rows, width), _NEVER)
-        self._scores[:, 0] = 0.0  # all beams start equal: only one of them may go on
-
-    @property
-    def is_done(self) -> bool:
-        """Whether no row can get better."""
-        return all(row.done for row in self._rows)
-
-    def advance(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one step with log probabilities [N * B, V].
-
-        Returns:
-            For each beam the row of the batch that it continues, and its new token: [N * B] each.
-        """
-        rows, vocabulary = len(self._rows), log_probs.shape[-1]
-        total = self._scores.to(log_probs.device)[:, :, None] + log_probs.view(rows, self._width, vocabulary)
+    for length in range(1, settings.max_new_tokens + 1):
+        log_probs = lm.head(state.hidden).float().log_softmax(-1)
+        scores = torch.tensor([[beam.score for beam in row] for row in beams], device=log_probs.device)
+        total = (scores[:, :, None] + log_probs.view(rows, width, -1)).flatten(1)
         # twice as many as beams, so that enough are left when some end
-        values, flat = total.flatten(1).topk(min(2 * self._width, total[0].numel()), dim=1)
-        source = torch.zeros(rows, self._width, dtype=torch.long)
-        token = torch.zeros(rows, self._width, dtype=torch.long)
-        candidates = zip(values.tolist(), flat.tolist(), strict=True)
-        for number, (row, (scores, places)) in enumerate(zip(self._rows, candidates, strict=True)):
-            if row.done:
-                source[number] = number * self._width
+        candidates = [each.tolist() for each in total.topk(min(2 * width, total.shape[1]), dim=1)]
+        for row, found in enumerate(zip(*candidates, strict=True)):
+            if done[row]:
                 continue
-            chosen = self._advance_row(row, scores, [divmod(place, vocabulary) for place in places])
-            source[number] = torch.tensor([number * self._width + beam for _, beam, _ in chosen])
-            token[number] = torch.tensor([new for _, _, new in chosen])
-            self._scores[number] = torch.tensor([score for score, _, _ in chosen])
-        return source.flatten().to(log_probs.device), token.flatten().to(log_probs.device)
+            going_on: list[_Beam] = []
+            for rank, (score, place) in enumerate(zip(*found, strict=True)):
+                source, token = divmod(place, log_probs.shape[-1])
+                if token not in settings.stop_ids:
+                    going_on.append(_Beam(score, [*beams[row][source].tokens, token], source))
+                elif rank < width:
+                    ended[row].append(_Beam(score / length**penalty, beams[row][source].tokens))
+            # fewer go on where the vocabulary is all stop tokens
+            beams[row] = [*going_on, *(_Beam(_NEVER, [*beams[row][0].tokens, 0]) for _ in range(width))][:width]
+            ended[row] = sorted(ended[row], key=_score, reverse=True)[:width]
+            done[row] = len(ended[row]) == width and ended[row][-1].score >= beams[row][0].score / length**penalty
+        if all(done) or length == settings.max_new_tokens:
+            break
+        source_rows = [row * width + beam.source * (not done[row]) for row in range(rows) for beam in beams[row]]
+        state.select(torch.tensor(source_rows, device=state.hidden.device))
+        state.step(torch.tensor([beam.tokens[-1] for row in beams for beam in row], device=state.hidden.device))
+    for row in range(rows):
+        if not done[row]:
+            ended[row] += [_Beam(beam.score / length**penalty, beam.tokens) for beam in beams[row]]
+    return [max(found, key=_score).tokens for found in ended]
 
-    def _advance_row(
-        self, row: _Row, scores: list[float], places: list[tuple[int, int]]
-    ) -> list[tuple[float, int, int]]:
-        """The (score, beam, token) of the beams that go on; answers that end are put aside."""
-        going_on: list[tuple[float, int, int]] = []
-        length = len(row.tokens[0]) + 1
-        for rank, (score, (beam, token)) in enumerate(zip(scores, places, strict=True)):
-            if token in self._stop_ids:
-                if rank < self._width:
-                    row.ended.append((score / length**self._penalty, row.tokens[beam]))
-                    row.ended = sorted(row.ended, key=lambda answer: -answer[0])[: self._width]
-            elif len(going_on) < self._width:
-                going_on.append((score, beam, token))
-        while len(going_on) < self._width:  # a vocabulary of stop tokens
-            going_on.append((_NEVER, 0, 0))
-        row.tokens = [[*row.tokens[beam], token] for _, beam, token in going_on]
-        best = going_on[0][0] / length**self._penalty
-        row.done = len(row.ended) == self._width and min(score for score, _ in row.ended) >= best
-        return going_on
 
-    def best(self) -> list[list[int]]:
-        """The best answer of every row, ended or not."""
-        found = []
-        for row, scores in zip(self._rows, self._scores.tolist(), strict=True):
-            answers = list(row.ended)
-            if not row.done:
-                length = max(len(row.tokens[0]), 1)
-                answers += [
-                    (score / length**self._penalty, text) for score, text in zip(scores, row.tokens, strict=True)
-                ]
-            found.append(max(answers, key=lambda answer: answer[0])[1])
-        return found
+class _Beam(NamedTuple):
+    """A beam, or an answer that has ended with its score for the length."""
+
+    score: float
+    tokens: list[int]
+    source: int = 0
+    """Which beam of the step before it continues."""
+
+
+_score = attrgetter("score")
 
 
 class _DecoderRows:
@@ -217,40 +171,24 @@ class _DecoderRows:
 
     def __init__(self, lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, new_tokens: int) -> None:
         self._lm = lm
-        self._cache = growing()
-        embeds, mask, context_of = lm.embed(batch.query_ids), batch.query_mask, batch.context_of
-        if isinstance(memory, KVCache):
-            memory = memory_rows(memory, context_of)
-            self._cache = growing(memory.layers)
-            first = memory.next_position[:, None]
-            self._seen = torch.cat([memory.mask, mask], 1)
-            rows = first + positions(mask)
-            self._columns = torch.cat([slot_positions(memory), rows], 1)
-            sees = self._seen[:, None, :] & (self._columns[:, None, :] <= rows[:, :, None])
-        else:
-            front = lm.front(memory, context_of)
-            first = front.mask.sum(-1, keepdim=True)
-            embeds = torch.cat([front.embeds, embeds], 1)
-            self._seen = torch.cat([front.visible, mask], 1)
-            rows = self._columns = torch.cat([positions(front.mask), first + positions(mask)], 1)
-            readable = torch.cat([front.mask, torch.zeros_like(mask)], 1)
-            in_front = (torch.arange(rows.shape[1], device=rows.device) < front.mask.shape[1])[None, :, None]
-            readable_here = torch.where(in_front, readable[:, None, :], self._seen[:, None, :])
-            sees = readable_here & (rows[:, None, :] <= rows[:, :, None])
-        self._next = first.squeeze(1) + mask.sum(-1)
+        front, mask = lm.in_front(memory, batch.context_of), batch.query_mask
+        held = memory_rows(memory, batch.context_of).layers if isinstance(memory, KVCache) else ()
+        self._cache = growing(held)
+        self._seen = torch.cat([front.visible, mask], 1)
+        self._columns = torch.cat([front.position, front.next_position[:, None] + positions(mask)], 1)
+        embeds = torch.cat([front.embeds, lm.embed(batch.query_ids)], 1)
+        rows = self._columns[:, self._columns.shape[1] - embeds.shape[1] :]
+        readable = torch.cat([front.mask, torch.zeros_like(mask)], 1)[:, None, :]
+        in_front = torch.arange(rows.shape[1], device=rows.device) < front.embeds.shape[1]
+        sees = torch.where(in_front[None, :, None], readable, self._seen[:, None, :])
+        self._next = front.next_position + mask.sum(-1)
         Window(lm.window).check_positions(self._next + new_tokens - 1)
-        self._read(embeds, rows, sees)
+        self._read(embeds, rows, sees & (self._columns[:, None, :] <= rows[:, :, None]))
 
     def _read(self, embeds: Tensor, rows: Tensor, sees: Tensor) -> None:
         assert self._lm.pattern is not None
-        output = self._lm.body(
-            inputs_embeds=embeds,
-            attention_mask=self._lm.pattern.mask(sees, rows, self._columns, embeds.dtype, blocks=False),
-            position_ids=rows,
-            use_cache=True,
-            **passing(self._lm.body, self._cache),
-        )
-        self.hidden = output.last_hidden_state[:, -1]
+        mask = self._lm.pattern.mask(sees, rows, self._columns, embeds.dtype, blocks=False)
+        self.hidden = self._lm.run(embeds, mask, rows, self._cache, use_cache=True)[:, -1]
 
     def step(self, tokens: Tensor) -> None:
         rows = self._next[:, None]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from promptcomp.config import Config
+from promptcomp.config import Config, ConfigError
+
+BUILTIN = "builtin:"
 
 
 class PositionalStart(Config):
@@ -41,10 +46,10 @@ class LanguageModelConfig(Config):
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Type of the weights."""
+    """Dtype of the weights."""
     attn_implementation: Literal["sdpa", "eager", "flex_attention"] | None = None
     """Attention code; null: sdpa where the model has it, otherwise eager. flex_attention (training on GPUs only) skips
-    blocks that a mask hides. Kernels that take no mask of their own (flash attention) cannot serve."""
+    blocks that a mask hides. Kernels that accept no custom mask (flash attention) cannot be used."""
     layout: Literal["query_in_decoder", "query_in_encoder"] = "query_in_decoder"
     """Encoder-decoder only: where the query goes (the memory is always on the encoder's side)."""
     bos: bool | None = None
@@ -53,3 +58,33 @@ class LanguageModelConfig(Config):
     """Start with random weights; `path` gives the tokenizer and the architecture (builtin:toy_student has no more)."""
     layers: int | None = Field(None, ge=1)
     """Only the first so many blocks of the model (T5: of its encoder and of its decoder), with their weights."""
+
+    def check_place(self) -> None:
+        """Look whether the LM is where it is said to be, as far as names tell: one of the hub may be anything.
+
+        Raises:
+            ConfigError: no such built-in model, or no such folder.
+        """
+        if self.path.startswith(("./", "../", "/")) and not os.path.isdir(self.path):
+            raise ConfigError(
+                f"{self.path}: the model cannot be read; give a folder saved by save_pretrained or a reachable hub "
+                "name (no such folder)"
+            )
+        locate(self.path)
+
+
+def locate(path: str) -> str:
+    """The folder of a built-in model; any other name unchanged.
+
+    Raises:
+        ConfigError: no built-in model of that name.
+    """
+    if path.startswith("embedded:"):
+        raise ConfigError(f"lm.path = {path!r}: built-in models are named {BUILTIN}{path.partition(':')[2]} now")
+    if not path.startswith(BUILTIN):
+        return path
+    folder = Path(str(resources.files("promptcomp") / "assets" / path.removeprefix(BUILTIN)))
+    if not (folder / "config.json").is_file():
+        shipped = sorted(p.name for p in folder.parent.glob("*") if (p / "config.json").is_file())
+        raise ConfigError(f"lm.path = {path!r}: no such built-in model; shipped: {', '.join(shipped) or 'none'}")
+    return str(folder)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,15 @@ from transformers import (
 
 from promptcomp.config import ConfigError
 from promptcomp.language_model.architectures import (
-    KNOWN_ARCHITECTURES,
     changed_architecture,
     first_layers,
+    known_architectures,
     start_positions,
 )
 from promptcomp.language_model.attention import Window
-from promptcomp.language_model.lm_config import LanguageModelConfig
+from promptcomp.language_model.lm_config import BUILTIN, LanguageModelConfig, locate
 from promptcomp.language_model.parts import logits_of
 
-BUILTIN = "builtin:"
 ENCODER_DECODERS = ("t5", "mt5")
 """Encoder-decoder families whose attention takes the position from a relative bias that we can set for packed rows."""
 _TEXT_PARTS = {
@@ -50,23 +49,6 @@ _MOST_LAYERS = 10_000
 _log = logging.getLogger(__name__)
 
 
-def locate(path: str) -> str:
-    """The folder of a built-in model; any other name unchanged.
-
-    Raises:
-        ConfigError: no built-in model of that name.
-    """
-    if path.startswith("embedded:"):
-        raise ConfigError(f"lm.path = {path!r}: built-in models are named {BUILTIN}{path.partition(':')[2]} now")
-    if not path.startswith(BUILTIN):
-        return path
-    folder = Path(str(resources.files("promptcomp") / "assets" / path.removeprefix(BUILTIN)))
-    if not (folder / "config.json").is_file():
-        shipped = sorted(p.name for p in folder.parent.glob("*") if (p / "config.json").is_file())
-        raise ConfigError(f"lm.path = {path!r}: no such built-in model; shipped: {', '.join(shipped) or 'none'}")
-    return str(folder)
-
-
 def open_architecture(config: LanguageModelConfig, *, offline_table: bool = False) -> PretrainedConfig:
     """The architecture alone; with `offline_table`, well-known names need no network.
 
@@ -74,8 +56,8 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
         ConfigError: nothing can be read there, or the family is not supported.
     """
     path = locate(config.path)
-    if offline_table and path in KNOWN_ARCHITECTURES and not Path(path).exists():
-        sizes = dict(KNOWN_ARCHITECTURES[path])
+    if offline_table and path in known_architectures() and not Path(path).exists():
+        sizes = dict(known_architectures()[path])
         found = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     else:
         with _reading(config.path, "model"):
@@ -91,17 +73,13 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
 
 
 def _readable(found: PretrainedConfig, path: str) -> PretrainedConfig:
-    """The architecture of what reads text in a model of this one.
-
-    Raises:
-        ConfigError: no language model of this kind is supported.
-    """
+    """The architecture of what reads text in a model of this one, where language models of this kind are supported."""
     kind = found.model_type
     if found.is_encoder_decoder:
-        if kind not in ENCODER_DECODERS:
-            known = ", ".join(ENCODER_DECODERS)
-            raise ConfigError(f"{path}: encoder-decoder models of type {kind!r} are not supported; known: {known}")
-        return found
+        if kind in ENCODER_DECODERS:
+            return found
+        known = ", ".join(ENCODER_DECODERS)
+        raise ConfigError(f"{path}: encoder-decoder models of type {kind!r} are not supported; known: {known}")
     text = found.get_text_config(decoder=True)
     if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and (text is found or _heads_agree(found, text)):
         if text is not found:
@@ -251,7 +229,7 @@ def open_tokenizer(config: LanguageModelConfig, *, on_disk: bool = False) -> Pre
 
 
 def open_window(config: LanguageModelConfig) -> int | None:
-    """Most positions that the LM can read, from its architecture alone; None: no limit (T5).
+    """Maximum number of positions that the LM can read, from its architecture alone; None: no limit (T5).
 
     Raises:
         ConfigError: the architecture cannot be read.
@@ -291,11 +269,7 @@ def _starts_with_bos(path: str) -> bool:
 
 @contextmanager
 def _reading(path: str, what: str) -> Iterator[None]:
-    """Reading what others have written, for which transformers may raise anything.
-
-    Raises:
-        ConfigError: it did.
-    """
+    """Reading what others have written: whatever transformers raises for it becomes a ConfigError."""
     try:
         yield
     except ConfigError:
@@ -305,5 +279,19 @@ def _reading(path: str, what: str) -> Iterator[None]:
         reason = " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())
         problem = f"cannot be read; give a folder saved by save_pretrained or a reachable hub name ({reason})"
         if "trust_remote_code" in str(error):
-            problem = "needs code of its own (auto_map), which promptcomp does not run; give another model"
+            problem = "needs its own code (auto_map), which promptcomp does not run; give another model"
         raise ConfigError(f"{path}: the {what} {problem}") from None
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `auto` (a GPU if there is one), `cpu`, `mps`, `cuda` or `cuda:1`.
+
+    Raises:
+        ConfigError: another name, or no such CUDA device here.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ConfigError(f"--device {name!r} is not known; choose auto, cpu, cuda or cuda:1")
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name.startswith("cuda") and int(name[5:] or 0) >= here:
+        raise ConfigError(f"--device {name}: torch sees {here or 'no'} CUDA device(s) here; use --device cpu")
+    return torch.device(("cuda" if here else "cpu") if name == "auto" else name)

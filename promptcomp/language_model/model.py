@@ -1,17 +1,17 @@
-"""LanguageModel: the one place that knows decoder-only from encoder-decoder.
+"""LanguageModel: the one place that distinguishes decoder-only from encoder-decoder models.
 
 What a Memory means: `SoftPrompt` vectors stand where the context's token embeddings would stand (in front of the query,
 or on an encoder's input); `KVCache` is the prefix of a decoder-only LM; `EncoderStates` is what a decoder attends to,
 and what an encoder that reads queries remembers. A `Prefix` is not read yet: it goes through the LM together with the
 queries, which see a part of it.
-Padding never moves anything: position ids count real tokens only (T5, whose positions are indices, gets contiguous
+Padding changes no result: position ids count real tokens only (T5, whose positions are indices, gets contiguous
 tokens or a corrected bias). Every forward lays its queries and targets out as trees (see packing).
 """
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any, Literal, Self
+from functools import cached_property, partial
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,14 @@ from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.language_model import generation, loading
 from promptcomp.language_model.attention import AttentionPattern, Window, slot_positions
-from promptcomp.language_model.cache import growing, passing, reading, stored
+from promptcomp.language_model.cache import Cache, growing, passing, reading, stored
 from promptcomp.language_model.counting import ModelCost, model_cost
 from promptcomp.language_model.lm_config import LanguageModelConfig
 from promptcomp.language_model.packing import (
     MAX_ROW_TOKENS,
     Packed,
     close_gaps,
-    num_nodes,
     pack,
-    scored_tokens,
     t5_mask,
     tree_mask,
 )
@@ -49,16 +47,19 @@ from promptcomp.language_model.parts import (
     refusing,
     token_table,
 )
-from promptcomp.language_model.t5_encoder import (
-    Queries,
-    SlotDecoder,
-    encode_remembered,
-    encode_tokens,
-    headless,
-    read_prefix,
-)
+from promptcomp.language_model.t5_encoder import SlotDecoder, encode_behind, encode_tokens, headless, read_prefix
 from promptcomp.language_model.verify import verify
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
+
+
+class InFront(NamedTuple):
+    """What stands in front of rows that a decoder-only LM reads; `embeds` is empty where a cache holds it."""
+
+    embeds: Tensor  # [R, P, D]
+    mask: Tensor  # [R, K] bool, real columns
+    visible: Tensor  # [R, K] bool, those that the rows see
+    position: Tensor  # [R, K]
+    next_position: Tensor  # [R]
 
 
 class LanguageModel(nn.Module):
@@ -70,7 +71,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.hf = hf
         self.tokenizer = tokenizer
-        with refusing(hf, "their architecture lacks what promptcomp reads from it"):
+        with refusing(hf, "their architecture lacks parts that promptcomp needs"):
             self._read_architecture(layout)
         self.bos_id: int | None = None
         if self.family == "decoder" and tokenizer is not None and (loading.adds_bos(tokenizer) if bos is None else bos):
@@ -80,15 +81,12 @@ class LanguageModel(nn.Module):
         self.train(hf.training)
 
     def _read_architecture(self, layout: str) -> None:
-        hf = self.hf
-        self.family: Literal["decoder", "encoder_decoder"] = (
-            "encoder_decoder" if hf.config.is_encoder_decoder else "decoder"
-        )
-        is_decoder = self.family == "decoder"
+        hf, is_decoder = self.hf, not self.hf.config.is_encoder_decoder
+        self.family: Literal["decoder", "encoder_decoder"] = "decoder" if is_decoder else "encoder_decoder"
         self.text_config: PretrainedConfig = hf.config.get_text_config(decoder=True) if is_decoder else hf.config
         """The architecture of what reads text (a part of a model that sees pictures as well)."""
         settings = self.text_config.to_dict()
-        self.query_in_encoder = self.family == "encoder_decoder" and layout == "query_in_encoder"
+        self.query_in_encoder = not is_decoder and layout == "query_in_encoder"
         self.hidden_size: int = token_table(hf).embedding_dim
         self.vocab_size: int = token_table(hf).num_embeddings
         self.num_layers: int = self.text_config.num_hidden_layers
@@ -97,8 +95,6 @@ class LanguageModel(nn.Module):
         self.window: int | None = self._window.size
         self.pattern = AttentionPattern(self.text_config, hf.config._attn_implementation) if is_decoder else None
         """How decoder-only layers look back."""
-        self.block_classes: frozenset[str] = frozenset(hf._no_split_modules or ())
-        """Names of the classes that sharding keeps whole."""
         self.start_id: int = settings.get("decoder_start_token_id") or 0
         self.end_id: int = first_of(settings.get("eos_token_id"), 1)
         """The end of sequence."""
@@ -117,14 +113,9 @@ class LanguageModel(nn.Module):
         """Bytes of keys and values in use while an answer is made behind a memory, real slots only, mean over its rows;
         in front of vectors stands BOS."""
         if memory is None:
-            return float(self.num_bos * self.kv_bytes_per_token)
+            return float(self.num_bos * self.cost.kv_bytes_per_token)
         front = self.num_bos if isinstance(memory, SoftPrompt) else 0
-        return (float(memory.num_slots.double().mean()) + front) * self.kv_bytes_per_token
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes that one prompt token holds in the cache a decoder reads (T5: keys and values of cross-attention)."""
-        return self.cost.kv_bytes_per_token
+        return (float(memory.num_slots.double().mean()) + front) * self.cost.kv_bytes_per_token
 
     @classmethod
     def from_config(cls, config: LanguageModelConfig) -> Self:
@@ -221,26 +212,21 @@ class LanguageModel(nn.Module):
         ids, mask = context.ids, context.mask
         if self.family == "decoder":
             ids, mask = prepend(ids, mask, self.bos_id)
-        embeds = self.embed(ids)
-        if slots is None:
-            return Prefix(embeds, mask, mask)
-        rows, count = ids.shape[0], slots.shape[0]
-        end = mask.new_ones(rows, count)
-        return Prefix(
-            torch.cat([embeds, slots.to(embeds.dtype).expand(rows, -1, -1)], 1),
-            torch.cat([mask, end], 1),
-            torch.cat([torch.zeros_like(mask), end], 1),
-        )
+        embeds, visible = self.embed(ids), mask
+        if slots is not None:
+            end = mask.new_ones(len(ids), len(slots))
+            embeds = torch.cat([embeds, slots.to(embeds.dtype).expand(len(ids), -1, -1)], 1)
+            mask, visible = torch.cat([mask, end], 1), torch.cat([torch.zeros_like(mask), end], 1)
+        return Prefix(embeds, mask, visible)
 
     def read(self, prefix: Prefix) -> KVCache | EncoderStates:
-        """The activations at the visible positions of a prefix: all that queries will ever see of it."""
+        """The activations at the visible positions of a prefix, which are all that queries see of it."""
         if self.family == "encoder_decoder":
             return read_prefix(self.hf.get_encoder(), prefix, every_layer=self.query_in_encoder)
         layers = self._read(prefix.embeds, prefix.mask)
         slots = int(prefix.visible.sum(-1).max())
-        kept = tuple(
-            (last_visible(k, prefix.visible, slots), last_visible(v, prefix.visible, slots)) for k, v in layers
-        )
+        visible = partial(last_visible, visible=prefix.visible, slots=slots)
+        kept = tuple((visible(keys), visible(values)) for keys, values in layers)
         return KVCache(kept, close_gaps(prefix.visible, prefix.visible)[0][:, -slots:], prefix.mask.sum(-1))
 
     def _read(self, embeds: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -249,16 +235,10 @@ class LanguageModel(nn.Module):
         self._window.check_context(mask)
         cache = growing()
         position = positions(mask)
-        output = self.body(
-            inputs_embeds=embeds,
-            attention_mask=self.pattern.padded(mask, position, embeds.dtype),
-            position_ids=position,
-            use_cache=True,
-            **passing(self.body, cache),
-        )
+        hidden = self.run(embeds, self.pattern.padded(mask, position, embeds.dtype), position, cache, use_cache=True)
         layers = stored(cache)
         if torch.is_grad_enabled():  # FSDP2 needs every part that gets a gradient to come from a module's output
-            anchor = output.last_hidden_state.sum() * 0
+            anchor = hidden.sum() * 0
             layers = tuple((keys + anchor, values + anchor) for keys, values in layers)
         return layers
 
@@ -272,18 +252,12 @@ class LanguageModel(nn.Module):
         """
         if self.family == "encoder_decoder":
             return self.decode(self.encoder_side(memory, batch), batch, where)
-        packed = self._pack(batch.query_ids, batch.query_mask, batch.context_of, batch, where == "all")
+        packed = self._pack(batch, where)
         return self._logits(self._decode(memory, packed), packed)
 
     def decode(self, encoded: EncoderStates, batch: Batch, where: Literal["targets", "all"] = "targets") -> Logits:
         """Logits given what the decoder attends to (see `encoder_side`); encoder-decoder only."""
-        if self.query_in_encoder:
-            start = torch.full_like(batch.context_of, self.start_id)[:, None]
-            ids, mask, parent = start, torch.ones_like(start, dtype=torch.bool), torch.arange(len(start)).to(start)
-        else:
-            ids, mask = prepend(batch.query_ids, batch.query_mask, self.start_id)
-            parent = batch.context_of
-        packed = self._pack(ids, mask, parent, batch, where == "all")
+        packed = self._pack(batch, where)
         encoded = memory_rows(encoded, packed.context_of)
         hidden = self.hf.get_decoder()(
             inputs_embeds=self.embed(packed.ids),
@@ -298,34 +272,36 @@ class LanguageModel(nn.Module):
         values = self.head(hidden.flatten(0, 1)[packed.nodes])
         return Logits(values, packed.predictor, packed.label, packed.target_of)
 
-    def scored_tokens(self, batch: Batch) -> Tensor:
-        """How many tokens of each target [M] a forward scores, from the masks alone."""
-        return scored_tokens(self._query_side(batch), batch.target_mask, batch.query_of)
-
-    def num_logits(self, batch: Batch, where: Literal["targets", "all"] = "targets") -> Tensor:
-        """How many rows the logits of a forward have, from the masks alone."""
-        return num_nodes(self._query_side(batch), batch.target_mask, batch.query_of, all_positions=where == "all")
-
-    def _query_side(self, batch: Batch) -> Tensor:
-        """The mask [N, Q] of what stands in front of the targets."""
-        start = batch.query_mask.new_ones(len(batch.query_mask), 1)
+    def _pack(self, batch: Batch, where: Literal["targets", "all"]) -> Packed:
+        """The rows that the decoder reads; a T5's begin with its start token."""
+        ids, mask, parent, most = batch.query_ids, batch.query_mask, batch.context_of, MAX_ROW_TOKENS
         if self.query_in_encoder:
-            return start
-        return batch.query_mask if self.family == "decoder" else torch.cat([start, batch.query_mask], 1)
+            ids, parent = torch.full_like(parent, self.start_id)[:, None], torch.arange(len(parent)).to(parent)
+            mask = torch.ones_like(ids, dtype=torch.bool)
+        elif self.family == "encoder_decoder":
+            ids, mask = prepend(ids, mask, self.start_id)
+        if self.family == "encoder_decoder":
+            most //= 2
+        return pack(ids, mask, parent, batch, all_positions=where == "all", max_row_tokens=most)
+
+    def scored_tokens(self, batch: Batch) -> Tensor:
+        """How many tokens of each target [M] a forward scores."""
+        return torch.bincount(self._pack(batch, "targets").target_of, minlength=len(batch.target_ids))
+
+    def num_logits(self, batch: Batch, where: Literal["targets", "all"] = "targets") -> int:
+        """How many rows the logits of a forward have."""
+        return len(self._pack(batch, where).nodes)
 
     def score(self, memory: Memory | Prefix | None, batch: Batch) -> Scores:
         """Log likelihood of every target; context and query are read once for all of them."""
         logits = self(memory, batch, "targets")
-        log_probs = logits.log_probs()
-        zeros = log_probs.new_zeros(batch.target_ids.shape[0])
-        ones = torch.ones_like(logits.target_of)
         missed = logits.values.argmax(-1)[logits.predictor] != logits.label
-        misses = torch.zeros_like(batch.query_of).index_add(0, logits.target_of, missed.long())
-        return Scores(
-            zeros.index_add(0, logits.target_of, log_probs),
-            torch.zeros_like(batch.query_of).index_add(0, logits.target_of, ones),
-            misses == 0,
-        )
+
+        def summed(values: Tensor) -> Tensor:
+            return values.new_zeros(len(batch.target_ids)).index_add(0, logits.target_of, values)
+
+        tokens = torch.ones_like(logits.target_of)
+        return Scores(summed(logits.log_probs()), summed(tokens), summed(missed.long()) == 0)
 
     def generate(self, memory: Memory | Prefix | None, batch: Batch, **settings: Any) -> list[list[int]]:
         """Continuations of the batch's N queries (its targets are not looked at), without the stop token.
@@ -344,52 +320,45 @@ class LanguageModel(nn.Module):
         """Logits [..., V] of final hidden states."""
         return logits_of(self.hf, hidden)
 
-    def _pack(self, query_ids: Tensor, query_mask: Tensor, parent: Tensor, batch: Batch, everywhere: bool) -> Packed:
-        return pack(
-            query_ids,
-            query_mask,
-            parent,
-            batch.target_ids,
-            batch.target_mask,
-            batch.query_of,
-            all_positions=everywhere,
-            max_row_tokens=MAX_ROW_TOKENS // 2 if self.family == "encoder_decoder" else MAX_ROW_TOKENS,
-        )
+    def run(
+        self, embeds: Tensor, mask: Any, position: Tensor, cache: Cache | None = None, *, use_cache: bool = False
+    ) -> Tensor:
+        """Final hidden states of a decoder-only LM behind a cache, which takes them in with `use_cache`."""
+        return self.body(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=position,
+            use_cache=use_cache,
+            **({} if cache is None else passing(self.body, cache)),
+        ).last_hidden_state
 
     def _decode(self, memory: Memory | Prefix | None, packed: Packed) -> Tensor:
         """Hidden states [R, S, D] of the packed rows behind the memory (decoder-only)."""
         assert self.pattern is not None
-        embeds = self.embed(packed.ids)
+        front = self.in_front(memory, packed.context_of)
+        position = front.next_position[:, None] + packed.position
+        self._window.check_room(position, front.mask.shape[1])
+        columns = torch.cat([front.position, position], 1)
+        cache = reading(memory_rows(memory, packed.context_of)) if isinstance(memory, KVCache) else None
+        sees = tree_mask(packed, front.mask, with_prefix_rows=cache is None, visible=front.visible)
+        rows = position if cache is not None else columns
+        embeds = torch.cat([front.embeds, self.embed(packed.ids)], 1)
+        hidden = self.run(embeds, self.pattern.mask(sees, rows, columns, embeds.dtype), rows, cache)
+        return hidden[:, front.embeds.shape[1] :]
+
+    def in_front(self, memory: Memory | Prefix | None, context_of: Tensor) -> InFront:
+        """Where rows [R] of a decoder-only LM go on: behind a cache, a prefix, or BOS and vectors."""
         if isinstance(memory, KVCache):
-            memory = memory_rows(memory, packed.context_of)
-            position = memory.next_position[:, None] + packed.position
-            self._window.check_room(position, memory.mask.shape[1])
-            sees = tree_mask(packed, memory.mask, with_prefix_rows=False)
-            columns = torch.cat([slot_positions(memory), position], 1)
-            return self.body(
-                inputs_embeds=embeds,
-                attention_mask=self.pattern.mask(sees, position, columns, embeds.dtype),
-                position_ids=position,
-                use_cache=False,
-                **passing(self.body, reading(memory)),
-            ).last_hidden_state
-        front = self.front(memory, packed.context_of)
-        slots = front.mask.shape[1]
-        position = torch.cat([positions(front.mask), front.mask.sum(-1, keepdim=True) + packed.position], 1)
-        self._window.check_room(position, slots)
-        sees = tree_mask(packed, front.mask, with_prefix_rows=True, visible=front.visible)
-        hidden = self.body(
-            inputs_embeds=torch.cat([front.embeds, embeds], 1),
-            attention_mask=self.pattern.mask(sees, position, position, embeds.dtype),
-            position_ids=position,
-            use_cache=False,
-        ).last_hidden_state
-        return hidden[:, slots:]
+            memory = memory_rows(memory, context_of)
+            nothing = self.embed(context_of.new_zeros(len(context_of), 0))
+            return InFront(nothing, memory.mask, memory.mask, slot_positions(memory), memory.next_position)
+        front = self.front(memory, context_of)
+        return InFront(*front, positions(front.mask), front.mask.sum(-1))
 
     def front(self, memory: Memory | Prefix | None, context_of: Tensor) -> Prefix:
         """What stands in front of rows [R]: a prefix as it is, or BOS (where the model uses one) and the slots."""
         if isinstance(memory, Prefix):
-            return Prefix(*(tensor[context_of] for tensor in memory))
+            return memory.rows(context_of)
         rows = context_of.shape[0]
         weight = token_table(self.hf).weight
         embeds = weight.new_zeros(rows, 0, self.hidden_size)
@@ -412,21 +381,19 @@ class LanguageModel(nn.Module):
             ConfigError: the memory is of a kind that this layout cannot read.
         """
         encoder: Any = self.hf.get_encoder()
-        queries = None
-        if self.query_in_encoder:
-            queries = Queries(self.embed(batch.query_ids), batch.query_mask, batch.context_of)
+        if isinstance(memory, KVCache):
+            raise ConfigError("an encoder-decoder LM cannot read KVCache; it reads SoftPrompt or EncoderStates")
         if isinstance(memory, Prefix | EncoderStates):
-            return encode_remembered(encoder, memory, queries)
-        if memory is not None and not isinstance(memory, SoftPrompt):
-            raise ConfigError(
-                f"an encoder-decoder LM cannot read {type(memory).__name__}; it reads SoftPrompt or EncoderStates"
-            )
+            if self.query_in_encoder:
+                rows = memory.rows(batch.context_of)
+                return encode_behind(encoder, rows, self.embed(batch.query_ids), batch.query_mask)
+            return memory if isinstance(memory, EncoderStates) else read_prefix(encoder, memory, every_layer=False)
         embeds, mask = self.embed(batch.context.ids[:, :0]), batch.context.mask[:, :0]
         if memory is not None:
             embeds, mask = memory.embeds.to(embeds.dtype), memory.mask
-        if queries is not None:
-            embeds = torch.cat([embeds[batch.context_of], queries.embeds], 1)
-            mask = torch.cat([mask[batch.context_of], queries.mask], 1)
+        if self.query_in_encoder:
+            embeds = torch.cat([embeds[batch.context_of], self.embed(batch.query_ids)], 1)
+            mask = torch.cat([mask[batch.context_of], batch.query_mask], 1)
         return encode_tokens(encoder, embeds, mask, self._end_embedding())
 
     def _end_embedding(self) -> Tensor:

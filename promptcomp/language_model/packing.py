@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from promptcomp.batch import Batch
 from promptcomp.language_model.attention import additive
 
 MAX_ROW_TOKENS = 512
@@ -45,18 +46,17 @@ def pack(
     query_ids: Tensor,
     query_mask: Tensor,
     context_of: Tensor,
-    target_ids: Tensor,
-    target_mask: Tensor,
-    query_of: Tensor,
+    batch: Batch,
     *,
-    all_positions: bool,
+    all_positions: bool = False,
     max_row_tokens: int = MAX_ROW_TOKENS,
 ) -> Packed:
-    """Lay out queries [N, Q] and targets [M, T]; `context_of` [N] and `query_of` [M] must not decrease.
+    """Lay out queries [N, Q] and the targets of a batch; `context_of` [N] and its `query_of` [M] must not decrease.
 
     `all_positions`: logits at every token (in the order: tokens of all queries, then of all targets), otherwise only
     where a target token is predicted.
     """
+    query_of, target_mask = batch.query_of, batch.target_mask
     query_length, target_length = query_mask.sum(-1), target_mask.sum(-1)
     tree_length = query_length.index_add(0, query_of, target_length)  # [N]
     row, context_of_row = _rows(tree_length, context_of, max_row_tokens)
@@ -66,7 +66,7 @@ def pack(
     num_rows = context_of_row.shape[0]
     width = int(tree_length.new_zeros(num_rows).index_add(0, row, tree_length).max()) if num_rows else 0
     n, q_rank, q_ids = _tokens(query_ids, query_mask)
-    m, t_rank, t_ids = _tokens(target_ids, target_mask)
+    m, t_rank, t_ids = _tokens(batch.target_ids, target_mask)
     place = torch.cat([row[n] * width + query_start[n] + q_rank, row[query_of[m]] * width + target_start[m] + t_rank])
 
     def scatter(values: Tensor, fill: int) -> Tensor:
@@ -94,23 +94,6 @@ def pack(
         label=label,
         target_of=target_of,
     )
-
-
-def scored_tokens(query_mask: Tensor, target_mask: Tensor, query_of: Tensor) -> Tensor:
-    """How many tokens of each target [M] `pack` would score: all, but the first one behind an empty query."""
-    length = target_mask.sum(-1)
-    unseen = (length > 0) & ~query_mask.any(-1)[query_of]
-    return length - unseen.long()
-
-
-def num_nodes(query_mask: Tensor, target_mask: Tensor, query_of: Tensor, *, all_positions: bool) -> Tensor:
-    """How many logits `pack` would ask for, a scalar."""
-    if all_positions:
-        return query_mask.sum() + target_mask.sum()
-    first = target_mask.any(-1) & query_mask.any(-1)[query_of]
-    branches = torch.zeros_like(query_mask[:, :1], dtype=torch.long).squeeze(1).index_add(0, query_of, first.long())
-    # The last token of a query predicts the first token of all its targets.
-    return scored_tokens(query_mask, target_mask, query_of).sum() - (branches - 1).clamp(min=0).sum()
 
 
 def tree_mask(packed: Packed, prefix_mask: Tensor, *, with_prefix_rows: bool, visible: Tensor | None = None) -> Tensor:

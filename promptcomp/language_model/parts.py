@@ -1,4 +1,4 @@
-"""Parts that language models are made of: results, head and headless text encoder, prefixes, positions."""
+"""Parts of language models: results, output head and headless text encoder, prefixes, positions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from promptcomp.config import ConfigError
 from promptcomp.language_model.counting import ModelCost, model_cost
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
-
-MemoryType = TypeVar("MemoryType", SoftPrompt, KVCache, EncoderStates)
 
 
 class Logits(NamedTuple):
@@ -47,6 +45,10 @@ class Prefix(NamedTuple):
     embeds: Tensor  # [G, P, D]
     mask: Tensor  # [G, P] bool, real positions
     visible: Tensor  # [G, P] bool, a part of `mask`
+
+    def rows(self, index: Tensor) -> Prefix:
+        """The prefixes of the rows `index` [N]."""
+        return Prefix(*(tensor[index] for tensor in self))
 
 
 class Scores(NamedTuple):
@@ -102,7 +104,7 @@ def body_name(hf: PreTrainedModel) -> str:
         return hf.base_model_prefix
     models = [name for name, child in hf.named_children() if isinstance(child, PreTrainedModel)]
     if len(models) != 1:
-        raise ConfigError(unsupported(hf, "their head cannot be told from their body"))
+        raise ConfigError(unsupported(hf, "their output head cannot be separated from their body"))
     return models[0]
 
 
@@ -122,7 +124,7 @@ def logits_of(hf: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 
 class _Given:
-    """Stands where the body stands and returns what it is said to have found."""
+    """Replaces the body and returns a given output."""
 
     def __init__(self, body: Any, hidden: Tensor) -> None:
         self._body, self._hidden = body, hidden
@@ -162,6 +164,15 @@ def embedding_scale(table: nn.Embedding) -> float:
     return float(torch.func.functional_call(table, {"weight": ones}, (first,)).double().mean())
 
 
+def initial_vectors(table: nn.Embedding, shape: tuple[int, ...], how: str, std: float, first: int = 0) -> Tensor:
+    """Vectors [*shape, D] at the scale of a table's look-ups: embeddings of random tokens from `first` on where `how`
+    is "vocabulary", otherwise normal with `std`."""
+    rows, scale = table.weight.detach(), embedding_scale(table)
+    if how == "vocabulary":
+        return rows[torch.randint(first, len(rows), shape)] * scale
+    return torch.randn(*shape, rows.shape[1], dtype=rows.dtype, device=rows.device) * (std * scale)
+
+
 class TextEncoder(nn.Module):
     """An LM without its head, as distillers use it: embeddings in, final hidden states out."""
 
@@ -186,6 +197,11 @@ class TextEncoder(nn.Module):
         """What a token costs it."""
         return model_cost(self.body)
 
+    @property
+    def num_bos(self) -> int:
+        """Tokens that it reads in front of every sequence: BOS, or none."""
+        return int(self.bos_id is not None)
+
     def with_bos(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Left-padded ids and mask with BOS in front where the model uses one."""
         return prepend(ids, mask, self.bos_id)
@@ -202,6 +218,9 @@ class TextEncoder(nn.Module):
         slots = slots.expand(len(ids), -1, -1)
         whole = torch.cat([mask, mask.new_ones(slots.shape[:2])], 1)
         return self(torch.cat([self.embed(ids), slots], 1), whole)[:, -slots.shape[1] :]
+
+
+MemoryType = TypeVar("MemoryType", SoftPrompt, KVCache, EncoderStates, Prefix)
 
 
 def memory_rows(memory: MemoryType, index: Tensor) -> MemoryType:

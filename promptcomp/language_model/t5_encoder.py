@@ -1,4 +1,4 @@
-"""T5's encoder with a part of its input remembered: what gist caching needs and transformers does not offer.
+"""T5's encoder with cached states for a part of its input, which gist tokens need and transformers does not offer.
 
 The encoder is bidirectional, so a remembered part can be reused only if it does not look at what follows. Gist tokens
 do not (Mu et al. 2023, https://arxiv.org/abs/2304.08467, section 3): the prefix sees itself, the query sees the gist
@@ -9,7 +9,7 @@ T5's positions are distances between columns, so real tokens are kept next to ea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel
 from promptcomp.config import ConfigError
 from promptcomp.language_model.attention import additive
 from promptcomp.language_model.packing import close_gaps
-from promptcomp.language_model.parts import Prefix, TextEncoder, memory_rows, token_table
+from promptcomp.language_model.parts import Prefix, TextEncoder, token_table
 from promptcomp.memory import EncoderStates
 
 
@@ -54,14 +54,6 @@ def headless(hf: PreTrainedModel) -> PreTrainedModel:
     return whole.train(hf.training)
 
 
-class Queries(NamedTuple):
-    """Queries that an encoder reads behind contexts: embeds [N, Q, D], mask [N, Q], row of the context [N]."""
-
-    embeds: Tensor
-    mask: Tensor
-    context_of: Tensor
-
-
 def encode_tokens(encoder: Any, embeds: Tensor, mask: Tensor, end: Tensor) -> EncoderStates:
     """The encoder's output; a row without tokens gets the end of sequence [D], as T5's tokenizer makes of no text."""
     empty = ~mask.any(-1, keepdim=True)
@@ -71,28 +63,6 @@ def encode_tokens(encoder: Any, embeds: Tensor, mask: Tensor, end: Tensor) -> En
     embeds, mask = close_gaps(embeds, mask)
     hidden = encoder(inputs_embeds=embeds, attention_mask=mask.long()).last_hidden_state
     return EncoderStates((hidden,), mask)
-
-
-def encode_remembered(encoder: Any, memory: Prefix | EncoderStates, queries: Queries | None) -> EncoderStates:
-    """What the decoder attends to behind a prefix or remembered states, with the queries that the encoder reads.
-
-    Raises:
-        ConfigError: the states lack the layers that queries need.
-    """
-    if isinstance(memory, Prefix):
-        if queries is None:
-            return read_prefix(encoder, memory, every_layer=False)
-        rows = Prefix(*(tensor[queries.context_of] for tensor in memory))
-        return encode_behind_prefix(encoder, rows, queries.embeds, queries.mask)
-    if queries is None:
-        return memory
-    if len(memory.layers) != len(encoder.block) + 1:
-        raise ConfigError(
-            f"an encoder that reads queries (lm.layout=query_in_encoder) cannot read EncoderStates of "
-            f"{len(memory.layers)} layer(s); it needs the inputs of its {len(encoder.block)} blocks and its output, so "
-            "compress with the same layout"
-        )
-    return encode_behind_memory(encoder, memory_rows(memory, queries.context_of), queries.embeds, queries.mask)
 
 
 def read_prefix(encoder: Any, prefix: Prefix, *, every_layer: bool) -> EncoderStates:
@@ -106,30 +76,35 @@ def read_prefix(encoder: Any, prefix: Prefix, *, every_layer: bool) -> EncoderSt
     return EncoderStates(moved, close_gaps(prefix.visible, prefix.visible)[0][:, first:])
 
 
-def encode_behind_prefix(encoder: Any, prefix: Prefix, embeds: Tensor, mask: Tensor) -> EncoderStates:
-    """Prefix and query in one pass (a row of the prefix for each query): what the decoder may attend to."""
-    whole = torch.cat([prefix.embeds, embeds], 1)
-    is_query = torch.cat([torch.zeros_like(prefix.mask), mask], 1)
-    readable = torch.cat([prefix.visible, mask], 1)
-    real = torch.cat([prefix.mask, mask], 1)
-    whole, moved = close_gaps(whole, real)
-    is_query, readable = close_gaps(is_query, real)[0], close_gaps(readable, real)[0]
-    in_prefix = (moved & ~is_query)[:, None, :]
-    sees = torch.where(is_query[:, :, None], readable[:, None, :], in_prefix)
-    return EncoderStates((_run(encoder, whole, sees)[1],), readable)
+def encode_behind(encoder: Any, memory: Prefix | EncoderStates, embeds: Tensor, mask: Tensor) -> EncoderStates:
+    """What the decoder may attend to: queries [N, Q] behind a prefix, read in the same pass, or behind remembered slots
+    (a row of either for each query).
 
-
-def encode_behind_memory(encoder: Any, memory: EncoderStates, embeds: Tensor, mask: Tensor) -> EncoderStates:
-    """Queries [N, Q] behind remembered slots (a row of the memory for each query): what the decoder may attend to."""
+    Raises:
+        ConfigError: the states lack the layers that queries need.
+    """
+    if isinstance(memory, EncoderStates) and len(memory.layers) != len(encoder.block) + 1:
+        raise ConfigError(
+            f"an encoder that reads queries (lm.layout=query_in_encoder) cannot read EncoderStates of "
+            f"{len(memory.layers)} layer(s); it needs the inputs of its {len(encoder.block)} blocks and its output, so "
+            "compress with the same layout"
+        )
     real = torch.cat([memory.mask, mask], 1)
-    slot = torch.cat([memory.mask, torch.zeros_like(mask)], 1)
-    slot, moved = close_gaps(slot, real)
-    empty = embeds.new_zeros(embeds.shape)
-    layers = [close_gaps(torch.cat([layer.to(embeds.dtype), empty], 1), real)[0] for layer in memory.layers]
-    queries = close_gaps(torch.cat([torch.zeros_like(memory.layers[0]), embeds], 1).to(embeds.dtype), real)[0]
-    sees = moved[:, None, :].expand(-1, moved.shape[1], -1)
-    _, output = _run(encoder, queries, sees, slot[:, :, None], layers)
-    return EncoderStates((output,), moved)
+
+    def moved(front: Tensor, query: Tensor) -> Tensor:
+        return close_gaps(torch.cat([front, query], 1), real)[0]
+
+    whole, is_query = close_gaps(real, real)[0], moved(torch.zeros_like(memory.mask), mask)
+    if isinstance(memory, Prefix):
+        readable = moved(memory.visible, mask)
+        sees = torch.where(is_query[:, :, None], readable[:, None, :], (whole & ~is_query)[:, None, :])
+        return EncoderStates((_run(encoder, moved(memory.embeds, embeds), sees)[1],), readable)
+    empty = torch.zeros_like(embeds)
+    layers = [moved(layer.to(embeds.dtype), empty) for layer in memory.layers]
+    hidden = moved(torch.zeros_like(memory.layers[0], dtype=embeds.dtype), embeds)
+    sees = whole[:, None, :].expand(-1, whole.shape[1], -1)
+    _, output = _run(encoder, hidden, sees, (whole & ~is_query)[:, :, None], layers)
+    return EncoderStates((output,), whole)
 
 
 def _run(

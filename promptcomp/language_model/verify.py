@@ -1,4 +1,4 @@
-"""A first look at an LM: do packed, padded rows give what plain transformers gives for one row at a time?
+"""A test of an LM: do packed, padded rows give what plain transformers gives for one row at a time?
 
 Families differ in ways that no list keeps up with (positions from columns, states carried from token to token, biases
 made of masks), so an LM is tried with a few tokens: two contexts of different lengths, queries and targets that share
@@ -110,7 +110,9 @@ def _verdict(lm: LanguageModel) -> str | None:
     is_small = sum(each.numel() for each in lm.hf.parameters()) < _SMALL
     if lm.hf.dtype == torch.float32 and max(found.values()) > _DOUBTFUL and is_small:
         with contextlib.suppress(Exception):  # some models mix types when they should not
-            twin = _in_float64(lm)
+            twin, hf = copy.copy(lm), copy.deepcopy(lm.hf).double()
+            twin._modules = {**lm._modules, "hf": hf}
+            twin.text_config = hf.config if lm.text_config is lm.hf.config else hf.config.get_text_config()
             found, lm = _compare(twin), twin
     worst = max(found, key=lambda way: found[way])
     if found[worst] <= _TOLERANCE[lm.hf.dtype]:
@@ -125,15 +127,6 @@ def _verdict(lm: LanguageModel) -> str | None:
 def _compare(lm: LanguageModel) -> dict[str, float]:
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _narrowed(lm):
         return _differences(lm)
-
-
-def _in_float64(lm: LanguageModel) -> LanguageModel:
-    """A copy of the model in float64."""
-    twin = copy.copy(lm)
-    hf = copy.deepcopy(lm.hf).double()
-    twin._modules = {**lm._modules, "hf": hf}
-    twin.hf, twin.text_config = hf, hf.config if lm.text_config is lm.hf.config else hf.config.get_text_config()
-    return twin
 
 
 @contextlib.contextmanager
@@ -173,12 +166,12 @@ def _differences(lm: LanguageModel) -> dict[str, float]:
         return {"": 0.0}  # weights without meaning have no right scores
     embeds = lm.embed(batch.context.ids)
     vectors = (embeds + embeds.roll(1, -1)) / 2  # what no token has
-    ends = (0, len(plain) - 1)
-    behind_vectors = {target: _plain(lm, batch, target, vectors) for target in ends}
+    behind_vectors = {target: _plain(lm, batch, target, vectors) for target in (0, len(plain) - 1)}
     cached = lm.encode(batch.context)
+    every = dict(enumerate(plain))
     ways = {
-        "in one pass": (lm.whole_prompt(batch.context), dict(enumerate(plain))),
-        "behind a cache": (cached, dict(enumerate(plain))),
+        "in one pass": (lm.whole_prompt(batch.context), every),
+        "behind a cache": (cached, every),
         "behind vectors": (SoftPrompt(vectors, batch.context.mask), behind_vectors),
     }
     found = {}
@@ -231,18 +224,17 @@ def _plain(lm: LanguageModel, batch: Batch, target: int, vectors: Tensor | None 
     query = int(batch.query_of[target])
     context = int(batch.context_of[query])
     seen = batch.context.mask[context]
+    ids = batch.context.ids[context][seen]
     ask = batch.query_ids[query][batch.query_mask[query]]
     answer = batch.target_ids[target][batch.target_mask[target]]
-    prompt = lm.embed(batch.context.ids[context][seen]) if vectors is None else vectors[context][seen]
+    prompt = lm.embed(ids) if vectors is None else vectors[context][seen]
     hf: Any = lm.hf
-    if lm.family == "decoder":
-        bos = answer.new_tensor([] if lm.bos_id is None else [lm.bos_id])
-        if vectors is None:
-            ids = torch.cat([bos, batch.context.ids[context][seen], ask, answer])[None]
-            logits = hf(input_ids=ids, use_cache=False).logits
-        else:
-            row = torch.cat([lm.embed(bos), prompt, lm.embed(torch.cat([ask, answer]))])[None]
-            logits = hf(inputs_embeds=row, use_cache=False).logits
+    bos = answer.new_tensor([] if lm.bos_id is None else [lm.bos_id])
+    if lm.family == "decoder" and vectors is None:
+        logits = hf(input_ids=torch.cat([bos, ids, ask, answer])[None], use_cache=False).logits
+    elif lm.family == "decoder":
+        row = torch.cat([lm.embed(bos), prompt, lm.embed(torch.cat([ask, answer]))])[None]
+        logits = hf(inputs_embeds=row, use_cache=False).logits
     else:
         start = answer.new_tensor([lm.start_id])
         encoder, decoder = ([prompt, lm.embed(ask)], [start]) if lm.query_in_encoder else ([prompt], [start, ask])

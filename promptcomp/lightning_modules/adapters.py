@@ -1,4 +1,4 @@
-"""What of the LM itself a method trains: everything, LoRA adapters, or nothing.
+"""Which weights of the LM itself a method trains: all, LoRA adapters, or none.
 
 LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685, through peft (the optional extra "lora"). The adapters are put
 into the Hugging Face model in place, so that everything else goes on working with the same object.
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 def add_lora(lm: LanguageModel, config: LoraConfig, *, skeleton: bool = False) -> None:
     """Put adapters into the LM; they alone are trainable afterwards, in float32 beside half-precision weights.
 
-    Args:
-        lm: Changed in place.
-        config: Sizes and targets.
-        skeleton: Shapes only, on the meta device.
+    `skeleton`: shapes only, on the meta device.
 
     Raises:
         ConfigError: peft is not installed, or `targets` names no layer of this LM.
@@ -59,13 +56,10 @@ def lora_settings(lm: LanguageModel, config: LoraConfig) -> peft.LoraConfig:
         raise ConfigError(
             "method.train = 'lora' needs the package peft; install it with: pip install \"promptcomp[lora]\""
         ) from None
-    head = lm.hf.get_output_embeddings()
-    body = {id(module) for module in lm.hf.base_model.modules()} - {id(head)}
-    modules = dict(lm.hf.named_modules())
-    layers = {n: each for n, each in modules.items() if isinstance(each, nn.Linear | Conv1D) and id(each) in body}
+    modules, body = dict(lm.hf.named_modules()), {*lm.hf.base_model.modules()} - {lm.hf.get_output_embeddings()}
+    layers = {name: each for name, each in modules.items() if isinstance(each, nn.Linear | Conv1D) and each in body}
     known = {_last(name) for name in layers}
-    unknown = [name for name in config.targets if name not in known]
-    if unknown:
+    if unknown := [name for name in config.targets if name not in known]:
         listed = ", ".join(sorted(known))
         raise ConfigError(f"method.lora.targets: the LM has no linear layer {unknown[0]!r}; it has {listed}")
     names = set(config.targets) or known

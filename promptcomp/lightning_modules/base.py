@@ -1,4 +1,4 @@
-"""What every method shares and no paper describes: freezing, the optimiser, logging and checkpoints.
+"""The common part of all methods, which no paper describes: freezing, the optimiser, logging and checkpoints.
 
 A method is `build()` (make the trainable parts), `compress(context)`, `num_memory_slots(tokens)` and, where it is more
 than the cross-entropy of the targets, `losses(batch)` with its `counts(batch)`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -25,13 +25,13 @@ from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
 from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks, shard
-from promptcomp.lightning_modules.exported import HFExport, Page, adapter_code, model_code
+from promptcomp.lightning_modules.exported import HFExport, Page
 from promptcomp.lightning_modules.method_config import LMTrainingConfig, MethodConfig, OptimConfig
-from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective
+from promptcomp.lightning_modules.objective import Counts, LossTerm, StepObjective, cross_entropy
 from promptcomp.lightning_modules.optim import learning_rate_factor, make_optimizer
 from promptcomp.memory import Memory
 
-__all__ = ["CompressionModule", "Counts", "LossTerm", "Pass"]
+__all__ = ["CompressionModule", "Counts", "LossTerm", "Pass", "WholeContext"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Pass:
     trained: bool
     """Whether its weights get a gradient."""
     reconstructs: bool = False
-    """Reconstruction: its targets are the contexts, each behind a query of one token, instead of the examples."""
+    """Reconstruction: its targets are the contexts themselves, each after a query of one token."""
     caches_context: bool = False
     """A decoder reads the context first and keeps its keys and values until the answers are computed."""
 
@@ -93,6 +93,8 @@ class CompressionModule(TrainedState):
         self.lm_config = lm if isinstance(lm, LanguageModelConfig) else None
         if isinstance(lm, LanguageModel):
             self.lm = lm
+        self.teacher: LanguageModel | None = None
+        """A frozen LM that a method compares its own with, if it opens one."""
         self.execution = Execution()
         self._is_built = self._is_in_trainer = False
         self._objective: StepObjective | None = None
@@ -124,20 +126,20 @@ class CompressionModule(TrainedState):
         raise NotImplementedError
 
     def read_for_training(self, context: Context) -> Memory | Prefix | None:
-        """What the targets are predicted behind in training: the memory, or what gives the same numbers in one pass."""
+        """What the LM reads before the query in training: the memory, or a prefix with the same numbers in one pass."""
         return self.compress(context)
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """The terms of the training objective on this batch; here the cross-entropy of the targets, a token mean."""
         logits = self.lm(self.read_for_training(batch.context), batch, "targets")
-        return [LossTerm(self.answer_term, -logits.log_probs().sum(), logits.label.shape[0])]
+        return [cross_entropy(self.answer_term, logits)]
 
     def counts(self, batch: Batch) -> Counts:
         """The counts of the terms that `losses` would give, from the batch alone; see `Counts`."""
         return {self.answer_term: self.lm.scored_tokens(batch).sum()}
 
     def num_memory_slots(self, context_tokens: int) -> int:
-        """Positions that the memory of a context of this length takes."""
+        """Number of positions that the memory of a context of this length takes in the LM."""
         raise NotImplementedError
 
     def compress_flops(self, context_tokens: float) -> float:
@@ -151,8 +153,7 @@ class CompressionModule(TrainedState):
 
     def as_hf(self) -> HFExport:
         """What `checkpoint export --format hf` writes; the LM and its tokenizer may be changed in place."""
-        about = "A plain Hugging Face model. Prompts are written as in training (`promptcomp data show`)."
-        return HFExport(self.lm.hf, Page("Language model", about, model_code(self.lm)))
+        return HFExport(self.lm.hf, Page("language_model", {}))
 
     def adapter_page(self, base: str) -> Page:
         """The README of exported adapters; the LM is there and not built upon.
@@ -160,7 +161,7 @@ class CompressionModule(TrainedState):
         Args:
             base: Arguments of `from_pretrained` for the LM that training began with.
         """
-        return Page("Adapters", "", adapter_code(self.lm, base))
+        return Page("adapters", {"base": base})
 
     def score(self, batch: Batch) -> Scores:
         """Log likelihood of every target given the compressed context."""
@@ -181,8 +182,14 @@ class CompressionModule(TrainedState):
         if self._is_built:
             return
         self._is_built = True
-        if self.device_mesh is not None:
-            self._build_sharded()
+        if self.device_mesh is not None:  # rank 0 opens the weights; the others build shapes and get shards from it
+            from_rank_zero = self.lm_config is not None
+            self.skeleton = from_rank_zero and self.global_rank > 0
+            self._build()
+            self.skeleton = False
+            methods = ("training_step", "validation_step", "compress", "score")
+            mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
+            shard(self, mesh, methods, device, from_rank_zero=from_rank_zero, precision=self.trainer.precision)
         elif self._is_in_trainer:
             with one_after_another(self.trainer.strategy):
                 self._build()
@@ -208,22 +215,13 @@ class CompressionModule(TrainedState):
         prepare_blocks(self, self.execution)
         self.train(self.training)
 
-    def _build_sharded(self) -> None:
-        """Rank 0 opens the weights; the other ranks build shapes and get their shards from it."""
-        assert self.device_mesh is not None
-        from_rank_zero = self.lm_config is not None
-        self.skeleton = from_rank_zero and self.global_rank > 0
-        self._build()
-        self.skeleton = False
-        methods = ("training_step", "validation_step", "compress", "score")
-        mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
-        shard(self, mesh, methods, device, from_rank_zero=from_rank_zero, precision=self.trainer.precision)
-
-    def train(self, mode: bool = True) -> CompressionModule:
-        """Training mode for the trained parts alone: a frozen LM must not use dropout."""
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for the trained parts alone: a frozen LM and a teacher must not use dropout."""
         super().train(mode)
         if self._is_built and self.method.lm_training == "none":
             self.lm.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
         return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -232,8 +230,10 @@ class CompressionModule(TrainedState):
         Raises:
             FloatingPointError: the loss of the step is not finite (on every rank at once).
         """
-        self._seed_step(batch_idx)
         micro_batches = self.trainer.accumulate_grad_batches
+        # dropout is a function of (seed, step, rank), so that a resumed run draws what it would have drawn
+        number = self.seed * 1_000_003 + self.global_step * micro_batches + batch_idx % micro_batches
+        torch.manual_seed((number * 4099 + self.global_rank) % (1 << 63))
         if batch_idx % micro_batches == 0 or self._objective is None:
             whole = (batch, *batch.siblings)
             self._objective = StepObjective(
@@ -261,13 +261,6 @@ class CompressionModule(TrainedState):
         self.log("train/loss", values.pop("loss"), prog_bar=True, batch_size=1)
         logs = {f"train/{name}": value for name, value in values.items()}
         self.log_dict({**logs, "train/tokens": objective.tokens.float()}, batch_size=1)
-
-    def _seed_step(self, batch_idx: int) -> None:
-        """Make dropout a function of (seed, step, rank), so that a resumed run draws what it would have drawn."""
-        accumulate = self.trainer.accumulate_grad_batches
-        micro_batch = self.global_step * accumulate + batch_idx % accumulate
-        number = (self.seed * 1_000_003 + micro_batch) * 4099 + self.global_rank
-        torch.manual_seed(number % (1 << 63))
 
     def watch(self, examples: Sequence[Any]) -> None:
         """Name the gold options of the dev split; without this only a loss is logged.
@@ -320,13 +313,26 @@ class CompressionModule(TrainedState):
         self.clip_gradients(optimizer, gradient_clip_val=self.optim.clip_norm, gradient_clip_algorithm="norm")
 
 
+class WholeContext(CompressionModule):
+    """Base of methods that compress nothing: the LM reads the context itself."""
+
+    def compress(self, context: Context) -> Memory | None:
+        """The context, read by the LM."""
+        return self.lm.encode(context)
+
+    def num_memory_slots(self, context_tokens: int) -> int:
+        """One slot for every token of the context."""
+        return context_tokens
+
+    def read_for_training(self, context: Context) -> Memory | Prefix | None:
+        """The context, to be read in one pass with the queries."""
+        return self.lm.whole_prompt(context)
+
+
 def check_same_tokenizer(lm: LanguageModel, other: LanguageModel, what: str) -> None:
     """Text reaches an LM and its teacher or distiller as the same ids, so both must mean the same by them.
 
-    Args:
-        lm: The LM.
-        other: The teacher or distiller.
-        what: Names the other in messages.
+    `what` names the other in messages.
 
     Raises:
         ConfigError: the tokenizers or the vocabularies differ.
@@ -337,7 +343,7 @@ def check_same_tokenizer(lm: LanguageModel, other: LanguageModel, what: str) -> 
             odd = sum(1 for token, number in theirs.items() if ours.get(token) != number)
             raise ConfigError(
                 f"{what}: its tokenizer is not the LM's ({len(theirs)} tokens, {odd} of them "
-                f"unknown to the LM or numbered otherwise; the LM has {len(ours)}); choose one of the LM's family"
+                f"unknown to the LM or with other ids; the LM has {len(ours)}); choose one of the LM's family"
             )
     if other.vocab_size < (lm.vocab_size if lm.tokenizer is None else len(lm.tokenizer)):
         raise ConfigError(f"{what}: {other.vocab_size} token embeddings are fewer than the LM's vocabulary")

@@ -16,38 +16,26 @@ from torch import nn
 
 from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
-from promptcomp.language_model import embedding_scale, token_table
-from promptcomp.language_model.parts import Prefix
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm
+from promptcomp.language_model import token_table
+from promptcomp.language_model.parts import initial_vectors
+from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, WholeContext
 from promptcomp.lightning_modules.controls_config import MetaICLConfig, PromptTuningConfig
-from promptcomp.memory import Memory, SoftPrompt
+from promptcomp.memory import SoftPrompt
 
 
-class FullPrompt(CompressionModule):
+class FullPrompt(WholeContext):
     """See FullPromptConfig."""
-
-    def compress(self, context: Context) -> Memory | None:
-        """The context itself."""
-        return self.lm.encode(context)
-
-    def num_memory_slots(self, context_tokens: int) -> int:
-        """Every token of it."""
-        return context_tokens
-
-    def read_for_training(self, context: Context) -> Memory | Prefix | None:
-        """The same together with the queries."""
-        return self.lm.whole_prompt(context)
 
 
 class NoPrompt(CompressionModule):
     """See NoPromptConfig."""
 
     def compress(self, context: Context) -> None:
-        """Nothing."""
+        """No trainable parts."""
         return
 
     def num_memory_slots(self, context_tokens: int) -> int:
-        """None."""
+        """No slots."""
         return 0
 
 
@@ -58,16 +46,11 @@ class PromptTuning(CompressionModule):
 
     def build(self) -> None:
         """The prompts [tasks or 1, K, D]."""
-        table, scale = token_table(self.lm.hf).weight.detach(), embedding_scale(token_table(self.lm.hf))
         shared = self.method.share == "shared"
         if not shared and not self.task_names:
             raise ConfigError("method.share = 'per_task': the data names no tasks; use method.share=shared")
         shape = (1 if shared else len(self.task_names), self.method.num_slots)
-        if self.method.slot_init == "vocabulary":
-            prompts = table[torch.randint(0, table.shape[0], shape)] * scale
-        else:
-            prompts = torch.randn(*shape, table.shape[1], dtype=table.dtype, device=table.device) * (0.02 * scale)
-        self.prompts = nn.Parameter(prompts)
+        self.prompts = nn.Parameter(initial_vectors(token_table(self.lm.hf), shape, self.method.slot_init, 0.02))
 
     def compress(self, context: Context) -> SoftPrompt:
         """The prompt of each context's task, whatever the context says."""
@@ -83,13 +66,13 @@ class PromptTuning(CompressionModule):
         return self.method.num_slots
 
 
-class MetaICL(FullPrompt):
+class MetaICL(WholeContext):
     """See MetaICLConfig."""
 
     method: MetaICLConfig
 
     def counts(self, batch: Batch) -> Counts:
-        """Answers or their tokens."""
+        """Number of answers or of answer tokens."""
         scored = self.lm.scored_tokens(batch)
         return {"ce": scored.sum() if self.method.loss_average == "token" else (scored > 0).sum()}
 

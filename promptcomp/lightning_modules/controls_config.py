@@ -10,10 +10,10 @@ from promptcomp.lightning_modules.method_config import ExportFormat, LMTraining,
 
 
 class FullPromptConfig(LMTrainingConfig):
-    """Positive control: the LM reads the whole context, as it is or after training with the same data as a method."""
+    """Positive control: the LM reads the full context, untrained or after training with the same data as a method."""
 
     title: ClassVar[str] = "full prompt"
-    summary: ClassVar[str] = "positive control: the LM reads the whole context"
+    summary: ClassVar[str] = "positive control: the LM reads the full context"
     bound: ClassVar[Literal["full_prompt", "no_prompt"] | None] = "full_prompt"
     implementation: ClassVar[str] = "promptcomp.lightning_modules.controls:FullPrompt"
     trains_lm_alone: ClassVar[bool] = True
@@ -22,7 +22,7 @@ class FullPromptConfig(LMTrainingConfig):
 
 
 class NoPromptConfig(LMTrainingConfig):
-    """Negative control: the LM reads the query alone, as it is or after training with the same data as a method."""
+    """Negative control: the LM reads the query alone, untrained or after training with the same data as a method."""
 
     title: ClassVar[str] = "no prompt"
     summary: ClassVar[str] = "negative control: the LM reads the query alone"
@@ -35,7 +35,7 @@ class NoPromptConfig(LMTrainingConfig):
 
 
 class PromptTuningConfig(MethodConfig):
-    """Learned vectors in place of the context, not depending on it."""
+    """Learned vectors instead of the context, on which they do not depend."""
 
     title: ClassVar[str] = "prompt tuning"
     summary: ClassVar[str] = "learned vectors per task or for all tasks, independent of the context"

@@ -1,6 +1,6 @@
-"""How a module is run, apart from what it computes: blocks recomputed or compiled, weights divided among processes.
+"""How a module is run, apart from what it computes: blocks recomputed or compiled, weights sharded over processes.
 
-With FSDP2 every transformer block is a unit of its own, gathered while it works; what is left (embeddings, heads,
+With FSDP2 every transformer block is a separate unit, gathered while it works; what is left (embeddings, heads,
 slots) is the root's unit and stays gathered during a step. Only rank 0 opens weights: the other ranks build shapes on
 the meta device and receive the weights from it, unit by unit, each of which is divided before the next one comes.
 
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """Options that save memory or time and leave the numbers as they are (up to rounding, where compiled)."""
+    """Options that save memory or time without changing results (up to rounding, where compiled)."""
 
     activation_checkpointing: bool = False
     offload_optimizer: bool = False
@@ -149,7 +150,16 @@ def shard(
         RuntimeError: the ranks have built different modules.
     """
     units = units_of(module)
-    source = _Source(module, device) if from_rank_zero else None
+    source = None
+    if from_rank_zero:
+        ours = [(name, tuple(each.shape), str(each.dtype)) for name, each in _tensors(module)]
+        every: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(every, ours)
+        for rank, theirs in enumerate(every):
+            for one, two in zip_longest(every[0], theirs):
+                if one != two:
+                    raise RuntimeError(f"rank {rank} has built another module than rank 0: {two} instead of {one}")
+        source = _Source(module, device)
     policy = MixedPrecisionPolicy()
     if precision in AUTOCAST:
         policy = MixedPrecisionPolicy(AUTOCAST[precision], reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -172,6 +182,10 @@ def units_of(module: nn.Module) -> list[nn.Module]:
     return [each for each in blocks_of(module) if not any(name.endswith(lent) for name, _ in each.named_parameters())]
 
 
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
 class _Source:
     """Rank 0 as the source of weights. Tensors that several modules share stay shared."""
 
@@ -183,12 +197,11 @@ class _Source:
             for name, tensor in [*each._parameters.items(), *each._buffers.items()]:
                 if tensor is not None:
                     self._places[id(tensor)].append((each, name))
-        _check_same(module)
 
     @torch.no_grad()
     def fill(self, unit: nn.Module) -> None:
         """Put the weights of a unit on every rank, those apart that are divided already."""
-        for _, tensor in [*unit.named_parameters(), *unit.named_buffers()]:
+        for _, tensor in _tensors(unit):
             if isinstance(tensor, DTensor) or id(tensor) not in self._places:
                 continue
             places = self._places.pop(id(tensor))
@@ -202,20 +215,3 @@ class _Source:
             for owner, name in places:
                 table = owner._parameters if name in owner._parameters else owner._buffers
                 table[name] = new  # type: ignore[assignment]
-
-
-def _check_same(module: nn.Module) -> None:
-    """
-    Raises:
-        RuntimeError: rank 0 has other tensors than this rank; all ranks know.
-    """
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    ours = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors]
-    every: list[list[tuple[str, tuple[int, ...], str]]] = [[]] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, ours)
-    for rank, theirs in enumerate(every):
-        for one, two in zip(every[0], theirs, strict=False):
-            if one != two:
-                raise RuntimeError(f"rank {rank} has built another module than rank 0: {two} instead of {one}")
-        if len(theirs) != len(every[0]):
-            raise RuntimeError(f"rank {rank} has {len(theirs)} tensors, rank 0 {len(every[0])}")

@@ -1,11 +1,13 @@
-"""What methods export beside trained tensors, and Python that loads it without promptcomp.
+"""What methods export beside trained tensors, and pages that say how it is loaded without promptcomp.
 
-The code works on `folder`, `prompt` and `query` and leaves `model`, `logits` or `vectors`; tests run it.
+The pages are in `pages/`. Their code works on `folder`, `prompt` and `query` and leaves `model`, `logits` or `vectors`;
+tests run it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -17,13 +19,23 @@ EXTRA = "promptcomp_extra.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What the README of an exported folder says."""
+    """The README of an exported folder: the file `pages/<name>.md.j2` and what it is filled in with."""
 
-    title: str
-    about: str
-    code: str
-    given: tuple[str, ...] = ()
-    """Lines of Python in front of the code: examples of what it works on."""
+    name: str
+    values: dict[str, Any]
+    package: str = "promptcomp.lightning_modules"
+    """Whose folder `pages` has the file."""
+
+    def text(self, lm: LanguageModel | None = None, **values: Any) -> str:
+        """The page of a method on an LM; `values` besides those of the page itself."""
+        from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+        loader = ChoiceLoader([PackageLoader(each, "pages") for each in (self.package, __package__)])
+        environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+        if lm is not None:
+            factory = "AutoModelForCausalLM" if lm.family == "decoder" else "AutoModelForSeq2SeqLM"
+            values |= {"lm": lm, "factory": factory, "front": front(lm.bos_id), "extra": EXTRA}
+        return environment.get_template(f"{self.name}.md.j2").render(values | self.values) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,32 +46,6 @@ class HFExport:
     page: Page
     inside: tuple[str, ...] = ("lm.hf.",)
     """Beginnings of the names of the trained tensors that it holds; the others go to a file beside it."""
-
-
-def factory(lm: LanguageModel) -> str:
-    """The class of transformers that opens it."""
-    return "AutoModelForCausalLM" if lm.family == "decoder" else "AutoModelForSeq2SeqLM"
-
-
-def model_code(lm: LanguageModel, more: str = "") -> str:
-    """Opens model and tokenizer; `more` names are imported as well."""
-    name = factory(lm)
-    return f"""
-from transformers import AutoTokenizer, {name}{more}
-
-model = {name}.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-"""
-
-
-def adapter_code(lm: LanguageModel, base: str, more: str = "") -> str:
-    """Opens the LM with adapters; `base` are the arguments of `from_pretrained`, `more` names are imported as well."""
-    return f"""
-from transformers import {factory(lm)}{more}
-
-model = {factory(lm)}.from_pretrained({base})
-model.load_adapter(folder)  # by peft
-"""
 
 
 def front(bos_id: int | None) -> list[int]:

@@ -1,29 +1,28 @@
 """Gisting: learning to compress prompts with gist tokens (Mu, Li, Goodman 2023, https://arxiv.org/abs/2304.08467).
 
 The LM reads `[prompt t | k gist tokens | query x | output y]` and is trained by the cross-entropy of y. Its attention
-mask lets nothing behind the gist tokens look at anything before them, so the activations G(t) at the gist tokens (keys
+mask lets nothing after the gist tokens attend to anything before them, so the activations G(t) at the gist tokens (keys
 and values of every layer; in a T5 encoder the states) become all that is left of the prompt; they are kept and reused.
-With F and L the places of the first and the last gist token, a query q may look at a key j if
+With F and L the positions of the first and the last gist token, a query q may attend to a key j if
 
     j <= L  where q <= L,     j >= F  where q > L     (and j <= q in a decoder)
 
 Symbols: t = Context, k = num_slots, x = query, y = target, G = compress.
 
-Deviations from the released code, all on purpose: the mask comes from positions and not from token ids, so a gist
+Deviations from the released code, all intended: the mask comes from positions and not from token ids, so a gist
 token cannot get lost, leak or be mistaken (there: rows without one silently see the prompt; answers see it when the
 prompt ends on the gist token); the gist token is a trained parameter and no entry of the tokenizer or the output head;
 position ids count real tokens; padding is never attended; caches hold batches with an offset for each row; the loss is
 a mean over the tokens of the whole batch. Not in the released code and off by default: LoRA, an embedding for each gist
 token, distillation from the full prompt (the objective that motivates the paper; its authors train on y instead),
-cross-entropy behind the full prompt as well, cross-entropy of the prompt itself (autoencoding as in ICAE, Ge
+cross-entropy with the full prompt as well, cross-entropy of the prompt itself (autoencoding as in ICAE, Ge
 et al. 2023, https://arxiv.org/abs/2307.06945). Plain text (data `text`) pretrains gist tokens without further options.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -39,17 +38,17 @@ from promptcomp.lightning_modules.adapters import add_lora, without_lora
 from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass
 from promptcomp.lightning_modules.exported import HFExport, Page
 from promptcomp.lightning_modules.gist_config import GistConfig
-from promptcomp.lightning_modules.gist_tokens import adapter_page, add_gist_tokens, hf_page
+from promptcomp.lightning_modules.gist_tokens import add_gist_tokens, gist_page
 from promptcomp.lightning_modules.method_config import LoraConfig
-from promptcomp.lightning_modules.objective import kl_divergence
+from promptcomp.lightning_modules.objective import cross_entropy, kl_divergence
 from promptcomp.memory import EncoderStates, KVCache
 
 NOISE = 0.1
-"""Embeddings of their own start this far apart, in standard deviations of the token embeddings."""
+"""Separate embeddings start this far apart, in standard deviations of the token embeddings."""
 
 
 class Gist(CompressionModule):
-    """See the module docstring."""
+    """Gisting: the LM learns to read a prompt's gist tokens instead of the prompt (see the module docstring)."""
 
     method: GistConfig
 
@@ -84,24 +83,15 @@ class Gist(CompressionModule):
         return start + NOISE * scale * table.std() * torch.randn_like(start)
 
     def _open_teacher(self) -> LanguageModel | None:
-        """A frozen LM of its own where the teacher is not to be had from the LM that is trained."""
+        """A separate frozen LM, where the LM that is trained cannot serve as the teacher."""
         method = self.method
-        if not method.kl_weight or method.teacher == "self":
-            return None
-        if method.teacher == "initial" and method.train != "lm":
+        if not method.kl_weight or method.teacher == "self" or (method.teacher == "initial" and method.train != "lm"):
             return None
         teacher = copy.deepcopy(self.lm, {id(self.lm.tokenizer): self.lm.tokenizer})
         shapes_only = self.skeleton and self.device_mesh is not None  # the weights come from rank 0
         if method.teacher != "initial" and (shapes_only or not self.skeleton):
             load_teacher(teacher, Path(method.teacher), shapes_only=shapes_only)
         return teacher.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Gist:
-        """Training mode; never for the teacher."""
-        super().train(mode)
-        if self._is_built and self.teacher is not None:
-            self.teacher.eval()
-        return self
 
     def origin(self) -> Origin:
         """With the number of gist tokens, which a shared embedding does not show."""
@@ -112,11 +102,11 @@ class Gist(CompressionModule):
         tokenizer = self.lm.tokenizer
         assert tokenizer is not None
         ids, text = add_gist_tokens(self.lm.hf, tokenizer, self.gist.detach(), self.method.num_slots)
-        return HFExport(self.lm.hf, hf_page(self.lm, ids, text), ("lm.hf.", "gist"))
+        return HFExport(self.lm.hf, gist_page(len(ids), "", ids, text), ("lm.hf.", "gist"))
 
     def adapter_page(self, base: str) -> Page:
         """With the gist embedding, which is no part of the adapters."""
-        return adapter_page(self.lm, base, self.method.num_slots)
+        return gist_page(self.method.num_slots, base)
 
     @property
     def compared(self) -> Literal["nothing", "targets", "all"]:
@@ -128,7 +118,7 @@ class Gist(CompressionModule):
         return self.gist.expand(self.method.num_slots, -1)
 
     def compress(self, context: Context) -> KVCache | EncoderStates:
-        """G(t): the activations at the gist tokens behind each context."""
+        """G(t): the activations at the gist tokens after each context."""
         return self.lm.read(self.lm.prefix(context, self.slots()))
 
     def num_memory_slots(self, context_tokens: int) -> int:
@@ -140,7 +130,7 @@ class Gist(CompressionModule):
         return read_flops(self.lm.cost, self.lm.num_bos + context_tokens + self.method.num_slots)
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
-        """The student; where they are asked for, the LM and the teacher behind the full prompt."""
+        """The student; with the options for them, the LM and the teacher with the full prompt."""
         method, lm = self.method, self.lm.hf
         trained = method.train == "lm"
         context = self.lm.num_bos + context_tokens
@@ -173,20 +163,19 @@ class Gist(CompressionModule):
         return found
 
     def losses(self, batch: Batch) -> list[LossTerm]:
-        """CE of the outputs; with the options CE behind the full prompt, CE of the prompt, KL to the teacher."""
+        """CE of the outputs; with the options CE with the full prompt, CE of the prompt, KL to the teacher."""
         method, where = self.method, self._where
         teacher = self._teach(batch, where) if method.kl_weight else None
         prefix = self.lm.prefix(batch.context, self.slots())
         memory = prefix if method.arrangement == "joint" else self.lm.read(prefix)
         student = self.lm(memory, batch, where)
-        terms = [LossTerm("ce", -student.log_probs().sum(), student.label.shape[0])]
+        terms = [cross_entropy("ce", student)]
         if method.full_prompt_weight:
             full = self.lm(self.lm.encode(batch.context), batch, "targets")
-            terms.append(LossTerm("full_ce", -full.log_probs().sum(), full.label.shape[0], method.full_prompt_weight))
+            terms.append(cross_entropy("full_ce", full, method.full_prompt_weight))
         if method.reconstruction_weight:
             again = self.lm(memory, batch.of_contexts(self.lm.end_id), "targets")
-            weight = method.reconstruction_weight
-            terms.append(LossTerm("reconstruction", -again.log_probs().sum(), again.label.shape[0], weight))
+            terms.append(cross_entropy("reconstruction", again, method.reconstruction_weight))
         if teacher is not None:
             total = kl_divergence(student.values, teacher, method.temperature)
             terms.append(LossTerm("kl", total, student.values.shape[0], method.kl_weight))
@@ -194,26 +183,17 @@ class Gist(CompressionModule):
 
     @torch.no_grad()
     def _teach(self, batch: Batch, where: Literal["all", "targets"]) -> Tensor:
-        """The teacher's logits [P, V] behind the full prompt."""
-        with self._as_teacher() as lm:
-            return lm(lm.encode(batch.teacher_context), batch, where).values
-
-    @contextmanager
-    def _as_teacher(self) -> Iterator[LanguageModel]:
-        """The teacher; if that is the LM, then without dropout and, where the initial LM is meant, without adapters."""
-        if self.teacher is not None:
-            yield self.teacher
-            return
-        was_training = self.lm.training
-        self.lm.eval()
+        """The teacher's logits [P, V] behind the full prompt, without dropout; the initial LM has no adapters."""
+        method = self.method
+        lm = self.lm if self.teacher is None else self.teacher
+        as_it_was = self.teacher is None and method.teacher == "initial" and method.train == "lora"
+        was_training = lm.training
+        lm.eval()
         try:
-            if self.method.teacher == "initial" and self.method.train == "lora":
-                with without_lora(self.lm):
-                    yield self.lm
-            else:
-                yield self.lm
+            with without_lora(lm) if as_it_was else nullcontext():
+                return lm(lm.encode(batch.teacher_context), batch, where).values
         finally:
-            self.lm.train(was_training)
+            lm.train(was_training)
 
 
 def load_teacher(lm: LanguageModel, path: Path, *, shapes_only: bool = False) -> None:

@@ -10,7 +10,7 @@ from promptcomp.lightning_modules.method_config import ExportFormat, LMTraining,
 
 
 class GistConfig(LMTrainingConfig):
-    """Gist tokens: the LM learns to put a prompt into the activations of a few tokens behind it."""
+    """Gist tokens: the LM learns to put a prompt into the activations of a few tokens after it."""
 
     title: ClassVar[str] = "gist"
     summary: ClassVar[str] = "the LM learns to put a prompt into the activations of a few gist tokens"
@@ -22,17 +22,17 @@ class GistConfig(LMTrainingConfig):
 
     name: Literal["gist"] = "gist"
     num_slots: int = Field(1, gt=0)
-    """Gist tokens behind a prompt (k in the paper)."""
+    """Number of gist tokens after a prompt (k in the paper)."""
     shared_embedding: bool = True
-    """One embedding for all gist tokens, told apart by their positions, as in the paper; false: one for each."""
+    """One embedding for all gist tokens, which differ by position only, as in the paper; false: one for each."""
     gist_token: str | None = None
     """Start from the embedding of this token of the LM's tokenizer ("<GIST>" in the original checkpoints); null: from
     the mean of the token embeddings."""
     train: LMTraining = "lm"
     """lm: all weights of the LM, as in the paper; lora: adapters; none: the gist embedding alone."""
     arrangement: Literal["joint", "split"] = "joint"
-    """joint: prompt, gist tokens and query in one masked pass; split: the prompt first, then the query behind what is
-    remembered of it. Both give the same numbers; joint is one forward, split reads a prompt once for many queries."""
+    """joint: prompt, gist tokens and query in one masked pass; split: the prompt first, then the query with its
+    memory. Both give the same numbers; joint is one forward, split reads a prompt once for many queries."""
     kl_weight: float = Field(0.0, ge=0)
     """Weight of KL(teacher with the full prompt || LM with gist tokens); 0: no teacher, as in the paper."""
     temperature: float = Field(1.0, gt=0)
@@ -40,13 +40,13 @@ class GistConfig(LMTrainingConfig):
     kl_positions: Literal["targets", "all"] = "targets"
     """targets: only where an output token is predicted; all: after every token of query and output."""
     teacher: str = "initial"
-    """initial: the LM before training (`train: lm` keeps a frozen copy); self: the LM as it is at the moment; otherwise
+    """initial: the LM before training (`train: lm` keeps a frozen copy); self: the LM with current weights; otherwise
     a run directory or an export of a trained full_prompt with the same LM."""
     full_prompt_weight: float = Field(0.0, ge=0)
-    """Weight of the cross-entropy behind the full prompt, so that the LM goes on reading prompts as well."""
+    """Weight of the cross-entropy with the full prompt, so that the LM keeps reading uncompressed prompts."""
     reconstruction_weight: float = Field(0.0, ge=0)
     """Weight of the cross-entropy of the prompt's own tokens, reconstructed from the gist tokens alone after the
-    end-of-sequence token. Answers may need no more than to tell the training prompts apart; this needs their words."""
+    end-of-sequence token. Answers may only require to distinguish the training prompts; this requires their words."""
 
     @property
     def export_formats(self) -> tuple[ExportFormat, ...]:
@@ -54,12 +54,12 @@ class GistConfig(LMTrainingConfig):
         return (*super().export_formats, "hf") if self.train == "none" else super().export_formats
 
     def context_problem(self, longest: int, window: int) -> str | None:
-        """A reconstructed prompt stands in the LM's window twice."""
+        """A reconstructed prompt takes its length in the LM's window twice."""
         most = (window - self.num_slots - 2) // 2  # 2: BOS and the request
         if not self.reconstruction_weight or longest <= most:
             return None
         return (
-            f"method.reconstruction_weight: a context of {longest} tokens, reconstructed behind {self.num_slots} gist "
+            f"method.reconstruction_weight: a context of {longest} tokens, reconstructed after {self.num_slots} gist "
             f"token(s), exceeds the LM's window of {window}; set data.max_context_tokens={most} or less, or the weight "
             "to 0"
         )

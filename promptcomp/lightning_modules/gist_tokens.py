@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from promptcomp.language_model import LanguageModel, embedding_scale, token_table
+from promptcomp.language_model import embedding_scale, token_table
 from promptcomp.language_model.cache import keyword_code
-from promptcomp.lightning_modules.exported import EXTRA, Page, adapter_code, front, model_code
-
-_TEXTS = 'prompt, query = "text to compress", "text behind it"'
+from promptcomp.lightning_modules.exported import Page
 
 
 def add_gist_tokens(
@@ -49,83 +49,7 @@ def add_gist_tokens(
     return numbers * repeated, "".join(words * repeated)
 
 
-def hf_page(lm: LanguageModel, ids: list[int], text: str) -> Page:
-    """Of a model with gist tokens (see `add_gist_tokens`)."""
-    about = (
-        f"A Hugging Face model whose tokenizer has learned gist tokens. Behind a prompt stand {len(ids)} of them, "
-        f"`{text}` (ids {', '.join(map(str, ids))}); what follows may look at them and not at the prompt. "
-        "Their rows of an output head of its own are zero, and the generation settings never choose them; where the "
-        "head shares its weights with the embeddings, leave their logits out of a softmax."
-    )
-    read = f"torch.tensor([{front(lm.bos_id)} + ids_of(prompt) + {ids}])"
-    steps = _query_code(lm, len(ids), "read", "torch.tensor([ids_of(query)])")
-    code = _code(lm, model_code(lm, _cache_import(lm)).strip(), read, steps)
-    return Page("Language model with gist tokens", about, code, (_TEXTS,))
-
-
-def adapter_page(lm: LanguageModel, base: str, count: int) -> Page:
-    """Of adapters with `count` gist tokens, which are vectors and no entries of the tokenizer."""
-    about = (
-        f"The gist embedding is in `{EXTRA}` (`gist`, one row for each gist token or one for all): {count} of them "
-        "stand behind the embeddings of a prompt; what follows may look at them and not at the prompt, and its "
-        "positions count on."
-    )
-    opening = f"""from safetensors.torch import load_file
-{adapter_code(lm, base, f", AutoTokenizer{_cache_import(lm)}").strip()}
-tokenizer = AutoTokenizer.from_pretrained({base})
-table = model.get_input_embeddings()
-gist = load_file(f"{{folder}}/{EXTRA}")["gist"].to(table.weight.dtype).expand({count}, -1)"""
-    read = f"torch.cat([table(torch.tensor([{front(lm.bos_id)} + ids_of(prompt)])), gist[None]], 1)"
-    steps = _query_code(lm, count, "inputs_embeds=read", "table(torch.tensor([ids_of(query)]))")
-    return Page("Adapters", about, _code(lm, opening, read, steps), (_TEXTS,))
-
-
-def _cache_import(lm: LanguageModel) -> str:
-    return ", DynamicCache" if lm.family == "decoder" else ""
-
-
-def _code(lm: LanguageModel, opening: str, read: str, steps: str) -> str:
-    """Logits after each token of `query` (of an encoder-decoder: of the first answer token) behind the gist tokens."""
-    signature = "from inspect import signature\n\n" if lm.family == "decoder" else ""
-    return f"""
-{signature}import torch
-{opening}
-ids_of = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-read = {read}
-{steps}"""
-
-
-def _query_code(lm: LanguageModel, count: int, given: str, query: str) -> str:
-    """From `read`, the prompt and the gist tokens, to `logits`.
-
-    Args:
-        lm: the LM.
-        count: gist tokens.
-        given: how the model takes `read`.
-        query: the query in the form of `read`.
-    """
-    if lm.family == "decoder":
-        return f"""
-{keyword_code("model")}  # its name in this release of transformers
-cache = DynamicCache()
-model({given}, use_cache=True, **{{keyword: cache}})
-for layer in cache.layers:  # all that is kept of the prompt
-    layer.keys, layer.values = layer.keys[:, :, -{count}:], layer.values[:, :, -{count}:]
-after = torch.tensor([ids_of(query)])
-positions = torch.arange(read.shape[1], read.shape[1] + after.shape[1])[None]
-logits = model(after, position_ids=positions, **{{keyword: cache}}).logits
-"""
-    if not lm.query_in_encoder:
-        return f"""
-states = model.get_encoder()({given}).last_hidden_state[:, -{count}:]  # all that is kept of the prompt
-after = torch.tensor([[{lm.start_id}] + ids_of(query)])
-logits = model(encoder_outputs=(states,), decoder_input_ids=after).logits
-"""
-    return f"""
-first, last = read.shape[1] - {count}, read.shape[1]
-read = torch.cat([read, {query}], 1)
-sees = torch.zeros(1, 1, read.shape[1], read.shape[1])
-sees[..., :last, last:] = sees[..., last:, :first] = torch.finfo(sees.dtype).min
-states = model.get_encoder()({given}, attention_mask=sees).last_hidden_state[:, first:]
-logits = model(encoder_outputs=(states,), decoder_input_ids=torch.tensor([[{lm.start_id}]])).logits
-"""
+def gist_page(count: int, base: str = "", ids: Sequence[int] = (), text: str = "") -> Page:
+    """Of a model with `count` gist tokens (see `add_gist_tokens`), or of adapters of the LM that `base` opens."""
+    values = {"count": count, "base": base, "ids": list(ids), "text": text, "keyword_code": keyword_code("model")}
+    return Page("gist", values)

@@ -8,7 +8,7 @@ split 80/20; stage 2 ("finetune") minimises CE on the answers + lambda * KL on m
 Symbols: l = num_slots, S = slots, V = compress(D), lambda = kl_weight, T = temperature. KL averages over all tokens of
 query and answer of the whole batch, both sides divided by T, without a factor T^2; CE is a token mean over the batch.
 
-Deviations from the released code, all on purpose: the frozen LM is in eval mode (there: dropout in teacher and
+Deviations from the released code, all intended: the frozen LM is in eval mode (there: dropout in teacher and
 student); position ids count real tokens (there: padding shifts the slots); the teacher reads the student's
 demonstrations unless the data section gives it a budget of its own; demonstrations beyond the distiller's window are
 distilled in chunks whose vectors are concatenated (there: only the last group's vectors were kept); other distillers
@@ -32,11 +32,12 @@ from promptcomp.batch import Batch, Context
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import cross_decoder_flops, read_flops
 from promptcomp.language_model import TextEncoder, embedding_scale, token_table
+from promptcomp.language_model.parts import initial_vectors
 from promptcomp.language_model.t5_encoder import SlotDecoder
 from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass, check_same_tokenizer
-from promptcomp.lightning_modules.exported import EXTRA, HFExport, Page, front
+from promptcomp.lightning_modules.exported import HFExport, Page, front
 from promptcomp.lightning_modules.mend_config import MendConfig
-from promptcomp.lightning_modules.objective import kl_divergence
+from promptcomp.lightning_modules.objective import cross_entropy, kl_divergence
 from promptcomp.memory import EncoderStates, SoftPrompt
 
 
@@ -44,17 +45,14 @@ def split_into_chunks(context: Context, size: int) -> tuple[Tensor, Tensor]:
     """Left-padded contexts [G, C] as chunks [G, chunks, size], counted from the end so that padding moves no border."""
     rows, width = context.ids.shape
     chunks = max(1, -(-width // size))
-    if chunks == 1:
-        return context.ids[:, None], context.mask[:, None]
-    short = chunks * size - width
-    return (
-        F.pad(context.ids, (short, 0)).view(rows, chunks, size),
-        F.pad(context.mask, (short, 0)).view(rows, chunks, size),
-    )
+    size = size if chunks > 1 else width
+    padded = (F.pad(each, (chunks * size - width, 0)) for each in (context.ids, context.mask))
+    ids, mask = (each.view(rows, chunks, size) for each in padded)
+    return ids, mask
 
 
 class Mend(CompressionModule):
-    """See the module docstring."""
+    """MEND: a distiller turns demonstrations into vectors for a frozen LM (see the module docstring)."""
 
     method: MendConfig
 
@@ -69,12 +67,12 @@ class Mend(CompressionModule):
         self.distiller = self._open_distiller()
         self.distiller.requires_grad_(True)
         if method.frozen_encoder and method.slots_in != "decoder":
-            raise ConfigError("method.frozen_encoder goes with method.slots_in=decoder, where the decoder is trained")
+            raise ConfigError("method.frozen_encoder needs method.slots_in=decoder, where the decoder is trained")
         if method.frozen_encoder:  # the decoder's weights alone are trained, without the token embeddings
             self.distiller.body.get_encoder().requires_grad_(False)
             token_table(self.distiller.body).requires_grad_(False)
         width = self.distiller.hidden_size
-        self.slots = nn.Parameter(self._initial_slots(width))
+        self.slots = nn.Parameter(self._initial_slots())
         self.projection = self._make_projection(width)
         if method.init_from is not None and not self.skeleton:
             self.load_trained(Path(method.init_from))
@@ -91,17 +89,13 @@ class Mend(CompressionModule):
         encoder = other.text_encoder(with_decoder=in_decoder)
         return encoder if config is not None else copy.deepcopy(encoder)
 
-    def _initial_slots(self, width: int) -> Tensor:
-        lookup = token_table(self.distiller.body)
-        table, scale = lookup.weight.detach(), embedding_scale(lookup)
-        if self.method.slot_init == "vocabulary":
-            # The reference draws ids from 100 upwards, past special tokens and single bytes.
-            first = 100 if table.shape[0] > 200 else 0
-            return table[torch.randint(first, table.shape[0], (self.method.num_slots,))] * scale
-        std = self.distiller.body.config.to_dict().get("initializer_range")
+    def _initial_slots(self) -> Tensor:
+        table, std = token_table(self.distiller.body), self.distiller.body.config.to_dict().get("initializer_range")
         if std is None:  # T5 has no such number; its own embeddings give the scale
-            std = 1.0 if self.skeleton else float(table.square().mean().sqrt())
-        return torch.randn(self.method.num_slots, width, dtype=table.dtype, device=table.device) * (std * scale)
+            std = 1.0 if self.skeleton else float(table.weight.detach().square().mean().sqrt())
+        # The reference draws ids from 100 upwards, past special tokens and single bytes.
+        first = 100 if table.num_embeddings > 200 else 0
+        return initial_vectors(table, (self.method.num_slots,), self.method.slot_init, std, first)
 
     def _make_projection(self, width: int) -> nn.Module:
         kind, goal = self.method.projection, self.lm.hidden_size
@@ -110,7 +104,7 @@ class Mend(CompressionModule):
         if kind == "none" and width != goal:
             raise ConfigError(f"method.projection = 'none': the distiller has width {width}, the LM {goal}; use 'tanh'")
         if self.method.projection_init == "identity" and kind != "linear":
-            raise ConfigError(f"method.projection_init = 'identity' goes with method.projection=linear, not {kind!r}")
+            raise ConfigError(f"method.projection_init = 'identity' needs method.projection=linear, not {kind!r}")
         if kind == "none":
             return nn.Identity()
         weight = self.slots
@@ -157,7 +151,7 @@ class Mend(CompressionModule):
             slot_flops = cross_decoder_flops(cost, self.slots.shape[0] + 1, read) - cost.head
             flops = read_flops(cost, read) + slot_flops
         else:
-            flops = read_flops(cost, self._distiller_bos + read + self.slots.shape[0])
+            flops = read_flops(cost, self.distiller.num_bos + read + self.slots.shape[0])
         return chunks * flops + 2.0 * slots * sum(p.numel() for p in self.projection.parameters() if p.dim() == 2)
 
     def passes(self, context_tokens: int, example_tokens: int, queries: int) -> list[Pass]:
@@ -167,8 +161,13 @@ class Mend(CompressionModule):
         student = front + example_tokens
         # Queries share the row that holds the slots, unless an encoder reads each query with them.
         student_tokens = queries * student if self.lm.query_in_encoder else front + queries * example_tokens
+        # The distiller reads the slots, unless its decoder does; a frozen encoder counts as trained (an upper bound).
+        bos, chunk = self.distiller.num_bos, self._chunk_size()
+        in_encoder = self.method.slots_in == "encoder"
+        read = context_tokens + in_encoder * (slots + slots // self.slots.shape[0] * bos)
+        length = min(read, chunk + in_encoder * (self.slots.shape[0] + bos))
         found = [
-            self._distiller_pass(context_tokens, slots),
+            Pass(self.distiller.body, read, length, True, True),
             Pass(self.lm.hf, student_tokens, student, True, False),
         ]
         if self._with_kl:
@@ -177,20 +176,12 @@ class Mend(CompressionModule):
             found.append(Pass(self.lm.hf, tokens, length, False, False, caches_context=True))
         return found
 
-    def _distiller_pass(self, context_tokens: int, slots: int) -> Pass:
-        """With the slots, unless a decoder reads these; a frozen encoder counts as a trained one (an upper bound)."""
-        chunk = self._chunk_size()
-        if self.method.slots_in == "decoder":
-            return Pass(self.distiller.body, context_tokens, min(context_tokens, chunk), True, True)
-        read = context_tokens + slots + slots // self.slots.shape[0] * self._distiller_bos
-        return Pass(self.distiller.body, read, min(read, chunk + self.slots.shape[0] + self._distiller_bos), True, True)
-
     def _chunk_size(self) -> int:
         limit = self.method.max_chunk_tokens
         window = self.distiller.window
         if window is None:
             return limit if limit is not None else 1 << 30
-        room = window - self.slots.shape[0] - self._distiller_bos
+        room = window - self.slots.shape[0] - self.distiller.num_bos
         if room < 1:
             raise ConfigError(
                 f"method.num_slots = {self.slots.shape[0]} leaves no room for demonstrations in the distiller's window "
@@ -198,12 +189,8 @@ class Mend(CompressionModule):
             )
         return room if limit is None else min(limit, room)
 
-    @property
-    def _distiller_bos(self) -> int:
-        return int(self.distiller.bos_id is not None)
-
     def as_hf(self) -> HFExport:
-        """The distiller, a model of its own; an encoder alone as transformers has it."""
+        """The distiller, a separate model; an encoder alone as transformers has it."""
         body: Any = self.distiller.body
         if self.distiller.family == "encoder_decoder" and self.method.slots_in == "encoder":
             whole = T5EncoderModel(body.config)
@@ -216,13 +203,16 @@ class Mend(CompressionModule):
         use = "stand in front of a query's embeddings in the frozen LM"
         if self.method.slots == "states":
             use = "take the place of the encoder's output in the frozen LM"
-        about = (
-            f"A Hugging Face model (without an output head) that reads {reads}. Its final states at the slots, "
-            f"projected where the sizes differ, are the vectors that {use}. Longer demonstrations than the model's "
-            f"window are read in chunks, whose vectors follow each other. Slots and projection are in `{EXTRA}`."
-        )
-        page = Page("Distiller", about, distiller_code(self), ('prompt = "demonstrations"',))
-        return HFExport(body, page, ("distiller.",))
+        kinds: dict[type[nn.Module], str] = {nn.Linear: "linear", nn.Identity: "none"}
+        values = {
+            "reads": reads,
+            "use": use,
+            "opener": type(body).__name__ if isinstance(body, T5EncoderModel) else "AutoModel",
+            "front": front(self.distiller.bos_id),
+            "start_id": self.distiller.start_id if isinstance(self.distiller, SlotDecoder) else None,
+            "projection": kinds.get(type(self.projection), "tanh"),
+        }
+        return HFExport(body, Page("distiller", values), ("distiller.",))
 
     @property
     def compared(self) -> Literal["nothing", "targets", "all"]:
@@ -249,43 +239,10 @@ class Mend(CompressionModule):
         student = self.lm(self.compress(batch.context), batch, where)
         terms = []
         if not pretrain:
-            terms.append(LossTerm("ce", -student.log_probs().sum(), student.label.shape[0]))
+            terms.append(cross_entropy("ce", student))
         if self._with_kl:
             with torch.no_grad():
                 teacher = self.lm(self.lm.encode(batch.teacher_context), batch, where)
             total = kl_divergence(student.values, teacher.values, method.temperature)
             terms.append(LossTerm("kl", total, student.values.shape[0], 1.0 if pretrain else method.kl_weight))
         return terms
-
-
-def distiller_code(module: Mend) -> str:
-    """Vectors [1, K, D] of `prompt`."""
-    whole = module.distiller.family == "decoder" or module.method.slots_in == "decoder"
-    name = "AutoModel" if whole else "T5EncoderModel"
-    first = front(module.distiller.bos_id)
-    project = ""
-    if isinstance(module.projection, nn.Linear):
-        project = '\nvectors = vectors @ extra["projection.weight"].T + extra["projection.bias"]'
-    elif not isinstance(module.projection, nn.Identity):
-        project = '\nvectors = torch.tanh(vectors @ extra["projection.0.weight"].T + extra["projection.0.bias"])'
-    return f"""
-import torch
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, {name}
-
-model, tokenizer = {name}.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-extra = load_file(f"{{folder}}/{EXTRA}")
-ids = torch.tensor([{first} + tokenizer(prompt, add_special_tokens=False)["input_ids"]])
-{_slots_code(module)}{project}
-"""
-
-
-def _slots_code(module: Mend) -> str:
-    """From `ids` to the states at the slots, `vectors`."""
-    if isinstance(module.distiller, SlotDecoder):
-        return f"""encoded = model.get_encoder()(input_ids=ids).last_hidden_state
-start = model.get_input_embeddings()(torch.tensor([[{module.distiller.start_id}]]))
-embeds = torch.cat([start, extra["slots"][None]], 1)
-vectors = model.get_decoder()(inputs_embeds=embeds, encoder_hidden_states=encoded).last_hidden_state[:, 1:]"""
-    return """embeds = torch.cat([model.get_input_embeddings()(ids), extra["slots"][None]], 1)
-vectors = model(inputs_embeds=embeds).last_hidden_state[:, -len(extra["slots"]):]"""

@@ -27,13 +27,13 @@ class MendConfig(MethodConfig):
     init_from: str | None = None
     """A stage-1 run directory, export or checkpoint that training starts from."""
     num_slots: int = Field(100, gt=0)
-    """Vectors that a chunk of demonstrations becomes (l in the paper)."""
+    """Number of vectors for a chunk of demonstrations (l in the paper)."""
     slot_init: Literal["random", "vocabulary"] = "random"
     """random: N(0, the distiller's initializer_range), as token embeddings start; vocabulary: some token embeddings."""
     distiller: LanguageModelConfig | None = None
     """The distiller's starting point, any LM with the same tokenizer; null: a copy of the LM."""
     slots_in: Literal["encoder", "decoder"] = "encoder"
-    """Which half of an encoder-decoder distiller reads the slots: its encoder, behind the demonstrations, or its
+    """Which half of an encoder-decoder distiller reads the slots: its encoder, after the demonstrations, or its
     decoder, which looks at the encoded demonstrations."""
     frozen_encoder: bool = False
     """With `slots_in: decoder`: train the distiller's decoder alone, which takes half the time of a step."""
@@ -55,7 +55,7 @@ class MendConfig(MethodConfig):
 
     @property
     def export_formats(self) -> tuple[ExportFormat, ...]:
-        """The distiller is a model of its own."""
+        """The distiller is a separate model."""
         return ("hf", "tensors")
 
     def without_training(self) -> Self:

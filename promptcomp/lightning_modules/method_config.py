@@ -1,4 +1,4 @@
-"""Sections of methods: all that is asked of a method from outside. Neither these files nor what they import need torch.
+"""Sections of methods: what other code needs to know of a method. Neither these files nor what they import need torch.
 
 A section is one file beside its LightningModule, which is imported when it is wanted; it is registered in
 `promptcomp.lightning_modules.METHODS`, or by another package with an entry point (see `promptcomp.config`).
@@ -21,7 +21,7 @@ ExportFormat = Literal["hf", "peft", "tensors"]
 """hf: a Hugging Face model (`CompressionModule.as_hf`); peft: adapters where the LM trains with LoRA, otherwise learned
 vectors in the trained tensor `prompts` [tasks or 1, K, D]; tensors: the trained tensors by name."""
 LMTraining = Literal["lm", "lora", "none"]
-"""lm: all weights of the LM; lora: adapters beside its matrices; none: it stays as it is."""
+"""lm: all weights of the LM; lora: adapters on its matrices; none: it is not trained."""
 
 
 class LoraConfig(Config):
@@ -32,10 +32,10 @@ class LoraConfig(Config):
     alpha: float = Field(32.0, gt=0)
     """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on what the adapters read."""
+    """Dropout on the inputs of the adapters."""
     targets: tuple[str, ...] = ()
     """Names of the layers that get adapters ("q_proj", "v_proj", ...); empty: every linear layer but the head. Experts
-    of a mixture whose matrices are one tensor, and their router, are no linear layers: they stay as they are."""
+    of a mixture whose matrices are one tensor, and their router, are no linear layers: they get no adapters."""
 
 
 class OptimConfig(Config):
@@ -77,9 +77,9 @@ class MethodConfig(Config):
     bound: ClassVar[Literal["full_prompt", "no_prompt"] | None] = None
     """The bound of every result that it is itself."""
     difficulty_keys: ClassVar[tuple[str, ...]] = ()
-    """Keys that change how hard the task is: half-way, runs that differ in them say nothing about each other."""
+    """Keys that change how hard the task is: during training, runs that differ in them cannot be compared."""
     loss_keys: ClassVar[tuple[str, ...]] = ()
-    """Keys that change what the loss is the sum of."""
+    """Keys that change the terms of the loss."""
     implementation: ClassVar[str]
     """Its LightningModule: "package.file:Class"."""
 
@@ -112,7 +112,7 @@ class MethodConfig(Config):
         return False
 
     def without_training(self) -> Self:
-        """The method as it serves once its trained parts are loaded: without a teacher or weights to start from."""
+        """The method as it is used after training: without a teacher or weights to start from."""
         return self
 
     def strategy_problem(self, strategy: str) -> str | None:
@@ -131,7 +131,7 @@ class LMTrainingConfig(MethodConfig):
     """Whether there is nothing to train where the LM is not."""
 
     train: LMTraining = "none"
-    """lm: all weights of the LM; lora: low-rank adapters beside them; none: the LM stays as it is."""
+    """lm: all weights of the LM; lora: low-rank adapters beside them; none: the LM is not trained."""
     lora: LoraConfig = LoraConfig()
     """The adapters of `train: lora`."""
     init_from: str | None = None

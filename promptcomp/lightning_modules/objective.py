@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from promptcomp.language_model import at_least_float32
+from promptcomp.language_model import Logits, at_least_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,11 @@ class LossTerm:
 Counts = Mapping[str, Tensor | int]
 """Items behind each term of a micro-batch, by the term's name; the same names on every rank and micro-batch of a step,
 0 where a micro-batch has no such items."""
+
+
+def cross_entropy(name: str, logits: Logits, weight: float = 1.0) -> LossTerm:
+    """The negative log likelihood of all scored tokens."""
+    return LossTerm(name, -logits.log_probs().sum(), logits.label.shape[0], weight)
 
 
 class StepObjective:
@@ -55,9 +60,9 @@ class StepObjective:
         device: torch.device,
     ) -> None:
         self._names = list(counts[0])
-        rows = [[torch.as_tensor(each[name], device=device).long() for name in self._names] for each in counts]
-        numbers = torch.stack([torch.stack([*row, count.long()]) for row, count in zip(rows, tokens, strict=True)])
-        whole = numbers.sum(0)
+        rows = [[*(each[name] for name in self._names), read] for each, read in zip(counts, tokens, strict=True)]
+        numbers = [torch.stack([torch.as_tensor(n, device=device).long() for n in row]) for row in rows]
+        whole = torch.stack(numbers).sum(0)
         if world_size > 1:
             torch.distributed.all_reduce(whole)
         self.tokens = whole[-1]
@@ -132,12 +137,9 @@ def mutual_information(label: Tensor, label_row: Tensor, rationale: Tensor, rati
     """
     p = _largest(label.detach(), label_row, rows)
     q = _largest(rationale, rationale_row, rows)
-    both = _present(label_row, rows) & _present(rationale_row, rows)
+    present = [torch.zeros(rows, dtype=torch.bool, device=p.device) for _ in range(2)]
+    both = present[0].index_fill_(0, label_row, True) & present[1].index_fill_(0, rationale_row, True)
     return -(p * q.log_softmax(-1))[both].sum()
-
-
-def _present(row: Tensor, rows: int) -> Tensor:
-    return torch.zeros(rows, dtype=torch.bool, device=row.device).index_fill(0, row, True)
 
 
 def _largest(logits: Tensor, row: Tensor, rows: int) -> Tensor:

@@ -70,20 +70,8 @@ class HostAdamW(torch.optim.AdamW):
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(value), torch.zeros_like(value)
         for key in ("step", "exp_avg", "exp_avg_sq"):
             state[key] = state[key].cpu()  # Lightning moves what it has loaded to the device
-        adamw(
-            [value],
-            [grad.cpu()],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [],
-            [state["step"]],
-            foreach=False,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        averages, squares, steps = [state["exp_avg"]], [state["exp_avg_sq"]], [state["step"]]
+        settings: dict[str, Any] = {key: group[key] for key in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
+        settings |= dict(zip(("beta1", "beta2"), group["betas"], strict=True), foreach=False)
+        adamw([value], [grad.cpu()], averages, squares, [], steps, **settings)
         parameter.copy_(value)

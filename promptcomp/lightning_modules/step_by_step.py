@@ -1,6 +1,6 @@
 """Distilling step-by-step (Hsieh et al., Findings of ACL 2023, https://arxiv.org/abs/2305.02301).
 
-A small student learns two tasks over the same inputs, told apart by a marker: the label, and the rationale that a large
+A small student learns two tasks over the same inputs, named by a marker: the label, and the rationale that a large
 LM gave for it. L = alpha * L_label + (1 - alpha) * L_rationale (the released code), or L_label + lambda * L_rationale
 (the paper); each L is a mean over all target tokens of its own task in the batch. At test time only the label is asked.
 
@@ -22,15 +22,14 @@ once where the markers follow it.
 from __future__ import annotations
 
 from collections import deque
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from promptcomp.batch import ANSWER, RATIONALE, Batch, Context, pad
 from promptcomp.language_model import LanguageModel, Logits, at_least_float32
-from promptcomp.language_model.parts import Prefix
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass, check_same_tokenizer
+from promptcomp.lightning_modules.base import Counts, LossTerm, Pass, WholeContext, check_same_tokenizer
 from promptcomp.lightning_modules.objective import jensen_shannon, kl_divergence, mutual_information
 from promptcomp.lightning_modules.step_by_step_config import FinetuneConfig, StepByStepConfig
 from promptcomp.memory import EncoderStates, Memory
@@ -50,27 +49,19 @@ class TaskLogits(NamedTuple):
         return torch.nn.functional.cross_entropy(at_least_float32(self.values), self.label, reduction="sum")
 
 
-class Finetune(CompressionModule):
-    """See FinetuneConfig."""
+class Finetune(WholeContext):
+    """See FinetuneConfig. Nothing is compressed: the rationale is learned instead of written."""
 
     method: FinetuneConfig | StepByStepConfig
     answer_term: ClassVar[str] = "label"
 
     def compress(self, context: Context) -> Memory | None:
         """The input, where the queries are markers behind it; nothing where the queries hold it."""
-        return self.lm.encode(context) if context.ids.shape[1] else None
-
-    def num_memory_slots(self, context_tokens: int) -> int:
-        """Every token of the input: nothing is compressed, the rationale is learned instead of written."""
-        return context_tokens
-
-    def read_for_training(self, context: Context) -> Memory | Prefix | None:
-        """The same together with the queries."""
-        return self.lm.whole_prompt(context)
+        return super().compress(context) if context.ids.shape[1] else None
 
 
 class StepByStep(Finetune):
-    """See the module docstring."""
+    """Distilling step-by-step: labels and rationales as two tasks (see the module docstring)."""
 
     method: StepByStepConfig
 
@@ -80,17 +71,9 @@ class StepByStep(Finetune):
         if method.weighting == "uncertainty":
             self.log_scales = nn.Parameter(torch.zeros(2))
         self._drawn: deque[Batch] = deque()  # one for each micro-batch whose counts are known and losses are not
-        self.teacher: LanguageModel | None = None
         if method.teacher is not None:
             self.teacher = self.open_lm(method.teacher).requires_grad_(False).eval()
             check_same_tokenizer(self.lm, self.teacher, f"method.teacher.path = {method.teacher.path!r}")
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode for the student alone."""
-        super().train(mode)
-        if self._is_built and self.teacher is not None:
-            self.teacher.eval()
-        return self
 
     def counts(self, batch: Batch) -> Counts:
         """Scored tokens of each task, and what the variants count; answers that the student draws are drawn now."""
@@ -137,11 +120,9 @@ class StepByStep(Finetune):
         return terms
 
     def _distance(self, teacher: LanguageModel, batch: Batch, tasks: dict[int, TaskLogits]) -> LossTerm:
-        method = self.method
-        name = "teacher"
+        method, name = self.method, "teacher"
         if self._draws_this_step():
-            drawn = self._drawn.popleft() if self._drawn else self._with_drawn_rationales(batch)
-            name, batch = "on_policy", drawn
+            name, batch = "on_policy", self._drawn.popleft() if self._drawn else self._with_drawn_rationales(batch)
             tasks = task_logits(self.lm, batch)
         with torch.no_grad():
             wanted = task_logits(teacher, batch)
@@ -209,13 +190,9 @@ def task_logits(lm: LanguageModel, batch: Batch) -> dict[int, TaskLogits]:
         encoded = lm.encoder_side(memory, batch)
         return {role: _decode_task(lm, encoded, batch, role) for role in NAMES}
     logits = lm(memory, batch, "targets")
-    role_of = batch.role[logits.target_of]
-    found = {}
-    for role in NAMES:
-        own = role_of == role
-        part = Logits(logits.values, logits.predictor[own], logits.label[own], logits.target_of[own])
-        found[role] = _of_logits(part, batch)
-    return found
+    own = {role: batch.role[logits.target_of] == role for role in NAMES}
+    parts = {role: Logits(logits.values, *(each[rows] for each in logits[1:])) for role, rows in own.items()}
+    return {role: _of_logits(part, batch) for role, part in parts.items()}
 
 
 def _decode_task(lm: LanguageModel, encoded: EncoderStates, batch: Batch, role: int) -> TaskLogits:

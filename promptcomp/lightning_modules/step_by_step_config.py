@@ -36,7 +36,7 @@ class StepByStepConfig(LMTrainingConfig):
     alpha: float | None = Field(None, ge=0, le=1)
     """Weight of the labels; rationales weigh 1 - alpha (the released code). null with lambda_ null: 0.5."""
     lambda_: float | None = Field(None, ge=0)
-    """Weight of the rationales beside labels of weight 1 (the paper's form)."""
+    """Weight of the rationales, with labels of weight 1 (the paper's form)."""
     weighting: Literal["fixed", "uncertainty"] = "fixed"
     """uncertainty: both weights are learned."""
     mutual_information: float = Field(0.0, ge=0)
@@ -50,9 +50,9 @@ class StepByStepConfig(LMTrainingConfig):
     jsd_beta: float | None = Field(None, gt=0, lt=1)
     """Compare by the generalised Jensen-Shannon divergence; null: tau^2 KL(teacher || student)."""
     on_policy_share: float = Field(0.0, ge=0, le=1)
-    """Share of the steps whose comparison uses rationales drawn from the student."""
+    """Share of the steps whose comparison uses rationales sampled from the student."""
     on_policy_tokens: int = Field(64, ge=1)
-    """Most tokens of a drawn rationale."""
+    """Maximum number of tokens of a drawn rationale."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

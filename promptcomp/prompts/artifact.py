@@ -24,7 +24,7 @@ from promptcomp.memory import Memory, load_memory, tensor_bytes, tensor_label
 
 
 class PromptInfo(Config):
-    """What a compressed prompt says of itself; the `metadata` of its file."""
+    """The description of a compressed prompt; the `metadata` of its file."""
 
     # files of later programs of the same format may say more
     model_config = ConfigDict(extra="ignore")
@@ -38,7 +38,7 @@ class PromptInfo(Config):
     run: str | None = None
     """The run directory that made it."""
     lm_is_trained: bool = False
-    """Whether the reading LM is the run's and not `lm` as it is."""
+    """Whether the reading LM has weights that the run trained, and is not `lm` unchanged."""
     lm_hash: str
     """Hash of the reading LM's weights."""
     tokenizer_hash: str
@@ -132,16 +132,14 @@ def weights_hash(model: nn.Module) -> str:
     It is the SHA-256 of the parameters' own SHA-256 digests (over label and bytes), so that several can be computed
     at once and no weight is copied on a CPU. Tied parameters count once.
     """
-    named = sorted(model.named_parameters())
+
+    def digest(named: tuple[str, Tensor]) -> bytes:
+        found = hashlib.sha256(tensor_label(*named))
+        found.update(tensor_bytes(named[1]))
+        return found.digest()
+
     with ThreadPoolExecutor(_THREADS) as pool:  # hashlib lets other threads run while it works on large buffers
-        digests = list(pool.map(_digest, [name for name, _ in named], [parameter for _, parameter in named]))
-    return hashlib.sha256(b"".join(digests)).hexdigest()
-
-
-def _digest(name: str, parameter: Tensor) -> bytes:
-    digest = hashlib.sha256(tensor_label(name, parameter))
-    digest.update(tensor_bytes(parameter))
-    return digest.digest()
+        return hashlib.sha256(b"".join(pool.map(digest, sorted(model.named_parameters())))).hexdigest()
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -154,10 +152,8 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         return _first_hash(tokenizer)
     text = tokenizer.backend_tokenizer.to_str()
     start = text.find(_VOCABULARY)  # inside a token's text the quotes would be escaped
-    try:
-        whole = json.loads(
-            f"{text[:start]}{_VOCABULARY}0}}}}"
-        )  # the model is the last part, its vocabulary near its end
+    try:  # the model is the last part, its vocabulary near its end
+        whole = json.loads(f"{text[:start]}{_VOCABULARY}0}}}}")
     except json.JSONDecodeError:
         return _first_hash(tokenizer)
     rules = json.dumps(_without_defaults({name: whole.get(name) for name in _RULES}), sort_keys=True)

@@ -1,4 +1,4 @@
-"""Compressing a prompt with a trained run, and what a compressed prompt says of itself."""
+"""Compressing prompts with a trained run, or with trained tensors and a model in memory."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptcomp import __version__
 from promptcomp.batch import Context
-from promptcomp.config import ConfigError
+from promptcomp.checkpoints.trained_state import DESCRIPTION, TENSORS
+from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.icl import ICLDataModule
-from promptcomp.errors import command
-from promptcomp.evaluation.formatting import bytes_text
+from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
+from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
-from promptcomp.language_model import LanguageModelConfig
+from promptcomp.files import Place, check_empty, write_atomic
+from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.loading import pick_device
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import Memory, memory_tensors, memory_to
-from promptcomp.prompts.artifact import PromptInfo, read_prompt, text_hash, tokenizer_hash, weights_hash
-from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, choose_device, next_position
+from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
+from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
-from promptcomp.run.opening import open_trained, quiet
+from promptcomp.run.opening import make_data, make_module, open_trained, quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Compression:
     kv_bytes: int
     """What the memory holds in the cache that the LM's decoder reads."""
     full_kv_bytes: int
-    """What the whole prompt would hold there."""
+    """What the uncompressed prompt would hold there."""
 
 
 class Compressor:
@@ -51,16 +53,74 @@ class Compressor:
     Args:
         run: The run's directory (recorded in the prompts); None: it was trained in memory.
         parts: What `open_trained` gives.
-        device: Where to compress.
+        device: Where to compress and generate: "auto" (a GPU if there is one), "cpu", "cuda", ...
     """
 
     def __init__(
         self, run: Path | None, parts: tuple[Experiment, ContextDataModule, CompressionModule], device: str = "auto"
     ) -> None:
-        self.run, self.source = run, str(run or "this compressor")
-        self.experiment, self.datamodule, self.module = parts
-        self.module.to(choose_device(device))
-        self.reader = PromptReader(self.module.lm, self.datamodule.prompt_format())
+        self.run, self.source, self.device = run, str(run or "this compressor"), device
+        self.use(*parts)
+
+    @classmethod
+    def load(
+        cls,
+        path: Place,
+        *,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        device: str = "auto",
+    ) -> Self:
+        """A trained compressor.
+
+        Args:
+            path: A run, its directory, or a folder of trained tensors: RUN/export, what `promptcomp checkpoint export
+                --format tensors` or `TextCompressor.save` has written.
+            model: With trained tensors: the LM they belong to, as it was before training; None: the one they name.
+            tokenizer: The model's.
+            device: Where to compress and generate.
+
+        Raises:
+            ConfigError: nothing of the kind is there, or the tensors do not fit the model.
+        """
+        folder = Path(path)
+        if not (folder / TENSORS).is_file():
+            if model is not None:
+                raise ConfigError(f"{folder}: model= needs a folder of trained tensors; give {folder / 'export'}")
+            with quiet():
+                return cls(folder, open_trained(folder), device)
+        if (model is None) != (tokenizer is None):
+            raise ConfigError("give model and tokenizer together")
+        config = next((file for at in (folder, folder.parent) if (file := at / "config.yaml").is_file()), None)
+        if config is None:
+            raise ConfigError(f"{folder}: has no config.yaml, which gives the format of prompts; copy the run's there")
+        experiment = build(Experiment, read_yaml(config), source=str(config))
+        experiment = experiment.model_copy(update={"method": experiment.method.without_training()})
+        names = read_json(folder / DESCRIPTION, "description of an export").get("task_names", ())
+        with quiet():
+            parts = untrained(experiment, model, tokenizer, tuple(names))
+            parts[2].load_trained(folder)
+            return cls(None, parts, device)
+
+    def save(self, folder: Place) -> Path:
+        """Write the trained parts and the configuration, which `load` reads.
+
+        Raises:
+            ConfigError: nothing is trained, or the folder holds something.
+        """
+        place = Path(folder)
+        if not self.module.method.trains:
+            raise ConfigError(f"method {self.experiment.method.name!r} trains nothing that could be saved")
+        check_empty(place, "name another folder")
+        self.module.export(place)
+        write_atomic(place / "config.yaml", dump(self.experiment))
+        return place
+
+    def use(self, experiment: Experiment, datamodule: ContextDataModule, module: CompressionModule) -> None:
+        """Compress with these from now on."""
+        self.experiment, self.datamodule, self.module = experiment, datamodule, module.to(pick_device(self.device))
+        self.reader = PromptReader(module.lm, datamodule.prompt_format())
+        self.__dict__.pop("_hashes", None)
 
     @cached_property
     def _hashes(self) -> tuple[str, str]:
@@ -102,8 +162,34 @@ class Compressor:
             raise ConfigError(f"--task {task!r} is unknown; {self.source} knows {_list(names)}")
         return names.index(task)
 
-    def compress(self, source: PromptSource, *, task: str | None = None, keep_text: bool = False) -> Compression:
-        """Compress a prompt.
+    def compress(
+        self,
+        text: str | None = None,
+        *,
+        file: str | Path | None = None,
+        demonstrations: Sequence[tuple[str, str]] | str | Path | None = None,
+        task: str | None = None,
+        keep_text: bool = False,
+    ) -> CompressedPrompt:
+        """A compressed prompt, whose `generate(query)` answers with this model.
+
+        Args:
+            text: The prompt.
+            file: A UTF-8 file with the prompt, instead of `text`.
+            demonstrations: Pairs (input, output), or a JSON-lines file with `input` and `output`, instead of `text`.
+            task: Whose prompt to take (prompt tuning with a prompt for each task).
+            keep_text: Keep the prompt's text in the result and its file.
+
+        Raises:
+            ConfigError: the prompt is empty, unreadable or too long, or the method reads none.
+        """
+        if sum(value is not None for value in (text, file, demonstrations)) > 1:
+            raise ConfigError("give one of text, file and demonstrations")
+        source = read_source(text=text, file=file, demonstrations=demonstrations, is_icl=self.is_icl)
+        return self.compression(source, task=task, keep_text=keep_text).prompt
+
+    def compression(self, source: PromptSource, *, task: str | None = None, keep_text: bool = False) -> Compression:
+        """A compressed prompt with what it cost.
 
         Raises:
             ConfigError: the prompt is empty or does not fit the LM's window, or the method makes no memory.
@@ -119,7 +205,7 @@ class Compressor:
         info = self._info(source, memory, tokens, task, keep_text)
         lm = self.module.lm
         prompt = CompressedPrompt(memory, info, reader=self.reader)
-        whole = (tokens + lm.num_bos) * lm.kv_bytes_per_token
+        whole = (tokens + lm.num_bos) * lm.cost.kv_bytes_per_token
         return Compression(prompt, milliseconds, round(lm.kv_bytes(memory)), whole)
 
     def uncompressed(self, source: PromptSource) -> Memory | None:
@@ -144,11 +230,14 @@ class Compressor:
         lm, experiment, format_ = self.module.lm, self.experiment, self.reader.format
         weights, tokenizer = self._hashes
         settings = experiment.method.model_dump(mode="json", exclude={"name"})
+        folder, section = Path(experiment.lm.path), experiment.lm
+        if os.path.isdir(folder):
+            section = section.model_copy(update={"path": str(folder.resolve())})
         dtype = next(t.dtype for t in memory_tensors(memory).values() if t.is_floating_point())
         return PromptInfo(
             method=experiment.method.name,
             family=lm.family,
-            lm=_findable(experiment.lm),
+            lm=section,
             run=None if self.run is None else str(self.run.resolve()),
             lm_is_trained=self.module.method.lm_training != "none",
             lm_hash=weights,
@@ -169,25 +258,23 @@ class Compressor:
         )
 
 
-def _findable(lm: LanguageModelConfig) -> LanguageModelConfig:
-    """The same section with an absolute path, where it names a folder."""
-    folder = Path(lm.path)
-    return lm.model_copy(update={"path": str(folder.resolve())}) if os.path.isdir(folder) else lm
+def untrained(
+    experiment: Experiment,
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    task_names: tuple[str, ...] = (),
+) -> tuple[Experiment, ContextDataModule, CompressionModule]:
+    """As `open_trained`, before training and without rows; no model: the LM that the configuration names."""
+    layout, bos = experiment.lm.layout, experiment.lm.bos
+    lm = None if model is None else LanguageModel.from_parts(model, tokenizer, layout=layout, bos=bos)
+    module, datamodule = make_module(experiment, task_names, lm), make_data(experiment, lm, RowsInMemory())
+    module.configure_model()
+    return experiment, datamodule, module.eval()
 
 
 def _list(names: Sequence[str]) -> str:
     shown = ", ".join(names[:8])
     return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown or "no task names"
-
-
-def open_compressor(run: str | Path, device: str = "auto") -> Compressor:
-    """Open a finished run for compressing prompts.
-
-    Raises:
-        ConfigError: no run, no trained weights, or its data cannot be opened.
-    """
-    with quiet():
-        return Compressor(Path(run), open_trained(Path(run)), device)
 
 
 def compress(
@@ -200,85 +287,10 @@ def compress(
     keep_text: bool = False,
     device: str = "auto",
 ) -> CompressedPrompt:
-    """Compress one prompt with a trained run.
-
-    Args:
-        run: The run's directory.
-        text: The prompt.
-        file: A UTF-8 file with the prompt, instead of `text`.
-        demonstrations: Pairs (input, output), or a JSON-lines file with `input` and `output`, instead of `text`.
-        task: Whose prompt to take (prompt tuning with a prompt for each task).
-        keep_text: Keep the prompt's text in the result and its file.
-        device: "auto" (a GPU if there is one), "cpu", "cuda", ...
+    """Compress one prompt with the trained run in a directory; see `Compressor` and its `compress`.
 
     Raises:
         ConfigError: no such run, or a prompt that is empty, unreadable or too long.
     """
-    given = [value for value in (text, file, demonstrations) if value is not None]
-    if len(given) > 1:
-        raise ConfigError("give one of text, file and demonstrations")
-    compressor = open_compressor(run, device)
-    source = read_source(text=text, file=file, demonstrations=demonstrations, is_icl=compressor.is_icl)
-    return compressor.compress(source, task=task, keep_text=keep_text).prompt
-
-
-_SHOWN_HASH = 16
-_SHOWN_TEXT = 300
-
-
-def description(file: Path) -> dict[str, Any]:
-    """Everything that the file of a compressed prompt says, after verifying it.
-
-    Raises:
-        ConfigError: as `read_prompt`.
-    """
-    memory, info = read_prompt(file)
-    tensors = memory_tensors(memory)
-    return {
-        "file": str(file),
-        "file_bytes": file.stat().st_size,
-        "verified": True,
-        "kind": type(memory).__name__,
-        "tensor_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
-        "num_tensors": len(tensors),
-        **info.model_dump(mode="json"),
-    }
-
-
-def print_description(found: dict[str, Any], console: Console) -> None:
-    """The description as a table."""
-    lm, slots, tokens = found["lm"], found["slots"], found["source_tokens"]
-    reader = f"{lm['path']} as trained in {found['run']}" if found["lm_is_trained"] else lm["path"]
-    rows = {
-        "file": f"{found['file']} ({bytes_text(found['file_bytes'])}, hash verified)",
-        "kind": f"{found['kind']}, {found['dtype']}, {found['num_tensors']} tensors",
-        "made by": f"{found['method']} ({found['run']}) on {found['created']}, promptcomp {found['version']}",
-        "prompt": f"{tokens} tokens -> {slots} slots ({tokens / max(slots, 1):.1f}x)",
-        "read by": reader,
-        "weights": found["lm_hash"][:_SHOWN_HASH],
-        "tokenizer": found["tokenizer_hash"][:_SHOWN_HASH],
-        "next position": "-" if found["next_position"] is None else str(found["next_position"]),
-        "query": repr(found["query"]),
-        "empty query": repr(found["empty_query"]),
-        "stop tokens": ", ".join(map(str, found["stop_ids"])) or "none",
-        "source hash": found["source_sha256"][:_SHOWN_HASH],
-        "text": "not kept" if found["text"] is None else repr(found["text"][:_SHOWN_TEXT]),
-        "settings": ", ".join(f"{key}={value}" for key, value in found["settings"].items()),
-    }
-    table = Table(show_header=False, box=None)
-    for name, value in rows.items():
-        table.add_row(name, value, style=None)
-    console.print(table, markup=False, highlight=False)
-
-
-def print_compression(done: Compression, output: Path, file_bytes: int, console: Console) -> None:
-    """What compressing gave, in a few lines."""
-    info = done.prompt.info
-    ratio = info.source_tokens / max(info.slots, 1)
-    lines = [
-        f"{output}: {info.source_tokens} tokens -> {info.slots} slots ({ratio:.1f}x) in {done.milliseconds:.0f} ms",
-        f"file {bytes_text(file_bytes)}, in the LM's cache {bytes_text(done.kv_bytes)} instead of "
-        f"{bytes_text(done.full_kv_bytes)}",
-        f"ask it: {command('generate', '--prompt', output, '...')}",
-    ]
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    compressor = Compressor.load(run, device=device)
+    return compressor.compress(text, file=file, demonstrations=demonstrations, task=task, keep_text=keep_text)

@@ -15,6 +15,7 @@ from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import KVCache, Memory, memory_to, save_memory
 from promptcomp.prompts.artifact import PromptInfo, check_output, is_tokenizer, read_prompt, weights_hash
 from promptcomp.run.opening import open_trained_lm, quiet
@@ -29,11 +30,11 @@ class AnswerSettings:
     """How answers are generated."""
 
     max_new_tokens: int | None = None
-    """Most tokens of an answer; None: DEFAULT_NEW_TOKENS, or as many as the LM's window leaves."""
+    """Maximum number of tokens of an answer; None: DEFAULT_NEW_TOKENS, or as many as the LM's window leaves."""
     temperature: float = 0.0
-    """0: the likeliest token; otherwise tokens are drawn."""
+    """0: the most likely token; otherwise tokens are sampled."""
     top_p: float = 1.0
-    """Draw from the likeliest tokens that hold this much probability together."""
+    """Sample from the most likely tokens with this total probability."""
     seed: int = 0
     """Seed of the draws (with a temperature, answers also depend on `batch_size`)."""
     num_beams: int = 1
@@ -51,12 +52,7 @@ class Answer:
 
 
 class PromptReader:
-    """An LM that answers queries behind a memory.
-
-    Args:
-        lm: The LM, in eval mode and with its tokenizer.
-        format: How queries are written.
-    """
+    """An LM, in eval mode and with its tokenizer, that answers queries behind a memory."""
 
     def __init__(self, lm: LanguageModel, format: PromptFormat) -> None:
         if lm.tokenizer is None:
@@ -77,7 +73,7 @@ class PromptReader:
         text = self.format.query.replace("{input}", query) if query else self.format.empty_query
         ids = tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if not ids and self.lm.family == "decoder":
-            raise ConfigError("a query is empty, and this prompt has nothing to stand for it; write at least one word")
+            raise ConfigError("a query is empty, and this prompt cannot do without; write at least one word")
         return ids
 
     def answers(
@@ -117,13 +113,17 @@ class PromptReader:
         generator: torch.Generator,
         on_text: OnText | None,
     ) -> list[list[int]]:
-        pad_id = self.tokenizer.pad_token_id
         context = EncodedContext((), tuple(EncodedQuery(ids, ()) for ids in queries))
         streamer = None if on_text is None else _Streamer(self.tokenizer, on_text)
+        limit = settings.max_new_tokens
+        new_tokens = DEFAULT_NEW_TOKENS if limit is None else limit
+        if limit is None and self.lm.window is not None:
+            used = (next_position(self.lm, memory) or 0) + max(len(ids) for ids in queries)
+            new_tokens = max(1, min(new_tokens, self.lm.window - used))
         found = self.lm.generate(
             memory,
-            collate([context], 0 if pad_id is None else pad_id).to(self.device),
-            max_new_tokens=self._new_tokens(memory, max(len(ids) for ids in queries), settings),
+            collate([context], self.tokenizer.pad_token_id or 0).to(self.device),
+            max_new_tokens=new_tokens,
             stop_ids=self.format.stop_ids,
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -136,14 +136,6 @@ class PromptReader:
                 streamer.on_tokens([token])
             streamer.end()
         return found
-
-    def _new_tokens(self, memory: Memory | None, query_tokens: int, settings: AnswerSettings) -> int:
-        if settings.max_new_tokens is not None:
-            return settings.max_new_tokens
-        if self.lm.window is None:
-            return DEFAULT_NEW_TOKENS
-        first = next_position(self.lm, memory)
-        return max(1, min(DEFAULT_NEW_TOKENS, self.lm.window - (first or 0) - query_tokens))
 
 
 class _Streamer(TextStreamer):
@@ -191,7 +183,7 @@ def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> Language
     if place is None:
         raise ConfigError(f"{source}: does not say where its LM is; name a run directory with --model")
     if model is None and Path(place).is_absolute() and not os.path.exists(place):
-        raise ConfigError(f"{source}: the LM it was made for is gone from {place}; say with --model where it is now")
+        raise ConfigError(f"{source}: the LM it was made for is no longer at {place}; name it with --model")
     with quiet():
         if os.path.isfile(Path(place) / "config.yaml"):
             lm = open_trained_lm(Path(place))
@@ -248,7 +240,7 @@ class CompressedPrompt:
         """
         if self._reader is None:
             lm = open_lm(self.info, self._model, self._source)
-            lm.to(choose_device(self._device))
+            lm.to(pick_device(self._device))
             self._reader = PromptReader(lm, self.info.format)
         return self._reader
 
@@ -268,9 +260,9 @@ class CompressedPrompt:
 
         Args:
             queries: One text, or a list of several.
-            max_new_tokens: Most tokens of an answer; None: 128, or as many as the LM's window leaves.
+            max_new_tokens: Maximum number of tokens of an answer; None: 128, or as many as the LM's window leaves.
             temperature: 0 takes the likeliest token; otherwise tokens are drawn.
-            top_p: Draw from the likeliest tokens that hold this much probability together.
+            top_p: Sample from the most likely tokens with this total probability.
             seed: Seed of the draws.
             num_beams: More than 1: beam search.
             batch_size: Queries that are answered at once.
@@ -315,8 +307,3 @@ def load_prompt(path: str | Path, *, model: str | Path | None = None, device: st
     """
     memory, info = read_prompt(Path(path))
     return CompressedPrompt(memory, info, model=model, device=device, source=str(path))
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of this name; "auto" is a GPU if there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

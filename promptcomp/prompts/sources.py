@@ -1,4 +1,4 @@
-"""Prompts and queries as people give them: texts, files, standard input, rows."""
+"""Prompts and queries as users give them: texts, files, standard input, rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.records import FILE_KINDS, Asked, good_records, kind_of_rows, read_records
+from promptcomp.datamodules.sources.records import Asked, good_records
+from promptcomp.datamodules.sources.row_files import FILE_KINDS, kind_of_rows, read_records
 from promptcomp.datamodules.sources.rows import Columns, row_problems, to_row
 from promptcomp.datamodules.tasks import Row
 from promptcomp.files import read_bounded
@@ -100,7 +101,7 @@ def read_queries(file: Path) -> list[Query]:
         rows = [record.content for record in good_records(read_records(file, _QUERY), _query_problems, None)]
         found = [Query(row["input"], row.get("id")) for row in rows]
         if not found:
-            raise ConfigError(f"{file}: holds no query; write one a line")
+            raise ConfigError(f"{file}: holds no query; write one on each line")
         return found
     return text_queries(read_bounded(file, _MOST_BYTES, "file"), str(file))
 
@@ -114,7 +115,7 @@ def text_queries(raw: bytes, source: str) -> list[Query]:
     lines = prompt_text(raw, source, keep_last_line_break=False).split("\n")
     found = [Query(line) for line in lines if line.strip()]
     if not found:
-        raise ConfigError(f"{source}: holds no query; write one a line")
+        raise ConfigError(f"{source}: holds no query; write one on each line")
     return found
 
 

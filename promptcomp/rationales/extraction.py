@@ -12,29 +12,34 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from promptcomp.chat.answer_file import AnswerFile, FileHeader, KeptAnswer, now
 from promptcomp.chat.client import Message
 from promptcomp.chat.replies import Reply, cut_at
 from promptcomp.chat.session import BYTES_PER_TOKEN, AskingSession, Prices, Writing
 from promptcomp.config import ConfigError
+from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.rationale.row_selection import agree
 from promptcomp.datamodules.sources.rationale_parsing import STATUSES, Parsed, ParseStatus, parse
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.bootstrap import wilson
+from promptcomp.evaluation.formatting import value_text
 from promptcomp.evaluation.texts import value_of
 from promptcomp.files import write_atomic
-from promptcomp.rationales.rationale_job import PromptTemplate, RationaleJob, default_output, pick_template, writing_of
+from promptcomp.rationales import RationaleOptions
+from promptcomp.rationales.rationale_job import PromptTemplate, default_output, pick_template, writing_of
+from promptcomp.terminal import plain_table
 
 
 class Completion(KeptAnswer):
     """One text; the key is of the teacher, the prompt and the way of writing."""
 
+    name: ClassVar[str] = "completion"
+    again: ClassVar[str] = "asked"
     id: str
     """The row it was first asked for."""
     sample: int = 0
@@ -85,22 +90,19 @@ def request_key(teacher: str, prompt: object, writing: Writing, sample: int, see
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def open_completions(path: Path) -> AnswerFile[Completion]:
-    """The file of completions; see `AnswerFile`."""
-    in_use = "writes into this file; wait, or name another"
-    header = FileHeader(format="promptcomp-completions")
-    return AnswerFile(path, header, Completion, name="completion", again="asked", in_use=in_use)
-
-
+HEADER = FileHeader(format="promptcomp-completions")
+"""First line of the file of completions."""
 _MEANING = {
-    "ok": "read as it stands",
-    "repaired": "read, though cut or not quite in form",
+    "ok": "read unchanged",
+    "repaired": "read, although cut off or not fully in the expected form",
     "empty": "no text",
     "no_marker": "the rationale does not end",
     "two_markers": "two conclusions",
     "empty_label": "no label",
     "out_of_set": "label is none of the options",
     "not_an_equation": "label has no value",
+    "refused": "the teacher could not be asked",
+    "missing": "not asked yet",
 }
 
 
@@ -148,12 +150,10 @@ def _label(answer: str, options: Sequence[str], equation: bool) -> tuple[str, Pa
         return "", "empty_label"
     if equation:
         plain = line.replace(",", "").replace("$", "").removesuffix("%").strip()
-        return (
-            (plain, "ok" if plain == line else "repaired") if value_of(plain) is not None else ("", "not_an_equation")
-        )
-    if not options:
-        return line, "ok"
-    if line in options:
+        if value_of(plain) is None:
+            return "", "not_an_equation"
+        return plain, "ok" if plain == line else "repaired"
+    if not options or line in options:
         return line, "ok"
     near = [option for option in options if agree(option, line, "exact_match")]
     return (near[0], "repaired") if near else ("", "out_of_set")
@@ -167,14 +167,12 @@ def majority(answers: Sequence[Parsed], metric: str) -> Verdict:
         metric: how labels are compared: "equation" (by value) or as text.
     """
     groups: list[list[Parsed]] = []
-    for answer in answers:
-        if not answer.label.strip():
-            continue
-        own = next((group for group in groups if agree(group[0].label, answer.label, metric)), None)
-        if own is None:
-            groups.append([answer])
+    for answer in (each for each in answers if each.label.strip()):
+        own = [group for group in groups if agree(group[0].label, answer.label, metric)]
+        if own:
+            own[0].append(answer)
         else:
-            own.append(answer)
+            groups.append([answer])
     if not groups:
         return Verdict(answers[0], 0, len(answers))
     best = max(groups, key=len)  # the first of equals
@@ -184,6 +182,12 @@ def majority(answers: Sequence[Parsed], metric: str) -> Verdict:
 class Extraction(AskingSession[Completion]):
     """Rows, their requests, the record, and what is still to be asked. Use as a context manager.
 
+    Args:
+        data: whose rows.
+        teacher: who is asked: the endpoint's model, or `local:PATH`.
+        chat: the teacher reads turns and not one text.
+        options: which rows, and how.
+
     Raises:
         ConfigError: data, template, settings or record cannot be used.
     """
@@ -192,20 +196,21 @@ class Extraction(AskingSession[Completion]):
     marks = ("cut", "refused")
     made = "texts were written in this call"
 
-    def __init__(self, job: RationaleJob) -> None:
-        self.job = job
-        self.template = pick_template(job.template, job.data)
-        self.writing = writing_of(job, self.template)
+    def __init__(self, data: RationaleConfig, teacher: str, chat: bool, options: RationaleOptions) -> None:
+        self.data, self.teacher, self.chat, self.options = data, teacher, chat, options
+        self.template = pick_template(options.template, data)
+        self.writing = writing_of(options, self.template)
         self.answer_tokens = self.writing.max_tokens // 2
-        source = job.data.source()
-        if job.split not in source.splits:
-            raise ConfigError(f"--split {job.split!r} is unknown; the data has {', '.join(source.splits)}")
-        self.rows: list[RationaleRow] = list(source.rows(job.split)[: job.rows])
+        source = data.source()
+        if options.split not in source.splits:
+            raise ConfigError(f"--split {options.split!r} is unknown; the data has {', '.join(source.splits)}")
+        self.rows: list[RationaleRow] = list(source.rows(options.split)[: options.rows])
         if not self.rows:
-            raise ConfigError(f"the {job.split} split has no rows")
-        self.requests = [[self._request(row, sample) for sample in range(job.samples)] for row in self.rows]
-        self.output = job.output or default_output(job)
-        self.record = open_completions(self.output.with_name(f"{self.output.stem}.completions.jsonl"))
+            raise ConfigError(f"the {options.split} split has no rows")
+        self.requests = [[self._request(row, sample) for sample in range(options.samples)] for row in self.rows]
+        self.output = options.output or default_output(data, teacher, options.split)
+        completions = self.output.with_name(f"{self.output.stem}.completions.jsonl")
+        self.record = AnswerFile(completions, HEADER, Completion)
         texts: dict[str, RationaleRequest] = {}
         for request in chain.from_iterable(self.requests):
             texts.setdefault(request.key, request)  # each text once, however many rows want it
@@ -215,12 +220,12 @@ class Extraction(AskingSession[Completion]):
 
     def _request(self, row: RationaleRow, sample: int) -> RationaleRequest:
         text, messages = self.template.text(row), tuple(self.template.messages(row))
-        key = request_key(self.job.teacher, messages if self.job.chat else text, self.writing, sample, self.job.seed)
-        return RationaleRequest(key, row.id, self.job.split, sample, text, messages)
+        key = request_key(self.teacher, messages if self.chat else text, self.writing, sample, self.options.seed)
+        return RationaleRequest(key, row.id, self.options.split, sample, text, messages)
 
     def _is_open(self, request: RationaleRequest) -> bool:
         found = self.record.entries.get(request.key)
-        return found is None or (found.error is not None and self.job.retry_refused)
+        return found is None or (found.error is not None and self.options.retry_refused)
 
     def estimate(self, prices: Prices) -> tuple[str, float | None]:
         """Requests to come, about how many prompt tokens, at most how many new tokens, and what that costs."""
@@ -241,7 +246,7 @@ class Extraction(AskingSession[Completion]):
         Raises:
             ConfigError: a file cannot be written.
         """
-        metric = "equation" if self.template.equation else self.job.data.metric
+        metric = "equation" if self.template.equation else self.data.metric
         used: dict[str, Completion] = {}
         lines: list[dict[str, Any]] = []
         verdicts: list[Verdict] = []
@@ -253,7 +258,7 @@ class Extraction(AskingSession[Completion]):
             used |= {completion.key: completion for completion in own}
             line: dict[str, Any] = {"id": row.id, "input": row.input, "label": row.label}
             line |= {"options": list(row.options)} if row.options else {}
-            line |= {"llm_label": "", "llm_rationale": "", "teacher": self.job.teacher, "parse_status": "empty"}
+            line |= {"llm_label": "", "llm_rationale": "", "teacher": self.teacher, "parse_status": "empty"}
             lines.append(line)
             answers = [read(self.template, each.text, row) for each in own if each.error is None]
             if not answers:
@@ -275,8 +280,8 @@ class Extraction(AskingSession[Completion]):
         statuses: Counter[str] = Counter(verdict.parsed.status for verdict in verdicts)
         voted = [verdict.votes / verdict.answers for verdict in verdicts]
         report = {
-            "teacher": self.job.teacher,
-            "split": self.job.split,
+            "teacher": self.teacher,
+            "split": self.options.split,
             "rows": len(self.rows),
             "answered": len(verdicts),
             "refused": len(lines) - len(verdicts),
@@ -286,9 +291,9 @@ class Extraction(AskingSession[Completion]):
             "labelled": len(labelled),
             "teacher_accuracy": sum(labelled) / len(labelled) if labelled else None,
             "teacher_accuracy_ci": wilson(sum(labelled), len(labelled)),
-            "samples": self.job.samples,
+            "samples": self.options.samples,
             "temperature": self.writing.temperature,
-            "agreement": sum(voted) / len(voted) if voted and self.job.samples > 1 else None,
+            "agreement": sum(voted) / len(voted) if voted and self.options.samples > 1 else None,
             **self.spent(used.values(), prices),
             "template_sha256": self.template.sha256,
             "output": str(self.output),
@@ -300,16 +305,11 @@ class Extraction(AskingSession[Completion]):
 
 def print_report(report: dict[str, Any], kept: int, console: Console) -> None:
     """What the teacher's texts came to, and where they are."""
-    table = Table(title=f"{report['teacher']} on {report['rows']:,} rows of {report['split']}", title_justify="left")
-    table.add_column("parsed")
-    table.add_column("rows", justify="right")
-    table.add_column("meaning")
-    for status, count in report["parsed"].items():
-        table.add_row(status, f"{count:,}", _MEANING[status])
-    for name, meaning in (("refused", "the teacher could not be asked"), ("missing", "not asked yet")):
-        if report[name]:
-            table.add_row(name, f"{report[name]:,}", meaning)
-    console.print(table)
+    counts = {**report["parsed"], "refused": report["refused"], "missing": report["missing"]}
+    rows = [(name, f"{count:,}", _MEANING[name]) for name, count in counts.items() if count]
+    title = f"{report['teacher']} on {report['rows']:,} rows of {report['split']}"
+    columns = ("parsed", "rows", "meaning")
+    console.print(plain_table(columns, rows, right=("rows",), title=title, box=box.HEAVY_HEAD, pad_edge=True))
     for line in _lines(report, kept):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -317,8 +317,7 @@ def print_report(report: dict[str, Any], kept: int, console: Console) -> None:
 def _lines(report: dict[str, Any], kept: int) -> list[str]:
     lines = []
     if report["teacher_accuracy"] is not None:
-        low, high = report["teacher_accuracy_ci"]
-        share = f"{report['teacher_accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+        share = value_text(report["teacher_accuracy"], report["teacher_accuracy_ci"], ".1%", ".1%")
         lines.append(f"Teacher accuracy: {share} ({report['teacher_correct']:,} of {report['labelled']:,}).")
     if report["agreement"] is not None:
         lines.append(f"Of {report['samples']} samples {report['agreement']:.0%} vote for the label that was kept.")

@@ -1,4 +1,4 @@
-"""What is to be explained, by whom and how: one call's settings, its data and its template.
+"""The job of `promptcomp rationales`: its settings, data and template.
 
 A template is a YAML file that people may edit: a few explained examples and the one to explain. `query` and `answer`
 are the two halves of an example; `{input}` (or `{premise}` and `{hypothesis}`), `{rationale}` and `{label}` stand for
@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -27,6 +26,7 @@ from promptcomp.datamodules.sources.rationale_parsing import ParsedTask
 from promptcomp.datamodules.sources.rationale_records import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.experiment import chosen_file
+from promptcomp.rationales import RationaleOptions
 
 _FIELDS = re.compile(r"\{(input|premise|hypothesis|rationale|label)\}")
 
@@ -47,7 +47,7 @@ class PromptTemplate(Config):
     parse: ParsedTask | None = None
     """Which known way of reading the text; null: `marker` divides it."""
     marker: str | None = None
-    """What stands between rationale and label."""
+    """The text between rationale and label."""
     equation: bool = False
     """With `marker`: the label must be a number or an expression with a value."""
     instruction: str = ""
@@ -73,7 +73,7 @@ class PromptTemplate(Config):
         if answered != {"rationale", "label"}:
             raise ValueError("answer must hold {rationale} and {label}, and no other field")
         if (self.parse is None) == (not self.marker):
-            raise ValueError("give either parse (a known task) or marker (what stands between rationale and label)")
+            raise ValueError("give either parse (a known task) or marker (the text between rationale and label)")
         if self.marker and self.marker not in self.answer:
             raise ValueError(f"answer must hold the marker {self.marker!r}")
         for number, shown in enumerate(self.demonstrations, start=1):
@@ -164,31 +164,6 @@ class _DataSection(Config):
     data: Annotated[Union[tuple(DATASETS.values())], Field(discriminator="name")]  # type: ignore[valid-type]  # noqa: UP007
 
 
-@dataclass(frozen=True, slots=True)
-class RationaleJob:
-    """What is to be explained, by whom and how."""
-
-    data: RationaleConfig
-    teacher: str
-    """The endpoint's model, or `local:PATH`."""
-    chat: bool
-    """The teacher reads turns and not one text."""
-    split: str = "train"
-    template: str | None = None
-    """A shipped template or a YAML file; None: the one of the data's format."""
-    rows: int | None = None
-    """Only so many rows, the first ones; None: all."""
-    samples: int = 1
-    temperature: float | None = None
-    """None: 0 (greedy) for one sample, 0.7 for several."""
-    max_tokens: int | None = None
-    """None: the template's."""
-    seed: int = 0
-    retry_refused: bool = False
-    """Ask again what the teacher's server refused in an earlier call."""
-    output: Path | None = None
-
-
 def load_data(method: str | None, config: Path | None, overrides: Sequence[str]) -> RationaleConfig:
     """The data section of an experiment, or one made of overrides alone (data.name=...); without a teacher's work.
 
@@ -234,24 +209,23 @@ def pick_template(name: str | None, data: RationaleConfig) -> PromptTemplate:
     return load_template(template_name(data) if name is None else name)
 
 
-def default_output(job: RationaleJob) -> Path:
+def default_output(data: RationaleConfig, teacher: str, split: str) -> Path:
     """rationales/DATA-SPLIT-TEACHER.jsonl."""
-    data = job.data
-    teacher = job.teacher.removeprefix("local:")
+    teacher = teacher.removeprefix("local:")
     teacher = Path(teacher).name if teacher.startswith("/") else teacher
-    name = f"{data.format_name or type(data).model_fields['name'].default}-{job.split}-{teacher}"
+    name = f"{data.format_name or type(data).model_fields['name'].default}-{split}-{teacher}"
     return Path("rationales") / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name).strip('_')}.jsonl"
 
 
-def writing_of(job: RationaleJob, template: PromptTemplate) -> Writing:
+def writing_of(options: RationaleOptions, template: PromptTemplate) -> Writing:
     """How the teacher writes.
 
     Raises:
         ConfigError: several samples that would all be the same.
     """
-    temperature = job.temperature
+    temperature = options.temperature
     if temperature is None:
-        temperature = _SAMPLING_TEMPERATURE if job.samples > 1 else 0.0
-    if job.samples > 1 and temperature == 0:
-        raise ConfigError(f"--samples {job.samples} at --temperature 0 are all the same; raise the temperature")
-    return Writing(job.max_tokens or template.max_tokens, template.stop, temperature)
+        temperature = _SAMPLING_TEMPERATURE if options.samples > 1 else 0.0
+    if options.samples > 1 and temperature == 0:
+        raise ConfigError(f"--samples {options.samples} at --temperature 0 are all the same; raise the temperature")
+    return Writing(options.max_tokens or template.max_tokens, template.stop, temperature)

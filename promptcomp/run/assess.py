@@ -1,34 +1,40 @@
-"""Scoring a module and its bounds on the same examples in one pass, and turning the scores into results."""
+"""Scoring a module and its bounds on the same examples in one pass, what its LM writes behind the same memories, and
+turning both into results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import cast
 
 import torch
 
 from promptcomp.batch import Batch, Context
-from promptcomp.datamodules.context_module import ContextDataModule
+from promptcomp.datamodules.context_module import ContextDataModule, ExampleInfo
+from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 from promptcomp.evaluation import flops
 from promptcomp.evaluation import memory_cost as cost
-from promptcomp.evaluation.metrics import MetricName
-from promptcomp.evaluation.predictions import OptionScores, Prediction, add_texts, examples_sha256, make_predictions
+from promptcomp.evaluation.predictions import (
+    GeneratedTexts,
+    OptionScores,
+    Prediction,
+    add_texts,
+    examples_sha256,
+    make_predictions,
+)
 from promptcomp.evaluation.results import Cost, Size, SplitResult
 from promptcomp.evaluation.summarize import summarise
 from promptcomp.evaluation.texts import Rouge
 from promptcomp.experiment import EvaluationConfig
+from promptcomp.files import write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
-from promptcomp.run.written_texts import Answers, answers_for
+from promptcomp.memory import EncoderStates, KVCache, Memory
 
-OnBatch = Callable[[int, int], None]
-"""Called with (batches done, batches in all)."""
-_KINDS: dict[type[Memory], flops.MemoryKind] = {
-    SoftPrompt: "soft_prompt",
-    KVCache: "kv_cache",
-    EncoderStates: "encoder_states",
-}
+_KINDS: dict[type, flops.MemoryKind] = {KVCache: "kv_cache", EncoderStates: "encoder_states"}
 """The names that the cost formulas have for memories."""
 
 
@@ -43,7 +49,7 @@ class _Sizes:
     kv_bytes: float = 0.0
     queries: int = 0
     query_tokens: int = 0
-    kind: flops.MemoryKind | None = None
+    kind: flops.MemoryKind = "soft_prompt"
     first_batch: Batch | None = None
 
     def add(self, lm: LanguageModel, batch: Batch, memory: Memory | None) -> None:
@@ -53,7 +59,7 @@ class _Sizes:
         self.queries += len(batch.query_mask)
         self.query_tokens += int(batch.query_mask.sum())
         if memory is not None:
-            self.kind = _KINDS[type(memory)]
+            self.kind = _KINDS.get(type(memory), "soft_prompt")
             self.slots += int(memory.num_slots.sum())
             self.memory_bytes += cost.memory_bytes(memory) * contexts
             self.kv_bytes += lm.kv_bytes(memory) * contexts
@@ -63,7 +69,7 @@ class _Sizes:
 
 @dataclass(slots=True)
 class Assessment:
-    """What was found on one split."""
+    """The results on one split."""
 
     predictions: list[Prediction]
     result: SplitResult
@@ -74,11 +80,10 @@ def assess(
     module: CompressionModule,
     datamodule: ContextDataModule,
     split: str,
-    metric: MetricName,
     config: EvaluationConfig,
     *,
     calibrated: bool = False,
-    on_batch: OnBatch = lambda done, total: None,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Assessment:
     """Score a split with the method's memory and, in the same pass, with the full prompt and with no prompt.
 
@@ -88,10 +93,9 @@ def assess(
         module: A built module in eval mode.
         datamodule: Data with an `eval_dataloader`.
         split: One of `datamodule.eval_splits`.
-        metric: The headline metric (one of `metrics.METRICS`).
         config: Bounds on or off, answers, bootstrap resamples.
         calibrated: Subtract the scores under the input "N/A" (PMI).
-        on_batch: Progress callback.
+        on_batch: Called with batches done and batches in all.
     """
     examples = datamodule.examples(split)
     sizes = _Sizes()
@@ -104,12 +108,8 @@ def assess(
     predictions = make_predictions(split, examples, scores, null)
     if answers is not None and rouge is not None:
         predictions = add_texts(predictions, answers.collected, answers.questions, rouge)
-    result = summarise(
-        predictions,
-        metric,
-        examples_sha256=examples_sha256(examples),
-        resamples=config.bootstrap_resamples,
-    )
+    identity, resamples = examples_sha256(examples), config.bootstrap_resamples
+    result = summarise(predictions, datamodule.headline, examples_sha256=identity, resamples=resamples)
     return Assessment(predictions, result, sizes)
 
 
@@ -118,24 +118,27 @@ def _score(
     module: CompressionModule,
     batches: Iterable[Batch],
     bounds: bool,
-    on_batch: OnBatch,
+    on_batch: Callable[[int, int], None],
     sizes: _Sizes,
     answers: Answers | None = None,
-) -> dict[str, OptionScores | None]:
+) -> dict[str, OptionScores]:
     itself = module.method.bound
     rows = ["method", *(row for row in ("full_prompt", "no_prompt") if bounds and row != itself)]
-    collected = {row: OptionScores() for row in rows}
+    collected: dict[str, OptionScores] = {row: {} for row in rows}
     total = len(batches)  # type: ignore[arg-type]
     for done, batch in enumerate(batches, start=1):
         batch = batch.to(module.device)
         memory = module.compress(batch.context)
-        sizes.add(module.lm, batch, memory)
+        if bounds:  # sizes are shown beside them, and to count what a token costs takes a while
+            sizes.add(module.lm, batch, memory)
         memories = {"method": memory}
-        for row in rows[1:]:  # the whole prompt as the LM reads it, or nothing
-            memories[row] = module.lm.encode(batch.context) if row == "full_prompt" else None
         for row in rows:
+            if row != "method":  # the whole prompt as the LM reads it, or nothing
+                memories[row] = module.lm.encode(batch.context) if row == "full_prompt" else None
             sums, counts, _ = module.lm.score(memories[row], batch)
-            collected[row].add(batch.example.tolist(), batch.choice.tolist(), sums.tolist(), counts.tolist())
+            targets = zip(batch.example.tolist(), batch.choice.tolist(), strict=True)
+            found = zip(sums.tolist(), counts.tolist(), strict=True)
+            collected[row].update(zip(targets, found, strict=True))
         if answers is not None:
             answers.add(module, memories, batch)
         on_batch(done, total)
@@ -143,7 +146,7 @@ def _score(
         collected[itself] = collected["method"]
         if answers is not None:
             answers.repeat("method", itself)
-    return dict(collected)
+    return collected
 
 
 def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: EvaluationConfig) -> tuple[Size, Cost]:
@@ -158,7 +161,7 @@ def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: Evalu
         memory_slots=slots,
         query_tokens=query_tokens,
         front_tokens=lm.num_bos,
-        memory_kind=sizes.kind or "soft_prompt",
+        memory_kind=sizes.kind,
         layout=layout,  # type: ignore[arg-type]
         compress_flops=module.compress_flops(context_tokens - lm.num_bos),
     )
@@ -166,24 +169,14 @@ def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: Evalu
         context_tokens=context_tokens,
         memory_slots=slots,
         compression=context_tokens / slots if slots else None,
-        context_bytes=context_tokens * lm.kv_bytes_per_token,
+        context_bytes=context_tokens * lm.cost.kv_bytes_per_token,
         memory_bytes=sizes.memory_bytes / contexts,
         memory_kv_bytes=sizes.kv_bytes / contexts,
         query_tokens=query_tokens,
     )
-    found: dict[str, float | None] = {
-        "flops_ratio": prefill.ratio,
-        "compress_flops": prefill.compress,
-        "prefill_flops": prefill.compressed,
-        "full_prefill_flops": prefill.full,
-        "cached_full_prefill_flops": prefill.cached_full,
-        "cached_prefill_flops": prefill.cached_compressed,
-        "no_prompt_prefill_flops": prefill.no_prompt,
-        "break_even_queries": prefill.break_even_queries if prefill.compress else None,
-    }
     if config.measure_cost and sizes.first_batch is not None:
-        found |= _milliseconds(module, sizes.first_batch)
-    return size, Cost.model_validate(found)
+        prefill = prefill.model_copy(update=_milliseconds(module, sizes.first_batch))
+    return size, prefill
 
 
 @torch.inference_mode()
@@ -201,20 +194,121 @@ def _milliseconds(module: CompressionModule, batch: Batch) -> dict[str, float]:
 
 def first_query(batch: Batch) -> Batch:
     """The first context of a batch with its first query and that query's first target."""
-    query = int((batch.context_of == 0).nonzero()[0])
-    target = int((batch.query_of == query).nonzero()[0])
+    query = (batch.context_of == 0).nonzero()[0]
+    part, _ = batch.of_targets((batch.query_of == query).nonzero()[0])
     context = Context(batch.context.ids[:1], batch.context.mask[:1], batch.context.task[:1])
-    zero = torch.zeros(1, dtype=torch.long, device=batch.query_ids.device)
-    return Batch(
-        context=context,
-        teacher_context=context,
-        query_ids=batch.query_ids[query : query + 1],
-        query_mask=batch.query_mask[query : query + 1],
-        target_ids=batch.target_ids[target : target + 1],
-        target_mask=batch.target_mask[target : target + 1],
-        context_of=zero,
-        query_of=zero,
-        example=batch.example[target : target + 1],
-        choice=batch.choice[target : target + 1],
-        role=batch.role[target : target + 1],
-    )
+    return replace(part, context=context, teacher_context=context)
+
+
+_UNLIMITED = 1 << 30
+
+
+@dataclass(slots=True)
+class Answers:
+    """Generates and collects answers; one object for one split."""
+
+    datamodule: ContextDataModule
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    examples: Mapping[int, ExampleInfo]
+    collected: dict[str, GeneratedTexts] = field(default_factory=dict)
+    questions: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+    """Example -> instruction, input and right answer as texts."""
+
+    def add(self, module: CompressionModule, memories: Mapping[str, Memory | None], batch: Batch) -> None:
+        """Answer every query of a batch greedily behind the memories of each row; its targets are not looked at."""
+        numbers = example_of_query(batch)
+        limit = min(self.max_new_tokens, room(module, memories, batch))
+        decode = partial(self.datamodule.tokenizer.decode, skip_special_tokens=True)
+        for row, memory in memories.items():
+            made = module.lm.generate(memory, batch, max_new_tokens=limit, stop_ids=self.stop_ids)
+            texts = [self.datamodule.answer_of(str(decode(ids))) for ids in made]
+            cut = [len(ids) >= limit for ids in made]
+            found = zip(texts, cut, strict=True)
+            self.collected.setdefault(row, {}).update(zip(numbers, found, strict=True))
+        rows = zip(batch.context.ids, batch.context.mask, strict=True)
+        contexts = [str(decode(ids[mask].tolist())).strip() for ids, mask in rows]
+        for number, context in zip(numbers, batch.context_of.tolist(), strict=True):
+            example = self.examples[number]
+            instruction = example.instruction or contexts[context]
+            self.questions[number] = (instruction, example.input, example.output.strip())
+
+    def repeat(self, row: str, other: str) -> None:
+        """What `row` answered is what `other` would have."""
+        if row in self.collected:
+            self.collected[other] = self.collected[row]
+
+
+def answers_for(
+    datamodule: ContextDataModule, config: EvaluationConfig, examples: Sequence[ExampleInfo]
+) -> Answers | None:
+    """Where answers to the examples of a split are collected; None where none are wanted."""
+    wanted = datamodule.answers_are_generated if config.generate == "auto" else config.generate
+    if not wanted:
+        return None
+    stop_ids = datamodule.prompt_format().stop_ids
+    return Answers(datamodule, config.max_new_tokens, stop_ids, {e.number: e for e in examples})
+
+
+def example_of_query(batch: Batch) -> list[int]:
+    """Number of the example that each query [N] belongs to."""
+    numbers = torch.zeros_like(batch.context_of)
+    return numbers.scatter(0, batch.query_of, batch.example).tolist()
+
+
+def room(module: CompressionModule, memories: Mapping[str, Memory | None], batch: Batch) -> int:
+    """Tokens that every row of a batch can add to its longest prompt within the LM's window.
+
+    All rows of the table get the same limit, so that none is cut where another is not.
+    """
+    window = module.lm.window
+    if window is None:
+        return _UNLIMITED
+    # positions in front of a query, the longest of the batch
+    used = [m.next_position if isinstance(m, KVCache) else m.num_slots for m in memories.values() if m is not None]
+    front = max((int(each.max()) for each in used), default=0)
+    return max(1, window - front - int(batch.query_mask.sum(-1).max()) - 1)  # 1: a BOS
+
+
+def write_rationales(
+    module: CompressionModule,
+    datamodule: ContextDataModule,
+    splits: Sequence[str],
+    path: Path,
+    on_batch: Callable[[str, int, int], None],
+) -> None:
+    """Write one line for each example: split, example, input, the student's rationale and the teacher's.
+
+    `on_batch` is called with what is at work, batches done and batches in all.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    lines, data = [], cast(RationaleDataModule, datamodule)  # what data with two tasks offers
+    for split in splits:
+        rows, loader = data.rows(split), data.rationale_dataloader(split)
+        texts: dict[int, str] = {}
+        for done, batch in enumerate(loader, start=1):
+            texts.update(_texts(module, data, batch.to(module.device)))
+            on_batch(f"rationales {split}", done, len(loader))
+        for number in sorted(texts):
+            row = rows[number]
+            line = {
+                "split": split,
+                "example": number,
+                "input": row.input,
+                "rationale": texts[number],
+                "teacher": row.llm_rationale or None,
+            }
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_atomic(path, "".join(lines))
+
+
+@torch.inference_mode()
+def _texts(module: CompressionModule, datamodule: RationaleDataModule, batch: Batch) -> Iterator[tuple[int, str]]:
+    """Example numbers and greedy rationales of a batch."""
+    memory = module.compress(batch.context)
+    limit = min(datamodule.config.max_rationale_tokens, room(module, {"method": memory}, batch))
+    made = module.lm.generate(memory, batch, max_new_tokens=limit, stop_ids=datamodule.prompt_format().stop_ids)
+    for number, ids in zip(example_of_query(batch), made, strict=True):
+        yield number, str(datamodule.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -30,35 +30,15 @@ _REFRESH = 0.25
 
 
 class MetricsLogger(Logger):
-    """Writes what the modules log to metrics.csv, one row a step."""
+    """Writes what the modules log to metrics.csv, one row a step; Lightning asks for a name and a version."""
+
+    name, version = "metrics", ""
 
     def __init__(self, run: RunDirectory, resumed_step: int) -> None:
         super().__init__()
         self._file = MetricsFile(run.metrics)
         if self._file.rows:
             self._file.truncate(resumed_step)
-        self._save_dir = str(run.path)
-
-    @property
-    def name(self) -> str:
-        """Lightning asks for one."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """Lightning asks for one."""
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        """The run directory."""
-        return self._save_dir
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> MetricsFile:
-        """The file itself."""
-        return self._file
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -76,7 +56,7 @@ class Stopped(Exception):
     """A run that a signal has ended; its state is in last.ckpt."""
 
     def __init__(self, step: int, preempted: bool = False) -> None:
-        super().__init__(f"{'made room' if preempted else 'stopped'} after step {step}")
+        super().__init__(f"{'preempted' if preempted else 'stopped'} after step {step}")
         self.step = step
         self.preempted = preempted
 
@@ -128,7 +108,8 @@ class SaveBetweenSteps(L.Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
-        _log_right_steps(trainer)
+        # Lightning logs by a count of its own, in which the step of a dev evaluation counts twice after a resumption
+        trainer.fit_loop.epoch_loop._batches_that_stepped = step
         asked = self._stop.received is not None
         stop = trainer.strategy.reduce_boolean_decision(asked or self.received is not None, all=False)
         if stop or (step > 0 and step % self.every == 0):
@@ -158,12 +139,6 @@ def _save(trainer: L.Trainer, path: Path) -> None:
     finally:
         for counter in counters:
             counter.ready += 1
-
-
-def _log_right_steps(trainer: L.Trainer) -> None:
-    """Before a step: log by the number of steps that were done. Lightning has a count of its own for this, and counts a
-    step twice when it resumes from a checkpoint written right after a dev evaluation."""
-    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 class TrainingProgress(L.Callback):
@@ -235,12 +210,9 @@ class TrainingProgress(L.Callback):
             shown = f"step {done}/{self.max_steps}{loss}  {'  '.join(parts)}  {rate:.2f} steps/s  {left:.0f} s left"
             say(self.console, shown)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: object = None) -> None:
         """Close the bar."""
         if self._bar.tasks:
             self._bar.stop()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar."""
-        if self._bar.tasks:
-            self._bar.stop()
+    on_exception = on_train_end

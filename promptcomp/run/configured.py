@@ -1,4 +1,4 @@
-"""The configuration of a run: read, held against what the run was started with, and found again by it alone.
+"""The configuration of a run: read, compared with that of its start, and used to find a run again.
 
 When a run is continued, where it is and how its work is divided may change, not what it computes.
 """
@@ -20,18 +20,8 @@ from promptcomp.run.run_directory import RunDirectory, recorded_config
 PLACES = ("name", "output_dir")
 """Keys that say where a run is kept."""
 DIVISION = (
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "accumulate",
-    "threads",
-    "activation_checkpointing",
-    "offload_optimizer",
-    "compile",
-    "timeout_seconds",
-    "checkpoints",
-    "checkpoint_every",
+    *("accelerator", "devices", "num_nodes", "strategy", "accumulate", "threads", "activation_checkpointing"),
+    *("offload_optimizer", "compile", "timeout_seconds", "checkpoints", "checkpoint_every"),
 )
 """Keys of the section `trainer`."""
 _TRAINING = ("optim", "trainer", "seed")
@@ -71,8 +61,8 @@ def check_overrides(overrides: Iterable[str]) -> None:
     for item in overrides:
         if item.partition("=")[0] not in _FREE - {*PLACES}:
             raise ConfigError(
-                f"{item!r}: --resume continues a run as it was configured; only how its work is divided may change "
-                f"({_ALLOWED})"
+                f"{item!r}: --resume continues a run as it was configured; only the keys that distribute its work may "
+                f"change ({_ALLOWED})"
             )
 
 
@@ -93,8 +83,8 @@ def check_unchanged(run: RunDirectory, experiment: Experiment) -> None:
     listed = "; ".join(f"{key} was {old} and is {new}" for _, key, old, new in changed[:_NAMED])
     more = f"; and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
     raise ConfigError(
-        f"{run.config} was edited since the run began ({listed}{more}); put it back to continue the run, or start a "
-        f"new one with --config; only how the work is divided may change ({_ALLOWED})"
+        f"{run.config} was edited since the run started ({listed}{more}); put it back to continue the run, or start a "
+        f"new one with --config; only the keys that distribute its work may change ({_ALLOWED})"
     )
 
 
@@ -126,14 +116,12 @@ def identity(experiment: Experiment) -> str:
 
 
 def find(experiment: Experiment, run_dir: Path | None = None) -> tuple[State, Path | None]:
-    """A run of this experiment in `run_dir` or under its output_dir; a finished one if there is any, the newest first.
-
-    Args:
-        experiment: the wanted configuration.
-        run_dir: the only directory to look at.
-    """
+    """A run of this experiment in `run_dir` alone or under output_dir: a finished one, if any, and the newest first."""
     wanted, unfinished = identity(experiment), None
-    folders = [run_dir] if run_dir is not None else _newest_first(Path(experiment.output_dir))
+    folders = [run_dir] if run_dir is not None else []
+    if run_dir is None:
+        configs = [config for config in Path(experiment.output_dir).glob("*/config.yaml") if config.is_file()]
+        folders = [each.parent for each in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True)]
     for folder in folders:
         run = RunDirectory(folder)
         if run.config.is_file() and _is_run_of(run, experiment, wanted):
@@ -143,13 +131,6 @@ def find(experiment: Experiment, run_dir: Path | None = None) -> tuple[State, Pa
                     return "finished", folder
             unfinished = unfinished or folder
     return ("unfinished" if unfinished else "missing"), unfinished
-
-
-def _newest_first(output_dir: Path) -> list[Path]:
-    if not output_dir.is_dir():
-        return []
-    configs = [config for config in output_dir.glob("*/config.yaml") if config.is_file()]
-    return [config.parent for config in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
 def _is_run_of(run: RunDirectory, experiment: Experiment, wanted: str) -> bool:

@@ -6,15 +6,17 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.text import Text
 
 from promptcomp import __version__
@@ -25,16 +27,15 @@ from promptcomp.errors import command
 from promptcomp.evaluation.predictions import write_predictions
 from promptcomp.evaluation.results import Cost, Results, Size, read_results, write_results
 from promptcomp.experiment import Experiment
-from promptcomp.files import check_no_links, locked, write_atomic
-from promptcomp.lease import under_lease
+from promptcomp.files import check_empty, check_no_links, locked, write_atomic
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.plain import say
 from promptcomp.report import print_report
-from promptcomp.run.assess import Assessment, assess, measure
+from promptcomp.run.assess import Assessment, assess, measure, write_rationales
 from promptcomp.run.callbacks import SaveBetweenSteps, Stopped, TrainingProgress
 from promptcomp.run.configured import experiment_to_resume
 from promptcomp.run.opening import Parts, make_module, make_parts, open_trained, quiet, set_threads, weights_of
-from promptcomp.run.processes import device_of, is_rank_zero, join_group, leave_group, noticing_lost_ranks
+from promptcomp.run.processes import Ranks, device_of, is_rank_zero, join_group, leave_group, noticing_lost_ranks
 from promptcomp.run.run_directory import (
     RunDirectory,
     create,
@@ -43,7 +44,6 @@ from promptcomp.run.run_directory import (
     write_environment,
 )
 from promptcomp.run.trainer import code_of_lost, make_trainer
-from promptcomp.run.written_texts import write_rationales
 from promptcomp.stopping import StopRequested, StopSignals, stop_signals
 
 
@@ -56,7 +56,7 @@ class Outcome:
     step: int
     interrupted: bool = False
     preempted: bool = False
-    """Interrupted by a signal that asks to make room: whoever sent it will continue the run."""
+    """Interrupted by preemption: whoever sent the signal will continue the run."""
     next_steps: tuple[str, ...] | None = None
     """Commands to suggest; None: those that make sense after every run."""
 
@@ -66,7 +66,7 @@ class Outcome:
         return {"run": str(self.run), "step": self.step, "interrupted": self.interrupted, "results": results}
 
     def print(self, console: Console) -> None:
-        """The outcome for people."""
+        """The outcome as a table."""
         if self.interrupted:
             console.print(f"Stopped after step {self.step}; the run is complete up to there.")
             say(console, f"Continue with: {command('fit', '--resume', self.run)}")
@@ -75,17 +75,13 @@ class Outcome:
             print_report(self.results, console, self.run, self.next_steps)
 
 
-@under_lease
 def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outcome | None:
     """Train in a new run directory and evaluate. Returns None on ranks other than 0.
 
     Raises:
         ConfigError: a mistake in the configuration or the data.
     """
-    with quiet():
-        ranks = join_group(experiment.trainer)
-        ranks.check_same(experiment)
-        parts = ranks.agreed(lambda: make_parts(experiment))  # most mistakes show here, before there is a directory
+    ranks, parts = _meet(experiment)  # most mistakes show here, before there is a directory
     run = told_by_parent()
     if run is None:
         run = ranks.once(lambda: create(Path(experiment.output_dir), experiment.title, run_dir))
@@ -94,14 +90,9 @@ def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outco
     return _fit_alone(experiment, parts, run, console, resume=False)
 
 
-@under_lease
 def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> Outcome | None:
-    """Continue a run from its last checkpoint (or from the start, if it has none) and evaluate.
-
-    Args:
-        path: the run directory.
-        console: for people.
-        overrides: of how the work is divided (`trainer.devices=4`); the trajectory stays what it was.
+    """Continue a run from its last checkpoint (or from the start, if it has none) and evaluate; overrides may change
+    how the work is divided (`trainer.devices=4`), and the trajectory stays what it was.
 
     Raises:
         ConfigError: no run directory, a configuration that was edited since, a checkpoint that does not belong to it,
@@ -109,27 +100,30 @@ def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> O
     """
     run = open_existing(path)
     experiment = experiment_to_resume(run, overrides)
+    return _fit_alone(experiment, _meet(experiment, run)[1], run, console, resume=True)
+
+
+def _meet(experiment: Experiment, run: RunDirectory | None = None) -> tuple[Ranks, Parts]:
+    """The ranks, where several were started, and the parts of what all of them are to run."""
     with quiet(run):
         ranks = join_group(experiment.trainer)
         ranks.check_same(experiment)
-        parts = ranks.agreed(lambda: make_parts(experiment))
-    return _fit_alone(experiment, parts, run, console, resume=True)
+        return ranks, ranks.agreed(lambda: make_parts(experiment))
 
 
-def evaluate(path: Path, overrides: Iterable[str], output: Path | None, console: Console) -> Outcome:
-    """Measure a trained run again, with overrides of its data, splits or seeds, in a directory of its own.
+def evaluate(path: Path, experiment: Experiment, output: Path | None, console: Console) -> Outcome:
+    """Measure a trained run again, in a directory of its own; its experiment may have other data, splits or seeds.
 
     Raises:
-        ConfigError: no run, no trained weights, or a mistake in the overrides.
+        ConfigError: no run, or no trained weights.
     """
     run = open_existing(path)
     check_no_links(run.path, ("evaluations",))
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     target = RunDirectory(output or run.path / "evaluations" / stamp)
-    if target.path.exists() and any(target.path.iterdir()):
-        raise ConfigError(f"{target.path} is not empty; name another folder with --output")
+    check_empty(target.path)
     with quiet():
-        experiment, datamodule, module = open_trained(path, overrides)
+        experiment, datamodule, module = open_trained(path, experiment)
         target.path.mkdir(parents=True, exist_ok=True)
         write_atomic(target.config, dump(experiment))
         write_environment(target, experiment.model_dump(mode="json"), evaluates=run.path)
@@ -156,15 +150,14 @@ def _fit_alone(
 ) -> Outcome | None:
     """`_fit`, refused while another process works in the same run directory."""
     check_no_links(run.path, ("checkpoints", "export"))
-    with stop_signals() as stop:
-        if not is_rank_zero():  # rank 0 holds the lock
+    first = is_rank_zero()  # now: the variables that tell it change when processes are started
+    with stop_signals() as stop, locked(run.config) if first else nullcontext():
+        try:
             return _fit(experiment, parts, run, console, resume, stop)
-        with locked(run.config):
-            try:
-                return _fit(experiment, parts, run, console, resume, stop)
-            except KeyboardInterrupt:
+        except KeyboardInterrupt:
+            if first:
                 print(f"Continue with: {command('fit', '--resume', run.path)}", file=sys.stderr)
-                raise
+            raise
 
 
 def _fit(
@@ -183,10 +176,9 @@ def _fit(
         if module.method.trains and experiment.trainer.max_steps:
             try:
                 cost = _train(experiment, parts, run, console, resume)
-            except Stopped as stopped:
-                run.write_log(str(stopped))
-                outcome = Outcome(run.path, None, stopped.step, interrupted=True, preempted=stopped.preempted)
-                return outcome if first else None
+            except Stopped as end:
+                run.write_log(str(end))
+                return Outcome(run.path, None, end.step, interrupted=True, preempted=end.preempted) if first else None
             if not first:
                 return None
             if experiment.trainer.strategy == "fsdp":  # a rank alone cannot use a part of the weights
@@ -203,19 +195,15 @@ def _fit(
             with stop.leaving_at_once():  # the trained state is saved; what is measured here is measured again
                 results = _evaluate(experiment, module, datamodule, run, console, cost)
         except StopRequested:
-            run.write_log(f"made room after step {step}, during the evaluation")
+            run.write_log(f"preempted after step {step}, during the evaluation")
             return Outcome(run.path, None, step, interrupted=True, preempted=True)
         run.write_log("finished")
     return Outcome(run.path, results, step)
 
 
 def _train(experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool) -> Cost:
-    """Train, with last.ckpt at the end; all ranks come back, and the group is dissolved.
-
-    Raises:
-        Stopped: a signal has ended it; the state is saved.
-        RankLost: another process has ended.
-    """
+    """Train, with last.ckpt at the end, also where a signal ends it (`Stopped`); all ranks come back, and the group is
+    dissolved."""
     datamodule, module = parts
     progress = TrainingProgress(console, experiment.trainer.max_steps)
     trainer = make_trainer(experiment, run, datamodule, progress, resume)
@@ -251,29 +239,18 @@ def _evaluate(
     module.eval().to(device_of(experiment.trainer))
     config = experiment.evaluation
     found: dict[str, Assessment] = {}
+    calibrated = experiment.data.is_calibrated
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def advance(bar: TaskID, what: str, done: int, total: int) -> None:
+            progress.update(bar, description=escape(what), completed=done, total=total)
+
         for split in config.splits or datamodule.test_splits:
-            bar = progress.add_task(escape(f"evaluate {split}"), total=None)
-            found[split] = assess(
-                module,
-                datamodule,
-                split,
-                datamodule.headline,
-                config,
-                calibrated=experiment.data.is_calibrated,
-                on_batch=lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
-            )
+            on_batch = partial(advance, progress.add_task("evaluate", total=None), f"evaluate {split}")
+            found[split] = assess(module, datamodule, split, config, calibrated=calibrated, on_batch=on_batch)
         if config.rationales and experiment.data.has_two_tasks:
-            bar = progress.add_task("rationales", total=None)
-            write_rationales(
-                module,
-                datamodule,
-                tuple(found),
-                run.rationales,
-                lambda split, done, total: progress.update(
-                    bar, description=f"rationales {split}", completed=done, total=total
-                ),
-            )
+            on_rationale = partial(advance, progress.add_task("rationales", total=None))
+            write_rationales(module, datamodule, tuple(found), run.rationales, on_rationale)
     first = next(iter(found.values()))
     size, prefill = measure(module, first.sizes, experiment.lm.layout, config) if config.bounds else (Size(), Cost())
     results = Results(

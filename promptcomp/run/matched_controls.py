@@ -1,12 +1,15 @@
 """A method and its matched controls: full prompt and no prompt, trained in the same way and untrained.
 
-Every one is an ordinary run. A run under `output_dir` with the wanted configuration is reused when it is finished and
-continued when it is not, so that the same command goes on after a crash, and several methods share their controls.
+Every one is an ordinary run in a process of its own, as a trial of a sweep (`trial_process`). A run under `output_dir`
+with the wanted configuration is reused when it is finished and continued when it is not, so that the same command goes
+on after a crash, and several methods share their controls.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,9 @@ from typing import Any
 
 from rich.console import Console
 
+from promptcomp.checkpoints.checkpoint_files import existing, step_of
 from promptcomp.config import ConfigError, build
+from promptcomp.errors import Exit, RunFailed
 from promptcomp.evaluation.predictions import read_predictions
 from promptcomp.evaluation.results import read_results
 from promptcomp.evaluation.summarize import ReferencePoints, Role, RoleRun, SplitPoints, split_points
@@ -22,11 +27,12 @@ from promptcomp.experiment import Experiment
 from promptcomp.files import locked, write_atomic
 from promptcomp.plain import say
 from promptcomp.report import print_points
-from promptcomp.run.child import fit_apart, starts_processes
 from promptcomp.run.configured import find, identity
-from promptcomp.run.fitting import Outcome, fit, resume_fit
+from promptcomp.run.fitting import Outcome
 from promptcomp.run.processes import started_rank
-from promptcomp.run.run_directory import RunDirectory
+from promptcomp.run.run_directory import RunDirectory, check_unused
+from promptcomp.run.trial_process import Ended, WantedRun, attend
+from promptcomp.stopping import Stop
 
 FILE_NAME = "controls.json"
 
@@ -39,7 +45,7 @@ class ControlsOutcome:
     points: ReferencePoints | None
     """None when a run was stopped."""
     preempted: bool = False
-    """A run was stopped by a signal that asks to make room."""
+    """A run was preempted."""
 
     @property
     def interrupted(self) -> bool:
@@ -54,7 +60,7 @@ class ControlsOutcome:
     def print(self, console: Console) -> None:
         """The method's report, then the reference points."""
         if self.points is None:
-            console.print("Stopped. Nothing finished is lost: the same command continues where it was.")
+            console.print("Stopped. Finished runs are kept: the same command continues where it was.")
             return
         self.method.print(console)
         console.print()
@@ -69,13 +75,13 @@ def wanted_runs(experiment: Experiment) -> tuple[dict[Role, Experiment], tuple[s
     runs: dict[Role, Experiment] = {"method": experiment}
     notes: list[str] = []
     if train == "none" or not experiment.trainer.max_steps:
-        notes.append(f"{title} leaves the LM as it is, so its controls have nothing to train: untrained only")
+        notes.append(f"{title} does not train the LM, so there is nothing to train in its controls: untrained only")
     else:
         section = {"train": train, **(method.model_dump(include={"lora"}) if train == "lora" else {})}
         runs["full_prompt_trained"] = _control(experiment, "full_prompt", section)
         runs["no_prompt_trained"] = _control(experiment, "no_prompt", section)
         if getattr(method, "init_from", None) is not None:
-            notes.append("method.init_from is the method's own: the trained controls start from the LM as it is")
+            notes.append("method.init_from is for the method alone: the trained controls start from the untrained LM")
     runs["full_prompt_untrained"] = _control(experiment, "full_prompt", {})
     runs["no_prompt_untrained"] = _control(experiment, "no_prompt", {})
     return runs, tuple(notes)
@@ -109,53 +115,74 @@ def fit_with_controls(experiment: Experiment, run_dir: Path | None, console: Con
 
     Raises:
         ConfigError: a mistake in the configuration, or several machines.
-        RunFailed: a run in a process of its own has failed.
+        RunFailed: a run has failed.
     """
     if started_rank() is not None:
         raise ConfigError(
             "--with-controls makes several runs one after the other, and torchrun and srun start the processes of one; "
             "make the method's run with them, then call the command with --with-controls without them"
         )
+    if experiment.trainer.num_nodes > 1:
+        raise ConfigError(
+            f"--with-controls starts its runs on this machine alone, not on trainer.num_nodes="
+            f"{experiment.trainer.num_nodes}: make each run by itself on all of them, then repeat the command, which "
+            "reuses finished runs"
+        )
     runs, notes = wanted_runs(experiment)
     outcomes: dict[Role, Outcome] = {}
     how: dict[Role, RoleRun] = {}
-    for role, wanted in runs.items():
-        outcome, made = _ensure(role, wanted, run_dir if role == "method" else None, console)
-        outcomes[role], how[role] = outcome, made
-        if outcome.interrupted:
-            return ControlsOutcome(outcomes["method"], None, outcome.preempted)
+    stop = Stop()
+    with stop.installed():
+        for role, wanted in runs.items():
+            outcome, ended = _ensure(role, wanted, run_dir if role == "method" else None, console, stop)
+            outcomes[role], how[role] = outcome, RoleRun(run=str(outcome.run), how=ended.origin)
+            if outcome.interrupted:
+                return ControlsOutcome(outcomes["method"], None, outcome.preempted)
     points = _points(experiment, outcomes, how, notes)
     write_atomic(outcomes["method"].run / FILE_NAME, points.model_dump_json(indent=2) + "\n")
     return ControlsOutcome(outcomes["method"], points)
 
 
-def _ensure(role: Role, wanted: Experiment, run_dir: Path | None, console: Console) -> tuple[Outcome, RoleRun]:
+def _ensure(
+    role: Role, wanted: Experiment, run_dir: Path | None, console: Console, stop: Stop
+) -> tuple[Outcome, Ended]:
     """The finished run of an experiment: found, continued or made. Another process that makes it is waited for."""
 
-    def waiting() -> None:
-        say(console, f"{role}: waiting for another process that makes the same run")
+    def tell(text: str) -> None:
+        say(console, f"{role}: {text}")
 
-    locks = Path(wanted.output_dir) / ".locks"
+    def look() -> tuple[Path | None, Path | None]:
+        state, path = find(wanted, run_dir)
+        if path is None and run_dir is not None and RunDirectory(run_dir).config.is_file():
+            check_unused(run_dir)
+        return (path if state == "finished" else None), path or run_dir
+
+    locks, name = Path(wanted.output_dir) / ".locks", identity(wanted)
     try:
         locks.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{locks}: cannot be made ({error.strerror}); choose another output_dir") from None
-    with locked(locks / identity(wanted), waiting) as lock:
-        state, path = find(wanted, run_dir)
-        if state == "finished" and path is not None:
-            say(console, f"{role}: reusing {path}")
-            results = read_results(path)
-            return Outcome(path, results, results.cost.steps or 0), RoleRun(run=str(path), how="reused")
-        say(console, f"{role}:" if path is None else f"{role}: continuing {path}")
-        outcome: Outcome | None
-        if starts_processes(wanted):
-            outcome = fit_apart(wanted, path, run_dir, lock)
-        elif path is not None:
-            outcome = resume_fit(path, console)
-        else:
-            outcome = fit(wanted, run_dir, console)
-    assert outcome is not None  # one process only
-    return outcome, RoleRun(run=str(outcome.run), how="resumed" if state == "unfinished" else "made")
+    waiting = functools.partial(tell, "waiting for another process that makes the same run")
+    try:
+        with locked(locks / name, waiting, stop.is_set):
+            run = WantedRun(wanted, locks / f"{name}.yaml", locks / f"{name}.json", look)
+            ended = attend(run, stop, tell, fork=True, patience=math.inf)
+    except InterruptedError:
+        ended = Ended("interrupted", code=stop.code)
+    if ended.run is not None:
+        results = read_results(ended.run)
+        return Outcome(ended.run, results, results.cost.steps or 0), ended
+    place = look()[1]
+    if ended.how in ("interrupted", "preempted"):
+        checkpoint = existing(RunDirectory(place).last) if place is not None else None
+        step = step_of(checkpoint) if checkpoint is not None else 0
+        preempted = ended.code == Exit.PREEMPTED
+        return Outcome(place or Path(wanted.output_dir), None, step, interrupted=True, preempted=preempted), ended
+    if ended.code == Exit.MISTAKE:  # told by the run itself, or the line says it
+        raise RunFailed(ended.line, ended.code)
+    died = f"was killed by signal {-ended.code}" if ended.code < 0 else f"ended with exit code {ended.code}"
+    text = f"the run in {place or wanted.output_dir} {died}, see above; the same command continues it"
+    raise RunFailed(text, ended.code)
 
 
 def _points(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from promptcomp.checkpoints.checkpoint_files import existing
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.tasks import InstructionSource
 from promptcomp.errors import command
 from promptcomp.experiment import Experiment
 from promptcomp.files import open_append
@@ -32,15 +33,15 @@ Parts = tuple[ContextDataModule, CompressionModule]
 def make_parts(experiment: Experiment, *, trains: bool = True) -> Parts:
     """The data, read and checked, and the module of an experiment; the module builds its models in `configure_model`.
 
-    Args:
-        experiment: The configuration.
-        trains: Whether there must be something to train on, where the method trains.
+    `trains`: a method that trains must have something to train on.
 
     Raises:
         ConfigError: files are missing or bad, or data and method do not belong together.
     """
     datamodule = make_data(experiment)
     datamodule.check()
+    for split in experiment.evaluation.splits or ():
+        datamodule.check_split(split, datamodule.eval_splits)
     module = make_module(experiment, datamodule.task_names)
     if trains:
         check_train_split(experiment, datamodule, module)
@@ -56,22 +57,35 @@ def check_train_split(experiment: Experiment, datamodule: ContextDataModule, mod
         raise ConfigError(f"data {experiment.data.name!r} has no train split, and {experiment.method.name} needs one")
 
 
-def make_data(experiment: Experiment) -> ContextDataModule:
+def make_data(
+    experiment: Experiment, lm: LanguageModel | None = None, rows: InstructionSource | None = None
+) -> ContextDataModule:
     """The data of an experiment, not read yet.
+
+    Args:
+        experiment: The configuration.
+        lm: One that is open already.
+        rows: Instead of those that a section of instruction data names.
 
     Raises:
         ConfigError: there is none, or its budgets do not fit.
     """
-    window, longest = open_window(experiment.lm), experiment.data.context_budget
+    if lm is None:
+        window, tokenizer, bos = open_window(experiment.lm), open_tokenizer(experiment.lm), experiment.lm.bos
+    else:
+        assert lm.tokenizer is not None
+        window, tokenizer, bos = lm.window, lm.tokenizer, lm.bos_id is not None
+    longest = experiment.data.context_budget
     if window is not None and longest is not None and (problem := experiment.method.context_problem(longest, window)):
         raise ConfigError(problem)
     reader = Reader(
-        open_tokenizer(experiment.lm),
+        tokenizer,
         experiment.seed,
         experiment.trainer.batch_size // experiment.trainer.accumulate,
         window,
-        reads_queries_in_encoder(experiment.lm),
-        experiment.lm.bos,
+        reads_queries_in_encoder(experiment.lm) if lm is None else lm.query_in_encoder,
+        bos,
+        rows,
     )
     datamodule: ContextDataModule = experiment.data.build(reader)
     return datamodule
@@ -93,16 +107,22 @@ def make_module(
     return module
 
 
-def open_trained(path: Path, overrides: Iterable[str] = ()) -> tuple[Experiment, ContextDataModule, CompressionModule]:
+def open_trained(
+    path: Path, experiment: Experiment | None = None
+) -> tuple[Experiment, ContextDataModule, CompressionModule]:
     """A finished run with its trained weights: the experiment, its data, and the module in eval mode.
 
     The models that only training needs (`MethodConfig.without_training`) are not opened.
 
+    Args:
+        path: The run.
+        experiment: Its configuration with changes; None: as it is.
+
     Raises:
-        ConfigError: no run, no trained weights, or a mistake in the overrides.
+        ConfigError: no run, or no trained weights.
     """
     run = open_existing(path)
-    experiment = experiment_of(run, overrides)
+    experiment = experiment_of(run) if experiment is None else experiment
     set_threads(experiment)
     datamodule, module = make_parts(_without_training(experiment), trains=False)
     return experiment, datamodule, _with_weights(module, run)
@@ -125,11 +145,10 @@ def open_trained_lm(path: Path) -> LanguageModel:
     Raises:
         ConfigError: no run, or no trained weights.
     """
-    run = open_existing(path)
-    experiment = experiment_of(run)
+    experiment = experiment_of(open_existing(path))
     if experiment.method.lm_training == "none":
         return LanguageModel.from_config(experiment.lm)
-    return _with_weights(make_module(_without_training(experiment), ()), run).lm
+    return open_trained_module(path)[1].lm
 
 
 def _without_training(experiment: Experiment) -> Experiment:
@@ -172,9 +191,8 @@ class _LogFile(logging.FileHandler):
 @contextmanager
 def quiet(run: RunDirectory | None = None) -> Iterator[None]:
     """Lightning's and torch's notes go to log.txt, not between the lines a person reads."""
-    loggers = [
-        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers", "py.warnings")
-    ]
+    names = ("lightning.pytorch", "lightning.fabric", "transformers", "py.warnings")
+    loggers = [logging.getLogger(name) for name in names]
     previous = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     handler: logging.Handler = logging.NullHandler()
     if run is not None:

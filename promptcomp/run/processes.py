@@ -1,4 +1,4 @@
-"""The processes of one run and their devices: who starts them, who they are, and that they agree before they train.
+"""The processes of one run and their devices: what starts them, their ranks, and checks that they agree.
 
 srun, torchrun or Lightning itself starts them; which is chosen here, never guessed by Lightning: it takes any shell
 with SLURM_NTASKS set for one task of an srun, and a run started by hand inside an allocation then waits for ranks that
@@ -39,9 +39,9 @@ def started_by_srun(environment: Mapping[str, str] = os.environ) -> bool:
 
     A batch script and an interactive shell are one task; what is started by hand there starts its own processes.
     """
-    if environment.get("PROMPTCOMP_LAUNCHER") == "slurm":  # the job script says so: one task may be a whole run
-        return "SLURM_PROCID" in environment
-    return "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    several = int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    # the job script names the launcher: one task may be a whole run
+    return "SLURM_PROCID" in environment and (several or environment.get("PROMPTCOMP_LAUNCHER") == "slurm")
 
 
 def started_rank(environment: Mapping[str, str] = os.environ) -> int | None:
@@ -80,8 +80,7 @@ def accelerator_of(config: TrainerConfig) -> str:
 
 def device_of(config: TrainerConfig) -> torch.device:
     """The device of work that one process does alone."""
-    accelerator = accelerator_of(config)
-    return torch.device({"gpu": "cuda"}.get(accelerator, accelerator))
+    return torch.device(accelerator_of(config).replace("gpu", "cuda"))
 
 
 def device_count(config: TrainerConfig) -> int:
@@ -94,11 +93,9 @@ def device_count(config: TrainerConfig) -> int:
     devices = started if started is not None else config.devices
     if accelerator == "cpu":
         return 1 if devices == "auto" else devices
-    if accelerator == "mps":
-        present = int(torch.backends.mps.is_available())
-    else:
-        present = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not present:
+    kind = torch.backends.mps if accelerator == "mps" else torch.cuda
+    present = torch.cuda.device_count() if accelerator == "gpu" else 1
+    if not (present and kind.is_available()):
         raise ConfigError(f"trainer.accelerator={accelerator}: this machine has none; use trainer.accelerator=cpu")
     wanted = present if devices == "auto" else devices
     if wanted > present:
@@ -116,11 +113,7 @@ def check_precision(config: TrainerConfig) -> None:
 
 
 def _started_here(config: TrainerConfig) -> int | None:
-    """Processes that torchrun or srun has started on this machine; None: neither did.
-
-    Raises:
-        ConfigError: the configuration says other numbers.
-    """
+    """Processes that torchrun or srun has started on this machine, as the configuration must say; None: neither did."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         who, world_size = "torchrun", int(os.environ["WORLD_SIZE"])
         here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
@@ -156,13 +149,12 @@ class Ranks:
         Raises:
             ConfigError: on every rank, if one raised it.
         """
-        result: T | None = None
-        problem: ConfigError | None = None
+        result: T | ConfigError
         try:
             result = work()
         except ConfigError as error:
-            problem = error
-        for each in self._gathered(problem):
+            result = error
+        for each in self._gathered(result if isinstance(result, ConfigError) else None):
             if each is not None:
                 raise each
         return result  # type: ignore[return-value]
@@ -185,8 +177,7 @@ class Ranks:
         ours = flat(experiment.model_dump(mode="json", exclude=set(PLACES)))
         trees = self._gathered({key: json.dumps(value) for key, value in ours.items()})
         for rank, other in enumerate(trees):
-            differing = sorted(key for key in trees[0].keys() | other.keys() if trees[0].get(key) != other.get(key))
-            if differing:
+            if differing := sorted(k for k in trees[0].keys() | other.keys() if trees[0].get(k) != other.get(k)):
                 key, more = differing[0], len(differing) - 1
                 also = f" (and {more} more keys differ)" if more else ""
                 raise ConfigError(
@@ -213,9 +204,7 @@ def join_group(config: TrainerConfig) -> Ranks:
     device_count(config)
     environment = cluster_environment()
     rank, world_size = environment.global_rank(), environment.world_size()
-    if world_size == 1:
-        return Ranks()
-    if not torch.distributed.is_initialized():
+    if world_size > 1 and not torch.distributed.is_initialized():
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
         backend = "gloo"
         if accelerator_of(config) == "gpu":
@@ -224,11 +213,11 @@ def join_group(config: TrainerConfig) -> Ranks:
         torch.distributed.init_process_group(
             backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=config.timeout_seconds)
         )
-    return Ranks(rank, world_size)
+    return Ranks(rank, world_size) if world_size > 1 else Ranks()
 
 
 def leave_group() -> None:
-    """Leave the group, all ranks at once: what follows is rank 0's alone."""
+    """Destroy the process group, on all ranks at once: rank 0 continues alone."""
     if torch.distributed.is_initialized():
         if torch.distributed.get_world_size() > 1:
             torch.distributed.barrier()
@@ -260,11 +249,11 @@ def noticing_lost_ranks(world_size: int, code: Callable[[], int] = lambda: Exit.
         yield
     except RuntimeError as error:
         distributed = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
-        if world_size > 1 and (isinstance(error, distributed) or any(word in str(error) for word in _LOST)):
-            reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())
+        if world_size > 1 and (isinstance(error, distributed) or any(word in reason for word in _LOST)):
             raise RankLost(
                 "another process of this run has ended or does not answer; what it printed says why. The run is kept "
-                f"up to its last checkpoint: continue it with 'promptcomp fit --resume RUN' ({reason})",
+                f"up to its last checkpoint: continue it with 'promptcomp fit --resume RUN' ({reason[:200]})",
                 code(),
             ) from None
         raise

@@ -1,4 +1,4 @@
-"""A run directory: its layout, the record of the environment, and the step series.
+"""A run directory: its layout, the record of the environment, and metrics.csv.
 
 config.yaml        the resolved configuration; `promptcomp fit --config RUN/config.yaml` repeats the run
 environment.json   versions, hardware, git commit and configuration of each start
@@ -34,7 +34,7 @@ from promptcomp import __version__
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
 from promptcomp.errors import NoSpace, RankLost, command, is_full
-from promptcomp.files import open_append, read_text, replacing, write_atomic
+from promptcomp.files import check_empty, open_append, read_text, replacing, write_atomic
 from promptcomp.plain import without_credentials
 
 RUN_DIRECTORY_VARIABLE = "PROMPTCOMP_RUN_DIRECTORY"
@@ -44,14 +44,14 @@ _PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "
 _STEP = re.compile(r"[0-9]{1,15}")
 
 
-class _Inside:
-    """A path inside a run directory."""
+class Inside:
+    """A path inside a run's or a sweep's directory."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __get__(self, run: RunDirectory, owner: type | None = None) -> Path:
-        return run.path / self._name
+    def __get__(self, place: Any, owner: type | None = None) -> Path:
+        return Path(place.path, self._name)
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class RunDirectory:
 
     path: Path
 
-    config = _Inside("config.yaml")
-    environment = _Inside("environment.json")
-    metrics = _Inside("metrics.csv")
-    predictions = _Inside("predictions.jsonl")
-    rationales = _Inside("rationales.jsonl")
-    results = _Inside("results.json")
-    export = _Inside("export")
-    log = _Inside("log.txt")
-    last = _Inside("checkpoints/last.ckpt")
-    best = _Inside("checkpoints/best.ckpt")
+    config = Inside("config.yaml")
+    environment = Inside("environment.json")
+    metrics = Inside("metrics.csv")
+    predictions = Inside("predictions.jsonl")
+    rationales = Inside("rationales.jsonl")
+    results = Inside("results.json")
+    export = Inside("export")
+    log = Inside("log.txt")
+    last = Inside("checkpoints/last.ckpt")
+    best = Inside("checkpoints/best.ckpt")
 
     def write_log(self, message: str) -> None:
         """Append one line to log.txt."""
@@ -140,10 +140,9 @@ def check_unused(path: Path) -> None:
     Raises:
         ConfigError: a new run's directory holds something already.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        is_run = RunDirectory(path).config.is_file()
-        again = f"continue it with `{command('fit', '--resume', path)}` or " if is_run else ""
-        raise ConfigError(f"{path} is not empty; {again}name another")
+    is_run = RunDirectory(path).config.is_file()
+    again = f"continue it with `{command('fit', '--resume', path)}` or " if is_run else ""
+    check_empty(path, f"{again}name another")
 
 
 def open_existing(path: Path) -> RunDirectory:
@@ -168,7 +167,7 @@ def open_existing(path: Path) -> RunDirectory:
 def packages() -> dict[str, str | None]:
     """Versions of what the program needs most; None: it is missing."""
     found: dict[str, str | None] = dict.fromkeys(_PACKAGES)
-    for name in _PACKAGES:
+    for name in found:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -195,11 +194,7 @@ def environment() -> dict[str, Any]:
 
 def write_environment(run: RunDirectory, config: Mapping[str, Any], evaluates: Path | None = None) -> None:
     """Record the environment and the configuration; a resumed run keeps the earlier records too.
-
-    Args:
-        run: where.
-        config: as resolved.
-        evaluates: the run that was evaluated, where the directory is no run of its own.
+    `evaluates` is the run that was evaluated, where the directory is no run of its own.
 
     Raises:
         ConfigError: the earlier records cannot be read.
@@ -221,7 +216,7 @@ def recorded_config(run: RunDirectory) -> dict[str, Any] | None:
 def _history(run: RunDirectory) -> list[dict[str, Any]]:
     if not run.environment.is_file():
         return []
-    hint = "it says what the run was started with: move it away to go on anyway"
+    hint = "it records what the run was started with: move it away to continue anyway"
     found = read_json(run.environment, "record of the environment", hint)
     history = found.get("history") if isinstance(found, dict) else None
     if not isinstance(history, list) or not all(isinstance(each, dict) for each in history):
@@ -232,11 +227,10 @@ def _history(run: RunDirectory) -> list[dict[str, Any]]:
 def _git_commit() -> str | None:
     """The commit of a checkout this package is run from; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
     words = ["git", "-C", str(root), "rev-parse", "HEAD"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        if (root / ".git").exists():
+            return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     return None
 
 

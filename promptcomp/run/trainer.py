@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn
 import lightning as L
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from promptcomp.checkpoints.checkpoint_files import existing, step_of
@@ -42,32 +42,44 @@ from promptcomp.run.run_directory import RunDirectory, told_to_children
 _LOOK_EVERY = 0.5
 """Seconds."""
 _PATIENCE = 5.0
-"""Seconds that a process has to end by itself, with a message of its own, after another one has died."""
+"""Seconds that a process has to end by itself, with its own message, after another one has died."""
 
 
 def make_trainer(
-    experiment: Experiment, run: RunDirectory, datamodule: ContextDataModule, progress: TrainingProgress, resume: bool
+    experiment: Experiment,
+    run: RunDirectory,
+    datamodule: ContextDataModule,
+    progress: TrainingProgress,
+    resume: bool,
+    saves: bool = True,
 ) -> L.Trainer:
-    """The Lightning trainer of a run.
+    """The Lightning trainer of a run; without `saves` it leaves the step series behind and no checkpoint.
 
     Raises:
-        ConfigError: a device or a combination of options that this machine does not have.
+        ConfigError: devices, arithmetic or a combination of options that this machine does not have, or several
+            machines without a launcher.
     """
     config = experiment.trainer
-    _check(config)
+    check_precision(config)
+    if config.num_nodes > 1 and started_rank() is None:
+        raise ConfigError(
+            f"trainer.num_nodes={config.num_nodes}: start the program on every machine with torchrun or srun "
+            "(promptcomp fit ... --slurm), which tell the processes where the others are"
+        )
     has_dev = "dev" in datamodule.eval_splits
-    callbacks: list[Callback] = [SameExperiment(experiment), SaveBetweenSteps(run, config.checkpoint_every), progress]
+    saving = [SaveBetweenSteps(run, config.checkpoint_every)] if saves else []
+    callbacks: list[Callback] = [SameExperiment(experiment), *saving, progress]
     if has_dev:
         monitor, mode = monitor_of(config, datamodule)
-        callbacks.append(BestCheckpoint(run.best, monitor, mode))
+        if saves:
+            callbacks.append(BestCheckpoint(run.best, monitor, mode))
         if config.patience is not None:
             callbacks.append(EarlyStopping(monitor, mode=mode, patience=config.patience))
     elif config.patience is not None:
-        raise ConfigError("trainer.patience needs a dev split to look at, and this data has none; set it to null")
-    resumed_step = 0
-    if resume and (checkpoint := existing(run.last)):
-        resumed_step = step_of(checkpoint)
-    return L.Trainer(
+        raise ConfigError("trainer.patience needs a dev split, and this data has none; set it to null")
+    checkpoint = existing(run.last) if resume else None
+    resumed_step = 0 if checkpoint is None else step_of(checkpoint)
+    trainer = L.Trainer(
         accelerator=accelerator_of(config),
         devices=device_count(config),
         num_nodes=config.num_nodes,
@@ -76,8 +88,23 @@ def make_trainer(
         callbacks=callbacks,
         plugins=[AtomicCheckpoints(), cluster_environment()],
         default_root_dir=run.path,
-        **loop_settings(config, has_dev),
+        enable_checkpointing=saves,
+        precision=config.precision,
+        max_steps=config.max_steps,
+        accumulate_grad_batches=config.accumulate,
+        val_check_interval=config.eval_every * config.accumulate,
+        check_val_every_n_epoch=None,
+        limit_val_batches=None if has_dev else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        use_distributed_sampler=False,  # the sampler divides the work itself
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
+    strategy: Any = trainer.strategy
+    if isinstance(trainer.strategy, ParallelStrategy):  # in place of the launcher that Lightning has just made, if any
+        strategy._launcher = WatchfulLauncher(strategy.cluster_environment, strategy.num_processes, strategy.num_nodes)
+    return trainer
 
 
 def monitor_of(config: TrainerConfig, datamodule: ContextDataModule) -> tuple[str, Literal["max", "min"]]:
@@ -97,49 +124,19 @@ def monitor_of(config: TrainerConfig, datamodule: ContextDataModule) -> tuple[st
     return f"dev/{wanted}", "min" if wanted == "loss" else "max"
 
 
-def loop_settings(config: TrainerConfig, has_dev: bool) -> dict[str, Any]:
-    """What Lightning's trainer is told of the steps, wherever it keeps what comes out of them."""
-    return {
-        "precision": config.precision,
-        "max_steps": config.max_steps,
-        "accumulate_grad_batches": config.accumulate,
-        "val_check_interval": config.eval_every * config.accumulate,
-        "check_val_every_n_epoch": None,
-        "limit_val_batches": None if has_dev else 0,
-        "num_sanity_val_steps": 0,
-        "log_every_n_steps": 10,
-        "use_distributed_sampler": False,  # the sampler divides the work itself
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-
-
 def make_strategy(config: TrainerConfig) -> Strategy | str:
     """One device alone needs no strategy; several hold copies (ddp) or parts (fsdp)."""
     world_size = device_count(config) * config.num_nodes
     timeout = timedelta(seconds=config.timeout_seconds)
     if config.strategy == "fsdp":
-        return WatchfulFSDP(
+        return ShardedStrategy(
             data_parallel_size=world_size,
             tensor_parallel_size=1,
             save_distributed_checkpoint=config.checkpoints == "sharded",
             timeout=timeout,
         )
-    ddp = WatchfulDDP(timeout=timeout, gradient_as_bucket_view=True)
+    ddp = DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
     return ddp if config.strategy == "ddp" or world_size > 1 else "auto"
-
-
-def _check(config: TrainerConfig) -> None:
-    """
-    Raises:
-        ConfigError: several machines without a launcher, or arithmetic that the devices do not have.
-    """
-    check_precision(config)
-    if config.num_nodes > 1 and started_rank() is None:
-        raise ConfigError(
-            f"trainer.num_nodes={config.num_nodes}: start the program on every machine with torchrun or srun "
-            "(promptcomp fit ... --slurm), which tell the processes where the others are"
-        )
 
 
 class WatchfulLauncher(_SubprocessScriptLauncher):
@@ -152,7 +149,7 @@ class WatchfulLauncher(_SubprocessScriptLauncher):
             if environment.creates_processes_externally:
                 _Watch().start()
             else:
-                with told_to_children(Path(trainer.logger.save_dir)):
+                with told_to_children(Path(trainer.default_root_dir)):
                     self._call_children_scripts()
                 _Watch(self.procs).start()
         return function(*args, **kwargs)
@@ -166,23 +163,6 @@ def code_of_lost(launcher: object) -> int:
     while watch.problem() is None and time.monotonic() < deadline:
         time.sleep(_LOOK_EVERY)
     return watch.code or Exit.CRASHED
-
-
-def _watchful(self: Any) -> None:
-    """How a strategy gets that launcher."""
-    self._launcher = WatchfulLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
-
-
-class WatchfulDDP(DDPStrategy):
-    """Every device holds the whole model."""
-
-    _configure_launcher = _watchful
-
-
-class WatchfulFSDP(ShardedStrategy):
-    """Every device holds a part of the model."""
-
-    _configure_launcher = _watchful
 
 
 class _Watch:

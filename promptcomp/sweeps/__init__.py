@@ -1,4 +1,4 @@
 """Sweeps: many runs of one experiment over ranges of its keys, planned by Optuna, each run a child `promptcomp fit`.
 
-Words: a **point** is one choice of the swept keys; a **trial** is a point with a seed, and so one run directory.
+Terms: a **point** is one choice of the swept keys; a **trial** is a point with a seed, and so one run directory.
 """

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a sweep, found before anything starts and told at once."""
+"""Everything that can be wrong with a sweep, found before anything starts and reported at once."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.errors import ConfigError, did_you_mean
-from promptcomp.evaluation.metrics import METRICS
-from promptcomp.evaluation.predictions import TEXT_METRICS
+from promptcomp.evaluation.predictions import METRICS, TEXT_METRICS
 from promptcomp.evaluation.results import Cost, Size
 from promptcomp.experiment import Experiment
-from promptcomp.sweeps.space import (
-    base_tree,
-    experiment_of,
-    grid,
-    grid_size,
-    planned_controls,
-    scalars,
-    settings_of,
-)
+from promptcomp.sweeps.space import base_tree, experiment_of, grid, grid_size, planned_controls, scalars, settings_of
 from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, is_below
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.values import OF_SPLIT
@@ -58,20 +49,24 @@ def check(config: SweepConfig, *, allow_huge: bool = False) -> list[Experiment]:
     if sound:
         whole = not problems
         problems += _values(config.model_copy(update={"space": sound}), base, experiments, whole)
-    problems += [*_metrics(config, experiments), *_machines(experiments)]
+    problems += [*_metrics(config, experiments), *_machines(experiments), *_places(experiments)]
     if problems:
         title = config.title or config.experiment
         raise ConfigError("\n".join([f"sweep {title!r}:", *(f"  {problem}" for problem in dict.fromkeys(problems))]))
     return experiments
 
 
-def check_splits(config: SweepConfig) -> None:
+def check_splits(config: SweepConfig, shown: str | None = None) -> None:
     """Open the data of the first point, where an objective or a constraint names a split, and look whether it is there.
+
+    Args:
+        config: the sweep.
+        shown: another split that will be wanted.
 
     Raises:
         ConfigError: no such split, or a mistake in the data.
     """
-    named = [*(found.split for found in config.objectives), *(found.split for found in config.constraints)]
+    named = [shown, *(found.split for found in config.objectives), *(found.split for found in config.constraints)]
     wanted = [split for split in named if split is not None]
     if not wanted:
         return
@@ -83,9 +78,7 @@ def check_splits(config: SweepConfig) -> None:
     known = experiment.evaluation.splits or datamodule.test_splits
     for split in wanted:
         if split not in known:
-            raise ConfigError(
-                f"objectives and constraints: results have no split {split!r}; {did_you_mean(split, known)}"
-            )
+            raise ConfigError(f"results have no split {split!r}, which is asked for; {did_you_mean(split, known)}")
 
 
 def first_point(config: SweepConfig) -> dict[str, Scalar]:
@@ -144,7 +137,7 @@ def _size(config: SweepConfig, allow_huge: bool) -> Iterator[str]:
     if config.sampler == "grid" and points > HUGE and not allow_huge:
         yield (
             f"the grid has {points:,} points ({points * config.seeds:,} trials); draw some of them "
-            "(sweep.sampler=tpe sweep.points=100), list fewer values, or say --yes"
+            "(sweep.sampler=tpe sweep.points=100), list fewer values, or give --yes"
         )
 
 
@@ -232,27 +225,31 @@ def _machines(experiments: Iterable[Experiment]) -> Iterator[str]:
         )
 
 
+def _places(experiments: Iterable[Experiment]) -> Iterator[str]:
+    for each in experiments:
+        try:
+            each.check_places()
+        except ConfigError as error:
+            yield str(error)
+
+
 def _metrics(config: SweepConfig, experiments: Iterable[Experiment]) -> Iterator[str]:
     """Objectives and constraints: names, and whether the runs will measure them."""
     experiments = list(experiments)
-    names = [found.metric for found in config.objectives]
-    labels = [(found.metric, found.split) for found in config.objectives]
-    if len(set(labels)) < len(labels):
-        yield f"objectives: {', '.join(names)} holds one twice"
+    names = [(found.metric, found.split) for found in config.objectives]
+    if len(set(names)) < len(names):
+        yield f"objectives: {', '.join(metric for metric, _ in names)} holds one twice"
     for objective in config.objectives:
         if objective.metric in _SMALLER_IS_BETTER and objective.direction == "maximize":
             yield f"objectives {objective.metric}: less is better; set direction: minimize"
     for constraint in config.constraints:
         if constraint.at_most is None and constraint.at_least is None:
             yield f"constraints {constraint.metric}: give at_most or at_least"
-    places = [("objectives", found.metric, found.split) for found in config.objectives]
-    for where, metric, split in [
-        *places,
-        *(("constraints", found.metric, found.split) for found in config.constraints),
-    ]:
-        problem = _of_metric(metric, split, experiments)
-        if problem is not None:
-            yield f"{where} {metric}: {problem}"
+    for where, asked in (("objectives", config.objectives), ("constraints", config.constraints)):
+        for each in asked:
+            problem = _of_metric(each.metric, each.split, experiments)
+            if problem is not None:
+                yield f"{where} {each.metric}: {problem}"
 
 
 def _of_metric(metric: str, split: str | None, experiments: list[Experiment]) -> str | None:
@@ -268,7 +265,7 @@ def _of_metric(metric: str, split: str | None, experiments: list[Experiment]) ->
     if metric.endswith("_ms") and any(not each.evaluation.measure_cost for each in experiments):
         return "needs evaluation.measure_cost=true"
     if metric in TEXT_METRICS and any(each.evaluation.generate is False for each in experiments):
-        return "is of generated texts and needs evaluation.generate=true"
+        return "is computed on generated texts and needs evaluation.generate=true"
     return None
 
 

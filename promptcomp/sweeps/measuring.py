@@ -1,6 +1,6 @@
 """What a trial takes, measured: some training steps with the real trainer, some dev and some test batches.
 
-This runs in a process of its own (`promptcomp sweep measure`), so that its memory is given back and it may use several
+This runs in a separate process (`promptcomp sweep measure`), so that its memory is given back and it may use several
 devices as a trial does. The first steps are left out; what is read in parts is scaled up by the number of batches.
 """
 
@@ -207,7 +207,7 @@ def _test(experiment: Experiment, module: CompressionModule, datamodule: Context
                 raise _Enough
 
         with contextlib.suppress(_Enough):
-            assess(module, datamodule, split, datamodule.headline, few, on_batch=look)
+            assess(module, datamodule, split, few, on_batch=look)
         total += (time.monotonic() - began) / max(share[0], 1e-9)
     return total
 

@@ -1,4 +1,4 @@
-"""What a sweep still has to do, computed from the trials there are.
+"""The remaining work of a sweep, computed from the existing trials.
 
 Nothing here is stored: whatever is killed between two writes, the next worker computes the same plan. No Optuna, no
 disk.
@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from promptcomp.sweeps.space import grid, point_id
 from promptcomp.sweeps.sweep_config import Scalar, SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
@@ -33,7 +34,7 @@ class TrialRecord:
     """One attempt at a trial, as the storage has it."""
 
     number: int
-    state: Literal["waiting", "running", "complete", "pruned", "fail"]
+    state: Literal["running", "complete", "pruned", "fail"]
     point: str
     seed: int
     attempt: int
@@ -72,7 +73,7 @@ class TrialRecord:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """An attempt that is to be put into the queue."""
+    """An attempt that is to be begun."""
 
     point: str
     seed: int
@@ -97,7 +98,7 @@ def standing(attempts: Sequence[TrialRecord]) -> TrialRecord:
 
 
 def next_attempt(attempts: Sequence[TrialRecord], retries: int) -> int | None:
-    """The number of the attempt that should be queued, None for none.
+    """The number of the attempt that should be begun, None for none.
 
     Args:
         attempts: of one trial, oldest first.
@@ -149,10 +150,17 @@ def dropped(config: SweepConfig, points: Sequence[str], records: Iterable[TrialR
     }
 
 
+def points_of(config: SweepConfig, records: Iterable[TrialRecord]) -> dict[str, Mapping[str, Scalar]]:
+    """Identity -> parameters of the points that a sweep has now, in the order in which they should run."""
+    if config.sampler == "grid":
+        return {point_id(params): params for params in grid(config)}
+    return {record.point: record.params for record in records if record.point}
+
+
 def missing(
     config: SweepConfig, points: Mapping[str, Mapping[str, Scalar]], records: Sequence[TrialRecord]
 ) -> list[Planned]:
-    """Attempts that should be in the queue and are not: new points and seeds, then retries.
+    """Attempts that are to be begun, in their order: those of trials that were begun before, then new points and seeds.
 
     Args:
         config: the sweep.
@@ -180,7 +188,7 @@ def missing(
             if limit is None or begun < limit:
                 planned.append(Planned(point, seed, 1, params))
                 begun += 1
-    return planned
+    return sorted(planned, key=lambda each: (each.point, each.seed) not in found)
 
 
 def _has_first_seeds(config: SweepConfig, point: str, found: Mapping[Key, Sequence[TrialRecord]]) -> bool:
@@ -191,12 +199,12 @@ def _has_first_seeds(config: SweepConfig, point: str, found: Mapping[Key, Sequen
 
 
 def is_double(record: TrialRecord, records: Iterable[TrialRecord]) -> bool:
-    """Whether another attempt at the same trial is over, or is queued or running with a lower number."""
+    """Whether another attempt at the same trial is over, or is running with a lower number."""
     return any(
         other.key == record.key
         and other.number != record.number
         and other.kind != "void"
-        and (other.is_over or (other.state in ("waiting", "running") and other.number < record.number))
+        and (other.is_over or (other.state == "running" and other.number < record.number))
         for other in records
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Mapping
@@ -13,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.formatting import bytes_text
+from promptcomp.evaluation.formatting import bytes_text, many
 from promptcomp.experiment import Experiment
 from promptcomp.forecast.estimate import StepForecast, estimate
+from promptcomp.plain import say
 from promptcomp.run.configured import find
 from promptcomp.sweeps.checking import samples_of
 from promptcomp.sweeps.measuring import MeasuringFailed, measured
@@ -165,7 +167,7 @@ def _with_time(plan: SweepPlan, config: SweepConfig, small: _Point, large: _Poin
         times = [measured(small[1])]
         times.append(measured(large[1]) if large[0] != small[0] else times[0])
     except MeasuringFailed as failure:
-        plan.notes.append(f"no time can be told: the measured trial failed ({failure})")
+        plan.notes.append(f"no time can be estimated: the measured trial failed ({failure})")
         return plan
     seconds = [time.trial(point[1]) for time, point in zip(times, (small, large), strict=True)]
     left = max(0, plan.trials + plan.controls - plan.finished)
@@ -180,14 +182,13 @@ def _with_time(plan: SweepPlan, config: SweepConfig, small: _Point, large: _Poin
 
 
 def _budget(config: SweepConfig, plan: SweepPlan) -> list[str]:
-    budget, found = config.budget, []
-    if budget.trials is not None and plan.trials > budget.trials:
-        found.append(f"the budget ends after {budget.trials} of {plan.trials} trials")
-    if budget.hours is not None and plan.hours_with_workers is not None and plan.hours_with_workers > budget.hours:
-        found.append(f"the budget of {budget.hours:g} h ends it before all is done")
-    if budget.device_hours is not None and plan.device_hours is not None and plan.device_hours > budget.device_hours:
-        found.append(f"the budget of {budget.device_hours:g} device hours ends it before all is done")
-    return found
+    budget, rest = config.budget, "ends the sweep before all trials are done"
+    limits = (
+        (budget.trials, plan.trials, f"the budget ends after {budget.trials} of {plan.trials} trials"),
+        (budget.hours, plan.hours_with_workers, f"the budget of {budget.hours or 0:g} h {rest}"),
+        (budget.device_hours, plan.device_hours, f"the budget of {budget.device_hours or 0:g} device hours {rest}"),
+    )
+    return [text for limit, needed, text in limits if limit is not None and needed is not None and needed > limit]
 
 
 def _machine(plan: SweepPlan) -> list[str]:
@@ -220,28 +221,25 @@ def print_plan(
     if as_json:
         print(plan.model_dump_json())
         return
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    say(plan.title or plan.experiment)
-    say(f"experiment {plan.experiment}, in {plan.directory}")
+    tell = functools.partial(say, console)
+    tell(plan.title or plan.experiment)
+    tell(f"experiment {plan.experiment}, in {plan.directory}")
     for name, text in plan.space.items():
-        say(f"  {name}: {text}")
+        tell(f"  {name}: {text}")
     for name, value in plan.fixed.items():
-        say(f"  {name} = {value} for all")
-    say(f"sampler {plan.sampler}; {'; '.join(plan.objectives)}")
+        tell(f"  {name} = {value} for all")
+    tell(f"sampler {plan.sampler}; {'; '.join(plan.objectives)}")
     controls = f", and {plan.controls} runs of controls" if plan.controls else ""
-    say(f"{_many(plan.points, 'point')} x {_many(plan.seeds, 'seed')} = {_many(plan.trials, 'trial')}{controls}")
+    tell(f"{many(plan.points, 'point')} x {many(plan.seeds, 'seed')} = {many(plan.trials, 'trial')}{controls}")
     if plan.finished or plan.started:
-        say(f"{plan.finished} of these runs are finished and reused, {plan.started} are continued")
-    say(f"{_many(plan.workers, 'worker')}, {_many(plan.devices_per_trial, 'device')} a trial")
+        tell(f"{plan.finished} of these runs are finished and reused, {plan.started} are continued")
+    tell(f"{many(plan.workers, 'worker')}, {many(plan.devices_per_trial, 'device')} a trial")
     console.print(_table(plan))
     if plan.hours is not None and plan.hours_with_workers is not None:
         parallel = f", {_hours(plan.hours_with_workers)} with {plan.workers} workers" if plan.workers > 1 else ""
-        say(f"left to do: {_hours(plan.hours)} one after another{parallel}; {plan.device_hours:.2g} device hours")
+        tell(f"left to do: {_hours(plan.hours)} one after another{parallel}; {plan.device_hours:.2g} device hours")
     for note in plan.notes:
-        say(f"note: {note}")
+        tell(f"note: {note}")
 
 
 def _table(plan: SweepPlan) -> Table:
@@ -264,10 +262,6 @@ def _table(plan: SweepPlan) -> Table:
 
 def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _hours(hours: float) -> str:

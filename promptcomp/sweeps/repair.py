@@ -1,29 +1,28 @@
-"""`promptcomp sweep doctor`: what is wrong with a sweep's directory and storage, and putting it right."""
+"""`promptcomp sweep doctor`: what is wrong with a sweep's directory and storage, and its repair."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from optuna.storages import JournalStorage
 
 from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.errors import first_line
 from promptcomp.files import write_atomic
 from promptcomp.lease import disk_time, is_live
-from promptcomp.sweeps.claims import abandoned, adopt, is_finished, reap
+from promptcomp.sweeps.attempts import Attempts
+from promptcomp.sweeps.outcomes import abandoned, adopt, is_finished, take_back
 from promptcomp.sweeps.planning import Planned, TrialRecord, groups, standing
-from promptcomp.sweeps.queue import Queue
-from promptcomp.sweeps.state import note_of
-from promptcomp.sweeps.storage import DAMAGE, WholeLines, address_of, close_storage, exclusive, open_storage, study_name
+from promptcomp.sweeps.storage import DAMAGE, address_of, close_storage, exclusive, journal_at, open_storage, study_name
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
@@ -51,15 +50,17 @@ for number in range(count):
 """What Optuna's journal asks of a disk, from a process of its own: a symbolic link as a lock, then an append."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Finding:
     """Something that is wrong."""
 
     what: str
     """One sentence."""
-    repaired: bool = False
+    fix: Callable[[], object] | None
+    """Puts it right; None: that cannot be done here."""
     advice: str = ""
-    """What to do where `--repair` cannot."""
+    """What to do then."""
+    repaired: bool = False
 
 
 def examine(directory: SweepDirectory, repair: bool = False) -> list[Finding]:
@@ -81,23 +82,30 @@ def examine(directory: SweepDirectory, repair: bool = False) -> list[Finding]:
     if address is None and not directory.journal.is_file() and not directory.config.is_file():
         raise ConfigError(f"{directory.path} is no sweep: it has neither sweep.yaml nor journal.log")
     found: list[Finding] = []
+
+    def look(findings: Iterable[Finding]) -> bool:
+        """Note findings and put them right; whether nothing is in the way of a further look."""
+        for each in findings:
+            if repair and each.fix is not None:
+                each.fix()
+                each.repaired = True
+            found.append(each)
+        return all(finding.repaired for finding in found)
+
     with exclusive(directory, address):
+        usable = True
         if address is None:
-            found += _lock(directory, repair, _is_anybody_at_work(directory))
-            found += _journal(directory, repair, _is_anybody_at_work(directory))
-        usable = not _unrepaired(found)
+            look(_lock(directory))
+            usable = look(_journal(directory))
         if usable and (address is not None or directory.journal.is_file()):
-            found += _config(directory, repair)
-        if usable and directory.config.is_file() and not _unrepaired(found):
+            usable = look(_config(directory))
+        if usable and directory.config.is_file():
             sweep = open_sweep(directory)
             for check in (_version, _zombies, _doubles, _untold, _leases):
-                found += check(sweep, repair)
+                look(check(sweep))
             sweep.close()
-    return found + list(_disk(directory))
-
-
-def _unrepaired(found: list[Finding]) -> bool:
-    return any(not finding.repaired for finding in found)
+    look(_disk(directory))
+    return found
 
 
 def _is_anybody_at_work(directory: SweepDirectory) -> bool:
@@ -105,7 +113,7 @@ def _is_anybody_at_work(directory: SweepDirectory) -> bool:
     return any(is_live(path) for path in files)
 
 
-def _config(directory: SweepDirectory, repair: bool) -> Iterator[Finding]:
+def _config(directory: SweepDirectory) -> Iterator[Finding]:
     """sweep.yaml: the storage has a copy."""
     try:
         build(SweepConfig, read_yaml(directory.config), source=str(directory.config))
@@ -113,92 +121,83 @@ def _config(directory: SweepDirectory, repair: bool) -> Iterator[Finding]:
     except ConfigError as error:
         problem = first_line(error)
     storage = open_storage(directory, address_of(directory, None))
-    copy = Queue(storage, study_name(directory)).attribute("config")
+    copy = Attempts(storage, study_name(directory)).attribute("config")
     close_storage(storage)
-    if not isinstance(copy, dict):
-        yield Finding(f"sweep.yaml: {problem}", False, "the storage has no copy; write it again or begin another sweep")
-        return
-    if repair:
+
+    def restore() -> None:
         if directory.config.is_file():
             directory.config.replace(directory.config.with_name("sweep.yaml.damaged"))
         write_atomic(directory.config, dump(build(SweepConfig, copy, source="the storage's copy")))
-    yield Finding(f"sweep.yaml: {problem}; the storage has a copy", repair)
+
+    if isinstance(copy, dict):
+        yield Finding(f"sweep.yaml: {problem}; the storage has a copy", restore)
+    else:
+        advice = "the storage has no copy; write it again or start another sweep"
+        yield Finding(f"sweep.yaml: {problem}", None, advice)
 
 
-def _version(sweep: Sweep, repair: bool) -> Iterator[Finding]:
+def _version(sweep: Sweep) -> Iterator[Finding]:
     """Optuna: another version may draw other points from the same seed."""
-    begun = sweep.trials.attribute("optuna")
-    if begun != optuna.__version__:
-        if repair:
-            sweep.trials.set_attribute("optuna", optuna.__version__)
+    begun, now = sweep.trials.attribute("optuna"), optuna.__version__
+    if begun != now:
         yield Finding(
-            f"the sweep was begun with optuna {begun}, this is {optuna.__version__}: samplers may draw other points",
-            repair,
+            f"the sweep was started with optuna {begun}, this is {now}: samplers may draw other points",
+            lambda: sweep.trials.set_attribute("optuna", now),
         )
 
 
-def _zombies(sweep: Sweep, repair: bool) -> Iterator[Finding]:
+def _zombies(sweep: Sweep) -> Iterator[Finding]:
     """Attempts that count as running and are not."""
-    gone = abandoned(sweep)
-    if repair:
-        reap(sweep, lambda _: None)
-    for queue, record in gone:
+    for study, record in abandoned(sweep):
         yield Finding(
-            f"{note_of(record.number, queue.is_control)} ({record.cell}) counts as running, but its process is gone",
-            repair,
+            f"{study.name_of(record)} ({record.cell}) counts as running, but its process is gone",
+            functools.partial(take_back, sweep, study, record, lambda _: None),
         )
 
 
-def _doubles(sweep: Sweep, repair: bool) -> Iterator[Finding]:
+def _doubles(sweep: Sweep) -> Iterator[Finding]:
     """Trials with two results: the first one counts."""
-    for queue in sweep.queues:
-        for attempts in groups(queue.records()).values():
+    for study in sweep.studies:
+        for attempts in groups(study.records()).values():
             over = [record for record in attempts if record.state == "complete"]
             for extra in over[1:]:
-                if repair:
-                    queue.ignore(extra.number)
+                numbers = f"{over[0].number} and {extra.number}"
                 yield Finding(
-                    f"trials {over[0].number} and {extra.number} are both finished runs of {extra.cell}; "
-                    "the first one counts",
-                    repair,
+                    f"trials {numbers} are both finished runs of {extra.cell}; the first one counts",
+                    functools.partial(study.ignore, extra.number),
                 )
 
 
-def _untold(sweep: Sweep, repair: bool) -> Iterator[Finding]:
+def _untold(sweep: Sweep) -> Iterator[Finding]:
     """Finished runs that the storage does not know of."""
-    for queue in sweep.queues:
-        for attempts in groups(queue.records()).values():
+    for study in sweep.studies:
+        for attempts in groups(study.records()).values():
             record = standing(attempts)
-            if record.state not in ("waiting", "fail") or record.kind in ("value", "config"):
+            if record.state != "fail" or record.kind in ("value", "config") or not is_finished(sweep, study, record):
                 continue
-            run = record.run_in(sweep.directory, queue.is_control)
-            if is_finished(sweep, queue, record):
-                if repair:
-                    _adopt_untold(sweep, queue, record, run)
-                yield Finding(f"{run} is finished, but trial {record.number} does not say so", repair)
+            run = record.run_in(sweep.directory, study.is_control)
+            text = f"{run} is finished, but trial {record.number} is not recorded as finished"
+            yield Finding(text, functools.partial(_adopt_untold, sweep, study, record, run))
 
 
-def _adopt_untold(sweep: Sweep, queue: Queue, record: TrialRecord, run: Path) -> None:
-    number = record.number
-    if record.state == "fail":
-        queue.enqueue(Planned(record.point, record.seed, record.attempt + 1, record.params), record.cell)
-        number = max(each.number for each in queue.records() if each.key == record.key)
-    queue.take(number, "doctor", sweep.place)
-    adopt(sweep, queue, number, run, 0.0)
+def _adopt_untold(sweep: Sweep, study: Attempts, record: TrialRecord, run: Path) -> None:
+    again = Planned(record.point, record.seed, record.attempt + 1, record.params)
+    number = study.begin(again, {}, cell=record.cell, worker="doctor", place=sweep.place)
+    adopt(sweep, study, number, run, 0.0)
 
 
-def _leases(sweep: Sweep, repair: bool) -> Iterator[Finding]:
+def _leases(sweep: Sweep) -> Iterator[Finding]:
     """Leases that nobody keeps any more."""
-    directory = sweep.directory
-    for path in [*sorted(directory.leases.glob("*.json")), *sorted(directory.worker_leases.glob("*.json"))]:
-        if not is_live(path):
-            if repair:
-                path.unlink(missing_ok=True)
-            yield Finding(f"{path.relative_to(directory.path)}: a lease of a process that is gone", repair)
-    for path in [*directory.leases.glob(".now-*"), *directory.worker_leases.glob(".now-*")]:
-        if repair:
-            path.unlink(missing_ok=True)
-        yield Finding(f"{path.relative_to(directory.path)}: left over from a process that was killed", repair)
+    for folder in (sweep.directory.leases, sweep.directory.worker_leases):
+        dead = [path for path in sorted(folder.glob("*.json")) if not is_live(path)]
+        for path in dead:
+            yield _left(sweep.directory, path, "a lease of a process that is gone")
+        for path in folder.glob(".now-*"):
+            yield _left(sweep.directory, path, "left over from a process that was killed")
+
+
+def _left(directory: SweepDirectory, path: Path, what: str) -> Finding:
+    return Finding(f"{path.relative_to(directory.path)}: {what}", functools.partial(path.unlink, missing_ok=True))
 
 
 def _disk(directory: SweepDirectory) -> Iterator[Finding]:
@@ -208,10 +207,10 @@ def _disk(directory: SweepDirectory) -> Iterator[Finding]:
         with tempfile.TemporaryDirectory(prefix=".probe-", dir=directory.path) as folder:
             problem = _probe(Path(folder))
     except OSError as error:
-        yield Finding(f"{directory.path} cannot be written to ({error.strerror})", False, "free space or rights")
+        yield Finding(f"{directory.path} cannot be written to ({error.strerror})", None, "free space or rights")
         return
     if problem:
-        yield Finding(f"the disk of {directory.path} is unfit for a journal: {problem}", False, advice)
+        yield Finding(f"the disk of {directory.path} cannot hold a journal: {problem}", None, advice)
 
 
 def _probe(folder: Path) -> str | None:
@@ -233,26 +232,22 @@ def _probe(folder: Path) -> str | None:
 
 _HELD = 1.0  # seconds; a writer holds the lock for milliseconds
 _OLD = 60.0
-_STOP_FIRST = "workers are at work: stop them first, then repair"
+_STOP_FIRST = "workers are running: stop them first, then repair"
 _STARTS = (b'{"op_code"', b'{"op_code":')
 
 
-def _lock(directory: SweepDirectory, repair: bool, busy: bool) -> Iterator[Finding]:
+def _lock(directory: SweepDirectory) -> Iterator[Finding]:
     """The journal's lock, a symbolic link, and what is left of locks that were broken."""
-    lock = Path(f"{directory.journal}.lock")
+    lock, busy = Path(f"{directory.journal}.lock"), _is_anybody_at_work(directory)
     before = _changed(lock)
     if before is not None:
         if not busy and disk_time(directory.path) - before < _OLD:
             time.sleep(_HELD)
         old = disk_time(directory.path) - before > _OLD
         if _changed(lock) == before and (old or not busy):
-            if repair:
-                lock.unlink(missing_ok=True)
-            yield Finding(f"{lock.name}: a lock that nobody holds (its process was killed while writing)", repair)
+            yield _left(directory, lock, "a lock that nobody holds (its process was killed while writing)")
     for left in directory.path.glob(f"{lock.name}*.rename"):
-        if repair:
-            left.unlink(missing_ok=True)
-        yield Finding(f"{left.name}: left over from a lock", repair)
+        yield _left(directory, left, "left over from a lock")
 
 
 def _changed(lock: Path) -> float | None:
@@ -262,31 +257,24 @@ def _changed(lock: Path) -> float | None:
         return None
 
 
-def _journal(directory: SweepDirectory, repair: bool, busy: bool) -> Iterator[Finding]:
-    """The journal's lines, then the journal as a whole."""
+def _journal(directory: SweepDirectory) -> Iterator[Finding]:
+    """The journal's lines, then the journal as a whole; nothing is put right under a writer."""
     journal = directory.journal
     if not journal.is_file():
         return
-    text = journal.read_bytes()
-    kept, problems = _whole_lines(text)
-    advice = _STOP_FIRST if repair and busy and problems else ""
+    kept, problems = _whole_lines(journal.read_bytes())
+    busy, error = _is_anybody_at_work(directory), _replay(kept, study_name(directory))
+    fix = None if busy else functools.partial(_replace, journal, kept if error is None else b"")
+    advice = _STOP_FIRST if busy else ""
     for problem in problems:
-        yield Finding(f"{journal.name}: {problem}", repair and not advice, advice)
-    if advice:
-        return
-    error = _replay(kept, study_name(directory))
-    if error is None:
-        if problems and repair:
-            _replace(journal, text, kept)
-        return
-    if repair and not busy:
-        _replace(journal, text, b"")
-    yield Finding(
-        f"{journal.name}: its lines do not follow from each other ({error}); repairing begins a new journal, and "
-        "finished runs are taken over when the sweep is started again",
-        repair and not busy,
-        _STOP_FIRST if repair and busy else "",
-    )
+        yield Finding(f"{journal.name}: {problem}", fix, advice)
+    if error is not None:
+        yield Finding(
+            f"{journal.name}: its lines contradict each other ({error}); repairing begins a new journal, and "
+            "finished runs are taken over when the sweep is started again",
+            fix,
+            advice,
+        )
 
 
 def _whole_lines(text: bytes) -> tuple[bytes, list[str]]:
@@ -301,11 +289,11 @@ def _whole_lines(text: bytes) -> tuple[bytes, list[str]]:
         start = max(line.rfind(mark) for mark in _STARTS)
         if start > 0 and _is_entry(line[start:]):  # the torn line was never confirmed, the one glued to it was
             kept.append(line[start:])
-            problems.append(f"line {number} is torn and another one is glued to it")
+            problems.append(f"line {number} is truncated and joined with the next one")
         else:
-            problems.append(f"line {number} is no entry")
+            problems.append(f"line {number} is not an entry")
     if tail:
-        problems.append(f"the last line is torn ({len(tail)} bytes)")
+        problems.append(f"the last line is truncated ({len(tail)} bytes)")
     return b"".join(line + b"\n" for line in kept), problems
 
 
@@ -323,7 +311,7 @@ def _replay(text: bytes, name: str) -> str | None:
         copy = Path(folder) / "journal.log"
         copy.write_bytes(text)
         try:
-            storage = JournalStorage(WholeLines(copy))
+            storage = journal_at(copy)
             found = {study.study_name: study._study_id for study in storage.get_all_studies()}
             if text and name not in found:
                 return f"the study {name!r} is not in it"
@@ -334,8 +322,11 @@ def _replay(text: bytes, name: str) -> str | None:
     return None
 
 
-def _replace(journal: Path, text: bytes, kept: bytes) -> None:
-    """Put the repaired journal in place at once; the damaged one stays beside it."""
+def _replace(journal: Path, kept: bytes) -> None:
+    """Put the repaired journal in place at once, unless it is there; the damaged one stays beside it."""
+    text = journal.read_bytes()
+    if text == kept:
+        return
     copy = journal.with_name(f"{journal.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
     with copy.open("xb") as file:
         file.write(text)

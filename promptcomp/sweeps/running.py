@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -10,22 +11,27 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import optuna
 from rich.console import Console
+from sqlalchemy.exc import DBAPIError
 
 from promptcomp.config import ConfigError
 from promptcomp.errors import Exit
-from promptcomp.files import open_append
-from promptcomp.stopping import called_at_stop
+from promptcomp.files import last_line, open_append
+from promptcomp.lease import STORAGE_VARIABLE
+from promptcomp.plain import say
+from promptcomp.stopping import Stop
 from promptcomp.sweeps.space import PlannedTrial, grid, planned_trial
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.storage import PARENT_VARIABLE, STORAGE_VARIABLE
-from promptcomp.sweeps.study import StateReader, begin
+from promptcomp.sweeps.storage import DAMAGE, PARENT_VARIABLE
+from promptcomp.sweeps.study import Sweep, begin, read_state
 from promptcomp.sweeps.sweep_config import SweepConfig
-from promptcomp.sweeps.sweep_directory import SweepDirectory, last_line
+from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.views.numbers import Progress
 
 _LOOK_EVERY = 0.1  # seconds
 _SHOW_EVERY = 0.5
@@ -34,31 +40,16 @@ _RESTARTS = 3
 _PATIENCE = 150.0  # seconds that workers have to end once they are asked to
 
 
-class Process(Protocol):
-    """What is asked of a worker's process (a `subprocess.Popen` has it)."""
-
-    def poll(self) -> int | None:
-        """Its exit code, None while it runs."""
-
-    def wait(self) -> int:
-        """Its exit code, once it has ended."""
-
-    def kill(self) -> None:
-        """End it at once."""
-
-    def send_signal(self, sig: int) -> None:
-        """Send it a signal."""
-
-
-Start = Callable[[SweepDirectory, int, tuple[str, ...], Mapping[str, str], Path], Process]
-"""Begins a worker: directory, its number, its devices, its environment, its log."""
+Start = Callable[[SweepDirectory, int, tuple[str, ...], Mapping[str, str], Path], Any]
+"""Begins a worker: directory, its number, its devices, its environment, its log. What it gives has the methods `poll`,
+`wait`, `kill` and `send_signal` of a `subprocess.Popen`."""
 
 
 @dataclass(slots=True)
 class _Member:
     number: int
     devices: tuple[str, ...]
-    process: Process
+    process: Any
     deaths: int = 0
     finished: int = 0
     """Trials that were finished when it was last started."""
@@ -67,19 +58,13 @@ class _Member:
 
 def start_process(
     directory: SweepDirectory, number: int, devices: tuple[str, ...], env: Mapping[str, str], log: Path
-) -> Process:
+) -> Any:
     """Begin a worker as a process of its own session."""
     words = [sys.executable, "-m", "promptcomp", "sweep", "work", str(directory.path), "--worker", str(number)]
-    if devices:
-        words += ["--devices", ",".join(devices)]
+    words += ["--devices", ",".join(devices)] if devices else []
     with open_append(log) as file:
         return subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=dict(env),
-            start_new_session=True,
+            words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=dict(env), start_new_session=True
         )
 
 
@@ -91,7 +76,8 @@ class Crew:
         shares: devices of each worker.
         secret: a database's address with its password.
         say: is told what happens to workers.
-        start: begins a worker; None: a process with this Python.
+        stop: whether to have them end.
+        start: begins a worker.
     """
 
     def __init__(
@@ -100,21 +86,15 @@ class Crew:
         shares: Sequence[tuple[str, ...]],
         secret: str | None,
         say: Callable[[str], None],
-        start: Start | None = None,
+        stop: Stop,
+        start: Start = start_process,
     ) -> None:
-        self._directory, self._secret, self._say = directory, secret, say
-        self._begin = start or start_process
+        self._directory, self._secret, self._say, self._stop, self._begin = directory, secret, say, stop, start
         self._count = len(shares)
         self._members = [_Member(i, share, self._start(i, share)) for i, share in enumerate(shares)]
-        self._signals = 0
         self.problem: str | None = None
 
-    @property
-    def stopped(self) -> bool:
-        """A signal has come."""
-        return self._signals > 0
-
-    def _start(self, number: int, devices: tuple[str, ...]) -> Process:
+    def _start(self, number: int, devices: tuple[str, ...]) -> Any:
         env = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
         if self._secret is not None:
             env[STORAGE_VARIABLE] = self._secret
@@ -122,19 +102,16 @@ class Crew:
             env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self._count)))
         return self._begin(self._directory, number, devices, env, self._directory.worker_log(number))
 
-    def stop(self) -> None:
-        """Have all workers end; a second call ends their trials without a checkpoint."""
-        self._signals += 1
-        self._tell_all(signal.SIGTERM)
-
-    def watch(self, reader: StateReader, on_state: Callable[[SweepState], None] | None) -> None:
+    def watch(self, sweep: Sweep, on_state: Callable[[SweepState], None] | None) -> None:
         """Until all workers have ended: restart those that die, show the state."""
         shown, state = 0.0, None
         pause = _SHOW_EVERY
-        while not self.stopped:
+        while not self._stop.is_set():
             now = time.monotonic()
             if now - shown >= pause:
-                state = self._read(reader) or state
+                with contextlib.suppress(OSError, *DAMAGE, DBAPIError, optuna.exceptions.StorageInternalError):
+                    sweep.reload()  # a database may be away for a moment; what does not pass, the workers say
+                    state = sweep.state()
                 if state is not None and on_state is not None:
                     on_state(state)
                 self._look_after(state)
@@ -143,12 +120,6 @@ class Crew:
             if all(member.is_over for member in self._members):
                 return
             time.sleep(_LOOK_EVERY)
-
-    def _read(self, reader: StateReader) -> SweepState | None:
-        try:
-            return reader.read()
-        except (OSError, ConfigError, optuna.exceptions.StorageInternalError):
-            return None  # a database that is away for a moment; what does not pass, the workers say
 
     def _look_after(self, state: SweepState | None) -> None:
         trials = () if state is None else state.trials
@@ -178,17 +149,15 @@ class Crew:
         self._say(f"worker {member.number} died (exit code {code}); another one takes its place")
         member.process = self._start(member.number, member.devices)
 
-    def _tell_all(self, number: int) -> None:
-        for member in self._members:
-            with contextlib.suppress(ProcessLookupError):
-                member.process.send_signal(number)
-
     def end(self) -> None:
-        """Have all workers ended: asked first, killed when they do not."""
-        if any(member.process.poll() is None for member in self._members) and not self.stopped:
-            self._tell_all(signal.SIGTERM)
-        deadline = time.monotonic() + _PATIENCE
-        while any(member.process.poll() is None for member in self._members) and time.monotonic() < deadline:
+        """Have all workers ended: asked first (a second signal ends their trials without a checkpoint), then killed."""
+        deadline, told = time.monotonic() + _PATIENCE, 0
+        while (left := [each for each in self._members if each.process.poll() is None]) and time.monotonic() < deadline:
+            if told < max(1, self._stop.count):
+                told += 1
+                for member in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        member.process.send_signal(signal.SIGTERM)
             time.sleep(_LOOK_EVERY)
         for member in self._members:
             if member.process.poll() is None:
@@ -205,7 +174,7 @@ def run_sweep(
     devices: str | Sequence[str] | None = None,
     console: Console | None = None,
     on_state: Callable[[SweepState], None] | None = None,
-    start: Start | None = None,
+    start: Start = start_process,
 ) -> bool:
     """Run a sweep until all its trials are done, its budget is used up, or somebody stops it.
 
@@ -217,7 +186,7 @@ def run_sweep(
         devices: CUDA devices to share out among the workers (a list, or "0,1,2"); None: all that this machine has.
         console: for people.
         on_state: is shown the state, at most twice a second.
-        start: begins a worker; None: a process with this Python.
+        start: begins a worker.
 
     Returns:
         Whether it has come to its end: every trial is finished, pruned or failed for good, or a budget is used up.
@@ -231,33 +200,22 @@ def run_sweep(
     shares = share_devices(config, directory, workers, named)
     sweep = begin(config, directory, storage, workers)
     secret = None if sweep.address is None else sweep.address.render_as_string(hide_password=False)
-    sweep.close()  # the workers have connections of their own
-    reader = StateReader(directory, secret)
-    crew = Crew(directory, shares, secret, lambda text: console.print(text, highlight=False, markup=False), start)
-    with called_at_stop(crew.stop):
+    stop = Stop()
+    with stop.installed():
+        crew = Crew(directory, shares, secret, functools.partial(say, console), stop, start)
         try:
-            crew.watch(reader, on_state)
+            crew.watch(sweep, on_state)
         finally:
             crew.end()
-    state = reader.read()
-    reader.close()
+            sweep.close()
+    state = read_state(directory, secret)
     if on_state is not None:
         on_state(state)
-    if crew.stopped:
+    if stop.is_set():
         return False
     if crew.problem:
         raise ConfigError(crew.problem)
-    return is_done(state) or state.stopped_by is not None
-
-
-def is_done(state: SweepState) -> bool:
-    """Whether nothing is left to do."""
-    over = {"finished", "pruned", "failed"}
-    trials = [trial for trial in state.trials if trial.status not in over]
-    have = {point: sum(trial.point == point for trial in state.trials) for point in state.dropped}
-    left_out = sum(state.config.seeds - count for count in have.values())  # further seeds of dropped points
-    controls = [control for control in state.controls if control.status not in over]
-    return not trials and not controls and len(state.trials) + left_out >= state.planned
+    return Progress(state, datetime.now(UTC)).over or state.stopped_by is not None
 
 
 def share_devices(

@@ -134,7 +134,7 @@ def _coarse_first(values: tuple[Scalar, ...]) -> list[Scalar]:
 
 
 def distributions(config: SweepConfig) -> dict[str, BaseDistribution]:
-    """What Optuna is told of each dimension.
+    """The distribution of each dimension for Optuna.
 
     A grid's numbers are an interval there, so that values can be added to a study; a sampler that draws must keep to
     the listed values, which are then categories unless they are whole numbers at equal distances.
@@ -321,7 +321,7 @@ def _placed(experiment: Experiment, slug: str, point: str, params: Mapping[str, 
 
 
 def _slug(params: Mapping[str, Scalar]) -> str:
-    """The parameters for people, fit for a file name: num_slots_4-distiller_half."""
+    """The parameters as a readable file name: num_slots_4-distiller_half."""
     short = [name.rpartition(".")[2] for name in params]
     names = short if len(set(short)) == len(short) else list(params)
     parts = [f"{name}_{_shown(value)}" for name, value in zip(names, params.values(), strict=True)]

@@ -1,4 +1,4 @@
-"""What a sweep has done so far, as read from its storage and run directories: the only thing that views look at."""
+"""The state of a sweep, as read from its storage and run directories: the only input of views."""
 
 from __future__ import annotations
 
@@ -10,11 +10,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from promptcomp.config import ConfigError, read_yaml
+from promptcomp.config import ConfigError
 from promptcomp.documents import YAML_LIMIT
 from promptcomp.files import read_text
 from promptcomp.lease import disk_time, grace_of, is_live, read_lease
-from promptcomp.sweeps.planning import TrialRecord, device_hours, dropped, groups, next_attempt, standing, used_up
+from promptcomp.sweeps.planning import (
+    TrialRecord,
+    device_hours,
+    dropped,
+    groups,
+    missing,
+    next_attempt,
+    points_of,
+    standing,
+    used_up,
+)
 from promptcomp.sweeps.space import grid_size, planned_controls
 from promptcomp.sweeps.sweep_config import Scalar, SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
@@ -29,9 +39,10 @@ class Trial:
     """One point with one seed: its latest attempt."""
 
     number: int
-    """Optuna's number of the attempt."""
+    """Optuna's number of the attempt; -1 before the first."""
     cell: str
-    """Identity of point, seed and everything else of the experiment; names the run directory."""
+    """Identity of point, seed and everything else of the experiment, which names the run directory; empty before the
+    first attempt."""
     point: str
     """Identity of the point."""
     params: Mapping[str, Scalar]
@@ -114,19 +125,14 @@ class Leases:
         files = sorted(directory.worker_leases.glob("*.json"))
         live = [found for path in files if self._is_live(path) and (found := read_lease(path)) is not None]
         self.workers = len(live)
-        self._notes = {lease.note for lease in live}
+        self._notes = {lease.note for lease in live} - {""}
 
     def _is_live(self, path: Path) -> bool:
         return is_live(path, self._now, self._grace)
 
-    def has(self, record: TrialRecord, is_control: bool) -> bool:
+    def has(self, record: TrialRecord) -> bool:
         """Whether anybody is at work on a running attempt: its trainer, or the worker that has taken it."""
-        return note_of(record.number, is_control) in self._notes or self._is_live(self._directory.lease_of(record.cell))
-
-
-def note_of(number: int, is_control: bool) -> str:
-    """What a worker's lease says of the attempt that it has taken."""
-    return f"{'control' if is_control else 'trial'} {number}"
+        return record.cell in self._notes or self._is_live(self._directory.lease_of(record.cell))
 
 
 def state_of(
@@ -151,6 +157,10 @@ def state_of(
     found = groups(trials)
     view = _View(directory, config, leases, place)
     shown = tuple(view.trial(attempts) for attempts in found.values())
+    points = points_of(config, trials)
+    if found:  # what is still to be begun
+        left = [each for each in missing(config, points, trials) if (each.point, each.seed) not in found]
+        shown += tuple(Trial(-1, "", each.point, each.params, each.seed, "waiting", 1, directory.runs) for each in left)
     shown_controls = tuple(view.control(attempts) for attempts in groups(controls).values())
     now = datetime.now(UTC)
     planned = grid_size(config) * config.seeds
@@ -161,8 +171,6 @@ def state_of(
     planned_controls = _planned_controls(directory, config)
     begun = sum(control.status not in ("waiting", "stale") for control in shown_controls)
     is_left = any(trial.status == "waiting" for trial in shown) or begun < planned_controls
-    points = tuple(dict.fromkeys(record.point for attempts in found.values() for record in attempts))
-    all_points = points if config.sampler != "grid" or len(points) >= grid_size(config) else ()
     return SweepState(
         directory=directory,
         config=config,
@@ -170,7 +178,7 @@ def state_of(
         controls=shown_controls,
         planned=planned,
         planned_controls=planned_controls,
-        dropped=tuple(sorted(dropped(config, all_points, trials))),
+        dropped=tuple(sorted(dropped(config, tuple(points), trials))),
         started=started,
         workers=leases.workers,
         stopped_by=stopped if len(found) < planned or is_left else None,
@@ -181,20 +189,19 @@ class _View:
     def __init__(self, directory: SweepDirectory, config: SweepConfig, leases: Leases, place: str) -> None:
         self.directory, self.config, self.leases, self.place = directory, config, leases, place
 
-    def status(self, attempts: Sequence[TrialRecord], is_control: bool) -> TrialStatus:
+    def status(self, attempts: Sequence[TrialRecord]) -> TrialStatus:
         record = standing(attempts)
         if record.state == "running":
             elsewhere = bool(record.place) and record.place != self.place
-            return "running" if elsewhere or self.leases.has(record, is_control) else "stale"
-        plain: dict[str, TrialStatus] = {"waiting": "waiting", "complete": "finished", "pruned": "pruned"}
-        if record.state in plain:
-            return plain[record.state]
+            return "running" if elsewhere or self.leases.has(record) else "stale"
+        if record.is_over:
+            return "pruned" if record.state == "pruned" else "finished"
         return "failed" if next_attempt(attempts, self.config.retries) is None else "waiting"
 
     def trial(self, attempts: Sequence[TrialRecord]) -> Trial:
         record = standing(attempts)
         run = record.run_in(self.directory, is_control=False)
-        status = self.status(attempts, is_control=False)
+        status = self.status(attempts)
         rows = metric_rows(run)
         _, reports = dev_reports(rows, self.config.pruning.metric)  # a run on another machine's disk has told Optuna
         return Trial(
@@ -224,7 +231,7 @@ class _View:
         record = standing(attempts)
         run = record.run_in(self.directory, is_control=True)
         name: Literal["full_prompt", "no_prompt"] = "full_prompt" if record.point == "full_prompt" else "no_prompt"
-        status = self.status(attempts, is_control=True)
+        status = self.status(attempts)
         return Control(
             name,
             record.seed,
@@ -258,11 +265,6 @@ def _max_steps(run: Path) -> int:
     """A run's trainer.max_steps: found as `dump` writes it, since parsing thousands of files takes a minute."""
     try:
         found = _MAX_STEPS.search(read_text(run / "config.yaml", "configuration file", YAML_LIMIT))
-        if found:
-            return int(found[1])
-        tree = read_yaml(run / "config.yaml")
     except ConfigError:
         return 0
-    trainer = tree.get("trainer")
-    steps = trainer.get("max_steps") if isinstance(trainer, dict) else None
-    return steps if isinstance(steps, int) else 0
+    return int(found[1]) if found else 0

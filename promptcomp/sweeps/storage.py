@@ -1,8 +1,7 @@
 """Where Optuna keeps a sweep: a journal file in its directory, or a database; and the lock for planning.
 
-The journal's format and lock are Optuna's own, made safe against full disks and killed writers. A write that fails
-half-way (a full disk) is taken back: otherwise the next one is glued to the torn line, and Optuna loses both. A lock
-whose holder was killed is broken at once where that can be known, not after half a minute.
+The journal is Optuna's own, behind a lock that makes it safe against full disks and killed writers: without it the next
+line would be glued to a torn one, and Optuna lose both, and a lock whose holder was killed would last half a minute.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -27,7 +26,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from promptcomp.config import ConfigError
 from promptcomp.errors import command, first_line
 from promptcomp.files import locked, read_text, write_atomic
-from promptcomp.lease import Lease, is_dead, lease_of
+from promptcomp.lease import STORAGE_VARIABLE, Lease, is_dead, lease_of
 from promptcomp.plain import SECRETS, without_credentials
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
@@ -35,17 +34,21 @@ _GRACE = 30.0  # seconds; Optuna's own
 _PAUSE = 0.001, 0.1  # seconds between two looks, at first and at most
 
 
-class HolderLock:
+class HolderLock(JournalFileSymlinkLock):
     """Optuna's lock, a symbolic link; ours points to nothing and says who holds it.
+
+    A line is in the journal as a whole or not at all: whoever takes the lock cuts off one that a full disk or a kill
+    has torn, which nobody was told to be written.
 
     Args:
         journal: the file that it protects.
     """
 
     def __init__(self, journal: Path) -> None:
-        self._lock = journal.with_name(f"{journal.name}.lock")
+        super().__init__(str(journal))
+        self._journal, self._lock = journal, Path(self._lock_file)
 
-    def acquire(self) -> None:
+    def acquire(self) -> bool:
         """Wait for the lock; one whose holder is dead, or that has not changed hands for 30 s, is broken.
 
         Raises:
@@ -56,7 +59,7 @@ class HolderLock:
         while True:
             try:
                 os.symlink(holder, self._lock)
-                return
+                break
             except FileExistsError:
                 found = self._look()
             if found != last:
@@ -66,6 +69,12 @@ class HolderLock:
                 continue
             time.sleep(pause)
             pause = min(2 * pause, _PAUSE[1])
+        try:
+            _cut_torn_line(self._journal)
+        except BaseException:
+            self.release()
+            raise
+        return True
 
     def release(self) -> None:
         """Give it back."""
@@ -94,63 +103,26 @@ def _is_left_behind(holder: str) -> bool:
         return False
 
 
-class WholeLines(BaseJournalBackend):
-    """Optuna's journal file, but a line is in it as a whole or not at all.
-
-    Args:
-        path: the journal.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._reader = JournalFileBackend(str(path))
-        self._lock = HolderLock(path)
-
-    def read_logs(self, log_number_from: int) -> Any:
-        """As Optuna reads."""
-        return self._reader.read_logs(log_number_from)
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append, and take back what a full disk has let through in part.
-
-        Raises:
-            OSError: the disk is full or away; the journal is as before.
-        """
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        self._lock.acquire()
-        try:
-            with self._path.open("r+b") as file:
-                end = _end_of_last_line(file)
-                if end < file.seek(0, os.SEEK_END):
-                    file.truncate(end)  # whoever tore the line was never told that it was written
-            with self._path.open("ab") as file:
-                try:
-                    file.write(lines)
-                    file.flush()
-                    os.fsync(file.fileno())
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        os.truncate(self._path, end)
-                    raise
-        finally:
-            self._lock.release()
+def _cut_torn_line(journal: Path) -> None:
+    with journal.open("r+b") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            file.seek(start)
+            at = file.read(end - start).rfind(b"\n")
+            if at >= 0:
+                end = start + at + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
 
 
-def _end_of_last_line(file: Any) -> int:
-    """Bytes up to and with the last line break."""
-    end = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - 65536)
-        file.seek(start)
-        at = file.read(end - start).rfind(b"\n")
-        if at >= 0:
-            return int(start + at + 1)
-        end = start
-    return 0
+def journal_at(path: Path) -> BaseStorage:
+    """A journal file (made if there is none), read as a whole."""
+    return JournalStorage(JournalFileBackend(str(path), HolderLock(path)))
 
 
-STORAGE_VARIABLE = "PROMPTCOMP_STORAGE"
-"""A database's whole address, password included; how a sweep tells its workers."""
 PARENT_VARIABLE = "PROMPTCOMP_SWEEP_PARENT"
 """Process id of the `promptcomp sweep` that has started a worker, which ends when that one does."""
 _SQLITE = "sqlite"
@@ -177,13 +149,13 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
         return None
     if before is None and directory.journal.is_file() and directory.journal.stat().st_size:
         raise ConfigError(
-            f"{directory.path} keeps its trials in {directory.journal.name}, so --storage comes too late; leave it "
-            "out, or begin another sweep with -o"
+            f"{directory.path} keeps its trials in {directory.journal.name}, so --storage comes too late: leave it "
+            "out, or start another sweep with -o"
         )
     if given is not None and before is not None and _plain(given) != _plain(before):
         raise ConfigError(
             f"{directory.path} keeps its trials in {_plain(before)}, not in {_plain(given)}; leave --storage out, "
-            "or begin another sweep with -o"
+            "or start another sweep with -o"
         )
     if given is not None and _has_secret(given):
         return given
@@ -249,26 +221,24 @@ def open_storage(directory: SweepDirectory, address: URL | None) -> BaseStorage:
     Raises:
         ConfigError: a damaged journal, a missing driver, or a database that does not answer.
     """
-    if address is None:
-        return _open_journal(directory.journal)
     try:
+        if address is None:
+            return journal_at(directory.journal)
         return RDBStorage(address.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
     except (ImportError, NoSuchModuleError):
+        assert address is not None
         raise _no_driver(address) from None
-
-
-def _open_journal(path: Path) -> BaseStorage:
-    try:
-        return JournalStorage(WholeLines(path))
     except DAMAGE as error:
-        raise damaged(path, error) from None
+        if address is not None:
+            raise
+        raise damaged(directory.journal, error) from None
 
 
 def damaged(path: Path, error: Exception) -> ConfigError:
     """What to say of a journal that Optuna cannot read."""
     return ConfigError(
         f"{path} is damaged ({type(error).__name__}: {_first_line(error)}); "
-        f"`{command('sweep', 'doctor', path.parent, '--repair')}` drops the torn lines and keeps a copy"
+        f"`{command('sweep', 'doctor', path.parent, '--repair')}` drops the truncated lines and keeps a copy"
     )
 
 
@@ -285,8 +255,8 @@ def exclusive(
 ) -> Iterator[None]:
     """Hold the sweep's planning lock: a lock on a file, and with a database one there too, for other machines.
 
-    Both are released by the system when their holder dies. Where a disk does not lock at all, or on Windows, claims are
-    still safe (Optuna's are atomic); a trial that was planned twice is then found and dropped when it is claimed.
+    Both are released by the system when their holder dies. Where a disk does not lock at all, or on Windows, two
+    workers may begin the same trial; the one with the higher number finds that and leaves it.
 
     Raises:
         InterruptedError: `stopped` while waiting.
@@ -299,8 +269,7 @@ def exclusive(
 
 @contextlib.contextmanager
 def _database_lock(directory: SweepDirectory, address: URL | None) -> Iterator[None]:
-    kind = address.get_backend_name() if address is not None else None
-    if address is None or kind not in ("postgresql", "mysql", "mariadb"):
+    if address is None or address.get_backend_name() != "postgresql":
         yield
         return
     number = int.from_bytes(hashlib.sha256(study_name(directory).encode()).digest()[:7], "big")
@@ -310,10 +279,7 @@ def _database_lock(directory: SweepDirectory, address: URL | None) -> Iterator[N
         raise _no_driver(address) from None
     try:
         with engine.connect() as connection:
-            if kind == "postgresql":
-                connection.execute(text("SELECT pg_advisory_lock(:number)"), {"number": number})
-            else:
-                connection.execute(text("SELECT GET_LOCK(:name, 600)"), {"name": f"promptcomp{number}"})
+            connection.execute(text("SELECT pg_advisory_lock(:number)"), {"number": number})
             yield  # the lock ends with the connection
     finally:
         engine.dispose()

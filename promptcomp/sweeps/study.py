@@ -6,7 +6,6 @@ would confuse a sampler).
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,8 +22,8 @@ from promptcomp import __version__
 from promptcomp.config import ConfigError, build, dump, flat, read_yaml
 from promptcomp.errors import command
 from promptcomp.files import check_no_links, write_atomic
+from promptcomp.sweeps.attempts import Attempts, make_study
 from promptcomp.sweeps.planning import TrialRecord
-from promptcomp.sweeps.queue import Queue, make_study, record_of
 from promptcomp.sweeps.space import base_tree
 from promptcomp.sweeps.state import SweepState, state_of
 from promptcomp.sweeps.storage import (
@@ -51,18 +50,18 @@ class Sweep:
     directory: SweepDirectory
     config: SweepConfig
     address: URL | None
-    trials: Queue
-    controls: Queue
+    trials: Attempts
+    controls: Attempts
     place: str
 
     @property
-    def queues(self) -> tuple[Queue, Queue]:
+    def studies(self) -> tuple[Attempts, Attempts]:
         """Trials and controls."""
         return self.trials, self.controls
 
     def records(self) -> list[TrialRecord]:
         """All attempts at trials and controls."""
-        return [record for queue in self.queues for record in queue.records()]
+        return [record for study in self.studies for record in study.records()]
 
     def close(self) -> None:
         """Give a database's connections back."""
@@ -77,6 +76,12 @@ class Sweep:
         """When the sweep was first begun."""
         found = self.trials.attribute("started")
         return datetime.fromisoformat(found) if isinstance(found, str) else None
+
+    def state(self) -> SweepState:
+        """A snapshot; what was read before is not parsed again."""
+        trials, controls = (study.records() for study in self.studies)
+        state = state_of(self.directory, self.config, trials, controls, self.started, self.place)
+        return replace(state, planned=int(self.trials.attribute("exhausted") or 0) or state.planned)
 
 
 def read_config(directory: SweepDirectory) -> SweepConfig:
@@ -168,74 +173,36 @@ def _compare_and_note(sweep: Sweep) -> None:
             sweep.trials.set_attribute(name, value)
 
 
-class StateReader:
-    """Reads a sweep's state again and again, parsing only what is new.
+def read_state(directory: SweepDirectory, storage: str | None = None) -> SweepState:
+    """A sweep's state, read without holding anybody up.
 
     Args:
         directory: the sweep's.
         storage: a database's address with its password, if it has changed.
-    """
-
-    def __init__(self, directory: SweepDirectory, storage: str | None = None) -> None:
-        self.directory = directory
-        self._storage = storage
-        self._opened: BaseStorage | None = None
-
-    def close(self) -> None:
-        """Give a database's connections back."""
-        if self._opened is not None:
-            close_storage(self._opened)
-        self._opened = None
-
-    def read(self) -> SweepState:
-        """The state now.
-
-        Raises:
-            ConfigError: no sweep, a damaged journal, a database that does not answer.
-        """
-        config = read_config(self.directory)
-        address = address_of(self.directory, self._storage)
-        if address is None and not self.directory.journal.is_file():
-            return state_of(self.directory, config, [], [], None)
-        try:
-            if self._opened is None:
-                self._opened = open_storage(self.directory, address)
-            names = {study.study_name for study in self._opened.get_all_studies()}
-            name = study_name(self.directory)
-            if name not in names:
-                return state_of(self.directory, config, [], [], None)
-            trials = Queue(self._opened, name)
-            controls = Queue(self._opened, f"{name}.controls") if f"{name}.controls" in names else None
-            place = place_of(self.directory)[0]
-            started = None
-            with contextlib.suppress(ValueError, TypeError):
-                started = datetime.fromisoformat(trials.attribute("started"))
-            attempts, twins = (
-                [record_of(each) for each in queue.frozen()] if queue else [] for queue in (trials, controls)
-            )
-            state = state_of(self.directory, config, attempts, twins, started, place)
-            return replace(state, planned=int(trials.attribute("exhausted") or 0) or state.planned)
-        except DBAPIError as error:
-            self.close()
-            raise unreachable(error) from None
-        except DAMAGE as error:
-            self._opened = None
-            if isinstance(error, ConfigError) or address is not None:
-                raise
-            raise damaged(self.directory.journal, error) from None
-
-
-def read_state(directory: SweepDirectory, storage: str | None = None) -> SweepState:
-    """A sweep's state, read without holding anybody up.
 
     Raises:
         ConfigError: no sweep, a damaged journal, a database that does not answer.
     """
-    reader = StateReader(directory, storage)
+    config, address = read_config(directory), address_of(directory, storage)
+    if address is None and not directory.journal.is_file():
+        return state_of(directory, config, [], [], None)
+    opened: BaseStorage | None = None
     try:
-        return reader.read()
+        opened = open_storage(directory, address)
+        names = (study_name(directory), f"{study_name(directory)}.controls")
+        if not {study.study_name for study in opened.get_all_studies()}.issuperset(names):
+            return state_of(directory, config, [], [], None)
+        trials, controls = (Attempts(opened, name) for name in names)
+        return Sweep(directory, config, address, trials, controls, place_of(directory)[0]).state()
+    except DBAPIError as error:
+        raise unreachable(error) from None
+    except DAMAGE as error:
+        if isinstance(error, ConfigError) or address is not None:
+            raise
+        raise damaged(directory.journal, error) from None
     finally:
-        reader.close()
+        if opened is not None:
+            close_storage(opened)
 
 
 _FIXED = ("sampler", "objectives", "constraints", "pruning")
@@ -259,7 +226,7 @@ def check_changes(
         ConfigError: names the first difference and the way out.
     """
     for difference in _differences(before, now, base_before, base_now):
-        raise ConfigError(f"{path} was begun with {difference}; take that back, or begin another sweep with -o")
+        raise ConfigError(f"{path} was started with {difference}; undo that change, or start another sweep with -o")
 
 
 def _differences(

@@ -224,7 +224,7 @@ class Constraint(Config):
 
 
 class Pruning(Config):
-    """Stopping trials whose dev results are hopeless; for one objective only."""
+    """Stopping trials whose dev results are clearly worse than others'; for one objective only."""
 
     pruner: Literal["none", "median", "successive_halving", "hyperband"] = "none"
     metric: str | None = None
@@ -238,7 +238,7 @@ class Pruning(Config):
 
 
 class Dropping(Config):
-    """Leaving out the remaining seeds of a point whose first ones are hopeless."""
+    """Leaving out the remaining seeds of a point whose first ones are clearly worse than others'."""
 
     after: int = Field(1, ge=1)
     """Seeds that every point gets."""
@@ -247,7 +247,7 @@ class Dropping(Config):
 
 
 class Budget(Config):
-    """When no further trial is begun; null: never."""
+    """When no further trial is started; null: never."""
 
     trials: int | None = Field(None, ge=1)
     """Trials, retries not counted."""
@@ -261,7 +261,7 @@ class SweepConfig(Config):
     """A sweep."""
 
     title: str = ""
-    """What it answers, for people."""
+    """The question that it answers."""
     experiment: str
     """A shipped experiment (gist, mend, ...) or a YAML file."""
     set: dict[str, Any] = {}
@@ -285,14 +285,14 @@ class SweepConfig(Config):
     dropping: Dropping | None = None
     budget: Budget = Budget()
     controls: bool = False
-    """Also train full_prompt and no_prompt with every seed: the bands in tables and plots."""
+    """Also train full_prompt and no_prompt with every seed, as references in tables and plots."""
     retries: int = Field(2, ge=0)
     """Further attempts at a trial that failed or whose worker died; they continue from its last checkpoint."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SweepConfig:
         if self.sampler == "grid" and self.points is not None:
-            raise ValueError("points is for samplers that draw; a grid has as many as its values make")
+            raise ValueError("points is for the other samplers; a grid has one for each combination of its values")
         if self.sampler != "grid" and self.points is None:
             raise ValueError(f"sampler {self.sampler!r} needs points, the number of points to draw")
         if self.pruning.pruner != "none" and len(self.objectives) > 1:

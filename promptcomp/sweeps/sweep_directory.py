@@ -2,8 +2,11 @@
 
 sweep.yaml       the sweep as resolved; the same command, or `promptcomp sweep DIR`, continues it
 journal.log      Optuna's journal (unless a database is used); optuna-dashboard opens it
+storage.txt      the address of a database that is used instead of the journal, without its password
+place.txt        identity of this directory: machines that share a database, but no disk, tell their trials apart by it
 runs/            one run directory for each trial, named by its point, seed and identity; a retry continues in it
-logs/            what each trial's process printed
+controls/        run directories of the controls
+logs/            what each trial's processes printed, all attempts, and each worker of this machine
 leases/          who is at work now: a file for each trainer, and for each worker in leases/workers/
 report/          plots, tables and index.html
 """
@@ -14,69 +17,26 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-_TAIL = 16_384  # bytes of a log
+from promptcomp.run.run_directory import Inside
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SweepDirectory:
-    """Paths inside one sweep directory."""
+    """Paths inside one sweep directory; the module says what they hold."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """The sweep as resolved."""
-        return self.path / "sweep.yaml"
-
-    @property
-    def journal(self) -> Path:
-        """Optuna's journal file."""
-        return self.path / "journal.log"
-
-    @property
-    def storage(self) -> Path:
-        """The address of a database that is used instead of the journal, without its password."""
-        return self.path / "storage.txt"
-
-    @property
-    def runs(self) -> Path:
-        """Run directories."""
-        return self.path / "runs"
-
-    @property
-    def controls(self) -> Path:
-        """Run directories of the controls."""
-        return self.path / "controls"
-
-    @property
-    def logs(self) -> Path:
-        """Output of the trials' processes."""
-        return self.path / "logs"
-
-    @property
-    def leases(self) -> Path:
-        """Who is at work now."""
-        return self.path / "leases"
-
-    @property
-    def worker_leases(self) -> Path:
-        """The workers that are at work now."""
-        return self.leases / "workers"
-
-    @property
-    def planning_lock(self) -> Path:
-        """Held while a worker plans and claims."""
-        return self.leases / "planning.lock"
-
-    @property
-    def place(self) -> Path:
-        """Identity of this directory: machines that share a database, but no disk, tell their trials apart by it."""
-        return self.path / "place.txt"
-
-    @property
-    def report(self) -> Path:
-        """Plots, tables and the page."""
-        return self.path / "report"
+    config = Inside("sweep.yaml")
+    journal = Inside("journal.log")
+    storage = Inside("storage.txt")
+    place = Inside("place.txt")
+    runs = Inside("runs")
+    controls = Inside("controls")
+    logs = Inside("logs")
+    leases = Inside("leases")
+    worker_leases = Inside("leases/workers")
+    planning_lock = Inside("leases/planning.lock")
+    report = Inside("report")
 
     def worker_log(self, number: int) -> Path:
         """What a worker of this machine prints."""
@@ -89,19 +49,3 @@ class SweepDirectory:
     def log_of(self, cell: str) -> Path:
         """Output of one trial's processes, all attempts."""
         return self.logs / f"{cell}.log"
-
-
-def last_line(log: Path, start: int = 0) -> str:
-    """The last line that a process has printed to its log, for people.
-
-    Args:
-        log: the file.
-        start: bytes that others had written before.
-    """
-    try:
-        with log.open("rb") as file:
-            file.seek(max(start, log.stat().st_size - _TAIL))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        lines = []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")

@@ -153,7 +153,7 @@ def apply_words(tree: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]
 def _own(tree: dict[str, Any], key: str, raw: str, word: str) -> dict[str, Any]:
     top = key.split(".")[0]
     if top in ("space", "set"):
-        raise ConfigError(f"{word!r}: write what is tried or set without 'sweep.', for example method.num_slots=1,2")
+        raise ConfigError(f"{word!r}: keys of an experiment have no 'sweep.', for example method.num_slots=1,2")
     if top not in SweepConfig.model_fields:
         raise ConfigError(f"{word!r}: a sweep has no key {top!r}; {did_you_mean(top, SweepConfig.model_fields)}")
     plain = {name: value for name, value in tree.items() if name != top or value is not None}  # null can get keys
@@ -294,7 +294,7 @@ def _settings(name: str, file: Mapping[str, Any], words: Iterable[str], is_first
     read = apply_words({"set": {}}, words)
     if set(read) != {"set"}:
         raise ConfigError(
-            f"{name}: {', '.join(words)}: one method takes one value of a key; others are for all methods"
+            f"{name}: {', '.join(words)}: a key of one method takes one value; values to try are for all methods"
         )
     return {"method": section, **{f"data.{key}": kept[key] for key in _OF_BASELINES if key in kept}, **read["set"]}
 

@@ -30,11 +30,8 @@ def objective_values(config: SweepConfig, run: Path) -> dict[str, float]:
     Raises:
         ConfigError: no results, or an objective that is not in them or has no value.
     """
-    results = read_results(run)
-    return {
-        name: _value(results, objective, run)
-        for name, objective in zip(objective_names(config), config.objectives, strict=True)
-    }
+    names, results = objective_names(config), read_results(run)
+    return {name: _value(results, each, run) for name, each in zip(names, config.objectives, strict=True)}
 
 
 def known_values(config: SweepConfig, run: Path) -> dict[str, float]:
@@ -43,10 +40,8 @@ def known_values(config: SweepConfig, run: Path) -> dict[str, float]:
         results = read_results(run)
     except ConfigError:
         return {}
-    found = {
-        name: metric_of(results, objective.metric, objective.split)
-        for name, objective in zip(objective_names(config), config.objectives, strict=True)
-    }
+    named = zip(objective_names(config), config.objectives, strict=True)
+    found = {name: metric_of(results, each.metric, each.split) for name, each in named}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -122,13 +117,8 @@ def dev_reports(rows: Sequence[Mapping[str, str]], metric: str | None) -> tuple[
     chosen = metric or next((name for name in ("dev/accuracy", "dev/loss") if name in columns), None)
     if chosen is None:
         return None, {}
-    found: dict[int, float] = {}
-    for row in rows:
-        value = _number(row.get(chosen))
-        step = _number(row.get("step"))
-        if value is not None and step is not None:
-            found[int(step)] = value
-    return chosen, found
+    pairs = ((_number(row.get("step")), _number(row.get(chosen))) for row in rows)
+    return chosen, {int(step): value for step, value in pairs if step is not None and value is not None}
 
 
 def metric_rows(run: Path) -> Sequence[Mapping[str, str]]:
@@ -138,8 +128,7 @@ def metric_rows(run: Path) -> Sequence[Mapping[str, str]]:
 
 def last_step(rows: Sequence[Mapping[str, str]]) -> int:
     """Last training step in a run's `metric_rows`; 0 before the first."""
-    steps = [step for row in rows[-1:] if (step := _number(row.get("step"))) is not None]
-    return int(steps[0]) if steps else 0
+    return int((_number(rows[-1].get("step")) if rows else None) or 0)
 
 
 def _number(text: object) -> float | None:

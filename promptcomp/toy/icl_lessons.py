@@ -11,22 +11,19 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptcomp.batch import pad
-from promptcomp.config import Config
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.toy.icl_world import SPLITS, ToyRule, ToySource, draw_rule, toy_tokenizer
-from promptcomp.toy.lessons import Lessons, StageConfig, answer_loss
+from promptcomp.toy.lessons import Lessons, answer_loss
+from promptcomp.toy.recipe import DocumentKind, Stage, StagedCurriculum
 from promptcomp.toy.toy_sections import Group, ToyConfig
 from promptcomp.toy.words import ARROW, CATEGORIES, NEWLINE
-
-DocumentKind = Literal["repetition", "lookup", "natural", "words", "classification", "definition"]
 
 _GROUPS: tuple[Group, ...] = ("nouns", "nouns", "adjectives")  # nouns have twice as many categories
 _ALL_WORDS: tuple[str, ...] = tuple(word for words in CATEGORIES.values() for word in words)
@@ -68,7 +65,7 @@ def draw_document(
     rule = draw_rule(rng, split, kind if kind in ("lookup", "natural") else "classification", _GROUPS, num_classes)
     if kind == "words":
         bare = tuple(CATEGORIES[c] if isinstance(c, str) else c for c in rule.classes)
-        rule = ToyRule(rule.form, bare, rule.labels, ())
+        rule = ToyRule(bare, rule.labels, ())
     rows = list(rule.rows(num_rows, rng, two_slot_share, frozenset()))
     if kind == "definition":
         names = [Row(str(c), label, rule.labels) for c, label in zip(rule.classes, rule.labels, strict=True)]
@@ -76,40 +73,6 @@ def draw_document(
         rows = names + rows[len(names) :]
     keys = [key_of(kind, row) for row in rows]
     return Document(tuple(rows), tuple(kind == "natural" or key in keys[:i] for i, key in enumerate(keys)))
-
-
-class Stage(StageConfig):
-    """One stage of the curriculum."""
-
-    mix: dict[DocumentKind, float]
-    """Weights of the document kinds."""
-    rows: tuple[int, int]
-    """Fewest and most labelled rows of a batch's documents."""
-    classes: tuple[int, int]
-    """Fewest and most classes of a task."""
-    one_kind_per_batch: bool = False
-    """True: a batch holds documents of one kind (repetition has lengths of its own)."""
-    until: dict[DocumentKind, float] = Field(default_factory=dict)
-    """Leave the stage early once the skills (see `ToyLessons.skills`) are above these values."""
-
-
-class StagedCurriculum(Config):
-    """What the curricula of both model families have in common."""
-
-    stages: tuple[Stage, ...] = Field(min_length=1)
-    two_slot_share: float = Field(default=0.3, ge=0, le=1)
-    other_token_weight: float = 0.1
-    """Weight of the mean loss over tokens that cannot be known (words, first labels); known answers have 1."""
-    skill_documents: int = Field(default=64, ge=1)
-    """Documents behind each skill."""
-    report_documents: int = Field(default=512, ge=1)
-    """Documents behind each cell of the final report."""
-
-
-class ToyCurriculum(StagedCurriculum):
-    """Pretraining on the toy world."""
-
-    name: Literal["toy_icl"] = "toy_icl"
 
 
 class ToyLessons(Lessons[Stage]):

@@ -26,7 +26,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 
 from tokenizers import Regex, pre_tokenizers
@@ -119,7 +119,6 @@ def sentence(category: str, word: str, rng: random.Random, two_slot_share: float
 class ToyRule:
     """What a task asks: a label for each class. `classes` are categories, or tuples of words in a lookup task."""
 
-    form: TaskForm
     classes: tuple[str | tuple[str, ...], ...]
     labels: tuple[str, ...]
     distractors: tuple[str, ...]
@@ -162,10 +161,10 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
     if form == "lookup":
         words = rng.sample([word for c in usable for word in CATEGORIES[c]], 2 * num_classes)
         width = rng.choice((1, 1, 2))
-        return ToyRule(form, tuple(tuple(words[i::num_classes][:width]) for i in range(num_classes)), labels, ())
+        return ToyRule(tuple(tuple(words[i::num_classes][:width]) for i in range(num_classes)), labels, ())
     if form == "arbitrary":
         words = rng.sample([word for c in usable for word in CATEGORIES[c]], rng.randint(2, 6) * num_classes)
-        return ToyRule(form, tuple(tuple(words[i::num_classes]) for i in range(num_classes)), labels, ())
+        return ToyRule(tuple(tuple(words[i::num_classes]) for i in range(num_classes)), labels, ())
     group = rng.choice(groups)
     size = num_classes
     while not class_sets(split, group, size):
@@ -173,7 +172,7 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
     classes = list(rng.choice(class_sets(split, group, size)))
     rng.shuffle(classes)
     distractors = tuple(c for c in usable if (c in NOUNS) != (group == "nouns"))
-    return ToyRule(form, tuple(classes), tuple(classes) if form == "natural" else labels[:size], distractors)
+    return ToyRule(tuple(classes), tuple(classes) if form == "natural" else labels[:size], distractors)
 
 
 class ToySource(TaskSource):
@@ -188,35 +187,25 @@ class ToySource(TaskSource):
         """The tasks of a split, built when they are indexed.
 
         Raises:
-            ValueError: there is no such split.
+            ConfigError: there is no such split.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} is unknown; the toy world has {', '.join(SPLITS)}")
-        return _ToyTasks(self.config, split)
+        self.check_split(split)
+        config = self.config
+        count = {"train": config.num_train_tasks, "dev": config.num_dev_tasks}.get(split, config.num_test_tasks)
+        return LazySequence(count, partial(_task, config, split))
 
 
-class _ToyTasks(LazySequence[Task]):
-    def __init__(self, config: ToyConfig, split: str) -> None:
-        self._config = config
-        self._split = split
-
-    def __len__(self) -> int:
-        config = self._config
-        return {"train": config.num_train_tasks, "dev": config.num_dev_tasks}.get(self._split, config.num_test_tasks)
-
-    def item(self, index: int) -> Task:
-        config = self._config
-        train = self._split == "train"
-        rng = random.Random(f"{config.seed}/{self._split}/{index}")  # text seeds do not depend on PYTHONHASHSEED
-        groups = config.train_groups if train and config.train_groups is not None else config.groups
-        form = rng.choice(config.train_forms) if train else "classification"
-        num_classes = rng.randint(config.min_classes, config.train_max_classes if train else config.max_classes)
-        rule = draw_rule(rng, self._split, form, groups, num_classes)
-        demonstrations = rule.rows(config.num_demonstrations, rng, config.two_slot_share, frozenset())
-        shown = frozenset() if form in ("lookup", "arbitrary") else frozenset(row.input for row in demonstrations)
-        queries = rule.rows(config.num_queries, rng, config.two_slot_share, shown)
-        name = f"{self._split}-{index:06d}-{form}-{len(rule.classes)}"
-        return Task(name, "classification", demonstrations, queries)
+def _task(config: ToyConfig, split: str, index: int) -> Task:
+    train = split == "train"
+    rng = random.Random(f"{config.seed}/{split}/{index}")  # text seeds do not depend on PYTHONHASHSEED
+    groups = config.train_groups if train and config.train_groups is not None else config.groups
+    form = rng.choice(config.train_forms) if train else "classification"
+    num_classes = rng.randint(config.min_classes, config.train_max_classes if train else config.max_classes)
+    rule = draw_rule(rng, split, form, groups, num_classes)
+    demonstrations = rule.rows(config.num_demonstrations, rng, config.two_slot_share, frozenset())
+    shown = frozenset() if form in ("lookup", "arbitrary") else frozenset(row.input for row in demonstrations)
+    queries = rule.rows(config.num_queries, rng, config.two_slot_share, shown)
+    return Task(f"{split}-{index:06d}-{form}-{len(rule.classes)}", "classification", demonstrations, queries)
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:

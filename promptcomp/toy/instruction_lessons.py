@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptcomp.batch import pad
-from promptcomp.config import Config
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.toy.instruction_world import (
     ToyInstructionSource,
@@ -27,11 +25,10 @@ from promptcomp.toy.instruction_world import (
     pairs_of,
     perform,
 )
-from promptcomp.toy.lessons import Lessons, StageConfig, answer_loss
+from promptcomp.toy.lessons import Lessons, answer_loss
+from promptcomp.toy.recipe import InstructionCurriculum, InstructionStage, Layout
 from promptcomp.toy.toy_sections import ToyInstructionsConfig
 from promptcomp.toy.words import ANSWER, GROUP_OF, SEPARATOR, Wording
-
-Layout = Literal["decoder_only", "query_in_encoder", "query_in_decoder"]
 
 
 class _Document(NamedTuple):
@@ -40,32 +37,6 @@ class _Document(NamedTuple):
     context: list[int]
     query: list[int]
     answer: list[int]
-
-
-class InstructionStage(StageConfig):
-    """One stage of the curriculum."""
-
-    repetition: float = Field(default=0.0, ge=0, le=1)
-    """Share of the batches that hold repeated random words instead of instructions."""
-    max_words: int = Field(default=6, ge=3, le=6)
-    """Most words of an input."""
-
-
-class InstructionCurriculum(Config):
-    """Pretraining on the toy instruction world."""
-
-    name: Literal["toy_instructions"] = "toy_instructions"
-    layouts: tuple[Layout, ...] = Field(default=("decoder_only",), min_length=1)
-    """How documents are read; several take turns at random (encoder-decoder LMs)."""
-    stages: tuple[InstructionStage, ...] = Field(min_length=1)
-    reworded_share: float = Field(default=0.3, ge=0, le=1)
-    """Share of instructions in the wordings and frames that compressors are never trained on."""
-    other_token_weight: float = Field(default=0.1, ge=0)
-    """Weight of the mean loss over the tokens of instructions and inputs; answers have 1."""
-    skill_rows: int = Field(default=256, ge=4)
-    """Rows of dev behind the skills."""
-    report_rows: int = Field(default=512, ge=1)
-    """Rows of every split behind the final report."""
 
 
 class InstructionLessons(Lessons[InstructionStage]):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 from tokenizers import pre_tokenizers
@@ -163,52 +163,40 @@ class ToyInstructionSource(InstructionSource):
         """The rows of a split, built when they are indexed.
 
         Raises:
-            ValueError: there is no such split.
+            ConfigError: there is no such split.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} is unknown; the toy instruction world has {', '.join(SPLITS)}")
-        return _ToyRows(self.config, split)
+        self.check_split(split)
+        config = self.config
+        count = {"train": config.num_train_rows, "dev": config.num_dev_rows}.get(split, config.num_test_rows)
+        return LazySequence(count, partial(_row, config, split))
 
 
-class _ToyRows(LazySequence[InstructionRow]):
-    def __init__(self, config: ToyInstructionsConfig, split: str) -> None:
-        self._config = config
-        self._split = split
-
-    def __len__(self) -> int:
-        config = self._config
-        return {"train": config.num_train_rows, "dev": config.num_dev_rows}.get(self._split, config.num_test_rows)
-
-    def item(self, index: int) -> InstructionRow:
-        config = self._config
-        rng = random.Random(f"{config.seed}/instructions/{self._split}/{index}")
-        part, pair_split, wording = _part(self._split, index, rng, config.reworded_share)
-        pair = rng.choice(pairs_of(pair_split))
-        limit = config.phrasings if wording == "train" else None
-        instruction = draw_instruction(pair, wording, rng, limit)
-        words = draw_words(pair[0], rng, config.min_words, config.max_words)
-        return InstructionRow(instruction, " ".join(words), " ".join(perform(pair, words)), part)
+def _row(config: ToyInstructionsConfig, split: str, index: int) -> InstructionRow:
+    rng = random.Random(f"{config.seed}/instructions/{split}/{index}")
+    part, pair_split, wording = _part(split, index, rng, config.reworded_share)
+    pair = rng.choice(pairs_of(pair_split))
+    instruction = draw_instruction(pair, wording, rng, config.phrasings if wording == "train" else None)
+    words = draw_words(pair[0], rng, config.min_words, config.max_words)
+    return InstructionRow(instruction, " ".join(words), " ".join(perform(pair, words)), part)
 
 
 def _part(split: str, index: int, rng: random.Random, reworded_share: float) -> tuple[str, PairSplit, Wording]:
     """Name, pairs and wording of a row."""
-    if split in ("train", "seen"):
-        return split, "train", "train"
-    if split == "unseen":
-        return "unseen", "unseen", "train"
     if split == "paraphrased":
-        return (
-            ("reworded", "train", "reworded")
-            if rng.random() < reworded_share
-            else ("recombined", "train", "recombined")
-        )
-    parts: tuple[tuple[str, PairSplit, Wording], ...] = (
+        name: Literal["reworded", "recombined"] = "reworded" if rng.random() < reworded_share else "recombined"
+        return name, "train", name
+    parts: dict[str, tuple[str, PairSplit, Wording]] = {
+        "train": ("train", "train", "train"),
+        "seen": ("seen", "train", "train"),
+        "unseen": ("unseen", "unseen", "train"),
+    }
+    dev: tuple[tuple[str, PairSplit, Wording], ...] = (
         ("seen", "train", "train"),
         ("unseen", "dev", "train"),
         ("recombined", "train", "dev"),
         ("reworded", "train", "reworded_dev"),
     )
-    return parts[index % 4]
+    return dev[index % 4] if split == "dev" else parts[split]
 
 
 def instruction_tokenizer() -> PreTrainedTokenizerFast:

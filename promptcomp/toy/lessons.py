@@ -7,28 +7,16 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from promptcomp.config import Config
-
-
-class StageConfig(Config):
-    """One stage of a curriculum."""
-
-    name: str
-    steps: int = Field(ge=1)
-    """Steps at most."""
-    lr_scale: tuple[float, float] = (1.0, 1.0)
-    """Learning rate at the stage's start and end, relative to `optim.lr`; linear between."""
-
+from promptcomp.toy.recipe import StageConfig
 
 AnyStage = TypeVar("AnyStage", bound=StageConfig)
 
 
 class Lessons(ABC, Generic[AnyStage]):
-    """A source of losses with a schedule of its own; deterministic in its seed."""
+    """A source of losses with its own schedule; deterministic in its seed."""
 
     tokenizer: PreTrainedTokenizerFast
     """Saved with the model."""
@@ -47,11 +35,6 @@ class Lessons(ABC, Generic[AnyStage]):
     def total_steps(self) -> int:
         """Steps if no stage is left early."""
         return sum(stage.steps for stage in self._stages)
-
-    @property
-    def stage_name(self) -> str:
-        """Name of the current stage."""
-        return self.stage.name
 
     @property
     def finished(self) -> bool:
@@ -85,9 +68,9 @@ class Lessons(ABC, Generic[AnyStage]):
     def skills(self, model: PreTrainedModel) -> dict[str, float]:
         """What the model, in eval mode, can do now (may end the current stage)."""
 
-    @abstractmethod
     def report(self, model: PreTrainedModel) -> dict[str, Any]:
-        """What the finished model, in eval mode, can do, for `recipe.json`."""
+        """What the finished model, in eval mode, can do, for `recipe.json`; by default its skills."""
+        return dict(self.skills(model))
 
 
 def answer_loss(logits: Tensor, ids: Tensor, answers: Tensor, pad_id: int, other_weight: float) -> Tensor:

@@ -8,11 +8,10 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import transformers
-from pydantic import Field
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
@@ -21,90 +20,26 @@ from promptcomp.checkpoints.checkpoint_files import remove, replace
 from promptcomp.config import Config, ConfigError
 from promptcomp.files import follow_umask, write_atomic
 from promptcomp.language_model.architectures import start_positions
-from promptcomp.language_model.lm_config import PositionalStart
-from promptcomp.toy.icl_lessons import ToyCurriculum, ToyLessons
-from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons
+from promptcomp.toy.icl_lessons import ToyLessons
+from promptcomp.toy.instruction_lessons import InstructionLessons
 from promptcomp.toy.lessons import Lessons
-from promptcomp.toy.rationale_lessons import RationaleCurriculum, RationaleLessons
-from promptcomp.toy.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
-from promptcomp.toy.text_lessons import TextCorpus, TextLessons
+from promptcomp.toy.rationale_lessons import RationaleLessons
+from promptcomp.toy.recipe import (
+    Architecture,
+    CopyStart,
+    InstructionCurriculum,
+    PretrainConfig,
+    PretrainOptim,
+    RationaleCurriculum,
+    TextCorpus,
+    ToyCurriculum,
+    ToySeq2SeqCurriculum,
+)
+from promptcomp.toy.seq2seq_lessons import ToySeq2SeqLessons
+from promptcomp.toy.text_lessons import TextLessons
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 """Called with (step, total steps at most, {"loss": ..., and skills where they were measured})."""
-
-
-class CopyStart(Config):
-    """A structured start for tiny T5 models: heads that look at fixed distances, and heads that look for the same.
-
-    From T5's usual random start the circuit that copies from a context (find the token that looks like this one, take
-    what stands beside it) did not form within a few hundred steps; from this start it forms in 200-350. Nothing is
-    frozen: training is free to move every weight afterwards.
-    """
-
-    encoder_offsets: tuple[int, ...] = (-1, -2, -3, -4, 1, 2, 3)
-    """Head i of every encoder layer looks at the token `encoder_offsets[i]` places away (negative: before)."""
-    decoder_offsets: tuple[int, ...] = (-1, -2, -3)
-    """The same for the decoder's self-attention."""
-    peak: float = 8.0
-    """Position bias of the wanted distance; all other distances keep their small random bias."""
-    content_scale: float = Field(default=0.1, ge=0)
-    """Query weights of these heads are multiplied by this, so that the position decides at first."""
-    match_scale: float = Field(default=2.0, gt=0)
-    """All other heads, and all heads of the cross-attention, start with query weights = key weights x match_scale /
-    sqrt(d_kv): they look at what resembles the asking token."""
-    self_bias: float = -8.0
-    """Position bias of these other heads of the encoder at distance 0: what resembles a token most is itself."""
-    decoder_self_bias: float | None = None
-    """The same in the decoder, for decoders that copy from what they have read themselves."""
-
-
-class Architecture(Config):
-    """A Hugging Face model class and its configuration."""
-
-    model_type: str
-    """A `model_type` of transformers: llama, gpt2, t5 ..."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Keywords of the configuration class; `vocab_size` and the special ids come from the tokenizer."""
-    positional_start: PositionalStart | None = None
-    """For Llama with `attention_bias`."""
-    copy_start: CopyStart | None = None
-    """For T5."""
-    embedding_std: float | None = Field(default=None, gt=0)
-    """Standard deviation of the initial token embeddings (None: the model's own; T5's is 1, so they move slowly)."""
-
-
-class PretrainOptim(Config):
-    """AdamW with warm-up; the schedule after the warm-up belongs to the data."""
-
-    lr: float = Field(default=2e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = Field(default=0.05, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient."""
-    embedding_lr_scale: float = Field(default=1.0, gt=0)
-    """Learning rate of the token embeddings relative to `lr` (T5's start at standard deviation 1 and move slowly)."""
-    warmup_steps: int = Field(default=50, ge=0)
-
-
-class PretrainConfig(Config):
-    """A base LM trained from scratch."""
-
-    architecture: Architecture
-    data: Annotated[
-        ToyCurriculum | ToySeq2SeqCurriculum | InstructionCurriculum | RationaleCurriculum | TextCorpus,
-        Field(discriminator="name"),
-    ]
-    optim: PretrainOptim = PretrainOptim()
-    batch_size: int = Field(default=64, ge=1)
-    seed: int = 0
-    start_from: Path | None = None
-    """The folder of an earlier run with the same architecture: go on from its weights (with a new seed's lessons)."""
-    steps: int | None = Field(default=None, ge=1)
-    """Stop after this many steps (None: when the data's schedule is over); the short form of a recipe."""
-    check_every: int = Field(default=50, ge=1)
-    """Steps between measurements of the skills."""
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads of torch (None: torch's choice). Sums are ordered by threads: keep it to repeat a run bit by bit."""
 
 
 _LESSONS: dict[type[Config], Callable[[Any, int, int], Lessons[Any]]] = {
@@ -135,9 +70,8 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
     torch.manual_seed(config.seed)
     lessons = _LESSONS[type(config.data)](config.data, config.batch_size, config.seed)
     tokenizer = lessons.tokenizer
-    model = build_model(
-        config.architecture, len(tokenizer), tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
-    )
+    special = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
+    model = build_model(config.architecture, len(tokenizer), *special)
     reads_pairs = isinstance(config.data, ToySeq2SeqCurriculum | RationaleCurriculum) or (
         isinstance(config.data, InstructionCurriculum) and "decoder_only" not in config.data.layouts
     )
@@ -163,7 +97,7 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
         lr = optim.lr * lessons.lr_scale * min(1.0, (step + 1) / max(1, optim.warmup_steps))
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        stage = lessons.stage_name
+        stage = lessons.stage.name
         loss = lessons.loss(model)
         optimizer.zero_grad()
         loss.backward()
@@ -268,11 +202,11 @@ def apply_copy_start(model: PreTrainedModel, start: CopyStart) -> None:
     buckets: int = model.config.relative_attention_num_buckets
     encoder: Any = model.get_encoder()
     decoder: Any = model.get_decoder()
-    _set_self_attention(encoder, [_encoder_bucket(offset, buckets) for offset in start.encoder_offsets], start)
+    _set_self_attention(encoder, [_bucket(offset, buckets, both_ways=True) for offset in start.encoder_offsets], start)
     with torch.no_grad():
         table = encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, H]
         table[0, len(start.encoder_offsets) :] = start.self_bias
-    _set_self_attention(decoder, [_decoder_bucket(offset, buckets) for offset in start.decoder_offsets], start)
+    _set_self_attention(decoder, [_bucket(offset, buckets, both_ways=False) for offset in start.decoder_offsets], start)
     if start.decoder_self_bias is not None:
         with torch.no_grad():
             table = decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
@@ -281,19 +215,14 @@ def apply_copy_start(model: PreTrainedModel, start: CopyStart) -> None:
         _match(block.layer[1].EncDecAttention, 0, start)
 
 
-def _encoder_bucket(offset: int, buckets: int) -> int:
-    """T5's bucket of a distance in a bidirectional stack; half of the buckets are for tokens that follow."""
-    if abs(offset) >= buckets // 4:
-        raise ConfigError(f"architecture.copy_start.encoder_offsets: {offset} is too far; exact below {buckets // 4}")
+def _bucket(offset: int, buckets: int, *, both_ways: bool) -> int:
+    """T5's bucket of a distance; where a stack looks both ways, half of the buckets are for tokens that follow."""
+    where = "architecture.copy_start"
+    if both_ways and abs(offset) >= buckets // 4:
+        raise ConfigError(f"{where}.encoder_offsets: {offset} is too far; exact below {buckets // 4}")
+    if not both_ways and not -buckets // 2 < offset <= 0:
+        raise ConfigError(f"{where}.decoder_offsets: {offset} is not one of 0, -1 ... {1 - buckets // 2}")
     return abs(offset) + (buckets // 2 if offset > 0 else 0)
-
-
-def _decoder_bucket(offset: int, buckets: int) -> int:
-    if not -buckets // 2 < offset <= 0:
-        raise ConfigError(
-            f"architecture.copy_start.decoder_offsets: {offset} is not one of 0, -1 ... {1 - buckets // 2}"
-        )
-    return -offset
 
 
 @torch.no_grad()

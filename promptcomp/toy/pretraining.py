@@ -13,6 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.errors import command, did_you_mean
+from promptcomp.files import check_empty
+from promptcomp.toy.recipe import PretrainConfig, TextCorpus
 
 
 def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, console: Console, as_json: bool) -> None:
@@ -27,56 +29,32 @@ def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, con
         hint = did_you_mean(recipe, shipped, f"shipped: {', '.join(shipped)}; or give a .yaml file")
         raise ConfigError(f"{recipe!r} is no recipe; {hint}")
     path = shipped.get(recipe, Path(recipe))
-    from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
-
     config = build(PretrainConfig, apply_overrides(read_yaml(path), overrides), source=path.name)
+    if isinstance(config.data, TextCorpus):
+        config.data.check_places()
     output = output or Path("models") / path.stem
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output} is not empty; name another folder with --output")
-    started = time.monotonic()
-    with _Display(console) as display:
-        pretrain(config, output, display.step)
+    check_empty(output)
+    from promptcomp.toy.pretrain_loop import pretrain
+
+    started, numbers = time.monotonic(), dict[str, float]()
+    columns = TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[shown]}")
+    bar = TextColumn("[bold]pretrain[/bold]"), BarColumn(bar_width=24), *columns, TimeElapsedColumn()
+    with Progress(*bar, console=console, disable=not console.is_terminal) as progress:  # elsewhere a line at each check
+        task = progress.add_task("", total=1, shown="")
+
+        def show(step: int, total: int, new: Mapping[str, float]) -> None:
+            numbers.update(new)
+            skills = "  ".join(f"{name} {value:.2f}" for name, value in numbers.items() if name != "loss")
+            shown = f"loss {new['loss']:.3f}  {skills}"
+            if len(new) > 1 and not console.is_terminal:
+                console.print(f"step {step}/{total}  {shown}", highlight=False)
+            progress.update(task, completed=step, total=total, shown=shown)
+
+        pretrain(config, output, show)
     seconds = time.monotonic() - started
     if as_json:
-        print(json.dumps({"model": str(output), "seconds": seconds, "numbers": display.numbers}))
+        print(json.dumps({"model": str(output), "seconds": seconds, "numbers": numbers}))
         return
     console.print(f"{output} holds the model, its tokenizer and recipe.json ({seconds:.0f} s).", highlight=False)
     use = command("fit", "--method", "METHOD", f"lm.path={output}")
     console.print(f"Use it with any experiment: {use}", highlight=False, markup=False, soft_wrap=True)
-
-
-class _Display:
-    """A bar on a terminal; elsewhere a line whenever skills were measured."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.numbers: dict[str, float] = {}
-        self._skills = ""
-        self._progress = Progress(
-            TextColumn("[bold]pretrain[/bold]"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[shown]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._bar = self._progress.add_task("", total=1, shown="")
-
-    def __enter__(self) -> _Display:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def step(self, step: int, total: int, numbers: Mapping[str, float]) -> None:
-        """Show one step; `numbers` has the loss and, now and then, the skills."""
-        self.numbers.update(numbers)
-        skills = {name: value for name, value in numbers.items() if name != "loss"}
-        if skills:
-            self._skills = "  ".join(f"{name} {value:.2f}" for name, value in skills.items())
-            if not self.console.is_terminal:
-                self.console.print(f"step {step}/{total}  loss {numbers['loss']:.3f}  {self._skills}", highlight=False)
-        shown = f"loss {numbers['loss']:.3f}  {self._skills}"
-        self._progress.update(self._bar, completed=step, total=total, shown=shown)

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptcomp.batch import pad
-from promptcomp.config import Config
-from promptcomp.toy.lessons import Lessons, StageConfig, answer_loss
+from promptcomp.toy.lessons import Lessons, answer_loss
 from promptcomp.toy.rationale_world import (
     MAX_PRICE,
     ToyRationaleSource,
@@ -28,20 +26,12 @@ from promptcomp.toy.rationale_world import (
     cost_text,
     toy_rationale_tokenizer,
 )
+from promptcomp.toy.recipe import RationaleCurriculum, StageConfig
 from promptcomp.toy.toy_sections import ToyRationaleConfig
 
 _Document = tuple[str, str]
 """What the encoder reads, and the target."""
 _TASKS = ("predict:", "explain:")
-
-
-class RationaleCurriculum(Config):
-    """Pretraining on the world of prices."""
-
-    name: Literal["toy_rationales"] = "toy_rationales"
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
-    report_rows: int = Field(default=512, ge=1)
-    """Documents of each task behind the skills and the final report."""
 
 
 class RationaleLessons(Lessons[StageConfig]):

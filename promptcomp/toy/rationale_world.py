@@ -1,7 +1,7 @@
-"""The toy worlds of rationales: small tasks in which a teacher's reasons tell more than the label does.
+"""The toy worlds of rationales: small tasks in which a teacher's rationale contains more information than the label.
 
 cost: what two goods cost together ("i buy a robin and a saw , what is the price ?" -> 7). The prices, 1 to 5 for 120
-goods, are never told; the label shows a sum, the rationale ("3 + 4 = 7") the prices. reviews: whether most of five
+goods, are not in inputs; the label shows a sum, the rationale ("3 + 4 = 7") the prices. reviews: whether most of five
 opinions are good; the rationale says which words are good ("bad good good ... so 3 good 2 bad").
 
 The teacher may be wrong: it misreads a part (and follows its misreading to the label), or answers another question.
@@ -17,7 +17,6 @@ from functools import lru_cache
 from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from promptcomp.config import ConfigError
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 from promptcomp.toy.toy_sections import ToyRationaleConfig, World
 from promptcomp.toy.words import CATEGORIES, SPECIALS, word_tokenizer
@@ -137,8 +136,7 @@ class ToyRationaleSource(RationaleSource):
         Raises:
             ConfigError: there is no such split.
         """
-        if split not in self.splits:
-            raise ConfigError(f"split {split!r} is unknown; the toy worlds have {', '.join(self.splits)}")
+        self.check_split(split)
         if not self._all:
             config = self.config
             stream = _questions(config)

@@ -13,29 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptcomp.batch import pad
 from promptcomp.datamodules.tasks import Row, Task
-from promptcomp.toy.icl_lessons import DocumentKind, StagedCurriculum, ToyLessons, draw_document, key_of
+from promptcomp.toy.icl_lessons import ToyLessons, draw_document, key_of
+from promptcomp.toy.recipe import DocumentKind, ToySeq2SeqCurriculum
 from promptcomp.toy.words import ARROW, CATEGORIES, LABELS, NEWLINE
 
 _IGNORE = -100  # the target of a place where nothing is asked, as cross_entropy has it
 _COPY_PIECES, _COPY_LENGTH = 4, 9
-
-
-class ToySeq2SeqCurriculum(StagedCurriculum):
-    """Pretraining of an encoder-decoder LM on the toy world; a stage's `rows` are rows in the encoder."""
-
-    name: Literal["toy_icl_seq2seq"] = "toy_icl_seq2seq"
-    num_queries: int = Field(default=8, ge=1)
-    """Queries asked about each encoder pass."""
 
 
 @dataclass(slots=True)

@@ -8,55 +8,23 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from glob import escape
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from promptcomp.config import Config, ConfigError
-from promptcomp.documents import parse_json, read_json
-from promptcomp.files import is_file_name, read_text
-from promptcomp.toy.lessons import Lessons, StageConfig
-
-
-class TextCorpus(Config):
-    """Pretraining on real text."""
-
-    name: Literal["text"] = "text"
-    files: tuple[Path, ...] = ()
-    """Text files; every paragraph (text between blank lines) is a document."""
-    metaicl_dir: Path | None = None
-    """A folder in MetaICL's layout, with `data/<task>/<task>_*_train.jsonl` and `config/<partition>.json`."""
-    metaicl_partition: str | None = None
-    """Name of the partition whose tasks are read, for example class_to_class."""
-    metaicl_split: Literal["train", "test"] = "train"
-    """Which side of the partition; keep "train" for a base model that is evaluated on the other."""
-    rows_per_document: int = Field(default=16, ge=1)
-    """Rows of one task that make a document."""
-    separators: tuple[str, str] = ("\n", "\n\n\n")
-    """Between input and output, and after each row (the datamodule's `newlines` preset)."""
-    vocab_size: int = Field(default=4096, ge=300)
-    block_tokens: int = Field(default=256, ge=8)
-    steps: int = Field(default=1000, ge=1)
-    final_lr_scale: float = Field(default=0.05, ge=0, le=1)
-    """Learning rate of the last step relative to the first (cosine)."""
-    held_out_blocks: int = Field(default=8, ge=1)
-    """Blocks kept for the measured loss."""
-
-    @model_validator(mode="after")
-    def _has_a_source(self) -> TextCorpus:
-        if not self.files and self.metaicl_dir is None:
-            raise ValueError("give files or metaicl_dir")
-        if self.metaicl_dir is not None and self.metaicl_partition is None:
-            raise ValueError("metaicl_dir needs metaicl_partition, the name of a file in its config folder")
-        return self
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.sources.metaicl_folder import read_partition
+from promptcomp.datamodules.sources.records import Asked, good_records
+from promptcomp.datamodules.sources.row_files import read_records
+from promptcomp.files import read_text
+from promptcomp.toy.lessons import Lessons
+from promptcomp.toy.recipe import StageConfig, TextCorpus
 
 
 class TextLessons(Lessons[StageConfig]):
@@ -68,9 +36,8 @@ class TextLessons(Lessons[StageConfig]):
         self._batch_size = batch_size
         self._rng = random.Random(f"text/{seed}")
         self._texts: list[str] = []
+        config.check_places()
         for file in config.files:
-            if not file.is_file():
-                raise ConfigError(f"data.files: {file} is no file")
             self._texts += [part for part in read_text(file, "text").split("\n\n") if part.strip()]
         self._tasks = _metaicl_rows(config)
         documents = self._shuffled_documents()
@@ -91,10 +58,6 @@ class TextLessons(Lessons[StageConfig]):
     def skills(self, model: PreTrainedModel) -> dict[str, float]:
         """Loss on the blocks kept apart (nats a token); their rows may come again in documents of later epochs."""
         return {"held_out_loss": _next_token_loss(model, self._held_out).item()}
-
-    def report(self, model: PreTrainedModel) -> dict[str, Any]:
-        """The same as the skills."""
-        return dict(self.skills(model))
 
     def _shuffled_documents(self) -> list[str]:
         documents = list(self._texts)
@@ -146,35 +109,21 @@ def _metaicl_rows(config: TextCorpus) -> list[list[str]]:
     """Rendered rows of each task of the partition."""
     if config.metaicl_dir is None:
         return []
-    partition = config.metaicl_dir / "config" / f"{config.metaicl_partition}.json"
-    if not is_file_name(str(config.metaicl_partition)) or not partition.is_file():
-        known = ", ".join(sorted(path.stem for path in partition.parent.glob("*.json"))) or "none"
-        raise ConfigError(f"data.metaicl_partition: no file {partition}; found: {known}")
+    split, partition = config.metaicl_split, str(config.metaicl_partition)
+    lists = read_partition(config.metaicl_dir, partition, "data.metaicl_partition", (split,))
     after_input, after_row = config.separators
     tasks = []
-    for name in _task_names(partition, config.metaicl_split):
+    for name in lists[split]:
         rows: dict[str, None] = {}  # an ordered set: classification tasks repeat rows over their seeds
         for file in sorted((config.metaicl_dir / "data" / name).glob(f"{escape(name)}_*_train.jsonl")):
-            for number, line in enumerate(read_text(file, "task file").split("\n"), start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = parse_json(line)
-                except ValueError as error:
-                    raise ConfigError(f"{file}, line {number}: not valid JSON ({error})") from None
-                if not isinstance(row, dict) or not {"input", "output"} <= row.keys():
-                    raise ConfigError(f"{file}, line {number}: expected an object with 'input' and 'output'")
-                rows[f"{row['input']}{after_input}{row['output']}{after_row}"] = None
+            records = read_records(file, Asked(("input", "output")))
+            for record in good_records(records, _missing, None):
+                rows[f"{record.content['input']}{after_input}{record.content['output']}{after_row}"] = None
         if not rows:
             raise ConfigError(f"data.metaicl_dir: task {name!r} has no *_train.jsonl in {config.metaicl_dir / 'data'}")
         tasks.append(list(rows))
     return tasks
 
 
-def _task_names(partition: Path, split: str) -> list[str]:
-    """The names of a partition's tasks, each of which is a folder."""
-    found = read_json(partition, "partition of MetaICL")
-    names = found.get(split) if isinstance(found, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) and is_file_name(name) for name in names):
-        raise ConfigError(f"{partition}: expected a list of task names under {split!r}, each the name of a folder")
-    return names
+def _missing(row: Mapping[str, Any]) -> list[str]:
+    return [f"{name!r} is missing" for name in ("input", "output") if name not in row]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from pkgutil import resolve_name
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,9 +11,6 @@ from promptcomp.config import Config
 from promptcomp.datamodules.icl_config import ICLConfig, SeparatorName
 from promptcomp.datamodules.instruction.instruction_config import CustomTemplate, InstructionConfig, TemplateName
 from promptcomp.datamodules.rationale.rationale_config import Markers, RationaleConfig
-
-if TYPE_CHECKING:
-    from promptcomp.datamodules.tasks import InstructionSource, RationaleSource, TaskSource
 
 TaskForm = Literal["classification", "natural", "lookup", "arbitrary"]
 Group = Literal["nouns", "adjectives"]
@@ -93,9 +91,18 @@ class ToyRationaleConfig(Config):
     """Share of rows that have the teacher's rationale and label of another question."""
 
 
-class ToyICLData(ICLConfig):
+class Generated:
+    """A section whose rows a generator makes, which its `world` configures."""
+
+    def source(self: Any) -> Any:
+        """The generator."""
+        return resolve_name(self.source_class)(self.world)
+
+
+class ToyICLData(Generated, ICLConfig):
     """The toy world of in-context classification tasks (no files needed)."""
 
+    source_class: ClassVar[str] = "promptcomp.toy.icl_world:ToySource"
     name: Literal["toy_icl"] = "toy_icl"
     world: ToyConfig = ToyConfig()
     """The generator's own options."""
@@ -117,16 +124,11 @@ class ToyICLData(ICLConfig):
             raise ValueError("balance must be 'tasks': the tasks of the toy world are generated and never listed")
         return self
 
-    def source(self) -> TaskSource:
-        """See the base class."""
-        from promptcomp.toy.icl_world import ToySource
 
-        return ToySource(self.world)
-
-
-class ToyInstructionsData(InstructionConfig):
+class ToyInstructionsData(Generated, InstructionConfig):
     """The toy world of list-editing instructions (no files needed)."""
 
+    source_class: ClassVar[str] = "promptcomp.toy.instruction_world:ToyInstructionSource"
     name: Literal["toy_instructions"] = "toy_instructions"
     world: ToyInstructionsConfig = ToyInstructionsConfig()
     """The generator's own options."""
@@ -139,16 +141,11 @@ class ToyInstructionsData(InstructionConfig):
     length_window: int = Field(default=1, ge=1)
     """1: the rows are so alike in length that sorting them saves nothing."""
 
-    def source(self) -> InstructionSource:
-        """See the base class."""
-        from promptcomp.toy.instruction_world import ToyInstructionSource
 
-        return ToyInstructionSource(self.world)
-
-
-class ToyRationaleData(RationaleConfig):
+class ToyRationaleData(Generated, RationaleConfig):
     """The toy worlds of rationales (no files needed)."""
 
+    source_class: ClassVar[str] = "promptcomp.toy.rationale_world:ToyRationaleSource"
     name: Literal["toy_rationales"] = "toy_rationales"
     world: ToyRationaleConfig = ToyRationaleConfig()
     """The generator's own options."""
@@ -160,9 +157,3 @@ class ToyRationaleData(RationaleConfig):
     max_rationale_tokens: int = Field(default=32, ge=2)
     length_window: int = Field(default=1, ge=1)
     """1: the rows are so alike in length that sorting them saves nothing."""
-
-    def source(self) -> RationaleSource:
-        """See the base class."""
-        from promptcomp.toy.rationale_world import ToyRationaleSource
-
-        return ToyRationaleSource(self.world)

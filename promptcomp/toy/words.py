@@ -54,36 +54,24 @@ north south east west b c d x y z w good bad up down out off hot cold open shut
 """
 LABELS: tuple[str, ...] = tuple(_LABELS.split())
 
-NOUN_TEMPLATES: tuple[str, ...] = (
-    "i met the {noun}",
-    "the {noun} again",
-    "we like {noun}",
-    "about {noun} today",
-    "my {noun} is here",
-    "{noun} of course",
-    "this is {noun}",
-    "they talk about {noun}",
-    "{noun}",
-    "news on {noun}",
-)
-ADJECTIVE_TEMPLATES: tuple[str, ...] = (
-    "i feel {adjective}",
-    "it was {adjective}",
-    "a {adjective} thing",
-    "so {adjective} today",
-    "that looks {adjective}",
-    "{adjective} again",
-    "they are very {adjective}",
-    "{adjective}",
-    "quite {adjective} i think",
-)
-TWO_SLOT_TEMPLATES: tuple[str, ...] = (
-    "the {adjective} {noun}",
-    "a very {adjective} {noun}",
-    "{noun} was {adjective}",
-    "my {noun} is {adjective} today",
-    "{adjective} and {noun}",
-)
+
+def _listed(text: str) -> tuple[str, ...]:
+    """What stands between slashes."""
+    return tuple(" ".join(part.split()) for part in text.split("/"))
+
+
+NOUN_TEMPLATES: tuple[str, ...] = _listed("""
+i met the {noun} / the {noun} again / we like {noun} / about {noun} today / my {noun} is here / {noun} of course /
+this is {noun} / they talk about {noun} / {noun} / news on {noun}
+""")
+ADJECTIVE_TEMPLATES: tuple[str, ...] = _listed("""
+i feel {adjective} / it was {adjective} / a {adjective} thing / so {adjective} today / that looks {adjective} /
+{adjective} again / they are very {adjective} / {adjective} / quite {adjective} i think
+""")
+TWO_SLOT_TEMPLATES: tuple[str, ...] = _listed("""
+the {adjective} {noun} / a very {adjective} {noun} / {noun} was {adjective} / my {noun} is {adjective} today /
+{adjective} and {noun}
+""")
 
 ARROW = "=>"
 NEWLINE = "\n"
@@ -109,7 +97,7 @@ def word_tokenizer(
         tokens: All tokens in the order of their ids, `SPECIALS` among them.
         splitting: How text becomes words, a pre-tokenizer.
         framing: What is put around a text, a post-processor; None: nothing.
-        max_length: Most tokens of a text.
+        max_length: Maximum number of tokens of a text.
         options: Further arguments of PreTrainedTokenizerFast.
     """
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
@@ -181,47 +169,27 @@ _TRANSFORMS: dict[str, tuple[str, ...]] = {
     ),
 }
 # operation -> reworded: other constructions, the first for dev, the rest for the paraphrased split.
-_REWORDED: dict[str, tuple[str, ...]] = {
-    "all": ("work with the complete list", "leave nothing out", "use everything you see"),
-    "first": (
-        "find whatever the list begins with",
-        "we need the front word and nothing else",
-        "ignore everything behind the first",
-    ),
-    "last": (
-        "find whatever the list ends with",
-        "we need the rear word and nothing else",
-        "ignore everything ahead of the last",
-    ),
-    "first_two": (
-        "find both words that the list begins with",
-        "we need the front two and nothing else",
-        "ignore everything behind the second",
-    ),
-    "last_two": (
-        "find both words that the list ends with",
-        "we need the rear two and nothing else",
-        "ignore everything ahead of the last but one",
-    ),
-    "drop_first": (
-        "lose whatever the list begins with",
-        "go on without the front word",
-        "use everything behind the first",
-    ),
-    "drop_last": (
-        "lose whatever the list ends with",
-        "go on without the rear word",
-        "use everything ahead of the last",
-    ),
-    "keep": ("find whatever is one of the GROUP", "we need GROUP and nothing else", "ignore everything but GROUP"),
-    "drop": ("lose whatever is one of the GROUP", "go on without GROUP", "use everything but GROUP"),
-    "same": ("change nothing about that", "let it be like that", "that will do"),
-    "reverse": ("run through that the wrong way round", "let the rear become the front", "go from right to left"),
-    "double": ("make two of every single item", "let all items come in pairs", "utter items a second time"),
-    "plus": ("make a plus come next to every single item", "let a plus follow all items", "attach plus to items"),
-    "minus": ("make a minus come ahead of every single item", "let a minus lead all items in", "prefix items by minus"),
-    "done": ("make done the closing remark", "let done come when all is over", "conclude by done"),
-    "okay": ("make okay the opening remark", "let okay come ahead of all that", "introduce by okay"),
+_REWORDED: dict[str, str] = {
+    "all": "work with the complete list / leave nothing out / use everything you see",
+    "first": "find whatever the list begins with / we need the front word and nothing else / "
+    "ignore everything behind the first",
+    "last": "find whatever the list ends with / we need the rear word and nothing else / "
+    "ignore everything ahead of the last",
+    "first_two": "find both words that the list begins with / we need the front two and nothing else / "
+    "ignore everything behind the second",
+    "last_two": "find both words that the list ends with / we need the rear two and nothing else / "
+    "ignore everything ahead of the last but one",
+    "drop_first": "lose whatever the list begins with / go on without the front word / use everything behind the first",
+    "drop_last": "lose whatever the list ends with / go on without the rear word / use everything ahead of the last",
+    "keep": "find whatever is one of the GROUP / we need GROUP and nothing else / ignore everything but GROUP",
+    "drop": "lose whatever is one of the GROUP / go on without GROUP / use everything but GROUP",
+    "same": "change nothing about that / let it be like that / that will do",
+    "reverse": "run through that the wrong way round / let the rear become the front / go from right to left",
+    "double": "make two of every single item / let all items come in pairs / utter items a second time",
+    "plus": "make a plus come next to every single item / let a plus follow all items / attach plus to items",
+    "minus": "make a minus come ahead of every single item / let a minus lead all items in / prefix items by minus",
+    "done": "make done the closing remark / let done come when all is over / conclude by done",
+    "okay": "make okay the opening remark / let okay come ahead of all that / introduce by okay",
 }
 FRAMES: dict[Wording, tuple[str, ...]] = {
     "train": (
@@ -263,7 +231,7 @@ def ordinary(operation: str) -> tuple[str, ...]:
 def reworded(operation: str) -> tuple[str, ...]:
     """All reworded phrasings of an operation; the first is for dev."""
     kind, _, group = operation.partition(" ")
-    return tuple(phrase.replace("GROUP", group) for phrase in _REWORDED[kind])
+    return tuple(phrase.replace("GROUP", group) for phrase in _listed(_REWORDED[kind]))
 
 
 def instruction_vocabulary() -> tuple[str, ...]:

@@ -29,13 +29,18 @@ Run = Callable[..., Done]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """The program's entry point, in an empty working directory."""
+    return program(monkeypatch, capsys, tmp_path)
+
+
+def program(monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str], folder: Path) -> Run:
+    """The program's entry point in a working directory, and what it prints as far as `capture` sees it."""
 
     def call(*words: str) -> Done:
-        monkeypatch.chdir(tmp_path)
+        monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", ["promptcomp", *words])
         with pytest.raises(SystemExit) as stop:
             main()
-        printed = capsys.readouterr()
+        printed = capture.readouterr()
         return Done(int(stop.value.code or 0), printed.out, printed.err)
 
     return call

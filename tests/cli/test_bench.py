@@ -50,7 +50,7 @@ def test_an_architecture_is_measured_before_training(run: Run, tmp_path: Path, m
         (("nowhere",), "nowhere"),
         (("runs", "--method", "mend"), "brings its own method"),
         (("--method", "mend", "--lengths", "a"), "--lengths"),
-        (("--method", "mend", "--device", "tpu"), "choose auto, cpu or cuda"),
+        (("--method", "mend", "--device", "tpu"), "choose auto, cpu, cuda or cuda:1"),
         (("--method", "mend", "--lengths", "100000"), "nothing to measure"),
     ],
 )

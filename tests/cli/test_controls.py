@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 
 from promptcomp.lightning_modules.base import CompressionModule
-from tests.cli.conftest import Done, Run
+from tests.cli.conftest import Done, Run, program
 
 GIST = "method={name: gist, num_slots: 2}"
 TRAINED = {"no_prompt_untrained", "no_prompt_trained", "method", "full_prompt_trained", "full_prompt_untrained"}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """The program's entry point; what the runs' own processes (forks of this one) print is seen too."""
+    return program(monkeypatch, capfd, tmp_path)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_a_curve_of_real_runs(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
     assert (folder / "report" / "efficiency.csv").read_text().startswith("size,parameters,share")
     changed = run(*words, "data.train_count=4")
     assert changed.returncode == 2
-    assert "begin another sweep with -o" in changed.stderr
+    assert "start another sweep with -o" in changed.stderr
 
 
 @pytest.mark.parametrize("ending", ["whole", "failed", "stopped", "nothing"])

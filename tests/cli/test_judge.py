@@ -238,7 +238,7 @@ def test_a_person_is_asked(
         done = _judge(run, server, *runs, "--split", "unseen", "--price-in", "3", "--json")
     assert (done.returncode, len(server.requests)) == (0, requests)
     assert "3 calls, about" in done.stderr
-    assert ("nothing was asked" in done.stderr) == (word == "n")
+    assert ("no request was sent" in done.stderr) == (word == "n")
     assert json.loads(done.stdout) if requests else done.stdout.strip() == ""
 
 

@@ -29,6 +29,10 @@ from tests.cli.conftest import Run
         (("compare", "nowhere"), "nowhere"),
         (("pretrain", "toy_decodre"), "did you mean 'toy_decoder'?"),
         (("data", "show", "--method", "mend", "--split", "tset"), "tset"),
+        (("fit", "--method", "mend", "evaluation.splits=[tset]"), "split 'tset' is unknown; this data has"),
+        (("judge", "a", "b", "--malformed", "keep"), "choose drop or tie"),
+        (("bench", "--method", "mend", "--lengths", "8,0"), "--lengths '8,0': give whole numbers of at least 1"),
+        (("compress", "nowhere", "-o", "x", "--text", "a", "--device", "tpu"), "nowhere: no such run directory"),
     ],
 )
 def test_one_message_and_exit_code_2(words: tuple[str, ...], expected: str, tmp_path: Path, run: Run) -> None:

@@ -221,11 +221,11 @@ def test_the_wrong_or_no_lm(run: Run, lm: Path, mend_run: Path, stored: Path, tm
     assert "another tokenizer" in refused(run, *words, "--model", str(other))
     assert "cannot be read" in refused(run, *words, "--model", str(tmp_path / "missing"))
     gone = rewritten(stored, tmp_path / "gone.safetensors", hashed=True, run=str(tmp_path / "gone"))
-    assert "is gone" in refused(run, "generate", "cat", "--prompt", gone)
+    assert "is no longer at" in refused(run, "generate", "cat", "--prompt", gone)
     gone = rewritten(
         stored, tmp_path / "gone.safetensors", hashed=True, lm_is_trained=False, lm={"path": str(tmp_path / "gone")}
     )
-    assert "is gone" in refused(run, "generate", "cat", "--prompt", gone)
+    assert "is no longer at" in refused(run, "generate", "cat", "--prompt", gone)
 
 
 def test_options_that_contradict(run: Run, stored: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_no_to_the_price_ends_as_judge_ends(
     with serving(teacher) as server:
         done = _ask(run, server, rows, "--price-in", "1", "--price-out", "1")
     assert (done.returncode, len(server.requests)) == (0, requests)
-    assert ("nothing was asked" in done.stderr) == (word == "n")
+    assert ("no request was sent" in done.stderr) == (word == "n")
 
 
 class _Terminal(io.StringIO):
@@ -178,7 +178,7 @@ def test_servers_that_know_no_stop_texts(run: Run, rows: str) -> None:
     assert json.loads(done.stdout)["answered"] == COUNT, (
         "requests under way when the first is answered are sent again too"
     )
-    assert "takes no stop texts" in done.stderr
+    assert "accepts no stop texts" in done.stderr
 
 
 def test_large_orders_need_a_yes(run: Run, rows: str) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from promptcomp.config import ConfigError
 from promptcomp.experiment import Experiment
-from promptcomp.lease import ask_lease, under_lease
+from promptcomp.lease import is_live, kept
 from promptcomp.run.configured import DIVISION, check_overrides, experiment_to_resume
 from promptcomp.run.run_directory import RunDirectory, told_by_parent, told_to_children, write_environment
 from tests.cli.conftest import Run
@@ -90,7 +90,7 @@ def test_place_and_division_may_change_in_the_file_and_on_the_command_line(tmp_p
         "trainer={threads: 9}",
         "seed=1",
     ):
-        with pytest.raises(ConfigError, match="only how its work is divided"):
+        with pytest.raises(ConfigError, match="only the keys that distribute its work"):
             experiment_to_resume(run, [item])
 
 
@@ -151,23 +151,18 @@ def test_a_stale_environment_does_not_overrule_the_run_directory(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stale: str
 ) -> None:
     (tmp_path / "leaked" / "checkpoints").mkdir(parents=True)
-    for name in ("PROMPTCOMP_RUN_DIRECTORY", "PROMPTCOMP_LEASE"):
-        monkeypatch.setenv(name, stale)
+    monkeypatch.setenv("PROMPTCOMP_RUN_DIRECTORY", stale)
     assert tiny_run("wanted", "trainer.max_steps=0", "method={name: no_prompt}").returncode == 0
     assert (tmp_path / "wanted" / "results.json").is_file()
     assert [path.name for path in (tmp_path / "leaked").iterdir()] == ["checkpoints"]
 
 
-def test_a_lease_is_kept_for_the_own_parent_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine").write_text("of value")
-    for value in (str(tmp_path / "mine"), f"1:{tmp_path / 'mine'}"):
-        monkeypatch.setenv("PROMPTCOMP_LEASE", value)
-        under_lease(lambda: None)()
-    assert (tmp_path / "mine").read_text() == "of value"
-    for name, value in ask_lease(tmp_path / "asked").items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(os, "getppid", os.getpid)
+def test_a_lease_is_kept_by_the_first_process_while_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for rank in ("RANK", "LOCAL_RANK"):
         monkeypatch.delenv(rank, raising=False)
-    assert under_lease((tmp_path / "asked").is_file)()
+    with kept(tmp_path / "asked"):
+        assert is_live(tmp_path / "asked")
     assert not (tmp_path / "asked").exists()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with kept(tmp_path / "asked"):
+        assert not (tmp_path / "asked").exists()

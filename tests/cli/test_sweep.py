@@ -52,7 +52,7 @@ def test_list(run: Run) -> None:
         (("gist_tokens", "method.num_slots=1,1"), "is listed twice"),
         (("gist_tokens", "method.num_slotss=1,2"), "method.num_slotss: unknown key; did you mean 'num_slots'?"),
         (("gist_tokens", "sweep.sampler=tpee"), "sampler = 'tpee'"),
-        (("gist_tokens", "--points", "3"), "points is for samplers that draw"),
+        (("gist_tokens", "--points", "3"), "points is for the other samplers"),
         (("gist_tokens", "--objective", "unseen:down"), "write METRIC"),
         (("gist_tokens", "--objective", "exact_mach"), "did you mean 'exact_match'?"),
         (("gist_tokens", "--objective", "exact_match@unsen"), "did you mean 'unseen'?"),
@@ -107,7 +107,7 @@ def test_the_plan(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     words = ("--method", "mend", *TINY, "--seeds", "2", "sweep.budget.hours=0.001", "--dry-run")
     done = run("sweep", *words)
     assert done.returncode == 0, done.stderr
-    for part in ("2 points x 2 seeds = 4 trials", "method.num_slots: 1, 2", "0.5 s", "11 s", "ends it before all"):
+    for part in ("2 points x 2 seeds = 4 trials", "method.num_slots: 1, 2", "0.5 s", "11 s", "ends the sweep"):
         assert part in done.stdout, done.stdout
     plan = json.loads(run("sweep", *words, "--json").stdout)
     assert plan["trials"] == 4

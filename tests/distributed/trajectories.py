@@ -26,7 +26,7 @@ from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, En
 from promptcomp.checkpoints.named_state import full_tensor
 from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.sampler import Draw
-from promptcomp.datamodules.sections import DataConfig
+from promptcomp.datamodules.sections import DataConfig, Reader
 from promptcomp.experiment import Precision, TrainerConfig
 from promptcomp.language_model import LanguageModelConfig, loading
 from promptcomp.lightning_modules import METHODS, OptimConfig
@@ -124,8 +124,9 @@ class Items(ContextDataModule):
     eval_splits = ()
 
     def __init__(self, batch_size: int, two_tasks: bool) -> None:
-        tokenizer: Any = SimpleNamespace(pad_token_id=0)
-        super().__init__(DataConfig(length_window=WINDOW), tokenizer, seed=0, batch_size=batch_size)
+        tokenizer: Any = SimpleNamespace(pad_token_id=0, eos_token_id=None)
+        source: Any = SimpleNamespace(splits=())
+        super().__init__(DataConfig(length_window=WINDOW), source, Reader(tokenizer, 0, batch_size))
         self._two_tasks = two_tasks
 
     @property

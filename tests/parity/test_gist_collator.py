@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 
 DATA = Path(__file__).parent / "data" / "gist_collator"
@@ -50,7 +51,7 @@ def _module(family: str, **options: Any) -> InstructionDataModule:
     config = InstructionConfig.model_validate({"max_context_tokens": 100, **options})
     tokenizer = _tokenizer(family)
     return InstructionDataModule(
-        config, _Rows(), tokenizer, seed=0, batch_size=2, query_in_encoder=family == "t5", writes_bos=family == "llama"
+        config, _Rows(), Reader(tokenizer, 0, 2, query_in_encoder=family == "t5", writes_bos=family == "llama")
     )
 
 

@@ -35,15 +35,7 @@ def rows_of(case: str) -> list[tuple[Tensor, Row]]:
 def test_decoder_masks(case: str, condition: str, lm: LanguageModel) -> None:
     places, rows = zip(*rows_of(case), strict=True)
     batch = batch_of(rows)  # every row has a target of one token that no golden row has
-    packed = pack(
-        batch.query_ids,
-        batch.query_mask,
-        batch.context_of,
-        batch.target_ids,
-        batch.target_mask,
-        batch.query_of,
-        all_positions=False,
-    )
+    packed = pack(batch.query_ids, batch.query_mask, batch.context_of, batch)
     prefix = prefix_of(lm, rows, VISIBLE[condition])
     sees = tree_mask(packed, prefix.mask, with_prefix_rows=True, visible=prefix.visible)
     golden = ARRAYS[f"{case}/llama_allowed_{condition}"].bool()
@@ -68,7 +60,7 @@ def test_encoder_masks(case: str, condition: str, lm: LanguageModel, monkeypatch
     batch = batch_of(rows)
     prefix = prefix_of(lm, rows, VISIBLE[condition])
     queries = lm.embed(batch.query_ids), batch.query_mask
-    cross = t5_encoder.encode_behind_prefix(lm.hf.get_encoder(), prefix, *queries).mask
+    cross = t5_encoder.encode_behind(lm.hf.get_encoder(), prefix, *queries).mask
     golden, golden_cross = ARRAYS[f"{case}/t5_encoder_{condition}"].bool(), ARRAYS[f"{case}/t5_cross_{condition}"]
     for number, (place, row) in enumerate(zip(places, rows, strict=True)):
         width = len(row.prefix) + len(row.query)

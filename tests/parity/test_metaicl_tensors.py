@@ -26,6 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.plans import SEPARATORS, Renderer, assemble
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.datamodules.tokens import TokenCache
 from tests.classification import accuracy, macro_f1
@@ -90,7 +91,7 @@ def build(case: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> ICLDataMo
         max_example_tokens=EXAMPLE_CAP - 2,  # MetaICL reserves two tokens that it never adds
         calibration="pmi" if case["calibrated"] else "none",
     )
-    return ICLDataModule(config, OneTask(task), tokenizer, seed=0, batch_size=1)
+    return ICLDataModule(config, OneTask(task), Reader(tokenizer, 0, 1))
 
 
 def sequences(dm: ICLDataModule, max_length: int, null: bool = False) -> list[list[Sequence_]]:

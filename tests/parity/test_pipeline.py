@@ -20,9 +20,9 @@ from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.icl_config import ICLConfig, Perturbation
 from promptcomp.datamodules.plans import Plan
 from promptcomp.datamodules.sampler import Draw
-from promptcomp.datamodules.sections import TextConfig
+from promptcomp.datamodules.sections import Reader, TextConfig
 from promptcomp.datamodules.tasks import Row, Task
-from promptcomp.datamodules.text import TextDataModule
+from promptcomp.datamodules.text import Documents, TextDataModule
 
 DATA = Path(__file__).parent / "data"
 EXAMPLE_CAP, STUDENT_LENGTH, TEACHER_LENGTH, NUM_DEMONSTRATIONS = 48, 140, 160, 4
@@ -76,7 +76,7 @@ def module(
         truncation="reference",
         perturbation=perturbation,
     )
-    return ICLDataModule(config, OneTask(task), tokenizer, seed=0, batch_size=1)
+    return ICLDataModule(config, OneTask(task), Reader(tokenizer, 0, 1))
 
 
 def rows(records: list[dict[str, Any]], **wanted: str) -> list[Row]:
@@ -193,7 +193,7 @@ def test_no_demonstration_is_dropped_without_a_reason(
     pool = rows(records, task="toy_sent", seed="13", split="train")
     task = Task("toy_sent", "classification", pool, rows(records, task="toy_sent", seed="13", split="test"), 13)
     config = ICLConfig(num_demonstrations=8, eval_queries_per_context=1)
-    dm = ICLDataModule(config, OneTask(task), tokenizer, seed=0, batch_size=1)
+    dm = ICLDataModule(config, OneTask(task), Reader(tokenizer, 0, 1))
     assert [len(plan.demonstrations) for plan in dm.eval_plans("test")] == [8] * 4
 
 
@@ -207,7 +207,7 @@ def test_plain_text(tokenizer: PreTrainedTokenizerFast, reference: dict[str, Any
     corpus = tmp_path / "c4.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in case["texts"]))
     config = TextConfig(paths=(corpus,), min_tokens=4, max_tokens=160, dev_documents=0)
-    dm = TextDataModule(config, tokenizer, seed=0, batch_size=1)
+    dm = TextDataModule(config, Documents(config), Reader(tokenizer, 0, 1))
     ours = [dm.train_context(Draw(i, i)) for i in range(dm.num_train_items())]
     found = {(c.ids, (*c.queries[0].ids, *c.queries[0].targets[0].ids)) for c in ours}
     assert found == {(tuple(item["demo_ids"]), tuple(item["input_ids"])) for item in case["items"]}

@@ -13,6 +13,7 @@ from promptcomp.batch import ANSWER, RATIONALE, Batch, collate
 from promptcomp.datamodules.rationale.rationale_config import RationaleFolderData
 from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
 from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.sources.rationale_sources import FolderSource
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 from tests.parity.golden_step_by_step import Rows, batches, svamp_rows, tokenizer
@@ -21,7 +22,7 @@ from tests.parity.golden_step_by_step import Rows, batches, svamp_rows, tokenize
 def _batch(source: RationaleSource, standard: bool, **options: object) -> Batch:
     wanted = {"targets": "label", "markers": "none"} if standard else {}
     config = RationaleFolderData(folder=Path(), task="svamp", **{**wanted, "dev_share": 0, **options})
-    module = RationaleDataModule(config, source, tokenizer(), seed=0, batch_size=4)
+    module = RationaleDataModule(config, source, Reader(tokenizer(), 0, 4))
     return collate([module.train_context(Draw(i, i)) for i in range(4)], pad_id=0)
 
 
@@ -49,7 +50,7 @@ def test_svamp_batches(standard: bool) -> None:
 def test_the_released_files_give_the_same_batch(shared_data: Path) -> None:
     """From the files through the 90/10 split to token ids; newlines of the input come out as blanks."""
     config = RationaleFolderData(folder=shared_data / "step_by_step", task="svamp", parsing="reference")
-    module = RationaleDataModule(config, FolderSource(config), tokenizer(), seed=0, batch_size=4)
+    module = RationaleDataModule(config, FolderSource(config), Reader(tokenizer(), 0, 4))
     assert (module.num_train_items(), len(module.rows("dev"))) == (720, 80)
     wanted = batches()
     first = collate([module.train_context(Draw(i, i)) for i in range(4)], pad_id=0)

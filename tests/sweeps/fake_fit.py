@@ -73,7 +73,7 @@ for mode in modes:
     if mode == "config":
         end("data.source: no such file", 2)
     if mode == "disk":
-        end(f"cannot write {run}: No space left on device; what was finished is kept", 74)
+        end(f"cannot write {run}: No space left on device; finished work is kept", 74)
     if mode == "usr1" and first_time:
         sys.exit(75)
 checkpoint = run / "checkpoints" / "last.ckpt"

@@ -66,8 +66,8 @@ def _zombie(sweep: SweepDirectory) -> None:
     record = opened.trials.records()[0]
     from promptcomp.sweeps.planning import Planned
 
-    opened.trials.enqueue(Planned(record.point, 1, 1, record.params), "some-cell")
-    assert opened.trials.take(2, "vm:1", opened.place)
+    planned = Planned(record.point, 1, 1, record.params)
+    assert opened.trials.begin(planned, {}, cell="some-cell", worker="vm:1", place=opened.place) == 2
 
 
 def _other_optuna(sweep: SweepDirectory) -> None:
@@ -86,14 +86,14 @@ def _not_told(sweep: SweepDirectory) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (_garbage, "line 10 is no entry"),
-        (_glued, "is torn and another one is glued to it"),
-        (_torn, "the last line is torn"),
+        (_garbage, "line 10 is not an entry"),
+        (_glued, "is truncated and joined with the next one"),
+        (_torn, "the last line is truncated"),
         (_lock, "a lock that nobody holds"),
         (_lease, "a lease of a process that is gone"),
         (_no_config, "the storage has a copy"),
         (_zombie, "counts as running, but its process is gone"),
-        (_other_optuna, "begun with optuna 4.0.0"),
+        (_other_optuna, "started with optuna 4.0.0"),
         (_not_told, "counts as running"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_torn_tail_does_not_hurt(sweep: SweepDirectory) -> None:
 def test_a_hopeless_journal_is_begun_anew(sweep: SweepDirectory) -> None:
     lines = sweep.journal.read_bytes().splitlines(keepends=True)
     sweep.journal.write_bytes(b"".join(lines[5:]))  # the study itself is gone
-    assert any("do not follow from each other" in finding.what for finding in examine(sweep))
+    assert any("contradict each other" in finding.what for finding in examine(sweep))
     examine(sweep, repair=True)
     assert list(sweep.path.glob("journal.log.damaged-*"))
     assert_exactly_once(run(sweep_config(), sweep.path), 2)

@@ -14,7 +14,7 @@ import pytest
 
 from promptcomp.experiment import load
 from promptcomp.lease import is_live, read_lease
-from promptcomp.run.child import can_fork
+from promptcomp.run.forking import can_fork
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from tests.sweeps.helpers import sweep_config
@@ -71,6 +71,7 @@ def test_forked_trials_are_killed_and_stopped_alone(tmp_path: Path) -> None:
         (["trainer.devices=2", "trainer.accelerator=cpu"], False),
         (["trainer.devices=1", "trainer.strategy=fsdp"], False),
         (["trainer.devices=1", "trainer.num_nodes=2"], False),
+        (["trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=0"], True),
     ],
 )
 def test_which_trials_are_forked(settings: list[str], forks: bool) -> None:

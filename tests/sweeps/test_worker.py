@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from promptcomp.config import ConfigError
 from promptcomp.errors import Exit
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.views.numbers import progress_of
+from promptcomp.sweeps.views.numbers import Progress
 from promptcomp.sweeps.worker import work
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
 
@@ -25,7 +24,7 @@ def test_a_grid_is_run_once(tmp_path: Path) -> None:
     assert {trial.values["retained"] for trial in state.trials} == {0.2, 0.4}
     assert [len(trial.reports) for trial in state.trials] == [4] * 4
     assert {(control.name, control.seed, control.status) for control in state.controls} == set()  # mend trains no LM
-    assert progress_of(state, datetime.now(UTC)).over
+    assert Progress(state, datetime.now(UTC)).over
     before = (tmp_path / "s" / "journal.log").read_text()
     assert run(config, tmp_path / "s").trials == state.trials
     after = (tmp_path / "s" / "journal.log").read_text()
@@ -85,7 +84,7 @@ def test_added_categories_are_planned(tmp_path: Path) -> None:
 def test_another_sweep_is_refused(tmp_path: Path, changes: dict[str, object], named: str) -> None:
     directory = SweepDirectory(tmp_path / "s")
     begin(sweep_config(), directory, None, 1)
-    with pytest.raises(ConfigError, match=f"was begun with.*{named}.*another sweep with -o"):
+    with pytest.raises(ConfigError, match=f"was started with.*{named}.*another sweep with -o"):
         begin(sweep_config(**changes), directory, None, 1)
     assert read_state(directory).config == sweep_config()
 
@@ -257,9 +256,11 @@ def test_no_password_is_written(tmp_path: Path) -> None:
 
 
 def test_params_are_known_to_optuna(tmp_path: Path) -> None:
-    run(sweep_config(), tmp_path / "s")
-    lines = [json.loads(line) for line in (tmp_path / "s" / "journal.log").read_text().splitlines()]
-    assert {line.get("param_name") for line in lines} - {None} == {"method.num_slots"}
+    state = run(sweep_config(), tmp_path / "s")
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "s" / "journal.log"))
+    study = optuna.load_study(study_name="s", storage=optuna.storages.JournalStorage(backend))
+    assert [trial.params for trial in study.trials] == [trial.params for trial in state.trials]
+    assert all(set(trial.distributions) == {"method.num_slots"} for trial in study.trials)
 
 
 def test_nothing_is_written_through_a_linked_folder(tmp_path: Path) -> None:

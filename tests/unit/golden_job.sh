@@ -34,6 +34,7 @@ folder='/runs/my run 100%/slurm'
 job="$SLURM_JOB_ID"
 made_room="$folder/preempted-$job" # rank 0 leaves it: of several tasks, srun may report one that it has killed itself
 step= signalled=0 timer=
+resubmissions=${1:-0} # this script submits itself anew where a cluster forbids requeueing
 
 warned() {
   signalled=1
@@ -50,7 +51,7 @@ restart() {
     say "the job is ${state:-unknown to SLURM}: it is not restarted"
     exit 75
   fi
-  restarts=$((${SLURM_RESTART_COUNT:-0} + ${PROMPTCOMP_RESUBMISSIONS:-0}))
+  restarts=$((${SLURM_RESTART_COUNT:-0} + resubmissions))
   if [ "$restarts" -ge 3 ]; then
     say "restarted $restarts times, no more (max_requeues)"
     exit 75
@@ -61,7 +62,7 @@ restart() {
     exit 75
   fi
   say "this cluster forbids requeueing: submitting the script anew"
-  new=$(sbatch --parsable --export=ALL,PROMPTCOMP_RESUBMISSIONS=$((restarts + 1)) "$script") || exit 75
+  new=$(sbatch --parsable "$script" $((restarts + 1))) || exit 75
   echo "${new%%;*}" >>"$folder/resubmitted.txt"
   say "job ${new%%;*} continues"
   exit 0
@@ -87,7 +88,7 @@ source "/opt/my env/bin/activate"
 # ---- the run
 rm -f "$made_room"
 say "job $job on ${SLURM_JOB_NODELIST:-?}, start $((${SLURM_RESTART_COUNT:-0} + 1))"
-PROMPTCOMP_LAUNCHER=slurm PROMPTCOMP_PREEMPTED_FILE="$made_room" srun --kill-on-bad-exit=1 --wait=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" '/opt/my env/bin/python' -m promptcomp fit --resume '/runs/my run 100%' &
+PROMPTCOMP_LAUNCHER=slurm srun --kill-on-bad-exit=1 --wait=0 --cpus-per-task="$SLURM_CPUS_PER_TASK" '/opt/my env/bin/python' -m promptcomp fit --resume '/runs/my run 100%' --preempted-file "$made_room" &
 step=$!
 if [ "$signalled" = 1 ]; then kill -USR1 "$step" 2>/dev/null; fi
 while :; do

@@ -12,13 +12,13 @@ from transformers import AutoTokenizer
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.run.assess import Assessment, assess
-from promptcomp.run.written_texts import answers_for, example_of_query, room
+from promptcomp.run.assess import Assessment, answers_for, assess, example_of_query, room
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
 
 OPTIONS = {"bounds": True, "max_new_tokens": 5, "bootstrap_resamples": 100, "measure_cost": False}
@@ -41,7 +41,7 @@ class Source(InstructionSource):
 def datamodule(folder: Path, **options) -> InstructionDataModule:
     save_tokenizer(folder)
     section = InstructionConfig(max_context_tokens=32, max_query_tokens=16, max_target_tokens=16, **options)
-    return InstructionDataModule(section, Source(), AutoTokenizer.from_pretrained(folder), seed=0, batch_size=2)
+    return InstructionDataModule(section, Source(), Reader(AutoTokenizer.from_pretrained(folder), 0, 2))
 
 
 def module(lm: LanguageModel, **method) -> CompressionModule:
@@ -53,7 +53,7 @@ def module(lm: LanguageModel, **method) -> CompressionModule:
 
 def assessed(folder: Path, lm: LanguageModel, method: dict, config: dict | None = None, **options) -> Assessment:
     data = datamodule(folder, **options)
-    return assess(module(lm, **method), data, "seen", data.headline, EvaluationConfig(**(OPTIONS | (config or {}))))
+    return assess(module(lm, **method), data, "seen", EvaluationConfig(**(OPTIONS | (config or {}))))
 
 
 def test_answers_are_those_of_a_plain_greedy_loop(tmp_path: Path) -> None:

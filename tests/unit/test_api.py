@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib.util
 import subprocess
 import sys
 from importlib import resources
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import promptcomp
-from promptcomp import ConfigError, api
+from promptcomp import ConfigError
 from promptcomp.api import SweepRun
 from promptcomp.sweeps import running, study
 from tests.sweep_states import one_dimension
@@ -64,13 +65,13 @@ def test_a_run_shows_what_it_found(folder: Path, capfd: pytest.CaptureFixture[st
 
 
 def test_tables_without_pandas_are_lists(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert promptcomp.load_run(folder / "runs" / "gist").metrics[0]["step"] == 2
 
 
 def test_an_evaluation_is_loaded_too_and_a_run_without_results_says_so(folder: Path, tmp_path: Path) -> None:
     assert promptcomp.load_run(folder / "runs" / "again").results.method == "gist"
-    assert "without results" in repr(api.Run(tmp_path))
+    assert "without results" in repr(promptcomp.Run(tmp_path))
     with pytest.raises(ConfigError, match="no such run directory"):
         promptcomp.load_run(tmp_path / "nowhere")
 

@@ -11,19 +11,20 @@ import torch
 from rich.console import Console
 
 from promptcomp import plotting
-from promptcomp.bench import measurements
+from promptcomp.bench import BenchPlan, measurements
 from promptcomp.bench.measurements import BreakEven, Spread, as_csv, as_json, print_bench
 from promptcomp.bench.requests import Request, Subject, open_subject, plain_answer, requests
-from promptcomp.bench.timing import BenchPlan, measure, numbers, pick_device
+from promptcomp.bench.timing import measure
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import break_even
 from promptcomp.language_model.counting import count_flops
+from promptcomp.language_model.loading import pick_device
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from tests.tiny_models import tiny_lm
 
 MODELS = ("gpt2", "llama", "t5_query_in_decoder", "t5_query_in_encoder")
-PLAN = BenchPlan((12, 20), (1, 2), new_tokens=3, repeats=3, seed=0, device="cpu", seconds=0)
+PLAN = BenchPlan("12,20", "1,2", new_tokens=3, repeats=3, seed=0, device="cpu", seconds=0)
 
 
 def make_module(method: str, model: str, **options: object) -> CompressionModule:
@@ -162,7 +163,7 @@ def test_a_whole_bench(model: str, width: int) -> None:
 
 
 def test_lengths_beyond_the_window_are_skipped_with_a_word() -> None:
-    plan = BenchPlan((20, 124), (1,), new_tokens=1, repeats=3, seed=0, device="cpu", seconds=0)
+    plan = BenchPlan("20,124", "1", new_tokens=1, repeats=3, seed=0, device="cpu", seconds=0)
     bench = measure(make_subject("full_prompt"), plan)
     assert bench.lengths == [20]
     (line,) = bench.skipped
@@ -182,7 +183,7 @@ def test_options_that_make_no_sense() -> None:
     with pytest.raises(ConfigError, match=r"give a run directory, or --method NAME"):
         open_subject(None)
     with pytest.raises(ConfigError, match="whole numbers of at least 1"):
-        numbers("64,0", "--lengths")
-    assert numbers("64, 8,64", "--lengths") == (64, 8)
-    with pytest.raises(ConfigError, match="choose auto, cpu or cuda"):
+        BenchPlan("64,0").sizes()
+    assert BenchPlan("64, 8,64").sizes()[0] == (64, 8)
+    with pytest.raises(ConfigError, match="choose auto, cpu, cuda or cuda:1"):
         pick_device("tpu")

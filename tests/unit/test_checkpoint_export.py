@@ -177,7 +177,7 @@ def test_soft_prompts_of_every_task(tmp_path: Path) -> None:
     assert len(folders) > 2
     assert all((tmp_path / "out" / name / "adapter_config.json").is_file() for name in folders)
     model = run_readme(tmp_path / "out")["model"]  # the first task's
-    vectors = open_trained(run, ())[2].trained_tensors()["prompts"][0]
+    vectors = open_trained(run)[2].trained_tensors()["prompts"][0]
     torch.testing.assert_close(model.get_prompt_embedding_to_save("default"), vectors, rtol=0, atol=0)
 
 
@@ -252,7 +252,7 @@ def test_every_trained_method_says_what_it_can_be_exported_as(tmp_path: Path, na
     world = "toy_student" if name in of_rationales else "toy_decoder"
     lm = save_lm(tmp_path / "lm", "gpt2", world=world)
     run = save_run(tmp_path / "run", lm, options, data=of_rationales.get(name, DATA))
-    _, module = open_trained_module(run) if name != "prompt_tuning" else (None, open_trained(run, ())[2])
+    _, module = open_trained_module(run) if name != "prompt_tuning" else (None, open_trained(run)[2])
     assert "tensors" in module.method.export_formats
     assert export(run, tmp_path / "tensors", "tensors").format == "tensors"
     expected = module.trained_tensors()

@@ -227,7 +227,7 @@ def test_one_file_of_parts(tmp_path: Path) -> None:
     assert consolidate(path, None) == path
     assert path.is_file()
     same(read_checkpoint(path), checkpoint())
-    with pytest.raises(ConfigError, match="one file already"):
+    with pytest.raises(ConfigError, match="already one file"):
         consolidate(path, None)
 
 

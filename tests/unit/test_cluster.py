@@ -177,7 +177,9 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _run(folder: Path, body: str, *, array: bool = False, **settings: object) -> subprocess.CompletedProcess[str]:
+def _run(
+    folder: Path, body: str, *, array: bool = False, resubmissions: int = 0, **settings: object
+) -> subprocess.CompletedProcess[str]:
     """Run a script whose interpreter is `body`."""
     worker = folder / "worker.sh"
     worker.write_text(f"#!/bin/bash\n{body}\n")
@@ -188,7 +190,14 @@ def _run(folder: Path, body: str, *, array: bool = False, **settings: object) ->
     job = Job("n", "t", place_, ("work", "{worker}"), 1, 4 if array else 0)
     text = render(job, profile, folder)
     variables = {**os.environ, "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
-    return subprocess.run(["bash", "-c", text], env=variables, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        ["bash", "-c", text, "job.sh", str(resubmissions)],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def _called(folder: Path, name: str) -> list[str]:
@@ -202,14 +211,14 @@ def test_a_finished_or_failed_step_ends_the_job(programs: Path) -> None:
     assert not _called(programs, "scontrol")
 
 
-@pytest.mark.parametrize("body", ["exit 75", "kill -USR1 $$", 'touch "$PROMPTCOMP_PREEMPTED_FILE"; exit 137'])
+@pytest.mark.parametrize("body", ["exit 75", "kill -USR1 $$", 'touch "${@: -1}"; exit 137'])
 def test_a_step_that_makes_room_is_requeued(programs: Path, body: str) -> None:
     assert _run(programs, body).returncode == -9  # SLURM ends the script
     assert _called(programs, "scontrol") == ["scontrol requeue 12"]
 
 
 def test_an_element_is_requeued_alone(programs: Path) -> None:
-    assert _run(programs, '[ -z "$PROMPTCOMP_PREEMPTED_FILE" ] && exit 75', array=True).returncode == -9
+    assert _run(programs, '[ "$#" = 4 ] && exit 75', array=True).returncode == -9
     assert _called(programs, "scontrol") == ["scontrol requeue 12_3"]
 
 
@@ -238,8 +247,7 @@ def test_a_cancelled_job_is_not_restarted(programs: Path) -> None:
 
 def test_restarts_are_counted(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    monkeypatch.setenv("PROMPTCOMP_RESUBMISSIONS", "1")
-    done = _run(programs, "exit 75", max_requeues=3)
+    done = _run(programs, "exit 75", resubmissions=1, max_requeues=3)
     assert done.returncode == 75
     assert "restarted 3 times, no more" in done.stdout
 
@@ -249,9 +257,7 @@ def test_where_requeueing_is_forbidden_the_script_is_submitted_anew(programs: Pa
     done = _run(programs, "exit 75", array=True)
     assert done.returncode == 0
     script = programs / "run dir/slurm/job.sh"
-    assert _called(programs, "sbatch") == [
-        f"sbatch --parsable --export=ALL,PROMPTCOMP_RESUBMISSIONS=1 --array=3 {script}"
-    ]
+    assert _called(programs, "sbatch") == [f"sbatch --parsable --array=3 {script} 1"]
     assert (script.parent / "resubmitted.txt").read_text() == "77\n"
 
 
@@ -273,7 +279,7 @@ def test_submission_is_recorded(programs: Path) -> None:
     record = json.loads((run / "slurm/jobs.json").read_text())["jobs"][1]
     assert (record["id"], record["kind"], record["command"]) == ("77", "fit", ["fit", "--resume", str(run)])
     (run / "slurm/jobs.json").write_text("{")
-    with pytest.raises(ConfigError, match="remove it to go on"):
+    with pytest.raises(ConfigError, match="remove it to continue"):
         submit(job, SlurmProfile(), "default")
     assert len(_called(programs, "sbatch")) == 2
 
@@ -326,7 +332,7 @@ def test_submission_through_the_program(programs: Path, monkeypatch: pytest.Monk
     assert out.startswith("#!/bin/bash\n# continues r\n")
     assert "trainer." not in out
     _, out, _ = _program("fit", "--resume", "r", "--slurm", "--dry-run", "slurm.tasks_per_node=2", "trainer.threads=1")
-    assert "/r trainer.devices=2 trainer.num_nodes=1 trainer.threads=1 &\n" in out
+    assert "/r trainer.devices=2 trainer.num_nodes=1 trainer.threads=1 --preempted-file " in out
     for more, said in (
         (("fit", "--resume", "r", "--slurm", "optim.lr=1"), "--resume continues a run as it was configured"),
         ((*words, "slurm.nodes=2"), "add --slurm"),

@@ -85,7 +85,7 @@ def runs(tmp_path: Path) -> list[Path]:
 
 
 def test_ranks_and_paired_deltas(runs):
-    split = compare(runs, resamples=300).splits[0]
+    split = compare(*runs, resamples=300).splits[0]
     assert [(row.rank, row.run.label) for row in split.rows] == [(1, "better"), (2, "base"), (3, "worse")]
     best, base, worst = split.rows
     assert (base.delta, base.delta_ci) == (None, None)
@@ -97,19 +97,19 @@ def test_ranks_and_paired_deltas(runs):
 
 
 def test_another_metric_may_be_chosen(runs):
-    split = compare(runs, metric="loss", resamples=50).splits[0]
+    split = compare(*runs, metric="loss", resamples=50).splits[0]
     assert [row.run.label for row in split.rows] == ["better", "base", "worse"]
     assert split.rows[0].retained is None
     assert split.rows[0].delta == pytest.approx(-0.15)
     with pytest.raises(ConfigError, match="unknown metric 'rouge'; known: accuracy"):
-        compare(runs, metric="rouge")
+        compare(*runs, metric="rouge")
 
 
 def test_different_examples_are_not_ranked(tmp_path, runs):
     other = make_run(tmp_path / "other", 0.9, sha="different")
     with pytest.raises(ConfigError, match=r"other answered other test examples than base .* --allow-different"):
-        compare([*runs, other])
-    split = compare([*runs, other], allow_different=True, resamples=50).splits[0]
+        compare(*runs, other)
+    split = compare(*runs, other, allow_different=True, resamples=50).splits[0]
     assert [row.run.label for row in split.rows] == ["base", "better", "worse", "other"]
     assert {(row.rank, row.delta) for row in split.rows} == {(None, None)}
     assert "no ranks" in split.notes[0]
@@ -118,12 +118,12 @@ def test_different_examples_are_not_ranked(tmp_path, runs):
 def test_runs_without_an_identity_are_not_ranked(tmp_path):
     paths = [make_run(tmp_path / name, 0.7, sha="") for name in ("a", "b")]
     with pytest.raises(ConfigError, match="cannot be ranked"):
-        compare(paths)
+        compare(*paths)
 
 
 def test_missing_predictions_cost_only_the_interval(runs):
     (runs[1] / "predictions.jsonl").unlink()
-    split = compare(runs, resamples=50).splits[0]
+    split = compare(*runs, resamples=50).splits[0]
     assert split.rows[0].delta is not None
     assert split.rows[0].delta_ci is None
     assert split.notes[0].startswith("better: no predictions.jsonl")
@@ -131,7 +131,7 @@ def test_missing_predictions_cost_only_the_interval(runs):
 
 def test_other_contexts_are_resampled_by_task(tmp_path, runs):
     other = make_run(tmp_path / "other", 0.8, contexts=10)
-    split = compare([runs[0], other], resamples=50).splits[0]
+    split = compare(runs[0], other, resamples=50).splits[0]
     assert split.rows[0].delta_ci is not None
     assert "other contexts than the first run" in split.notes[0]
 
@@ -139,41 +139,41 @@ def test_other_contexts_are_resampled_by_task(tmp_path, runs):
 def test_runs_of_one_setting_get_a_mean_over_seeds(tmp_path):
     paths = [make_run(tmp_path / f"seed{seed}", 0.8, seed, config="method: {name: mend}") for seed in range(3)]
     paths.append(make_run(tmp_path / "alone", 0.6, 0, config="method: {name: mend, num_slots: 4}"))
-    split = compare(paths, resamples=20).splits[0]
+    split = compare(*paths, resamples=20).splits[0]
     assert len(split.seed_means) == 1
     values = [row.method for row in split.rows if row.run.label.startswith("seed")]
     assert split.seed_means[0].value == pytest.approx(np.mean(values))
     assert split.seed_means[0].value_std == pytest.approx(np.std(values, ddof=1))
-    assert "mean of 3 seeds" in FORMATS["markdown"](compare(paths, resamples=20))
+    assert "mean of 3 seeds" in FORMATS["markdown"](compare(*paths, resamples=20))
 
 
 def test_labels_are_as_long_as_needed(tmp_path):
     paths = [make_run(tmp_path / name / "run", 0.7) for name in ("one", "two")]
-    assert [run.label for run in compare(paths, resamples=20).runs] == ["one/run", "two/run"]
+    assert [run.label for run in compare(*paths, resamples=20).runs] == ["one/run", "two/run"]
     with pytest.raises(ConfigError, match="given twice"):
-        compare([paths[0], paths[0] / "results.json"])
+        compare(paths[0], paths[0] / "results.json")
 
 
 def test_a_link_to_itself_is_no_results_file(tmp_path, runs):
     (tmp_path / "round").mkdir()
     (tmp_path / "round" / "results.json").symlink_to("results.json")
     with pytest.raises(ConfigError, match=r"results\.json"):
-        compare([runs[0], tmp_path / "round"])
+        compare(runs[0], tmp_path / "round")
 
 
 def test_splits_must_be_shared(tmp_path, runs):
     other = make_run(tmp_path / "other", 0.7, split="test_far")
     with pytest.raises(ConfigError, match="no evaluated split in common"):
-        compare([runs[0], other])
+        compare(runs[0], other)
     with pytest.raises(ConfigError, match=r"split 'dev' was not evaluated by all runs .base: test; better: test"):
-        compare(runs[:2], split="dev")
-    assert [s.split for s in compare(runs, split="test", resamples=20).splits] == ["test"]
+        compare(*runs[:2], split="dev")
+    assert [s.split for s in compare(*runs, split="test", resamples=20).splits] == ["test"]
     with pytest.raises(ConfigError, match="nothing to compare"):
-        compare([])
+        compare()
 
 
 def test_text_renderings(runs):
-    comparison = compare(runs, resamples=50)
+    comparison = compare(*runs, resamples=50)
     table = list(csv.DictReader(io.StringIO(FORMATS["csv"](comparison))))
     assert [line["run"] for line in table] == ["better", "base", "worse"]
     assert table[1]["delta"] == ""
@@ -189,7 +189,7 @@ def test_text_renderings(runs):
 @pytest.mark.parametrize("width", [80, 120])
 def test_table_fits_the_terminal(runs, width):
     out = io.StringIO()
-    print_comparison(compare(runs, resamples=50), Console(file=out, width=width))
+    print_comparison(compare(*runs, resamples=50), Console(file=out, width=width))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
@@ -208,10 +208,10 @@ def test_retained_of_different_bounds_is_shown_with_a_note(tmp_path: Path) -> No
     frozen = make_run(tmp_path / "frozen", 0.7, bounds="untrained")
     again = make_run(tmp_path / "again", 0.8, bounds="untrained")
     trained = make_run(tmp_path / "trained", 0.85, seed=5, bounds="trained")  # its own bounds have other values
-    same = compare([frozen, again], resamples=100).splits[0]
+    same = compare(frozen, again, resamples=100).splits[0]
     assert same.same_bounds
     assert not any("retained" in note for note in same.notes)
-    different = compare([frozen, trained], resamples=100)
+    different = compare(frozen, trained, resamples=100)
     (split,) = different.splits
     assert not split.same_bounds
     assert [row.run.label for row in split.rows] == ["trained", "frozen"]
@@ -227,6 +227,6 @@ def test_retained_of_different_bounds_is_shown_with_a_note(tmp_path: Path) -> No
 
 def test_an_equal_run_has_a_delta_without_an_interval(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, 0.7) for name in ("one", "two")]
-    (split,) = compare(runs, resamples=100).splits
+    (split,) = compare(*runs, resamples=100).splits
     assert {row.delta_ci for row in split.rows} == {None}
-    assert any("differ alike" in note for note in split.notes)
+    assert any("differ equally" in note for note in split.notes)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.flops import PrefillFlops, decoder_flops, encoder_flops, prefill_flops
+from promptcomp.evaluation.flops import decoder_flops, encoder_flops, prefill_flops
 from promptcomp.evaluation.memory_cost import measure_ms, memory_bytes
 from promptcomp.language_model.cache import growing, growing_pair, passing
 from promptcomp.language_model.counting import ModelCost, count_flops, model_cost
@@ -53,12 +55,14 @@ def test_an_encoder_decoder_says_what_its_tokens_cost(kind: str) -> None:
     cost, ids = model_cost(hf), torch.ones(1, 15, dtype=torch.long)
     found = count_flops(lambda: hf(input_ids=ids, decoder_input_ids=ids[:, :1]))
     costs = prefill_flops(cost, context_tokens=10, memory_slots=2, query_tokens=5)
-    assert found == costs.full
-    assert costs.cached_full == costs.full  # an encoder reads both ways: nothing of it can be cached
+    assert found == costs.full_prefill_flops
+    assert (
+        costs.cached_full_prefill_flops == costs.full_prefill_flops
+    )  # an encoder reads both ways: nothing of it can be cached
     in_decoder = prefill_flops(cost, context_tokens=15, memory_slots=2, query_tokens=5, layout="query_in_decoder")
     found = count_flops(lambda: hf(input_ids=ids, decoder_input_ids=ids[:, :6]))
-    assert found == in_decoder.full + cost.pair * (36 - 21) + 5 * cost.head
-    assert in_decoder.cached_full < in_decoder.full
+    assert found == in_decoder.full_prefill_flops + cost.pair * (36 - 21) + 5 * cost.head
+    assert in_decoder.cached_full_prefill_flops < in_decoder.full_prefill_flops
     encoder = hf.get_encoder()
     assert count_flops(lambda: encoder(ids)) == encoder_flops(model_cost(encoder), 15) == encoder_flops(cost, 15)
     decoder, cache = hf.get_decoder(), growing_pair()
@@ -92,7 +96,7 @@ def test_experts_whose_work_depends_on_values_are_counted_with_their_weights() -
     assert found == pytest.approx(decoder_flops(cost, 21) + cost.pair * (21**2 - 21 * 11) + 20 * cost.head, rel=0.01)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(AutoConfig.for_model("jetmoe", vocab_size=7, num_hidden_layers=1))
-    with pytest.raises(ConfigError, match="'jetmoe' cost depends on their weights"):
+    with pytest.raises(ConfigError, match="'jetmoe' depends on their weights"):
         model_cost(skeleton)
 
 
@@ -100,12 +104,12 @@ def test_worked_example_of_an_eight_billion_model() -> None:
     """2,048 prompt tokens, 64 query tokens, 16 slots; published figures in TFLOPs."""
     soft = prefill_flops(LLAMA_8B, context_tokens=2048, memory_slots=16, query_tokens=64)
     cache = prefill_flops(LLAMA_8B, context_tokens=2048, memory_slots=16, query_tokens=64, memory_kind="kv_cache")
-    assert soft.full / 1e12 == pytest.approx(30.7, abs=0.05)
-    assert soft.cached_full / 1e12 == pytest.approx(0.97, abs=0.01)
-    assert cache.compressed / 1e12 == pytest.approx(0.90, abs=0.01)
-    assert soft.compressed / 1e12 == pytest.approx(1.12, abs=0.01)
+    assert soft.full_prefill_flops / 1e12 == pytest.approx(30.7, abs=0.05)
+    assert soft.cached_full_prefill_flops / 1e12 == pytest.approx(0.97, abs=0.01)
+    assert cache.prefill_flops / 1e12 == pytest.approx(0.90, abs=0.01)
+    assert soft.prefill_flops / 1e12 == pytest.approx(1.12, abs=0.01)
     assert decoder_flops(LLAMA_8B, 2064) / 1e12 == pytest.approx(30.0, abs=0.1)
-    assert soft.cached_compressed == cache.compressed
+    assert soft.cached_prefill_flops == cache.prefill_flops
     assert LLAMA_8B.kv_bytes_per_token == 128 * 1024
 
 
@@ -113,20 +117,21 @@ def test_a_beginning_is_read_wherever_nothing_is_cached() -> None:
     """BOS stands in front of queries and vectors; a cache has seen it."""
     lengths = {"context_tokens": 101, "memory_slots": 4, "query_tokens": 10}
     soft = prefill_flops(LLAMA_8B, **lengths, front_tokens=1)
-    assert soft.no_prompt == decoder_flops(LLAMA_8B, 11)
-    assert soft.compressed == decoder_flops(LLAMA_8B, 15)
-    assert soft.cached_compressed == decoder_flops(LLAMA_8B, 10, 5)
-    assert soft.full == decoder_flops(LLAMA_8B, 111)
+    assert soft.no_prompt_prefill_flops == decoder_flops(LLAMA_8B, 11)
+    assert soft.prefill_flops == decoder_flops(LLAMA_8B, 15)
+    assert soft.cached_prefill_flops == decoder_flops(LLAMA_8B, 10, 5)
+    assert soft.full_prefill_flops == decoder_flops(LLAMA_8B, 111)
     kept = prefill_flops(LLAMA_8B, **lengths, front_tokens=1, memory_kind="kv_cache")
-    assert kept.compressed == kept.cached_compressed == decoder_flops(LLAMA_8B, 10, 4)
+    assert kept.prefill_flops == kept.cached_prefill_flops == decoder_flops(LLAMA_8B, 10, 4)
 
 
-def test_ratio_and_break_even():
-    costs = PrefillFlops(no_prompt=1, compressed=2, full=10, cached_full=1.5, cached_compressed=1.1, compress=17)
-    assert costs.ratio == 5
-    assert costs.break_even_queries == 3
-    assert PrefillFlops(1, 10, 10, 1, 1, 5).break_even_queries is None
-    assert PrefillFlops(1, 2, 10, 1, 1, 0).break_even_queries == 1
+def test_ratio_and_break_even() -> None:
+    cost = prefill_flops(LLAMA_8B, context_tokens=100, memory_slots=4, query_tokens=10, compress_flops=1e13)
+    assert cost.flops_ratio == cost.full_prefill_flops / cost.prefill_flops
+    assert cost.break_even_queries == math.ceil(1e13 / (cost.full_prefill_flops - cost.prefill_flops)) > 1
+    for same in ({"context_tokens": 4}, {"compress_flops": 0.0}):  # it never pays; there is nothing to pay for
+        lengths = {"context_tokens": 100, "memory_slots": 4, "query_tokens": 10, "compress_flops": 5.0, **same}
+        assert prefill_flops(LLAMA_8B, **lengths).break_even_queries is None
 
 
 def test_encoder_states_cost_no_encoder_pass():
@@ -140,9 +145,9 @@ def test_encoder_states_cost_no_encoder_pass():
         layout="query_in_decoder",
         memory_kind="encoder_states",
     )
-    assert states.compressed < soft.compressed < soft.full
+    assert states.prefill_flops < soft.prefill_flops < soft.full_prefill_flops
     inside = prefill_flops(cost, context_tokens=40, memory_slots=4, query_tokens=5, memory_kind="encoder_states")
-    assert inside.no_prompt < inside.compressed < inside.full
+    assert inside.no_prompt_prefill_flops < inside.prefill_flops < inside.full_prefill_flops
 
 
 def test_memory_bytes_count_real_slots():

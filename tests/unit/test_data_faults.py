@@ -17,7 +17,8 @@ import pytest
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.sections import DataConfig
-from promptcomp.datamodules.sources.records import Asked, read_records
+from promptcomp.datamodules.sources.records import Asked
+from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.judge.pairs import read_side
 from promptcomp.prompts.sources import read_queries, read_rows
 from tests.data_sections import module_of, validate
@@ -133,7 +134,7 @@ REFUSED: dict[str, tuple[Callable[[list[Row], str], Lines], str]] = {
         _second(lambda row, text: json.dumps({**row, text: ["HALF"]}).replace("HALF", r"a \ud83d b").encode()),
         "half a character",
     ),
-    "a key twice": (_second(lambda row, text: _dump(row, f'"{text}": "again"')), "is there twice"),
+    "a key twice": (_second(lambda row, text: _dump(row, f'"{text}": "again"')), "occurs twice"),
     "deep nesting": (_second(lambda *_: b"[" * 100_000 + b"]" * 100_000), "nested too deeply"),
     "nesting in what is asked": (
         _second(lambda row, text: _dump({**row, text: "DEEP"}).replace(b'"DEEP"', b"[" * 700 + b"]" * 700)),
@@ -231,7 +232,7 @@ ASKED = Asked(("a", "b"), ("c",))
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a,b,b\n1,2,3\n", r"t\.CSV:1: the column 'b' is there twice"),
+        (b"a,b,b\n1,2,3\n", r"t\.CSV:1: the column 'b' occurs twice"),
         (b"a;b\n1;2\n", r"t\.CSV:1: no column 'a'; the columns are a;b"),
         (b"", r"t\.CSV:1: no column 'a'; the columns are none"),
         (b"a,b\n1,2\n" + "3,é\n".encode("latin-1"), r"t\.CSV:3: not UTF-8 text"),

@@ -16,7 +16,7 @@ from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.instruction.templates import chat_template, turn_end
 from promptcomp.datamodules.sections import DataConfig
 from promptcomp.datamodules.sources.instruction_sources import BadConversation, first_exchange
-from promptcomp.evaluation.predictions import OptionScores, make_predictions
+from promptcomp.evaluation.predictions import make_predictions
 from promptcomp.toy.icl_world import toy_tokenizer
 from tests.classification import accuracy, macro_f1
 from tests.data_sections import byte_tokenizer, module_of, show, validate
@@ -51,9 +51,7 @@ def test_white_space_makes_no_other_label_for_any_metric(tmp_path: Path) -> None
     module = module_of(config)
     examples = module.examples("test")
     assert {example.options for example in examples} == {("no", "yes")}
-    scores = OptionScores()
-    for example in examples:
-        scores.add([example.number] * 2, [0, 1], [-2.0, -1.0], [1, 1])
+    scores = {(example.number, choice): (choice - 2.0, 1) for example in examples for choice in (0, 1)}
     right = sum(bool(p.correct["method"]) for p in make_predictions("test", examples, {"method": scores}))
     assert right == sum(example.output == "yes" for example in examples) == 6
     assert "'yes ' and 'yes' are one label: white space does not count" in [p.message for p in validate(config)]
@@ -73,7 +71,7 @@ def test_spellings_of_one_label_are_warned_of(tmp_path: Path, white: str, option
 def test_labels_that_look_alike_are_two_and_warned_of(tmp_path: Path, other: str) -> None:
     rows = [{"input": f"lion {i}", "output": other if i == 2 else "caf\u00e9"} for i in range(4)]
     config = table(tmp_path, rows, options_from_outputs=True)
-    assert [p.line for p in validate(config) if "look alike, but are two labels" in p.message] == [3]
+    assert [p.line for p in validate(config) if "look alike, but are different labels" in p.message] == [3]
     assert {example.options for example in module_of(config).examples("test")} == {tuple(sorted(("caf\u00e9", other)))}
 
 
@@ -119,7 +117,7 @@ def test_published_choices_that_are_the_same_are_a_warning_and_a_remark(tmp_path
     module = module_of(build(DATASETS["metaicl"], tree))
     found = [problem for problem in module.problems() if "same 19 tokens" in problem.message]
     assert [(problem.line, problem.severity) for problem in found] == [(i, "warning") for i in range(1, 7)]
-    assert module.notes() == ["6 rows have options that are the same to the LM (see promptcomp data validate)"]
+    assert module.notes() == ["6 rows have options that the LM cannot distinguish (see promptcomp data validate)"]
 
 
 # ---- names and seeds
@@ -268,7 +266,7 @@ def test_a_date_in_the_template_is_said_or_fixed(tmp_path: Path) -> None:
         build(DATASETS["instructions"], {**tree, **more}) for more in ({}, {"template_date": "2024-07-26"})
     )
     assert any("template_date" in problem.message for problem in validate(config, byte_tokenizer(DATED)))
-    assert "writes today's date" in module_of(config, byte_tokenizer(DATED)).notes()[0]
+    assert "inserts today's date" in module_of(config, byte_tokenizer(DATED)).notes()[0]
     assert module_of(config, byte_tokenizer(CHATML)).notes() == []
     module = module_of(fixed, byte_tokenizer(DATED))
     assert module.notes() == []

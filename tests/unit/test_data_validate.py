@@ -98,7 +98,7 @@ def test_tables(tmp_path: Path) -> None:
     found = validate(TableData(train=(twin,), test=(twin,), dev_share=0))
     assert [problem.message for problem in found] == ["task 'a' is both a train and a test task"]
     found = validate(TableData(train=(twin,), test=(twin,)))
-    assert "of one training task none can be held out" in found[0].message
+    assert "with one training task, none can be held out" in found[0].message
 
 
 def test_generated_data_has_no_files_to_check() -> None:

@@ -32,7 +32,7 @@ YAML = {
     "!!binary aGk=": "could not determine",
     BOMB: "aliases",
     LETTERS: "aliases",
-    "&a [*a]": "stands inside",
+    "&a [*a]": "something that contains it",
     "a: *b": "undefined alias",
     "a: 1\nb: 2\na: 3": "line 3, column 1: the key 'a' occurs twice",
     "? [a]\n: b": "unhashable key",

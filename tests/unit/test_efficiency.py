@@ -119,7 +119,7 @@ def test_an_experiment_of_ones_own(tmp_path: Path) -> None:
         ("step_by_step", ["finetune"], ["seed=1"], "1", "use seeds and first_seed"),
         ("step_by_step", ["finetune"], ["other:seed=1"], "1", "'other' is none of the curve's methods"),
         ("step_by_step", ["finetune"], ["method.alpha=2"], "1", "alpha"),
-        ("step_by_step", ["finetune"], ["finetune:optim.lr=1,2"], "1", "one value of a key"),
+        ("step_by_step", ["finetune"], ["finetune:optim.lr=1,2"], "1", "takes one value"),
         ("step_by_step", ["finetune"], ["finetune:optim.lr"], "1", "write key=value"),
         ("step_by_step", ["finetune"], ["trainer.max_step=1"], "1", "did you mean 'max_steps'"),
         ("step_by_step", ["finetune"], ["finetune:trainer.max_step=1"], "1", "did you mean 'max_steps'"),
@@ -136,7 +136,7 @@ def test_shares_and_baselines_are_added_later_and_other_settings_refused() -> No
     other = data_efficiency("step_by_step", ["finetune"], ["data.train_count=4"], shares="0.5,1")
     before = first.model_dump(mode="json")
     check_changes(Path("d"), before, more, base_tree(first), base_tree(more))
-    with pytest.raises(ConfigError, match="begin another sweep with -o"):
+    with pytest.raises(ConfigError, match="start another sweep with -o"):
         check_changes(Path("d"), before, other, base_tree(first), base_tree(other))
 
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sampler import Draw
-from promptcomp.datamodules.sections import TextConfig
-from promptcomp.datamodules.text import TextDataModule
+from promptcomp.datamodules.sections import Reader, TextConfig
+from promptcomp.datamodules.text import Documents, TextDataModule
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, open_tokenizer
 from promptcomp.lightning_modules import OptimConfig
 from promptcomp.lightning_modules.gist import Gist
@@ -170,7 +170,7 @@ def test_plain_text_pretrains_gist_tokens(tmp_path: Path) -> None:
     lines = "\n\n".join(" ".join(f"w{5 + (i * j) % 50}" for j in range(24)) for i in range(1, 9))
     (tmp_path / "text.txt").write_text(lines)
     config = TextConfig(paths=(tmp_path / "text.txt",), context_share=0.6, dev_documents=0)
-    data = TextDataModule(config, open_tokenizer(saved(tmp_path / "lm")), seed=0, batch_size=4)
+    data = TextDataModule(config, Documents(config), Reader(open_tokenizer(saved(tmp_path / "lm")), 0, 4))
     module = gist(saved(tmp_path / "lm"), num_slots=2)
     rows = batch(*(data.train_context(Draw(index, index)) for index in range(4)))
     losses = steps(module, 8, rows)

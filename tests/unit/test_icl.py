@@ -18,6 +18,7 @@ from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import Row, Task
 from promptcomp.datamodules.tokens import TokenCache
 from promptcomp.toy.icl_world import ToySource, toy_tokenizer
@@ -69,7 +70,7 @@ def source() -> Memory:
 
 def module(tokenizer: PreTrainedTokenizerFast, seed: int = 0, batch_size: int = 4, **options: Any) -> ICLDataModule:
     config = ICLConfig(**{"num_demonstrations": 3, "max_example_tokens": 40, "separator": "none", **options})
-    return ICLDataModule(config, source(), tokenizer, seed=seed, batch_size=batch_size)
+    return ICLDataModule(config, source(), Reader(tokenizer, seed, batch_size))
 
 
 def text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int] | Tensor) -> str:
@@ -273,7 +274,7 @@ def test_wrong_labels_need_another_option(tokenizer: PreTrainedTokenizerFast) ->
     pool = rows(5, "x", ("only",))
     lonely = Memory(train=[Task("x", "classification", pool, pool)])
     config = ICLConfig(num_demonstrations=2, perturbation="wrong_labels")
-    dm = ICLDataModule(config, lonely, tokenizer, seed=0, batch_size=1)
+    dm = ICLDataModule(config, lonely, Reader(tokenizer, 0, 1))
     with pytest.raises(ConfigError, match="task 'x' has a demonstration with no other option"):
         dm.train_context(Draw(0, 0))
 
@@ -339,11 +340,11 @@ def test_budgets_must_fit_the_window(
 ) -> None:
     config = ICLConfig(**{"max_example_tokens": 40, **options})
     with pytest.raises(ConfigError, match=message):
-        ICLDataModule(config, source(), tokenizer, seed=0, batch_size=1, window=window)
+        ICLDataModule(config, source(), Reader(tokenizer, 0, 1, window=window))
 
 
 def test_the_window_gives_the_default_budget(tokenizer: PreTrainedTokenizerFast) -> None:
-    dm = ICLDataModule(ICLConfig(max_example_tokens=20), source(), tokenizer, seed=0, batch_size=1, window=100)
+    dm = ICLDataModule(ICLConfig(max_example_tokens=20), source(), Reader(tokenizer, 0, 1, window=100))
     assert dm.budget == 79
     batch = next(iter(dm.train_dataloader()))
     assert batch.context.ids.shape[1] <= 79
@@ -360,13 +361,11 @@ def test_contradictory_options() -> None:
 
 def test_no_demonstrations_left(tokenizer: PreTrainedTokenizerFast) -> None:
     one = (Row("x", "yes", OPTIONS),)
-    dm = ICLDataModule(
-        ICLConfig(), Memory(train=[Task("x", "classification", one, one)]), tokenizer, seed=0, batch_size=1
-    )
+    dm = ICLDataModule(ICLConfig(), Memory(train=[Task("x", "classification", one, one)]), Reader(tokenizer, 0, 1))
     with pytest.raises(ConfigError, match="task 'x' has no demonstration left to show"):
         dm.train_context(Draw(0, 0))
     empty = Task("x", "classification", (), one)
-    dm = ICLDataModule(ICLConfig(), Memory(test=[empty]), tokenizer, seed=0, batch_size=1)
+    dm = ICLDataModule(ICLConfig(), Memory(test=[empty]), Reader(tokenizer, 0, 1))
     with pytest.raises(ConfigError, match="task 'x' has no demonstration left to show"):
         dm.examples("test")
 
@@ -422,7 +421,7 @@ def test_unknown_split(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_free_form_examples_have_their_output_as_the_only_option(tokenizer: PreTrainedTokenizerFast) -> None:
     free = Task("f", "free_form", rows(4, "d", ()), rows(2, "q", ()))
-    dm = ICLDataModule(ICLConfig(), Memory(test=[free]), tokenizer, seed=0, batch_size=1)
+    dm = ICLDataModule(ICLConfig(), Memory(test=[free]), Reader(tokenizer, 0, 1))
     assert [(e.gold, e.options) for e in dm.examples("test")] == [(0, ("free 0",)), (0, ("free 1",))]
     assert first_context(dm).choice.tolist() == [0, 0]
     assert not dm.has_options("test")
@@ -439,7 +438,7 @@ def test_workers_give_the_same_batches(tokenizer: PreTrainedTokenizerFast) -> No
 
 def test_the_toy_worlds() -> None:
     config = ToyICLData(queries_per_context=4, world=ToyConfig(num_train_tasks=50), max_dev_tasks=3)
-    dm = ICLDataModule(config, ToySource(config.world), toy_tokenizer(), seed=0, batch_size=2, window=256)
+    dm = ICLDataModule(config, ToySource(config.world), Reader(toy_tokenizer(), 0, 2, window=256))
     batch = next(iter(dm.train_dataloader()))
     words = dm.tokenizer.convert_ids_to_tokens(batch.context.ids[0][batch.context.mask[0]].tolist())
     assert words.count("=>") == 24 == words.count("\n")

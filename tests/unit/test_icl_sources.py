@@ -153,7 +153,7 @@ def test_hold_out_depends_on_names_alone() -> None:
     assert len(dev) == 4
     assert len(train) == 16
     assert all(task.kind == "classification" for task in dev)
-    with pytest.raises(ConfigError, match="of one training task none can be held out"):
+    with pytest.raises(ConfigError, match="with one training task, none can be held out"):
         hold_out(tasks[:1], 0.2, "data")
 
 

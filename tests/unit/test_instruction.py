@@ -20,6 +20,7 @@ from promptcomp.datamodules.instruction.instruction_config import (
 from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
 from promptcomp.datamodules.instruction.templates import make_template
 from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.sources.instruction_sources import HeldOutSource, held_out
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from tests.data_sections import byte_tokenizer, validate
@@ -57,7 +58,7 @@ class Rows(InstructionSource):
 def module(source: Any = None, *, window: int | None = None, **options: Any) -> Any:
     config = InstructionConfig.model_validate(options)
     source = source or Rows(train=ROWS, seen=ROWS)
-    return InstructionDataModule(config, source, byte_tokenizer(), seed=0, batch_size=2, window=window)
+    return InstructionDataModule(config, source, Reader(byte_tokenizer(), 0, 2, window=window))
 
 
 def texts(dm: InstructionDataModule, split: str, row: InstructionRow) -> tuple[str, str, str]:
@@ -96,7 +97,7 @@ def test_own_and_plain_templates() -> None:
 def chat(template: str, **options: Any) -> InstructionDataModule:
     config = InstructionConfig(template="chat")
     source = Rows(train=ROWS, seen=ROWS)
-    return InstructionDataModule(config, source, byte_tokenizer(template), seed=0, batch_size=2, **options)
+    return InstructionDataModule(config, source, Reader(byte_tokenizer(template), 0, 2, **options))
 
 
 def test_chat_template_with_a_system_turn() -> None:
@@ -308,4 +309,4 @@ def test_validate_with_a_tokenizer_tells_long_shared_and_special_rows(tmp_path: 
     found = [problem.message for problem in validate(config, byte_tokenizer())]
     assert any("1 of 1 test rows are training rows too" in message for message in found)
     assert any("1 train rows contain '<|end|>'" in message for message in found)
-    assert any("train: 1 of the 6 rows looked at are over a token budget (1 by their output)" in m for m in found)
+    assert any("train: 1 of the 6 rows checked are over a token budget (1 by their output)" in m for m in found)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from promptcomp.chat.answer_file import AnswerFile
 from promptcomp.chat.replies import Reply
 from promptcomp.errors import ConfigError
 from promptcomp.evaluation.bootstrap import wilson
 from promptcomp.judge.judging import summarise
 from promptcomp.judge.pairs import Pair, choose, is_swapped, match, read_side
-from promptcomp.judge.verdicts import Exchange, Judgement, JudgementHeader, load_prompt, open_judgements, parse_answer
+from promptcomp.judge.verdicts import Exchange, Judgement, JudgementHeader, load_prompt, parse_answer
 
 GOOD = '{"reason": "because", "choice": "A"}'
 
@@ -136,7 +137,7 @@ def test_tables(tmp_path: Path) -> None:
         ("t.jsonl", '{"id": 1, "text": "x"}', "line 1: no instruction, input"),
         ("t.jsonl", '{"id": 1, "instruction": "", "input": 3, "text": "x"}', "line 1: 'input' is no text"),
         ("t.csv", "id,instruction,input,text\n1,a,b\n", "line 2: no text"),
-        ("t.csv", "id,instruction,input,text\n1,a,b,c\n1,a,b,c\n", "line 3: example 1 of split 'all' is there twice"),
+        ("t.csv", "id,instruction,input,text\n1,a,b,c\n1,a,b,c\n", "line 3: example 1 of split 'all' occurs twice"),
         ("t.csv", 'id,instruction,input,text\n1,a,b,"c\n', "not valid CSV"),
     ],
 )
@@ -244,13 +245,13 @@ def test_keys_depend_on_all_that_decides() -> None:
 
 def test_the_record_survives_a_torn_line(tmp_path: Path) -> None:
     path, lines = tmp_path / "new" / "j.jsonl", [_judged(_exchange(pair), "A") for pair in _pairs(3)]
-    with open_judgements(path, _header()) as record:
+    with AnswerFile(path, _header(), Judgement) as record:
         for line in lines:
             record.append(line)
     whole = path.read_bytes()
     for cut in range(1, 60, 7):
         path.write_bytes(whole[:-cut])
-        with open_judgements(path, _header()) as record:
+        with AnswerFile(path, _header(), Judgement) as record:
             assert list(record.entries) == [line.key for line in lines[:2]]
             record.append(lines[2])
         assert path.read_bytes() == whole
@@ -260,9 +261,9 @@ def test_a_torn_header_is_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     for start in (b"", b'{"for', b'{"format":"promptcomp-judgements","ver'):
         path.write_bytes(start)
-        with open_judgements(path, _header()) as record:
+        with AnswerFile(path, _header(), Judgement) as record:
             record.append(_judged(_exchange(_pairs(1)[0]), "A"))
-        with open_judgements(path, _header()) as record:
+        with AnswerFile(path, _header(), Judgement) as record:
             assert len(record.entries) == 1
 
 
@@ -276,14 +277,14 @@ def test_a_torn_header_is_written_anew(tmp_path: Path) -> None:
 )
 def test_other_judges_are_not_mixed(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     path = tmp_path / "j.jsonl"
-    open_judgements(path, _header()).__exit__()
-    with open_judgements(path, _header(**changes)):
+    AnswerFile(path, _header(), Judgement).__exit__()
+    with AnswerFile(path, _header(**changes), Judgement):
         pass  # nothing was judged yet: the file is the new judge's
-    with open_judgements(path, _header()) as record:
+    with AnswerFile(path, _header(), Judgement) as record:
         record.append(_judged(_exchange(_pairs(1)[0]), "A"))
     before = path.read_bytes()
     with pytest.raises(ConfigError) as error:
-        open_judgements(path, _header(**changes))
+        AnswerFile(path, _header(**changes), Judgement)
     assert words in str(error.value)
     assert "name a new file with -o" in str(error.value)
     assert path.read_bytes() == before
@@ -294,25 +295,25 @@ def test_files_that_are_no_records_are_left_alone(tmp_path: Path) -> None:
     for text in ("dear diary\nno line end", "x", '{"format": "other"}\n'):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match="not a file of judgements"):
-            open_judgements(path, _header())
+            AnswerFile(path, _header(), Judgement)
         assert path.read_text(encoding="utf-8") == text
     with pytest.raises(ConfigError, match="cannot be written"):
-        open_judgements(tmp_path, _header())
+        AnswerFile(tmp_path, _header(), Judgement)
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
-    with open_judgements(path, _header()) as record:
+    with AnswerFile(path, _header(), Judgement) as record:
         record.append(_judged(_exchange(_pairs(1)[0]), "A"))
     path.write_bytes(path.read_bytes() + b"{}\n")
     with pytest.raises(ConfigError, match="line 3: not a judgement"):
-        open_judgements(path, _header())
+        AnswerFile(path, _header(), Judgement)
 
 
 def test_two_processes_do_not_share_a_record(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
-    with open_judgements(path, _header()), pytest.raises(ConfigError, match="another process"):
-        open_judgements(path, _header())
+    with AnswerFile(path, _header(), Judgement), pytest.raises(ConfigError, match="another process"):
+        AnswerFile(path, _header(), Judgement)
 
 
 def _summary(choices: list[tuple[bool, str | None]], **changes: Any) -> Any:

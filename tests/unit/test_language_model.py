@@ -14,7 +14,7 @@ from promptcomp.commands.dry_run import print_estimate
 from promptcomp.config import ConfigError
 from promptcomp.experiment import load
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
-from promptcomp.language_model.loading import KNOWN_ARCHITECTURES
+from promptcomp.language_model.architectures import known_architectures
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from tests.tiny_models import MODELS, VOCABULARY, save_tokenizer, tiny_hf, tiny_lm
 
@@ -57,7 +57,7 @@ def test_bos_is_what_the_tokenizer_adds_unless_said_otherwise(tmp_path: Path) ->
         torch.testing.assert_close(lm(None, BATCH).values[0], hf(torch.tensor([[1, 9, 10]])).logits[0, -1])
         vectors = SoftPrompt(lm.embed(BATCH.context.ids), BATCH.context.mask)
         full = lm.encode(BATCH.context)
-    assert [lm.kv_bytes(each) / lm.kv_bytes_per_token for each in (None, vectors, full)] == [1, 3.5, 3.5]
+    assert [lm.kv_bytes(each) / lm.cost.kv_bytes_per_token for each in (None, vectors, full)] == [1, 3.5, 3.5]
     save_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match="no BOS token"):
         LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path), bos=True))
@@ -133,14 +133,14 @@ def test_architectures_that_cannot_be_built_are_refused_in_one_sentence(
 def test_skeletons_of_well_known_models(path: str, parameters: int, kv_bytes: int) -> None:
     lm = LanguageModel.skeleton(LanguageModelConfig(path=path))
     assert {p.device.type for p in lm.parameters()} == {"meta"}
-    assert lm.kv_bytes_per_token == kv_bytes
+    assert lm.cost.kv_bytes_per_token == kv_bytes
     assert sum(p.numel() for p in lm.parameters()) == parameters
 
 
 def test_every_known_architecture_can_be_built() -> None:
     from transformers import AutoConfig
 
-    for name, sizes in KNOWN_ARCHITECTURES.items():
+    for name, sizes in known_architectures().items():
         settings = dict(sizes)
         assert AutoConfig.for_model(settings.pop("model_type"), **settings).hidden_size > 0, name
 

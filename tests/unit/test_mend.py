@@ -122,7 +122,7 @@ def test_identity_projection_starts_at_the_scale_of_token_embeddings() -> None:
     torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio))
     tokens = module.lm.embed(torch.arange(64)).norm(dim=-1).mean()
     assert vectors.norm(dim=-1).mean().item() == pytest.approx(tokens.item(), rel=0.1)
-    with pytest.raises(ConfigError, match="goes with method"):
+    with pytest.raises(ConfigError, match="needs method"):
         mend(projection="tanh", projection_init="identity")
 
 
@@ -171,7 +171,7 @@ def test_a_frozen_encoder_leaves_the_decoder_to_be_trained() -> None:
         ("llama", {"slots_in": "decoder"}, "slots_in = 'decoder' is for encoder-decoder distillers"),
         ("llama", {"slots": "states"}, "slots = 'states' is for encoder-decoder LMs"),
         ("t5_query_in_encoder", {"slots": "states"}, "lm.layout=query_in_decoder"),
-        ("t5_query_in_decoder", {"frozen_encoder": True}, "goes with method.slots_in=decoder"),
+        ("t5_query_in_decoder", {"frozen_encoder": True}, "needs method.slots_in=decoder"),
     ],
 )
 def test_halves_that_are_not_there_are_refused(model: str, options: dict[str, Any], message: str) -> None:

@@ -14,9 +14,10 @@ from sklearn.metrics import f1_score
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import context_weights, resample, retained
-from promptcomp.evaluation.metrics import METRICS, group
+from promptcomp.evaluation.metrics import group
 from promptcomp.evaluation.option_accuracy import OptionAccuracy, best_choice
 from promptcomp.evaluation.predictions import (
+    METRICS,
     ROWS,
     TEXT_METRICS,
     OptionScores,
@@ -287,9 +288,7 @@ def make_scores() -> tuple[list[Example], OptionScores]:
         Example(1, "b", "free_form", None, 0, 0, (), output="long answer"),
         Example(0, "a", "classification", 13, 7, 1, ("yes", "no")),
     ]
-    scores = OptionScores()
-    scores.add([0, 0, 1], [0, 1, 0], [-4.0, -3.0, -6.0], [4, 1, 3])
-    return examples, scores
+    return examples, {(0, 0): (-4.0, 4), (0, 1): (-3.0, 1), (1, 0): (-6.0, 3)}
 
 
 def test_predictions_are_length_normalised():
@@ -304,24 +303,20 @@ def test_predictions_are_length_normalised():
 
 def test_pmi_changes_the_choice_but_not_the_loss():
     examples, scores = make_scores()
-    null = OptionScores()
-    null.add([0, 0, 1], [0, 1, 0], [-1.0, -5.0, -1.0], [4, 1, 1])
+    null = {(0, 0): (-1.0, 4), (0, 1): (-5.0, 1), (1, 0): (-1.0, 1)}
     first = make_predictions("test", examples, {"method": scores}, {"method": null})[0]
     assert first.scores["method"] == (-0.75, 2.0)
     assert (first.correct["method"], first.loss["method"]) == (True, 3.0)
 
 
-def test_option_scores_keep_repeats_once_and_refuse_missing_options():
+def test_missing_options_are_refused():
     _, scores = make_scores()
-    scores.add([0, 2], [0, 0], [-4.0, -1.0], [4, 1])
-    assert len(scores.values) == 4
     with pytest.raises(ValueError, match="example 5: option 0 has not been scored"):
         make_predictions("test", [Example(5, "a", "classification", 13, 7, 1, ("yes", "no"))], {"method": scores})
 
 
 def test_an_option_without_tokens_never_wins():
-    scores = OptionScores()
-    scores.add([0, 0], [0, 1], [0.0, -9.0], [0, 1])
+    scores = {(0, 0): (0.0, 0), (0, 1): (-9.0, 1)}
     found = make_predictions("test", [Example(0, "a", "classification", 13, 7, 1, ("", "no"))], {"method": scores})[0]
     assert found.prediction["method"] == 1
     assert found.scores["method"] == (None, -9.0)
@@ -368,10 +363,10 @@ def test_option_accuracy_counts_examples():
     other.update(scores[2:5], example[2:5], choice[2:5], gold[2:5])
     metric.update(scores, example, choice, gold)
     metric.merge_state(other)
-    assert (metric.correct.item(), metric.total.item()) == (3, 4)
+    assert (metric.mean_value.item(), metric.weight.item()) == (3, 4)
     assert metric.compute().item() == pytest.approx(3 / 4)
     metric.reset()
-    assert metric.total == 0
+    assert metric.weight == 0
 
 
 def test_option_accuracy_is_that_of_all_ranks():
@@ -382,10 +377,10 @@ def test_option_accuracy_is_that_of_all_ranks():
         metric.update(*(torch.tensor(column) for column in share))
 
     def gather(value: torch.Tensor, group: object) -> list[torch.Tensor]:
-        name = "correct" if value is ranks[0].correct else "total"
+        name = "mean_value" if value is ranks[0].mean_value else "weight"
         return [getattr(metric, name) for metric in ranks]
 
     ranks[0].sync(dist_sync_fn=gather, distributed_available=lambda: True)
-    assert (ranks[0].correct.item(), ranks[0].total.item()) == (2, 3)
+    assert (ranks[0].mean_value.item(), ranks[0].weight.item()) == (2, 3)
     ranks[0].unsync()
-    assert ranks[0].total.item() == 1
+    assert ranks[0].weight.item() == 1

@@ -25,9 +25,7 @@ def packed(*, all_positions: bool = False, max_row_tokens: int = 512) -> Packed:
         b.query_ids,
         b.query_mask,
         b.context_of,
-        b.target_ids,
-        b.target_mask,
-        b.query_of,
+        b,
         all_positions=all_positions,
         max_row_tokens=max_row_tokens,
     )

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from promptcomp.config import ConfigError, build, read_yaml
-from promptcomp.toy.icl_lessons import ToyCurriculum, ToyLessons, draw_document
+from promptcomp.toy.icl_lessons import ToyLessons, draw_document
 from promptcomp.toy.icl_world import ToySource, class_sets, pair_splits
-from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
+from promptcomp.toy.pretrain_loop import pretrain
+from promptcomp.toy.recipe import PretrainConfig, ToyCurriculum
 from promptcomp.toy.toy_sections import ToyConfig
 
 RECIPES = Path(str(files("promptcomp"))) / "experiments" / "pretrain"
@@ -80,9 +81,9 @@ def test_the_full_recipe_walks_through_its_stages() -> None:
     lessons = ToyLessons(config.data, 2, 0)
     names = [stage.name for stage in config.data.stages]
     assert lessons.total_steps == sum(stage.steps for stage in config.data.stages)
-    assert (lessons.stage_name, lessons.lr_scale) == (names[0], 1.0)
+    assert (lessons.stage.name, lessons.lr_scale) == (names[0], 1.0)
     for name in names:
-        assert lessons.stage_name == name
+        assert lessons.stage.name == name
         lessons.next_stage()
     assert lessons.finished
 
@@ -126,7 +127,7 @@ def test_text_recipe_learns_from_files_and_metaicl_tasks(tmp_path: Path) -> None
     text = "Añother\nline => ok \n\n\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     tree["data"]["metaicl_partition"] = "q"
-    with pytest.raises(ConfigError, match=r"found: p"):
+    with pytest.raises(ConfigError, match=r"data.metaicl_partition .*known: p"):
         run(build(PretrainConfig, tree), tmp_path / "no")
 
 

@@ -17,11 +17,19 @@ from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import Row
 from promptcomp.language_model import LanguageModel
 from promptcomp.toy.icl_world import ToySource
-from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons, Layout
+from promptcomp.toy.instruction_lessons import InstructionLessons
 from promptcomp.toy.instruction_world import ToyInstructionSource
-from promptcomp.toy.pretrain_loop import Architecture, PretrainConfig, build_model, pretrain
-from promptcomp.toy.rationale_lessons import RationaleCurriculum, RationaleLessons
-from promptcomp.toy.seq2seq_lessons import ToySeq2SeqCurriculum, ToySeq2SeqLessons
+from promptcomp.toy.pretrain_loop import build_model, pretrain
+from promptcomp.toy.rationale_lessons import RationaleLessons
+from promptcomp.toy.recipe import (
+    Architecture,
+    InstructionCurriculum,
+    Layout,
+    PretrainConfig,
+    RationaleCurriculum,
+    ToySeq2SeqCurriculum,
+)
+from promptcomp.toy.seq2seq_lessons import ToySeq2SeqLessons
 from promptcomp.toy.toy_sections import ToyConfig, ToyInstructionsConfig, ToyInstructionsData
 
 RECIPES = Path(str(files("promptcomp"))) / "experiments" / "pretrain"

@@ -17,7 +17,7 @@ from promptcomp.datamodules.sampler import EvalPart
 from promptcomp.datamodules.tasks import Row
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
-from promptcomp.prompts.compressing import Compressor, open_compressor
+from promptcomp.prompts.compressing import Compressor
 from promptcomp.prompts.prompt_files import AnswerSettings, load_prompt
 from promptcomp.prompts.sources import PromptSource
 from tests.prompt_runs import DATA, save_lm, save_run
@@ -69,7 +69,7 @@ def compressors(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str
     for lm, method in CASES:
         kind, layout = LMS[lm]
         run = save_run(folder / f"{lm}-{method}", lms[kind], METHODS[method], layout=layout)
-        found[lm, method] = open_compressor(run, "cpu")
+        found[lm, method] = Compressor.load(run, device="cpu")
     return found
 
 
@@ -82,7 +82,7 @@ def elsewhere(
     paths = {}
     for (lm, method), compressor in compressors.items():
         path = folder / f"{lm}-{method}.safetensors"
-        compressor.compress(PromptSource(TEXT)).prompt.save(path)
+        compressor.compress(TEXT).save(path)
         paths[lm, method] = str(path)
     lines = (json.dumps(QUERIES) + "\n") * len(paths)
     done = subprocess.run(
@@ -127,7 +127,7 @@ def test_another_process_gives_the_same_tokens(
 @pytest.mark.parametrize(("lm", "method"), CASES)
 def test_kinds_and_positions(lm: str, method: str, compressors: dict[tuple[str, str], Compressor]) -> None:
     compressor = compressors[lm, method]
-    prompt = compressor.compress(PromptSource(TEXT)).prompt
+    prompt = compressor.compress(TEXT)
     is_t5 = lm.startswith("t5")
     soft = method in ("mend", "prompt_tuning") or (lm, method) == ("t5_query_in_encoder", "full_prompt")
     assert isinstance(prompt.memory, SoftPrompt if soft else EncoderStates if is_t5 else KVCache)
@@ -143,7 +143,7 @@ def test_a_prompt_longer_than_2048_tokens(compressors: dict[tuple[str, str], Com
     compressor = compressors["llama", "gist"]
     words = TEXT * 150
     assert 2048 < len(compressor.datamodule.context_ids(words)) < 4000
-    compressor.compress(PromptSource(words)).prompt.save(tmp_path / "long.safetensors")
+    compressor.compress(words).save(tmp_path / "long.safetensors")
     prompt = load_prompt(tmp_path / "long.safetensors", device="cpu")
     assert prompt.info.next_position == prompt.info.source_tokens + 3
     settings = AnswerSettings(max_new_tokens=NEW)
@@ -155,7 +155,7 @@ def test_a_prompt_longer_than_2048_tokens(compressors: dict[tuple[str, str], Com
 
 @pytest.mark.parametrize("lm", ["gpt2", "t5_query_in_encoder"])
 def test_streaming_beams_and_draws(lm: str, compressors: dict[tuple[str, str], Compressor]) -> None:
-    prompt = compressors[lm, "gist"].compress(PromptSource(TEXT)).prompt
+    prompt = compressors[lm, "gist"].compress(TEXT)
     pieces: list[str] = []
     assert prompt.generate("cat tea", max_new_tokens=NEW, on_text=pieces.append) == "".join(pieces).strip()
     beams: list[str] = []
@@ -182,7 +182,7 @@ def test_queries_are_written_as_in_evaluation(data: dict[str, Any], tmp_path: Pa
     is_icl = data["name"] == "toy_icl"
     lm = save_lm(tmp_path / "lm", "gpt2") if is_icl else Path("builtin:toy_instructions")
     method = {"name": "gist", "num_slots": 1, "train": "none"}
-    compressor = open_compressor(save_run(tmp_path / "run", lm, method, data=data), "cpu")
+    compressor = Compressor.load(save_run(tmp_path / "run", lm, method, data=data), device="cpu")
     split = compressor.datamodule.eval_splits[-1]
     examples = {example.number: example for example in compressor.datamodule.examples(split)}
     contexts = compressor.datamodule.eval_contexts(split)

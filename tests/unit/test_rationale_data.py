@@ -171,7 +171,7 @@ def test_long_rows_are_cut_and_told() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"markers": "none"}, "tell the tasks apart"),
+        ({"markers": "none"}, "one for each task"),
         ({"label_marker": "explain:"}, "must differ"),
         ({"targets": "label", "shuffle_rationales": True}, "no effect"),
         ({"train_share": 0.0}, "train_share"),

@@ -80,7 +80,7 @@ def test_a_swapped_row_has_the_work_of_another_question() -> None:
 
 
 def test_unknown_split() -> None:
-    with pytest.raises(ConfigError, match="have train, dev, test"):
+    with pytest.raises(ConfigError, match="there are train, dev, test"):
         _source().rows("valid")
 
 

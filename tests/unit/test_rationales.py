@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from promptcomp.chat.answer_file import AnswerFile
 from promptcomp.chat.local_lm import shared_prefix
 from promptcomp.chat.replies import cut_at
 from promptcomp.chat.session import Writing
@@ -14,10 +15,10 @@ from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sources.rationale_parsing import Parsed
 from promptcomp.datamodules.sources.rationale_records import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.rationales.extraction import Completion, majority, open_completions, read, request_key
+from promptcomp.rationales import RationaleOptions
+from promptcomp.rationales.extraction import HEADER, Completion, majority, read, request_key
 from promptcomp.rationales.rationale_job import (
     PromptTemplate,
-    RationaleJob,
     default_output,
     load_data,
     load_template,
@@ -185,25 +186,25 @@ def test_shared_prefix_leaves_every_row_a_token() -> None:
 
 def test_record_survives_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "a.completions.jsonl"
-    with open_completions(path) as record:
+    with AnswerFile(path, HEADER, Completion) as record:
         record.append(Completion(key="k", id="1", split="train", text="t\n"))
         with pytest.raises(ConfigError, match="another process"):
-            open_completions(path)
+            AnswerFile(path, HEADER, Completion)
     with path.open("ab") as file:
         file.write(b'{"key": "l", "id"')
-    with open_completions(path) as record:
+    with AnswerFile(path, HEADER, Completion) as record:
         assert list(record.entries) == ["k"]
         record.append(Completion(key="m", id="2", split="train"))
-    with open_completions(path) as record:
+    with AnswerFile(path, HEADER, Completion) as record:
         assert list(record.entries) == ["k", "m"]
     path.write_text(path.read_text() + "nonsense\n")
     with pytest.raises(ConfigError, match="line 4: not a completion"):
-        open_completions(path)
+        AnswerFile(path, HEADER, Completion)
     path.write_text("my notes")
     with pytest.raises(ConfigError, match="not a file of completions"):
-        open_completions(path)
+        AnswerFile(path, HEADER, Completion)
     path.write_text('{"format":"prom')
-    with open_completions(path) as record:
+    with AnswerFile(path, HEADER, Completion) as record:
         assert not record.entries
 
 
@@ -214,8 +215,7 @@ def test_data_and_template_are_found(tmp_path: Path) -> None:
     toy = load_data("step_by_step", None, ["data.world.pool_rows=8"])
     with pytest.raises(ConfigError, match="no template of its own"):
         pick_template(None, toy)
-    job = RationaleJob(toy, "local:/m/x y", chat=False)
-    assert default_output(job) == Path("rationales/toy_rationales-train-x_y.jsonl")
+    assert default_output(toy, "local:/m/x y", "train") == Path("rationales/toy_rationales-train-x_y.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -233,9 +233,8 @@ def test_data_mistakes(overrides: list[str], words: str) -> None:
 
 
 def test_temperatures() -> None:
-    data = load_data("step_by_step", None, [])
     template = _template()
-    assert writing_of(RationaleJob(data, "t", chat=False), template).temperature == 0
-    assert writing_of(RationaleJob(data, "t", chat=False, samples=3), template).temperature == 0.7
+    assert writing_of(RationaleOptions(), template).temperature == 0
+    assert writing_of(RationaleOptions(samples=3), template).temperature == 0.7
     with pytest.raises(ConfigError, match="are all the same"):
-        writing_of(RationaleJob(data, "t", chat=False, samples=3, temperature=0.0), template)
+        writing_of(RationaleOptions(samples=3, temperature=0.0), template)

@@ -129,6 +129,6 @@ def test_numbers_as_people_read_them():
         "-", "12 FLOP", "8.2 MFLOP", "30.7 TFLOP", "20 PFLOP",
     ]  # fmt: skip
     assert [ms_text(v) for v in (None, 0.1234, 15.55, 2500)] == ["-", "0.123 ms", "15.6 ms", "2.5 s"]
-    assert [value_text(0.5, None), value_text(None, None), value_text(-0.5, (-1, 0.25), 2)] == [
+    assert [value_text(0.5, None), value_text(None, None), value_text(-0.5, (-1, 0.25), ".2f")] == [
         "0.500", "-", "-0.50 [-1.00, 0.25]",
     ]  # fmt: skip

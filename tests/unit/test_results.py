@@ -89,7 +89,7 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"schema": 1, "method": "me', "torn or edited"),
+        ('{"schema": 1, "method": "me', "damaged or edited"),
         ("[]", "not a results file"),
         ('{"accuracy": 1}', "not a results file"),
         ('{"schema": "one"}', "not a results file"),

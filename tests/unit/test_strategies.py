@@ -75,7 +75,7 @@ def test_torchrun_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPa
 def test_only_the_division_of_the_work_changes_on_resume() -> None:
     check_overrides(["trainer.devices=4", "trainer.strategy=fsdp", "trainer.accumulate=2"])
     for item in ("trainer.max_steps=9", "optim.lr=1", "trainer.batch_size=2", "seed=1"):
-        with pytest.raises(ConfigError, match="only how its work is divided"):
+        with pytest.raises(ConfigError, match="only the keys that distribute its work"):
             check_overrides([item])
 
 

@@ -18,7 +18,7 @@ from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views import plots
 from promptcomp.sweeps.views.html_report import write_report
 from promptcomp.sweeps.views.live import LiveView
-from promptcomp.sweeps.views.points import summarize
+from promptcomp.sweeps.views.points import Summary
 from promptcomp.sweeps.views.wording import axis_of
 from tests.sweep_states import (
     NOW,
@@ -68,7 +68,7 @@ def test_live_view_fits_the_terminal(name: str, width: int, tmp_path: Path) -> N
     for each in (found, dataclasses.replace(found, trials=busy)):
         out = io.StringIO()
         console = Console(file=out, width=width, height=24, force_terminal=True, color_system=None)
-        console.print(render(each, summarize(each, NOW), console))
+        console.print(render(Summary(each, NOW), console))
         lines = out.getvalue().splitlines()
         assert len(lines) <= 24
         assert max(map(len, lines)) <= width
@@ -120,7 +120,7 @@ def test_plots_of_every_kind(tmp_path: Path) -> None:
 
 def test_plot_has_a_panel_for_each_split(tmp_path: Path) -> None:
     with plotting.drawing():
-        found = plots.figures(one_dimension(tmp_path))
+        found = plots.figures(Summary(one_dimension(tmp_path)))
     first = found[0].figure.axes
     assert [axes.get_ylabel() for axes in first] == ["exact match (seen)", "exact match (unseen)"]
     assert [axes.get_xscale() for axes in first] == ["log", "log"]

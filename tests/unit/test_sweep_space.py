@@ -104,7 +104,7 @@ def test_words_change_a_named_sweep() -> None:
         (["a.b={x: [},1"], "not valid YAML"),
         (["optim.lr=1,2", "sweep.seds=2"], "did you mean 'seeds'?"),
         (["optim.lr=1,2", "sweep.seeds=0"], "greater than or equal to 1"),
-        (["optim.lr=1,2", "sweep.space.x=1"], "without 'sweep.'"),
+        (["optim.lr=1,2", "sweep.space.x=1"], "have no 'sweep.'"),
         (["optim.lr=1,2", "sweep.sampler=bayes"], "'grid', 'random', 'tpe' or 'nsga2'"),
         (["optim.lr=1,2", "sweep.pruning.pruner=median", "sweep.objectives=[{metric: loss}, {metric: x}]"], "single"),
     ],

@@ -16,7 +16,7 @@ from promptcomp.errors import ConfigError
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views.numbers import Runs, goals_of, learning_curve, log_tail
 from promptcomp.sweeps.views.overview import print_state
-from promptcomp.sweeps.views.points import best_cell, summarize
+from promptcomp.sweeps.views.points import Summary, best_cell
 from promptcomp.sweeps.views.tables import FORMATS, points_csv, state_json
 from promptcomp.sweeps.views.wording import amount, number, params_text, short_names, time_text
 from tests.sweep_states import (
@@ -46,7 +46,7 @@ def _printed(found: SweepState, width: int = 80) -> str:
 
 
 def test_best_is_a_point_with_all_seeds(tmp_path: Path) -> None:
-    found = summarize(one_dimension(tmp_path), NOW)
+    found = Summary(one_dimension(tmp_path), NOW)
     assert found.best is not None
     assert found.best.params == {"method.num_slots": 8}
     assert [point.params["method.num_slots"] for point in found.points] == [8, 4, 2, 1]
@@ -63,7 +63,7 @@ def test_a_lucky_seed_alone_is_not_the_best(tmp_path: Path) -> None:
         trial(tmp_path, i, {"method.num_slots": k}, seed, values={"retained": value})
         for i, (k, seed, value) in enumerate(rows)
     ]
-    found = summarize(state(tmp_path, config(seeds=2), trials, planned=4), NOW)
+    found = Summary(state(tmp_path, config(seeds=2), trials, planned=4), NOW)
     assert found.best is not None
     assert found.best.params["method.num_slots"] == 1
     assert found.leading is not None
@@ -81,14 +81,14 @@ def test_noise_is_judged_on_paired_differences(tmp_path: Path) -> None:
         for k, row in values.items()
         for seed, value in enumerate(row)
     ]
-    found = {p.params["method.num_slots"]: p for p in summarize(state(tmp_path, config(), trials), NOW).points}
+    found = {p.params["method.num_slots"]: p for p in Summary(state(tmp_path, config(), trials), NOW).points}
     assert found[8].is_best
     assert found[4].within_noise is False
     assert found[2].within_noise is True
 
 
 def test_one_seed_says_nothing_of_noise(tmp_path: Path) -> None:
-    found = summarize(one_dimension(tmp_path, seeds=1), NOW)
+    found = Summary(one_dimension(tmp_path, seeds=1), NOW)
     assert all(point.within_noise is None for point in found.points)
     assert "One seed has no interval" in _printed(one_dimension(tmp_path, seeds=1))
 
@@ -96,13 +96,13 @@ def test_one_seed_says_nothing_of_noise(tmp_path: Path) -> None:
 def test_minimised_objective(tmp_path: Path) -> None:
     sweep = config(seeds=1, objectives=[{"metric": "method", "direction": "minimize"}])
     trials = [trial(tmp_path, k, {"method.num_slots": k}, values={"method": 1.0 / k}) for k in (1, 2, 4)]
-    found = summarize(state(tmp_path, sweep, trials), NOW)
+    found = Summary(state(tmp_path, sweep, trials), NOW)
     assert found.best is not None
     assert found.best.params["method.num_slots"] == 4
 
 
 def test_front_over_means(tmp_path: Path) -> None:
-    found = summarize(several_objectives(tmp_path), NOW)
+    found = Summary(several_objectives(tmp_path), NOW)
     assert found.best is None
     assert found.front
     pairs = [(p.values["retained"].mean, p.values["size.memory_slots"].mean) for p in found.points]
@@ -118,7 +118,7 @@ def test_front_over_means(tmp_path: Path) -> None:
 
 
 def test_constraints_nobody_meets(tmp_path: Path) -> None:
-    found = summarize(infeasible(tmp_path), NOW)
+    found = Summary(infeasible(tmp_path), NOW)
     assert found.best is None
     assert found.leading is None
     assert found.why_no_best == "no point meets the constraints"
@@ -126,7 +126,7 @@ def test_constraints_nobody_meets(tmp_path: Path) -> None:
 
 
 def test_values_that_are_no_numbers_do_not_count(tmp_path: Path) -> None:
-    found = summarize(nasty(tmp_path), NOW)
+    found = Summary(nasty(tmp_path), NOW)
     empty = [point for point in found.points if not point.values]
     assert len(empty) == 4  # NaN, None, infinity, failed
     assert found.points[-1] in empty
@@ -134,19 +134,19 @@ def test_values_that_are_no_numbers_do_not_count(tmp_path: Path) -> None:
 
 def test_importances_need_points(tmp_path: Path) -> None:
     found = several_objectives(tmp_path, points=3)
-    assert summarize(found, NOW).why_no_importances == "too few trials (3 of 4 points)"
-    found = summarize(many_points(tmp_path), NOW)
+    assert Summary(found, NOW).why_no_importances == "too few trials (3 of 4 points)"
+    found = Summary(many_points(tmp_path), NOW)
     assert found.importances["retained"]["optim.lr"] > 0.8
 
 
 def test_progress_counts_and_times(tmp_path: Path) -> None:
-    progress = summarize(running(tmp_path), NOW).progress
+    progress = Summary(running(tmp_path), NOW).progress
     assert progress.counts == {"finished": 5, "running": 2, "stale": 1, "pruned": 1, "failed": 1, "waiting": 2}
     assert (progress.done, progress.planned, progress.over) == (7, 12, False)
     assert progress.elapsed == 1800
     assert progress.eta is not None
     assert progress.eta > 0
-    done = summarize(one_dimension(tmp_path), NOW + timedelta(days=3)).progress
+    done = Summary(one_dimension(tmp_path), NOW + timedelta(days=3)).progress
     assert done.over
     assert done.eta is None
     assert done.elapsed == 13 * 60  # to the end of the last trial, not to now
@@ -160,7 +160,7 @@ def test_controls_count_as_work(tmp_path: Path) -> None:
     end = START + timedelta(hours=1)
     controls = [dataclasses.replace(control, ended=end, device_seconds=300.0) for control in found.controls]
     found = dataclasses.replace(found, controls=tuple(controls))
-    progress = summarize(found, NOW + timedelta(days=3)).progress
+    progress = Summary(found, NOW + timedelta(days=3)).progress
     assert progress.elapsed == 3600
     assert progress.control_hours == pytest.approx(0.5)
     assert progress.device_hours == pytest.approx(0.9)
@@ -170,7 +170,7 @@ def test_controls_count_as_work(tmp_path: Path) -> None:
 
 def test_dropped_points_leave_trials_out(tmp_path: Path) -> None:
     one = trial(tmp_path, 0, {"method.num_slots": 1}, values={"retained": 0.1})
-    found = summarize(state(tmp_path, config(), [one], planned=3, dropped=(one.point,)), NOW)
+    found = Summary(state(tmp_path, config(), [one], planned=3, dropped=(one.point,)), NOW)
     assert found.progress.left_out == 2
     assert found.progress.over
     assert found.best is None
@@ -295,7 +295,7 @@ def test_two_splits_of_one_metric_are_two_objectives(tmp_path: Path) -> None:
     values = {"seen/exact_match": 0.7, "unseen/exact_match": 0.4}
     sweep = config(seeds=1, objectives=goals)
     found = state(tmp_path, sweep, [trial(tmp_path, 0, {"method.num_slots": 1}, values=values)])
-    assert [mean.mean for mean in summarize(found, NOW).points[0].values.values()] == [0.7, 0.4]
+    assert [mean.mean for mean in Summary(found, NOW).points[0].values.values()] == [0.7, 0.4]
     assert "exact match (unseen)" in _printed(found, 160)
 
 

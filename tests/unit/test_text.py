@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sections import Reader, TextConfig
-from promptcomp.datamodules.text import TextDataModule, split_document
+from promptcomp.datamodules.text import Documents, TextDataModule, split_document
 from promptcomp.toy.icl_world import toy_tokenizer
 from tests.data_sections import show, validate
 
@@ -40,7 +40,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def module(corpus: Path, tokenizer: PreTrainedTokenizerFast, **options: Any) -> TextDataModule:
     config = TextConfig(paths=(corpus,), **{"min_tokens": 10, "max_tokens": 30, "dev_documents": 5, **options})
-    return TextDataModule(config, tokenizer, seed=0, batch_size=4, window=64)
+    return TextDataModule(config, Documents(config), Reader(tokenizer, 0, 4, window=64))
 
 
 @pytest.mark.parametrize(("length", "border"), [(20, 16), (72, 57), (160, 128), (6, 4), (4, 2), (3, 1)])
@@ -83,7 +83,7 @@ def test_held_out_documents(corpus: Path, tokenizer: PreTrainedTokenizerFast) ->
     assert {(e.kind, e.gold, len(e.options)) for e in examples} == {("free_form", 0, 1)}
     batches = list(dm.val_dataloader())
     assert sorted(torch.cat([batch.example for batch in batches]).tolist()) == list(range(5))
-    other_seed = TextDataModule(dm.config, tokenizer, seed=7, batch_size=4)
+    other_seed = TextDataModule(dm.config, Documents(dm.config), Reader(tokenizer, 7, 4))
     assert other_seed.examples("dev") == examples
 
 
@@ -120,7 +120,7 @@ def test_bad_files(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str
     path.write_bytes(content)
     config = TextConfig(paths=(path,), min_tokens=4, dev_documents=1)
     with pytest.raises(ConfigError, match=message):
-        TextDataModule(config, tokenizer, seed=0, batch_size=1).num_train_items()
+        TextDataModule(config, Documents(config), Reader(tokenizer, 0, 1)).num_train_items()
 
 
 def test_validation_finds_every_bad_document(tmp_path: Path) -> None:

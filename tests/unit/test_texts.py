@@ -10,9 +10,9 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.predictions import GeneratedTexts, Prediction, add_texts, read_predictions, write_predictions
+from promptcomp.evaluation.predictions import Prediction, add_texts, read_predictions, write_predictions
 from promptcomp.evaluation.summarize import summarise
-from promptcomp.evaluation.texts import ROUGE, Rouge, exact_match, text_metrics
+from promptcomp.evaluation.texts import ROUGE, Rouge, same_label, text_metrics
 
 SENTENCE = "the cats were running quickly past Dr. Smith's 3 houses; he ran. Running! happily? e.g. flies\nstudies U.S."
 WORDS = SENTENCE.split(" ")
@@ -35,12 +35,7 @@ def make(number: int, kind: str = "free_form", **changes) -> Prediction:
 def answered(count: int = 8) -> list[Prediction]:
     """The method is right on every second example, the full prompt always, no prompt never."""
     rows = {"no_prompt": lambda i: "c", "method": lambda i: "a  b" if i % 2 else "a c", "full_prompt": lambda i: "a b"}
-    collected = {}
-    for row, text in rows.items():
-        collected[row] = GeneratedTexts()
-        collected[row].add(
-            range(count), [text(i) for i in range(count)], [row == "no_prompt" and i == 0 for i in range(count)]
-        )
+    collected = {row: {i: (text(i), row == "no_prompt" and i == 0) for i in range(count)} for row, text in rows.items()}
     questions = {i: (f"do {i}", "x", "a b") for i in range(count)}
     return add_texts([make(i) for i in range(count)], collected, questions, Rouge())
 
@@ -88,9 +83,9 @@ def test_a_missing_sentence_model_is_named(monkeypatch):
 
 
 def test_exact_match_and_agreement():
-    assert exact_match(" a\n b ", "a b") == 1.0
-    assert exact_match("A b", "a b") == 0.0
-    assert exact_match("", "") == 1.0
+    assert same_label(" a\n b ", "a b")
+    assert not same_label("A b", "a b")
+    assert same_label("", "")
     assert text_metrics("a c", "a b", "a c", Rouge())["agreement"] == 1.0
     assert "agreement" not in text_metrics("a c", "a b", None, Rouge())
 

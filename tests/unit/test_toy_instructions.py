@@ -13,9 +13,9 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from promptcomp.config import build, read_yaml
+from promptcomp.config import ConfigError, build, read_yaml
 from promptcomp.datamodules.tasks import InstructionRow
-from promptcomp.toy.instruction_lessons import InstructionCurriculum, InstructionLessons
+from promptcomp.toy.instruction_lessons import InstructionLessons
 from promptcomp.toy.instruction_world import (
     ToyInstructionSource,
     instruction_tokenizer,
@@ -23,7 +23,8 @@ from promptcomp.toy.instruction_world import (
     pairs_of,
     phrasings,
 )
-from promptcomp.toy.pretrain_loop import PretrainConfig, pretrain
+from promptcomp.toy.pretrain_loop import pretrain
+from promptcomp.toy.recipe import InstructionCurriculum, PretrainConfig
 from promptcomp.toy.toy_sections import ToyInstructionsConfig, ToyInstructionsData
 from promptcomp.toy.words import (
     FRAMES,
@@ -141,7 +142,7 @@ def test_rows_are_pure_functions_of_the_configuration() -> None:
     for split in SOURCE.splits:
         assert list(SOURCE.rows(split)[:20]) == [other.rows(split)[i] for i in reversed(range(20))][::-1]
     assert ToyInstructionSource(ToyInstructionsConfig(seed=1)).rows("train")[0] != SOURCE.rows("train")[0]
-    with pytest.raises(ValueError, match="the toy instruction world has train, dev, seen"):
+    with pytest.raises(ConfigError, match="there are train, dev, seen"):
         SOURCE.rows("human")
 
 

@@ -214,7 +214,7 @@ def test_no_code_of_a_model_folder_runs_whatever_stdin_says(tmp_path: Path, name
     assert done.returncode == 0, done.stderr
     assert len(lines) == 8
     assert sum(line == "opened" for line in lines) == opened
-    assert all("needs code of its own (auto_map)" in line for line in lines if line != "opened")
+    assert all("needs its own code (auto_map)" in line for line in lines if line != "opened")
 
 
 def test_a_model_with_a_head_of_its_own_is_not_taken_out_of_one_that_cannot_be_made(

@@ -1,13 +1,13 @@
 """From instruction rows to token ids within budgets.
 
-Context, query and target have budgets of their own, so a long instruction never displaces what follows it. A piece over
+Context, query and target have separate budgets, so a long instruction never displaces what follows it. A piece over
 its budget loses the end of its text, never what the template writes behind it ("Output:").
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from promptcomp.config import ConfigError
@@ -34,11 +34,11 @@ class LongRows:
     targets: int
 
     def describe(self, too_long: str) -> str:
-        """One sentence for people."""
+        """One sentence."""
         pieces = {"instruction": self.contexts, "input": self.queries, "output": self.targets}
         which = ", ".join(f"{count} by their {name}" for name, count in pieces.items() if count)
         done = {"cut": "cut on the right", "skip": "left out", "error": "refused"}[too_long]
-        rows = f"{len(self.long)} of the {self.rows} rows looked at"
+        rows = f"{len(self.long)} of the {self.rows} rows checked"
         return f"{self.split}: {rows} are over a token budget ({which}) and are {done}"
 
 
@@ -50,7 +50,7 @@ class InstructionEncoder:
         Args:
             template: What is written around the texts.
             cache: Tokenises; splits may share it.
-            limits: Most tokens of context, query and target.
+            limits: Maximum number of tokens of context, query and target.
 
         Raises:
             ConfigError: the template alone is over a budget, or a query without an input has no token.
@@ -63,7 +63,7 @@ class InstructionEncoder:
         self._query_room = limits[1] - closing
         empty = min(len(cache(template.query_text(""))), len(cache(template.query.replace("{input}", ""))))
         if len(cache(template.empty_query)) + closing == 0:
-            raise ConfigError("data.template.empty_query: it has no token, so nothing would ask for the answer")
+            raise ConfigError("data.template.empty_query: it has no token, but an answer must follow at least one")
         fixed = (
             len(cache(template.context_text(""))) + len(template.context_end),
             max(len(cache(template.empty_query)), empty) + closing,
@@ -91,17 +91,15 @@ class InstructionEncoder:
 
     def add(self, rows: Iterable[InstructionRow]) -> None:
         """Tokenise everything in the rows in one call."""
+        self.cache.add(self.texts(rows))
+
+    def texts(self, rows: Iterable[InstructionRow]) -> Iterator[str]:
+        """Everything in the rows that is tokenised."""
         template = self.template
-        texts = (
-            text
-            for row in rows
-            for text in (
-                template.context_text(row.instruction),
-                template.query_text(row.input),
-                template.output_text(row.output),
-            )
-        )
-        self.cache.add(texts)
+        for row in rows:
+            yield template.context_text(row.instruction)
+            yield template.query_text(row.input)
+            yield template.output_text(row.output)
 
     def over_budget(self, row: InstructionRow) -> tuple[bool, bool, bool]:
         """Whether context, query and target of a row are too long."""

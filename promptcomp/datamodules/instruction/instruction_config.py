@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.sections import DataConfig, Lengths, Reader
-from promptcomp.datamodules.sources.records import Asked, Found
-
-if TYPE_CHECKING:
-    from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
-    from promptcomp.datamodules.tasks import InstructionSource
+from promptcomp.datamodules.sections import DataConfig, Lengths
+from promptcomp.datamodules.sources.records import Asked
 
 TemplateName = Literal["alpaca_gist", "chat", "plain"]
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -69,40 +66,42 @@ class Limits(Config):
     """Budgets of one split where they differ from those of the others; null = the same."""
 
     max_context_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of an instruction with what its template writes."""
+    """Maximum number of tokens of an instruction with what its template writes."""
     max_query_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of an input with what its template writes."""
+    """Maximum number of tokens of an input with what its template writes."""
     max_target_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of an output with its end."""
+    """Maximum number of tokens of an output with its end."""
 
 
 class InstructionConfig(DataConfig):
     """Options of instruction data, whatever its source."""
 
+    module_class: ClassVar[str] = "promptcomp.datamodules.instruction.instruction_module:InstructionDataModule"
+
     template: TemplateName | CustomTemplate = "alpaca_gist"
     """alpaca_gist: "Instruction: ..." and then "Input: ... Output:"; chat: the tokenizer's chat template; plain: lines
-    without words of their own; or your own {context, query, empty_query, output}."""
+    without added words; or your own {context, query, empty_query, output}."""
     template_date: date | None = None
-    """The day that a chat template writes where it writes one (Llama 3 does); null = the day of the run."""
+    """The date for chat templates that insert one (Llama 3's does); null = the day of the run."""
     max_context_tokens: int = Field(default=256, ge=1)
     """Most tokens of an instruction with what its template writes; gist tokens come on top and are never cut."""
     max_query_tokens: int = Field(default=256, ge=1)
-    """Most tokens of an input with what its template writes."""
+    """Maximum number of tokens of an input with what its template writes."""
     max_target_tokens: int = Field(default=256, ge=1)
-    """Most tokens of an output with the token that ends it."""
+    """Maximum number of tokens of an output with the token that ends it."""
     split_limits: dict[str, Limits] = {}
     """Other budgets for some splits, for example {human: {max_context_tokens: 384}}."""
     too_long: Literal["cut", "skip", "error"] = "cut"
     """A row over a budget: cut its text on the right (an output then has no end token), skip the row, or stop. How
     many there are is always said."""
     queries_per_context: int = Field(default=1, ge=1)
-    """Most training rows of one instruction that share its compression."""
+    """Maximum number of training rows of one instruction that share its compression."""
     eval_queries_per_context: int | None = Field(default=None, ge=1)
-    """Most evaluation rows of one instruction that share its compression; null = all."""
+    """Maximum number of evaluation rows of one instruction that share its compression; null = all."""
     max_dev_examples: int | None = Field(default=None, ge=1)
-    """Most rows of the dev split, chosen at random by eval_seed; null = all."""
+    """Maximum number of rows of the dev split, chosen at random by eval_seed; null = all."""
     max_eval_examples: int | None = Field(default=None, ge=1)
-    """Most rows of each test split, chosen at random by eval_seed; null = all."""
+    """Maximum number of rows of each test split, chosen at random by eval_seed; null = all."""
     metric: Literal["exact_match", "rougeL", "loss"] = "rougeL"
     """What results are summed up by: exact_match or rougeL of generated answers, or the loss of the right answer."""
     eval_seed: int = Field(default=0, ge=0)
@@ -138,33 +137,6 @@ class InstructionConfig(DataConfig):
                     "max_query_tokens or max_target_tokens"
                 )
 
-    def source(self) -> InstructionSource:
-        """The rows that the section describes.
-
-        Raises:
-            ConfigError: files are missing.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no source()")
-
-    def build(self, reader: Reader) -> InstructionDataModule:
-        """See the base class."""
-        from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
-
-        return InstructionDataModule(
-            self,
-            self.source(),
-            reader.tokenizer,
-            seed=reader.seed,
-            batch_size=reader.batch_size,
-            window=reader.window,
-            query_in_encoder=reader.query_in_encoder,
-            writes_bos=reader.writes_bos,
-        )
-
-    def check_files(self, found: Found) -> None:
-        """See the base class."""
-        self.source().check(found)
-
     def lengths(self, window: int | None) -> Lengths:
         """As the budgets of the training split."""
         context, query, target = self.limits("train")
@@ -193,6 +165,7 @@ class HeldOutConfig(InstructionConfig):
 class AlpacaPlusData(HeldOutConfig):
     """Alpaca+ (Mu et al. 2023), in the files that 'promptcomp data build alpaca-plus' makes."""
 
+    source_class: ClassVar[str] = "promptcomp.datamodules.sources.instruction_sources:HeldOutSource"
     name: Literal["alpaca_plus"] = "alpaca_plus"
     folder: Path
     """Folder with the files."""
@@ -201,20 +174,19 @@ class AlpacaPlusData(HeldOutConfig):
     columns: InstructionColumns = InstructionColumns()
     """Names of the keys of a row."""
 
-    def paths(self) -> dict[str, Path]:
+    dataset: ClassVar[str | None] = None
+    dataset_config: ClassVar[str | None] = None
+    test_examples: ClassVar[int] = 0
+
+    def given(self) -> Mapping[str, Path | str]:
         """The file of every split."""
         return {split: self.folder / name for split, name in self.files.items()}
-
-    def source(self) -> InstructionSource:
-        """See the base class."""
-        from promptcomp.datamodules.sources.instruction_sources import HeldOutSource
-
-        return HeldOutSource(self)
 
 
 class InstructionsData(HeldOutConfig):
     """Your own instructions or conversations: JSONL, JSON, CSV, TSV or Parquet files, or a dataset of the hub."""
 
+    source_class: ClassVar[str] = "promptcomp.datamodules.sources.instruction_sources:HeldOutSource"
     name: Literal["instructions"] = "instructions"
     files: dict[str, Path] = {}
     """A file for each split, for example {train: mine.jsonl, test: other.csv}; "train" and "dev" have their meaning,
@@ -226,7 +198,7 @@ class InstructionsData(HeldOutConfig):
     dataset_splits: dict[str, str] = Field(default={"train": "train"}, min_length=1)
     """The dataset's split for each split."""
     test_examples: int = Field(default=0, ge=0)
-    """Most rows that are cut from the training rows as the split "test"; 0 = none."""
+    """Maximum number of rows that are cut from the training rows as the split "test"; 0 = none."""
     columns: InstructionColumns = InstructionColumns()
     """Names of the columns."""
 
@@ -239,8 +211,6 @@ class InstructionsData(HeldOutConfig):
             raise ValueError("test_examples cuts a test split from the training rows, but one is given; set it to 0")
         return self
 
-    def source(self) -> InstructionSource:
-        """See the base class."""
-        from promptcomp.datamodules.sources.instruction_sources import HeldOutSource
-
-        return HeldOutSource(self)
+    def given(self) -> Mapping[str, Path | str]:
+        """The file, or the dataset's split, of every split."""
+        return self.files or self.dataset_splits

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
@@ -20,15 +19,14 @@ from promptcomp.datamodules.instruction.encoding import InstructionEncoder, Long
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.templates import make_template
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
-from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors
+from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.sources.records import Found, Problem, collecting
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
-from promptcomp.datamodules.tokens import TokenCache
-from promptcomp.evaluation.metrics import MetricName
 
 _CHOICE_STREAM = 11
 _LOOKED_AT = 20_000  # rows of a split that are tokenised at the start of a run to tell how many are cut
 DATED = (
-    "the chat template writes today's date, so contexts differ from day to day; set data.template_date=YYYY-MM-DD to "
+    "the chat template inserts today's date, so contexts differ from day to day; set data.template_date=YYYY-MM-DD to "
     "keep them the same"
 )
 _SAMPLED_SOURCES = 10_000  # training rows that are asked for their source; generated rows cost time
@@ -39,59 +37,33 @@ class InstructionDataModule(ContextDataModule):
 
     answers_are_generated = True
 
-    def __init__(
-        self,
-        config: InstructionConfig,
-        source: InstructionSource,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        batch_size: int,
-        window: int | None = None,
-        query_in_encoder: bool = False,
-        writes_bos: bool | None = None,
-    ) -> None:
-        """
-        Args:
-            config: Options of instruction data.
-            source: Lists the rows.
-            tokenizer: The LM's tokenizer.
-            seed: The run's seed.
-            batch_size: Contexts of one micro-batch over all processes.
-            window: Most positions the LM can read; None: no limit.
-            query_in_encoder: Whether an encoder reads the queries; they then end in EOS.
-            writes_bos: Whether the LM puts BOS in front of a context; None: as the tokenizer itself does.
+    config: InstructionConfig
+    source: InstructionSource
 
+    def __init__(self, config: InstructionConfig, source: InstructionSource, reader: Reader) -> None:
+        """
         Raises:
             ConfigError: the budgets do not fit the window or the template, or the tokenizer has no chat template.
         """
-        super().__init__(config, tokenizer, seed=seed, batch_size=batch_size)
-        config.check_window(source.splits, window)
-        self.config, self.source = config, source
+        super().__init__(config, source, reader)
+        config.check_window(source.splits, reader.window)
+        writes_bos, bos = reader.writes_bos, self.tokenizer.bos_token_id
         if writes_bos is None:
-            writes_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+            writes_bos = bos is not None and self.tokenizer("a").input_ids[:1] == [bos]
         self.template = make_template(
             config.template,
-            tokenizer,
-            query_in_encoder=query_in_encoder,
+            self.tokenizer,
+            query_in_encoder=reader.query_in_encoder,
             writes_bos=writes_bos,
             date=config.template_date,
         )
-        cache = TokenCache(tokenizer)
         self._encoders = {
-            split: InstructionEncoder(self.template, cache, config.limits(split)) for split in source.splits
+            split: InstructionEncoder(self.template, self.cache, config.limits(split)) for split in source.splits
         }
-        self._cache = cache
-        self.eval_splits = tuple(split for split in source.splits if split != "train")
         self._rows: dict[str, Sequence[InstructionRow]] = {}
         self._long: dict[str, LongRows] = {}
         self._groups: dict[str, tuple[tuple[int, ...], ...]] = {}
         self._places: dict[str, Sequence[int]] = {}
-
-    @property
-    def headline(self) -> MetricName:
-        """As configured."""
-        return self.config.metric
 
     # ---- rows
 
@@ -116,11 +88,8 @@ class InstructionDataModule(ContextDataModule):
             self._long[split] = find_long_rows(split, self.rows(split), self._encoders[split])
         return self._long[split]
 
-    def check(self, found: Found = None) -> None:
+    def check_rows(self, found: Found) -> None:
         """See the base class."""
-        self.source.check(found)
-        if has_errors(found):
-            return
         for split in self.source.splits:
             with collecting(found):
                 self.places(split)
@@ -150,15 +119,14 @@ class InstructionDataModule(ContextDataModule):
             if (long := self.long_rows(split)).long and self.config.too_long != "error":
                 yield long.describe(self.config.too_long)
 
-    def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
+    def count(self, split: str) -> Counts:
         """See the base class."""
         is_train = split == "train"
-        tokens = (self.train_tokens() if is_train else self.eval_tokens(split)) if with_tokens else None
         rows, places = self.rows(split), self.places(split)
         sources = {rows[place].source for place in places[:: max(1, len(places) // _SAMPLED_SOURCES)]}
         contexts = self.num_train_items() if is_train else len(self.groups(split))
         asked = None if is_train else len(places)
-        return Counts(split, rows=len(rows), tasks=len(sources), contexts=contexts, asked=asked, tokens=tokens)
+        return Counts(split, rows=len(rows), tasks=len(sources), contexts=contexts, asked=asked)
 
     def notes(self) -> list[str]:
         """A sentence for every split with rows over a budget; of many rows that are cut, only some are looked at."""
@@ -251,16 +219,9 @@ class InstructionDataModule(ContextDataModule):
         rows = self._train_rows(draw)
         return self.encode("train", rows, [0] * len(rows))
 
-    def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
-        """Tokens of the context and of its queries with their targets, all padded to the longest, of each draw."""
-        drawn = [self._train_rows(draw) for draw in draws]
-        self._encoders["train"].add(row for rows in drawn for row in rows)
-        return [self._train_length(rows) for rows in drawn]
-
-    def _train_length(self, rows: Sequence[InstructionRow]) -> int:
-        encoder = self._encoders["train"]
-        longest = max(len(encoder.query(row.input)) + len(encoder.target(row.output)) for row in rows)
-        return len(encoder.context(rows[0].instruction)) + len(rows) * longest
+    def train_texts(self, draw: Draw) -> Iterable[str]:
+        """See the base class."""
+        return self._encoders["train"].texts(self._train_rows(draw))
 
     def encode(self, split: str, rows: Sequence[InstructionRow], numbers: Iterable[int]) -> EncodedContext:
         """Rows of one instruction as a context with a query for each.
@@ -277,7 +238,7 @@ class InstructionDataModule(ContextDataModule):
         if not instruction.strip() and not self.config.allow_empty_instruction:
             raise ConfigError(
                 f"split {split}: a row has an empty instruction (input {rows[0].input[:60]!r}); "
-                "mend the data or set data.allow_empty_instruction=true"
+                "correct the data or set data.allow_empty_instruction=true"
             )
         queries = tuple(
             EncodedQuery(encoder.query(row.input), (EncodedTarget(encoder.target(row.output)),), number)
@@ -288,16 +249,15 @@ class InstructionDataModule(ContextDataModule):
     # ---- text from outside
 
     def prompt_format(self) -> PromptFormat:
-        """A query as it is written behind an instruction; an answer ends with its end token."""
+        """The format of a query after an instruction; an answer ends with its end token."""
         template = self.template
         closing = str(self.tokenizer.decode(list(template.end_ids))) if template.closes_query else ""
-        end = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
-        stop_ids = tuple(dict.fromkeys((*template.end_ids, *end)))
+        stop_ids = tuple(dict.fromkeys((*template.end_ids, *self.end_ids)))
         return PromptFormat(template.query + closing, template.empty_query + closing, stop_ids)
 
     def context_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of an instruction, whatever its length."""
-        return (*self._cache(self.template.context_text(text)), *self.template.context_end)
+        return (*self.cache(self.template.context_text(text)), *self.template.context_end)
 
     # ---- evaluation
 
@@ -326,36 +286,22 @@ class InstructionDataModule(ContextDataModule):
             for number, row in enumerate(rows[place] for place in places)
         ]
 
-    def eval_contexts(self, split: str, *, null: bool = False) -> EvalContexts:
+    def eval_contexts(self, split: str) -> EvalContexts:
         """The contexts of an evaluation split.
 
         Raises:
-            ConfigError: the split is unknown, or `null` was asked for.
+            ConfigError: the split is unknown.
         """
         self.check_split(split, self.eval_splits)
-        if null:
-            raise ConfigError("calibration 'pmi' needs examples with options; instruction data has none")
-        return _InstructionContexts(self, split)
+        groups, encoder = self.groups(split), self._encoders[split]
+        rows, places = self.rows(split), self.places(split)
+        encoder.add(rows[place] for place in places)
 
+        def length(context: int) -> int:
+            return len(encoder.context(rows[places[groups[context][0]]].instruction))
 
-class _InstructionContexts(EvalContexts):
-    def __init__(self, module: InstructionDataModule, split: str) -> None:
-        self._module, self._split, self._groups = module, split, module.groups(split)
-        self._rows, self._places = module.rows(split), module.places(split)
-        module.encoder(split).add(self._rows[place] for place in self._places)
+        def encode(part: EvalPart) -> EncodedContext:
+            numbers = groups[part.context][part.start : part.stop]
+            return self.encode(split, [rows[places[number]] for number in numbers], numbers)
 
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def _row(self, number: int) -> InstructionRow:
-        return self._rows[self._places[number]]
-
-    def length(self, context: int) -> int:
-        return len(self._module.encoder(self._split).context(self._row(self._groups[context][0]).instruction))
-
-    def targets(self, context: int) -> Sequence[int]:
-        return [1] * len(self._groups[context])
-
-    def encode(self, part: EvalPart) -> EncodedContext:
-        numbers = self._groups[part.context][part.start : part.stop]
-        return self._module.encode(self._split, [self._row(number) for number in numbers], numbers)
+        return EvalContexts(len(groups), length, lambda context: [1] * len(groups[context]), encode)

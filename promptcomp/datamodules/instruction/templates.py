@@ -1,4 +1,4 @@
-"""Templates of instruction data: what is written around an instruction, its input and its output.
+"""Templates of instruction data: the text around an instruction, its input and its output.
 
 A row becomes three pieces of text that are tokenised apart: the context (what is compressed), the query behind it and
 the target. `alpaca_gist` is the template of Mu et al. 2023 (arXiv 2304.08467); its pieces end where the gist tokens
@@ -8,6 +8,7 @@ stand, so that text on either side never shares a token with the other.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -22,6 +23,7 @@ _DIRECTIVES = [f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdDeF
 _TWO_DAYS = (datetime(2001, 1, 2, 3, 4, 5), datetime(2012, 11, 23, 14, 15, 16))
 """They differ in all of it."""
 _Messages = list[dict[str, str]]
+_Render = Callable[..., str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, writes_bos: bool, day: dat
     """
     if not tokenizer.chat_template:
         raise ConfigError("data.template = chat: the tokenizer has no chat template; use alpaca_gist or your own")
-    render = ChatRenderer(tokenizer, day)
+    render = _renderer(tokenizer, day)
     apart = _has_system(render)
     asked = _asked(apart, _INPUT)
     whole = render(asked)
@@ -93,7 +95,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, writes_bos: bool, day: dat
     between, _, after = rest.partition(_INPUT)
     padded = render(_asked(apart, f" {_INPUT} "))
     bos = tokenizer.bos_token
-    dates = {ChatRenderer(tokenizer, each)(asked) for each in _TWO_DAYS}
+    dates = {_renderer(tokenizer, each)(asked) for each in _TWO_DAYS}
     return Template(
         context=(context.removeprefix(bos) if writes_bos and isinstance(bos, str) else context) + "{instruction}",
         query=between + "{input}" + after,
@@ -113,29 +115,25 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The token that closes an answer in the tokenizer's chat template; none where it has no template or token."""
     if not tokenizer.chat_template:
         return ()
-    render = ChatRenderer(tokenizer, None)
+    render = _renderer(tokenizer)
     return _end_ids(tokenizer, render, _asked(_has_system(render), _INPUT))
 
 
-class ChatRenderer:
-    """Writes conversations with a tokenizer's chat template, on a certain day."""
+def _renderer(tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> _Render:
+    """What writes conversations with a tokenizer's chat template, on a certain day; None where it refuses one."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, day: date | None) -> None:
-        self._tokenizer, self._day = tokenizer, day
-
-    def __call__(self, messages: _Messages, *, ask: bool = True) -> str | None:
-        """The text of a conversation; None where the template refuses it."""
+    def render(messages: _Messages, ask: bool = True) -> str | None:
         try:
-            template = self._tokenizer.get_chat_template()
-            if self._day is not None:
-                template = _fixed_day(self._day) + template
+            template = ("" if day is None else _fixed_day(day)) + tokenizer.get_chat_template()
             return str(
-                self._tokenizer.apply_chat_template(
+                tokenizer.apply_chat_template(
                     messages, chat_template=template, tokenize=False, add_generation_prompt=ask
                 )
             )
         except Exception:  # a template is a program of its author: it may raise anything
             return None
+
+    return render
 
 
 def _fixed_day(day: date) -> str:
@@ -155,12 +153,12 @@ def _asked(system: bool, input_text: str) -> _Messages:
     return [{"role": "user", "content": f"{_INSTRUCTION}\n\n{input_text}"}]
 
 
-def _has_system(render: ChatRenderer) -> bool:
+def _has_system(render: _Render) -> bool:
     """Whether the template writes a system turn, which the instruction then has to itself."""
     return _INSTRUCTION in (render(_asked(True, _INPUT)) or "")
 
 
-def _empty_query(render: ChatRenderer, context: str, apart: bool) -> str | None:
+def _empty_query(render: _Render, context: str, apart: bool) -> str | None:
     """What follows an instruction without an input, if the template takes one; None: leave the turn empty."""
     role = "system" if apart else "user"
     text = render([{"role": role, "content": _INSTRUCTION}])
@@ -169,7 +167,7 @@ def _empty_query(render: ChatRenderer, context: str, apart: bool) -> str | None:
     return text.removeprefix(context + _INSTRUCTION)
 
 
-def _end_ids(tokenizer: PreTrainedTokenizerBase, render: ChatRenderer, messages: _Messages) -> tuple[int, ...]:
+def _end_ids(tokenizer: PreTrainedTokenizerBase, render: _Render, messages: _Messages) -> tuple[int, ...]:
     """The token that the template writes behind an answer; none where it closes an answer with ordinary text.
 
     Found by writing an answer, the last one or (for templates that close turns only when another follows) one with a
@@ -178,7 +176,7 @@ def _end_ids(tokenizer: PreTrainedTokenizerBase, render: ChatRenderer, messages:
     answered = [*messages, {"role": "assistant", "content": _ANSWER}]
     markers = _markers(tokenizer)
     for conversation, least in ((answered, 1), ([*answered, {"role": "user", "content": _NEXT}], 2)):
-        _, answer, rest = (render(conversation, ask=False) or "").rpartition(_ANSWER)
+        _, answer, rest = (render(conversation, False) or "").rpartition(_ANSWER)
         closing = rest.partition(_NEXT)[0].lstrip() if answer else ""  # a template may leave answers out
         ids = tokenizer(closing, add_special_tokens=False)["input_ids"] if closing else []
         if ids and ids[0] in markers and sum(i in markers for i in ids) >= least:  # a lone one opens the next turn

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths, Reader
+from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths
 from promptcomp.datamodules.sources.rationale_parsing import ParsedTask, ParseMode
 from promptcomp.datamodules.sources.rationale_records import FORMATS, FormatName, RationaleColumns
-from promptcomp.datamodules.sources.records import Found
-
-if TYPE_CHECKING:
-    from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
-    from promptcomp.datamodules.tasks import RationaleSource
 
 Targets = Literal[
     "label_and_rationale",
@@ -30,6 +25,8 @@ Markers = Literal["prefix", "suffix", "none"]
 
 class RationaleConfig(DataConfig):
     """Options of examples with a teacher's rationales, whatever their source."""
+
+    module_class: ClassVar[str] = "promptcomp.datamodules.rationale.rationale_module:RationaleDataModule"
 
     targets: Targets = "label_and_rationale"
     """What is learned from an input: label_and_rationale: two tasks (the method); label, rationale: one of them;
@@ -62,7 +59,7 @@ class RationaleConfig(DataConfig):
     shuffle_rationales: bool = False
     """Give each row the rationale of another one (a control: is it the content that helps?)."""
     train_count: int | None = Field(default=None, ge=1)
-    """Most training rows; null: all."""
+    """Maximum number of training rows; null: all."""
     train_share: float = Field(default=1.0, gt=0, le=1)
     """Share of these rows to train on. With "fixed" and "per_seed" a smaller subset is part of every larger one."""
     subset: Literal["fixed", "per_seed", "reference"] = "fixed"
@@ -77,23 +74,33 @@ class RationaleConfig(DataConfig):
     """Most tokens of an input with its marker; longer ones are cut on the right. null: 1024 (the original), or what the
     LM's window leaves."""
     max_label_tokens: int = Field(default=256, ge=2)
-    """Most tokens of a label with its end-of-sequence token."""
+    """Maximum number of tokens of a label with its end-of-sequence token."""
     max_rationale_tokens: int = Field(default=256, ge=2)
-    """Most tokens of a rationale with its end-of-sequence token."""
+    """Maximum number of tokens of a rationale with its end-of-sequence token."""
     max_dev_rows: int | None = Field(default=None, ge=1)
-    """Most rows of the dev split; null: all."""
+    """Maximum number of rows of the dev split; null: all."""
     max_eval_rows: int | None = Field(default=None, ge=1)
-    """Most rows of each test split; null: all."""
+    """Maximum number of rows of each test split; null: all."""
     scored_splits: Literal["none", "dev", "all"] = "dev"
     """Splits whose rows are answered by the likeliest of their options, where they have some; other answers are
     generated. "dev" lets the best weights be chosen by accuracy at little cost."""
     metric: Literal["exact_match", "equation"] = "exact_match"
     """How a label is compared: as text, or by the value of the arithmetic expression it is."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_format(cls, values: Any) -> Any:
+        """Arithmetic formats compare labels by value unless told otherwise."""
+        if isinstance(values, Mapping) and "metric" not in values:
+            known = FORMATS.get(str(values.get("task") or values.get("format")))
+            if known is not None:
+                return {**values, "metric": known.metric}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> RationaleConfig:
         if self.markers == "none" and self.targets == "label_and_rationale":
-            raise ValueError("targets 'label_and_rationale' needs markers 'prefix' or 'suffix' to tell the tasks apart")
+            raise ValueError("targets 'label_and_rationale' needs markers 'prefix' or 'suffix', one for each task")
         if self.label_marker == self.rationale_marker:
             raise ValueError(f"label_marker and rationale_marker are both {self.label_marker!r}; they must differ")
         if self.shuffle_rationales and self.targets == "label":
@@ -117,38 +124,15 @@ class RationaleConfig(DataConfig):
 
     @property
     def format_name(self) -> FormatName | None:
-        """The known format of the raw rows; None: they have none."""
-        return None
+        """The known format of the raw rows: the task's, or the configured one; None: they have none."""
+        name: FormatName | None = getattr(self, "task", None) or getattr(self, "format", None)
+        return name
 
     def without_teacher(self) -> Self:
         """The section without what a teacher wrote, whose files then need not be there."""
-        return self
-
-    def source(self) -> RationaleSource:
-        """The rows that the section describes.
-
-        Raises:
-            ConfigError: files are missing or bad.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no source()")
-
-    def build(self, reader: Reader) -> RationaleDataModule:
-        """See the base class."""
-        from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
-
-        return RationaleDataModule(
-            self,
-            self.source(),
-            reader.tokenizer,
-            seed=reader.seed,
-            batch_size=reader.batch_size,
-            window=reader.window,
-            query_in_encoder=reader.query_in_encoder,
-        )
-
-    def check_files(self, found: Found) -> None:
-        """See the base class."""
-        self.source().check(found)
+        nothing = {"teacher": "none", "rationales": ()}
+        fields = type(self).model_fields
+        return self.model_copy(update={name: value for name, value in nothing.items() if name in fields})
 
     def lengths(self, window: int | None) -> Lengths:
         """An input is read once for both tasks where their markers stand behind it; otherwise it is part of a query."""
@@ -163,35 +147,10 @@ class RationaleConfig(DataConfig):
         return 2 if self.has_two_tasks else 1
 
 
-class FormattedRationales(RationaleConfig):
-    """Rationale data in files of a known format."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _metric_of_format(cls, values: Any) -> Any:
-        """Arithmetic formats compare labels by value unless told otherwise."""
-        if isinstance(values, Mapping) and "metric" not in values:
-            known = FORMATS.get(str(values.get("task") or values.get("format")))
-            if known is not None:
-                return {**values, "metric": known.metric}
-        return values
-
-    @property
-    def format_name(self) -> FormatName | None:
-        """The task's, or the configured one."""
-        name: FormatName | None = getattr(self, "task", None) or getattr(self, "format", None)
-        return name
-
-    def without_teacher(self) -> Self:
-        """See the base class."""
-        nothing = {"teacher": "none", "rationales": ()}
-        fields = type(self).model_fields
-        return self.model_copy(update={name: value for name, value in nothing.items() if name in fields})
-
-
-class RationaleFolderData(FormattedRationales):
+class RationaleFolderData(RationaleConfig):
     """The original's layout: <folder>/<task>/<task>_<split>.json with llm/<split>_CoT_<i>.json beside it."""
 
+    source_class: ClassVar[str] = "promptcomp.datamodules.sources.rationale_sources:FolderSource"
     name: Literal["rationale_folder"] = "rationale_folder"
     folder: Path
     """Folder with a folder for each task (the original's `datasets`)."""
@@ -202,37 +161,31 @@ class RationaleFolderData(FormattedRationales):
     parsing: ParseMode = "strict"
     """How the teacher's texts are read: strict, or as the original with its losses."""
 
-    def source(self) -> RationaleSource:
-        """See the base class."""
-        from promptcomp.datamodules.sources.rationale_sources import FolderSource
 
-        return FolderSource(self)
+class RationaleRows(RationaleConfig):
+    """Rows of files or of a dataset, with the teacher's work in them or in other files."""
+
+    source_class: ClassVar[str] = "promptcomp.datamodules.sources.rationale_sources:TableRationales"
+    rationales: tuple[Path, ...] = ()
+    """Files with id, llm_label, llm_rationale, teacher, parse_status (as `promptcomp rationales` writes them)."""
+    format: FormatName | None = None
+    """Format of the rows (gsm8k: question, and the rationale before ####); null: columns as below."""
+    columns: RationaleColumns = RationaleColumns()
+    """Names of the columns."""
+    human_rationales: bool = True
+    """Use the human rationale, if the format has one and no teacher wrote another."""
 
 
-class RationaleFilesData(FormattedRationales):
+class RationaleFilesData(RationaleRows):
     """Files of one example a line, with the teacher's work in the same line or in other files (by id)."""
 
     name: Literal["rationale_files"] = "rationale_files"
     train: tuple[Path, ...] = ()
     dev: tuple[Path, ...] = ()
     test: tuple[Path, ...] = Field(min_length=1)
-    rationales: tuple[Path, ...] = ()
-    """Files with id, llm_label, llm_rationale, teacher, parse_status (as `promptcomp rationales` writes them)."""
-    format: FormatName | None = None
-    """Format of the lines (gsm8k: question, and the rationale before ####); null: columns as below."""
-    columns: RationaleColumns = RationaleColumns()
-    """Names of the columns."""
-    human_rationales: bool = True
-    """Use the rationale that people wrote, where the format has one and no teacher wrote another."""
-
-    def source(self) -> RationaleSource:
-        """See the base class."""
-        from promptcomp.datamodules.sources.rationale_sources import TableRationales
-
-        return TableRationales(self)
 
 
-class RationaleHFData(FormattedRationales):
+class RationaleHFData(RationaleRows):
     """One dataset of the Hugging Face hub (or local), by a known format or a map of columns."""
 
     name: Literal["rationale_hf"] = "rationale_hf"
@@ -244,17 +197,3 @@ class RationaleHFData(FormattedRationales):
     dev_split: str | None = None
     """null: `dev_share` of the training rows is held out."""
     test_split: str = "test"
-    rationales: tuple[Path, ...] = ()
-    """Files with a teacher's work by id, as for `rationale_files`."""
-    format: FormatName | None = None
-    """Format of the rows; null: columns as below."""
-    columns: RationaleColumns = RationaleColumns()
-    """Names of the columns."""
-    human_rationales: bool = True
-    """As for `rationale_files`."""
-
-    def source(self) -> RationaleSource:
-        """See the base class."""
-        from promptcomp.datamodules.sources.rationale_sources import TableRationales
-
-        return TableRationales(self)

@@ -7,23 +7,22 @@ row_selection.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 
-from promptcomp.batch import ANSWER, RATIONALE, EncodedContext
+from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat
+from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat, Shown
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
-from promptcomp.datamodules.rationale.row_selection import Account, TrainRow, split_rows, train_rows
+from promptcomp.datamodules.rationale.row_selection import TrainRow, split_rows, teacher_account, train_rows
 from promptcomp.datamodules.rationale.writing import Writer
-from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
-from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors, tell
+from promptcomp.datamodules.sampler import Draw, EvalContexts
+from promptcomp.datamodules.sections import Reader
+from promptcomp.datamodules.sources.records import Found, Problem, collecting, tell
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource, TaskKind
 from promptcomp.datamodules.tokens import same_options
-from promptcomp.evaluation.metrics import MetricName
 
 
 class RationaleDataModule(ContextDataModule):
@@ -31,70 +30,38 @@ class RationaleDataModule(ContextDataModule):
 
     answers_are_generated = True
 
-    def __init__(
-        self,
-        config: RationaleConfig,
-        source: RationaleSource,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        batch_size: int,
-        window: int | None = None,
-        query_in_encoder: bool = False,
-    ) -> None:
-        """
-        Args:
-            config: Options of rationale data.
-            source: Lists the rows.
-            tokenizer: The LM's tokenizer.
-            seed: The run's seed; it draws the subset with `subset` "per_seed" and "reference".
-            batch_size: Examples of one micro-batch over all processes.
-            window: Most positions the LM can read; None: no limit.
-            query_in_encoder: Whether an encoder reads the queries; nothing then stands between an input and its answer.
+    config: RationaleConfig
+    source: RationaleSource
 
+    def __init__(self, config: RationaleConfig, source: RationaleSource, reader: Reader) -> None:
+        """
         Raises:
             ConfigError: the budgets do not fit the window, or the tokenizer cannot serve.
         """
-        super().__init__(config, tokenizer, seed=seed, batch_size=batch_size)
-        self.config = config
-        self.source = source
-        self.writer = Writer(config, tokenizer, window, query_in_encoder=query_in_encoder)
+        super().__init__(config, source, reader)
+        self.writer = Writer(config, reader, self.cache)
         has_dev = "dev" in source.splits or (config.dev_share > 0 and "train" in source.splits)
         tests = tuple(split for split in source.splits if split not in ("train", "dev"))
         self.eval_splits = (("dev",) if has_dev else ()) + tests
         self._rows: dict[str, Sequence[RationaleRow]] = {}
 
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """All rows belong to one task."""
-        return (self.data_name,)
-
-    @property
-    def headline(self) -> MetricName:
-        """As configured."""
-        return self.config.metric
-
-    @property
-    def data_name(self) -> str:
-        """Name of the data section."""
-        return str(type(self.config).model_fields["name"].default)
+    def shown(self, split: str, item: Draw | int, context: EncodedContext, query: EncodedQuery) -> Shown:
+        """The task of the query beside the data's name."""
+        return Shown(f"{self.data_name}, {'rationale' if query.targets[0].role == RATIONALE else 'label'}")
 
     def answer_of(self, text: str) -> str:
         """The label in a generated text."""
         return self.writer.answer_of(text)
 
-    def check(self, found: Found = None) -> None:
+    def check_rows(self, found: Found) -> None:
         """See the base class; how reading the teacher's texts went in each split comes as warnings."""
-        self.source.check(found)
-        if has_errors(found):
-            return
         if "train" in self.source.splits:
             self.num_train_items()
         for split in self.eval_splits:
             with collecting(found):
                 self._check_options(split, found)
         for split in self.source.splits if found is not None else ():
-            for line in Account.of(self.source.rows(split), self.config.metric).lines(of_training=False):
+            for line in teacher_account(self.source.rows(split), self.config.metric):
                 tell(Problem("data", None, f"{split}: {line}", "warning"), found)
 
     def _check_options(self, split: str, found: Found) -> None:
@@ -106,14 +73,12 @@ class RationaleDataModule(ContextDataModule):
                 if message := same_options(options, self.writer.option_ids(options), self.tokenizer):
                     tell(Problem.at(row.where or f"row {row.id}", message), found)
 
-    def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
+    def count(self, split: str) -> Counts:
         """See the base class."""
         if split == "train":
-            tokens = self.train_tokens() if with_tokens else None
-            return Counts(split, rows=self.account.rows, tasks=1, contexts=self.num_train_items(), tokens=tokens)
+            return Counts(split, rows=len(self._parts[0]), tasks=1, contexts=self.num_train_items())
         count = len(self.rows(split))
-        tokens = self.eval_tokens(split) if with_tokens else None
-        return Counts(split, rows=count, tasks=1, contexts=count, asked=count, tokens=tokens)
+        return Counts(split, rows=count, tasks=1, contexts=count, asked=count)
 
     # ---- training
 
@@ -122,13 +87,8 @@ class RationaleDataModule(ContextDataModule):
         return split_rows(self.config, self.source, self.seed)
 
     @cached_property
-    def _train(self) -> tuple[list[TrainRow], Account]:
+    def _train(self) -> tuple[list[TrainRow], list[str]]:
         return train_rows(self.config, self._parts[0], self.seed)
-
-    @property
-    def account(self) -> Account:
-        """What became of the training rows."""
-        return self._train[1]
 
     @property
     def training_rows(self) -> Sequence[TrainRow]:
@@ -144,23 +104,20 @@ class RationaleDataModule(ContextDataModule):
         item = self.training_rows[draw.index]
         return self.writer.encode(item.row, item.label, item.roles)
 
-    def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
-        """Tokens of each drawn row: its context, and its queries with their targets, each padded to the longest."""
-        items = [self.training_rows[draw.index] for draw in draws]
-        self.writer.cache.add(
-            text for item in items for text in self.writer.all_texts(item.row, item.label, item.roles)
-        )
-        return [_length(self.writer.encode(item.row, item.label, item.roles)) for item in items]
+    def train_texts(self, draw: Draw) -> Iterable[str]:
+        """See the base class."""
+        item = self.training_rows[draw.index]
+        return self.writer.all_texts(item.row, item.label, item.roles)
 
     def notes(self) -> list[str]:
-        """What a person should know about the training rows: what was left out, and what was cut."""
+        """Notes on the training rows: what was left out, and what was cut."""
         cut = [0, 0]
         for item in self.training_rows:
             if self.writer.may_lose(item.row):
                 lost = self.writer.lost_tokens(item.row, item.label, item.roles)
                 cut = [count + (tokens > 0) for count, tokens in zip(cut, lost, strict=True)]
         names = (f"inputs over {self.writer.input_budget} tokens", "labels or rationales over their budget")
-        return self.account.lines() + [f"{name}, cut: {n}" for n, name in zip(cut, names, strict=True) if n]
+        return self._train[1] + [f"{name}, cut: {n}" for n, name in zip(cut, names, strict=True) if n]
 
     # ---- evaluation
 
@@ -195,25 +152,21 @@ class RationaleDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown or empty.
         """
-        return [self._info(split, row, number) for number, row in enumerate(self.rows(split))]
+        found = []
+        for number, row in enumerate(self.rows(split)):
+            options, label = self.options(split, row), row.label
+            kind: TaskKind = "multi_choice" if options else "free_form"
+            gold, shown = (options.index(label), options) if options else (0, (label,))
+            found.append(ExampleInfo(number, self.data_name, kind, None, number, gold, shown, row.input, label))
+        return found
 
-    def _info(self, split: str, row: RationaleRow, number: int) -> ExampleInfo:
-        options = self.options(split, row)
-        kind: TaskKind = "multi_choice" if options else "free_form"
-        gold = options.index(row.label) if options else 0
-        return ExampleInfo(
-            number, self.data_name, kind, None, number, gold, options or (row.label,), row.input, row.label
-        )
-
-    def eval_contexts(self, split: str, *, null: bool = False) -> EvalContexts:
+    def eval_contexts(self, split: str) -> EvalContexts:
         """The rows of an evaluation split with the label task.
 
         Raises:
-            ConfigError: `null` was asked for, which has no meaning here, or the split is unknown.
+            ConfigError: the split is unknown.
         """
-        if null:
-            raise ConfigError("calibration 'pmi' is for in-context-learning data; rationale data has none")
-        return _RationaleContexts(self, split, RATIONALE if self.config.targets == "rationale" else ANSWER)
+        return self._contexts(split, RATIONALE if self.config.targets == "rationale" else ANSWER)
 
     def rationale_dataloader(self, split: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[EncodedContext]:
         """Batches of an evaluation split with the rationale task alone, to write or score rationales.
@@ -221,7 +174,26 @@ class RationaleDataModule(ContextDataModule):
         Raises:
             ConfigError: the split is unknown, or has fewer rows than there are processes.
         """
-        return self.contexts_dataloader(_RationaleContexts(self, split, RATIONALE), rank=rank, world_size=world_size)
+        return self.contexts_dataloader(self._contexts(split, RATIONALE), rank=rank, world_size=world_size)
+
+    def _contexts(self, split: str, role: int) -> EvalContexts:
+        """The rows of a split with the task of a role."""
+        rows, writer = self.rows(split), self.writer
+        self.cache.add(text for row in rows for text in writer.all_texts(row, row.label, (role,)))
+
+        def options(context: int) -> tuple[str, ...]:
+            return self.options(split, rows[context]) if role == ANSWER else ()
+
+        def encode(context: int) -> EncodedContext:
+            return writer.encode(rows[context], rows[context].label, (role,), context, options(context))
+
+        def length(context: int) -> int:
+            encoded = encode(context)
+            return len(encoded.ids) + len(encoded.queries[0].ids)
+
+        return EvalContexts(
+            len(rows), length, lambda context: (len(options(context)) or 1,), lambda part: encode(part.context)
+        )
 
     # ---- text from outside
 
@@ -230,44 +202,4 @@ class RationaleDataModule(ContextDataModule):
         marker, end = self.config.label_marker, self.writer.input_end
         query = {"prefix": f"{marker} {{input}}{end}", "suffix": f"{{input}}{end} {marker}", "none": f"{{input}}{end}"}
         text = query[self.config.markers]
-        assert self.tokenizer.eos_token_id is not None
-        return PromptFormat(text, text.replace("{input}", ""), (self.tokenizer.eos_token_id,))
-
-    def context_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of the text itself."""
-        return tuple(self.writer.cache(text))
-
-
-class _RationaleContexts(EvalContexts):
-    def __init__(self, module: RationaleDataModule, split: str, role: int) -> None:
-        self._module, self._role, self._split = module, role, split
-        self._rows = module.rows(split)
-        module.writer.cache.add(text for row in self._rows for text in module.writer.all_texts(row, row.label, (role,)))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def length(self, context: int) -> int:
-        encoded = self._encode(context)
-        return len(encoded.ids) + len(encoded.queries[0].ids)
-
-    def targets(self, context: int) -> Sequence[int]:
-        return (len(self._options(context)) or 1,)
-
-    def encode(self, part: EvalPart) -> EncodedContext:
-        return self._encode(part.context)
-
-    def _options(self, context: int) -> tuple[str, ...]:
-        return self._module.options(self._split, self._rows[context]) if self._role == ANSWER else ()
-
-    def _encode(self, context: int) -> EncodedContext:
-        row, writer = self._rows[context], self._module.writer
-        options = self._options(context)
-        if options:
-            return writer.encode_options(row, options, context)
-        return writer.encode(row, row.label, (self._role,), context)
-
-
-def _length(context: EncodedContext) -> int:
-    longest = max(len(query.ids) + len(query.targets[0].ids) for query in context.queries)
-    return len(context.ids) + len(context.queries) * longest
+        return PromptFormat(text, text.replace("{input}", ""), self.end_ids)

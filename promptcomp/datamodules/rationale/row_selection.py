@@ -1,12 +1,11 @@
-"""Which rows are trained on: the original's splits, subsets, filters, and an account of what was left out."""
+"""Which rows are trained on: the original's splits, subsets, filters, and counts of what was left out."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Self
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,59 +27,23 @@ class TrainRow:
     roles: tuple[int, ...]
 
 
-@dataclass(slots=True)
-class Account:
-    """What became of the training rows."""
+_NO_LABEL = "left out: no label"
+_WRONG_TEACHER = "with a wrong teacher label: filtered"
+_UNEXPLAINED = "trained on without a rationale: the teacher gave none"
 
-    rows: int = 0
-    """Rows in the train part, before anything is left out."""
-    statuses: Counter[str] = field(default_factory=Counter)
-    """How reading the teacher's text went, for these rows."""
-    teacher_correct: int = 0
-    """Rows whose teacher label is right."""
-    judged: int = 0
-    """Rows that a teacher answered and that have a label of their own."""
-    chosen: int = 0
-    """Rows in the subset."""
-    used: int = 0
-    """Rows that are trained on."""
-    without_label: int = 0
-    """Rows of the subset left out because they have no label."""
-    teacher_wrong: int = 0
-    """Rows of the subset whose row or rationale is left out because the teacher's label is wrong."""
-    without_rationale: int = 0
-    """Rows that are trained on without a rationale, as the teacher gave none (or it could not be read)."""
 
-    @classmethod
-    def of(cls, rows: Sequence[RationaleRow], metric: str) -> Self:
-        """An account of what the teacher wrote about some rows."""
-        account = cls(rows=len(rows), statuses=Counter(row.parse_status for row in rows))
-        for row in rows:
-            if row.label.strip() and row.teacher:
-                account.judged += 1
-                account.teacher_correct += agree(row.llm_label, row.label, metric)
-        return account
-
-    def lines(self, *, of_training: bool = True) -> list[str]:
-        """The account in words; `of_training`: with what is trained on."""
-        found = []
-        if self.judged:
-            share = self.teacher_correct / self.judged
-            found.append(f"teacher labels: {self.teacher_correct} of {self.judged} right ({share:.2%})")
-        failed = {status: count for status, count in self.statuses.items() if status != "ok"}
-        if failed:
-            counts = ", ".join(f"{status} {count}" for status, count in sorted(failed.items()))
-            found.append(f"teacher texts that were not read cleanly: {counts} (ok {self.statuses['ok']})")
-        for count, what in (
-            (self.without_label, "left out: no label"),
-            (self.teacher_wrong, "with a wrong teacher label: filtered"),
-            (self.without_rationale, "trained on without a rationale: the teacher gave none"),
-        ):
-            if count:
-                found.append(f"rows {what}: {count}")
-        if of_training:
-            found.append(f"training rows: {self.used} of {self.rows}")
-        return found
+def teacher_account(rows: Sequence[RationaleRow], metric: str) -> list[str]:
+    """How often the teacher was right about some rows, and how reading its texts went, in words."""
+    found = []
+    if judged := [row for row in rows if row.label.strip() and row.teacher]:
+        right = sum(agree(row.llm_label, row.label, metric) for row in judged)
+        found.append(f"teacher labels: {right} of {len(judged)} right ({right / len(judged):.2%})")
+    statuses = Counter(row.parse_status for row in rows)
+    read = statuses.pop("ok", 0)
+    if statuses:
+        counts = ", ".join(f"{status} {count}" for status, count in sorted(statuses.items()))
+        found.append(f"teacher texts that were not read cleanly: {counts} (ok {read})")
+    return found
 
 
 def agree(one: str, other: str, metric: str) -> bool:
@@ -133,21 +96,22 @@ def choose_rows(config: RationaleConfig, rows: Sequence[RationaleRow], seed: int
     return [rows[int(i)] for i in order[:count]]
 
 
-def train_rows(config: RationaleConfig, rows: Sequence[RationaleRow], seed: int) -> tuple[list[TrainRow], Account]:
-    """What is trained on of the rows of the train part, and an account of the rest.
+def train_rows(config: RationaleConfig, rows: Sequence[RationaleRow], seed: int) -> tuple[list[TrainRow], list[str]]:
+    """What is trained on of the rows of the train part, and an account of the rest in words.
 
     Raises:
         ConfigError: nothing is left.
     """
-    account = Account.of(rows, config.metric)
     chosen = choose_rows(config, rows, seed)
-    account.chosen = len(chosen)
     if config.shuffle_rationales:
         chosen = shuffled(chosen, config.subset_seed)
-    found = [item for row in chosen if (item := _train_row(config, row, account)) is not None]
-    account.used = len(found)
+    odd = Counter[str]()
+    found = [item for row in chosen if (item := _train_row(config, row, odd)) is not None]
+    account = teacher_account(rows, config.metric)
+    account += [f"rows {what}: {odd[what]}" for what in (_NO_LABEL, _WRONG_TEACHER, _UNEXPLAINED) if odd[what]]
+    account.append(f"training rows: {len(found)} of {len(rows)}")
     if not found:
-        raise ConfigError(f"of {account.chosen} rows none is left to train on: {'; '.join(account.lines())}")
+        raise ConfigError(f"of {len(chosen)} rows none is left to train on: {'; '.join(account)}")
     return found, account
 
 
@@ -161,21 +125,21 @@ def shuffled(rows: Sequence[RationaleRow], seed: int) -> list[RationaleRow]:
     return result
 
 
-def _train_row(config: RationaleConfig, row: RationaleRow, account: Account) -> TrainRow | None:
+def _train_row(config: RationaleConfig, row: RationaleRow, odd: Counter[str]) -> TrainRow | None:
     label = row.llm_label if config.label_source == "teacher" else row.label
     blanks_count = config.blank_targets == "train"
     if config.rationale_filter != "all" and not agree(row.llm_label, row.label, config.metric):
-        account.teacher_wrong += 1
+        odd[_WRONG_TEACHER] += 1
         if config.rationale_filter == "teacher_correct_rows":
             return None
         row = replace(row, llm_rationale="")
         explained = False
     else:
         explained = blanks_count or bool(row.llm_rationale.strip())
-        account.without_rationale += config.uses_rationales and not explained
+        odd[_UNEXPLAINED] += config.uses_rationales and not explained
     labelled = blanks_count or bool(label.strip())
     if not labelled:
-        account.without_label += 1
+        odd[_NO_LABEL] += 1
     if config.targets == "rationale":
         roles: tuple[int, ...] = (RATIONALE,) if explained else ()
     elif config.targets == "label_and_rationale":

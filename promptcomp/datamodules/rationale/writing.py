@@ -16,6 +16,7 @@ from promptcomp.batch import ANSWER, RATIONALE, EncodedContext, EncodedQuery, En
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.templates import starts_words
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.sources.rationale_records import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.datamodules.tokens import TokenCache
@@ -36,31 +37,19 @@ class Texts:
 class Writer:
     """Writes rows as contexts with queries and targets."""
 
-    def __init__(
-        self,
-        config: RationaleConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        window: int | None,
-        *,
-        query_in_encoder: bool = False,
-    ) -> None:
+    def __init__(self, config: RationaleConfig, reader: Reader, cache: TokenCache) -> None:
         """
-        Args:
-            config: How rows are written.
-            tokenizer: Makes ids.
-            window: The LM's [positions]; None: no limit.
-            query_in_encoder: Whether an encoder reads the queries.
-
         Raises:
-            ConfigError: the budgets do not fit the LM's window [positions], the tokenizer has no end-of-sequence
-                token, or it does not keep the separator.
+            ConfigError: the budgets do not fit the LM's window, the tokenizer has no end-of-sequence token, or it does
+                not keep the separator.
         """
+        tokenizer, query_in_encoder = reader.tokenizer, reader.query_in_encoder
         if tokenizer.eos_token_id is None:
             raise ConfigError("rationale data needs a tokenizer with an end-of-sequence token; this one has none")
         self.config = config
-        self.cache = TokenCache(tokenizer)
-        self.input_budget = input_budget(config, window)
-        """Most tokens of an input."""
+        self.cache = cache
+        self.input_budget = input_budget(config, reader.window)
+        """Maximum number of tokens of an input."""
         self._tokenizer = tokenizer
         self._eos: int = tokenizer.eos_token_id
         ends = adds_eos(tokenizer) if config.input_eos is None else config.input_eos
@@ -125,22 +114,16 @@ class Writer:
 
     # ---- ids
 
-    def encode(self, row: RationaleRow, label: str, roles: Sequence[int], example: int = 0) -> EncodedContext:
-        """A row with one query and one target for each role."""
-        tasks = [self.texts(row, label, role) for role in roles]
-        queries = [
-            EncodedQuery(self.query_ids(task), (EncodedTarget(self.target_ids(task.target, role), 0, role),), example)
-            for task, role in zip(tasks, roles, strict=True)
-        ]
+    def encode(
+        self, row: RationaleRow, label: str, roles: Sequence[int], example: int = 0, options: Sequence[str] = ()
+    ) -> EncodedContext:
+        """A row with one query for each role, which has one target, or one for each of the options."""
+        tasks, queries = [self.texts(row, label, role) for role in roles], list[EncodedQuery]()
+        for task in tasks:
+            ids = [(*each, self._eos) for each in self.option_ids(options)] or [self.target_ids(task.target, task.role)]
+            targets = tuple(EncodedTarget(each, choice, task.role) for choice, each in enumerate(ids))
+            queries.append(EncodedQuery(self.query_ids(task), targets, example))
         return EncodedContext(self.context_ids(tasks[0]), tuple(queries))
-
-    def encode_options(self, row: RationaleRow, options: Sequence[str], example: int) -> EncodedContext:
-        """A row whose label task has a target for each option."""
-        task = self.texts(row, row.label, ANSWER)
-        targets = [
-            EncodedTarget((*ids, self._eos), choice, ANSWER) for choice, ids in enumerate(self.option_ids(options))
-        ]
-        return EncodedContext(self.context_ids(task), (EncodedQuery(self.query_ids(task), tuple(targets), example),))
 
     def option_ids(self, options: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids of the label task's options within their budget, without their end."""
@@ -148,21 +131,21 @@ class Writer:
 
     def context_ids(self, task: Texts) -> tuple[int, ...]:
         """Ids of the input where the markers follow it, cut on the right."""
-        return tuple(self.cache(task.context)[: self.input_budget - self._marker_room(task)])
+        if not task.context:
+            return ()
+        markers = len(self.cache(task.query)) + len(self._query_end)
+        return tuple(self.cache(task.context)[: self.input_budget - markers])
 
     def query_ids(self, task: Texts) -> tuple[int, ...]:
         """Ids of a query: with its input cut on the right, or of the marker alone."""
         return (*self.cache(task.query)[: self.input_budget - len(self._query_end)], *self._query_end)
-
-    def _marker_room(self, task: Texts) -> int:
-        return len(self.cache(task.query)) + len(self._query_end) if task.context else 0
 
     def target_ids(self, text: str, role: int) -> tuple[int, ...]:
         """Ids of a target, cut on the right, and its end."""
         return (*self.cache(text)[: self.target_budget(role) - 1], self._eos)
 
     def target_budget(self, role: int) -> int:
-        """Most tokens of a target with its end."""
+        """Maximum number of tokens of a target with its end."""
         config = self.config
         if role == RATIONALE:
             return config.max_rationale_tokens
@@ -194,7 +177,7 @@ class Writer:
 
 
 def input_budget(config: RationaleConfig, window: int | None) -> int:
-    """Most tokens of an input with its marker, given the LM's window [positions].
+    """Maximum number of tokens of an input with its marker, given the LM's window [positions].
 
     Raises:
         ConfigError: an input with its target may not fit the window.

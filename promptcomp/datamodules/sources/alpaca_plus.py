@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.instruction_config import ALPACA_PLUS_FILES, InstructionColumns
-from promptcomp.datamodules.sources.instruction_sources import read_instructions
-from promptcomp.datamodules.sources.records import Asked, good_records, read_records
+from promptcomp.datamodules.sources.instruction_sources import good_instructions
+from promptcomp.datamodules.sources.records import Asked, good_records
+from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.files import write_atomic
 
@@ -61,16 +62,16 @@ def build_alpaca_plus(
     known = {row.instruction for row in train}
     for row in alpaca:
         if len(unseen) < num_unseen and row.input and row.instruction not in known:
-            unseen.append(_from(row, ALPACA))
+            unseen.append(replace(row, source=ALPACA))
         else:
-            train.append(_from(row, ALPACA))
+            train.append(replace(row, source=ALPACA))
             known.add(row.instruction)
     for name, wanted, rows in (("seen", num_seen, seen), ("unseen", num_unseen, unseen)):
         if len(rows) < wanted:
             raise ConfigError(
                 f"only {len(rows)} rows qualify for the {name} split, not {wanted}; use --{name} {len(rows)}"
             )
-    found = AlpacaPlus(train, seen, unseen, [_from(row, SELF_INSTRUCT) for row in human])
+    found = AlpacaPlus(train, seen, unseen, [replace(row, source=SELF_INSTRUCT) for row in human])
     check_overlaps(found)
     return found
 
@@ -81,11 +82,8 @@ def _split_self_instruct(
     """Training rows and the seen split."""
     groups: dict[str, list[InstructionRow]] = {}
     for row in rows:
-        groups.setdefault(row.instruction, []).append(_from(row, SELF_INSTRUCT))
-    seen: list[InstructionRow] = []
-    for members in groups.values():
-        if len(seen) < num_seen and len(members) >= 2 and members[0].input:
-            seen.append(members[0])
+        groups.setdefault(row.instruction, []).append(replace(row, source=SELF_INSTRUCT))
+    seen = [rows[0] for rows in groups.values() if len(rows) >= 2 and rows[0].input][:num_seen]
     taken = {(row.instruction, row.input) for row in seen}
     train: list[InstructionRow] = []
     for members in groups.values():
@@ -94,10 +92,6 @@ def _split_self_instruct(
                 taken.add((row.instruction, row.input))
                 train.append(row)
     return train, seen
-
-
-def _from(row: InstructionRow, source: str) -> InstructionRow:
-    return InstructionRow(row.instruction, row.input, row.output, source)
 
 
 def check_overlaps(data: AlpacaPlus) -> None:
@@ -127,7 +121,8 @@ def check_overlaps(data: AlpacaPlus) -> None:
 
 def read_flat(path: Path) -> Sequence[InstructionRow]:
     """Rows of {instruction, input, output}: Alpaca's alpaca_data.json, Self-Instruct's all_instances_82K.jsonl."""
-    return read_instructions(path, _COLUMNS, allow_empty=True)
+    records = read_records(path, _COLUMNS.asked())
+    return good_instructions(records, path.stem, str(path), _COLUMNS, allow_empty=True)
 
 
 def read_user_oriented(path: Path) -> list[InstructionRow]:

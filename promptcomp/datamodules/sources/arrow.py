@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.records import Asked, NotHere, Record, batch_records, named
+from promptcomp.datamodules.sources.records import Asked, NotHere, Record
+from promptcomp.datamodules.sources.row_files import batch_records, named
 from promptcomp.datamodules.tasks import LazySequence
 
 if TYPE_CHECKING:
@@ -85,52 +86,35 @@ def _open(path: str, name: str | None, split: str) -> Any:
     return datasets.load_dataset(path, name, split=split)
 
 
-class TextColumn(LazySequence[str]):
-    """A text column, read from disk when indexed."""
+def text_column(table: Table, column: str) -> LazySequence[str]:
+    """A text column, read from disk when indexed; null is empty.
 
-    def __init__(self, table: Table, column: str) -> None:
-        """
-        Raises:
-            ConfigError: the column holds something else.
-        """
-        self._values = table.columns(column)[column]
-        kind = str(self._values.type)
-        if kind not in ("string", "large_string", "string_view", "null"):
-            raise ConfigError(f"{table.where}: the column {column!r} is {kind}, expected text")
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def item(self, index: int) -> str:
-        """One text; null is empty."""
-        return str(self._values[index].as_py() or "")
+    Raises:
+        ConfigError: the column holds something else.
+    """
+    values = table.columns(column)[column]
+    kind = str(values.type)
+    if kind not in ("string", "large_string", "string_view", "null"):
+        raise ConfigError(f"{table.where}: the column {column!r} is {kind}, expected text")
+    return LazySequence(len(values), lambda index: str(values[index].as_py() or ""))
 
 
-class ArrowRows(LazySequence[Made]):
-    """Rows of a table, read from disk when indexed."""
+def arrow_rows(
+    table: Table, names: Iterable[str | None], make: Callable[[Mapping[str, Any], str], Made], places: Sequence[int]
+) -> LazySequence[Made]:
+    """Rows of a table, read from disk when indexed.
 
-    def __init__(
-        self,
-        table: Table,
-        names: Iterable[str | None],
-        make: Callable[[Mapping[str, Any], str], Made],
-        places: Sequence[int],
-    ) -> None:
-        """
-        Args:
-            table: Holds them.
-            names: Columns to read.
-            make: The row of a record that stands at a place (DATASET[SPLIT]:NUMBER).
-            places: Which rows.
-        """
-        self._make, self._where, self._values = make, table.where, table.columns(*names)
-        self._places = np.asarray(places, dtype=np.int64)
+    Args:
+        table: Holds them.
+        names: Columns to read.
+        make: The row of a record that stands at a place (DATASET[SPLIT]:NUMBER).
+        places: Which rows.
+    """
+    columns, numbers = table.columns(*names), np.asarray(places, dtype=np.int64)
 
-    def __len__(self) -> int:
-        return len(self._places)
+    def item(index: int) -> Made:
+        place = int(numbers[index])
+        record = {name: values[place].as_py() for name, values in columns.items()}
+        return make(record, f"{table.where}:{place + 1}")
 
-    def item(self, index: int) -> Made:
-        """One row."""
-        place = int(self._places[index])
-        record = {name: values[place].as_py() for name, values in self._values.items()}
-        return self._make(record, f"{self._where}:{place + 1}")
+    return LazySequence(len(numbers), item)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ from promptcomp.datamodules.instruction.instruction_config import (
     InstructionColumns,
     InstructionsData,
 )
-from promptcomp.datamodules.sources.arrow import ArrowRows, open_table
-from promptcomp.datamodules.sources.records import Found, NotHere, Record, collecting, good_records, read_records
+from promptcomp.datamodules.sources.arrow import arrow_rows, open_table
+from promptcomp.datamodules.sources.records import Found, NotHere, Record, collecting, good_records, text_problems
+from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.datamodules.sources.rows import Duplicates
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
 
@@ -31,11 +32,6 @@ _ROLES = {
 
 class BadConversation(ValueError):
     """Turns that are no question with its answer; the message says why."""
-
-
-def column_with_turns(record: Mapping[str, Any]) -> str | None:
-    """The column that holds a record's turns, if there is one."""
-    return next((name for name in CONVERSATIONS if isinstance(record.get(name), list)), None)
 
 
 def first_exchange(turns: list[Any], system: Any = None) -> tuple[str, str, str, int]:
@@ -85,21 +81,12 @@ _HUGE = 1_000_000  # characters; such a row is hardly meant
 
 def instruction_problems(record: Mapping[str, Any], columns: InstructionColumns, allow_empty: bool) -> list[str]:
     """Everything that is wrong with a record, in words; empty for a good one."""
-    found = []
     turns = _turns(record, columns)
     named = next((name for name in CONVERSATIONS if record.get(name) is not None), None)
     if turns is None and named and record.get(columns.instruction) is None:
         return [f"{named!r} is {type(record[named]).__name__}, expected a list of turns"]
-    if turns is None:
-        for name in (columns.instruction, columns.output):
-            if record.get(name) is None:
-                found.append(f"{name!r} is missing")
-            elif not isinstance(record[name], str):
-                found.append(f"{name!r} is {type(record[name]).__name__}, expected text")
-    for optional in (columns.source,) if turns else (columns.input, columns.source):
-        value = record.get(optional) if optional else None
-        if value is not None and not isinstance(value, str):
-            found.append(f"{optional!r} is {type(value).__name__}, expected text")
+    required, optional = (columns.instruction, columns.output), (columns.input, columns.source)
+    found = text_problems(record, () if turns else required, optional[1:] if turns else optional)
     if not found:
         try:
             row = to_instruction(record, columns, "")
@@ -113,7 +100,9 @@ def instruction_problems(record: Mapping[str, Any], columns: InstructionColumns,
 
 def _turns(record: Mapping[str, Any], columns: InstructionColumns) -> str | None:
     """The column with the turns of a conversation; None: the row has an instruction or no turns."""
-    return None if record.get(columns.instruction) is not None else column_with_turns(record)
+    if record.get(columns.instruction) is not None:
+        return None
+    return next((name for name in CONVERSATIONS if isinstance(record.get(name), list)), None)
 
 
 def instruction_warnings(row: InstructionRow) -> list[str]:
@@ -143,35 +132,20 @@ def to_instruction(record: Mapping[str, Any], columns: InstructionColumns, stem:
     return InstructionRow(record[columns.instruction], given, record[columns.output], source)
 
 
-def _row_of(record: Mapping[str, Any], where: str, columns: InstructionColumns, stem: str) -> InstructionRow:
-    return to_instruction(record, columns, stem)
-
-
-def read_instructions(
-    path: Path,
-    columns: InstructionColumns,
-    allow_empty: bool,
-    found: Found = None,
-    notes: list[str] | None = None,
-) -> Sequence[InstructionRow]:
-    """The rows of a file; `notes` takes what a person should know about them.
-
-    Raises:
-        ConfigError: the file is missing, of an unknown kind, has no rows or a bad one (named with its line), unless
-            that is collected in `found`.
-    """
-    return _good_rows(read_records(path, columns.asked()), path.stem, str(path), columns, allow_empty, found, notes)
-
-
-def _good_rows(
+def good_instructions(
     records: Iterable[Record],
     stem: str,
     where: str,
     columns: InstructionColumns,
     allow_empty: bool,
-    found: Found,
-    notes: list[str] | None,
+    found: Found = None,
+    notes: list[str] | None = None,
 ) -> list[InstructionRow]:
+    """The rows of a file or table; `notes` takes what a person should know about them.
+
+    Raises:
+        ConfigError: there is no row or a bad one (named with its line), unless that is collected in `found`.
+    """
     rows: list[InstructionRow] = []
     duplicates, longer = Duplicates(), 0
 
@@ -190,18 +164,34 @@ def _good_rows(
     return rows
 
 
-class SomeRows(LazySequence[InstructionRow]):
-    """Some rows of a sequence."""
+class RowsInMemory(InstructionSource):
+    """Rows of named splits as a user gives them: dictionaries, or a DataFrame with such columns."""
 
-    def __init__(self, rows: Sequence[InstructionRow], places: Sequence[int]) -> None:
-        self._rows, self._places = rows, np.asarray(places, dtype=np.int64)
+    def __init__(self, **by_split: Iterable[Mapping[str, Any]]) -> None:
+        """
+        Raises:
+            ConfigError: names the first bad row.
+        """
+        self._rows = {split: [*_given_rows(split, rows)] for split, rows in by_split.items()}
 
-    def __len__(self) -> int:
-        return len(self._places)
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that were given."""
+        return tuple(self._rows)
 
-    def item(self, index: int) -> InstructionRow:
-        """One row."""
-        return self._rows[int(self._places[index])]
+    def rows(self, split: str) -> Sequence[InstructionRow]:
+        """As they were given."""
+        return self._rows[split]
+
+
+def _given_rows(split: str, rows: Any) -> Iterator[InstructionRow]:
+    columns, name = InstructionColumns(), "rows" if split == "train" else split
+    for number, row in enumerate(rows.to_dict("records") if hasattr(rows, "to_dict") else rows):
+        if not isinstance(row, Mapping):
+            raise ConfigError(f"{name}[{number}]: expected a dictionary, not {type(row).__name__}")
+        if problems := instruction_problems(row, columns, False):
+            raise ConfigError(f"{name}[{number}]: {problems[0]}")
+        yield to_instruction(row, columns, "rows")
 
 
 class HeldOutSource(InstructionSource):
@@ -212,34 +202,22 @@ class HeldOutSource(InstructionSource):
         Raises:
             ConfigError: a file is missing.
         """
-        self.config = config
-        self._dataset = config.dataset if isinstance(config, InstructionsData) else None
-        self.paths = config.paths() if isinstance(config, AlpacaPlusData) else dict(config.files)
-        """The file of every split that has one."""
-        missing = [str(path) for path in self.paths.values() if not path.is_file()]
-        if missing:
-            have = {split: str(path.name) for split, path in self.paths.items() if path.is_file()}
-            known = ", ".join(f"{split}: {name}" for split, name in have.items())
+        self.config, self._given = config, config.given()
+        files = {split: place for split, place in self._given.items() if isinstance(place, Path)}
+        if missing := [str(path) for path in files.values() if not path.is_file()]:
+            known = ", ".join(f"{split}: {path.name}" for split, path in files.items() if path.is_file())
             message = f"data.files: no such file: {', '.join(missing)}; name only those you have: {{{known}}}"
             no_folder = isinstance(config, AlpacaPlusData) and not config.folder.is_dir()
             raise (NotHere if no_folder else ConfigError)(message)
-        self._tables: dict[str, Sequence[InstructionRow]] = {}
+        self._tables: dict[Path | str, Sequence[InstructionRow]] = {}
         self._notes: list[str] = []
-
-    @cached_property
-    def _given(self) -> tuple[str, ...]:
-        config = self.config
-        return (
-            tuple(config.dataset_splits) if isinstance(config, InstructionsData) and self._dataset else (*self.paths,)
-        )
 
     @cached_property
     def _cuts(self) -> dict[str, int]:
         """Rows that are cut from the training rows for each split."""
         if "train" not in self._given:
             return {}
-        test = self.config.test_examples if isinstance(self.config, InstructionsData) else 0
-        wanted = {"dev": 0 if "dev" in self._given else self.config.dev_examples, "test": test}
+        wanted = {"dev": 0 if "dev" in self._given else self.config.dev_examples, "test": self.config.test_examples}
         return {split: count for split, count in wanted.items() if count}
 
     @property
@@ -258,7 +236,8 @@ class HeldOutSource(InstructionSource):
         self.check_split(split)
         if split in self._cuts or (split == "train" and self._cuts):
             rows, parts = self._parts
-            return SomeRows(rows, parts[split])
+            places = np.asarray(parts[split], dtype=np.int64)
+            return LazySequence(len(places), lambda index: rows[int(places[index])])
         return self._read(split)
 
     def check(self, found: Found = None) -> None:
@@ -267,31 +246,30 @@ class HeldOutSource(InstructionSource):
         Raises:
             ConfigError: the first bad row or file, unless they are collected.
         """
-        for split in self._given:
-            with collecting(found, str(self.paths.get(split, "data"))):
+        for split, place in self._given.items():
+            with collecting(found, str(place) if isinstance(place, Path) else "data"):
                 self._read(split, found)
 
     def notes(self) -> list[str]:
         """Later turns of conversations, which are left out."""
         return list(self._notes)
 
-    def _place(self, split: str) -> str:
-        """File, or split of the dataset, that holds a split."""
-        config = self.config
-        has_dataset = isinstance(config, InstructionsData) and self._dataset is not None
-        return config.dataset_splits[split] if has_dataset else str(self.paths[split])  # type: ignore[union-attr]
-
     def _read(self, split: str, found: Found = None) -> Sequence[InstructionRow]:
-        place, config = self._place(split), self.config
+        place, config, columns = self._given[split], self.config, self.config.columns
         if place not in self._tables:
-            how = (config.columns, config.allow_empty_instruction, found, self._notes)
-            if isinstance(config, InstructionsData) and self._dataset is not None:  # its rows stay on disk
-                table = open_table(self._dataset, config.dataset_config, place, config.columns.asked())
-                _good_rows(table.records(), self._dataset, table.where, *how)
-                make = partial(_row_of, columns=config.columns, stem=self._dataset)
-                self._tables[place] = ArrowRows(table, config.columns.asked().all, make, range(len(table)))
-            else:
-                self._tables[place] = read_instructions(self.paths[split], *how)
+            how = (columns, config.allow_empty_instruction, found, self._notes)
+            if isinstance(place, Path):
+                records = read_records(place, columns.asked())
+                self._tables[place] = good_instructions(records, place.stem, str(place), *how)
+            else:  # of a dataset, whose rows stay on disk
+                name = str(config.dataset)
+                table = open_table(name, config.dataset_config, place, columns.asked())
+                good_instructions(table.records(), name, table.where, *how)
+
+                def make(record: Mapping[str, Any], _: str) -> InstructionRow:
+                    return to_instruction(record, columns, name)
+
+                self._tables[place] = arrow_rows(table, columns.asked().all, make, range(len(table)))
         return self._tables[place]
 
     @cached_property
@@ -316,7 +294,7 @@ def held_out(
     Args:
         rows: All training rows.
         places: Those to choose from.
-        count: Most rows to hold out.
+        count: Maximum number of rows to hold out.
         split: What they are held out for.
         by: Whether rows of one instruction stay together.
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import product
 from pathlib import Path
+from typing import cast, get_args
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.icl_config import MetaICLData
@@ -23,14 +25,6 @@ from promptcomp.datamodules.sources.rows import HeldOutTasks, JsonlRows, warn_of
 from promptcomp.datamodules.tasks import Task, TaskKind
 from promptcomp.documents import read_json
 from promptcomp.files import is_file_name
-
-KINDS: dict[str, TaskKind] = {
-    "classification": "classification",
-    "multi-choice": "multi_choice",
-    "multi_choice": "multi_choice",
-    "free-form": "free_form",
-    "free_form": "free_form",
-}
 
 
 class MetaICLSource(HeldOutTasks):
@@ -49,6 +43,7 @@ class MetaICLSource(HeldOutTasks):
         if not folder.is_dir():
             raise NotHere(f"data.folder {folder}: no such folder")
         self._partition = read_partition(folder, config.partition)
+        self._files: dict[Path, JsonlRows] = {}
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -58,22 +53,24 @@ class MetaICLSource(HeldOutTasks):
         return ("train", *dev, "test", *others)
 
     @property
-    def _holds_out(self) -> bool:
-        return self.config.dev == "train_tasks"
-
-    @property
     def _where(self) -> str:
         return f"partition {self.config.partition}"
 
     def _training_tasks(self) -> Sequence[Task]:
-        return tuple(self._training_task(name) for name in self._partition["train"])
+        k, seed = self.config.train_k, self.config.train_seed
+        rows = {name: self._rows(name, k, seed, "train") for name in self._partition["train"]}
+        return tuple(Task(name, self._kind(name, found), found, found, seed) for name, found in rows.items())
 
     def _evaluated(self, split: str) -> Sequence[Task]:
         """Test tasks come once for each data seed."""
-        config = self.config
-        if split == "dev":
-            return [self._target_task(name, config.dev_seed, "dev") for name in self._partition["test"]]
-        return [self._target_task(name, seed, "test") for name in self._partition[split] for seed in config.seeds]
+        config, k, is_dev = self.config, self.config.test_k, split == "dev"
+        tasks = []
+        for name in self._partition["test" if is_dev else split]:
+            for seed in (config.dev_seed,) if is_dev else config.seeds:
+                queries = self._rows(name, k, seed, "dev" if is_dev else "test")
+                shown = self._rows(name, k, seed, "train")
+                tasks.append(Task(name, self._kind(name, queries), shown, queries, seed))
+        return tasks
 
     def path(self, task: str, k: int, seed: int, split: str) -> Path:
         """The file of a task."""
@@ -91,39 +88,20 @@ class MetaICLSource(HeldOutTasks):
 
     def files(self) -> list[tuple[str, Path]]:
         """Every file that the configuration refers to, with its task."""
-        config = self.config
-        found = [
-            (name, self.path(name, config.train_k, config.train_seed, "train")) for name in self._partition["train"]
-        ]
+        config, k = self.config, self.config.test_k
+        found = [(name, config.train_k, config.train_seed, "train") for name in self._partition["train"]]
         for split in (name for name in self._partition if name != "train"):
-            for name in self._partition[split]:
-                for seed in config.seeds:
-                    found.append((name, self.path(name, config.test_k, seed, "train")))
-                    found.append((name, self.path(name, config.test_k, seed, "test")))
+            wanted = product(self._partition[split], config.seeds, ("train", "test"))
+            found += [(name, k, seed, part) for name, seed, part in wanted]
         if config.dev == "target_dev":
-            for name in self._partition["test"]:
-                found.append((name, self.path(name, config.test_k, config.dev_seed, "train")))
-                found.append((name, self.path(name, config.test_k, config.dev_seed, "dev")))
-        return list(dict.fromkeys(found))
-
-    def _training_task(self, name: str) -> Task:
-        rows = self._rows(name, self.config.train_k, self.config.train_seed, "train")
-        return Task(name, self._kind(name, rows), rows, rows, self.config.train_seed)
-
-    def _target_task(self, name: str, seed: int, split: str) -> Task:
-        k = self.config.test_k
-        queries = self._rows(name, k, seed, split)
-        return Task(name, self._kind(name, queries), self._rows(name, k, seed, "train"), queries, seed)
+            found += [(name, k, config.dev_seed, part) for name in self._partition["test"] for part in ("train", "dev")]
+        return [(name, self.path(name, count, seed, part)) for name, count, seed, part in dict.fromkeys(found)]
 
     def _rows(self, task: str, k: int, seed: int, split: str) -> JsonlRows:
         path = self.path(task, k, seed, split)
         if path not in self._files:
             self._files[path] = JsonlRows(path, task)
         return self._files[path]
-
-    @cached_property
-    def _files(self) -> dict[Path, JsonlRows]:
-        return {}
 
     @cached_property
     def _kinds(self) -> Mapping[str, TaskKind]:
@@ -140,7 +118,9 @@ class MetaICLSource(HeldOutTasks):
         return _kind(_read_mapping(path).get("task_type"), path) if path.is_file() else rows.kind
 
 
-def read_partition(folder: Path, name: str) -> dict[str, list[str]]:
+def read_partition(
+    folder: Path, name: str, option: str = "data.partition", needed: Sequence[str] = ("train", "test")
+) -> dict[str, list[str]]:
     """The task lists of a partition file: "train", "test" and any further lists, which become test splits.
 
     Raises:
@@ -149,18 +129,18 @@ def read_partition(folder: Path, name: str) -> dict[str, list[str]]:
     path = folder / "config" / f"{name}.json"
     if not is_file_name(name) or not path.is_file():
         known = sorted(found.stem for found in (folder / "config").glob("*.json"))
-        raise ConfigError(f"data.partition {name!r}: no file {path}; known: {', '.join(known) or 'none'}")
-    return read_task_lists(path)
+        raise ConfigError(f"{option} {name!r}: no file {path}; known: {', '.join(known) or 'none'}")
+    return read_task_lists(path, needed)
 
 
-def read_task_lists(path: Path) -> dict[str, list[str]]:
+def read_task_lists(path: Path, needed: Sequence[str] = ("train", "test")) -> dict[str, list[str]]:
     """The lists of a partition file.
 
     Raises:
-        ConfigError: the file is missing or malformed, or "train" or "test" is empty.
+        ConfigError: the file is missing or malformed, or one of the `needed` lists is empty.
     """
     lists = {split: tasks for split, tasks in _read_mapping(path).items() if isinstance(tasks, list)}
-    for split in ("train", "test"):
+    for split in needed:
         if not lists.get(split):
             raise ConfigError(f"{path}: {split!r} should be a list of task names and is missing or empty")
     for split, tasks in lists.items():
@@ -177,6 +157,7 @@ def _read_mapping(path: Path) -> Mapping[str, object]:
 
 
 def _kind(name: object, path: Path) -> TaskKind:
-    if not isinstance(name, str) or name not in KINDS:
-        raise ConfigError(f"{path}: task kind {name!r} is unknown; known: classification, multi-choice, free-form")
-    return KINDS[name]
+    for kind in get_args(TaskKind):
+        if isinstance(name, str) and name.replace("-", "_") == kind:
+            return cast(TaskKind, kind)
+    raise ConfigError(f"{path}: task kind {name!r} is unknown; known: classification, multi-choice, free-form")

@@ -19,7 +19,7 @@ from promptcomp.evaluation.texts import value_of
 ParseStatus = Literal[
     "ok", "repaired", "empty", "no_marker", "two_markers", "empty_label", "out_of_set", "not_an_equation"
 ]
-"""ok: read as it stands; repaired: the label was cut off or lacked its letter and could still be told; empty: no text;
+"""ok: read as it stands; repaired: the label was cut off or lacked its letter and could still be read; empty: no text;
 no_marker, two_markers: not exactly one end of the rationale; empty_label: nothing behind it; out_of_set: none of the
 labels; not_an_equation: an arithmetic label without a value."""
 STATUSES: tuple[str, ...] = get_args(ParseStatus)
@@ -67,14 +67,13 @@ def parse(
         return _strict(task, completion, options)
     if task == "asdiv" and style == "gpt_neox":
         raise ConfigError("the original has no parser for asdiv completions of gpt_neox; use parsing 'strict'")
-    readers: dict[str, Callable[[str, Style], Parsed]] = {
-        "cqa": _reference_cqa,
-        "svamp": _reference_svamp,
-        "asdiv": _reference_svamp,
-        "esnli": _reference_esnli,
-        "anli1": _reference_anli,
-    }
-    return readers[task](completion, style)
+    if task == "esnli":
+        return _reference_esnli(completion, style)
+    if task == "anli1":
+        return _reference_anli(completion, style)
+    if task == "cqa":
+        return _reference_question(completion, style, "So the answer is", _bracketed)
+    return _reference_question(completion, style, "The answer is", _expression)
 
 
 # ---- strict
@@ -86,12 +85,11 @@ _MARKERS: dict[str, str] = {
     "esnli": r"Answer:",
     "anli1": r"(?:[Ss]o the|[Tt]he) answer is:?",
 }
-_NEXT_ITEM: dict[str, str] = {"cqa": r"^\s*Q:", "svamp": r"^\s*Q:", "asdiv": r"^\s*Q:"}
-_NEXT_PREMISE = r"^\s*Premise:"
 
 
 def _strict(task: ParsedTask, completion: str, options: Sequence[str]) -> Parsed:
-    text = re.split(_NEXT_ITEM.get(task, _NEXT_PREMISE), completion, maxsplit=1, flags=re.MULTILINE)[0].strip()
+    next_item = r"^\s*Premise:" if task in ("esnli", "anli1") else r"^\s*Q:"
+    text = re.split(next_item, completion, maxsplit=1, flags=re.MULTILINE)[0].strip()
     if not text:
         return Parsed("", "", "empty")
     rationale, *answers = (part.strip() for part in re.split(_MARKERS[task], text))
@@ -140,8 +138,8 @@ def _member(text: str, names: Sequence[str]) -> tuple[str, ParseStatus]:
 def _equation(answer: str) -> tuple[str, ParseStatus]:
     """The expression from the first bracket to the last, or a bare one, if it has a value."""
     line = _first_line(answer)
-    brackets = re.search(r"\(.*\)", line)
-    text = brackets[0] if brackets else line
+    brackets = _expression(line)
+    text = brackets or line
     if value_of(text) is not None:
         return text, "ok" if brackets else "repaired"
     without_commas = _THOUSANDS.sub("", text)
@@ -171,22 +169,22 @@ def _two_parts(text: str, marker: str) -> tuple[str, str] | ParseStatus:
     return "no_marker" if len(parts) == 1 else "two_markers"
 
 
-def _reference_cqa(completion: str, style: Style) -> Parsed:
-    parts = _two_parts(_ends(completion.split("Q:")[0], style), "So the answer is")
+def _reference_question(completion: str, style: Style, marker: str, label_in: Callable[[str], str]) -> Parsed:
+    parts = _two_parts(_ends(completion.split("Q:")[0], style), marker)
     if isinstance(parts, str):
         return Parsed(" ", " ", parts)
-    pieces = _ANY_BRACKET.split(parts[1])
-    label = pieces[1].strip() if len(pieces) > 1 else ""
-    label = label.removesuffix(".")
+    label = label_in(parts[1])
     return Parsed(_ends(parts[0], style), label or " ", "ok" if label else "empty_label")
 
 
-def _reference_svamp(completion: str, style: Style) -> Parsed:
-    parts = _two_parts(_ends(completion.split("Q:")[0], style), "The answer is")
-    if isinstance(parts, str):
-        return Parsed(" ", " ", parts)
-    brackets = re.search(r"\(.*\)", parts[1])
-    return Parsed(_ends(parts[0], style), brackets[0] if brackets else " ", "ok" if brackets else "empty_label")
+def _bracketed(text: str) -> str:
+    pieces = _ANY_BRACKET.split(text)
+    return pieces[1].strip().removesuffix(".") if len(pieces) > 1 else ""
+
+
+def _expression(text: str) -> str:
+    brackets = re.search(r"\(.*\)", text)
+    return brackets[0] if brackets else ""
 
 
 def _reference_esnli(completion: str, style: Style) -> Parsed:

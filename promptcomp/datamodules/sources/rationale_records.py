@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from promptcomp.config import Config
 from promptcomp.datamodules.sources.rationale_parsing import NLI_LABELS, STATUSES
-from promptcomp.datamodules.sources.records import Asked, name_in
+from promptcomp.datamodules.sources.records import Asked, name_in, text_problems
 from promptcomp.datamodules.sources.rows import option_problems
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.texts import same_label
@@ -57,19 +57,15 @@ class Format:
     """What it reads of a record."""
 
 
-def text_of(record: Mapping[str, Any], *names: str) -> str:
-    """The text of the first of these fields that the record has.
+def text_of(record: Mapping[str, Any], name: str) -> str:
+    """The text in a field.
 
     Raises:
-        BadRow: it has none of them, or there is no text in it.
+        BadRow: it is missing, or there is no text in it.
     """
-    for name in names:
-        value = record.get(name)
-        if isinstance(value, str):
-            return value
-        if value is not None:
-            raise BadRow(f"{name!r} is {type(value).__name__}, expected text")
-    raise BadRow(f"{' or '.join(map(repr, names))} is missing")
+    if problems := text_problems(record, (name,)):
+        raise BadRow(problems[0])
+    return str(record[name])
 
 
 def _optional(record: Mapping[str, Any], name: str) -> str:
@@ -295,9 +291,6 @@ def _fields(template: str) -> list[str]:
 
 
 def _text(record: Mapping[str, Any], name: str | None) -> str:
-    value = record.get(name) if name else None
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise BadRow(f"{name!r} is {type(value).__name__}, expected text")
-    return value
+    if problems := text_problems(record, (), (name,)):
+        raise BadRow(problems[0])
+    return (record.get(name) if name else None) or ""

@@ -21,14 +21,12 @@ from promptcomp.datamodules.sources.records import (
     Record,
     collecting,
     good_records,
-    half_character,
     has_errors,
-    kind_of_rows,
     name_in,
-    read_json,
-    read_records,
     tell,
+    text_problems,
 )
+from promptcomp.datamodules.sources.row_files import half_character, kind_of_rows, read_json, read_records
 from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 
 _WORK = Asked(("id",), ("llm_label", "llm_rationale", "teacher", "parse_status"))
@@ -53,13 +51,8 @@ def joined(rows: Sequence[RationaleRow], paths: Sequence[Path], found: Found = N
 
 
 def _with_work(row: RationaleRow, record: Mapping[str, Any]) -> RationaleRow:
-    return replace(
-        row,
-        llm_label=record.get("llm_label") or "",
-        llm_rationale=record.get("llm_rationale") or "",
-        parse_status=record.get("parse_status") or "ok",
-        teacher=record.get("teacher") or "",
-    )
+    texts: dict[str, Any] = {name: record.get(name) or "" for name in _WORK.optional}
+    return replace(row, **{**texts, "parse_status": texts["parse_status"] or "ok"})
 
 
 def _work_problems(record: Mapping[str, Any]) -> list[str]:
@@ -68,11 +61,9 @@ def _work_problems(record: Mapping[str, Any]) -> list[str]:
             return ["expected an object with an 'id'"]
     except ValueError:
         return [f"'id' is {type(record['id']).__name__}, expected text or a whole number"]
-    for name in ("llm_label", "llm_rationale", "teacher", "parse_status"):
-        if not isinstance(record.get(name), str | None):
-            return [f"{name!r} is {type(record[name]).__name__}, expected text"]
     status = record.get("parse_status") or "ok"
-    return [] if status in STATUSES else [f"'parse_status' {status!r} is none of {', '.join(STATUSES)}"]
+    unknown = [] if status in STATUSES else [f"'parse_status' {status!r} is none of {', '.join(STATUSES)}"]
+    return (text_problems(record, (), _WORK.optional) or unknown)[:1]
 
 
 def read_rows(

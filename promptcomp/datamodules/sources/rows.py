@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.sources.records import (
@@ -22,11 +22,11 @@ from promptcomp.datamodules.sources.records import (
     good_records,
     has_errors,
     name_in,
-    parse_json,
-    read_records,
     tell,
+    text_problems,
     whole_number,
 )
+from promptcomp.datamodules.sources.row_files import parse_json, read_records
 from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskKind, TaskSource
 from promptcomp.evaluation.texts import label_of, same_label
 from promptcomp.plain import shown
@@ -50,7 +50,7 @@ class Columns(Config):
     """Column with the data seed of a demonstration pool; None or absent: one pool for each task."""
     split: str | None = "split"
     """Column that says "train" for rows of the demonstration pool and anything else for queries; None or absent: every
-    row is asked, with other rows of its task as demonstrations."""
+    row is a query, with other rows of its task as demonstrations."""
 
     def asked(self) -> Asked:
         """The columns for a reader."""
@@ -63,12 +63,7 @@ METAICL_COLUMNS = Columns(seed=None, split=None)
 
 def row_problems(record: Mapping[str, Any], columns: Columns) -> list[str]:
     """Everything that is wrong with a record, in words; empty for a good one."""
-    found = []
-    for name in (columns.input, columns.output):
-        if record.get(name) is None:
-            found.append(f"{name!r} is missing")
-        elif not isinstance(record[name], str):
-            found.append(f"{name!r} is {type(record[name]).__name__}, expected text")
+    found = text_problems(record, (columns.input, columns.output))
     options = record.get(columns.options) if columns.options else None
     output = record.get(columns.output)
     if output == "":
@@ -125,7 +120,7 @@ def row_warnings(record: Mapping[str, Any], columns: Columns) -> list[str]:
     if len(options) == 1:
         found.append("there is only one option")
     if options and output not in options:
-        found.append(f"{columns.output!r} {output!r} is the option that differs from it in white space alone")
+        found.append(f"{columns.output!r} {output!r} differs from the option in white space alone")
     return found
 
 
@@ -139,7 +134,7 @@ def to_row(record: Mapping[str, Any], where: str, columns: Columns) -> Row:
 
 
 class Duplicates:
-    """Tells of good rows of one file that are there twice."""
+    """Reports rows that occur twice in one file."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str | None, ...], int] = {}
@@ -186,6 +181,7 @@ class JsonlRows(LazySequence[Row]):
             duplicates.look(record, (row.input, row.output), "input and output", found)
         self.kind: TaskKind = kind_of(options)
         """What kind of task the rows look like."""
+        super().__init__(len(self._offsets), self._read)
 
     def _problems(self, content: Mapping[str, Any], task: str | None) -> list[str]:
         found = row_problems(content, self._columns)
@@ -194,11 +190,7 @@ class JsonlRows(LazySequence[Row]):
             found += [f"the row belongs to task {named!r}, not {task!r}"] if named != task else []
         return found
 
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def item(self, index: int) -> Row:
-        """One row."""
+    def _read(self, index: int) -> Row:
         if self._map is None:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -209,9 +201,6 @@ class JsonlRows(LazySequence[Row]):
 
     def __getstate__(self) -> dict[str, Any]:  # a memory map cannot be sent to a worker process
         return {**self.__dict__, "_map": None}
-
-    def __copy__(self) -> Self:
-        return self
 
 
 def kind_of(options: Iterable[tuple[str, ...]]) -> TaskKind:
@@ -245,7 +234,7 @@ def hold_out(tasks: Sequence[Task], share: float, what: str) -> tuple[tuple[Task
     """
     if len(tasks) < 2:
         raise ConfigError(
-            f"{what}: of one training task none can be held out as the dev split; name a dev set or switch it off"
+            f"{what}: with one training task, none can be held out as the dev split; name a dev set or switch it off"
         )
     count = min(math.ceil(share * len(tasks)), len(tasks) - 1)
     order = sorted(tasks, key=lambda task: (task.kind == "free_form", hashlib.sha256(task.name.encode()).digest()))
@@ -263,9 +252,9 @@ class HeldOutTasks(TaskSource):
     _warns_of_leaks: ClassVar[bool] = True
 
     @property
-    @abstractmethod
     def _holds_out(self) -> bool:
         """Whether the dev split is a part of the training tasks."""
+        return self.config.dev == "train_tasks"
 
     @abstractmethod
     def _training_tasks(self) -> Sequence[Task]:

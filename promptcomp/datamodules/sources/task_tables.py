@@ -9,9 +9,10 @@ from pathlib import Path
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.icl_config import HFData, TableData
-from promptcomp.datamodules.sources.arrow import ArrowRows, open_table
+from promptcomp.datamodules.sources.arrow import arrow_rows, open_table
 from promptcomp.datamodules.sources.metaicl_folder import read_task_lists
-from promptcomp.datamodules.sources.records import Asked, Found, Problem, collecting, good_records, read_records, tell
+from promptcomp.datamodules.sources.records import Asked, Found, Problem, collecting, good_records, tell
+from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.datamodules.sources.rows import (
     Columns,
     Duplicates,
@@ -22,7 +23,7 @@ from promptcomp.datamodules.sources.rows import (
     row_warnings,
     to_row,
 )
-from promptcomp.datamodules.tasks import Row, Task
+from promptcomp.datamodules.tasks import LazySequence, Row, Task
 from promptcomp.evaluation.texts import label_of, looks_of, same_label
 
 
@@ -89,7 +90,7 @@ class TableSource(HeldOutTasks):
             if (first := spelled.setdefault(label, row.output)) != row.output:
                 text = f"{row.output!r} and {first!r} are one label: white space does not count"
             elif (other := seen.setdefault(looks_of(label), label)) != label:
-                text = f"{label!a} and {other!a} look alike, but are two labels"
+                text = f"{label!a} and {other!a} look alike, but are different labels"
             else:
                 continue
             tell(Problem.at(row.where, text, "warning"), found)
@@ -119,7 +120,7 @@ class TableSource(HeldOutTasks):
         return found
 
     def _shared_tasks(self, entries: Iterable[Entry]) -> list[Task]:
-        """Tasks whose rows are both shown and asked."""
+        """Tasks whose rows are both demonstrations and queries."""
         tasks = []
         for (name, seed), members in _grouped(entries).items():
             rows = self._rows(members, members)
@@ -129,7 +130,7 @@ class TableSource(HeldOutTasks):
         return tasks
 
     def _asked_tasks(self, shown: Iterable[Entry], asked: Iterable[Entry]) -> list[Task]:
-        """Tasks with rows to show and rows to ask, once for each data seed of the rows to show."""
+        """Tasks with demonstrations and queries, once for each data seed of the demonstrations."""
         pools = _grouped(shown)
         questions = _grouped(asked)
         tasks = []
@@ -168,7 +169,7 @@ def _grouped(entries: Iterable[Entry]) -> dict[tuple[str, int | None], list[Entr
 
 Groups = dict[tuple[str, int | None, str], list[int]]
 """Places of the rows of every (task, data seed, role)."""
-Split = tuple[Groups, Callable[[Sequence[int]], ArrowRows[Row]]]
+Split = tuple[Groups, Callable[[Sequence[int]], LazySequence[Row]]]
 """The groups of a split, and what reads the rows at some places."""
 
 
@@ -186,10 +187,6 @@ class HFSource(HeldOutTasks):
     def splits(self) -> tuple[str, ...]:
         """ "train", "dev" unless it is off, and "test"."""
         return ("train", "test") if self.config.dev == "none" else ("train", "dev", "test")
-
-    @property
-    def _holds_out(self) -> bool:
-        return self.config.dev == "train_tasks"
 
     @property
     def _where(self) -> str:
@@ -243,7 +240,7 @@ class HFSource(HeldOutTasks):
                 task, seed, role = place_of(record.content, columns, path)
                 groups.setdefault((task, seed, role or "train"), []).append(record.line - 1)
             names = (columns.input, columns.output, columns.options)
-            self._read[split] = groups, lambda places: ArrowRows(table, names, make, places)
+            self._read[split] = groups, lambda places: arrow_rows(table, names, make, places)
         return self._read[split]
 
     def _asked(self, split: str) -> Asked:

@@ -1,1 +1,1 @@
-"""What a sweep has found, for people: tables, the live view, pictures and the page. They read a `SweepState` alone."""
+"""The results of a sweep as tables, live view, plots and report page. They read a `SweepState` alone."""

@@ -63,7 +63,7 @@ class Reached(Measured):
     """Share of the draws in which it is reached."""
 
     def sentence(self, method: str) -> str:
-        """The same in words."""
+        """The same as a sentence."""
         who = f"{self.size}: {method}" if self.size else method
         target = f"the score of {self.baseline} with share {self.target_share:g} ({mean_text(self.target)})"
         if self.share is None:
@@ -73,9 +73,9 @@ class Reached(Measured):
             text = f"{who} reaches {target} at a share of {share} (first share run that does: {self.first:g})"
         if self.ci is not None:
             low, high = self.ci
-            text += f"; 95 % over draws of seeds: {low:.3g} to {'never' if high is None else f'{high:.3g}'}"
+            text += f"; 95 % interval over resampled seeds: {low:.3g} to {'never' if high is None else f'{high:.3g}'}"
         elif self.resampled is not None:
-            text += f"; reached in {self.resampled:.0%} of the draws of seeds"
+            text += f"; reached in {self.resampled:.0%} of the resamples of seeds"
         return text + "."
 
 
@@ -226,22 +226,16 @@ def _parameters(trial: Trial) -> int | None:
 def rows_of(
     values: Values, methods: Sequence[str], sizes: Sequence[str], shares: Sequence[float]
 ) -> Iterator[EfficiencyRow]:
-    """A row for every size and share that has a value; the first method is held against the others."""
+    """A row for every size and share that has a value; the first method is compared with the others."""
     for size, share in itertools.product(sizes, shares):
         found = {name: values[name, size, share] for name in methods if (name, size, share) in values}
-        own = found.get(methods[0], {})
-        pairs = {
-            name: [own[seed] - theirs[seed] for seed in sorted(own.keys() & theirs.keys())]
-            for name, theirs in found.items()
-            if name != methods[0]
-        }
+        own, minus = found.get(methods[0], {}), {}
+        for name, theirs in found.items():
+            if name != methods[0] and (common := sorted(own.keys() & theirs.keys())):
+                minus[name] = mean_of([own[seed] - theirs[seed] for seed in common])
         if found:
-            yield EfficiencyRow(
-                size=size,
-                share=share,
-                values={name: mean_of(list(each.values())) for name, each in found.items()},
-                minus={name: mean_of(each) for name, each in pairs.items() if each},
-            )
+            means = {name: mean_of(list(each.values())) for name, each in found.items()}
+            yield EfficiencyRow(size=size, share=share, values=means, minus=minus)
 
 
 def reached(
@@ -318,20 +312,19 @@ def _draws(table: np.ndarray) -> list[np.ndarray]:
 
 def print_efficiency(found: Efficiency, console: Console) -> None:
     """The table and what it says; where there is no room for both, differences have a table of their own."""
-    lines, start = found.table, len(found.places)
+    lines, start = [[plain_line(text) for text in line] for line in found.table], len(found.places)
     end = start + len(found.methods)
     console.print(Text(found.heading))
-    if sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) <= console.width + 2:
-        parts = [lines]
-    else:
+    parts = [lines]
+    if sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) > console.width + 2:
         parts = [[line[:end] for line in lines]]
         parts += [[[*line[:start], *line[end:]] for line in lines]] if found.baselines else []
-    for number, part in enumerate(parts):
+    for number, (names, *rows) in enumerate(parts):
         table = open_table()
-        for name in part[0]:
-            table.add_column(Text(plain_line(name)), justify="left" if name == "size" else "right", overflow="fold")
-        for line in part[1:]:
-            table.add_row(*(Text(plain_line(text)) for text in line))
+        for name in names:
+            table.add_column(Text(name), justify="left" if name == "size" else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
         if number:
             console.print()
         console.print(table)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections.abc import Iterator
 
-from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -14,7 +13,7 @@ from promptcomp.errors import command
 from promptcomp.evaluation.formatting import many
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.numbers import Progress, plain_line
-from promptcomp.sweeps.views.points import Summary, summarize
+from promptcomp.sweeps.views.points import Summary
 from promptcomp.sweeps.views.wording import (
     STATUS_STYLES,
     amount,
@@ -46,54 +45,47 @@ class LiveView:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._live: Live | None = None
-        self._seen: dict[str, tuple[str, int]] = {}
-        self._begun = False
+        if console.is_terminal:
+            self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
+        self._seen: dict[str, tuple[str, int]] | None = None
 
     def __enter__(self) -> LiveView:
-        if self.console.is_terminal:
-            self._live = Live(console=self.console, auto_refresh=False, vertical_overflow="crop")
+        if self._live is not None:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
-            self._live = None
 
     def update(self, state: SweepState) -> None:
         """Show a state: redraw, or print what has changed since the last one."""
-        summary = summarize(state, with_importances=False)
+        summary = Summary(state)
         if self._live is not None:
-            self._live.update(render(state, summary, self.console), refresh=True)
+            self._live.update(render(summary, self.console), refresh=True)
             return
-        for line in self._news(state, summary):
+        for line in self._news(summary):
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _news(self, state: SweepState, summary: Summary) -> list[str]:
-        lines = []
-        first, self._begun = not self._begun, True
-        if first:
-            done, planned = summary.progress.done, summary.progress.planned
-            lines.append(f"sweep: {many(planned, 'trial')}" + (f", {done} done before" if done else ""))
-        for trial in state.trials:
-            # A failed attempt waits before its successor is queued: the same news.
-            now = (trial.status, 0 if trial.status == "waiting" else trial.attempt)
-            before = self._seen.get(trial.cell)
-            self._seen[trial.cell] = now
-            if now == before or (first and trial.status in ("finished", "pruned", "failed", "waiting")):
+    def _news(self, summary: Summary) -> Iterator[str]:
+        before, done = self._seen, summary.progress.done
+        # A failed attempt waits before its successor is queued: the same news.
+        self._seen = {t.cell: (t.status, 0 if t.status == "waiting" else t.attempt) for t in summary.state.trials}
+        if before is None:
+            yield f"sweep: {many(summary.progress.planned, 'trial')}" + (f", {done} done before" if done else "")
+        for trial in summary.state.trials:
+            if before is None and trial.status not in ("running", "stale"):
                 continue
-            lines += filter(None, [_event(state, trial, summary)])
-        return lines
+            if self._seen[trial.cell] != (before or {}).get(trial.cell) and (event := _event(trial, summary)):
+                yield event
 
 
-def _event(state: SweepState, trial: Trial, summary: Summary) -> str | None:
-    """What has become of a trial, in one line."""
+def _event(trial: Trial, summary: Summary) -> str | None:
+    """The state of a trial, in one line."""
     progress = summary.progress
     values = ", ".join(f"{name} {amount(name, value)}" for name, value in trial.values.items() if value is not None)
     left = f", about {time_text(progress.eta)} left" if progress.eta is not None else ""
-    log = state.directory.log_of(trial.cell)
+    log = summary.state.directory.log_of(trial.cell)
     again = trial.attempt > 1
     if trial.status == "waiting" and not trial.problem and not again:
         return None
@@ -101,7 +93,7 @@ def _event(state: SweepState, trial: Trial, summary: Summary) -> str | None:
         "finished": ("finished", f": {values or 'no value'} ({progress.done} of {progress.planned}{left})"),
         "failed": ("failed", f": {_clean(trial.problem or 'no reason known')} (log: {log})"),
         "pruned": ("pruned", f" at step {trial.step}"),
-        "stale": ("lost", ": its process is gone; a worker takes it up again"),
+        "stale": ("lost", ": its process has died; a worker will continue it"),
         "running": ("started", f", attempt {trial.attempt}" if again else ""),
         "waiting": ("retry", f": {_clean(trial.problem)}" if trial.problem else ""),
     }[trial.status]
@@ -109,13 +101,13 @@ def _event(state: SweepState, trial: Trial, summary: Summary) -> str | None:
     return f"{word:<10}{who}{rest}"
 
 
-def render(state: SweepState, summary: Summary, console: Console) -> RenderableType:
+def render(summary: Summary, console: Console) -> RenderableType:
     """The whole view, at most as high as the terminal."""
     width = console.width
     progress = summary.progress
-    parts: list[RenderableType] = [_header(state, summary, width), _bar(progress, width, console.options.ascii_only)]
+    parts: list[RenderableType] = [*_header(summary), _bar(progress, width, console.options.ascii_only)]
     parts += [status_line(progress), *_leading(summary), Text()]
-    running = [trial for trial in state.trials if trial.status in ("running", "stale")]
+    running = [trial for trial in summary.state.trials if trial.status in ("running", "stale")]
     room = max(1, console.height - _FIXED_LINES)
     if running:
         parts.append(_running(running[:room], summary, width))
@@ -126,42 +118,36 @@ def render(state: SweepState, summary: Summary, console: Console) -> RenderableT
         parts.append(_line(_clean(text), "red"))
     if len(summary.failures) > _FAILURES:
         more = len(summary.failures) - _FAILURES
-        show = command("sweep", "show", state.directory.path)
+        show = command("sweep", "show", summary.state.directory.path)
         parts.append(_line(f"and {many(more, 'earlier failure')}: {show}", "dim"))
     return Group(*parts)
 
 
-def _header(state: SweepState, summary: Summary, width: int) -> Text:
-    progress, budget = summary.progress, state.config.budget
-    title = _clean(state.config.title or f"sweep of {state.config.experiment}")
-    facts = [f"elapsed {time_text(progress.elapsed)}"]
-    if progress.eta is not None:
-        facts.append(f"about {time_text(progress.eta)} left")
-    facts.append(many(state.workers, "worker"))
+def _header(summary: Summary) -> list[Text]:
+    progress, budget = summary.progress, summary.state.config.budget
     of = f" of {hours_text(budget.device_hours)}" if budget.device_hours is not None else ""
-    facts.append(f"{hours_text(progress.device_hours)}{of} device hours")
-    if budget.hours is not None:
-        facts.append(f"at most {hours_text(budget.hours)} h")
-    if state.stopped_by:
-        facts.append(f"stopped by {state.stopped_by}")
-    short = title if cell_len(title) < width else set_cell_size(title, width - 2) + "…"
-    return Text.assemble((short, "bold"), "\n", "  ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts))
+    facts = [
+        f"elapsed {time_text(progress.elapsed)}",
+        progress.eta is not None and f"about {time_text(progress.eta)} left",
+        many(summary.state.workers, "worker"),
+        f"{hours_text(progress.device_hours)}{of} device hours",
+        budget.hours is not None and f"at most {hours_text(budget.hours)} h",
+        summary.state.stopped_by and f"stopped by {summary.state.stopped_by}",
+    ]
+    title = _line(_clean(summary.state.config.title or f"sweep of {summary.state.config.experiment}"), "bold")
+    return [title, Text("  ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts if fact))]
 
 
 def _bar(progress: Progress, width: int, ascii_only: bool) -> Text:
     """One stretch of the line for each status, in proportion; what is there gets at least one column."""
     counts = {status: progress.counts[status] for status in STATUS_STYLES if progress.counts[status]}
     total = sum(counts.values())
-    bar = Text(no_wrap=True, overflow="crop")
-    if not total:
-        return bar
     columns = {status: max(1, count * (width - 1) // total) for status, count in counts.items()}
-    largest = max(columns, key=lambda status: columns[status])
-    columns[largest] += width - 1 - sum(columns.values())
-    for status, count in columns.items():
-        full, empty = ("#", ".") if ascii_only else ("━", "─")
-        bar.append((empty if status == "waiting" else full) * max(0, count), style=STATUS_STYLES[status])
-    return bar
+    if columns:
+        columns[max(columns, key=columns.__getitem__)] += width - 1 - sum(columns.values())
+    full, empty = ("#", ".") if ascii_only else ("━", "─")
+    stretches = [((empty if s == "waiting" else full) * max(0, n), STATUS_STYLES[s]) for s, n in columns.items()]
+    return Text.assemble(*stretches, no_wrap=True, overflow="crop")
 
 
 def status_line(progress: Progress, done: str = "") -> Text:

@@ -5,12 +5,14 @@ A file that is missing or torn gives nothing: a view of a running sweep must not
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 from promptcomp.config import ConfigError
@@ -63,33 +65,24 @@ class Runs:
 
     def __init__(self, state: SweepState) -> None:
         self.state = state
-        self._results: dict[Path, Results | None] = {}
-        self._splits: dict[str, list[str]] = {}
-
-    def results(self, run: Path) -> Results | None:
-        """results.json of a run; None while it is not there or not readable."""
-        if run not in self._results:
-            try:
-                self._results[run] = read_results(run / FILE_NAME)
-            except ConfigError:
-                self._results[run] = None
-        return self._results[run]
+        self.results = functools.cache(_read)
 
     def splits(self, objective: Goal) -> list[str]:
         """Splits that have the objective's metric, its own first; empty for metrics that belong to no split."""
-        if objective.name not in self._splits:
-            self._splits[objective.name] = [] if is_of_run(objective.metric) else self._find_splits(objective)
-        return self._splits[objective.name]
+        if is_of_run(objective.metric):
+            return []
+        for _, found in self._finished():
+            names = list(found.splits)
+            own = objective.split if objective.split in names else names[0]
+            return [own, *(n for n in names if n != own and metric_of(found, objective.metric, n) is not None)]
+        return [objective.split] if objective.split else []
 
-    def _find_splits(self, objective: Goal) -> list[str]:
+    def _finished(self) -> Iterator[tuple[Trial, Results]]:
+        """Trials with results of some split."""
         for trial in self.state.trials:
             found = self.results(trial.run) if trial.status == "finished" else None
             if found is not None and found.splits:
-                names = list(found.splits)
-                own = objective.split if objective.split in names else names[0]
-                having = [name for name in names if metric_of(found, objective.metric, name) is not None]
-                return [own, *(name for name in having if name != own)]
-        return [objective.split] if objective.split else []
+                yield trial, found
 
     def value(self, run: Trial | Control, objective: Goal, split: str | None) -> float | None:
         """A finished run's metric on a split (None: the objective's own)."""
@@ -120,10 +113,7 @@ class Runs:
     def _bound(self, name: str, metric: str, split: str | None) -> list[float]:
         """One value for each seed: the bound as the trials' own results have it, mean over points."""
         by_seed: dict[int, list[float]] = {}
-        for trial in self.state.trials:
-            found = self.results(trial.run) if trial.status == "finished" else None
-            if found is None or not found.splits:
-                continue
+        for trial, found in self._finished():
             part = found.splits.get(split) if split else next(iter(found.splits.values()))
             if part is None:
                 continue
@@ -133,6 +123,14 @@ class Runs:
             if (value := finite(known)) is not None:
                 by_seed.setdefault(trial.seed, []).append(value)
         return [sum(values) / len(values) for _, values in sorted(by_seed.items())]
+
+
+def _read(run: Path) -> Results | None:
+    """results.json of a run; None while it is not there or not readable."""
+    try:
+        return read_results(run / FILE_NAME)
+    except ConfigError:
+        return None
 
 
 def is_of_run(metric: str) -> bool:
@@ -171,26 +169,38 @@ def plain_line(line: str) -> str:
 DONE = ("finished", "pruned", "failed")
 
 
-@dataclass(frozen=True, slots=True)
 class Progress:
-    """Counts of trials, and times."""
+    """Counts of trials, and times.
 
-    planned: int
-    counts: Mapping[str, int]
-    """Status -> trials, all statuses; `waiting` includes those not drawn yet."""
-    left_out: int
-    """Seeds of dropped points that are not run."""
-    controls: int
-    """Controls that there will be."""
-    controls_done: int
-    elapsed: float | None
-    """Seconds since the first start (to the end of the last trial or control when nothing is left)."""
-    eta: float | None
-    """Seconds until all is done at the present pace; None: not known (or done)."""
-    device_hours: float
-    """Of trials and controls."""
-    control_hours: float
-    """The controls' part of them."""
+    Args:
+        state: as read.
+        now: an aware time.
+    """
+
+    def __init__(self, state: SweepState, now: datetime) -> None:
+        found: Counter[str] = Counter(trial.status for trial in state.trials)
+        tried = Counter(trial.point for trial in state.trials)
+        self.planned = max(state.planned, len(state.trials))
+        self.left_out = sum(max(0, state.config.seeds - tried[point]) for point in state.dropped)
+        """Seeds of dropped points that are not run."""
+        waiting = self.planned - (len(state.trials) - found["waiting"]) - self.left_out
+        self.counts: dict[str, int] = {status: found[status] for status in ("running", "stale", *DONE)}
+        """Status -> trials, all statuses; `waiting` includes those not drawn yet."""
+        self.counts["waiting"] = max(found["waiting"], waiting)
+        self.controls = max(len(state.controls), state.planned_controls)
+        """Controls that there will be."""
+        self.controls_done = sum(control.status in DONE for control in state.controls)
+        ended = [*(trial.ended for trial in state.trials), *(control.ended for control in state.controls)]
+        ends = [aware(end) for end in ended if end is not None]
+        until = max(ends) if self.over and ends else now
+        self.elapsed = max(0.0, (until - aware(state.started)).total_seconds()) if state.started else None
+        """Seconds since the first start (to the end of the last trial or control when nothing is left)."""
+        left = self.counts["waiting"] + self.counts["stale"] + self.controls - self.controls_done
+        self.eta = None if self.over or state.stopped_by else _eta(state, left, now)
+        """Seconds until all is done at the present pace; None: not known (or done)."""
+        self.control_hours = sum(control.device_seconds for control in state.controls) / 3600
+        self.device_hours = sum(trial.device_seconds for trial in state.trials) / 3600 + self.control_hours
+        """Of trials and controls."""
 
     @property
     def done(self) -> int:
@@ -209,37 +219,6 @@ def aware(time: datetime) -> datetime:
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time
 
 
-def progress_of(state: SweepState, now: datetime) -> Progress:
-    """Count and time the trials of a state."""
-    counts: Counter[str] = Counter(trial.status for trial in state.trials)
-    tried = Counter(trial.point for trial in state.trials)
-    left_out = sum(max(0, state.config.seeds - tried[point]) for point in state.dropped)
-    planned = max(state.planned, len(state.trials))
-    begun = len(state.trials) - counts["waiting"]
-    full = {status: counts[status] for status in ("running", "stale", *DONE)}
-    full["waiting"] = max(counts["waiting"], planned - begun - left_out)
-    controls = max(len(state.controls), state.planned_controls)
-    controls_done = sum(control.status in DONE for control in state.controls)
-    left = full["waiting"] + full["stale"] + controls - controls_done
-    over = planned > 0 and not left + full["running"]
-    ended = [*(trial.ended for trial in state.trials), *(control.ended for control in state.controls)]
-    ends = [aware(end) for end in ended if end is not None]
-    until = max(ends) if over and ends else now
-    elapsed = max(0.0, (until - aware(state.started)).total_seconds()) if state.started else None
-    control_hours = sum(control.device_seconds for control in state.controls) / 3600
-    return Progress(
-        planned=planned,
-        counts=full,
-        left_out=left_out,
-        controls=controls,
-        controls_done=controls_done,
-        elapsed=elapsed,
-        eta=None if over or state.stopped_by else _eta(state, left, now),
-        device_hours=sum(trial.device_seconds for trial in state.trials) / 3600 + control_hours,
-        control_hours=control_hours,
-    )
-
-
 def duration(trial: Trial) -> float | None:
     """Seconds of the latest attempt; None: not begun or not ended."""
     if trial.started is None or trial.ended is None:
@@ -250,19 +229,15 @@ def duration(trial: Trial) -> float | None:
 def _eta(state: SweepState, waiting: int, now: datetime) -> float | None:
     """The work left over the workers: a trial takes what the finished ones took, or what its own pace says."""
     finished = [seconds for t in state.trials if t.status == "finished" and (seconds := duration(t))]
-    left = []
-    paces = []
+    left, paces = [], []
     for trial in state.trials:
-        if trial.status != "running" or trial.started is None:
-            continue
-        ran = max(0.0, (now - aware(trial.started)).total_seconds())
-        if trial.step and trial.max_steps:
-            paces.append(ran * max(1.0, trial.max_steps / trial.step))
-            left.append(max(0.0, paces[-1] - ran))
-        elif finished:
-            left.append(max(0.0, sum(finished) / len(finished) - ran))
-    typical = finished or paces
-    if not typical:
+        if trial.status == "running" and trial.started is not None:
+            ran = max(0.0, (now - aware(trial.started)).total_seconds())
+            if trial.step and trial.max_steps:
+                paces.append(ran * max(1.0, trial.max_steps / trial.step))
+                left.append(max(0.0, paces[-1] - ran))
+            elif finished:
+                left.append(max(0.0, fmean(finished) - ran))
+    if not (typical := finished or paces):
         return None
-    work = sum(left) + waiting * sum(typical) / len(typical)
-    return max([work / max(1, state.workers, len(left)), *left])
+    return max([(sum(left) + waiting * fmean(typical)) / max(1, state.workers, len(left)), *left])

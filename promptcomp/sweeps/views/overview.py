@@ -1,4 +1,4 @@
-"""A sweep as tables for people (`promptcomp sweep show DIR`)."""
+"""A sweep as tables on a terminal (`promptcomp sweep show DIR`)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from promptcomp.evaluation.formatting import many
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.efficiency import efficiency_of, print_efficiency
 from promptcomp.sweeps.views.live import status_line
-from promptcomp.sweeps.views.numbers import Runs, log_tail, plain_line
-from promptcomp.sweeps.views.points import Point, Summary, summarize
+from promptcomp.sweeps.views.numbers import log_tail, plain_line
+from promptcomp.sweeps.views.points import Point, Summary
 from promptcomp.sweeps.views.wording import (
     device_hours_text,
     mean_text,
@@ -28,6 +28,7 @@ ROWS = 40
 """Points that the table shows; the formats for files have all."""
 _TAIL, _FAILURES = 8, 5
 ONE_SEED = "One seed has no interval: use 3 seeds or more before believing a difference."
+BEST_AND_FIT = f"{{}} > best.yaml && {command('fit', '--config', 'best.yaml')}"
 MARKS = {
     "best": "*",
     "within noise of the best": "~",
@@ -47,51 +48,50 @@ def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
         console: its width decides how the table is laid out; 60 columns are enough.
         rows: at most so many points.
     """
-    summary = summarize(state)
+    summary = Summary(state)
     _say(console, state.config.title or f"sweep of {state.config.experiment}", "bold")
-    for line in overview(state, summary):
+    for line in overview(summary):
         _say(console, line)
     if summary.points:
         console.print()
         console.print(_table(summary, console.width, rows))
-        for line in notes(state, summary, rows):
+        for line in notes(summary, rows):
             _say(console, line)
-    for line in [*_bands(state, summary), *_importances(summary)]:
+    for line in [*_bands(summary), *_importances(summary)]:
         _say(console, line)
     efficiency = efficiency_of(state)
     if efficiency is not None:
         console.print()
         print_efficiency(efficiency, console)
-    _failures(state, summary, console)
+    _failures(summary, console)
     console.print()
-    for count, step in enumerate(next_steps(state, summary)):
+    for count, step in enumerate(next_steps(summary)):
         line = f"{'next  ' if count == 0 else '      '}{step}"
         console.print(Text(plain_line(line)), soft_wrap=True)  # a command must be one line to be copied
 
 
-def overview(state: SweepState, summary: Summary) -> list[str]:
+def overview(summary: Summary) -> list[str]:
     """Progress, times, and what ended the sweep."""
     progress = summary.progress
     times = f"{time_text(progress.elapsed)} since the start, {device_hours_text(progress)}"
     if progress.eta is not None:
-        times += f", about {time_text(progress.eta)} left with {many(max(1, state.workers), 'worker')}"
+        times += f", about {time_text(progress.eta)} left with {many(max(1, summary.state.workers), 'worker')}"
     lines = [status_line(progress, f"{many(progress.planned, 'trial')} done").plain, times]
-    if state.stopped_by:
-        lines.append(f"stopped by {state.stopped_by}; raise it and start the sweep again to go on")
+    if summary.state.stopped_by:
+        lines.append(f"stopped by {summary.state.stopped_by}; raise it and start the sweep again to continue")
     return lines
 
 
 def note(point: Point) -> str:
     """What is said of a point, see `MARKS`."""
-    if point.is_best:
-        return "best"
-    if point.on_front:
-        return "Pareto front"
-    if not point.feasible:
-        return "outside a constraint"
-    if point.dropped:
-        return "dropped"
-    return "within noise of the best" if point.within_noise else ""
+    marks = {
+        "best": point.is_best,
+        "Pareto front": point.on_front,
+        "outside a constraint": not point.feasible,
+        "dropped": point.dropped,
+        "within noise of the best": point.within_noise,
+    }
+    return next((mark for mark, holds in marks.items() if holds), "")
 
 
 def _table(summary: Summary, width: int, rows: int) -> Table:
@@ -118,7 +118,7 @@ def _table(summary: Summary, width: int, rows: int) -> Table:
     return table
 
 
-def notes(state: SweepState, summary: Summary, rows: int | None = None, legend: bool = True) -> list[str]:
+def notes(summary: Summary, rows: int | None = None, legend: bool = True) -> list[str]:
     """What the marks mean, and what to be careful with."""
     used = {note(point) for point in summary.points}
     lines = ["   ".join(f"{letter} {text}" for text, letter in MARKS.items() if letter and text in used and legend)]
@@ -135,38 +135,36 @@ def notes(state: SweepState, summary: Summary, rows: int | None = None, legend: 
     if summary.several and summary.front and not all(point.complete for point in summary.front):
         lines.append("the Pareto front is provisional: its points lack seeds")
     if rows is not None and len(summary.points) > rows:
-        show = command("sweep", "show", state.directory.path, "--format", "csv")
+        show = command("sweep", "show", summary.state.directory.path, "--format", "csv")
         lines.append(f"{len(summary.points) - rows} more points: {show}")
     return [line for line in lines if line]
 
 
-def _bands(state: SweepState, summary: Summary) -> list[str]:
-    runs, lines = Runs(state), []
-    for objective in summary.objectives:
-        if objective.name == "retained":  # its ends are 1 and 0 by definition
-            continue
-        for band in runs.bands(objective, None):
-            what = "control" if band.trained else "bound"
-            value = f"{mean_text(band.value, objective.name)}, {many(band.value.seeds, 'seed')}"
-            lines.append(f"{what}  {band.title}: {objective_text(objective)} {value}")
-    return lines
+def _bands(summary: Summary) -> list[str]:
+    return [
+        f"{'control' if band.trained else 'bound'}  {band.title}: {objective_text(objective)} "
+        f"{mean_text(band.value, objective.name)}, {many(band.value.seeds, 'seed')}"
+        for objective in summary.objectives
+        for band in summary.runs.bands(objective, None)
+        if band.value.seeds  # the ends of `retained` are 1 and 0 by definition
+    ]
 
 
 def _importances(summary: Summary) -> list[str]:
-    if summary.why_no_importances is not None:
-        shown = len(summary.dimensions) > 1
-        return [f"importances: {summary.why_no_importances}"] if shown else []
-    shares = {
-        m: ", ".join(f"{n} {share:.0%}" for n, share in found.items()) for m, found in summary.importances.items()
-    }
-    return [f"importances for {metric} (PED-ANOVA): {text}" for metric, text in shares.items()]
+    if summary.why_no_importances is not None and len(summary.dimensions) > 1:
+        return [f"importances: {summary.why_no_importances}"]
+    lines = []
+    for metric, found in summary.importances.items():
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.items())
+        lines.append(f"importances for {metric} (PED-ANOVA): {shares}")
+    return lines
 
 
-def _failures(state: SweepState, summary: Summary, console: Console) -> None:
+def _failures(summary: Summary, console: Console) -> None:
     for trial in summary.failures[-_FAILURES:]:
         console.print()
         _say(console, failure_title(trial, summary), "red")
-        log = state.directory.log_of(trial.cell)
+        log = summary.state.directory.log_of(trial.cell)
         for line in log_tail(log, _TAIL):
             console.print(Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis"))
         _say(console, f"  log: {log}", "dim")
@@ -181,15 +179,14 @@ def failure_title(trial: Trial, summary: Summary) -> str:
     return f"failed{attempts}: {who}: {trial.problem or 'no reason known'}"
 
 
-def next_steps(state: SweepState, summary: Summary) -> list[str]:
+def next_steps(summary: Summary) -> list[str]:
     """Commands that make sense now."""
-    folder = state.directory.path
+    folder = summary.state.directory.path
     steps = []
     if not summary.progress.over:
         steps.append(command("sweep", folder))
     if summary.best is not None:
-        fit = command("fit", "--config", "best.yaml")
-        steps.append(f"{command('sweep', 'best', folder)} > best.yaml && {fit}")
+        steps.append(BEST_AND_FIT.format(command("sweep", "best", folder)))
     elif summary.several and summary.front:
         steps.append(command("sweep", "best", folder, "--objective", summary.objectives[0].name))
     if any(point.values for point in summary.points):

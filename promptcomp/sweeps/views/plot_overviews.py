@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from promptcomp.plotting import COLOURS, GREY, MARKERS, interval
-from promptcomp.sweeps.state import SweepState
+from promptcomp.plotting import COLOURS, GREY, MARKERS, interval, panel, ticks_at
 from promptcomp.sweeps.views.numbers import Goal, is_of_run, learning_curve
 from promptcomp.sweeps.views.points import Summary, sign_of
 from promptcomp.sweeps.views.wording import (
@@ -33,10 +32,7 @@ _LOG_FROM = 8.0
 
 def draw_front(summary: Summary, first: Goal, other: Goal) -> Figure:
     """`first` upwards, `other` to the right; the front is numbered and listed, its steps drawn for two objectives."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 4.4))
-    axes = figure.subplots()
+    figure, axes = panel(8.6, 4.4)
     shown = [p for p in summary.points if first.name in p.values and other.name in p.values]
     front = sorted((p for p in shown if p.on_front), key=lambda p: p.values[other.name].mean)
     if len(summary.objectives) == 2:
@@ -58,28 +54,24 @@ def draw_front(summary: Summary, first: Goal, other: Goal) -> Figure:
             axes.plot(across.mean, up.mean, MARKERS[0], color=COLOURS[0], markersize=7, label=label, zorder=3)
             offset = (6, 6) if first.direction == "maximize" else (6, -12)
             axes.annotate(str(number), (across.mean, up.mean), textcoords="offset points", xytext=offset)
-    for marker, label, some in (
-        ("o", "all other points", [p for p in rest if p.feasible]),
-        ("x", "outside a constraint", [p for p in rest if not p.feasible]),
-    ):
-        if some:
-            places = [p.values[other.name].mean for p in some], [p.values[first.name].mean for p in some]
-            axes.plot(*places, marker, color=GREY, alpha=0.75, markersize=5, label=label)
+    for feasible, marker, label in ((True, "o", "all other points"), (False, "x", "outside a constraint")):
+        places = [(p.values[other.name].mean, p.values[first.name].mean) for p in rest if p.feasible == feasible]
+        if places:
+            axes.plot(*zip(*places, strict=True), marker, color=GREY, alpha=0.75, markersize=5, label=label)
     values = [p.values[other.name].mean for p in shown]
     if is_of_run(other.name) and min(values) > 0 and max(values) / min(values) >= _LOG_FROM:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: amount(other.name, value))
         axes.xaxis.set_minor_formatter("")
         if len(set(values)) <= _FEW:
-            axes.set_xticks(sorted(set(values)), [amount(other.name, value) for value in sorted(set(values))])
-            axes.minorticks_off()
+            ticks_at(axes, {value: amount(other.name, value) for value in sorted(set(values))})
     axes.set_xlabel(f"{objective_text(other)}, {direction_text(other)}")
     axes.set_ylabel(f"{objective_text(first)}, {direction_text(first)}")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
-def parallel(state: SweepState, summary: Summary) -> dict[str, Any] | None:
+def parallel(summary: Summary) -> dict[str, Any] | None:
     """Columns and points of parallel coordinates, for the picture and the page's script.
 
     Returns:
@@ -91,7 +83,7 @@ def parallel(state: SweepState, summary: Summary) -> dict[str, Any] | None:
     points = [p for p in summary.points if first.name in p.values]
     if len(summary.varying) < 2 or not points:
         return None
-    columns = [axis_of(state.config, name, [p.params for p in points]) for name in summary.varying]
+    columns = [axis_of(summary.state.config, name, [p.params for p in points]) for name in summary.varying]
     titled = [{"title": axis.title, "ticks": _ticks(axis, "")} for axis in columns]
     measured: dict[str, Axis] = {}
     for objective in summary.objectives:
@@ -106,24 +98,16 @@ def parallel(state: SweepState, summary: Summary) -> dict[str, Any] | None:
         shares += [None if mean is None else axis.share(mean.mean) for axis, mean in means]
         value = point.values[first.name].mean
         good = measured[first.name].share(value)
-        drawn.append(
-            {
-                "id": point.point,
-                "shares": shares,
-                "value": value,
-                "good": good if sign_of(first) > 0 else 1 - good,
-                "top": point.is_best or point.on_front,
-                "text": f"{params_text(point.params, summary.varying)}: "
-                f"{values_text(point.values, summary.objectives)}",
-            }
-        )
+        good = good if sign_of(first) > 0 else 1 - good
+        text = f"{params_text(point.params, summary.varying)}: {values_text(point.values, summary.objectives)}"
+        top = point.is_best or point.on_front
+        drawn.append({"id": point.point, "shares": shares, "value": value, "good": good, "top": top, "text": text})
     return {"columns": titled, "points": drawn}
 
 
 def _ticks(axis: Axis, metric: str) -> list[tuple[float, str]]:
     values = axis.values if axis.discrete and not metric else (axis.values[0], axis.values[-1])
-    texts = [amount(metric, value) if metric and isinstance(value, float) else scalar_text(value) for value in values]
-    return [(axis.share(value), text) for value, text in zip(values, texts, strict=True)]
+    return [(axis.share(v), amount(metric, v) if metric and isinstance(v, float) else scalar_text(v)) for v in values]
 
 
 def draw_parallel(found: dict[str, Any], objective: Goal) -> Figure:
@@ -131,11 +115,9 @@ def draw_parallel(found: dict[str, Any], objective: Goal) -> Figure:
     import matplotlib
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
-    from matplotlib.figure import Figure
 
     columns, points = found["columns"], found["points"]
-    figure = Figure(figsize=(max(7.0, 1.9 * len(columns) + 1.5), 4.4))
-    axes = figure.subplots()
+    figure, axes = panel(max(7.0, 1.9 * len(columns) + 1.5), 4.4)
     values = [point["value"] for point in points]
     viridis = matplotlib.colormaps["viridis"]
     colours = LinearSegmentedColormap.from_list("ours", [viridis(0.12 + 0.073 * i) for i in range(11)])
@@ -163,13 +145,10 @@ def draw_parallel(found: dict[str, Any], objective: Goal) -> Figure:
 
 def draw_importances(summary: Summary) -> Figure:
     """Share of each dimension in what separates the best points from all, a bar for each objective."""
-    from matplotlib.figure import Figure
-
     names = sorted(summary.varying, key=lambda name: max(f.get(name, 0.0) for f in summary.importances.values()))
     titles = short_names(summary.dimensions)
     count = len(summary.importances)
-    figure = Figure(figsize=(7, 1.2 + 0.35 * len(names) * count + 0.2 * len(names)))
-    axes = figure.subplots()
+    figure, axes = panel(7, 1.2 + 0.35 * len(names) * count + 0.2 * len(names))
     objectives = {objective.name: objective for objective in summary.objectives}
     for number, (metric, found) in enumerate(summary.importances.items()):
         places = [row - (number - (count - 1) / 2) * 0.8 / count for row in range(len(names))]
@@ -187,16 +166,13 @@ def draw_importances(summary: Summary) -> Figure:
     return figure
 
 
-def draw_curves(state: SweepState, summary: Summary) -> Figure | None:
+def draw_curves(summary: Summary) -> Figure | None:
     """Dev results over training steps, a line for each trial; many points: the best in colour, the others grey."""
-    from matplotlib.figure import Figure
-
-    found = [(p, t, *learning_curve(t, state.config.pruning.metric)) for p in summary.points for t in p.trials]
+    found = [(p, t, *learning_curve(t, summary.state.config.pruning.metric)) for p in summary.points for t in p.trials]
     lines = [line for line in found if line[3]]
     if not lines:
         return None
-    figure = Figure(figsize=(8.6, 4.4))
-    axes = figure.subplots()
+    figure, axes = panel(8.6, 4.4)
     having = list({point.point: point for point, *_ in lines}.values())
     coloured = having if len(having) <= _FEW else having[:_COLOURED]
     looks: dict[str, dict[str, Any]] = {
@@ -218,6 +194,6 @@ def draw_curves(state: SweepState, summary: Summary) -> Figure | None:
     if any(trial.status == "pruned" for _, trial, *_ in lines):
         axes.plot([], [], "x", color=GREY, label="pruned")
     axes.set_xlabel("training step")
-    axes.set_ylabel(state.config.pruning.metric or lines[0][2])
+    axes.set_ylabel(summary.state.config.pruning.metric or lines[0][2])
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

@@ -6,15 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from promptcomp.evaluation.bootstrap import Mean, mean_of
-from promptcomp.plotting import COLOURS, GREY, INK, MARKERS, interval, panels
-from promptcomp.sweeps.state import SweepState
+from promptcomp.plotting import COLOURS, GREY, INK, MARKERS, interval, panels, ticks_at
 from promptcomp.sweeps.views.efficiency import Efficiency, EfficiencyRow, efficiency_of
-from promptcomp.sweeps.views.numbers import Band, Goal, Runs
+from promptcomp.sweeps.views.numbers import Band, Goal
 from promptcomp.sweeps.views.plot_overviews import draw_curves, draw_front, draw_importances, draw_parallel, parallel
-from promptcomp.sweeps.views.points import Point, Summary, summarize
+from promptcomp.sweeps.views.points import Point, Summary
 from promptcomp.sweeps.views.wording import (
     Axis,
     axis_of,
@@ -42,14 +41,14 @@ class Plot:
     figure: Figure
 
 
-def figures(state: SweepState, summary: Summary | None = None) -> list[Plot]:
-    """All pictures that the state has something for; none before the first value. Call it inside `drawing`."""
-    summary, runs = summary or summarize(state), Runs(state)
+def figures(summary: Summary) -> list[Plot]:
+    """All pictures that a sweep has something for; none before the first value. Call it inside `drawing`."""
+    state = summary.state
     plots: list[Plot] = []
 
     def add(stem: str, section: str, title: str, figure: Figure | None) -> None:
         taken = {plot.name for plot in plots}  # two names may differ only in what file names cannot hold
-        names = [stem, *(f"{stem}_{number}" for number in range(2, len(plots) + 3))]
+        names = (stem, *(f"{stem}_{number}" for number in range(2, len(plots) + 3)))
         if figure is not None:
             plots.append(Plot(next(name for name in names if name not in taken), section, title, figure))
 
@@ -60,18 +59,18 @@ def figures(state: SweepState, summary: Summary | None = None) -> list[Plot]:
     params = [point.params for point in summary.points]
     for objective in summary.objectives if any(point.values for point in summary.points) else ():
         for name in summary.varying or summary.dimensions[:1]:
-            figure = draw_parameter(state, summary, runs, objective, axis_of(state.config, name, params))
+            figure = draw_parameter(summary, objective, axis_of(state.config, name, params))
             stem = f"{_slug(objective.name)}_over_{_slug(names[name])}"
             add(stem, "parameters", f"{objective_text(objective)} against {names[name]}", figure)
     for other in summary.objectives[1:] if summary.front else ():
         title = f"{objective_text(first)} against {objective_text(other)}, {direction_text(other)}"
         add(f"front_{_slug(first.name)}_{_slug(other.name)}", "front", title, draw_front(summary, first, other))
-    lines = parallel(state, summary)
+    lines = parallel(summary)
     if lines is not None:
         add("parallel", "parallel", "All dimensions at once", draw_parallel(lines, first))
     if summary.importances:
         add("importances", "importances", "Importances", draw_importances(summary))
-    add("curves", "curves", "Learning curves", draw_curves(state, summary))
+    add("curves", "curves", "Learning curves", draw_curves(summary))
     return plots
 
 
@@ -97,8 +96,7 @@ _MANY = 40
 """With more points, intervals of single points would hide each other."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Dot:
+class _Dot(NamedTuple):
     """One point in one panel."""
 
     point: Point
@@ -107,20 +105,20 @@ class _Dot:
     mean: Mean
 
 
-def draw_parameter(state: SweepState, summary: Summary, runs: Runs, objective: Goal, axis: Axis) -> Figure | None:
+def draw_parameter(summary: Summary, objective: Goal, axis: Axis) -> Figure | None:
     """A metric against one parameter: means with intervals over seeds, the controls as bands, a panel for each split;
     None where no point has a value."""
-    splits: list[str | None] = list(runs.splits(objective)) or [None]
-    found = [(split, dots) for split in splits if (dots := _dots(summary, runs, objective, axis, split))]
+    splits: list[str | None] = list(summary.runs.splits(objective)) or [None]
+    found = [(split, dots) for split in splits if (dots := _dots(summary, objective, axis, split))]
     if not found:
         return None
     figure, grid = panels(len(found), 3)
     # The one other dimension gets a line for each of its values, unless too much varies for lines.
     others = [name for name in summary.varying if name != axis.name] if axis.discrete else []
-    other = axis_of(state.config, others[0], [p.params for p in summary.points]) if len(others) == 1 else None
+    other = axis_of(summary.state.config, others[0], [p.params for p in summary.points]) if len(others) == 1 else None
     other = other if other is not None and len(other.values) <= len(COLOURS) else None
     for axes, (split, dots) in zip(grid, found, strict=True):
-        bands = runs.bands(objective, split)
+        bands = summary.runs.bands(objective, split)
         for band in bands:
             axes.axhline(band.value.mean, color=GREY, linestyle=_BANDS[band.name], linewidth=1.4, label=band.title)
             if band.value.ci is not None:
@@ -137,28 +135,24 @@ def draw_parameter(state: SweepState, summary: Summary, runs: Runs, objective: G
     return figure
 
 
-def _dots(summary: Summary, runs: Runs, objective: Goal, axis: Axis, split: str | None) -> list[_Dot]:
+def _dots(summary: Summary, objective: Goal, axis: Axis, split: str | None) -> list[_Dot]:
     found = []
-    for point in summary.points:
-        if axis.name not in point.params:
-            continue
-        read = [runs.value(trial, objective, split) for trial in point.trials]
-        values = [value for value in read if value is not None]
-        if values:
+    for point in (each for each in summary.points if axis.name in each.params):
+        read = [summary.runs.value(trial, objective, split) for trial in point.trials]
+        if values := [value for value in read if value is not None]:
             found.append(_Dot(point, axis.place(point.params[axis.name]), values, mean_of(values)))
     return sorted(found, key=lambda dot: dot.place)
 
 
 def _series(axes: Axes, dots: Sequence[_Dot], axis: Axis, other: Axis | None) -> None:
     places = sorted({dot.place for dot in dots})
+    if other is None and len(places) == len(dots) and len(dots) <= _MANY and axis.discrete:
+        _line(axes, dots, axis, 0, 0)
+        return
     if other is not None:
         for number, value in enumerate(other.values):
-            own = [dot for dot in dots if other.holds(dot.point.params, value)]
-            if own:
+            if own := [dot for dot in dots if other.holds(dot.point.params, value)]:
                 _line(axes, own, axis, number, number - (len(other.values) - 1) / 2, label=short(scalar_text(value)))
-        return
-    if len(places) == len(dots) and len(dots) <= _MANY and axis.discrete:
-        _line(axes, dots, axis, 0, 0)
         return
     many = len(dots) > _MANY
     look: dict[str, Any] = {"color": COLOURS[0], "markersize": 4, "alpha": 0.35 if many else 0.7}
@@ -202,13 +196,11 @@ def _means(axes: Axes, places: Sequence[float], means: Sequence[Mean], number: i
 def _limits(axes: Axes, dots: Sequence[_Dot], bands: Sequence[Band]) -> None:
     """Room for all seeds and bands; intervals of two seeds are so wide that whole ones would flatten everything."""
     values = [value for dot in dots for value in dot.seeds] + [band.value.mean for band in bands]
-    low, high = min(values), max(values)
-    span = (high - low) or abs(high) * 0.1 or 1.0
-    intervals = [dot.mean.ci for dot in dots if dot.mean.ci is not None]
-    bottom = min([low, *(ci[0] for ci in intervals)])
-    top = max([high, *(ci[1] for ci in intervals)])
-    axes.set_ylim(max(bottom, low - 0.3 * span) - 0.05 * span, min(top, high + 0.3 * span) + 0.05 * span)
-    if bottom < low - 0.3 * span or top > high + 0.3 * span:
+    ends = values + [end for dot in dots for end in dot.mean.ci or ()]
+    span = (max(values) - min(values)) or abs(max(values)) * 0.1 or 1.0
+    low, high = min(values) - 0.3 * span, max(values) + 0.3 * span
+    axes.set_ylim(max(min(ends), low) - 0.05 * span, min(max(ends), high) + 0.05 * span)
+    if min(ends) < low or max(ends) > high:
         axes.set_title("some intervals reach beyond the picture", fontsize="x-small", loc="right")
 
 
@@ -222,8 +214,7 @@ def _lay_out(axes: Axes, axis: Axis) -> None:
         labels = [short(scalar_text(value)) for value in axis.values]
         crowded = sum(map(len, labels)) > 34
         turned: dict[str, Any] = {"rotation": 25, "ha": "right"} if crowded else {}
-        axes.set_xticks([axis.place(value) for value in axis.values], labels, **turned)
-        axes.minorticks_off()
+        ticks_at(axes, dict(zip(map(axis.place, axis.values), labels, strict=True)), **turned)
     if axis.kind == "category":
         axes.set_xlim(-0.5, len(axis.values) - 0.5)
     axes.set_xlabel(axis.title if axis.title == axis.name else f"{axis.title}  ({axis.name})")
@@ -254,8 +245,7 @@ def _over_shares(axes: Axes, found: Efficiency, size: str) -> None:
             axes.axvline(reached.share, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_title(short(size, 44))
     axes.set_xscale("log", base=2)
-    axes.set_xticks(found.shares, [f"{share:g}" for share in found.shares])
-    axes.minorticks_off()
+    ticks_at(axes, {share: f"{share:g}" for share in found.shares})
     axes.set_xlabel("share of the training data")
 
 
@@ -268,8 +258,7 @@ def _over_sizes(axes: Axes, found: Efficiency) -> None:
     _methods(axes, found, rows, [places[row.size] for row in rows])
     if by_count:
         axes.set_xscale("log")
-        axes.set_xticks(counts, [f"{count:,}" for count in counts])
-        axes.minorticks_off()
+        ticks_at(axes, {count: f"{count:,}" for count in counts})
         axes.set_xlabel("parameters of the language model")
     else:
         axes.set_xticks(list(places.values()), [short(size) for size in places])
@@ -279,6 +268,5 @@ def _over_sizes(axes: Axes, found: Efficiency) -> None:
 def _methods(axes: Axes, found: Efficiency, rows: Sequence[EfficiencyRow], places: Sequence[float]) -> None:
     """A line for each method."""
     for index, name in enumerate(found.methods):
-        having = [(place, row.values[name]) for row, place in zip(rows, places, strict=True) if name in row.values]
-        own = [place for place, _ in having], [mean for _, mean in having]
-        _means(axes, *own, index, label=short(name, 44))
+        means = {place: row.values[name] for row, place in zip(rows, places, strict=True) if name in row.values}
+        _means(axes, list(means), list(means.values()), index, label=short(name, 44))

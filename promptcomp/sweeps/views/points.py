@@ -1,25 +1,33 @@
-"""What a sweep has found: points with means over seeds, the best one and its trial, the Pareto front.
+"""The results of a sweep: points with means over seeds, the best one and its trial, the Pareto front.
 
 Intervals are Student's t over seeds (95 %). Points are compared seed by seed: the seeds that both have.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from promptcomp.errors import ConfigError
 from promptcomp.evaluation.bootstrap import Mean, mean_of
 from promptcomp.evaluation.results import finite
 from promptcomp.sweeps.state import SweepState, Trial
-from promptcomp.sweeps.sweep_config import Scalar
-from promptcomp.sweeps.views.importance import MIN_POINTS, importances
-from promptcomp.sweeps.views.numbers import Goal, Progress, goals_of, progress_of
+from promptcomp.sweeps.sweep_config import Interval, Scalar, SweepConfig
+from promptcomp.sweeps.views.numbers import Goal, Progress, Runs, goals_of
 from promptcomp.sweeps.views.wording import params_text, values_text
 
+MIN_POINTS = 4
+ROUGH_BELOW = 12
+"""With fewer points the shares are a hint at most."""
+_FEW, _SHARE_OF_FEW, _SHARE = 40, 0.25, 0.1
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Point:
     """One choice of the swept keys, all seeds together."""
 
@@ -61,100 +69,104 @@ class Point:
         return low <= 0 <= high
 
 
-@dataclass(frozen=True, slots=True)
 class Summary:
-    """Everything that tables, plots and the page show."""
-
-    objectives: tuple[Goal, ...]
-    dimensions: tuple[str, ...]
-    """All of the space."""
-    varying: tuple[str, ...]
-    """Those with several values among the points."""
-    seeds: int
-    """That every point should have."""
-    points: tuple[Point, ...]
-    """Best first; without a value last."""
-    best: Point | None
-    """None while no point has all its seeds, when no point meets the constraints, and for several objectives."""
-    why_no_best: str | None
-    leading: Point | None
-    """The best of the points so far, whatever their seeds (one objective); ahead of `best` while it lacks seeds."""
-    front: tuple[Point, ...]
-    """Pareto front over means (several objectives), by the first objective."""
-    importances: Mapping[str, Mapping[str, float]]
-    """Goal -> dimension -> share."""
-    why_no_importances: str | None
-    progress: Progress
-    failures: tuple[Trial, ...]
-
-    @property
-    def ahead(self) -> Point | None:
-        """A point that would be the best if its missing seeds came out like those that it has."""
-        waits = self.best is not None and self.leading is not None and self.leading.point != self.best.point
-        return self.leading if waits else None
-
-    @property
-    def several(self) -> bool:
-        """Whether there are several objectives."""
-        return len(self.objectives) > 1
-
-
-def summarize(state: SweepState, now: datetime | None = None, *, with_importances: bool = True) -> Summary:
-    """Compute a summary.
+    """Everything that tables, plots and the page show.
 
     Args:
         state: as read.
         now: an aware time, for tests.
-        with_importances: False saves the time, and the import of Optuna, where they are not shown.
     """
-    objectives = goals_of(state.config)
-    grouped: dict[str, list[Trial]] = {}
-    for trial in state.trials:
-        grouped.setdefault(trial.point, []).append(trial)
-    points = [_point(state, name, trials) for name, trials in grouped.items()]
-    found = {name: {repr(p.params[name]) for p in points if name in p.params} for name in state.config.space}
-    varying = tuple(name for name, values in found.items() if len(values) > 1)
-    first = objectives[0]
-    sign = sign_of(first)
-    ranked = sorted(points, key=lambda p: -sign * p.values[first.name].mean if first.name in p.values else 0.0)
-    ranked.sort(key=lambda p: (first.name not in p.values, not p.feasible))
-    several = len(objectives) > 1
-    usable = [point for point in ranked if point.feasible and len(point.values) == len(objectives)]
-    complete = [point for point in usable if point.complete]
-    best = complete[0] if complete and not several else None
-    front = _front(complete or usable, objectives) if several else []
-    marked = tuple(_marked(point, best, front, first) for point in ranked)
-    shares = {}
-    for goal in objectives if with_importances else ():
-        rows = [(p.params, p.values[goal.name].mean) for p in points if goal.name in p.values]
-        if each := importances(state.config, varying, rows, goal):
-            shares[goal.name] = each
-    return Summary(
-        objectives=objectives,
-        dimensions=tuple(state.config.space),
-        varying=varying,
-        seeds=state.config.seeds,
-        points=marked,
-        best=next((point for point in marked if point.is_best), None),
-        why_no_best=None if best else _why_no_best(points, several),
-        leading=None if several or not usable else next(p for p in marked if p.point == usable[0].point),
-        front=tuple(point for point in marked if point.on_front),
-        importances=shares,
-        why_no_importances=None if shares else _why_no_importances(points, varying, objectives),
-        progress=progress_of(state, now or datetime.now(UTC)),
-        failures=tuple(trial for trial in state.trials if trial.status == "failed"),
-    )
+
+    def __init__(self, state: SweepState, now: datetime | None = None) -> None:
+        self.state, self.runs = state, Runs(state)
+        self.objectives = goals_of(state.config)
+        self.several = len(self.objectives) > 1
+        self.dimensions = tuple(state.config.space)
+        """All of the space."""
+        self.seeds = state.config.seeds
+        """That every point should have."""
+        self.progress = Progress(state, now or datetime.now(UTC))
+        self.failures = tuple(trial for trial in state.trials if trial.status == "failed")
+        grouped: dict[str, list[Trial]] = {}
+        for trial in state.trials:
+            grouped.setdefault(trial.point, []).append(trial)
+        self._planned = [_point(state, self.objectives, name, trials) for name, trials in grouped.items()]
+        chosen = {name: {repr(p.params[name]) for p in self._planned if name in p.params} for name in self.dimensions}
+        self.varying = tuple(name for name, values in chosen.items() if len(values) > 1)
+        """Dimensions with several values among the points."""
+        self.points = tuple(sorted(self._planned, key=self._rank))
+        """Best first; without a value last."""
+        usable = [point for point in self.points if point.feasible and len(point.values) == len(self.objectives)]
+        complete = [point for point in usable if point.complete]
+        self.best = complete[0] if complete and not self.several else None
+        """None while no point has all its seeds, when no point meets the constraints, and for several objectives."""
+        self.leading = usable[0] if usable and not self.several else None
+        """The best of the points so far, whatever their seeds (one objective); ahead of `best` while it lacks seeds."""
+        self.front = _front(complete or usable, self.objectives) if self.several else []
+        """Pareto front over means (several objectives), by the first objective."""
+        for point in self.front:
+            point.on_front = True
+        if self.best is not None:
+            self.best.is_best = True
+            name = self.objectives[0].name
+            for point in self.points:
+                own, theirs = point.by_seed.get(name, {}), self.best.by_seed[name]
+                common = sorted(own.keys() & theirs.keys())
+                if common and point is not self.best:
+                    point.versus_best = mean_of([own[seed] - theirs[seed] for seed in common])
+
+    def _rank(self, point: Point) -> tuple[bool, bool, float]:
+        mean = point.values.get(self.objectives[0].name)
+        return mean is None, not point.feasible, 0.0 if mean is None else -sign_of(self.objectives[0]) * mean.mean
+
+    @functools.cached_property
+    def importances(self) -> dict[str, dict[str, float]]:
+        """Goal -> dimension -> share. Computed where they are shown: it takes time, and the import of Optuna."""
+        found = {}
+        for goal in self.objectives:
+            rows = [(p.params, p.values[goal.name].mean) for p in self._planned if goal.name in p.values]
+            found[goal.name] = importances(self.state.config, self.varying, rows, goal)
+        return {name: shares for name, shares in found.items() if shares}
+
+    @property
+    def why_no_importances(self) -> str | None:
+        """None: there are some."""
+        if self.importances:
+            return None
+        if len(self.varying) < 2:
+            return "only one dimension varies" if self.varying else "no dimension varies yet"
+        having = sum(self.objectives[0].name in point.values for point in self.points)
+        few = having < MIN_POINTS
+        return f"too few trials ({having} of {MIN_POINTS} points)" if few else "all points are equally good"
+
+    @property
+    def why_no_best(self) -> str | None:
+        """None: there is one."""
+        if self.best is not None:
+            return None
+        valued = [point for point in self.points if point.values]
+        if self.several:
+            return "several objectives have no single best point; see the Pareto front"
+        if not valued:
+            return "no trial has finished with a value"
+        if not any(point.feasible for point in valued):
+            return "no point meets the constraints"
+        which = "that meets the constraints " if any(point.complete for point in valued) else ""
+        return f"no point {which}has finished all its seeds yet"
+
+    @property
+    def ahead(self) -> Point | None:
+        """A point that would be the best if its missing seeds came out like those that it has."""
+        return self.leading if self.best is not None and self.leading is not self.best else None
 
 
-def _point(state: SweepState, name: str, trials: Sequence[Trial]) -> Point:
-    goals = goals_of(state.config)
+def _point(state: SweepState, goals: Sequence[Goal], name: str, trials: Sequence[Trial]) -> Point:
     finished = [trial for trial in trials if trial.status == "finished"]
-    by_seed: dict[str, dict[int, float]] = {}
-    for objective in goals:
-        found = {trial.seed: finite(trial.values.get(objective.name)) for trial in finished}
-        values = {seed: value for seed, value in sorted(found.items()) if value is not None}
-        if values:
-            by_seed[objective.name] = values
+    by_seed = {}
+    for goal in goals:
+        found = {trial.seed: finite(trial.values.get(goal.name)) for trial in finished}
+        if values := {seed: value for seed, value in sorted(found.items()) if value is not None}:
+            by_seed[goal.name] = values
     outside: dict[str, list[float]] = {}
     for trial in finished:
         for constraint, amount in trial.constraints.items():
@@ -162,7 +174,6 @@ def _point(state: SweepState, name: str, trials: Sequence[Trial]) -> Point:
             known = finite(amount)
             outside.setdefault(constraint, []).append(float("inf") if known is None else known)
     means = {constraint: sum(amounts) / len(amounts) for constraint, amounts in outside.items()}
-    enough = all(len(by_seed.get(objective.name, ())) >= state.config.seeds for objective in goals)
     return Point(
         point=name,
         params=trials[0].params,
@@ -170,7 +181,7 @@ def _point(state: SweepState, name: str, trials: Sequence[Trial]) -> Point:
         by_seed=by_seed,
         values={metric: mean_of(list(values.values())) for metric, values in by_seed.items()},
         violated={constraint: mean for constraint, mean in means.items() if mean > 0},
-        complete=enough,
+        complete=all(len(by_seed.get(goal.name, ())) >= state.config.seeds for goal in goals),
         dropped=name in state.dropped,
     )
 
@@ -190,36 +201,71 @@ def _front(points: Sequence[Point], objectives: Sequence[Goal]) -> list[Point]:
     return [p for p in points if not any(beats(row, rows[p.point]) for row in rows.values())]
 
 
-def _marked(point: Point, best: Point | None, front: Sequence[Point], objective: Goal) -> Point:
-    versus = None
-    is_best = best is not None and point.point == best.point
-    if best is not None and not is_best:
-        own, theirs = point.by_seed.get(objective.name, {}), best.by_seed[objective.name]
-        common = sorted(own.keys() & theirs.keys())
-        versus = mean_of([own[seed] - theirs[seed] for seed in common]) if common else None
-    return replace(point, is_best=is_best, on_front=any(p.point == point.point for p in front), versus_best=versus)
+def importances(
+    config: SweepConfig,
+    varying: Sequence[str],
+    points: Sequence[tuple[Mapping[str, Scalar], float]],
+    objective: Goal,
+) -> dict[str, float]:
+    """Share of each dimension in what separates the best points from all (PED-ANOVA, Watanabe et al. 2023).
+
+    Args:
+        config: of the sweep.
+        varying: dimensions with at least two values among the points.
+        points: parameters and mean of the objective of each point.
+        objective: whose direction says what is best.
+
+    Returns:
+        Dimension -> share, largest first, summing to 1; empty with too few points (`MIN_POINTS`), fewer than two
+        dimensions, or when all points are equally good.
+    """
+    usable = [(params, value) for params, value in points if all(name in params for name in varying)]
+    if len(usable) < MIN_POINTS or len(varying) < 2 or len({value for _, value in usable}) < 2:
+        return {}
+    import optuna
+
+    has_sklearn = "sklearn" in sys.modules
+    if not has_sklearn:  # importing it takes two seconds, and only Optuna's other evaluators use it
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # the import system's way to say: not installed
+    try:
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    finally:
+        if not has_sklearn:
+            del sys.modules["sklearn"]
+
+    distributions = {name: _distribution(config, name, [params[name] for params, _ in usable]) for name in varying}
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=_SHARE_OF_FEW if len(usable) < _FEW else _SHARE)
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line about the study's creation
+    try:
+        study = optuna.create_study(direction=objective.direction)
+    finally:
+        optuna.logging.set_verbosity(before)
+    words = {n for n, d in distributions.items() if isinstance(d, optuna.distributions.CategoricalDistribution)}
+    for params, value in usable:
+        coded = {name: _word(params[name]) if name in words else params[name] for name in varying}
+        study.add_trial(optuna.create_trial(params=coded, distributions=distributions, value=value))
+    found = get_param_importances(study, evaluator=evaluator)
+    return {name: value for name, value in found.items() if math.isfinite(value)} if any(found.values()) else {}
 
 
-def _why_no_importances(points: Sequence[Point], varying: Sequence[str], objectives: Sequence[Goal]) -> str:
-    if len(varying) < 2:
-        return "only one dimension varies" if varying else "no dimension varies yet"
-    having = sum(objectives[0].name in point.values for point in points)
-    if having < MIN_POINTS:
-        return f"too few trials ({having} of {MIN_POINTS} points)"
-    return "all points are equally good"
+def _distribution(config: SweepConfig, name: str, values: Sequence[Scalar]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    dimension = config.space.get(name)
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if isinstance(dimension, Interval) and dimension.steps is None and len(numbers) == len(values):
+        # Bounds of a reopened sweep may have been narrower than old points.
+        low, high = min(dimension.low, *numbers), max(dimension.high, *numbers)
+        if dimension.integer:
+            return IntDistribution(math.floor(low), math.ceil(high), log=dimension.log)
+        return FloatDistribution(low, high, log=dimension.log)
+    return CategoricalDistribution(sorted({_word(value) for value in values}))
 
 
-def _why_no_best(points: Sequence[Point], several: bool) -> str:
-    if several:
-        return "several objectives have no single best point; see the Pareto front"
-    valued = [point for point in points if point.values]
-    if not valued:
-        return "no trial has finished with a value"
-    if not any(point.feasible for point in valued):
-        return "no point meets the constraints"
-    if not any(point.complete for point in valued):
-        return "no point has finished all its seeds yet"
-    return "no point that meets the constraints has finished all its seeds yet"
+def _word(value: Scalar) -> str:
+    """True and 1 are equal for Optuna, but not for us."""
+    return f"{type(value).__name__} {value}"
 
 
 _LISTED = 12
@@ -236,26 +282,29 @@ def best_cell(state: SweepState, objective: str | None = None, point: str | None
     Raises:
         ConfigError: there is none; the message says why and, for several objectives, lists the Pareto front.
     """
-    summary, where = summarize(state, with_importances=False), state.directory.path
-    names = [goal.name for goal in summary.objectives]
-    if objective is not None and objective not in names:
-        raise ConfigError(f"--objective {objective}: the sweep has no such objective; it has {', '.join(names)}")
-    chosen = summary.objectives[0 if objective is None else names.index(objective)]
+    summary, where = Summary(state), state.directory.path
+    goals = {goal.name: goal for goal in summary.objectives}
+    if objective is not None and objective not in goals:
+        raise ConfigError(f"--objective {objective}: the sweep has no such objective; it has {', '.join(goals)}")
+    chosen = summary.objectives[0] if objective is None else goals[objective]
+    names: Sequence[str] = [each.point for each in summary.points]
+    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    listed = ", ".join(names[:_LISTED]) + more or "none"
     if point is not None:
         found = [each for each in summary.points if each.point == point]
         found = found or [each for each in summary.points if point and each.point.startswith(point)]
         if len(found) != 1:
             what = "several points start with it" if found else "the sweep has no such point"
-            raise ConfigError(f"--point {point}: {what}; points: {_list(summary)}")
+            raise ConfigError(f"--point {point}: {what}; points: {listed}")
         best = found[0]
     elif summary.several:
         if objective is None:
-            raise ConfigError(_choose(state, summary))
+            raise ConfigError(f"{where}: {_choose(summary)}")
         if not summary.front:
             raise ConfigError(f"{where}: no point of the sweep has a value of every objective yet")
         best = max(summary.front, key=lambda p: sign_of(chosen) * p.values[chosen.name].mean)
     elif summary.best is None:
-        choice = f"; --point names one of: {_list(summary)}" if any(p.values for p in summary.points) else ""
+        choice = f"; --point names one of: {listed}" if any(p.values for p in summary.points) else ""
         raise ConfigError(f"{where}: {summary.why_no_best}{choice}")
     else:
         best = summary.best
@@ -266,8 +315,8 @@ def best_cell(state: SweepState, objective: str | None = None, point: str | None
     return next(trial for trial in best.trials if trial.seed == seed)
 
 
-def _choose(state: SweepState, summary: Summary) -> str:
-    start = f"{state.directory.path}: the sweep has several objectives; choose with --objective or --point"
+def _choose(summary: Summary) -> str:
+    start = "the sweep has several objectives; choose with --objective or --point"
     if not summary.front:
         return f"{start} (no point has a value of every objective yet)"
     lines = [
@@ -276,9 +325,3 @@ def _choose(state: SweepState, summary: Summary) -> str:
     ]
     more = len(summary.front) - _LISTED
     return "\n".join([f"{start}; Pareto front:", *lines, *([f"  and {more} more"] if more > 0 else [])])
-
-
-def _list(summary: Summary) -> str:
-    names: Sequence[str] = [point.point for point in summary.points]
-    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more if names else "none"

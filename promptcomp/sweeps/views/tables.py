@@ -2,92 +2,96 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
+from promptcomp.evaluation.bootstrap import Mean
 from promptcomp.evaluation.results import finite
+from promptcomp.plain import csv_text
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.views.efficiency import Efficiency, efficiency_of
-from promptcomp.sweeps.views.importance import ROUGH_BELOW
-from promptcomp.sweeps.views.numbers import Runs
-from promptcomp.sweeps.views.points import Point, summarize
+from promptcomp.sweeps.views.points import ROUGH_BELOW, Point, Summary
 
 VERSION = 1
+_MEAN = ("", "_low", "_high", "_std", "_seeds")
+"""Endings of a mean's columns."""
 
 
 def points_csv(state: SweepState) -> str:
     """One line for each point, best first."""
-    summary = summarize(state, with_importances=False)
-    header = ["point", *summary.dimensions, "seeds", "complete", "feasible", "best", "front", "within_noise"]
-    for objective in summary.objectives:
-        header += [f"{objective.name}{ending}" for ending in ("", "_low", "_high", "_std")]
+    summary = Summary(state)
+    names = [objective.name for objective in summary.objectives]
+    marks = {"complete": "complete", "feasible": "feasible", "best": "is_best", "front": "on_front"}
+    marks["within_noise"] = "within_noise"
+    header = ["point", *summary.dimensions, "seeds", *marks, *(name + end for name in names for end in _MEAN[:-1])]
     lines = []
     for point in summary.points:
-        marks = [point.complete, point.feasible, point.is_best, point.on_front, point.within_noise]
-        line = [point.point, *map(point.params.get, summary.dimensions), point.seeds, *marks]
-        for objective in summary.objectives:
-            mean = point.values.get(objective.name)
-            line += [None] * 4 if mean is None else [mean.mean, *(mean.ci or (None, None)), mean.std]
-        lines.append(line)
+        means = [cell for name in names for cell in _cells(point.values.get(name))[:-1]]
+        own = [getattr(point, mark) for mark in marks.values()]
+        lines.append([point.point, *map(point.params.get, summary.dimensions), point.seeds, *own, *means])
     return _csv(header, lines)
 
 
 def trials_csv(state: SweepState) -> str:
     """One line for each trial, in the order in which they were planned."""
-    summary = summarize(state, with_importances=False)
+    summary = Summary(state)
     metrics = [objective.name for objective in summary.objectives]
     constraints = sorted({name for trial in state.trials for name in trial.constraints})
-    header = ["number", "cell", "point", *summary.dimensions, "seed", "status", "attempt", *metrics]
-    header += [f"outside_{name}" for name in constraints]
-    header += ["step", "max_steps", "started", "ended", "device_seconds", "worker", "run", "problem"]
+    first, last = ("number", "cell", "point"), ("device_seconds", "worker", "run", "problem")
+    header = [*first, *summary.dimensions, "seed", "status", "attempt", *metrics]
+    header += [*(f"outside_{name}" for name in constraints), "step", "max_steps", "started", "ended", *last]
     lines = []
     for t in state.trials:
         line = [t.number, t.cell, t.point, *map(t.params.get, summary.dimensions), t.seed, t.status, t.attempt]
         line += [finite(t.values.get(name)) for name in metrics]
         line += [finite(t.constraints.get(name)) for name in constraints]
         times = [time.isoformat(timespec="seconds") if time else None for time in (t.started, t.ended)]
-        line += [t.step, t.max_steps, *times, t.device_seconds, t.worker, str(t.run), t.problem]
-        lines.append(line)
+        lines.append([*line, t.step, t.max_steps, *times, *(getattr(t, name) for name in last)])
     return _csv(header, lines)
 
 
 def efficiency_csv(found: Efficiency) -> str:
     """One line for each size and share of the training data: every method's mean, the differences to the baselines."""
-    header = ["size", "parameters", "share"]
-    for name in (*found.methods, *(f"minus_{name}" for name in found.baselines)):
-        header += [f"{name}{ending}" for ending in ("", "_low", "_high", "_std", "_seeds")]
+    names = (*found.methods, *(f"minus_{name}" for name in found.baselines))
     lines = []
     for row in found.rows:
-        line = [row.size, found.sizes[row.size], row.share]
-        for mean in (*map(row.values.get, found.methods), *map(row.minus.get, found.baselines)):
-            line += [None] * 5 if mean is None else [mean.mean, *(mean.ci or (None, None)), mean.std, mean.seeds]
-        lines.append(line)
-    return _csv(header, lines)
+        means = (*map(row.values.get, found.methods), *map(row.minus.get, found.baselines))
+        lines.append([row.size, found.sizes[row.size], row.share, *(c for mean in means for c in _cells(mean))])
+    return _csv(["size", "parameters", "share", *(name + end for name in names for end in _MEAN)], lines)
 
 
-def _csv(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([str(v).lower() if isinstance(v, bool) else v for v in line] for line in lines)
-    return text.getvalue()
+def _cells(mean: Mean | None) -> list[float | None]:
+    return [None] * 5 if mean is None else [mean.mean, *(mean.ci or (None, None)), mean.std, mean.seeds]
+
+
+def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    return csv_text(header, ([str(v).lower() if isinstance(v, bool) else v for v in line] for line in lines))
 
 
 def state_json(state: SweepState) -> dict[str, Any]:
     """Everything as JSON values; numbers that are not finite are null."""
-    summary, runs, efficiency = summarize(state), Runs(state), efficiency_of(state)
-    progress = asdict(summary.progress)
-    for name in ("elapsed", "eta"):
-        progress[f"{name}_seconds"] = progress.pop(name)
+    summary, efficiency = Summary(state), efficiency_of(state)
+    p = summary.progress
+    progress = {
+        **p.counts,
+        "planned": p.planned,
+        "left_out": p.left_out,
+        "controls": p.controls,
+        "controls_done": p.controls_done,
+        "device_hours": p.device_hours,
+        "control_hours": p.control_hours,
+        "elapsed_seconds": p.elapsed,
+        "eta_seconds": p.eta,
+        "workers": state.workers,
+        "stopped_by": state.stopped_by,
+    }
     return {
         "version": VERSION,
         "directory": str(state.directory.path),
         "title": state.config.title,
         "config": state.config.model_dump(mode="json"),
-        "progress": {**progress.pop("counts"), **progress, "workers": state.workers, "stopped_by": state.stopped_by},
+        "progress": progress,
         "best": summary.best.point if summary.best else None,
         "why_no_best": summary.why_no_best,
         "front": [point.point for point in summary.front],
@@ -95,7 +99,7 @@ def state_json(state: SweepState) -> dict[str, Any]:
         "controls": {
             objective.name: {
                 band.name: {**band.value.model_dump(mode="json"), "trained": band.trained}
-                for band in runs.bands(objective, None)
+                for band in summary.runs.bands(objective, None)
             }
             for objective in summary.objectives
         },

@@ -1,4 +1,4 @@
-"""Words and numbers of sweeps as people read them, and how a dimension is laid out on an axis."""
+"""Readable names and numbers of sweeps, and how a dimension is laid out on an axis."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal
 
 from promptcomp.evaluation.bootstrap import Mean
 from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text, number_text
+from promptcomp.sweeps.space import scalars
 from promptcomp.sweeps.sweep_config import Choices, Interval, Scalar, SweepConfig, Values
 from promptcomp.sweeps.views.numbers import Goal, Progress, is_of_run
 
@@ -38,11 +39,9 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     short = {}
     for name in names:
         parts = name.split(".")
-        for count in range(1, len(parts) + 1):
-            ending = ".".join(parts[-count:])
-            if sum(other == ending or other.endswith("." + ending) for other in names) == 1:
-                break
-        short[name] = ending
+        endings = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        alone = (e for e in endings if sum(f".{other}".endswith(f".{e}") for other in names) == 1)
+        short[name] = next(alone, name)
     return short
 
 
@@ -145,7 +144,7 @@ class Axis:
     name: str
     """The dimension."""
     title: str
-    """For people: the last part of the key."""
+    """Shown in tables: the last part of the key."""
     kind: Kind
     values: tuple[Scalar, ...]
     """Distinct values, in order."""
@@ -158,13 +157,13 @@ class Axis:
     def place(self, value: Scalar) -> float:
         """Where a value is, in the axis' own unit (the value itself, or its number among the categories)."""
         if self.kind == "category":
-            return float(next(i for i, other in enumerate(self.values) if _same(other, value)))
+            return float([repr(other) for other in self.values].index(repr(value)))
         assert isinstance(value, int | float)
         return float(value)
 
     def holds(self, params: Mapping[str, Scalar], value: Scalar) -> bool:
         """Whether a point has this value of the dimension."""
-        return self.name in params and _same(params[self.name], value)
+        return self.name in params and repr(params[self.name]) == repr(value)
 
     def share(self, value: Scalar) -> float:
         """Where a value is between the ends of the axis, 0 to 1."""
@@ -177,10 +176,8 @@ class Axis:
 
 def axis_of(config: SweepConfig, name: str, params: Sequence[Mapping[str, Scalar]]) -> Axis:
     """The axis of a dimension for the points that there are."""
-    values: list[Scalar] = []
-    for each in params:
-        if name in each and not any(_same(each[name], value) for value in values):
-            values.append(each[name])
+    # By their texts: True and 1 are equal, but not the same choice.
+    values = list({repr(each[name]): each[name] for each in params if name in each}.values())
     title = short_names(list(config.space)).get(name, name)
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
     dimension = config.space.get(name)
@@ -203,15 +200,6 @@ def _scale(dimension: Interval | Values | None, numbers: Sequence[float]) -> Kin
 
 def _order(dimension: Interval | Values | Choices | None, value: Scalar) -> tuple[int, str]:
     """As in the sweep file; what is not there any more comes last."""
-    listed: list[Scalar] = []
-    if isinstance(dimension, Values):
-        listed = list(dimension.values)
-    elif isinstance(dimension, Choices):
-        listed = list(dimension.choices)
-    text = scalar_text(value)
-    place = next((i for i, other in enumerate(listed) if _same(other, value) or str(other) == str(value)), len(listed))
-    return place, text
-
-
-def _same(a: Scalar, b: Scalar) -> bool:
-    return type(a) is type(b) and a == b
+    listed = () if dimension is None or isinstance(dimension, Interval) else scalars(dimension) or ()
+    place = next((i for i, other in enumerate(listed) if str(other) == str(value)), len(listed))
+    return place, scalar_text(value)

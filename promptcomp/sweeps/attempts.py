@@ -1,5 +1,6 @@
-"""One Optuna study as a queue of trials: reading, planning, taking, telling; and Optuna's samplers and
-pruners as a sweep uses them. All that is private to Optuna is used here or in `study`, nowhere else.
+"""The attempts of one Optuna study: begun, read and told; and Optuna's samplers and pruners as a sweep uses them.
+
+All that is private to Optuna is used here or in `study`, nowhere else.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import math
 import random
 import zlib
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -21,17 +22,18 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from promptcomp.config import ConfigError
+from promptcomp.experiment import TrainerConfig
 from promptcomp.lightning_modules import METHODS
 from promptcomp.sweeps.planning import Kind, Planned, TrialRecord
 from promptcomp.sweeps.space import point_id
 from promptcomp.sweeps.sweep_config import Choices, Scalar, SweepConfig
 
 
-class Queue:
-    """The trials (or the controls) of a sweep.
+class Attempts:
+    """The attempts at the trials (or the controls) of a sweep, running ones and those that are over.
 
     Args:
         storage: where they are.
@@ -41,7 +43,7 @@ class Queue:
 
     def __init__(self, storage: BaseStorage, name: str, is_control: bool = False) -> None:
         self.storage, self.is_control = storage, is_control
-        # the sampler is only ever asked by `draw`; a Trial must not ask an expensive one whenever it is re-attached
+        # only `draw` asks a sampler; a Trial must not ask an expensive one whenever it is re-attached
         self.study = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler())
         self._study_id = storage.get_study_id_from_name(name)
 
@@ -55,6 +57,10 @@ class Queue:
         found = [record_of(trial) for trial in self.frozen()]
         return [replace(each, kind="void") if each.number in ignored else each for each in found]
 
+    def name_of(self, record: TrialRecord) -> str:
+        """An attempt, for people."""
+        return f"{'control' if self.is_control else 'trial'} {record.number}"
+
     def attribute(self, name: str) -> Any:
         """A note on the study, None where there is none."""
         return self.storage.get_study_user_attrs(self._study_id).get(name)
@@ -63,61 +69,39 @@ class Queue:
         """Leave a note on the study."""
         self.storage.set_study_user_attr(self._study_id, name, value)
 
-    def enqueue(self, planned: Planned, cell: str) -> None:
-        """Put an attempt into the queue."""
-        attributes = {
-            "point": planned.point,
-            "seed": planned.seed,
-            "attempt": planned.attempt,
-            "params": dict(planned.params),
-            "cell": cell,
-        }
-        self.study.enqueue_trial(dict(planned.params), user_attrs=attributes)
+    def begin(self, planned: Planned, space: Mapping[str, BaseDistribution], **notes: Any) -> int:
+        """Write down that an attempt is running; its number.
 
-    def take(self, number: int, worker: str, place: str) -> bool:
-        """Take a waiting attempt; False when another worker was faster."""
-        identity = self._id(number)
-        try:
-            taken = self.storage.set_trial_state_values(identity, TrialState.RUNNING)
-        except UpdateFinishedTrialError:
-            return False
-        if taken:
-            self.note(number, worker=worker, place=place, started=_now())
-        return bool(taken)
-
-    def put_parameters(self, number: int, params: Mapping[str, Scalar], space: Mapping[str, BaseDistribution]) -> None:
-        """Have Optuna know a planned attempt's parameters, for its samplers, importances and dashboard.
-
-        A value that its dimension did not have when the study began is left out: categories of a study are fixed.
+        Optuna gets to know its parameters, for samplers, importances and dashboard, but for a value that its dimension
+        did not have when the study began: categories of a study are fixed.
         """
         known: dict[str, BaseDistribution] = {}
-        for trial in self.frozen():
-            known.update({name: each for name, each in trial.distributions.items() if name not in known})
-        identity = self._id(number)
-        for name, value in params.items():
-            distribution = space.get(name)
-            if distribution is None:
-                continue
-            before = known.get(name)
-            if before is not None and isinstance(before, CategoricalDistribution):
-                distribution = before
-            with contextlib.suppress(ValueError):
-                inner = distribution.to_internal_repr(value)
-                if before is not None and type(before) is not type(distribution):
-                    distribution = before
-                self.storage.set_trial_param(identity, name, inner, distribution)
+        for each in self.frozen():
+            known |= {name: found for name, found in each.distributions.items() if name not in known}
+        params: dict[str, Scalar] = {}
+        for name in planned.params.keys() & space.keys():
+            before, now = known.get(name, space[name]), space[name]
+            if not isinstance(before, CategoricalDistribution) and type(before) is type(now):
+                before = now
+            with contextlib.suppress(ValueError, TypeError):
+                if before._contains(before.to_internal_repr(planned.params[name])):
+                    params[name], known[name] = planned.params[name], before
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=params,
+            distributions={name: known[name] for name in params},
+            user_attrs={**notes_of(planned), **notes, "started": _now()},
+        )
+        return self.storage.get_trial(self.storage.create_new_trial(self._study_id, trial)).number
 
     def draw(self, space: dict[str, BaseDistribution], sampler: BaseSampler) -> tuple[int, dict[str, Scalar]]:
-        """Have a sampler choose a point: a new running attempt's number and parameters. For an empty queue."""
-        self.study.sampler = sampler
-        try:
-            trial = self.study.ask(fixed_distributions=space)
-        finally:
-            self.study.sampler = RandomSampler()
+        """Have a sampler choose a point: a new running attempt's number and parameters."""
+        study = optuna.load_study(study_name=self.study.study_name, storage=self.storage, sampler=sampler)
+        trial = study.ask(fixed_distributions=space)
         return trial.number, dict(trial.params)
 
     def note(self, number: int, **values: Any) -> None:
-        """Leave notes on an attempt that is queued or running; on a finished one they come too late and are dropped."""
+        """Leave notes on a running attempt; on a finished one they come too late and are dropped."""
         identity = self._id(number)
         with contextlib.suppress(UpdateFinishedTrialError):
             for name, value in values.items():
@@ -125,67 +109,48 @@ class Queue:
 
     def report(self, number: int, values: Mapping[int, float], sign: float) -> None:
         """Tell Optuna the dev metric at some training steps, those that it does not know yet."""
-        trial = self._attached(number)
+        trial = Trial(self.study, self._id(number))
         known = self.storage.get_trial(self._id(number)).intermediate_values
         with contextlib.suppress(UpdateFinishedTrialError):
-            for step, value in sorted(values.items()):
-                if step not in known:
-                    trial.report(sign * value, step)
+            for step in sorted(values.keys() - known.keys()):
+                trial.report(sign * values[step], step)
 
-    def complete(
-        self,
-        number: int,
-        values: list[float],
-        constraints: Mapping[str, float],
-        device_seconds: float,
-    ) -> bool:
-        """Tell a result; False when the attempt is over already."""
-        self.note(number, device_seconds=device_seconds, ended=_now())
-        try:
-            trial = self._attached(number)
+    def complete(self, number: int, values: list[float], constraints: Mapping[str, float], spent: float) -> None:
+        """Tell a result, unless the attempt is over already; `spent`: device seconds."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            trial = Trial(self.study, self._id(number))
             known = self.storage.get_trial(self._id(number)).constraints
             for name, value in constraints.items():
                 if name not in known:
                     trial.set_constraint(name, value)
-            self.study.tell(number, values)
-        except (ValueError, UpdateFinishedTrialError):
-            return self.storage.get_trial(self._id(number)).state == TrialState.COMPLETE
-        return True
+        self._end(number, TrialState.COMPLETE, values, device_seconds=spent)
 
-    def prune(self, number: int, device_seconds: float) -> bool:
-        """Tell that an attempt was stopped as hopeless; False when it is over already."""
-        return self._end(number, TrialState.PRUNED, {"device_seconds": device_seconds, "ended": _now()})
+    def prune(self, number: int, spent: float) -> None:
+        """Tell that an attempt was stopped as hopeless, unless it is over already."""
+        self._end(number, TrialState.PRUNED, None, device_seconds=spent)
 
-    def fail(self, number: int, kind: Kind, problem: str = "", device_seconds: float = 0.0) -> bool:
-        """Tell that an attempt ended without a result; False when it is over already."""
-        notes = {"kind": kind, "problem": problem, "device_seconds": device_seconds, "ended": _now()}
-        return self._end(number, TrialState.FAIL, notes)
+    def fail(self, number: int, kind: Kind, problem: str = "", spent: float = 0.0) -> None:
+        """Tell that an attempt ended without a result, unless it is over already."""
+        self._end(number, TrialState.FAIL, None, kind=kind, problem=problem, device_seconds=spent)
+
+    def _end(self, number: int, state: TrialState, values: list[float] | None, **notes: Any) -> None:
+        if self.storage.get_trial(self._id(number)).state.is_finished():
+            return
+        self.note(number, **notes, ended=_now())
+        with contextlib.suppress(ValueError, UpdateFinishedTrialError):
+            self.study.tell(number, values, state)
 
     def ignore(self, number: int) -> None:
         """Leave a finished attempt out of account from now on (it can no longer be changed itself)."""
         self.set_attribute("ignored", sorted({*(self.attribute("ignored") or []), number}))
 
-    def drop(self, number: int) -> None:
-        """Take an attempt out of the queue that is not to be run."""
-        with contextlib.suppress(UpdateFinishedTrialError):
-            self.storage.set_trial_state_values(self._id(number), TrialState.RUNNING)
-        self.fail(number, "void")
-
-    def _end(self, number: int, state: TrialState, notes: Mapping[str, Any]) -> bool:
-        if self.storage.get_trial(self._id(number)).state.is_finished():
-            return False
-        self.note(number, **notes)
-        try:
-            self.study.tell(number, state=state)
-        except (ValueError, UpdateFinishedTrialError):
-            return False
-        return True
-
-    def _attached(self, number: int) -> Trial:
-        return Trial(self.study, self._id(number))
-
     def _id(self, number: int) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+
+def notes_of(planned: Planned) -> dict[str, Any]:
+    """What an attempt's notes say of its place in the plan."""
+    return {"point": planned.point, "seed": planned.seed, "attempt": planned.attempt, "params": dict(planned.params)}
 
 
 def record_of(trial: FrozenTrial) -> TrialRecord:
@@ -228,19 +193,19 @@ def _time(found: Any) -> datetime | None:
 
 def make_study(
     storage: BaseStorage, name: str, directions: Sequence[Literal["maximize", "minimize"]], is_control: bool = False
-) -> Queue:
+) -> Attempts:
     """Open a study, made if there is none.
 
     Raises:
         ConfigError: the storage holds something else.
     """
     if name in {study.study_name for study in storage.get_all_studies()}:
-        return Queue(storage, name, is_control)
+        return Attempts(storage, name, is_control)
     try:
         optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"the study {name!r} cannot be opened: {error}") from None
-    return Queue(storage, name, is_control)
+    return Attempts(storage, name, is_control)
 
 
 _TRIES = 20
@@ -268,12 +233,12 @@ def sampler_of(config: SweepConfig, turn: int) -> BaseSampler:
 
 
 def draw_point(
-    queue: Queue, config: SweepConfig, space: dict[str, BaseDistribution], known: Collection[str]
+    study: Attempts, config: SweepConfig, space: dict[str, BaseDistribution], known: Collection[str]
 ) -> tuple[int, dict[str, Scalar]] | None:
     """Have the sampler draw a point that there is not yet.
 
     Args:
-        queue: the trials; none may be waiting.
+        study: the trials.
         config: the sweep.
         space: what is drawn from.
         known: identities of the points there are.
@@ -281,20 +246,18 @@ def draw_point(
     Returns:
         The new attempt's number and its parameters; None when every point of the space has been drawn.
     """
-    turn = len(queue.frozen())
+    turn = len(study.frozen())
     for _ in range(_TRIES):
-        number, params = queue.draw(space, sampler_of(config, turn))
+        number, params = study.draw(space, sampler_of(config, turn))
         if point_id(params) not in known:
             return number, params
-        queue.drop(number)
+        study.fail(number, "void")
         turn += 1
     rest = [params for params in _all_points(space) if point_id(params) not in known]
     if not rest:
         return None
     params = random.Random(turn).choice(rest)
-    queue.study.enqueue_trial(dict(params))
-    number, _ = queue.draw(space, RandomSampler(seed=turn))
-    return number, params
+    return study.begin(Planned(point_id(params), config.first_seed, 1, params), space), params
 
 
 def _all_points(space: Mapping[str, BaseDistribution]) -> list[dict[str, Scalar]]:
@@ -313,28 +276,50 @@ def _all_points(space: Mapping[str, BaseDistribution]) -> list[dict[str, Scalar]
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 
 
-def pruner_of(config: SweepConfig, eval_every: int, bracket: int) -> BasePruner | None:
-    """The sweep's pruner; None for none."""
-    rule = config.pruning
-    first = max(1, eval_every, rule.warmup_steps)
+def is_hopeless(
+    study: Attempts, config: SweepConfig, number: int, params: Mapping[str, Scalar], trainer: TrainerConfig, metric: str
+) -> bool:
+    """Ask the pruner about a running attempt, among those that it may be compared with."""
+    rule, first = config.pruning, max(1, trainer.eval_every, config.pruning.warmup_steps)
+    if rule.pruner == "none":
+        return False
+    own = comparable_part(config, params, metric)
+    bracket = _bracket(config, number, trainer.max_steps / first)
+    pruner: BasePruner
     if rule.pruner == "median":
-        return MedianPruner(n_startup_trials=rule.startup_trials, n_warmup_steps=rule.warmup_steps)
-    if rule.pruner in ("successive_halving", "hyperband"):
-        return SuccessiveHalvingPruner(
+        pruner = MedianPruner(n_startup_trials=rule.startup_trials, n_warmup_steps=rule.warmup_steps)
+    else:
+        pruner = SuccessiveHalvingPruner(
             min_resource=first, reduction_factor=rule.reduction, min_early_stopping_rate=bracket
         )
-    return None
+
+    def is_comparable(trial: FrozenTrial) -> bool:
+        record = record_of(trial)
+        return trial.number == number or (
+            record.state != "fail"
+            and comparable_part(config, record.params, metric) == own
+            and _bracket(config, record.number, trainer.max_steps / first) == bracket
+        )
+
+    class Comparable(optuna.Study):
+        """A study that shows a pruner only the attempts that are like the one in question."""
+
+        def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+            return [trial for trial in super().get_trials(deepcopy=deepcopy, states=states) if is_comparable(trial)]
+
+    trial = next(each for each in study.frozen() if each.number == number)
+    return pruner.prune(Comparable(study.study.study_name, study.storage, sampler=RandomSampler()), trial)
 
 
-def bracket_of(config: SweepConfig, number: int, eval_every: int, max_steps: int) -> int:
+def _bracket(config: SweepConfig, number: int, rungs: float) -> int:
     """Hyperband's bracket of an attempt: how many rungs its first one is skipped; 0 for other pruners.
 
     As Optuna's HyperbandPruner (Li et al. 2018, algorithm 1) has it; that one cannot be told which attempts to compare.
     """
     if config.pruning.pruner != "hyperband":
         return 0
-    first, factor = max(1, eval_every, config.pruning.warmup_steps), config.pruning.reduction
-    count = int(math.log(max(1.0, max_steps / first), factor) + 1e-9) + 1
+    factor = config.pruning.reduction
+    count = int(math.log(max(1.0, rungs), factor) + 1e-9) + 1
     shares = [math.ceil(count * factor ** (count - 1 - i) / (count - i)) for i in range(count)]
     place = zlib.crc32(str(number).encode()) % sum(shares)
     return next(i for i in range(count) if place < sum(shares[: i + 1]))
@@ -354,18 +339,3 @@ def comparable_part(config: SweepConfig, params: Mapping[str, Scalar], metric: s
         if any(key.startswith(_OTHER_METRIC) or key in of_methods for key in keys):
             found[name] = value
     return found
-
-
-def should_prune(queue: Queue, number: int, pruner: BasePruner, is_comparable: Callable[[TrialRecord], bool]) -> bool:
-    """Ask the pruner about a running attempt, among those that it may be compared with."""
-
-    class Comparable(optuna.Study):
-        """A study that shows a pruner only the attempts that are like the one in question."""
-
-        def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-            trials: list[Any] = super().get_trials(deepcopy=deepcopy, states=states)
-            return [trial for trial in trials if trial.number == number or is_comparable(record_of(trial))]
-
-    study = Comparable(queue.study.study_name, queue.storage, sampler=RandomSampler(), pruner=pruner)
-    trial = next(each for each in queue.frozen() if each.number == number)
-    return pruner.prune(study, trial)
