@@ -72,7 +72,7 @@ def _dequantize(file: Path, folder: Path, name: str, source: str) -> None:
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(words))
         if hasattr(transformers, "GgufConfig"):  # newer releases keep some families as they are in the file
             place["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        factory = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        factory: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         hf, found = factory.from_pretrained(**place, dtype=torch.float32, output_loading_info=True)
         if missing := sorted(found["missing_keys"]):
             raise ConfigError(f"{file}: lacks {len(missing)} tensors of the model ({', '.join(missing[:3])})")
