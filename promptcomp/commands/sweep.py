@@ -164,13 +164,15 @@ def _open(
 
 def _objectives(texts: Sequence[str]) -> str:
     """The YAML of METRIC[@SPLIT][:min|:max] texts."""
+    from promptcomp.evaluation.predictions import LOWER_IS_BETTER
+
     found = []
     for text in texts:
         name, _, direction = text.partition(":")
         metric, _, split = name.partition("@")
         if direction not in ("", "min", "max") or not metric:
             raise ConfigError(f"--objective {text!r}: write METRIC, METRIC@SPLIT, METRIC:min or METRIC@SPLIT:max")
-        smaller = direction == "min" or (not direction and metric == "loss")
+        smaller = direction == "min" or (not direction and metric in LOWER_IS_BETTER)
         objective = {"metric": metric, "direction": "minimize" if smaller else "maximize"}
         found.append(objective | ({"split": split} if split else {}))
     return json.dumps(found)

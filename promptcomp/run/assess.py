@@ -36,6 +36,7 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory
 from promptcomp.rivals import Rival, Setting
+from promptcomp.run.closeness import Closeness
 
 _KINDS: dict[type, flops.MemoryKind] = {KVCache: "kv_cache", EncoderStates: "encoder_states"}
 """The names that the cost formulas have for memories."""
@@ -167,11 +168,12 @@ def assess(
     answers = answers_for(datamodule, config, examples)
     rouge = Rouge(config.sentences) if answers is not None else None  # now, because its sentence model may be missing
     rivals = rivals_on(split, config.rivals, module, datamodule)
-    scores = _score(module, datamodule.eval_dataloader(split), config.bounds, on_batch, sizes, rivals, answers)
+    near = Closeness({example.number: example.gold for example in examples}) if config.bounds else None
+    scores = _score(module, datamodule.eval_dataloader(split), config.bounds, on_batch, sizes, rivals, answers, near)
     null = None
     if calibrated:
         null = _score(module, datamodule.null_dataloader(split), config.bounds, on_batch, _Sizes(), rivals)
-    predictions = make_predictions(split, examples, scores, null)
+    predictions = make_predictions(split, examples, scores, null, near.collected if near else None)
     if answers is not None and rouge is not None:
         predictions = add_texts(predictions, answers.collected, answers.questions, rouge)
     identity, resamples = examples_sha256(examples), config.bootstrap_resamples
@@ -189,10 +191,12 @@ def _score(
     sizes: _Sizes,
     rivals: Rivals | None,
     answers: Answers | None = None,
+    near: Closeness | None = None,
 ) -> dict[str, OptionScores]:
     itself = module.method.bound
     rows = ["method", *(row for row in ("full_prompt", "no_prompt") if bounds and row != itself)]
     collected: dict[str, OptionScores] = {row: {} for row in rows}
+    whole = "method" if itself == "full_prompt" else "full_prompt"
     total = len(batches)  # type: ignore[arg-type]
     for done, batch in enumerate(batches, start=1):
         batch = batch.to(module.device)
@@ -204,8 +208,11 @@ def _score(
             memories[row] = module.lm.encode(batch.context) if row == "full_prompt" else None
         if rivals is not None:
             memories |= rivals.memories(batch.context, memory)
-        for row, each in memories.items():
-            sums, counts, _ = module.lm.score(each, batch)
+        for row in sorted(memories, key=lambda row: row != whole):  # the full prompt first
+            logits = module.lm(memories[row], batch, "targets")
+            sums, counts, _ = logits.scores(len(batch.target_ids))
+            if near is not None:
+                near.add(row, logits, batch, is_full=row == whole)
             targets = zip(batch.example.tolist(), batch.choice.tolist(), strict=True)
             found = zip(sums.tolist(), counts.tolist(), strict=True)
             collected.setdefault(row, {}).update(zip(targets, found, strict=True))
@@ -217,6 +224,8 @@ def _score(
             collected.pop(row, None)
     if bounds and itself is not None:
         collected[itself] = collected["method"]
+        if near is not None:
+            near.collected[itself] = near.collected["method"]
         if answers is not None:
             answers.repeat("method", itself)
     return collected

@@ -134,6 +134,10 @@ def test_rows_of_rivals_and_what_controls_score() -> None:
         assert result.rivals[name].gap == pytest.approx(value["full_prompt"] - value[name])
     assert 30 < result.rivals["fewer_demonstrations_random"].slots <= 40
     assert result.rivals["truncate_tail"].slots == 40
+    near = {name: (estimates["kl"].value, estimates["top1"].value) for name, estimates in result.rows.items()}
+    assert near["method"] == near["full_prompt"] == (0.0, 1.0)
+    assert 0 < near["fewer_demonstrations_random"][0] < near["no_prompt"][0]
+    assert 1 > near["fewer_demonstrations_random"][1] > near["no_prompt"][1]
     assert set(found.predictions[0].scores) == {"method", "full_prompt", "no_prompt", *result.rivals}
 
 
