@@ -9,13 +9,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
-from typer.core import TyperGroup
 
-from promptcomp.commands.common import JsonOption, MethodOption, Overrides, console_for, show
+from promptcomp.commands.common import JsonOption, MethodOption, Overrides, RunByDefault, console_for, show
 from promptcomp.commands.slurm_options import (
     SlurmCommand,
     SlurmOption,
@@ -35,18 +34,8 @@ if TYPE_CHECKING:
     from promptcomp.sweeps.sweep_config import SweepConfig
 
 
-class _RunByDefault(TyperGroup):
-    """A group whose command `run` needs no name: what is not a subcommand is what to run."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `run` in front unless a subcommand or the group's own help is asked for."""
-        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
-    cls=_RunByDefault,
+    cls=RunByDefault,
     no_args_is_help=True,
     help="Run an experiment over ranges of its keys: promptcomp sweep NAME|FILE|DIR [KEY=...], or one of the commands.",
 )

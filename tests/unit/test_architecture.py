@@ -17,6 +17,7 @@ LEVELS = (
     ("cli",),
     ("commands",),
     ("api",),
+    ("leaderboard",),
     ("sweeps", "cluster", "comparing", "report", "prompts", "exports", "bench", "judge", "rationales"),
     ("run",),
     ("forecast",),
