@@ -72,10 +72,9 @@ def leaderboard_run(
 
     words = [word for name, text in given.items() if text is not None for word in (f"--{name}", text)]
     words += [] if seeds is None else ["--seeds", str(seeds)]
-    rows = list(rows_of_sweep(plan, state, command("leaderboard", track, *(overrides or ()), *words)))
-    write_rows(folder, rows)
+    write_rows(folder, rows_of_sweep(plan, state, command("leaderboard", track, *(overrides or ()), *words)))
     _build(folder, floor, as_json)
-    if any(row.failure for row in rows if row.is_trained):
+    if any(trial.status == "failed" for trial in state.trials):
         raise typer.Exit(1)
 
 

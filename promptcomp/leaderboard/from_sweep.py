@@ -69,7 +69,7 @@ def _of_row(plan: Plan, row: PlannedRow, trials: Trials, known: Mapping[str, Any
     select_by = plan.experiment.trainer.select_by
     column = None if select_by == "auto" else f"dev/{select_by}"
     chosen, dev, metric = None, dict[str, float | None](), None
-    if row.choices:
+    if row.choices and not row.failure:
         chosen, dev, metric = choose_rate(row.choices, trials, seeds, column)
     common = {
         **known,
@@ -85,7 +85,7 @@ def _of_row(plan: Plan, row: PlannedRow, trials: Trials, known: Mapping[str, Any
     }
     if chosen is not None and row.choices[chosen] is not None:
         common |= {"rate": row.choices[chosen], "rates": dev, "dev_metric": metric}
-    if row.is_trained and chosen is not None and not row.failure:
+    if row.is_trained and chosen is not None:
         common["train_flops"] = _train_flops(plan, chosen)
     for seed in seeds:
         trial = trials.get((chosen or "", seed))
@@ -138,7 +138,7 @@ def _measured(
 ) -> dict[str, Any]:
     """What the results of a run say of a row."""
     part = results.splits[split]
-    if part.examples_sha256 == "" or row.result not in part.rows:
+    if row.result not in part.rows:
         missing = part.rivals[row.result].missing if row.result in part.rivals else ""
         return {"failure": missing or f"the results have no row {row.result}"}
     found = {
