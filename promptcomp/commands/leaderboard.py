@@ -96,11 +96,13 @@ def _listed(text: str, option: str) -> list[str]:
 
 
 def _build(folder: Path, floor: float, as_json: bool) -> None:
-    from promptcomp.leaderboard.board import build_board
     from promptcomp.leaderboard.board_row import read_rows
+
+    rows = read_rows(folder)
+    from promptcomp.leaderboard.board import build_board
     from promptcomp.leaderboard.board_views import print_board, write_board
 
-    board, console = build_board(read_rows(folder), floor), console_for(as_json)
+    board, console = build_board(rows, floor), console_for(as_json)
     page = write_board(board, folder)
     if as_json:
         show(board.model_dump_json())

@@ -200,6 +200,11 @@ FAST = {
     "sweep loss_weight --objective nonsense": 2,
     "sweep loss_weight sweep.seedz=1": 2,
     "sweep --method mned optim.lr=1,2": 2,
+    "leaderboard demonstration": 2,
+    "leaderboard demonstrations --slots 0": 2,
+    "leaderboard demonstrations optim.lr=1": 2,
+    "leaderboard demonstrations mend:method.slotz=1": 2,
+    "leaderboard build nowhere": 2,
 }
 """Calls that end without torch, and their exit codes."""
 
