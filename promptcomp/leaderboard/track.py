@@ -8,7 +8,7 @@ learning rates as every other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 DIMENSION = "row"
 UNTRAINED = "rivals"
-"""The choice that trains nothing; where two rivals have one name, further ones follow: rivals-2, ..."""
+"""The choice that trains nothing; where two rivals have one name, further ones follow: rivals-1, ..."""
+_CONTROLS = {"shuffled": "another context's memory", "random": "random slots"}
+"""What is scored beside every trained row, as it needs its memory."""
 _OURS = {
     "optim.lr": "give --rates",
     "evaluation.rivals": "give --rivals",
@@ -229,35 +231,25 @@ def _trained(
     choices, rows, problems = dict[str, dict[str, Any]](), list[PlannedRow](), list[ConfigError]()
     for slots in track.slots:
         settings = {"method": {**section, "num_slots": slots}, **own}
-        settings["evaluation.rivals"] = [{"name": "shuffled"}, {"name": "random"}]
+        settings["evaluation.rivals"] = [{"name": control} for control in _CONTROLS]
         of_rate = {f"{name}-{slots}-lr{rate:g}": {**settings, "optim.lr": rate} for rate in track.rates}
-        budget, failure, title, paper = RowBudget(kind="slots", requested=slots), "", name, ""
+        known = dict(zip(of_rate, track.rates, strict=True))
+        row = PlannedRow(name, name, "", RowBudget(kind="slots", requested=slots), is_trained=True, choices=known)
+        one = dict([next(iter(of_rate.items()))])
         try:
-            one = dict([next(iter(of_rate.items()))])
             method = experiment_of(_sweep(tree, one), {DIMENSION: next(iter(one))}, 0).method
-            title, paper = method.title, method.paper
-            title = title if method.name == name else f"{title} ({name})"
         except ConfigError as error:
             problems.append(error)
-            failure = str(error).splitlines()[-1].strip()
-        else:
-            choices |= of_rate
-        known = dict(zip(of_rate, track.rates, strict=True))
-        rows.append(PlannedRow(name, title, paper, budget, is_trained=True, choices=known, failure=failure))
-        controls = ("shuffled", "random") if name == next(iter(track.methods)) else ("shuffled",)
-        for control in controls if not failure else ():
-            label = {"shuffled": "another context's memory", "random": "random slots"}[control]
-            rows.append(
-                PlannedRow(
-                    f"{control}_{name}",
-                    f"{label} ({title})",
-                    "",
-                    budget,
-                    is_control=True,
-                    choices=known,
-                    result=control,
-                )
-            )
+            rows.append(replace(row, failure=str(error).splitlines()[-1].strip()))
+            continue
+        choices |= of_rate
+        title = method.title if method.name == name else f"{method.title} ({name})"
+        rows.append(replace(row, title=title, paper=method.paper))
+        for control, label in _CONTROLS.items():
+            if control == "shuffled" or name == next(iter(track.methods)):  # random slots are the same for all
+                own_title = f"{label} ({title})"
+                rows.append(replace(row, method=f"{control}_{name}", title=own_title, is_trained=False, is_control=True,
+                                    result=control))  # fmt: skip
     if problems and len(problems) == len(track.slots):
         raise problems[0]
     return choices, rows
@@ -267,47 +259,31 @@ def _untrained(track: Track, tree: Mapping[str, Any]) -> tuple[dict[str, dict[st
     """All rivals at all budgets behind a method that trains nothing."""
     asked = [RowBudget(kind="slots", requested=slots) for slots in track.slots]
     asked += [RowBudget(kind="bytes", requested=share) for share in track.bytes]
-    parts: list[dict[str, Mapping[str, Any]]] = []
+    parts: dict[str, dict[str, Mapping[str, Any]]] = {}
     rows = list[PlannedRow]()
     for section in track.rivals:
+        plain = _rival(section, tree)
         for budget in asked:
-            amount = int(budget.requested) if budget.kind == "slots" else budget.requested
-            try:
-                rival = _rival({**section, budget.kind: amount}, tree)
-            except ConfigError:
-                plain = _rival(section, tree)  # a mistake that has nothing to do with the budget is one
-                if budget.kind in type(plain).model_fields:
-                    raise
+            row = PlannedRow(plain.row, plain.label, plain.paper, budget, is_control=plain.is_control,
+                             query_aware=plain.query_aware)  # fmt: skip
+            if budget.kind not in type(plain).model_fields:
                 if budget.kind == "slots" and not plain.is_control:  # controls come with the trained rows
-                    why = f"it has no budget in {budget.kind}"
-                    rows.append(PlannedRow(*_of(plain, plain), budget, query_aware=plain.query_aware, failure=why))
-                continue  # without bytes: it enters there with its slots, as trained rows do
-            row = rival.row
-            part = next((number for number, each in enumerate(parts) if row not in each), len(parts))
-            if part == len(parts):
-                parts.append({})
-            parts[part][row] = {**section, budget.kind: amount}
-            choice = UNTRAINED if not part else f"{UNTRAINED}-{part + 1}"
-            plain = _rival(section, tree)
-            rows.append(
-                PlannedRow(
-                    *_of(plain, rival),
-                    budget,
-                    is_control=rival.is_control,
-                    query_aware=rival.query_aware,
-                    choices={choice: None},
-                    result=row,
-                )
+                    rows.append(replace(row, failure="it has no budget in slots"))
+                continue  # without a budget in bytes it enters there with its slots, as trained rows do
+            asks = {**section, budget.kind: int(budget.requested) if budget.kind == "slots" else budget.requested}
+            name = _rival(asks, tree).row
+            numbered = (
+                f"{UNTRAINED}-{number}" if number else UNTRAINED for number in range(len(asked) * len(track.rivals))
             )
-    made = {}
-    for number, part in enumerate(parts):
-        settings = {"method": {"name": "no_prompt"}, "trainer.max_steps": 0, "evaluation.rivals": [*part.values()]}
-        made[UNTRAINED if not number else f"{UNTRAINED}-{number + 1}"] = settings
-    return made, rows
+            choice = next(each for each in numbered if name not in parts.get(each, {}))
+            parts.setdefault(choice, {})[name] = asks
+            rows.append(replace(row, choices={choice: None}, result=name))
+    return {choice: _scoring([*part.values()]) for choice, part in parts.items()}, rows
 
 
-def _of(plain: Rival, rival: Rival) -> tuple[str, str, str]:
-    return plain.row, plain.label if plain.row != rival.row else rival.label, rival.paper
+def _scoring(rivals: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """A run that trains nothing."""
+    return {"method": {"name": "no_prompt"}, "trainer.max_steps": 0, "evaluation.rivals": rivals}
 
 
 def _rival(section: Mapping[str, Any], tree: Mapping[str, Any]) -> Rival:
@@ -316,6 +292,6 @@ def _rival(section: Mapping[str, Any], tree: Mapping[str, Any]) -> Rival:
     Raises:
         ConfigError: no such rival or key.
     """
-    settings = {"method": {"name": "no_prompt"}, "trainer.max_steps": 0, "evaluation.rivals": [dict(section)]}
-    experiment = experiment_of(_sweep(tree, {UNTRAINED: settings}), {DIMENSION: UNTRAINED}, 0)
+    sweep = _sweep(tree, {UNTRAINED: _scoring([section])})
+    experiment = experiment_of(sweep, {DIMENSION: UNTRAINED}, 0)
     return experiment.evaluation.rivals[0]
