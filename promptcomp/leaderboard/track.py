@@ -91,7 +91,7 @@ class PlannedRow:
     is_trained: bool = False
     is_control: bool = False
     query_aware: bool = False
-    choices: dict[str, float | None] = field(default_factory=dict)
+    choices: Mapping[str, float | None] = field(default_factory=dict)
     """Choice of the sweep -> its learning rate; None: nothing is trained."""
     result: str = "method"
     """The row of results.json that it is."""
