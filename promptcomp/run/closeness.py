@@ -20,7 +20,7 @@ _CHUNK_VALUES = 1 << 25
 class Closeness:
     """Sums over the gold tokens of every example, batch by batch; one object for one split.
 
-    Two logits of the same batch align row by row (see Logits), so the positions are those that `loss` is computed at.
+    The positions are those that `loss` is computed at.
     """
 
     gold: Mapping[int, int]
@@ -40,8 +40,9 @@ class Closeness:
         """
         gold = torch.tensor([self.gold[number] for number in batch.example.tolist()])
         is_gold = batch.choice == gold.to(batch.choice)
-        kept = is_gold[logits.target_of]
-        own, target_of = logits.values[logits.predictor[kept]], logits.target_of[kept]
+        target_of, order = logits.target_of.sort(stable=True)  # whatever rows the targets were packed in
+        kept = is_gold[target_of]
+        own, target_of = logits.values[logits.predictor[order[kept]]], target_of[kept]
         if is_full:
             self._full = own
         assert self._full is not None
