@@ -175,10 +175,12 @@ def build_board(rows: Sequence[BoardRow], floor: float) -> Board:
     )
 
 
-def _budgets(found: dict[str, _Entry], kind: str) -> list[RowBudget]:
-    known = {entry.first.budget.requested: entry.first.budget for entry in found.values()
-             if entry.first.budget.kind == kind}  # fmt: skip
-    return [known[amount] for amount in sorted(known, reverse=kind == "bytes")]
+def _budgets(found: dict[str, _Entry], kind: Literal["slots", "bytes"]) -> list[RowBudget]:
+    firsts = [entry.first for entry in found.values()]
+    amounts = {first.budget.requested for first in firsts if first.budget.kind == kind}
+    if kind == "bytes":
+        amounts |= {share for first in firsts for share in first.shares}
+    return [RowBudget(kind=kind, requested=amount) for amount in sorted(amounts, reverse=kind == "bytes")]
 
 
 def _slot_blocks(found: dict[str, _Entry], sign: float) -> Iterator[Block]:

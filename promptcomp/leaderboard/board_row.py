@@ -99,6 +99,8 @@ class BoardRow(Measured):
     rates: dict[str, float | None] = {}
     """Learning rate -> best dev result, mean over seeds; null: a seed has failed."""
     dev_metric: str | None = None
+    shares: tuple[float, ...] = ()
+    """Budgets in bytes of its track: it may stand in these blocks too."""
     command: str = ""
     """What made it."""
     version: str = ""

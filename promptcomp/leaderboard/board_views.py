@@ -19,7 +19,7 @@ NAMES = ("leaderboard.json", "leaderboard.md", "index.html")
 
 
 def _known(found: Known, form: str = ".3f") -> str:
-    return value_text(found.value, found.ci, form, form)
+    return value_text(found.value, found.ci, form, form.replace("3", "2"))
 
 
 def _plain(value: float | None, form: str = ".3f") -> str:

@@ -16,7 +16,7 @@ from promptcomp.evaluation.predictions import TEXT_METRICS, TOKEN_METRICS, Predi
 from promptcomp.evaluation.results import Cost, Results, SplitResult, finite, read_results
 from promptcomp.forecast.estimate import estimate
 from promptcomp.leaderboard.board_row import BoardRow, ContextScores
-from promptcomp.leaderboard.track import DIMENSION, Plan, PlannedRow
+from promptcomp.leaderboard.track import DIMENSION, PlannedRow, TrackPlan
 from promptcomp.sweeps.space import experiment_of
 from promptcomp.sweeps.state import SweepState, Trial
 from promptcomp.sweeps.values import dev_reports, is_lower_better, metric_rows
@@ -25,7 +25,7 @@ Trials = Mapping[tuple[str, int], Trial]
 _BOUNDS = ("no_prompt", "full_prompt")
 
 
-def rows_of_sweep(plan: Plan, state: SweepState, command: str) -> Iterator[BoardRow]:
+def rows_of_sweep(plan: TrackPlan, state: SweepState, command: str) -> Iterator[BoardRow]:
     """Every row of a plan with every seed; what has failed says why.
 
     Args:
@@ -52,6 +52,7 @@ def rows_of_sweep(plan: Plan, state: SweepState, command: str) -> Iterator[Board
         "split": split,
         "metric": _metric(first.splits[split].metric),
         "examples_sha256": first.splits[split].examples_sha256,
+        "shares": plan.track.bytes,
         "command": command,
         "version": __version__,
     }
@@ -64,7 +65,7 @@ def _metric(headline: str) -> str:
     return headline if headline in ("accuracy", *TEXT_METRICS, *TOKEN_METRICS) else "accuracy"
 
 
-def _of_row(plan: Plan, row: PlannedRow, trials: Trials, known: Mapping[str, Any]) -> Iterator[BoardRow]:
+def _of_row(plan: TrackPlan, row: PlannedRow, trials: Trials, known: Mapping[str, Any]) -> Iterator[BoardRow]:
     seeds = range(plan.sweep.first_seed, plan.sweep.first_seed + plan.sweep.seeds)
     select_by = plan.experiment.trainer.select_by
     column = None if select_by == "auto" else f"dev/{select_by}"
@@ -202,7 +203,7 @@ def against_prefix_cache(cost: Cost) -> int | None:
     return first if last is None else None
 
 
-def _train_flops(plan: Plan, choice: str) -> float | None:
+def _train_flops(plan: TrackPlan, choice: str) -> float | None:
     try:
         return estimate(experiment_of(plan.sweep, {DIMENSION: choice}, plan.sweep.first_seed)).train_flops
     except ConfigError:

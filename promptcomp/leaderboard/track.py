@@ -105,7 +105,7 @@ class PlannedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrackPlan:
     """A track's rows and the sweep that makes them."""
 
     track: Track
@@ -143,7 +143,7 @@ def read_track(name: str, given: Mapping[str, Any]) -> Track:
     return build(Track, tree, source=name)
 
 
-def plan_of(track: Track, words: Iterable[str] = ()) -> Plan:
+def plan_of(track: Track, words: Iterable[str] = ()) -> TrackPlan:
     """The rows of a track and the sweep that makes them.
 
     Args:
@@ -182,7 +182,7 @@ def plan_of(track: Track, words: Iterable[str] = ()) -> Plan:
         sweep = sweep.model_copy(update={"objectives": (aim,)})
     if twice := {row.name for row in rows if sum(row.name == each.name for each in rows) > 1}:
         raise ConfigError(f"{min(twice)} would be two rows; give each method, rival and budget once")
-    return Plan(track, sweep, tuple(rows), experiment)
+    return TrackPlan(track, sweep, tuple(rows), experiment)
 
 
 def _sweep(tree: Mapping[str, Any], choices: Mapping[str, Mapping[str, Any]]) -> SweepConfig:

@@ -303,7 +303,7 @@ def test_an_own_track(tmp_path: Path) -> None:
     )
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "experiment: base.yaml\nmethods: {wide: {experiment: mend, method.projection: mlp}}\nslots: [2]\n"
+        "experiment: base.yaml\nmethods: {wide: {experiment: mend, method.projection: tanh}}\nslots: [2]\n"
         "bytes: [1/4]\nrivals: [{name: truncate, keeps: head}]\nrates: [1e-3]\nseeds: 1\n"
     )
     plan = plan_of(read_track(str(path), {"slots": ["2", "3"]}))
@@ -329,7 +329,7 @@ def test_an_own_track(tmp_path: Path) -> None:
         ("demonstrations", {}, ["trainer.max_steps=1,2"], "one value"),
         ("demonstrations", {}, ["trainer.max_step=1"], "max_steps"),
         ("demonstrations", {}, ["mend:method.projectio=mlp"], "projection"),
-        ("demonstrations", {"slots": ["4", "4"]}, [], "mend-4 would be two rows"),
+        ("demonstrations", {"slots": ["4", "4"]}, [], "-4 would be two rows"),
         ("instructions", {"rivals": ["fewer_demonstrations"]}, [], "needs contexts of demonstrations"),
     ],
 )
