@@ -15,7 +15,7 @@ import typer
 from typer import Argument, Option
 
 from promptcomp import __version__
-from promptcomp.commands import checkpoint, data, models, prompts, sweep
+from promptcomp.commands import checkpoint, data, leaderboard, models, prompts, sweep
 from promptcomp.commands.asking import judge, rationales
 from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
@@ -263,6 +263,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(sweep.app, name="sweep")
+app.add_typer(leaderboard.app, name="leaderboard")
 
 
 def _refuse(name: str, instead: str) -> None:

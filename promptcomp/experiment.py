@@ -211,7 +211,7 @@ class Experiment(Config):
 def shipped() -> dict[str, Path]:
     """The experiments that come with the package, by name ("mend", "paper/mend_gpt2_large_pretrain", ...)."""
     root = Path(str(resources.files("promptcomp"))) / "experiments"
-    others = {"pretrain", "sweeps"}  # folders of recipes and of sweeps
+    others = {"pretrain", "sweeps", "leaderboards"}  # folders of recipes, sweeps and tracks
     files = sorted(path for path in root.rglob("*.yaml") if others.isdisjoint(path.relative_to(root).parts[:-1]))
     return {str(path.relative_to(root).with_suffix("")): path for path in files}
 

@@ -95,6 +95,14 @@ def tiny_lm(name: str, seed: int = 0, width: int = 32) -> LanguageModel:
 
 def naive_score(lm: LanguageModel, context: tuple[int, ...], query: tuple[int, ...], target: tuple[int, ...]) -> float:
     """log p(target) by one plain forward of the Hugging Face model, without batch, padding or cache."""
+    log_probs = naive_log_probs(lm, context, query, target)
+    return sum(float(log_probs[i, token]) for i, token in enumerate(target))
+
+
+def naive_log_probs(
+    lm: LanguageModel, context: tuple[int, ...], query: tuple[int, ...], target: tuple[int, ...]
+) -> torch.Tensor:
+    """The distributions [T, V] that predict the target, likewise."""
     with torch.no_grad():
         if lm.family == "decoder":
             sequence = context + query + target
@@ -104,8 +112,7 @@ def naive_score(lm: LanguageModel, context: tuple[int, ...], query: tuple[int, .
             sequence = (0, *target) if lm.query_in_encoder else (0, *query, *target)
             logits = lm.hf(input_ids=torch.tensor([encoder]), decoder_input_ids=torch.tensor([sequence])).logits[0]
     first = len(sequence) - len(target)
-    log_probs = logits.log_softmax(-1)
-    return sum(float(log_probs[first + i - 1, token]) for i, token in enumerate(target))
+    return logits.log_softmax(-1)[first - 1 : -1]
 
 
 def save_tokenizer(folder: Path, *, bos: bool = False, words: int = VOCABULARY) -> None:

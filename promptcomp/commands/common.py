@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from typer import Argument, Option
+from typer.core import TyperGroup
 
 from promptcomp.plain import printable, say
 
@@ -25,6 +26,16 @@ MethodOption = Annotated[
 ]
 ConfigOption = Annotated[Path | None, Option("--config", "-c", help="A YAML file with a complete experiment.")]
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON document on standard output, no tables.")]
+
+
+class RunByDefault(TyperGroup):
+    """A group whose command `run` needs no name: what is not a subcommand is what to run."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `run` in front unless a subcommand or the group's own help is asked for."""
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
 
 
 def show(text: str, end: str = "\n", file: TextIO | None = None) -> None:

@@ -9,13 +9,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
-from typer.core import TyperGroup
 
-from promptcomp.commands.common import JsonOption, MethodOption, Overrides, console_for, show
+from promptcomp.commands.common import JsonOption, MethodOption, Overrides, RunByDefault, console_for, show
 from promptcomp.commands.slurm_options import (
     SlurmCommand,
     SlurmOption,
@@ -35,18 +34,8 @@ if TYPE_CHECKING:
     from promptcomp.sweeps.sweep_config import SweepConfig
 
 
-class _RunByDefault(TyperGroup):
-    """A group whose command `run` needs no name: what is not a subcommand is what to run."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `run` in front unless a subcommand or the group's own help is asked for."""
-        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
-    cls=_RunByDefault,
+    cls=RunByDefault,
     no_args_is_help=True,
     help="Run an experiment over ranges of its keys: promptcomp sweep NAME|FILE|DIR [KEY=...], or one of the commands.",
 )
@@ -166,13 +155,15 @@ def _open(
 
 def _objectives(texts: Sequence[str]) -> str:
     """The YAML of METRIC[@SPLIT][:min|:max] texts."""
+    from promptcomp.evaluation.predictions import LOWER_IS_BETTER
+
     found = []
     for text in texts:
         name, _, direction = text.partition(":")
         metric, _, split = name.partition("@")
         if direction not in ("", "min", "max") or not metric:
             raise ConfigError(f"--objective {text!r}: write METRIC, METRIC@SPLIT, METRIC:min or METRIC@SPLIT:max")
-        smaller = direction == "min" or (not direction and metric == "loss")
+        smaller = direction == "min" or (not direction and metric in LOWER_IS_BETTER)
         objective = {"metric": metric, "direction": "minimize" if smaller else "maximize"}
         found.append(objective | ({"split": split} if split else {}))
     return json.dumps(found)

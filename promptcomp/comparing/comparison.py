@@ -28,7 +28,7 @@ from promptcomp.comparing.runs import (
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample
 from promptcomp.evaluation.metrics import group
-from promptcomp.evaluation.predictions import MetricName, Prediction, joined, read_predictions
+from promptcomp.evaluation.predictions import LOWER_IS_BETTER, MetricName, Prediction, joined, read_predictions
 from promptcomp.evaluation.results import Estimate, Interval, SplitResult
 from promptcomp.terminal import as_text, frame
 
@@ -235,7 +235,7 @@ def _estimate(result: SplitResult, row: str, metric: str) -> Estimate:
 
 def _ranked(rows: Sequence[ComparisonRow], metric: str) -> list[ComparisonRow]:
     """Best first; equal values share a rank and runs without a value come last, unranked."""
-    sign = 1.0 if metric == "loss" else -1.0
+    sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
     scored = sorted((row for row in rows if row.method is not None), key=lambda row: sign * (row.method or 0.0))
     for i, row in enumerate(scored):
         row.rank = scored[i - 1].rank if i and scored[i - 1].method == row.method else i + 1

@@ -16,7 +16,7 @@ import numpy as np
 
 from promptcomp.config import Measured
 from promptcomp.evaluation.metrics import Array, Group, metric
-from promptcomp.evaluation.predictions import METRICS, MetricName
+from promptcomp.evaluation.predictions import LOWER_IS_BETTER, METRICS, TOKEN_METRICS, MetricName
 from promptcomp.evaluation.results import Interval, finite
 
 RESAMPLES = 2000
@@ -37,10 +37,10 @@ class Samples:
         return finite(float(self.values[name][row][0]))
 
     def interval(self, name: MetricName, row: str, confidence: float = CONFIDENCE) -> Interval | None:
-        """Percentile interval of the metric; where every resample is equal, that of a share of so many contexts (for a
-        loss there is none)."""
+        """Percentile interval of the metric; where every resample is equal, that of a share of so many contexts (for
+        means over tokens there is none)."""
         values = self.values[name][row]
-        if name == "loss":
+        if name in TOKEN_METRICS:
             return percentile_interval(values, self.num_contexts, confidence)
         if values[0] in (0.0, 1.0):
             return _at_the_edge(float(values[0]), self.num_contexts, confidence)
@@ -114,7 +114,7 @@ def retained(
     """
     if any(row not in samples.values[name] for row in (method, full, none)):
         return Retained()
-    sign = -1.0 if name == "loss" else 1.0
+    sign = -1.0 if name in LOWER_IS_BETTER else 1.0
     gap = sign * samples.difference(name, full, none)
     gained = sign * samples.difference(name, method, none)
     headroom, error = finite(float(gap[0])), standard_error(gap, samples.num_contexts)

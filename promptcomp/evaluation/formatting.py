@@ -18,6 +18,8 @@ METRIC_TITLES = {
     "rougeLsum": "ROUGE-Lsum",
     "equation": "equation",
     "agreement": "agreement",
+    "kl": "KL to full",
+    "top1": "top-1 agreement",
 }
 
 

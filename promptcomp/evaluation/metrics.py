@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from promptcomp.evaluation.predictions import TEXT_METRICS, UNSCORED, MetricName, Prediction
+from promptcomp.evaluation.predictions import TEXT_METRICS, TOKEN_METRICS, UNSCORED, MetricName, Prediction
 from promptcomp.evaluation.texts import label_of
 
 Flavour = Literal["sklearn", "metaicl"]
@@ -48,8 +48,8 @@ class RowCounts:
     correct: Array
     hits: Array
     predicted: Array
-    loss: Array
-    """Sum of the losses of all gold tokens, in nats."""
+    tokens: Mapping[str, Array]
+    """TOKEN_METRICS, each summed over all gold tokens."""
     texts: Mapping[str, Sums]
     """Metrics of generated texts; empty where nothing was generated."""
 
@@ -111,12 +111,15 @@ def _count(
     for row in rows:
         correct = np.array([bool(p.correct.get(row)) for p in found])
         predicted = _chosen(own, [p.prediction.get(row) for p in found])
-        loss = np.array([p.loss.get(row) for p in found], dtype=np.float64)  # None: NaN
+        means = {  # None: NaN
+            name: np.array([(getattr(p, name) or {}).get(row) for p in found], dtype=np.float64)
+            for name in TOKEN_METRICS
+        }
         counted[row] = RowCounts(
             correct=_sums(where, correct, n),
             hits=_table(where, np.where(gold == predicted, gold, UNSCORED), n, len(classes)),
             predicted=_table(where, predicted, n, len(classes)),
-            loss=_sums(where, np.where(tokens > 0, loss * tokens, 0.0), n),
+            tokens={name: _sums(where, np.where(tokens > 0, mean * tokens, 0.0), n) for name, mean in means.items()},
             texts=_text_sums(found, row, where, n),
         )
     choices = np.full(len(found), kind != "free_form")
@@ -146,8 +149,8 @@ def metric(groups: Sequence[Group], row: str, weights: NDArray, name: MetricName
     above, below = np.zeros(len(weights)), np.zeros(len(weights))
     for g in groups:
         drawn = weights[:, g.clusters]
-        if name == "loss":
-            above += drawn @ g.rows[row].loss
+        if name in TOKEN_METRICS:
+            above += drawn @ g.rows[row].tokens[name]
             below += drawn @ g.tokens
         elif name == "accuracy":
             above += drawn @ g.rows[row].correct

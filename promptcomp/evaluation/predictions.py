@@ -32,14 +32,20 @@ with stemming; equality with the text of the full-prompt row."""
 
 MetricName = Literal[
     "accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl", "task", "loss",
-    "exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement",
+    "exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement", "kl", "top1",
 ]  # fmt: skip
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 """accuracy: of all examples, pooled. task_accuracy: mean over tasks of the mean over seeds. macro_f1 and
 macro_f1_metaicl: the same of macro-F1, over classification tasks. task: macro-F1 of classification tasks and accuracy
 of the others, mean over seeds, then over tasks (MetaICL's headline). loss: nats per gold token, pooled; less is better.
-The rest (TEXT_METRICS): mean over all examples with generated texts.
+kl and top1: how close the LM behind the row's memory is to the LM behind the full prompt, at the gold tokens, pooled:
+KL(full || row) in nats, less is better, and the share of positions where both have the same likeliest token. The rest
+(TEXT_METRICS): mean over all examples with generated texts.
 """
+
+TOKEN_METRICS = ("loss", "kl", "top1")
+"""Means over gold tokens."""
+LOWER_IS_BETTER = ("loss", "kl")
 
 UNSCORED = -1
 """The prediction when no option has a score; it counts as wrong."""
@@ -79,6 +85,10 @@ class Prediction(Measured):
     """Negative log probability per token of the gold target in nats, never calibrated."""
     gold_tokens: int
     """Tokens of the gold target."""
+    kl: dict[str, float | None] | None = None
+    """KL(full prompt || row) in nats per token of the gold target. This and the next are left out without bounds."""
+    top1: dict[str, float | None] | None = None
+    """Share of the gold target's tokens where the row and the full prompt have the same likeliest token."""
     texts: dict[str, str | None] | None = None
     """What was generated under each row. This and the keys below are left out where nothing was generated."""
     reference: str | None = None
@@ -106,6 +116,7 @@ class Prediction(Measured):
 
 
 _BY_ROW = ("scores", "prediction", "correct", "loss")
+_CLOSENESS_KEYS = ("kl", "top1")
 _GENERATED_KEYS = {"texts", "reference", "instruction", "input", "metrics", "unfinished"}
 
 
@@ -116,6 +127,7 @@ def joined(members: Mapping[str, Prediction], context: int | None = None) -> Pre
     metrics = {row: p.metrics["method"] for row, p in members.items() if p.metrics and "method" in p.metrics}
     texts = {row: p.texts.get("method") if p.texts else None for row, p in members.items()}
     own = {name: {row: getattr(p, name).get("method") for row, p in members.items()} for name in _BY_ROW}
+    own |= {n: {row: (getattr(p, n) or {}).get("method") for row, p in members.items()} for n in _CLOSENESS_KEYS}
     written = {"texts": texts if metrics else None, "metrics": metrics or None, "unfinished": None}
     return first.model_copy(update={"context": first.context if context is None else context, **own, **written})
 
@@ -126,8 +138,12 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    dumped = (p.model_dump_json(exclude=None if p.is_generated else _GENERATED_KEYS) for p in predictions)
-    write_atomic(path, "".join(f"{line}\n" for line in dumped))
+    write_atomic(path, "".join(f"{p.model_dump_json(exclude=_unwritten(p))}\n" for p in predictions))
+
+
+def _unwritten(prediction: Prediction) -> set[str]:
+    near = {name for name in _CLOSENESS_KEYS if getattr(prediction, name) is None}
+    return near if prediction.is_generated else near | _GENERATED_KEYS
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -175,6 +191,8 @@ class ExampleInfo:
 OptionScores = dict[tuple[int, int], tuple[float, int]]
 """What was scored, batch by batch in any order: (example, choice) -> (sum of the log probabilities in nats, number of
 tokens). A distributed sampler repeats examples to fill the last batch; they are kept once."""
+GoldSums = dict[int, tuple[float, float]]
+"""Likewise how close a row is to the full prompt: example -> sums over its gold tokens of kl (nats) and of top1."""
 
 
 def _means(scores: OptionScores, example: int, num_options: int) -> list[float]:
@@ -196,6 +214,7 @@ def make_predictions(
     examples: Iterable[ExampleInfo],
     scores: Mapping[str, OptionScores | None],
     null: Mapping[str, OptionScores | None] | None = None,
+    closeness: Mapping[str, GoldSums] | None = None,
 ) -> list[Prediction]:
     """Predictions of a split, in the order of the examples' numbers.
 
@@ -204,6 +223,7 @@ def make_predictions(
         examples: all examples of the split.
         scores: for each row of `ROWS` and each rival's what was collected; None or absent: the row does not apply.
         null: the same for the input "N/A" (PMI); None: no calibration.
+        closeness: row -> how close it is to the full prompt; None: not measured.
 
     Raises:
         ValueError: an option of an example has not been scored.
@@ -211,7 +231,8 @@ def make_predictions(
     predictions = []
     rows = tuple(dict.fromkeys((*ROWS, *scores)))
     for example in sorted(examples, key=lambda example: example.number):
-        found: dict[str, Any] = {key: dict.fromkeys(rows) for key in _BY_ROW}
+        keys = _BY_ROW if closeness is None else (*_BY_ROW, *_CLOSENESS_KEYS)
+        found: dict[str, Any] = {key: dict.fromkeys(rows) for key in keys}
         gold_tokens = 0
         num_options = max(1, len(example.options))  # a free-form example has its output as the only target
         for row in rows:
@@ -226,6 +247,9 @@ def make_predictions(
                 ]
             found["scores"][row] = tuple(map(finite, means))
             gold_tokens = own[example.number, example.gold][1]
+            near = (closeness or {}).get(row, {}).get(example.number)
+            for key, total in zip(_CLOSENESS_KEYS, near, strict=True) if near and gold_tokens else ():
+                found[key][row] = finite(total / gold_tokens)
             if example.kind != "free_form":
                 chosen = found["prediction"][row] = choose(means)
                 right = example.options[example.gold]

@@ -99,7 +99,7 @@ class SplitResult(_Section):
     """One evaluated split. `method`, `full_prompt` and `no_prompt` are values of `metric` on the same examples."""
 
     metric: str
-    """Headline metric: one of metrics.METRICS; of these only loss (nats per token) is better when it is lower."""
+    """Headline metric: one of metrics.METRICS; of these loss and kl (nats per token) are better when they are lower."""
     count: int
     """Examples."""
     method: float | None

@@ -23,7 +23,16 @@ from promptcomp.evaluation.bootstrap import (
     retained,
 )
 from promptcomp.evaluation.metrics import Group, group, metric
-from promptcomp.evaluation.predictions import METRICS, ROWS, TEXT_METRICS, MetricName, Prediction, joined
+from promptcomp.evaluation.predictions import (
+    LOWER_IS_BETTER,
+    METRICS,
+    ROWS,
+    TEXT_METRICS,
+    TOKEN_METRICS,
+    MetricName,
+    Prediction,
+    joined,
+)
 from promptcomp.evaluation.results import Estimate, RivalResult, SplitResult, TaskResult, finite
 from promptcomp.evaluation.texts import agreement
 
@@ -109,7 +118,7 @@ def headline(predictions: Sequence[Prediction], wanted: MetricName) -> MetricNam
     has_texts = any(p.is_generated for p in predictions)
     if wanted in TEXT_METRICS:
         return wanted if has_texts else "accuracy" if has_choice else "loss"
-    if wanted == "loss" or has_choice:
+    if wanted in TOKEN_METRICS or has_choice:
         return wanted
     return "exact_match" if has_texts else "loss"
 
@@ -122,7 +131,7 @@ def _estimates(
     for name in METRICS:
         if (value := samples.estimate(name, row)) is not None:
             values, std = _spread(groups, row, name)
-            worst = None if std is None else max(values) if name == "loss" else min(values)
+            worst = None if std is None else max(values) if name in LOWER_IS_BETTER else min(values)
             found[name] = Estimate(value=value, ci=samples.interval(name, row, confidence), std=std, worst=worst)
     return found
 
@@ -163,7 +172,7 @@ def _task_metric(own: Sequence[Group], rows: Sequence[str], chosen: MetricName) 
     generated = any("exact_match" in g.rows[row].texts for g in own for row in rows)
     if not generated:
         return "loss"
-    return chosen if chosen in TEXT_METRICS or chosen == "loss" else "exact_match"
+    return chosen if chosen in TEXT_METRICS or chosen in TOKEN_METRICS else "exact_match"
 
 
 def _seeds(groups: Sequence[Group], rows: Sequence[str], name: MetricName) -> dict[str, dict[str, float | None]]:

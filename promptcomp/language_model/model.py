@@ -299,14 +299,7 @@ class LanguageModel(nn.Module):
 
     def score(self, memory: Memory | Prefix | None, batch: Batch) -> Scores:
         """Log likelihood of every target; context and query are read once for all of them."""
-        logits = self(memory, batch, "targets")
-        missed = logits.values.argmax(-1)[logits.predictor] != logits.label
-
-        def summed(values: Tensor) -> Tensor:
-            return values.new_zeros(len(batch.target_ids)).index_add(0, logits.target_of, values)
-
-        tokens = torch.ones_like(logits.target_of)
-        return Scores(summed(logits.log_probs()), summed(tokens), summed(missed.long()) == 0)
+        return self(memory, batch, "targets").scores(len(batch.target_ids))
 
     def generate(self, memory: Memory | Prefix | None, batch: Batch, **settings: Any) -> list[list[int]]:
         """Continuations of the batch's N queries (its targets are not looked at), without the stop token.

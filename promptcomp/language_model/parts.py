@@ -34,6 +34,16 @@ class Logits(NamedTuple):
         values = at_least_float32(self.values)
         return values[self.predictor, self.label] - values.logsumexp(-1)[self.predictor]
 
+    def scores(self, num_targets: int) -> Scores:
+        """Log likelihood of each of the batch's M targets."""
+        missed = self.values.argmax(-1)[self.predictor] != self.label
+
+        def summed(values: Tensor) -> Tensor:
+            return values.new_zeros(num_targets).index_add(0, self.target_of, values)
+
+        tokens = torch.ones_like(self.target_of)
+        return Scores(summed(self.log_probs()), summed(tokens), summed(missed.long()) == 0)
+
 
 class Prefix(NamedTuple):
     """Embeddings read in front of the queries, of which the queries see a part only (gist tokens).

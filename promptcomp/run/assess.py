@@ -34,6 +34,7 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory
 from promptcomp.rivals import Reading
+from promptcomp.run.closeness import Closeness
 from promptcomp.run.rival_rows import Behind, Rivals, rivals_on
 
 _KINDS: dict[type, flops.MemoryKind] = {KVCache: "kv_cache", EncoderStates: "encoder_states"}
@@ -105,11 +106,12 @@ def assess(
     answers = answers_for(datamodule, config, examples)
     rouge = Rouge(config.sentences) if answers is not None else None  # now, because its sentence model may be missing
     rivals = rivals_on(split, config.rivals, module, datamodule)
-    scores = _score(module, datamodule.eval_dataloader(split), config.bounds, on_batch, sizes, rivals, answers)
+    near = Closeness({example.number: example.gold for example in examples}) if config.bounds else None
+    scores = _score(module, datamodule.eval_dataloader(split), config.bounds, on_batch, sizes, rivals, answers, near)
     null = None
     if calibrated:
         null = _score(module, datamodule.null_dataloader(split), config.bounds, on_batch, _Sizes(), rivals)
-    predictions = make_predictions(split, examples, scores, null)
+    predictions = make_predictions(split, examples, scores, null, near.collected if near else None)
     if answers is not None and rouge is not None:
         predictions = add_texts(predictions, answers.collected, answers.questions, rouge)
     identity, resamples = examples_sha256(examples), config.bootstrap_resamples
@@ -127,10 +129,12 @@ def _score(
     sizes: _Sizes,
     rivals: Rivals | None,
     answers: Answers | None = None,
+    near: Closeness | None = None,
 ) -> dict[str, OptionScores]:
     itself = module.method.bound
     rows = ["method", *(row for row in ("full_prompt", "no_prompt") if bounds and row != itself)]
     collected: dict[str, OptionScores] = {row: {} for row in rows}
+    whole = "method" if itself == "full_prompt" else "full_prompt"
     total = len(batches)  # type: ignore[arg-type]
     for done, batch in enumerate(batches, start=1):
         batch = batch.to(module.device)
@@ -143,8 +147,12 @@ def _score(
             memories[row] = reading.full if row == "full_prompt" else None, batch
         if rivals is not None:
             memories |= rivals.memories(reading, batch)
-        for row, (each, read) in memories.items():
-            sums, counts, _ = module.lm.score(each, read)
+        for row in sorted(memories, key=lambda row: row != whole):  # the full prompt first
+            each, read = memories[row]
+            logits = module.lm(each, read, "targets")
+            sums, counts, _ = logits.scores(len(read.target_ids))
+            if near is not None:
+                near.add(row, logits, read, is_full=row == whole)
             targets = zip(read.example.tolist(), read.choice.tolist(), strict=True)
             found = zip(sums.tolist(), counts.tolist(), strict=True)
             collected.setdefault(row, {}).update(zip(targets, found, strict=True))
@@ -158,6 +166,8 @@ def _score(
                 answers.collected.pop(row, None)
     if bounds and itself is not None:
         collected[itself] = collected["method"]
+        if near is not None:
+            near.collected[itself] = near.collected["method"]
         if answers is not None:
             answers.repeat("method", itself)
     return collected

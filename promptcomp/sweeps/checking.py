@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptcomp.datamodules.sections import tested
 from promptcomp.errors import ConfigError, did_you_mean
-from promptcomp.evaluation.predictions import METRICS, TEXT_METRICS
+from promptcomp.evaluation.predictions import LOWER_IS_BETTER, METRICS, TEXT_METRICS
 from promptcomp.evaluation.results import Cost, Size
 from promptcomp.experiment import Experiment
 from promptcomp.sweeps.space import base_tree, experiment_of, grid, grid_size, planned_controls, scalars, settings_of
@@ -29,8 +29,7 @@ _OF_SWEEP = {
     "name": "the sweep names its runs",
     "output_dir": "give the sweep's directory with -o",
 }
-_NEED_BOUNDS = set(OF_SPLIT) - {"method"}
-_SMALLER_IS_BETTER = {"loss"}
+_NEED_BOUNDS = {*OF_SPLIT, "kl", "top1"} - {"method"}
 
 
 def check(config: SweepConfig, *, allow_huge: bool = False) -> list[Experiment]:
@@ -282,7 +281,7 @@ def _metrics(config: SweepConfig, experiments: Iterable[Experiment]) -> Iterator
     if len(set(names)) < len(names):
         yield f"objectives: {', '.join(metric for metric, _ in names)} holds one twice"
     for objective in config.objectives:
-        if objective.metric in _SMALLER_IS_BETTER and objective.direction == "maximize":
+        if objective.metric in LOWER_IS_BETTER and objective.direction == "maximize":
             yield f"objectives {objective.metric}: less is better; set direction: minimize"
     for constraint in config.constraints:
         if constraint.at_most is None and constraint.at_least is None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from promptcomp.config import ConfigError
+from promptcomp.evaluation.predictions import LOWER_IS_BETTER
 from promptcomp.evaluation.results import Results, SplitResult, read_results
 from promptcomp.run.run_directory import RunDirectory, read_metrics
 from promptcomp.sweeps.sweep_config import Constraint, Objective, SweepConfig
@@ -142,5 +143,5 @@ def _number(text: object) -> float | None:
 
 
 def is_lower_better(metric: str) -> bool:
-    """Whether a dev metric is better when it is lower: only losses are."""
-    return "loss" in metric
+    """Whether a metric of results or a dev metric is better when it is lower: losses and kl are."""
+    return metric in LOWER_IS_BETTER or "loss" in metric

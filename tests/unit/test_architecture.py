@@ -17,7 +17,7 @@ LEVELS = (
     ("cli",),
     ("commands",),
     ("api",),
-    ("distilling",),
+    ("leaderboard", "distilling"),
     ("sweeps", "cluster", "comparing", "report", "exports", "bench", "judge", "rationales"),
     ("prompts",),
     ("run",),
@@ -281,6 +281,11 @@ FAST = {
     "sweep plot nowhere": 2,
     "sweep best nowhere": 2,
     "sweep doctor nowhere": 2,
+    "leaderboard demonstration": 2,
+    "leaderboard demonstrations --slots 0": 2,
+    "leaderboard demonstrations optim.lr=1": 2,
+    "leaderboard demonstrations mend:method.slotz=1": 2,
+    "leaderboard build nowhere": 2,
 }
 """Calls that end without torch, and their exit codes."""
 

@@ -20,6 +20,7 @@ from promptcomp.evaluation.predictions import (
     METRICS,
     ROWS,
     TEXT_METRICS,
+    TOKEN_METRICS,
     OptionScores,
     Prediction,
     choose,
@@ -75,6 +76,8 @@ def sample(
                 correct={row: prediction[row] == gold for row in rows},
                 loss={row: float(draw.exponential()) for row in rows},
                 gold_tokens=int(draw.integers(1, 4)),
+                kl={row: float(draw.exponential()) for row in rows},
+                top1={row: float(draw.random()) for row in rows},
                 **generated,
             )
         )
@@ -103,7 +106,10 @@ def naive(drawn: list[Prediction], contexts_of: dict, row: str, shares: dict) ->
     tokens = np.array([p.gold_tokens for p in drawn])
     pooled = {
         "accuracy": float(np.mean([p.correct[row] for p in drawn])),
-        "loss": float((np.array([p.loss[row] for p in drawn]) * tokens).sum() / tokens.sum()),
+        **{
+            name: float((np.array([getattr(p, name)[row] for p in drawn]) * tokens).sum() / tokens.sum())
+            for name in TOKEN_METRICS
+        },
     }
     generated = [p.metrics[row] for p in drawn if p.metrics]
     pooled |= {name: float(np.mean([values[name] for values in generated])) for name in TEXT_METRICS}
@@ -341,6 +347,12 @@ def test_predictions_file_round_trip_and_errors(tmp_path):
     write_predictions(path, predictions)
     assert read_predictions(path) == predictions
     assert [p.name for p in tmp_path.iterdir()] == ["predictions.jsonl"]
+    older = [p.model_copy(update={"kl": None, "top1": None}) for p in predictions]  # and runs without bounds
+    write_predictions(path, older)
+    assert not {"kl", "top1"} & json.loads(path.read_text().splitlines()[0]).keys()
+    assert read_predictions(path) == older
+    assert not {"kl", "top1"} & summarise(older, "accuracy", resamples=10).rows["method"].keys()
+    write_predictions(path, predictions)
     path.write_text(path.read_text()[:-30], encoding="utf-8")
     with pytest.raises(ConfigError, match=r"predictions\.jsonl, line 20: not a prediction"):
         read_predictions(path)

@@ -246,6 +246,10 @@ def test_rows_of_rivals_and_what_controls_score() -> None:
     assert "more than 0.125" in known[5].missing
     assert "fits the budget" in known[6].missing
     assert set(found.predictions[0].scores) == {"method", "full_prompt", "no_prompt", *rows} - {rows[5], rows[6]}
+    near = {name: (estimates["kl"].value, estimates["top1"].value) for name, estimates in result.rows.items()}
+    assert near["method"] == near["full_prompt"] == (0.0, 1.0)
+    assert 0 < near[rows[1]][0] < near["no_prompt"][0]
+    assert 1 > near[rows[1]][1] > near["no_prompt"][1]
 
 
 @pytest.mark.parametrize(
