@@ -33,7 +33,7 @@ from promptcomp.language_model.loading import open_architecture, pick_device
 from promptcomp.memory import memory_to
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
-from promptcomp.rivals.rival import Setting
+from promptcomp.rivals.rival import Reading, Setting
 from promptcomp.rivals.truncate import Truncate
 from promptcomp.run.opening import quiet
 from promptcomp.stopping import Stop
@@ -217,11 +217,11 @@ class DistillJob:
 
     def _truncated(self, slots: int, held: Sequence[TeacherAnswer], training: Training) -> dict[str, Agreement]:
         """The text's first and last tokens, at as many positions; the first ones are what training started with."""
-        setting = Setting(self.lm, lambda context: None, self._context)
+        reading, setting = Reading(self.lm, self._context, None), Setting(lambda context: None, self._context)
         found = {f"first {slots} tokens": dict(training.progress.looks)[0]}
         if (kept := slots - self.lm.num_bos) > 0:
             with torch.no_grad():
-                tail = Truncate(keeps="tail", slots=kept).memory(setting, self._context, None)
+                tail = Truncate(keeps="tail", slots=kept).memory(reading, setting).memory
             found[f"last {slots} tokens"] = agreement(self.lm, tail, held, self.options.answer_batch)
         return found
 

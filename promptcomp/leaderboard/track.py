@@ -265,7 +265,7 @@ def _untrained(track: Track, tree: Mapping[str, Any]) -> tuple[dict[str, dict[st
         plain = _rival(section, tree)
         for budget in asked:
             row = PlannedRow(plain.row, plain.label, plain.paper, budget, is_control=plain.is_control,
-                             query_aware=plain.query_aware)  # fmt: skip
+                             query_aware=plain.sees_queries)  # fmt: skip
             if budget.kind not in type(plain).model_fields:
                 if budget.kind == "slots" and not plain.is_control:  # controls come with the trained rows
                     rows.append(replace(row, failure="it has no budget in slots"))
