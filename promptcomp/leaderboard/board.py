@@ -14,6 +14,7 @@ from promptcomp.evaluation.predictions import LOWER_IS_BETTER
 from promptcomp.evaluation.results import Interval, finite
 from promptcomp.leaderboard.board_row import BoardRow, RowBudget
 from promptcomp.leaderboard.significance import Array, Drawn, drawn, holm, lower_bound, paired_p
+from promptcomp.rivals.rival import share_text
 
 Group = Literal["ranked", "query_aware", "control", "missing"]
 
@@ -195,7 +196,7 @@ def _byte_blocks(found: dict[str, _Entry], sign: float) -> Iterator[Block]:
     """What has a budget in bytes, and every other method with the most slots whose bytes in use are within it."""
     for budget in _budgets(found, "bytes"):
         allowed = next((size * budget.requested for e in found.values() if (size := e.mean("context_bytes"))), None)
-        title = f"{_share(budget.requested)} of the bytes"
+        title = share_text(budget.requested)
         members = [entry for entry in found.values() if entry.first.budget == budget]
         lines = [_line(entry, title) for entry in members]
         own = {entry.first.method for entry in members}
@@ -224,11 +225,6 @@ def _within(entries: list[_Entry], allowed: float | None, title: str, name: str)
     line = _line(entry, title)
     return entry, Line(row=name, method=line.method, title=line.title, paper=line.paper, group="missing",
                        requested=title, note=note)  # fmt: skip
-
-
-def _share(value: float) -> str:
-    whole = round(1 / value)
-    return f"1/{whole}" if whole > 1 and abs(whole * value - 1) < 1e-6 else f"{value:g}"
 
 
 def _line(entry: _Entry, requested: str) -> Line:

@@ -166,10 +166,9 @@ def _page(board: Board, title: str) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     style = (resources.files("promptcomp.sweeps.views") / "page" / "page.css").read_text(encoding="utf-8")
-    script = (resources.files("promptcomp.sweeps.views") / "page" / "page.js").read_text(encoding="utf-8")
     template = (resources.files("promptcomp.leaderboard") / "board.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
-        board=board, title=title, css=Markup(style), js=Markup(script), notes=NOTES, columns=list(COLUMNS),
+        board=board, title=title, css=Markup(style), notes=NOTES, columns=list(COLUMNS),
         **{each.__name__: each for each in (cells, heading, summary, floors, floor_text, missing)},
     )  # fmt: skip
 

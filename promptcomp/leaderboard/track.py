@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +18,7 @@ from pydantic import BeforeValidator, Field
 from promptcomp.config import Config, build, read_yaml
 from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.leaderboard.board_row import RowBudget
+from promptcomp.rivals.rival import Share
 from promptcomp.sweeps.space import experiment_file, experiment_of
 from promptcomp.sweeps.sweep_config import SweepConfig, is_below
 from promptcomp.sweeps.sweep_file import apply_words
@@ -41,14 +41,6 @@ _OURS = {
 }
 
 
-def _share(value: Any) -> Any:
-    """1/8 as a number."""
-    try:
-        return float(Fraction(value)) if isinstance(value, str) else value
-    except (ValueError, ZeroDivisionError):
-        return value
-
-
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -69,8 +61,7 @@ class Track(Config):
     """Name -> dotted keys of this method; its `method` section is that of the shipped experiment of this name, or of
     `experiment` where that is one of the keys."""
     slots: tuple[Annotated[int, Field(gt=0)], ...] = Field((4, 16), min_length=1)
-    bytes: tuple[Annotated[float, Field(gt=0, le=1), BeforeValidator(_share)], ...] = ()
-    """Shares of the bytes of the full context's keys and values (1/8)."""
+    bytes: tuple[Share, ...] = ()
     rivals: tuple[Annotated[dict[str, Any], BeforeValidator(_named)], ...] = ()
     """Names, or sections of `evaluation.rivals`, without a budget."""
     rates: tuple[Annotated[float, Field(gt=0)], ...] = Field((1e-3, 3e-3), min_length=1)
