@@ -183,7 +183,7 @@ class Mend(CompressionModule):
             return limit if limit is not None else 1 << 30
         room = window - self.slots.shape[0] - self.distiller.num_bos
         if room < 1:
-            raise ConfigError(self.method.slots_problem(window))
+            raise ConfigError(self.method.no_room(window))
         return room if limit is None else min(limit, room)
 
     def as_hf(self) -> HFExport:

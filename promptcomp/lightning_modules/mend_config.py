@@ -61,9 +61,9 @@ class MendConfig(BudgetsConfig):
     def window_problem(self, window: int, longest: int | None = None) -> str | None:
         """The distiller reads demonstrations and slots."""
         read = window if self.distiller is None else self.distiller.window_on_disk()
-        return self.slots_problem(read) if read is not None and self.num_slots >= read else None
+        return self.no_room(read) if read is not None and self.num_slots >= read else None
 
-    def slots_problem(self, window: int) -> str:
+    def no_room(self, window: int) -> str:
         """What is said where the slots fill the distiller's window."""
         return (
             f"method.num_slots = {self.num_slots} leaves no room for demonstrations in the distiller's window of "

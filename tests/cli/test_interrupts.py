@@ -46,7 +46,7 @@ COMMANDS = {
         ("fit", "torch._C"),
         ("fit", "promptcomp.run.fitting"),
         ("evaluate", "promptcomp.run.configured"),
-        ("compress", "transformers"),
+        ("compress", "promptcomp.run.configured"),
         ("sweep show", "promptcomp.sweeps.sweep_directory"),
         ("data validate", "lightning"),
     ],
