@@ -105,7 +105,7 @@ def rivals_on(
         return None
     contexts = datamodule.eval_contexts(split)
     step = max(1, len(contexts) // (2 * OTHERS))
-    rows = [contexts.encode(EvalPart(number, 0, 0)) for number in range(0, len(contexts), step)]
+    rows = [contexts.encode(EvalPart(number, 0, 1)) for number in range(0, len(contexts), step)]
     others = list({row.ids: row for row in rows}.values())[:OTHERS]
     if len(others) < 2 and any(rival.row == "shuffled" for rival in asked):
         raise ConfigError(f"evaluation.rivals: shuffled needs two different contexts, and split {split!r} has one")

@@ -252,6 +252,21 @@ def test_rows_of_rivals_and_what_controls_score() -> None:
     assert 1 > near[rows[1]][1] > near["no_prompt"][1]
 
 
+def test_rivals_of_instructions() -> None:
+    tree = {
+        "method": {"name": "full_prompt"},
+        "data": {"name": "toy_instructions", "world": {"num_test_rows": 12, "num_dev_rows": 4}},
+        "lm": {"path": "builtin:toy_instructions", "bos": True},
+        "evaluation": {"rivals": [{"name": "truncate", "slots": 4}, {"name": "shuffled"}], "bootstrap_resamples": 100},
+    }
+    experiment = build(Experiment, tree)
+    data, module = make_parts(experiment)
+    module.configure_model()
+    result = assess(module.eval(), data, "unseen", experiment.evaluation).result
+    assert result.rivals["truncate_tail_4_slots"].slots == 4
+    assert result.rows["shuffled"]["kl"].value > result.rows["full_prompt"]["kl"].value
+
+
 @pytest.mark.parametrize(
     ("data", "rivals", "message"),
     [
