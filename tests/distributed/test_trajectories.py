@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from promptcomp.run.opening import quiet
-from tests.distributed.trajectories import CASES, LAYOUTS, difference, finish, save_models, start, train
+from tests.distributed.trajectories import CASES, LAYOUTS, difference, divided, finish, save_models, start, train
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cases trained by two processes, all in one group."""
     folder = tmp_path_factory.mktemp("trajectories")
     save_models(folder)
-    finish(start("tests.distributed.trajectories", 2, str(folder), "float64", "few", *LAYOUTS[2:]))
+    finish(start("tests.distributed.trajectories", 2, str(folder), "float64", "few"))
     return folder
 
 
@@ -30,11 +30,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_layouts_agree(trained: Path, number: int) -> None:
     with quiet():
         straight = train(CASES[number], LAYOUTS[0], trained)
-        divided = {LAYOUTS[1]: train(CASES[number], LAYOUTS[1], trained)}
-    for layout in LAYOUTS[2:]:
+        others = {LAYOUTS[1]: train(CASES[number], LAYOUTS[1], trained)}
+    for layout in divided(number):
         file = trained / f"{number}-{LAYOUTS.index(layout)}.pt"
-        divided[layout] = torch.load(file, weights_only=True)
-    for layout, found in divided.items():
+        others[layout] = torch.load(file, weights_only=True)
+    for layout, found in others.items():
         assert found["start"].keys() == straight["start"].keys()
         assert all(torch.equal(value, straight["start"][name]) for name, value in found["start"].items()), layout
         assert max(difference(found, straight)) < 1e-9, layout
