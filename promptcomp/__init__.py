@@ -12,7 +12,7 @@ These names are imported when they are first used, so that `import promptcomp` c
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "CompressedPrompt",
     "ConfigError",

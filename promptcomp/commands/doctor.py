@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import typer
 
+import promptcomp
+from promptcomp import __version__
 from promptcomp.commands.common import JsonOption, tell
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, first_line
 
 _MINIMUM_DISK_GIB = 2.0
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Check this machine: versions, devices, disk, built-in models, a tiny training step."""
+    """Check this machine: versions, extras, devices, disk, built-in models, a training step; for reports of bugs."""
     from rich.text import Text
 
-    from promptcomp.run.opening import quiet
     from promptcomp.terminal import plain_table
 
-    with quiet():
-        found = list(_checks())
+    found = [*_machine(), *_with_torch()]
     marks = {True: Text("ok", style="green"), False: Text("!!", style="red")}
     table = plain_table(("", "check", "found"), [(marks[ok], subject, detail) for subject, ok, detail in found])
     tell([dict(zip(("subject", "ok", "detail"), each, strict=True)) for each in found], table, as_json)
@@ -33,34 +35,54 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def _checks() -> Iterator[tuple[str, bool, str]]:
-    """What is checked, whether it is as it should be, and what was found or what to do."""
-    import torch
-
-    from promptcomp.language_model import LanguageModel, LanguageModelConfig
+def _machine() -> Iterator[tuple[str, bool, str]]:
+    """What is checked, whether it is as it should be, and what was found or what to do; without torch."""
+    from promptcomp.files import cache_folder
     from promptcomp.run.run_directory import packages
 
+    yield "promptcomp", True, f"{__version__} in {Path(promptcomp.__file__).parent}"
     yield "python", True, f"{platform.python_version()} on {platform.platform()}"
     versions = packages()
     missing = [name for name, version in versions.items() if version is None]
     here = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield "packages", not missing, f"missing: {', '.join(missing)}; reinstall promptcomp with pip" if missing else here
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    cpu = f"{os.cpu_count()} CPU cores, torch uses {torch.get_num_threads()} threads"
-    yield "devices", True, f"{', '.join(gpus) or 'no GPU'}; {cpu}"
-    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    yield "memory", memory > 1, f"{memory:.1f} GiB free (the toy world needs about 1)"
-    disk = shutil.disk_usage(Path.cwd()).free / 2**30
-    has_room = disk > _MINIMUM_DISK_GIB
-    yield "disk", has_room, f"{disk:.1f} GiB free in {Path.cwd()}" + ("" if has_room else "; free space")
+    extras = ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in _extras().items())
+    yield "extras", True, extras or "unknown: promptcomp runs from a checkout that pip did not install"
+    for subject, folder in (("disk", Path.cwd()), ("cache", cache_folder())):
+        place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+        disk = shutil.disk_usage(place).free / 2**30
+        has_room = disk > _MINIMUM_DISK_GIB
+        yield subject, has_room, f"{disk:.1f} GiB free in {folder}" + ("" if has_room else "; free space")
     try:
         with tempfile.TemporaryFile(dir=Path.cwd()):
             yield "run directories", True, "can be written here"
     except OSError as error:
         yield "run directories", False, f"cannot write here: {error.strerror}; set output_dir"
+    try:
+        memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    except (ValueError, OSError):  # a system that does not tell
+        yield "memory", True, "unknown"
+    else:
+        yield "memory", memory > 1, f"{memory:.1f} GiB free (the toy world needs about 1)"
+
+
+def _with_torch() -> Iterator[tuple[str, bool, str]]:
+    """The same for what needs torch; where torch cannot be imported, that alone."""
+    try:
+        import torch
+
+        from promptcomp.language_model import LanguageModel, LanguageModelConfig
+        from promptcomp.run.opening import quiet
+    except (ImportError, OSError) as error:  # a library of torch that is not found is an OSError
+        yield "torch", False, f"{first_line(error)}; reinstall promptcomp with pip"
+        return
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cpu = f"{os.cpu_count()} CPU cores, torch uses {torch.get_num_threads()} threads"
+    yield "devices", True, f"{', '.join(gpus) or 'no GPU'}; {cpu}"
     names = ("toy_decoder", "toy_t5")
     try:
-        models = {name: LanguageModel.from_config(LanguageModelConfig(path=f"builtin:{name}")) for name in names}
+        with quiet():
+            models = {name: LanguageModel.from_config(LanguageModelConfig(path=f"builtin:{name}")) for name in names}
     except (ConfigError, OSError) as error:
         yield "built-in models", False, f"{error}; reinstall the package"
     else:
@@ -71,3 +93,17 @@ def _checks() -> Iterator[tuple[str, bool, str]]:
     loss.backward()
     works = layer.weight.grad is not None and bool(torch.isfinite(loss))
     yield "training step", works, "a gradient was computed" if works else "torch does not work"
+
+
+def _extras() -> dict[str, bool]:
+    """The extras of pyproject.toml but `test`, and whether all packages of each are here; nothing without metadata."""
+    try:
+        lines = metadata.requires("promptcomp") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    pairs = [re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", line) for line in lines]
+    found: dict[str, bool] = {}
+    for package, extra in (pair.groups() for pair in pairs if pair):
+        if extra != "test":
+            found[extra] = found.get(extra, True) and any(metadata.distributions(name=package))
+    return found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
+import promptcomp
 from promptcomp.experiment import load, shipped
 from tests.cli.conftest import Run
 
@@ -85,9 +87,24 @@ def test_bad_rows_are_found_with_file_and_line(run: Run, tmp_path: Path) -> None
 
 
 def test_doctor(run: Run) -> None:
-    findings = json.loads(run("doctor", "--json").stdout)
-    assert {"python", "packages", "devices", "built-in models"} <= {finding["subject"] for finding in findings}
-    assert all(finding["ok"] for finding in findings), findings
+    findings = {finding["subject"]: finding for finding in json.loads(run("doctor", "--json").stdout)}
+    subjects = {"promptcomp", "python", "packages", "extras", "disk", "cache", "devices", "built-in models"}
+    assert subjects <= set(findings)
+    assert promptcomp.__version__ in findings["promptcomp"]["detail"]
+    assert all(finding["ok"] for finding in findings.values()), findings
+
+
+def test_doctor_without_torch(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What it can say it says, and what is missing is one line."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setenv("PROMPTCOMP_CACHE", str(tmp_path / "not" / "there"))
+    done = run("doctor", "--json")
+    findings = {finding["subject"]: finding for finding in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert "import of torch" in findings["torch"]["detail"]
+    assert str(tmp_path) in findings["cache"]["detail"]
+    assert findings["cache"]["ok"]
+    assert "devices" not in findings
 
 
 def test_pretrain_makes_a_model_that_fit_takes(run: Run, tmp_path: Path) -> None:
