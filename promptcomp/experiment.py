@@ -41,11 +41,13 @@ class TrainerConfig(Config):
     part."""
     select_by: Literal["auto", "loss", "accuracy", "exact_match"] = "auto"
     """Which dev result the best weights are chosen by, equal ones by the loss. auto: accuracy where there are options,
-    otherwise loss; exact_match: that of greedy answers, auto where all examples have options."""
+    otherwise loss; loss: that of the right answers; accuracy: of the likeliest options; exact_match: that of greedy
+    answers, auto where all examples have options."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many dev evaluations without a better result; null: never."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
-    """Where to run."""
+    """Where to run. auto: on a GPU if there is one; cpu: on the processor; gpu: on NVIDIA or AMD GPUs; mps: on an Apple
+    GPU."""
     devices: int | Literal["auto"] = "auto"
     """Number of devices of a machine; on CPU, of processes ("auto": one)."""
     num_nodes: int = Field(1, ge=1)
@@ -54,7 +56,9 @@ class TrainerConfig(Config):
     """ddp: every device holds the full model; fsdp: weights, gradients and optimiser state are sharded among them
     (FSDP2); auto: ddp where there are several devices."""
     precision: Precision = "32-true"
-    """Arithmetic of the training steps."""
+    """Arithmetic of the training steps. 32-true: float32 throughout; bf16-mixed: bfloat16 over float32 weights;
+    bf16-true: bfloat16 weights and arithmetic; 16-mixed: float16 over float32 weights, with scaling of the loss
+    (GPUs)."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches of one optimiser step; losses are means over the tokens of the whole step."""
     activation_checkpointing: bool = False
@@ -113,7 +117,8 @@ class EvaluationConfig(Config):
     rivals: tuple[Annotated[Union[tuple(RIVALS)], Field(discriminator="name")], ...] = ()  # type: ignore[valid-type]  # noqa: UP007
     """What else is scored on the same examples: other ways to the same budget, and controls (docs/rivals.md)."""
     sentences: Literal["builtin", "nltk"] = "builtin"
-    """How ROUGE-Lsum finds sentences: a built-in list of abbreviations, or nltk's English model (a download)."""
+    """How ROUGE-Lsum finds sentences. builtin: by a list of abbreviations; nltk: by nltk's English model (a
+    download)."""
 
 
 class Experiment(Config):

@@ -53,6 +53,7 @@ class Track(Config):
     """A track's file."""
 
     title: str = ""
+    """What the board is called."""
     experiment: str
     """A shipped experiment or a YAML file: its data, LM, optimiser and steps are those of every row."""
     set: dict[str, Any] = {}
@@ -61,12 +62,15 @@ class Track(Config):
     """Name -> dotted keys of this method; its `method` section is that of the shipped experiment of this name, or of
     `experiment` where that is one of the keys."""
     slots: tuple[Annotated[int, Field(gt=0)], ...] = Field((4, 16), min_length=1)
+    """Budgets in slots."""
     bytes: tuple[Share, ...] = ()
+    """Budgets as shares of the bytes of the full context's keys and values (1/8)."""
     rivals: tuple[Annotated[dict[str, Any], BeforeValidator(_named)], ...] = ()
     """Names, or sections of `evaluation.rivals`, without a budget."""
     rates: tuple[Annotated[float, Field(gt=0)], ...] = Field((1e-3, 3e-3), min_length=1)
     """Learning rates of every trained row; one of them is chosen on dev."""
     seeds: int = Field(3, ge=1)
+    """Seeds of every row."""
     split: str | None = None
     """What is scored; null: the first test split."""
 
