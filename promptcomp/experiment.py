@@ -7,7 +7,6 @@ Method and data are tagged unions: their `name` chooses the class and so the key
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
@@ -16,7 +15,8 @@ from pydantic import Field, model_validator
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.sections import check_split
-from promptcomp.errors import did_you_mean
+from promptcomp.documents import experiment_file
+from promptcomp.errors import command
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.method_config import OptimConfig
@@ -213,35 +213,25 @@ class Experiment(Config):
         return self.name or f"{self.method.name}-{self.data.name}"
 
 
-def shipped() -> dict[str, Path]:
-    """The experiments that come with the package, by name ("mend", "paper/mend_gpt2_large_pretrain", ...)."""
-    root = Path(str(resources.files("promptcomp"))) / "experiments"
-    others = {"pretrain", "sweeps", "leaderboards"}  # folders of recipes, sweeps and tracks
-    files = sorted(path for path in root.rglob("*.yaml") if others.isdisjoint(path.relative_to(root).parts[:-1]))
-    return {str(path.relative_to(root).with_suffix("")): path for path in files}
-
-
-def chosen_file(method: str | None, config: Path | None) -> Path:
-    """The YAML of a shipped method, or the file that was named.
-
-    Raises:
-        ConfigError: neither or both of `method` and `config`, or an unknown method.
-    """
-    if (method is None) == (config is None):
-        raise ConfigError("give either --method NAME (a shipped experiment) or --config FILE")
-    if config is not None:
-        return config
-    known = shipped()
-    if method not in known:
-        raise ConfigError(f"--method {method!r} is not known; {did_you_mean(str(method), known)}")
-    return known[method]
-
-
 def load(method: str | None, config: Path | None, overrides: Iterable[str] = ()) -> Experiment:
     """The experiment of a shipped method, or of a file, with overrides applied.
 
+    Args:
+        method: A shipped experiment, or a YAML file.
+        config: A YAML file. Without either, the first override names the experiment.
+        overrides: `key=value` words.
+
     Raises:
-        ConfigError: as `chosen_file`, or any mistake in the configuration.
+        ConfigError: none or two are named, there is none of the name, or any mistake in the configuration.
     """
-    file = chosen_file(method, config)
-    return build(Experiment, apply_overrides(read_yaml(file), overrides), source=str(file.name))
+    words = list(overrides)
+    if method is None and config is None and words and "=" not in words[0]:
+        method = words.pop(0)
+    if (method is None) == (config is None):
+        raise ConfigError("give either --method NAME (a shipped experiment) or --config FILE")
+    file = experiment_file(str(method)) if config is None else config
+    tree = read_yaml(file)
+    for key, name in (("experiment", "sweep"), ("architecture", "pretrain")):
+        if key in tree and "method" not in tree:
+            raise ConfigError(f"{file} is no experiment; {command(name, file)} is what starts it")
+    return build(Experiment, apply_overrides(tree, words), source=str(file.name))

@@ -6,13 +6,13 @@ The texts are the docstrings of the schema's fields and classes. Nothing here ne
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -21,8 +21,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from promptcomp.config import Config, models_in, read_yaml, tag_of
+from promptcomp.documents import shipped
 from promptcomp.errors import ConfigError
-from promptcomp.experiment import Experiment, shipped
+from promptcomp.experiment import Experiment
 
 Route = tuple[tuple[str, str | None], ...]
 _FOLDERS = {"sweep": "sweeps", "pretrain": "pretrain", "leaderboard": "leaderboards", "slurm": None}
@@ -50,6 +51,8 @@ class Entry:
     """The section that it is, or holds."""
     route: Route = ()
     """The keys that lead to it in a file, each with the `name` that the section there must have."""
+    lead: str = ""
+    """The meaning without that of single choices."""
 
 
 @cache
@@ -118,17 +121,17 @@ def tried_by(entry: Entry) -> list[str]:
 def described(group: list[Entry]) -> dict[str, Any]:
     """All that is known of an entry, and of those that say the same, for JSON."""
     entry = group[0]
-    fields = {key: value for key, value in asdict(entry).items() if key not in ("model", "route", "choices")}
+    fields = {key: value for key, value in asdict(entry).items() if key not in ("model", "route", "lead", "choices")}
     also = [each.path for each in group[1:]]
     more = {"set_by": set_by(entry), "tried_by": tried_by(entry), "also": also, "keys": [e.path for e in below(entry)]}
     return {**fields, "choices": dict(entry.choices), **more}
 
 
 def summary_of(file: Path) -> str:
-    """The first sentence of a shipped file's comment."""
+    """What a shipped file's comment says first, up to a colon or a full stop."""
     lines = file.read_text(encoding="utf-8").splitlines()
     comment = [line.removeprefix("#").strip() for line in lines[: next(i for i, s in enumerate(lines) if s[:1] != "#")]]
-    return first_sentence(" ".join(comment))
+    return first_sentence(" ".join(comment)).partition(": ")[0]
 
 
 def first_sentence(text: str) -> str:
@@ -195,12 +198,15 @@ def yaml_text(value: Any) -> str:
 
 def _below(model: type[BaseModel], path: str, key: str, route: Route, source: str) -> Iterator[Entry]:
     """The entries of a section's fields and of what is below them."""
-    for name, declared in model.model_fields.items():
+    own_first = dict.fromkeys(key for each in model.__mro__ for key in inspect.get_annotations(each))
+    for name in (key for key in own_first if key in model.model_fields):
+        declared = model.model_fields[name]
         if name == "name" and tag_of(model):  # its own name, which the entry above it lists
             continue
         here, plain, inner = f"{path}{name}", f"{key}{name}", models_in(declared.annotation)
         tagged = {str(tag_of(each)): each for each in inner} if len(inner) > 1 and all(map(tag_of, inner)) else {}
         meaning, default = _meaning(model, name), declared.get_default(call_default_factory=True)
+        lead, choices = _parted(declared.annotation, meaning)
         section = inner[0] if len(inner) == 1 and not tagged else None
         yield Entry(
             here,
@@ -208,10 +214,11 @@ def _below(model: type[BaseModel], path: str, key: str, route: Route, source: st
             meaning,
             _type(declared) + (", required" if declared.is_required() else ""),
             "" if declared.is_required() or (text := yaml_text(default)) == "{}" else text,
-            {tag: _text(each.__doc__) for tag, each in tagged.items()} or choices_in(declared.annotation, meaning),
+            {tag: _text(each.__doc__) for tag, each in tagged.items()} or choices,
             source,
             section,
             (*route, (name, None)),
+            lead,
         )
         for tag, each in tagged.items():
             paper, to = getattr(each, "paper", ""), (*route, (name, tag))
@@ -227,19 +234,24 @@ def _meaning(model: type[BaseModel], name: str) -> str:
     return _text(next((each.description for each in fields if each is not None and each.description), ""))
 
 
-def choices_in(annotation: Any, meaning: str) -> dict[str, str]:
-    """Each choice of a Literal with what the text says of it ("a: ...; b and c: ...")."""
+def _parted(annotation: Any, meaning: str) -> tuple[str, dict[str, str]]:
+    """A text without what it says of single choices ("a: ...; b and c: ..."), and that for each choice of a Literal."""
     names = [yaml_text(each) for each in _literals(annotation)]
     if not names:
-        return {}
-    one = rf"[\"`]?(?:{'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})[\"`]?"
+        return meaning, {}
     found = dict.fromkeys(names, "")
-    for match in re.finditer(
-        rf"(?<![\w./-])({one}(?:(?:, | and | or ){one})*)((?: \([^)]*\))?): (.*?)(?=; |[.] |[.]?$)", meaning
-    ):
-        for name in re.findall(one, match[1]):
-            found[name.strip('"`')] = found[name.strip('"`')] or f"{match[3]}{match[2]}".removesuffix(".")
-    return found
+    one = rf"[\"`]?(?:{'|'.join(map(re.escape, sorted([*names, 'null'], key=len, reverse=True)))})[\"`]?"
+    said = list(re.finditer(rf"(?<![\w./-])({one}(?:(?:, | and | or ){one})*)((?: \([^)]*\))?): ", meaning))
+    ends = [*(each.start() for each in said[1:]), None]
+    rest = ""
+    for each, end in zip(said, ends, strict=True):
+        text = meaning[each.end() : end]
+        if end is None:
+            text, _, rest = text.partition(". ")
+        for name in re.findall(one, each[1]):
+            found[name.strip('"`')] = text.rstrip("; .") + each[2]
+    lead = meaning[: said[0].start()] if said else meaning
+    return f"{lead.rstrip(' :;,')} {rest}".strip(), found
 
 
 def _type(part: Any) -> str:
@@ -267,7 +279,7 @@ def _plain_type(annotation: Any) -> str:
         words = list(dict.fromkeys(map(_type, parts)))
         return " or ".join(words)
     if origin in (tuple, list):
-        if len(parts) == 2 and parts[1] is Ellipsis or len(parts) == 1:
+        if len(parts) == 1 or parts[1] is Ellipsis:
             return f"list of {_type(parts[0])}"
         return f"list of {len(parts)}: {', '.join(map(_type, parts))}"
     if origin is dict:
@@ -295,10 +307,8 @@ def _trees(kind: str) -> dict[str, Mapping[str, Any]]:
     """The shipped files that hold keys of a kind, by name."""
     if kind not in _FOLDERS:
         return {name: read_yaml(file) for name, file in shipped().items()}
-    if (folder := _FOLDERS[kind]) is None:
-        return {}
-    root = Path(str(resources.files("promptcomp"))) / "experiments" / folder
-    return {file.stem: read_yaml(file) for file in sorted(root.glob("*.yaml"))}
+    folder = _FOLDERS[kind]
+    return {name: read_yaml(file) for name, file in shipped(folder).items()} if folder else {}
 
 
 def _values(tree: Any, route: Route) -> Iterator[Any]:

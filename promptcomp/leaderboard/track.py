@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from promptcomp.config import Config, build, read_yaml
+from promptcomp.documents import experiment_file, shipped
 from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.leaderboard.board_row import RowBudget
 from promptcomp.rivals.rival import Share
-from promptcomp.sweeps.space import experiment_file, experiment_of
+from promptcomp.sweeps.space import experiment_of
 from promptcomp.sweeps.sweep_config import SweepConfig, is_below
 from promptcomp.sweeps.sweep_file import apply_words
 
@@ -50,7 +50,7 @@ def _keys(value: Any) -> Any:
 
 
 class Track(Config):
-    """A track's file."""
+    """A leaderboard's track: data and an LM, and what is compared on them at which budgets."""
 
     title: str = ""
     """What the board is called."""
@@ -110,19 +110,13 @@ class TrackPlan:
     """Of the first choice."""
 
 
-def shipped_tracks() -> dict[str, Path]:
-    """The tracks that come with the package, by name."""
-    root = Path(str(resources.files("promptcomp"))) / "experiments" / "leaderboards"
-    return {path.stem: path for path in sorted(root.glob("*.yaml"))}
-
-
 def read_track(name: str, given: Mapping[str, Any]) -> Track:
     """A shipped track or a YAML file, with what the command was given instead of its own.
 
     Raises:
         ConfigError: it is neither, or a mistake in it.
     """
-    known = shipped_tracks()
+    known = shipped("leaderboards")
     if name not in known and not name.endswith((".yaml", ".yml")):
         hint = did_you_mean(name, known, f"shipped tracks: {', '.join(known)}")
         raise ConfigError(f"{name!r} is no shipped track and no YAML file; {hint}")

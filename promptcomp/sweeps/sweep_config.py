@@ -268,7 +268,7 @@ class Budget(Config):
 
 
 class SweepConfig(Config):
-    """A sweep."""
+    """A sweep file: which keys of an experiment are tried, how, and what is asked of the results."""
 
     title: str = ""
     """The question that it answers."""

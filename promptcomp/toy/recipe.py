@@ -222,7 +222,7 @@ class PretrainOptim(Config):
 
 
 class PretrainConfig(Config):
-    """A base LM trained from scratch."""
+    """A recipe of `promptcomp pretrain`: a base LM trained from scratch."""
 
     architecture: Architecture
     """The model's class and sizes."""

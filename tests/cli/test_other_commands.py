@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from promptcomp.experiment import load, shipped
+from promptcomp.documents import shipped
+from promptcomp.experiment import load
 from tests.cli.conftest import Run
 
 

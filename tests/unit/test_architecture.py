@@ -16,7 +16,7 @@ LEVELS = (
     ("__main__",),
     ("cli",),
     ("commands",),
-    ("api",),
+    ("api", "reference"),
     ("leaderboard", "distilling"),
     ("sweeps", "cluster", "comparing", "report", "exports", "bench", "judge", "rationales"),
     ("prompts",),
