@@ -140,6 +140,11 @@ def experiment_file(name: str) -> Path:
     raise ConfigError(f"{name!r} is neither a shipped experiment nor a YAML file; {hint}")
 
 
+def how_to_begin(run: object) -> str:
+    """For a message, where a run was to be named: how one of the experiment of this name is begun, if there is one."""
+    return f"; {command('fit', run)} makes one" if str(run) in shipped() else ""
+
+
 def is_experiment(tree: Mapping[str, Any]) -> bool:
     """Whether a configuration is one of a run, and neither of a sweep nor of pretraining."""
     return "method" in tree and "experiment" not in tree

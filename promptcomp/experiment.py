@@ -6,6 +6,7 @@ Method and data are tagged unions: their `name` chooses the class and so the key
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Union
@@ -229,7 +230,7 @@ def load(method: str | None, config: Path | None, overrides: Iterable[str] = ())
         method = words.pop(0)
     if (method is None) == (config is None):
         raise ConfigError("give either --method NAME (a shipped experiment) or --config FILE")
-    file = experiment_file(str(method)) if config is None else config
+    file = config if config is not None and os.path.exists(config) else experiment_file(str(method or config))
     tree = read_yaml(file)
     for key, name in (("experiment", "sweep"), ("architecture", "pretrain")):
         if key in tree and "method" not in tree:

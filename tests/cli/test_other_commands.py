@@ -54,7 +54,7 @@ def test_methods_and_data_are_listed(run: Run) -> None:
     assert {"mend", "full_prompt", "no_prompt", "prompt_tuning", "metaicl"} <= {m["name"] for m in listed["methods"]}
     assert "mend" in run("methods").stdout
     assert {"toy_icl", "metaicl", "text"} <= set(json.loads(run("data", "list", "--json").stdout))
-    assert "num_demonstrations" in run("data", "list").stdout
+    assert "num_demonstrations" in run("data", "list", "toy_icl").stdout
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test", "test_hard"])
