@@ -33,6 +33,7 @@ def explain(
 ) -> None:
     """Say what a key or a section is: type, default, choices, meaning, paper, and which experiments set it."""
     from promptcomp import reference
+    from promptcomp.documents import shipped
 
     if markdown:
         show(reference.markdown(), end="")
@@ -41,7 +42,14 @@ def explain(
         tops = [each for each in reference.entries().values() if "." not in each.path]
         tell({each.path: each.meaning for each in tops}, lambda console: _print_sections(tops, console), as_json)
         return
-    print_explained(reference.find(word), as_json)
+    try:
+        found = reference.find(word)
+    except ConfigError:
+        if word not in shipped():
+            raise
+        experiments(word, as_json)
+    else:
+        print_explained(found, as_json)
 
 
 def methods(
@@ -80,16 +88,14 @@ def experiments(
     as_json: JsonOption = False,
 ) -> None:
     """List the shipped experiments, or print one's configuration with its comments."""
-    from promptcomp.documents import shipped
     from promptcomp.files import read_text
+    from promptcomp.documents import read_yaml, shipped
     from promptcomp.reference import summary_of
 
     known = shipped()
     if name is not None:
         if name not in known:
             raise ConfigError(f"there is no experiment {name!r}; {did_you_mean(name, known)}")
-        from promptcomp.config import read_yaml
-
         if as_json:
             print(json.dumps({"name": name, "file": str(known[name]), "config": read_yaml(known[name])}))
             return
