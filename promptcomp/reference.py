@@ -100,11 +100,11 @@ def find(word: str) -> list[list[Entry]]:
 
 
 def set_by(entry: Entry) -> dict[str, list[str]]:
-    """Value -> the shipped files that set the key to it; of a section, "" -> those that have it."""
+    """Value -> the shipped files that set the key to it; "" stands for a section."""
     found: dict[str, list[str]] = {}
     for name, tree in _trees(entry.path.partition(".")[0]).items():
         for value in _values(tree, entry.route):
-            found.setdefault("" if entry.model is not None else yaml_text(value), []).append(name)
+            found.setdefault("" if isinstance(value, Mapping) else yaml_text(value), []).append(name)
     return found
 
 
@@ -163,11 +163,8 @@ def markdown() -> str:
         if each.model is not None:
             homes.setdefault(each.model, each.path)
     lines = ["# Keys", ""]
-    heads = [
-        Entry("", "", "An experiment's own keys."),
-        *(e for e in entries().values() if homes.get(e.model) == e.path),
-    ]  # type: ignore[arg-type]
-    for entry in heads:
+    heads = [each for each in entries().values() if each.model is None or homes[each.model] == each.path]
+    for entry in (Entry("", "", ""), *(each for each in heads if below(each))):
         keys = below(entry)
         if entry.path:
             lines += [f"## `{entry.path}`", "", *([f"{entry.meaning}"] if entry.meaning else []), ""]

@@ -73,7 +73,7 @@ def methods(
         print(json.dumps({"methods": found, "not_loaded": NOT_LOADED}))
         return
     console = console_for(False)
-    wide = 3 if console.width >= 120 else 2
+    wide = 3 if console.width >= 160 else 2
     rows = [(name, section.summary, section.paper)[:wide] for name, section in METHODS.items()]
     print_rows(("method", "what it does", "paper")[:wide], rows, console)
     say(console, "\n`promptcomp methods NAME` explains one; `promptcomp experiments` lists what `fit` can start.")
@@ -88,8 +88,8 @@ def experiments(
     as_json: JsonOption = False,
 ) -> None:
     """List the shipped experiments, or print one's configuration with its comments."""
-    from promptcomp.files import read_text
     from promptcomp.documents import read_yaml, shipped
+    from promptcomp.files import read_text
     from promptcomp.reference import summary_of
 
     known = shipped()
@@ -180,7 +180,7 @@ def _print_entry(entry: Entry, found: Mapping[str, Any], console: Console) -> No
     rows = [("type", entry.type)] if is_key else []
     rows += [("choices" if not i else "", f"{name}: {text}") for i, (name, text) in enumerate(entry.choices.items())]
     rows += [("paper", entry.source)] if entry.source else []
-    if entry.model is None or not is_key:
+    if is_key or (entry.route and entry.route[-1][1]):  # not of sections that all of them have
         rows += [
             ("set by" if not i else "", f"{f'{value}: ' if value else ''}{', '.join(names)}")
             for i, (value, names) in enumerate(found["set_by"].items())
