@@ -142,7 +142,10 @@ def fit(
     preempted_file: Annotated[Path | None, Option(hidden=True, help="Leave this file when preempted.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a compressor (or a control) and evaluate it beside its bounds on held-out tasks."""
+    """Train a compressor (or a control) and evaluate it beside its bounds on held-out tasks.
+
+    The experiment is named by --method or --config, or as the first word: promptcomp fit mend optim.lr=1e-3.
+    """
     console = console_for(as_json)
     if "PROMPTCOMP_PREEMPTED_FILE" in os.environ:
         say(console, "note: this job script was written by an older promptcomp; `fit --slurm` writes a new one")
