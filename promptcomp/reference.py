@@ -33,7 +33,7 @@ _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 @dataclass(frozen=True)
-class Entry:
+class KeyEntry:
     """A key, a section, or one of the sections that a name chooses among."""
 
     path: str
@@ -56,7 +56,7 @@ class Entry:
 
 
 @cache
-def entries() -> dict[str, Entry]:
+def entries() -> dict[str, KeyEntry]:
     """All of them by path, sections before their keys."""
     from promptcomp.cluster.profile import SlurmProfile
     from promptcomp.leaderboard.track import Track
@@ -66,16 +66,19 @@ def entries() -> dict[str, Entry]:
     found = list(_below(Experiment, "", "", (), ""))
     others = {"sweep": SweepConfig, "slurm": SlurmProfile, "pretrain": PretrainConfig, "leaderboard": Track}
     for name, model in others.items():
-        found += [Entry(name, name, _text(model.__doc__), model=model), *_below(model, f"{name}.", f"{name}.", (), "")]
+        found += [
+            KeyEntry(name, name, _text(model.__doc__), model=model),
+            *_below(model, f"{name}.", f"{name}.", (), ""),
+        ]
     return {each.path: each for each in found}
 
 
-def below(entry: Entry) -> list[Entry]:
+def below(entry: KeyEntry) -> list[KeyEntry]:
     """What stands one level below it."""
     return [each for each in entries().values() if each.path.rpartition(".")[0] == entry.path]
 
 
-def find(word: str) -> list[list[Entry]]:
+def find(word: str) -> list[list[KeyEntry]]:
     """What a word may mean, those that say the same together: a path, a key, or the last part of one.
 
     Raises:
@@ -93,13 +96,13 @@ def find(word: str) -> list[list[Entry]]:
         near = difflib.get_close_matches(word, [*sorted(names, key=len), *shipped()], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`promptcomp explain` lists the sections"
         raise ConfigError(f"there is no key, section or experiment {word!r}; {hint}")
-    alike: dict[tuple[str, ...], list[Entry]] = {}
+    alike: dict[tuple[str, ...], list[KeyEntry]] = {}
     for each in found:
         alike.setdefault((each.type, each.default, each.meaning), []).append(each)
     return list(alike.values())
 
 
-def set_by(entry: Entry) -> dict[str, list[str]]:
+def set_by(entry: KeyEntry) -> dict[str, list[str]]:
     """Value -> the shipped files that set the key to it; "" stands for a section."""
     found: dict[str, list[str]] = {}
     for name, tree in _trees(entry.path.partition(".")[0]).items():
@@ -108,7 +111,7 @@ def set_by(entry: Entry) -> dict[str, list[str]]:
     return found
 
 
-def tried_by(entry: Entry) -> list[str]:
+def tried_by(entry: KeyEntry) -> list[str]:
     """The shipped sweeps that try values of the key."""
     found = []
     for name, tree in _trees("sweep").items():
@@ -118,7 +121,7 @@ def tried_by(entry: Entry) -> list[str]:
     return found
 
 
-def described(group: list[Entry]) -> dict[str, Any]:
+def described(group: list[KeyEntry]) -> dict[str, Any]:
     """All that is known of an entry, and of those that say the same, for JSON."""
     entry = group[0]
     fields = {key: value for key, value in asdict(entry).items() if key not in ("model", "route", "lead", "choices")}
@@ -164,7 +167,7 @@ def markdown() -> str:
             homes.setdefault(each.model, each.path)
     lines = ["# Keys", ""]
     heads = [each for each in entries().values() if each.model is None or homes[each.model] == each.path]
-    for entry in (Entry("", "", ""), *(each for each in heads if below(each))):
+    for entry in (KeyEntry("", "", ""), *(each for each in heads if below(each))):
         keys = below(entry)
         if entry.path:
             lines += [f"## `{entry.path}`", "", *([f"{entry.meaning}"] if entry.meaning else []), ""]
@@ -193,7 +196,7 @@ def yaml_text(value: Any) -> str:
     return json.dumps(value)
 
 
-def _below(model: type[BaseModel], path: str, key: str, route: Route, source: str) -> Iterator[Entry]:
+def _below(model: type[BaseModel], path: str, key: str, route: Route, source: str) -> Iterator[KeyEntry]:
     """The entries of a section's fields and of what is below them."""
     own_first = dict.fromkeys(key for each in model.__mro__ for key in inspect.get_annotations(each))
     for name in (key for key in own_first if key in model.model_fields):
@@ -205,7 +208,7 @@ def _below(model: type[BaseModel], path: str, key: str, route: Route, source: st
         meaning, default = _meaning(model, name), declared.get_default(call_default_factory=True)
         lead, choices = _parted(declared.annotation, meaning)
         section = inner[0] if len(inner) == 1 and not tagged else None
-        yield Entry(
+        yield KeyEntry(
             here,
             plain,
             meaning,
@@ -219,7 +222,7 @@ def _below(model: type[BaseModel], path: str, key: str, route: Route, source: st
         )
         for tag, each in tagged.items():
             paper, to = getattr(each, "paper", ""), (*route, (name, tag))
-            yield Entry(f"{here}.{tag}", f"{here}.{tag}", _text(each.__doc__), source=paper, model=each, route=to)
+            yield KeyEntry(f"{here}.{tag}", f"{here}.{tag}", _text(each.__doc__), source=paper, model=each, route=to)
             yield from _below(each, f"{here}.{tag}.", f"{plain}.", to, paper)
         for each in () if tagged else inner:
             yield from _below(each, f"{here}.", f"{plain}.", (*route, (name, None)), source)
@@ -263,7 +266,7 @@ def _type(part: Any) -> str:
     bounds = [
         f"{sign} {getattr(each, name)}" for each in limits for name, sign in _BOUNDS.items() if hasattr(each, name)
     ]
-    return " ".join([_plain_type(annotation), *bounds])
+    return f"{_plain_type(annotation)} {' and '.join(bounds)}".rstrip()
 
 
 def _plain_type(annotation: Any) -> str:

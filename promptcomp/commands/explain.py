@@ -16,7 +16,7 @@ from promptcomp.plain import say
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from promptcomp.reference import Entry
+    from promptcomp.reference import KeyEntry
 
 
 def explain(
@@ -129,7 +129,7 @@ def print_section(kind: str, name: str, known: Mapping[str, Any], as_json: bool)
     print_explained([[entries()[f"{kind}.{name}"]]], as_json)
 
 
-def print_explained(groups: list[list[Entry]], as_json: bool) -> None:
+def print_explained(groups: list[list[KeyEntry]], as_json: bool) -> None:
     """What is known of entries; those of a group say the same."""
     from promptcomp import reference
 
@@ -158,7 +158,7 @@ def print_rows(columns: Iterable[str], rows: Iterable[tuple[str, ...]], console:
     console.print(table, highlight=False)
 
 
-def _print_sections(tops: list[Entry], console: Console) -> None:
+def _print_sections(tops: list[KeyEntry], console: Console) -> None:
     print_rows(("key", "default", "meaning"), [(each.path, each.default, each.meaning) for each in tops], console)
     say(
         console,
@@ -166,7 +166,7 @@ def _print_sections(tops: list[Entry], console: Console) -> None:
     )
 
 
-def _print_entry(entry: Entry, found: Mapping[str, Any], console: Console) -> None:
+def _print_entry(entry: KeyEntry, found: Mapping[str, Any], console: Console) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
@@ -178,6 +178,7 @@ def _print_entry(entry: Entry, found: Mapping[str, Any], console: Console) -> No
     if text := entry.lead if entry.choices else entry.meaning:
         console.print(Padding(Text(text), (0, 0, 0, 2)))
     rows = [("type", entry.type)] if is_key else []
+    rows += [("written", entry.key)] if is_key and entry.key != entry.path else []
     rows += [("choices" if not i else "", f"{name}: {text}") for i, (name, text) in enumerate(entry.choices.items())]
     rows += [("paper", entry.source)] if entry.source else []
     if is_key or (entry.route and entry.route[-1][1]):  # not of sections that all of them have

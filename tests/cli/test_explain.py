@@ -151,6 +151,7 @@ def test_a_shell_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert completing.overrides(asked, "optim.schedule=c") == ["optim.schedule=cosine", "optim.schedule=constant"]
     monkeypatch.setenv("COMP_WORDS", "promptcomp\nfit\n-m\nmend\noptim.schedule\n=\nco")
     assert completing.overrides(asked, "co") == ["cosine", "constant"]  # bash ends a word at "="
+    monkeypatch.delenv("COMP_WORDS")
     assert "mend" in completing.overrides(SimpleNamespace(params={}), "m")
 
 
