@@ -130,9 +130,9 @@ def experiment_file(name: str) -> Path:
     known, path = shipped(), Path(name)
     if name in known or path.suffix in (".yaml", ".yml"):
         return known.get(name, path)
-    for folder, words in (("sweeps", ("sweep",)), ("leaderboards", ("leaderboard",)), ("pretrain", ("pretrain",))):
+    for folder, starts in (("sweeps", "sweep"), ("leaderboards", "leaderboard"), ("pretrain", "pretrain")):
         if name in shipped(folder):
-            raise ConfigError(f"{name!r} is no experiment; {command(*words, name)} is what starts it")
+            raise ConfigError(f"{name!r} is no experiment; {command(starts, name)} is what starts it")
     for file, words in (("config.yaml", ("fit", "--resume")), ("sweep.yaml", ("sweep",))):
         if path.joinpath(file).is_file():
             raise ConfigError(f"{name!r} is no experiment; {command(*words, path)} continues it")

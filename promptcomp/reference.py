@@ -25,6 +25,7 @@ from promptcomp.documents import shipped
 from promptcomp.errors import ConfigError
 from promptcomp.experiment import Experiment
 
+Model = type[BaseModel]
 Route = tuple[tuple[str, str | None], ...]
 _FOLDERS = {"sweep": "sweeps", "pretrain": "pretrain", "leaderboard": "leaderboards", "slurm": None}
 """Files beside experiments: the word in front of their keys, and where the shipped ones are."""
@@ -47,7 +48,7 @@ class KeyEntry:
     choices: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     """The paper that it is from."""
-    model: type[BaseModel] | None = None
+    model: Model | None = None
     """The section that it is, or holds."""
     route: Route = ()
     """The keys that lead to it in a file, each with the `name` that the section there must have."""
@@ -64,7 +65,12 @@ def entries() -> dict[str, KeyEntry]:
     from promptcomp.toy.recipe import PretrainConfig
 
     found = list(_below(Experiment, "", "", (), ""))
-    others = {"sweep": SweepConfig, "slurm": SlurmProfile, "pretrain": PretrainConfig, "leaderboard": Track}
+    others: dict[str, Model] = {
+        "sweep": SweepConfig,
+        "slurm": SlurmProfile,
+        "pretrain": PretrainConfig,
+        "leaderboard": Track,
+    }
     for name, model in others.items():
         found += [
             KeyEntry(name, name, _text(model.__doc__), model=model),
