@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptcomp.config import ConfigError, build, flat, read_yaml, with_settings
 from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
+from promptcomp.documents import experiment_file
 from promptcomp.errors import did_you_mean
 from promptcomp.experiment import Experiment
 from promptcomp.files import Place
@@ -33,7 +34,6 @@ from promptcomp.run.opening import make_data, quiet
 from promptcomp.run.processes import device_count, started_rank
 from promptcomp.run.run_directory import RunDirectory
 from promptcomp.run.trainer import make_trainer
-from promptcomp.sweeps.space import experiment_file
 from promptcomp.sweeps.state import SweepState
 from promptcomp.terminal import PlainConsole, as_text, frame
 

@@ -18,9 +18,19 @@ from promptcomp import __version__
 from promptcomp.commands import checkpoint, data, leaderboard, models, prompts, sweep
 from promptcomp.commands.asking import judge, rationales
 from promptcomp.commands.bench import bench
-from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
+from promptcomp.commands.common import (
+    Commands,
+    ConfigOption,
+    JsonOption,
+    MethodOption,
+    Overrides,
+    RunArgument,
+    console_for,
+    show,
+)
 from promptcomp.commands.distill import distill
 from promptcomp.commands.doctor import doctor
+from promptcomp.commands.explain import experiments, explain, methods
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import say, shown, without_credentials
@@ -32,8 +42,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="promptcomp",
     help="Train prompt compressors, measure what they keep of a prompt, save compressed prompts as files.",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"max_content_width": 200},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -99,10 +110,16 @@ def fit(
     method: MethodOption = None,
     config: ConfigOption = None,
     resume: Annotated[Path | None, Option(help="Continue an interrupted run in its own directory.")] = None,
-    run_dir: Annotated[Path | None, Option(help="Directory of the new run; default: one under output_dir.")] = None,
+    run_dir: Annotated[
+        Path | None,
+        Option("--run-dir", "--output", "-o", help="The new run's directory; default: one under output_dir."),
+    ] = None,
     dry_run: Annotated[
         bool,
         Option("--dry-run", help="Train nothing: print the resolved configuration, parameters, memory, FLOPs."),
+    ] = False,
+    explain: Annotated[
+        bool, Option("--explain", help="With --dry-run: what every key means, as comments of the YAML.")
     ] = False,
     device_memory: Annotated[
         float | None,
@@ -125,7 +142,10 @@ def fit(
     preempted_file: Annotated[Path | None, Option(hidden=True, help="Leave this file when preempted.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a compressor (or a control) and evaluate it beside its bounds on held-out tasks."""
+    """Train a compressor (or a control) and evaluate it beside its bounds on held-out tasks.
+
+    The experiment is named by --method or --config, or as the first word: promptcomp fit mend optim.lr=1e-3.
+    """
     console = console_for(as_json)
     if "PROMPTCOMP_PREEMPTED_FILE" in os.environ:
         say(console, "note: this job script was written by an older promptcomp; `fit --slurm` writes a new one")
@@ -160,8 +180,8 @@ def fit(
         from promptcomp import experiment
 
         chosen = experiment.load(method, config, overrides or ())
-        if device_memory is not None and not dry_run:
-            raise ConfigError("--device-memory goes with --dry-run")
+        if (device_memory is not None or explain) and not dry_run:
+            raise ConfigError(f"--{'explain' if explain else 'device-memory'} goes with --dry-run")
         chosen.check(reads_data=not dry_run)
         if dry_run:
             from promptcomp.commands.dry_run import print_estimate
@@ -170,7 +190,7 @@ def fit(
                 from promptcomp.run.matched_controls import print_plan
 
                 print_plan(chosen, run_dir, console)
-            print_estimate(chosen, console, as_json, device_memory)
+            print_estimate(chosen, console, as_json, device_memory, explain)
             return
         if with_controls:
             from promptcomp.run.matched_controls import fit_with_controls
@@ -187,7 +207,7 @@ def fit(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, Argument(help="A run directory made by 'promptcomp fit'.")],
+    run: RunArgument,
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
@@ -249,7 +269,9 @@ def pretrain(
     run_pretrain(recipe, overrides or [], output, console_for(as_json), as_json)
 
 
-app.command()(data.methods)
+app.command()(explain)
+app.command()(methods)
+app.command()(experiments)
 app.command()(doctor)
 app.command()(prompts.compress)
 app.command()(prompts.inspect)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -144,14 +144,14 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
     parents: list[type[BaseModel]] = [schema]
     last_fields: tuple[str, ...] = tuple(schema.model_fields)
     for part in error["loc"]:
-        tagged = [model for model in parents if _tag(model) == part]
+        tagged = [model for model in parents if tag_of(model) == part]
         if tagged:  # the discriminator of a tagged union is no key of the file
             parents = tagged
             last_fields = tuple(parents[0].model_fields)
             continue
         path.append(str(part))
         last_fields = tuple(dict.fromkeys(name for model in parents for name in model.model_fields))
-        parents = [m for p in parents if part in p.model_fields for m in _models(p.model_fields[part].annotation)]
+        parents = [m for p in parents if part in p.model_fields for m in models_in(p.model_fields[part].annotation)]
     dotted = ".".join(path)
     if error["type"] == "extra_forbidden":
         hint = did_you_mean(path[-1], last_fields, f"known keys: {', '.join(last_fields)}")
@@ -159,25 +159,26 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"{dotted}: missing"
     if error["type"] == "union_tag_invalid":
-        known = [str(_tag(model)) for model in parents]
+        known = [str(tag_of(model)) for model in parents]
         found = str(error["ctx"]["tag"])
         return f"{dotted}.name = {found!r}: {NOT_LOADED.get(found) or did_you_mean(found, known)}"
     if error["type"] == "union_tag_not_found":
-        return f"{dotted}.name: missing; known: {', '.join(str(_tag(model)) for model in parents)}"
+        return f"{dotted}.name: missing; known: {', '.join(str(tag_of(model)) for model in parents)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{dotted} = {shown(error['input'])}: {message}" if dotted else message
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
     """The configuration classes inside an annotation (unions and Annotated unwrapped)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
+    return [model for part in get_args(annotation) for model in models_in(part)]
 
 
-def _tag(model: type[BaseModel]) -> Any:
+def tag_of(model: type[BaseModel]) -> Any:
+    """What `name` has to be for a section to be this one; None: it is not chosen by its name."""
     field = model.model_fields.get("name")
-    return field.default if field is not None else None
+    return field.default if field is not None and get_origin(field.annotation) is Literal else None
 
 
 def with_installed(group: str, own: Mapping[str, type[SectionT]], base: type[SectionT]) -> dict[str, type[SectionT]]:

@@ -10,12 +10,14 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, command, did_you_mean
 from promptcomp.files import decoded, read_bounded
 from promptcomp.plain import shown
 
@@ -109,6 +111,43 @@ def read_yaml(
         kind = "a mapping with a key that is no text" if isinstance(tree, dict) else type(tree).__name__
         raise ConfigError(f"{path}: expected a mapping such as '{example}', found {kind}")
     return tree
+
+
+def shipped(folder: str = "") -> dict[str, Path]:
+    """The files that come with the package, by name: experiments ("mend", "paper/mend_gpt2_large_pretrain", ...), or
+    what a folder beside them holds ("sweeps", "leaderboards", "pretrain")."""
+    root = Path(str(resources.files("promptcomp"))) / "experiments"
+    files = root.joinpath(folder).glob("*.yaml") if folder else (*root.glob("*.yaml"), *root.glob("paper/*.yaml"))
+    return {str(path.relative_to(root / folder).with_suffix("")): path for path in sorted(files)}
+
+
+def experiment_file(name: str) -> Path:
+    """The YAML of a shipped experiment, or the file of that name.
+
+    Raises:
+        ConfigError: it is neither; where it is something else, the command for that.
+    """
+    known, path = shipped(), Path(name)
+    if name in known or path.suffix in (".yaml", ".yml"):
+        return known.get(name, path)
+    for folder, starts in (("sweeps", "sweep"), ("leaderboards", "leaderboard"), ("pretrain", "pretrain")):
+        if name in shipped(folder):
+            raise ConfigError(f"{name!r} is no experiment; {command(starts, name)} is what starts it")
+    for file, words in (("config.yaml", ("fit", "--resume")), ("sweep.yaml", ("sweep",))):
+        if path.joinpath(file).is_file():
+            raise ConfigError(f"{name!r} is no experiment; {command(*words, path)} continues it")
+    hint = did_you_mean(name, known, f"{command('experiments')} lists them")
+    raise ConfigError(f"{name!r} is neither a shipped experiment nor a YAML file; {hint}")
+
+
+def how_to_begin(run: object) -> str:
+    """For a message, where a run was to be named: how one of the experiment of this name is begun, if there is one."""
+    return f"; {command('fit', run)} makes one" if str(run) in shipped() else ""
+
+
+def is_experiment(tree: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of a run, and neither of a sweep nor of pretraining."""
+    return "method" in tree and "experiment" not in tree
 
 
 def parse_yaml(text: str, texts: bool = False) -> Any:

@@ -6,8 +6,8 @@ Method and data are tagged unions: their `name` chooses the class and so the key
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
@@ -16,7 +16,8 @@ from pydantic import Field, model_validator
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.sections import check_split
-from promptcomp.errors import did_you_mean
+from promptcomp.documents import experiment_file
+from promptcomp.errors import command
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.method_config import OptimConfig
@@ -41,11 +42,13 @@ class TrainerConfig(Config):
     part."""
     select_by: Literal["auto", "loss", "accuracy", "exact_match"] = "auto"
     """Which dev result the best weights are chosen by, equal ones by the loss. auto: accuracy where there are options,
-    otherwise loss; exact_match: that of greedy answers, auto where all examples have options."""
+    otherwise loss; loss: that of the right answers; accuracy: of the likeliest options; exact_match: that of greedy
+    answers, auto where all examples have options."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many dev evaluations without a better result; null: never."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
-    """Where to run."""
+    """Where to run. auto: on a GPU if there is one; cpu: on the processor; gpu: on NVIDIA or AMD GPUs; mps: on an Apple
+    GPU."""
     devices: int | Literal["auto"] = "auto"
     """Number of devices of a machine; on CPU, of processes ("auto": one)."""
     num_nodes: int = Field(1, ge=1)
@@ -54,7 +57,9 @@ class TrainerConfig(Config):
     """ddp: every device holds the full model; fsdp: weights, gradients and optimiser state are sharded among them
     (FSDP2); auto: ddp where there are several devices."""
     precision: Precision = "32-true"
-    """Arithmetic of the training steps."""
+    """Arithmetic of the training steps. 32-true: float32 throughout; bf16-mixed: bfloat16 over float32 weights;
+    bf16-true: bfloat16 weights and arithmetic; 16-mixed: float16 over float32 weights, with scaling of the loss
+    (GPUs)."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches of one optimiser step; losses are means over the tokens of the whole step."""
     activation_checkpointing: bool = False
@@ -113,7 +118,8 @@ class EvaluationConfig(Config):
     rivals: tuple[Annotated[Union[tuple(RIVALS)], Field(discriminator="name")], ...] = ()  # type: ignore[valid-type]  # noqa: UP007
     """What else is scored on the same examples: other ways to the same budget, and controls (docs/rivals.md)."""
     sentences: Literal["builtin", "nltk"] = "builtin"
-    """How ROUGE-Lsum finds sentences: a built-in list of abbreviations, or nltk's English model (a download)."""
+    """How ROUGE-Lsum finds sentences. builtin: by a list of abbreviations; nltk: by nltk's English model (a
+    download)."""
 
 
 class Experiment(Config):
@@ -208,35 +214,25 @@ class Experiment(Config):
         return self.name or f"{self.method.name}-{self.data.name}"
 
 
-def shipped() -> dict[str, Path]:
-    """The experiments that come with the package, by name ("mend", "paper/mend_gpt2_large_pretrain", ...)."""
-    root = Path(str(resources.files("promptcomp"))) / "experiments"
-    others = {"pretrain", "sweeps", "leaderboards"}  # folders of recipes, sweeps and tracks
-    files = sorted(path for path in root.rglob("*.yaml") if others.isdisjoint(path.relative_to(root).parts[:-1]))
-    return {str(path.relative_to(root).with_suffix("")): path for path in files}
-
-
-def chosen_file(method: str | None, config: Path | None) -> Path:
-    """The YAML of a shipped method, or the file that was named.
-
-    Raises:
-        ConfigError: neither or both of `method` and `config`, or an unknown method.
-    """
-    if (method is None) == (config is None):
-        raise ConfigError("give either --method NAME (a shipped experiment) or --config FILE")
-    if config is not None:
-        return config
-    known = shipped()
-    if method not in known:
-        raise ConfigError(f"--method {method!r} is not known; {did_you_mean(str(method), known)}")
-    return known[method]
-
-
 def load(method: str | None, config: Path | None, overrides: Iterable[str] = ()) -> Experiment:
     """The experiment of a shipped method, or of a file, with overrides applied.
 
+    Args:
+        method: A shipped experiment, or a YAML file.
+        config: A YAML file. Without either, the first override names the experiment.
+        overrides: `key=value` words.
+
     Raises:
-        ConfigError: as `chosen_file`, or any mistake in the configuration.
+        ConfigError: none or two are named, there is none of the name, or any mistake in the configuration.
     """
-    file = chosen_file(method, config)
-    return build(Experiment, apply_overrides(read_yaml(file), overrides), source=str(file.name))
+    words = list(overrides)
+    if method is None and config is None and words and "=" not in words[0]:
+        method = words.pop(0)
+    if (method is None) == (config is None):
+        raise ConfigError("give either --method NAME (a shipped experiment) or --config FILE")
+    file = config if config is not None and os.path.exists(config) else experiment_file(str(method or config))
+    tree = read_yaml(file)
+    for key, name in (("experiment", "sweep"), ("architecture", "pretrain")):
+        if key in tree and "method" not in tree:
+            raise ConfigError(f"{file} is no experiment; {command(name, file)} is what starts it")
+    return build(Experiment, apply_overrides(tree, words), source=str(file.name))

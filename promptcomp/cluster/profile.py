@@ -70,7 +70,7 @@ class ContainerConfig(Config):
 
 
 class SlurmProfile(Config):
-    """What one job asks for. Everything unset is left to the cluster."""
+    """A SLURM profile: what one job asks for. Everything unset is left to the cluster."""
 
     partition: Optional = None
     """Partition or partitions with commas."""

@@ -19,7 +19,7 @@ from promptcomp.files import check_empty
 def bench(
     run: Annotated[
         str | None,
-        Argument(metavar="[RUN]", help="A run directory, or a file of 'distill'; or give --method or --config."),
+        Argument(metavar="RUN", help="A run directory, or a file of 'distill'; or give --method or --config."),
     ] = None,
     overrides: Overrides = None,
     method: MethodOption = None,

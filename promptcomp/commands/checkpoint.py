@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from promptcomp.checkpoints.places import places_of, to_join
-from promptcomp.commands.common import JsonOption, console_for, tell
+from promptcomp.commands.common import Commands, JsonOption, RunArgument, console_for, tell
 from promptcomp.files import check_empty
 from promptcomp.plain import say
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from promptcomp.checkpoints.describe import Description
 
-app = typer.Typer(help="Inspect checkpoints, join sharded ones, export the trained parts.", no_args_is_help=True)
+app = typer.Typer(
+    help="Inspect checkpoints, join sharded ones, export the trained parts.", no_args_is_help=True, cls=Commands
+)
 _Place = Annotated[Path, Argument(help="A run directory, a checkpoint (file or folder) or an export.")]
 Format = Literal["hf", "peft", "tensors"]
 MOST_TENSORS = 20
@@ -98,7 +100,7 @@ def consolidate(
 
 @app.command()
 def export(
-    run: Annotated[Path, Argument(help="A run directory made by 'promptcomp fit'.")],
+    run: RunArgument,
     output: Annotated[Path, Option("--output", "-o", help="A new folder.")],
     format_: Annotated[
         Format | None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 from typer import Argument, Option
 from typer.core import TyperGroup
 
+from promptcomp.commands import completing
 from promptcomp.plain import printable, say
 
 if TYPE_CHECKING:
@@ -19,16 +20,41 @@ if TYPE_CHECKING:
 
 Overrides = Annotated[
     list[str] | None,
-    Argument(metavar="[KEY=VALUE]...", help="Configuration overrides, for example optim.lr=1e-4; the last wins."),
+    Argument(
+        metavar="KEY=VALUE",
+        help="Configuration overrides, for example optim.lr=1e-4; the last wins.",
+        autocompletion=completing.overrides,
+    ),
 ]
 MethodOption = Annotated[
-    str | None, Option("--method", "-m", help="A shipped experiment; 'promptcomp methods' lists them.")
+    str | None,
+    Option(
+        "--method",
+        "-m",
+        help="A shipped experiment ('promptcomp experiments' lists them), or a YAML file.",
+        autocompletion=completing.experiment_names,
+    ),
+]
+RunArgument = Annotated[
+    Path, Argument(help="A run directory made by 'promptcomp fit'.", autocompletion=completing.run_folders)
 ]
 ConfigOption = Annotated[Path | None, Option("--config", "-c", help="A YAML file with a complete experiment.")]
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON document on standard output, no tables.")]
 
 
-class RunByDefault(TyperGroup):
+class Commands(TyperGroup):
+    """A group whose help says of every command the whole first sentence."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """As the base class, which cuts what does not fit on a line."""
+        shown = {name: self.commands[name] for name in self.list_commands(ctx) if not self.commands[name].hidden}
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, " ".join((each.help or "").partition("\n\n")[0].split())) for name, each in shown.items()]
+            )
+
+
+class RunByDefault(Commands):
     """A group whose command `run` needs no name: what is not a subcommand is what to run."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

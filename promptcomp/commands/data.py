@@ -1,4 +1,4 @@
-"""`promptcomp methods` and `promptcomp data ...`: what there is, what the model sees of data, what is wrong with it.
+"""`promptcomp data ...`: what there is, what the model sees of data, what is wrong with it.
 
 Nothing heavy is imported before a configuration is read.
 """
@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
-from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for
+from promptcomp.commands.common import Commands, ConfigOption, JsonOption, MethodOption, Overrides, console_for, tell
+from promptcomp.commands.completing import data_names
+from promptcomp.commands.explain import print_rows, print_section
 from promptcomp.errors import ConfigError
 from promptcomp.plain import say
 
@@ -25,59 +27,38 @@ if TYPE_CHECKING:
     from promptcomp.datamodules.sources.records import Problem
     from promptcomp.experiment import Experiment
 
-app = typer.Typer(help="Inspect data: kinds of data, rows as the model sees them, bad rows.", no_args_is_help=True)
-build_app = typer.Typer(help="Build published data sets from their source files.", no_args_is_help=True)
+app = typer.Typer(
+    help="Inspect data: kinds of data, rows as the model sees them, bad rows.", no_args_is_help=True, cls=Commands
+)
+build_app = typer.Typer(help="Build published data sets from their source files.", no_args_is_help=True, cls=Commands)
 app.add_typer(build_app, name="build")
 
 
-def methods(as_json: JsonOption = False) -> None:
-    """List the methods and controls, and the shipped experiments."""
-    from promptcomp.config import NOT_LOADED
-    from promptcomp.experiment import shipped
-    from promptcomp.lightning_modules import METHODS
-
-    if as_json:
-        found = [
-            {"name": name, "summary": s.summary, "paper": s.paper, "families": s.families, "needs": s.needs}
-            for name, s in METHODS.items()
-        ]
-        print(json.dumps({"methods": found, "experiments": list(shipped()), "not_loaded": NOT_LOADED}))
-        return
-    from rich.text import Text
-
-    from promptcomp.terminal import plain_table
-
-    console = console_for(False)
-    rows = [(Text(name, style="bold"), section.summary, section.paper) for name, section in METHODS.items()]
-    console.print(plain_table(("method", "what it does", "paper"), rows))
-    console.print("\nShipped experiments (promptcomp fit --method NAME):", highlight=False)
-    console.print("  " + ", ".join(shipped()), highlight=False)
-    for problem in NOT_LOADED.values():
-        say(console, f"not loaded: {problem}")
-
-
 @app.command("list")
-def data_list(as_json: JsonOption = False) -> None:
-    """List the kinds of data and their keys."""
+def data_list(
+    name: Annotated[
+        str | None, Argument(metavar="NAME", help="Explain this one, with its keys.", autocompletion=data_names)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the kinds of data, or explain one with its keys."""
     from promptcomp.config import NOT_LOADED
     from promptcomp.datamodules import DATASETS
+    from promptcomp.reference import first_sentence
 
-    console, sections = console_for(as_json), DATASETS
+    if name is not None:
+        print_section("data", name, DATASETS, as_json)
+        return
+    console = console_for(as_json)
     for problem in NOT_LOADED.values():
         say(console, f"not loaded: {problem}")
-    if as_json:
-        print(json.dumps({name: section.model_json_schema() for name, section in sections.items()}))
-        return
-    from promptcomp.terminal import plain_table
+    found = {each: first_sentence(section.__doc__ or "") for each, section in DATASETS.items()}
 
-    for name, section in sections.items():
-        rows = []
-        for key, field in section.model_fields.items():
-            default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
-            rows += [] if key == "name" else [(key, default, " ".join((field.description or "").split()))]
-        title = f"data.name={name}: {(section.__doc__ or '').strip().splitlines()[0]}"
-        console.print(plain_table(("key", "default", "meaning"), rows, title=title))
-        console.print()
+    def draw(console: Console) -> None:
+        print_rows(("data.name", "what it is"), found.items(), console)
+        say(console, "\n`promptcomp data list NAME` explains one with its keys.")
+
+    tell(found, draw, as_json)
 
 
 @app.command("show")
@@ -191,7 +172,7 @@ def data_build_alpaca_plus(
     output: Annotated[Path, Option("--output", "-o", help="Folder for the four files.")],
     seen: Annotated[int, Option(min=0, help="Rows of the seen split.")] = 1000,
     unseen: Annotated[int, Option(min=0, help="Rows of the unseen split.")] = 1000,
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace existing files.")] = False,
+    force: Annotated[bool, Option("--force", "--overwrite", help="Replace existing files.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build Alpaca+ (gisting, Mu et al. 2023) by the published rules, and print what is in it."""
@@ -200,7 +181,7 @@ def data_build_alpaca_plus(
 
     rows = plus.read_flat(self_instruct), plus.read_flat(alpaca), plus.read_user_oriented(user_oriented)
     data = plus.build_alpaca_plus(*rows, seen, unseen)
-    paths = plus.write_alpaca_plus(data, output, overwrite)
+    paths = plus.write_alpaca_plus(data, output, force)
     figures = {split: plus.counts(found) for split, found in data._asdict().items()}
     if as_json:
         print(json.dumps({split: {"file": str(paths[split]), **found} for split, found in figures.items()}))

@@ -17,6 +17,7 @@ from promptcomp.language_model import open_tokenizer
 from promptcomp.language_model.lm_config import locate
 from promptcomp.language_model.pretrained import origin_note
 from promptcomp.plain import say
+from promptcomp.reference import commented
 from promptcomp.run.opening import make_parts, quiet
 from promptcomp.terminal import plain_table
 
@@ -34,7 +35,11 @@ _MEMORY = {
 
 
 def print_estimate(
-    experiment: Experiment, console: Console, as_json: bool, device_memory_gib: float | None = None
+    experiment: Experiment,
+    console: Console,
+    as_json: bool,
+    device_memory_gib: float | None = None,
+    explain: bool = False,
 ) -> None:
     """The resolved configuration and the estimate.
 
@@ -43,6 +48,7 @@ def print_estimate(
         console: Where people read it.
         as_json: Print one JSON object instead.
         device_memory_gib: What a device offers; None: the GPU that is here, if there is one.
+        explain: Write what every key means into the configuration.
 
     Raises:
         ConfigError: an architecture cannot be read, or the data is bad.
@@ -54,7 +60,7 @@ def print_estimate(
     if as_json:
         print(json.dumps({"config": experiment.model_dump(mode="json"), "estimate": found.model_dump()}))
         return
-    console.print(dump(experiment), highlight=False, markup=False)
+    say(console, commented(experiment) if explain else dump(experiment))
     right = ("parameters", "trained", "weights", "gradients + AdamW")
     parts = [
         (p.name, f"{p.parameters:,}", f"{p.trained:,}", bytes_text(p.weight_bytes), bytes_text(p.training_bytes))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument
 
-from promptcomp.commands.common import JsonOption, console_for, tell
+from promptcomp.commands.common import Commands, JsonOption, console_for, tell
 from promptcomp.errors import ConfigError, NoSpace, command, first_line, is_full
 from promptcomp.plain import say
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from promptcomp.language_model.pretrained import Pretrained
 
-app = typer.Typer(help="Get pretrained models, list them.", no_args_is_help=True)
+app = typer.Typer(help="Get pretrained models, list them.", no_args_is_help=True, cls=Commands)
 _FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 """What is read of a model on the hub beside its weights."""
 

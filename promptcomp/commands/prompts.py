@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from promptcomp.commands.common import JsonOption, console_for, show
+from promptcomp.commands.common import JsonOption, RunArgument, console_for, show
 from promptcomp.errors import ConfigError, command
 from promptcomp.files import check_file, check_output
 from promptcomp.plain import say
@@ -34,7 +34,7 @@ _SHOWN_HASH, _SHOWN_TEXT = 16, 300
 
 
 def compress(
-    run: Annotated[Path, Argument(help="A run directory made by 'promptcomp fit'.")],
+    run: RunArgument,
     output: Annotated[Path, Option("--output", "-o", help="The file to write (safetensors).")],
     text: TextOption = None,
     file: FileOption = None,

@@ -15,6 +15,7 @@ import typer
 from typer import Argument, Option
 
 from promptcomp.commands.common import JsonOption, MethodOption, Overrides, RunByDefault, console_for, show
+from promptcomp.commands.completing import experiment_names, overrides, sweep_names
 from promptcomp.commands.slurm_options import (
     SlurmCommand,
     SlurmOption,
@@ -43,9 +44,10 @@ app = typer.Typer(
 SweepWords = Annotated[
     list[str] | None,
     Argument(
-        metavar="[KEY=...]...",
+        metavar="KEY=...",
         help="key=2,4,8 or key=1e-5..1e-3:log[:steps=5]: values to try; key=value: for all trials; sweep.key=value: "
         "of the sweep itself (sweep.seeds=5).",
+        autocompletion=overrides,
     ),
 ]
 
@@ -54,7 +56,11 @@ SweepWords = Annotated[
 def sweep_run(
     target: Annotated[
         str | None,
-        Argument(metavar="[SWEEP]", help="A shipped sweep (--list), a YAML file, or a sweep's directory."),
+        Argument(
+            metavar="SWEEP",
+            help="A shipped sweep (--list), a YAML file, or a sweep's directory; or an experiment, with key=2,4,8.",
+            autocompletion=sweep_names,
+        ),
     ] = None,
     words: SweepWords = None,
     method: MethodOption = None,
@@ -85,7 +91,7 @@ def sweep_run(
     measure: Annotated[
         bool, Option("--measure/--no-measure", help="With --dry-run: measure some steps, or only count FLOPs.")
     ] = True,
-    yes: Annotated[bool, Option("--yes", help="Accept a grid of more than 10,000 points.")] = False,
+    yes: Annotated[bool, Option("--yes", "-y", help="Accept a grid of more than 10,000 points.")] = False,
     slurm: SlurmOption = None,
     list_all: Annotated[bool, Option("--list", help="List the shipped sweeps.")] = False,
     as_json: JsonOption = False,
@@ -134,10 +140,15 @@ def _open(
     target: str | None, words: Sequence[str], method: str | None, output: Path | None
 ) -> tuple[SweepConfig, Path]:
     """The sweep that is meant, and its directory."""
+    from promptcomp.documents import is_experiment, read_yaml, shipped
     from promptcomp.sweeps.sweep_file import default_directory, find_sweep, read_sweep, sweep_of
 
     if target is not None and "=" in target and not os.path.exists(target):
         words, target = [target, *words], None
+    if target is not None and method is None and target not in shipped("sweeps"):
+        is_file = target.endswith((".yaml", ".yml"))
+        if target in shipped() or (is_file and is_experiment(read_yaml(Path(target)))):
+            method, target = target, None
     if target is not None and method is not None:
         raise ConfigError(f"{target!r} beside --method {method}: name one of them; what is tried is written key=2,4,8")
     if method is not None:
@@ -213,7 +224,9 @@ def stopped(console: Console) -> typer.Exit:
 
 
 def curve(
-    method: Annotated[str, Argument(metavar="METHOD", help="A shipped experiment or a YAML file.")],
+    method: Annotated[
+        str, Argument(metavar="METHOD", help="A shipped experiment or a YAML file.", autocompletion=experiment_names)
+    ],
     overrides: Overrides = None,
     fractions: Annotated[str, Option(help="Shares of the training data, with commas.")] = "0.125,0.25,0.5,1",
     seeds: Annotated[int, Option(min=1, help="Trials of each point: seeds 0, 1, ...")] = 3,
@@ -285,10 +298,11 @@ def _print_list(as_json: bool) -> None:
     """The sweeps that come with the package."""
     from rich.text import Text
 
+    from promptcomp.documents import shipped
     from promptcomp.sweeps.space import grid_size, tell_dimension
-    from promptcomp.sweeps.sweep_file import read_sweep, shipped_sweeps
+    from promptcomp.sweeps.sweep_file import read_sweep
 
-    configs, console = {name: read_sweep(name) for name in shipped_sweeps()}, console_for(False)
+    configs, console = {name: read_sweep(name) for name in shipped("sweeps")}, console_for(False)
     if as_json:
         print(json.dumps({name: config.model_dump(mode="json") for name, config in configs.items()}))
         return

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from promptcomp.commands.common import JsonOption, console_for, show
+from promptcomp.commands.common import JsonOption, console_for, show, tell
+from promptcomp.commands.completing import sweep_folders
+from promptcomp.documents import parse_yaml
 from promptcomp.errors import ConfigError, command
 from promptcomp.plain import say
 
 if TYPE_CHECKING:
     from promptcomp.sweeps.state import SweepState
 
-DirectoryArgument = Annotated[Path, Argument(metavar="DIR", help="A sweep's directory.")]
+DirectoryArgument = Annotated[Path, Argument(metavar="DIR", help="A sweep's directory.", autocompletion=sweep_folders)]
 
 
 def sweep_show(
@@ -47,6 +49,7 @@ def sweep_best(
     objective: Annotated[str | None, Option(help="The objective that decides, if the sweep has several.")] = None,
     point: Annotated[str | None, Option(help="This point instead (the start of its name).")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Write to this file instead of the screen.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the best point as YAML for `promptcomp fit --config`."""
     state = read(directory)
@@ -56,21 +59,27 @@ def sweep_best(
     trial = best_cell(state, objective, point)
     values = ", ".join(f"{name} {value:.4g}" for name, value in trial.values.items())
     text = best_yaml(state.config, trial.params, seed=trial.seed, note=f"{values} in {trial.run}")
-    if output is None:
+    if output is not None:
+        from promptcomp.files import write_atomic
+
+        write_atomic(output, text)
+    if as_json:
+        place = None if output is None else str(output)
+        found = {"values": trial.values, "params": trial.params, "seed": trial.seed, "run": str(trial.run)}
+        print(json.dumps({**found, "file": place, "config": parse_yaml(text)}))
+    elif output is None:
         print(text, end="")
-        return
-    from promptcomp.files import write_atomic
-
-    write_atomic(output, text)
-    say(console_for(False), f"saved as {output}")
+    else:
+        say(console_for(False), f"saved as {output}")
 
 
-def sweep_plot(directory: DirectoryArgument) -> None:
+def sweep_plot(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
     """Write the plots, the tables and one self-contained page (DIR/report/index.html)."""
     state = read(directory)
     from promptcomp.sweeps.views.html_report import write_report
 
-    say(console_for(False), f"saved as {write_report(state)}")
+    page = write_report(state)
+    tell({"page": str(page)}, f"saved as {page}", as_json)
 
 
 def read(directory: Path) -> SweepState:

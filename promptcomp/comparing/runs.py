@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcomp.config import ConfigError, read_yaml
-from promptcomp.documents import YAML_LIMIT
+from promptcomp.documents import YAML_LIMIT, how_to_begin
 from promptcomp.evaluation.predictions import METRICS, MetricName
 from promptcomp.evaluation.results import FILE_NAME, Results, read_results
 from promptcomp.files import read_text
@@ -47,6 +47,9 @@ def load(paths: Sequence[Path]) -> list[ComparedRun]:
     Raises:
         ConfigError: a file cannot be read or is given twice.
     """
+    for path in paths:
+        if not os.path.exists(path) and (hint := how_to_begin(path)):
+            raise ConfigError(f"{path}: no such run{hint}")
     files = [path / FILE_NAME if os.path.isdir(path) else path for path in paths]
     resolved = [Path(os.path.realpath(file)) for file in files]  # unlike resolve(), also of links in a circle
     for i, file in enumerate(resolved):

@@ -27,9 +27,10 @@ class ICLConfig(DataConfig):
     sampling: Literal["fixed", "fresh"] = "fresh"
     """fixed: one list for each task and data seed (MetaICL); fresh: drawn anew for every context (MEND)."""
     order: Literal["shuffled", "as_given", "reversed"] = "shuffled"
-    """Order of the demonstrations: random, as in the file, or the file's order backwards."""
+    """Order of the demonstrations. shuffled: random; as_given: as in the file; reversed: the file's order backwards."""
     balance: Literal["examples", "tasks"] = "examples"
-    """A training epoch visits every example once (large tasks weigh more; MEND), or every task once."""
+    """What a training epoch visits once. examples: every example, so large tasks weigh more (MEND); tasks: every
+    task."""
     separator: SeparatorName = "arrow"
     """arrow: "input => output \\n", in every vocabulary; space and newlines: as MetaICL (T5 has no newline); none:
     nothing between input, output and the next example (MEND)."""
@@ -42,14 +43,16 @@ class ICLConfig(DataConfig):
     teacher_max_context_tokens: int | None = Field(default=None, ge=0)
     """A separate budget for the teacher, as in MEND's release; None = the teacher reads the same tokens."""
     truncation: Truncation = "whole_demonstrations"
-    """Over the budget: whole_demonstrations keeps those that fit; reference cuts the input of the next one too (MEND);
-    left keeps the last tokens (MetaICL)."""
+    """What is done over the budget. whole_demonstrations: keep those in front of the first that does not fit;
+    reference: cut the input of that one as well (MEND); left: keep the last tokens (MetaICL)."""
     perturbation: Perturbation = "none"
-    """Perturbation of the demonstrations, to test what a method reads in them."""
+    """What is changed in the demonstrations, to test what a method reads in them. none: nothing; no_labels: inputs
+    alone; no_inputs: outputs alone; random_labels: outputs drawn at random; wrong_labels: outputs that are wrong."""
     scoring: Scoring = "direct"
     """direct: P(output | demonstrations, input); channel: P(input | demonstrations, output)."""
     calibration: Literal["none", "pmi"] = "none"
-    """pmi: subtract the score under the input "N/A" (direct scoring only)."""
+    """What scores of options are corrected by. none: nothing; pmi: the score under the input "N/A" (direct scoring
+    only)."""
     queries_per_context: int = Field(default=1, ge=1)
     """Training queries that share one context; 1 = MEND."""
     eval_queries_per_context: int | None = Field(default=None, ge=1)
@@ -138,8 +141,8 @@ class PublishedTasks(ICLConfig):
     lenient: ClassVar[bool] = True
 
     dev: Literal["train_tasks", "target_dev", "none"] = "train_tasks"
-    """Where checkpoints are selected: a held-out share of the training tasks, or the dev rows of the test tasks (as the
-    original does; it sees the test tasks before the end)."""
+    """Where checkpoints are selected. train_tasks: on a held-out share of the training tasks; target_dev: on the dev
+    rows of the test tasks (as the original does; it sees the test tasks before the end); none: nowhere."""
     dev_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the training tasks that is held out with dev "train_tasks"."""
 

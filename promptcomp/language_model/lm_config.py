@@ -53,12 +53,15 @@ class LanguageModelConfig(Config):
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Dtype of the weights."""
+    """Numbers of the weights. float32: 4 bytes each; bfloat16: 2 bytes, with the range of float32; float16: 2 bytes,
+    with a smaller range; float64: 8 bytes, for comparisons of numbers."""
     attn_implementation: Literal["sdpa", "eager", "flex_attention"] | None = None
-    """Attention code; null: sdpa where the model has it, otherwise eager. flex_attention (training on GPUs only) skips
-    blocks that a mask hides. Kernels that accept no custom mask (flash attention) cannot be used."""
+    """Attention code. null: sdpa where the model has it, otherwise eager; sdpa: torch's fused attention; eager: plain
+    matrix products; flex_attention (training on GPUs only): skips blocks that a mask hides. Kernels that accept no
+    custom mask (flash attention) cannot be used."""
     layout: Literal["query_in_decoder", "query_in_encoder"] = "query_in_decoder"
-    """Encoder-decoder only: where the query goes (the memory is always on the encoder's side)."""
+    """Encoder-decoder only: where the query goes (the memory is always on the encoder's side). query_in_decoder: in
+    front of the answer, in the decoder; query_in_encoder: behind the memory, in the encoder."""
     bos: bool | None = None
     """Put the tokenizer's BOS in front of every sequence; null: as the tokenizer itself does."""
     from_scratch: FromScratch | None = None

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from promptcomp.config import Config, build, read_yaml
+from promptcomp.documents import experiment_file, shipped
 from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.leaderboard.board_row import RowBudget
 from promptcomp.rivals.rival import Share
-from promptcomp.sweeps.space import experiment_file, experiment_of
+from promptcomp.sweeps.space import experiment_of
 from promptcomp.sweeps.sweep_config import SweepConfig, is_below
 from promptcomp.sweeps.sweep_file import apply_words
 
@@ -50,9 +50,10 @@ def _keys(value: Any) -> Any:
 
 
 class Track(Config):
-    """A track's file."""
+    """A leaderboard's track: data and an LM, and what is compared on them at which budgets."""
 
     title: str = ""
+    """What the board is called."""
     experiment: str
     """A shipped experiment or a YAML file: its data, LM, optimiser and steps are those of every row."""
     set: dict[str, Any] = {}
@@ -61,12 +62,15 @@ class Track(Config):
     """Name -> dotted keys of this method; its `method` section is that of the shipped experiment of this name, or of
     `experiment` where that is one of the keys."""
     slots: tuple[Annotated[int, Field(gt=0)], ...] = Field((4, 16), min_length=1)
+    """Budgets in slots."""
     bytes: tuple[Share, ...] = ()
+    """Budgets as shares of the bytes of the full context's keys and values (1/8)."""
     rivals: tuple[Annotated[dict[str, Any], BeforeValidator(_named)], ...] = ()
     """Names, or sections of `evaluation.rivals`, without a budget."""
     rates: tuple[Annotated[float, Field(gt=0)], ...] = Field((1e-3, 3e-3), min_length=1)
     """Learning rates of every trained row; one of them is chosen on dev."""
     seeds: int = Field(3, ge=1)
+    """Seeds of every row."""
     split: str | None = None
     """What is scored; null: the first test split."""
 
@@ -106,19 +110,13 @@ class TrackPlan:
     """Of the first choice."""
 
 
-def shipped_tracks() -> dict[str, Path]:
-    """The tracks that come with the package, by name."""
-    root = Path(str(resources.files("promptcomp"))) / "experiments" / "leaderboards"
-    return {path.stem: path for path in sorted(root.glob("*.yaml"))}
-
-
 def read_track(name: str, given: Mapping[str, Any]) -> Track:
     """A shipped track or a YAML file, with what the command was given instead of its own.
 
     Raises:
         ConfigError: it is neither, or a mistake in it.
     """
-    known = shipped_tracks()
+    known = shipped("leaderboards")
     if name not in known and not name.endswith((".yaml", ".yml")):
         hint = did_you_mean(name, known, f"shipped tracks: {', '.join(known)}")
         raise ConfigError(f"{name!r} is no shipped track and no YAML file; {hint}")

@@ -27,11 +27,11 @@ class EncoderMethodConfig(BudgetsConfig):
     lora: LoraConfig = LoraConfig()
     """The adapters of `train_encoder: lora`."""
     attention: Literal["causal", "bidirectional"] = "causal"
-    """Whether a token of the context also sees what follows it while it is read. The encoder of an encoder-decoder
-    always reads both ways."""
+    """How a context is read. causal: each token sees those before it; bidirectional: it also sees what follows it. The
+    encoder of an encoder-decoder always reads both ways."""
     projection: Literal["linear", "none"] = "linear"
-    """From the encoder's states to the LM's input vectors; linear starts with the states themselves, at the length of
-    token embeddings, where the widths are equal."""
+    """From the encoder's states to the LM's input vectors. linear: a linear layer, which starts with the states
+    themselves, at the length of token embeddings, where the widths are equal; none: the states as they are."""
     reconstruction_weight: float = Field(0.0, ge=0)
     """Weight of the cross-entropy of the context's own tokens, reconstructed from the slots alone after the
     end-of-sequence token (autoencoding)."""

@@ -31,8 +31,9 @@ class GistConfig(BudgetsConfig, LMTrainingConfig):  # type: ignore[misc]  # what
     """Start from the embedding of this token of the LM's tokenizer ("<GIST>" in the original checkpoints); null: from
     the mean of the token embeddings."""
     attention: Literal["causal", "bidirectional"] = "causal"
-    """bidirectional: prompt and gist tokens see each other both ways; what follows them, and full prompts, are read one
-    way as before. The encoder of an encoder-decoder always reads both ways."""
+    """How a prompt is read. causal: each token sees those before it; bidirectional: prompt and gist tokens see each
+    other both ways, while what follows them, and full prompts, are read one way as before. The encoder of an
+    encoder-decoder always reads both ways."""
     train: LMTraining = "lm"
     """lm: all weights of the LM, as in the paper; lora: adapters; none: the gist embedding alone."""
     arrangement: Literal["joint", "split"] = "joint"

@@ -33,23 +33,25 @@ class MendConfig(BudgetsConfig):
     distiller: LanguageModelConfig | None = None
     """The distiller's starting point, any LM with the same tokenizer; null: a copy of the LM."""
     slots_in: Literal["encoder", "decoder"] = "encoder"
-    """Which half of an encoder-decoder distiller reads the slots: its encoder, after the demonstrations, or its
-    decoder, which looks at the encoded demonstrations."""
+    """Which half of an encoder-decoder distiller reads the slots. encoder: its encoder, after the demonstrations;
+    decoder: its decoder, which looks at the encoded demonstrations."""
     frozen_encoder: bool = False
     """With `slots_in: decoder`: train the distiller's decoder alone, which takes half the time of a step."""
     slots: Literal["inputs", "states"] = "inputs"
-    """What the vectors are to the LM: inputs, in front of the query's embeddings, as in the paper; states: what an
+    """What the vectors are to the LM. inputs: in front of the query's embeddings, as in the paper; states: what an
     encoder-decoder's decoder attends to, in the place of the encoder's output (layout query_in_decoder only)."""
     projection: Literal["auto", "none", "linear", "tanh"] = "auto"
-    """From the distiller's width to the LM's; auto: tanh(Linear) where they differ, otherwise none."""
+    """From the distiller's width to the LM's. auto: tanh where they differ, otherwise none; none: the states as they
+    are; linear: a linear layer; tanh: a linear layer and tanh behind it."""
     projection_init: Literal["default", "identity"] = "default"
-    """identity (linear only): start with the hidden states themselves at the scale of the LM's token embeddings."""
+    """How the projection starts. default: as torch draws a linear layer; identity (linear only): with the hidden states
+    themselves at the scale of the LM's token embeddings."""
     max_chunk_tokens: int | None = Field(None, gt=0)
     """Distil longer contexts in chunks of this many tokens; null: as many as the distiller's window holds."""
     kl_weight: float = Field(1.0, ge=0)
-    """lambda of stage 2; 0: no teacher."""
+    """Weight of the KL divergence from the teacher with the full context (lambda of stage 2); 0: no teacher."""
     temperature: float = Field(1.0, gt=0)
-    """T: both distributions are taken at this temperature."""
+    """T of the KL divergence: both distributions are taken at this temperature."""
     kl_positions: Literal["all", "targets"] = "all"
     """all: after every token of query and answer, as in the paper; targets: only where an answer token is predicted."""
 

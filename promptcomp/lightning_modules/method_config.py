@@ -54,7 +54,8 @@ class OptimConfig(Config):
     eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after the warm-up."""
+    """How the learning rate falls after the warm-up. linear: in a straight line; cosine: along half a cosine; constant:
+    not at all."""
     warmup_steps: int = Field(0, ge=0)
     """Steps in which the learning rate rises linearly."""
     min_lr_ratio: float = Field(0.0, ge=0, le=1)

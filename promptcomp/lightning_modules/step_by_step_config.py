@@ -32,13 +32,13 @@ class StepByStepConfig(LMTrainingConfig):
 
     name: Literal["step_by_step"] = "step_by_step"
     train: LMTraining = "lm"
-    """lm: all weights of the student, as in the paper; lora: adapters."""
+    """lm: all weights of the student, as in the paper; lora: adapters; none: the student is not trained."""
     alpha: float | None = Field(None, ge=0, le=1)
     """Weight of the labels; rationales weigh 1 - alpha (the released code). null with lambda_ null: 0.5."""
     lambda_: float | None = Field(None, ge=0)
     """Weight of the rationales, with labels of weight 1 (the paper's form)."""
     weighting: Literal["fixed", "uncertainty"] = "fixed"
-    """uncertainty: both weights are learned."""
+    """Weights of the two losses. fixed: those of alpha or lambda_; uncertainty: both weights are learned."""
     mutual_information: float = Field(0.0, ge=0)
     """Weight of the mutual-information term; its authors use 0.1."""
     teacher: LanguageModelConfig | None = None
@@ -100,4 +100,4 @@ class FinetuneConfig(LMTrainingConfig):
 
     name: Literal["finetune"] = "finetune"
     train: LMTraining = "lm"
-    """lm: all weights of the student; lora: adapters."""
+    """lm: all weights of the student; lora: adapters; none: the student is not trained."""

@@ -25,7 +25,7 @@ from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.sources.rationale_parsing import ParsedTask
 from promptcomp.datamodules.sources.rationale_records import SEGMENT
 from promptcomp.datamodules.tasks import RationaleRow
-from promptcomp.experiment import chosen_file
+from promptcomp.documents import experiment_file
 from promptcomp.rationales import RationaleOptions
 
 _FIELDS = re.compile(r"\{(input|premise|hypothesis|rationale|label)\}")
@@ -171,8 +171,10 @@ def load_data(method: str | None, config: Path | None, overrides: Sequence[str])
         ConfigError: a mistake in it, or data that has no place for rationales.
     """
     tree: dict[str, Any] = {}
-    if method is not None or config is not None:
-        tree = {"data": read_yaml(chosen_file(method, config)).get("data", {})}
+    if method is not None and config is not None:
+        raise ConfigError("give either --method NAME (a shipped experiment) or --config FILE")
+    if (file := config if method is None else experiment_file(method)) is not None:
+        tree = {"data": read_yaml(file).get("data", {})}
     for item in overrides:
         if not item.startswith(("data.", "data=")):
             raise ConfigError(f"{item!r}: only data.* can be set here")

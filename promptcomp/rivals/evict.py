@@ -41,7 +41,9 @@ class Evict(BudgetedRival):
 
     name: Literal["evict"] = "evict"
     score: Literal["streaming", "knorm", "snapkv", "kvzip"] = "snapkv"
-    """What says which positions are kept; see promptcomp/rivals/evict.py for the papers."""
+    """What says which positions are kept. streaming: the first and the last (StreamingLLM); knorm: the keys of smallest
+    norm; snapkv: what the context's last tokens attend to (SnapKV); kvzip: what the LM attends to when it reads the
+    context once more (KVzip)."""
     sinks: int = Field(4, ge=0)
     """streaming: first tokens that are kept beside a BOS, at most half of the budget."""
     window: int = Field(16, gt=0)

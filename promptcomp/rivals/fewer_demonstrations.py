@@ -32,7 +32,8 @@ class FewerDemonstrations(TextRival):
 
     name: Literal["fewer_demonstrations"] = "fewer_demonstrations"
     choose: Literal["random", "first", "last", "bm25", "nearest"] = "random"
-    """Which ones are tried first. random: an order drawn from `seed` and the context's tokens alone; bm25: those that
+    """Which ones are tried first. random: an order drawn from `seed` and the context's tokens alone; first: those
+    that come first; last: the last ones; bm25: those that
     share most words with the rest of the context; nearest: those whose mean token embedding points as the rest's."""
     query_aware: bool = False
     """bm25 and nearest: compare with the query instead of the rest of the context; a memory is made for each query."""

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptcomp.config import build, dump, read_yaml, with_settings
-from promptcomp.errors import ConfigError, did_you_mean
+from promptcomp.documents import experiment_file
+from promptcomp.errors import ConfigError
 from promptcomp.sweeps.sweep_config import (
     Choices,
     Dimension,
@@ -227,23 +228,6 @@ def base_tree(config: SweepConfig) -> dict[str, Any]:
         ConfigError: no such experiment, an unreadable file, or a key of `set` that goes through a value.
     """
     return with_settings(read_yaml(experiment_file(config.experiment)), config.set)
-
-
-def experiment_file(name: str) -> Path:
-    """The YAML of a shipped experiment, or the file of that name.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    from promptcomp.experiment import shipped
-
-    known = shipped()
-    if name in known:
-        return known[name]
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    hint = did_you_mean(name, known, "see 'promptcomp methods'")
-    raise ConfigError(f"experiment {name!r} is neither a shipped experiment nor a YAML file; {hint}")
 
 
 def experiment_of(

@@ -137,7 +137,9 @@ class Interval(Config):
     """An interval of one numeric key; a grid needs `steps`."""
 
     low: float
+    """The lower end."""
     high: float
+    """The upper end."""
     log: bool = False
     """Search (and space a grid) on a logarithmic scale."""
     integer: bool = False
@@ -210,6 +212,7 @@ class Objective(Config):
     metric: str
     """A name of the split's results (retained, method, exact_match, ...), or size.KEY, cost.KEY."""
     direction: Literal["maximize", "minimize"] = "maximize"
+    """Which way is better. maximize: more; minimize: less."""
     split: str | None = None
     """Null: the first split of the results; metrics of size and cost have none."""
 
@@ -218,17 +221,24 @@ class Constraint(Config):
     """A bound on a number of results.json; points outside are kept, but are never the best."""
 
     metric: str
+    """A name of the split's results (retained, method, exact_match, ...), or size.KEY, cost.KEY."""
     split: str | None = None
+    """Null: the first split of the results; metrics of size and cost have none."""
     at_most: float | None = None
+    """Points above it are never the best."""
     at_least: float | None = None
+    """Points below it are never the best."""
 
 
 class Pruning(Config):
     """Stopping trials whose dev results are clearly worse than others'; for one objective only."""
 
     pruner: Literal["none", "median", "successive_halving", "hyperband"] = "none"
+    """Which trials are stopped. none: no trial; median: those below the median of others at the same step;
+    successive_halving: all but one in `reduction` at every rung; hyperband: the same with several first rungs."""
     metric: Literal["dev/accuracy", "dev/loss", "dev/exact_match"] | None = None
-    """Column of metrics.csv; null: dev/accuracy where there is one, otherwise dev/loss."""
+    """Column of metrics.csv that is looked at; null: dev/accuracy where there is one, otherwise dev/loss. dev/accuracy:
+    of the likeliest options; dev/loss: of the right answers; dev/exact_match: of generated answers."""
     warmup_steps: int = Field(0, ge=0)
     """No trial is stopped before this training step."""
     startup_trials: int = Field(4, ge=0)
@@ -258,7 +268,7 @@ class Budget(Config):
 
 
 class SweepConfig(Config):
-    """A sweep."""
+    """A sweep file: which keys of an experiment are tried, how, and what is asked of the results."""
 
     title: str = ""
     """The question that it answers."""
@@ -273,17 +283,24 @@ class SweepConfig(Config):
     seeds: int = Field(1, ge=1)
     """Trials of every point, with seeds first_seed, first_seed + 1, ..."""
     first_seed: int = Field(0, ge=0)
+    """Seed of the first trial of every point."""
     objectives: tuple[Objective, ...] = Field((Objective(metric="retained"),), min_length=1)
     """One, or several for a Pareto front."""
     constraints: tuple[Constraint, ...] = ()
+    """Bounds on results; points outside are kept, but are never the best."""
     sampler: Literal["grid", "random", "tpe", "nsga2"] = "grid"
-    """grid: every combination of values; the others draw `points` points."""
+    """How points are chosen; all but grid draw `points` of them. grid: every combination of values; random: at random;
+    tpe: where earlier trials were good (one objective); nsga2: by evolution (several objectives)."""
     sampler_seed: int = 0
+    """Seed of what a sampler draws."""
     points: int | None = Field(None, ge=1)
     """Points of random, tpe and nsga2."""
     pruning: Pruning = Pruning()
+    """Stopping trials whose dev results are clearly worse than others'."""
     dropping: Dropping | None = None
+    """Leaving out the remaining seeds of a point that is clearly worse than others; null: never."""
     budget: Budget = Budget()
+    """When no further trial is started."""
     controls: bool = False
     """Also train full_prompt and no_prompt with every seed, as references in tables and plots."""
     retries: int = Field(2, ge=0)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from promptcomp.config import apply_overrides, build, read_yaml, with_settings
+from promptcomp.documents import experiment_file, shipped
 from promptcomp.errors import ConfigError, did_you_mean
 from promptcomp.plain import shown
-from promptcomp.sweeps.space import SHARE, experiment_file, experiment_of
+from promptcomp.sweeps.space import SHARE, experiment_of
 from promptcomp.sweeps.sweep_config import (
     SweepConfig,
     is_below,
@@ -47,12 +47,6 @@ class SweepFile:
     """Where it is, if it is a sweep that has been started."""
 
 
-def shipped_sweeps() -> dict[str, Path]:
-    """The sweeps that come with the package, by name."""
-    root = Path(str(resources.files("promptcomp"))) / "experiments" / "sweeps"
-    return {path.stem: path for path in sorted(root.glob("*.yaml"))}
-
-
 def find_sweep(name_or_path: str) -> SweepFile:
     """A shipped sweep, a YAML file or a sweep directory.
 
@@ -60,7 +54,7 @@ def find_sweep(name_or_path: str) -> SweepFile:
         ConfigError: it is none of them, or its YAML cannot be read.
     """
     path = Path(name_or_path)
-    known = shipped_sweeps()
+    known = shipped("sweeps")
     if name_or_path in known:
         return SweepFile(name_or_path, f"{name_or_path}.yaml", read_yaml(known[name_or_path]))
     if os.path.isdir(path):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
+from promptcomp.documents import shipped
 from promptcomp.errors import command, did_you_mean
 from promptcomp.files import check_empty
 from promptcomp.toy.recipe import PretrainConfig, TextCorpus
@@ -23,12 +23,11 @@ def run_pretrain(recipe: str, overrides: Sequence[str], output: Path | None, con
     Raises:
         ConfigError: unknown recipe, bad overrides, or an output folder that holds something else.
     """
-    folder = Path(str(resources.files("promptcomp"))) / "experiments" / "pretrain"
-    shipped = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    if recipe not in shipped and not recipe.endswith((".yaml", ".yml")):
-        hint = did_you_mean(recipe, shipped, f"shipped: {', '.join(shipped)}; or give a .yaml file")
+    known = shipped("pretrain")
+    if recipe not in known and not recipe.endswith((".yaml", ".yml")):
+        hint = did_you_mean(recipe, known, f"shipped: {', '.join(known)}; or give a .yaml file")
         raise ConfigError(f"{recipe!r} is no recipe; {hint}")
-    path = shipped.get(recipe, Path(recipe))
+    path = known.get(recipe, Path(recipe))
     config = build(PretrainConfig, apply_overrides(read_yaml(path), overrides), source=path.name)
     if isinstance(config.data, TextCorpus):
         config.data.check_places()

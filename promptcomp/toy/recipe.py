@@ -19,6 +19,7 @@ class StageConfig(Config):
     """One stage of a curriculum."""
 
     name: str
+    """What the log calls it."""
     steps: int = Field(ge=1)
     """Steps at most."""
     lr_scale: tuple[float, float] = (1.0, 1.0)
@@ -29,7 +30,9 @@ class Stage(StageConfig):
     """One stage of the curriculum."""
 
     mix: dict[DocumentKind, float]
-    """Weights of the document kinds."""
+    """Weights of the document kinds. repetition: random words, twice; lookup: single words and their labels; natural:
+    sentences with the names of categories as labels; words: single words by category; classification: sentences by
+    category; definition: what a label stands for, and then sentences."""
     rows: tuple[int, int]
     """Fewest and most labelled rows of a batch's documents."""
     classes: tuple[int, int]
@@ -37,14 +40,16 @@ class Stage(StageConfig):
     one_kind_per_batch: bool = False
     """True: a batch holds documents of one kind (repetition has lengths of its own)."""
     until: dict[DocumentKind, float] = Field(default_factory=dict)
-    """Leave the stage early once the skills (see `ToyLessons.skills`) are above these values."""
+    """Leave the stage early once the skills, the accuracies on documents of these kinds, are above these values."""
 
 
 class StagedCurriculum(Config):
     """What the curricula of both model families have in common."""
 
     stages: tuple[Stage, ...] = Field(min_length=1)
+    """The stages in their order."""
     two_slot_share: float = Field(default=0.3, ge=0, le=1)
+    """Share of sentences with a distractor from the other group of categories."""
     other_token_weight: float = 0.1
     """Weight of the mean loss over tokens that cannot be known (words, first labels); known answers have 1."""
     skill_documents: int = Field(default=64, ge=1)
@@ -81,8 +86,10 @@ class InstructionCurriculum(Config):
 
     name: Literal["toy_instructions"] = "toy_instructions"
     layouts: tuple[Layout, ...] = Field(default=("decoder_only",), min_length=1)
-    """How documents are read; several take turns at random (encoder-decoder LMs)."""
+    """How documents are read; several take turns at random. decoder_only: by one LM; query_in_encoder and
+    query_in_decoder: by an encoder-decoder with the query on this side."""
     stages: tuple[InstructionStage, ...] = Field(min_length=1)
+    """The stages in their order."""
     reworded_share: float = Field(default=0.3, ge=0, le=1)
     """Share of instructions in the wordings and frames that compressors are never trained on."""
     other_token_weight: float = Field(default=0.1, ge=0)
@@ -98,6 +105,7 @@ class RationaleCurriculum(Config):
 
     name: Literal["toy_rationales"] = "toy_rationales"
     stages: tuple[StageConfig, ...] = Field(min_length=1)
+    """The stages in their order."""
     report_rows: int = Field(default=512, ge=1)
     """Documents of each task behind the skills and the final report."""
 
@@ -113,14 +121,18 @@ class TextCorpus(Config):
     metaicl_partition: str | None = None
     """Name of the partition whose tasks are read, for example class_to_class."""
     metaicl_split: Literal["train", "test"] = "train"
-    """Which side of the partition; keep "train" for a base model that is evaluated on the other."""
+    """Which side of the partition. train: the side to keep for a base model that is evaluated on the other; test: the
+    other."""
     rows_per_document: int = Field(default=16, ge=1)
     """Rows of one task that make a document."""
     separators: tuple[str, str] = ("\n", "\n\n\n")
     """Between input and output, and after each row (the datamodule's `newlines` preset)."""
     vocab_size: int = Field(default=4096, ge=300)
+    """Tokens of the vocabulary that is made for the text."""
     block_tokens: int = Field(default=256, ge=8)
+    """Tokens of a training sequence."""
     steps: int = Field(default=1000, ge=1)
+    """Steps of training."""
     final_lr_scale: float = Field(default=0.05, ge=0, le=1)
     """Learning rate of the last step relative to the first (cosine)."""
     held_out_blocks: int = Field(default=8, ge=1)
@@ -196,26 +208,35 @@ class PretrainOptim(Config):
     """AdamW with warm-up; the schedule after the warm-up belongs to the data."""
 
     lr: float = Field(default=2e-3, gt=0)
+    """Highest learning rate."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of AdamW's two moments."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Decoupled weight decay."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
     embedding_lr_scale: float = Field(default=1.0, gt=0)
     """Learning rate of the token embeddings relative to `lr` (T5's start at standard deviation 1 and move slowly)."""
     warmup_steps: int = Field(default=50, ge=0)
+    """Steps in which the learning rate rises linearly."""
 
 
 class PretrainConfig(Config):
-    """A base LM trained from scratch."""
+    """A recipe of `promptcomp pretrain`: a base LM trained from scratch."""
 
     architecture: Architecture
+    """The model's class and sizes."""
     data: Annotated[
         ToyCurriculum | ToySeq2SeqCurriculum | InstructionCurriculum | RationaleCurriculum | TextCorpus,
         Field(discriminator="name"),
     ]
+    """What is read, chosen by `data.name`."""
     optim: PretrainOptim = PretrainOptim()
+    """The optimiser and its warm-up."""
     batch_size: int = Field(default=64, ge=1)
+    """Documents, or blocks of text, of a step."""
     seed: int = 0
+    """Seed of the weights and of what is read."""
     start_from: Path | None = None
     """The folder of an earlier run with the same architecture: go on from its weights (with a new seed's lessons)."""
     steps: int | None = Field(default=None, ge=1)

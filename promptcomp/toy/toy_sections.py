@@ -58,22 +58,28 @@ class ToyConfig(WorldConfig):
     seed: int = 0
     """Chooses the tasks of every split; the partition of the class sets does not depend on it."""
     min_classes: int = Field(default=2, ge=2, le=4)
+    """Fewest classes of a task."""
     max_classes: int = Field(default=4, ge=2, le=4)
-    """Fewest and most classes of a task; the train split has its own maximum."""
+    """Most classes of a task; the train split has its own maximum."""
     train_max_classes: int = Field(default=6, ge=2, le=6)
     """Most classes of a training task. Tasks of 5 and 6 classes may hold dev and test pairs; with 4, train class sets
     have train pairs only, and no held-out set is part of one (a harder setting)."""
     groups: tuple[Group, ...] = Field(default=("nouns", "adjectives"), min_length=1)
-    """Groups of categories that tasks are made of; distractors come from the other group in any case."""
+    """Groups of categories that tasks are made of; distractors come from the other group in any case. nouns: things,
+    such as animals and tools; adjectives: properties."""
     train_groups: tuple[Group, ...] | None = None
-    """The same for the train split alone (None: as `groups`); ["nouns"] asks for transfer to adjectives."""
+    """The same for the train split alone; null: as `groups`. nouns: alone they ask for transfer to adjectives;
+    adjectives: the reverse."""
     two_slot_share: float = Field(default=0.3, ge=0, le=1)
     """Share of sentences with a distractor from the other group; 1 is the hard setting."""
     train_forms: tuple[TaskForm, ...] = Field(default=("classification",), min_length=1)
-    """Forms of the training tasks, drawn uniformly: `classification`, `natural` (category names as labels), `lookup`
-    and `arbitrary` (single words have labels, see `draw_rule`). The other splits hold classification tasks only."""
+    """Forms of the training tasks, drawn uniformly; the other splits hold classification tasks only. classification:
+    sentences by the category of a word; natural: the same with the names of categories as labels; lookup: one or two
+    single words have each label; arbitrary: two to six words have each label, whatever their categories."""
     num_train_tasks: int = Field(default=100_000, ge=1)
+    """Tasks of the train split; they are generated when they are read, so many cost nothing."""
     num_dev_tasks: int = Field(default=64, ge=1)
+    """Tasks of the dev split."""
     num_test_tasks: int = Field(default=128, ge=1)
     """Tasks of "test" and of "test_hard"."""
     num_demonstrations: int = Field(default=24, ge=2)
@@ -95,11 +101,13 @@ class ToyInstructionsConfig(WorldConfig):
     reworded_share: float = Field(default=0.3, ge=0, le=1)
     """Share of the paraphrased split whose wording is new to training, not only recombined."""
     min_words: int = Field(default=3, ge=3, le=6)
+    """Fewest words of an input."""
     max_words: int = Field(default=6, ge=3, le=6)
-    """Fewest and most words of an input."""
+    """Most words of an input."""
     num_train_rows: int = Field(default=100_000, ge=1)
     """Rows are generated when they are read, so many cost nothing."""
     num_dev_rows: int = Field(default=256, ge=1)
+    """Rows of the dev split."""
     num_test_rows: int = Field(default=512, ge=1)
     """Rows of "seen", of "unseen" and of "paraphrased"."""
 
@@ -116,7 +124,9 @@ class ToyRationaleConfig(Config):
     pool_rows: int = Field(default=800, ge=1, le=4000)
     """Rows of the train split (`train_count` and `train_share` choose among them)."""
     dev_rows: int = Field(default=1000, ge=1, le=1000)
+    """Rows of the dev split."""
     test_rows: int = Field(default=1000, ge=1, le=1000)
+    """Rows of the test split."""
     misread_share: float = Field(default=0.0, ge=0, le=1)
     """Probability that the teacher misreads one price (by one) or one opinion; its rationale and label follow."""
     swapped_share: float = Field(default=0.0, ge=0, le=1)
@@ -171,7 +181,9 @@ class ToyInstructionsData(Generated, InstructionConfig):
     world: ToyInstructionsConfig = ToyInstructionsConfig()
     """The generator's own options."""
     template: TemplateName | CustomTemplate = CustomTemplate(query=": {input} =>", empty_query=": =>")
-    """As the built-in base model has it: "instruction : input => output"."""
+    """Your own {context, query, empty_query, output}, by default that of the built-in base model, "instruction : input
+    => output". alpaca_gist: "Instruction: ..." and then "Input: ... Output:"; chat: the tokenizer's chat template;
+    plain: lines without added words."""
     max_context_tokens: int = Field(default=48, ge=1)
     max_query_tokens: int = Field(default=16, ge=1)
     max_target_tokens: int = Field(default=24, ge=1)

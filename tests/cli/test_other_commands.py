@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import promptcomp
-from promptcomp.experiment import load, shipped
+from promptcomp.documents import shipped
+from promptcomp.experiment import load
 from tests.cli.conftest import Run
 
 
@@ -55,7 +56,7 @@ def test_methods_and_data_are_listed(run: Run) -> None:
     assert {"mend", "full_prompt", "no_prompt", "prompt_tuning", "metaicl"} <= {m["name"] for m in listed["methods"]}
     assert "mend" in run("methods").stdout
     assert {"toy_icl", "metaicl", "text"} <= set(json.loads(run("data", "list", "--json").stdout))
-    assert "num_demonstrations" in run("data", "list").stdout
+    assert "num_demonstrations" in run("data", "list", "toy_icl").stdout
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test", "test_hard"])

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from promptcomp.config import ConfigError
+from promptcomp.documents import shipped
 from promptcomp.evaluation.bootstrap import context_weights
 from promptcomp.evaluation.results import Cost
 from promptcomp.leaderboard.board import Board, Line, build_board
@@ -19,7 +20,7 @@ from promptcomp.leaderboard.board_row import BoardRow, read_rows, write_rows
 from promptcomp.leaderboard.board_views import NAMES, print_board, write_board
 from promptcomp.leaderboard.from_sweep import against_prefix_cache, choose_rate
 from promptcomp.leaderboard.significance import drawn, holm, lower_bound, paired_p
-from promptcomp.leaderboard.track import DIMENSION, plan_of, read_track, shipped_tracks
+from promptcomp.leaderboard.track import DIMENSION, plan_of, read_track
 from promptcomp.sweeps.checking import check
 from promptcomp.terminal import PlainConsole
 from tests.sweep_states import trial
@@ -279,7 +280,7 @@ def test_break_even_against_a_prefix_cache() -> None:
     assert against_prefix_cache(Cost()) is None
 
 
-@pytest.mark.parametrize("name", shipped_tracks())
+@pytest.mark.parametrize("name", shipped("leaderboards"))
 def test_shipped_tracks_are_sweeps(name: str) -> None:
     track = read_track(name, {})
     plan = plan_of(track)

@@ -11,6 +11,7 @@ import yaml
 
 from promptcomp import experiment as experiments
 from promptcomp.config import ConfigError, build, dump
+from promptcomp.documents import shipped
 from promptcomp.experiment import Experiment
 from promptcomp.sweeps.checking import HUGE, check, known_metrics
 from promptcomp.sweeps.space import (
@@ -25,7 +26,7 @@ from promptcomp.sweeps.space import (
 )
 from promptcomp.sweeps.sweep_config import Choices, Interval, SweepConfig, Values, split_values
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.sweep_file import read_sweep, shipped_sweeps, sweep_of
+from promptcomp.sweeps.sweep_file import read_sweep, sweep_of
 
 PLACE = SweepDirectory(Path("somewhere"))
 
@@ -237,7 +238,7 @@ def test_controls_of_every_seed() -> None:
     assert planned_controls(read_sweep("loss_weight_mend", ["sweep.controls=true"]), PLACE) == []  # the LM is frozen
 
 
-@pytest.mark.parametrize("name", shipped_sweeps())
+@pytest.mark.parametrize("name", shipped("sweeps"))
 def test_shipped_sweeps_are_sound(name: str) -> None:
     config = read_sweep(name)
     check(config)

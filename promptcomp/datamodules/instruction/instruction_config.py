@@ -92,8 +92,8 @@ class InstructionConfig(DataConfig):
     split_limits: dict[str, Limits] = {}
     """Other budgets for some splits, for example {human: {max_context_tokens: 384}}."""
     too_long: Literal["cut", "skip", "error"] = "cut"
-    """A row over a budget: cut its text on the right (an output then has no end token), skip the row, or stop. How
-    many there are is always said."""
+    """What is done with a row over a budget. cut: its text is cut on the right (an output then has no end token); skip:
+    the row is left out; error: the command stops. How many there are is always said."""
     queries_per_context: int = Field(default=1, ge=1)
     """Maximum number of training rows of one instruction that share its compression."""
     eval_queries_per_context: int | None = Field(default=None, ge=1)
@@ -103,7 +103,7 @@ class InstructionConfig(DataConfig):
     max_eval_examples: int | None = Field(default=None, ge=1)
     """Maximum number of rows of each test split, chosen at random by eval_seed; null = all."""
     metric: Literal["exact_match", "rougeL", "loss"] = "rougeL"
-    """What results are summed up by: exact_match or rougeL of generated answers, or the loss of the right answer."""
+    """What results are summed up by. exact_match and rougeL: of generated answers; loss: of the right answer."""
     eval_seed: int = Field(default=0, ge=0)
     """Seed of that choice; not the run's seed: all runs are tested on the same rows."""
     allow_empty_instruction: bool = False

@@ -54,12 +54,14 @@ class RationaleConfig(DataConfig):
     input_eos: bool | None = None
     """An end-of-sequence token behind each query; null: as the tokenizer itself does (T5: yes)."""
     label_source: Literal["gold", "teacher"] = "gold"
-    """Whose labels are trained on. Evaluation splits always have the data set's own."""
+    """Whose labels are trained on. gold: the data set's; teacher: the teacher's. Evaluation splits always have the data
+    set's own."""
     rationale_filter: Literal["all", "teacher_correct", "teacher_correct_rows"] = "all"
-    """Which rationales are trained on: all; those of rows whose teacher label is right (the label task keeps all rows);
-    teacher_correct_rows: the other rows are left out altogether."""
+    """Which rationales are trained on. all: every one; teacher_correct: those of rows whose teacher label is right (the
+    label task keeps all rows); teacher_correct_rows: the same, and the other rows are left out altogether."""
     blank_targets: Literal["skip", "train"] = "skip"
-    """Rows without a label or rationale (failed parses): skip what is missing, or train on a blank as the original."""
+    """What is done with rows without a label or rationale (failed parses). skip: what is missing is not trained on;
+    train: it is a blank, as in the original."""
     shuffle_rationales: bool = False
     """Give each row the rationale of another one (a control: is it the content that helps?)."""
     train_count: int | None = Field(default=None, ge=1)
@@ -87,9 +89,10 @@ class RationaleConfig(DataConfig):
     """Maximum number of rows of each test split; null: all."""
     scored_splits: Literal["none", "dev", "all"] = "dev"
     """Splits whose rows are answered by the likeliest of their options, where they have some; other answers are
-    generated. "dev" lets the best weights be chosen by accuracy at little cost."""
+    generated. none: no split; dev: dev alone, so that the best weights are chosen by accuracy at little cost; all:
+    every split."""
     metric: Literal["exact_match", "equation"] = "exact_match"
-    """How a label is compared: as text, or by the value of the arithmetic expression it is."""
+    """How a label is compared. exact_match: as text; equation: by the value of the arithmetic expression that it is."""
 
     @model_validator(mode="before")
     @classmethod
@@ -188,11 +191,14 @@ class RationaleFolderData(RationaleConfig):
     folder: Path
     """Folder with a folder for each task (the original's `datasets`)."""
     task: ParsedTask
-    """Which data set: format of the rows, and of the teacher's texts."""
+    """Which data set: format of the rows, and of the teacher's texts. cqa: CommonsenseQA; svamp: SVAMP; esnli: e-SNLI;
+    anli1: ANLI, round 1; asdiv: ASDiv."""
     teacher: Literal["palm", "gpt_neox", "human", "none"] = "palm"
-    """Whose rationales: palm: <task>/llm/; gpt_neox: gpt-neox/<task>/<split>.json; human: those in the rows."""
+    """Whose rationales: palm: <task>/llm/; gpt_neox: gpt-neox/<task>/<split>.json; human: those in the rows; none:
+    nobody's."""
     parsing: ParseMode = "strict"
-    """How the teacher's texts are read: strict, or as the original with its losses."""
+    """How the teacher's texts are read. strict: whole labels and rationales; reference: as the original, with its
+    losses."""
 
 
 class RationaleRows(RationaleConfig):
@@ -202,7 +208,8 @@ class RationaleRows(RationaleConfig):
     rationales: tuple[Path, ...] = ()
     """Files with id, llm_label, llm_rationale, teacher, parse_status (as `promptcomp rationales` writes them)."""
     format: FormatName | None = None
-    """Format of the rows (gsm8k: question, and the rationale before ####); null: columns as below."""
+    """Format of the rows; null: as `columns` says. cqa: CommonsenseQA; svamp: SVAMP; esnli: e-SNLI; anli1: ANLI, round
+    1; asdiv: ASDiv; gsm8k: GSM8K, a question and its rationale before ####."""
     columns: RationaleColumns = RationaleColumns()
     """Names of the columns."""
     human_rationales: bool = True
@@ -214,8 +221,11 @@ class RationaleFilesData(RationaleRows):
 
     name: Literal["rationale_files"] = "rationale_files"
     train: tuple[Path, ...] = ()
+    """Files of the training rows."""
     dev: tuple[Path, ...] = ()
+    """Files of the dev rows; none: `dev_share` of the training rows is held out."""
     test: tuple[Path, ...] = Field(min_length=1)
+    """Files of the test rows."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -232,9 +242,11 @@ class RationaleHFData(RationaleRows):
     config: str | None = None
     """Configuration of the dataset, if it has several."""
     train_split: str | None = "train"
+    """Split to train on; null: none, the data is for evaluation."""
     dev_split: str | None = None
     """null: `dev_share` of the training rows is held out."""
     test_split: str = "test"
+    """Split to test on."""
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -163,7 +163,7 @@ def write_alpaca_plus(data: AlpacaPlus, folder: Path, overwrite: bool = False) -
     paths = {split: folder / name for split, name in ALPACA_PLUS_FILES.items()}
     there = [path.name for path in paths.values() if path.exists()]
     if there and not overwrite:
-        raise ConfigError(f"{folder} holds {', '.join(there)} already; choose another folder or add --overwrite")
+        raise ConfigError(f"{folder} holds {', '.join(there)} already; choose another folder or add --force")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

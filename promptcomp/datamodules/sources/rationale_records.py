@@ -152,10 +152,13 @@ class RationaleColumns(Config):
     options: str | None = "options"
     """Column with the list of possible labels."""
     llm_label: str | None = "llm_label"
+    """Column with the label that the teacher gave."""
     llm_rationale: str | None = "llm_rationale"
-    """Columns with what the teacher (or a person) wrote."""
+    """Column with the rationale that the teacher (or a person) wrote."""
     parse_status: str | None = "parse_status"
+    """Column that says how the teacher's text was read."""
     teacher: str | None = "teacher"
+    """Column with the teacher's name."""
 
 
 class RecordReader:
