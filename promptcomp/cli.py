@@ -21,6 +21,7 @@ from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
 from promptcomp.commands.distill import distill
 from promptcomp.commands.doctor import doctor
+from promptcomp.commands.report_runs import report
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import say, shown, without_credentials
@@ -249,6 +250,7 @@ def pretrain(
     run_pretrain(recipe, overrides or [], output, console_for(as_json), as_json)
 
 
+app.command()(report)
 app.command()(data.methods)
 app.command()(doctor)
 app.command()(prompts.compress)
