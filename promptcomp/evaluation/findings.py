@@ -31,7 +31,8 @@ def _sentence(results: Results, name: str, split: SplitResult) -> tuple[str, boo
     low, high = split.retained_ci or (split.retained, split.retained)
     if split.method is None or {"no_prompt", "full_prompt"} - split.rows.keys():
         return f"{title}: {score} on {name}, without bounds to hold it against", False
-    if not results.size.memory_slots:  # a bound itself, or a method that trains the LM and compresses nothing
+    # A bound itself, or a method that trains the LM and compresses nothing.
+    if not results.size.memory_slots or results.size.compression == 1:
         return f"{title}: {score} on {name}; it compresses nothing, so there is nothing to keep", False
     if split.no_headroom or split.retained is None or low is None or high is None:
         gain = "" if split.headroom is None else f" ({split.headroom:+.3f})"

@@ -43,7 +43,7 @@ class MetricsLogger(Logger):
     Args:
         run: its directory.
         resumed_step: the steps that a resumed run has behind it; 0: a new run.
-        others: opens the other loggers, at the first row.
+        others: opens the other loggers.
     """
 
     name, version = "metrics", ""
@@ -57,7 +57,6 @@ class MetricsLogger(Logger):
         if self._file.rows:
             self._file.truncate(resumed_step)
         self._open = others
-        self._others: Sequence[Logger] | None = None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -71,9 +70,18 @@ class MetricsLogger(Logger):
             self._board.add_scalar(name, value, number)
         self._board.flush()  # a run may end at once, and what is on the disk is not lost
         if new := {name: value for name, value in values.items() if (str(number), name) not in self._sent}:
-            self._others = self._open() if self._others is None else self._others
-            for other in self._others:
+            for other in self._opened:
                 other.log_metrics(new, number)
+
+    @property
+    @rank_zero_only
+    def experiment(self) -> None:
+        """Lightning asks for it before the first step, which is when the other loggers are to open."""
+        _ = self._opened
+
+    @cached_property
+    def _opened(self) -> Sequence[Logger]:
+        return self._open()
 
     @cached_property
     def _board(self) -> SummaryWriter:
@@ -84,7 +92,9 @@ class MetricsLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Training has ended."""
-        for other in self._others or ():
+        if "_board" in self.__dict__:
+            self._board.close()
+        for other in self.__dict__.get("_opened", ()):
             other.finalize(status)
 
     @rank_zero_only

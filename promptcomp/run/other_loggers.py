@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
 from promptcomp.documents import read_json
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, first_line
 from promptcomp.experiment import Experiment
 from promptcomp.files import write_atomic
 from promptcomp.run.run_directory import RunDirectory
@@ -35,9 +36,12 @@ def open_loggers(experiment: Experiment, run: RunDirectory) -> list[Logger]:
 
     Where they write, and as whom, their own environment variables say (WANDB_PROJECT, WANDB_MODE,
     MLFLOW_TRACKING_URI ...).
-    """
-    import os
 
+    Raises:
+        ConfigError: one cannot be opened, for want of a key or a network.
+    """
+    if not experiment.trainer.loggers:
+        return []
     from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
     known: dict[str, str] = {}
@@ -46,17 +50,17 @@ def open_loggers(experiment: Experiment, run: RunDirectory) -> list[Logger]:
     found: list[Any] = []
     title = run.path.absolute().name
     for name in experiment.trainer.loggers:
-        if name == "wandb":
-            number = known.setdefault(name, uuid.uuid4().hex)
-            project = os.environ.get("WANDB_PROJECT", _PROJECT)
-            found.append(WandbLogger(name=title, project=project, save_dir=run.path, id=number))
-        else:
-            where = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.path.absolute() / 'mlflow.db'}"
-            opened = MLFlowLogger(_PROJECT, title, where, run_id=known.get(name))
-            known[name] = str(opened.run_id)
-            found.append(opened)
-    if found:
-        write_atomic(run.loggers, json.dumps(known) + "\n")
-    for each in found:
-        each.log_hyperparams(experiment.model_dump(mode="json"))
+        try:
+            if name == "wandb":
+                number = known.setdefault(name, uuid.uuid4().hex)
+                project = os.environ.get("WANDB_PROJECT", _PROJECT)
+                found.append(WandbLogger(title, run.path, project=project, id=number))
+            else:
+                where = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.path.absolute() / 'mlflow.db'}"
+                found.append(MLFlowLogger(_PROJECT, title, where, run_id=known.get(name)))
+                known[name] = str(found[-1].run_id)
+            found[-1].log_hyperparams(experiment.model_dump(mode="json"))
+        except Exception as error:  # theirs, of many kinds
+            raise ConfigError(f"trainer.loggers: {name} cannot be opened: {first_line(error)}") from error
+    write_atomic(run.loggers, json.dumps(known) + "\n")
     return found

@@ -53,7 +53,7 @@ def write_examples(
         for why, each in _chosen(own, seed):
             context, query, answer = (text[:_LONGEST] for text in texts[split](each.example))
             found = ShownExample(why=why, context=context, query=query, answer=answer, prediction=each)
-            lines.append(f"{found.model_dump_json(exclude_none=True)}\n")
+            lines.append(f"{found.model_dump_json()}\n")
     write_atomic(path, "".join(lines))
 
 
