@@ -47,8 +47,8 @@ def print_report(
     """
     for sentence in findings(results):
         console.print(Text(sentence, style="bold"))
-    for line in abouts(results):
-        console.print(Text(line, style="dim"))
+    for about in abouts(results):
+        console.print(Text(about, style="dim"))
     console.print()
     for name, split in results.splits.items():
         console.print(_quality_table(results, name, split, console.width >= WIDE))
@@ -58,8 +58,8 @@ def print_report(
     if results.size.context_tokens is not None:  # without bounds nothing was measured
         console.print(_cost_table(results, console.width >= WIDE))
         console.print()
-    for line in cost_lines(results):
-        console.print(Text.assemble((f"{line[0]:<18}", "bold"), line[1]))
+    for label, text in cost_lines(results):
+        console.print(Text.assemble((f"{label:<18}", "bold"), text))
     if run is not None:
         console.print(Text.assemble(("\nrun directory  ", "bold"), str(run)), soft_wrap=True)
         if page is not None:

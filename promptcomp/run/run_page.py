@@ -18,7 +18,7 @@ from promptcomp import __version__
 from promptcomp.config import ConfigError, build, flat, read_yaml
 from promptcomp.documents import read_json
 from promptcomp.errors import first_line
-from promptcomp.evaluation.findings import abouts, findings
+from promptcomp.evaluation.findings import findings
 from promptcomp.evaluation.formatting import METRIC_TITLES, many, value_text
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER, ROWS
 from promptcomp.evaluation.results import Results, SplitResult, read_results
@@ -52,7 +52,7 @@ def try_page(run: RunDirectory, console: Console) -> None:
 
 def write_page(
     path: Path, runs: Sequence[Path], tables: Sequence[Mapping[str, Any]] = (), names: Sequence[str] = ()
-) -> Path:
+) -> None:
     """Write the page of these runs.
 
     Args:
@@ -66,9 +66,8 @@ def write_page(
     """
     if path.exists() and _MARK not in read_text(path, "page")[:2000]:
         raise ConfigError(f"{path} exists and is no page of promptcomp; name another file with -o")
-    views = [
-        RunView(each, name) for each, name in zip(runs, names or [run.absolute().name for run in runs], strict=True)
-    ]
+    names = names or [run.absolute().name for run in runs]
+    views = [RunView(run, name) for run, name in zip(runs, names, strict=True)]
     several = len(views) > 1
     first = views[0].results
     page = web_page(
@@ -82,7 +81,7 @@ def write_page(
         charts=_charts(views),
         version=__version__,
         mark=_MARK,
-        **{each.__name__: each for each in (many, abouts, cost_rows, cost_lines, next_steps)},
+        **{each.__name__: each for each in (many, cost_rows, cost_lines, next_steps)},
     )
     write_atomic(path, page)
 
@@ -243,7 +242,7 @@ def _charts(views: Sequence[RunView]) -> list[dict[str, Any]]:
     """Losses in one chart and every dev metric in one of its own; of several runs a chart for each, a line a run."""
     if len(views) == 1:
         names = [name for name in dict.fromkeys(key for row in views[0].series for key in row) if name != "step"]
-        losses = [name for name in ("train/loss", "dev/loss") if name in names]
+        losses = [name for name in names if name in ("train/loss", "dev/loss")]
         groups = [("loss (nats per token)", losses)] if losses else []
         groups += [(name, [name]) for name in names if name.startswith("dev/") and name != "dev/loss"]
         wanted = [(title, {key: _points(views[0].series, key) for key in keys}) for title, keys in groups]

@@ -97,8 +97,8 @@ def _goodness(each: Prediction) -> float:
     """How good the method's answer is: its metric, then how far the right option is ahead, or the loss."""
     made = (each.metrics or {}).get("method") or {}
     score = made.get("rougeL", 0.0) + made.get("exact_match", 0.0)
-    scores = [finite(score) for score in each.scores.get("method") or ()]
+    scores = [finite(one) for one in each.scores.get("method") or ()]
     if len(scores) > 1 and (right := scores[each.gold]) is not None:
-        ahead = right - max(score for i, score in enumerate(scores) if i != each.gold and score is not None)
-        return 100 * score + ahead
+        others = [other for i, other in enumerate(scores) if i != each.gold and other is not None]
+        return 100 * score + right - max(others, default=right)
     return 100 * score - (each.loss.get("method") or 0.0)
