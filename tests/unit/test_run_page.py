@@ -127,7 +127,7 @@ def test_the_page_holds_everything_and_nothing_foreign_acts(run: RunDirectory) -
     assert {attributes["href"][1:] for name, attributes in tags if name == "a"} == ids  # type: ignore[index]
     for part in ("MEND keeps 95%", "query 0", "&lt;script&gt;", "method.num_slots", "log p per token", "12.5x"):
         assert part in text
-    assert "0.5 at step 898" in text
+    assert "to 0.5 at step 899" in text
     drawn = [attributes for name, attributes in tags if name == "svg" and "role" in attributes]
     assert len(drawn) == 3 + 2
     assert text.count("<title>") == 1 + len(drawn)
