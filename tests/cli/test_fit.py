@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def test_run_directory_and_results(tiny_run: Run, run: Run, tmp_path: Path) -> N
     assert all(each["query"] in page for each in shown)
     assert done.stdout.index("MEND") < done.stdout.index("test: new tasks") < done.stdout.index("test: 16 examples")
     assert "as a page      one/report.html" in done.stdout
-    several = run("report", "one", "one", "-o", "both.html", "--json")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    several = run("report", "one", "two", "-o", "both.html", "--json")
     assert json.loads(several.stdout) == {"page": "both.html"}, several.stderr
     assert "<h1>2 runs</h1>" in (tmp_path / "both.html").read_text()
     (tmp_path / "mine.html").write_text("mine")
