@@ -80,11 +80,7 @@ class SweepRun:
         return None if best is None else dict(best.params)
 
     def plot(self) -> dict[str, Figure]:
-        """Every plot of the sweep by name.
-
-        Raises:
-            ConfigError: matplotlib is not there.
-        """
+        """Every plot of the sweep by name."""
         with drawing():
             from promptcomp.sweeps.views.plots import figures
             from promptcomp.sweeps.views.points import Summary

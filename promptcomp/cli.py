@@ -31,6 +31,7 @@ from promptcomp.commands.common import (
 from promptcomp.commands.distill import distill
 from promptcomp.commands.doctor import doctor
 from promptcomp.commands.explain import experiments, explain, methods
+from promptcomp.commands.report_runs import report
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import say, shown, without_credentials
@@ -269,6 +270,7 @@ def pretrain(
     run_pretrain(recipe, overrides or [], output, console_for(as_json), as_json)
 
 
+app.command()(report)
 app.command()(explain)
 app.command()(methods)
 app.command()(experiments)

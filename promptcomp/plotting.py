@@ -1,22 +1,19 @@
-"""What all pictures share: whether matplotlib (the extra "plots") is there, colours, style, PNG and SVG files."""
+"""What all pictures share: colours, style, PNG and SVG files."""
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptcomp.errors import ConfigError
 from promptcomp.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MISSING = 'no plots: matplotlib is not installed; pip install "promptcomp[plots]"'
 # Okabe and Ito's colours, told apart with every kind of colour vision; black and yellow are left out (dark and light
 # pages).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -49,20 +46,9 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def can_plot() -> bool:
-    """Whether matplotlib is there."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Our style, for the time of drawing and saving; a missing glyph is a box in the picture, no reason to warn.
-
-    Raises:
-        ConfigError: matplotlib is not there.
-    """
-    if not can_plot():
-        raise ConfigError(MISSING)
+    """Our style, for the time of drawing and saving; a missing glyph is a box in the picture, no reason to warn."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():

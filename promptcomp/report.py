@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from promptcomp.errors import command
+from promptcomp.evaluation.findings import abouts, findings
 from promptcomp.evaluation.formatting import (
     METRIC_TITLES,
     bytes_text,
@@ -29,7 +30,11 @@ WIDE = 110
 
 
 def print_report(
-    results: Results, console: Console, run: Path | None = None, next_steps: Sequence[str] | None = None
+    results: Results,
+    console: Console,
+    run: Path | None = None,
+    steps: Sequence[str] | None = None,
+    page: Path | None = None,
 ) -> None:
     """Print the final tables of a run, the run directory and what to try next.
 
@@ -37,8 +42,14 @@ def print_report(
         results: of the run.
         console: its width decides how much detail is shown; 80 columns are enough.
         run: the run directory, None when there is none.
-        next_steps: commands to suggest; None: those that always make sense.
+        steps: commands to suggest; None: those that always make sense.
+        page: what was found as a page; None: there is none.
     """
+    for sentence in findings(results):
+        console.print(Text(sentence, style="bold"))
+    for about in abouts(results):
+        console.print(Text(about, style="dim"))
+    console.print()
     for name, split in results.splits.items():
         console.print(_quality_table(results, name, split, console.width >= WIDE))
         for line in _notes(results, split):
@@ -47,15 +58,25 @@ def print_report(
     if results.size.context_tokens is not None:  # without bounds nothing was measured
         console.print(_cost_table(results, console.width >= WIDE))
         console.print()
-    for line in _findings(results):
-        console.print(line)
+    for label, text in cost_lines(results):
+        console.print(Text.assemble((f"{label:<18}", "bold"), text))
     if run is not None:
         console.print(Text.assemble(("\nrun directory  ", "bold"), str(run)), soft_wrap=True)
-        anew = command("fit", "--config", run / "config.yaml", f"seed={results.seed + 1}")
-        always = [command("compare", run, "OTHER_RUN"), anew, command("evaluate", run)]
-        steps = always if next_steps is None else next_steps
+        if page is not None:
+            console.print(Text.assemble(("as a page      ", "bold"), str(page)), soft_wrap=True)
+        steps = next_steps(results, run) if steps is None else steps
         for i, step in enumerate(steps):
             console.print(Text.assemble(("next           " if i == 0 else " " * 15, "bold"), step), soft_wrap=True)
+
+
+def next_steps(results: Results, run: Path) -> list[str]:
+    """Commands that make sense after a run: use what it has made, and hold it against another."""
+    prompt, steps = "prompt.safetensors", list[str]()
+    if results.size.memory_slots:
+        given = "--demonstrations" if results.context_kind == "demonstrations" else "--file"
+        steps += [command("compress", run, given, "FILE", "-o", prompt), command("generate", "-p", prompt, "QUERY")]
+    anew = command("fit", "--config", run / "config.yaml", f"seed={results.seed + 1}")
+    return [*steps, command("compare", run, "OTHER_RUN"), anew]
 
 
 def _quality_table(results: Results, name: str, split: SplitResult, wide: bool) -> Table:
@@ -85,9 +106,18 @@ def _quality_table(results: Results, name: str, split: SplitResult, wide: bool) 
 
 def _cost_table(results: Results, wide: bool) -> Table:
     """Tokens, bytes and prefill cost of the three rows."""
+    columns, rows = cost_rows(results)
+    most = len(columns) if wide else len(columns) - 1
+    table = open_table("cost of one query", [""], columns[:most])
+    for title, cells, is_method in rows:
+        table.add_row(title, *cells[:most], style="bold" if is_method else "")
+    return table
+
+
+def cost_rows(results: Results) -> tuple[list[str], list[tuple[str, list[str], bool]]]:
+    """Columns of the table of costs, and its rows: title, cells, and whether it is the method's."""
     size, cost = results.size, results.cost
-    columns = ["positions", "stored", "KV bytes", "prefill", "time"]
-    table = open_table("cost of one query", [""], [*columns, *(["prefill if the KV is cached"] if wide else [])])
+    columns = ["positions", "stored", "KV bytes", "prefill", "time", "prefill if the KV is cached"]
     rows = [
         ("no_prompt", 0.0, None, 0.0, cost.no_prompt_prefill_flops, None, None),
         (
@@ -99,22 +129,17 @@ def _cost_table(results: Results, wide: bool) -> Table:
             cost.full_prefill_flops, cost.full_prefill_ms, cost.cached_full_prefill_flops,
         ),
     ]  # fmt: skip
+    found = []
     for row, positions, stored, kv, flops, milliseconds, cached in rows:
         cells = [number_text(positions), bytes_text(stored), bytes_text(kv), flops_text(flops), ms_text(milliseconds)]
-        extra = [flops_text(cached)] if wide else []
-        table.add_row(row_title(results, row), *cells, *extra, style="bold" if row == "method" else "")
-    return table
+        found.append((row_title(results, row), [*cells, flops_text(cached)], row == "method"))
+    return columns, found
 
 
-def _findings(results: Results) -> list[Text]:
-    """The run in short: quality retained, compression, memory, prefill."""
+def cost_lines(results: Results) -> list[tuple[str, str]]:
+    """The cost in short: compression, memory, prefill."""
     size, cost = results.size, results.cost
     lines: list[tuple[str, str]] = []
-    for name, split in results.splits.items():
-        if split.no_headroom:
-            lines.append(("quality retained", f"no headroom on {name}"))
-        elif split.retained is not None:
-            lines.append(("quality retained", f"{retained_text(split)} of the gap on {name}"))
     if size.compression is not None:
         kept = f"{number_text(size.context_tokens)} tokens in {number_text(size.memory_slots)} positions"
         lines.append(("compression", f"{size.compression:.1f}x: {kept}"))
@@ -135,7 +160,7 @@ def _findings(results: Results) -> list[Text]:
     once += [f"pays from query {cost.break_even_queries} on a context"] if cost.break_even_queries else []
     if once:
         lines.append(("compressing once", ", ".join(once)))
-    return [Text.assemble((f"{label:<18}", "bold"), text) for label, text in lines]
+    return lines
 
 
 def _ratio(ours: float, full: float, what: str) -> str:

@@ -300,7 +300,7 @@ _COLOURS = dict(zip(WAYS, (GREY, *COLOURS), strict=False))
 
 
 def plot(bench: Bench, folder: Path) -> list[Path]:
-    """Write bench.png and bench.svg; matplotlib must be there."""
+    """Write bench.png and bench.svg."""
     with drawing():
         return save(_draw(bench), folder, "bench")
 

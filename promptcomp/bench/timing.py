@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from promptcomp import __version__, plotting
+from promptcomp import __version__
 from promptcomp.bench import BenchPlan
 from promptcomp.bench.measurements import (
     Bench,
@@ -199,9 +199,6 @@ def run_bench(
     output.mkdir(parents=True, exist_ok=True)
     write_atomic(output / "bench.json", as_json(bench) + "\n")
     write_atomic(output / "bench.csv", as_csv(bench))
-    if plotting.can_plot():
-        plot(bench, output)
-    else:
-        console.print(plotting.MISSING, highlight=False, markup=False)
+    plot(bench, output)
     console.print(f"written to {output}", highlight=False, soft_wrap=True)
     return bench

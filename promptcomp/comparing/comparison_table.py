@@ -33,6 +33,15 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(Text(note, style="italic"))
 
 
+def page_tables(comparison: Comparison) -> list[dict[str, Any]]:
+    """The tables for a page: title, columns, rows and notes of each split."""
+    tables = []
+    for split in comparison.splits:
+        columns, rows = _cells(comparison, split, detail=2)
+        tables.append({"title": _title(split), "columns": columns, "rows": rows, "notes": _notes(split)})
+    return [*tables[:-1], *({**each, "notes": [*each["notes"], *comparison.of_all]} for each in tables[-1:])]
+
+
 def to_csv(comparison: Comparison) -> str:
     """One line for each run and split, numbers in full precision, empty where there is none."""
     found = records(comparison)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths
 from promptcomp.datamodules.sources.rows import Columns
+from promptcomp.evaluation.formatting import many
 
 SeparatorName = Literal["none", "space", "newlines", "arrow"]
 Scoring = Literal["direct", "channel"]
@@ -71,6 +73,10 @@ class ICLConfig(DataConfig):
     """Maximum number of queries of each task and data seed of the test splits; None = all."""
 
     context_kind: ClassVar[Literal["demonstrations", "prompt"]] = "demonstrations"
+    split_words: ClassVar[Mapping[str, str]] = {
+        "dev": "tasks by which the weights were chosen",
+        "test": "tasks that training never sees",
+    }
     lenient: ClassVar[bool] = False
     """Whether a multi-choice row whose options are the same to the model is worth a warning only: published tasks have
     such rows, and their figures are of all rows."""
@@ -88,6 +94,11 @@ class ICLConfig(DataConfig):
                     "demonstration would leave the context empty; lower max_example_tokens"
                 )
         return self
+
+    @property
+    def context_words(self) -> str:
+        """See DataConfig."""
+        return many(self.num_demonstrations, "demonstration")
 
     def budget(self, window: int | None) -> int | None:
         """Maximum number of tokens of a context, given the LM's window [positions].

@@ -5,7 +5,7 @@ Files of sections import no torch: what a section builds is imported when it is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -86,6 +86,17 @@ class DataConfig(Config):
 
     context_kind: ClassVar[Literal["demonstrations", "prompt"]] = "prompt"
     """The kind of contexts; results name it."""
+
+    split_words: ClassVar[Mapping[str, str]] = {
+        "dev": "held out; the weights were chosen by it",
+        "test": "rows that training never sees",
+    }
+    """What splits are, for people; a split that is not in it has a name of the user's."""
+
+    @property
+    def context_words(self) -> str:
+        """A whole context in words: "24 demonstrations"."""
+        return "the full prompt"
 
     module_class: ClassVar[str] = ""
     """The datamodule that the section builds (of the section, its source and the reader), as "module:class"."""

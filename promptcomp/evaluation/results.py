@@ -100,6 +100,8 @@ class SplitResult(_Section):
 
     metric: str
     """Headline metric: one of metrics.METRICS; of these loss and kl (nats per token) are better when they are lower."""
+    about: str = ""
+    """What the split is, in words; empty: the data section does not say."""
     count: int
     """Examples."""
     method: float | None
@@ -212,6 +214,8 @@ class Results(_Section):
     """The method's name in tables; empty: `method`."""
     context_kind: Literal["demonstrations", "prompt"] = "prompt"
     """What the contexts are, for the rows of tables."""
+    context_words: str = ""
+    """A whole context in words: "24 demonstrations"."""
     bounds: Literal["untrained", "trained"] | None = None
     """Weights that the bounds (full_prompt, no_prompt) were scored with: the LM's as it was, or the run's own, which it
     has trained; null: there are no bounds, or an older version wrote the file."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from promptcomp.files import write_atomic
 from promptcomp.leaderboard.board import Block, Board, Known, Line
 from promptcomp.plain import printable
 from promptcomp.terminal import open_table
+from promptcomp.webpage import web_page
 
 NAMES = ("leaderboard.json", "leaderboard.md", "index.html")
 
@@ -161,14 +161,8 @@ def _row(texts: list[str]) -> str:
 
 
 def _page(board: Board, title: str) -> str:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    style = (resources.files("promptcomp.sweeps.views") / "page" / "page.css").read_text(encoding="utf-8")
-    template = (resources.files("promptcomp.leaderboard") / "board.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
-        board=board, title=title, css=Markup(style), notes=NOTES, columns=list(COLUMNS),
+    return web_page(
+        "promptcomp.leaderboard", "board.html.j2", board=board, title=title, notes=NOTES, columns=list(COLUMNS),
         **{each.__name__: each for each in (cells, heading, summary, floors, floor_text, missing)},
     )  # fmt: skip
 

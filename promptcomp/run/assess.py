@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from promptcomp.batch import Batch, Context
 from promptcomp.datamodules.context_module import ContextDataModule, ExampleInfo
@@ -54,6 +55,15 @@ class _Sizes:
     query_tokens: int = 0
     kind: flops.MemoryKind = "soft_prompt"
     first_batch: Batch | None = None
+    context_ids: dict[int, Tensor] = field(default_factory=dict)
+    """Example -> token ids of its context."""
+
+    def keep(self, batch: Batch) -> None:
+        """Remember the contexts, of which a few are shown as texts."""
+        rows = zip(batch.context.ids.to("cpu", torch.int32), batch.context.mask.cpu(), strict=True)
+        ids = [row[mask] for row, mask in rows]
+        numbers = zip(example_of_query(batch), batch.context_of.tolist(), strict=True)
+        self.context_ids.update({number: ids[context] for number, context in numbers})
 
     def add(self, lm: LanguageModel, batch: Batch, memory: Memory | None) -> None:
         contexts = len(batch.context.mask)
@@ -139,6 +149,7 @@ def _score(
     for done, batch in enumerate(batches, start=1):
         batch = batch.to(module.device)
         memory = module.compress(batch.context)
+        sizes.keep(batch)
         if bounds:  # sizes are shown beside them, and to count what a token costs takes a while
             sizes.add(module.lm, batch, memory)
         reading = Reading(module.lm, batch.context, memory)
@@ -171,6 +182,21 @@ def _score(
         if answers is not None:
             answers.repeat("method", itself)
     return collected
+
+
+def shown_texts(
+    datamodule: ContextDataModule, split: str, assessed: Assessment
+) -> Callable[[int], tuple[str, str, str]]:
+    """What tells context, query and right answer of an example as texts."""
+    examples = {example.number: example for example in datamodule.examples(split)}
+    decode = partial(datamodule.tokenizer.decode, skip_special_tokens=True)
+
+    def texts(number: int) -> tuple[str, str, str]:
+        example, ids = examples[number], assessed.sizes.context_ids.get(number)
+        context = example.instruction or ("" if ids is None else str(decode(ids.tolist())).strip())
+        return context, example.input, example.output.strip()
+
+    return texts
 
 
 def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: EvaluationConfig) -> tuple[Size, Cost]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -24,28 +25,77 @@ from promptcomp.plain import say
 from promptcomp.run.run_directory import MetricsFile, RunDirectory
 from promptcomp.stopping import StopSignals, is_preemption
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 _SMOOTHING = 0.95
 _REFRESH = 0.25
 """Seconds between two updates of the bar."""
 
 
 class MetricsLogger(Logger):
-    """Writes what the modules log to metrics.csv, one row a step; Lightning asks for a name and a version."""
+    """Writes what the modules log to metrics.csv, one row a step, and to TensorBoard's event files, and passes it on to
+    other loggers (`trainer.loggers`); Lightning asks for a name and a version.
+
+    A resumed run goes on in the same curves: metrics.csv loses the rows that come again, TensorBoard is told to hide
+    them, and the other loggers, which take nothing back, get no value twice.
+
+    Args:
+        run: its directory.
+        resumed_step: the steps that a resumed run has behind it; 0: a new run.
+        others: opens the other loggers.
+    """
 
     name, version = "metrics", ""
 
-    def __init__(self, run: RunDirectory, resumed_step: int) -> None:
+    def __init__(
+        self, run: RunDirectory, resumed_step: int, others: Callable[[], Sequence[Logger]] = lambda: ()
+    ) -> None:
         super().__init__()
-        self._file = MetricsFile(run.metrics)
+        self._file, self._events, self._first = MetricsFile(run.metrics), run.tensorboard, resumed_step + 1
+        self._sent = {(row["step"], name) for row in self._file.rows for name, value in row.items() if value}
         if self._file.rows:
             self._file.truncate(resumed_step)
+        self._open = others
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """One row; Lightning counts steps from 0, people from 1."""
+        number = (step or 0) + 1
         values = {name: float(value) for name, value in metrics.items() if name != "epoch"}
-        if values:
-            self._file.append((step or 0) + 1, values)
+        if not values:
+            return
+        self._file.append(number, values)
+        for name, value in values.items():
+            self._board.add_scalar(name, value, number)
+        self._board.flush()  # a run may end at once, and what is on the disk is not lost
+        if new := {name: value for name, value in values.items() if (str(number), name) not in self._sent}:
+            for other in self._opened:
+                other.log_metrics(new, number)
+
+    @property
+    @rank_zero_only
+    def experiment(self) -> None:
+        """Lightning asks for it before the first step, which is when the other loggers are to open."""
+        _ = self._opened
+
+    @cached_property
+    def _opened(self) -> Sequence[Logger]:
+        return self._open()
+
+    @cached_property
+    def _board(self) -> SummaryWriter:
+        from torch.utils.tensorboard import SummaryWriter  # now: it takes half a second
+
+        return SummaryWriter(str(self._events), purge_step=self._first if self._first > 1 else None)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Training has ended."""
+        if "_board" in self.__dict__:
+            self._board.close()
+        for other in self.__dict__.get("_opened", ()):
+            other.finalize(status)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

@@ -21,7 +21,7 @@ PLACES = ("name", "output_dir")
 """Keys that say where a run is kept."""
 DIVISION = (
     *("accelerator", "devices", "num_nodes", "strategy", "accumulate", "threads", "activation_checkpointing"),
-    *("offload_optimizer", "compile", "timeout_seconds", "checkpoints", "checkpoint_every"),
+    *("offload_optimizer", "compile", "timeout_seconds", "checkpoints", "checkpoint_every", "loggers"),
 )
 """Keys of the section `trainer`."""
 _TRAINING = ("optim", "trainer", "seed")

@@ -18,7 +18,7 @@ from promptcomp.files import Place
 from promptcomp.plotting import COLOURS, GREY, drawing, panels
 from promptcomp.run.configured import experiment_of
 from promptcomp.run.fitting import Outcome, resume_fit
-from promptcomp.run.run_directory import RunDirectory, open_existing, read_metrics
+from promptcomp.run.run_directory import RunDirectory, open_existing, step_series
 from promptcomp.terminal import PlainConsole, frame
 
 if TYPE_CHECKING:
@@ -87,11 +87,7 @@ class Run:
         return frame(each.model_dump() for each in read_predictions(self._directory.predictions))
 
     def plot(self) -> Figure:
-        """Losses and dev metrics over the steps and, where there are results, the method beside its bounds and rivals.
-
-        Raises:
-            ConfigError: matplotlib is not there.
-        """
+        """Losses and dev metrics over the steps; where there are results, the method beside its bounds and rivals."""
         series = step_series(self._directory.metrics)
         splits = self.results.splits if self._directory.results.is_file() else {}
         with drawing():
@@ -153,12 +149,3 @@ def finished(work: Callable[[Console], Outcome | None], verbose: bool) -> Run:
         raise KeyboardInterrupt(f"stopped after step {outcome.step}; load_run({str(outcome.run)!r}).resume() continues")
     outcome.print(console)
     return Run(outcome.run)
-
-
-def step_series(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.csv as numbers; None where a step has no such value."""
-    rows = read_metrics(path)
-    return [
-        {key: int(value) if key == "step" else float(value) if value else None for key, value in row.items()}
-        for row in rows
-    ]

@@ -33,10 +33,11 @@ from promptcomp.language_model.pretrained import origin_note
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.plain import say
 from promptcomp.report import print_report
-from promptcomp.run.assess import Assessment, assess, measure, write_rationales
+from promptcomp.run.assess import Assessment, assess, measure, shown_texts, write_rationales
 from promptcomp.run.callbacks import SaveBetweenSteps, Stopped, TrainingProgress
 from promptcomp.run.configured import experiment_to_resume
 from promptcomp.run.opening import Parts, make_module, make_parts, open_trained, quiet, set_threads
+from promptcomp.run.other_loggers import check_loggers
 from promptcomp.run.processes import Ranks, device_of, is_rank_zero, join_group, leave_group, noticing_lost_ranks
 from promptcomp.run.run_directory import (
     RunDirectory,
@@ -46,6 +47,8 @@ from promptcomp.run.run_directory import (
     weights_of,
     write_environment,
 )
+from promptcomp.run.run_page import try_page
+from promptcomp.run.shown_examples import write_examples
 from promptcomp.run.trainer import code_of_lost, make_trainer
 from promptcomp.stopping import StopRequested, StopSignals, stop_signals
 
@@ -75,7 +78,8 @@ class Outcome:
             say(console, f"Continue with: {command('fit', '--resume', self.run)}")
         elif self.results is not None:
             console.print()
-            print_report(self.results, console, self.run, self.next_steps)
+            page = RunDirectory(self.run).page
+            print_report(self.results, console, self.run, self.next_steps, page if page.is_file() else None)
 
 
 def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outcome | None:
@@ -108,6 +112,7 @@ def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> O
 
 def _meet(experiment: Experiment, run: RunDirectory | None = None) -> tuple[Ranks, Parts]:
     """The ranks, where several were started, and the parts of what all of them are to run."""
+    check_loggers(experiment)
     with quiet(run):
         ranks = join_group(experiment.trainer)
         ranks.check_same(experiment)
@@ -264,15 +269,22 @@ def _evaluate(
         lm=experiment.lm.path,
         lm_note=origin_note(locate(experiment.lm.path)),
         seed=experiment.seed,
-        splits={split: assessment.result for split, assessment in found.items()},
+        splits={
+            split: each.result.model_copy(update={"about": experiment.data.split_words.get(split, "")})
+            for split, each in found.items()
+        },
         size=size,
         cost=prefill.model_copy(update=cost.model_dump(exclude_none=True)),
         context_kind=experiment.data.context_kind,
+        context_words=experiment.data.context_words,
         bounds=_bounds_weights(experiment, module) if config.bounds else None,
         version=__version__,
     )
     write_predictions(run.predictions, [each for assessment in found.values() for each in assessment.predictions])
     write_results(run.results, results)
+    texts = {split: shown_texts(datamodule, split, each) for split, each in found.items()}
+    write_examples(run.examples, {split: each.predictions for split, each in found.items()}, texts, experiment.seed)
+    try_page(run, console)
     return results
 
 

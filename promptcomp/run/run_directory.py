@@ -64,6 +64,10 @@ class RunDirectory:
     config = Inside("config.yaml")
     environment = Inside("environment.json")
     metrics = Inside("metrics.csv")
+    tensorboard = Inside("tensorboard")
+    loggers = Inside("loggers.json")
+    examples = Inside("examples.jsonl")
+    page = Inside("report.html")
     predictions = Inside("predictions.jsonl")
     rationales = Inside("rationales.jsonl")
     results = Inside("results.json")
@@ -257,6 +261,15 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     except (ConfigError, csv.Error):
         return []
     return [row for row in rows if _STEP.fullmatch(row.get("step", ""))]
+
+
+def step_series(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.csv as numbers; None where a step has no such value."""
+    rows = read_metrics(path)
+    return [
+        {key: int(value) if key == "step" else float(value) if value else None for key, value in row.items()}
+        for row in rows
+    ]
 
 
 class MetricsFile:

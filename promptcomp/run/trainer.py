@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -30,6 +31,7 @@ from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.errors import Exit, known_code
 from promptcomp.experiment import Experiment, TrainerConfig
 from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps, TrainingProgress
+from promptcomp.run.other_loggers import open_loggers
 from promptcomp.run.processes import (
     SameExperiment,
     accelerator_of,
@@ -85,7 +87,7 @@ def make_trainer(
         devices=device_count(config),
         num_nodes=config.num_nodes,
         strategy=make_strategy(config),
-        logger=MetricsLogger(run, resumed_step),
+        logger=MetricsLogger(run, resumed_step, partial(open_loggers, experiment, run)),
         callbacks=callbacks,
         plugins=[AtomicCheckpoints(), cluster_environment()],
         default_root_dir=run.path,

@@ -185,7 +185,8 @@ def _measure(experiment: Experiment, run: RunDirectory) -> dict[str, float] | No
 def _trainer(experiment: Experiment, run: RunDirectory, datamodule: ContextDataModule, clock: _Clock) -> L.Trainer:
     """A trial's trainer that makes a few steps, and dev batches before them."""
     section = experiment.trainer
-    short = section.model_copy(update={"max_steps": STEPS, "eval_every": _NEVER, "checkpoint_every": _NEVER})
+    never = {"eval_every": _NEVER, "checkpoint_every": _NEVER, "loggers": ()}
+    short = section.model_copy(update={"max_steps": STEPS, **never})
     progress = TrainingProgress(Console(quiet=True), STEPS)
     trainer = make_trainer(experiment.model_copy(update={"trainer": short}), run, datamodule, progress, False)
     trainer.num_sanity_val_steps = _DEV_BATCHES if "dev" in datamodule.eval_splits else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any, ClassVar, Literal, Self
@@ -151,6 +151,11 @@ class ToyICLData(Generated, ICLConfig):
     """The toy world of in-context classification tasks (no files needed)."""
 
     source_class: ClassVar[str] = "promptcomp.toy.icl_world:ToySource"
+    split_words: ClassVar[Mapping[str, str]] = {
+        **ICLConfig.split_words,
+        "test": "new tasks: classes that training knows but never sets against each other",
+        "test_hard": "new tasks of classes that training never sees at all",
+    }
     name: Literal["toy_icl"] = "toy_icl"
     world: ToyConfig = ToyConfig()
     """The generator's own options."""
@@ -177,6 +182,12 @@ class ToyInstructionsData(Generated, InstructionConfig):
     """The toy world of list-editing instructions (no files needed)."""
 
     source_class: ClassVar[str] = "promptcomp.toy.instruction_world:ToyInstructionSource"
+    split_words: ClassVar[Mapping[str, str]] = {
+        **InstructionConfig.split_words,
+        "seen": "instructions of training, with other inputs",
+        "unseen": "combinations of operations that training never sees, in its wording",
+        "paraphrased": "operations of training in wording that it never sees",
+    }
     name: Literal["toy_instructions"] = "toy_instructions"
     world: ToyInstructionsConfig = ToyInstructionsConfig()
     """The generator's own options."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,29 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(CompressionModule, "training_step", stepping)
 
 
-def test_run_directory_and_results(tiny_run: Run, tmp_path: Path) -> None:
+def test_run_directory_and_results(tiny_run: Run, run: Run, tmp_path: Path) -> None:
     done = tiny_run("one")
     assert done.returncode == 0, done.stderr
     for name in ("no demonstrations", "MEND", "full demonstrations", "compression", "run directory"):
         assert name in done.stdout
     found = {path.name for path in (tmp_path / "one").iterdir()}
     expected = {"config.yaml", "environment.json", "metrics.csv", "predictions.jsonl", "checkpoints", "results.json"}
-    assert found == expected | {"log.txt", "export"}
+    assert found == expected | {"log.txt", "export", "examples.jsonl", "report.html", "tensorboard"}
+    page = (tmp_path / "one" / "report.html").read_text()
+    shown = [json.loads(line) for line in (tmp_path / "one" / "examples.jsonl").read_text().splitlines()]
+    assert [each["why"] for each in shown] == ["best", "best", "worst", "worst", "random", "random"] * 2
+    assert all("=>" in each["context"] and each["query"] and each["answer"] for each in shown)
+    assert all(each["query"] in page for each in shown)
+    assert done.stdout.index("MEND") < done.stdout.index("test: new tasks") < done.stdout.index("test: 16 examples")
+    assert "as a page      one/report.html" in done.stdout
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    several = run("report", "one", "two", "-o", "both.html", "--json")
+    assert json.loads(several.stdout) == {"page": "both.html"}, several.stderr
+    assert "<h1>2 runs</h1>" in (tmp_path / "both.html").read_text()
+    (tmp_path / "mine.html").write_text("mine")
+    refused = run("report", "one", "-o", "mine.html")
+    assert (refused.returncode, (tmp_path / "mine.html").read_text()) == (2, "mine")
+    assert "is no page of promptcomp" in refused.stderr
     exported = load_file(tmp_path / "one" / "export" / "trained.safetensors")
     assert exported.keys() == tensors(tmp_path / "one").keys()
     results = json.loads((tmp_path / "one" / "results.json").read_text())

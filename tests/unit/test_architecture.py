@@ -31,7 +31,7 @@ LEVELS = (
     ("language_model",),
     ("lease",),
     ("memory", "batch", "config"),
-    ("documents", "plotting"),
+    ("documents", "plotting", "webpage"),
     ("files", "terminal"),
     ("stopping",),
     ("errors", "plain"),

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from promptcomp import plotting
 from promptcomp.config import ConfigError, dump
 from promptcomp.evaluation.bootstrap import mean_of
 from promptcomp.experiment import Experiment, load
@@ -314,17 +313,12 @@ def test_sizes_of_language_models_have_their_parameters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(), (16, 32)])
-def test_the_report_has_the_table_and_the_picture(
-    sizes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_has_the_table_and_the_picture(sizes: tuple[int, ...], tmp_path: Path) -> None:
     found = made_by_hand(tmp_path, sizes=sizes)
-    for can_plot in (True, False):
-        with monkeypatch.context() as patch:
-            patch.setattr(plotting, "can_plot", lambda can=can_plot: can)
-            text = write_report(found).read_text(encoding="utf-8")
-        assert '<section id="efficiency">' in text
-        assert "+0.128 [+0.065, +0.190]" in text or sizes
-        assert "reaches the score of finetune" in text
+    text = write_report(found).read_text(encoding="utf-8")
+    assert '<section id="efficiency">' in text
+    assert "+0.128 [+0.065, +0.190]" in text or sizes
+    assert "reaches the score of finetune" in text
     folder = tmp_path / "report"
     assert json.loads((folder / "efficiency.json").read_text())["method"] == "step_by_step"
     assert all((folder / f"efficiency.{end}").stat().st_size > 200 for end in ("csv", "png", "svg"))

@@ -28,11 +28,12 @@ RESULTS = Results(
     method="mend",
     title="MEND",
     context_kind="demonstrations",
+    context_words="24 demonstrations",
     family="decoder",
     data="toy_icl",
     lm="builtin:toy_decoder",
     seed=0,
-    splits={"test": make_split()},
+    splits={"test": make_split(about="new tasks")},
     size=Size(
         context_tokens=99.6, memory_slots=8, compression=12.45, context_bytes=203980.8, memory_bytes=4096,
         memory_kv_bytes=16384,
@@ -59,12 +60,15 @@ def test_everything_is_readable(width):
     lines = [line for line in text.splitlines() if "0.930 [0.91, 0.95]" in line]
     assert lines[0].split("  ")[0] == "MEND"
     assert lines[0].count("[") == (4 if width == 120 else 3)
+    assert " ".join(text.split()).startswith(
+        "MEND keeps 96% [93%, 98%] of what 24 demonstrations add on test, in 1/12 of the positions."
+    )
     for expected in (
         "test: 512 examples, 32 tasks, 128 contexts; 95% intervals",
         "no demonstrations",
         "full demonstrations",
         "macro-F1",
-        "quality retained  0.958 [0.93, 0.98] of the gap on test",
+        "test: new tasks",
         "compression       12.4x: 99.6 tokens in 8 positions",
         "memory            49.8x: 4.0 KiB stored for 199.2 KiB of KV",
         "memory in use     12.4x: 16.0 KiB of KV for 199.2 KiB of KV",
@@ -105,7 +109,12 @@ def test_long_titles_of_rivals_cut_no_interval(width):
 def test_run_directory_and_next_steps():
     text = printed(RESULTS, 80, Path("runs/my run"))
     assert "run directory  runs/my run" in text
-    assert "promptcomp compare 'runs/my run' OTHER_RUN" in text
+    steps = text[text.index("next  ") :].split("\n")
+    assert [step.split("promptcomp ")[-1] for step in steps[:3]] == [
+        "compress 'runs/my run' --demonstrations FILE -o prompt.safetensors",
+        "generate -p prompt.safetensors QUERY",
+        "compare 'runs/my run' OTHER_RUN",
+    ]
     out = io.StringIO()
     print_report(RESULTS, Console(file=out, width=80), Path("r"), ["do this"])
     assert out.getvalue().endswith("next           do this\n")
@@ -114,7 +123,7 @@ def test_run_directory_and_next_steps():
 def test_no_headroom_is_said():
     split = make_split(retained=None, retained_ci=None, no_headroom=True, headroom=0.01, headroom_se=0.02)
     text = printed(RESULTS.model_copy(update={"splits": {"test": split}}), 80)
-    assert "quality retained  no headroom on test" in text
+    assert "On test 24 demonstrations add too little (+0.010) to say what MEND keeps of it." in " ".join(text.split())
     assert "gains +0.010 over no context with a standard error of 0.020" in " ".join(text.split())
 
 
@@ -128,7 +137,7 @@ def test_bounds_that_do_not_apply_are_absent():
     assert "metaicl" in text
     assert "no prompt" not in text.split("cost of one query")[0]
     assert "only 3 contexts: the intervals are rough" in text
-    assert "quality retained" not in text
+    assert "metaicl: accuracy 0.930 on test, without bounds to hold it against." in text
 
 
 def test_metric_columns_follow_the_data():

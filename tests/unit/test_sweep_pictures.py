@@ -137,14 +137,6 @@ def test_report_of_odd_states(name: str, tmp_path: Path) -> None:
     json.loads((tmp_path / "report" / "points.json").read_text(encoding="utf-8"))
 
 
-def test_report_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plotting, "can_plot", lambda: False)
-    text = write_report(one_dimension(tmp_path)).read_text(encoding="utf-8")
-    assert "matplotlib is not installed; pip install &#34;promptcomp[plots]&#34;" in text
-    assert "<figure" not in text
-    assert not list((tmp_path / "report").glob("*.png"))
-
-
 def test_views_import_no_torch() -> None:
     code = (
         "import sys\n"

@@ -192,6 +192,12 @@ class AlpacaPlusData(HeldOutConfig):
     """Alpaca+ (Mu et al. 2023), in the files that 'promptcomp data build alpaca-plus' makes."""
 
     source_class: ClassVar[str] = "promptcomp.datamodules.sources.instruction_sources:HeldOutSource"
+    split_words: ClassVar[Mapping[str, str]] = {
+        **InstructionConfig.split_words,
+        "seen": "instructions of training, with other inputs",
+        "unseen": "instructions that training never sees",
+        "human": "instructions that people wrote, unlike those of training",
+    }
     name: Literal["alpaca_plus"] = "alpaca_plus"
     folder: Path
     """Folder with the files."""

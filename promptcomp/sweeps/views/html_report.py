@@ -25,6 +25,7 @@ from promptcomp.sweeps.views.overview import BEST_AND_FIT, failure_title, note, 
 from promptcomp.sweeps.views.plot_overviews import parallel
 from promptcomp.sweeps.views.points import ROUGH_BELOW, Summary
 from promptcomp.sweeps.views.tables import efficiency_csv, points_csv, state_json, trials_csv
+from promptcomp.webpage import web_page
 
 PAGE = "index.html"
 _HALF = 7.5
@@ -44,8 +45,6 @@ def write_report(state: SweepState) -> Path:
     """Write report/: index.html, every plot as PNG and SVG, trials.csv, points.csv, points.json; for a sweep over
     shares of the training data efficiency.csv and efficiency.json.
 
-    Without matplotlib there are no pictures, and the page says what to install.
-
     Returns:
         The page.
 
@@ -56,7 +55,7 @@ def write_report(state: SweepState) -> Path:
     summary, efficiency = Summary(state), efficiency_of(state)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = _pictures(summary, folder) if plotting.can_plot() else {}
+        pictures = _pictures(summary, folder)
     except OSError as error:
         raise ConfigError(f"{folder}: the report cannot be written ({error.strerror or error})") from None
     files = {
@@ -67,12 +66,7 @@ def write_report(state: SweepState) -> Path:
     if efficiency is not None:
         files["efficiency.csv"] = efficiency_csv(efficiency)
         files["efficiency.json"] = efficiency.model_dump_json(indent=2) + "\n"
-    # The table of shares is there without pictures too.
-    sections = [
-        (key, title, pictures.get(key, ()))
-        for key, title in _SECTIONS.items()
-        if pictures.get(key) or (key == "efficiency" and efficiency is not None)
-    ]
+    sections = [(key, title, pictures[key]) for key, title in _SECTIONS.items() if key in pictures]
     files[PAGE] = _page(summary, sections=sections, efficiency=efficiency)
     for name, text in files.items():
         write_atomic(folder / name, text)
@@ -97,19 +91,16 @@ def _pictures(summary: Summary, folder: Path) -> dict[str, list[dict[str, Any]]]
 
 def _page(summary: Summary, **more: Any) -> str:
     """The page; everything that comes from the sweep is escaped."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_text), trim_blocks=True, lstrip_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     state, config = summary.state, summary.state.config
     short = wording.short_names(summary.dimensions)
     names = summary.varying or summary.dimensions
     having = sum(bool(point.values) for point in summary.points)
     rough = f" {having} points are few: take the shares as a hint." if having < ROUGH_BELOW else ""
-    return environment.get_template("page.html.j2").render(
+    return web_page(
+        "promptcomp.sweeps.views",
+        "page/page.html.j2",
         state=state,
         summary=summary,
         wording=wording,
@@ -131,17 +122,11 @@ def _page(summary: Summary, **more: Any) -> str:
         sweep_yaml=_sweep_yaml(state),
         versions=_versions(state),
         data=parallel(summary) or {},
-        missing=None if plotting.can_plot() else plotting.MISSING,
-        css=Markup(_text("page.css")),
-        js=Markup(_text("page.js")),
+        js=Markup((resources.files("promptcomp.sweeps.views") / "page" / "page.js").read_text(encoding="utf-8")),
         tail_of=lambda log: "\n".join(log_tail(log, _TAIL)) or "(no log)",
         **{each.__name__: each for each in (command, duration, failure_title, finite, many, note)},
         **more,
     )
-
-
-def _text(name: str) -> str:
-    return (resources.files("promptcomp.sweeps.views") / "page" / name).read_text(encoding="utf-8")
 
 
 def _controls(summary: Summary) -> dict[str, Mapping[str, Mean]]:
