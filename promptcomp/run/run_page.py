@@ -16,13 +16,13 @@ from rich.console import Console
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError, build, flat, read_yaml
-from promptcomp.documents import read_json
+from promptcomp.documents import read_json, shipped
 from promptcomp.errors import first_line
 from promptcomp.evaluation.findings import findings
 from promptcomp.evaluation.formatting import METRIC_TITLES, many, value_text
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER, ROWS
 from promptcomp.evaluation.results import Results, SplitResult, read_results
-from promptcomp.experiment import Experiment, shipped
+from promptcomp.experiment import Experiment
 from promptcomp.files import read_text, write_atomic
 from promptcomp.plain import say, without_credentials
 from promptcomp.plotting import COLOURS
