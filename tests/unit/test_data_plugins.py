@@ -11,7 +11,8 @@ from typing import Any, Literal
 import pytest
 
 from promptcomp import config, datamodules, lightning_modules
-from promptcomp.commands.data import data_list, methods
+from promptcomp.commands.data import data_list
+from promptcomp.commands.explain import methods
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.sections import Lengths
