@@ -21,6 +21,7 @@ from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
 from promptcomp.commands.distill import distill
 from promptcomp.commands.doctor import doctor
+from promptcomp.commands.exporting import export
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import say, shown, without_credentials
@@ -255,6 +256,7 @@ app.command()(prompts.compress)
 app.command()(prompts.inspect)
 app.command()(prompts.generate)
 app.command()(distill)
+app.command()(export)
 app.command()(bench)
 app.command()(judge)
 app.command()(rationales)
@@ -266,18 +268,19 @@ app.add_typer(sweep.app, name="sweep")
 app.add_typer(leaderboard.app, name="leaderboard")
 
 
-def _refuse(name: str, instead: str) -> None:
+def _refuse(name: str, instead: str, group: typer.Typer = app) -> None:
     """A command that is gone says what to use."""
 
     def refuse() -> None:
         raise ConfigError(f"there is no `promptcomp {name}`: {instead}")
 
     takes_all = {"ignore_unknown_options": True, "allow_extra_args": True}
-    app.command(name, hidden=True, context_settings=takes_all)(refuse)
+    group.command(name.split()[-1], hidden=True, context_settings=takes_all)(refuse)
 
 
 _refuse("jobs", "`squeue --me` shows your jobs (named pc-RUN); their logs are in RUN/slurm")
 _refuse("cancel", "`scancel NUMBER` ends a job; RUN/slurm/jobs.json has the numbers")
+_refuse("checkpoint export", "use `promptcomp export RUN --to hf -o FOLDER` (or --to peft, tensors)", checkpoint.app)
 
 
 def _finish(outcome: Any, console: Console, as_json: bool) -> None:

@@ -77,8 +77,8 @@ class Compressor:
         """A trained compressor.
 
         Args:
-            path: A run, its directory, or a folder of trained tensors: RUN/export, what `promptcomp checkpoint export
-                --format tensors` or `TextCompressor.save` has written.
+            path: A run, its directory, or a folder of trained tensors: RUN/export, what `promptcomp export --to
+                tensors` or `TextCompressor.save` has written.
             model: With trained tensors: the LM they belong to, as it was before training; None: the one they name.
             tokenizer: The model's.
             device: Where to compress and generate.
