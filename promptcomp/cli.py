@@ -21,7 +21,7 @@ from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
 from promptcomp.commands.distill import distill
 from promptcomp.commands.doctor import doctor
-from promptcomp.commands.exporting import export
+from promptcomp.commands.exporting import export, push
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import say, shown, without_credentials
@@ -257,6 +257,7 @@ app.command()(prompts.inspect)
 app.command()(prompts.generate)
 app.command()(distill)
 app.command()(export)
+app.command()(push)
 app.command()(bench)
 app.command()(judge)
 app.command()(rationales)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+import typer
 from typer import Argument, Option
 
-from promptcomp.commands.common import JsonOption, tell
+from promptcomp.commands.common import JsonOption, console_for, show, tell
 from promptcomp.errors import ConfigError
 from promptcomp.files import check_empty
+from promptcomp.plain import say
 
 To = Literal["hf", "peft", "tensors", "transformers", "vllm"]
 _OF_PROMPTS = ("peft", "transformers", "vllm")
@@ -57,3 +60,32 @@ def export(
         found = write(what, output, to)
     lines = [f"written to {found.folder} ({found.format}): {', '.join(found.files)}", *found.notes]
     tell(found.model_dump(mode="json"), "\n".join(lines), as_json)
+
+
+def push(
+    folder: Annotated[Path, Argument(help="What 'promptcomp export' has written.")],
+    name: Annotated[str, Argument(help="The repository: user/name.")],
+    private: Annotated[bool, Option("--private", help="A repository that is made now is private.")] = False,
+    yes: Annotated[bool, Option("--yes", "-y", help="Upload without asking for confirmation.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload an export to a repository of the Hugging Face hub (HF_ENDPOINT: another), with the token of `hf auth`."""
+    from promptcomp.checkpoints.hub import check_name
+
+    check_name(name)
+    from promptcomp.exports.publish import prepare
+
+    ready = prepare(folder)
+    from promptcomp.evaluation.formatting import bytes_text
+
+    text = f"{len(ready.files)} files, {bytes_text(ready.bytes)}, to {name}: {', '.join(ready.files)}"
+    if not yes:
+        say(console_for(as_json), text)
+        if not sys.stdin.isatty():
+            raise ConfigError("there is no terminal to ask for confirmation; give --yes to upload")
+        if not typer.confirm("Upload?", err=True):
+            show("nothing was uploaded", file=sys.stderr)
+            raise typer.Exit(0)
+    address = ready.send(name, private=private)
+    found = {"repository": name, "files": ready.files, "bytes": ready.bytes, "commit": address}
+    tell(found, f"uploaded {text}\n{address}", as_json)

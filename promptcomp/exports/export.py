@@ -28,6 +28,7 @@ from promptcomp.language_model.pretrained import origin_note
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
 from promptcomp.lightning_modules.exported import EXTRA, Page
 from promptcomp.lightning_modules.method_config import ExportFormat
+from promptcomp.prompts.artifact import weights_hash
 from promptcomp.run.configured import trained_experiment
 from promptcomp.run.opening import open_trained_module, quiet
 from promptcomp.run.run_directory import RunDirectory, weights_of
@@ -71,12 +72,14 @@ def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
 def _write_tensors(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     tensors, info = read_trained(weights_of(run))
     names = {key: info[key] for key in ("method", "family", "lm")}
-    description = {
+    description: dict[str, Any] = {
         "origin": Origin(**names, num_slots=info.get("num_slots")).model_dump(),
         "method": experiment.method.model_dump(mode="json"),
         "lm": experiment.lm.model_dump(mode="json"),
         "task_names": list(_task_names(run)),
     }
+    if experiment.lm.from_scratch is None:
+        description["lm_hash"] = weights_hash(LanguageModel.from_config(experiment.lm).hf)
     write_export(folder, tensors, description)
     write_atomic(folder / "config.yaml", dump(experiment))
     return _page(experiment, None, Page("tensors", {}))
