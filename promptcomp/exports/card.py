@@ -9,7 +9,7 @@ import contextlib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,8 +21,10 @@ from promptcomp.files import read_text
 from promptcomp.language_model.lm_config import BUILTIN, locate
 from promptcomp.language_model.pretrained import PRETRAINED
 from promptcomp.plain import printable
-from promptcomp.prompts.artifact import PromptInfo
 from promptcomp.run.run_directory import RunDirectory, recorded_command
+
+if TYPE_CHECKING:
+    from promptcomp.prompts.artifact import PromptInfo
 
 CARD = "README.md"
 _FENCE = "---\n"

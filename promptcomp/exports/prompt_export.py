@@ -131,7 +131,10 @@ def _transformers(prompt: _Prompt, folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _peft(prompt: _Prompt, folder: Path) -> tuple[str, dict[str, Any]]:
-    import peft
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError('--to peft needs the package peft; install it with: pip install "promptcomp[lora]"') from None
 
     lm, memory = prompt.lm, prompt.memory
     shape: dict[str, Any] = {"num_transformer_submodules": 1, "num_layers": lm.num_layers}
