@@ -41,7 +41,11 @@ CACHE, ADAPTER = "cache.safetensors", "adapter_model.safetensors"
 CHAT, COMPLETIONS, CLIENT = "chat.json", "completions.json", "client.py"
 _PLACEHOLDER = "<prompt_embeds>"
 """vLLM's, for the place of vectors between texts."""
-_TEMPLATE = "{%- for part in messages[0]['content'] -%}{{- part['text'] -}}{%- endfor -%}"
+_TEMPLATE = (
+    "{%- for message in messages -%}{%- for part in message['content'] -%}"
+    "{{- part['text'] -}}{%- endfor -%}{%- endfor -%}"
+)
+"""Loops as vLLM knows them: from these it learns that the template takes parts, not one text."""
 _TRIED = "1"
 
 
