@@ -76,8 +76,10 @@ def licence_of(lm: str) -> str | None:
         return "other" if " " in PRETRAINED[lm].licence else PRETRAINED[lm].licence.lower()
     if lm.startswith(BUILTIN):
         return "apache-2.0"
-    found = _front_matter(Path(locate(lm)) / CARD).get("license")
-    return str(found) if found else None
+    with contextlib.suppress(ConfigError):  # it may have moved
+        found = _front_matter(Path(locate(lm)) / CARD).get("license")
+        return str(found) if found else None
+    return None
 
 
 def _front_matter(card: Path) -> dict[str, Any]:

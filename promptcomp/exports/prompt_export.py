@@ -46,7 +46,7 @@ _TEMPLATE = (
     "{{- part['text'] -}}{%- endfor -%}{%- endfor -%}"
 )
 """Loops as vLLM knows them: from these it learns that the template takes parts, not one text."""
-_TRIED = "1"
+_TRIED = "one two three"
 
 
 class _Prompt:

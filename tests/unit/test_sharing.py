@@ -64,7 +64,7 @@ class FakeHub:
                     name = f"{asked.get('organization') or 'me'}/{asked['name']}"
                     hub.repositories.setdefault(name, {})
                     hub.private[name] = bool(asked.get("private"))
-                    self.reply(200, {"url": f"http://hub/{name}", "name": name, "id": name})
+                    self.reply(200, {"url": f"{hub.url}/{name}", "name": name, "id": name})
                 elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", self.path):
                     files = [
                         {**each, "uploadMode": "regular", "shouldIgnore": False} for each in json.loads(body)["files"]
@@ -75,7 +75,7 @@ class FakeHub:
                         if line["key"] == "file":
                             content = base64.b64decode(line["value"]["content"])
                             hub.repositories[found[1]][line["value"]["path"]] = content
-                    address = f"http://hub/{found[1]}/commit/{COMMIT}"
+                    address = f"{hub.url}/{found[1]}/commit/{COMMIT}"
                     self.reply(200, {"success": True, "commitOid": COMMIT, "commitUrl": address})
                 else:
                     self.reply(200, {})
