@@ -1,6 +1,6 @@
 """Requests a second of a vLLM server behind a whole prompt, the same in its prefix cache, and an exported prompt.
 
-    python benchmarks/vllm_requests.py URL EXPORT PROMPT.txt QUESTIONS.jsonl [--requests 24] [--tokens 32]
+    python benchmarks/vllm_requests.py URL EXPORT PROMPT.txt QUESTIONS.jsonl [--requests 24] [--tokens 32] [--at-once 1,8]
 
 EXPORT is what `promptcomp export PROMPT --to vllm` has written. Each row takes other questions, so that only what they
 have in common can be cached; "anew" gives every request a cache salt of its own. Answers go to EXPORT.answers.jsonl.
@@ -31,13 +31,14 @@ def main() -> None:
     parser.add_argument("questions", type=Path)
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--at-once", default="1,8")
     given = parser.parse_args()
     compressed = json.loads((given.export / "chat.json").read_text(encoding="utf-8")) | {"max_tokens": given.tokens}
     vectors, query = compressed["messages"][0]["content"]
     whole = {"type": "text", "text": given.prompt.read_text(encoding="utf-8").rstrip("\n")}
     questions = [json.loads(line)["input"] for line in given.questions.read_text(encoding="utf-8").splitlines()]
     rows: dict[str, list[str]] = {}
-    for level in (1, 8):
+    for level in map(int, given.at_once.split(",")):
         for name, first in (("whole prompt, anew", whole), ("whole prompt, cached", whole), ("compressed", vectors)):
 
             def send(number: int, first: dict[str, str] = first, name: str = name) -> str:

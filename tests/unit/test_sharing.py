@@ -63,7 +63,7 @@ class FakeHub:
                     asked = json.loads(body)
                     name = f"{asked.get('organization') or 'me'}/{asked['name']}"
                     hub.repositories.setdefault(name, {})
-                    hub.private[name] = bool(asked.get("private"))
+                    hub.private[name] = bool(asked.get("private")) or asked.get("visibility") == "private"
                     self.reply(200, {"url": f"{hub.url}/{name}", "name": name, "id": name})
                 elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", self.path):
                     files = [
