@@ -1,6 +1,6 @@
 """Requests a second of a vLLM server behind a whole prompt, the same in its prefix cache, and an exported prompt.
 
-    python benchmarks/vllm_requests.py URL EXPORT PROMPT.txt QUESTIONS.jsonl [--requests 24] [--tokens 32] [--at-once 1,8]
+    python benchmarks/vllm_requests.py URL EXPORT PROMPT.txt QUESTIONS.jsonl [--requests 24] [--tokens 32]
 
 EXPORT is what `promptcomp export PROMPT --to vllm` has written. Each row takes other questions, so that only what they
 have in common can be cached; "anew" gives every request a cache salt of its own. Answers go to EXPORT.answers.jsonl.
