@@ -31,6 +31,7 @@ from promptcomp.commands.common import (
 from promptcomp.commands.distill import distill
 from promptcomp.commands.doctor import doctor
 from promptcomp.commands.explain import experiments, explain, methods
+from promptcomp.commands.exporting import export, push
 from promptcomp.commands.report_runs import report
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
@@ -279,6 +280,8 @@ app.command()(prompts.compress)
 app.command()(prompts.inspect)
 app.command()(prompts.generate)
 app.command()(distill)
+app.command()(export)
+app.command()(push)
 app.command()(bench)
 app.command()(judge)
 app.command()(rationales)
@@ -290,18 +293,19 @@ app.add_typer(sweep.app, name="sweep")
 app.add_typer(leaderboard.app, name="leaderboard")
 
 
-def _refuse(name: str, instead: str) -> None:
+def _refuse(name: str, instead: str, group: typer.Typer = app) -> None:
     """A command that is gone says what to use."""
 
     def refuse() -> None:
         raise ConfigError(f"there is no `promptcomp {name}`: {instead}")
 
     takes_all = {"ignore_unknown_options": True, "allow_extra_args": True}
-    app.command(name, hidden=True, context_settings=takes_all)(refuse)
+    group.command(name.split()[-1], hidden=True, context_settings=takes_all)(refuse)
 
 
 _refuse("jobs", "`squeue --me` shows your jobs (named pc-RUN); their logs are in RUN/slurm")
 _refuse("cancel", "`scancel NUMBER` ends a job; RUN/slurm/jobs.json has the numbers")
+_refuse("checkpoint export", "use `promptcomp export RUN --to hf -o FOLDER` (or --to peft, tensors)", checkpoint.app)
 
 
 def _finish(outcome: Any, console: Console, as_json: bool) -> None:

@@ -335,7 +335,7 @@ class Bench:
                     ["fit", "--resume", one, "trainer.max_steps=1"],
                     ["checkpoint", "show", one],
                     ["checkpoint", "verify", one],
-                    ["checkpoint", "export", one, "--format", "tensors", "-o", "exported"],
+                    ["export", one, "--to", "tensors", "-o", "exported"],
                     ["inspect", one],
                     ["compress", one, "--demonstrations", "rows.jsonl", "-o", "x.safetensors"],
                     ["judge", one, "runs/mend", "--local", "nothing"],

@@ -1,17 +1,16 @@
-"""`promptcomp checkpoint ...`: inspect checkpoints, join sharded ones, export the trained parts."""
+"""`promptcomp checkpoint ...`: inspect checkpoints, join sharded ones."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
 from promptcomp.checkpoints.places import places_of, to_join
-from promptcomp.commands.common import Commands, JsonOption, RunArgument, console_for, tell
-from promptcomp.files import check_empty
+from promptcomp.commands.common import Commands, JsonOption, console_for, tell
 from promptcomp.plain import say
 
 if TYPE_CHECKING:
@@ -19,11 +18,8 @@ if TYPE_CHECKING:
 
     from promptcomp.checkpoints.describe import Description
 
-app = typer.Typer(
-    help="Inspect checkpoints, join sharded ones, export the trained parts.", no_args_is_help=True, cls=Commands
-)
+app = typer.Typer(help="Inspect checkpoints, join sharded ones.", no_args_is_help=True, cls=Commands)
 _Place = Annotated[Path, Argument(help="A run directory, a checkpoint (file or folder) or an export.")]
-Format = Literal["hf", "peft", "tensors"]
 MOST_TENSORS = 20
 
 
@@ -96,31 +92,3 @@ def consolidate(
 
     file = join(path, output)
     tell({"file": str(file), "bytes": file.stat().st_size}, f"written to {file}", as_json)
-
-
-@app.command()
-def export(
-    run: RunArgument,
-    output: Annotated[Path, Option("--output", "-o", help="A new folder.")],
-    format_: Annotated[
-        Format | None,
-        Option(
-            "--format",
-            "-f",
-            help="hf (a transformers folder), peft (adapters, soft prompts) or tensors; default: the "
-            "method's preferred format.",
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write what a run has trained for transformers or peft, with a README on how to load it."""
-    from promptcomp.run.configured import trained_experiment
-
-    trained_experiment(run).method.export_format(format_)
-    check_empty(output)
-    from promptcomp.exports.export import export as write
-
-    found = write(run, output, format_)
-    tell(
-        found.model_dump(mode="json"), f"written to {found.folder} ({found.format}): {', '.join(found.files)}", as_json
-    )

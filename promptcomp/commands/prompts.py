@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from promptcomp.commands.common import JsonOption, RunArgument, console_for, show
+from promptcomp.checkpoints.hub import downloaded
+from promptcomp.commands import completing
+from promptcomp.commands.common import JsonOption, console_for, show
 from promptcomp.errors import ConfigError, command
 from promptcomp.files import check_file, check_output
 from promptcomp.plain import say
@@ -34,7 +36,13 @@ _SHOWN_HASH, _SHOWN_TEXT = 16, 300
 
 
 def compress(
-    run: RunArgument,
+    run: Annotated[
+        Path,
+        Argument(
+            help="A run, what 'export --to tensors' wrote, or its repository: user/name.",
+            autocompletion=completing.run_folders,
+        ),
+    ],
     output: Annotated[Path, Option("--output", "-o", help="The file to write (safetensors).")],
     text: TextOption = None,
     file: FileOption = None,
@@ -46,6 +54,8 @@ def compress(
         str | None,
         Option(help="Instead of the run's method a rival with the run's LM: evict, '{name: evict, bytes: 1/8}', ..."),
     ] = None,
+    model: Annotated[str | None, Option(help="Where the LM is now; default: where the run says.")] = None,
+    revision: Annotated[str | None, Option(help="Of a repository: branch, tag or commit.")] = None,
     keep_text: Annotated[bool, Option("--keep-text", help="Keep the prompt's text in the file.")] = False,
     force: Annotated[bool, Option("--force", help="Replace the file if it exists.")] = False,
     device: DeviceOption = "auto",
@@ -57,11 +67,12 @@ def compress(
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
     asked = None if rival is None else _rival(rival)
     check_output(output, force)
-    if _checked(run, file, demonstrations).method.reads_prompt and not given:
+    run = downloaded(run, revision)
+    if _checked(run, file, demonstrations, model=model).method.reads_prompt and not given:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
     from promptcomp.prompts.compressing import Compressor
 
-    compressor = Compressor.load(run, device=device)
+    compressor = Compressor.load(run, model=model, device=device)
     source = _source(compressor, text, file, demonstrations, stdin)
     done = compressor.compression(source, task=task, slots=slots, keep_text=keep_text, rival=asked)
     done.prompt.save(output, force=force)
@@ -91,19 +102,17 @@ def compress(
     show(json.dumps(found))
 
 
-def _checked(run: Path, *prompts: Path | None) -> Experiment:
+def _checked(run: Path, *prompts: Path | None, model: str | None = None) -> Experiment:
     """The configuration of what compresses; a mistake, or a missing prompt, is told before torch is imported."""
     from promptcomp.checkpoints.places import TENSORS
-    from promptcomp.files import check_file
-    from promptcomp.run.configured import exported_experiment, trained_experiment
+    from promptcomp.run.configured import check_lm, exported_experiment, trained_experiment, with_lm
 
     for path in prompts:
         if path is not None:
             check_file(path, "prompt")
-    if (run / TENSORS).is_file():
-        return exported_experiment(run)
-    experiment = trained_experiment(run).without_training()
-    experiment.check()
+    is_export = (run / TENSORS).is_file()
+    experiment = with_lm(exported_experiment(run) if is_export else trained_experiment(run), run, model)
+    check_lm(experiment, run)
     return experiment
 
 

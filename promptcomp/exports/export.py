@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +20,7 @@ from promptcomp.checkpoints.trained_state import DESCRIPTION, Origin, read_train
 from promptcomp.config import ConfigError, Measured, dump
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
+from promptcomp.exports.card import CARD, of_run, with_card
 from promptcomp.files import check_empty, follow_umask, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.lm_config import locate
@@ -27,6 +28,7 @@ from promptcomp.language_model.pretrained import origin_note
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
 from promptcomp.lightning_modules.exported import EXTRA, Page
 from promptcomp.lightning_modules.method_config import ExportFormat
+from promptcomp.prompts.artifact import weights_hash
 from promptcomp.run.configured import trained_experiment
 from promptcomp.run.opening import open_trained_module, quiet
 from promptcomp.run.run_directory import RunDirectory, weights_of
@@ -38,8 +40,10 @@ class Exported(Measured):
     """What has been written."""
 
     folder: Path
-    format: ExportFormat
+    format: ExportFormat | Literal["transformers", "vllm"]
     files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What has been found while it was tried."""
 
 
 def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
@@ -58,21 +62,24 @@ def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
     check_empty(folder)
     with quiet():
         text = {"hf": _write_hf, "peft": _write_peft, "tensors": _write_tensors}[chosen](experiment, run, folder)
-    write_atomic(folder / "README.md", text)
+    files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    page = with_card(text, of_run(run, experiment), experiment.lm.path, experiment.method.name, chosen, files)
+    write_atomic(folder / CARD, page)
     follow_umask(folder)
-    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    return Exported(folder=folder, format=chosen, files=tuple(files))
+    return Exported(folder=folder, format=chosen, files=tuple(sorted([*files, CARD])))
 
 
 def _write_tensors(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     tensors, info = read_trained(weights_of(run))
     names = {key: info[key] for key in ("method", "family", "lm")}
-    description = {
+    description: dict[str, Any] = {
         "origin": Origin(**names, num_slots=info.get("num_slots")).model_dump(),
         "method": experiment.method.model_dump(mode="json"),
         "lm": experiment.lm.model_dump(mode="json"),
         "task_names": list(_task_names(run)),
     }
+    if experiment.lm.from_scratch is None:
+        description["lm_hash"] = weights_hash(LanguageModel.from_config(experiment.lm).hf)
     write_export(folder, tensors, description)
     write_atomic(folder / "config.yaml", dump(experiment))
     return _page(experiment, None, Page("tensors", {}))
@@ -98,7 +105,7 @@ def _save_extra(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     if experiment.lm.from_scratch is not None:
-        raise ConfigError("the LM started from random weights, so there is no base for peft; use --format tensors")
+        raise ConfigError("the LM started from random weights, so there is no base for peft; use --to tensors")
     method = experiment.method
     if method.lm_training != "lora":
         return _write_prompts(experiment, run, folder)
@@ -132,7 +139,7 @@ def _check_that_peft_agrees(settings: Any, experiment: Experiment, lm: LanguageM
     if ours != theirs:
         raise ConfigError(
             f"peft puts adapters of {lm.hf.config.model_type!r} models beside other layers than those that were "
-            "trained; use --format tensors"
+            "trained; use --to tensors"
         )
 
 
@@ -142,12 +149,12 @@ def _write_prompts(experiment: Experiment, run: RunDirectory, folder: Path) -> s
     lm = LanguageModel.from_config(experiment.lm)
     if lm.bos_id is not None:
         raise ConfigError(
-            "this LM reads BOS before the learned vectors, peft puts vectors before everything; use --format tensors"
+            "this LM reads BOS before the learned vectors, peft puts vectors before everything; use --to tensors"
         )
     if lm.family == "encoder_decoder" and not lm.query_in_encoder:
         raise ConfigError(
             "with lm.layout=query_in_decoder the encoder reads the learned vectors alone, which peft cannot do; use "
-            "--format tensors"
+            "--to tensors"
         )
     prompts = read_trained(weights_of(run))[0]["prompts"]
     places, names = [folder], _task_names(run)

@@ -172,7 +172,7 @@ class CompressionModule(TrainedState):
         return [Pass(self.lm.hf, read + queries * example_tokens, read + example_tokens, True, trained)]
 
     def as_hf(self) -> HFExport:
-        """What `checkpoint export --format hf` writes; the LM and its tokenizer may be changed in place."""
+        """What `export --to hf` writes; the LM and its tokenizer may be changed in place."""
         return HFExport(self.lm.hf, Page("language_model", {}))
 
     def adapter_page(self, base: str) -> Page:

@@ -107,7 +107,7 @@ class MethodConfig(Config):
 
     @property
     def export_formats(self) -> tuple[ExportFormat, ...]:
-        """What `checkpoint export` can write of it, the best first; empty where nothing is trained."""
+        """What `export` can write of it, the best first; empty where nothing is trained."""
         of_the_lm: dict[LMTraining, tuple[ExportFormat, ...]] = {"lm": ("hf",), "lora": ("peft",), "none": ()}
         return (*of_the_lm[self.lm_training], "tensors") if self.trains else ()
 
@@ -121,7 +121,7 @@ class MethodConfig(Config):
             raise ConfigError(f"method {self.name} has trained nothing that could be exported")
         if wanted is not None and wanted not in self.export_formats:
             raise ConfigError(
-                f"method {self.name} as it was trained cannot be exported as {wanted!r}; use --format "
+                f"method {self.name} as it was trained cannot be exported as {wanted!r}; use --to "
                 + " or ".join(self.export_formats[:2])
             )
         found: ExportFormat = wanted or self.export_formats[0]

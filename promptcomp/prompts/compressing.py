@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptcomp import __version__
 from promptcomp.batch import Context
+from promptcomp.checkpoints.hub import downloaded
 from promptcomp.checkpoints.places import TENSORS
 from promptcomp.checkpoints.trained_state import DESCRIPTION
 from promptcomp.config import ConfigError, dump
@@ -33,8 +34,9 @@ from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, w
 from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
 from promptcomp.prompts.sources import PromptSource, read_source
 from promptcomp.rivals import NotMet, Reading, Rival, Setting
-from promptcomp.run.configured import exported_experiment
-from promptcomp.run.opening import make_data, make_module, open_trained, quiet
+from promptcomp.run.configured import check_lm, exported_experiment, trained_experiment, with_lm
+from promptcomp.run.opening import make_data, make_module, open_trained, quiet, set_threads
+from promptcomp.run.run_directory import RunDirectory, weights_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,37 +72,57 @@ class Compressor:
         cls,
         path: Place,
         *,
-        model: PreTrainedModel | None = None,
+        model: PreTrainedModel | Place | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        revision: str | None = None,
         device: str = "auto",
     ) -> Self:
-        """A trained compressor.
+        """A trained compressor. The data that it was trained on is not needed.
 
         Args:
-            path: A run, its directory, or a folder of trained tensors: RUN/export, what `promptcomp checkpoint export
-                --format tensors` or `TextCompressor.save` has written.
-            model: With trained tensors: the LM they belong to, as it was before training; None: the one they name.
-            tokenizer: The model's.
+            path: A run, its directory, a folder of trained tensors (RUN/export, what `promptcomp export --to tensors`
+                or `TextCompressor.save` has written), or the repository of such a folder on a hub: "user/name".
+            model: Where its LM is now; or, with trained tensors, the LM itself, as it was before training; None: the
+                one that is named there.
+            tokenizer: Of an LM in memory.
+            revision: Branch, tag or commit of a repository.
             device: Where to compress and generate.
 
         Raises:
-            ConfigError: nothing of the kind is there, or the tensors do not fit the model.
+            ConfigError: nothing of the kind is there, or the LM is gone, another one, or does not fit the tensors.
         """
-        folder = Path(path)
-        if not (folder / TENSORS).is_file():
-            if model is not None:
-                raise ConfigError(f"{folder}: model= needs a folder of trained tensors; give {folder / 'export'}")
-            with quiet():
-                return cls(folder, open_trained(folder), device)
-        if (model is None) != (tokenizer is None):
+        folder = downloaded(Path(path), revision)
+        place, in_memory = (None, model) if isinstance(model, PreTrainedModel) else (model, None)
+        is_export = (folder / TENSORS).is_file()
+        if not is_export and in_memory is not None:
+            raise ConfigError(f"{folder}: model= needs a folder of trained tensors; give {folder / 'export'}")
+        if (in_memory is None) != (tokenizer is None):
             raise ConfigError("give model and tokenizer together")
-        experiment = exported_experiment(folder)
-        experiment = experiment.model_copy(update={"method": experiment.method.without_training()})
-        names = read_json(folder / DESCRIPTION, "description of an export").get("task_names", ())
+        experiment = with_lm(exported_experiment(folder) if is_export else trained_experiment(folder), folder, place)
+        if in_memory is None:
+            check_lm(experiment, folder)
+        described = folder if is_export else folder / "export"
+        known: dict[str, Any] = {}
+        if (described / DESCRIPTION).is_file():
+            known = read_json(described / DESCRIPTION, "description of an export")
+        names = tuple(known.get("task_names", ()))
         with quiet():
-            parts = untrained(experiment, model, tokenizer, tuple(names))
-            parts[2].load_trained(folder)
-            return cls(None, parts, device)
+            if not is_export and experiment.method.has_task_prompts and not names:
+                return cls(folder, open_trained(folder, experiment), device)
+            set_threads(experiment)
+            experiment = experiment.model_copy(update={"method": experiment.method.without_training()})
+            lm = None
+            if in_memory is None and (wanted := known.get("lm_hash")) is not None:
+                lm = LanguageModel.from_config(experiment.lm)
+                if weights_hash(lm.hf) != wanted:
+                    raise ConfigError(
+                        f"{folder}: was trained with another LM than {experiment.lm.path} (or the same in another "
+                        "dtype); name the right one with --model"
+                    )
+            parts = untrained(experiment, in_memory, tokenizer, names, lm)
+            if experiment.method.trains:
+                parts[2].load_trained(folder if is_export else weights_of(RunDirectory(folder)))
+            return cls(None if is_export else folder, parts, device)
 
     def save(self, folder: Place) -> Path:
         """Write the trained parts and the configuration, which `load` reads.
@@ -287,10 +309,11 @@ def untrained(
     model: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     task_names: tuple[str, ...] = (),
+    lm: LanguageModel | None = None,
 ) -> tuple[Experiment, ContextDataModule, CompressionModule]:
-    """As `open_trained`, before training and without rows; no model: the LM that the configuration names."""
+    """As `open_trained`, before training and without rows; no model, no `lm`: the LM that the configuration names."""
     layout, bos = experiment.lm.layout, experiment.lm.bos
-    lm = None if model is None else LanguageModel.from_parts(model, tokenizer, layout=layout, bos=bos)
+    lm = lm if model is None else LanguageModel.from_parts(model, tokenizer, layout=layout, bos=bos)
     module, datamodule = make_module(experiment, task_names, lm), make_data(experiment, lm, RowsInMemory())
     module.configure_model()
     return experiment, datamodule, module.eval()

@@ -184,6 +184,10 @@ def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> Language
     if place is None:
         raise ConfigError(f"{source}: does not say where its LM is; name a run directory with --model")
     if model is None and Path(place).is_absolute() and not os.path.exists(place):
+        near = (parent / Path(place).name for parent in Path(source).resolve().parents)
+        needs = "config.yaml" if info.lm_is_trained else "config.json"
+        place = next((each for each in near if (each / needs).is_file()), place)  # its hash is compared below
+    if model is None and Path(place).is_absolute() and not os.path.exists(place):
         raise ConfigError(f"{source}: the LM it was made for is no longer at {place}; name it with --model")
     with quiet():
         if os.path.isfile(Path(place) / "config.yaml"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
+from promptcomp.files import Place
 from promptcomp.run.run_directory import RunDirectory, open_existing, recorded_config, weights_of
 
 PLACES = ("name", "output_dir")
@@ -48,7 +50,7 @@ def trained_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
         ConfigError: no run, no trained weights, or a mistake in config.yaml or in the overrides.
     """
     run = open_existing(path)
-    experiment = experiment_of(run, overrides)
+    experiment = with_lm(experiment_of(run, overrides), path)
     if experiment.method.trains:
         weights_of(run)
     return experiment
@@ -63,7 +65,36 @@ def exported_experiment(folder: Path) -> Experiment:
     config = next((file for at in (folder, folder.parent) if (file := at / "config.yaml").is_file()), None)
     if config is None:
         raise ConfigError(f"{folder}: has no config.yaml, which gives the format of prompts; copy the run's there")
-    return build(Experiment, read_yaml(config), source=str(config))
+    return with_lm(build(Experiment, read_yaml(config), source=str(config)), folder)
+
+
+def with_lm(experiment: Experiment, folder: Path, model: Place | None = None) -> Experiment:
+    """A configuration whose LM is where it is now.
+
+    Args:
+        experiment: As it was written.
+        folder: The run or export that it is of: a relative path is looked for above it, too, so that both may be moved.
+        model: Where the LM is; None: as configured.
+    """
+    path = experiment.lm.path
+    if model is not None:
+        path = os.fspath(model)
+    elif not os.path.exists(path) and not os.path.isabs(path):
+        above = (parent / path for parent in folder.resolve().parents)
+        path = next((str(place) for place in above if (place / "config.json").is_file()), path)
+    if path == experiment.lm.path:
+        return experiment
+    return experiment.model_copy(update={"lm": experiment.lm.model_copy(update={"path": path})})
+
+
+def check_lm(experiment: Experiment, folder: Path) -> None:
+    """
+    Raises:
+        ConfigError: the LM of what is in `folder` is not where it should be, as far as names tell.
+    """
+    if os.path.isabs(experiment.lm.path) and not os.path.exists(experiment.lm.path):
+        raise ConfigError(f"{folder}: its LM is no longer at {experiment.lm.path}; name it with --model")
+    experiment.lm.check_place()
 
 
 def experiment_to_resume(run: RunDirectory, overrides: Iterable[str] = ()) -> Experiment:

@@ -21,7 +21,7 @@ from promptcomp.files import open_append
 from promptcomp.language_model import LanguageModel, open_tokenizer, open_window, reads_queries_in_encoder
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.lightning_modules.execution import Execution
-from promptcomp.run.configured import experiment_of
+from promptcomp.run.configured import experiment_of, with_lm
 from promptcomp.run.run_directory import RunDirectory, open_existing, weights_of
 
 Parts = tuple[ContextDataModule, CompressionModule]
@@ -118,7 +118,7 @@ def open_trained(
         ConfigError: no run, or no trained weights.
     """
     run = open_existing(path)
-    experiment = experiment_of(run) if experiment is None else experiment
+    experiment = with_lm(experiment_of(run), path) if experiment is None else experiment
     set_threads(experiment)
     datamodule, module = make_parts(experiment.without_training(), trains=False)
     return experiment, datamodule, _with_weights(module, run)
@@ -131,7 +131,7 @@ def open_trained_module(path: Path) -> tuple[Experiment, CompressionModule]:
         ConfigError: no run, no trained weights, or a method that does not know its tasks without the data.
     """
     run = open_existing(path)
-    experiment = experiment_of(run)
+    experiment = with_lm(experiment_of(run), path)
     return experiment, _with_weights(make_module(experiment.without_training(), ()), run)
 
 
@@ -141,7 +141,7 @@ def open_trained_lm(path: Path) -> LanguageModel:
     Raises:
         ConfigError: no run, or no trained weights.
     """
-    experiment = experiment_of(open_existing(path))
+    experiment = with_lm(experiment_of(open_existing(path)), path)
     if experiment.method.lm_training == "none":
         return LanguageModel.from_config(experiment.lm)
     return open_trained_module(path)[1].lm

@@ -231,6 +231,12 @@ def recorded_config(run: RunDirectory) -> dict[str, Any] | None:
     return next((each["config"] for each in _history(run) if isinstance(each.get("config"), dict)), None)
 
 
+def recorded_command(run: RunDirectory) -> list[str] | None:
+    """The words of the command that a run was started with, where it is recorded."""
+    first = next(iter(_history(run)), {}).get("command")
+    return [str(word) for word in first] if isinstance(first, list) else None
+
+
 def _history(run: RunDirectory) -> list[dict[str, Any]]:
     if not run.environment.is_file():
         return []

@@ -107,7 +107,7 @@ def test_it_is_listed_compresses_and_is_exported(trained: Path, folder: Path, pr
         ["methods", "--json"],
         ["compress", "run", "--output", "prompt.safetensors", "--text", "we like cat . so happy"],
         ["inspect", "prompt.safetensors", "--json"],
-        ["checkpoint", "export", "run", "--output", "out"],
+        ["export", "run", "--output", "out"],
     ]
     said = program("-c", COMMANDS, json.dumps(words))
     assert "stretches of the context become their mean embedding" in said

@@ -166,7 +166,7 @@ def test_the_program_trains_in_parts_and_every_command_takes_them(tmp_path: Path
     (run / "checkpoints" / "best.ckpt").unlink()  # the parts are the only weights now
     again = json.loads(call("evaluate", "run", "--json"))["results"]["splits"]
     assert again["test"]["method"] == pytest.approx(results["test"]["method"])
-    call("checkpoint", "export", "run", "-o", "out")
+    call("export", "run", "-o", "out")
     words = ("trainer.strategy=auto", "trainer.devices=1", "trainer.checkpoints=whole")
     call("fit", "--resume", "run", *words)
     assert (run / "checkpoints" / "last.ckpt").is_file()

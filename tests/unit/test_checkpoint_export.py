@@ -273,7 +273,7 @@ def test_a_method_with_parameters_of_its_own_needs_no_word_to_be_exported() -> N
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     run = run_of(tmp_path, "gpt2", {"name": "metaicl"})
-    with pytest.raises(ConfigError, match="use --format hf or tensors"):
+    with pytest.raises(ConfigError, match="use --to hf or tensors"):
         export(run, tmp_path / "out", "peft")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -260,10 +260,10 @@ def test_commands(tmp_path: Path, run: Any) -> None:
     assert best["optimizer"] is None
     assert last["optimizer"] == {"tensors": 1, "numbers": 12}
     assert run("checkpoint", "verify", "run").returncode == 0
-    assert run("checkpoint", "export", "run", "-o", "out").returncode == 0
+    assert run("export", "run", "-o", "out").returncode == 0
     assert (tmp_path / "out" / "README.md").is_file()
-    assert run("checkpoint", "export", "run", "-o", "out2", "--format", "peft").returncode == 2
-    assert run("checkpoint", "export", "run", "-o", "out3", "--format", "xml").returncode == 2
+    assert run("export", "run", "-o", "out2", "--to", "peft").returncode == 2
+    assert run("export", "run", "-o", "out3", "--to", "xml").returncode == 2
     shard = next((path / "checkpoints" / "last.ckpt").glob("*.safetensors"))
     data = shard.read_bytes()
     shard.write_bytes(data[:-4])

@@ -24,6 +24,7 @@ from promptcomp.prompts.sources import PromptSource
 from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.quantize import Quantize
 from promptcomp.rivals.truncate import Truncate
+from promptcomp.run.opening import make_data
 from tests.prompt_runs import DATA, save_lm, save_run
 
 METHODS = {
@@ -187,9 +188,11 @@ def test_queries_are_written_as_in_evaluation(data: dict[str, Any], tmp_path: Pa
     lm = save_lm(tmp_path / "lm", "gpt2") if is_icl else Path("builtin:toy_instructions")
     method = {"name": "gist", "num_slots": 1, "train": "none"}
     compressor = Compressor.load(save_run(tmp_path / "run", lm, method, data=data), device="cpu")
-    split = compressor.datamodule.eval_splits[-1]
-    examples = {example.number: example for example in compressor.datamodule.examples(split)}
-    contexts = compressor.datamodule.eval_contexts(split)
+    datamodule = make_data(compressor.experiment)
+    datamodule.check()
+    split = datamodule.eval_splits[-1]
+    examples = {example.number: example for example in datamodule.examples(split)}
+    contexts = datamodule.eval_contexts(split)
     for query in contexts.encode(EvalPart(0, 0, len(contexts.targets(0)))).queries:
         assert compressor.reader.query_ids(examples[query.example].input) == query.ids
 

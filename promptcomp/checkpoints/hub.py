@@ -1,0 +1,71 @@
+"""Exports in repositories of a hub: huggingface_hub's upload and download, with its token, cache and endpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from promptcomp.errors import ConfigError, first_line
+
+_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+def downloaded(path: Path, revision: str | None = None) -> Path:
+    """A folder as it is; of `user/name`, where there is no such folder, the one that its files are downloaded to.
+
+    Args:
+        path: A folder, or the name of a repository.
+        revision: Branch, tag or commit of a repository.
+
+    Raises:
+        ConfigError: there is no such repository or revision, or no network and it is not in the cache either; a
+            revision of a folder.
+    """
+    if path.exists() or not _NAME.fullmatch(path.as_posix()):
+        if revision is not None:
+            raise ConfigError(f"{path}: --revision goes with a repository of a hub, user/name")
+        return path
+    with _asking(f"{path}: no such folder, and not found as a repository of the hub"):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(path.as_posix(), revision=revision, endpoint=_endpoint()))
+
+
+def upload(folder: Path, files: Sequence[str], name: str, *, private: bool) -> str:
+    """Put these files of a folder into a repository, which is made if it is not there; the address of the commit.
+
+    Raises:
+        ConfigError: it may not or cannot be written; nothing but whole uploads becomes visible.
+    """
+    with _asking(f"{name}: the upload has failed, and nothing of it is visible"):
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        hub = HfApi(endpoint=_endpoint())
+        hub.create_repo(name, private=private or None, exist_ok=True)
+        parts = [CommitOperationAdd(path_in_repo=each, path_or_fileobj=folder / each) for each in files]
+        done = hub.create_commit(name, parts, commit_message="promptcomp push")
+        return str(done.commit_url)
+
+
+def check_name(name: str) -> None:
+    """
+    Raises:
+        ConfigError: it is no name of a repository.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name of a repository; write user/name")
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+@contextmanager
+def _asking(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # its own, httpx's and the system's: all say that the hub did not do it
+        raise ConfigError(f"{what} ({first_line(error)})") from None
