@@ -82,7 +82,7 @@ class PromptGate:
             _Answered: the caller may not ask, or the server cannot take the query apart.
         """
         models = (await self._ask(scope, "GET", f"{root}/v1/models"))["data"]
-        card = next((each for each in models if each["id"] == request.get("model")), {})
+        card: dict[str, Any] = next((each for each in models if each["id"] == request.get("model")), {})
         if self._shelf is None:
             self._shelf = await asyncio.to_thread(PromptShelf, scope["app"].state.vllm_config)
         transfer = request["kv_transfer_params"]
@@ -94,8 +94,8 @@ class PromptGate:
             if not isinstance(query, str):
                 return _whole(query)
             text = found.info["query"].replace("{input}", query) if query else found.info["empty_query"]
-            asked = {"model": request.get("model"), "prompt": text, "add_special_tokens": False}
-            return _whole((await self._ask(scope, "POST", f"{root}/tokenize", asked))["tokens"])
+            body = {"model": request.get("model"), "prompt": text, "add_special_tokens": False}
+            return _whole((await self._ask(scope, "POST", f"{root}/tokenize", body))["tokens"])
 
         front = [PLACEHOLDER] * found.slots
         if not request.get("stop_token_ids"):
@@ -103,19 +103,23 @@ class PromptGate:
         if place == CHAT:
             transfer["prompt_token_ids"] = front + await ids(_only_turn(request.get("messages")))
             return request
-        queries = request.get("prompt")
-        many = isinstance(queries, list) and bool(queries) and isinstance(queries[0], str | list)
-        written = [front + await ids(query) for query in (queries if many else [queries])]
-        request["prompt"] = written if many else written[0]
+        asked = request.get("prompt")
+        if isinstance(asked, list) and asked and isinstance(asked[0], str | list):
+            request["prompt"] = [front + await ids(query) for query in asked]
+        else:
+            request["prompt"] = front + await ids(asked)
         return request
 
     async def _ask(self, scope: Scope, method: str, path: str, content: dict[str, Any] | None = None) -> Any:
         """What the server answers the same caller."""
         body = b"" if content is None else json.dumps(content).encode()
         inner = _with_body({**scope, "method": method, "path": path, "raw_path": path.encode()}, body)
-        status, parts = 500, []
+        status, parts, given = 500, [], asyncio.Event()
 
         async def receive() -> MutableMapping[str, Any]:
+            if given.is_set():  # the server listens for a client that goes away; this one does not
+                await asyncio.Event().wait()
+            given.set()
             return {"type": "http.request", "body": body, "more_body": False}
 
         async def send(message: MutableMapping[str, Any]) -> None:

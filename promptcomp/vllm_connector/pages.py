@@ -77,8 +77,9 @@ class PromptConnector(KVConnectorBase_V1):
             return
         lora = request.lora_request
         try:
-            found: Served | Refused = self._shelf.find(params[FIELD], None if lora is None else lora.lora_path)
-            _check(request, found)
+            prompt = self._shelf.find(params[FIELD], None if lora is None else lora.lora_path)
+            _check(request, prompt)
+            found: Served | Refused = prompt
         except Exception as error:  # anything else would end the engine, and with it everybody's requests
             logger.warning("request %s is refused: %s", request.request_id, error)
             found = error if isinstance(error, Refused) else Refused(repr(error))

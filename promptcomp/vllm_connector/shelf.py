@@ -104,7 +104,8 @@ def lm_hash(model: str, dtype: str, adapter: str | None = None) -> str:
     Raises:
         Refused: there are no such files.
     """
-    folder, jobs = Path(model), {}
+    folder = Path(model)
+    jobs: dict[str, tuple[Path, str, torch.dtype | None]] = {}  # name in the model -> file, name there, type
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 

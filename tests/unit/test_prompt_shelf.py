@@ -265,6 +265,8 @@ class Behind:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body = (await receive())["body"]
+        with pytest.raises(TimeoutError):  # until the client goes away there is nothing more
+            await asyncio.wait_for(receive(), 0.01)
         headers = dict(scope["headers"])
         assert headers.get(b"content-length", b"0") == str(len(body)).encode()
         status, answer = 200, json.loads(body or b"{}")
@@ -286,6 +288,8 @@ def asked(behind: Behind, body: Any, path: str = "/v1/completions", key: bytes =
     sent: list[Any] = []
 
     async def receive() -> Any:
+        if not parts:
+            await asyncio.Event().wait()
         part = parts.pop(0)
         return {"type": "http.request", "body": part, "more_body": bool(parts)}
 
