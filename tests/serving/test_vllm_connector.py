@@ -96,7 +96,8 @@ class Shop:
         self.add("foreign", Compressor.load(save_run(folder / "far", other, gist), device="cpu").compress(TEXT))
         tuned = save_run(folder / "tuned", self.lm, {"name": "prompt_tuning", "num_slots": 3, "share": "shared"})
         self.add("vectors", Compressor.load(tuned, device="cpu").compress(TEXT))
-        damaged = bytearray((self.registry / "gist.safetensors").read_bytes())
+        self.add("damaged", compressor.compress("owl tea => bar \n"))  # of its own: a hash once read is not read again
+        damaged = bytearray((self.registry / "damaged.safetensors").read_bytes())
         damaged[-50] ^= 1  # in a tensor
         (self.registry / "damaged.safetensors").write_bytes(damaged)
         (self.registry / "text.safetensors").write_text("no safetensors at all")
