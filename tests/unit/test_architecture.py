@@ -29,7 +29,7 @@ LEVELS = (
     ("evaluation",),
     ("rivals",),
     ("language_model",),
-    ("lease",),
+    ("lease", "vllm_connector"),
     ("memory", "batch", "config"),
     ("documents", "plotting", "webpage"),
     ("files", "terminal"),
