@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from promptcomp.distilling.cartridge_training import TrainingHistory
-from promptcomp.run.stage import Stage
+from promptcomp.run.stage import WorkStage
 
 _SMOOTHING = 0.9
 
 
-class DistillStage(Stage):
+class DistillStage(WorkStage):
     """One part of the work."""
 
     _loss: float | None = None

@@ -14,7 +14,7 @@ _EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
 
 
-class Stage:
+class WorkStage:
     """One part of the work; use as a context manager. What was done before this call is not in the time left."""
 
     def __init__(self, console: Console, name: str, total: int) -> None:

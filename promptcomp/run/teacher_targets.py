@@ -17,6 +17,7 @@ from rich.console import Console
 
 from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.chat.answer_file import AnswerFile, FileHeader, KeptAnswer, now
+from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.sections import TeacherTargets
 from promptcomp.datamodules.taught import TaughtAnswer, TaughtDataModule, asked_key, teacher_ids
@@ -26,7 +27,7 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.memory import weights_hash
 from promptcomp.plain import say
 from promptcomp.run.processes import device_of
-from promptcomp.run.stage import Stage
+from promptcomp.run.stage import WorkStage
 
 _PREFETCHED = 2
 """Batches that each data worker prepares ahead."""
@@ -46,8 +47,9 @@ class AnswersHeader(FileHeader):
 class KeptTarget(KeptAnswer):
     """What the LM answers to a query behind its full context."""
 
-    name: ClassVar[str] = "answer of an LM"
+    name: ClassVar[str] = "teacher's answer"
     again: ClassVar[str] = "written"
+    way_out: ClassVar[str] = "remove it, or name another folder with PROMPTCOMP_CACHE"
 
     ids: tuple[int, ...]
     text: str
@@ -83,7 +85,10 @@ def write_targets(
     header = AnswersHeader(format="promptcomp answers of an LM", weights=weights_hash(lm.hf), settings=settings)
     name = hashlib.sha256(f"{header.weights} {settings}".encode()).hexdigest()[:16]
     path = cache_folder() / "teachers" / f"answers-{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path.parent}: cannot be made ({error.strerror}); name one with PROMPTCOMP_CACHE") from None
 
     def wait() -> None:
         say(console, f"waiting for another process that writes answers into {path}")
@@ -132,7 +137,7 @@ def _write(
     for context, query in pairs:
         queries.setdefault(teacher_ids(context), []).append(query)
     lm.eval()
-    with Stage(console, "answers", len(pairs)) as bar:
+    with WorkStage(console, "answers", len(pairs)) as bar:
         bar.at(0)
         for group in _groups(queries, asks.batch_size):
             contexts = [EncodedContext(ids, tuple(queries[ids])) for ids in group]
