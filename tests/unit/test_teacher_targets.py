@@ -161,7 +161,12 @@ def test_rows_without_outputs(kind: str, tmp_path: Path) -> None:
         rows = [{"messages": [{"role": role, "content": text} for role, text in each]} for each in turns]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = {"name": "instructions", "files": {"train": file, "test": file}, "dev_examples": 0, "targets": "teacher"}
+    data = {
+        "name": "instructions",
+        "files": {"train": str(file), "test": str(file)},
+        "dev_examples": 0,
+        "targets": "teacher",
+    }
     experiment: dict[str, Any] = {
         "method": {"name": "gist", "train": "none", "kl_weight": 1.0, "teacher_cache": True, "num_slots": 2},
         "data": {**data, "teacher": {"max_new_tokens": 8}},
