@@ -167,6 +167,7 @@ def test_rows_without_outputs(kind: str, tmp_path: Path) -> None:
         "dev_examples": 0,
         "targets": "teacher",
     }
+    data |= dict.fromkeys(("max_context_tokens", "max_query_tokens", "max_target_tokens"), 32)
     experiment: dict[str, Any] = {
         "method": {"name": "gist", "train": "none", "kl_weight": 1.0, "teacher_cache": True, "num_slots": 2},
         "data": {**data, "teacher": {"max_new_tokens": 8}},
