@@ -161,7 +161,7 @@ def test_rows_without_outputs(kind: str, tmp_path: Path) -> None:
         rows = [{"messages": [{"role": role, "content": text} for role, text in each]} for each in turns]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = {
+    data: dict[str, Any] = {
         "name": "instructions",
         "files": {"train": str(file), "test": str(file)},
         "dev_examples": 0,
