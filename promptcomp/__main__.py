@@ -6,6 +6,7 @@ Ctrl-C has its handler before anything heavy is imported, so that from the start
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import NoReturn
 
@@ -19,12 +20,13 @@ class _Interrupt(KeyboardInterrupt):
 
 def main() -> NoReturn:
     """Run the command line. Ctrl-C that no command handles ends it with "interrupted" and exit code 130."""
+    begun = time.monotonic()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in the background of a shell
         signal.signal(signal.SIGINT, _interrupt)
     try:
         from promptcomp.cli import main as run
 
-        run()
+        run(begun)
     except BaseException:
         if not _came:
             raise

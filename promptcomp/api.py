@@ -332,6 +332,8 @@ class TextCompressor(Compressor):
         source = RowsInMemory(train=rows, **({} if dev is None else {"dev": dev}))
         datamodule = make_data(experiment, module.lm, source)
         datamodule.check()
+        if experiment.data.asks is not None:
+            raise ConfigError("data.targets=teacher needs a run, which keeps the answers: give files to promptcomp.fit")
         if dev is not None:
             module.watch(datamodule.examples("dev"))
         module.max_steps, module.optim = experiment.trainer.max_steps, experiment.optim

@@ -55,15 +55,18 @@ _RIGHTS_ERRORS = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST, errno.EINVAL)
 
 
-def main() -> NoReturn:
-    """Run the command line. What a user can do something about becomes one message; the exit code says what it was."""
+def main(begun: float | None = None) -> NoReturn:
+    """Run the command line. What a user can do something about becomes one message; the exit code says what it was.
+
+    `begun`: when the command did (`time.monotonic`).
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name on a disk may hold what cannot be written as text
             stream.reconfigure(errors="backslashreplace")
     try:
         # a signal that asks a run to make room must find its handler from the start
         with StopSignals().installed(last=True) if sys.argv[1:2] == ["fit"] else contextlib.nullcontext():
-            app()
+            app(obj=begun)
     except (ConfigError, RankLost, RunFailed) as error:
         _fail(str(error), error.exit_code)
     except FloatingPointError as error:
@@ -177,7 +180,7 @@ def fit(
         experiment_to_resume(open_existing(resume), overrides or ())  # a mistake is told before torch is imported
         from promptcomp.run.fitting import resume_fit
 
-        outcome = resume_fit(resume, console, overrides or ())
+        outcome = resume_fit(resume, console, overrides or (), context.obj)
     else:
         from promptcomp import experiment
 
@@ -201,7 +204,7 @@ def fit(
         else:
             from promptcomp.run.fitting import fit as run_fit
 
-            outcome = run_fit(chosen, run_dir, console)
+            outcome = run_fit(chosen, run_dir, console, context.obj)
     if outcome is not None and outcome.preempted and preempted_file is not None:
         preempted_file.touch()  # of several tasks, srun may report one that it has killed because another one had left
     _finish(outcome, console, as_json)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +18,7 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import parse_json
@@ -26,6 +27,7 @@ from promptcomp.files import check_file, replacing
 FORMAT = 1
 """Version of the files that save_memory writes."""
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_THREADS = 4
 _SHAPES = {"mask": 2, "next_position": 1, "embeds": 3}
 
 
@@ -160,6 +162,22 @@ def file_hash(text: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(tensor_label(name, tensors[name]))
         digest.update(tensor_bytes(tensors[name]))
     return digest.hexdigest()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash over the parameters of a model, sorted by name.
+
+    It is the SHA-256 of the parameters' own SHA-256 digests (over label and bytes), so that several can be computed
+    at once and no weight is copied on a CPU. Tied parameters count once.
+    """
+
+    def digest(named: tuple[str, Tensor]) -> bytes:
+        found = hashlib.sha256(tensor_label(*named))
+        found.update(tensor_bytes(named[1]))
+        return found.digest()
+
+    with ThreadPoolExecutor(_THREADS) as pool:  # hashlib lets other threads run while it works on large buffers
+        return hashlib.sha256(b"".join(pool.map(digest, sorted(model.named_parameters())))).hexdigest()
 
 
 def tensor_label(name: str, tensor: Tensor) -> bytes:

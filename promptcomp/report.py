@@ -21,7 +21,7 @@ from promptcomp.evaluation.formatting import (
     value_text,
 )
 from promptcomp.evaluation.predictions import TEXT_METRICS
-from promptcomp.evaluation.results import Estimate, Results, RivalResult, SplitResult
+from promptcomp.evaluation.results import Estimate, KeptShare, Results, RivalResult, SplitResult
 from promptcomp.evaluation.summarize import ReferencePoints, SplitPoints
 from promptcomp.terminal import open_table
 
@@ -140,6 +140,10 @@ def cost_lines(results: Results) -> list[tuple[str, str]]:
     """The cost in short: compression, memory, prefill."""
     size, cost = results.size, results.cost
     lines: list[tuple[str, str]] = []
+    for name, split in results.splits.items():
+        if split.behaviour:
+            shares = [f"{METRIC_TITLES[each]} {kept_text(share)}" for each, share in split.behaviour.items()]
+            lines.append(("behaviour kept", f"{', '.join(shares)} of the gap on {name}"))
     if size.compression is not None:
         kept = f"{number_text(size.context_tokens)} tokens in {number_text(size.memory_slots)} positions"
         lines.append(("compression", f"{size.compression:.1f}x: {kept}"))
@@ -230,6 +234,11 @@ def retained_text(split: SplitResult, form: str = ".3f") -> str:
     return "no headroom" if split.no_headroom else value_text(split.retained, split.retained_ci, form)
 
 
+def kept_text(share: KeptShare) -> str:
+    """A share of the full context's behaviour."""
+    return "no headroom" if share.value is None else value_text(share.value, share.ci, ".2f")
+
+
 def estimate_text(estimate: Estimate | None) -> str:
     """A value with its interval: `0.931 [0.91, 0.95]`."""
     return "-" if estimate is None else value_text(estimate.value, estimate.ci)
@@ -241,7 +250,7 @@ def _shown_metrics(split: SplitResult, wide: bool) -> list[str]:
     if split.metric == "loss":
         return ["loss"]
     if split.metric in TEXT_METRICS:
-        order = [split.metric, "exact_match", "rougeL", "agreement"]
+        order = [split.metric, "teacher_match", "exact_match", "rougeL", "agreement"]
         return [metric for metric in dict.fromkeys(order) if metric in found][: 3 if wide else 2]
     first = "task" if split.metric == "task" and "macro_f1" not in found else split.metric
     shown = dict.fromkeys([first, "accuracy", "macro_f1", *(["loss"] if wide else [])])

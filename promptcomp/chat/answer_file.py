@@ -40,6 +40,8 @@ class KeptAnswer(Config):
     """What it is, in words."""
     again: ClassVar[str]
     """What happens to a line that is removed ("asked" again)."""
+    way_out: ClassVar[str] = "name a new file with -o"
+    """What to do about a file that does not do."""
 
     key: str
     """Hash of everything that was asked."""
@@ -81,10 +83,10 @@ class AnswerFile(Generic[KeptT]):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = open_append(path)
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from None
+            raise ConfigError(f"{path}: cannot be written ({error.strerror}); {kind.way_out}") from None
         try:
             if not take_lock(self._file):  # it ends with the process, however that ends
-                raise ConfigError(f"{path}: another process writes into this file; wait, or name another with -o")
+                raise ConfigError(f"{path}: another process writes into this file; wait, or {kind.way_out}")
             self._read()
         except BaseException:
             self._file.close()
@@ -139,13 +141,13 @@ class AnswerFile(Generic[KeptT]):
         with contextlib.suppress(ValidationError):
             found = type(self._header).model_validate_json(line)
         if found is None or found.format != self._header.format:
-            raise ConfigError(f"{self.path}: not a file of {self._kind.name}s; name another with -o")
+            raise ConfigError(f"{self.path}: not a file of {self._kind.name}s; {self._kind.way_out}")
         before = found.identity()
         for what, current in self._header.identity().items():
             if before[what] != current:
                 raise ConfigError(
                     f"{self.path} holds {self._kind.name}s with another {what}: {before[what]}, now {current};"
-                    " they are not mixed, name a new file with -o"
+                    f" they are not mixed, {self._kind.way_out}"
                 )
 
 

@@ -172,7 +172,13 @@ class ContextDataModule(L.LightningDataModule):
     def train_lengths(self, draws: Sequence[Draw]) -> Sequence[int]:
         """Tokens of each draw: its context, and its queries with their targets padded to the longest."""
         self.cache.add(text for draw in draws for text in self.train_texts(draw))
-        return [_padded_tokens(self.train_context(draw)) for draw in draws]
+        asks = self.config.asks  # the order of training decides what is asked, and must not depend on answers
+        target = None if asks is None else asks.max_new_tokens
+        return [_padded_tokens(self.train_context(draw), target) for draw in draws]
+
+    def with_targets(self, split: str, context: EncodedContext) -> EncodedContext:
+        """An encoded context as loaders give it: with other targets where they are not those of the rows."""
+        return context
 
     @abstractmethod
     def eval_contexts(self, split: str) -> EvalContexts:
@@ -257,6 +263,10 @@ class ContextDataModule(L.LightningDataModule):
         """The answer in a generated text (where something else may stand around it)."""
         return text.strip()
 
+    def written(self, ids: Sequence[int]) -> str:
+        """The answer in generated tokens."""
+        return self.answer_of(str(self.tokenizer.decode(list(ids), skip_special_tokens=True)))
+
     def train_sampler(
         self,
         *,
@@ -302,7 +312,7 @@ class ContextDataModule(L.LightningDataModule):
             )
         workers = self.config.num_workers
         loader = DataLoader(
-            _Items(self.train_context),
+            _Items(lambda draw: self.with_targets("train", self.train_context(draw))),
             batch_sampler=sampler,
             collate_fn=self._collate,
             num_workers=workers,
@@ -343,7 +353,10 @@ class ContextDataModule(L.LightningDataModule):
             ConfigError: the split is unknown, or has fewer queries than there are processes.
         """
         check_split(split, self.eval_splits)
-        return self.contexts_dataloader(self.eval_contexts(split), rank=rank, world_size=world_size)
+        found = self.eval_contexts(split)
+        encode = found.encode
+        asked = replace(found, encode=lambda part: self.with_targets(split, encode(part)))
+        return self.contexts_dataloader(asked, rank=rank, world_size=world_size)
 
     def contexts_dataloader(
         self, contexts: EvalContexts, *, rank: int = 0, world_size: int = 1
@@ -368,6 +381,8 @@ def _tokens(context: EncodedContext, gold: Sequence[int] | None) -> int:
     return found
 
 
-def _padded_tokens(context: EncodedContext) -> int:
-    longest = max(len(query.ids) + len(query.targets[0].ids) for query in context.queries)
+def _padded_tokens(context: EncodedContext, target: int | None) -> int:
+    """`target`: tokens of each target, instead of its own."""
+    own = (len(query.targets[0].ids) if target is None else target for query in context.queries)
+    longest = max(len(query.ids) + length for query, length in zip(context.queries, own, strict=True))
     return len(context.ids) + len(context.queries) * longest

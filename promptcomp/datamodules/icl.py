@@ -14,20 +14,26 @@ from torch.utils.data import DataLoader
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat, Shown
+from promptcomp.datamodules.context_module import (
+    Counts,
+    ExampleInfo,
+    PromptFormat,
+    Shown,
+)
 from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.plans import SEPARATORS, Parts, Plan, Planner, Renderer, assemble
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sections import Reader, check_split
 from promptcomp.datamodules.sources.records import Found, Problem, collecting, tell
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
+from promptcomp.datamodules.taught import TaughtAnswer, TaughtDataModule
 from promptcomp.datamodules.tokens import same_options
 
 NULL_INPUT = "N/A"  # MetaICL's input for PMI calibration
 _KEPT_TASKS = 1024  # tasks of a generated source that are kept after they were built
 
 
-class ICLDataModule(ContextDataModule):
+class ICLDataModule(TaughtDataModule):
     """Tasks as batches of demonstrations, queries and targets."""
 
     config: ICLConfig
@@ -207,6 +213,11 @@ class ICLDataModule(ContextDataModule):
         for i in plan.queries:
             row = plan.task.queries[i]
             yield from self.renderer.texts(row.input, row.output, first=self._queries_come_first)
+
+    def answer_target(self, split: str, query: EncodedQuery, answer: TaughtAnswer) -> tuple[int, ...]:
+        """As rows have it, without an end; of an empty answer the end is all there is."""
+        room = max(1, self.config.max_example_tokens - len(query.ids))
+        return (answer.ids or self.prompt_format().stop_ids[:1])[:room]
 
     # ---- text from outside
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sections import DEFAULT_WINDOW, DataConfig, Lengths
+from promptcomp.datamodules.sections import DEFAULT_WINDOW, Lengths, TaughtConfig
 from promptcomp.datamodules.sources.rows import Columns
 from promptcomp.evaluation.formatting import many
 
@@ -19,7 +19,7 @@ Truncation = Literal["whole_demonstrations", "reference", "left"]
 Perturbation = Literal["none", "no_labels", "no_inputs", "random_labels", "wrong_labels"]
 
 
-class ICLConfig(DataConfig):
+class ICLConfig(TaughtConfig):
     """Options of in-context-learning data, whatever its source."""
 
     module_class: ClassVar[str] = "promptcomp.datamodules.icl:ICLDataModule"
@@ -85,6 +85,10 @@ class ICLConfig(DataConfig):
     def _consistent(self) -> ICLConfig:
         if self.calibration == "pmi" and self.scoring == "channel":
             raise ValueError("calibration 'pmi' replaces the input and so needs scoring 'direct'")
+        if self.targets == "teacher" and (self.scoring, self.calibration) != ("direct", "none"):
+            raise ValueError(
+                "targets 'teacher' are answers to inputs: they need scoring 'direct' and calibration 'none'"
+            )
         for name in ("max_context_tokens", "teacher_max_context_tokens"):
             budget = getattr(self, name)
             needs_one = self.num_demonstrations > 0 and self.truncation == "whole_demonstrations"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -189,6 +189,11 @@ class DataConfig(Config):
         return False
 
     @property
+    def asks(self) -> TeacherTargets | None:
+        """How the LM is asked for the targets; None: the rows have them."""
+        return None
+
+    @property
     def is_calibrated(self) -> bool:
         """Whether scores under an empty input are subtracted."""
         return False
@@ -197,6 +202,51 @@ class DataConfig(Config):
     def why_no_answers(self) -> str:
         """Why no answers can be generated to this data; empty: they can."""
         return ""
+
+
+class TeacherTargets(Config):
+    """How the LM writes the answers that are trained on with `targets: teacher`."""
+
+    temperature: float = Field(default=0.0, ge=0)
+    """0: the likeliest token each time; above: drawn at this temperature."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw from the likeliest tokens that hold this much probability together."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the draws; each answer has draws of its own, whatever is asked beside it."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Longest answer in tokens; less where the data's budget of a target is less."""
+    batch_size: int = Field(default=16, ge=1)
+    """Answers that are written at a time."""
+
+    @model_validator(mode="after")
+    def _draws_where_it_says(self) -> Self:
+        for name in ("top_p", "seed") if self.temperature == 0 else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} has no meaning at temperature 0, where nothing is drawn; set data.teacher.temperature "
+                    f"above 0, or leave data.teacher.{name} out"
+                )
+        return self
+
+
+class TaughtConfig(DataConfig):
+    """Base of the sections of data whose targets may be the LM's own answers."""
+
+    targets: Literal["gold", "teacher"] = "gold"
+    """gold: the rows' own answers; teacher: what the LM answers behind the full context, so that rows need none."""
+    teacher: TeacherTargets = TeacherTargets()
+    """How it answers."""
+
+    @model_validator(mode="after")
+    def _teacher_is_asked(self) -> Self:
+        if self.targets == "gold" and self.teacher != TeacherTargets():
+            raise ValueError("data.teacher has no effect with data.targets=gold; set data.targets=teacher")
+        return self
+
+    @property
+    def asks(self) -> TeacherTargets | None:
+        """See DataConfig."""
+        return self.teacher if self.targets == "teacher" else None
 
 
 class TextConfig(DataConfig):

@@ -1,7 +1,7 @@
 """A memory whose tensors are parameters, and how far an LM behind it is from the LM behind the whole context.
 
 The distance is the KL divergence over classes: the T tokens that the full context makes likeliest, and all others as
-one more. It is a lower bound of the divergence over the vocabulary, and takes T + 1 numbers for a position.
+one more (`class_divergence`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from promptcomp.batch import Batch, Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.language_model import LanguageModel, at_least_float32
+from promptcomp.lightning_modules.objective import class_divergence
 from promptcomp.memory import KVCache, Memory, SoftPrompt
 
 LIKELIEST = 64
@@ -42,24 +42,6 @@ class Agreement(NamedTuple):
     """Share of positions with the same likeliest token."""
     exact: float
     """Share of answers that would be the same to their end."""
-
-
-def class_log_probs(logits: Tensor, top: Tensor) -> Tensor:
-    """Log probabilities [P, T + 1] of the tokens `top` [P, T], and of all others together, from logits [P, V]."""
-    logits = at_least_float32(logits)
-    others = logits.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([logits.gather(-1, top), others], -1) - logits.logsumexp(-1, keepdim=True)
-
-
-def class_divergence(student: Tensor, teacher: Tensor, top: Tensor) -> Tensor:
-    """Sum over P positions of KL(teacher || student) over the classes, from a student's logits [P, V].
-
-    Args:
-        student: logits.
-        teacher: log probabilities [P, T + 1] of the classes.
-        top: their tokens [P, T].
-    """
-    return F.kl_div(class_log_probs(student, top), teacher, reduction="sum", log_target=True)
 
 
 class Cartridge(nn.Module):

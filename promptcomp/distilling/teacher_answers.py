@@ -18,10 +18,11 @@ from torch import Tensor
 
 from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.config import ConfigError
-from promptcomp.distilling.cartridge import LIKELIEST, TeacherAnswer, class_log_probs
+from promptcomp.distilling.cartridge import LIKELIEST, TeacherAnswer
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.files import replacing
 from promptcomp.language_model import LanguageModel
+from promptcomp.lightning_modules.objective import class_log_probs
 from promptcomp.memory import Memory
 
 _NAMES = ("lengths", "labels", "top", "log_probs")

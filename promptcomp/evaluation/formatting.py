@@ -20,6 +20,8 @@ METRIC_TITLES = {
     "agreement": "agreement",
     "kl": "KL to full",
     "top1": "top-1 agreement",
+    "teacher_match": "as the teacher",
+    "teacher_rougeL": "ROUGE-L to teacher",
 }
 
 

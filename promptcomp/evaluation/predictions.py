@@ -26,13 +26,18 @@ from promptcomp.files import read_text, write_atomic
 ROWS = ("no_prompt", "method", "full_prompt")
 """What every example is scored with: nothing, the method's memory, and the full prompt; rivals add their rows."""
 
-TEXT_METRICS = ("exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement")
+TEXT_METRICS = (
+    *("exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement"),
+    *("teacher_match", "teacher_rougeL"),
+)
 """What generated texts are measured by (all 0-1): equality with the right answer but for white space; ROUGE F-measures
-with stemming; equality with the text of the full-prompt row."""
+with stemming; equality with the text of the full-prompt row; equality with, and ROUGE-L against, the answer of the LM
+as it was behind the full prompt (`data.targets: teacher`)."""
 
 MetricName = Literal[
     "accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl", "task", "loss",
     "exact_match", "equation", "rouge1", "rouge2", "rougeL", "rougeLsum", "agreement", "kl", "top1",
+    "teacher_match", "teacher_rougeL",
 ]  # fmt: skip
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 """accuracy: of all examples, pooled. task_accuracy: mean over tasks of the mean over seeds. macro_f1 and
@@ -43,6 +48,8 @@ KL(full || row) in nats, less is better, and the share of positions where both h
 (TEXT_METRICS): mean over all examples with generated texts.
 """
 
+BEHAVIOUR: tuple[MetricName, ...] = ("kl", "top1", "teacher_match", "teacher_rougeL")
+"""What says how much a row does as the LM behind the full prompt does."""
 TOKEN_METRICS = ("loss", "kl", "top1")
 """Means over gold tokens."""
 LOWER_IS_BETTER = ("loss", "kl")
@@ -92,7 +99,9 @@ class Prediction(Measured):
     texts: dict[str, str | None] | None = None
     """What was generated under each row. This and the keys below are left out where nothing was generated."""
     reference: str | None = None
-    """The right answer, which the texts are compared with."""
+    """The right answer, which the texts are compared with; null: there is none."""
+    teacher: str | None = None
+    """What the LM as it was answers behind the full prompt; left out where the targets are not its answers."""
     instruction: str | None = None
     """The context as text."""
     input: str | None = None
@@ -142,7 +151,7 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 
 
 def _unwritten(prediction: Prediction) -> set[str]:
-    near = {name for name in _CLOSENESS_KEYS if getattr(prediction, name) is None}
+    near = {name for name in (*_CLOSENESS_KEYS, "teacher") if getattr(prediction, name) is None}
     return near if prediction.is_generated else near | _GENERATED_KEYS
 
 
@@ -186,6 +195,8 @@ class ExampleInfo:
     output: str
     instruction: str = ""
     """The context as a person wrote it; empty: the context's tokens, decoded, stand for it."""
+    teacher: str | None = None
+    """The LM's own answer, where the targets are those."""
 
 
 OptionScores = dict[tuple[int, int], tuple[float, int]]
@@ -279,6 +290,7 @@ def examples_sha256(examples: Iterable[ExampleInfo]) -> str:
     digest = hashlib.sha256()
     for e in sorted(examples, key=lambda example: example.number):
         identity = [e.number, e.task, e.kind, e.seed, e.input, e.output, list(e.options), e.gold]
+        identity += [] if e.teacher is None else [e.teacher]
         digest.update(json.dumps(identity, ensure_ascii=True, separators=(",", ":")).encode("ascii"))
         digest.update(b"\n")
     return digest.hexdigest()
@@ -294,6 +306,7 @@ def add_texts(
     collected: Mapping[str, GeneratedTexts],
     questions: Mapping[int, tuple[str, str, str]],
     rouge: Rouge,
+    teacher: Mapping[int, str] | None = None,
 ) -> list[Prediction]:
     """The predictions of a split with texts and their metrics.
 
@@ -302,22 +315,26 @@ def add_texts(
         collected: row -> what was generated.
         questions: example -> instruction (the context as text), input and right answer.
         rouge: the scorer.
+        teacher: example -> the LM's own answer, where these are the targets: then a right answer may be missing.
     """
-    found = []
+    found, teacher = [], teacher or {}
     for prediction in predictions:
         if (number := prediction.example) not in questions:
             found.append(prediction)
             continue
         instruction, given, reference = questions[number]
+        own = teacher.get(number)
+        right = None if own is not None and not reference else reference
         rows = dict.fromkeys((*ROWS, *collected))
         texts = {row: collected[row][number][0] if row in collected else None for row in rows}
         full = {row: texts["full_prompt"] if row != "full_prompt" else None for row in rows}
         update = {
             "texts": texts,
-            "reference": reference,
+            "reference": right,
+            "teacher": own,
             "instruction": instruction,
             "input": given,
-            "metrics": {r: text_metrics(t, reference, full[r], rouge) for r, t in texts.items() if t is not None},
+            "metrics": {r: text_metrics(t, right, full[r], rouge, own) for r, t in texts.items() if t is not None},
             "unfinished": {row: each[number][1] for row, each in collected.items()},
         }
         found.append(prediction.model_copy(update=update))

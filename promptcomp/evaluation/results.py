@@ -95,6 +95,14 @@ class RivalResult(_Section):
     """Paired, over contexts."""
 
 
+class KeptShare(_Section):
+    """What the method keeps of one side of the full context's behaviour."""
+
+    value: float | None
+    """(method - no_prompt) / (full_prompt - no_prompt), in this metric; null without headroom."""
+    ci: Interval | None = None
+
+
 class SplitResult(_Section):
     """One evaluated split. `method`, `full_prompt` and `no_prompt` are values of `metric` on the same examples."""
 
@@ -130,6 +138,9 @@ class SplitResult(_Section):
     """Row -> metric -> estimate, for every metric that applies."""
     rivals: dict[str, RivalResult] = {}
     """Row -> what that rival did (`evaluation.rivals`)."""
+    behaviour: dict[str, KeptShare] = {}
+    """Metric (kl, top1, teacher_match, teacher_rougeL) -> the share of the full context's behaviour that the method
+    keeps; empty unless the targets are the LM's own answers (`data.targets: teacher`)."""
     tasks: tuple[TaskResult, ...] = ()
     seeds: dict[str, dict[str, float | None]] = {}
     """Data seed -> row -> headline metric; empty when the data has no seeds."""
@@ -171,6 +182,8 @@ class Cost(_Section):
     train_seconds: float | None = None
     steps: int | None = None
     tokens_per_second: float | None = None
+    seconds_to_first_step: float | None = None
+    """From the command to the first training step; of a resumed run, from the command that resumed it."""
     compress_ms: float | None = None
     """Making the memory of one context."""
     prefill_ms: float | None = None

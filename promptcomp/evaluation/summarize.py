@@ -24,6 +24,7 @@ from promptcomp.evaluation.bootstrap import (
 )
 from promptcomp.evaluation.metrics import Group, group, metric
 from promptcomp.evaluation.predictions import (
+    BEHAVIOUR,
     LOWER_IS_BETTER,
     METRICS,
     ROWS,
@@ -33,7 +34,7 @@ from promptcomp.evaluation.predictions import (
     Prediction,
     joined,
 )
-from promptcomp.evaluation.results import Estimate, RivalResult, SplitResult, TaskResult, finite
+from promptcomp.evaluation.results import Estimate, KeptShare, RivalResult, SplitResult, TaskResult, finite
 from promptcomp.evaluation.texts import agreement
 
 
@@ -85,6 +86,7 @@ def summarise(
         gap_to_full_ci=None if gap is None else percentile_interval(gap, samples.num_contexts, confidence),
         rows={row: _estimates(samples, row, confidence, groups) for row in rows},
         rivals={row: _rival(samples, metric_name, row, known, confidence) for row, known in (rivals or {}).items()},
+        behaviour=_behaviour(predictions, samples, confidence),
         tasks=_tasks(groups, rows, metric_name),
         seeds=_seeds(groups, rows, metric_name),
         num_tasks=len({g.task for g in groups}),
@@ -108,6 +110,14 @@ def _rival(samples: Samples, name: MetricName, row: str, known: RivalResult, con
     return known.model_copy(update=found)
 
 
+def _behaviour(predictions: Sequence[Prediction], samples: Samples, confidence: float) -> dict[str, KeptShare]:
+    """How much of what the LM does behind the full context it does behind the method's memory."""
+    if all(prediction.teacher is None for prediction in predictions):
+        return {}
+    kept = {name: retained(samples, name, confidence) for name in BEHAVIOUR}
+    return {name: KeptShare(value=each.value, ci=each.ci) for name, each in kept.items() if each.headroom is not None}
+
+
 def headline(predictions: Sequence[Prediction], wanted: MetricName) -> MetricName:
     """The wanted metric if it means something for these predictions, otherwise the nearest one that does.
 
@@ -117,10 +127,22 @@ def headline(predictions: Sequence[Prediction], wanted: MetricName) -> MetricNam
     has_choice = any(p.kind != "free_form" for p in predictions)
     has_texts = any(p.is_generated for p in predictions)
     if wanted in TEXT_METRICS:
-        return wanted if has_texts else "accuracy" if has_choice else "loss"
+        instead: MetricName = "accuracy" if has_choice else "loss"
+        return wanted if any(_has(p, wanted) for p in predictions) else _teachers(predictions) or instead
     if wanted in TOKEN_METRICS or has_choice:
         return wanted
+    if has_texts and not any(_has(p, "exact_match") for p in predictions):
+        return _teachers(predictions) or "loss"
     return "exact_match" if has_texts else "loss"
+
+
+def _has(prediction: Prediction, name: str) -> bool:
+    return any(name in found for found in (prediction.metrics or {}).values())
+
+
+def _teachers(predictions: Sequence[Prediction]) -> MetricName | None:
+    """What texts are measured by that have no right answer."""
+    return "teacher_rougeL" if any(_has(p, "teacher_rougeL") for p in predictions) else None
 
 
 def _estimates(

@@ -32,19 +32,28 @@ def agreement(text: str, full: str) -> float:
     return float(text.strip() == full.strip())
 
 
-def text_metrics(text: str, reference: str, full: str | None, rouge: Rouge) -> dict[str, float]:
+def text_metrics(
+    text: str, reference: str | None, full: str | None, rouge: Rouge, teacher: str | None = None
+) -> dict[str, float]:
     """The metrics of `predictions.TEXT_METRICS` of one answer.
 
     Args:
         text: what was generated.
-        reference: the right answer.
+        reference: the right answer; None: there is none.
         full: the answer of the full-prompt row, for `agreement`; None: there is none to agree with.
         rouge: the scorer.
+        teacher: the LM's own answer, where that is the target.
     """
-    found = {"exact_match": float(same_label(text, reference)), **rouge.scores(text, reference)}
-    if value_of(reference) is not None:
-        found["equation"] = float(same_value(text, reference))
-    return found if full is None else {**found, "agreement": agreement(text, full)}
+    found: dict[str, float] = {}
+    if reference is not None:
+        found = {"exact_match": float(same_label(text, reference)), **rouge.scores(text, reference)}
+        if value_of(reference) is not None:
+            found["equation"] = float(same_value(text, reference))
+    if full is not None:
+        found["agreement"] = agreement(text, full)
+    if teacher is not None:
+        found |= {"teacher_match": agreement(text, teacher), "teacher_rougeL": rouge.scores(text, teacher)["rougeL"]}
+    return found
 
 
 @lru_cache(maxsize=4096)  # the options of a task come again with every row

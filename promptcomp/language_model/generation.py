@@ -44,7 +44,8 @@ class Settings:
     """0 takes the most likely token; otherwise tokens are sampled with `generator`."""
     top_p: float = 1.0
     """Draw from the likeliest tokens that hold this much probability together."""
-    generator: torch.Generator | None = None
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
+    """Of several, each draws for one query, whatever stands beside it."""
     num_beams: int = 1
     """More than 1: beam search (Hugging Face's rules; goes with temperature 0)."""
     length_penalty: float = 1.0
@@ -115,6 +116,9 @@ def _choose(logits: Tensor, settings: Settings) -> Tensor:
         ranked, order = probs.sort(-1, descending=True)
         beyond = ranked.cumsum(-1) - ranked >= settings.top_p
         probs = probs.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
+    if isinstance(settings.generator, Sequence):
+        rows = zip(probs, settings.generator, strict=True)
+        return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
     return torch.multinomial(probs, 1, generator=settings.generator).squeeze(-1)
 
 

@@ -293,6 +293,11 @@ class LanguageModel(nn.Module):
         """How many tokens of each target [M] a forward scores."""
         return torch.bincount(self._pack(batch, "targets").target_of, minlength=len(batch.target_ids))
 
+    def queries_of_logits(self, batch: Batch, where: Literal["targets", "all"]) -> Tensor:
+        """The query [P] that each row of the logits of a forward belongs to; those of one query are in their order."""
+        packed = self._pack(batch, where)
+        return packed.query.flatten()[packed.nodes]
+
     def num_logits(self, batch: Batch, where: Literal["targets", "all"] = "targets") -> int:
         """How many rows the logits of a forward have."""
         return len(self._pack(batch, where).nodes)

@@ -95,6 +95,8 @@ class CompressionModule(TrainedState):
         self.lm_config = lm if isinstance(lm, LanguageModelConfig) else None
         if isinstance(lm, LanguageModel):
             self.lm = lm
+        self.opened: LanguageModel | None = None
+        """The LM, where it was opened before the module is built."""
         self.teacher: LanguageModel | None = None
         """A frozen LM that a method compares its own with, if it opens one."""
         self.execution = Execution()
@@ -189,8 +191,11 @@ class CompressionModule(TrainedState):
 
     def open_lm(self, config: LanguageModelConfig) -> LanguageModel:
         """An LM of this configuration: with weights, or shapes (in a dry run; where rank 0 sends the weights)."""
+        opened, self.opened = self.opened, None
         if self.skeleton:
             return LanguageModel.skeleton(config, with_tokenizer=self.device_mesh is not None)
+        if opened is not None and config is self.lm_config:
+            return opened
         return LanguageModel.from_config(config)
 
     def setup(self, stage: str) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from promptcomp.language_model.lm_config import LanguageModelConfig
-from promptcomp.lightning_modules.method_config import BudgetsConfig, LoraConfig
+from promptcomp.lightning_modules.method_config import BudgetsConfig, LoraConfig, TeacherCacheConfig
 
 
-class EncoderMethodConfig(BudgetsConfig):
+class EncoderMethodConfig(BudgetsConfig, TeacherCacheConfig):  # type: ignore[misc]  # what pydantic adds to both
     """Base of the sections of `pool` and `icae`."""
 
     needs: ClassVar[str] = "contexts (demonstrations, instructions or text)"
     difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots", "budgets")
-    loss_keys: ClassVar[tuple[str, ...]] = ("reconstruction_weight", "kl_weight", "temperature")
+    loss_keys: ClassVar[tuple[str, ...]] = (
+        *("reconstruction_weight", "kl_weight", "temperature", "teacher_cache", "teacher_top_k"),
+    )
 
     num_slots: int = Field(16, gt=0)
     """Slots that a context becomes."""
@@ -37,12 +39,15 @@ class EncoderMethodConfig(BudgetsConfig):
     end-of-sequence token (autoencoding)."""
     kl_weight: float = Field(0.0, ge=0)
     """Weight of KL(LM with the full context || LM with the slots); 0: no teacher."""
-    temperature: float = Field(1.0, gt=0)
-    """Both distributions are taken at this temperature."""
     kl_positions: Literal["targets", "all"] = "targets"
     """targets: only where an answer token is predicted; all: after every token of query and answer."""
     init_from: str | None = None
     """A run directory, export or checkpoint of the same method whose trained parts training starts from."""
+
+    @model_validator(mode="after")
+    def _can_keep(self) -> Self:
+        self.check_teacher_cache(self.kl_weight > 0)
+        return self
 
     @property
     def slots_read(self) -> int:
@@ -62,4 +67,4 @@ class EncoderMethodConfig(BudgetsConfig):
 
     def without_training(self) -> Self:
         """See MethodConfig."""
-        return self.model_copy(update={"init_from": None, "kl_weight": 0.0})
+        return self.model_copy(update={"init_from": None, "kl_weight": 0.0, "teacher_cache": False})

@@ -22,7 +22,6 @@ from promptcomp.language_model import LanguageModel, embedding_scale, token_tabl
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
 from promptcomp.lightning_modules.base import (
-    CompressionModule,
     Counts,
     LossTerm,
     Pass,
@@ -30,7 +29,8 @@ from promptcomp.lightning_modules.base import (
     check_same_tokenizer,
 )
 from promptcomp.lightning_modules.encoder_config import EncoderMethodConfig
-from promptcomp.lightning_modules.objective import cross_entropy, kl_divergence
+from promptcomp.lightning_modules.objective import cross_entropy
+from promptcomp.lightning_modules.taught_module import TaughtModule
 from promptcomp.memory import Memory
 
 
@@ -40,7 +40,7 @@ def sharing_weights(lm: LanguageModel) -> LanguageModel:
     return copy.deepcopy(lm, {id(each): each for each in same})
 
 
-class EncoderModule(CompressionModule):
+class EncoderModule(TaughtModule):
     """See the module docstring. A method adds `compress`, `num_memory_slots` and what it trains beside the encoder."""
 
     method: EncoderMethodConfig
@@ -64,6 +64,7 @@ class EncoderModule(CompressionModule):
             add_lora(self.encoder.text_encoder(), method.lora, skeleton=self.skeleton)
         if method.init_from is not None and not self.skeleton:
             self.load_trained(Path(method.init_from))
+        self.keep_teacher()
 
     def build_slots(self) -> None:
         """Make what is trained beside adapters and projection; the encoder has no adapters yet."""
@@ -151,17 +152,13 @@ class EncoderModule(CompressionModule):
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """See the module docstring."""
-        method, where = self.method, self._where
-        memory = self.compress(batch.context)
+        method, memory = self.method, self.compress(batch.context)
         assert memory is not None
-        student = self.lm(memory, batch, where)
+        student = self.lm(memory, batch, self._where)
         terms = [cross_entropy("ce", student)]
         if method.reconstruction_weight:
             again = self.lm(self.before_cue(memory), batch.of_contexts(self.lm.end_id), "targets")
             terms.append(cross_entropy("reconstruction", again, method.reconstruction_weight))
         if method.kl_weight:
-            with torch.no_grad():
-                teacher = self.lm(self.lm.encode(batch.teacher_context), batch, where)
-            total = kl_divergence(student.values, teacher.values, method.temperature)
-            terms.append(LossTerm("kl", total, student.values.shape[0], method.kl_weight))
+            terms.append(self.kl_term(student, batch, method.kl_weight))
         return terms

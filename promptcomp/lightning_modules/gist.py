@@ -39,19 +39,20 @@ from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora, without_lora
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass, check_both_ways
+from promptcomp.lightning_modules.base import Counts, LossTerm, Pass, check_both_ways
 from promptcomp.lightning_modules.exported import HFExport, Page
 from promptcomp.lightning_modules.gist_config import GistConfig
 from promptcomp.lightning_modules.gist_tokens import add_gist_tokens, gist_page
 from promptcomp.lightning_modules.method_config import LoraConfig
-from promptcomp.lightning_modules.objective import cross_entropy, kl_divergence
+from promptcomp.lightning_modules.objective import cross_entropy
+from promptcomp.lightning_modules.taught_module import TaughtModule
 from promptcomp.memory import EncoderStates, KVCache
 
 NOISE = 0.1
 """Separate embeddings start this far apart, in standard deviations of the token embeddings."""
 
 
-class Gist(CompressionModule):
+class Gist(TaughtModule):
     """Gisting: the LM learns to read a prompt's gist tokens instead of the prompt (see the module docstring)."""
 
     method: GistConfig
@@ -65,6 +66,7 @@ class Gist(CompressionModule):
             check_both_ways(self.lm)
         self.gist = nn.Parameter(self._initial_embedding())
         self.teacher = self._open_teacher()
+        self.keep_teacher()
 
     def _initial_embedding(self) -> Tensor:
         method, tokenizer = self.method, self.lm.tokenizer
@@ -171,11 +173,10 @@ class Gist(CompressionModule):
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """CE of the outputs; with the options CE with the full prompt, CE of the prompt, KL to the teacher."""
-        method, where = self.method, self._where
-        teacher = self._teach(batch, where) if method.kl_weight else None
+        method = self.method
         prefix = self.prefix(batch.context)
         memory = prefix if method.arrangement == "joint" else self.lm.read(prefix)
-        student = self.lm(memory, batch, where)
+        student = self.lm(memory, batch, self._where)
         terms = [cross_entropy("ce", student)]
         if method.full_prompt_weight:
             full = self.lm(self.lm.encode(batch.context), batch, "targets")
@@ -183,13 +184,12 @@ class Gist(CompressionModule):
         if method.reconstruction_weight:
             again = self.lm(memory, batch.of_contexts(self.lm.end_id), "targets")
             terms.append(cross_entropy("reconstruction", again, method.reconstruction_weight))
-        if teacher is not None:
-            total = kl_divergence(student.values, teacher, method.temperature)
-            terms.append(LossTerm("kl", total, student.values.shape[0], method.kl_weight))
+        if method.kl_weight:
+            terms.append(self.kl_term(student, batch, method.kl_weight))
         return terms
 
     @torch.no_grad()
-    def _teach(self, batch: Batch, where: Literal["all", "targets"]) -> Tensor:
+    def teach(self, batch: Batch) -> Tensor:
         """The teacher's logits [P, V] behind the full prompt, without dropout; the initial LM has no adapters."""
         method = self.method
         lm = self.lm if self.teacher is None else self.teacher
@@ -198,7 +198,7 @@ class Gist(CompressionModule):
         lm.eval()
         try:
             with without_lora(lm) if as_it_was else nullcontext():
-                return lm(lm.encode(batch.teacher_context), batch, where).values
+                return lm(lm.encode(batch.teacher_context), batch, self._where).values
         finally:
             lm.train(was_training)
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from promptcomp.checkpoints.places import trained_at
-from promptcomp.lightning_modules.method_config import BudgetsConfig, ExportFormat, LMTraining, LMTrainingConfig
+from promptcomp.lightning_modules.method_config import (
+    BudgetsConfig,
+    ExportFormat,
+    LMTraining,
+    LMTrainingConfig,
+    TeacherCacheConfig,
+)
 
 
-class GistConfig(BudgetsConfig, LMTrainingConfig):  # type: ignore[misc]  # what pydantic adds to both
+class GistConfig(BudgetsConfig, LMTrainingConfig, TeacherCacheConfig):
     """Gist tokens: the LM learns to put a prompt into the activations of a few tokens after it."""
 
     title: ClassVar[str] = "gist"
@@ -19,7 +25,9 @@ class GistConfig(BudgetsConfig, LMTrainingConfig):  # type: ignore[misc]  # what
     paper: ClassVar[str] = "Mu, Li, Goodman 2023, arXiv 2304.08467"
     needs: ClassVar[str] = "contexts (instructions, demonstrations or text)"
     difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots", "budgets")
-    loss_keys: ClassVar[tuple[str, ...]] = ("kl_weight", "temperature", "full_prompt_weight", "reconstruction_weight")
+    loss_keys: ClassVar[tuple[str, ...]] = (
+        *("kl_weight", "temperature", "full_prompt_weight", "reconstruction_weight", "teacher_cache", "teacher_top_k"),
+    )
     implementation: ClassVar[str] = "promptcomp.lightning_modules.gist:Gist"
 
     name: Literal["gist"] = "gist"
@@ -41,8 +49,6 @@ class GistConfig(BudgetsConfig, LMTrainingConfig):  # type: ignore[misc]  # what
     memory. Both give the same numbers; joint is one forward, split reads a prompt once for many queries."""
     kl_weight: float = Field(0.0, ge=0)
     """Weight of KL(teacher with the full prompt || LM with gist tokens); 0: no teacher, as in the paper."""
-    temperature: float = Field(1.0, gt=0)
-    """Both distributions are taken at this temperature."""
     kl_positions: Literal["targets", "all"] = "targets"
     """targets: only where an output token is predicted; all: after every token of query and output."""
     teacher: str = "initial"
@@ -53,6 +59,11 @@ class GistConfig(BudgetsConfig, LMTrainingConfig):  # type: ignore[misc]  # what
     reconstruction_weight: float = Field(0.0, ge=0)
     """Weight of the cross-entropy of the prompt's own tokens, reconstructed from the gist tokens alone after the
     end-of-sequence token. Answers may only require to distinguish the training prompts; this requires their words."""
+
+    @model_validator(mode="after")
+    def _can_keep(self) -> Self:
+        self.check_teacher_cache(self.kl_weight > 0, self.teacher != "self" or self.train == "none")
+        return self
 
     @property
     def export_formats(self) -> tuple[ExportFormat, ...]:
@@ -83,4 +94,5 @@ class GistConfig(BudgetsConfig, LMTrainingConfig):  # type: ignore[misc]  # what
 
     def without_training(self) -> Self:
         """See MethodConfig."""
-        return super().without_training().model_copy(update={"kl_weight": 0.0, "teacher": "initial"})
+        update = {"kl_weight": 0.0, "teacher": "initial", "teacher_cache": False}
+        return super().without_training().model_copy(update=update)

@@ -34,10 +34,11 @@ from promptcomp.evaluation.flops import cross_decoder_flops, read_flops
 from promptcomp.language_model import TextEncoder, embedding_scale, token_table
 from promptcomp.language_model.parts import initial_vectors
 from promptcomp.language_model.t5_encoder import SlotDecoder
-from promptcomp.lightning_modules.base import CompressionModule, Counts, LossTerm, Pass, check_same_tokenizer
+from promptcomp.lightning_modules.base import Counts, LossTerm, Pass, check_same_tokenizer
 from promptcomp.lightning_modules.exported import HFExport, Page, front
 from promptcomp.lightning_modules.mend_config import MendConfig
-from promptcomp.lightning_modules.objective import cross_entropy, kl_divergence
+from promptcomp.lightning_modules.objective import cross_entropy
+from promptcomp.lightning_modules.taught_module import TaughtModule
 from promptcomp.memory import EncoderStates, SoftPrompt
 
 
@@ -51,7 +52,7 @@ def split_into_chunks(context: Context, size: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-class Mend(CompressionModule):
+class Mend(TaughtModule):
     """MEND: a distiller turns demonstrations into vectors for a frozen LM (see the module docstring)."""
 
     method: MendConfig
@@ -76,6 +77,7 @@ class Mend(CompressionModule):
         self.projection = self._make_projection(width)
         if method.init_from is not None and not self.skeleton:
             self.load_trained(Path(method.init_from))
+        self.keep_teacher()
 
     def _open_distiller(self) -> TextEncoder:
         config = self.method.distiller
@@ -231,15 +233,11 @@ class Mend(CompressionModule):
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """Stage 1: KL. Stage 2: CE + kl_weight * KL."""
-        method, where = self.method, self._where
-        pretrain = method.stage == "pretrain"
-        student = self.lm(self.compress(batch.context), batch, where)
+        method, pretrain = self.method, self.method.stage == "pretrain"
+        student = self.lm(self.compress(batch.context), batch, self._where)
         terms = []
         if not pretrain:
             terms.append(cross_entropy("ce", student))
         if self._with_kl:
-            with torch.no_grad():
-                teacher = self.lm(self.lm.encode(batch.teacher_context), batch, where)
-            total = kl_divergence(student.values, teacher.values, method.temperature)
-            terms.append(LossTerm("kl", total, student.values.shape[0], 1.0 if pretrain else method.kl_weight))
+            terms.append(self.kl_term(student, batch, 1.0 if pretrain else method.kl_weight))
         return terms

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from promptcomp.language_model.lm_config import LanguageModelConfig
-from promptcomp.lightning_modules.method_config import BudgetsConfig, ExportFormat
+from promptcomp.lightning_modules.method_config import BudgetsConfig, ExportFormat, TeacherCacheConfig
 
 
-class MendConfig(BudgetsConfig):
+class MendConfig(BudgetsConfig, TeacherCacheConfig):  # type: ignore[misc]  # what pydantic adds to both
     """MEND: a distiller LM turns demonstrations into vectors for a frozen LM."""
 
     title: ClassVar[str] = "MEND"
@@ -18,7 +18,7 @@ class MendConfig(BudgetsConfig):
     paper: ClassVar[str] = "Li et al. 2024, arXiv 2403.06914"
     needs: ClassVar[str] = "contexts (demonstrations, instructions or text)"
     difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots", "budgets")
-    loss_keys: ClassVar[tuple[str, ...]] = ("kl_weight", "temperature")
+    loss_keys: ClassVar[tuple[str, ...]] = ("kl_weight", "temperature", "teacher_cache", "teacher_top_k")
     implementation: ClassVar[str] = "promptcomp.lightning_modules.mend:Mend"
 
     name: Literal["mend"] = "mend"
@@ -50,10 +50,13 @@ class MendConfig(BudgetsConfig):
     """Distil longer contexts in chunks of this many tokens; null: as many as the distiller's window holds."""
     kl_weight: float = Field(1.0, ge=0)
     """Weight of the KL divergence from the teacher with the full context (lambda of stage 2); 0: no teacher."""
-    temperature: float = Field(1.0, gt=0)
-    """T of the KL divergence: both distributions are taken at this temperature."""
     kl_positions: Literal["all", "targets"] = "all"
     """all: after every token of query and answer, as in the paper; targets: only where an answer token is predicted."""
+
+    @model_validator(mode="after")
+    def _can_keep(self) -> Self:
+        self.check_teacher_cache(self.stage == "pretrain" or self.kl_weight > 0)
+        return self
 
     @property
     def export_formats(self) -> tuple[ExportFormat, ...]:
@@ -74,4 +77,4 @@ class MendConfig(BudgetsConfig):
 
     def without_training(self) -> Self:
         """See MethodConfig."""
-        return self.model_copy(update={"init_from": None})
+        return self.model_copy(update={"init_from": None, "teacher_cache": False})

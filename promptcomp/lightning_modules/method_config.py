@@ -194,6 +194,41 @@ class BudgetsConfig(MethodConfig):
         return f"{asked}: the run has {', '.join(map(str, sorted(known)))}; choose one of them"
 
 
+class TeacherCacheConfig(MethodConfig):
+    """Base of the sections of methods whose teacher is a frozen LM behind the full context."""
+
+    temperature: float = Field(1.0, gt=0)
+    """Both distributions are taken at this temperature."""
+    teacher_cache: bool = False
+    """Keep what the teacher predicts behind each context on disk, so that it reads each row once, in this run and in
+    later ones; the KL is then taken over classes, the teacher's likeliest tokens and all others as one."""
+    teacher_top_k: int = Field(64, gt=0)
+    """Tokens of a position that are kept with `teacher_cache`; with the whole vocabulary the KL is that without it."""
+
+    def check_teacher_cache(self, compares: bool, constant: bool = True) -> None:
+        """
+        Args:
+            compares: whether the loss has a term with the teacher.
+            constant: whether the teacher stays as it is.
+
+        Raises:
+            ValueError: there is nothing to keep.
+        """
+        if self.teacher_cache and not compares:
+            raise ValueError("method.teacher_cache keeps what a teacher predicts: set method.kl_weight above 0")
+        if self.teacher_cache and not constant:
+            raise ValueError(
+                "method.teacher_cache: the teacher of method.teacher=self changes with every step, so nothing it "
+                "predicts can be kept; use method.teacher=initial"
+            )
+
+    def strategy_problem(self, strategy: str) -> str | None:
+        """See MethodConfig."""
+        if self.teacher_cache and strategy == "fsdp":
+            return "does not go with method.teacher_cache: no process has the teacher's weights; use ddp"
+        return super().strategy_problem(strategy)
+
+
 class LMTrainingConfig(MethodConfig):
     """Base of the sections of methods that may train the LM itself."""
 

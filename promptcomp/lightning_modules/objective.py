@@ -107,6 +107,26 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     return F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
 
 
+def class_log_probs(logits: Tensor, top: Tensor) -> Tensor:
+    """Log probabilities [P, T + 1] of the tokens `top` [P, T], and of all others together, from logits [P, V]."""
+    logits = at_least_float32(logits)
+    others = logits.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([logits.gather(-1, top), others], -1) - logits.logsumexp(-1, keepdim=True)
+
+
+def class_divergence(student: Tensor, teacher: Tensor, top: Tensor) -> Tensor:
+    """Sum over P positions of KL(teacher || student) over the classes, from a student's logits [P, V].
+
+    A lower bound of the divergence over the vocabulary, and equal to it with one token less than that has.
+
+    Args:
+        student: logits.
+        teacher: log probabilities [P, T + 1] of the classes.
+        top: their tokens [P, T].
+    """
+    return F.kl_div(class_log_probs(student, top), teacher, reduction="sum", log_target=True)
+
+
 def jensen_shannon(student: Tensor, teacher: Tensor, beta: float, temperature: float) -> Tensor:
     """Sum over the rows of the generalised Jensen-Shannon divergence of logits [P, V].
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, ValidationError
-from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from promptcomp.config import Config, ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.language_model import LanguageModelConfig
-from promptcomp.memory import Memory, load_memory, tensor_bytes, tensor_label
+from promptcomp.memory import Memory, load_memory
+from promptcomp.memory import weights_hash as weights_hash
 
 
 class PromptInfo(Config):
@@ -100,7 +99,6 @@ def read_prompt(path: Path) -> tuple[Memory, PromptInfo]:
     return memory, info
 
 
-_THREADS = 4
 _RULES = ("normalizer", "pre_tokenizer", "model", "added_tokens")
 """Parts of a fast tokenizer that decide about ids; padding, truncation and decoding do not."""
 _VOCABULARY = '"vocab":'
@@ -111,22 +109,6 @@ _SECOND = "2:"
 def text_hash(text: str) -> str:
     """Hash of a text's UTF-8 bytes."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Hash over the parameters of a model, sorted by name.
-
-    It is the SHA-256 of the parameters' own SHA-256 digests (over label and bytes), so that several can be computed
-    at once and no weight is copied on a CPU. Tied parameters count once.
-    """
-
-    def digest(named: tuple[str, Tensor]) -> bytes:
-        found = hashlib.sha256(tensor_label(*named))
-        found.update(tensor_bytes(named[1]))
-        return found.digest()
-
-    with ThreadPoolExecutor(_THREADS) as pool:  # hashlib lets other threads run while it works on large buffers
-        return hashlib.sha256(b"".join(pool.map(digest, sorted(model.named_parameters())))).hexdigest()
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from promptcomp.batch import Batch, Context
 from promptcomp.datamodules.context_module import ContextDataModule, ExampleInfo
 from promptcomp.datamodules.rationale.rationale_module import RationaleDataModule
+from promptcomp.datamodules.taught import TaughtAnswer, TaughtDataModule
 from promptcomp.evaluation import flops
 from promptcomp.evaluation import memory_cost as cost
 from promptcomp.evaluation.predictions import (
@@ -111,9 +112,12 @@ def assess(
         on_batch: Called with batches done and batches in all.
     """
     module.choose_slots(config.slots)
-    examples = datamodule.examples(split)
+    examples, teacher = datamodule.examples(split), teacher_of(datamodule, split)
+    if teacher:
+        texts = {number: datamodule.written(answer.ids) for number, answer in teacher.items()}
+        examples = [replace(example, teacher=texts[example.number]) for example in examples]
     sizes = _Sizes()
-    answers = answers_for(datamodule, config, examples)
+    answers = answers_for(datamodule, config, examples, teacher)
     rouge = Rouge(config.sentences) if answers is not None else None  # now, because its sentence model may be missing
     rivals = rivals_on(split, config.rivals, module, datamodule)
     near = Closeness({example.number: example.gold for example in examples}) if config.bounds else None
@@ -123,7 +127,7 @@ def assess(
         null = _score(module, datamodule.null_dataloader(split), config.bounds, on_batch, _Sizes(), rivals)
     predictions = make_predictions(split, examples, scores, null, near.collected if near else None)
     if answers is not None and rouge is not None:
-        predictions = add_texts(predictions, answers.collected, answers.questions, rouge)
+        predictions = add_texts(predictions, answers.collected, answers.questions, rouge, answers.by_teacher)
     identity, resamples = examples_sha256(examples), config.bootstrap_resamples
     known = None if rivals is None else rivals.results()
     result = summarise(predictions, datamodule.headline, examples_sha256=identity, resamples=resamples, rivals=known)
@@ -261,6 +265,10 @@ class Answers:
     max_new_tokens: int
     stop_ids: tuple[int, ...]
     examples: Mapping[int, ExampleInfo]
+    teacher: Mapping[int, TaughtAnswer] = field(default_factory=dict)
+    """Example -> the LM's own answer, where the targets are those."""
+    by_teacher: dict[int, str] = field(default_factory=dict)
+    """Their texts, within the limit that all rows have."""
     collected: dict[str, GeneratedTexts] = field(default_factory=dict)
     questions: dict[int, tuple[str, str, str]] = field(default_factory=dict)
     """Example -> instruction, input and right answer as texts."""
@@ -269,14 +277,16 @@ class Answers:
         """Answer every query of a batch greedily behind the memories of each row; its targets are not looked at."""
         numbers = example_of_query(batch)
         limit = min(self.max_new_tokens, room(module, [memory for memory, _ in memories.values()], batch))
-        decode = partial(self.datamodule.tokenizer.decode, skip_special_tokens=True)
+        written = self.datamodule.written
+        self.by_teacher |= {n: written(self.teacher[n].ids[:limit]) for n in numbers if n in self.teacher}
         for row, (memory, read) in memories.items():
             made = module.lm.generate(memory, read, max_new_tokens=limit, stop_ids=self.stop_ids)
-            texts = [self.datamodule.answer_of(str(decode(ids))) for ids in made]
+            texts = [written(ids) for ids in made]
             cut = [len(ids) >= limit for ids in made]
             found = zip(texts, cut, strict=True)
             self.collected.setdefault(row, {}).update(zip(numbers, found, strict=True))
         rows = zip(batch.context.ids, batch.context.mask, strict=True)
+        decode = partial(self.datamodule.tokenizer.decode, skip_special_tokens=True)
         contexts = [str(decode(ids[mask].tolist())).strip() for ids, mask in rows]
         for number, context in zip(numbers, batch.context_of.tolist(), strict=True):
             example = self.examples[number]
@@ -289,15 +299,26 @@ class Answers:
             self.collected[other] = self.collected[row]
 
 
+def teacher_of(datamodule: ContextDataModule, split: str) -> dict[int, TaughtAnswer]:
+    """The LM's own answers to a split's examples; empty: they are not the targets."""
+    return datamodule.teacher_answers(split) if isinstance(datamodule, TaughtDataModule) else {}
+
+
 def answers_for(
-    datamodule: ContextDataModule, config: EvaluationConfig, examples: Sequence[ExampleInfo]
+    datamodule: ContextDataModule,
+    config: EvaluationConfig,
+    examples: Sequence[ExampleInfo],
+    teacher: Mapping[int, TaughtAnswer],
 ) -> Answers | None:
-    """Where answers to the examples of a split are collected; None where none are wanted."""
-    wanted = datamodule.answers_are_generated if config.generate == "auto" else config.generate
+    """Where answers to the examples of a split are collected; None where none are wanted. They are no longer than the
+    `teacher`'s may be."""
+    wanted = datamodule.answers_are_generated or bool(teacher) if config.generate == "auto" else config.generate
     if not wanted:
         return None
-    stop_ids = datamodule.prompt_format().stop_ids
-    return Answers(datamodule, config.max_new_tokens, stop_ids, {e.number: e for e in examples})
+    stop_ids, most = datamodule.prompt_format().stop_ids, config.max_new_tokens
+    if teacher and (asks := datamodule.config.asks) is not None:
+        most = min(most, asks.max_new_tokens)
+    return Answers(datamodule, most, stop_ids, {e.number: e for e in examples}, teacher)
 
 
 def example_of_query(batch: Batch) -> list[int]:

@@ -194,8 +194,11 @@ def _save(trainer: L.Trainer, path: Path) -> None:
 class TrainingProgress(L.Callback):
     """A live bar on a terminal; a plain line at every dev evaluation elsewhere. Only rank 0 prints."""
 
-    def __init__(self, console: Console, max_steps: int) -> None:
+    def __init__(self, console: Console, max_steps: int, begun: float | None = None) -> None:
         self.console = console
+        self.seconds_to_first_step: float | None = None
+        """From `begun` (`time.monotonic`; None: not measured) on."""
+        self._begun = begun
         self.max_steps = max_steps
         self._loss: Tensor | None = None
         self._tokens: Tensor | int = 0
@@ -229,6 +232,15 @@ class TrainingProgress(L.Callback):
         if trainer.is_global_zero and self.console.is_terminal:
             self._bar.add_task("", total=self.max_steps, completed=trainer.global_step, loss="", dev="")
             self._bar.start()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note when the first one comes."""
+        if self._begun is not None and self.seconds_to_first_step is None:
+            self.seconds_to_first_step = time.monotonic() - self._begun
+            if trainer.is_global_zero:
+                say(self.console, f"first training step after {self.seconds_to_first_step:.1f} s", "dim")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -49,6 +49,7 @@ from promptcomp.run.run_directory import (
 )
 from promptcomp.run.run_page import try_page
 from promptcomp.run.shown_examples import write_examples
+from promptcomp.run.teacher_targets import write_targets
 from promptcomp.run.trainer import code_of_lost, make_trainer
 from promptcomp.stopping import StopRequested, StopSignals, stop_signals
 
@@ -82,32 +83,38 @@ class Outcome:
             print_report(self.results, console, self.run, self.next_steps, page if page.is_file() else None)
 
 
-def fit(experiment: Experiment, run_dir: Path | None, console: Console) -> Outcome | None:
+def fit(experiment: Experiment, run_dir: Path | None, console: Console, begun: float | None = None) -> Outcome | None:
     """Train in a new run directory and evaluate. Returns None on ranks other than 0.
+
+    `begun`: when the command did (`time.monotonic`); None: now.
 
     Raises:
         ConfigError: a mistake in the configuration or the data.
     """
+    begun = time.monotonic() if begun is None else begun
     ranks, parts = _meet(experiment)  # most mistakes show here, before there is a directory
     run = told_by_parent()
     if run is None:
         run = ranks.once(lambda: create(Path(experiment.output_dir), experiment.title, run_dir))
         if ranks.rank == 0:
             write_atomic(run.config, dump(experiment))
-    return _fit_alone(experiment, parts, run, console, resume=False)
+    return _fit_alone(experiment, parts, run, console, begun, resume=False)
 
 
-def resume_fit(path: Path, console: Console, overrides: Iterable[str] = ()) -> Outcome | None:
+def resume_fit(
+    path: Path, console: Console, overrides: Iterable[str] = (), begun: float | None = None
+) -> Outcome | None:
     """Continue a run from its last checkpoint (or from the start, if it has none) and evaluate; overrides may change
-    how the work is divided (`trainer.devices=4`), and the trajectory stays what it was.
+    how the work is divided (`trainer.devices=4`), and the trajectory stays what it was. `begun`: see `fit`.
 
     Raises:
         ConfigError: no run directory, a configuration that was edited since, a checkpoint that does not belong to it,
             or that cannot be continued exactly with these overrides.
     """
+    begun = time.monotonic() if begun is None else begun
     run = open_existing(path)
     experiment = experiment_to_resume(run, overrides)
-    return _fit_alone(experiment, _meet(experiment, run)[1], run, console, resume=True)
+    return _fit_alone(experiment, _meet(experiment, run)[1], run, console, begun, resume=True)
 
 
 def _meet(experiment: Experiment, run: RunDirectory | None = None) -> tuple[Ranks, Parts]:
@@ -134,6 +141,7 @@ def evaluate(path: Path, experiment: Experiment, output: Path | None, console: C
         experiment, datamodule, module = open_trained(path, experiment)
         target.path.mkdir(parents=True, exist_ok=True)
         write_atomic(target.config, dump(experiment))
+        write_targets(experiment, datamodule, console, trains=False)
         write_environment(target, experiment.model_dump(mode="json"), evaluates=run.path)
         results = _evaluate(experiment, module, datamodule, target, console, Cost())
     return Outcome(target.path, results, step=0, next_steps=_after_evaluation(run.path, target.path, results))
@@ -154,14 +162,15 @@ def _after_evaluation(run: Path, target: Path, results: Results) -> tuple[str, .
 
 
 def _fit_alone(
-    experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool
+    experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, begun: float, *, resume: bool
 ) -> Outcome | None:
     """`_fit`, refused while another process works in the same run directory."""
     check_no_links(run.path, ("checkpoints", "export"))
     first = is_rank_zero()  # now: the variables that tell it change when processes are started
     with stop_signals() as stop, locked(run.config) if first else nullcontext():
         try:
-            return _fit(experiment, parts, run, console, resume, stop)
+            progress = TrainingProgress(console, experiment.trainer.max_steps, begun)
+            return _fit(experiment, parts, run, progress, resume, stop)
         except KeyboardInterrupt:
             if first:
                 print(f"Continue with: {command('fit', '--resume', run.path)}", file=sys.stderr)
@@ -169,9 +178,9 @@ def _fit_alone(
 
 
 def _fit(
-    experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool, stop: StopSignals
+    experiment: Experiment, parts: Parts, run: RunDirectory, progress: TrainingProgress, resume: bool, stop: StopSignals
 ) -> Outcome | None:
-    datamodule, module = parts
+    (datamodule, module), console = parts, progress.console
     first = is_rank_zero()  # now: the variables that tell it change when processes are started
     with quiet(run):
         set_threads(experiment)
@@ -181,9 +190,16 @@ def _fit(
             run.write_log(f"{'resumed' if resume else 'started'}: {experiment.title}, seed {experiment.seed}")
             _announce(experiment, run, datamodule, console)
         cost = Cost()
-        if module.method.trains and experiment.trainer.max_steps:
+        trains = bool(module.method.trains and experiment.trainer.max_steps)
+        try:
+            with stop.leaving_at_once():  # every batch of answers is kept
+                module.opened = write_targets(experiment, datamodule, console, trains=trains)
+        except StopRequested:
+            run.write_log("preempted while the LM wrote its answers")
+            return Outcome(run.path, None, 0, interrupted=True, preempted=True) if first else None
+        if trains:
             try:
-                cost = _train(experiment, parts, run, console, resume)
+                cost = _train(experiment, parts, run, progress, resume)
             except Stopped as end:
                 run.write_log(str(end))
                 return Outcome(run.path, None, end.step, interrupted=True, preempted=end.preempted) if first else None
@@ -209,11 +225,10 @@ def _fit(
     return Outcome(run.path, results, step)
 
 
-def _train(experiment: Experiment, parts: Parts, run: RunDirectory, console: Console, resume: bool) -> Cost:
+def _train(experiment: Experiment, parts: Parts, run: RunDirectory, progress: TrainingProgress, resume: bool) -> Cost:
     """Train, with last.ckpt at the end, also where a signal ends it (`Stopped`); all ranks come back, and the group is
     dissolved."""
     datamodule, module = parts
-    progress = TrainingProgress(console, experiment.trainer.max_steps)
     trainer = make_trainer(experiment, run, datamodule, progress, resume)
     saving = next(each for each in trainer.callbacks if isinstance(each, SaveBetweenSteps))  # type: ignore[attr-defined]
     if "dev" in datamodule.eval_splits:
@@ -232,7 +247,8 @@ def _train(experiment: Experiment, parts: Parts, run: RunDirectory, console: Con
         saving.restore()
     if saving.received is not None:  # after the last step had begun
         raise Stopped(step)
-    return Cost(train_seconds=seconds, steps=step, tokens_per_second=progress.tokens / max(seconds, 1e-9))
+    rate, first = progress.tokens / max(seconds, 1e-9), progress.seconds_to_first_step
+    return Cost(train_seconds=seconds, steps=step, tokens_per_second=rate, seconds_to_first_step=first)
 
 
 def _evaluate(

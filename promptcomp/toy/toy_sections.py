@@ -198,7 +198,7 @@ class ToyInstructionsData(Generated, InstructionConfig):
     max_context_tokens: int = Field(default=48, ge=1)
     max_query_tokens: int = Field(default=16, ge=1)
     max_target_tokens: int = Field(default=24, ge=1)
-    metric: Literal["exact_match", "rougeL", "loss"] = "exact_match"
+    metric: Literal["exact_match", "rougeL", "loss", "teacher_match", "teacher_rougeL", "kl"] = "exact_match"
     length_window: int = Field(default=1, ge=1)
     """1: the rows are so alike in length that sorting them saves nothing."""
 

@@ -26,8 +26,6 @@ from promptcomp.distilling.cartridge import (
     Cartridge,
     TeacherAnswer,
     agreement,
-    class_divergence,
-    class_log_probs,
     divergence,
     first_slots,
 )
@@ -35,6 +33,7 @@ from promptcomp.distilling.cartridge_training import Training, TrainingPlan
 from promptcomp.distilling.teacher_answers import Teacher
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel
+from promptcomp.lightning_modules.objective import class_divergence, class_log_probs
 from promptcomp.memory import KVCache
 from promptcomp.prompts.prompt_files import load_prompt
 from tests.prompt_runs import save_lm

@@ -18,7 +18,7 @@ from tests.tiny_models import tiny_lm
 
 
 def teacher_logits(module: Gist) -> Tensor:
-    return module._teach(batch(), "targets")
+    return module.teach(batch())
 
 
 @pytest.mark.parametrize("train", ["lm", "lora", "none"])

@@ -44,6 +44,7 @@ class Example:
     options: tuple[str, ...]
     input: str = "?"
     output: str = "!"
+    teacher: str | None = None
 
 
 def sample(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.sections import DataConfig, Lengths
+from promptcomp.datamodules.sections import Lengths, TaughtConfig
 from promptcomp.datamodules.sources.records import Asked, NotHere
 
 TemplateName = Literal["alpaca_gist", "chat", "plain"]
@@ -52,14 +52,15 @@ class InstructionColumns(Config):
     input: str | None = "input"
     """Column with what it is applied to; null or absent: no row has an input."""
     output: str = "output"
-    """Column with the answer."""
+    """Column with the answer; with `targets: teacher` it may be absent, or empty in some rows."""
     source: str | None = "source"
     """Column that says where a row comes from; null or absent: the name of the file."""
 
-    def asked(self) -> Asked:
-        """The columns for a reader."""
+    def asked(self, answers: bool = True) -> Asked:
+        """The columns for a reader; `answers`: that with the answers must be there."""
         optional = tuple(name for name in (self.input, self.source, "system") if name is not None)
-        return Asked((self.instruction, self.output), optional, instead=CONVERSATIONS)
+        required = (self.instruction, self.output) if answers else (self.instruction,)
+        return Asked(required, optional if answers else (*optional, self.output), instead=CONVERSATIONS)
 
 
 class Limits(Config):
@@ -73,7 +74,7 @@ class Limits(Config):
     """Maximum number of tokens of an output with its end."""
 
 
-class InstructionConfig(DataConfig):
+class InstructionConfig(TaughtConfig):
     """Options of instruction data, whatever its source."""
 
     module_class: ClassVar[str] = "promptcomp.datamodules.instruction.instruction_module:InstructionDataModule"
@@ -102,12 +103,20 @@ class InstructionConfig(DataConfig):
     """Maximum number of rows of the dev split, chosen at random by eval_seed; null = all."""
     max_eval_examples: int | None = Field(default=None, ge=1)
     """Maximum number of rows of each test split, chosen at random by eval_seed; null = all."""
-    metric: Literal["exact_match", "rougeL", "loss"] = "rougeL"
-    """What results are summed up by. exact_match and rougeL: of generated answers; loss: of the right answer."""
+    metric: Literal["exact_match", "rougeL", "loss", "teacher_match", "teacher_rougeL", "kl"] = "rougeL"
+    """What results are summed up by. exact_match and rougeL: of generated answers; loss: of the right answer;
+    teacher_match and teacher_rougeL: the first two against the LM's own answers (`targets=teacher`); kl: the divergence
+    from the LM behind the full prompt."""
     eval_seed: int = Field(default=0, ge=0)
     """Seed of that choice; not the run's seed: all runs are tested on the same rows."""
     allow_empty_instruction: bool = False
     """Take rows whose instruction is empty or blank; otherwise they are errors."""
+
+    @model_validator(mode="after")
+    def _metric_is_there(self) -> Self:
+        if self.targets == "gold" and self.metric.startswith("teacher_"):
+            raise ValueError(f"metric {self.metric!r} compares with the LM's own answers: set data.targets=teacher")
+        return self
 
     def limits(self, split: str) -> tuple[int, int, int]:
         """Budgets of a split for context, query and target, in tokens."""

@@ -14,7 +14,11 @@ import numpy as np
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.context_module import ContextDataModule, Counts, ExampleInfo, PromptFormat
+from promptcomp.datamodules.context_module import (
+    Counts,
+    ExampleInfo,
+    PromptFormat,
+)
 from promptcomp.datamodules.instruction.encoding import InstructionEncoder, LongRows, find_long_rows
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.templates import make_template
@@ -22,6 +26,7 @@ from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sections import Reader, check_split
 from promptcomp.datamodules.sources.records import Found, Problem, collecting
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
+from promptcomp.datamodules.taught import TaughtAnswer, TaughtDataModule
 
 _CHOICE_STREAM = 11
 _LOOKED_AT = 20_000  # rows of a split that are tokenised at the start of a run to tell how many are cut
@@ -32,7 +37,7 @@ DATED = (
 _SAMPLED_SOURCES = 10_000  # training rows that are asked for their source; generated rows cost time
 
 
-class InstructionDataModule(ContextDataModule):
+class InstructionDataModule(TaughtDataModule):
     """Rows with instructions as batches of contexts, queries and targets. Evaluation has one target to a query."""
 
     answers_are_generated = True
@@ -245,6 +250,10 @@ class InstructionDataModule(ContextDataModule):
             for row, number in zip(rows, numbers, strict=True)
         )
         return EncodedContext(encoder.context(instruction), queries, self._numbers.get(rows[0].source, 0))
+
+    def answer_target(self, split: str, query: EncodedQuery, answer: TaughtAnswer) -> tuple[int, ...]:
+        """With its end, where it has come to one."""
+        return (*answer.ids, *(self.template.end_ids if answer.ended else ()))[: self.config.limits(split)[2]]
 
     # ---- text from outside
 

@@ -35,7 +35,7 @@ class BadConversation(ValueError):
     """Turns that are no question with its answer; the message says why."""
 
 
-def first_exchange(turns: list[Any], system: Any = None) -> tuple[str, str, str, int]:
+def first_exchange(turns: list[Any], system: Any = None, answers: bool = True) -> tuple[str, str, str, int]:
     """Instruction, input and output of a conversation (ShareGPT's, or of a chat file), and how many turns are left out.
 
     The system turn is the instruction, the first user turn the input and the reply to it the output; without a system
@@ -44,6 +44,7 @@ def first_exchange(turns: list[Any], system: Any = None) -> tuple[str, str, str,
     Args:
         turns: Each with `role` and `content` or, as ShareGPT has it, with `from` and `value`.
         system: The system turn, where it stands outside of the turns.
+        answers: A reply has to be there; otherwise the output may be empty.
 
     Raises:
         BadConversation: it does not begin with a user turn and an answer (after a system turn), or one is no text.
@@ -52,10 +53,11 @@ def first_exchange(turns: list[Any], system: Any = None) -> tuple[str, str, str,
         turns = [{"role": "system", "content": system}, *turns]
     first = [_role(turn, number) for number, turn in enumerate(turns[:3], start=1)]
     for shape in (["user", "assistant"], ["system", "user", "assistant"]):
-        if first[: len(shape)] == shape:
+        if first[: len(shape)] == shape or (not answers and first == shape[:-1]):
             texts = [_text(turn, number) for number, turn in enumerate(turns[: len(shape)], start=1)]
+            texts += [""] * (len(shape) - len(texts))
             instruction, given, output = texts if len(texts) == 3 else (texts[0], "", texts[1])
-            return instruction, given, output, len(turns) - len(shape)
+            return instruction, given, output, max(0, len(turns) - len(shape))
     found = ", ".join(first) or "nothing"
     raise BadConversation(f"begins with {found}; expected user, assistant or system, user, assistant")
 
@@ -80,17 +82,21 @@ def _text(turn: Mapping[str, Any], number: int) -> str:
 _HUGE = 1_000_000  # characters; such a row is hardly meant
 
 
-def instruction_problems(record: Mapping[str, Any], columns: InstructionColumns, allow_empty: bool) -> list[str]:
+def instruction_problems(
+    record: Mapping[str, Any], columns: InstructionColumns, allow_empty: bool, answers: bool = True
+) -> list[str]:
     """Everything that is wrong with a record, in words; empty for a good one."""
     turns = _turns(record, columns)
     named = next((name for name in CONVERSATIONS if record.get(name) is not None), None)
     if turns is None and named and record.get(columns.instruction) is None:
         return [f"{named!r} is {type(record[named]).__name__}, expected a list of turns"]
     required, optional = (columns.instruction, columns.output), (columns.input, columns.source)
-    found = text_problems(record, () if turns else required, optional[1:] if turns else optional)
+    if not answers:
+        required, optional = required[:1], (columns.input, columns.output, columns.source)  # type: ignore[assignment]
+    found = text_problems(record, () if turns else required, optional[-1:] if turns else optional)
     if not found:
         try:
-            row = to_instruction(record, columns, "")
+            row = to_instruction(record, columns, "", answers)
         except BadConversation as error:
             return [f"{turns!r} {error}"]
         if not allow_empty and not row.instruction.strip():
@@ -106,12 +112,12 @@ def _turns(record: Mapping[str, Any], columns: InstructionColumns) -> str | None
     return next((name for name in CONVERSATIONS if isinstance(record.get(name), list)), None)
 
 
-def instruction_warnings(row: InstructionRow) -> list[str]:
+def instruction_warnings(row: InstructionRow, answers: bool = True) -> list[str]:
     """What looks odd about a good row."""
     found = []
     if not row.instruction.strip():
         found.append("the instruction is empty")
-    if not row.output.strip():
+    if answers and not row.output.strip():
         found.append("the output is empty")
     size = len(row.instruction) + len(row.input) + len(row.output)
     if size > _HUGE:
@@ -119,7 +125,9 @@ def instruction_warnings(row: InstructionRow) -> list[str]:
     return found
 
 
-def to_instruction(record: Mapping[str, Any], columns: InstructionColumns, stem: str) -> InstructionRow:
+def to_instruction(
+    record: Mapping[str, Any], columns: InstructionColumns, stem: str, answers: bool = True
+) -> InstructionRow:
     """The row in a good record.
 
     Raises:
@@ -127,10 +135,10 @@ def to_instruction(record: Mapping[str, Any], columns: InstructionColumns, stem:
     """
     source = (record.get(columns.source) or stem) if columns.source else stem
     if turns := _turns(record, columns):
-        instruction, given, output, _ = first_exchange(record[turns], record.get("system"))
+        instruction, given, output, _ = first_exchange(record[turns], record.get("system"), answers)
         return InstructionRow(instruction, given, output, source)
     given = (record.get(columns.input) or "") if columns.input else ""
-    return InstructionRow(record[columns.instruction], given, record[columns.output], source)
+    return InstructionRow(record[columns.instruction], given, record.get(columns.output) or "", source)
 
 
 def good_instructions(
@@ -141,8 +149,9 @@ def good_instructions(
     allow_empty: bool,
     found: Found = None,
     notes: list[str] | None = None,
+    answers: bool = True,
 ) -> list[InstructionRow]:
-    """The rows of a file or table; `notes` takes what a person should know about them.
+    """The rows of a file or table; `notes` takes what a person should know about them, `answers`: each has to have one.
 
     Raises:
         ConfigError: there is no row or a bad one (named with its line), unless that is collected in `found`.
@@ -151,15 +160,15 @@ def good_instructions(
     duplicates, longer = Duplicates(), 0
 
     def wrong(content: Mapping[str, Any]) -> list[str]:
-        return instruction_problems(content, columns, allow_empty)
+        return instruction_problems(content, columns, allow_empty, answers)
 
     for record in good_records(records, wrong, found, where):
-        row = to_instruction(record.content, columns, stem)
+        row = to_instruction(record.content, columns, stem, answers)
         rows.append(row)
-        record.warn(instruction_warnings(row), found)
+        record.warn(instruction_warnings(row, answers), found)
         duplicates.look(record, (row.instruction, row.input, row.output), "instruction, input and output", found)
         if turns := _turns(record.content, columns):
-            longer += first_exchange(record.content[turns], record.content.get("system"))[3] > 0
+            longer += first_exchange(record.content[turns], record.content.get("system"), answers)[3] > 0
     if longer and notes is not None:
         notes.append(f"{where}: {longer} of {len(rows)} rows have turns after the first answer, which are not read")
     return rows
@@ -238,19 +247,20 @@ class HeldOutSource(InstructionSource):
     def _read(self, split: str, found: Found = None) -> Sequence[InstructionRow]:
         place, config, columns = self._given[split], self.config, self.config.columns
         if place not in self._tables:
-            how = (columns, config.allow_empty_instruction, found, self._notes)
+            answers = config.asks is None
+            how, asked = (columns, config.allow_empty_instruction, found, self._notes, answers), columns.asked(answers)
             if isinstance(place, Path):
-                records = read_records(place, columns.asked())
+                records = read_records(place, asked)
                 self._tables[place] = good_instructions(records, place.stem, str(place), *how)
             else:  # of a dataset, whose rows stay on disk
                 name = str(config.dataset)
-                table = open_table(name, config.dataset_config, place, columns.asked())
+                table = open_table(name, config.dataset_config, place, asked)
                 good_instructions(table.records(), name, table.where, *how)
 
                 def make(record: Mapping[str, Any], _: str) -> InstructionRow:
-                    return to_instruction(record, columns, name)
+                    return to_instruction(record, columns, name, answers)
 
-                self._tables[place] = arrow_rows(table, columns.asked().all, make, range(len(table)))
+                self._tables[place] = arrow_rows(table, asked.all, make, range(len(table)))
         return self._tables[place]
 
     @cached_property
