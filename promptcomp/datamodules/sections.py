@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from promptcomp.config import Config, ConfigError
+from promptcomp.config import Config, ConfigError, read_yaml
 from promptcomp.datamodules.sources.records import Found, NotHere, Problem, collecting
 
 if TYPE_CHECKING:
@@ -186,6 +186,26 @@ class DataConfig(Config):
     def why_no_answers(self) -> str:
         """Why no answers can be generated to this data; empty: they can."""
         return ""
+
+
+class ChosenTasks(DataConfig):
+    """Data in tasks, some of which may be left out."""
+
+    task_choice: Path | None = None
+    """A file of `fit --bounds-only --keep-tasks`: the tasks that it drops are in no split."""
+
+    def dropped_tasks(self) -> frozenset[str]:
+        """Names of the tasks that are left out.
+
+        Raises:
+            ConfigError: the file is missing or is no such file.
+        """
+        if self.task_choice is None:
+            return frozenset()
+        found = read_yaml(self.task_choice).get("drop")
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise ConfigError(f"data.task_choice: {self.task_choice} has no list 'drop' of names of tasks")
+        return frozenset(found)
 
 
 class TextConfig(DataConfig):
