@@ -47,15 +47,21 @@ def test_the_gap_of_a_task_is_that_of_its_examples() -> None:
     assert (task.count, task.num_contexts, task.majority) == (80, 1, 0.5)
     # one prompt: the questions are drawn, as in the formula for a mean of paired differences
     error = np.std([p.correct["full_prompt"] - p.correct["no_prompt"] for p in own]) / np.sqrt(80)
-    assert gap.ci is not None and (gap.ci[1] - gap.ci[0]) / 3.92 == pytest.approx(error, rel=0.2)
-    assert has_headroom(task) and has_headroom(task, "loss")
+    assert gap.ci is not None
+    assert (gap.ci[1] - gap.ci[0]) / 3.92 == pytest.approx(error, rel=0.2)
+    assert has_headroom(task)
+    assert has_headroom(task, "loss")
 
 
 def test_what_has_no_headroom() -> None:
     (same,) = headroom(predictions("same", 0.5, 0.5, contexts=8), "accuracy", resamples=100)
-    assert same.gaps["accuracy"].ci is None and not has_headroom(same) and same.num_contexts == 8
+    assert same.gaps["accuracy"].ci is None
+    assert not has_headroom(same)
+    assert same.num_contexts == 8
     (frequent,) = headroom(predictions("frequent", 0.3, 0.7, contexts=8, gold=72), "accuracy", resamples=100)
-    assert frequent.majority == 0.9 and not has_headroom(frequent) and has_headroom(frequent, "loss")
+    assert frequent.majority == 0.9
+    assert not has_headroom(frequent)
+    assert has_headroom(frequent, "loss")
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +82,14 @@ def test_bounds_alone_choose_the_tasks_of_the_next_run(
     assert ended.returncode == 0, ended.stderr
     assert "dev: headroom by task" in ended.stdout
     results = read_results(done / "bounds")
-    assert list(results.splits) == ["dev"] and results.method == "full_prompt"
+    assert list(results.splits) == ["dev"]
+    assert results.method == "full_prompt"
     tasks = [task.task for task in results.splits["dev"].headroom_by_task]
     assert len(tasks) == 3
     (done / "choice.yaml").write_text(yaml.safe_dump({"keep": tasks[:1], "drop": tasks[1:]}))
     left = run("data", "validate", *where, "data.task_choice=choice.yaml", "--json")
-    assert left.returncode == 0 and '"tasks": 1' in left.stdout
+    assert left.returncode == 0
+    assert '"tasks": 1' in left.stdout
 
 
 def test_no_task_with_headroom_writes_no_choice(
@@ -95,7 +103,8 @@ def test_no_task_with_headroom_writes_no_choice(
     if ended.returncode == 0:  # a random LM may have some by chance
         assert yaml.safe_load((done / "none.yaml").read_text())["keep"]
     else:
-        assert ended.returncode == 2 and "none of 3 tasks has headroom" in ended.stderr
+        assert ended.returncode == 2
+        assert "none of 3 tasks has headroom" in ended.stderr
         assert not (done / "none.yaml").exists()
 
 
@@ -115,4 +124,5 @@ def test_options_that_do_not_go_together(
     message: str,
 ) -> None:
     ended = program(monkeypatch, capsys, done)("fit", "--method", "mend", *words)
-    assert ended.returncode == 2 and message in ended.stderr
+    assert ended.returncode == 2
+    assert message in ended.stderr
