@@ -336,14 +336,14 @@ def test_another_lm_asks_at_an_endpoint(
 
     more = ["--num-questions", "12", "--ask-model", "big", "--ask-url"]
     with serving(asked) as server:
-        code, out, err = call(*words(lms, *more, server.url, questions=False))
+        code, _out, err = call(*words(lms, *more, server.url, questions=False))
         assert code == 0, err
         kept = Path("memory.distill/questions.jsonl").read_text()
         assert "What is the 1th word of it?" in kept
         served = len(server.requests)
         assert call(*words(lms, *more, server.url, questions=False))[0] == 0
         assert len(server.requests) == served  # nothing is asked again
-        code, out, err = call(*words(lms, *more[:2], questions=False))
+        code, _out, err = call(*words(lms, *more[:2], questions=False))
         assert code == 2
         assert "set of questions" in err
         server.rule = lambda number, request: fault(401, "no such key")
