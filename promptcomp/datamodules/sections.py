@@ -121,7 +121,7 @@ class DataConfig(Config):
             named = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
             for path in named:
                 if isinstance(path, Path) and not path.exists():
-                    kind = NotHere if key == "folder" else ConfigError
+                    kind = NotHere if key == "folder" or not path.parent.exists() else ConfigError
                     raise kind(f"data.{key}: no such file or folder: {path}; name only those you have")
 
     @property

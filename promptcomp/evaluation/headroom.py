@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from promptcomp.evaluation.bootstrap import RESAMPLES, percentile_interval, resample
 from promptcomp.evaluation.metrics import group
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER, TEXT_METRICS, MetricName, Prediction
-from promptcomp.evaluation.results import Gap, HeadroomMetric, TaskHeadroom, finite
+from promptcomp.evaluation.results import Gap, TaskHeadroom, finite
 from promptcomp.evaluation.texts import label_of
 
 _BOUNDS = ("no_prompt", "full_prompt")
@@ -61,9 +61,9 @@ def _task(task: str, own: list[Prediction], wanted: MetricName, resamples: int) 
     )
 
 
-def has_headroom(task: TaskHeadroom, by: HeadroomMetric = "score") -> bool:
+def has_headroom(task: TaskHeadroom, by: str = "score") -> bool:
     """Whether the interval of the gap is above zero and, where there are labels to choose from, the full context does
-    better than the most frequent label; `by`: loss, or what the task is scored by."""
+    better than the most frequent label; `by`: loss (of the right answer), or score: what the task is scored by."""
     gap = task.gaps["loss"] if by == "loss" else next(iter(task.gaps.values()))
     if gap.ci is None or gap.ci[0] <= 0:
         return False

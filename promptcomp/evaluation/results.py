@@ -64,11 +64,6 @@ class TaskResult(_Section):
     """Sample standard deviation of the method over the data seeds."""
 
 
-HeadroomMetric = Literal["score", "loss"]
-"""What tasks are kept by: what they are scored by (accuracy, exact match, or the loss where there is neither), or the
-loss of the right answer."""
-
-
 class Gap(_Section):
     """A metric of the two bounds of a task."""
 

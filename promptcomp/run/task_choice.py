@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.headroom import has_headroom
@@ -17,7 +16,7 @@ _RULE = {
 }
 
 
-def write_choice(outcome: Outcome, file: Path, by: Literal["score", "loss"]) -> str:
+def write_choice(outcome: Outcome, file: Path, by: str) -> str:
     """Write the tasks that are kept and dropped, with the rule and the run; says so in a sentence.
 
     Raises:

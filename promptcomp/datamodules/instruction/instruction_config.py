@@ -188,6 +188,10 @@ class HeldOutConfig(InstructionConfig):
     hold_out: Literal["instruction", "row"] = "instruction"
     """instruction: all rows of an instruction are held out together, so dev asks new instructions; row: single rows."""
 
+    def given(self) -> Mapping[str, Place]:
+        """Where the rows of every split are."""
+        raise NotImplementedError
+
     def check_places(self: Any) -> None:
         """See DataConfig; names all files that are missing, and those that are there."""
         given = {split: files_of(place) for split, place in self.given().items()}
@@ -195,7 +199,7 @@ class HeldOutConfig(InstructionConfig):
         if missing := [str(path) for _, path in files if not path.is_file()]:
             known = ", ".join(f"{split}: {path.name}" for split, path in files if path.is_file())
             message = f"data.files: no such file: {', '.join(missing)}; name only those you have: {{{known}}}"
-            raise (ConfigError if getattr(self, "folder", Path()).is_dir() else NotHere)(message)
+            raise (ConfigError if any(path.parent.is_dir() for _, path in files) else NotHere)(message)
 
     @property
     def cuts(self: Any) -> dict[str, int]:

@@ -267,7 +267,7 @@ class InstructionDataModule(ContextDataModule):
     def answer_of(self, text: str) -> str:
         """What stands behind the last words that `answer` puts before an output, if it puts any, on that line."""
         before, _, after = (part.strip() for part in self.config.answer.partition("{output}"))
-        if before in ("", text) or before not in text:
+        if not before or before not in text:
             return text.strip()
         line = text.rpartition(before)[2].strip().partition("\n")[0]
         return line.strip().removesuffix(after).strip()
