@@ -347,7 +347,7 @@ def test_another_lm_asks_at_an_endpoint(
         assert code == 2
         assert "set of questions" in err
         server.rule = lambda number, request: fault(401, "no such key")
-        code, _out, err = call(*words(lms, *more, server.url, "--work", "other", questions=False))
+        code, _out, err = call(*words(lms, *more, server.url, "--work", "w", "-o", "w.safetensors", questions=False))
         assert code == 1
         assert "no such key" in err
         assert "the same command goes on" in err
