@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+from promptcomp.config import ConfigError
 from promptcomp.evaluation.headroom import has_headroom, headroom
 from promptcomp.evaluation.predictions import Prediction
 from promptcomp.evaluation.results import read_results
+from promptcomp.run.task_choice import write_choice
 from tests.cli.conftest import Run, program
 
 ROWS = ("no_prompt", "full_prompt")
@@ -92,20 +96,19 @@ def test_bounds_alone_choose_the_tasks_of_the_next_run(
     assert '"tasks": 1' in left.stdout
 
 
-def test_no_task_with_headroom_writes_no_choice(
-    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_lm: Path
-) -> None:
-    run: Run = program(monkeypatch, capsys, done)
-    ended = run(
-        "fit", "--method", "mend", f"lm.path={tiny_lm}", *DATA, "--bounds-only", "--keep-tasks", "none.yaml",
-        "--run-dir", "again",
-    )  # fmt: skip
-    if ended.returncode == 0:  # a random LM may have some by chance
-        assert yaml.safe_load((done / "none.yaml").read_text())["keep"]
-    else:
-        assert ended.returncode == 2
-        assert "none of 3 tasks has headroom" in ended.stderr
-        assert not (done / "none.yaml").exists()
+def test_a_choice_names_both_lists_and_its_rule(tmp_path: Path) -> None:
+    asked = [*predictions("good", 0.3, 0.9, contexts=8), *predictions("same", 0.5, 0.5, contexts=8)]
+    split = SimpleNamespace(headroom_by_task=headroom(asked, "accuracy", resamples=100))
+    outcome: Any = SimpleNamespace(run=Path("runs/x"), results=SimpleNamespace(splits={"dev": split}))
+    said = write_choice(outcome, tmp_path / "tasks.yaml", "score")
+    assert "1 of 2 tasks have headroom; take them with data.task_choice=" in said
+    found = yaml.safe_load((tmp_path / "tasks.yaml").read_text())
+    assert (found["keep"], found["drop"], found["splits"]) == (["good"], ["same"], ["dev"])
+    assert found["results"] == "runs/x/results.json"
+    split.headroom_by_task = split.headroom_by_task[1:]
+    with pytest.raises(ConfigError, match="none of 1 tasks has headroom, so .*none.yaml is not written"):
+        write_choice(outcome, tmp_path / "none.yaml", "score")
+    assert not (tmp_path / "none.yaml").exists()
 
 
 @pytest.mark.parametrize(
