@@ -106,7 +106,7 @@ def test_a_choice_names_both_lists_and_its_rule(tmp_path: Path) -> None:
     assert (found["keep"], found["drop"], found["splits"]) == (["good"], ["same"], ["dev"])
     assert found["results"] == "runs/x/results.json"
     split.headroom_by_task = split.headroom_by_task[1:]
-    with pytest.raises(ConfigError, match="none of 1 tasks has headroom, so .*none.yaml is not written"):
+    with pytest.raises(ConfigError, match=r"none of 1 tasks has headroom, so .*none\.yaml is not written"):
         write_choice(outcome, tmp_path / "none.yaml", "score")
     assert not (tmp_path / "none.yaml").exists()
 
