@@ -46,7 +46,7 @@ def print_report(
             console.print(line)
         console.print()
         if split.headroom_by_task:
-            console.print(_headroom_table(name, split))
+            console.print(_headroom_table(name, split, console.width >= WIDE))
             console.print(Text(_HEADROOM, style="italic"))
             console.print()
     if results.size.context_tokens is not None:  # without bounds nothing was measured
@@ -94,9 +94,10 @@ _HEADROOM = (
 )
 
 
-def _headroom_table(name: str, split: SplitResult) -> Table:
+def _headroom_table(name: str, split: SplitResult, wide: bool) -> Table:
     """What the full context gains on every task."""
-    columns = ["n", "contexts", "none", "full", "majority", "gain", "loss: none", "full", "gain"]
+    values = ["none", "full", "majority", "gain", "loss: none", "full", "gain"]
+    columns = ["n", "contexts", *values] if wide else ["n", "full", "majority", "gain", "gain in loss"]
     table = open_table(f"{name}: headroom by task", ["", "headroom"], columns)
     for task in split.headroom_by_task:
         first, loss = next(iter(task.gaps)), task.gaps["loss"]
@@ -104,9 +105,9 @@ def _headroom_table(name: str, split: SplitResult) -> Table:
         plain = [value_text(each, None) for each in (gap.no_prompt, gap.full_prompt, task.majority)]
         cells = ["-"] * 4 if first == "loss" else [*plain, _gain(gap)]
         said = "yes" if has_headroom(task) else "in loss" if has_headroom(task, "loss") else "no"
-        numbers = [f"{task.count:,}", f"{task.num_contexts:,}", *cells]
         losses = [value_text(each, None) for each in (loss.no_prompt, loss.full_prompt)]
-        table.add_row(task.task, said, *numbers, *losses, _gain(loss))
+        numbers = [f"{task.num_contexts:,}", *cells, *losses] if wide else cells[1:]
+        table.add_row(task.task, said, f"{task.count:,}", *numbers, _gain(loss))
     return table
 
 
