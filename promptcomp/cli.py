@@ -142,6 +142,21 @@ def fit(
             " runs of the same configuration under output_dir are reused or continued.",
         ),
     ] = False,
+    bounds_only: Annotated[
+        bool,
+        Option(
+            "--bounds-only",
+            help="Train nothing: score no prompt and the full prompt on the dev split (or evaluation.splits) and say "
+            "which tasks have headroom.",
+        ),
+    ] = False,
+    keep_tasks: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="With --bounds-only: write which tasks have headroom, for data.task_choice=FILE."),
+    ] = None,
+    keep_by: Annotated[
+        str, Option(help="With --keep-tasks: score (accuracy, exact match), or loss of the right answer.")
+    ] = "score",
     slurm: SlurmOption = None,
     lease: Annotated[Path | None, Option(hidden=True, help="Keep this file while the run is at work.")] = None,
     preempted_file: Annotated[Path | None, Option(hidden=True, help="Leave this file when preempted.")] = None,
@@ -162,6 +177,10 @@ def fit(
             "--slurm submits one run, and --with-controls makes up to five: put the command without --slurm into a "
             "batch script for one node; it starts its processes itself (trainer.devices), and the script continues"
         )
+    if (bounds_only or keep_tasks) and (with_controls or resume or slurm or not bounds_only):
+        raise ConfigError("--keep-tasks goes with --bounds-only, and that with no --with-controls, --resume or --slurm")
+    if keep_by not in ("score", "loss"):
+        raise ConfigError(f"--keep-by {keep_by!r} is not known; choose score or loss")
     if resume is not None and (method or config or run_dir or with_controls or (dry_run and slurm is None)):
         raise ConfigError("--resume continues a run with its own configuration; give no other options (but --json)")
     if slurm is not None and resume is None:
@@ -187,6 +206,9 @@ def fit(
         chosen = experiment.load(method, config, overrides or ())
         if (device_memory is not None or explain) and not dry_run:
             raise ConfigError(f"--{'explain' if explain else 'device-memory'} goes with --dry-run")
+        if bounds_only:
+            chosen.check(reads_data=not dry_run)  # its own mistakes
+            chosen = chosen.bounds_only()
         chosen.check(reads_data=not dry_run)
         if dry_run:
             from promptcomp.commands.dry_run import print_estimate
@@ -205,6 +227,10 @@ def fit(
             from promptcomp.run.fitting import fit as run_fit
 
             outcome = run_fit(chosen, run_dir, console, context.obj)
+            if outcome is not None and keep_tasks is not None:
+                from promptcomp.run.task_choice import write_choice
+
+                say(console, write_choice(outcome, keep_tasks, keep_by))
     if outcome is not None and outcome.preempted and preempted_file is not None:
         preempted_file.touch()  # of several tasks, srun may report one that it has killed because another one had left
     _finish(outcome, console, as_json)

@@ -201,6 +201,20 @@ class Experiment(Config):
         """As it is used after training: without a teacher or weights to start from."""
         return self.model_copy(update={"method": self.method.without_training()})
 
+    def bounds_only(self) -> Experiment:
+        """The same data and LM, of which only no prompt and the full prompt are scored, on dev unless splits are named.
+
+        Raises:
+            ConfigError: the data has no bounds.
+        """
+        tree = self.model_dump(mode="json")
+        source = self.data.splits or self.data.source().splits
+        dev = ("dev",) if "dev" in source else None
+        tree |= {"method": {"name": "full_prompt"}, "name": f"bounds-{self.name or self.data.name}"}
+        tree["trainer"]["max_steps"] = 0
+        tree["evaluation"] |= {"bounds": True, "rivals": (), "slots": None, "splits": self.evaluation.splits or dev}
+        return build(Experiment, tree, source="--bounds-only")
+
     def check_window(self, window: int | None) -> None:
         """Check the budgets of method and data against the LM's window [positions]; None: no limit, or not known.
 

@@ -20,8 +20,9 @@ from promptcomp.evaluation.formatting import (
     number_text,
     value_text,
 )
+from promptcomp.evaluation.headroom import has_headroom
 from promptcomp.evaluation.predictions import TEXT_METRICS
-from promptcomp.evaluation.results import Estimate, KeptShare, Results, RivalResult, SplitResult
+from promptcomp.evaluation.results import Estimate, Gap, KeptShare, Results, RivalResult, SplitResult
 from promptcomp.evaluation.summarize import ReferencePoints, SplitPoints
 from promptcomp.terminal import open_table
 
@@ -55,6 +56,10 @@ def print_report(
         for line in _notes(results, split):
             console.print(line)
         console.print()
+        if split.headroom_by_task:
+            console.print(_headroom_table(name, split, console.width >= WIDE))
+            console.print(Text(_HEADROOM, style="italic"))
+            console.print()
     if results.size.context_tokens is not None:  # without bounds nothing was measured
         console.print(_cost_table(results, console.width >= WIDE))
         console.print()
@@ -102,6 +107,33 @@ def _quality_table(results: Results, name: str, split: SplitResult, wide: bool) 
         kept = retained_text(split, ".2f") if row == "method" else ""
         table.add_row(row_title(results, row), *cells, kept, style="bold" if row == "method" else "")
     return table
+
+
+_HEADROOM = (
+    "yes: the interval of the gain is above 0 and, with labels, the full context beats the most frequent one; "
+    "intervals are paired, over contexts (of a task with one context: over its examples)"
+)
+
+
+def _headroom_table(name: str, split: SplitResult, wide: bool) -> Table:
+    """What the full context gains on every task."""
+    values = ["none", "full", "majority", "gain", "loss: none", "full", "gain"]
+    columns = ["n", "contexts", *values] if wide else ["n", "full", "majority", "gain", "gain in loss"]
+    table = open_table(f"{name}: headroom by task", ["", "headroom"], columns)
+    for task in split.headroom_by_task:
+        first, loss = next(iter(task.gaps)), task.gaps["loss"]
+        gap = task.gaps[first]
+        plain = [value_text(each, None) for each in (gap.no_prompt, gap.full_prompt, task.majority)]
+        cells = ["-"] * 4 if first == "loss" else [*plain, _gain(gap)]
+        said = "yes" if has_headroom(task) else "in loss" if has_headroom(task, "loss") else "no"
+        losses = [value_text(each, None) for each in (loss.no_prompt, loss.full_prompt)]
+        numbers = [f"{task.num_contexts:,}", *cells, *losses] if wide else cells[1:]
+        table.add_row(task.task, said, f"{task.count:,}", *numbers, _gain(loss))
+    return table
+
+
+def _gain(gap: Gap) -> str:
+    return value_text(gap.headroom, gap.ci, "+.3f", "+.2f")
 
 
 def _cost_table(results: Results, wide: bool) -> Table:

@@ -55,6 +55,8 @@ def distill(
     config.check_place()
     if not (content := read_source(file=text).text).strip():
         raise ConfigError(f"{text}: is empty or only white space; there is nothing to distill")
+    if questions is not None and options.ask_model is not None:
+        raise ConfigError("--questions are the questions, and --ask-model would write others; give one of them")
     given = None if questions is None else [query.text for query in read_queries(questions)]
     if not output.parent.is_dir():
         raise ConfigError(f"{output}: the folder {output.parent} does not exist; make it first")

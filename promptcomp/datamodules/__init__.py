@@ -32,6 +32,7 @@ def _datasets() -> dict[str, type[DataConfig]]:
         icl_config.TableData,
         instruction_config.AlpacaPlusData,
         instruction_config.InstructionsData,
+        instruction_config.TaskFilesData,
         toy_sections.ToyInstructionsData,
         TextConfig,
         toy_sections.ToyRationaleData,

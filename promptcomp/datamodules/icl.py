@@ -129,7 +129,16 @@ class ICLDataModule(TaughtDataModule):
 
     @cached_property
     def _train_tasks(self) -> Sequence[Task]:
-        return self.source.tasks("train") if "train" in self.source.splits else ()
+        return self._left("train") if "train" in self.source.splits else ()
+
+    def _left(self, split: str) -> Sequence[Task]:
+        """The tasks of a split but those that are left out."""
+        tasks = self.source.tasks(split)
+        if not (out := self.config.dropped_tasks()):
+            return tasks
+        if not (left := [task for task in tasks if task.name not in out]):
+            raise ConfigError(f"data.task_choice: {self.config.task_choice} drops every task of the {split} split")
+        return left
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -256,7 +265,7 @@ class ICLDataModule(TaughtDataModule):
             config, is_dev = self.config, split == "dev"
             count = config.max_dev_tasks if is_dev else config.max_eval_tasks
             limit = config.max_dev_queries if is_dev else config.max_eval_queries
-            tasks = self.source.tasks(split)
+            tasks = self._left(split)
             chosen = _first_tasks(tasks, count)
             self._plans[split] = tuple(plan for task in chosen for plan in self.planner.evaluation(task, limit))
             if not any(plan.queries for plan in self._plans[split]):

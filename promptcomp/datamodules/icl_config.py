@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sections import DEFAULT_WINDOW, Lengths, TaughtConfig
+from promptcomp.datamodules.sections import DEFAULT_WINDOW, ChosenTasks, Lengths
 from promptcomp.datamodules.sources.rows import Columns
 from promptcomp.evaluation.formatting import many
 
@@ -19,7 +19,7 @@ Truncation = Literal["whole_demonstrations", "reference", "left"]
 Perturbation = Literal["none", "no_labels", "no_inputs", "random_labels", "wrong_labels"]
 
 
-class ICLConfig(TaughtConfig):
+class ICLConfig(ChosenTasks):
     """Options of in-context-learning data, whatever its source."""
 
     module_class: ClassVar[str] = "promptcomp.datamodules.icl:ICLDataModule"

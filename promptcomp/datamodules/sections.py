@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from promptcomp.config import Config, ConfigError
+from promptcomp.config import Config, ConfigError, read_yaml
 from promptcomp.datamodules.sources.records import Found, NotHere, Problem, collecting
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class DataConfig(Config):
             named = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
             for path in named:
                 if isinstance(path, Path) and not path.exists():
-                    kind = NotHere if key == "folder" else ConfigError
+                    kind = NotHere if key == "folder" or not path.parent.exists() else ConfigError
                     raise kind(f"data.{key}: no such file or folder: {path}; name only those you have")
 
     @property
@@ -247,6 +247,26 @@ class TaughtConfig(DataConfig):
     def asks(self) -> TeacherTargets | None:
         """See DataConfig."""
         return self.teacher if self.targets == "teacher" else None
+
+
+class ChosenTasks(TaughtConfig):
+    """Data in tasks, some of which may be left out."""
+
+    task_choice: Path | None = None
+    """A file of `fit --bounds-only --keep-tasks`: the tasks that it drops are in no split."""
+
+    def dropped_tasks(self) -> frozenset[str]:
+        """Names of the tasks that are left out.
+
+        Raises:
+            ConfigError: the file is missing or is no such file.
+        """
+        if self.task_choice is None:
+            return frozenset()
+        found = read_yaml(self.task_choice).get("drop")
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise ConfigError(f"data.task_choice: {self.task_choice} has no list 'drop' of names of tasks")
+        return frozenset(found)
 
 
 class TextConfig(DataConfig):

@@ -134,6 +134,8 @@ class InstructionRow:
     output: str
     source: str = "instructions"
     """Where the row comes from ("alpaca", "self_instruct"); evaluation groups by source as by task."""
+    options: tuple[str, ...] = ()
+    """Answers to choose from, the output among them; empty where they are free."""
 
 
 class InstructionSource(Source):

@@ -45,6 +45,11 @@ class DistillOptions:
     eval_every: Annotated[int, Option(min=1, help="Steps between two looks at the held-out questions.")] = 10
     answer_batch: Annotated[int, Option(min=1, help="Questions that are answered at a time.")] = 16
     temperature: Annotated[float, Option(min=0, help="Of the questions that the LM asks itself.")] = 0.7
+    ask_model: Annotated[
+        str | None, Option(help="Another LM asks: the name of a model at an OpenAI-compatible endpoint.")
+    ] = None
+    ask_url: Annotated[str | None, Option(help="Its server, up to /v1; default: OPENAI_BASE_URL, else OpenAI.")] = None
+    ask_key_env: Annotated[str, Option(help="Environment variable that holds its key.")] = "OPENAI_API_KEY"
     seed: Annotated[int, Option(help="Of the questions, their order, and which are held out.")] = 0
 
     def budgets(self) -> tuple[int, ...]:
@@ -67,6 +72,8 @@ class DistillOptions:
                 "--slots 1: keys and values at position 0 stay as they are, so that nothing would be trained; give at "
                 "least 2, or --kind embeddings"
             )
+        if self.ask_model is None and self.ask_url is not None:
+            raise ConfigError("--ask-url is the server of --ask-model; give that too")
         if self.lr == 0:
             raise ConfigError("--lr 0 trains nothing; leave it out for the default")
         return found

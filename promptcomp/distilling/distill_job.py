@@ -15,6 +15,7 @@ from rich.console import Console
 
 from promptcomp import __version__
 from promptcomp.batch import Context
+from promptcomp.chat.client import Endpoint
 from promptcomp.chat.replies import Reply
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
@@ -25,6 +26,7 @@ from promptcomp.distilling.cartridge import Agreement, Cartridge, TeacherAnswer,
 from promptcomp.distilling.cartridge_training import Training, TrainingHistory, TrainingPlan
 from promptcomp.distilling.distill_cost import cost_of
 from promptcomp.distilling.distill_progress import DistillStage
+from promptcomp.distilling.endpoint_questions import ask_endpoint
 from promptcomp.distilling.self_study import KeptQuestion, different, held_out, study
 from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
@@ -177,9 +179,21 @@ class DistillJob:
                 for text, request, answer in zip(texts, ids, written, strict=True)
             ]
 
+        def ask_another(requests: Sequence[str], most: int, seed: int) -> list[Reply]:
+            endpoint = Endpoint(str(options.ask_model), options.ask_url, options.ask_key_env)
+            replies = ask_endpoint(endpoint, self.text, requests, most, options.temperature, self._stop.is_set)
+            if replies is None:
+                raise Interrupted
+            return replies
+
         with DistillStage(self._console, "questions", options.num_questions) as bar:
             found, self._asked = study(
-                self.folder.questions, self.text, options.num_questions, options.seed, ask, bar.at
+                self.folder.questions,
+                self.text,
+                options.num_questions,
+                options.seed,
+                ask_another if options.ask_model else ask,
+                bar.at,
             )
         self._check_window(self._queries(found), options.answer_tokens)
         return found
@@ -310,7 +324,7 @@ class DistillJob:
     def _identity(self) -> dict[str, str]:
         """What questions and answers depend on."""
         options, format_ = self.options, self.reader.format
-        asked: object = ["self-study", options.num_questions, options.temperature, options.seed]
+        asked: object = [options.ask_model or "self-study", options.num_questions, options.temperature, options.seed]
         parts = {
             "text": self.text,
             "LM": self._hashes,

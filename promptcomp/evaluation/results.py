@@ -64,6 +64,32 @@ class TaskResult(_Section):
     """Sample standard deviation of the method over the data seeds."""
 
 
+class Gap(_Section):
+    """A metric of the two bounds of a task."""
+
+    no_prompt: float | None
+    full_prompt: float | None
+    headroom: float | None
+    """full_prompt - no_prompt (for a loss the other way round)."""
+    ci: Interval | None = None
+    """Paired; null where nothing varies."""
+
+
+class TaskHeadroom(_Section):
+    """What the full context gains over none on one task."""
+
+    task: str
+    kind: str
+    count: int
+    """Examples."""
+    num_contexts: int
+    """Units of the bootstrap; of a task with one context its examples are."""
+    majority: float | None = None
+    """Share of the most frequent right label; null without labels."""
+    gaps: dict[str, Gap]
+    """Metric -> its bounds; what the task is scored by comes first, and loss is always there."""
+
+
 class RivalResult(_Section):
     """What one rival did on one split (its metrics are in `rows`, under the same name)."""
 
@@ -142,6 +168,8 @@ class SplitResult(_Section):
     """Metric (kl, top1, teacher_match, teacher_rougeL) -> the share of the full context's behaviour that the method
     keeps; empty unless the targets are the LM's own answers (`data.targets: teacher`)."""
     tasks: tuple[TaskResult, ...] = ()
+    headroom_by_task: tuple[TaskHeadroom, ...] = ()
+    """Of runs of the bounds alone."""
     seeds: dict[str, dict[str, float | None]] = {}
     """Data seed -> row -> headline metric; empty when the data has no seeds."""
     num_tasks: int = 0

@@ -19,6 +19,7 @@ from promptcomp.datamodules.rationale.rationale_module import RationaleDataModul
 from promptcomp.datamodules.taught import TaughtAnswer, TaughtDataModule
 from promptcomp.evaluation import flops
 from promptcomp.evaluation import memory_cost as cost
+from promptcomp.evaluation.headroom import headroom
 from promptcomp.evaluation.predictions import (
     GeneratedTexts,
     OptionScores,
@@ -131,6 +132,9 @@ def assess(
     identity, resamples = examples_sha256(examples), config.bootstrap_resamples
     known = None if rivals is None else rivals.results()
     result = summarise(predictions, datamodule.headline, examples_sha256=identity, resamples=resamples, rivals=known)
+    if config.bounds and module.method.bound is not None:
+        found = tuple(headroom(predictions, datamodule.headline, resamples))
+        result = result.model_copy(update={"headroom_by_task": found})
     return Assessment(predictions, result, sizes)
 
 

@@ -36,6 +36,7 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.objective import class_divergence, class_log_probs
 from promptcomp.memory import KVCache
 from promptcomp.prompts.prompt_files import load_prompt
+from tests.judge_server import Answer, completion, fault, serving
 from tests.prompt_runs import save_lm
 from tests.tiny_models import tiny_lm
 
@@ -320,7 +321,40 @@ def test_ctrl_c_between_answers_keeps_those_that_are_there(
     assert len(made) == 2 + 1 + 2  # the first batch was not made again
 
 
+def test_another_lm_asks_at_an_endpoint(
+    call: Callable[..., tuple[int, str, str]], lms: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openai")
+
+    def asked(number: int, request: dict[str, Any]) -> Answer:
+        assert [turn["role"] for turn in request["messages"]] == ["system", "user"]
+        assert request["messages"][0]["content"] == TEXT
+        if number == 2:
+            return fault(400, "too long")
+        return completion(f"What is the {number}th word of it?" if number % 3 else "No question.")
+
+    more = ["--num-questions", "12", "--ask-model", "big", "--ask-url"]
+    with serving(asked) as server:
+        code, _out, err = call(*words(lms, *more, server.url, questions=False))
+        assert code == 0, err
+        kept = Path("memory.distill/questions.jsonl").read_text()
+        assert "What is the 1th word of it?" in kept
+        served = len(server.requests)
+        assert call(*words(lms, *more, server.url, questions=False))[0] == 0
+        assert len(server.requests) == served  # nothing is asked again
+        code, _out, err = call(*words(lms, *more[:2], questions=False))
+        assert code == 2
+        assert "set of questions" in err
+        server.rule = lambda number, request: fault(401, "no such key")
+        code, _out, err = call(*words(lms, *more, server.url, "--work", "w", "-o", "w.safetensors", questions=False))
+        assert code == 1
+        assert "no such key" in err
+        assert "the same command goes on" in err
+
+
 MISTAKES = {
+    "two askers": (["--ask-model", "big"], "--questions are the questions, and --ask-model would write others"),
+    "no asker": (["--ask-url", "http://x/v1"], "--ask-url is the server of --ask-model"),
     "slots": (["--slots", "400"], "--slots 400: the text has only"),
     "one slot": (["--slots", "1"], "--slots 1: keys and values at position 0"),
     "no number": (["--slots", "few"], "--slots 'few': give whole numbers"),

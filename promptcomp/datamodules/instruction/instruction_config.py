@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from promptcomp.config import Config, ConfigError
-from promptcomp.datamodules.sections import Lengths, TaughtConfig
+from promptcomp.datamodules.sections import ChosenTasks, Lengths
 from promptcomp.datamodules.sources.records import Asked, NotHere
 
 TemplateName = Literal["alpaca_gist", "chat", "plain"]
@@ -74,7 +75,7 @@ class Limits(Config):
     """Maximum number of tokens of an output with its end."""
 
 
-class InstructionConfig(TaughtConfig):
+class InstructionConfig(ChosenTasks):
     """Options of instruction data, whatever its source."""
 
     module_class: ClassVar[str] = "promptcomp.datamodules.instruction.instruction_module:InstructionDataModule"
@@ -82,6 +83,11 @@ class InstructionConfig(TaughtConfig):
     template: TemplateName | CustomTemplate = "alpaca_gist"
     """alpaca_gist: "Instruction: ..." and then "Input: ... Output:"; chat: the tokenizer's chat template; plain: lines
     without added words; or your own {context, query, empty_query, output}."""
+    query: str = "{input}"
+    """What stands where the template puts an input that is not empty, for example "Q: {input}"."""
+    answer: str = "{output}"
+    """What stands where the template puts the output, for example "The answer is {output}."; of a generated text, what
+    follows the last "The answer is" is then the answer."""
     template_date: date | None = None
     """The date for chat templates that insert one (Llama 3's does); null = the day of the run."""
     max_context_tokens: int = Field(default=256, ge=1)
@@ -103,10 +109,10 @@ class InstructionConfig(TaughtConfig):
     """Maximum number of rows of the dev split, chosen at random by eval_seed; null = all."""
     max_eval_examples: int | None = Field(default=None, ge=1)
     """Maximum number of rows of each test split, chosen at random by eval_seed; null = all."""
-    metric: Literal["exact_match", "rougeL", "loss", "teacher_match", "teacher_rougeL", "kl"] = "rougeL"
+    metric: Literal["exact_match", "rougeL", "loss", "accuracy", "teacher_match", "teacher_rougeL", "kl"] = "rougeL"
     """What results are summed up by. exact_match and rougeL: of generated answers; loss: of the right answer;
-    teacher_match and teacher_rougeL: the first two against the LM's own answers (`targets=teacher`); kl: the divergence
-    from the LM behind the full prompt."""
+    accuracy: of choices, where rows have options; teacher_match and teacher_rougeL: the first two against the LM's
+    own answers (`targets=teacher`); kl: the divergence from the LM behind the full prompt."""
     eval_seed: int = Field(default=0, ge=0)
     """Seed of that choice; not the run's seed: all runs are tested on the same rows."""
     allow_empty_instruction: bool = False
@@ -116,6 +122,13 @@ class InstructionConfig(TaughtConfig):
     def _metric_is_there(self) -> Self:
         if self.targets == "gold" and self.metric.startswith("teacher_"):
             raise ValueError(f"metric {self.metric!r} compares with the LM's own answers: set data.targets=teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_have_places(self) -> Self:
+        for name, field in (("query", "{input}"), ("answer", "{output}")):
+            if getattr(self, name).count(field) != 1:
+                raise ValueError(f"{name} should hold {field} once")
         return self
 
     def limits(self, split: str) -> tuple[int, int, int]:
@@ -166,6 +179,15 @@ class InstructionConfig(TaughtConfig):
         return self.queries_per_context
 
 
+Place = Path | tuple[Path, ...] | str
+"""Where the rows of a split are: in files, or a split of a dataset."""
+
+
+def files_of(place: Place) -> tuple[Path, ...]:
+    """The files of a place; none for a dataset's split."""
+    return () if isinstance(place, str) else (place,) if isinstance(place, Path) else place
+
+
 class HeldOutConfig(InstructionConfig):
     """Instruction data whose dev split is cut from the training rows."""
 
@@ -174,13 +196,18 @@ class HeldOutConfig(InstructionConfig):
     hold_out: Literal["instruction", "row"] = "instruction"
     """instruction: all rows of an instruction are held out together, so dev asks new instructions; row: single rows."""
 
+    def given(self) -> Mapping[str, Place]:
+        """Where the rows of every split are."""
+        raise NotImplementedError
+
     def check_places(self: Any) -> None:
         """See DataConfig; names all files that are missing, and those that are there."""
-        files = {split: place for split, place in self.given().items() if isinstance(place, Path)}
-        if missing := [str(path) for path in files.values() if not path.is_file()]:
-            known = ", ".join(f"{split}: {path.name}" for split, path in files.items() if path.is_file())
+        given = {split: files_of(place) for split, place in self.given().items()}
+        files = [(split, path) for split, paths in given.items() for path in paths]
+        if missing := [str(path) for _, path in files if not path.is_file()]:
+            known = ", ".join(f"{split}: {path.name}" for split, path in files if path.is_file())
             message = f"data.files: no such file: {', '.join(missing)}; name only those you have: {{{known}}}"
-            raise (ConfigError if getattr(self, "folder", Path()).is_dir() else NotHere)(message)
+            raise (ConfigError if any(path.parent.is_dir() for _, path in files) else NotHere)(message)
 
     @property
     def cuts(self: Any) -> dict[str, int]:
@@ -219,7 +246,7 @@ class AlpacaPlusData(HeldOutConfig):
     dataset_config: ClassVar[str | None] = None
     test_examples: ClassVar[int] = 0
 
-    def given(self) -> Mapping[str, Path | str]:
+    def given(self) -> Mapping[str, Place]:
         """The file of every split."""
         return {split: self.folder / name for split, name in self.files.items()}
 
@@ -229,9 +256,9 @@ class InstructionsData(HeldOutConfig):
 
     source_class: ClassVar[str] = "promptcomp.datamodules.sources.instruction_sources:HeldOutSource"
     name: Literal["instructions"] = "instructions"
-    files: dict[str, Path] = {}
-    """A file for each split, for example {train: mine.jsonl, test: other.csv}; "train" and "dev" have their meaning,
-    any other name is a test split."""
+    files: dict[str, Path | tuple[Path, ...]] = {}
+    """A file (or several) for each split, for example {train: mine.jsonl, test: other.csv}; "train" and "dev" have
+    their meaning, any other name is a test split."""
     dataset: str | None = None
     """Instead of files: a dataset of the hub, or a folder that `datasets` can load."""
     dataset_config: str | None = None
@@ -252,6 +279,92 @@ class InstructionsData(HeldOutConfig):
             raise ValueError("test_examples cuts a test split from the training rows, but one is given; set it to 0")
         return self
 
-    def given(self) -> Mapping[str, Path | str]:
+    def given(self) -> Mapping[str, Place]:
         """The file, or the dataset's split, of every split."""
         return self.files or self.dataset_splits
+
+
+class TaskFilesData(HeldOutConfig):
+    """Tasks in a file of rows each, with one prompt for the whole task (a file of text) or a context in every row."""
+
+    source_class: ClassVar[str] = "promptcomp.datamodules.sources.task_files:TaskFilesSource"
+    name: Literal["task_files"] = "task_files"
+    folder: Path
+    """Folder that the files are in."""
+    rows: str = "{task}.jsonl"
+    """The file of a task's rows in it; `{task}` stands for the name of the task."""
+    prompt: str | None = None
+    """The file with the prompt of a task, for example "prompts/{task}.txt": the context of all its rows; null: a row
+    has its own (`columns.instruction`, or `split`)."""
+    prompt_after: str = ""
+    """The line behind which the prompts begin (the last one, if there are several); empty: with the first line."""
+    split: tuple[str, ...] = ()
+    """Regular expressions with the groups `instruction` and `input` for inputs that hold a passage and a question: the
+    first one that matches the whole input cuts it in two."""
+    tasks: tuple[str, ...] | None = None
+    """Names of the tasks; null: all whose files are there."""
+    columns: InstructionColumns = InstructionColumns(source=None)
+    """Names of the columns; the source of a row is its task."""
+    options: str | None = "options"
+    """Column with the answers to choose from; null or absent: none."""
+    most_outputs: int = Field(default=0, ge=0)
+    """A task without options that has at most so many different outputs is scored by the choice among them; 0: none."""
+    dev_examples: int = Field(default=20, ge=0)
+    """Rows of each task that are cut as the dev split; 0 = no dev split."""
+    test_examples: int = Field(default=50, ge=0)
+    """Rows of each task that are cut as the split "test"; 0 = none."""
+
+    @model_validator(mode="after")
+    def _files_are_named(self) -> TaskFilesData:
+        for name in ("rows", "prompt"):
+            if (pattern := getattr(self, name)) is not None and "{task}" not in pattern:
+                raise ValueError(f"{name} should hold {{task}}, which stands for the name of a task")
+        if self.prompt is not None and self.split:
+            raise ValueError("either all rows of a task share a `prompt`, or `split` finds a context in each; give one")
+        for pattern in self.split:
+            try:
+                groups = re.compile(pattern).groupindex
+            except re.error as error:
+                raise ValueError(f"split: {pattern!r} is no regular expression: {error}") from None
+            if not {"instruction", "input"} <= set(groups):
+                raise ValueError(f"split: {pattern!r} should have the groups (?P<instruction>...) and (?P<input>...)")
+        return self
+
+    def given(self) -> Mapping[str, Place]:
+        """All rows are training rows, before dev and test are cut from them."""
+        return {"train": self.folder}
+
+    def check_places(self) -> None:
+        """See DataConfig."""
+        if not self.folder.is_dir():
+            raise NotHere(f"data.folder: no such folder: {self.folder}")
+        self.files()
+
+    def files(self) -> dict[str, tuple[Path, Path | None]]:
+        """The file of rows and the prompt's file of every task.
+
+        Raises:
+            ConfigError: there is none, or one is missing.
+        """
+        names = self.tasks
+        if names is None:
+            first, *rest = map(re.escape, self.rows.split("{task}"))
+            known = re.compile(first + "(?P<task>[^/]+)" + "(?P=task)".join(rest))
+            found = (str(path.relative_to(self.folder)) for path in self.folder.glob(self.rows.replace("{task}", "*")))
+            names = tuple(sorted(match["task"] for path in found if (match := known.fullmatch(path))))
+        if not names:
+            raise ConfigError(f"data.rows: no file {self.folder / self.rows}")
+        files = {
+            name: (
+                self.folder / self.rows.replace("{task}", name),
+                None if self.prompt is None else self.folder / self.prompt.replace("{task}", name),
+            )
+            for name in names
+        }
+        if missing := [
+            str(path) for pair in files.values() for path in pair if path is not None and not path.is_file()
+        ]:
+            raise ConfigError(
+                f"data.tasks: no such file: {', '.join(missing[:3])}; name only tasks whose files are there"
+            )
+        return files

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -62,6 +63,11 @@ class InstructionDataModule(TaughtDataModule):
             writes_bos=writes_bos,
             date=config.template_date,
         )
+        self.template = replace(
+            self.template,
+            query=self.template.query.replace("{input}", config.query),
+            output=self.template.output.replace("{output}", config.answer),
+        )
         self._encoders = {
             split: InstructionEncoder(self.template, self.cache, config.limits(split)) for split in source.splits
         }
@@ -80,7 +86,8 @@ class InstructionDataModule(TaughtDataModule):
         """
         check_split(split, self.source.splits)
         if split not in self._rows:
-            self._rows[split] = self.source.rows(split)
+            rows, out = self.source.rows(split), self.config.dropped_tasks()
+            self._rows[split] = [row for row in rows if row.source not in out] if out else rows
         return self._rows[split]
 
     def encoder(self, split: str) -> InstructionEncoder:
@@ -246,7 +253,11 @@ class InstructionDataModule(TaughtDataModule):
                 "correct the data or set data.allow_empty_instruction=true"
             )
         queries = tuple(
-            EncodedQuery(encoder.query(row.input), (EncodedTarget(encoder.target(row.output)),), number)
+            EncodedQuery(
+                encoder.query(row.input),
+                tuple(EncodedTarget(encoder.target(text), i) for i, text in enumerate(self._choices(split, row))),
+                number,
+            )
             for row, number in zip(rows, numbers, strict=True)
         )
         return EncodedContext(encoder.context(instruction), queries, self._numbers.get(rows[0].source, 0))
@@ -255,7 +266,20 @@ class InstructionDataModule(TaughtDataModule):
         """With its end, where it has come to one."""
         return (*answer.ids, *(self.template.end_ids if answer.ended else ()))[: self.config.limits(split)[2]]
 
+    @staticmethod
+    def _choices(split: str, row: InstructionRow) -> tuple[str, ...]:
+        """The targets of a row: its output, in evaluation all its options."""
+        return (row.options if split != "train" else ()) or (row.output,)
+
     # ---- text from outside
+
+    def answer_of(self, text: str) -> str:
+        """What stands behind the last words that `answer` puts before an output, if it puts any, on that line."""
+        before, _, after = (part.strip() for part in self.config.answer.partition("{output}"))
+        if not before or before not in text:
+            return text.strip()
+        line = text.rpartition(before)[2].strip().partition("\n")[0]
+        return line.strip().removesuffix(after).strip()
 
     def prompt_format(self) -> PromptFormat:
         """The format of a query after an instruction; an answer ends with its end token."""
@@ -283,11 +307,11 @@ class InstructionDataModule(TaughtDataModule):
             ExampleInfo(
                 number=number,
                 task=row.source,
-                kind="free_form",
+                kind="multi_choice" if row.options else "free_form",
                 seed=None,
                 context=context_of[number],
-                gold=0,
-                options=(row.output,),
+                gold=row.options.index(row.output) if row.options else 0,
+                options=row.options or (row.output,),
                 input=row.input,
                 output=row.output,
                 instruction=row.instruction,
@@ -313,4 +337,7 @@ class InstructionDataModule(TaughtDataModule):
             numbers = groups[part.context][part.start : part.stop]
             return self.encode(split, [rows[places[number]] for number in numbers], numbers)
 
-        return EvalContexts(len(groups), length, lambda context: [1] * len(groups[context]), encode)
+        def targets(context: int) -> Sequence[int]:
+            return [len(self._choices(split, rows[places[number]])) for number in groups[context]]
+
+        return EvalContexts(len(groups), length, targets, encode)

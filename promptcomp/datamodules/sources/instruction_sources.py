@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +12,10 @@ import numpy as np
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.instruction_config import (
     CONVERSATIONS,
-    AlpacaPlusData,
+    HeldOutConfig,
     InstructionColumns,
-    InstructionsData,
+    Place,
+    files_of,
 )
 from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.sources.arrow import arrow_rows, open_table
@@ -207,14 +207,14 @@ def _given_rows(split: str, rows: Any) -> Iterator[InstructionRow]:
 class HeldOutSource(InstructionSource):
     """Rows of named splits, some of them cut from the training rows."""
 
-    def __init__(self, config: AlpacaPlusData | InstructionsData) -> None:
+    def __init__(self, config: HeldOutConfig) -> None:
         """
         Raises:
             ConfigError: a file is missing.
         """
         config.check_places()
         self.config, self._given, self._cuts = config, config.given(), config.cuts
-        self._tables: dict[Path | str, Sequence[InstructionRow]] = {}
+        self._tables: dict[Place, Sequence[InstructionRow]] = {}
         self._notes: list[str] = []
 
     def rows(self, split: str) -> Sequence[InstructionRow]:
@@ -237,7 +237,7 @@ class HeldOutSource(InstructionSource):
             ConfigError: the first bad row or file, unless they are collected.
         """
         for split, place in self._given.items():
-            with collecting(found, str(place) if isinstance(place, Path) else "data"):
+            with collecting(found, ", ".join(map(str, files_of(place))) or "data"):
                 self._read(split, found)
 
     def notes(self) -> list[str]:
@@ -249,9 +249,12 @@ class HeldOutSource(InstructionSource):
         if place not in self._tables:
             answers = config.asks is None
             how, asked = (columns, config.allow_empty_instruction, found, self._notes, answers), columns.asked(answers)
-            if isinstance(place, Path):
-                records = read_records(place, asked)
-                self._tables[place] = good_instructions(records, place.stem, str(place), *how)
+            if not isinstance(place, str):
+                self._tables[place] = [
+                    row
+                    for path in files_of(place)
+                    for row in good_instructions(read_records(path, asked), path.stem, str(path), *how)
+                ]
             else:  # of a dataset, whose rows stay on disk
                 name = str(config.dataset)
                 table = open_table(name, config.dataset_config, place, asked)
@@ -270,11 +273,15 @@ class HeldOutSource(InstructionSource):
         left = list(range(len(rows)))
         parts: dict[str, list[int]] = {}
         for split, count in self._cuts.items():
-            parts[split] = held_out(rows, left, count, split, self.config.hold_out)
+            parts[split] = self._held_out(rows, left, count, split)
             chosen = set(parts[split])
             left = [place for place in left if place not in chosen]
         parts["train"] = left
         return rows, parts
+
+    def _held_out(self, rows: Sequence[InstructionRow], left: list[int], count: int, split: str) -> list[int]:
+        """Places of the rows that are cut for a split."""
+        return held_out(rows, left, count, split, self.config.hold_out)
 
 
 def held_out(

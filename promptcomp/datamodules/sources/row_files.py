@@ -162,6 +162,8 @@ def _json_line(file: str, number: int, offset: int, raw: bytes, asked: Asked) ->
 
 def _json_list(path: Path, asked: Asked) -> Iterator[Record]:
     found = read_json(path)
+    if isinstance(found, dict) and len(lists := [each for each in found.values() if isinstance(each, list)]) == 1:
+        found = lists[0]  # {"version": ..., "examples": [...]}
     if not isinstance(found, list):
         raise ConfigError(f"{path}: expected a list of rows, found {type(found).__name__}")
     for number, content in enumerate(found, start=1):

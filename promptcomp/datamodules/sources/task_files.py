@@ -1,0 +1,120 @@
+"""Tasks in a file of rows each, with one prompt for a task or a context in every row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from promptcomp.config import ConfigError
+from promptcomp.datamodules.instruction.instruction_config import TaskFilesData
+from promptcomp.datamodules.sources.instruction_sources import HeldOutSource, good_instructions, held_out
+from promptcomp.datamodules.sources.records import Asked, Found, Record, collecting
+from promptcomp.datamodules.sources.row_files import check_file, read_records
+from promptcomp.datamodules.tasks import InstructionRow
+from promptcomp.files import read_text
+
+
+class TaskFilesSource(HeldOutSource):
+    """Lists the rows of all tasks; dev and test are cut from each."""
+
+    config: TaskFilesData
+
+    def _read(self, split: str, found: Found = None) -> Sequence[InstructionRow]:
+        if split not in self._tables:
+            rows: list[InstructionRow] = []
+            for task, (path, prompt) in self.config.files().items():
+                with collecting(found, str(path)):
+                    rows += self._task(task, path, prompt, found)
+            self._tables[split] = rows
+        return self._tables[split]
+
+    def _task(self, task: str, path: Path, prompt: Path | None, found: Found) -> list[InstructionRow]:
+        config, columns, context = self.config, self.config.columns, None
+        if prompt is not None:
+            check_file(prompt)
+            if not (context := _behind(read_text(prompt, "prompt"), config.prompt_after)).strip():
+                where = f" behind the line {config.prompt_after!r}" if config.prompt_after else ""
+                raise ConfigError(f"{prompt}: there is no prompt{where}")
+        read = _Records(config, context)
+        rows = good_instructions(
+            read(path), task, str(path), columns, config.allow_empty_instruction, found, self._notes
+        )
+        outputs = tuple(sorted({row.output for row in rows}))
+        few = outputs if len(outputs) <= config.most_outputs else ()
+        choices = [tuple(dict.fromkeys(read.options.get(place, few))) for place in range(len(rows))]
+        return [
+            replace(row, source=task, options=own if len(own) > 1 and row.output in own else ())
+            for row, own in zip(rows, choices, strict=True)
+        ]
+
+    def _held_out(self, rows: Sequence[InstructionRow], left: list[int], count: int, split: str) -> list[int]:
+        by, tasks = "row" if self.config.prompt else self.config.hold_out, dict[str, list[int]]()
+        for place in left:
+            tasks.setdefault(rows[place].source, []).append(place)
+        return sorted(place for own in tasks.values() for place in held_out(rows, own, count, split, by))
+
+
+class _Records:
+    """Records of a file with the context of each."""
+
+    def __init__(self, config: TaskFilesData, context: str | None) -> None:
+        self._config, self._context = config, context
+        self._split = [re.compile(pattern, re.DOTALL) for pattern in config.split]
+        self.options: dict[int, Sequence[str]] = {}
+        """Options of the good rows that have some, by their places among these."""
+
+    def __call__(self, path: Path) -> Iterator[Record]:
+        columns, options, good = self._config.columns, self._config.options, 0
+        named = (columns.input, options, *(() if self._makes_context else (columns.instruction,)))
+        asked = Asked((columns.output,), tuple(name for name in named if name), lists=(options,) if options else ())
+        for record in read_records(path, asked):
+            problem, content = record.problem, dict(record.content)
+            if problem is None and self._makes_context:
+                problem = self._give_context(content)
+            own = content.get(options) if options else None
+            if problem is None and own is not None and not _are_texts(own):
+                problem = f"{options!r} should be a list of texts"
+            if problem is None and own and content.get(columns.output) not in own:
+                problem = f"the output {content.get(columns.output)!r} is not among the options"
+            if own and problem is None:
+                self.options[good] = own
+            good += problem is None
+            yield replace(record, content=content, problem=problem)
+
+    @property
+    def _makes_context(self) -> bool:
+        return self._context is not None or bool(self._split)
+
+    def _give_context(self, content: dict[str, Any]) -> str | None:
+        """Put the context, and the input without it, where columns are read; what is wrong, in words."""
+        columns = self._config.columns
+        if self._context is not None:
+            content[columns.instruction] = self._context
+            return None
+        text = content.get(columns.input or "input")
+        if not isinstance(text, str):
+            return f"{columns.input!r} is missing or no text"
+        match = next((found for pattern in self._split if (found := pattern.fullmatch(text))), None)
+        if match is None:
+            return f"no expression of data.split matches {columns.input!r}: {text[:60]!r}"
+        content[columns.instruction], content[columns.input or "input"] = match["instruction"], match["input"]
+        return None
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+
+
+def _behind(text: str, line: str) -> str:
+    """What follows the last such line of a text; all of it where there is none to look for.
+
+    Without the line a text has nothing behind it.
+    """
+    if not line:
+        return text.strip()
+    lines = text.splitlines()
+    places = [place for place, each in enumerate(lines) if each.strip() == line.strip()]
+    return "\n".join(lines[places[-1] + 1 :]).strip() if places else ""

@@ -1,0 +1,71 @@
+"""Headroom: how much the full context gains over none on every task, before anything is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from promptcomp.evaluation.bootstrap import RESAMPLES, percentile_interval, resample
+from promptcomp.evaluation.metrics import group
+from promptcomp.evaluation.predictions import LOWER_IS_BETTER, TEXT_METRICS, MetricName, Prediction
+from promptcomp.evaluation.results import Gap, TaskHeadroom, finite
+from promptcomp.evaluation.texts import label_of
+
+_BOUNDS = ("no_prompt", "full_prompt")
+
+
+def headroom(predictions: Sequence[Prediction], wanted: MetricName, resamples: int = RESAMPLES) -> list[TaskHeadroom]:
+    """The bounds of every task with paired intervals.
+
+    Contexts are drawn with replacement; of a task with one context (one prompt that all of its questions share) the
+    questions are, so that its interval is about this prompt alone.
+
+    Args:
+        predictions: Of one split, with both bounds.
+        wanted: The metric for tasks whose texts were generated, if it is one of texts.
+        resamples: Behind each interval.
+    """
+    tasks: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        tasks.setdefault(prediction.task, []).append(prediction)
+    return [_task(task, own, wanted, resamples) for task, own in tasks.items()]
+
+
+def _task(task: str, own: list[Prediction], wanted: MetricName, resamples: int) -> TaskHeadroom:
+    has_choice = own[0].kind != "free_form"
+    contexts = len({(p.seed, p.context) for p in own})
+    if contexts == 1:
+        own = [p.model_copy(update={"context": number}) for number, p in enumerate(own)]
+    names: list[MetricName] = ["accuracy"] if has_choice else []
+    if own[0].is_generated:
+        names.append(wanted if wanted in TEXT_METRICS else "exact_match")
+    names.append("loss")
+    samples = resample(group(own, _BOUNDS), _BOUNDS, names, resamples=resamples)
+    gaps = {}
+    for name in names:
+        gap = samples.difference(name, "full_prompt", "no_prompt") * (-1.0 if name in LOWER_IS_BETTER else 1.0)
+        gaps[name] = Gap(
+            no_prompt=samples.estimate(name, "no_prompt"),
+            full_prompt=samples.estimate(name, "full_prompt"),
+            headroom=finite(float(gap[0])),
+            ci=percentile_interval(gap, samples.num_contexts),
+        )
+    labels = Counter(label_of(p.options[p.gold]) for p in own) if has_choice else Counter[str]()
+    return TaskHeadroom(
+        task=task,
+        kind=own[0].kind,
+        count=len(own),
+        num_contexts=contexts,
+        majority=max(labels.values()) / len(own) if labels else None,
+        gaps={str(name): gap for name, gap in gaps.items()},
+    )
+
+
+def has_headroom(task: TaskHeadroom, by: str = "score") -> bool:
+    """Whether the interval of the gap is above zero and, where there are labels to choose from, the full context does
+    better than the most frequent label; `by`: loss (of the right answer), or score: what the task is scored by."""
+    gap = task.gaps["loss"] if by == "loss" else next(iter(task.gaps.values()))
+    if gap.ci is None or gap.ci[0] <= 0:
+        return False
+    right = task.gaps["accuracy"].full_prompt if by == "score" and "accuracy" in task.gaps else None
+    return right is None or task.majority is None or right > task.majority

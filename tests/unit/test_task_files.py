@@ -1,0 +1,163 @@
+"""Tasks in files of rows: one prompt for a task, passages cut from questions, choices, and files with mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptcomp.config import ConfigError, build
+from promptcomp.datamodules.instruction.instruction_config import InstructionsData, TaskFilesData
+from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
+from promptcomp.datamodules.sampler import Draw
+from promptcomp.datamodules.sections import Reader
+from tests.data_sections import byte_tokenizer, validate
+
+CANARY = "a canary\n-----\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two tasks as BIG-Bench Hard has them: one with two labels, one with an answer of its own for every question."""
+    for task, answers in {"turn": ["Yes", "No"], "sort": [f"w{i}" for i in range(12)]}.items():
+        rows = [{"input": f"{task} {i}?", "target": answers[i % len(answers)]} for i in range(12)]
+        write(tmp_path / "tasks" / f"{task}.json", json.dumps({"canary": "x", "examples": rows}))
+        write(tmp_path / "prompts" / f"{task}.txt", f"{CANARY}Do {task}.\n\nQ: a?\nA: b\n")
+    write(tmp_path / "prompts" / "other.txt", "no task")
+    return tmp_path
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def section(folder: Path, **options: Any) -> TaskFilesData:
+    defaults: dict[str, Any] = {
+        "folder": folder,
+        "rows": "tasks/{task}.json",
+        "prompt": "prompts/{task}.txt",
+        "prompt_after": "-----",
+        "columns": {"output": "target", "source": None},
+        "most_outputs": 3,
+        "template": "plain",
+        "query": "Q: {input}",
+        "answer": "So it is {output}.",
+        "dev_examples": 2,
+        "test_examples": 3,
+    }
+    return build(TaskFilesData, defaults | options, source="test")
+
+
+def module(config: Any) -> InstructionDataModule:
+    found = config.build(Reader(byte_tokenizer(), 0, 1, 4096))
+    assert isinstance(found, InstructionDataModule)
+    return found
+
+
+def text(ids: Any) -> str:
+    return str(byte_tokenizer().decode(list(ids)))
+
+
+def test_a_tasks_prompt_is_the_context_of_its_questions(folder: Path) -> None:
+    data = module(section(folder))
+    assert {split: len(data.rows(split)) for split in data.source.splits} == {"train": 14, "dev": 4, "test": 6}
+    contexts = data.eval_contexts("test")
+    sort, turn = (contexts.whole(i) for i in range(2))
+    assert text(turn.ids) == "Do turn.\n\nQ: a?\nA: b"
+    assert text(turn.queries[0].ids).startswith("\nQ: turn ")
+    written = [text(target.ids) for target in turn.queries[0].targets]
+    assert written == ["So it is No.</s>", "So it is Yes.</s>"]
+    assert [target.choice for target in turn.queries[0].targets] == [0, 1]
+    assert [len(query.targets) for query in sort.queries] == [1, 1, 1]  # more outputs than most_outputs
+    asked = data.examples("test")
+    assert [(e.task, e.kind) for e in asked] == [("sort", "free_form")] * 3 + [("turn", "multi_choice")] * 3
+    assert all(e.options[e.gold] == e.output for e in asked)
+    assert contexts.targets(1) == [2, 2, 2]
+    train = [data.train_context(Draw(i, i)) for i in range(14)]
+    assert all(len(query.targets) == 1 for each in train for query in each.queries)
+    splits = [{(row.source, row.input) for row in data.rows(split)} for split in data.source.splits]
+    assert not splits[0] & splits[1] | splits[0] & splits[2] | splits[1] & splits[2]
+    assert not [p for p in validate(section(folder), byte_tokenizer()) if p.severity == "error"]
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        ("First a. So it is wrong. So it is Yes.\nQ: more", "Yes"),
+        ("So it is 3.5.", "3.5"),
+        (" Yes ", "Yes"),
+        ("So it is", ""),
+    ],
+)
+def test_the_answer_in_a_chain_of_thought(folder: Path, written: str, answer: str) -> None:
+    assert module(section(folder)).answer_of(written) == answer
+
+
+def test_passages_are_cut_from_questions(tmp_path: Path) -> None:
+    passage = "Rain is wet.\nVery."
+    rows = [
+        {"input": f"{passage}\nQuestion: what {i}?", "output": "wet", "options": ["dry", "wet"]} for i in range(3)
+    ] + [{"input": f"What {i}?\nText: Snow {i} is cold.", "output": "cold", "options": []} for i in range(3)]
+    write(tmp_path / "data/a/a_1.jsonl", "".join(json.dumps({"task": "a", **row}) + "\n" for row in rows))
+    split = [r"(?P<instruction>.+)\n(?P<input>Question: .+)", r"(?P<input>[^\n]+)\nText: (?P<instruction>.+)"]
+    options = {"rows": "data/{task}/{task}_1.jsonl", "prompt": None, "columns": {}, "most_outputs": 0}
+    config = section(tmp_path, split=split, dev_examples=0, **options)
+    data = module(config)
+    rows_of = {row.instruction: row for name in ("train", "test") for row in data.rows(name)}
+    assert rows_of[passage].input.startswith("Question: what")
+    assert rows_of[passage].options == ("dry", "wet")
+    assert rows_of["Snow 1 is cold."].input == "What 1?"
+    assert not rows_of["Snow 1 is cold."].options
+    train, test = ({row.instruction for row in data.rows(name)} for name in ("train", "test"))
+    assert not train & test  # a passage is in one split only
+    bad = section(tmp_path, split=split[:1], **options)
+    with pytest.raises(ConfigError, match=r"a_1\.jsonl:4: no expression of data\.split matches 'input': 'What 0"):
+        bad.source().rows("train")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": ["turn", "gone"]}, r"data\.tasks: no such file: .*gone\.json"),
+        ({"rows": "none/{task}.json"}, r"data\.rows: no file .*none"),
+        ({"prompt_after": "====="}, r"sort\.txt: there is no prompt behind the line '====='"),
+        ({"prompt": "prompt.txt"}, r"prompt should hold \{task\}"),
+        ({"prompt": None, "split": ["("]}, r"split: '\(' is no regular expression"),
+        ({"prompt": None, "split": ["(?P<input>.)"]}, r"should have the groups"),
+        ({"split": ["x"]}, r"give one"),
+        ({"query": "Q:"}, r"query should hold \{input\} once"),
+    ],
+)
+def test_mistakes_are_one_sentence(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        section(folder, **options).source().rows("train")
+
+
+def test_an_output_among_the_options(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", json.dumps({"instruction": "x", "output": "c", "options": ["a", "b"]}) + "\n")
+    config = section(tmp_path, rows="{task}.jsonl", prompt=None, columns={})
+    with pytest.raises(ConfigError, match=r"a\.jsonl:1: the output 'c' is not among the options"):
+        config.source().rows("train")
+
+
+def test_several_files_of_a_split(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / f"{name}.jsonl", json.dumps({"instruction": name, "output": name}) + "\n")
+    files = {"train": [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], "test": tmp_path / "b.jsonl"}
+    data = module(InstructionsData(files=files, dev_examples=0))
+    assert [(row.instruction, row.source) for row in data.rows("train")] == [("a", "a"), ("b", "b")]
+    with pytest.raises(ConfigError, match=r"no such file: .*c\.jsonl; name only those you have: \{train: a\.jsonl"):
+        InstructionsData(files={"train": [tmp_path / "a.jsonl", tmp_path / "c.jsonl"]}).check_places()
+
+
+def test_tasks_that_a_choice_drops(folder: Path) -> None:
+    choice = folder / "choice.yaml"
+    write(choice, "keep: [sort]\ndrop: [turn]\n")
+    data = module(section(folder, task_choice=choice))
+    assert {row.source for split in data.source.splits for row in data.rows(split)} == {"sort"}
+    write(choice, "drop: 7\n")
+    with pytest.raises(ConfigError, match=r"data\.task_choice: .*choice\.yaml has no list 'drop'"):
+        module(section(folder, task_choice=choice)).rows("test")
