@@ -21,6 +21,7 @@ from promptcomp.commands.bench import bench
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show
 from promptcomp.commands.distill import distill
 from promptcomp.commands.doctor import doctor
+from promptcomp.commands.serve import serve
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import say, shown, without_credentials
@@ -255,6 +256,7 @@ app.command()(prompts.compress)
 app.command()(prompts.inspect)
 app.command()(prompts.generate)
 app.command()(distill)
+app.command()(serve)
 app.command()(bench)
 app.command()(judge)
 app.command()(rationales)
