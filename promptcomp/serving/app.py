@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import prometheus_client as prometheus
 import torch
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -161,8 +162,11 @@ class App:
             if body.stream:
                 with_usage = bool((body.stream_options or {}).get("include_usage"))
                 pieces = self._pieces(answering, first, body.return_token_ids, with_usage)
-                answering = None  # type: ignore[assignment]  # from now on they see to it
-                return StreamingResponse(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+                end = BackgroundTask(setattr, answering.wanted, "unwanted", True)  # also where the client has gone
+                answering = None  # type: ignore[assignment]
+                return StreamingResponse(
+                    pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}, background=end
+                )
             whole = await _unless_gone(request, self._rest(answering, first))
             if whole is None:
                 return Response(status_code=_GONE)

@@ -181,7 +181,7 @@ class Form:
 
     def __init__(self, model: str, *, chat: bool, stream: bool) -> None:
         kind = "chat.completion" if chat else "text_completion"
-        self._chat, self._stream = chat, stream
+        self._chat, self._stream, self._begun = chat, stream, False
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
             "object": f"{kind}.chunk" if chat and stream else kind,
@@ -193,7 +193,9 @@ class Form:
         """One document: an answer, or a piece of it (`reason`: why it ended)."""
         said: dict[str, Any] = {"text": text}
         if self._chat:
-            said = {"delta" if self._stream else "message": {"role": "assistant", "content": text}}
+            role = {} if self._begun else {"role": "assistant"}
+            said = {"delta" if self._stream else "message": {**role, "content": text}}
+        self._begun = True
         known = {} if ids is None else {"token_ids": list(ids)}
         choice = {"index": 0, **said, "logprobs": None, "finish_reason": reason, **known}
         return {**self._head, "choices": [choice]}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sys
 from pathlib import Path
 
 import uvicorn
@@ -84,6 +86,6 @@ def run_server(
     say(console, f"{app.name} with {good} prompts of {folder}: http://{options.host}:{listening.getsockname()[1]}/v1")
     if key is None and options.host not in ("127.0.0.1", "localhost", "::1"):
         say(console, f"no API key: whoever reaches {options.host} is answered; set {options.api_key_env}")
-    signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn takes it, finishes, and repeats it at the end
-    uvicorn.Server(settings).run([listening])
-    say(console, "stopped")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # uvicorn finishes first, and then repeats it
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(settings).run([listening])
