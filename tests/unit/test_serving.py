@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import torch
 from starlette.testclient import TestClient
 
 from promptcomp.batch import EncodedContext, EncodedQuery, collate
+from promptcomp.bench import BenchPlan, LoadPlan
+from promptcomp.bench.server_load import requests_of, run_server_bench
 from promptcomp.config import ConfigError
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, generation
 from promptcomp.prompts.compressing import Compressor
@@ -32,6 +35,7 @@ from promptcomp.serving.app import App
 from promptcomp.serving.engine import Continuation, Engine
 from promptcomp.serving.protocol import AnswerText
 from promptcomp.serving.registry import Registry
+from promptcomp.terminal import PlainConsole
 from tests.prompt_runs import save_lm, save_run
 
 TEXTS = {"gist": "cat bench => foo \n", "mend": "angry owl tea => bar \nsalmon => foo \n", "full": "tiny tea => bar \n"}
@@ -370,6 +374,39 @@ def address(folders: dict[str, Path]) -> Iterator[tuple[str, int, subprocess.Pop
     yield host, int(port), process
     process.kill()
     process.wait()
+
+
+def test_bench_measures_a_server(
+    address: tuple[str, int, subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompt.txt").write_text("cat tea boat")
+    (tmp_path / "body.json").write_text(json.dumps({"model": "lm:gist", "prompt": "{input} tea", "seed": 1}))
+    plan, server = BenchPlan(new_tokens=3), f"http://{address[0]}:{address[1]}/v1"
+    load = LoadPlan(
+        server,
+        model="lm",
+        text=tmp_path / "prompt.txt",
+        compressed=str(tmp_path / "body.json"),
+        cached="lm:full",
+        concurrency="1,2",
+        requests=3,
+        rounds=2,
+        completions=True,
+    )
+    ways = requests_of(load, 3)
+    first, second = ways["full"]("owl"), ways["full"]("owl")
+    assert first["prompt"] != second["prompt"]
+    assert first["prompt"].endswith("] cat tea boatowl")
+    assert ways["compressed"]("owl")["prompt"] == "owl tea"
+    assert ways["cached"]("owl") == {**ways["cached"]("owl"), "model": "lm:full", "prompt": "owl", "ignore_eos": True}
+    found = run_server_bench(load, load.loads(), plan, tmp_path / "out", PlainConsole(), False)
+    assert [(each.way, each.concurrency) for each in found.loads] == [(w, c) for w in ways for c in (1, 2)]
+    assert {each.tokens for each in found.loads} == {3.0}
+    assert not any(each.failed for each in found.loads)
+    assert "against full" in capsys.readouterr().out
+    assert {each.name for each in (tmp_path / "out").iterdir()} == {"load.json", "load.csv", "load.png", "load.svg"}
+    with pytest.raises(ConfigError, match="refuses the compressed: .*no compressed prompt"):
+        run_server_bench(replace(load, compressed="lm:nowhere"), (1,), plan, None, PlainConsole(), False)
 
 
 def test_a_real_server(address: tuple[str, int, subprocess.Popen[str]], folders: dict[str, Path]) -> None:
