@@ -38,7 +38,7 @@ Body = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Reply:
+class TimedReply:
     """What became of one request."""
 
     first: float = 0.0
@@ -138,9 +138,9 @@ class _Client:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def ask(self, body: Body) -> Reply:
+    async def ask(self, body: Body) -> TimedReply:
         """One request, to its end."""
-        start, reply, rest = time.perf_counter(), Reply(), dict(body)
+        start, reply, rest = time.perf_counter(), TimedReply(), dict(body)
         kind = self._client.chat.completions if "messages" in body else self._client.completions
         what = "messages" if "messages" in body else "prompt"
         said: Any = {what: rest.pop(what, ""), "model": rest.pop("model")}
@@ -158,9 +158,9 @@ class _Client:
             reply.error = shorten(first_line(error))
         return reply
 
-    async def all(self, bodies: Sequence[Body], concurrency: int) -> tuple[list[Reply], float]:
+    async def all(self, bodies: Sequence[Body], concurrency: int) -> tuple[list[TimedReply], float]:
         """The replies, and the seconds that they took, with so many requests at any time."""
-        left, found = iter(bodies), list[Reply]()
+        left, found = iter(bodies), list[TimedReply]()
 
         async def place() -> None:
             for body in left:
@@ -181,7 +181,7 @@ async def _measure(
     on_point: Callable[[str], None],
 ) -> None:
     order = random.Random(0)
-    rounds: dict[tuple[Way, int], list[tuple[list[Reply], float]]] = {(w, c): [] for w in ways for c in loads}
+    rounds: dict[tuple[Way, int], list[tuple[list[TimedReply], float]]] = {(w, c): [] for w in ways for c in loads}
     async with _Client(endpoint.url, os.environ.get(endpoint.api_key_env, "").strip()) as client:
         for way, body in ways.items():
             if error := (await client.ask(body(queries[0]))).error:  # this one also fills the server's caches

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
-from promptcomp.language_model.parts import under
 from promptcomp.memory import KVCache
 
 __all__ = ["Cache", "copy_of", "growing", "keyword", "keyword_code", "passing", "reading", "select_rows", "stored"]
@@ -71,6 +70,18 @@ def _filled(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
     assert layer.keys is not None
     assert layer.values is not None
     return layer.keys, layer.values
+
+
+def under(first: Tensor, second: Tensor, dim: int) -> Tensor:
+    """The rows of both; where one is shorter along `dim`, zeros stand on its left."""
+    width = max(first.shape[dim], second.shape[dim])
+
+    def wide(tensor: Tensor) -> Tensor:
+        shape = list(tensor.shape)
+        shape[dim] = width - tensor.shape[dim]
+        return torch.cat([tensor.new_zeros(shape), tensor], dim) if shape[dim] else tensor
+
+    return torch.cat([wide(first), wide(second)])
 
 
 def join_caches(cache: Cache, other: Cache) -> None:

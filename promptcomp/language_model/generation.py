@@ -17,8 +17,8 @@ from torch import Tensor
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError
 from promptcomp.language_model.attention import Window
-from promptcomp.language_model.cache import cut_columns, growing, growing_pair, join_caches, passing, select_rows
-from promptcomp.language_model.parts import Prefix, memory_rows, positions, prepend, under
+from promptcomp.language_model.cache import cut_columns, growing, growing_pair, join_caches, passing, select_rows, under
+from promptcomp.language_model.parts import Prefix, memory_rows, positions, prepend
 from promptcomp.memory import EncoderStates, KVCache, Memory
 
 if TYPE_CHECKING:

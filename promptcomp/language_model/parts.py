@@ -255,18 +255,6 @@ def prepend(ids: Tensor, mask: Tensor, token: int | None) -> tuple[Tensor, Tenso
     return wide, torch.cat([mask.new_zeros(rows, 1), mask], 1).scatter(1, place, True)
 
 
-def under(first: Tensor, second: Tensor, dim: int) -> Tensor:
-    """The rows of both; where one is shorter along `dim`, zeros stand on its left."""
-    width = max(first.shape[dim], second.shape[dim])
-
-    def wide(tensor: Tensor) -> Tensor:
-        shape = list(tensor.shape)
-        shape[dim] = width - tensor.shape[dim]
-        return torch.cat([tensor.new_zeros(shape), tensor], dim) if shape[dim] else tensor
-
-    return torch.cat([wide(first), wide(second)])
-
-
 def positions(mask: Tensor) -> Tensor:
     """Position ids that count real tokens only [B, S]."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)

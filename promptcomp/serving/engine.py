@@ -113,7 +113,7 @@ class Engine:
     def _admit(self) -> bool:
         """Take in as many of those that wait, in their order, as there is room for; False: the end."""
         with self._changed:
-            while not (self.running or self.waiting or self._stopping):
+            while not (self.running or self._entering or self.waiting or self._stopping):
                 self._changed.wait()
             while self.waiting and len(self.running) + len(self._entering) < self.rows:
                 first = self.waiting[0]

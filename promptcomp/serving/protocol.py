@@ -37,7 +37,7 @@ _COLDEST = 1e-3
 """A temperature below it takes the likeliest token."""
 
 
-class Part(Config):
+class ChatPart(Config):
     """A part of a message."""
 
     model_config = ConfigDict(extra="ignore")
@@ -46,13 +46,13 @@ class Part(Config):
     text: str
 
 
-class Turn(Config):
+class ChatTurn(Config):
     """A message of a chat."""
 
     model_config = ConfigDict(extra="ignore")
 
     role: str
-    content: str | list[Part]
+    content: str | list[ChatPart]
 
     @property
     def text(self) -> str:
@@ -68,7 +68,7 @@ class Body(Config):
     model: str
     prompt: str | list[str] | list[int] | None = None
     """Completions: a text, or token ids that are read as they are."""
-    messages: list[Turn] | None = None
+    messages: list[ChatTurn] | None = None
     """Chats."""
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
