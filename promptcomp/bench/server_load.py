@@ -29,7 +29,7 @@ from promptcomp.plain import csv_text, say
 from promptcomp.terminal import open_table
 
 Way = Literal["full", "cached", "compressed"]
-WAYS: dict[Way, str] = {"full": "full prompt", "cached": "cached full prompt", "compressed": "compressed"}
+WAYS: dict[Way, str] = {"full": "full prompt", "cached": "cached", "compressed": "compressed"}
 """Titles: the text begins anew with every request; it is always the same, or kept by the server; its slots."""
 QUERY = "What matters most in this?"
 """Where no queries are given."""
@@ -248,8 +248,6 @@ _COLUMNS: dict[str, Callable[[Load], str]] = {
     "first token": lambda load: ms_text(load.first_token_ms.median),
     "tokens/s": lambda load: f"{load.tokens_per_second.median:,.1f}",
     "requests/s": lambda load: f"{load.requests_per_second.median:,.2f}",
-    "low": lambda load: f"{load.requests_per_second.low:,.2f}",
-    "high": lambda load: f"{load.requests_per_second.high:,.2f}",
     "failed": lambda load: str(load.failed),
 }
 
@@ -262,7 +260,7 @@ def _cells(bench: ServerBench) -> Iterator[list[str]]:
 def _print(bench: ServerBench, console: Console) -> None:
     say(console, f"{bench.model} at {bench.server}: answers of {bench.new_tokens} tokens, {bench.rounds} rounds")
     first = {load.concurrency: load.requests_per_second.median for load in reversed(bench.loads) if load.way == "full"}
-    table = open_table(None, ["way"], ["at a time", *_COLUMNS, "against full"])
+    table = open_table(None, ["way"], ["at a time", *_COLUMNS, "vs full"])
     for load, cells in zip(bench.loads, _cells(bench), strict=True):
         against = f"{load.requests_per_second.median / first[load.concurrency]:.2f}x" if first else "-"
         table.add_row(*cells, against, style="bold" if load.way == "compressed" else "")

@@ -406,7 +406,7 @@ def test_bench_measures_a_server(
     assert [(each.way, each.concurrency) for each in found.loads] == [(w, c) for w in ways for c in (1, 2)]
     assert {each.tokens for each in found.loads} == {3.0}
     assert not any(each.failed for each in found.loads)
-    assert "against full" in capsys.readouterr().out
+    assert "vs full" in capsys.readouterr().out
     assert {each.name for each in (tmp_path / "out").iterdir()} == {"load.json", "load.csv", "load.png", "load.svg"}
     with pytest.raises(ConfigError, match=r"refuses the compressed: .*no compressed prompt"):
         run_server_bench(replace(load, compressed="lm:nowhere"), (1,), plan, None, PlainConsole(), False)
