@@ -11,6 +11,7 @@ import uvicorn
 from rich.console import Console
 
 from promptcomp.config import ConfigError
+from promptcomp.evaluation.formatting import many
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import pick_device
 from promptcomp.plain import say
@@ -83,7 +84,10 @@ def run_server(
     for reason in (info for info in infos.values() if isinstance(info, str)):
         say(console, f"not served: {reason}")
     good = sum(not isinstance(info, str) for info in infos.values())
-    say(console, f"{app.name} with {good} prompts of {folder}: http://{options.host}:{listening.getsockname()[1]}/v1")
+    say(
+        console,
+        f"{app.name} with {many(good, 'prompt')} of {folder}: http://{options.host}:{listening.getsockname()[1]}/v1",
+    )
     if key is None and options.host not in ("127.0.0.1", "localhost", "::1"):
         say(console, f"no API key: whoever reaches {options.host} is answered; set {options.api_key_env}")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # uvicorn finishes first, and then repeats it
