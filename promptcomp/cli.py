@@ -33,6 +33,7 @@ from promptcomp.commands.doctor import doctor
 from promptcomp.commands.explain import experiments, explain, methods
 from promptcomp.commands.exporting import export, push
 from promptcomp.commands.report_runs import report
+from promptcomp.commands.serve import serve
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
 from promptcomp.plain import say, shown, without_credentials
@@ -311,6 +312,7 @@ app.command()(prompts.generate)
 app.command()(distill)
 app.command()(export)
 app.command()(push)
+app.command()(serve)
 app.command()(bench)
 app.command()(judge)
 app.command()(rationales)

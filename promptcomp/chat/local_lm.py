@@ -28,6 +28,16 @@ def local_identity(path: str) -> str:
     return f"local:{place_of(path)}"
 
 
+def end_tokens(lm: LanguageModel, *, chat: bool) -> tuple[int, ...]:
+    """Tokens that end what an LM writes by itself, or its turn in a chat."""
+    tokenizer, settings = lm.tokenizer, lm.hf.generation_config
+    assert tokenizer is not None
+    found = settings and settings.eos_token_id
+    ends = [found] if isinstance(found, int) else list(found or [])
+    ends += [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
+    return tuple(dict.fromkeys(ends)) + (turn_end(tokenizer) if chat else ())
+
+
 class _AllEnded(Exception):
     """Every row has met a stop text."""
 
@@ -59,10 +69,7 @@ class LocalLM:
         assert self.lm.tokenizer is not None
         self._tokenizer = self.lm.tokenizer
         self._end = (self.lm.end_id,) if reads_queries_in_encoder(config) else ()
-        settings_ends = self.lm.hf.generation_config and self.lm.hf.generation_config.eos_token_id
-        ends = [settings_ends] if isinstance(settings_ends, int) else list(settings_ends or [])
-        ends += [self._tokenizer.eos_token_id] if isinstance(self._tokenizer.eos_token_id, int) else []
-        self._stop_ids = tuple(dict.fromkeys(ends)) + (turn_end(self._tokenizer) if chat else ())
+        self._stop_ids = end_tokens(self.lm, chat=chat)
         self._shared: tuple[int, ...] = ()
         self._memory: Memory | None = None
 

@@ -9,13 +9,13 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from promptcomp.bench import BenchPlan
+from promptcomp.bench import BenchPlan, LoadPlan
 from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, takes
 from promptcomp.errors import ConfigError
 from promptcomp.files import check_empty
 
 
-@takes(plan=BenchPlan)
+@takes(plan=BenchPlan, served=LoadPlan)
 def bench(
     run: Annotated[
         str | None,
@@ -38,8 +38,19 @@ def bench(
     as_json: JsonOption = False,
     *,
     plan: BenchPlan,
+    served: LoadPlan,
 ) -> None:
     """Measure the cost of a query after a prompt: without a cache, with a cache of the full prompt, and compressed."""
+    if served.server is not None:
+        if run or overrides or method or config or lm or slots:
+            raise ConfigError("--server measures what is served there; leave RUN, --method, --config and --lm out")
+        loads = served.loads()
+        if output is not None:
+            check_empty(output)
+        from promptcomp.bench.server_load import run_server_bench
+
+        run_server_bench(served, loads, plan, output, console_for(as_json), as_json)
+        return
     plan.sizes()  # mistakes are told before torch is imported
     words = list(overrides or ())
     if run is not None and "=" in run and not os.path.exists(run):

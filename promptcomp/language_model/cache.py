@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
@@ -59,6 +59,47 @@ def select_rows(cache: Cache, index: Tensor) -> None:
     cache.reorder_cache(cast(torch.LongTensor, index))
 
 
+def _own_layers(cache: Cache) -> Iterator[DynamicLayer]:
+    """The layers that hold what the model itself has read (an encoder-decoder's: of its decoder)."""
+    for layer in (cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache).layers:
+        assert isinstance(layer, DynamicLayer)
+        yield layer
+
+
+def _filled(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
+    assert layer.keys is not None
+    assert layer.values is not None
+    return layer.keys, layer.values
+
+
+def under(first: Tensor, second: Tensor, dim: int) -> Tensor:
+    """The rows of both; where one is shorter along `dim`, zeros stand on its left."""
+    width = max(first.shape[dim], second.shape[dim])
+
+    def wide(tensor: Tensor) -> Tensor:
+        shape = list(tensor.shape)
+        shape[dim] = width - tensor.shape[dim]
+        return torch.cat([tensor.new_zeros(shape), tensor], dim) if shape[dim] else tensor
+
+    return torch.cat([wide(first), wide(second)])
+
+
+def join_caches(cache: Cache, other: Cache) -> None:
+    """Take in the rows of another cache, behind one's own; what is shorter is padded on the left."""
+    pairs = list(zip(_own_layers(cache), _own_layers(other), strict=True))
+    if isinstance(cache, EncoderDecoderCache) and isinstance(other, EncoderDecoderCache):
+        across = (cache.cross_attention_cache, other.cross_attention_cache)
+        pairs += zip(*map(_own_layers, across), strict=True)
+    for mine, more in pairs:
+        mine.keys, mine.values = (under(*both, -2) for both in zip(_filled(mine), _filled(more), strict=True))
+
+
+def cut_columns(cache: Cache, count: int) -> None:
+    """Let go of the first columns (not of what an encoder has read)."""
+    for layer in _own_layers(cache) if count else ():
+        layer.keys, layer.values = (tensor[..., count:, :] for tensor in _filled(layer))
+
+
 class _ReadOnlyLayer(DynamicLayer):
     """A cache layer that is read together with the new tokens and keeps none of them."""
 
@@ -84,13 +125,7 @@ def reading(memory: KVCache) -> Cache:
 
 def stored(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
     """Keys and values of every layer of a filled cache."""
-    layers = []
-    for layer in cache.layers:
-        assert isinstance(layer, DynamicLayer)
-        assert layer.keys is not None
-        assert layer.values is not None
-        layers.append((layer.keys, layer.values))
-    return tuple(layers)
+    return tuple(map(_filled, _own_layers(cache)))
 
 
 def copy_of(cache: Cache) -> Cache:

@@ -17,9 +17,9 @@ from torch import Tensor
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError
 from promptcomp.language_model.attention import Window
-from promptcomp.language_model.cache import growing, growing_pair, passing, select_rows
+from promptcomp.language_model.cache import cut_columns, growing, growing_pair, join_caches, passing, select_rows, under
 from promptcomp.language_model.parts import Prefix, memory_rows, positions, prepend
-from promptcomp.memory import KVCache, Memory
+from promptcomp.memory import EncoderStates, KVCache, Memory
 
 if TYPE_CHECKING:
     from promptcomp.language_model.model import LanguageModel
@@ -67,26 +67,31 @@ class Settings:
 @torch.no_grad()
 def generate(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, settings: Settings) -> list[list[int]]:
     """See LanguageModel.generate."""
-    state = _start(lm, memory, batch, settings.max_new_tokens)
+    state = start(lm, memory, batch, settings.max_new_tokens)
     return _beams(lm, state, settings) if settings.num_beams > 1 else _one_path(lm, state, settings)
 
 
 @torch.no_grad()
 def forced(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, tokens: Tensor) -> Tensor:
     """Logits [N, 2, V] before and after the queries go on with `tokens` [N]."""
-    state = _start(lm, memory, batch, 1)
+    state = start(lm, memory, batch, 1)
     before = lm.head(state.hidden)
     state.step(tokens)
     return torch.stack([before, lm.head(state.hidden)], 1)
 
 
-def _start(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, new_tokens: int) -> _Rows:
+def start(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, new_tokens: int) -> Rows:
+    """Queries, read. Rows that were started apart, behind whatever memories, can be joined and go on as one.
+
+    Raises:
+        ConfigError: a memory that the LM cannot read, or answers of `new_tokens` tokens beyond its window.
+    """
     if lm.family == "encoder_decoder":
         return _EncoderDecoderRows(lm, memory, batch)
     return _DecoderRows(lm, memory, batch, new_tokens)
 
 
-def _one_path(lm: LanguageModel, state: _Rows, settings: Settings) -> list[list[int]]:
+def _one_path(lm: LanguageModel, state: Rows, settings: Settings) -> list[list[int]]:
     rows = state.hidden.shape[0]
     texts: list[list[int]] = [[] for _ in range(rows)]
     running = [True] * rows
@@ -94,7 +99,7 @@ def _one_path(lm: LanguageModel, state: _Rows, settings: Settings) -> list[list[
         logits = lm.head(state.hidden)
         if settings.on_logits is not None:
             settings.on_logits(logits)
-        chosen = _choose(logits, settings)
+        chosen = choose(logits, settings)
         for row, token in enumerate(chosen.tolist()):
             running[row] = running[row] and token not in settings.stop_ids
             if running[row]:
@@ -108,7 +113,8 @@ def _one_path(lm: LanguageModel, state: _Rows, settings: Settings) -> list[list[
     return texts
 
 
-def _choose(logits: Tensor, settings: Settings) -> Tensor:
+def choose(logits: Tensor, settings: Settings) -> Tensor:
+    """The next token of each row [N], from its logits [N, V]."""
     if settings.temperature == 0:
         return logits.argmax(-1)
     probs = (logits.float() / settings.temperature).softmax(-1)
@@ -122,7 +128,7 @@ def _choose(logits: Tensor, settings: Settings) -> Tensor:
     return torch.multinomial(probs, 1, generator=settings.generator).squeeze(-1)
 
 
-def _beams(lm: LanguageModel, state: _Rows, settings: Settings) -> list[list[int]]:
+def _beams(lm: LanguageModel, state: Rows, settings: Settings) -> list[list[int]]:
     """By the rules of Hugging Face's `generate` (early_stopping=False); beam b of row n is row n * width + b."""
     rows, width, penalty = state.hidden.shape[0], settings.num_beams, settings.length_penalty
     # all beams of a row start equal: only one of them may go on
@@ -212,6 +218,20 @@ class _DecoderRows:
         self._seen, self._columns, self._next = self._seen[index], self._columns[index], self._next[index]
         self.hidden = self.hidden[index]
 
+    def join(self, other: _DecoderRows) -> None:
+        """Take in the rows of another, behind these; what is shorter is padded on the left, where nothing sees it."""
+        join_caches(self._cache, other._cache)
+        self._seen = under(self._seen, other._seen, 1)
+        self._columns = under(self._columns, other._columns, 1)
+        self._next = torch.cat([self._next, other._next])
+        self.hidden = torch.cat([self.hidden, other.hidden])
+
+    def trim(self) -> None:
+        """Let go of the columns on the left that no row sees."""
+        unseen = int(self._seen.any(0).long().argmax())
+        cut_columns(self._cache, unseen)
+        self._seen, self._columns = self._seen[:, unseen:], self._columns[:, unseen:]
+
 
 class _EncoderDecoderRows:
     """An encoder-decoder LM: the encoder's states of each row and the decoder's cache."""
@@ -252,6 +272,20 @@ class _EncoderDecoderRows:
         self._encoded, self._mask = self._encoded.rows(index), self._mask[index]
         self.hidden = self.hidden[index]
 
+    def join(self, other: _EncoderDecoderRows) -> None:
+        """As `_DecoderRows.join`."""
+        join_caches(self._cache, other._cache)
+        layers = (under(self._encoded.layers[-1], other._encoded.layers[-1], 1),)
+        self._encoded = EncoderStates(layers, under(self._encoded.mask, other._encoded.mask, 1))
+        self._mask = under(self._mask, other._mask, 1)
+        self.hidden = torch.cat([self.hidden, other.hidden])
 
-_Rows = _DecoderRows | _EncoderDecoderRows
+    def trim(self) -> None:
+        """As `_DecoderRows.trim`, of the decoder's columns."""
+        unseen = int(self._mask.any(0).long().argmax())
+        cut_columns(self._cache, unseen)
+        self._mask = self._mask[:, unseen:]
+
+
+Rows = _DecoderRows | _EncoderDecoderRows
 """Rows that are being continued."""

@@ -15,7 +15,7 @@ from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.files import check_output
-from promptcomp.language_model import LanguageModel
+from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import KVCache, Memory, memory_to, save_memory
 from promptcomp.prompts.artifact import PromptInfo, is_tokenizer, read_prompt, weights_hash
@@ -180,7 +180,7 @@ def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> Language
     Raises:
         ConfigError: it is gone, or its family, tokenizer, BOS or weights are others.
     """
-    place = model if model is not None else (info.run if info.lm_is_trained else info.lm.path)
+    place = model if model is not None else place_of_lm(info)
     if place is None:
         raise ConfigError(f"{source}: does not say where its LM is; name a run directory with --model")
     if model is None and Path(place).is_absolute() and not os.path.exists(place):
@@ -189,22 +189,42 @@ def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> Language
         place = next((each for each in near if (each / needs).is_file()), place)  # its hash is compared below
     if model is None and Path(place).is_absolute() and not os.path.exists(place):
         raise ConfigError(f"{source}: the LM it was made for is no longer at {place}; name it with --model")
+    lm = lm_at(str(place), info.lm)
+    reason = misfit(lm, weights_hash(lm.hf), info)
+    if reason is not None:
+        made_for = info.run if info.lm_is_trained else info.lm.path
+        raise ConfigError(f"{source}: was made for {made_for}, and {place} {reason}")
+    return lm
+
+
+def place_of_lm(info: PromptInfo) -> str | None:
+    """Where the LM of a prompt is: the run that trained it, or the LM's path."""
+    return info.run if info.lm_is_trained else info.lm.path
+
+
+def lm_at(place: str, config: LanguageModelConfig) -> LanguageModel:
+    """The LM of a run as training left it, or the one at a path, opened with the other settings of `config`.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
     with quiet():
         if os.path.isfile(Path(place) / "config.yaml"):
-            lm = open_trained_lm(Path(place))
-        else:
-            lm = LanguageModel.from_config(info.lm.model_copy(update={"path": str(place)}))
-    where = f"{source}: was made for {info.run if info.lm_is_trained else info.lm.path}, and {place}"
+            return open_trained_lm(Path(place))
+        return LanguageModel.from_config(config.model_copy(update={"path": place}))
+
+
+def misfit(lm: LanguageModel, weights: str, info: PromptInfo) -> str | None:
+    """Why an LM cannot read a prompt (`weights`: its hash), in words that follow its name; None: it can."""
     if lm.family != info.family:
-        raise ConfigError(f"{where} is of another family ({lm.family}, not {info.family}); give the right --model")
+        return f"is of another family ({lm.family}, not {info.family}); give the right --model"
     if lm.tokenizer is None or not is_tokenizer(lm.tokenizer, info.tokenizer_hash) or lm.bos_id != info.bos_id:
-        raise ConfigError(f"{where} has another tokenizer; give the right --model, or compress again for this one")
-    if weights_hash(lm.hf) != info.lm_hash:
-        raise ConfigError(
-            f"{where} has other weights (or the same in another dtype); give the right --model, or compress again "
-            "for this one"
+        return "has another tokenizer; give the right --model, or compress again for this one"
+    if weights != info.lm_hash:
+        return (
+            "has other weights (or the same in another dtype); give the right --model, or compress again for this one"
         )
-    return lm
+    return None
 
 
 class CompressedPrompt:

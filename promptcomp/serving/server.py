@@ -1,0 +1,95 @@
+"""`promptcomp serve`: the LM is opened, and uvicorn runs the application until it is told to end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from pathlib import Path
+
+import uvicorn
+from rich.console import Console
+
+from promptcomp.config import ConfigError
+from promptcomp.evaluation.formatting import many
+from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.language_model.loading import pick_device
+from promptcomp.plain import say
+from promptcomp.prompts.artifact import PromptInfo
+from promptcomp.prompts.prompt_files import lm_at, place_of_lm
+from promptcomp.serving import ServeOptions
+from promptcomp.serving.app import App
+from promptcomp.serving.registry import Registry, header, names
+
+
+def open_served(folder: Path, lm: str | None, dtype: str | None, device: str) -> tuple[LanguageModel, str]:
+    """The LM of a registry and its name.
+
+    Args:
+        folder: the registry.
+        lm: a run directory or an LM; None: the one that all prompts name.
+        dtype: of its weights; None: as the prompts have it.
+        device: "auto", "cpu", "cuda", ...
+
+    Raises:
+        ConfigError: there is none, or several.
+    """
+    infos: list[PromptInfo] = []
+    for name in names(folder):
+        try:
+            infos.append(header(folder, name))
+        except (ConfigError, FileNotFoundError):
+            continue
+    places = sorted({str(place_of_lm(info)) for info in infos})
+    if lm is None and len(places) != 1:
+        found = f"its prompts are for several: {', '.join(places)}" if places else "no compressed prompt is in it"
+        raise ConfigError(f"{folder}: {found}; name the LM to serve with --lm")
+    place = lm or places[0]
+    fitting = [info for info in infos if str(place_of_lm(info)) == place] or infos
+    config = fitting[0].lm if fitting else LanguageModelConfig(path=place)
+    if dtype is not None:
+        config = LanguageModelConfig.model_validate({**config.model_dump(), "dtype": dtype})
+    opened = lm_at(place, config).eval()
+    if opened.tokenizer is None:
+        raise ConfigError(f"{place}: has no tokenizer beside the weights")
+    return opened.to(pick_device(device)), Path(place.removeprefix("builtin:")).name.replace(":", "-")
+
+
+def run_server(
+    folder: Path,
+    lm: str | None,
+    options: ServeOptions,
+    console: Console,
+    *,
+    name: str | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, and finish what runs. `name`: of the LM; the others as in `open_served`.
+
+    Raises:
+        ConfigError: see `open_served`; or nobody can listen there.
+    """
+    key = options.api_key()
+    opened, found = open_served(folder, lm, dtype, device)
+    app = App(opened, name or found, Registry(folder, opened, name or found), options, key)
+    settings = uvicorn.Config(
+        app.asgi, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=options.grace
+    )
+    try:
+        listening = settings.bind_socket()
+    except SystemExit:
+        raise ConfigError(f"{options.host}:{options.port} cannot be listened on; give another --port") from None
+    infos = app.registry.infos()
+    for reason in (info for info in infos.values() if isinstance(info, str)):
+        say(console, f"not served: {reason}")
+    good = sum(not isinstance(info, str) for info in infos.values())
+    say(
+        console,
+        f"{app.name} with {many(good, 'prompt')} of {folder}: http://{options.host}:{listening.getsockname()[1]}/v1",
+    )
+    if key is None and options.host not in ("127.0.0.1", "localhost", "::1"):
+        say(console, f"no API key: whoever reaches {options.host} is answered; set {options.api_key_env}")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # uvicorn finishes first, and then repeats it
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(settings).run([listening])

@@ -1,0 +1,445 @@
+"""`promptcomp serve`: the tokens of `generate`, batches of several memories, the registry, limits and faults."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from promptcomp.batch import EncodedContext, EncodedQuery, collate
+from promptcomp.bench import BenchPlan, LoadPlan
+from promptcomp.bench.server_load import requests_of, run_server_bench
+from promptcomp.config import ConfigError
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, generation
+from promptcomp.memory import memory_tensors
+from promptcomp.prompts.compressing import Compressor
+from promptcomp.prompts.prompt_files import AnswerSettings, load_prompt, open_lm
+from promptcomp.serving import Refusal, ServeOptions
+from promptcomp.serving.app import App
+from promptcomp.serving.engine import Continuation, Engine
+from promptcomp.serving.protocol import AnswerText
+from promptcomp.serving.registry import Registry
+from promptcomp.terminal import PlainConsole
+from tests.prompt_runs import save_lm, save_run
+
+TEXTS = {"gist": "cat bench => foo \n", "mend": "angry owl tea => bar \nsalmon => foo \n", "full": "tiny tea => bar \n"}
+METHODS = {
+    "gist": {"name": "gist", "num_slots": 3, "train": "none"},
+    "mend": {"name": "mend", "num_slots": 4},
+    "full": {"name": "full_prompt"},
+}
+QUERIES = ("cat tea", "angry boat leek owl violin", "tiny", "boat boat leek")
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A registry for each kind of LM, and what else may lie in one."""
+    found = {}
+    for kind, layout in (("llama", "query_in_decoder"), ("t5", "query_in_encoder")):
+        folder = tmp_path_factory.mktemp(kind)
+        lm, registry = save_lm(folder / "lm", kind), folder / "registry"
+        registry.mkdir()
+        for name, method in METHODS.items():
+            run = save_run(folder / name, lm, method, layout=layout)
+            Compressor.load(run, device="cpu").compress(TEXTS[name]).save(registry / f"{name}.safetensors")
+        found[kind] = registry
+    lm = save_lm(found["llama"].parent / "another", "llama", seed=1)
+    run = save_run(found["llama"].parent / "foreign", lm, METHODS["gist"])
+    Compressor.load(run, device="cpu").compress("cat").save(found["llama"] / "foreign.safetensors")
+    return found
+
+
+def open_app(folder: Path, key: str | None = None, **options: Any) -> App:
+    prompt = load_prompt(folder / "gist.safetensors", device="cpu")
+    lm = open_lm(prompt.info, None, "gist").eval()
+    return App(lm, "lm", Registry(folder, lm, "lm"), ServeOptions(**options), key)
+
+
+@pytest.fixture(scope="module")
+def client(folders: dict[str, Path]) -> Iterator[TestClient]:
+    with TestClient(open_app(folders["llama"], max_body=20_000).asgi) as client:
+        yield client
+
+
+def asked(name: str | None = None, query: Any = QUERIES[0], **more: Any) -> dict[str, Any]:
+    body = {"model": "lm" if name is None else f"lm:{name}", "prompt": query, "max_tokens": NEW, "temperature": 0}
+    return {**body, "return_token_ids": True, **more}
+
+
+def expected(folder: Path, name: str) -> list[list[int]]:
+    prompt = load_prompt(folder / f"{name}.safetensors", device="cpu")
+    return [list(prompt.answers([query], AnswerSettings(NEW))[0].ids) for query in QUERIES]
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_greedy_answers_are_those_of_generate(kind: str, folders: dict[str, Path]) -> None:
+    """All memories at once: vectors, keys and values (encoder states), rows that join and leave while others run."""
+    with TestClient(open_app(folders[kind], batch_size=5).asgi) as client, ThreadPoolExecutor(12) as pool:
+        every = [(name, number) for number in range(len(QUERIES)) for name in METHODS]
+        jobs = [pool.submit(client.post, "/v1/completions", json=asked(n, QUERIES[i])) for n, i in every]
+        replies = [job.result() for job in jobs]
+    wanted = {name: expected(folders[kind], name) for name in METHODS}
+    for (name, number), reply in zip(every, replies, strict=True):
+        assert reply.status_code == 200, reply.text
+        found = reply.json()
+        assert found["choices"][0]["token_ids"] == wanted[name][number]
+        assert found["usage"]["completion_tokens"] == len(wanted[name][number])
+        assert found["choices"][0]["finish_reason"] == ("length" if len(wanted[name][number]) == NEW else "stop")
+
+
+def test_rows_that_join_and_are_cut_change_no_numbers(folders: dict[str, Path]) -> None:
+    prompt = load_prompt(folders["llama"] / "gist.safetensors", device="cpu")
+    lm = open_lm(prompt.info, None, "gist").eval().double()
+    ids = [(3, 4, 5, 6), (7,), (8, 9)]
+    memory = prompt.memory.map(lambda t: t.double() if t.is_floating_point() else t)
+    after = (11, 12, 13)
+
+    @torch.no_grad()
+    def alone(query: tuple[int, ...]) -> torch.Tensor:
+        state = generation.start(lm, memory, _batch([query]), 1)
+        for token in after:
+            state.step(torch.tensor([token]))
+        return lm.head(state.hidden)[0]
+
+    with torch.no_grad():
+        state = generation.start(lm, memory, _batch(ids[:2]), 1)
+        state.step(torch.tensor([after[0]] * 2))
+        state.step(torch.tensor([after[1]] * 2))
+        state.join(generation.start(lm, None, _batch([(5, 6)]), 1))  # type: ignore[arg-type]
+        state.select(torch.tensor([1, 2]))
+        state.trim()
+        state.step(torch.tensor([after[2], after[0]]))
+        torch.testing.assert_close(lm.head(state.hidden)[0], alone(ids[1]), rtol=0, atol=1e-12)
+
+
+def _batch(queries: list[tuple[int, ...]]) -> Any:
+    return collate([EncodedContext((), tuple(EncodedQuery(ids, ()) for ids in queries))], 0)
+
+
+def test_the_protocol(client: TestClient, folders: dict[str, Path]) -> None:
+    models = client.get("/v1/models").json()["data"]
+    assert [each["id"] for each in models] == ["lm", "lm:full", "lm:gist", "lm:mend"]  # and nothing for another LM
+    whole = client.post("/v1/completions", json=asked("mend")).json()
+    field = client.post(
+        "/v1/completions", json={**asked(), "kv_transfer_params": {"promptcomp": "mend"}, "prompt": [QUERIES[0]]}
+    ).json()
+    assert field["choices"] == whole["choices"]
+    chat = {**asked("mend"), "messages": [{"role": "user", "content": [{"type": "text", "text": QUERIES[0]}]}]}
+    said = client.post("/v1/chat/completions", json=chat).json()
+    assert said["choices"][0]["message"]["content"] == whole["choices"][0]["text"]
+    with client.stream("POST", "/v1/chat/completions", json={**chat, "stream": True}) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        lines = [line.removeprefix("data: ") for line in reply.iter_lines() if line]
+    pieces = [json.loads(line) for line in lines[:-1]]
+    assert lines[-1] == "[DONE]"
+    assert "".join(p["choices"][0]["delta"]["content"] for p in pieces) == whole["choices"][0]["text"]
+    assert [id for p in pieces for id in p["choices"][0]["token_ids"]] == whole["choices"][0]["token_ids"]
+    assert [p["choices"][0]["finish_reason"] for p in pieces][-1] == whole["choices"][0]["finish_reason"]
+    ids = client.post("/v1/completions", json=asked("mend", list(load_prompt_ids(folders["llama"])))).json()
+    assert ids["choices"] == whole["choices"]
+
+
+def load_prompt_ids(folder: Path) -> tuple[int, ...]:
+    return load_prompt(folder / "mend.safetensors", device="cpu").reader.query_ids(QUERIES[0])
+
+
+def test_stops_and_sampling(client: TestClient) -> None:
+    whole = client.post("/v1/completions", json=asked("full", ignore_eos=True)).json()["choices"][0]
+    assert len(whole["token_ids"]) == NEW
+    word = whole["text"].split()[2]
+    cut = client.post("/v1/completions", json=asked("full", ignore_eos=True, stop=[word])).json()["choices"][0]
+    assert cut["text"] == whole["text"][: whole["text"].find(word)]
+    assert cut["finish_reason"] == "stop"
+    drawn = [asked("full", temperature=1.5, top_p=0.9, seed=seed, ignore_eos=True) for seed in (1, 1, 2)]
+    first, again, other = [client.post("/v1/completions", json=body).json()["choices"][0]["text"] for body in drawn]
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (400, asked("gist", n=2), "n=2 is not offered"),
+        (400, asked("gist", logprobs=True), "logprobs"),
+        (400, asked("gist", temperature=-1), "temperature"),
+        (400, asked(None, ""), "a query is empty"),
+        (400, asked("gist", ["a", "b"]), "one text"),
+        (400, asked("gist", [10**6]), "token ids"),
+        (400, asked("gist", max_tokens=1_000_000), "there is room for"),
+        (400, {"model": "lm"}, "prompt is missing"),
+        (404, asked("nowhere"), "no compressed prompt 'nowhere'"),
+        (404, asked("../lm/model"), "no compressed prompt"),
+        (404, asked("..%2flm%2fmodel"), "no compressed prompt"),
+        (404, asked("link"), "no compressed prompt"),
+        (404, asked(".hidden"), "no compressed prompt"),
+        (404, {**asked(), "model": "gpt-4"}, "known: lm"),
+        (422, asked("foreign"), "made for another LM: lm has other weights"),
+        (422, asked("damaged"), "damaged.safetensors: cannot be read"),
+        (413, asked("gist", "x" * 30_000), "larger than 20,000 bytes"),
+    ],
+)
+def test_what_is_refused(
+    status: int, body: dict[str, Any], words: str, client: TestClient, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = folders["llama"]
+    link, damaged = folder / "link.safetensors", folder / "damaged.safetensors"
+    if not link.is_symlink():
+        link.symlink_to(folder / "gist.safetensors")
+        shutil.copy(folder / "gist.safetensors", folder / ".hidden.safetensors")
+        damaged.write_bytes((folder / "gist.safetensors").read_bytes()[:-10])
+        os.utime(damaged, (0, 0))
+    reply = client.post("/v1/completions", json=body)
+    assert reply.status_code == status
+    assert words in reply.json()["error"]["message"]
+    assert str(folder) not in reply.text
+
+
+def test_other_bodies_and_chats(client: TestClient) -> None:
+    for content in (b"{", b"[]", b"[" * 100_0, b'{"model": "lm", "model": "lm"}', b"\xff"):
+        assert client.post("/v1/completions", content=content).status_code == 400
+    turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    for model, words in (("lm:gist", "one turn"), ("lm", "no chat template")):
+        reply = client.post("/v1/chat/completions", json={"model": model, "messages": turns})
+        assert (reply.status_code, words in reply.json()["error"]["message"]) == (400, True)
+    assert client.get("/v1/completions").status_code == 405
+    assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
+
+
+def test_files_come_change_and_go(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name in METHODS:
+        shutil.copy(folders["llama"] / f"{name}.safetensors", tmp_path)
+    app = open_app(tmp_path)
+    before = app.registry.find("mend")
+    assert app.registry.find("mend") is before
+    target, content = tmp_path / "mend.safetensors", (tmp_path / "full.safetensors").read_bytes()
+    target.write_bytes(content[:-5])  # written over while it is served, and not whole yet
+    with pytest.raises(Refusal, match="may be being written now") as caught:
+        app.registry.find("mend")
+    assert (caught.value.status, caught.value.retry_after) == (503, 1)
+    kept = load_prompt(folders["llama"] / "mend.safetensors").memory
+    torch.testing.assert_close(memory_tensors(before.memory), memory_tensors(kept))
+    target.write_bytes(content)
+    assert app.registry.find("mend").info.method == "full_prompt"
+    target.unlink()
+    with pytest.raises(Refusal, match="no compressed prompt 'mend'"):
+        app.registry.find("mend")
+    shutil.copy(tmp_path / "gist.safetensors", tmp_path / "new.safetensors")
+    assert app.registry.find("new").info.method == "gist"
+    os.mkfifo(tmp_path / "pipe.safetensors")  # would wait without end
+    with pytest.raises(Refusal, match="no compressed prompt"):
+        app.registry.find("pipe")
+
+
+def test_keys_health_and_metrics(folders: dict[str, Path], tmp_path: Path) -> None:
+    with TestClient(open_app(folders["llama"], key="secret").asgi) as client:
+        assert client.post("/v1/completions", json=asked()).status_code == 401
+        assert client.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        reply = client.post("/v1/completions", json=asked("gist"), headers={"Authorization": "Bearer secret"})
+        assert reply.status_code == 200
+        assert client.get("/health").json() == {"status": "ok", "model": "lm", "running": 0}
+        text = client.get("/metrics").text
+    assert 'promptcomp_requests_total{status="401"} 1.0' in text
+    assert f"promptcomp_generated_tokens_total {reply.json()['usage']['completion_tokens']:.1f}" in text
+    (tmp_path / "key").write_text("from a file\n")
+    assert ServeOptions(api_key_file=tmp_path / "key").api_key() == "from a file"
+
+
+class Scarce:
+    """Memory for 20 rows: more of them fail as torch fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int = 20) -> None:
+        step = generation._DecoderRows.step
+        self.seen: list[int] = []
+
+        def with_limit(rows: Any, tokens: torch.Tensor) -> None:
+            self.seen.append(len(tokens))
+            if len(tokens) > most:
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+            step(rows, tokens)
+
+        monkeypatch.setattr(generation._DecoderRows, "step", with_limit)
+
+
+def test_200_requests_with_memory_for_20(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost, greedy or drawn: what was written is kept, and half as many go on at a time."""
+    app, bodies = open_app(folders["llama"], batch_size=64, max_waiting=200), [asked("gist", q) for q in QUERIES]
+    bodies += [asked("mend", QUERIES[0], temperature=1, seed=seed, ignore_eos=True) for seed in range(6)]
+
+    async def every() -> tuple[list[Any], list[Any]]:
+        async with asgi_client(app) as client:
+            wanted = [await client.post("/v1/completions", json=body) for body in bodies]
+            scarce = Scarce(monkeypatch)
+            found = await asyncio.gather(*(client.post("/v1/completions", json=bodies[i % 10]) for i in range(200)))
+            assert max(scarce.seen) > 20 >= app.engine.rows
+            return wanted, found
+
+    wanted, found = asyncio.run(every())
+    assert [each.json()["choices"] for each in found] == [wanted[i % 10].json()["choices"] for i in range(200)]
+
+
+def asgi_client(app: App) -> Any:
+    """An HTTP client of the application itself, with its engine running."""
+
+    @contextlib.asynccontextmanager
+    async def opened() -> Any:
+        async with app.asgi.router.lifespan_context(app.asgi):
+            transport = httpx2.ASGITransport(app=app.asgi)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+                yield client
+
+    return opened()
+
+
+def test_a_full_queue_and_a_small_cache(folders: dict[str, Path]) -> None:
+    prompt = load_prompt(folders["llama"] / "gist.safetensors", device="cpu")
+    lm = open_lm(prompt.info, None, "gist").eval()
+    engine, events = Engine(lm, rows=2, positions=40, waiting=1), queue.SimpleQueue[Any]()
+
+    def wanted(positions: int) -> Continuation:
+        settings = generation.Settings(max_new_tokens=3)
+        return Continuation(prompt.memory, (3, 4), settings, positions, events.put)
+
+    with pytest.raises(Refusal, match="the cache here has 40"):
+        engine.submit(wanted(41))
+    first = [wanted(15), wanted(25), wanted(15)]
+    for each in first:
+        engine.submit(each)
+    with pytest.raises(Refusal, match="come again later") as caught:
+        engine.submit(wanted(15))
+    assert (caught.value.status, caught.value.retry_after) == (429, 1)
+    assert engine._admit()
+    assert engine._entering == first[:1]  # two of 25 positions are more than 40
+    first[1].unwanted = True
+    assert engine._admit()
+    assert engine._entering == [first[0], first[2]]
+    engine.start()
+    told = [events.get(timeout=60) for _ in range(8)]  # a token for each of 3 steps, and why they ended
+    engine.stop()
+    assert told.count("length") == 2
+
+
+def test_one_bad_prompt_fails_alone(folders: dict[str, Path]) -> None:
+    prompt = load_prompt(folders["llama"] / "mend.safetensors", device="cpu")
+    lm = open_lm(prompt.info, None, "mend").eval()
+    engine, good, bad, wrong = Engine(lm, rows=4), *(queue.SimpleQueue[Any]() for _ in range(3))
+    broken = prompt.memory.map(lambda tensor: tensor * torch.nan if tensor.is_floating_point() else tensor)
+    narrow = prompt.memory.map(lambda tensor: tensor[..., :-1] if tensor.is_floating_point() else tensor)
+    for memory, events in ((prompt.memory, good), (broken, bad), (narrow, wrong)):
+        settings = generation.Settings(max_new_tokens=3)
+        engine.submit(Continuation(memory, (3, 4), settings, 9, events.put))
+    engine.start()
+    assert [good.get(timeout=60) for _ in range(4)][-1] == "length"
+    assert isinstance(bad.get(timeout=60), ConfigError)
+    assert isinstance(wrong.get(timeout=60), RuntimeError)
+    engine.stop()
+
+
+def test_texts_come_in_pieces_that_stay() -> None:
+    tokenizer = LanguageModel.from_config(LanguageModelConfig(path="builtin:toy_decoder")).tokenizer
+    assert tokenizer is not None
+    ids = tokenizer("horse plum shirt apple horse plum", add_special_tokens=False)["input_ids"]
+    for stops in ((), ("shirt app", "never"), ("e horse",), ("ple horse plum more",)):
+        text = AnswerText(tokenizer, stops)
+        pieces = [text.add(token) for token in ids if not text.stopped]
+        whole = str(tokenizer.decode(ids))
+        places = [place for stop in stops if (place := whole.find(stop)) >= 0]
+        assert "".join([*pieces, text.end()]) == whole[: min(places, default=len(whole))]
+
+
+@pytest.fixture(scope="module")
+def address(folders: dict[str, Path]) -> Iterator[tuple[str, int, subprocess.Popen[str]]]:
+    """A server of its own process on the loopback."""
+    registry = folders["llama"]
+    words = ["serve", str(registry), "--lm", str(registry.parent / "lm"), "--port", "0", "--max-body", "20000"]
+    process = subprocess.Popen([sys.executable, "-m", "promptcomp", *words], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "http://" in line:
+            break
+    host, _, port = line.rpartition("http://")[2].strip().removesuffix("/v1").partition(":")
+    yield host, int(port), process
+    process.kill()
+    process.wait()
+
+
+def test_bench_measures_a_server(
+    address: tuple[str, int, subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompt.txt").write_text("cat tea boat")
+    (tmp_path / "body.json").write_text(json.dumps({"model": "lm:gist", "prompt": "{input} tea", "seed": 1}))
+    plan, server = BenchPlan(new_tokens=3), f"http://{address[0]}:{address[1]}/v1"
+    load = LoadPlan(
+        server,
+        model="lm",
+        text=tmp_path / "prompt.txt",
+        compressed=str(tmp_path / "body.json"),
+        cached="lm:full",
+        concurrency="1,2",
+        requests=3,
+        rounds=2,
+        completions=True,
+    )
+    ways = requests_of(load, 3)
+    first, second = ways["full"]("owl"), ways["full"]("owl")
+    assert first["prompt"] != second["prompt"]
+    assert first["prompt"].endswith("] cat tea boatowl")
+    assert ways["compressed"]("owl")["prompt"] == "owl tea"
+    assert ways["cached"]("owl") == {**ways["cached"]("owl"), "model": "lm:full", "prompt": "owl", "ignore_eos": True}
+    found = run_server_bench(load, load.loads(), plan, tmp_path / "out", PlainConsole(), False)
+    assert [(each.way, each.concurrency) for each in found.loads] == [(w, c) for w in ways for c in (1, 2)]
+    assert {each.tokens for each in found.loads} == {3.0}
+    assert not any(each.failed for each in found.loads)
+    assert "vs full" in capsys.readouterr().out
+    assert {each.name for each in (tmp_path / "out").iterdir()} == {"load.json", "load.csv", "load.png", "load.svg"}
+    with pytest.raises(ConfigError, match=r"refuses the compressed: .*no compressed prompt"):
+        run_server_bench(replace(load, compressed="lm:nowhere"), (1,), plan, None, PlainConsole(), False)
+
+
+def test_a_real_server(address: tuple[str, int, subprocess.Popen[str]], folders: dict[str, Path]) -> None:
+    """A body of 100 MB, clients that leave, and SIGTERM while an answer is written."""
+    host, port, process = address
+    base = f"http://{host}:{port}"
+    with socket.create_connection((host, port)) as large:
+        large.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n" + b"x" * 1000)
+        assert b" 413 " in large.recv(1000)
+    with httpx2.Client(base_url=base, timeout=60) as client:
+        long = asked("gist", max_tokens=2000, ignore_eos=True)
+        for body in (long, {**long, "stream": True}):
+            content = json.dumps(body).encode()
+            with socket.create_connection((host, port)) as leaving:
+                head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+                leaving.sendall(head.encode() + content)
+                while not client.get("/health").json()["running"]:
+                    pass
+            while client.get("/health").json()["running"]:  # it does not write 2000 tokens for nobody
+                pass
+        text = client.get("/metrics").text
+        made = float(next(line for line in text.splitlines() if line.startswith("promptcomp_generated")).split()[1])
+        assert made < 4000
+        with client.stream(
+            "POST", "/v1/completions", json=asked("gist", max_tokens=300, ignore_eos=True, stream=True)
+        ) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert '"finish_reason": "length"' in rest[-2]
+    assert process.wait(60) == 0
