@@ -236,10 +236,7 @@ def run_server_bench(
         output.mkdir(parents=True, exist_ok=True)
         write_atomic(output / "load.json", json.dumps(asdict(bench), indent=1) + "\n")
         write_atomic(output / "load.csv", csv_text(("way", "concurrency", *_COLUMNS), _cells(bench)))
-        if plotting.can_plot():
-            _plot(bench, output)
-        else:
-            say(console, plotting.MISSING)
+        _plot(bench, output)
         say(console, f"written to {output}")
     return bench
 
