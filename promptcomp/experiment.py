@@ -71,8 +71,8 @@ class TrainerConfig(Config):
     threads: int | None = Field(None, ge=1)
     """CPU threads of each process; null: torch's choice."""
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
-    """Where curves go besides metrics.csv and TensorBoard's files (RUN/tensorboard): wandb: Weights & Biases; mlflow:
-    MLflow. Each is an extra of its own."""
+    """Where curves go besides metrics.csv and TensorBoard's files (RUN/tensorboard), each an extra of its own. wandb:
+    Weights & Biases; mlflow: MLflow."""
     timeout_seconds: int = Field(1800, ge=10)
     """How long a process waits for the others of the run before it gives up."""
 
