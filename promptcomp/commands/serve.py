@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from promptcomp.commands.common import console_for, takes
+from promptcomp.commands.common import JsonOption, console_for, takes
 from promptcomp.commands.prompts import DeviceOption
 from promptcomp.errors import ConfigError
 from promptcomp.serving import ServeOptions
@@ -21,6 +21,7 @@ def serve(
     name: Annotated[str | None, Option(help="Name of the LM for requests; default: the last part of its path.")] = None,
     dtype: Annotated[str | None, Option(help="Of the LM's weights; default: as the prompts have it.")] = None,
     device: DeviceOption = "auto",
+    as_json: JsonOption = False,
     *,
     options: ServeOptions,
 ) -> None:
@@ -36,4 +37,4 @@ def serve(
         raise ConfigError(f"serving needs {missing[0]}, which is not installed; pip install 'promptcomp[serve]'")
     from promptcomp.serving.server import run_server
 
-    run_server(folder, lm, options, console_for(True), name=name, dtype=dtype, device=device)
+    run_server(folder, lm, options, console_for(True), name=name, dtype=dtype, device=device, as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import sys
 from pathlib import Path
@@ -64,8 +65,10 @@ def run_server(
     name: str | None = None,
     dtype: str | None = None,
     device: str = "auto",
+    as_json: bool = False,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C, and finish what runs. `name`: of the LM; the others as in `open_served`.
+    """Serve until SIGTERM or Ctrl-C, and finish what runs. `name`: of the LM; `as_json`: where it listens, and what is
+    served, as one line of JSON on standard output; the others as in `open_served`.
 
     Raises:
         ConfigError: see `open_served`; or nobody can listen there.
@@ -83,11 +86,11 @@ def run_server(
     infos = app.registry.infos()
     for reason in (info for info in infos.values() if isinstance(info, str)):
         say(console, f"not served: {reason}")
-    good = sum(not isinstance(info, str) for info in infos.values())
-    say(
-        console,
-        f"{app.name} with {many(good, 'prompt')} of {folder}: http://{options.host}:{listening.getsockname()[1]}/v1",
-    )
+    good = [prompt for prompt, info in infos.items() if not isinstance(info, str)]
+    url = f"http://{options.host}:{listening.getsockname()[1]}/v1"
+    say(console, f"{app.name} with {many(len(good), 'prompt')} of {folder}: {url}")
+    if as_json:
+        print(json.dumps({"url": url, "model": app.name, "prompts": good}), flush=True)
     if key is None and options.host not in ("127.0.0.1", "localhost", "::1"):
         say(console, f"no API key: whoever reaches {options.host} is answered; set {options.api_key_env}")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # uvicorn finishes first, and then repeats it

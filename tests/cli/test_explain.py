@@ -62,7 +62,7 @@ def test_a_word_is_explained(run: Run, monkeypatch: pytest.MonkeyPatch, word: st
 def test_explained_keys_are_data_too(run: Run) -> None:
     (found,) = json.loads(run("explain", "method.mend.num_slots", "--json").stdout)
     assert (found["key"], found["default"], found["type"]) == ("method.num_slots", "100", "whole number > 0")
-    assert found["set_by"]["16"] == ["mend"]
+    assert found["set_by"]["16"] == ["mend", "mend_smollm2"]
     assert "method" in json.loads(run("explain", "--json").stdout)
     (section,) = json.loads(run("methods", "gist", "--json").stdout)
     assert "method.gist.kl_weight" in section["keys"]
@@ -83,7 +83,7 @@ def test_a_wrong_word_gets_the_nearest(run: Run) -> None:
 
 def test_lists_have_a_line_each(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    for words, most in (("data list", 16), ("methods", 16), ("experiments", len(shipped()) + 8)):
+    for words, most in (("data list", 16), ("methods", 16), ("experiments", len(shipped()) + 12)):
         lines = run(*words.split()).stdout.splitlines()
         assert len(lines) <= most, "\n".join(lines)
 
@@ -140,7 +140,7 @@ def test_a_shell_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "runs" / "mend-1").mkdir(parents=True)
     (tmp_path / "runs" / "mend-1" / "config.yaml").touch()
     asked = SimpleNamespace(params={"method": "mend"})
-    assert completing.experiment_names("men") == ["mend", "mend_metaicl", "mend_t5"]
+    assert completing.experiment_names("men") == ["mend", "mend_metaicl", "mend_smollm2", "mend_t5"]
     assert completing.method_names("po") == ["pool"]
     assert completing.run_folders("") == completing.run_folders("runs/m") == ["runs/mend-1"]
     assert completing.words_to_explain("trainer.sel") == ["trainer.select_by"]

@@ -252,7 +252,7 @@ class AlpacaPlusData(HeldOutConfig):
 
 
 class InstructionsData(HeldOutConfig):
-    """Your own instructions or conversations: JSONL, JSON, CSV, TSV or Parquet files, or a dataset of the hub."""
+    """Your own instructions or conversations, in files of rows or a dataset of the hub."""
 
     source_class: ClassVar[str] = "promptcomp.datamodules.sources.instruction_sources:HeldOutSource"
     name: Literal["instructions"] = "instructions"
@@ -285,7 +285,7 @@ class InstructionsData(HeldOutConfig):
 
 
 class TaskFilesData(HeldOutConfig):
-    """Tasks in a file of rows each, with one prompt for the whole task (a file of text) or a context in every row."""
+    """Tasks in a file of rows each, with one prompt for a task or a context in every row."""
 
     source_class: ClassVar[str] = "promptcomp.datamodules.sources.task_files:TaskFilesSource"
     name: Literal["task_files"] = "task_files"
