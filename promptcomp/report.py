@@ -78,8 +78,8 @@ def next_steps(results: Results, run: Path) -> list[str]:
     """Commands that make sense after a run: use what it has made, and hold it against another."""
     prompt, steps = "prompt.safetensors", list[str]()
     if results.size.memory_slots:
-        given = "--demonstrations" if results.context_kind == "demonstrations" else "--file"
-        steps += [command("compress", run, given, "FILE", "-o", prompt), command("generate", "-p", prompt, "QUERY")]
+        given = ("--demonstrations" if results.context_kind == "demonstrations" else "--file", "FILE")
+        steps += [command("compress", run, *given, "-o", prompt), command("generate", "-p", prompt, "QUERY")]
     anew = command("fit", "--config", run / "config.yaml", f"seed={results.seed + 1}")
     return [*steps, command("compare", run, "OTHER_RUN"), anew]
 

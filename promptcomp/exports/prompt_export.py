@@ -118,8 +118,8 @@ def export_prompt(path: Path, folder: Path, wanted: str, model: str | None = Non
         prompt.lm, method=info.method, path=info.lm.path, note=None
     )
     files = [file.name for file in folder.iterdir()]
-    given = () if model is None else ("--model", model)
-    about = of_prompt(info, command("export", path.name, "--to", wanted, *given, "-o", folder.name))
+    given = ("--to", wanted, *(() if model is None else ("--model", model)))
+    about = of_prompt(info, command("export", path.name, *given, "-o", folder.name))
     write_atomic(folder / CARD, with_card(text, about, info.lm.path, info.method, wanted, files))
     follow_umask(folder)
     return Exported(folder=folder, format=wanted, files=tuple(sorted([*files, CARD])), notes=tuple(prompt.notes))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptcomp import experiment
+from promptcomp import documents
 from promptcomp.errors import ConfigError, NoSpace, RankLost
 from tests.cli.conftest import Run
 
@@ -95,8 +95,8 @@ def test_exit_codes(error: Exception, code: int, said: str, run: Run, monkeypatc
     def failing(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(experiment, "shipped", failing)
-    done = run("methods")
+    monkeypatch.setattr(documents, "shipped", failing)
+    done = run("experiments")
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr

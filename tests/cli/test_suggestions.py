@@ -110,12 +110,12 @@ def test_what_reports_suggest_works(tiny_run: Run, run: Run, tmp_path: Path) -> 
     done = tiny_run("a run", *small)
     assert done.returncode == 0, done.stderr
     assert tiny_run("other", *small).returncode == 0
-    compare, again, evaluate = suggestions_of(done.stdout)
+    compare, again = suggestions_of(done.stdout)
     assert run(*(word.replace("OTHER_RUN", "other") for word in compare)).returncode == 0
     assert again[-1] == "seed=2"
     assert run(*again, "trainer.max_steps=0").returncode == 0
     for more in ((), ("data.perturbation=wrong_labels",), ("data.seed=5",)):
-        evaluated = run(*evaluate, *more, "--output", f"new {len(more)}{more}".replace("/", ""))
+        evaluated = run("evaluate", "a run", *more, "--output", f"new {len(more)}{more}".replace("/", ""))
         if evaluated.returncode:
             continue  # no such key in this data
         for words in suggestions_of(evaluated.stdout):

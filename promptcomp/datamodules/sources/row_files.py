@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.sources.records import LIST_SEPARATOR, Asked, Record
+from promptcomp.datamodules.sources.records import LIST_SEPARATOR, Asked, NotHere, Record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +51,7 @@ def check_file(path: Path) -> None:
     """Check that there is a file to read (a pipe would be waited for without end).
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none; NotHere where its folder is missing, too.
     """
     try:
         if path.is_file():
@@ -59,7 +59,8 @@ def check_file(path: Path) -> None:
         there = path.exists()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{str(path)[:80]!r}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    raise ConfigError(f"{path}: not a file" if there else f"{path}: no such file")
+    kind = ConfigError if path.parent.exists() else NotHere
+    raise kind(f"{path}: not a file" if there else f"{path}: no such file")
 
 
 # ---- JSON
