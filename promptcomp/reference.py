@@ -250,7 +250,7 @@ def _parted(annotation: Any, meaning: str) -> tuple[str, dict[str, str]]:
     said = list(re.finditer(rf"(?<![\w./-])({one}(?:(?:, | and | or ){one})*)((?: \([^)]*\))?): ", meaning))
     ends = [*(each.start() for each in said[1:]), None]
     rest = ""
-    for each, end in zip(said, ends, strict=True):
+    for each, end in zip(said, ends, strict=bool(said)):
         text = meaning[each.end() : end]
         if end is None:
             text, _, rest = text.partition(". ")
