@@ -13,18 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pymdownx.slugs import slugify
+from typer.main import get_command
 
 import promptcomp
 from promptcomp import reference
 from promptcomp.cli import app
 
 ROOT = Path(__file__).parents[1]
-FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "reference/contributing.md", "CHANGELOG.md": "reference/changes.md"}
+FROM_ROOT = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "reference/contributing.md",
+    "CHANGELOG.md": "reference/changes.md",
+}
 """Files beside docs/ that are pages of the site."""
 FENCE = re.compile(r"^```python\n(.*?)^```\n", flags=re.MULTILINE | re.DOTALL)
 
@@ -38,7 +42,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made, and each tutorial as a notebook."""
     made = {there: _moved((ROOT / here).read_text(encoding="utf-8"), there) for here, there in FROM_ROOT.items()}
-    made["reference/commands.md"] = "\n".join(["# Every command\n", *_commands(typer.main.get_command(app), "promptcomp")])
+    made["reference/commands.md"] = "\n".join(["# Every command\n", *_commands(get_command(app), "promptcomp")])
     made["reference/keys.md"] = _escaped(reference.markdown().replace("# Keys", "# Every key", 1))
     made["reference/python.md"] = _python()
     made["reference/recorded.md"] = "\n".join(_recorded())
@@ -156,8 +160,8 @@ def _python() -> str:
 def _recorded() -> Iterator[str]:
     """A table for each file of figures, with the command, and the commit that recorded it."""
     yield "# Recorded figures\n"
-    yield "Figures that are kept as data, each with its command, its date and its commit. [What was measured](../results.md)"
-    yield "has all results in words, with what is not known.\n"
+    yield "Figures that are kept as data, each with its command, its date and its commit."
+    yield "[What was measured](../results.md) has all results in words, with what is not known.\n"
     for file in sorted((ROOT / "docs" / "images").glob("*.json")):
         found = json.loads(file.read_text(encoding="utf-8"))
         words = ["git", "log", "-1", "--format=%cs | `%h`", "--", str(file)]
