@@ -62,7 +62,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         markdown += f"\n[This page as a notebook]({name}), for Jupyter with promptcomp installed.\n"
     markdown = re.sub(r"\[([^\]]*)\]\((?:\.\./)+promptcomp/[^)]*\)", r"\1", markdown)
     for name, there in FROM_ROOT.items():
-        markdown = markdown.replace(f"(../{name}", f"({posixpath.relpath(there, posixpath.dirname(here) or '.')}")
+        moved = posixpath.relpath(there, posixpath.dirname(here) or ".")
+        markdown = re.sub(rf"\((?:\.\./)+{re.escape(name)}", f"({moved}", markdown)
     return "\n".join(_lists(markdown.split("\n")))
 
 

@@ -20,7 +20,6 @@ RUN = (
     "models list",
     "sweep --list",
     "data list",
-    "leaderboard demonstrations --dry-run",
 )
 """Command lines that begin so are run; the others are understood, with their experiment and keys, and not run."""
 PLACEHOLDERS = {"S": "1", "K": "2", "$s": "1", "$k": "2"}
