@@ -1,7 +1,7 @@
 """The drawings of docs/concepts.md: what each method trains, what it reads, and what stays of the prompt.
 
-Run: python benchmarks/drawings.py. A drawing is a list of rows of boxes, in the style of the README's picture, on a card
-of its own that is dark where the reader's system is.
+Run: python benchmarks/drawings.py. A drawing is a list of rows of boxes, in the style of the README's picture, on a
+card of its own that is dark where the reader's system is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ _STYLE = """
   .card { fill: #ffffff; stroke: #d0d7de; } text { fill: #1f2328; font: 14px system-ui, sans-serif; }
   .small { fill: #57606a; font-size: 13px; } .title { font-size: 15px; font-weight: 600; }
   .box { fill: #f6f8fa; stroke: #6e7781; } .trained { fill: #ddf4ff; stroke: #0550ae; stroke-width: 2; }
-  .slot { fill: #fff1e5; stroke: #953800; stroke-width: 2; } .frozen { fill: #f6f8fa; stroke: #6e7781; stroke-dasharray: 5 4; }
+  .slot { fill: #fff1e5; stroke: #953800; stroke-width: 2; }
+  .frozen { fill: #f6f8fa; stroke: #6e7781; stroke-dasharray: 5 4; }
   .arrow { stroke: #57606a; stroke-width: 2; fill: none; } .head { fill: #57606a; }
   @media (prefers-color-scheme: dark) {
     .card { fill: #0d1117; stroke: #30363d; } text { fill: #e6edf3; } .small { fill: #9da7b3; }
@@ -41,8 +42,8 @@ class Drawing:
 DRAWINGS = {
     "gist": Drawing(
         "Gist tokens",
-        "The LM reads the prompt and then gist tokens. The query and the answer see the gist tokens and never the prompt; "
-        "the keys and values at the gist tokens are what is kept. The LM, or adapters of it, is trained.",
+        "The LM reads the prompt and then gist tokens. The query and the answer see the gist tokens and never the"
+        " prompt; the keys and values at the gist tokens are what is kept. The LM, or adapters of it, is trained.",
         (
             ("prompt", "slot:gist tokens", ">", "trained:LM", ">", "slot:keys, values"),
             ("slot:keys, values", "query", ">", "trained:the same LM", ">", "answer"),
@@ -50,8 +51,8 @@ DRAWINGS = {
     ),
     "mend": Drawing(
         "MEND",
-        "A distiller LM reads the demonstrations and slot embeddings; its states become vectors. The frozen LM reads the "
-        "vectors in place of the demonstrations. Distiller, slot embeddings and projection are trained.",
+        "A distiller LM reads the demonstrations and slot embeddings; its states become vectors. The frozen LM "
+        "reads the vectors in place of the demonstrations. Distiller, slot embeddings and projection are trained.",
         (
             ("demonstrations", "trained:slots", ">", "trained:distiller", ">", "slot:vectors"),
             ("slot:vectors", "query", ">", "frozen:LM, frozen", ">", "answer"),
@@ -59,8 +60,8 @@ DRAWINGS = {
     ),
     "step_by_step": Drawing(
         "Distilling step-by-step",
-        "A teacher writes a label and a rationale for each question. A small student learns both as two tasks. When it is "
-        "used it writes the label alone: no teacher, no long prompt, no rationale.",
+        "A teacher writes a label and a rationale for each question. A small student learns both as two tasks. "
+        "When it is used it writes the label alone: no teacher, no long prompt, no rationale.",
         (
             ("few-shot prompt", "question", ">", "frozen:teacher", ">", "label, rationale"),
             ("question", ">", "trained:small student", ">", "label and rationale"),
@@ -69,8 +70,8 @@ DRAWINGS = {
     ),
     "pool": Drawing(
         "Mean pooling",
-        "An encoder, the LM with adapters, reads the context. Means of its states over equal spans, projected, are vectors "
-        "for the LM without adapters. Adapters and projection are trained.",
+        "An encoder, the LM with adapters, reads the context. Means of its states over equal spans, projected, "
+        "are vectors for the LM without adapters. Adapters and projection are trained.",
         (
             ("context", ">", "trained:LM + adapters", ">", "means of spans", ">", "slot:vectors"),
             ("slot:vectors", "query", ">", "frozen:LM, frozen", ">", "answer"),
@@ -78,8 +79,9 @@ DRAWINGS = {
     ),
     "icae": Drawing(
         "ICAE and 500xCompressor",
-        "The LM with adapters reads the context and trained memory tokens. Its final states at these tokens (ICAE), or "
-        "their keys and values in every layer (500xCompressor), stand for the context in front of the LM without adapters.",
+        "The LM with adapters reads the context and trained memory tokens. Its final states at these tokens "
+        "(ICAE), or their keys and values in every layer (500xCompressor), stand for the context in front of the "
+        "LM without adapters.",
         (
             ("context", "trained:memory tokens", ">", "trained:LM + adapters", ">", "slot:memory"),
             ("slot:memory", "query", ">", "frozen:LM, frozen", ">", "answer"),
@@ -87,8 +89,9 @@ DRAWINGS = {
     ),
     "autocompressor": Drawing(
         "AutoCompressor",
-        "The LM reads a context in segments. Behind each segment its states at summary tokens are vectors, which stand in "
-        "front of all that it reads later. The LM, or adapters of it, and the summary tokens are trained.",
+        "The LM reads a context in segments. Behind each segment its states at summary tokens are vectors, which "
+        "stand in front of all that it reads later. The LM, or adapters of it, and the summary tokens are "
+        "trained.",
         (
             ("segment 1", "trained:summary tokens", ">", "trained:LM", ">", "slot:s1"),
             ("slot:s1", "segment 2", "trained:summary tokens", ">", "trained:LM", ">", "slot:s2"),
@@ -97,8 +100,8 @@ DRAWINGS = {
     ),
     "cartridge": Drawing(
         "Cartridge",
-        "For one prompt alone: slots of keys and values are trained until the frozen LM answers questions behind them as it "
-        "does behind the whole prompt. Nothing else is trained, and there is no compressor.",
+        "For one prompt alone: slots of keys and values are trained until the frozen LM answers questions behind "
+        "them as it does behind the whole prompt. Nothing else is trained, and there is no compressor.",
         (
             ("whole prompt", "question", ">", "frozen:LM, frozen", ">", "its prediction"),
             ("slot:trained slots", "question", ">", "frozen:LM, frozen", ">", "the same, by KL"),
