@@ -53,7 +53,7 @@ def test_pages_have_one_title_and_words_for_pictures(site: Path) -> None:
 
 def test_the_reference_is_that_of_this_version(site: Path) -> None:
     commands = (site / "reference" / "commands" / "index.html").read_text(encoding="utf-8")
-    assert "promptcomp checkpoint export" in commands
+    assert "promptcomp checkpoint consolidate" in commands
     assert "--with-controls" in commands
     assert "num_demonstrations" in (site / "reference" / "keys" / "index.html").read_text(encoding="utf-8")
     assert "load_compressor" in (site / "reference" / "python" / "index.html").read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def test_the_reference_is_that_of_this_version(site: Path) -> None:
 
 def test_a_list_below_a_paragraph_and_in_a_list_is_one(site: Path) -> None:
     page = (site / "reference" / "contributing" / "index.html").read_text(encoding="utf-8")
-    assert page.count("<ul>") > 2
+    assert page.count("<ul>") >= 2
     assert "  * <code>NAME" not in page
 
 
