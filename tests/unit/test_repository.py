@@ -49,6 +49,14 @@ def test_the_readme_is_short_and_its_picture_is_that_of_the_figures() -> None:
         assert f"| {row['kl']:.3f} | {row['top1']:.3f} | {row['same_answer']:.2f} |" in results.replace("*", ""), row
 
 
+def test_the_drawings_are_those_of_their_script() -> None:
+    script = runpy.run_path(str(ROOT / "benchmarks" / "drawings.py"))
+    page = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    for name, drawing in script["DRAWINGS"].items():
+        assert (script["FOLDER"] / f"{name}.svg").read_text(encoding="utf-8") == script["draw"](drawing)
+        assert f"![{drawing.text}](images/methods/{name}.svg)" in page
+
+
 def test_the_version_has_one_home() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"] == ["version"]
     assert f"\n## {promptcomp.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
