@@ -306,6 +306,7 @@ def test_every_section_round_trips_and_is_described(tmp_path: Path) -> None:
         "text": {"paths": ["mine.txt"]},
         "alpaca_plus": {"folder": str(tmp_path)},
         "instructions": {"files": {"train": "mine.jsonl"}},
+        "task_files": {"folder": str(tmp_path)},
         "rationale_folder": {"folder": str(tmp_path), "task": "cqa"},
         "rationale_files": {"test": ["mine.jsonl"]},
         "rationale_hf": {"path": "somewhere"},

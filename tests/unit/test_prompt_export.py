@@ -56,6 +56,7 @@ def run_readme(folder: Path) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")  # peft passes it
 @pytest.mark.parametrize(
     ("kind", "method"),
     [*((kind, method) for kind in ("llama", "gemma3") for method in METHODS), ("gpt2", "whole"), ("gpt2", "vectors")],

@@ -368,15 +368,13 @@ def address(folders: dict[str, Path]) -> Iterator[tuple[str, int, subprocess.Pop
     """A server of its own process on the loopback."""
     registry = folders["llama"]
     words = ["serve", str(registry), "--lm", str(registry.parent / "lm"), "--port", "0", "--max-body", "20000"]
-    process = subprocess.Popen([sys.executable, "-m", "promptcomp", *words], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "http://" in line:
-            break
-    host, _, port = line.rpartition("http://")[2].strip().removesuffix("/v1").partition(":")
-    yield host, int(port), process
-    process.kill()
-    process.wait()
+    command = [sys.executable, "-m", "promptcomp", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "http://" in line)
+        host, _, port = line.rpartition("http://")[2].strip().removesuffix("/v1").partition(":")
+        yield host, int(port), process
+        process.kill()
 
 
 def test_bench_measures_a_server(
