@@ -39,6 +39,10 @@ VARIANTS = [
 ]
 TRAINED = [v for v in VARIANTS if METHODS[v.values[0]](**v.values[1]).trains]  # type: ignore[index, arg-type]
 
+FITTED = [  # every second of them, and what only one LM has
+    v for n, v in enumerate(TRAINED) if n % 2 == 0 or sum(v.values[:2] == each.values[:2] for each in TRAINED) == 1
+]
+
 
 def make(name: str, options: dict[str, Any], model: str, *, lr: float = 1e-2, steps: int = 40) -> CompressionModule:
     optim = OptimConfig(lr=lr, schedule="constant")
@@ -189,7 +193,7 @@ def loss_of(module: CompressionModule, batch: Batch) -> float:
         return sum(float(term.weight * term.total / max(1, int(term.count))) for term in module.losses(batch))
 
 
-@pytest.mark.parametrize(("name", "options", "model"), TRAINED)
+@pytest.mark.parametrize(("name", "options", "model"), FITTED)
 def test_fits_one_batch_and_the_checkpoint_holds_what_was_trained(
     name: str, options: dict[str, Any], model: str, tmp_path: Path
 ) -> None:
