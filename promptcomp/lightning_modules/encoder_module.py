@@ -143,12 +143,7 @@ class EncoderModule(TaughtModule):
 
     def counts(self, batch: Batch) -> Counts:
         """Scored tokens of answers and of contexts, and positions that are compared with the teacher."""
-        found: dict[str, Tensor | int] = {"ce": self.lm.scored_tokens(batch).sum()}
-        if self.method.reconstruction_weight:
-            found["reconstruction"] = self.lm.scored_tokens(batch.of_contexts(self.lm.end_id)).sum()
-        if self.method.kl_weight:
-            found["kl"] = self.lm.num_logits(batch, self._where)
-        return found
+        return self.term_counts(batch, bool(self.method.reconstruction_weight), bool(self.method.kl_weight))
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """See the module docstring."""

@@ -161,14 +161,9 @@ class Gist(TaughtModule):
 
     def counts(self, batch: Batch) -> Counts:
         """Scored tokens, and positions that are compared with the teacher."""
-        scored = self.lm.scored_tokens(batch).sum()
-        found: dict[str, Tensor | int] = {"ce": scored}
+        found = self.term_counts(batch, bool(self.method.reconstruction_weight), bool(self.method.kl_weight))
         if self.method.full_prompt_weight:
-            found["full_ce"] = scored
-        if self.method.reconstruction_weight:
-            found["reconstruction"] = self.lm.scored_tokens(batch.of_contexts(self.lm.end_id)).sum()
-        if self.method.kl_weight:
-            found["kl"] = self.lm.num_logits(batch, self._where)
+            found["full_ce"] = found["ce"]
         return found
 
     def losses(self, batch: Batch) -> list[LossTerm]:

@@ -39,3 +39,12 @@ class TaughtModule(CompressionModule):
             top, log_probs = self._kept.predictions(batch, self.teach)
             total = class_divergence(student.values / temperature, log_probs, top)
         return LossTerm("kl", total, student.values.shape[0], weight)
+
+    def term_counts(self, batch: Batch, reconstructs: bool, compares: bool) -> dict[str, Tensor | int]:
+        """Scored tokens of answers and of contexts (where these are reconstructed), and positions that are compared."""
+        found: dict[str, Tensor | int] = {"ce": self.lm.scored_tokens(batch).sum()}
+        if reconstructs:
+            found["reconstruction"] = self.lm.scored_tokens(batch.of_contexts(self.lm.end_id)).sum()
+        if compares:
+            found["kl"] = self.lm.num_logits(batch, self._where)
+        return found
