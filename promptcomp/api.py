@@ -202,6 +202,7 @@ def distill(
     *,
     slots: int | Sequence[int] = 64,
     questions: Sequence[str] | None = None,
+    beside: Mapping[str, str] | None = None,
     output: Place | None = None,
     work: Place | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -217,6 +218,7 @@ def distill(
         text: The prompt or document.
         slots: One number of slots, or several, which share the LM's answers.
         questions: To train on; None: the LM asks itself.
+        beside: Other texts by their names, shorter prompts for example, that the cartridges are compared with.
         output: File of the cartridge (with several numbers of slots, each has its own in the name); None: no file.
         work: Folder of questions, answers and training states, which the same call goes on from; None: beside the
             output, or nowhere.
@@ -248,13 +250,13 @@ def distill(
     dtype = "float32" if isinstance(lm, str) else str(lm.dtype).removeprefix("torch.")
     config = build(LanguageModelConfig, {"path": path, "dtype": dtype}, source="distill")
     with tempfile.TemporaryDirectory() as passing:
-        beside = passing if output is None else Path(output).with_suffix(".distill")
-        with WorkFolder(Path(beside if work is None else work)) as folder:
+        default = passing if output is None else Path(output).with_suffix(".distill")
+        with WorkFolder(Path(default if work is None else work)) as folder:
             files = {} if output is None else folder.outputs(Path(output), tuple(map(int, budgets)), force)
             model = open_causal(config, device) if isinstance(lm, str) else LanguageModel.from_parts(lm, tokenizer)
             console = PlainConsole(quiet=not verbose)
             try:
-                found = DistillJob(model, config, text, questions, options, folder, console).run(files)
+                found = DistillJob(model, config, text, questions, options, folder, console, beside).run(files)
             except DistillStopped as stop:
                 raise KeyboardInterrupt(str(stop)) from None
     return {number: each.prompt for number, each in found.items()}

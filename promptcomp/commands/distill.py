@@ -34,6 +34,10 @@ def distill(
     work: Annotated[
         Path | None, Option(help="Folder of questions, answers and training states; default: OUTPUT.distill.")
     ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        Option(help="A file with another text, a shorter prompt for example, to compare with; may be repeated."),
+    ] = None,
     dtype: Annotated[str, Option(help="Of the LM's weights: float32 or bfloat16.")] = "float32",
     force: Annotated[bool, Option("--force", help="Replace the file if it exists.")] = False,
     device: DeviceOption = "auto",
@@ -48,13 +52,12 @@ def distill(
     from promptcomp.config import build
     from promptcomp.distilling.work_folder import WorkFolder
     from promptcomp.language_model import LanguageModelConfig
-    from promptcomp.prompts.sources import read_queries, read_source
+    from promptcomp.prompts.sources import read_queries
 
     budgets = options.budgets()  # mistakes are told before torch is imported
     config = build(LanguageModelConfig, {"path": lm, "dtype": dtype}, source="distill")
     config.check_place()
-    if not (content := read_source(file=text).text).strip():
-        raise ConfigError(f"{text}: is empty or only white space; there is nothing to distill")
+    content, others = _text_of(text), {file.name: _text_of(file) for file in beside or ()}
     if questions is not None and options.ask_model is not None:
         raise ConfigError("--questions are the questions, and --ask-model would write others; give one of them")
     given = None if questions is None else [query.text for query in read_queries(questions)]
@@ -65,7 +68,7 @@ def distill(
         outputs = folder.outputs(output, budgets, force)
         from promptcomp.distilling.distill_job import DistillJob, DistillStopped, open_causal
 
-        job = DistillJob(open_causal(config, device), config, content, given, options, folder, console)
+        job = DistillJob(open_causal(config, device), config, content, given, options, folder, console, others)
         try:
             found: Mapping[int, Distilled] = job.run(outputs)
         except DistillStopped as stop:
@@ -77,6 +80,14 @@ def distill(
     if stopped:
         say(console, stopped)
         raise typer.Exit(Exit.INTERRUPTED)
+
+
+def _text_of(file: Path) -> str:
+    from promptcomp.prompts.sources import read_source
+
+    if not (content := read_source(file=file).text).strip():
+        raise ConfigError(f"{file}: is empty or only white space; there is nothing to distill")
+    return content
 
 
 def _described(file: Path, found: Distilled) -> dict[str, Any]:
@@ -93,7 +104,7 @@ def _described(file: Path, found: Distilled) -> dict[str, Any]:
 
 
 def _print(file: Path, found: Distilled, console: Console) -> None:
-    from promptcomp.evaluation.formatting import flops_text
+    from promptcomp.evaluation.formatting import flops_text, held_out_text
     from promptcomp.terminal import open_table
 
     info, cost, best = found.prompt.info, found.prompt.info.cost, found.progress.best_step
@@ -103,13 +114,10 @@ def _print(file: Path, found: Distilled, console: Console) -> None:
         f"{cost['questions']:.0f} questions, {cost['steps']:.0f} steps (the best: {best}), {cost['seconds']:.0f} s, "
         f"{flops_text(cost['flops'])}",
     )
-    table = open_table("on held-out questions", ["in front"], ["KL", "top-1", "same answer", "gap closed"])
-    rows = {**info.held_out, "the whole text": {"kl": 0.0, "top1": 1.0, "exact": 1.0, "gap_closed": 1.0}}
-    for name, row in rows.items():
-        cells = (row["kl"], row["top1"], row["exact"], row["gap_closed"])
-        forms = (".3f", ".3f", ".2f", ".2f")
-        style = "bold" if name == "cartridge" else ""
-        table.add_row(name, *(format(cell, form) for cell, form in zip(cells, forms, strict=True)), style=style)
+    table = open_table("on held-out questions", ["in front"], ["KL", "top-1", "same answer", "gap closed", "in use"])
+    for name, row in info.held_out.items():
+        cells = (held_out_text(key, row[key]) for key in ("kl", "top1", "exact", "gap_closed", "bytes"))
+        table.add_row(name, *cells, style="bold" if name == "cartridge" else "")
     console.print(table)
     for rival, title in (("prompt", "reading the text anew"), ("prefix_cache", "a prefix cache of the text")):
         uses = cost.get(f"uses_against_{rival}")

@@ -155,7 +155,7 @@ def inspect(
     from promptcomp.files import check_file
 
     check_file(file, "memory file")
-    from promptcomp.evaluation.formatting import bytes_text
+    from promptcomp.evaluation.formatting import bytes_text, held_out_text
     from promptcomp.memory import memory_tensors
     from promptcomp.prompts.artifact import read_prompt
 
@@ -185,7 +185,7 @@ def inspect(
     if info.cost:
         rows["cost"] = ", ".join(f"{key}={value:.4g}" for key, value in info.cost.items())
     for name, row in info.held_out.items():
-        rows[f"behind {name}"] = ", ".join(f"{key}={value:.3f}" for key, value in row.items())
+        rows[f"behind {name}"] = ", ".join(f"{key}={held_out_text(key, value)}" for key, value in row.items())
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)

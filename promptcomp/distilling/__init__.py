@@ -51,6 +51,9 @@ class DistillOptions:
     ask_url: Annotated[str | None, Option(help="Its server, up to /v1; default: OPENAI_BASE_URL, else OpenAI.")] = None
     ask_key_env: Annotated[str, Option(help="Environment variable that holds its key.")] = "OPENAI_API_KEY"
     seed: Annotated[int, Option(help="Of the questions, their order, and which are held out.")] = 0
+    rivals: Annotated[
+        bool, Option("--rivals", help="Compare with what needs no training at the same size: evict, quantize, ...")
+    ] = False
 
     def budgets(self) -> tuple[int, ...]:
         """The numbers of slots, after a look at all options.

@@ -109,8 +109,9 @@ def agreement(lm: LanguageModel, memory: Memory | None, answers: Sequence[Teache
     The same token at every position of an answer is the same greedy answer, so nothing has to be generated.
     """
     total, same, exact, positions = 0.0, 0, 0, 0
-    for start in range(0, len(answers), batch_size):
-        part = answers[start : start + batch_size]
+    ordered = sorted(answers, key=lambda answer: len(answer.query) + len(answer.labels))  # little padding
+    for start in range(0, len(ordered), batch_size):
+        part = ordered[start : start + batch_size]
         kl, agrees = divergence(lm, memory, part)
         total += float(kl)
         same += int(agrees.sum())

@@ -22,7 +22,8 @@ from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.datamodules.instruction.instruction_config import TemplateName
 from promptcomp.datamodules.instruction.templates import Template, make_template
 from promptcomp.distilling import RATES, DistillOptions
-from promptcomp.distilling.cartridge import Agreement, Cartridge, TeacherAnswer, agreement, first_slots
+from promptcomp.distilling.beside import Beside
+from promptcomp.distilling.cartridge import Cartridge, TeacherAnswer, agreement, first_slots
 from promptcomp.distilling.cartridge_training import Training, TrainingHistory, TrainingPlan
 from promptcomp.distilling.distill_cost import cost_of
 from promptcomp.distilling.distill_progress import DistillStage
@@ -33,10 +34,9 @@ from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import open_architecture, pick_device
 from promptcomp.memory import memory_to
+from promptcomp.plain import say
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
-from promptcomp.rivals.rival import Reading, Setting
-from promptcomp.rivals.truncate import Truncate
 from promptcomp.run.opening import quiet
 from promptcomp.stopping import Stop
 
@@ -93,6 +93,7 @@ class DistillJob:
         options: how.
         folder: open.
         console: for progress.
+        beside: other texts by their names, compared with the cartridges.
 
     Raises:
         ConfigError: the text, the questions or the options do not fit the LM or each other.
@@ -107,6 +108,7 @@ class DistillJob:
         options: DistillOptions,
         folder: WorkFolder,
         console: Console,
+        beside: Mapping[str, str] | None = None,
     ) -> None:
         _check_family(name, lm.family != "decoder")
         self.lm, self.name, self.text, self.options, self.folder = lm.eval(), name, text, options, folder
@@ -116,8 +118,8 @@ class DistillJob:
         self._plain = PromptReader(lm, PromptFormat(template.query, template.empty_query, stops))
         query = template.query if options.query is None else self._own_query(template, options.query)
         self.reader = PromptReader(lm, PromptFormat(query, template.empty_query, stops))
-        written = lm.tokenizer(template.context_text(text), add_special_tokens=False, verbose=False)  # type: ignore[misc]
-        self.ids: tuple[int, ...] = (*written["input_ids"], *template.context_end)
+        self.ids = self._text_ids(template, text)
+        self._others = {name: self._text_ids(template, other) for name, other in (beside or {}).items()}
         self._stop, self._console = Stop(), console
         self._asked: Sequence[KeptQuestion] = ()
         self._teacher = Teacher(lm, lambda: lm.encode(self._context), self._stop.is_set)
@@ -152,9 +154,15 @@ class DistillJob:
                 ) from None
             train = [answer for number, answer in enumerate(answers) if number not in set(out)]
             held = [answers[number] for number in out]
-            self._none = agreement(self.lm, None, held, self.options.answer_batch)
+            beside = Beside(
+                self.lm,
+                self._context,
+                {name: self._context_of(ids) for name, ids in self._others.items()},
+                self.options.rivals,
+                lambda memory: agreement(self.lm, memory, held, self.options.answer_batch),
+            )
             for slots in self.budgets:
-                found[slots] = self._train(slots, train, held)
+                found[slots] = self._train(slots, train, held, beside)
                 if slots in outputs:
                     found[slots].prompt.save(outputs[slots], force=True)
                     self.folder.wrote(outputs[slots])
@@ -207,7 +215,9 @@ class DistillJob:
 
     # ---- training
 
-    def _train(self, slots: int, train: Sequence[TeacherAnswer], held: Sequence[TeacherAnswer]) -> Distilled:
+    def _train(
+        self, slots: int, train: Sequence[TeacherAnswer], held: Sequence[TeacherAnswer], beside: Beside
+    ) -> Distilled:
         options, rate = self.options, self.options.lr
         if rate is None:
             rate = RATES[options.kind, self._given is not None]
@@ -220,23 +230,29 @@ class DistillJob:
         progress = training.progress
         context = len(self.ids) + self.lm.num_bos
         cost = cost_of(self.lm, context, slots, options.kind, self._asked, train, held, plan, progress)
-        rows = {"no context": self._none, **self._truncated(slots, held, training), "cartridge": progress.best}
-        teacher = self._teacher.seconds + sum(each.seconds for each in self._asked)
-        seconds = {"seconds": progress.seconds + teacher, "teacher_seconds": teacher}
-        shares = {name: {**row._asdict(), "gap_closed": closed(row, self._none)} for name, row in rows.items()}
-        info = self._info(cartridge, slots, plan, {**cost, **seconds}, shares)
         with torch.no_grad():
             memory = memory_to(cartridge.memory().map(torch.Tensor.detach), "cpu")
+        none, whole = beside.bounds()
+        first = beside.row(memory, dict(progress.looks)[0])  # what training started with
+        rows = {"no context": none, f"first {slots} tokens": first, "cartridge": beside.row(memory, progress.best)}
+        rows |= {**(self._compared(slots, beside) if finished else {}), "the whole text": whole}
+        finished = finished and not self._stop.is_set()
+        teacher = self._teacher.seconds + sum(each.seconds for each in self._asked)
+        seconds = {"seconds": progress.seconds + teacher, "teacher_seconds": teacher}
+        info = self._info(cartridge, slots, plan, {**cost, **seconds}, rows)
         return Distilled(CompressedPrompt(memory, info, reader=self.reader), progress, finished)
 
-    def _truncated(self, slots: int, held: Sequence[TeacherAnswer], training: Training) -> dict[str, Agreement]:
-        """The text's first and last tokens, at as many positions; the first ones are what training started with."""
-        reading, setting = Reading(self.lm, self._context, None), Setting(lambda context: None, self._context)
-        found = {f"first {slots} tokens": dict(training.progress.looks)[0]}
-        if (kept := slots - self.lm.num_bos) > 0:
-            with torch.no_grad():
-                tail = Truncate(keeps="tail", slots=kept).memory(reading, setting).memory
-            found[f"last {slots} tokens"] = agreement(self.lm, tail, held, self.options.answer_batch)
+    def _compared(self, slots: int, beside: Beside) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        known = set(beside.missing)
+        with DistillStage(self._console, f"compare {slots} slots", beside.count()) as bar:
+            for name, row in beside.rows(slots):
+                found |= {} if row is None else {name: row}
+                bar.more(1)
+                if self._stop.is_set():
+                    break
+        for name in beside.missing.keys() - known:
+            say(self._console, f"{name}: no row, as {beside.missing[name]}")
         return found
 
     def _how_far(self, slots: int, progress: TrainingHistory) -> str:
@@ -284,7 +300,14 @@ class DistillJob:
 
     @property
     def _context(self) -> Context:
-        row = torch.tensor([self.ids], dtype=torch.long, device=self.lm.hf.device)
+        return self._context_of(self.ids)
+
+    def _text_ids(self, template: Template, text: str) -> tuple[int, ...]:
+        written = self.lm.tokenizer(template.context_text(text), add_special_tokens=False, verbose=False)  # type: ignore[misc]
+        return (*written["input_ids"], *template.context_end)
+
+    def _context_of(self, ids: Sequence[int]) -> Context:
+        row = torch.tensor([ids], dtype=torch.long, device=self.lm.hf.device)
         return Context(row, torch.ones_like(row, dtype=torch.bool), row.new_zeros(1))
 
     def _template(self) -> Template:
@@ -336,11 +359,6 @@ class DistillJob:
             "--answer-tokens": str(options.answer_tokens),
             "--answer-batch": str(options.answer_batch),
         }
-
-
-def closed(row: Agreement, none: Agreement) -> float:
-    """The share of the distance between no context and the whole one that is gone."""
-    return 1.0 - row.kl / none.kl if none.kl > 0 else float("nan")
 
 
 def _end_of(lm: LanguageModel) -> tuple[int, ...]:

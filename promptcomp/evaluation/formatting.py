@@ -54,6 +54,11 @@ def flops_text(value: float | None) -> str:
     return _scaled(value, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"), ".3g")
 
 
+def held_out_text(key: str, value: float) -> str:
+    """A figure of a compressed prompt's `held_out`: bytes with their unit, slots as a number, shares and nats."""
+    return bytes_text(value) if key == "bytes" else f"{value:.0f}" if key == "slots" else f"{value:.3f}"
+
+
 def _scaled(value: float | None, step: int, units: tuple[str, ...], form: str) -> str:
     if value is None:
         return "-"

@@ -15,6 +15,7 @@ import yaml
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import parse_yaml
+from promptcomp.evaluation.formatting import held_out_text
 from promptcomp.evaluation.results import Results, read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import read_text
@@ -134,7 +135,7 @@ def of_prompt(info: PromptInfo, command: str) -> list[str]:
         keys = list(next(iter(info.held_out.values())))
         table = [f"| in front | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
         table += [
-            f"| {name} | {' | '.join(f'{row[key]:.3f}' if key in row else '-' for key in keys)} |"
+            f"| {name} | {' | '.join(held_out_text(key, row[key]) if key in row else '-' for key in keys)} |"
             for name, row in info.held_out.items()
         ]
         lines += ["On held-out questions, against the LM behind the whole text:", "\n".join(table)]

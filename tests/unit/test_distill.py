@@ -247,7 +247,11 @@ def test_the_file_is_a_compressed_prompt(
     files = json.loads(out)["files"]
     assert [Path(each["file"]).name for each in files] == ["memory-6.safetensors", "memory-4.safetensors"]
     assert files[0]["cost"]["questions"] == len(QUESTIONS)
-    assert {"no context", "first 6 tokens", "last 6 tokens", "cartridge"} == set(files[0]["held_out"])
+    rows = files[0]["held_out"]
+    assert {"no context", "first 6 tokens", "last 6 tokens", "cartridge", "the whole text"} == set(rows)
+    per_token = rows["the whole text"]["bytes"] / rows["the whole text"]["slots"]
+    assert rows["the whole text"]["slots"] == files[0]["tokens"]
+    assert rows["cartridge"]["bytes"] == rows["last 6 tokens"]["bytes"] == 6 * per_token
     assert len(list((tmp_path / "memory.distill" / "answers").iterdir())) == 1
     prompt = load_prompt("memory-6.safetensors", device="cpu")
     assert (prompt.info.slots, prompt.info.next_position, prompt.info.run) == (6, 6, None)
@@ -276,6 +280,31 @@ def test_the_file_is_a_compressed_prompt(
     code, out, err = call(*words(lms, "--slots", "6,4"))
     assert code == 2
     assert "exists already" in err
+
+
+def test_rivals_and_other_texts_stand_beside_it(
+    call: Callable[..., tuple[int, str, str]], lms: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text(" ".join(TEXT.split()[:12]))
+    (tmp_path / "again.txt").write_text(TEXT)
+    code, out, err = call(
+        *words(lms, "--slots", "6,4", "--rivals", "--beside", "short.txt", "--beside", "again.txt", "--json")
+    )
+    assert code == 0, err
+    six, four = (each["held_out"] for each in json.loads(out)["files"])
+    short, again = six["short.txt"], six["again.txt"]
+    assert short == four["short.txt"]
+    assert (short["bytes"] < again["bytes"], again["top1"], again["exact"]) == (True, 1.0, 1.0)
+    assert again["kl"] == pytest.approx(0, abs=1e-6)
+    assert six["quantised cache (8 bits)"]["kl"] < six["quantised cache (4 bits)"]["kl"]
+    assert six["quantised cache (4 bits)"]["bytes"] < six["the whole text"]["bytes"] / 2
+    for score in ("streaming", "knorm", "snapkv", "kvzip"):
+        for slots, found in ((6, six), (4, four)):
+            evicted = next(row for name, row in found.items() if name.startswith(f"evicted cache ({score}"))
+            assert (evicted["slots"], evicted["bytes"]) == (slots, found["cartridge"]["bytes"])
+    code, out, err = call(*words(lms, "--slots", "6,4", "--beside", "none.txt"))
+    assert code == 2
+    assert "none.txt: no such file" in err
 
 
 def test_ctrl_c_keeps_the_best_and_the_same_command_goes_on(

@@ -1,0 +1,107 @@
+"""What stands beside a cartridge on the held-out questions: other texts in the text's place, and rivals, which need no
+training, at as many slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from promptcomp.batch import Context
+from promptcomp.distilling.cartridge import Agreement
+from promptcomp.language_model import LanguageModel
+from promptcomp.memory import Memory
+from promptcomp.rivals import NotMet, Reading, Rival, Setting
+from promptcomp.rivals.attention_matching import AttentionMatching
+from promptcomp.rivals.drop_tokens import DropTokens
+from promptcomp.rivals.evict import Evict
+from promptcomp.rivals.quantize import Quantize
+from promptcomp.rivals.truncate import Truncate
+
+
+@dataclass
+class Beside:
+    """Measures what is compared with cartridges of one text.
+
+    Args:
+        lm: in eval mode.
+        context: the whole text, one row.
+        texts: other texts by their names, tokenised as it is.
+        rivals: whether rivals are measured, beside the text's last tokens.
+        measure: the agreement of a memory with the whole text on the held-out questions.
+    """
+
+    lm: LanguageModel
+    context: Context
+    texts: Mapping[str, Context]
+    rivals: bool
+    measure: Callable[[Memory | None], Agreement]
+    missing: dict[str, str] = field(default_factory=dict)
+    """Rows that could not be made, and why."""
+
+    def __post_init__(self) -> None:
+        self._none = self.measure(None)
+        self._once: dict[str, dict[str, float] | None] = {}
+        self._reading = Reading(self.lm, self.context, None)
+
+    def row(self, memory: Memory | None, found: Agreement, held: float | None = None) -> dict[str, float]:
+        """An agreement with the share of the distance between no context and the whole text that is gone, the slots,
+        and the bytes of keys and values (`held`: those that are allocated instead)."""
+        return {
+            **found._asdict(),
+            "gap_closed": 1.0 - found.kl / self._none.kl if self._none.kl > 0 else float("nan"),
+            "slots": 0.0 if memory is None else float(memory.num_slots.double().mean()),
+            "bytes": self.lm.kv_bytes(memory) if held is None else held,
+        }
+
+    def bounds(self) -> tuple[dict[str, float], dict[str, float]]:
+        """No context, and the whole text."""
+        positions = float(self.context.mask.sum() + self.lm.num_bos)
+        taken = {"slots": positions, "bytes": positions * self.lm.cost.kv_bytes_per_token}
+        return self.row(None, self._none), {**Agreement(0.0, 1.0, 1.0)._asdict(), "gap_closed": 1.0, **taken}
+
+    def count(self) -> int:
+        """How many rows there are for each number of slots."""
+        return 1 + len(self.texts) + (len(_with_slots(1)) + len(_OF_ANY_SIZE) if self.rivals else 0)
+
+    @torch.no_grad()
+    def rows(self, slots: int) -> Iterator[tuple[str, dict[str, float] | None]]:
+        """Names and rows of all that is compared with a cartridge of so many slots (a BOS is one); None: `missing`."""
+        kept = slots - self.lm.num_bos
+        yield self._of_rival(f"last {slots} tokens", Truncate(keeps="tail", slots=kept) if kept else None)
+        for rival in _with_slots(max(kept, 1)) if self.rivals else ():
+            yield self._of_rival(rival.label, rival if kept else None)
+        for rival in _OF_ANY_SIZE if self.rivals else ():
+            if rival.label not in self._once:
+                self._once |= [self._of_rival(rival.label, rival)]
+            yield rival.label, self._once[rival.label]
+        for name, context in self.texts.items():
+            if name not in self._once:
+                memory = self.lm.encode(context)
+                self._once[name] = self.row(memory, self.measure(memory))
+            yield name, self._once[name]
+
+    def _of_rival(self, name: str, rival: Rival | None) -> tuple[str, dict[str, float] | None]:
+        try:
+            if rival is None:
+                raise NotMet("the LM's BOS takes the only slot")
+            made = rival.memory(self._reading, Setting(lambda context: None, self.context))
+        except NotMet as reason:
+            self.missing[name] = str(reason)
+            return name, None
+        held = None if made.held is None else float(made.held.sum())
+        return name, self.row(made.memory, self.measure(made.memory), held)
+
+
+_OF_ANY_SIZE: tuple[Rival, ...] = (Quantize(bits=8), Quantize(bits=4))
+"""Rivals without a budget."""
+
+
+def _with_slots(slots: int) -> list[Rival]:
+    return [
+        Truncate(keeps="both", slots=slots),
+        DropTokens(slots=slots),
+        *(Evict(score=score, slots=slots) for score in ("streaming", "knorm", "snapkv", "kvzip")),
+        AttentionMatching(slots=slots),
+    ]
