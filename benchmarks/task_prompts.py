@@ -12,7 +12,6 @@ import argparse
 import json
 import re
 import statistics
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ TASKS = (
     "navigate", "web_of_lies", "disambiguation_qa", "formal_fallacies",
 )  # fmt: skip
 """Chosen before any was tried, for their lengths: 207 to 1,204 tokens of SmolLM2."""
+SECTION = "docs/results.md#real-models-cartridges-of-task-prompts"
 SLOTS = (64, 16, 4)
 QUESTIONS = 128
 QUERY = "\n\nQ: {input}\nA: Let's think step by step."
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     given = parser.parse_args()
     for task in given.tasks:
-        work, found = given.work / task, {}
+        work, rows = given.work / task, []
         work.mkdir(parents=True, exist_ok=True)
         prompt, shots, questions = read(given.bbh, task)
         made = promptcomp.distill(
@@ -46,12 +46,21 @@ def main() -> None:
             force=True, verbose=True, rivals=True, steps=given.steps, template="plain", query=QUERY,
         )  # fmt: skip
         for slots, each in made.items():
-            found[slots] = {"cost": each.info.cost, "rows": each.info.held_out}
-        tokens = made[SLOTS[0]].info.source_tokens
-        (work / "found.json").write_text(json.dumps({"task": task, "tokens": tokens, "slots": found}, indent=1))
-    prompts = [json.loads(path.read_text()) for path in sorted(given.work.glob("*/found.json"))]
-    (given.work / "task_prompts.json").write_text(json.dumps(prompts, indent=1) + "\n")
-    print(table(prompts))
+            for name, row in each.info.held_out.items():
+                about = {"task": task, "tokens": each.info.source_tokens, "slots": slots, "what": kind_of(name)}
+                took = {"seconds": each.info.cost["seconds"]} if name == "cartridge" else {}
+                rows.append(
+                    about | {key: float(f"{value:.4g}") for key, value in (row | took).items() if key != "slots"}
+                )
+        (work / "rows.json").write_text(json.dumps(rows))
+    rows = [row for path in sorted(given.work.glob("*/rows.json")) for row in json.loads(path.read_text())]
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    words = f"python benchmarks/task_prompts.py BBH WORK --lm {given.lm} --steps {given.steps}"
+    head = json.dumps(
+        {"section": SECTION, "command": words, "lm": Path(given.lm).name, "questions": QUESTIONS}, indent=1
+    )
+    (given.work / "task_prompts.json").write_text(head[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n')
+    print(table(rows))
 
 
 def read(bbh: Path, task: str) -> tuple[str, dict[str, str], list[str]]:
@@ -65,39 +74,24 @@ def read(bbh: Path, task: str) -> tuple[str, dict[str, str], list[str]]:
 
 def kind_of(row: str) -> str:
     """The name of a row without its number of slots."""
-    return re.sub(r",? ?\b\d+ slots|(?<=first|.last) \d+(?= tokens)", "", row).replace("()", "").strip()
+    return re.sub(r"(first|last) \d+ tokens", r"\1 tokens", re.sub(r",? ?\b\d+ slots", "", row)).replace(" ()", "")
 
 
-def medians(prompts: Iterable[Mapping[str, Any]], slots: int, measure: str) -> dict[str, list[float]]:
-    """Kind of row -> the measure of every prompt."""
-    found: dict[str, list[float]] = {}
-    for prompt in prompts:
-        for row, figures in prompt["slots"][str(slots)]["rows"].items():
-            found.setdefault(kind_of(row), []).append(figures[measure])
-    return found
-
-
-def table(prompts: list[dict[str, Any]]) -> str:
-    """Medians over the prompts (in brackets the least) in Markdown, for each number of slots."""
-    lines = [f"{len(prompts)} prompts: median [least]"]
+def table(rows: list[dict[str, Any]]) -> str:
+    """Medians over the prompts (in brackets the worst) in Markdown, for each number of slots."""
+    lines = [f"{len({row['task'] for row in rows})} prompts: median [worst]"]
     for slots in SLOTS:
-        lines += [
-            "",
-            f"| {slots} slots | KL gap closed | top-1 agreement | same answer | bytes |",
-            "|---|---|---|---|---|",
-        ]
-        measures = {name: medians(prompts, slots, name) for name in ("gap_closed", "top1", "exact", "bytes")}
-        for row in measures["gap_closed"]:
-            cells = [_cell(measures[name][row], name) for name in measures]
-            lines.append(f"| {row} | {' | '.join(cells)} |")
+        lines += ["", f"| {slots} slots | KL gap closed | top-1 agreement | same answer | bytes |", "|---" * 5 + "|"]
+        for what in dict.fromkeys(row["what"] for row in rows):
+            own = [row for row in rows if (row["slots"], row["what"]) == (slots, what)]
+            cells = [_median([row[key] for row in own]) for key in ("gap_closed", "top1", "exact")]
+            size = statistics.median(row["bytes"] for row in own) / 2**20
+            lines.append(f"| {what} | {' | '.join(cells)} | {size:.2f} MiB |")
     return "\n".join(lines)
 
 
-def _cell(values: list[float], measure: str) -> str:
-    middle = statistics.median(values)
-    if measure == "bytes":
-        return f"{middle / 2**20:.2f} MiB"
-    return f"{middle:.3f} [{min(values):.3f}]"
+def _median(values: list[float]) -> str:
+    return f"{statistics.median(values):.3f} [{min(values):.3f}]"
 
 
 if __name__ == "__main__":
