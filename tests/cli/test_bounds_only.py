@@ -74,7 +74,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bounds")
 
 
-DATA = ("data.max_dev_tasks=3", "data.max_dev_queries=4", "data.num_demonstrations=4", "evaluation.measure_cost=false")
+DATA = (
+    "data.max_dev_tasks=3", "data.max_dev_queries=4", "data.num_demonstrations=4", "data.world.num_train_tasks=8",
+    "data.world.num_test_tasks=2", "evaluation.measure_cost=false",
+)  # fmt: skip
 
 
 def test_bounds_alone_choose_the_tasks_of_the_next_run(
