@@ -122,7 +122,7 @@ def said(trained: Path, program: Program) -> str:
         ["sweep", "slots.yaml", "--output", "sweep", "--json"],
     ]
     tests, few = EXTENSION.parent / "contract", "mean_pool0-llama or mean_pool0-t5_query_in_decoder"
-    return program("-c", COMMANDS, json.dumps(words), "-q", "-x", "-p", "no:cacheprovider", str(tests), "-k", few)
+    return program("-c", COMMANDS, json.dumps(words), "-x", "-p", "no:cacheprovider", str(tests), "-k", few)
 
 
 def test_it_is_listed_compresses_and_is_exported(said: str, folder: Path) -> None:

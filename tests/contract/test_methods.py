@@ -213,8 +213,8 @@ def test_fits_one_batch_and_the_checkpoint_holds_what_was_trained(
     batch = collate(contexts(one_query=True), 0)
     before = loss_of(module, batch)
     frozen = {k: v.clone() for k, v in module.lm.state_dict().items()}
-    fit = trainer(25)
-    fit.fit(module, loader(batch, 25), loader(batch, 1))
+    fit = trainer(15)
+    fit.fit(module, loader(batch, 15), loader(batch, 1))
     after = loss_of(module.eval(), batch)
     vectors_alone = len(module.trained_parameters()) == 1
     assert after < (0.995 if vectors_alone else 0.9) * before
