@@ -127,6 +127,7 @@ def _become(
         if torch.cuda._is_in_bad_fork():  # somebody has begun with CUDA in the parent all the same
             os.execv(sys.executable, [sys.executable, "-m", *words])
         runpy.run_module(words[0], run_name="__main__")
+        code = Exit.FINISHED
     except SystemExit as end:
         code = Exit.FINISHED if end.code is None else end.code
     except BaseException:
