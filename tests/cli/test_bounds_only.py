@@ -75,7 +75,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 DATA = (
-    "data.max_dev_tasks=3", "data.max_dev_queries=4", "data.num_demonstrations=4", "data.world.num_train_tasks=8",
+    "data.max_dev_tasks=3", "data.max_dev_queries=4", "data.num_demonstrations=4", "data.world.num_train_tasks=64",
     "data.world.num_test_tasks=2", "evaluation.measure_cost=false",
 )  # fmt: skip
 
