@@ -1,6 +1,7 @@
 """Programs as forks of this process: most of the time of a small one is the reading of torch, which is done here.
 
-What is about starting itself (launchers, imports, Ctrl-C in between) starts a new Python.
+What is about starting itself (launchers, imports, Ctrl-C in between) starts a new Python. That this process has
+computed does no harm: on the CPU and with one thread (conftest.py) torch has no threads that a fork would miss.
 """
 
 from __future__ import annotations
