@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Fork:
     def __init__(self, *words: str, folder: Path | None = None, env: Mapping[str, str] | None = None) -> None:
         assert not torch.distributed.is_initialized(), "a group of processes cannot be shared with a fork"
         self._printed = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115  # as long as this object
+        for file in self._printed:
+            weakref.finalize(self, file.close)
         out, err = (file.fileno() for file in self._printed)
         with contextlib.chdir(folder or Path.cwd()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # this process may take them for errors
