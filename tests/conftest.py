@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import tempfile
@@ -9,10 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.main
 
 # Before torch is imported, for this process and those that tests start: tiny models are fastest on one thread, and sums
 # are then taken in the same order everywhere, so that runs can be compared bit by bit.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The command line is made of its functions once, not anew in every call of the program in this process.
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 # What is remembered of models is remembered for these tests alone, and by the processes that they start.
 _cache = tempfile.TemporaryDirectory(prefix="promptcomp-tests-")

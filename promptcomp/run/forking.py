@@ -68,11 +68,11 @@ def can_fork(experiment: Experiment, devices: Sequence[str]) -> bool:
     return alone and sys.platform == "linux" and not torch.cuda.is_initialized()
 
 
-def fork_fit(words: Sequence[str], env: Mapping[str, str], output: int, error: int) -> Forked:
+def fork_module(words: Sequence[str], env: Mapping[str, str], output: int, error: int) -> Forked:
     """Start `python -m promptcomp fit ...` in a session of its own, without a new Python.
 
     Args:
-        words: the command line that a new Python would get, from the program's name on.
+        words: the command line that a new Python would get, from the module's name on.
         env: its environment.
         output: descriptor of its standard output.
         error: descriptor of its standard error.
@@ -86,7 +86,7 @@ def fork_fit(words: Sequence[str], env: Mapping[str, str], output: int, error: i
     try:
         pid = os.fork()
         if pid == 0:
-            _become_fit(words, env, (output, error), before)
+            _become(words, env, (output, error), before)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return Forked(pid)
@@ -102,7 +102,7 @@ def _import() -> None:
     gc.freeze()
 
 
-def _become_fit(
+def _become(
     words: Sequence[str], env: Mapping[str, str], outputs: tuple[int, int], mask: set[int | signal.Signals]
 ) -> NoReturn:
     """In the fork: be what a new Python would be, then never come back."""
@@ -126,7 +126,8 @@ def _become_fit(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if torch.cuda._is_in_bad_fork():  # somebody has begun with CUDA in the parent all the same
             os.execv(sys.executable, [sys.executable, "-m", *words])
-        runpy.run_module("promptcomp", run_name="__main__")
+        runpy.run_module(words[0], run_name="__main__")
+        code = Exit.FINISHED
     except SystemExit as end:
         code = Exit.FINISHED if end.code is None else end.code
     except BaseException:

@@ -22,7 +22,7 @@ from promptcomp.errors import Exit, is_full
 from promptcomp.experiment import Experiment
 from promptcomp.files import last_line, locked, open_append, write_atomic
 from promptcomp.lease import STORAGE_VARIABLE, is_live, lease_of, write_lease
-from promptcomp.run.forking import Forked, can_fork, fork_fit
+from promptcomp.run.forking import Forked, can_fork, fork_module
 from promptcomp.run.run_directory import RUN_DIRECTORY_VARIABLE, clear_unstarted
 from promptcomp.stopping import Stop
 
@@ -192,7 +192,7 @@ class Child:
                 self._log_start = output.seek(0, os.SEEK_END)
             self.process: subprocess.Popen[bytes] | Forked
             if fork and can_fork(wanted.experiment, wanted.devices):
-                self.process = fork_fit(words[2:], env, output.fileno(), 2 if error is None else error.fileno())
+                self.process = fork_module(words[2:], env, output.fileno(), 2 if error is None else error.fileno())
             else:
                 self.process = subprocess.Popen(
                     words, stdin=subprocess.DEVNULL, stdout=output, stderr=error, env=env, start_new_session=True

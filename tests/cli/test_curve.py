@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
+from tests.forks import fork_workers
 from tests.sweep_states import data_efficiency
 
 TINY = (
@@ -25,7 +26,7 @@ TINY = (
 
 
 def test_a_curve_of_real_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    fork_workers(monkeypatch)
     words = ("curve", "step_by_step", "--fractions", "1", "--seeds", "1", "--workers", "2", *TINY)
     plan = json.loads(run(*words, "--dry-run", "--json").stdout)
     assert (plan["trials"], plan["finished"]) == (2, 0)

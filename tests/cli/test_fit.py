@@ -86,26 +86,28 @@ def test_the_written_configuration_repeats_the_run(tiny_run: Run, run: Run, tmp_
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("step", [0, 2, 3, 10])  # 2: right after it comes a dev evaluation
 def test_a_stopped_run_resumes_bit_for_bit(
-    tiny_run: Run, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, accumulate: int
+    tiny_run: Run, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
 ) -> None:
     options = (f"trainer.accumulate={accumulate}", "trainer.max_steps=12")
     assert tiny_run("whole", *options).returncode == 0
-    with monkeypatch.context() as patch:
-        signal_at(patch, step)
-        stopped = tiny_run("part", *options)
-    assert stopped.returncode == 130
-    assert "promptcomp fit --resume part" in stopped.stdout
-    assert not (tmp_path / "part" / "results.json").exists()
-    resumed = run("fit", "--resume", "part")
-    assert resumed.returncode == 0, resumed.stderr
-    first, second = tensors(tmp_path / "whole"), tensors(tmp_path / "part")
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert [row["step"] for row in series(tmp_path / "whole")] == ["3", "6", "9", "10", "12"]
-    assert series(tmp_path / "whole") == series(tmp_path / "part")
-    assert (tmp_path / "whole/predictions.jsonl").read_text() == (tmp_path / "part/predictions.jsonl").read_text()
+    whole, first = tmp_path / "whole", tensors(tmp_path / "whole")
+    assert [row["step"] for row in series(whole)] == ["3", "6", "9", "10", "12"]
+    for step in (0, 2, 3, 10):  # 2: right after it comes a dev evaluation
+        part = tmp_path / f"part{step}"
+        with monkeypatch.context() as patch:
+            signal_at(patch, step)
+            stopped = tiny_run(part.name, *options)
+        assert stopped.returncode == 130
+        assert f"promptcomp fit --resume {part.name}" in stopped.stdout
+        assert not (part / "results.json").exists()
+        resumed = run("fit", "--resume", part.name)
+        assert resumed.returncode == 0, resumed.stderr
+        second = tensors(part)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first), step
+        assert series(whole) == series(part)
+        assert (whole / "predictions.jsonl").read_text() == (part / "predictions.jsonl").read_text()
 
 
 @pytest.mark.parametrize("hidden", [False, True])

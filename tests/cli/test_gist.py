@@ -59,21 +59,3 @@ def test_controls_untrained_and_trained(train: str, run: Run, tmp_path: Path) ->
         teacher = ["method.kl_weight=1.0", "method.teacher=full_prompt"]
         done = run("fit", "--method", "gist", "--run-dir", "taught", *SMALL, *LMS["decoder"], *teacher)
         assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "rows"),
-    [("llama_7b", 6_738_415_616 + 4096, 384_000), ("flan_t5_xxl", 11_135_332_352 + 4096, 256_000)],
-)
-def test_the_papers_configurations(
-    name: str, parameters: int, rows: int, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    done = run("fit", "--method", f"paper/gist_{name}", "--dry-run", "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    trainer = found["config"]["trainer"]
-    assert trainer["max_steps"] * trainer["batch_size"] == rows
-    assert sum(part["trained"] for part in found["estimate"]["parts"]) == parameters
-    assert found["estimate"]["memory_slots"] == 1
-    assert found["config"]["evaluation"]["max_new_tokens"] == {"llama_7b": 512}.get(name, 128)

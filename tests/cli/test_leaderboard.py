@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
+from tests.forks import fork_workers
 
 TINY = (
     "data.world.num_train_tasks=8",
@@ -31,7 +32,7 @@ WORDS = (
 
 
 def test_a_track_of_real_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    fork_workers(monkeypatch)
     plan = json.loads(run(*WORDS, "--dry-run", "--json").stdout)
     assert (plan["trials"], plan["finished"]) == (6, 0)
     assert not any(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,21 +30,37 @@ def test_every_shipped_experiment_is_valid_and_has_a_dry_run(
     own = ["lm.path=builtin:toy_decoder", room] if is_made_first else []
     done = run("fit", "--method", name, "--dry-run", "--json", *own)
     assert done.returncode == 0, done.stderr
-    estimate = json.loads(done.stdout)["estimate"]
-    assert estimate["total_bytes"] > 0
+    found = json.loads(done.stdout)
+    assert found["estimate"]["total_bytes"] > 0
     assert not any(tmp_path.iterdir())
     assert not asked, "a dry run needs no network"
+    if name in PAPERS:
+        _has_the_papers_sizes(name, found)
 
 
-def test_the_paper_configuration_has_the_paper_sizes(run: Run) -> None:
-    done = run("fit", "--method", "paper/mend_gpt2_large_class_to_class", "--dry-run", "--json")
-    estimate = json.loads(done.stdout)["estimate"]
+PAPERS = {  # trained parameters, slots
+    "paper/mend_gpt2_large_class_to_class": (125_500_928, 100),  # dossier of the paper: small -> large
+    "paper/gist_llama_7b": (6_738_415_616 + 4096, 1),
+    "paper/gist_flan_t5_xxl": (11_135_332_352 + 4096, 1),
+}
+
+
+def _has_the_papers_sizes(name: str, found: dict[str, Any]) -> None:
+    estimate, trainer = found["estimate"], found["config"]["trainer"]
     parts = {part["name"]: part for part in estimate["parts"]}
-    assert sum(part["trained"] for part in parts.values()) == 125_500_928  # dossier of the paper: small -> large
-    assert parts["slots"]["parameters"] == 100 * 768
-    assert parts["projection"]["parameters"] == 984_320
-    assert parts["lm"]["trained"] == 0
-    assert estimate["memory_slots"] == 100
+    assert (sum(part["trained"] for part in parts.values()), estimate["memory_slots"]) == PAPERS[name]
+    if "mend" in name:
+        assert parts["slots"]["parameters"] == 100 * 768
+        assert parts["projection"]["parameters"] == 984_320
+        assert parts["lm"]["trained"] == 0
+    else:
+        rows, new = (384_000, 512) if "llama" in name else (256_000, 128)
+        assert trainer["max_steps"] * trainer["batch_size"] == rows
+        assert found["config"]["evaluation"]["max_new_tokens"] == new
+
+
+def test_the_papers_configurations_are_shipped() -> None:
+    assert set(PAPERS) <= set(shipped())
 
 
 def test_a_dry_run_for_people(run: Run) -> None:

@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import promptcomp
 from promptcomp.memory import SoftPrompt, file_hash, save_memory
 from promptcomp.prompts.prompt_files import AnswerSettings
 from tests.cli.conftest import Run
+from tests.forks import run_fork
 from tests.prompt_runs import save_lm, save_run
 
 TEXT = "cat bench => foo \nangry owl tea => bar \n"
@@ -129,10 +129,7 @@ def test_many_queries(run: Run, stored: Path, monkeypatch: pytest.MonkeyPatch, t
 def test_another_process_and_a_moved_run(gist_run: Path, stored: Path, run: Run, tmp_path: Path) -> None:
     words = ["generate", "cat tea", "--prompt", str(stored), "--max-new-tokens", "6", "--json"]
     here = json.loads(run(*words).stdout)
-    root = Path(promptcomp.__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-m", "promptcomp", *words], capture_output=True, text=True, check=False, cwd=root
-    )
+    done = run_fork("promptcomp", *words)  # a new Python: tests/unit/test_prompts.py
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == here
     moved = tmp_path / "moved"

@@ -56,7 +56,7 @@ def test_list(run: Run) -> None:
         (("gist_tokens", "--objective", "unseen:down"), "write METRIC"),
         (("gist_tokens", "--objective", "exact_mach"), "did you mean 'exact_match'?"),
         (("gist_tokens", "--objective", "exact_match@unsen"), "did you mean 'unseen'?"),
-        (("--method", "mend", "data.world.seed=1..20000"), "--yes"),
+        (("--method", "mend", "data.world.seed=1..10001"), "--yes"),
         (("show", "nowhere"), "nowhere is no sweep directory"),
         (("plot", "nowhere"), "nowhere is no sweep directory"),
         ((".",), "it has no sweep.yaml"),

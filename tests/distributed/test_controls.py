@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.forks import Fork, run_fork
 
 WORDS = (
     "fit", "--method", "mend", "--with-controls", "method={name: gist, num_slots: 2}", "trainer.accelerator=cpu",
@@ -25,33 +26,24 @@ TRAINED = ("method", "full_prompt_trained", "no_prompt_trained")
 
 
 def command(folder: Path, steps: int, *more: str) -> list[str]:
-    own = (f"output_dir={folder}", f"trainer.max_steps={steps}")
-    return [sys.executable, "-m", "promptcomp", *WORDS, *own, *more]
-
-
-def run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
+    return ["promptcomp", *WORDS, f"output_dir={folder}", f"trainer.max_steps={steps}", *more]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_killed_and_continued(tmp_path: Path) -> None:
     """The trainer is killed; the same command goes on to the end (a stop: tests/cli/test_controls.py)."""
     words = command(tmp_path, 24, "--json")
-    with (tmp_path / "errors.txt").open("w") as errors:
-        first = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, text=True)
-    try:
+    with Fork(*words) as first:
         _until(lambda: list(tmp_path.glob("gist-*/checkpoints/last.ckpt")), first)
         (trainer,) = _children(first.pid)
         os.kill(trainer, signal.SIGKILL)
-        assert first.wait(200) == 1
-    finally:
-        first.kill()
-    text = (tmp_path / "errors.txt").read_text()
+        _, text = first.communicate()
+    assert first.returncode == 1
     assert "was killed by signal 9" in text
     assert "the same command continues it" in text
     assert "Traceback" not in text
 
-    done = run(words)
+    done = run_fork(*words)
     assert done.returncode == 0, done.stderr
     points = json.loads(done.stdout)["controls"]
     how = {role: found["how"] for role, found in points["runs"].items()}
@@ -64,11 +56,11 @@ def test_killed_and_continued(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told_once(tmp_path: Path) -> None:
-    done = run(command(tmp_path, 2, "lm.path=nowhere/at/all"))
+    done = run_fork(*command(tmp_path, 2, "lm.path=nowhere/at/all"))
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1, done.stderr
     assert not list(tmp_path.glob("gist-*"))
-    done = run(command(tmp_path, 2, "trainer.num_nodes=2"))
+    done = run_fork(*command(tmp_path, 2, "trainer.num_nodes=2"))
     assert done.returncode == 2
     assert "trainer.num_nodes=2" in done.stderr
     assert "this machine alone" in done.stderr
@@ -78,7 +70,7 @@ def _children(pid: int) -> list[int]:
     return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _until(there: Callable[[], object], process: subprocess.Popen[str], seconds: float = 200) -> None:
+def _until(there: Callable[[], object], process: Fork, seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not there():
         assert process.poll() is None, "ended too early"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -35,6 +34,7 @@ from promptcomp.lightning_modules.execution import Execution
 from promptcomp.run.opening import quiet
 from promptcomp.run.processes import cluster_environment
 from promptcomp.run.trainer import make_strategy
+from tests.forks import Fork
 from tests.tiny_models import save_tokenizer, tiny_hf
 
 NO_DROPOUT = {
@@ -288,9 +288,13 @@ def difference(one: dict[str, Any], two: dict[str, Any]) -> tuple[float, float]:
 
 
 def start(
-    module: str, world_size: int, *words: str, each: Sequence[Sequence[str]] | None = None
-) -> list[subprocess.Popen[str]]:
-    """Start the ranks of a group as torchrun would, with the same words or those of `each`."""
+    module: str,
+    world_size: int,
+    *words: str,
+    each: Sequence[Sequence[str]] | None = None,
+    folder: Path | None = None,
+) -> list[Fork]:
+    """Fork the ranks of a group, with torchrun's variables and the same words or those of `each`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -298,24 +302,15 @@ def start(
     found = []
     for rank in range(world_size):
         own = {**shared, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
-        environment = {**os.environ, **{key: str(value) for key, value in own.items()}, "OMP_NUM_THREADS": "1"}
-        found.append(
-            subprocess.Popen(
-                [sys.executable, "-m", module, *(words if each is None else each[rank])],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                cwd=Path(__file__).parents[2],
-            )
-        )
+        environment = {key: str(value) for key, value in own.items()}
+        found.append(Fork(module, *(words if each is None else each[rank]), folder=folder, env=environment))
     return found
 
 
-def finish(ranks: Sequence[subprocess.Popen[str]], timeout: float = 900) -> list[str]:
+def finish(ranks: Sequence[Fork], timeout: float = 900) -> list[str]:
     """What they printed; all must succeed."""
     try:
-        printed = [rank.communicate(timeout=timeout)[0] for rank in ranks]
+        printed = ["".join(rank.communicate(timeout)) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -151,5 +151,11 @@ def two_parents(folder: str) -> int:
     return max(parent.wait() for parent in parents)
 
 
+def one_worker(folder: str) -> int:
+    """A worker alone."""
+    return work(SweepDirectory(Path(folder)), command=FAKE)
+
+
 if __name__ == "__main__":
-    sys.exit(two_parents(sys.argv[2]) if sys.argv[1] == "two" else main(*sys.argv[1:]))
+    named = {"two": two_parents, "worker": one_worker}.get(sys.argv[1])
+    sys.exit(main(*sys.argv[1:]) if named is None else named(sys.argv[2]))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,32 +11,21 @@ from pathlib import Path
 import pytest
 
 from promptcomp.errors import Exit
-from promptcomp.lease import is_live, read_lease
 from promptcomp.sweeps import worker as worker_module
 from promptcomp.sweeps.repair import examine
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.worker import work
+from tests.forks import Fork
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
-
-ROOT = Path(__file__).parents[2]
 
 
 def fleet(*words: str) -> str:
     """Run the fleet; what it has printed."""
-    env = {**os.environ, "FAKE_SECONDS": "0.05", "FAKE_STEPS": "6", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.sweeps.fleet", *words],
-        env=env,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    with Fork("tests.sweeps.fleet", *words, env={"FAKE_SECONDS": "0.05", "FAKE_STEPS": "6"}) as process:
+        printed = "".join(process.communicate(280))
+    assert process.returncode == 0, printed
+    return printed
 
 
 def test_random_kills(tmp_path: Path) -> None:
@@ -67,55 +53,16 @@ def test_an_orphan_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FAKE_SECONDS", "0.4")
     directory = SweepDirectory(tmp_path / "sweep")
     begin(sweep_config(space={"method.num_slots": {"values": [2]}}), directory, None, 1)
-    code = (
-        "import sys; from pathlib import Path; from promptcomp.sweeps.worker import work;"
-        f"work(Path({str(directory.path)!r}), command={FAKE!r})"
-    )
-    dead = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
+    dead = Fork("tests.sweeps.fleet", "worker", str(directory.path))
     while not list(directory.runs.glob("*/starts.txt")):
         time.sleep(0.02)
     dead.kill()
-    dead.wait()
     assert statuses(read_state(directory)) == {"running": 1}, "the trainer itself keeps the lease"
     assert work(directory, command=FAKE) == 0
     state = read_state(directory)
     assert_exactly_once(state, 1)
     assert set(starts(directory.path).values()) == {1}
     assert state.trials[0].attempt == 1
-
-
-def test_a_real_run_is_continued_after_kill_9(tmp_path: Path) -> None:
-    """`promptcomp fit` itself, killed in the middle of its training, goes on from its checkpoint."""
-    small = {
-        "data.num_demonstrations": 4, "data.queries_per_context": 2, "data.world.num_test_tasks": 4,
-        "data.world.num_dev_tasks": 4, "data.world.num_queries": 4, "trainer.max_steps": 60, "trainer.batch_size": 2,
-        "trainer.eval_every": 20, "trainer.checkpoint_every": 10, "trainer.accelerator": "cpu", "trainer.threads": 1,
-        "evaluation.bootstrap_resamples": 100, "evaluation.measure_cost": False, "evaluation.bounds": False,
-    }  # fmt: skip
-    config = sweep_config(set=small, space={"method.num_slots": {"values": [2]}}, objectives=[{"metric": "method"}])
-    directory = SweepDirectory(tmp_path / "sweep")
-    begin(config, directory, None, 1)
-    killed: list[int] = []
-
-    def kill() -> None:
-        while not list(directory.runs.glob("*/checkpoints/last.ckpt")):
-            time.sleep(0.02)
-        (lease,) = [path for path in directory.leases.glob("*.json") if is_live(path)]
-        found = read_lease(lease)
-        assert found is not None
-        killed.append(found.pid)
-        os.kill(found.pid, signal.SIGKILL)
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    assert work(directory) == 0
-    thread.join()
-    (trial,) = read_state(directory).trials
-    assert killed
-    assert (trial.status, trial.attempt, trial.step) == ("finished", 2, 60)
-    assert "resumed" in (trial.run / "log.txt").read_text()
-    assert not list(directory.leases.glob("*.json"))
-    assert examine(directory) == []
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,8 +14,10 @@ import pytest
 from promptcomp.experiment import load
 from promptcomp.lease import is_live, read_lease
 from promptcomp.run.forking import can_fork
+from promptcomp.sweeps.repair import examine
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
+from tests.forks import Fork
 from tests.sweeps.helpers import sweep_config
 
 SMALL = {
@@ -41,8 +42,7 @@ def test_forked_trials_are_killed_and_stopped_alone(tmp_path: Path) -> None:
     config = sweep_config(set=SMALL, objectives=[{"metric": "method"}])
     directory = SweepDirectory(tmp_path / "sweep")
     begin(config, directory, None, 1)
-    words = [sys.executable, "-m", "promptcomp", "sweep", "work", str(directory.path)]
-    worker = subprocess.Popen(words, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+    worker = Fork("promptcomp", "sweep", "work", str(directory.path))
     first = wait_for(lambda: list(directory.runs.glob("*/checkpoints/last.ckpt"))).parents[1]
     found = read_lease(next(path for path in directory.leases.glob("*.json") if is_live(path)))
     assert found is not None
@@ -59,8 +59,10 @@ def test_forked_trials_are_killed_and_stopped_alone(tmp_path: Path) -> None:
     state = read_state(directory)
     found_states = {trial.run: (trial.status, trial.attempt) for trial in state.trials}
     assert found_states == {first: ("finished", 2), second: ("waiting", 1)}
+    assert next(trial.step for trial in state.trials if trial.run == first) == 60
     assert "resumed" in (first / "log.txt").read_text()
     assert not list(directory.leases.glob("*.json"))
+    assert examine(directory) == []
 
 
 @pytest.mark.parametrize(

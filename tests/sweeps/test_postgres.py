@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +17,7 @@ from promptcomp.sweeps.repair import examine
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.sweep_file import sweep_of
+from tests.forks import Fork
 from tests.sweeps.helpers import assert_exactly_once, starts
 from tests.sweeps.postgres import Server, binaries
 
@@ -40,14 +39,13 @@ def server() -> Iterator[Server]:
 def test_two_workers_and_a_restart(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSWORD", "pass-word")
     folder = tmp_path / "sweep"
-    env = {**os.environ, "FAKE_SECONDS": "0.05", "FAKE_STEPS": "6", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "tests.sweeps.fleet", str(folder), "4", "1", server.url]
-    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as fleet:
+    env = {"FAKE_SECONDS": "0.05", "FAKE_STEPS": "6"}
+    with Fork("tests.sweeps.fleet", str(folder), "4", "1", server.url, env=env) as fleet:
         deadline = time.monotonic() + 90
         while len(starts(folder)) < 4 and time.monotonic() < deadline and fleet.poll() is None:
             time.sleep(0.1)
         server.restart(1.5)
-        printed, _ = fleet.communicate(timeout=150)
+        printed = "".join(fleet.communicate(150))
     assert fleet.returncode == 0, printed
     state = read_state(SweepDirectory(folder))
     assert_exactly_once(state, 12)

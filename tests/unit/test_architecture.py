@@ -133,13 +133,17 @@ def _heavy(code: str) -> str:
     return done.stdout.strip()
 
 
+ONCE = "import functools, typer.main\ntyper.main.get_command = functools.cache(typer.main.get_command)\n"
+"""The command line is made of its functions once, and not with every call."""
+
+
 def test_data_sections_import_no_torch() -> None:
     assert not _heavy("import sys\nfrom promptcomp.datamodules import DATASETS\nassert len(DATASETS) >= 12\n")
 
 
 def test_help_imports_no_torch() -> None:
     code = (
-        "import sys, typer\n"
+        f"import sys\n{ONCE}"
         "from typer.testing import CliRunner\n"
         "from promptcomp.cli import app\n"
         "def helps(command, words):\n"
@@ -338,7 +342,7 @@ def test_lists_and_mistakes_import_no_torch(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     code = (
-        "import contextlib, io, os, sys\n"
+        f"import contextlib, io, os, sys\n{ONCE}"
         f"os.chdir({str(tmp_path)!r})\n"
         "from promptcomp.cli import main\n"
         f"for words, wanted in {FAST!r}.items():\n"

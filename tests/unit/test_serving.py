@@ -7,11 +7,11 @@ import contextlib
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -37,6 +37,7 @@ from promptcomp.serving.engine import Continuation, Engine
 from promptcomp.serving.protocol import AnswerText
 from promptcomp.serving.registry import Registry
 from promptcomp.terminal import PlainConsole
+from tests.forks import Fork
 from tests.prompt_runs import save_lm, save_run
 
 TEXTS = {"gist": "cat bench => foo \n", "mend": "angry owl tea => bar \nsalmon => foo \n", "full": "tiny tea => bar \n"}
@@ -364,21 +365,19 @@ def test_texts_come_in_pieces_that_stay() -> None:
 
 
 @pytest.fixture(scope="module")
-def address(folders: dict[str, Path]) -> Iterator[tuple[str, int, subprocess.Popen[str]]]:
+def address(folders: dict[str, Path]) -> Iterator[tuple[str, int, Fork]]:
     """A server of its own process on the loopback."""
     registry = folders["llama"]
-    words = ["serve", str(registry), "--lm", str(registry.parent / "lm"), "--port", "0", "--max-body", "20000"]
-    command = [sys.executable, "-m", "promptcomp", *words]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        line = next(line for line in process.stderr if "http://" in line)
-        host, _, port = line.rpartition("http://")[2].strip().removesuffix("/v1").partition(":")
-        yield host, int(port), process
-        process.kill()
+    words = ("--lm", str(registry.parent / "lm"), "--port", "0", "--max-body", "20000")
+    with Fork("promptcomp", "serve", str(registry), *words) as process:
+        while not (found := re.search(r"http://(.+):(\d+)", process.printed()[1])):
+            assert process.poll() is None, process.printed()
+            time.sleep(0.05)
+        yield found[1], int(found[2]), process
 
 
 def test_bench_measures_a_server(
-    address: tuple[str, int, subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    address: tuple[str, int, Fork], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "prompt.txt").write_text("cat tea boat")
     (tmp_path / "body.json").write_text(json.dumps({"model": "lm:gist", "prompt": "{input} tea", "seed": 1}))
@@ -410,7 +409,7 @@ def test_bench_measures_a_server(
         run_server_bench(replace(load, compressed="lm:nowhere"), (1,), plan, None, PlainConsole(), False)
 
 
-def test_a_real_server(address: tuple[str, int, subprocess.Popen[str]], folders: dict[str, Path]) -> None:
+def test_a_real_server(address: tuple[str, int, Fork], folders: dict[str, Path]) -> None:
     """A body of 100 MB, clients that leave, and SIGTERM while an answer is written."""
     host, port, process = address
     base = f"http://{host}:{port}"
@@ -440,4 +439,4 @@ def test_a_real_server(address: tuple[str, int, subprocess.Popen[str]], folders:
             rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
     assert '"finish_reason": "length"' in rest[-2]
-    assert process.wait(60) == 0
+    assert process.wait() == 0

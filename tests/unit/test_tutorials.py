@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.forks import fork_workers
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "tutorials").glob("*.md")), ids=lambda page: page.stem)
 def test_a_tutorial_runs(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    fork_workers(monkeypatch)
     text, names = page.read_text(encoding="utf-8"), {"__name__": page.stem}
     blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL))
     assert len(blocks) > 1

@@ -176,8 +176,8 @@ OPENS_IT_IN_EVERY_WAY = """
 import sys
 from promptcomp.config import ConfigError
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, open_tokenizer, open_window
-for scratch in (None, {}):
-    config = LanguageModelConfig(path=sys.argv[1], from_scratch=scratch)
+for path, scratch in ((path, scratch) for path in sys.argv[1:] for scratch in (None, {})):
+    config = LanguageModelConfig(path=path, from_scratch=scratch)
     for opening in (LanguageModel.from_config, LanguageModel.skeleton, open_window, open_tokenizer):
         try:
             opening(config)
@@ -187,9 +187,21 @@ for scratch in (None, {}):
 """
 
 
-@pytest.mark.parametrize(("named", "opened"), [("own", 0), ("llama", 4)])
-def test_no_code_of_a_model_folder_runs_whatever_stdin_says(tmp_path: Path, named: str, opened: int) -> None:
-    folder, trace = tmp_path / "model", tmp_path / "it_ran"
+def test_no_code_of_a_model_folder_runs_whatever_stdin_says(tmp_path: Path) -> None:
+    trace, opened = tmp_path / "it_ran", {"own": 0, "llama": 4}
+    for named in opened:
+        _with_own_code(tmp_path / named, named, trace)
+    command = [sys.executable, "-c", OPENS_IT_IN_EVERY_WAY, *(str(tmp_path / named) for named in opened)]
+    done = subprocess.run(command, input="y\n" * 20, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert not trace.exists()
+    assert done.returncode == 0, done.stderr
+    assert len(lines) == 16
+    assert [sum(line == "opened" for line in part) for part in (lines[:8], lines[8:])] == [*opened.values()]
+    assert all("needs its own code (auto_map)" in line for line in lines if line != "opened")
+
+
+def _with_own_code(folder: Path, named: str, trace: Path) -> None:
     _saved(folder, tiny_hf("llama"))
     code = f"open({str(trace)!r}, 'w').close()\nfrom transformers import *\n"
     code += "class Own(LlamaConfig): model_type = 'own'\nclass OwnModel(LlamaForCausalLM): config_class = Own\n"
@@ -207,14 +219,6 @@ def test_no_code_of_a_model_folder_runs_whatever_stdin_says(tmp_path: Path, name
     ):
         file = folder / f"{name}.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    command = [sys.executable, "-c", OPENS_IT_IN_EVERY_WAY, str(folder)]
-    done = subprocess.run(command, input="y\n" * 20, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line]
-    assert not trace.exists()
-    assert done.returncode == 0, done.stderr
-    assert len(lines) == 8
-    assert sum(line == "opened" for line in lines) == opened
-    assert all("needs its own code (auto_map)" in line for line in lines if line != "opened")
 
 
 def test_a_model_with_a_head_of_its_own_is_not_taken_out_of_one_that_cannot_be_made(
