@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import open_architecture, pick_device
 from promptcomp.memory import memory_to
+from promptcomp.plain import say
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
 from promptcomp.rivals.rival import Reading, Setting
@@ -111,6 +112,7 @@ class DistillJob:
         _check_family(name, lm.family != "decoder")
         self.lm, self.name, self.text, self.options, self.folder = lm.eval(), name, text, options, folder
         self.budgets = options.budgets()
+        self._stop, self._console = Stop(), console
         template = self._template()
         stops = tuple(dict.fromkeys((*template.end_ids, *_end_of(lm))))
         self._plain = PromptReader(lm, PromptFormat(template.query, template.empty_query, stops))
@@ -118,7 +120,6 @@ class DistillJob:
         self.reader = PromptReader(lm, PromptFormat(query, template.empty_query, stops))
         written = lm.tokenizer(template.context_text(text), add_special_tokens=False, verbose=False)  # type: ignore[misc]
         self.ids: tuple[int, ...] = (*written["input_ids"], *template.context_end)
-        self._stop, self._console = Stop(), console
         self._asked: Sequence[KeptQuestion] = ()
         self._teacher = Teacher(lm, lambda: lm.encode(self._context), self._stop.is_set)
         self._check_slots()
@@ -296,7 +297,19 @@ class DistillJob:
             raise ConfigError(f"--template chat: the tokenizer of {self.name.path} has no chat template; give plain")
         self._is_chat = has_chat and wanted != "plain"
         chosen: TemplateName = "chat" if self._is_chat else "plain"
-        return make_template(chosen, tokenizer, writes_bos=bool(self.lm.num_bos))
+        template = make_template(chosen, tokenizer, writes_bos=bool(self.lm.num_bos))
+        self._day: str | None = None
+        if template.dated:  # on other days the same command goes on with the first one's
+            self._day = self.folder.day() or datetime.now(UTC).astimezone().date().isoformat()
+            say(
+                self._console,
+                f"the chat template writes a date in front of the text: the slots keep {self._day} (--template plain "
+                "writes none)",
+            )
+            template = make_template(
+                chosen, tokenizer, writes_bos=bool(self.lm.num_bos), date=date.fromisoformat(self._day)
+            )
+        return template
 
     def _own_query(self, template: Template, query: str) -> str:
         """In a chat it stands in the user's turn; otherwise it is all that stands behind the text."""
@@ -332,10 +345,14 @@ class DistillJob:
             "set of questions": asked if self._given is None else self._given,
         }
         whole = {name: text_hash(json.dumps(part)) for name, part in parts.items()}
-        return whole | {
-            "--answer-tokens": str(options.answer_tokens),
-            "--answer-batch": str(options.answer_batch),
-        }
+        return (
+            whole
+            | ({} if self._day is None else {"day": self._day})
+            | {
+                "--answer-tokens": str(options.answer_tokens),
+                "--answer-batch": str(options.answer_batch),
+            }
+        )
 
 
 def closed(row: Agreement, none: Agreement) -> float:

@@ -80,6 +80,11 @@ class WorkFolder:
         if before != identity:
             write_atomic(self.path / "distill.json", json.dumps(identity, indent=1) + "\n")
 
+    def day(self) -> str | None:
+        """The date that the chat template of an earlier call has written."""
+        found = self._kept("distill.json").get("day")
+        return None if found is None else str(found)
+
     def outputs(self, output: Path, budgets: Sequence[int], force: bool) -> dict[int, Path]:
         """The file of each number of slots; of several, each has its number in the name.
 
