@@ -73,7 +73,8 @@ def _without_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def written(file: Path, folder: Path, name: str, source: str) -> None:
         (folder / "config.json").write_text(str(file.stat().st_size))
-        (folder / pretrained.ABOUT).write_text(json.dumps({"name": name, "source": source, "note": "a note"}))
+        about = {"name": name, "source": source, "note": "a note", "parameters": 1}
+        (folder / pretrained.ABOUT).write_text(json.dumps({**about, "files": {"config.json": 2}}))
 
     monkeypatch.setattr(dequantize, "_dequantize", written)
     monkeypatch.setattr(pretrained, "check_reader", lambda: None)
