@@ -2,9 +2,8 @@
 
 Run: python benchmarks/real_lm.py MODEL FOLDER [--only gist cartridge] [--rows 32] [--rounds 3] [--threads 1] [--json].
 MODEL is a decoder-only LM's folder (SmolLM2-135M-Instruct), FOLDER holds `alpaca_plus_validation_{seen,unseen}.json`.
-Every round gives each side all rows once, in a new order; the first round warms up and is not counted. Before that,
-losses (answers: tokens) of a batch must agree. Wall time says little on a machine that others use, so ratios are of
-the process's CPU time too.
+Every round gives each side all rows once, in a new order. Before that, losses (answers: tokens) must agree, which warms
+both up. Wall time says little on a machine that others use, so ratios are of the process's CPU time too.
 
 gist, full_prompt: LoRA; ours in batches of like length, the loop in random ones, with logits everywhere. The other
 cases have the same batches on both sides. mend: finetuning, the distiller being the LM's first layers. cartridge: one
@@ -381,7 +380,7 @@ def lengths(rows: Sequence[Example]) -> list[int]:
 
 def relative(one: Tensor, other: Tensor) -> float:
     """The largest relative difference."""
-    return float(((one - other).abs() / other.abs().clamp(min=1)).max())
+    return float(((one - other).abs() / other.abs().clamp(min=1)).max().detach())
 
 
 def compare(case: Case, rounds: int, rows: int) -> dict[str, Any]:
@@ -395,11 +394,11 @@ def compare(case: Case, rounds: int, rows: int) -> dict[str, Any]:
     clocks = {"wall": time.perf_counter, "cpu": time.process_time}
     taken: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in clocks} for name in ("ours", "theirs")}
     sides, order = {"ours": case.ours, "theirs": case.theirs}, random.Random(0)
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name in order.sample([*sides], 2):
             before = {clock: read() for clock, read in clocks.items()}
             sides[name]()
-            for clock, read in clocks.items() if number else ():
+            for clock, read in clocks.items():
                 taken[name][clock].append(read() - before[clock])
     found: dict[str, Any] = {"difference": difference}
     for clock in clocks:
