@@ -31,7 +31,7 @@ from promptcomp.distilling.self_study import KeptQuestion, different, held_out, 
 from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
-from promptcomp.language_model.loading import open_architecture, pick_device
+from promptcomp.language_model.loading import open_architecture, pick_device, settings_hash
 from promptcomp.memory import memory_to
 from promptcomp.plain import say
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
@@ -341,6 +341,7 @@ class DistillJob:
         parts = {
             "text": self.text,
             "LM": self._hashes,
+            "architecture of the LM": settings_hash(self.lm.text_config),
             "format of questions": [format_.query, format_.empty_query, format_.stop_ids, self.ids],
             "set of questions": asked if self._given is None else self._given,
         }

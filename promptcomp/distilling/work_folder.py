@@ -72,7 +72,7 @@ class WorkFolder:
             ConfigError: names what differs.
         """
         before = self._kept("distill.json")
-        for what in [name for name in identity if before and before.get(name) != identity[name]]:
+        for what in [name for name in identity if before.get(name, identity[name]) != identity[name]]:
             raise ConfigError(
                 f"{self.path}: its questions and answers were made with another {what}; name another folder with "
                 "--work, or remove this one"

@@ -25,6 +25,7 @@ from promptcomp.config import ConfigError
 from promptcomp.errors import NoSpace
 from promptcomp.files import cache_folder
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.loading import settings_hash
 from promptcomp.lightning_modules.objective import class_log_probs
 from promptcomp.memory import weights_hash
 
@@ -46,7 +47,8 @@ class TeacherCache:
     def __init__(self, lm: LanguageModel, top_k: int, temperature: float, where: Literal["targets", "all"]) -> None:
         self._lm, self._temperature, self._where = lm, temperature, where
         self._top_k = min(top_k, lm.vocab_size - 1)
-        made_of = (weights_hash(lm.hf), lm.bos_id, lm.query_in_encoder, self._top_k, temperature, where, _FORMAT)
+        teacher = weights_hash(lm.hf), settings_hash(lm.text_config), lm.bos_id, lm.query_in_encoder
+        made_of = (*teacher, self._top_k, temperature, where, _FORMAT)
         name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         self.path = cache_folder() / "teachers" / f"predictions-{name}.sqlite"
 
