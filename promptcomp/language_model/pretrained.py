@@ -77,6 +77,8 @@ def is_made(folder: Path) -> bool:
         return False
     if not isinstance(found, dict) or not {"name", "source", "note", "parameters"} <= found.keys():
         return False
+    if not (folder / "config.json").is_file():
+        return False
     files = ((folder / name, size) for name, size in found.get("files", {}).items())
     return all(file.is_file() and file.stat().st_size == size for file, size in files)
 
