@@ -102,6 +102,8 @@ def write_targets(
             _write(lm.to(device_of(experiment.trainer)), missing, asks, stop_ids, datamodule, file, console)
             lm.to("cpu")  # what is made beside it is drawn there
         kept = {key: file.entries[key] for key in wanted}
+    if any(not 0 <= token < lm.vocab_size for entry in kept.values() for token in entry.ids):
+        raise ConfigError(f"{path}: holds tokens that the LM does not have; remove the file to have it written again")
     datamodule.taught = {key: TaughtAnswer(entry.ids, not entry.cut) for key, entry in kept.items()}
     return lm
 

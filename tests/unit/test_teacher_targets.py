@@ -226,3 +226,12 @@ def test_the_same_weights_in_another_architecture_answer_anew() -> None:
     assert hashes[0] == hashes[1] == settings_hash(LanguageModel.from_config(load("gist", None, FEW).lm).text_config)
     found[1].rope_parameters = {"rope_type": "default", "rope_theta": 777.0}
     assert settings_hash(found[1]) != hashes[0]
+
+
+def test_tokens_that_the_lm_does_not_have_are_one_sentence() -> None:
+    taught(load("gist", None, FEW))
+    kept_file().write_text(
+        kept_file().read_text(encoding="utf-8").replace('"ids":[', '"ids":[999999,'), encoding="utf-8"
+    )
+    with pytest.raises(ConfigError, match="holds tokens that the LM does not have; remove the file"):
+        taught(load("gist", None, FEW))
