@@ -40,6 +40,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from promptcomp.batch import Batch, EncodedContext
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.instruction_module import InstructionDataModule
+from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.gist import Gist
@@ -123,7 +124,7 @@ class Original(nn.Module):
         real = kinds >= 0
         causal = torch.ones(width, width, dtype=torch.bool).tril()
         allowed = _gist_mask(kinds) & causal & real[:, None, :]
-        hidden = self.hf.transformer(
+        hidden = self.hf.base_model(
             inputs_embeds=self._embed(torch.tensor(ids), kinds == 1),
             attention_mask=_additive(allowed),
             position_ids=(real.long().cumsum(-1) - 1).clamp(min=0),
@@ -225,9 +226,8 @@ class Sides:
     def _data(self, length_window: int) -> InstructionDataModule:
         config = InstructionConfig(length_window=length_window)
         source = Rows(self.rows)
-        made = InstructionDataModule(
-            config, source, self.tokenizer, seed=0, batch_size=BATCH, query_in_encoder=self.is_t5, writes_bos=False
-        )
+        reader = Reader(self.tokenizer, 0, BATCH, query_in_encoder=self.is_t5, writes_bos=False)
+        made = InstructionDataModule(config, source, reader)
         made.encoder("train").add(self.rows)
         return made
 

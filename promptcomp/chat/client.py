@@ -153,7 +153,7 @@ class Endpoint:
             ConfigError: the base URL is empty or none.
         """
         if self.base_url is not None and not self.base_url.strip():
-            raise ConfigError("--base-url is empty; leave it out for OPENAI_BASE_URL or OpenAI's own")
+            raise ConfigError("the server's URL is empty; leave it out for OPENAI_BASE_URL or OpenAI's own")
         try:
             parts = urlsplit(self._whole_url)
             known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -205,7 +205,7 @@ class ChatClient:
         if not key and endpoint.url == OPENAI_URL:
             raise ConfigError(
                 f"no key for {endpoint.url}: set it in the environment variable {endpoint.api_key_env},"
-                " or name your own server with --base-url"
+                " or name the URL of a server of your own"
             )
         self._openai: Any = openai
         self._client: Any = openai.AsyncOpenAI(
@@ -347,7 +347,7 @@ class ChatClient:
             hint = f"{'check' if os.environ.get(name) else 'set'} the key in {name}"
             problem = f"the key is refused ({status}: {words}); {hint}"
         elif status == 404:
-            hint = "check --model and --base-url (it usually ends in /v1)"
+            hint = "check the model's name and the server's URL (it usually ends in /v1)"
             problem = f"no such model or address ({self.endpoint.model!r}; 404: {words}); {hint}"
         elif status == 429 and error.code == "insufficient_quota":  # waiting does not fill an account
             problem = f"the account has no quota left ({words})"

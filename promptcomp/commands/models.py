@@ -44,7 +44,7 @@ def models_list(as_json: JsonOption = False) -> None:
         place = {"source": " ".join(model.packages), "licence": model.licence, "in_cache": is_made(cache / name)}
         found.append({**known, **place, "folder": str(cache / name), "note": model.note(name)})
     for file in sorted(cache.glob(f"[!.]*/{ABOUT}")):
-        if file.parent.name not in PRETRAINED:
+        if file.parent.name not in PRETRAINED and is_made(file.parent):
             size = sum(each.stat().st_size for each in file.parent.iterdir())
             place = {"what": "a GGUF file", "bytes": size, "licence": None, "in_cache": True}
             found.append({**read_json(file, "note on a model"), **place, "folder": str(file.parent)})

@@ -60,6 +60,11 @@ class ICLDataModule(TaughtDataModule):
     def check_rows(self, found: Found) -> None:
         """See the base class."""
         self._odd_rows = 0
+        if self.config.task_choice is not None:
+            with collecting(found):
+                self.config.check_choice(
+                    {task.name for split in self.source.splits for task in self.source.tasks(split)}
+                )
         self._check_training()
         for split in self.eval_splits:
             with collecting(found):

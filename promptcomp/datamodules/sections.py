@@ -5,7 +5,7 @@ Files of sections import no torch: what a section builds is imported when it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -263,10 +263,27 @@ class ChosenTasks(TaughtConfig):
         """
         if self.task_choice is None:
             return frozenset()
-        found = read_yaml(self.task_choice).get("drop")
+        return frozenset(self._chosen("drop"))
+
+    def check_choice(self, names: Set[str]) -> None:
+        """Check that the file is about these tasks.
+
+        Raises:
+            ConfigError: it names none of them, or drops all.
+        """
+        if self.task_choice is None:
+            return
+        if names.isdisjoint((*self._chosen("keep"), *self._chosen("drop"))):
+            raise ConfigError(f"data.task_choice: {self.task_choice} names no task of this data; it is of other data")
+        if names <= self.dropped_tasks():
+            raise ConfigError(f"data.task_choice: {self.task_choice} drops every task of this data")
+
+    def _chosen(self, part: str) -> list[str]:
+        assert self.task_choice is not None
+        found = read_yaml(self.task_choice, "file for data.task_choice", example="keep: [one], drop: [other]").get(part)
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-            raise ConfigError(f"data.task_choice: {self.task_choice} has no list 'drop' of names of tasks")
-        return frozenset(found)
+            raise ConfigError(f"data.task_choice: {self.task_choice} has no list {part!r} of names of tasks")
+        return found
 
 
 class TextConfig(DataConfig):

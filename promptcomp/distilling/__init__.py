@@ -6,6 +6,7 @@ https://arxiv.org/abs/2506.06266. Nothing heavy is imported here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -77,6 +78,11 @@ class DistillOptions:
             )
         if self.ask_model is None and self.ask_url is not None:
             raise ConfigError("--ask-url is the server of --ask-model; give that too")
+        for option, number in (("lr", self.lr), ("temperature", self.temperature)):
+            if number is not None and not math.isfinite(number):
+                raise ConfigError(f"--{option} {number}: give a finite number")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"--seed {self.seed}: give a whole number from 0 to {2**32 - 1}")
         if self.lr == 0:
             raise ConfigError("--lr 0 trains nothing; leave it out for the default")
         return found

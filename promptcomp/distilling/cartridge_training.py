@@ -134,7 +134,7 @@ class Training:
         total, agrees = divergence(self.lm, self.cartridge.memory(), part)
         loss = total / len(agrees)
         if not torch.isfinite(loss):
-            raise RunFailed(f"the loss of step {step + 1} is {float(loss)}; give a lower --lr", Exit.NOT_FINITE)
+            raise RunFailed(f"the loss of step {step + 1} is {loss.item()}; give a lower --lr", Exit.NOT_FINITE)
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()

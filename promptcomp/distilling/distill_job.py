@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from promptcomp.distilling.self_study import KeptQuestion, different, held_out, 
 from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
-from promptcomp.language_model.loading import open_architecture, pick_device
+from promptcomp.language_model.loading import open_architecture, pick_device, settings_hash
 from promptcomp.memory import memory_to
 from promptcomp.plain import say
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
@@ -113,6 +113,7 @@ class DistillJob:
         _check_family(name, lm.family != "decoder")
         self.lm, self.name, self.text, self.options, self.folder = lm.eval(), name, text, options, folder
         self.budgets = options.budgets()
+        self._stop, self._console = Stop(), console
         template = self._template()
         stops = tuple(dict.fromkeys((*template.end_ids, *_end_of(lm))))
         self._plain = PromptReader(lm, PromptFormat(template.query, template.empty_query, stops))
@@ -120,7 +121,6 @@ class DistillJob:
         self.reader = PromptReader(lm, PromptFormat(query, template.empty_query, stops))
         self.ids = self._text_ids(template, text)
         self._others = {name: self._text_ids(template, other) for name, other in (beside or {}).items()}
-        self._stop, self._console = Stop(), console
         self._asked: Sequence[KeptQuestion] = ()
         self._teacher = Teacher(lm, lambda: lm.encode(self._context), self._stop.is_set)
         self._check_slots()
@@ -319,7 +319,19 @@ class DistillJob:
             raise ConfigError(f"--template chat: the tokenizer of {self.name.path} has no chat template; give plain")
         self._is_chat = has_chat and wanted != "plain"
         chosen: TemplateName = "chat" if self._is_chat else "plain"
-        return make_template(chosen, tokenizer, writes_bos=bool(self.lm.num_bos))
+        template = make_template(chosen, tokenizer, writes_bos=bool(self.lm.num_bos))
+        self._day: str | None = None
+        if template.dated:  # on other days the same command goes on with the first one's
+            self._day = self.folder.day() or datetime.now(UTC).astimezone().date().isoformat()
+            say(
+                self._console,
+                f"the chat template writes a date in front of the text: the slots keep {self._day} (--template plain "
+                "writes none)",
+            )
+            template = make_template(
+                chosen, tokenizer, writes_bos=bool(self.lm.num_bos), date=date.fromisoformat(self._day)
+            )
+        return template
 
     def _own_query(self, template: Template, query: str) -> str:
         """In a chat it stands in the user's turn; otherwise it is all that stands behind the text."""
@@ -351,14 +363,19 @@ class DistillJob:
         parts = {
             "text": self.text,
             "LM": self._hashes,
+            "architecture of the LM": settings_hash(self.lm.text_config),
             "format of questions": [format_.query, format_.empty_query, format_.stop_ids, self.ids],
             "set of questions": asked if self._given is None else self._given,
         }
         whole = {name: text_hash(json.dumps(part)) for name, part in parts.items()}
-        return whole | {
-            "--answer-tokens": str(options.answer_tokens),
-            "--answer-batch": str(options.answer_batch),
-        }
+        return (
+            whole
+            | ({} if self._day is None else {"day": self._day})
+            | {
+                "--answer-tokens": str(options.answer_tokens),
+                "--answer-batch": str(options.answer_batch),
+            }
+        )
 
 
 def _end_of(lm: LanguageModel) -> tuple[int, ...]:

@@ -11,6 +11,8 @@ from promptcomp.chat.replies import Reply
 from promptcomp.errors import Exit, RunFailed
 
 _AT_ONCE = 4
+_LOOK = 0.2
+"""Seconds between two looks whether to stop."""
 
 
 def ask_endpoint(
@@ -27,7 +29,7 @@ def ask_endpoint(
         requests: Each is a user's turn.
         most: Most tokens of a reply.
         temperature: 0 is greedy.
-        stopped: Looked at before every request.
+        stopped: Looked at while requests are under way, which are then given up.
 
     Raises:
         ConfigError: the openai package or the key is missing.
@@ -38,11 +40,9 @@ def ask_endpoint(
     async def ask() -> list[Reply] | None:
         turns = asyncio.Semaphore(_AT_ONCE)
 
-        async def one(client: ChatClient, request: str) -> Reply | None:
+        async def one(client: ChatClient, request: str) -> Reply:
             messages: list[Message] = [{"role": "system", "content": text}, {"role": "user", "content": request}]
             async with turns:
-                if stopped():
-                    return None
                 try:
                     reply = await client.complete(messages, max_tokens=most, temperature=temperature)
                 except RefusedError as error:
@@ -51,9 +51,12 @@ def ask_endpoint(
             return Reply(reply.text, None, None, None, None)
 
         async with ChatClient(endpoint) as client:
-            found = await asyncio.gather(*(one(client, request) for request in requests))
-        replies = [reply for reply in found if reply is not None]
-        return replies if len(replies) == len(found) else None
+            work = asyncio.gather(*(one(client, request) for request in requests))
+            while not (await asyncio.wait({work}, timeout=_LOOK))[0]:
+                if stopped():  # a server that does not answer is not waited for
+                    work.cancel()
+                    return None
+            return work.result()
 
     try:
         with ThreadPoolExecutor(1) as pool:  # a notebook has a loop of its own in this thread

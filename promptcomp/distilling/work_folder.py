@@ -72,13 +72,18 @@ class WorkFolder:
             ConfigError: names what differs.
         """
         before = self._kept("distill.json")
-        for what in [name for name in identity if before and before.get(name) != identity[name]]:
+        for what in [name for name in identity if before.get(name, identity[name]) != identity[name]]:
             raise ConfigError(
                 f"{self.path}: its questions and answers were made with another {what}; name another folder with "
                 "--work, or remove this one"
             )
         if before != identity:
             write_atomic(self.path / "distill.json", json.dumps(identity, indent=1) + "\n")
+
+    def day(self) -> str | None:
+        """The date that the chat template of an earlier call has written."""
+        found = self._kept("distill.json").get("day")
+        return None if found is None else str(found)
 
     def outputs(self, output: Path, budgets: Sequence[int], force: bool) -> dict[int, Path]:
         """The file of each number of slots; of several, each has its number in the name.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable, Iterator
+from functools import cache as remembering
 from typing import cast
 
 import torch
@@ -28,6 +29,7 @@ def passing(model: nn.Module, cache: Cache) -> dict[str, Cache]:
     return {keyword(type(model)): cache}
 
 
+@remembering
 def keyword(model: type[nn.Module]) -> str:
     """The name by which models of a class take a cache."""
     return _NEW if _NEW in inspect.signature(model.forward).parameters else _OLD

@@ -92,4 +92,5 @@ def _dequantize(file: Path, folder: Path, name: str, source: str) -> None:
     for each in folder.iterdir():
         flush(each)
     about = {"name": name, "source": source, "note": note, "parameters": hf.num_parameters()}
+    about["files"] = {each.name: each.stat().st_size for each in sorted(folder.iterdir())}
     write_atomic(folder / ABOUT, json.dumps(about, indent=2) + "\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import logging
 import math
 import re
@@ -201,6 +203,13 @@ def identity(config: LanguageModelConfig, hf: PreTrainedModel) -> str:
     files = sorted(each for suffix in ("safetensors", "bin", "json") for each in folder.glob(f"*.{suffix}"))
     found = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files]
     return f"{config.path} {config.revision} {getattr(hf.config, '_commit_hash', None)} {found}"
+
+
+def settings_hash(config: PretrainedConfig) -> str:
+    """Hash of an architecture's settings (rotary base, windows, ...), which change what the same weights answer."""
+    aside = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
+    settings = {name: value for name, value in config.to_dict().items() if name not in aside}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def open_skeleton(config: LanguageModelConfig, architecture: PretrainedConfig) -> PreTrainedModel:

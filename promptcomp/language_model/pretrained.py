@@ -68,8 +68,19 @@ def models_folder() -> Path:
 
 
 def is_made(folder: Path) -> bool:
-    """Whether a folder of the cache holds a whole model."""
-    return (folder / ABOUT).is_file()
+    """Whether a folder of the cache holds a whole model: all of its files, each as long as it was written."""
+    if not (folder / ABOUT).is_file():
+        return False
+    try:
+        found = read_json(folder / ABOUT, "note on a model")
+    except ConfigError:
+        return False
+    if not isinstance(found, dict) or not {"name", "source", "note", "parameters"} <= found.keys():
+        return False
+    if not (folder / "config.json").is_file():
+        return False
+    files = ((folder / name, size) for name, size in found.get("files", {}).items())
+    return all(file.is_file() and file.stat().st_size == size for file, size in files)
 
 
 def find_pretrained(path: str) -> str | None:
@@ -110,4 +121,5 @@ def check_reader() -> None:
 def origin_note(folder: str | Path) -> str | None:
     """What a reader of figures has to know of the weights in a folder; None: nothing."""
     file = Path(folder) / ABOUT
-    return str(read_json(file, "note on a model")["note"]) if file.is_file() else None
+    found = read_json(file, "note on a model") if file.is_file() else {}
+    return str(found["note"]) if isinstance(found, dict) and "note" in found else None

@@ -25,6 +25,7 @@ from promptcomp.config import ConfigError
 from promptcomp.errors import NoSpace
 from promptcomp.files import cache_folder
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.loading import settings_hash
 from promptcomp.lightning_modules.objective import class_log_probs
 from promptcomp.memory import weights_hash
 
@@ -46,7 +47,8 @@ class TeacherCache:
     def __init__(self, lm: LanguageModel, top_k: int, temperature: float, where: Literal["targets", "all"]) -> None:
         self._lm, self._temperature, self._where = lm, temperature, where
         self._top_k = min(top_k, lm.vocab_size - 1)
-        made_of = (weights_hash(lm.hf), lm.bos_id, lm.query_in_encoder, self._top_k, temperature, where, _FORMAT)
+        teacher = weights_hash(lm.hf), settings_hash(lm.text_config), lm.bos_id, lm.query_in_encoder
+        made_of = (*teacher, self._top_k, temperature, where, _FORMAT)
         name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         self.path = cache_folder() / "teachers" / f"predictions-{name}.sqlite"
 
@@ -63,13 +65,16 @@ class TeacherCache:
         assert len(batch.query_of) == len(batch.query_ids)
         keys = self._keys(batch)
         known = self._read(keys)
-        missing = [row for row, key in enumerate(keys) if key not in known]
+        owner = self._lm.queries_of_logits(batch, self._where)
+        counts = owner.bincount(minlength=len(keys)).tolist()
+        size = 4 * (2 * self._top_k + 1)
+        missing = [row for row, key in enumerate(keys) if len(known.get(key, b"")) != size * counts[row]]  # or damaged
         if missing:
             made = self._make(_of_rows(batch, missing), teach)
             known |= zip((keys[row] for row in missing), made, strict=True)
             self._write({keys[row]: known[keys[row]] for row in missing})
         rows = [_unpacked(known[key], self._top_k) for key in keys]
-        place = self._lm.queries_of_logits(batch, self._where).argsort(stable=True)  # of the positions, query by query
+        place = owner.argsort(stable=True)  # of the positions, query by query
         top, log_probs = (torch.cat(each).to(place.device) for each in zip(*rows, strict=True))
         back = torch.empty_like(place).scatter(0, place, torch.arange(len(place), device=place.device))
         return top[back].long(), log_probs[back]
@@ -105,7 +110,7 @@ class TeacherCache:
 
     def _write(self, rows: dict[bytes, bytes]) -> None:
         with self._file() as file, file:
-            file.executemany("INSERT OR IGNORE INTO predictions VALUES (?, ?)", rows.items())
+            file.executemany("INSERT OR REPLACE INTO predictions VALUES (?, ?)", rows.items())
 
     @contextmanager
     def _file(self) -> Iterator[sqlite3.Connection]:

@@ -24,6 +24,7 @@ from promptcomp.datamodules.taught import TaughtAnswer, TaughtDataModule, asked_
 from promptcomp.experiment import Experiment
 from promptcomp.files import cache_folder, locked
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.loading import settings_hash
 from promptcomp.memory import weights_hash
 from promptcomp.plain import say
 from promptcomp.run.processes import device_of
@@ -81,6 +82,7 @@ def write_targets(
     wanted = {asked_key(context, query): (context, query) for context, query in _asked(experiment, datamodule, trains)}
     stop_ids = datamodule.prompt_format().stop_ids
     made_by = {**asks.model_dump(exclude={"batch_size"}), "stop_ids": stop_ids, "bos": lm.bos_id}
+    made_by["architecture"] = settings_hash(lm.text_config)
     settings = json.dumps({**made_by, "queries": "encoder" if lm.query_in_encoder else "decoder"})
     header = AnswersHeader(format="promptcomp answers of an LM", weights=weights_hash(lm.hf), settings=settings)
     name = hashlib.sha256(f"{header.weights} {settings}".encode()).hexdigest()[:16]
@@ -100,6 +102,8 @@ def write_targets(
             _write(lm.to(device_of(experiment.trainer)), missing, asks, stop_ids, datamodule, file, console)
             lm.to("cpu")  # what is made beside it is drawn there
         kept = {key: file.entries[key] for key in wanted}
+    if any(not 0 <= token < lm.vocab_size for entry in kept.values() for token in entry.ids):
+        raise ConfigError(f"{path}: holds tokens that the LM does not have; remove the file to have it written again")
     datamodule.taught = {key: TaughtAnswer(entry.ids, not entry.cut) for key, entry in kept.items()}
     return lm
 

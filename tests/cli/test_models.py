@@ -72,8 +72,9 @@ def _without_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dequantising writes the file's length; the package that reads GGUF files is not needed."""
 
     def written(file: Path, folder: Path, name: str, source: str) -> None:
-        (folder / "config.json").write_text(str(file.stat().st_size))
-        (folder / pretrained.ABOUT).write_text(json.dumps({"name": name, "source": source, "note": "a note"}))
+        size = (folder / "config.json").write_text(str(file.stat().st_size))
+        about = {"name": name, "source": source, "note": "a note", "parameters": 1}
+        (folder / pretrained.ABOUT).write_text(json.dumps({**about, "files": {"config.json": size}}))
 
     monkeypatch.setattr(dequantize, "_dequantize", written)
     monkeypatch.setattr(pretrained, "check_reader", lambda: None)
@@ -149,6 +150,10 @@ def test_a_kill_leaves_nothing_that_is_taken_for_a_model(tmp_path: Path, monkeyp
     assert (folder / "config.json").read_text() == "3"
     assert pretrained.is_made(folder)
     assert not (tmp_path / ".tiny.tmp").exists()
+    (folder / "config.json").write_text("")  # of what was shortened or removed later nothing is whole either
+    assert not pretrained.is_made(folder)
+    (folder / pretrained.ABOUT).write_text("{}")
+    assert not pretrained.is_made(folder)
 
 
 def test_a_folder_here_comes_before_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -381,6 +382,43 @@ def test_another_lm_asks_at_an_endpoint(
         assert "the same command goes on" in err
 
 
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs(
+    call: Callable[..., tuple[int, str, str]], lms: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("openai")
+
+    def hangs(number: int, request: dict[str, Any]) -> Answer:
+        os.kill(os.getpid(), signal.SIGINT)
+        return Answer(delay=30.0)
+
+    more = ["--num-questions", "12", "--ask-model", "big", "--ask-url"]
+    with serving(hangs) as server:
+        code, out, err = call(*words(lms, *more, server.url, questions=False))
+    assert code == 130, err
+    assert "the same command goes on" in out
+
+
+def test_a_date_in_the_chat_template_stays_that_of_the_first_day(
+    call: Callable[..., tuple[int, str, str]], lms: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(lms["gpt2"], tmp_path / "dated")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "dated")
+    tokenizer.chat_template = (
+        "{{ strftime_now('%d %b %Y') }}{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %} tea{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "dated")
+    code, out, err = call(*words({"gpt2": tmp_path / "dated"}))
+    assert code == 0, err
+    assert "the slots keep 20" in out
+    kept = tmp_path / "memory.distill" / "distill.json"
+    before = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**before, "day": "2001-02-03"}))  # as if it had been begun then
+    code, out, err = call(*words({"gpt2": tmp_path / "dated"}))
+    assert code == 0, err
+    assert "the slots keep 2001-02-03" in out
+
+
 MISTAKES = {
     "two askers": (["--ask-model", "big"], "--questions are the questions, and --ask-model would write others"),
     "no asker": (["--ask-url", "http://x/v1"], "--ask-url is the server of --ask-model"),
@@ -398,6 +436,8 @@ MISTAKES = {
     "folder": (["-o", "nowhere/x.safetensors"], "does not exist; make it first"),
     "lm": (["--lm", "./nowhere"], "no such folder"),
     "dtype": (["--dtype", "int8"], "dtype"),
+    "seed": (["--seed", "-1"], "--seed -1: give a whole number from 0"),
+    "rate": (["--lr", "inf"], "--lr inf: give a finite number"),
 }
 
 

@@ -124,7 +124,7 @@ def test_a_server_that_is_down() -> None:
     [
         (fault(401, "bad key"), EndpointError, "set the key in OPENAI_API_KEY"),
         (fault(403, "not you"), EndpointError, "the key is refused"),
-        (fault(404, "what?"), EndpointError, "check --model and --base-url"),
+        (fault(404, "what?"), EndpointError, "check the model's name and the server's URL"),
         (fault(400, "too long"), RefusedError, "refuses the request (400: too long)"),
         (fault(429, "pay", code="insufficient_quota"), EndpointError, "no quota left"),
         (fault(429, headers={"Retry-After": "86400"}), EndpointError, "asks to wait 86400 s"),
@@ -223,7 +223,7 @@ def test_a_url_that_is_none(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["", "  "])
 def test_an_empty_url_is_not_openais(url: str) -> None:
-    with pytest.raises(ConfigError, match="--base-url is empty"):
+    with pytest.raises(ConfigError, match="URL is empty; leave it out"):
         Endpoint(model="m", base_url=url)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.instruction.instruction_config import InstructionsData, TaskFilesData
@@ -161,3 +163,53 @@ def test_tasks_that_a_choice_drops(folder: Path) -> None:
     write(choice, "drop: 7\n")
     with pytest.raises(ConfigError, match=r"data\.task_choice: .*choice\.yaml has no list 'drop'"):
         module(section(folder, task_choice=choice)).rows("test")
+
+
+def test_a_choice_of_other_data_is_an_error(folder: Path) -> None:
+    choice = folder / "choice.yaml"
+    write(choice, "keep: [elsewhere]\ndrop: [nowhere]\n")
+    assert any("names no task of this data" in each.message for each in validate(section(folder, task_choice=choice)))
+    write(choice, "keep: []\ndrop: [sort, turn]\n")
+    assert any("drops every task" in each.message for each in validate(section(folder, task_choice=choice)))
+    choice.unlink()
+    assert any("no such file for data.task_choice" in e.message for e in validate(section(folder, task_choice=choice)))
+
+
+def test_rows_without_outputs_are_answered_by_the_lm(folder: Path) -> None:
+    rows = [{"input": f"sort {i}?", "options": ["a", "b"]} | ({"target": "a"} if i % 2 else {}) for i in range(12)]
+    write(folder / "tasks/sort.json", json.dumps(rows))
+    with pytest.raises(ConfigError, match=r"sort\.json:1: .*None.* is not among the options"):
+        section(folder).source().rows("train")
+    source = section(folder, targets="teacher").source()
+    found = [row for split in source.splits for row in source.rows(split) if row.source == "sort"]
+    assert sorted({(row.output, row.options) for row in found}) == [("", ()), ("a", ("a", "b"))]
+
+
+def test_files_that_are_no_tasks(folder: Path) -> None:
+    write(folder / "tasks/._turn.json", "what an archive of another system leaves")
+    (folder / "tasks/old.json").mkdir()
+    assert sorted(section(folder).files()) == ["sort", "turn"]
+
+
+def test_options_that_the_lm_cannot_tell_apart(folder: Path) -> None:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "\n": 2, "turn": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+    found = [each for each in validate(section(folder), tokenizer) if each.severity == "error"]
+    assert [each.file for each in found] == ["task turn"] * 2  # dev and test
+    assert "the options 'No', 'Yes' are unknown to the LM's tokenizer" in found[0].message
+    cut = [e.message for e in validate(section(folder, max_target_tokens=4), byte_tokenizer()) if e.severity == "error"]
+    assert cut == ["the options 'No' and 'Yes' are the same 4 tokens to the LM"] * 2
+
+
+def test_a_task_with_one_question_is_named_once(folder: Path) -> None:
+    write(folder / "tasks/turn.json", json.dumps([{"input": "one", "target": "No"}]))
+    (found,) = (each for each in validate(section(folder)) if each.severity == "error")
+    assert "data.dev_examples = 2: task 'turn': " in found.message
+    assert found.message.endswith("set data.dev_examples=0, or name the other tasks in data.tasks")
+
+
+def test_a_prompt_that_cannot_be_read_is_named_with_its_line(folder: Path) -> None:
+    (folder / "prompts/turn.txt").write_bytes(b"-----\ncaf\xe9")
+    found = next(each for each in validate(section(folder)) if "UTF-8" in each.message)
+    assert (Path(found.file).name, found.line) == ("turn.txt", 2)

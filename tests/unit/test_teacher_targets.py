@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 import promptcomp
 from promptcomp.batch import EncodedContext, EncodedQuery
@@ -18,6 +19,8 @@ from promptcomp.evaluation.predictions import read_predictions
 from promptcomp.experiment import Experiment, load
 from promptcomp.files import cache_folder
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.lm_config import locate
+from promptcomp.language_model.loading import settings_hash
 from promptcomp.run import teacher_targets
 from promptcomp.run.opening import make_data
 from promptcomp.run.teacher_targets import write_targets
@@ -214,3 +217,21 @@ def test_settings_that_make_no_sense(settings: list[str], message: str) -> None:
 def test_demonstrations_that_are_not_answered(setting: str) -> None:
     with pytest.raises(ConfigError, match="need scoring 'direct' and calibration 'none'"):
         load("mend", None, ["data.targets=teacher", setting])
+
+
+def test_the_same_weights_in_another_architecture_answer_anew() -> None:
+    """A rotary base is no weight."""
+    found = [AutoConfig.from_pretrained(locate("builtin:toy_instructions")) for _ in range(2)]
+    hashes = [settings_hash(each) for each in found]
+    assert hashes[0] == hashes[1] == settings_hash(LanguageModel.from_config(load("gist", None, FEW).lm).text_config)
+    found[1].rope_parameters = {"rope_type": "default", "rope_theta": 777.0}
+    assert settings_hash(found[1]) != hashes[0]
+
+
+def test_tokens_that_the_lm_does_not_have_are_one_sentence() -> None:
+    taught(load("gist", None, FEW))
+    kept_file().write_text(
+        kept_file().read_text(encoding="utf-8").replace('"ids":[', '"ids":[999999,'), encoding="utf-8"
+    )
+    with pytest.raises(ConfigError, match="holds tokens that the LM does not have; remove the file"):
+        taught(load("gist", None, FEW))

@@ -351,7 +351,8 @@ class TaskFilesData(HeldOutConfig):
             first, *rest = map(re.escape, self.rows.split("{task}"))
             known = re.compile(first + "(?P<task>[^/]+)" + "(?P=task)".join(rest))
             found = (str(path.relative_to(self.folder)) for path in self.folder.glob(self.rows.replace("{task}", "*")))
-            names = tuple(sorted(match["task"] for path in found if (match := known.fullmatch(path))))
+            matches = (match for path in found if (match := known.fullmatch(path)) and (self.folder / path).is_file())
+            names = tuple(sorted(match["task"] for match in matches if not match["task"].startswith(".")))
         if not names:
             raise ConfigError(f"data.rows: no file {self.folder / self.rows}")
         files = {

@@ -25,9 +25,10 @@ from promptcomp.datamodules.instruction.instruction_config import InstructionCon
 from promptcomp.datamodules.instruction.templates import make_template
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sections import Reader, check_split
-from promptcomp.datamodules.sources.records import Found, Problem, collecting
+from promptcomp.datamodules.sources.records import Found, Problem, collecting, tell
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.datamodules.taught import TaughtAnswer, TaughtDataModule
+from promptcomp.datamodules.tokens import same_options
 
 _CHOICE_STREAM = 11
 _LOOKED_AT = 20_000  # rows of a split that are tokenised at the start of a run to tell how many are cut
@@ -102,11 +103,28 @@ class InstructionDataModule(TaughtDataModule):
 
     def check_rows(self, found: Found) -> None:
         """See the base class."""
+        if self.config.task_choice is not None:
+            with collecting(found):
+                self.config.check_choice(
+                    {row.source for split in self.source.splits for row in self.source.rows(split)}
+                )
         for split in self.source.splits:
             with collecting(found):
                 self.places(split)
+                self._check_options(split, found)
         if found is not None:
             found += [Problem("data", None, text, "warning") for text in self._oddities()]
+
+    def _check_options(self, split: str, found: Found) -> None:
+        seen: set[tuple[str, ...]] = set()
+        for row in map(self.rows(split).__getitem__, self.places(split) if split != "train" else ()):
+            if len(row.options) < 2 or row.options in seen:
+                continue
+            seen.add(row.options)
+            for tokens_of in (self.cache, self._encoders[split].target):  # by themselves, and as they are compared
+                if message := same_options(row.options, [*map(tokens_of, row.options)], self.tokenizer):
+                    tell(Problem.at(f"task {row.source}", message), found)
+                    break
 
     def _oddities(self) -> Iterator[str]:
         """What only shows when splits are compared and tokenised: shared rows, special tokens as text, long rows."""

@@ -285,7 +285,12 @@ class HeldOutSource(InstructionSource):
 
 
 def held_out(
-    rows: Sequence[InstructionRow], places: Sequence[int], count: int, split: str, by: Literal["instruction", "row"]
+    rows: Sequence[InstructionRow],
+    places: Sequence[int],
+    count: int,
+    split: str,
+    by: Literal["instruction", "row"],
+    task: str | None = None,
 ) -> list[int]:
     """At most `count` of the places, chosen by their rows' text alone, in their order.
 
@@ -295,6 +300,7 @@ def held_out(
         count: Maximum number of rows to hold out.
         split: What they are held out for.
         by: Whether rows of one instruction stay together.
+        task: Whose rows these are, for the message.
 
     Raises:
         ConfigError: there is no such choice that leaves a row to train on.
@@ -311,8 +317,11 @@ def held_out(
         if len(chosen) + len(groups[key]) <= most:
             chosen += groups[key]
     if not chosen:
+        way = f"set data.hold_out=row, or data.{split}_examples=0"
+        if len(places) < 2 or by == "row":
+            way = f"set data.{split}_examples=0" + ("" if task is None else ", or name the other tasks in data.tasks")
         raise ConfigError(
-            f"data.{split}_examples = {count}: every instruction has more rows than may be held out of "
-            f"{len(places)}; set data.hold_out=row, or data.{split}_examples=0"
+            f"data.{split}_examples = {count}: {'' if task is None else f'task {task!r}: '}every "
+            f"{by} has more rows than may be held out of {len(places)}, of which one is left to train on; {way}"
         )
     return sorted(chosen)

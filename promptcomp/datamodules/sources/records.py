@@ -6,15 +6,13 @@ wrong with its meaning by its section.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from promptcomp.config import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 LIST_SEPARATOR = "|"
 """Stands between the items of a CSV cell that is a list."""
@@ -68,16 +66,15 @@ def collecting(found: Found, where: str = "data") -> Iterator[None]:
     except ConfigError as error:
         if found is None:
             raise
-        found.append(Problem(*_placed(str(error), where)))
+        if (problem := Problem(*_placed(str(error), where))) not in found:  # two splits may be of one file
+            found.append(problem)
 
 
 def _placed(message: str, where: str) -> tuple[str, int | None, str]:
     """File, line and message of a sentence that may begin with them."""
-    rest = message.removeprefix(f"{where}:")
-    line, _, text = rest.partition(": ")
-    if rest != message and line.isdecimal():
-        return where, int(line), text
-    return where, None, rest.strip()
+    if placed := re.match(rf"{re.escape(where)}(?::|, line )(\d+): ", message):
+        return where, int(placed[1]), message[placed.end() :]
+    return where, None, message.removeprefix(f"{where}:").strip()
 
 
 def has_errors(found: Found) -> bool:

@@ -26,23 +26,26 @@ class TaskFilesSource(HeldOutSource):
         if split not in self._tables:
             rows: list[InstructionRow] = []
             for task, (path, prompt) in self.config.files().items():
-                with collecting(found, str(path)):
-                    rows += self._task(task, path, prompt, found)
+                with collecting(found, str(prompt)):
+                    context = None if prompt is None else self._context(prompt)
+                    with collecting(found, str(path)):
+                        rows += self._task(task, path, context, found)
             self._tables[split] = rows
         return self._tables[split]
 
-    def _task(self, task: str, path: Path, prompt: Path | None, found: Found) -> list[InstructionRow]:
-        config, columns, context = self.config, self.config.columns, None
-        if prompt is not None:
-            check_file(prompt)
-            if not (context := _behind(read_text(prompt, "prompt"), config.prompt_after)).strip():
-                where = f" behind the line {config.prompt_after!r}" if config.prompt_after else ""
-                raise ConfigError(f"{prompt}: there is no prompt{where}")
+    def _context(self, prompt: Path) -> str:
+        check_file(prompt)
+        if not (context := _behind(read_text(prompt, "prompt"), self.config.prompt_after)).strip():
+            where = f" behind the line {self.config.prompt_after!r}" if self.config.prompt_after else ""
+            raise ConfigError(f"{prompt}: there is no prompt{where}")
+        return context
+
+    def _task(self, task: str, path: Path, context: str | None, found: Found) -> list[InstructionRow]:
+        config, answers = self.config, self.config.asks is None
         read = _Records(config, context)
-        rows = good_instructions(
-            read(path), task, str(path), columns, config.allow_empty_instruction, found, self._notes
-        )
-        outputs = tuple(sorted({row.output for row in rows}))
+        how = config.columns, config.allow_empty_instruction, found, self._notes, answers
+        rows = good_instructions(read(path), task, str(path), *how)
+        outputs = tuple(sorted({row.output for row in rows if row.output or answers}))
         few = outputs if len(outputs) <= config.most_outputs else ()
         choices = [tuple(dict.fromkeys(read.options.get(place, few))) for place in range(len(rows))]
         return [
@@ -54,22 +57,23 @@ class TaskFilesSource(HeldOutSource):
         by, tasks = "row" if self.config.prompt else self.config.hold_out, dict[str, list[int]]()
         for place in left:
             tasks.setdefault(rows[place].source, []).append(place)
-        return sorted(place for own in tasks.values() for place in held_out(rows, own, count, split, by))
+        return sorted(place for name, own in tasks.items() for place in held_out(rows, own, count, split, by, name))
 
 
 class _Records:
     """Records of a file with the context of each."""
 
     def __init__(self, config: TaskFilesData, context: str | None) -> None:
-        self._config, self._context = config, context
+        self._config, self._context, self._answers = config, context, config.asks is None
         self._split = [re.compile(pattern, re.DOTALL) for pattern in config.split]
         self.options: dict[int, Sequence[str]] = {}
         """Options of the good rows that have some, by their places among these."""
 
     def __call__(self, path: Path) -> Iterator[Record]:
         columns, options, good = self._config.columns, self._config.options, 0
-        named = (columns.input, options, *(() if self._makes_context else (columns.instruction,)))
-        asked = Asked((columns.output,), tuple(name for name in named if name), lists=(options,) if options else ())
+        needed = (columns.output,) if self._answers else ()
+        named = (columns.input, columns.output, options, *(() if self._makes_context else (columns.instruction,)))
+        asked = Asked(needed, tuple(name for name in named if name), lists=(options,) if options else ())
         for record in read_records(path, asked):
             problem, content = record.problem, dict(record.content)
             if problem is None and self._makes_context:
@@ -77,8 +81,9 @@ class _Records:
             own = content.get(options) if options else None
             if problem is None and own is not None and not _are_texts(own):
                 problem = f"{options!r} should be a list of texts"
-            if problem is None and own and content.get(columns.output) not in own:
-                problem = f"the output {content.get(columns.output)!r} is not among the options"
+            output = content.get(columns.output)
+            if problem is None and own and output not in own and (output or self._answers):
+                problem = f"the output {output!r} is not among the options"
             if own and problem is None:
                 self.options[good] = own
             good += problem is None
