@@ -263,6 +263,8 @@ def test_files_come_change_and_go(folders: dict[str, Path], tmp_path: Path) -> N
     os.mkfifo(tmp_path / "pipe.safetensors")  # would wait without end
     with pytest.raises(Refusal, match="no compressed prompt"):
         app.registry.find("pipe")
+    shutil.rmtree(tmp_path)
+    assert app.registry.infos() == {}
 
 
 def test_keys_health_and_metrics(folders: dict[str, Path], tmp_path: Path) -> None:
