@@ -129,7 +129,6 @@ class _Client:
             import openai
         except ImportError:
             raise ConfigError("a server is asked with the openai package; pip install 'promptcomp[api]'") from None
-        self._errors = openai.OpenAIError
         self._client: Any = openai.AsyncOpenAI(api_key=key or "none", base_url=server, max_retries=0, timeout=600)
 
     async def __aenter__(self) -> _Client:
@@ -154,7 +153,9 @@ class _Client:
                 if piece.usage is not None:
                     reply.tokens = piece.usage.completion_tokens
             reply.tokens = reply.tokens or pieces
-        except self._errors as error:
+            if not pieces:
+                reply.error = "the stream has no piece of an answer"
+        except Exception as error:  # what breaks off or garbles a stream is not always openai's own
             reply.error = shorten(first_line(error))
         return reply
 

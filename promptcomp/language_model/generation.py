@@ -121,6 +121,7 @@ def choose(logits: Tensor, settings: Settings) -> Tensor:
     if settings.top_p < 1:
         ranked, order = probs.sort(-1, descending=True)
         beyond = ranked.cumsum(-1) - ranked >= settings.top_p
+        beyond[:, 0] = False  # also where top_p is less than a float32 can hold
         probs = probs.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
     if isinstance(settings.generator, Sequence):
         rows = zip(probs, settings.generator, strict=True)

@@ -161,7 +161,7 @@ class App:
                 return Response(status_code=_GONE)
             if body.stream:
                 with_usage = bool((body.stream_options or {}).get("include_usage"))
-                pieces = self._pieces(answering, first, body.return_token_ids, with_usage)
+                pieces = self._pieces(answering, first, bool(body.return_token_ids), with_usage)
                 end = BackgroundTask(setattr, answering.wanted, "unwanted", True)  # also where the client has gone
                 answering = None  # type: ignore[assignment]
                 return StreamingResponse(
@@ -177,15 +177,17 @@ class App:
                 answering.wanted.unwanted = True
 
     def _check_key(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self._key is not None and not hmac.compare_digest(given.encode(), self._key.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        is_right = scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), (self._key or "").encode())
+        if self._key is not None and not is_right:
             said = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
             raise Refusal(401, said, "invalid_api_key")
 
     async def _content(self, request: Request) -> bytes:
         most, content = self._options.max_body, b""
         too_large = Refusal(413, f"the body is larger than {most:,} bytes", "body_too_large")
-        if int(request.headers.get("content-length", 0)) > most:
+        told = request.headers.get("content-length", "")
+        if told.isdecimal() and (len(told) > len(str(most)) or int(told) > most):
             raise too_large
         async for chunk in request.stream():
             content += chunk
@@ -196,7 +198,10 @@ class App:
     async def _prompt(self, body: Body) -> StoredPrompt | None:
         named = (body.kv_transfer_params or {}).get(PROMPT_FIELD)
         model, colon, behind = body.model.partition(":")
-        if model != self.name or (colon and named is not None):
+        if model == self.name and colon and named not in (None, behind):
+            said = f"model names the prompt {shown(behind)}, kv_transfer_params {shown(named)}; name one"
+            raise Refusal(400, said, "invalid_request")
+        if model != self.name:
             told = f"{self.name}, or {self.name}:PROMPT for a compressed prompt"
             raise Refusal(404, f"there is no model {shown(body.model)} here; known: {told}", "model_not_found")
         if not colon and named is None:

@@ -29,10 +29,25 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "tools": ([],),
+    "tool_choice": ("none", "auto"),
     "functions": ([],),
+    "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    # of vLLM
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "add_generation_prompt": (True,),
+    **dict.fromkeys(("use_beam_search", "continue_final_message"), (False,)),
+    **dict.fromkeys(("stop_token_ids", "bad_words", "allowed_token_ids", "logits_processors"), ([],)),
+    **dict.fromkeys(("prompt_embeds", "prompt_logprobs", "structured_outputs", "chat_template"), ()),
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
 }
 """What changes answers and is not offered, with the values that ask for nothing (as null does)."""
+_MOST_STOPS, _LONGEST_STOP = 16, 1000
 _COLDEST = 1e-3
 """A temperature below it takes the likeliest token."""
 
@@ -63,7 +78,7 @@ class ChatTurn(Config):
 class Body(Config):
     """A request, of which keys that change nothing here are passed over."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str
     prompt: str | list[str] | list[int] | None = None
@@ -79,9 +94,9 @@ class Body(Config):
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     kv_transfer_params: dict[str, Any] | None = None
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
     """As vLLM has it: write as many tokens as were asked for."""
-    return_token_ids: bool = False
+    return_token_ids: bool | None = None
     """As vLLM has it: the answer's tokens beside its text."""
 
     @property
@@ -113,9 +128,13 @@ def read_body(content: bytes, chat: bool) -> Body:
     try:
         body = Body.model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"][:3])
+        # of what a field may be, the one that came furthest; its type's name is no place in the request
+        first = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+        where = ".".join(str(part) for part in first["loc"] if part != "str" and "[" not in str(part))
         raise Refusal(400, f"{where}: {first['msg']}", "invalid_request") from None
+    if len(body.stops) > _MOST_STOPS or any(len(stop) > _LONGEST_STOP for stop in body.stops):
+        said = f"stop: at most {_MOST_STOPS} texts of {_LONGEST_STOP} characters each"
+        raise Refusal(400, said, "invalid_request")
     if (body.messages if chat else body.prompt) is None:
         raise Refusal(400, f"{'messages' if chat else 'prompt'} is missing", "invalid_request")
     return body

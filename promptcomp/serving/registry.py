@@ -110,7 +110,7 @@ class Registry:
     def infos(self) -> dict[str, PromptInfo | str]:
         """All prompts by name; a sentence in place of one that cannot be used here."""
         found: dict[str, PromptInfo | str] = {}
-        for name in names(self._folder):
+        for name in names(self._folder) if self._folder.is_dir() else ():
             try:
                 info = header(self._folder, name)
                 reason = self._misfit(info)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.server
 import json
 import os
 import queue
@@ -11,6 +12,7 @@ import re
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -172,6 +174,9 @@ def test_stops_and_sampling(client: TestClient) -> None:
     drawn = [asked("full", temperature=1.5, top_p=0.9, seed=seed, ignore_eos=True) for seed in (1, 1, 2)]
     first, again, other = [client.post("/v1/completions", json=body).json()["choices"][0]["text"] for body in drawn]
     assert first == again != other
+    # as likeliest: less than a float32 holds, and others' answers are not lost with it
+    least = asked("full", temperature=1, top_p=1e-300, ignore_eos=True)
+    assert client.post("/v1/completions", json=least).json()["choices"][0]["text"] == whole["text"]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +185,14 @@ def test_stops_and_sampling(client: TestClient) -> None:
         (400, asked("gist", n=2), "n=2 is not offered"),
         (400, asked("gist", logprobs=True), "logprobs"),
         (400, asked("gist", temperature=-1), "temperature"),
+        (400, asked("gist", temperature="0.5"), "temperature: Input should be a valid number"),
+        (400, asked("gist", max_tokens=True), "max_tokens: Input should be a valid integer"),
+        (400, asked("gist", stop=[1]), "stop.0: Input should be a valid string"),
+        (400, asked("gist", stop=["x" * 10_000]), "stop: at most"),
+        (400, asked("gist", top_k=5), "top_k=5 is not offered"),
+        (400, asked("gist", guided_json={}), "guided_json={} is not offered"),
+        (400, asked("gist", kv_transfer_params={"promptcomp": "mend"}), "name one"),
+        (400, asked("gist", [True]), "prompt"),
         (400, asked(None, ""), "a query is empty"),
         (400, asked("gist", ["a", "b"]), "one text"),
         (400, asked("gist", [10**6]), "token ids"),
@@ -219,6 +232,11 @@ def test_other_bodies_and_chats(client: TestClient) -> None:
     for model, words in (("lm:gist", "one turn"), ("lm", "no chat template")):
         reply = client.post("/v1/chat/completions", json={"model": model, "messages": turns})
         assert (reply.status_code, words in reply.json()["error"]["message"]) == (400, True)
+    image = [{"type": "image_url", "image_url": {"url": "x"}}]
+    reply = client.post("/v1/chat/completions", json=asked(messages=[{"role": "user", "content": image}]))
+    assert reply.json()["error"]["message"].startswith("messages.0.content.0.type: Input should be 'text'")
+    headers = {"Content-Length": "abc"}  # of whatever stands in front
+    assert client.post("/v1/completions", content=b"{}", headers=headers).status_code == 400
     assert client.get("/v1/completions").status_code == 405
     assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
 
@@ -246,12 +264,16 @@ def test_files_come_change_and_go(folders: dict[str, Path], tmp_path: Path) -> N
     os.mkfifo(tmp_path / "pipe.safetensors")  # would wait without end
     with pytest.raises(Refusal, match="no compressed prompt"):
         app.registry.find("pipe")
+    shutil.rmtree(tmp_path)
+    assert app.registry.infos() == {}
 
 
 def test_keys_health_and_metrics(folders: dict[str, Path], tmp_path: Path) -> None:
     with TestClient(open_app(folders["llama"], key="secret").asgi) as client:
         assert client.post("/v1/completions", json=asked()).status_code == 401
         assert client.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        for given, status in (("secret", 401), ("Bearer Secret", 401), ("Basic secret", 401), ("bearer secret", 200)):
+            assert client.get("/v1/models", headers={"Authorization": given}).status_code == status
         reply = client.post("/v1/completions", json=asked("gist"), headers={"Authorization": "Bearer secret"})
         assert reply.status_code == 200
         assert client.get("/health").json() == {"status": "ok", "model": "lm", "running": 0}
@@ -407,6 +429,63 @@ def test_bench_measures_a_server(
     assert {each.name for each in (tmp_path / "out").iterdir()} == {"load.json", "load.csv", "load.png", "load.svg"}
     with pytest.raises(ConfigError, match=r"refuses the compressed: .*no compressed prompt"):
         run_server_bench(replace(load, compressed="lm:nowhere"), (1,), plan, None, PlainConsole(), False)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"data: [DONE]\n\n", "no piece of an answer"),
+        (b"data: {half\n\n", "refuses the compressed"),
+        (b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n', "refuses the compressed"),  # breaks off after it
+        (None, "refuses the compressed: .*500"),
+    ],
+)
+def test_bench_tells_what_a_server_does_wrong(content: bytes | None, words: str) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(500 if content is None else 200)
+            self.send_header("Content-Type", "text/event-stream")
+            ends = b"DONE" in (content or b"DONE") or b"half" in content
+            self.send_header("Content-Length", str(len(content or b"") + (0 if ends else 100)))
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        load = LoadPlan(f"http://127.0.0.1:{server.server_port}/v1", compressed="lm", requests=1, completions=True)
+        with pytest.raises(ConfigError, match=words):
+            run_server_bench(load, (1,), BenchPlan(new_tokens=3), None, PlainConsole(), False)
+        server.shutdown()
+
+
+def test_the_official_client(address: tuple[str, int, Fork]) -> None:
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"http://{address[0]}:{address[1]}/v1", api_key="none", max_retries=0) as client:
+        assert "lm:gist" in [model.id for model in client.models.list()]
+        common = {"model": "lm:gist", "max_tokens": NEW, "temperature": 0}
+        turns = [{"role": "user", "content": QUERIES[1]}]
+        for kind, said in (
+            (client.chat.completions, {"messages": turns}),
+            (client.completions, {"prompt": QUERIES[1]}),
+        ):
+            whole = kind.create(**common, **said)
+            pieces = list(kind.create(**common, **said, stream=True, stream_options={"include_usage": True}))
+            text = [getattr(p.choices[0], "delta", p.choices[0]) for p in pieces[:-1]]
+            texts = [part.content if "messages" in said else part.text for part in text]
+            wanted = whole.choices[0].message.content if "messages" in said else whole.choices[0].text
+            assert "".join(texts) == wanted
+            assert pieces[-1].usage == whole.usage
+            assert [p.choices[0].finish_reason for p in pieces[:-1]] == [None] * (len(pieces) - 2) + [
+                whole.choices[0].finish_reason
+            ]
+        with pytest.raises(openai.NotFoundError, match="no compressed prompt"):
+            client.completions.create(**{**common, "model": "lm:nowhere"}, prompt="cat")
+        with pytest.raises(openai.BadRequestError, match="n=2"):
+            client.completions.create(**common, prompt="cat", n=2)
 
 
 def test_a_real_server(address: tuple[str, int, Fork], folders: dict[str, Path]) -> None:
