@@ -20,11 +20,10 @@ __all__ = ["Config", "ConfigError", "Measured", "apply_overrides", "build", "dum
 
 
 class Config(BaseModel):
-    """Base of every configuration section: unknown keys refused, frozen, field docstrings become the help text."""
+    """Base of every configuration section: unknown keys refused, frozen; the text below a field is what `explain` says
+    (`reference.py` reads it)."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True)
 
 
 class Measured(Config):
