@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from promptcomp.config import Config, models_in, read_yaml, tag_of
-from promptcomp.documents import shipped
+from promptcomp.documents import glossary, shipped
 from promptcomp.errors import ConfigError
 from promptcomp.experiment import Experiment
 
@@ -32,6 +32,8 @@ Model = type[BaseModel]
 Route = tuple[tuple[str, str | None], ...]
 _FOLDERS = {"sweep": "sweeps", "pretrain": "pretrain", "leaderboard": "leaderboards", "slurm": None}
 """Files beside experiments: the word in front of their keys, and where the shipped ones are."""
+_MOST = 3
+"""Keys that are shown where none is called what was asked for, and their meanings have it."""
 _WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", type(None): "null"}
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
@@ -45,6 +47,7 @@ class KeyEntry:
     key: str
     """As a configuration has it: method.num_slots."""
     type: str = "section"
+    """"word": one of the glossary."""
     default: str = ""
     """As YAML; empty: a section, or the key is required (which `type` says)."""
     owner: Model | None = None
@@ -57,13 +60,15 @@ class KeyEntry:
     """The section that it is, or holds."""
     route: Route = ()
     """The keys that lead to it in a file, each with the `name` that the section there must have."""
+    text: str = ""
+    """What a word means."""
 
     @cached_property
     def meaning(self) -> str:
         """What it is for, from the source (read when it is asked for)."""
         if self.owner is not None:
             return _meaning(self.owner, self.path.rpartition(".")[2])
-        return _text(self.model.__doc__) if self.model is not None else ""
+        return _text(self.model.__doc__) if self.model is not None else self.text
 
     @property
     def lead(self) -> str:
@@ -115,12 +120,17 @@ def below(entry: KeyEntry) -> list[KeyEntry]:
 
 
 def find(word: str) -> list[list[KeyEntry]]:
-    """What a word may mean, those that say the same together: a path, a key, or the last part of one.
+    """What a word may mean, those that say the same together: a word of the glossary, a path, a key, the last part of
+    one, or words that the meaning of a key has.
 
     Raises:
         ConfigError: nothing; it names the nearest.
     """
-    word = word.partition("=")[0].strip(".")
+    word = word.partition("=")[0].strip(".").lower()
+    known_as = glossary().get(word.replace("_", " "))
+    alike: dict[tuple[str, ...], list[KeyEntry]] = {}
+    for each in [] if known_as is None else [KeyEntry(word, word, type="word", text=known_as)]:
+        alike[(each.type,)] = [each]
     tests = (
         lambda each: each.path == word,
         lambda each: each.key == word,
@@ -131,13 +141,16 @@ def find(word: str) -> list[list[KeyEntry]]:
     if found is None:
         known = list(entries().values())
         found = next((some for test in tests if (some := [each for each in known if test(each)])), None)
-    if found is None:
+    if found is None and known_as is None and len(word) > 3:
+        of = re.compile(rf"\b{re.escape(word.replace('_', ' '))}\b", re.IGNORECASE)
+        found = [each for each in known if each.owner is not None and of.search(each.meaning)][:_MOST] or None
+    if found is None and known_as is None:
         names = {end for each in known for path in (each.path, each.key) for end in (path, path.rpartition(".")[2])}
-        near = difflib.get_close_matches(word, [*sorted(names, key=len), *shipped()], n=3)
+        all_names = dict.fromkeys([*sorted(names, key=len), *shipped(), *glossary()])
+        near = difflib.get_close_matches(word, all_names, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`promptcomp explain` lists the sections"
         raise ConfigError(f"there is no key, section or experiment {word!r}; {hint}")
-    alike: dict[tuple[str, ...], list[KeyEntry]] = {}
-    for each in found:
+    for each in found or ():
         alike.setdefault((each.type, each.default, each.meaning), []).append(each)
     return list(alike.values())
 
@@ -164,6 +177,8 @@ def tried_by(entry: KeyEntry) -> list[str]:
 def described(group: list[KeyEntry]) -> dict[str, Any]:
     """All that is known of an entry, and of those that say the same, for JSON."""
     entry = group[0]
+    if entry.type == "word":
+        return {"path": entry.path, "type": entry.type, "meaning": entry.meaning}
     fields = {key: getattr(entry, key) for key in ("path", "key", "meaning", "type", "default", "source")}
     also = [each.path for each in group[1:]]
     more = {"set_by": set_by(entry), "tried_by": tried_by(entry), "also": also, "keys": [e.path for e in below(entry)]}

@@ -37,10 +37,11 @@ def sweep_names(incomplete: str) -> list[str]:
 
 
 def words_to_explain(incomplete: str) -> list[str]:
-    """Sections, and the keys of the one that was begun."""
+    """Sections, the keys of the one that was begun, and words of the glossary."""
+    from promptcomp.documents import glossary
     from promptcomp.reference import entries
 
-    return _next(entries(), incomplete)
+    return [*_next(entries(), incomplete), *_starting((each for each in glossary() if " " not in each), incomplete)]
 
 
 def overrides(ctx: Any, incomplete: str) -> list[str]:
