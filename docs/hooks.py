@@ -164,10 +164,12 @@ def _recorded() -> Iterator[str]:
     yield "# Recorded figures\n"
     yield "Figures that are kept as data, each with its command, its date and its commit."
     yield "[What was measured](../results.md) has all results in words, with what is not known.\n"
-    for file in sorted((ROOT / "docs" / "images").glob("*.json")):
+    for file in sorted((ROOT / "docs").glob("*/*.json")):
         found = json.loads(file.read_text(encoding="utf-8"))
         words = ["git", "log", "-1", "--format=%cs | `%h`", "--", str(file)]
         kept = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        if first := found.pop("recorded", None):  # the figures are older than their file
+            kept = f"{first['date']} | `{first['commit']}`"
         rows = found.pop("rows")
         yield f"## {file.stem.replace('_', ' ')}\n"
         for key, value in found.items():
