@@ -293,7 +293,7 @@ def _docstrings(module: str) -> dict[str, dict[str, str]]:
     pydantic can, would take a third of the time in which a command has its schema."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError):  # a class of a notebook, or of a package without its source
+    except (OSError, TypeError, KeyError):  # a class of a notebook, or of a package without its source
         return {}
     return {
         each.name: {
