@@ -126,13 +126,8 @@ def shipped(folder: str = "") -> dict[str, Path]:
 @cache
 def glossary() -> dict[str, str]:
     """The words of the glossary in lower case, several of a row each by itself, and what they mean."""
-    found = {}
-    for row in (
-        Path(str(resources.files("promptcomp")))
-        .joinpath("assets", "glossary.md")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    ):
+    file, found = Path(str(resources.files("promptcomp"))) / "assets" / "glossary.md", dict[str, str]()
+    for row in file.read_text(encoding="utf-8").splitlines():
         words, bar, meaning = row.strip("| ").partition(" | ")
         if row.startswith("| ") and bar:
             text = re.sub(r"\*\*|`", "", re.sub(r" \[[^\]]*\]", "", meaning))
