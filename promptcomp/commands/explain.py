@@ -126,9 +126,9 @@ def print_section(kind: str, name: str, known: Mapping[str, Any], as_json: bool)
         from promptcomp.config import NOT_LOADED
 
         raise ConfigError(f"there is no {kind} {name!r}; {NOT_LOADED.get(name) or _nearest(name, known)}")
-    from promptcomp.reference import entries
+    from promptcomp.reference import of_experiment
 
-    print_explained([[entries()[f"{kind}.{name}"]]], as_json)
+    print_explained([[of_experiment()[f"{kind}.{name}"]]], as_json)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -201,11 +201,8 @@ def _print_entry(entry: KeyEntry, found: Mapping[str, Any], console: Console) ->
     keys = [] if entry.choices else reference.below(entry)
     if not keys and "." in entry.path:
         over = entry.path.rpartition(".")[0]
-        beside = [
-            each.path.rpartition(".")[2]
-            for each in reference.entries().values()
-            if each is not entry and each.path.rpartition(".")[0] == over
-        ]
+        section = reference.KeyEntry(over, over)
+        beside = [each.path.rpartition(".")[2] for each in reference.below(section) if each is not entry]
         rows += [("beside it", ", ".join(beside))]
     console.print(Padding(plain_table(("", ""), rows, show_header=False), (0, 0, 0, 2)), highlight=False)
     if keys:
