@@ -28,6 +28,7 @@ FROM_ROOT = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "reference/contributing.md",
     "CHANGELOG.md": "reference/changes.md",
+    "promptcomp/assets/glossary.md": "reference/glossary.md",
 }
 """Files beside docs/ that are pages of the site."""
 FENCE = re.compile(r"^```python\n(.*?)^```\n", flags=re.MULTILINE | re.DOTALL)
@@ -60,10 +61,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if here.startswith("tutorials/"):
         name = posixpath.basename(here).replace(".md", ".ipynb")
         markdown += f"\n[This page as a notebook]({name}), for Jupyter with promptcomp installed.\n"
-    markdown = re.sub(r"\[([^\]]*)\]\((?:\.\./)+promptcomp/[^)]*\)", r"\1", markdown)
     for name, there in FROM_ROOT.items():
         moved = posixpath.relpath(there, posixpath.dirname(here) or ".")
         markdown = re.sub(rf"\((?:\.\./)+{re.escape(name)}", f"({moved}", markdown)
+    markdown = re.sub(r"\[([^\]]*)\]\((?:\.\./)+promptcomp/[^)]*\)", r"\1", markdown)
     return "\n".join(_lists(markdown.split("\n")))
 
 
@@ -163,10 +164,12 @@ def _recorded() -> Iterator[str]:
     yield "# Recorded figures\n"
     yield "Figures that are kept as data, each with its command, its date and its commit."
     yield "[What was measured](../results.md) has all results in words, with what is not known.\n"
-    for file in sorted((ROOT / "docs" / "images").glob("*.json")):
+    for file in sorted((ROOT / "docs").glob("*/*.json")):
         found = json.loads(file.read_text(encoding="utf-8"))
         words = ["git", "log", "-1", "--format=%cs | `%h`", "--", str(file)]
         kept = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        if first := found.pop("recorded", None):  # the figures are older than their file
+            kept = f"{first['date']} | `{first['commit']}`"
         rows = found.pop("rows")
         yield f"## {file.stem.replace('_', ' ')}\n"
         for key, value in found.items():

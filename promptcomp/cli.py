@@ -28,10 +28,12 @@ from promptcomp.commands.common import (
     console_for,
     show,
 )
+from promptcomp.commands.completing import run_folders
 from promptcomp.commands.distill import distill
 from promptcomp.commands.doctor import doctor
 from promptcomp.commands.explain import experiments, explain, methods
 from promptcomp.commands.exporting import export, push
+from promptcomp.commands.mistakes import sentence
 from promptcomp.commands.report_runs import report
 from promptcomp.commands.serve import serve
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
@@ -47,7 +49,7 @@ app = typer.Typer(
     help="Train prompt compressors, measure what they keep of a prompt, save compressed prompts as files.",
     cls=Commands,
     no_args_is_help=True,
-    context_settings={"max_content_width": 200},
+    context_settings={"max_content_width": 200, "help_option_names": ["--help", "-h"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -67,12 +69,19 @@ def main(begun: float | None = None) -> NoReturn:
     try:
         # a signal that asks a run to make room must find its handler from the start
         with StopSignals().installed(last=True) if sys.argv[1:2] == ["fit"] else contextlib.nullcontext():
-            app(obj=begun)
+            code = app(obj=begun, standalone_mode=False)
     except (ConfigError, RankLost, RunFailed) as error:
         _fail(str(error), error.exit_code)
     except FloatingPointError as error:
         _fail(f"{error}; lower optim.lr or set optim.clip_norm, then start a new run", Exit.NOT_FINITE)
+    except typer.Abort:  # a question that was not answered
+        _fail("stopped", Exit.CRASHED)
     except Exception as error:
+        if hasattr(error, "format_message"):  # of typer, or of the click that older ones stand on
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()  # type: ignore[attr-defined]
+                sys.exit(Exit.MISTAKE)
+            _fail(sentence(error, sys.argv[1:]), Exit.MISTAKE)
         if is_out_of_memory(error):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             _fail(f"out of memory: {reason}; raise trainer.accumulate or lower trainer.batch_size", Exit.OUT_OF_MEMORY)
@@ -85,7 +94,7 @@ def main(begun: float | None = None) -> NoReturn:
         if error.errno not in _NAME_ERRORS:
             raise
         _fail(f"cannot open{where}: {error.strerror}", Exit.MISTAKE)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: Exit) -> NoReturn:
@@ -259,7 +268,10 @@ def evaluate(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], Argument(help="Run directories (or results.json files); the first is the base.")],
+    runs: Annotated[
+        list[Path],
+        Argument(help="Run directories (or results.json files); the first is the base.", autocompletion=run_folders),
+    ],
     split: Annotated[str | None, Option(help="The only split to compare; default: all that the runs share.")] = None,
     metric: Annotated[
         str | None,

@@ -5,6 +5,7 @@ Order of precedence: code defaults < YAML file < overrides, left to right. All m
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -20,11 +21,10 @@ __all__ = ["Config", "ConfigError", "Measured", "apply_overrides", "build", "dum
 
 
 class Config(BaseModel):
-    """Base of every configuration section: unknown keys refused, frozen, field docstrings become the help text."""
+    """Base of every configuration section: unknown keys refused, frozen; the text below a field is what `explain` says
+    (`reference.py` reads it)."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True)
 
 
 class Measured(Config):
@@ -49,14 +49,24 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], texts: bo
     Raises:
         ConfigError: an assignment has no `=`, an empty path, goes through a value, or its value is not YAML.
     """
-    settings = []
-    for override in overrides:
+    settings, words = [], list(overrides)
+    for number, override in enumerate(words):
         path, equals, raw = override.partition("=")
         keys = path.split(".")
         if not equals or not all(keys) or len(keys) > DEPTH:
-            raise ConfigError(f"{shown(override)}: an override is written section.key=value, for example optim.lr=1e-4")
+            raise ConfigError(f"{shown(override)}: an override is written {_as_meant(words, number)}")
         settings.append((path, parse_value(raw, override, texts), override))
     return _set(tree, settings)
+
+
+def _as_meant(words: list[str], number: int) -> str:
+    """How a word that is no override was meant: a key and its value are one word."""
+    word, before, after = words[number], words[max(number - 1, 0)], words[number + 1 : number + 2]
+    if before.endswith("="):
+        return f"without spaces: {before}{word}"
+    if "." in word and after and "=" not in after[0]:
+        return f"with =, as one word: {word}={after[0]}"
+    return "section.key=value, for example optim.lr=1e-4"
 
 
 def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,6 +165,13 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
     dotted = ".".join(path)
     if error["type"] == "extra_forbidden":
         hint = did_you_mean(path[-1], last_fields, f"known keys: {', '.join(last_fields)}")
+        if not hint.startswith("did"):
+            ends = {key.rpartition(".")[2]: key for key in reversed(_keys(schema)) if key != dotted}
+            near = [path[-1]] if path[-1] in ends else []
+            if len(path) == 1:
+                near += [each for each in ends if path[0] in each.split("_")]
+                near += difflib.get_close_matches(path[0], ends, n=1)
+            hint = f"did you mean {ends[near[0]]!r}?" if near else hint
         return f"{dotted}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{dotted}: missing"
@@ -164,8 +181,20 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
         return f"{dotted}.name = {found!r}: {NOT_LOADED.get(found) or did_you_mean(found, known)}"
     if error["type"] == "union_tag_not_found":
         return f"{dotted}.name: missing; known: {', '.join(str(tag_of(model)) for model in parents)}"
+    if error["type"] in ("model_type", "model_attributes_type") and parents and isinstance(error["input"], str):
+        first = next(iter(parents[0].model_fields)) if not tag_of(parents[0]) else "name"
+        return f"{dotted} = {shown(error['input'])}: it is a section; one of its keys is {dotted}.{first}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{dotted} = {shown(error['input'])}: {message}" if dotted else message
+
+
+def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a schema, those of upper sections first."""
+    found, inner = [f"{prefix}{name}" for name in schema.model_fields], []
+    for name, declared in schema.model_fields.items():
+        for model in models_in(declared.annotation):
+            inner += _keys(model, f"{prefix}{name}.")
+    return list(dict.fromkeys([*found, *inner]))
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -6,11 +6,13 @@ limited in bytes, depth, and in what its aliases stand for. Data sets have reade
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,19 @@ def shipped(folder: str = "") -> dict[str, Path]:
     return {str(path.relative_to(root / folder).with_suffix("")): path for path in sorted(files)}
 
 
+@cache
+def glossary() -> dict[str, str]:
+    """The words of the glossary in lower case, several of a row each by itself, and what they mean."""
+    file, found = Path(str(resources.files("promptcomp"))) / "assets" / "glossary.md", dict[str, str]()
+    for row in file.read_text(encoding="utf-8").splitlines():
+        words, bar, meaning = row.strip("| ").partition(" | ")
+        if row.startswith("| ") and bar:
+            text = re.sub(r"\*\*|`", "", re.sub(r" \[[^\]]*\]", "", meaning))
+            found |= dict.fromkeys((word.strip().lower() for word in words.split(",")), text)
+    del found["word"]
+    return found
+
+
 def experiment_file(name: str) -> Path:
     """The YAML of a shipped experiment, or the file of that name.
 
@@ -128,21 +143,33 @@ def experiment_file(name: str) -> Path:
         ConfigError: it is neither; where it is something else, the command for that.
     """
     known, path = shipped(), Path(name)
-    if name in known or path.suffix in (".yaml", ".yml"):
+    if name in known or path.suffix == ".yaml" or (path.suffix == ".yml" and path.exists()):
         return known.get(name, path)
-    for folder, starts in (("sweeps", "sweep"), ("leaderboards", "leaderboard"), ("pretrain", "pretrain")):
-        if name in shipped(folder):
-            raise ConfigError(f"{name!r} is no experiment; {command(starts, name)} is what starts it")
+    if other := starts(name):
+        raise ConfigError(f"{name!r} is no experiment; {other} is what starts it")
     for file, words in (("config.yaml", ("fit", "--resume")), ("sweep.yaml", ("sweep",))):
         if path.joinpath(file).is_file():
             raise ConfigError(f"{name!r} is no experiment; {command(*words, path)} continues it")
-    hint = did_you_mean(name, known, f"{command('experiments')} lists them")
+    beside = path.with_suffix(".yaml")
+    hint = f"did you mean {str(beside)!r}?" if beside.is_file() else ""
+    hint = hint or did_you_mean(name, known, f"{command('experiments')} lists them")
     raise ConfigError(f"{name!r} is neither a shipped experiment nor a YAML file; {hint}")
 
 
+def starts(name: str) -> str | None:
+    """The command that starts a shipped file which is no experiment, if one has this name."""
+    folders = {"sweeps": "sweep", "leaderboards": "leaderboard", "pretrain": "pretrain"}
+    return next((command(word, name) for folder, word in folders.items() if name in shipped(folder)), None)
+
+
 def how_to_begin(run: object) -> str:
-    """For a message, where a run was to be named: how one of the experiment of this name is begun, if there is one."""
-    return f"; {command('fit', run)} makes one" if str(run) in shipped() else ""
+    """For a message, where a run was to be named: the nearest one in ./runs, or how one of the experiment of this name
+    is begun, if there is one."""
+    if str(run) in shipped():
+        return f"; {command('fit', run)} makes one"
+    known = {each.parent.name: each.parent for each in Path("runs").glob("*/config.yaml")}
+    near = difflib.get_close_matches(Path(str(run)).name, known, n=1)
+    return f"; did you mean {shown(str(known[near[0]]))}?" if near else ""
 
 
 def is_experiment(tree: Mapping[str, Any]) -> bool:

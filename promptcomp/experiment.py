@@ -16,11 +16,12 @@ from pydantic import Field, model_validator
 from promptcomp.config import Config, ConfigError, apply_overrides, build, read_yaml
 from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.sections import check_split
-from promptcomp.documents import experiment_file
+from promptcomp.documents import experiment_file, shipped
 from promptcomp.errors import command
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS
 from promptcomp.lightning_modules.method_config import OptimConfig
+from promptcomp.plain import shown
 from promptcomp.rivals import RIVALS
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
@@ -245,9 +246,18 @@ def load(method: str | None, config: Path | None, overrides: Iterable[str] = ())
     words = list(overrides)
     if method is None and config is None and words and "=" not in words[0]:
         method = words.pop(0)
+    if method is not None and method.partition(".")[0] in Experiment.model_fields and not os.path.exists(method):
+        raise ConfigError(
+            f"{method!r} is a key: name an experiment first, and set keys with =, as in "
+            f"`{command('fit', 'mend', 'optim.lr=1e-4')}`"
+        )
     if (method is None) == (config is None):
-        raise ConfigError("give either --method NAME (a shipped experiment) or --config FILE")
+        raise ConfigError(
+            "give either --method NAME (a shipped experiment) or --config FILE; `promptcomp experiments` lists them"
+        )
     file = config if config is not None and os.path.exists(config) else experiment_file(str(method or config))
+    if other := next((word for word in words if word in shipped()), None):
+        raise ConfigError(f"{shown(other)} is another experiment; one is started at a time, and keys are set with =")
     tree = read_yaml(file)
     for key, name in (("experiment", "sweep"), ("architecture", "pretrain")):
         if key in tree and "method" not in tree:

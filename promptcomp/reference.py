@@ -5,14 +5,17 @@ The texts are the docstrings of the schema's fields and classes. Nothing here ne
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import json
 import re
+import sys
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -21,7 +24,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from promptcomp.config import Config, models_in, read_yaml, tag_of
-from promptcomp.documents import shipped
+from promptcomp.documents import glossary, shipped
 from promptcomp.errors import ConfigError
 from promptcomp.experiment import Experiment
 
@@ -29,6 +32,8 @@ Model = type[BaseModel]
 Route = tuple[tuple[str, str | None], ...]
 _FOLDERS = {"sweep": "sweeps", "pretrain": "pretrain", "leaderboard": "leaderboards", "slurm": None}
 """Files beside experiments: the word in front of their keys, and where the shipped ones are."""
+_MOST = 3
+"""Keys that are shown where none is called what was asked for, and their meanings have it."""
 _WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", type(None): "null"}
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
@@ -41,19 +46,44 @@ class KeyEntry:
     """With the name of the section that has the key: method.mend.num_slots."""
     key: str
     """As a configuration has it: method.num_slots."""
-    meaning: str
     type: str = "section"
+    """"word": one of the glossary."""
     default: str = ""
     """As YAML; empty: a section, or the key is required (which `type` says)."""
-    choices: Mapping[str, str] = field(default_factory=dict)
+    owner: Model | None = None
+    """The class whose field it is."""
+    sections: Mapping[str, Model] = field(default_factory=dict)
+    """What its `name` chooses among."""
     source: str = ""
     """The paper that it is from."""
     model: Model | None = None
     """The section that it is, or holds."""
     route: Route = ()
     """The keys that lead to it in a file, each with the `name` that the section there must have."""
-    lead: str = ""
-    """The meaning without that of single choices."""
+    text: str = ""
+    """What a word means."""
+
+    @cached_property
+    def meaning(self) -> str:
+        """What it is for, from the source (read when it is asked for)."""
+        if self.owner is not None:
+            return _meaning(self.owner, self.path.rpartition(".")[2])
+        return _text(self.model.__doc__) if self.model is not None else self.text
+
+    @property
+    def lead(self) -> str:
+        """The meaning without that of single choices."""
+        return self._parts[0]
+
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """What it may be, and what each of these means."""
+        return {tag: _text(each.__doc__) for tag, each in self.sections.items()} or self._parts[1]
+
+    @cached_property
+    def _parts(self) -> tuple[str, dict[str, str]]:
+        declared = self.owner.model_fields[self.path.rpartition(".")[2]] if self.owner is not None else None
+        return _parted(declared.annotation if declared is not None else None, self.meaning)
 
 
 @cache
@@ -64,7 +94,7 @@ def entries() -> dict[str, KeyEntry]:
     from promptcomp.sweeps.sweep_config import SweepConfig
     from promptcomp.toy.recipe import PretrainConfig
 
-    found = list(_below(Experiment, "", "", (), ""))
+    found = dict(of_experiment())
     others: dict[str, Model] = {
         "sweep": SweepConfig,
         "slurm": SlurmProfile,
@@ -72,38 +102,55 @@ def entries() -> dict[str, KeyEntry]:
         "leaderboard": Track,
     }
     for name, model in others.items():
-        found += [
-            KeyEntry(name, name, _text(model.__doc__), model=model),
-            *_below(model, f"{name}.", f"{name}.", (), ""),
-        ]
-    return {each.path: each for each in found}
+        found[name] = KeyEntry(name, name, model=model)
+        found |= {each.path: each for each in _below(model, f"{name}.", f"{name}.", (), "")}
+    return found
+
+
+@cache
+def of_experiment() -> dict[str, KeyEntry]:
+    """Those of an experiment, by path; the rest of the schema stays unread."""
+    return {each.path: each for each in _below(Experiment, "", "", (), "")}
 
 
 def below(entry: KeyEntry) -> list[KeyEntry]:
     """What stands one level below it."""
-    return [each for each in entries().values() if each.path.rpartition(".")[0] == entry.path]
+    known = entries() if entry.path.partition(".")[0] in ("", *_FOLDERS) else of_experiment()
+    return [each for each in known.values() if each.path.rpartition(".")[0] == entry.path]
 
 
 def find(word: str) -> list[list[KeyEntry]]:
-    """What a word may mean, those that say the same together: a path, a key, or the last part of one.
+    """What a word may mean, those that say the same together: a word of the glossary, a path, a key, the last part of
+    one, or words that the meaning of a key has.
 
     Raises:
         ConfigError: nothing; it names the nearest.
     """
-    word, known = word.partition("=")[0].strip("."), list(entries().values())
+    word = word.partition("=")[0].strip(".").lower()
+    known_as = glossary().get(word.replace("_", " "))
+    alike: dict[tuple[str, ...], list[KeyEntry]] = {}
+    for each in [] if known_as is None else [KeyEntry(word, word, type="word", text=known_as)]:
+        alike[(each.type,)] = [each]
     tests = (
         lambda each: each.path == word,
         lambda each: each.key == word,
         lambda each: f".{each.path}".endswith(f".{word}") or f".{each.key}".endswith(f".{word}"),
     )
-    found = next((some for test in tests if (some := [each for each in known if test(each)])), None)
+    known = list(of_experiment().values())
+    found = next((some for test in tests[:2] if (some := [each for each in known if test(each)])), None)
     if found is None:
+        known = list(entries().values())
+        found = next((some for test in tests if (some := [each for each in known if test(each)])), None)
+    if found is None and known_as is None and len(word) > 3:
+        of = re.compile(rf"\b{re.escape(word.replace('_', ' '))}\b", re.IGNORECASE)
+        found = [each for each in known if each.owner is not None and of.search(each.meaning)][:_MOST] or None
+    if found is None and known_as is None:
         names = {end for each in known for path in (each.path, each.key) for end in (path, path.rpartition(".")[2])}
-        near = difflib.get_close_matches(word, [*sorted(names, key=len), *shipped()], n=3)
+        all_names = dict.fromkeys([*sorted(names, key=len), *shipped(), *glossary()])
+        near = difflib.get_close_matches(word, all_names, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`promptcomp explain` lists the sections"
         raise ConfigError(f"there is no key, section or experiment {word!r}; {hint}")
-    alike: dict[tuple[str, ...], list[KeyEntry]] = {}
-    for each in found:
+    for each in found or ():
         alike.setdefault((each.type, each.default, each.meaning), []).append(each)
     return list(alike.values())
 
@@ -130,7 +177,9 @@ def tried_by(entry: KeyEntry) -> list[str]:
 def described(group: list[KeyEntry]) -> dict[str, Any]:
     """All that is known of an entry, and of those that say the same, for JSON."""
     entry = group[0]
-    fields = {key: value for key, value in asdict(entry).items() if key not in ("model", "route", "lead", "choices")}
+    if entry.type == "word":
+        return {"path": entry.path, "type": entry.type, "meaning": entry.meaning}
+    fields = {key: getattr(entry, key) for key in ("path", "key", "meaning", "type", "default", "source")}
     also = [each.path for each in group[1:]]
     more = {"set_by": set_by(entry), "tried_by": tried_by(entry), "also": also, "keys": [e.path for e in below(entry)]}
     return {**fields, "choices": dict(entry.choices), **more}
@@ -173,7 +222,7 @@ def markdown() -> str:
             homes.setdefault(each.model, each.path)
     lines = ["# Keys", ""]
     heads = [each for each in entries().values() if each.model is None or homes[each.model] == each.path]
-    for entry in (KeyEntry("", "", ""), *(each for each in heads if below(each))):
+    for entry in (KeyEntry("", ""), *(each for each in heads if below(each))):
         keys = below(entry)
         if entry.path:
             lines += [f"## `{entry.path}`", "", *([f"{entry.meaning}"] if entry.meaning else []), ""]
@@ -211,24 +260,22 @@ def _below(model: type[BaseModel], path: str, key: str, route: Route, source: st
             continue
         here, plain, inner = f"{path}{name}", f"{key}{name}", models_in(declared.annotation)
         tagged = {str(tag_of(each)): each for each in inner} if len(inner) > 1 and all(map(tag_of, inner)) else {}
-        meaning, default = _meaning(model, name), declared.get_default(call_default_factory=True)
-        lead, choices = _parted(declared.annotation, meaning)
+        default = declared.get_default(call_default_factory=True)
         section = inner[0] if len(inner) == 1 and not tagged else None
         yield KeyEntry(
             here,
             plain,
-            meaning,
             _type(declared) + (", required" if declared.is_required() else ""),
             "" if declared.is_required() or (text := yaml_text(default)) == "{}" else text,
-            {tag: _text(each.__doc__) for tag, each in tagged.items()} or choices,
+            model,
+            tagged,
             source,
             section,
             (*route, (name, None)),
-            lead,
         )
         for tag, each in tagged.items():
             paper, to = getattr(each, "paper", ""), (*route, (name, tag))
-            yield KeyEntry(f"{here}.{tag}", f"{here}.{tag}", _text(each.__doc__), source=paper, model=each, route=to)
+            yield KeyEntry(f"{here}.{tag}", f"{here}.{tag}", source=paper, model=each, route=to)
             yield from _below(each, f"{here}.{tag}.", f"{plain}.", to, paper)
         for each in () if tagged else inner:
             yield from _below(each, f"{here}.", f"{plain}.", (*route, (name, None)), source)
@@ -236,8 +283,30 @@ def _below(model: type[BaseModel], path: str, key: str, route: Route, source: st
 
 def _meaning(model: type[BaseModel], name: str) -> str:
     """A field's text; one that only changes a default has that of the class before it."""
-    fields = (each.model_fields.get(name) for each in model.__mro__ if issubclass(each, BaseModel))
-    return _text(next((each.description for each in fields if each is not None and each.description), ""))
+    texts = (_docstrings(each.__module__).get(each.__name__, {}).get(name) for each in model.__mro__)
+    return _text(next(filter(None, texts), model.model_fields[name].description))
+
+
+@cache
+def _docstrings(module: str) -> dict[str, dict[str, str]]:
+    """The texts below the fields of each class of a module, from its source: to read all of them with every class, as
+    pydantic can, would take a third of the time in which a command has its schema."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError, KeyError):  # a class of a notebook, or of a package without its source
+        return {}
+    return {
+        each.name: {
+            of.target.id: below.value.value
+            for of, below in pairwise(each.body)
+            if isinstance(of, ast.AnnAssign)
+            and isinstance(of.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        }
+        for each in ast.walk(tree)
+        if isinstance(each, ast.ClassDef)
+    }
 
 
 def _parted(annotation: Any, meaning: str) -> tuple[str, dict[str, str]]:

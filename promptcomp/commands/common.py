@@ -63,6 +63,15 @@ class RunByDefault(Commands):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """The subcommands, and what `run` takes first (options, where one was begun)."""
+        run = self.commands["run"]
+        with run.make_context("run", [], parent=ctx, resilient_parsing=True) as inner:
+            if incomplete.startswith("-"):
+                return list(run.shell_complete(inner, incomplete))
+            first = next(each for each in run.params if each.param_type_name == "argument")
+            return [*super().shell_complete(ctx, incomplete), *first.shell_complete(inner, incomplete)]
+
 
 def show(text: str, end: str = "\n", file: TextIO | None = None) -> None:
     """Print a text; control characters that files, names or paths have brought are shown as escapes."""

@@ -37,10 +37,11 @@ def sweep_names(incomplete: str) -> list[str]:
 
 
 def words_to_explain(incomplete: str) -> list[str]:
-    """Sections, and the keys of the one that was begun."""
+    """Sections, the keys of the one that was begun, and words of the glossary."""
+    from promptcomp.documents import glossary
     from promptcomp.reference import entries
 
-    return _next(entries(), incomplete)
+    return [*_next(entries(), incomplete), *_starting((each for each in glossary() if " " not in each), incomplete)]
 
 
 def overrides(ctx: Any, incomplete: str) -> list[str]:
@@ -48,7 +49,7 @@ def overrides(ctx: Any, incomplete: str) -> list[str]:
 
     A shell that takes `=` for the end of a word hands over what comes after it alone.
     """
-    from promptcomp.reference import entries
+    from promptcomp.reference import of_experiment
 
     words = os.environ.get("COMP_WORDS", "").split("\n")
     key, equals, value = incomplete.partition("=")
@@ -58,7 +59,7 @@ def overrides(ctx: Any, incomplete: str) -> list[str]:
     given = ctx.params
     names = _sections_of(given.get("method"), given.get("config"))
     known: dict[str, list[str]] = {}
-    for each in entries().values():
+    for each in of_experiment().values():
         if each.model is None and names.get(each.path.split(".")[0], "") in each.path:
             known.setdefault(each.key, []).extend(each.choices or ([each.default] if each.default else []))
     if equals or cut:

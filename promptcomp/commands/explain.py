@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from promptcomp.commands.common import JsonOption, console_for, show, tell
 from promptcomp.commands.completing import experiment_names, method_names, words_to_explain
+from promptcomp.commands.mistakes import home_of
 from promptcomp.errors import ConfigError, command, did_you_mean
 from promptcomp.plain import say
 
@@ -24,7 +25,8 @@ def explain(
         str | None,
         Argument(
             metavar="KEY",
-            help="A key (optim.lr), a section (trainer, data.table_icl), a method, a rival; alone: the sections.",
+            help="A key (optim.lr), a section (trainer, data.table_icl), a method, a rival, a word of the glossary; "
+            "alone: the sections.",
             autocompletion=words_to_explain,
         ),
     ] = None,
@@ -95,7 +97,7 @@ def experiments(
     known = shipped()
     if name is not None:
         if name not in known:
-            raise ConfigError(f"there is no experiment {name!r}; {did_you_mean(name, known)}")
+            raise ConfigError(f"there is no experiment {name!r}; {_nearest(name, known)}")
         if as_json:
             print(json.dumps({"name": name, "file": str(known[name]), "config": read_yaml(known[name])}))
             return
@@ -123,10 +125,15 @@ def print_section(kind: str, name: str, known: Mapping[str, Any], as_json: bool)
     if name not in known:
         from promptcomp.config import NOT_LOADED
 
-        raise ConfigError(f"there is no {kind} {name!r}; {NOT_LOADED.get(name) or did_you_mean(name, known)}")
-    from promptcomp.reference import entries
+        raise ConfigError(f"there is no {kind} {name!r}; {NOT_LOADED.get(name) or _nearest(name, known)}")
+    from promptcomp.reference import of_experiment
 
-    print_explained([[entries()[f"{kind}.{name}"]]], as_json)
+    print_explained([[of_experiment()[f"{kind}.{name}"]]], as_json)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    home = home_of(name)
+    return f"did you mean {home}?" if home else did_you_mean(name, known)
 
 
 def print_explained(groups: list[list[KeyEntry]], as_json: bool) -> None:
@@ -173,6 +180,9 @@ def _print_entry(entry: KeyEntry, found: Mapping[str, Any], console: Console) ->
     from promptcomp import reference
     from promptcomp.terminal import plain_table
 
+    if entry.type == "word":
+        console.print(Text(entry.path, style="bold"), Padding(Text(entry.meaning), (0, 0, 0, 2)))
+        return
     is_key = entry.type != "section"
     console.print(Text.assemble((entry.path, "bold"), f" = {entry.default}" if entry.default else ""), highlight=False)
     if text := entry.lead if entry.choices else entry.meaning:
@@ -191,11 +201,8 @@ def _print_entry(entry: KeyEntry, found: Mapping[str, Any], console: Console) ->
     keys = [] if entry.choices else reference.below(entry)
     if not keys and "." in entry.path:
         over = entry.path.rpartition(".")[0]
-        beside = [
-            each.path.rpartition(".")[2]
-            for each in reference.entries().values()
-            if each is not entry and each.path.rpartition(".")[0] == over
-        ]
+        section = reference.KeyEntry(over, over)
+        beside = [each.path.rpartition(".")[2] for each in reference.below(section) if each is not entry]
         rows += [("beside it", ", ".join(beside))]
     console.print(Padding(plain_table(("", ""), rows, show_header=False), (0, 0, 0, 2)), highlight=False)
     if keys:

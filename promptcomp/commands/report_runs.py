@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from promptcomp.commands.common import JsonOption, tell
+from promptcomp.commands.completing import run_folders
+from promptcomp.documents import how_to_begin
 from promptcomp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    runs: Annotated[list[Path], Argument(help="Run directories, or those of evaluations.")],
+    runs: Annotated[list[Path], Argument(help="Run directories, or those of evaluations.", autocompletion=run_folders)],
     output: Annotated[
         Path | None,
         Option("--output", "-o", help="The page; default: report.html in the run; of several runs, here."),
@@ -25,7 +27,7 @@ def report(
     """Write a page of finished runs (scores, curves, examples, cost, configuration), and print what they found."""
     for run in runs:
         if not run.is_dir():
-            raise ConfigError(f"{run}: no such run directory")
+            raise ConfigError(f"{run}: no such run directory{how_to_begin(run)}")
     from promptcomp.comparing.comparison import compare
     from promptcomp.comparing.comparison_table import page_tables, print_comparison
     from promptcomp.evaluation.results import read_results

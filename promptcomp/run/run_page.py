@@ -132,7 +132,7 @@ class RunView:
             text = made.options[chosen] if chosen >= 0 else "(no option has a score)"
             if scores and len(scores) <= 8:
                 pairs = zip(made.options, scores, strict=True)
-                more = "log p per token: " + ", ".join(f"{o.strip()} {s:.2f}" for o, s in pairs if s is not None)
+                more = "log p per token: " + ", ".join(f"{o.strip()} {s:z.2f}" for o, s in pairs if s is not None)
         title = rival.title if rival is not None else row_title(self.results, row)
         return {
             "title": title,

@@ -15,7 +15,7 @@ from typing import Any
 
 from promptcomp.config import apply_overrides, build, read_yaml, with_settings
 from promptcomp.documents import experiment_file, shipped
-from promptcomp.errors import ConfigError, did_you_mean
+from promptcomp.errors import ConfigError, command, did_you_mean
 from promptcomp.plain import shown
 from promptcomp.sweeps.space import SHARE, experiment_of
 from promptcomp.sweeps.sweep_config import (
@@ -63,7 +63,7 @@ def find_sweep(name_or_path: str) -> SweepFile:
         return SweepFile(path.name, str(file), read_yaml(file), path)
     if path.suffix in (".yaml", ".yml"):
         return SweepFile(path.stem, str(path), _with_full_path(read_yaml(path), path.parent))
-    hint = did_you_mean(name_or_path, known, f"shipped sweeps: {', '.join(known)}")
+    hint = did_you_mean(name_or_path, known, f"{command('sweep', '--list')} lists those that are shipped")
     raise ConfigError(f"{name_or_path!r} is no shipped sweep, no YAML file and no sweep directory; {hint}")
 
 

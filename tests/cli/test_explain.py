@@ -113,6 +113,8 @@ def test_guesses_work_or_name_the_command(run: Run, tmp_path: Path, monkeypatch:
     (tmp_path / "sweep.yaml").write_text("{experiment: mend, space: {optim.lr: [0.001, 0.002]}}")
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "config.yaml").write_text(shipped()["mend"].read_text())
+    (tmp_path / "runs" / "mend-1").mkdir(parents=True)
+    (tmp_path / "runs" / "mend-1" / "config.yaml").touch()
     monkeypatch.chdir(tmp_path)
     assert load(None, None, ["mend", "seed=3"]).seed == 3
     assert load("mend", None) == load(None, shipped()["mend"]) == load(None, Path("mend")) == load("own.yaml", None)
@@ -129,10 +131,33 @@ def test_guesses_work_or_name_the_command(run: Run, tmp_path: Path, monkeypatch:
         "evaluate mend": "promptcomp fit mend",
         "compare mend": "promptcomp fit mend",
         "compress mend -o x": "promptcomp fit mend",
+        "compare mend-2": "did you mean 'runs/mend-1'?",
+        "fit own.yml": "did you mean 'own.yaml'?",
+        "fit optim.lr 5e-5": "name an experiment first",
+        "fit mend optim.lr 5e-5": "as one word: optim.lr=5e-5",
+        "fit mend optim.lr= 5e-5": "without spaces: optim.lr=5e-5",
+        "fit mend gist": "'gist' is another experiment",
+        "fit mend steps=3": "did you mean 'trainer.max_steps'?",
+        "fit mend data=table_icl": "one of its keys is data.name",
+        "fit --lr 0.1": "no dashes: optim.lr=0.1",
+        "fit --metod mend": "did you mean --method?",
+        "sweep gist_tokens --seed 3": "did you mean --seeds?",
+        "sweep lis": "promptcomp sweep --list",
+        "mend": "promptcomp fit mend",
+        "train mend": "promptcomp fit mend",
+        "resume runs/a": "promptcomp fit --resume runs/a",
+        "fti mend": "promptcomp fit",
+        "help fit": "promptcomp fit --help",
+        "data table_icl": "promptcomp data list table_icl",
+        "experiments gist_tokens": "promptcomp sweep gist_tokens",
+        "compare": "RUNS is missing",
+        "compress runs/mend-1": "--output/-o is missing",
+        "fit -o": "requires an argument",
     }.items():
         done = run(*words.split())
         assert done.returncode == 2
         assert advice in done.stderr, f"{words}: {done.stderr}"
+        assert done.stderr.startswith("error: "), f"{words}: {done.stderr}"
 
 
 def test_a_shell_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +199,25 @@ def test_flags_mean_the_same_everywhere() -> None:
         assert any("--json" in names for names in options), name
         for short, long in same.items():
             assert all((short in names) == (long in names) for names in options), f"{name} {short}"
+
+
+def test_words_and_meanings_are_explained(run: Run) -> None:
+    assert "(full prompt - no prompt)" in run("explain", "retained").stdout
+    assert json.loads(run("explain", "Slots", "--json").stdout)[0]["type"] == "word"
+    assert "method.mend.slots" in run("explain", "slots").stdout
+    assert run("explain", "learning_rate").stdout.startswith("optim.lr")
+    assert run("explain", "Mend").stdout.startswith("method.mend\n")
+
+
+def test_a_sweep_is_completed_as_what_it_runs() -> None:
+    def completed(*words: str) -> list[str]:
+        group = get_command(app).commands["sweep"]  # type: ignore[attr-defined]
+        with group.make_context("sweep", list(words[:-1]), resilient_parsing=True) as context:
+            return [each.value for each in group.shell_complete(context, words[-1])]
+
+    assert completed("gi") == ["gist_tokens"]
+    assert completed("sh") == ["show"]
+    assert completed("--dr") == ["--dry-run"]
 
 
 def test_an_unknown_section_is_named() -> None:

@@ -49,6 +49,15 @@ def test_the_readme_is_short_and_its_picture_is_that_of_the_figures() -> None:
         assert f"| {row['kl']:.3f} | {row['top1']:.3f} | {row['same_answer']:.2f} |" in results.replace("*", ""), row
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "results").glob("*.json")), ids=lambda file: file.stem)
+def test_a_table_of_results_is_that_of_its_figures(file: Path) -> None:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    rows = found["rows"]
+    lines = [f"| {' | '.join(cells)} |" for cells in (rows[0], *(row.values() for row in rows))]
+    table = "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+    assert f"{table}\n" in (ROOT / found["section"].partition("#")[0]).read_text(encoding="utf-8")
+
+
 def test_the_drawings_are_those_of_their_script() -> None:
     script = runpy.run_path(str(ROOT / "benchmarks" / "drawings.py"))
     page = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
