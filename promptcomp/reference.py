@@ -303,6 +303,7 @@ def _docstrings(module: str) -> dict[str, dict[str, str]]:
             and isinstance(of.target, ast.Name)
             and isinstance(below, ast.Expr)
             and isinstance(below.value, ast.Constant)
+            and isinstance(below.value.value, str)
         }
         for each in ast.walk(tree)
         if isinstance(each, ast.ClassDef)

@@ -41,7 +41,9 @@ def sentence(error: Any, words: list[str]) -> str:
     message = str(error.format_message())
     if message.startswith("No such command"):
         depth = len(path)
-        rest = [word for word in words if word not in path or path.remove(word)]  # type: ignore[func-returns-value]
+        rest = list(words)
+        for word in path:
+            rest.remove(word)
         name = next((word for word in rest if not word.startswith("-")), "")
         return f"there is no command {name!r}; {_instead_of_command(name, rest, context, depth) or more}"
     if type(error).__name__ == "MissingParameter" and error.param is not None:
