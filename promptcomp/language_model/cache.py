@@ -26,7 +26,7 @@ _NEW, _OLD = "cache", "past_key_values"
 
 def passing(model: nn.Module, cache: Cache) -> dict[str, Cache]:
     """`cache` as a keyword argument of `model`."""
-    return {keyword(type(model)): cache}
+    return {keyword(type(model)): cache}  # type: ignore[arg-type]  # classes can be hashed
 
 
 @remembering
