@@ -54,7 +54,8 @@ def runs(cluster: Cluster, program: Call, tmp_path_factory: pytest.TempPathFacto
     cluster.call("scontrol", "requeue", number["one"])
     program("fit", *TINY, "--run-dir", str(folder / "plain"))
     for name in layouts:
-        wait_for(f"the end of {name}\n{log(folder / name)}", lambda: (folder / name / "results.json").is_file())  # noqa: B023
+        own = folder / name / "log.txt"  # its last line comes after results.json
+        wait_for(f"the end of {name}\n{log(folder / name)}", lambda: " finished\n" in own.read_text())  # noqa: B023
     return folder
 
 
