@@ -155,7 +155,7 @@ class _Client:
             reply.tokens = reply.tokens or pieces
             if not pieces:
                 reply.error = "the stream has no piece of an answer"
-        except Exception as error:  # what breaks off or garbles a stream is not always openai's own
+        except Exception as error:  # openai passes on those of its HTTP library (httpx or httpx2) and of JSON
             reply.error = shorten(first_line(error))
         return reply
 

@@ -62,16 +62,19 @@ class Beside:
         return self.row(None, self._none), {**Agreement(0.0, 1.0, 1.0)._asdict(), "gap_closed": 1.0, **taken}
 
     def count(self) -> int:
-        """How many rows there are for each number of slots."""
+        """How many rows there are for each number of slots, at most."""
         return 1 + len(self.texts) + (len(_with_slots(1)) + len(_OF_ANY_SIZE) if self.rivals else 0)
 
     @torch.no_grad()
     def rows(self, slots: int) -> Iterator[tuple[str, dict[str, float] | None]]:
-        """Names and rows of all that is compared with a cartridge of so many slots (a BOS is one); None: `missing`."""
-        kept = slots - self.lm.num_bos
-        yield self._of_rival(f"last {slots} tokens", Truncate(keeps="tail", slots=kept) if kept else None)
-        for rival in _with_slots(max(kept, 1)) if self.rivals else ():
-            yield self._of_rival(rival.label, rival if kept else None)
+        """Names and rows of all that is compared with a cartridge of so many slots; None: `missing`.
+
+        A BOS is one of the slots; where it is the only one, nothing has as many.
+        """
+        if kept := slots - self.lm.num_bos:
+            yield self._of_rival(f"last {slots} tokens", Truncate(keeps="tail", slots=kept))
+            for rival in _with_slots(kept) if self.rivals else ():
+                yield self._of_rival(rival.label, rival)
         for rival in _OF_ANY_SIZE if self.rivals else ():
             if rival.label not in self._once:
                 self._once |= [self._of_rival(rival.label, rival)]
@@ -82,10 +85,8 @@ class Beside:
                 self._once[name] = self.row(memory, self.measure(memory))
             yield name, self._once[name]
 
-    def _of_rival(self, name: str, rival: Rival | None) -> tuple[str, dict[str, float] | None]:
+    def _of_rival(self, name: str, rival: Rival) -> tuple[str, dict[str, float] | None]:
         try:
-            if rival is None:
-                raise NotMet("the LM's BOS takes the only slot")
             made = rival.memory(self._reading, Setting(lambda context: None, self.context))
         except NotMet as reason:
             self.missing[name] = str(reason)

@@ -367,15 +367,10 @@ class DistillJob:
             "format of questions": [format_.query, format_.empty_query, format_.stop_ids, self.ids],
             "set of questions": asked if self._given is None else self._given,
         }
-        whole = {name: text_hash(json.dumps(part)) for name, part in parts.items()}
-        return (
-            whole
-            | ({} if self._day is None else {"day": self._day})
-            | {
-                "--answer-tokens": str(options.answer_tokens),
-                "--answer-batch": str(options.answer_batch),
-            }
-        )
+        found = {name: text_hash(json.dumps(part)) for name, part in parts.items()}
+        if self._day is not None:
+            found["day"] = self._day
+        return found | {"--answer-tokens": str(options.answer_tokens), "--answer-batch": str(options.answer_batch)}
 
 
 def _end_of(lm: LanguageModel) -> tuple[int, ...]:
