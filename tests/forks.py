@@ -29,8 +29,7 @@ class Fork:
     """`python -m WORDS`, with what tests ask of a `subprocess.Popen`; what it prints goes into files.
 
     Args:
-        words: the module and its words; whatever starts others by `__main__` (several devices without torchrun's
-            variables) needs a new Python.
+        words: the module and its words; ranks that it starts itself are new Pythons.
         folder: its working directory; None: this one.
         env: what differs in its environment.
     """

@@ -51,21 +51,10 @@ class Forked:
             os.kill(self.pid, number)
 
 
-def can_fork(experiment: Experiment, devices: Sequence[str]) -> bool:
-    """Whether a run may be forked: one process, on a system where a fork may go on computing.
-
-    Args:
-        experiment: the run's.
-        devices: CUDA devices that it is to have; empty: those that there are.
-    """
-    trainer = experiment.trainer
-    one = trainer.devices == 1 or (
-        trainer.devices == "auto"
-        and (trainer.accelerator in ("cpu", "mps") or len(devices) == 1 or torch.cuda.device_count() < 2)
-    )
-    trains = bool(trainer.max_steps) and experiment.method.trains  # what only evaluates is one process
-    alone = trainer.num_nodes == 1 and (not trains or (one and trainer.strategy == "auto"))
-    return alone and sys.platform == "linux" and not torch.cuda.is_initialized()
+def can_fork(experiment: Experiment) -> bool:
+    """Whether a run may be forked: on this machine alone, where a fork may go on computing. It starts its other ranks
+    itself."""
+    return experiment.trainer.num_nodes == 1 and sys.platform == "linux" and not torch.cuda.is_initialized()
 
 
 def fork_module(words: Sequence[str], env: Mapping[str, str], output: int, error: int) -> Forked:
@@ -126,7 +115,8 @@ def _become(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if torch.cuda._is_in_bad_fork():  # somebody has begun with CUDA in the parent all the same
             os.execv(sys.executable, [sys.executable, "-m", *words])
-        runpy.run_module(words[0], run_name="__main__")
+        sys.modules.pop(f"{words[0]}.__main__", None)  # it is run anew
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)  # other ranks are started by what is main
         code = Exit.FINISHED
     except SystemExit as end:
         code = Exit.FINISHED if end.code is None else end.code

@@ -191,7 +191,7 @@ class Child:
                 error = output = stack.enter_context(open_append(wanted.log))
                 self._log_start = output.seek(0, os.SEEK_END)
             self.process: subprocess.Popen[bytes] | Forked
-            if fork and can_fork(wanted.experiment, wanted.devices):
+            if fork and can_fork(wanted.experiment):
                 self.process = fork_module(words[2:], env, output.fileno(), 2 if error is None else error.fileno())
             else:
                 self.process = subprocess.Popen(

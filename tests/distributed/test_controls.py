@@ -15,14 +15,13 @@ import pytest
 from tests.forks import Fork, run_fork
 
 WORDS = (
-    "fit", "--method", "mend", "--with-controls", "method={name: gist, num_slots: 2}", "trainer.accelerator=cpu",
+    "fit", "--method", "mend", "--with-controls", "method={name: full_prompt, train: lm}", "trainer.accelerator=cpu",
     "trainer.threads=1", "trainer.batch_size=4", "trainer.devices=2", "trainer.checkpoint_every=3",
     "trainer.eval_every=100000", "data.queries_per_context=2", "data.num_demonstrations=2",
     "data.world.num_test_tasks=2", "data.world.num_dev_tasks=2", "data.world.num_queries=2",
     "evaluation.measure_cost=false", "evaluation.bootstrap_resamples=100", "evaluation.splits=[test]",
     "evaluation.generate=false",
 )  # fmt: skip
-TRAINED = ("method", "full_prompt_trained", "no_prompt_trained")
 
 
 def command(folder: Path, steps: int, *more: str) -> list[str]:
@@ -34,7 +33,7 @@ def test_killed_and_continued(tmp_path: Path) -> None:
     """The trainer is killed; the same command goes on to the end (a stop: tests/cli/test_controls.py)."""
     words = command(tmp_path, 24, "--json")
     with Fork(*words) as first:
-        _until(lambda: list(tmp_path.glob("gist-*/checkpoints/last.ckpt")), first)
+        _until(lambda: list(tmp_path.glob("full_prompt-*/checkpoints/last.ckpt")), first)
         (trainer,) = _children(first.pid)
         os.kill(trainer, signal.SIGKILL)
         _, text = first.communicate()
@@ -47,19 +46,21 @@ def test_killed_and_continued(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     points = json.loads(done.stdout)["controls"]
     how = {role: found["how"] for role, found in points["runs"].items()}
-    assert [how[role] for role in TRAINED] == ["resumed", "made", "made"]
-    for role in TRAINED:
+    assert how["method"] == "resumed"
+    assert how["full_prompt_trained"] == "reused"  # the same run
+    assert how["no_prompt_trained"] == "made"
+    for role in ("method", "no_prompt_trained"):
         folder = Path(points["runs"][role]["run"])
         assert json.loads((folder / "results.json").read_text())["cost"]["steps"] == 24
     assert (Path(points["runs"]["method"]["run"]) / "controls.json").is_file()
-    assert len([path for path in tmp_path.iterdir() if (path / "results.json").is_file()]) == 5
+    assert len([path for path in tmp_path.iterdir() if (path / "results.json").is_file()]) == 4
 
 
 def test_mistakes_are_told_once(tmp_path: Path) -> None:
     done = run_fork(*command(tmp_path, 2, "lm.path=nowhere/at/all"))
     assert done.returncode == 2
     assert done.stderr.count("error:") == 1, done.stderr
-    assert not list(tmp_path.glob("gist-*"))
+    assert not list(tmp_path.glob("full_prompt-*"))
     done = run_fork(*command(tmp_path, 2, "trainer.num_nodes=2"))
     assert done.returncode == 2
     assert "trainer.num_nodes=2" in done.stderr

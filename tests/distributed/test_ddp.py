@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.distributed.trajectories import start
-from tests.forks import run_fork
+from tests.forks import Fork, run_fork
 
 WORDS = (
     "fit", "--method", "mend", "trainer.accelerator=cpu", "trainer.threads=1", "trainer.batch_size=4",
@@ -26,14 +26,14 @@ WORDS = (
 
 
 def command(run: Path, *more: str, steps: int = 3) -> list[str]:
-    return [sys.executable, "-m", "promptcomp", *WORDS, f"trainer.max_steps={steps}", "--run-dir", str(run), *more]
+    return ["promptcomp", *WORDS, f"trainer.max_steps={steps}", "--run-dir", str(run), *more]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     run = tmp_path_factory.mktemp("alone") / "run"
-    done = run_fork(*command(run)[2:])
+    done = run_fork(*command(run))
     assert done.returncode == 0, done.stderr
     return run
 
@@ -59,7 +59,7 @@ def agree(one: Path, two: Path) -> None:
 def test_two_processes_give_one_trajectory(alone: Path, tmp_path: Path) -> None:
     """Started by the program itself, with FSDP; DDP in the next test."""
     words = command(tmp_path / "two", "trainer.devices=2", "trainer.strategy=fsdp")
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    done = run_fork(*words)
     assert done.returncode == 0, done.stderr
     assert "srun" not in done.stderr
     assert done.stdout.count("run directory") == 1
@@ -104,24 +104,17 @@ def test_a_method_without_training_runs_once(tmp_path: Path) -> None:
 def test_when_one_process_is_killed_the_other_ends(tmp_path: Path, victim: str) -> None:
     run = tmp_path / "run"
     words = command(run, "trainer.devices=2", "trainer.eval_every=100000", "trainer.checkpoint_every=2", steps=100000)
-    errors = tmp_path / "errors.txt"
-    with errors.open("w") as file:
-        first = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=file)
-    try:
+    with Fork(*words) as first:
         _wait(lambda: (run / "checkpoints" / "last.ckpt").exists(), 200)
         (second,) = [int(number) for number in _children(first.pid)]
         killed, other = (first.pid, second) if victim == "first" else (second, first.pid)
         os.kill(killed, signal.SIGKILL)
         _wait(lambda: first.poll() is not None and not _is_running(other), 90)
-        first.wait(10)
         if victim == "second":
             assert first.returncode == 1
-            text = errors.read_text()
+            text = first.printed()[1]
             assert "another process of this run has ended" in text or "was killed by signal 9" in text
             assert "Traceback" not in text
-    finally:
-        first.kill()
-        first.wait(10)
 
 
 def _children(pid: int) -> list[str]:

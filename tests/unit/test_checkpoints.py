@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from promptcomp.checkpoints.checkpoint_files import (
     consolidate,
     is_sharded,
     read_checkpoint,
-    replace,
     split,
     step_of,
     write_header,
@@ -32,34 +29,10 @@ from promptcomp.checkpoints.describe import damage, describe
 from promptcomp.checkpoints.places import existing, places_of
 from promptcomp.checkpoints.trained_state import read_trained
 from promptcomp.config import ConfigError
+from tests.checkpoint_writing import INFO, checkpoint, write_parts
 from tests.cli.conftest import run as run  # the program, in this process
+from tests.forks import Fork
 from tests.prompt_runs import save_lm, save_run
-
-INFO = {"format": 2, "method": "mend", "family": "decoder", "lm": "somewhere"}
-
-
-def checkpoint(value: float = 1.0, size: int = 4) -> dict[str, Any]:
-    """A checkpoint of two tensors, with an optimiser's state."""
-    weights = {"slots": torch.full((size, 3), value), "scale": torch.tensor(value)}
-    moments = {name: {"step": torch.tensor(2.0), "exp_avg": weight * 2} for name, weight in weights.items()}
-    group = {"lr": 0.1, "params": ["slots", "scale"]}
-    return {
-        "state_dict": weights,
-        "optimizer_states": [{"state": moments, "param_groups": [group]}],
-        "global_step": int(value),
-        "promptcomp": INFO,
-    }
-
-
-def write_parts(saved: dict[str, Any], path: Path) -> None:
-    """As one process writes a sharded checkpoint."""
-    header, tensors = split(saved)
-    temporary = path.with_name(f".{path.name}.tmp")
-    checkpoint_files.remove(temporary)
-    temporary.mkdir(parents=True)
-    name, size = write_shard(temporary, tensors, 0, 1)
-    write_header(temporary, header, {name: size})
-    replace(temporary, path)
 
 
 def same(one: dict[str, Any], two: dict[str, Any]) -> None:
@@ -112,27 +85,19 @@ def test_a_kill_between_two_renames_leaves_the_one_before(tmp_path: Path, monkey
 
 
 def test_a_kill_at_any_moment_leaves_a_usable_checkpoint(tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom tests.unit.test_checkpoints import *\n"
-        "for number in range(1, 10**6):\n"
-        "    for write in (write_whole, write_parts):\n"
-        "        write(checkpoint(float(number), 20_000), Path(sys.argv[1], write.__name__))\n"
-        "    print(number, flush=True)\n"
-    )
     rng = random.Random(0)
     paths = [tmp_path / write.__name__ for write in (write_whole, write_parts)]
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
-    ) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
+    with Fork("tests.checkpoint_writing", str(tmp_path)) as child:
+        while not child.printed()[0]:
+            assert child.poll() is None, child.printed()
+            time.sleep(0.01)
         found = []
-        for number in range(30):  # what a kill at this moment would leave
+        for _ in range(30):  # what a kill at this moment would leave
             time.sleep(rng.random() * 0.01)
             child.send_signal(signal.SIGSTOP)
             _wait_until_stopped(child.pid)
             found.append([_usable_step(path) for path in paths])
-            child.send_signal(signal.SIGCONT if number < 29 else signal.SIGKILL)
+            child.send_signal(signal.SIGCONT)
     for path, steps in zip(paths, zip(*found, strict=True), strict=True):
         assert steps[0] >= 1
         assert list(steps) == sorted(steps)
