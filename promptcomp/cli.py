@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -26,6 +27,7 @@ from promptcomp.commands.common import (
     Overrides,
     RunArgument,
     console_for,
+    loading,
     show,
 )
 from promptcomp.commands.completing import run_folders
@@ -38,7 +40,7 @@ from promptcomp.commands.report_runs import report
 from promptcomp.commands.serve import serve
 from promptcomp.commands.slurm_options import SlurmCommand, SlurmOption, refuse_overrides, submit_again, submit_new
 from promptcomp.errors import ConfigError, Exit, RankLost, RunFailed, is_full, is_out_of_memory
-from promptcomp.plain import say, shown, without_credentials
+from promptcomp.plain import say, shown, without_credentials, wrapped
 from promptcomp.stopping import StopSignals
 
 if TYPE_CHECKING:
@@ -99,7 +101,10 @@ def main(begun: float | None = None) -> NoReturn:
 
 def _fail(message: str, code: Exit) -> NoReturn:
     if message:
-        show(f"error: {without_credentials(message)}", file=sys.stderr)
+        text = f"error: {without_credentials(message)}"
+        if sys.stderr.isatty():
+            text = wrapped(text, shutil.get_terminal_size().columns)
+        show(text, file=sys.stderr)
     sys.exit(code)
 
 
@@ -207,7 +212,8 @@ def fit(
         from promptcomp.run.run_directory import open_existing
 
         experiment_to_resume(open_existing(resume), overrides or ())  # a mistake is told before torch is imported
-        from promptcomp.run.fitting import resume_fit
+        with loading(console):
+            from promptcomp.run.fitting import resume_fit
 
         outcome = resume_fit(resume, console, overrides or (), context.obj)
     else:
@@ -234,7 +240,8 @@ def fit(
 
             outcome = fit_with_controls(chosen, run_dir, console)
         else:
-            from promptcomp.run.fitting import fit as run_fit
+            with loading(console):
+                from promptcomp.run.fitting import fit as run_fit
 
             outcome = run_fit(chosen, run_dir, console, context.obj)
             if outcome is not None and keep_tasks is not None:
@@ -261,7 +268,8 @@ def evaluate(
 
     console, experiment = console_for(as_json), trained_experiment(run, overrides or ())
     experiment.without_training().check()  # a mistake is told before torch is imported
-    from promptcomp.run.fitting import evaluate as run_evaluate
+    with loading(console):
+        from promptcomp.run.fitting import evaluate as run_evaluate
 
     _finish(run_evaluate(run, experiment, output, console), console, as_json)
 

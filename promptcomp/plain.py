@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ SECRETS = ("password", "passwd", "sslpassword", "token", "access_token", "api_ke
 _USER = re.compile(r"(?<=://)(?:[^\s/?#@:]*:[^\s@'\"]*|[^\s/?#@]*)@")
 _VALUE = re.compile(rf"(?i)(?<![\w.])((?:{'|'.join(SECRETS)})=)[^&\s'\"]+")
 _LARGEST = 2**64
+_PIECES = re.compile(r"\s*(?:`[^`]*`\S*|promptcomp .*|\S+)|\s+")
+"""Of a line: a command in quotation marks, one that ends the line, a word; each with the spaces in front of it."""
 
 
 def printable(text: str) -> str:
@@ -39,8 +44,54 @@ def shown(value: Any, most: int = 120) -> str:
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print a text as it is, however long its lines are."""
+    """Print a text; a terminal gets it broken between words, a file as it is, however long its lines are."""
+    text = wrapped(text, console.width) if console.is_terminal else text
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def wrapped(text: str, width: int) -> str:
+    """A text whose lines have at most so many characters. A command, a path or a long word stays in one piece, so that
+    it can be copied: the terminal breaks it where it has to."""
+    return "\n".join(_wrapped_line(line, width) for line in text.split("\n"))
+
+
+def _wrapped_line(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    found = [""]
+    for piece in _PIECES.findall(line):
+        if found[-1].strip() and len(found[-1]) + len(piece.rstrip()) > width:
+            found[-1] = found[-1].rstrip()
+            found.append(piece.lstrip())
+        else:
+            found[-1] += piece
+    return "\n".join(found)
+
+
+def continued(command: str, width: int, indent: str = "    ") -> str:
+    """A command whose lines have at most so many characters where its words allow it; each but the last ends in `\\`,
+    with which a shell reads them as one."""
+    words = [shlex.quote(word) for word in shlex.split(command)]
+    if len(command) <= width or " ".join(words) != command:  # the other one holds more than words
+        return command
+    parts: list[str] = []
+    for word in words:
+        if parts and parts[-1].startswith("-") and " " not in parts[-1]:  # an option and its value
+            parts[-1] += f" {word}"
+        else:
+            parts.append(word)
+    found = [parts[0]]
+    for part in parts[1:]:
+        if len(found[-1]) + len(part) + len(" " + " \\") > width:
+            found.append(indent + part)
+        else:
+            found[-1] += f" {part}"
+    return " \\\n".join(found)
+
+
+def near(path: Path) -> Path:
+    """A path as seen from the current folder, where that is shorter."""
+    return min(path, Path(os.path.relpath(path)), key=lambda each: len(str(each))) if path.is_absolute() else path
 
 
 def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:

@@ -24,6 +24,7 @@ from promptcomp.evaluation.headroom import has_headroom
 from promptcomp.evaluation.predictions import TEXT_METRICS
 from promptcomp.evaluation.results import Estimate, Gap, KeptShare, Results, RivalResult, SplitResult
 from promptcomp.evaluation.summarize import ReferencePoints, SplitPoints
+from promptcomp.plain import continued, near
 from promptcomp.terminal import open_table
 
 WIDE = 110
@@ -52,7 +53,8 @@ def print_report(
         console.print(Text(about, style="dim"))
     console.print()
     for name, split in results.splits.items():
-        console.print(_quality_table(results, name, split, console.width >= WIDE))
+        console.print(Text(_quality_title(name, split), style="bold"))
+        console.print(_quality_table(results, split, console.width >= WIDE))
         for line in _notes(results, split):
             console.print(line)
         console.print()
@@ -66,12 +68,18 @@ def print_report(
     for label, text in cost_lines(results):
         console.print(Text.assemble((f"{label:<18}", "bold"), text))
     if run is not None:
-        console.print(Text.assemble(("\nrun directory  ", "bold"), str(run)), soft_wrap=True)
+        console.print(Text.assemble(("\nrun directory  ", "bold"), str(near(run))), soft_wrap=True)
         if page is not None:
-            console.print(Text.assemble(("as a page      ", "bold"), str(page)), soft_wrap=True)
-        steps = next_steps(results, run) if steps is None else steps
-        for i, step in enumerate(steps):
-            console.print(Text.assemble(("next           " if i == 0 else " " * 15, "bold"), step), soft_wrap=True)
+            console.print(Text.assemble(("as a page      ", "bold"), str(near(page))), soft_wrap=True)
+        print_steps(next_steps(results, near(run)) if steps is None else steps, console)
+
+
+def print_steps(steps: Sequence[str], console: Console) -> None:
+    """Print commands to try next, so that they can be copied whatever the console's width; in a file one to a line."""
+    console.print(Text("next", style="bold"))
+    for step in steps:
+        shown = continued(step, console.width - 2, " " * 6) if console.is_terminal else step
+        console.print(Text(f"  {shown}"), soft_wrap=True)
 
 
 def next_steps(results: Results, run: Path) -> list[str]:
@@ -84,12 +92,15 @@ def next_steps(results: Results, run: Path) -> list[str]:
     return [*steps, command("compare", run, "OTHER_RUN"), anew]
 
 
-def _quality_table(results: Results, name: str, split: SplitResult, wide: bool) -> Table:
+def _quality_title(name: str, split: SplitResult) -> str:
+    counted = f"{name}: {many(split.count, 'example')}, {many(split.num_tasks, 'task')}"
+    return f"{counted}, {many(split.num_contexts, 'context')}; {split.confidence:.0%} intervals"
+
+
+def _quality_table(results: Results, split: SplitResult, wide: bool) -> Table:
     """No context, the method and the full context of one split, with intervals and the quality retained."""
-    counted = f"{name}: {split.count:,} examples, {many(split.num_tasks, 'task')}"
-    title = f"{counted}, {many(split.num_contexts, 'context')}; {split.confidence:.0%} intervals"
     metrics = _shown_metrics(split, wide)
-    table = open_table(title, [""], [*(METRIC_TITLES.get(metric, metric) for metric in metrics), "retained"])
+    table = open_table(None, [""], [*(METRIC_TITLES.get(metric, metric) for metric in metrics), "retained"])
     table.columns[0].no_wrap = not split.rivals  # their titles may be long, and an interval is never cut
     aware = {row: known for row, known in split.rivals.items() if known.query_aware}
     apart = [row for row in split.rivals if row not in aware]

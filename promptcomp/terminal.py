@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -15,6 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from promptcomp.plain import UNSEEN, printable
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 
 class PlainConsole(Console):
@@ -73,6 +76,14 @@ def open_table(title: str | None = None, left: Iterable[str] = (), right: Iterab
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def time_columns(console: Console) -> tuple[ProgressColumn, ...]:
+    """The last columns of a bar of progress: how long it has taken, where there is room, and how long it will take."""
+    from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    left = TimeRemainingColumn(elapsed_when_finished=False), TextColumn("left")
+    return left if console.width <= 80 else (TimeElapsedColumn(), TextColumn("elapsed,"), *left)
 
 
 def as_text(draw: Callable[[Console], None]) -> str:

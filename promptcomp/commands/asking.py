@@ -146,14 +146,16 @@ def _agree(session: AskingSession[KeptT], prices: Prices, yes: bool, console: Co
 @contextmanager
 def _progress(session: AskingSession[KeptT], console: Console) -> Iterator[Callable[[KeptT], None]]:
     """A bar with running counts; silent where no person reads."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from promptcomp.terminal import time_columns
 
     columns = (
         TextColumn(f"[bold]{session.name}"),
         BarColumn(bar_width=24),
         TextColumn("{task.completed}/{task.total}"),
     )
-    rest = (TextColumn("{task.fields[state]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    rest = (TextColumn("{task.fields[state]}"), *time_columns(console))
     counts: Counter[str] = Counter()
     with Progress(*columns, *rest, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=len(session.todo), state="")

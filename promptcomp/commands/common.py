@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -83,6 +85,22 @@ def console_for(as_json: bool) -> Console:
     from promptcomp.terminal import PlainConsole
 
     return PlainConsole(stderr=as_json)
+
+
+@contextmanager
+def loading(console: Console, what: str = "PyTorch") -> Iterator[None]:
+    """On a terminal, say that something is read that takes seconds; of several processes of a run one says it."""
+    from rich.control import Control
+    from rich.segment import ControlType
+
+    seen = console.is_terminal and not console.is_dumb_terminal and os.environ.get("LOCAL_RANK", "0") == "0"
+    if seen:
+        console.print(f"loading {what} ...", style="dim", end="")
+    try:
+        yield
+    finally:
+        if seen:
+            console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
 
 
 def tell(found: Any, shown: str | RenderableType | Callable[[Console], None], as_json: bool) -> None:

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from promptcomp.commands.common import Commands, ConfigOption, JsonOption, MethodOption, Overrides, console_for, tell
+from promptcomp.commands.common import (
+    Commands,
+    ConfigOption,
+    JsonOption,
+    MethodOption,
+    Overrides,
+    console_for,
+    show,
+    tell,
+)
 from promptcomp.commands.completing import data_names
 from promptcomp.commands.explain import print_rows, print_section
 from promptcomp.errors import ConfigError
@@ -27,6 +36,8 @@ if TYPE_CHECKING:
     from promptcomp.datamodules.sources.records import Problem
     from promptcomp.experiment import Experiment
 
+_MOST_WARNINGS = 20
+"""That `validate` shows; errors are all shown."""
 app = typer.Typer(
     help="Inspect data: kinds of data, rows as the model sees them, bad rows.", no_args_is_help=True, cls=Commands
 )
@@ -75,12 +86,12 @@ def data_show(
 
     experiment = load(method, config, overrides or ())
     experiment.without_training().check(*({split} - {"train"}))
-    from promptcomp.datamodules.inspect import show
+    from promptcomp.datamodules.inspect import show as shown_rows
     from promptcomp.run.opening import make_data, quiet
 
     with quiet():
         datamodule = make_data(experiment)
-        rows, notes = show(datamodule, split, count), datamodule.notes()
+        rows, notes = shown_rows(datamodule, split, count), datamodule.notes()
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
@@ -95,6 +106,8 @@ def _print_row(row: ShownRow, is_icl: bool, console: Console) -> None:
     """One query with its context; line ends are shown as \\n."""
     from rich.text import Text
 
+    from promptcomp.evaluation.formatting import many
+
     seed = "" if row.seed is None else f", data seed {row.seed}"
     console.rule(f"task {row.task}{seed}", align="left")
     if row.context_tokens:
@@ -105,12 +118,12 @@ def _print_row(row: ShownRow, is_icl: bool, console: Console) -> None:
         parts += [f"{row.cut_tokens} tokens cut"] if row.cut_tokens else []
         console.print(Text.assemble(("context", "bold"), f" ({'; '.join(parts)})"), highlight=False)
         for piece in row.demonstrations:
-            say(console, "  " + _visible(piece))
+            show("  " + _visible(piece))
     console.print(Text.assemble(("query", "bold"), f" ({row.query_tokens} tokens)"), highlight=False)
-    say(console, "  " + _visible(row.query))
+    show("  " + _visible(row.query))
     console.print(Text.assemble(("targets", "bold"), " (the right one marked)"), highlight=False)
     for number, (option, tokens) in enumerate(zip(row.options, row.target_tokens, strict=True)):
-        say(console, f"{'*' if number == row.gold else ' '} {_visible(option)}  ({tokens})")
+        show(f"{'*' if number == row.gold else ' '} {_visible(option)}  ({many(tokens, 'token')})")
 
 
 def _visible(text: str) -> str:
@@ -132,10 +145,18 @@ def data_validate(
     if as_json:
         print(json.dumps({"problems": [asdict(p) for p in problems], "read": [asdict(c) for c in counts]}))
     else:
-        console = console_for(False)
-        for line in (*problems, *counts):
-            say(console, str(line))
-        say(console, f"{errors} errors, {len(problems) - errors} warnings")
+        from promptcomp.evaluation.formatting import many
+
+        console, warnings = console_for(False), 0
+        for problem in problems:
+            warnings += problem.severity == "warning"
+            if problem.severity == "error" or warnings <= _MOST_WARNINGS:
+                say(console, str(problem))
+        if warnings > _MOST_WARNINGS:
+            say(console, f"{many(warnings - _MOST_WARNINGS, 'further warning')}; --json has them all")
+        for count in counts:
+            say(console, str(count))
+        say(console, f"{many(errors, 'error')}, {many(warnings, 'warning')}")
     if errors:
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from promptcomp.commands.common import JsonOption, console_for, takes
+from promptcomp.commands.common import JsonOption, console_for, loading, takes
 from promptcomp.commands.prompts import DeviceOption
 from promptcomp.distilling import DistillOptions
 from promptcomp.errors import ConfigError, Exit, command
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from promptcomp.distilling.distill_job import Distilled
+
+
+_LEGEND = (
+    "KL: distance from the answers behind the whole text, in nats a token; top-1: share of tokens for which the "
+    "likeliest is the same; same answer: share of whole answers; gap closed: 1 - KL / KL of no context"
+)
 
 
 @takes(options=DistillOptions)
@@ -66,9 +72,11 @@ def distill(
     console, stopped = console_for(as_json), ""
     with WorkFolder(output.with_suffix(".distill") if work is None else work) as folder:
         outputs = folder.outputs(output, budgets, force)
-        from promptcomp.distilling.distill_job import DistillJob, DistillStopped, open_causal
+        with loading(console, "the model"):
+            from promptcomp.distilling.distill_job import DistillJob, DistillStopped, open_causal
 
-        job = DistillJob(open_causal(config, device), config, content, given, options, folder, console, others)
+            model = open_causal(config, device)
+        job = DistillJob(model, config, content, given, options, folder, console, others)
         try:
             found: Mapping[int, Distilled] = job.run(outputs)
         except DistillStopped as stop:
@@ -105,9 +113,19 @@ def _described(file: Path, found: Distilled) -> dict[str, Any]:
 
 def _print(file: Path, found: Distilled, console: Console) -> None:
     from promptcomp.evaluation.formatting import flops_text, held_out_text
+    from promptcomp.plain import near
+    from promptcomp.report import print_steps
     from promptcomp.terminal import open_table
 
     info, cost, best = found.prompt.info, found.prompt.info.cost, found.progress.best_step
+    share = info.held_out["cartridge"]["gap_closed"]
+    kept = f"close {share:.0%} of the distance" if share > 0 else "close nothing of the distance"
+    say(
+        console,
+        f"\n{info.slots} slots in the place of {info.source_tokens} tokens {kept} between no text and the whole text, "
+        "on held-out questions.",
+        "bold",
+    )
     say(
         console,
         f"{file}: {info.source_tokens} tokens -> {info.slots} slots ({info.source_tokens / info.slots:.1f}x), "
@@ -119,8 +137,10 @@ def _print(file: Path, found: Distilled, console: Console) -> None:
         cells = (held_out_text(key, row[key]) for key in ("kl", "top1", "exact", "gap_closed", "bytes"))
         table.add_row(name, *cells, style="bold" if name == "cartridge" else "")
     console.print(table)
+    say(console, _LEGEND, "dim")
     for rival, title in (("prompt", "reading the text anew"), ("prefix_cache", "a prefix cache of the text")):
         uses = cost.get(f"uses_against_{rival}")
         said = "never" if uses is None else f"from {uses:,.0f} questions on"
         say(console, f"pays in FLOPs against {title}: {said}")
-    say(console, f"ask it: {command('generate', '--prompt', file, '...')}")
+    file = near(file)
+    print_steps([command("generate", "--prompt", file, "QUESTION"), command("bench", file)], console)

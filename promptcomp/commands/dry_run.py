@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from promptcomp.commands.common import show
 from promptcomp.config import ConfigError, dump
 from promptcomp.datamodules.sources.records import NotHere
-from promptcomp.evaluation.formatting import bytes_text
+from promptcomp.evaluation.formatting import bytes_text, flops_text, many
 from promptcomp.experiment import Experiment
 from promptcomp.forecast.estimate import StepForecast, estimate
 from promptcomp.forecast.placement import layout_of
@@ -60,7 +61,7 @@ def print_estimate(
     if as_json:
         print(json.dumps({"config": experiment.model_dump(mode="json"), "estimate": found.model_dump()}))
         return
-    say(console, commented(experiment) if explain else dump(experiment))
+    show(commented(experiment) if explain else dump(experiment))
     right = ("parameters", "trained", "weights", "gradients + AdamW")
     parts = [
         (p.name, f"{p.parameters:,}", f"{p.trained:,}", bytes_text(p.weight_bytes), bytes_text(p.training_bytes))
@@ -68,7 +69,7 @@ def print_estimate(
     ]
     console.print(plain_table(("part", *right), parts, right, title="Parameters", title_style="bold"))
     where = "one device" if found.devices == 1 else f"each of {found.devices} devices ({found.strategy})"
-    console.print(f"\nMemory of {where}, {found.micro_batch} context(s) at a time", style="bold", highlight=False)
+    console.print(f"\nMemory of {where}, {many(found.micro_batch, 'context')} at a time", style="bold", highlight=False)
     sizes = {name: int(getattr(found.device, field)) for field, name in _MEMORY.items()}
     rows = [(name, bytes_text(size)) for name, size in sizes.items() if size]
     console.print(plain_table(("part", "bytes"), rows, right=("bytes",), show_header=False))
@@ -121,7 +122,7 @@ def _lines(found: StepForecast, experiment: Experiment) -> list[str]:
     lines += [
         f"context at most {found.context_tokens} tokens -> {found.memory_slots} slots; "
         f"query with target at most {found.example_tokens} tokens",
-        f"work: {found.step_flops:.3g} FLOP a step, {found.train_flops:.3g} FLOP in "
+        f"work: {flops_text(found.step_flops)} a step, {flops_text(found.train_flops)} in "
         f"{experiment.trainer.max_steps} steps (upper bounds)",
     ]
     return lines

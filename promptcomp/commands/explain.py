@@ -169,7 +169,7 @@ def _print_sections(tops: list[KeyEntry], console: Console) -> None:
     print_rows(("key", "default", "meaning"), [(each.path, each.default, each.meaning) for each in tops], console)
     say(
         console,
-        "\n`promptcomp explain KEY` explains one: trainer, optim.lr, method.mend, data.table_icl, num_slots ...",
+        "\n`promptcomp explain KEY` explains one, such as trainer, optim.lr, method.mend, data.table_icl, num_slots.",
     )
 
 

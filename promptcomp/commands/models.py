@@ -55,7 +55,9 @@ def models_list(as_json: JsonOption = False) -> None:
             for each in found
         ]
         columns = ("name", "what", "parameters", "on disk", "licence")
-        console.print(plain_table(columns, rows, right=("parameters", "on disk")))
+        table = plain_table(columns, rows, right=("parameters", "on disk"))
+        table.columns[-1].overflow = "fold"
+        console.print(table)
         for each in found:
             here = (
                 f"in {each['folder']}" if each["in_cache"] else f"not here; `{command('models', 'get', each['name'])}`"

@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from promptcomp.checkpoints.hub import downloaded
 from promptcomp.commands import completing
-from promptcomp.commands.common import JsonOption, console_for, show
+from promptcomp.commands.common import JsonOption, console_for, loading, show
 from promptcomp.errors import ConfigError, command
 from promptcomp.files import check_file, check_output
 from promptcomp.plain import say
@@ -70,9 +70,10 @@ def compress(
     run = downloaded(run, revision)
     if _checked(run, file, demonstrations, model=model).method.reads_prompt and not given:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
-    from promptcomp.prompts.compressing import Compressor
+    with loading(console_for(True), "the model"):
+        from promptcomp.prompts.compressing import Compressor
 
-    compressor = Compressor.load(run, model=model, device=device)
+        compressor = Compressor.load(run, model=model, device=device)
     source = _source(compressor, text, file, demonstrations, stdin)
     done = compressor.compression(source, task=task, slots=slots, keep_text=keep_text, rival=asked)
     done.prompt.save(output, force=force)
@@ -150,7 +151,7 @@ def inspect(
     file: Annotated[Path, Argument(help="A file made by 'promptcomp compress'.")], as_json: JsonOption = False
 ) -> None:
     """Verify a compressed prompt and show its metadata."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from promptcomp.files import check_file
 
@@ -186,7 +187,7 @@ def inspect(
         rows["cost"] = ", ".join(f"{key}={value:.4g}" for key, value in info.cost.items())
     for name, row in info.held_out.items():
         rows[f"behind {name}"] = ", ".join(f"{key}={held_out_text(key, value)}" for key, value in row.items())
-    table = Table(show_header=False, box=None)
+    table = Table("", Column(overflow="fold"), show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)
     console_for(False).print(table, highlight=False)
@@ -233,10 +234,11 @@ def generate(
     else:
         _checked(Path(model), file, demonstrations)
     asked = _queries(query, queries)
-    from promptcomp.prompts.prompt_files import AnswerSettings
+    with loading(console_for(True), "the model"):
+        from promptcomp.prompts.prompt_files import AnswerSettings
 
-    settings = AnswerSettings(max_new_tokens, temperature, top_p, seed, beams, batch_size)
-    memory, reader = _reader(prompt, model, text, file, demonstrations, device)
+        settings = AnswerSettings(max_new_tokens, temperature, top_p, seed, beams, batch_size)
+        memory, reader = _reader(prompt, model, text, file, demonstrations, device)
     if query is not None and output is None and not as_json:
         for _ in reader.answers(memory, [query], settings, _show):
             print()

@@ -23,6 +23,7 @@ from promptcomp.datamodules.sections import DataConfig, Reader, check_split, tes
 from promptcomp.datamodules.sources.records import Found, Problem, collecting, has_errors
 from promptcomp.datamodules.tasks import Source
 from promptcomp.datamodules.tokens import TokenCache
+from promptcomp.evaluation.formatting import many
 from promptcomp.evaluation.predictions import ExampleInfo, MetricName
 
 _COUNTED = 2000  # contexts of a split that are written to count tokens
@@ -59,10 +60,10 @@ class Counts:
     """Tokens of the contexts that were looked at with their queries and right answers, and how many those were."""
 
     def __str__(self) -> str:
-        parts = [] if self.rows is None else [f"{self.rows:,} row(s)"]
-        parts += [f"{self.tasks:,} task(s)", f"{self.contexts:,} context(s)"]
-        parts += [] if self.shown is None else [f"{self.shown:,} demonstrations shown"]
-        parts += [] if self.asked is None else [f"{self.asked:,} queries asked"]
+        parts = [] if self.rows is None else [many(self.rows, "row")]
+        parts += [many(self.tasks, "task"), many(self.contexts, "context")]
+        parts += [] if self.shown is None else [f"{many(self.shown, 'demonstration')} shown"]
+        parts += [] if self.asked is None else [f"{self.asked:,} {'query' if self.asked == 1 else 'queries'} asked"]
         if self.tokens is not None:
             tokens, contexts = self.tokens
             of = "" if contexts == self.contexts else f" in the first {contexts:,} contexts"

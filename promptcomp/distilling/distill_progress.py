@@ -19,6 +19,6 @@ class DistillStage(WorkStage):
             last = progress.losses[-1]
             self._loss = last if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * last
         step, found = progress.looks[-1]
-        loss = "" if self._loss is None else f"KL {self._loss:.3f}; "
-        state = f"{loss}held out: KL {found.kl:.3f}, top-1 {found.top1:.3f}"
+        loss = "" if self._loss is None else f"KL {self._loss:.3f}, "
+        state = f"{loss}held out {found.kl:.3f}, top-1 {found.top1:.2f}"
         self.at(progress.step, state, always=step == progress.step)

@@ -45,7 +45,8 @@ def _sentence(results: Results, name: str, split: SplitResult) -> tuple[str, boo
         none = f"{value_text(split.no_prompt, None)} without{best}"
         return f"On {name} {title} is worse than no {results.context_kind} at all: {score}, {none}", False
     if low <= 0:
-        return f"{title} is not shown to keep anything {of} on {name}: {share}, and the interval includes 0", False
+        why = "and there is no interval" if split.retained_ci is None else "and the interval includes 0"
+        return f"{title} is not shown to keep anything {of} on {name}: {share}, {why}", False
     if low > 1:
         return f"{title} does better than the full {results.context_kind} on {name}: {share} {of}", True
     return f"{title} keeps {share} {of} on {name}", True

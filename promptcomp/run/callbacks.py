@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 from promptcomp.lightning_modules.adapters import adapted
@@ -24,6 +24,7 @@ from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.plain import say
 from promptcomp.run.run_directory import MetricsFile, RunDirectory
 from promptcomp.stopping import StopSignals, is_preemption
+from promptcomp.terminal import time_columns
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -211,9 +212,7 @@ class TrainingProgress(L.Callback):
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[loss]}"),
             TextColumn("{task.fields[dev]}", style="green"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            *time_columns(console),
             console=console,
             refresh_per_second=4,
         )

@@ -17,7 +17,6 @@ import lightning as L
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
-from rich.text import Text
 
 from promptcomp import __version__
 from promptcomp.checkpoints.places import existing
@@ -31,7 +30,7 @@ from promptcomp.files import check_empty, check_no_links, locked, write_atomic
 from promptcomp.language_model.lm_config import locate
 from promptcomp.language_model.pretrained import origin_note
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.plain import say
+from promptcomp.plain import near, say
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure, shown_texts, write_rationales
 from promptcomp.run.callbacks import SaveBetweenSteps, Stopped, TrainingProgress
@@ -312,8 +311,8 @@ def _bounds_weights(experiment: Experiment, module: CompressionModule) -> Litera
 
 def _announce(experiment: Experiment, run: RunDirectory, datamodule: ContextDataModule, console: Console) -> None:
     """Say what runs, and what its data holds; to log.txt as well."""
-    about = f" on {experiment.data.name} with {experiment.lm.path}, seed {experiment.seed}, in {run.path}"
-    console.print(Text.assemble((experiment.method.name, "bold"), about), highlight=False, soft_wrap=True)
+    about = f"{experiment.method.name} on {experiment.data.name} with {experiment.lm.path}, seed {experiment.seed}"
+    say(console, f"{about}, in {near(run.path)}", "bold")
     if (note := origin_note(locate(experiment.lm.path))) is not None:
         say(console, note, "yellow")
         run.write_log(note)

@@ -6,9 +6,10 @@ import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from promptcomp.plain import say
+from promptcomp.terminal import time_columns
 
 _EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
@@ -19,9 +20,8 @@ class WorkStage:
 
     def __init__(self, console: Console, name: str, total: int) -> None:
         columns = (BarColumn(bar_width=20), TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[state]}"))
-        rest = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
         shown = {"console": console, "disable": not console.is_terminal}
-        self._rich = Progress(TextColumn(f"[bold]{name}"), *columns, *rest, **shown)  # type: ignore[arg-type]
+        self._rich = Progress(TextColumn(f"[bold]{name}"), *columns, *time_columns(console), **shown)  # type: ignore[arg-type]
         self._console, self._name, self._total = console, name, total
         self._task = self._rich.add_task(name, total=total, state="")
         self._done, self._first = 0, -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from pathlib import Path
 
 import pytest
@@ -109,15 +110,30 @@ def test_long_titles_of_rivals_cut_no_interval(width):
 def test_run_directory_and_next_steps():
     text = printed(RESULTS, 80, Path("runs/my run"))
     assert "run directory  runs/my run" in text
-    steps = text[text.index("next  ") :].split("\n")
-    assert [step.split("promptcomp ")[-1] for step in steps[:3]] == [
+    steps = text[text.index("next\n") :].split("\n")[1:]
+    assert [step.removeprefix("  promptcomp ") for step in steps[:3]] == [
         "compress 'runs/my run' --demonstrations FILE -o prompt.safetensors",
         "generate -p prompt.safetensors QUERY",
         "compare 'runs/my run' OTHER_RUN",
     ]
     out = io.StringIO()
     print_report(RESULTS, Console(file=out, width=80), Path("r"), ["do this"])
-    assert out.getvalue().endswith("next           do this\n")
+    assert out.getvalue().endswith("next\n  do this\n")
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_commands_of_a_long_path_fit_a_terminal_and_can_be_copied(width, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, out = "mend-toy_icl-with-a-very-long-name-indeed", io.StringIO()
+    print_report(
+        RESULTS, Console(file=out, width=width, force_terminal=True, color_system=None), tmp_path / "runs" / name
+    )
+    assert max(map(len, out.getvalue().splitlines())) <= width
+    steps = out.getvalue().partition("next\n")[2].replace("\\\n", "").splitlines()
+    assert [shlex.join(shlex.split(step)) for step in steps[::3]] == [
+        f"promptcomp compress runs/{name} --demonstrations FILE -o prompt.safetensors",
+        f"promptcomp fit --config runs/{name}/config.yaml seed=1",
+    ]
 
 
 def test_no_headroom_is_said():

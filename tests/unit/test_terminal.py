@@ -8,7 +8,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from promptcomp.plain import printable, shown, without_credentials
+from promptcomp.plain import printable, say, shown, without_credentials
 from promptcomp.terminal import PlainConsole
 
 EVIL = "\x1b[31m[red]x[/] [/nothing] :smile: \x9b1m \x07 \u202e \ud800 \x7f"
@@ -34,6 +34,22 @@ def test_foreign_text_is_literal_wherever_it_is_shown(kind: str, is_terminal: bo
 
 def test_printable_keeps_lines_tabs_and_other_scripts() -> None:
     assert printable("a\tb\nß漢\x1b") == "a\tb\nß漢\\x1b"
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("two words or more", ["two words", "or more"]),
+        ("a `copied command` b", ["a", "`copied command`", "b"]),
+        ("Go on: promptcomp fit mend", ["Go on:", "promptcomp fit mend"]),
+        ("  in a/path/that/is/long", ["  in", "a/path/that/is/long"]),
+    ],
+)
+def test_a_terminal_gets_whole_words_and_a_file_whole_lines(text: str, lines: list[str]) -> None:
+    for is_terminal in (True, False):
+        out = io.StringIO()
+        say(PlainConsole(file=out, width=10, force_terminal=is_terminal, color_system=None), text)
+        assert out.getvalue().splitlines() == (lines if is_terminal else [text])
 
 
 @pytest.mark.parametrize(
