@@ -21,7 +21,7 @@ from promptcomp.evaluation.formatting import (
     value_text,
 )
 from promptcomp.evaluation.headroom import has_headroom
-from promptcomp.evaluation.predictions import TEXT_METRICS
+from promptcomp.evaluation.predictions import ROWS, TEXT_METRICS
 from promptcomp.evaluation.results import Estimate, Gap, KeptShare, Results, RivalResult, SplitResult
 from promptcomp.evaluation.summarize import ReferencePoints, SplitPoints
 from promptcomp.plain import continued, near
@@ -85,7 +85,7 @@ def print_steps(steps: Sequence[str], console: Console) -> None:
 def next_steps(results: Results, run: Path) -> list[str]:
     """Commands that make sense after a run: use what it has made, and hold it against another."""
     prompt, steps = "prompt.safetensors", list[str]()
-    if results.size.memory_slots:
+    if results.size.memory_slots and not results.is_bound:
         given = ("--demonstrations" if results.context_kind == "demonstrations" else "--file", "FILE")
         steps += [command("compress", run, *given, "-o", prompt), command("generate", "-p", prompt, "QUERY")]
     anew = command("fit", "--config", run / "config.yaml", f"seed={results.seed + 1}")
@@ -105,7 +105,7 @@ def _quality_table(results: Results, split: SplitResult, wide: bool) -> Table:
     aware = {row: known for row, known in split.rivals.items() if known.query_aware}
     apart = [row for row in split.rivals if row not in aware]
     for row in ("no_prompt", *apart, "method", "full_prompt", *aware):
-        if row not in split.rows and row not in split.rivals:
+        if row not in _rows(results, split) and row not in split.rivals:
             continue
         cells = [estimate_text(split.rows.get(row, {}).get(metric)) for metric in metrics]
         if (rival := split.rivals.get(row)) is not None:
@@ -118,6 +118,11 @@ def _quality_table(results: Results, split: SplitResult, wide: bool) -> Table:
         kept = retained_text(split, ".2f") if row == "method" else ""
         table.add_row(row_title(results, row), *cells, kept, style="bold" if row == "method" else "")
     return table
+
+
+def _rows(results: Results, split: SplitResult) -> list[str]:
+    """No context, the method and the full context, where they were scored; a bound that is the method has one row."""
+    return [row for row in ROWS if row in split.rows and not (row == "method" and results.is_bound)]
 
 
 _HEADROOM = (
@@ -173,7 +178,7 @@ def cost_rows(results: Results) -> tuple[list[str], list[tuple[str, list[str], b
         ),
     ]  # fmt: skip
     found = []
-    for row, positions, stored, kv, flops, milliseconds, cached in rows:
+    for row, positions, stored, kv, flops, milliseconds, cached in rows[:: 2 if results.is_bound else 1]:
         cells = [number_text(positions), bytes_text(stored), bytes_text(kv), flops_text(flops), ms_text(milliseconds)]
         found.append((row_title(results, row), [*cells, flops_text(cached)], row == "method"))
     return columns, found
@@ -187,6 +192,8 @@ def cost_lines(results: Results) -> list[tuple[str, str]]:
         if split.behaviour:
             shares = [f"{METRIC_TITLES[each]} {kept_text(share)}" for each, share in split.behaviour.items()]
             lines.append(("behaviour kept", f"{', '.join(shares)} of the gap on {name}"))
+    if results.is_bound:
+        return lines
     if size.compression is not None:
         kept = f"{number_text(size.context_tokens)} tokens in {number_text(size.memory_slots)} positions"
         lines.append(("compression", f"{size.compression:.1f}x: {kept}"))
@@ -314,9 +321,9 @@ def _notes(results: Results, split: SplitResult) -> list[Text]:
     if results.bounds is not None and {"no_prompt", "full_prompt"} & split.rows.keys():
         whose = "this run's own trained weights" if results.bounds == "trained" else "the untrained LM"
         lines.append(f"no {results.context_kind} and full {results.context_kind}: scored with {whose}")
-    if split.retained is not None and split.retained_ci is None and split.num_contexts > 1:
+    if split.retained is not None and split.retained_ci is None and split.num_contexts > 1 and not results.is_bound:
         lines.append("retained: no interval, because all contexts gave equal values")
-    for row in ("no_prompt", "method", "full_prompt"):
+    for row in _rows(results, split):
         if cut := split.unfinished.get(row, 0):
             answers = f"{cut:,} of {split.generated:,} answers reached the limit of new tokens"
             lines.append(f"{row_title(results, row)}: {answers}")

@@ -74,7 +74,7 @@ class ICLConfig(ChosenTasks):
 
     context_kind: ClassVar[Literal["demonstrations", "prompt"]] = "demonstrations"
     split_words: ClassVar[Mapping[str, str]] = {
-        "dev": "tasks by which the weights were chosen",
+        "dev": "tasks by which a training chooses its weights",
         "test": "tasks that training never sees",
     }
     lenient: ClassVar[bool] = False

@@ -88,7 +88,7 @@ class DataConfig(Config):
     """The kind of contexts; results name it."""
 
     split_words: ClassVar[Mapping[str, str]] = {
-        "dev": "held out; the weights were chosen by it",
+        "dev": "held out; a training chooses its weights by it",
         "test": "rows that training never sees",
     }
     """What splits are, for people; a split that is not in it has a name of the user's."""

@@ -31,7 +31,11 @@ def _sentence(results: Results, name: str, split: SplitResult) -> tuple[str, boo
     low, high = split.retained_ci or (split.retained, split.retained)
     if split.method is None or {"no_prompt", "full_prompt"} - split.rows.keys():
         return f"{title}: {score} on {name}, without bounds to hold it against", False
-    # A bound itself, or a method that trains the LM and compresses nothing.
+    if results.is_bound:
+        values = f"{value_text(split.full_prompt, None)} with {whole}, {value_text(split.no_prompt, None)} without"
+        said = "too close for anything to be kept" if split.no_headroom else "the gap is what can be kept of it"
+        return f"{METRIC_TITLES.get(split.metric, split.metric)} on {name}: {values}; {said}", False
+    # A method that trains the LM and compresses nothing.
     if not results.size.memory_slots or results.size.compression == 1:
         return f"{title}: {score} on {name}; it compresses nothing, so there is nothing to keep", False
     if split.no_headroom or split.retained is None or low is None or high is None:

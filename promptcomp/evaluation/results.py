@@ -263,6 +263,11 @@ class Results(_Section):
     version: str = ""
     """Version of promptcomp that wrote the file."""
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the method is the full prompt or no prompt, and so the same as one of its bounds."""
+        return self.bounds is not None and self.method in ("full_prompt", "no_prompt")
+
 
 def write_results(path: Path, results: Results) -> None:
     """Write results.json atomically; numbers that are not finite become null.

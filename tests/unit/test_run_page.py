@@ -71,6 +71,9 @@ def test_the_data_says_what_its_splits_are() -> None:
     assert abouts(results(split(about="new tasks"))) == ["test: new tasks"]
     prompt = results(split(retained=0.5), context_kind="prompt", context_words="the full prompt")
     assert "of what the full prompt adds on test" in findings(prompt)[0]
+    whole = results(split(retained=1.0), method="full_prompt", title="full prompt", bounds="untrained")
+    said = "accuracy on test: 0.950 with 24 demonstrations, 0.300 without; the gap is what can be kept of it."
+    assert findings(whole) == [said]
 
 
 class _Page(HTMLParser):
