@@ -1,7 +1,8 @@
 """The picture of the README: how near an LM stays to itself behind the whole prompt, against the bytes that are kept.
 
 Run: python benchmarks/picture.py. It reads docs/images/smollm2_cartridge.json (the figures of docs/results.md, with
-their command) and writes the SVG beside it, which has a card of its own, dark where the reader's system is.
+their command) and writes the SVG beside it, which has a card of its own, dark where the reader's system is. The panels
+stand one over the other, so that a phone shows it at a size that can be read.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ PICTURE = DATA.with_suffix(".svg")
 
 _STYLE = """
   .card { fill: #ffffff; stroke: #d0d7de; } .grid { stroke: #d8dee4; } .axis { stroke: #6e7781; }
-  text { fill: #1f2328; font: 13px system-ui, sans-serif; } .small { fill: #57606a; font-size: 12px; }
-  .title { font-size: 15px; font-weight: 600; } line, path { fill: none; stroke-width: 2; }
+  text { fill: #1f2328; font: 16px system-ui, sans-serif; } .small { fill: #57606a; font-size: 14px; }
+  .title { font-size: 17px; font-weight: 600; } line, path { fill: none; stroke-width: 2; }
   .grid, .axis { stroke-width: 1; } .none { stroke: #57606a; stroke-dasharray: 5 4; }
   .cartridge:not(.name) { stroke: #0550ae; } .dot.cartridge, .name.cartridge { fill: #0550ae; }
   .first:not(.name) { stroke: #953800; } .dot.first, .name.first { fill: #953800; }
@@ -30,8 +31,9 @@ _STYLE = """
     .first:not(.name) { stroke: #ffa657; } .dot.first, .name.first { fill: #ffa657; }
   }
 """
-_TOP, _BOTTOM, _WIDTH, _PANEL = 96, 300, 860, 350
-_PANELS = (("top1", "same likeliest next token", 62), ("same_answer", "same answer, word for word", 484))
+_WIDTH, _HEIGHT, _LEFT, _PANEL, _TALL = 480, 604, 62, 398, 160
+_PANELS = (("top1", "same likeliest next token", 136), ("same_answer", "same answer, word for word", 350))
+"""A measure, its name, and where its panel begins."""
 _LINES = (("cartridge", "cartridge", "cartridge"), ("first tokens", "first", "its first tokens"))
 
 
@@ -43,30 +45,35 @@ def main() -> None:
 def draw(found: dict[str, Any]) -> str:
     """The SVG of the recorded figures: one panel for each measure, bytes on a logarithmic axis."""
     per_token, tokens = found["bytes_per_token"], found["prompt_tokens"]
-    title = f"A prompt of {tokens} tokens as a cartridge, {found['lm']}: how much stays the same?"
+    title = f"A prompt of {tokens} tokens as a cartridge,", f"{found['lm']}: what stays the same?"
+    questions = f"{found['held_out_questions']} held-out questions, greedy answers, one seed;"
+    size = f'width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} 372" role="img" aria-labelledby="t d">',
-        f'<title id="t">{escape(title)}</title><desc id="d">{escape(_words(found))}</desc>',
-        f'<style>{_STYLE}</style><rect class="card" x="0.5" y="0.5" width="{_WIDTH - 1}" height="371" rx="8"/>',
-        f'<text class="title" x="20" y="30">{escape(title)}</text>',
-        f'<text class="small" x="20" y="50">{found["held_out_questions"]} held-out questions, greedy answers, '
-        "one seed; keys and values in float32, logarithmic axis</text>",
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="t d">',
+        f'<title id="t">{escape(" ".join(title))}</title><desc id="d">{escape(_words(found))}</desc>',
+        f"<style>{_STYLE}</style>",
+        f'<rect class="card" x="0.5" y="0.5" width="{_WIDTH - 1}" height="{_HEIGHT - 1}" rx="8"/>',
+        *(f'<text class="title" x="18" y="{30 + 22 * line}">{escape(text)}</text>' for line, text in enumerate(title)),
+        f'<text class="small" x="18" y="76">{questions}</text>',
+        '<text class="small" x="18" y="95">keys and values in float32, logarithmic axis</text>',
     ]
-    for measure, name, left in _PANELS:
+    left = _LEFT
+    for measure, name, top in _PANELS:
+        bottom = top + _TALL
 
-        def at(size: float, share: float, left: int = left) -> tuple[float, float]:
+        def at(size: float, share: float, bottom: int = bottom) -> tuple[float, float]:
             low, high = math.log(3 * per_token), math.log(1500 * per_token)
-            x = left + _PANEL * (math.log(size) - low) / (high - low)
-            return round(x, 1), round(_BOTTOM - (_BOTTOM - _TOP) * share, 1)
+            x = _LEFT + _PANEL * (math.log(size) - low) / (high - low)
+            return round(x, 1), round(bottom - _TALL * share, 1)
 
-        parts.append(f'<text x="{left}" y="{_TOP - 16}">{name}</text>')
-        for share in (0, 0.25, 0.5, 0.75, 1):
+        parts.append(f'<text x="{left}" y="{top - 12}">{name}</text>')
+        for share in (0, 0.5, 1):
             y = at(per_token * 3, share)[1]
             parts.append(f'<line class="grid" x1="{left}" x2="{left + _PANEL}" y1="{y}" y2="{y}"/>')
             parts.append(f'<text class="small" x="{left - 8}" y="{y + 4}" text-anchor="end">{share:.0%}</text>')
         none = at(per_token * 3, found["no_context"][measure])[1]
         parts.append(f'<line class="none" x1="{left}" x2="{left + _PANEL}" y1="{none}" y2="{none}"/>')
-        parts.append(f'<text class="small" x="{left + _PANEL - 4}" y="{none + 16 if none < 290 else none - 7}" '
+        parts.append(f'<text class="small" x="{left + _PANEL - 4}" y="{none + 18 if none < bottom - 20 else none - 7}" '
                      'text-anchor="end">no prompt</text>')  # fmt: skip
         for what, style, label in _LINES:
             rows = sorted((row for row in found["rows"] if row["what"] == what), key=lambda row: row["slots"])
@@ -74,20 +81,23 @@ def draw(found: dict[str, Any]) -> str:
             parts.append(f'<path class="{style}" d="M{" L".join(f"{x} {y}" for x, y in points)}"/>')
             parts += [f'<circle class="dot {style}" cx="{x}" cy="{y}" r="4.5"/>' for x, y in points]
             x, y = points[1]
-            parts.append(f'<text class="name {style}" x="{x}" y="{y + (24 if what == "cartridge" else -10)}" '
+            parts.append(f'<text class="name {style}" x="{x}" y="{y + (26 if what == "cartridge" else -10)}" '
                          f'text-anchor="middle">{label}</text>')  # fmt: skip
         x, y = at(tokens * per_token, 1)
         parts.append(f'<rect class="full" x="{x - 5}" y="{y - 5}" width="10" height="10"/>')
-        parts.append(f'<text x="{x}" y="{y + 22}" text-anchor="middle">whole prompt</text>')
+        parts.append(f'<text x="{left + _PANEL}" y="{y + 26}" text-anchor="end">whole prompt</text>')
         for slots in (*sorted({row["slots"] for row in found["rows"]}), tokens):
             x = at(slots * per_token, 0)[0]
-            parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{_BOTTOM}" y2="{_BOTTOM + 5}"/>')
-            parts.append(f'<text class="small" x="{x}" y="{_BOTTOM + 20}" text-anchor="middle">'
+            parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 5}"/>')
+            if top != _PANELS[-1][-1]:
+                continue
+            parts.append(f'<text class="small" x="{x}" y="{bottom + 22}" text-anchor="middle">'
                          f"{_size(slots * per_token)}</text>")  # fmt: skip
-            parts.append(f'<text class="small" x="{x}" y="{_BOTTOM + 36}" text-anchor="middle">{slots} slots</text>'
+            parts.append(f'<text class="small" x="{x}" y="{bottom + 40}" text-anchor="middle">{slots} slots</text>'
                          .replace(f"{tokens} slots", f"{tokens} tokens"))  # fmt: skip
-        parts.append(f'<line class="axis" x1="{left}" x2="{left + _PANEL}" y1="{_BOTTOM}" y2="{_BOTTOM}"/>')
-    parts.append(f'<text class="small" x="20" y="360">{found["section"]} has the command and what is not known</text>')
+        parts.append(f'<line class="axis" x1="{left}" x2="{left + _PANEL}" y1="{bottom}" y2="{bottom}"/>')
+    where = f"command, and what is not known: {found['section'].partition('#')[0]}"
+    parts.append(f'<text class="small" x="18" y="{_HEIGHT - 16}">{where}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
