@@ -58,11 +58,11 @@ def wrapped(text: str, width: int) -> str:
 def _wrapped_line(line: str, width: int) -> str:
     if len(line) <= width:
         return line
-    found = [""]
+    found, indent = [""], line[: len(line) - len(line.lstrip())]
     for piece in _PIECES.findall(line):
         if found[-1].strip() and len(found[-1]) + len(piece.rstrip()) > width:
             found[-1] = found[-1].rstrip()
-            found.append(piece.lstrip())
+            found.append(indent + piece.lstrip())
         else:
             found[-1] += piece
     return "\n".join(found)

@@ -307,7 +307,7 @@ def _print_list(as_json: bool) -> None:
         print(json.dumps({name: config.model_dump(mode="json") for name, config in configs.items()}))
         return
     for name, config in configs.items():
-        console.print(Text.assemble((name, "bold"), f"  {config.title}"), highlight=False, soft_wrap=True)
+        console.print(Text.assemble((name, "bold"), f"  {config.title}"), soft_wrap=not console.is_terminal)
         for key, dimension in config.space.items():
             say(console, f"    {key}: {tell_dimension(dimension)}")
         say(console, f"    {config.experiment}, {config.sampler}, {grid_size(config) * config.seeds} trials")

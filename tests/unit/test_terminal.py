@@ -42,7 +42,7 @@ def test_printable_keeps_lines_tabs_and_other_scripts() -> None:
         ("two words or more", ["two words", "or more"]),
         ("a `copied command` b", ["a", "`copied command`", "b"]),
         ("Go on: promptcomp fit mend", ["Go on:", "promptcomp fit mend"]),
-        ("  in a/path/that/is/long", ["  in", "a/path/that/is/long"]),
+        ("  in a/path/that/is/long", ["  in", "  a/path/that/is/long"]),
     ],
 )
 def test_a_terminal_gets_whole_words_and_a_file_whole_lines(text: str, lines: list[str]) -> None:
