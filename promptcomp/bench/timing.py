@@ -182,9 +182,9 @@ def run_bench(
         ConfigError: a mistake in the options, or nothing could be measured.
     """
     pick_device(plan.device)
-    with quiet():
-        subject = open_()
-    with console.status("measuring ...") as status:
+    with console.status("loading the model ...") as status:
+        with quiet():
+            subject = open_()
         bench = measure(
             subject, plan, lambda tokens, rows: status.update(f"measuring {tokens:,} prompt tokens, batch {rows} ...")
         )
