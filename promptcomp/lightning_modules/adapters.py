@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from promptcomp.config import ConfigError
 from promptcomp.language_model import LanguageModel, TextEncoder
-from promptcomp.lightning_modules.method_config import LoraConfig
+from promptcomp.lightning_modules.method_config import LoraConfig, check_peft
 
 if TYPE_CHECKING:
     import peft
@@ -50,12 +50,9 @@ def lora_settings(lm: LanguageModel | TextEncoder, config: LoraConfig) -> peft.L
     Raises:
         ConfigError: peft is not installed, or `targets` names no layer of this LM.
     """
-    try:
-        import peft
-    except ImportError:
-        raise ConfigError(
-            "method.train = 'lora' needs the package peft; install it with: pip install \"promptcomp[lora]\""
-        ) from None
+    check_peft()
+    import peft
+
     modules, body = dict(lm.hf.named_modules()), {*lm.hf.base_model.modules()} - {lm.hf.get_output_embeddings()}
     layers = {name: each for name, each in modules.items() if isinstance(each, nn.Linear | Conv1D) and each in body}
     known = {_last(name) for name in layers}

@@ -7,6 +7,7 @@ A section is one file beside its LightningModule, which is imported when it is w
 from __future__ import annotations
 
 import random
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -128,7 +129,7 @@ class MethodConfig(Config):
         return found
 
     def check_places(self) -> None:
-        """Look whether the LMs that it uses, and what its training starts from, are where they are said to be.
+        """Look whether the LMs that it uses, what its training starts from, and the package for its adapters are here.
 
         Raises:
             ConfigError: one is not.
@@ -138,6 +139,8 @@ class MethodConfig(Config):
                 value.check_place()
             elif key == "init_from" and value is not None:
                 trained_at(Path(value))
+            elif key in ("train", "train_encoder") and value == "lora":
+                check_peft(f"method.{key}")
 
     @property
     def has_task_prompts(self) -> bool:
@@ -227,6 +230,15 @@ class TeacherCacheConfig(MethodConfig):
         if self.teacher_cache and strategy == "fsdp":
             return "does not go with method.teacher_cache: no process has the teacher's weights; use ddp"
         return super().strategy_problem(strategy)
+
+
+def check_peft(key: str = "method.train") -> None:
+    """
+    Raises:
+        ConfigError: peft, which `key` = 'lora' takes its adapters from, is not installed.
+    """
+    if find_spec("peft") is None:
+        raise ConfigError(f"{key} = 'lora' needs the package peft; install it with: pip install \"promptcomp[lora]\"")
 
 
 class LMTrainingConfig(MethodConfig):

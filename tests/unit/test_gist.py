@@ -16,6 +16,7 @@ from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.sections import Reader, TextConfig
 from promptcomp.datamodules.text import Documents, TextDataModule
+from promptcomp.experiment import load
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, open_tokenizer
 from promptcomp.lightning_modules import OptimConfig
 from promptcomp.lightning_modules.gist import Gist
@@ -146,6 +147,8 @@ def test_adapters_need_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r'pip install "promptcomp\[lora\]"'):
         gist(train="lora")
+    with pytest.raises(ConfigError, match="needs the package peft"):  # before there is a run directory
+        load("gist_lora", None).check()
 
 
 def test_controls_train_only_where_they_are_told_to() -> None:
