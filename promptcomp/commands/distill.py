@@ -118,14 +118,11 @@ def _print(file: Path, found: Distilled, console: Console) -> None:
     from promptcomp.terminal import open_table
 
     info, cost, best = found.prompt.info, found.prompt.info.cost, found.progress.best_step
-    share = info.held_out["cartridge"]["gap_closed"]
-    kept = f"close {share:.0%} of the distance" if share > 0 else "close nothing of the distance"
-    say(
-        console,
-        f"\n{info.slots} slots in the place of {info.source_tokens} tokens {kept} between no text and the whole text, "
-        "on held-out questions.",
-        "bold",
-    )
+    if (row := info.held_out.get("cartridge")) is not None:  # not where it was stopped before
+        what = f"\n{info.slots} slots in the place of {info.source_tokens} tokens"
+        kept = f"{row['gap_closed']:.0%}" if row["gap_closed"] > 0 else "nothing"
+        where = "of the distance between no text and the whole text, on held-out questions"
+        say(console, f"{what} close {kept} {where}.", "bold")
     say(
         console,
         f"{file}: {info.source_tokens} tokens -> {info.slots} slots ({info.source_tokens / info.slots:.1f}x), "
