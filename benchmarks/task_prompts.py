@@ -2,8 +2,9 @@
 
 Run: python benchmarks/task_prompts.py BBH WORK --lm smollm2, where BBH is the folder of BIG-Bench Hard with cot-prompts
 and tasks. A prompt takes its first 128 questions; a quarter of them is held out. WORK keeps all that is finished: a run
-that was stopped goes on, and other prompts may be made beside it (--tasks). WORK/task_prompts.json gets the figures of
-all prompts that are there; printed are their medians. --slots 64 makes those first, and a later call the others. docs/results/task_prompts.json is such a file.
+that was stopped goes on, and other prompts (--tasks) or numbers of slots (--slots) may be made later.
+WORK/task_prompts.json gets the figures of all prompts that are there; printed are their medians.
+docs/results/task_prompts.json is such a file.
 """
 
 from __future__ import annotations
