@@ -2,8 +2,9 @@
 
 Run: python benchmarks/task_prompts.py BBH WORK --lm smollm2, where BBH is the folder of BIG-Bench Hard with cot-prompts
 and tasks. A prompt takes its first 128 questions; a quarter of them is held out. WORK keeps all that is finished: a run
-that was stopped goes on, and other prompts may be made beside it (--tasks). WORK/task_prompts.json gets the figures of
-all prompts that are there; printed are their medians. docs/results/task_prompts.json is such a file.
+that was stopped goes on, and other prompts (--tasks) or numbers of slots (--slots) may be made later.
+WORK/task_prompts.json gets the figures of all prompts that are there; printed are their medians.
+docs/results/task_prompts.json is such a file.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--lm", default="smollm2")
     parser.add_argument("--tasks", nargs="*", default=TASKS)
+    parser.add_argument("--slots", nargs="*", type=int, default=SLOTS)
     parser.add_argument("--steps", type=int, default=50)
     given = parser.parse_args()
     for task in given.tasks:
@@ -42,7 +44,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         prompt, shots, questions = read(given.bbh, task)
         made = promptcomp.distill(
-            given.lm, prompt, slots=SLOTS, questions=questions, beside=shots, output=work / "memory.safetensors",
+            given.lm, prompt, slots=given.slots, questions=questions, beside=shots, output=work / "memory.safetensors",
             force=True, verbose=True, rivals=True, steps=given.steps, template="plain", query=QUERY,
         )  # fmt: skip
         for slots, each in made.items():
@@ -80,7 +82,7 @@ def kind_of(row: str) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """Medians over the prompts (in brackets the worst) in Markdown, for each number of slots."""
     lines = [f"{len({row['task'] for row in rows})} prompts: median [worst]"]
-    for slots in SLOTS:
+    for slots in dict.fromkeys(row["slots"] for row in rows):
         lines += ["", f"| {slots} slots | KL gap closed | top-1 agreement | same answer | bytes |", "|---" * 5 + "|"]
         for what in dict.fromkeys(row["what"] for row in rows):
             own = [row for row in rows if (row["slots"], row["what"]) == (slots, what)]

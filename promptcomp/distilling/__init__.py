@@ -16,6 +16,7 @@ from promptcomp.errors import ConfigError
 
 KINDS = ("kv", "embeddings")
 TEMPLATES = ("auto", "chat", "plain")
+STARTS = ("auto", "matching", "first")
 RATES = {("kv", True): 2e-2, ("kv", False): 5e-3, ("embeddings", True): 1e-2, ("embeddings", False): 5e-3}
 """Learning rates by the kind of slots, and whether the questions are given: those that an LM asks itself vary more."""
 
@@ -26,6 +27,12 @@ class DistillOptions:
 
     slots: Annotated[str, Option(help="Slots; several (64,16,4) make one file each, from the same answers.")] = "64"
     kind: Annotated[str, Option(help="What a slot is: kv (keys and values of every layer) or embeddings.")] = "kv"
+    start: Annotated[
+        str,
+        Option(
+            help="What kv slots start as: matching (attention matching of the text), first (its first tokens), auto."
+        ),
+    ] = "auto"
     num_questions: Annotated[int, Option(min=4, help="Questions that the LM asks itself (without --questions).")] = 128
     held_out: Annotated[
         int | None, Option(min=1, help="Questions that are not trained on; default: a quarter, at most 32.")
@@ -62,9 +69,15 @@ class DistillOptions:
         Raises:
             ConfigError: names the first option with a mistake.
         """
-        for option, value, known in (("kind", self.kind, KINDS), ("template", self.template, TEMPLATES)):
+        for option, value, known in (
+            ("kind", self.kind, KINDS),
+            ("template", self.template, TEMPLATES),
+            ("start", self.start, STARTS),
+        ):
             if value not in known:
                 raise ConfigError(f"--{option} {value!r} is not known; choose {', '.join(known)}")
+        if self.start == "matching" and self.kind != "kv":
+            raise ConfigError("--start matching is for keys and values; give --kind kv, or --start first")
         if self.query is not None and self.query.count("{input}") != 1:
             raise ConfigError(f"--query {self.query!r}: write {{input}} once, where the question goes")
         words = [word.strip() for word in self.slots.split(",") if word.strip()]

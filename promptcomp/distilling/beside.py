@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 import torch
 
 from promptcomp.batch import Context
+from promptcomp.config import ConfigError
 from promptcomp.distilling.cartridge import Agreement
 from promptcomp.language_model import LanguageModel
-from promptcomp.memory import Memory
+from promptcomp.language_model.rotating import counted
+from promptcomp.memory import KVCache, Memory
 from promptcomp.rivals import NotMet, Reading, Rival, Setting
 from promptcomp.rivals.attention_matching import AttentionMatching
 from promptcomp.rivals.drop_tokens import DropTokens
@@ -28,7 +30,7 @@ class Beside:
         lm: in eval mode.
         context: the whole text, one row.
         texts: other texts by their names, tokenised as it is.
-        rivals: whether rivals are measured, beside the text's last tokens.
+        rivals: whether rivals are measured, beside the text's first and last tokens.
         measure: the agreement of a memory with the whole text on the held-out questions.
     """
 
@@ -44,6 +46,7 @@ class Beside:
         self._none = self.measure(None)
         self._once: dict[str, dict[str, float] | None] = {}
         self._reading = Reading(self.lm, self.context, None)
+        self._setting = Setting(lambda context: None, self.context)
 
     def row(self, memory: Memory | None, found: Agreement, held: float | None = None) -> dict[str, float]:
         """An agreement with the share of the distance between no context and the whole text that is gone, the slots,
@@ -61,38 +64,55 @@ class Beside:
         taken = {"slots": positions, "bytes": positions * self.lm.cost.kv_bytes_per_token}
         return self.row(None, self._none), {**Agreement(0.0, 1.0, 1.0)._asdict(), "gap_closed": 1.0, **taken}
 
-    def count(self) -> int:
-        """How many rows there are for each number of slots, at most."""
-        return 1 + len(self.texts) + (len(_with_slots(1)) + len(_OF_ANY_SIZE) if self.rivals else 0)
+    def matched(self, slots: int) -> tuple[str, KVCache]:
+        """The text's attention matching with so many slots, at positions 0 .. slots - 1, and the name of its row.
 
-    @torch.no_grad()
-    def rows(self, slots: int) -> Iterator[tuple[str, dict[str, float] | None]]:
-        """Names and rows of all that is compared with a cartridge of so many slots; None: `missing`.
+        Raises:
+            NotMet: the LM's cache cannot be matched, or its positions are absolute.
+        """
+        rival = AttentionMatching(slots=slots - self.lm.num_bos)
+        memory = rival.memory(self._reading, self._setting).memory
+        assert isinstance(memory, KVCache)
+        try:
+            return rival.label, counted(self.lm.body, memory, "attention matching")
+        except ConfigError as reason:
+            raise NotMet(str(reason)) from None
+
+    def rivals_of(self, slots: int) -> dict[str, Rival]:
+        """What is compared with a cartridge of so many slots, by the names of the rows.
 
         A BOS is one of the slots; where it is the only one, nothing has as many.
         """
+        found: dict[str, Rival] = {}
         if kept := slots - self.lm.num_bos:
-            yield self._of_rival(f"last {slots} tokens", Truncate(keeps="tail", slots=kept))
-            for rival in _with_slots(kept) if self.rivals else ():
-                yield self._of_rival(rival.label, rival)
-        for rival in _OF_ANY_SIZE if self.rivals else ():
-            if rival.label not in self._once:
-                self._once |= [self._of_rival(rival.label, rival)]
-            yield rival.label, self._once[rival.label]
+            found |= {
+                f"first {slots} tokens": Truncate(keeps="head", slots=kept),
+                f"last {slots} tokens": Truncate(keeps="tail", slots=kept),
+            }
+            found |= {rival.label: rival for rival in _with_slots(kept) if self.rivals}
+        return found | {rival.label: rival for rival in _OF_ANY_SIZE if self.rivals}
+
+    @torch.no_grad()
+    def rows(self, rivals: Mapping[str, Rival]) -> Iterator[tuple[str, dict[str, float] | None]]:
+        """Names and rows of these and of the other texts; None: `missing`."""
+        for name, rival in rivals.items():
+            if name not in self._once:
+                self._once[name] = self._of_rival(name, rival)
+            yield name, self._once[name]
         for name, context in self.texts.items():
             if name not in self._once:
                 memory = self.lm.encode(context)
                 self._once[name] = self.row(memory, self.measure(memory))
             yield name, self._once[name]
 
-    def _of_rival(self, name: str, rival: Rival) -> tuple[str, dict[str, float] | None]:
+    def _of_rival(self, name: str, rival: Rival) -> dict[str, float] | None:
         try:
-            made = rival.memory(self._reading, Setting(lambda context: None, self.context))
+            made = rival.memory(self._reading, self._setting)
         except NotMet as reason:
             self.missing[name] = str(reason)
-            return name, None
+            return None
         held = None if made.held is None else float(made.held.sum())
-        return name, self.row(made.memory, self.measure(made.memory), held)
+        return self.row(made.memory, self.measure(made.memory), held)
 
 
 _OF_ANY_SIZE: tuple[Rival, ...] = (Quantize(bits=8), Quantize(bits=4))

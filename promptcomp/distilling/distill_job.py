@@ -33,10 +33,11 @@ from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import open_architecture, pick_device, settings_hash
-from promptcomp.memory import memory_to
+from promptcomp.memory import KVCache, SoftPrompt, memory_to
 from promptcomp.plain import say
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
+from promptcomp.rivals import NotMet
 from promptcomp.run.opening import quiet
 from promptcomp.stopping import Stop
 
@@ -222,8 +223,9 @@ class DistillJob:
         if rate is None:
             rate = RATES[options.kind, self._given is not None]
         plan = TrainingPlan(options.steps, rate, options.batch_size, options.eval_every, options.seed)
-        place = self.folder.training(slots, options.kind, {**asdict(plan), "held_out": len(held)})
-        cartridge = Cartridge(first_slots(self.lm, self.ids, slots, options.kind), self.lm.hf.dtype)
+        name, start = self._start(slots, beside)
+        place = self.folder.training(slots, options.kind, {**asdict(plan), "held_out": len(held), "start": name})
+        cartridge = Cartridge(start, self.lm.hf.dtype)
         training = Training(self.lm, cartridge, plan, train, held, place)
         with DistillStage(self._console, f"train {slots} slots", plan.steps) as bar:
             finished = training.run(self._stop.is_set, bar.trained)
@@ -233,20 +235,32 @@ class DistillJob:
         with torch.no_grad():
             memory = memory_to(cartridge.memory().map(torch.Tensor.detach), "cpu")
         none, whole = beside.bounds()
-        first = beside.row(memory, dict(progress.looks)[0])  # what training started with
-        rows = {"no context": none, f"first {slots} tokens": first, "cartridge": beside.row(memory, progress.best)}
-        rows |= {**(self._compared(slots, beside) if finished else {}), "the whole text": whole}
+        first = beside.row(memory, dict(progress.looks)[0])
+        rows = {"no context": none, name: first, "cartridge": beside.row(memory, progress.best)}
+        rows |= {**(self._compared(slots, beside, name) if finished else {}), "the whole text": whole}
         finished = finished and not self._stop.is_set()
         teacher = self._teacher.seconds + sum(each.seconds for each in self._asked)
         seconds = {"seconds": progress.seconds + teacher, "teacher_seconds": teacher}
-        info = self._info(cartridge, slots, plan, {**cost, **seconds}, rows)
+        info = self._info(cartridge, slots, name, plan, {**cost, **seconds}, rows)
         return Distilled(CompressedPrompt(memory, info, reader=self.reader), progress, finished)
 
-    def _compared(self, slots: int, beside: Beside) -> dict[str, dict[str, float]]:
+    def _start(self, slots: int, beside: Beside) -> tuple[str, KVCache | SoftPrompt]:
+        """What training starts with, and its name in the table."""
+        options = self.options
+        if options.kind == "kv" and options.start != "first":
+            try:
+                return beside.matched(slots)
+            except NotMet as reason:
+                if options.start == "matching":
+                    raise ConfigError(f"--start matching: {reason}; give --start first") from None
+        return f"first {slots} tokens", first_slots(self.lm, self.ids, slots, options.kind)
+
+    def _compared(self, slots: int, beside: Beside, start: str) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}
         known = set(beside.missing)
-        with DistillStage(self._console, f"compare {slots} slots", beside.count()) as bar:
-            for name, row in beside.rows(slots):
+        rivals = {name: rival for name, rival in beside.rivals_of(slots).items() if name != start}
+        with DistillStage(self._console, f"compare {slots} slots", len(rivals) + len(self._others)) as bar:
+            for name, row in beside.rows(rivals):
                 found |= {} if row is None else {name: row}
                 bar.more(1)
                 if self._stop.is_set():
@@ -267,6 +281,7 @@ class DistillJob:
         self,
         cartridge: Cartridge,
         slots: int,
+        start: str,
         plan: TrainingPlan,
         cost: Mapping[str, float],
         rows: Mapping[str, Mapping[str, float]],
@@ -291,7 +306,7 @@ class DistillJob:
             stop_ids=format_.stop_ids,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             version=__version__,
-            settings={"slots": self.options.kind, "questions": asked, **asdict(plan)},
+            settings={"slots": self.options.kind, "start": start, "questions": asked, **asdict(plan)},
             cost=dict(cost),
             held_out={name: dict(row) for name, row in rows.items()},
         )

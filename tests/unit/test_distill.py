@@ -23,7 +23,9 @@ from promptcomp.chat.replies import Reply
 from promptcomp.cli import main
 from promptcomp.config import ConfigError
 from promptcomp.distilling import cartridge_training, self_study
+from promptcomp.distilling.beside import Beside
 from promptcomp.distilling.cartridge import (
+    Agreement,
     Cartridge,
     TeacherAnswer,
     agreement,
@@ -37,6 +39,7 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.objective import class_divergence, class_log_probs
 from promptcomp.memory import KVCache
 from promptcomp.prompts.prompt_files import load_prompt
+from promptcomp.rivals import NotMet
 from tests.judge_server import Answer, completion, fault, serving
 from tests.prompt_runs import save_lm
 from tests.tiny_models import tiny_lm
@@ -105,6 +108,20 @@ def test_a_cartridge_with_all_slots_starts_as_the_whole_context(
     assert found.kl == pytest.approx(0.0, abs=1e-5)
     assert (found.top1, found.exact) == (1.0, 1.0)
     assert agreement(lm, None, answers, 2).kl > 0.01
+
+
+def test_it_starts_as_attention_matching_at_its_own_positions(tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    answers = answered(lm, tmp_path / "work")
+    beside = Beside(lm, context_of(CONTEXT), {}, True, lambda memory: agreement(lm, memory, answers, 4))
+    name, start = beside.matched(5)
+    assert (start.next_position.tolist(), start.num_slots.tolist()) == ([5], [5])
+    found = dict(beside.rows({name: beside.rivals_of(5)[name]}))[name]
+    assert found is not None
+    assert agreement(lm, start, answers, 4).kl == pytest.approx(found["kl"], rel=1e-3)
+    lm = tiny_lm("gpt2")
+    with pytest.raises(NotMet, match="positions are not rotary"):
+        Beside(lm, context_of(CONTEXT), {}, True, lambda memory: Agreement(1.0, 0.0, 0.0)).matched(5)
 
 
 def test_training_brings_it_nearer_and_leaves_the_lm_and_position_0_alone(tmp_path: Path) -> None:
@@ -437,6 +454,9 @@ MISTAKES = {
     "lm": (["--lm", "./nowhere"], "no such folder"),
     "dtype": (["--dtype", "int8"], "dtype"),
     "seed": (["--seed", "-1"], "--seed -1: give a whole number from 0"),
+    "start": (["--start", "last"], "--start 'last' is not known"),
+    "start of vectors": (["--start", "matching", "--kind", "embeddings"], "--start matching is for keys and values"),
+    "start of absolute positions": (["--start", "matching"], "positions are not rotary"),
     "rate": (["--lr", "inf"], "--lr inf: give a finite number"),
 }
 
