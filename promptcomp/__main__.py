@@ -55,7 +55,8 @@ def _imports(frame: FrameType | None) -> bool:
 
 def _say() -> None:
     if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK")):  # one process of a run speaks
-        os.write(2, b"interrupted\n")
+        over = b"\r\x1b[K" if os.isatty(2) and os.environ.get("TERM") != "dumb" else b""  # what was being loaded
+        os.write(2, over + b"interrupted\n")
 
 
 if __name__ == "__main__":
