@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from promptcomp.errors import ConfigError, first_line
+from promptcomp.checkpoints.places import PROMPT, TENSORS
+from promptcomp.errors import ConfigError, command, first_line
 
-_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def downloaded(path: Path, revision: str | None = None) -> Path:
@@ -28,10 +29,26 @@ def downloaded(path: Path, revision: str | None = None) -> Path:
         if revision is not None:
             raise ConfigError(f"{path}: --revision goes with a repository of a hub, user/name")
         return path
-    with _asking(f"{path}: no such folder, and not found as a repository of the hub"):
+    with _asking(f"{path}: is not here, and not found as a repository of the hub"):
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(path.as_posix(), revision=revision, endpoint=_endpoint()))
+
+
+def prompt_file(path: Path, revision: str | None = None) -> Path:
+    """A compressed prompt's file: as it is, or that of an exported prompt, a folder or a repository, `user/name`.
+
+    Raises:
+        ConfigError: as `downloaded`; or the folder holds no prompt.
+    """
+    is_file = path.suffix == Path(PROMPT).suffix and revision is None  # one that is missing is not asked for elsewhere
+    found = path if is_file else downloaded(path, revision)
+    if not found.is_dir() or (found / PROMPT).is_file():
+        return found / PROMPT if found.is_dir() else found
+    if (found / TENSORS).is_file():
+        again = command("compress", path, "--text", "...", "-o", PROMPT)
+        raise ConfigError(f"{path}: is a compressor and no prompt; compress one with it: {again}")
+    raise ConfigError(f"{path}: has no {PROMPT}; `promptcomp export FILE --to tensors -o FOLDER` makes such a folder")
 
 
 def upload(folder: Path, files: Sequence[str], name: str, *, private: bool) -> str:

@@ -15,7 +15,7 @@ from promptcomp.files import check_empty
 from promptcomp.plain import say
 
 To = Literal["hf", "peft", "tensors", "transformers", "vllm"]
-_OF_PROMPTS = ("peft", "transformers", "vllm")
+_OF_PROMPTS = ("tensors", "peft", "transformers", "vllm")
 
 
 def export(
@@ -27,7 +27,8 @@ def export(
         To | None,
         Option(
             help="Of a run: hf (a transformers folder), peft (adapters, soft prompts) or tensors; default: what suits "
-            "the method. Of a prompt: peft, transformers (a cache) or vllm (requests with embeddings)."
+            "the method. Of a prompt: tensors (the file itself), peft, transformers (a cache) or vllm (requests with "
+            "embeddings)."
         ),
     ] = None,
     model: Annotated[str | None, Option(help="Of a prompt: a run or LM instead of the one that it names.")] = None,

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import io
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
+from promptcomp.checkpoints.places import PROMPT
 from promptcomp.config import ConfigError
 from promptcomp.errors import command
 from promptcomp.exports.card import CARD, of_prompt, with_card
@@ -52,12 +54,12 @@ _TRIED = "one two three"
 class _Prompt:
     """A prompt that is being exported, and its LM."""
 
-    def __init__(self, path: Path, model: str | None) -> None:
+    def __init__(self, path: Path, model: str | None, wanted: str) -> None:
         self.path = path
         stored, self.info = read_prompt(path)
-        if isinstance(stored, EncoderStates) or self.info.family != "decoder":
+        if wanted != "tensors" and (isinstance(stored, EncoderStates) or self.info.family != "decoder"):
             raise ConfigError(
-                f"{path}: belongs to an encoder-decoder LM; only `promptcomp generate` reads such prompts"
+                f"{path}: belongs to an encoder-decoder LM; only `promptcomp generate` reads such prompts: --to tensors"
             )
         self.memory: Memory = stored
         self.lm: LanguageModel = open_lm(self.info, model, str(path))
@@ -99,8 +101,8 @@ def export_prompt(path: Path, folder: Path, wanted: str, model: str | None = Non
     Args:
         path: The prompt's file.
         folder: Must be empty or new.
-        wanted: "peft" (PROMPT_TUNING of vectors, PREFIX_TUNING of keys and values), "transformers" (a cache) or "vllm"
-            (requests with embeddings).
+        wanted: "tensors" (the file itself, as `generate` reads it), "peft" (PROMPT_TUNING of vectors, PREFIX_TUNING of
+            keys and values), "transformers" (a cache) or "vllm" (requests with embeddings).
         model: A run directory or LM instead of the one that the prompt names.
 
     Raises:
@@ -109,8 +111,9 @@ def export_prompt(path: Path, folder: Path, wanted: str, model: str | None = Non
     """
     check_empty(folder)
     with quiet():
-        prompt = _Prompt(path, model)
-        page, values = {"peft": _peft, "transformers": _transformers, "vllm": _vllm}[wanted](prompt, folder)
+        prompt = _Prompt(path, model, wanted)
+        write = {"tensors": _tensors, "peft": _peft, "transformers": _transformers, "vllm": _vllm}[wanted]
+        page, values = write(prompt, folder)
     info = prompt.info
     values |= {"base": f'"{prompt.base}"', "stop_ids": list(info.stop_ids), "notes": prompt.notes}
     values |= {"template": info.query, "run": info.run if info.lm_is_trained else None}
@@ -123,6 +126,14 @@ def export_prompt(path: Path, folder: Path, wanted: str, model: str | None = Non
     write_atomic(folder / CARD, with_card(text, about, info.lm.path, info.method, wanted, files))
     follow_umask(folder)
     return Exported(folder=folder, format=wanted, files=tuple(sorted([*files, CARD])), notes=tuple(prompt.notes))
+
+
+def _tensors(prompt: _Prompt, folder: Path) -> tuple[str, dict[str, Any]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(prompt.path, folder / PROMPT)
+    if prompt.info.text is not None:
+        prompt.notes.append("The file holds the text that was compressed.")
+    return "prompt_file", {"file": PROMPT, "slots": prompt.info.slots}
 
 
 def _transformers(prompt: _Prompt, folder: Path) -> tuple[str, dict[str, Any]]:

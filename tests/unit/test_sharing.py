@@ -205,6 +205,40 @@ def test_push_and_load(
     assert "nothing of it is visible" in done.stderr
 
 
+def test_a_prompt_of_the_hub(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = promptcomp.compress(save_run(tmp_path / "run", save_lm(tmp_path / "lm", "gpt2"), GIST), text=TEXT)
+    prompt.save(tmp_path / "p.safetensors")
+    call = program(monkeypatch, capsys, tmp_path)
+    assert call("export", "p.safetensors", "--to", "tensors", "-o", "out").returncode == 0
+    assert call("push", "out", "me/prompt", "--yes").returncode == 0
+    wanted = prompt.generate(QUERY)
+    for place in (("out",), ("me/prompt",), ("me/prompt", "--revision", "v1")):
+        done = call("generate", QUERY, "--prompt", *place, "--device", "cpu")
+        assert done.stdout.strip() == wanted, done.stderr
+    assert json.loads(call("inspect", "me/prompt", "--json").stdout)["slots"] == 2
+    loaded = promptcomp.load_prompt("me/prompt", revision="v1", model=tmp_path / "lm", device="cpu")
+    assert loaded.generate(QUERY) == wanted
+    hub.repositories["me/gist"] = {"trained.safetensors": b""}
+    hub.repositories["me/other"] = {"README.md": b""}
+    monkeypatch.delenv("HF_TOKEN")
+    for words, said in {
+        ("me/nothing",): "not found as a repository",
+        ("me/prompt", "--revision", "v2"): "not found as a repository",
+        ("out", "--revision", "v1"): "goes with a repository",
+        ("me/gist",): "promptcomp compress me/gist",
+        ("me/other",): "has no prompt.safetensors",
+        ("me/missing.safetensors",): "no such file",  # and no repository
+    }.items():
+        done = call("generate", QUERY, "--prompt", *words)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+        assert done.stderr.count("\n") == 1
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    done = call("generate", QUERY, "--prompt", "me/new")
+    assert (done.returncode, "Connection refused" in done.stderr) == (2, True), done.stderr
+
+
 def test_what_is_not_pushed(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", save_lm(tmp_path / "lm", "gpt2"), GIST)
     with pytest.raises(ConfigError, match="is no export"):
