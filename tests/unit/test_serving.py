@@ -140,6 +140,10 @@ def _batch(queries: list[tuple[int, ...]]) -> Any:
 def test_the_protocol(client: TestClient, folders: dict[str, Path]) -> None:
     models = client.get("/v1/models").json()["data"]
     assert [each["id"] for each in models] == ["lm", "lm:full", "lm:gist", "lm:mend"]  # and nothing for another LM
+    for each in models:
+        assert client.get(f"/v1/models/{each['id']}").json() == each
+    foreign = client.get("/v1/models/lm:foreign")
+    assert (foreign.status_code, "another LM" in foreign.json()["error"]["message"]) == (422, True)
     whole = client.post("/v1/completions", json=asked("mend")).json()
     field = client.post(
         "/v1/completions", json={**asked(), "kv_transfer_params": {"promptcomp": "mend"}, "prompt": [QUERIES[0]]}
@@ -261,6 +265,9 @@ def test_files_come_change_and_go(folders: dict[str, Path], tmp_path: Path) -> N
         app.registry.find("mend")
     shutil.copy(tmp_path / "gist.safetensors", tmp_path / "new.safetensors")
     assert app.registry.find("new").info.method == "gist"
+    app.name = "user/lm"
+    for path in ("user/lm:new", "user%2Flm%3Anew"):
+        assert TestClient(app.asgi).get(f"/v1/models/{path}").json()["id"] == "user/lm:new"
     os.mkfifo(tmp_path / "pipe.safetensors")  # would wait without end
     with pytest.raises(Refusal, match="no compressed prompt"):
         app.registry.find("pipe")
@@ -272,6 +279,7 @@ def test_keys_health_and_metrics(folders: dict[str, Path], tmp_path: Path) -> No
     with TestClient(open_app(folders["llama"], key="secret").asgi) as client:
         assert client.post("/v1/completions", json=asked()).status_code == 401
         assert client.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert client.get("/v1/models/lm").status_code == 401
         for given, status in (("secret", 401), ("Bearer Secret", 401), ("Basic secret", 401), ("bearer secret", 200)):
             assert client.get("/v1/models", headers={"Authorization": given}).status_code == status
         reply = client.post("/v1/completions", json=asked("gist"), headers={"Authorization": "Bearer secret"})
@@ -465,7 +473,12 @@ def test_bench_tells_what_a_server_does_wrong(content: bytes | None, words: str)
 def test_the_official_client(address: tuple[str, int, Fork]) -> None:
     openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=f"http://{address[0]}:{address[1]}/v1", api_key="none", max_retries=0) as client:
-        assert "lm:gist" in [model.id for model in client.models.list()]
+        models = {model.id: model for model in client.models.list()}
+        assert client.models.retrieve("lm:gist") == models["lm:gist"]
+        assert client.models.retrieve("lm") == models["lm"]
+        for name in ("lm:nowhere", "gpt-4", "../lm", "user/name:gist"):
+            with pytest.raises(openai.NotFoundError, match="there is no model"):
+                client.models.retrieve(name)
         common = {"model": "lm:gist", "max_tokens": NEW, "temperature": 0}
         turns = [{"role": "user", "content": QUERIES[1]}]
         for kind, said in (
