@@ -470,6 +470,56 @@ def test_bench_tells_what_a_server_does_wrong(content: bytes | None, words: str)
         server.shutdown()
 
 
+def test_bench_of_a_server_that_is_busy_hangs_or_outlasts_the_user(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[bytes] = []
+    over = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])))
+            if b"whole" in asked[-1] and len(asked) > 3:
+                self.send_error(429)
+                return
+            if len(asked) == last:
+                stop()
+                over.wait()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'data: {"choices": [{"index": 0, "text": "a"}]}\n\ndata: [DONE]\n\n')
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        load = LoadPlan(url, model="lm", cached="whole", compressed="lm", requests=2, rounds=1, completions=True)
+
+        def bench() -> str:
+            asked.clear()
+            run_server_bench(load, (1, 2), BenchPlan(new_tokens=3), None, PlainConsole(), False)
+            return capsys.readouterr().out
+
+        last, stop = 0, print
+        found = bench()
+        assert "cached, 2 at a time: 2 of 2 requests failed: Error code: 429" in found
+        assert sum(line.startswith("compressed") for line in found.splitlines()) == 2
+        last, load = 5, replace(load, cached=None)
+        monkeypatch.setattr("promptcomp.bench.server_load._PATIENCE", 0.1)
+        assert "1 of 2 requests failed: nothing came from it for 0.1 seconds" in bench()
+        monkeypatch.undo()
+        stop = lambda: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+        with pytest.raises(KeyboardInterrupt):
+            bench()
+        found = capsys.readouterr().out
+        assert "stopped after 1 of 2 measurements" in found
+        assert sum(line.startswith("compressed") for line in found.splitlines()) == 1
+        over.set()
+        server.shutdown()
+
+
 def test_the_official_client(address: tuple[str, int, Fork]) -> None:
     openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=f"http://{address[0]}:{address[1]}/v1", api_key="none", max_retries=0) as client:
