@@ -19,6 +19,7 @@ import yaml
 
 import promptcomp
 from promptcomp.config import ConfigError
+from promptcomp.exports.card import of_prompt
 from promptcomp.exports.export import export
 from promptcomp.exports.publish import prepare
 from promptcomp.prompts.compressing import Compressor
@@ -170,6 +171,10 @@ def test_a_card(tmp_path: Path) -> None:
     assert set(head["promptcomp"]["files"]) == {file.name for file in (tmp_path / "out").iterdir()}
     assert "| unseen | accuracy | 0.500 [0.250, 0.750] | 0.900 [0.800, 1.000] | 0.100 |" in text
     assert "promptcomp fit --method gist" in text
+    info = promptcomp.compress(run, text=TEXT, device="cpu").info
+    assert "| unseen | accuracy | 0.500 [0.250, 0.750] |" in "".join(of_prompt(info, ""))
+    (run / "results.json").unlink()
+    assert "was not measured" in "".join(of_prompt(info, ""))
 
 
 def test_push_and_load(
