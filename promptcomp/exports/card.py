@@ -63,11 +63,15 @@ def files_of(folder: Path) -> tuple[str, ...]:
     Raises:
         ConfigError: the folder is no export.
     """
+    if not folder.exists():
+        raise ConfigError(f"{folder}: no such folder")
     head = _front_matter(folder / CARD)
     own = head.get("promptcomp")
     files = own.get("files") if isinstance(own, dict) else None
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        raise ConfigError(f"{folder}: is no export; `promptcomp export RUN --to tensors -o FOLDER` makes one")
+        raise ConfigError(
+            f"{folder}: is no export; `promptcomp export WHAT --to tensors -o FOLDER` makes one of a run or a prompt"
+        )
     return tuple(files)
 
 

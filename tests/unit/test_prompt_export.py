@@ -33,6 +33,8 @@ def prompt_of(folder: Path, kind: str, method: str) -> CompressedPrompt:
     """A compressed prompt in `folder / prompt.safetensors`, by a run with random trained parts."""
     run = save_run(folder / "run", save_lm(folder / "lm", kind), METHODS[method])
     found = compress(run, text=PROMPT, device="cpu")
+    found.info = found.info.model_copy(update={"query": 'the "cat" \U0001f600 \\ {input}'})  # is to survive in code
+    found.reader.format = found.info.format
     found.save(folder / "prompt.safetensors")
     return found
 
@@ -102,6 +104,7 @@ def test_requests_for_vllm(tmp_path: Path) -> None:
     assert rendered == f"@{prompt.info.query}"
     body = run_readme(tmp_path / "out")["body"]
     assert "query" not in body
+    assert run_readme(tmp_path / "out")["text"] == prompt.info.query.replace("{input}", QUERY)
     whole = torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])), weights_only=True)
     logits = prompt.reader.lm.hf(inputs_embeds=whole[None]).logits[0]
     expected = expected_logits(prompt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -63,8 +64,9 @@ class FakeHub:
                 elif self.path == "/api/repos/create":
                     asked = json.loads(body)
                     name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+                    private = bool(asked.get("private")) or asked.get("visibility") == "private"
+                    hub.private.setdefault(name, private)
                     hub.repositories.setdefault(name, {})
-                    hub.private[name] = bool(asked.get("private")) or asked.get("visibility") == "private"
                     self.reply(200, {"url": f"{hub.url}/{name}", "name": name, "id": name})
                 elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", self.path):
                     files = [
@@ -91,7 +93,9 @@ class FakeHub:
                         rows = [{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in files.items()]
                         self.reply(200, rows)
                     else:
-                        self.reply(200, {"id": found[1], "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]})
+                        rows = [{"rfilename": name} for name in files]
+                        about = {"id": found[1], "sha": COMMIT, "private": hub.private.get(found[1], False)}
+                        self.reply(200, {**about, "siblings": rows})
                 elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.*)", path):
                     self.reply(200, content=hub.repositories[found[1]][found[2]])
                 else:
@@ -205,9 +209,10 @@ def test_push_and_load(
         assert "repository" in done.stderr
         assert "Traceback" not in done.stderr
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    done = call("push", "out", "me/gist", "--yes")
+    done = call("push", "out", "me/new", "--yes")
     assert done.returncode == 2
-    assert "nothing of it is visible" in done.stderr
+    assert "the upload has failed; either all files are there or none" in done.stderr
+    assert "hf auth login" in done.stderr
 
 
 def test_a_prompt_of_the_hub(
@@ -225,12 +230,16 @@ def test_a_prompt_of_the_hub(
     assert json.loads(call("inspect", "me/prompt", "--json").stdout)["slots"] == 2
     loaded = promptcomp.load_prompt("me/prompt", revision="v1", model=tmp_path / "lm", device="cpu")
     assert loaded.generate(QUERY) == wanted
+    done = call("push", "out", "me/prompt", "--yes", "--private")
+    assert (done.returncode, "is there already and public" in done.stderr) == (2, True)
+    hub.repositories["me/prompt"]["trained.safetensors"] = b""
+    assert "from before: trained.safetensors" in call("push", "out", "me/prompt", "--yes").stdout
     hub.repositories["me/gist"] = {"trained.safetensors": b""}
     hub.repositories["me/other"] = {"README.md": b""}
     monkeypatch.delenv("HF_TOKEN")
     for words, said in {
-        ("me/nothing",): "not found as a repository",
-        ("me/prompt", "--revision", "v2"): "not found as a repository",
+        ("me/nothing",): "cannot be got as a repository",
+        ("me/prompt", "--revision", "v2"): "cannot be got as a repository",
         ("out", "--revision", "v1"): "goes with a repository",
         ("me/gist",): "promptcomp compress me/gist",
         ("me/other",): "has no prompt.safetensors",
@@ -261,4 +270,8 @@ def test_what_is_not_pushed(tmp_path: Path) -> None:
         prepare(out)
     (out / "config.yaml").symlink_to(secret)
     with pytest.raises(ConfigError, match="leads out"):
+        prepare(out)
+    (out / "config.yaml").unlink()
+    os.mkfifo(out / "config.yaml")  # would be read without end
+    with pytest.raises(ConfigError, match="is a pipe"):
         prepare(out)
