@@ -288,9 +288,8 @@ def _cells(bench: ServerBench) -> Iterator[list[str]]:
 
 
 def _print(bench: ServerBench, console: Console) -> None:
-    say(
-        console, f"{bench.model} at {bench.server}: answers of at most {bench.new_tokens} tokens, {bench.rounds} rounds"
-    )
+    what = f"answers of at most {bench.new_tokens} tokens, {many(bench.rounds, 'round')}"
+    say(console, f"{bench.model} at {bench.server}: {what}")
     first = {load.concurrency: load.requests_per_second.median for load in reversed(bench.loads) if load.way == "full"}
     table = open_table(None, ["way"], ["at a time", *_COLUMNS, "vs full"])
     for load, cells in zip(bench.loads, _cells(bench), strict=True):

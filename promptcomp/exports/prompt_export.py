@@ -62,6 +62,12 @@ class _Prompt:
             raise ConfigError(
                 f"{path}: belongs to an encoder-decoder LM; only `promptcomp generate` reads such prompts: --to tensors"
             )
+        if wanted == "vllm" and not isinstance(stored, SoftPrompt):
+            raise ConfigError(
+                f"{path}: holds keys and values, and vLLM takes embeddings in a request; use a method that makes "
+                "vectors (mend, pool, icae, autocompressor, distill --kind embeddings), or give the file itself to the "
+                "connector (docs/serving.md)"
+            )
         self.memory: Memory = stored
         self.lm: LanguageModel = open_lm(self.info, model, str(path))
         self.reader = PromptReader(self.lm, self.info.format)
@@ -200,11 +206,7 @@ def _try_peft(prompt: _Prompt, model: Any) -> None:
 
 def _vllm(prompt: _Prompt, folder: Path) -> tuple[str, dict[str, Any]]:
     memory, info, tokenizer = prompt.memory, prompt.info, prompt.reader.tokenizer
-    if not isinstance(memory, SoftPrompt):
-        raise ConfigError(
-            f"{prompt.path}: holds keys and values, and vLLM takes embeddings in a request; use a method that makes "
-            "vectors (mend, pool, icae, autocompressor, distill --kind embeddings)"
-        )
+    assert isinstance(memory, SoftPrompt)
     vectors = memory.embeds[0][memory.mask[0]].to(prompt.lm.hf.dtype)
     prompt.check(
         "a sequence of embeddings", lambda ids: prompt.lm.hf(inputs_embeds=_joined(prompt, vectors, ids)).logits[0]
