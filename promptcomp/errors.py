@@ -67,9 +67,17 @@ def known_code(code: int) -> Exit:
     return Exit(code) if code in set(Exit) else Exit.CRASHED
 
 
+def errno_of(error: BaseException) -> int | None:
+    """The system's number of an error; libraries in Rust (safetensors, tokenizers) have it in their message only."""
+    if isinstance(error, OSError):
+        return error.errno
+    number = str(error).partition("(os error ")[2].partition(")")[0]
+    return int(number) if number.isdigit() else None
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error says that the disk, or the user's share of it, is full."""
-    return isinstance(error, NoSpace) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
+    return isinstance(error, NoSpace) or errno_of(error) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,8 +6,10 @@ What is written here has the permissions that the user's umask gives, unless it 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import shutil
 import stat
 import sys
 import time
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from promptcomp.errors import ConfigError, NoSpace, is_full
+from promptcomp.errors import ConfigError, NoSpace, errno_of, is_full
 
 if sys.platform != "win32":  # there two processes may get in each other's way
     import fcntl
@@ -139,7 +141,7 @@ def write_atomic(path: Path, text: str, private: bool = False) -> None:
         with replacing(path, private) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except OSError as error:
-        raise _unwritable(path, error, "; free space or choose another output_dir") from None
+        raise unwritable(path, error, "; free space or choose another output_dir") from None
 
 
 @contextlib.contextmanager
@@ -193,7 +195,7 @@ def open_append(path: Path) -> IO[bytes]:
     except OSError as error:
         if os.path.islink(path):
             raise ConfigError(f"{path}: is a link, and files are not written through links; remove it") from None
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
     if not stat.S_ISREG(kind):
         os.close(handle)
         raise ConfigError(f"{path}: is {kind_of(kind)}, not a file")
@@ -221,8 +223,41 @@ def check_empty(folder: Path, instead: str = "name another folder with --output"
     Raises:
         ConfigError: a folder that is to be filled holds something already, or is none.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; {instead}")
+    if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; {instead}")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, whose content is at `path` when the block ends; if the block raises, nothing is there.
+
+    Args:
+        path: new, or an empty folder.
+
+    Raises:
+        ConfigError: it holds something, or cannot be written; the disk is full.
+    """
+    check_empty(path)
+    is_there = path.is_dir()  # perhaps the root of another disk, onto which nothing can be moved
+    temporary = (path if is_there else path.parent) / f".{path.name[:_NAME]}.{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        follow_umask(temporary)
+        for each in temporary.iterdir() if is_there else ():
+            os.replace(each, path / each.name)
+        if not is_there:
+            os.replace(temporary, path)
+    except Exception as error:
+        if is_full(error):
+            raise NoSpace(f"{path}: cannot be written ({os.strerror(errno.ENOSPC)})") from None
+        if temporary.name in str(getattr(error, "filename", "")):
+            raise unwritable(path, error) from None
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_no_links(folder: Path, names: tuple[str, ...]) -> None:
@@ -324,13 +359,15 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def _unwritable(path: Path, error: OSError, advice: str = "") -> ConfigError:
+def unwritable(path: Path, error: Exception, advice: str = "") -> ConfigError:
+    """What the system says of a file that cannot be written, as a mistake (or `NoSpace`) to be raised."""
     kind = NoSpace if is_full(error) else ConfigError
     return kind(f"{_short(path)}: cannot be written ({_reason(error)}){advice}")
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    number = errno_of(error)
+    return (error.strerror if isinstance(error, OSError) else number and os.strerror(number)) or str(error)
 
 
 def _short(path: Path | str) -> str:

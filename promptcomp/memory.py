@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import parse_json
-from promptcomp.files import check_file, replacing
+from promptcomp.files import check_file, replacing, unwritable
 
 FORMAT = 1
 """Version of the files that save_memory writes."""
@@ -117,7 +117,7 @@ def save_memory(path: Path, memory: Memory, metadata: Mapping[str, Any]) -> None
         with replacing(path) as partial:
             save_file(tensors, partial, metadata={"promptcomp": text, "sha256": file_hash(text, tensors)})
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: cannot be written ({error})") from None
+        raise unwritable(path, error) from None
 
 
 def load_memory(path: Path, device: str = "cpu") -> tuple[Memory, dict[str, Any]]:

@@ -8,6 +8,7 @@ import os
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from promptcomp.chat.replies import shorten
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
 from promptcomp.errors import first_line
-from promptcomp.evaluation.formatting import ms_text
+from promptcomp.evaluation.formatting import many, ms_text
 from promptcomp.files import read_text, write_atomic
 from promptcomp.plain import csv_text, say
 from promptcomp.terminal import open_table
@@ -34,6 +35,10 @@ WAYS: dict[Way, str] = {"full": "full prompt", "cached": "cached", "compressed":
 QUERY = "What matters most in this?"
 """Where no queries are given."""
 _PLACE = "{input}"
+_SHOWN = 3
+"""Kinds of failures of one load that are shown, the most frequent ones."""
+_PATIENCE = 600
+"""Seconds without a word from the server after which a request has failed."""
 Body = dict[str, Any]
 
 
@@ -75,7 +80,7 @@ class ServerBench:
     version: str = __version__
     loads: list[Load] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    """What the server said to failed requests."""
+    """How many requests have failed, which no figure counts, and what the server said."""
 
 
 def requests_of(load: LoadPlan, new_tokens: int) -> dict[Way, Callable[[str], Body]]:
@@ -129,7 +134,7 @@ class _Client:
             import openai
         except ImportError:
             raise ConfigError("a server is asked with the openai package; pip install 'promptcomp[api]'") from None
-        self._client: Any = openai.AsyncOpenAI(api_key=key or "none", base_url=server, max_retries=0, timeout=600)
+        self._client: Any = openai.AsyncOpenAI(api_key=key or "none", base_url=server, max_retries=0, timeout=_PATIENCE)
 
     async def __aenter__(self) -> _Client:
         return self
@@ -157,6 +162,8 @@ class _Client:
                 reply.error = "the stream has no piece of an answer"
         except Exception as error:  # openai passes on those of its HTTP library (httpx or httpx2) and of JSON
             reply.error = shorten(first_line(error))
+            if "Timeout" in type(error).__name__:
+                reply.error = f"nothing came from it for {_PATIENCE} seconds"
         return reply
 
     async def all(self, bodies: Sequence[Body], concurrency: int) -> tuple[list[TimedReply], float]:
@@ -172,17 +179,20 @@ class _Client:
         return found, time.perf_counter() - start
 
 
+_Rounds = dict[tuple[Way, int], list[tuple[list[TimedReply], float]]]
+"""By way and requests at a time: of each round the replies, and the seconds that they took."""
+
+
 async def _measure(
     endpoint: Endpoint,
     load: LoadPlan,
-    loads: Sequence[int],
     ways: dict[Way, Callable[[str], Body]],
     queries: Sequence[str],
-    bench: ServerBench,
+    rounds: _Rounds,
     on_point: Callable[[str], None],
 ) -> None:
+    """Add to `rounds` what is found, measurement by measurement."""
     order = random.Random(0)
-    rounds: dict[tuple[Way, int], list[tuple[list[TimedReply], float]]] = {(w, c): [] for w in ways for c in loads}
     async with _Client(endpoint.url, os.environ.get(endpoint.api_key_env, "").strip()) as client:
         for way, body in ways.items():
             if error := (await client.ask(body(queries[0]))).error:  # this one also fills the server's caches
@@ -193,12 +203,21 @@ async def _measure(
                 count = max(load.requests, places)
                 bodies = [ways[way](queries[i % len(queries)]) for i in range(count)]
                 rounds[way, places].append(await client.all(bodies, places))
+
+
+def _sum_up(rounds: _Rounds, bench: ServerBench) -> None:
+    """
+    Raises:
+        ConfigError: all requests have failed.
+    """
     for (way, places), measured in rounds.items():
         replies = [reply for found, _ in measured for reply in found]
         good = [reply for reply in replies if not reply.error]
-        bench.errors += [reply.error for reply in replies if reply.error and reply.error not in bench.errors]
+        for error, count in Counter(reply.error for reply in replies if reply.error).most_common(_SHOWN):
+            failed = f"{count} of {many(len(replies), 'request')} failed"
+            bench.errors.append(f"{WAYS[way]}, {places} at a time: {failed}: {error}")
         if not good:
-            raise ConfigError(f"{endpoint.url}: refuses the {WAYS[way]} at {places} at a time: {replies[0].error}")
+            continue
         kept = [([reply for reply in found if not reply.error], seconds) for found, seconds in measured]
         bench.loads.append(
             Load(
@@ -211,6 +230,8 @@ async def _measure(
                 len(replies) - len(good),
             )
         )
+    if bench.errors and not bench.loads:
+        raise ConfigError(f"{bench.server}: {'; '.join(bench.errors)}")
 
 
 def run_server_bench(
@@ -220,6 +241,7 @@ def run_server_bench(
 
     Raises:
         ConfigError: a mistake in the options, or the server refuses.
+        KeyboardInterrupt: it was stopped; what was measured by then has been shown.
     """
     from promptcomp.prompts.sources import read_queries
 
@@ -227,8 +249,18 @@ def run_server_bench(
     ways = requests_of(load, plan.new_tokens)
     queries = [QUERY] if load.queries is None else [query.text for query in read_queries(load.queries)]
     bench = ServerBench(endpoint.url, endpoint.model, load.requests, load.rounds, plan.new_tokens)
-    with console.status("asking ...") as status:
-        asyncio.run(_measure(endpoint, load, loads, ways, queries, bench, status.update))
+    rounds: _Rounds = {(way, places): [] for way in ways for places in loads}
+    try:
+        with console.status("asking ...") as status:
+            asyncio.run(_measure(endpoint, load, ways, queries, rounds, status.update))
+    except KeyboardInterrupt:
+        done = sum(map(len, rounds.values()))
+        if done and not as_json:
+            say(console, f"stopped after {done} of {load.rounds * len(rounds)} measurements; nothing was written")
+            _sum_up(rounds, bench)
+            _print(bench, console)
+        raise
+    _sum_up(rounds, bench)
     if as_json:
         print(json.dumps(asdict(bench)))
     else:
@@ -256,15 +288,17 @@ def _cells(bench: ServerBench) -> Iterator[list[str]]:
 
 
 def _print(bench: ServerBench, console: Console) -> None:
-    say(console, f"{bench.model} at {bench.server}: answers of {bench.new_tokens} tokens, {bench.rounds} rounds")
+    what = f"answers of at most {bench.new_tokens} tokens, {many(bench.rounds, 'round')}"
+    say(console, f"{bench.model} at {bench.server}: {what}")
     first = {load.concurrency: load.requests_per_second.median for load in reversed(bench.loads) if load.way == "full"}
     table = open_table(None, ["way"], ["at a time", *_COLUMNS, "vs full"])
     for load, cells in zip(bench.loads, _cells(bench), strict=True):
-        against = f"{load.requests_per_second.median / first[load.concurrency]:.2f}x" if first else "-"
+        whole = first.get(load.concurrency)
+        against = f"{load.requests_per_second.median / whole:.2f}x" if whole else "-"
         table.add_row(*cells, against, style="bold" if load.way == "compressed" else "")
     console.print(table)
     for error in bench.errors:
-        say(console, f"failed: {error}")
+        say(console, error)
 
 
 def _plot(bench: ServerBench, folder: Path) -> list[Path]:

@@ -37,7 +37,7 @@ from promptcomp.checkpoints.named_state import local_part, region_of
 from promptcomp.checkpoints.places import HEADER, before_of, is_sharded, to_join
 from promptcomp.config import ConfigError
 from promptcomp.documents import parse_json
-from promptcomp.errors import first_line
+from promptcomp.errors import errno_of, first_line
 from promptcomp.files import check_regular, flush, follow_umask, locked
 
 FORMAT = 2
@@ -185,10 +185,8 @@ def write_shard(folder: Path, tensors: Mapping[str, Tensor], rank: int, world_si
         follow_umask(path)
         flush(path)
     except SafetensorError as error:  # its message holds the system's
-        number = str(error).partition("os error ")[2].partition(")")[0]
-        if number.isdigit():
-            raise OSError(int(number), os.strerror(int(number)), str(path)) from None
-        raise OSError(None, str(error), str(path)) from None
+        number = errno_of(error)
+        raise OSError(number, str(error) if number is None else os.strerror(number), str(path)) from None
     return path.name, path.stat().st_size
 
 

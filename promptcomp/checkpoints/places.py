@@ -10,6 +10,8 @@ HEADER = "checkpoint.pt"
 """In the folder of a sharded checkpoint; it is written last."""
 TENSORS = "trained.safetensors"
 """In the folder of an export."""
+PROMPT = "prompt.safetensors"
+"""In the folder of an exported prompt."""
 
 
 def existing(path: Path) -> Path | None:

@@ -15,7 +15,7 @@ from promptcomp.files import check_empty
 from promptcomp.plain import say
 
 To = Literal["hf", "peft", "tensors", "transformers", "vllm"]
-_OF_PROMPTS = ("peft", "transformers", "vllm")
+_OF_PROMPTS = ("tensors", "peft", "transformers", "vllm")
 
 
 def export(
@@ -27,7 +27,8 @@ def export(
         To | None,
         Option(
             help="Of a run: hf (a transformers folder), peft (adapters, soft prompts) or tensors; default: what suits "
-            "the method. Of a prompt: peft, transformers (a cache) or vllm (requests with embeddings)."
+            "the method. Of a prompt: tensors (the file itself), peft, transformers (a cache) or vllm (requests with "
+            "embeddings)."
         ),
     ] = None,
     model: Annotated[str | None, Option(help="Of a prompt: a run or LM instead of the one that it names.")] = None,
@@ -65,7 +66,9 @@ def export(
 def push(
     folder: Annotated[Path, Argument(help="What 'promptcomp export' has written.")],
     name: Annotated[str, Argument(help="The repository: user/name.")],
-    private: Annotated[bool, Option("--private", help="A repository that is made now is private.")] = False,
+    private: Annotated[
+        bool, Option("--private", help="Make it a private repository; a public one is refused.")
+    ] = False,
     yes: Annotated[bool, Option("--yes", "-y", help="Upload without asking for confirmation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,6 +89,7 @@ def push(
         if not typer.confirm("Upload?", err=True):
             show("nothing was uploaded", file=sys.stderr)
             raise typer.Exit(0)
-    address = ready.send(name, private=private)
-    found = {"repository": name, "files": ready.files, "bytes": ready.bytes, "commit": address}
-    tell(found, f"uploaded {text}\n{address}", as_json)
+    address, others = ready.send(name, private=private)
+    found = {"repository": name, "files": ready.files, "bytes": ready.bytes, "commit": address, "other_files": others}
+    stay = f"\nalso in it, from before: {', '.join(others)}" if others else ""
+    tell(found, f"uploaded {text}{stay}\n{address}", as_json)

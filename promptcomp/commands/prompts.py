@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from promptcomp.checkpoints.hub import downloaded
+from promptcomp.checkpoints.hub import downloaded, prompt_file
 from promptcomp.commands import completing
 from promptcomp.commands.common import JsonOption, console_for, loading, show
 from promptcomp.errors import ConfigError, command
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DeviceOption = Annotated[str, Option("--device", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
 TextOption = Annotated[str | None, Option("--text", help="The prompt.")]
 FileOption = Annotated[Path | None, Option("--file", help="A UTF-8 file with the prompt.")]
+RevisionOption = Annotated[str | None, Option(help="Of a repository: branch, tag or commit.")]
 RowsOption = Annotated[
     Path | None,
     Option("--demonstrations", help="JSON lines with input and output, formatted as in the run's training."),
@@ -55,7 +56,7 @@ def compress(
         Option(help="Instead of the run's method a rival with the run's LM: evict, '{name: evict, bytes: 1/8}', ..."),
     ] = None,
     model: Annotated[str | None, Option(help="Where the LM is now; default: where the run says.")] = None,
-    revision: Annotated[str | None, Option(help="Of a repository: branch, tag or commit.")] = None,
+    revision: RevisionOption = None,
     keep_text: Annotated[bool, Option("--keep-text", help="Keep the prompt's text in the file.")] = False,
     force: Annotated[bool, Option("--force", help="Replace the file if it exists.")] = False,
     device: DeviceOption = "auto",
@@ -148,13 +149,15 @@ def _source(
 
 
 def inspect(
-    file: Annotated[Path, Argument(help="A file made by 'promptcomp compress'.")], as_json: JsonOption = False
+    file: Annotated[
+        Path, Argument(help="A compressed prompt, what 'export --to tensors' made of it, or its user/name.")
+    ],
+    as_json: JsonOption = False,
 ) -> None:
     """Verify a compressed prompt and show its metadata."""
     from rich.table import Column, Table
 
-    from promptcomp.files import check_file
-
+    file = prompt_file(file)
     check_file(file, "memory file")
     from promptcomp.evaluation.formatting import bytes_text, held_out_text
     from promptcomp.memory import memory_tensors
@@ -195,12 +198,16 @@ def inspect(
 
 def generate(
     query: Annotated[str | None, Argument(help="One query; its answer is streamed.")] = None,
-    prompt: Annotated[Path | None, Option("--prompt", "-p", help="A compressed prompt.")] = None,
+    prompt: Annotated[
+        Path | None,
+        Option("--prompt", "-p", help="A compressed prompt, what 'export --to tensors' made of it, or its user/name."),
+    ] = None,
     queries: Annotated[
         Path | None,
         Option(help="Queries: JSON lines with input (and id), or one on each line. Default: stdin."),
     ] = None,
     model: Annotated[str | None, Option(help="Run directory or LM; default: the one that the prompt names.")] = None,
+    revision: RevisionOption = None,
     text: Annotated[str | None, Option(help="An uncompressed prompt, for comparison; needs --model RUN.")] = None,
     file: Annotated[Path | None, Option(help="As --text, from a UTF-8 file.")] = None,
     demonstrations: RowsOption = None,
@@ -227,7 +234,10 @@ def generate(
         raise ConfigError("give a query or --queries, not both")
     if output is not None:
         check_output(output, force)
+    if revision is not None and prompt is None:
+        raise ConfigError("--revision goes with --prompt user/name")
     if prompt is not None:
+        prompt = prompt_file(prompt, revision)
         check_file(prompt, "memory file")
     elif model is None or not os.path.isfile(Path(model) / "config.yaml"):
         raise ConfigError("an uncompressed prompt needs --model RUN, a run directory, which has the format of prompts")

@@ -44,6 +44,7 @@ def cost_of(
     first["prefix_cache"] = break_even(flops + teacher, per_use, read_flops(cost, context), query)[0]
     return {
         "questions": len(answers),
+        "held_out_questions": len(held),
         "answer_tokens": sum(len(answer.labels) for answer in answers),
         "steps": progress.step,
         "teacher_flops": teacher,

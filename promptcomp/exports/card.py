@@ -15,7 +15,7 @@ import yaml
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import parse_yaml
-from promptcomp.evaluation.formatting import held_out_text
+from promptcomp.evaluation.formatting import held_out_text, many
 from promptcomp.evaluation.results import Results, read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import read_text
@@ -63,11 +63,15 @@ def files_of(folder: Path) -> tuple[str, ...]:
     Raises:
         ConfigError: the folder is no export.
     """
+    if not folder.exists():
+        raise ConfigError(f"{folder}: no such folder")
     head = _front_matter(folder / CARD)
     own = head.get("promptcomp")
     files = own.get("files") if isinstance(own, dict) else None
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        raise ConfigError(f"{folder}: is no export; `promptcomp export RUN --to tensors -o FOLDER` makes one")
+        raise ConfigError(
+            f"{folder}: is no export; `promptcomp export WHAT --to tensors -o FOLDER` makes one of a run or a prompt"
+        )
     return tuple(files)
 
 
@@ -131,15 +135,50 @@ def of_prompt(info: PromptInfo, command: str) -> list[str]:
         f"{info.source_tokens} tokens became {info.slots} slots; method `{info.method}`, {_settings(info.settings)}. "
         f"SHA-256 of the text: `{info.source_sha256}`. Hash of the LM's weights (promptcomp's): `{info.lm_hash}`.",
     ]
-    if info.held_out:
-        keys = list(next(iter(info.held_out.values())))
-        table = [f"| in front | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
-        table += [
-            f"| {name} | {' | '.join(held_out_text(key, row[key]) if key in row else '-' for key in keys)} |"
-            for name, row in info.held_out.items()
-        ]
-        lines += ["On held-out questions, against the LM behind the whole text:", "\n".join(table)]
+    lines += _held_out(info) if info.held_out else _of_its_run(info)
     return [*lines, f"Exported by\n\n```\n{command}\n```"]
+
+
+_TITLES = {"kl": "KL", "top1": "same next token", "exact": "same answer", "gap_closed": "gap closed", "bytes": "in use"}
+
+
+def _held_out(info: PromptInfo) -> list[str]:
+    from promptcomp.evaluation.bootstrap import CONFIDENCE, wilson  # with numpy, which `push` does without
+
+    count = round(info.cost.get("held_out_questions", 0))
+    keys = list(next(iter(info.held_out.values())))
+
+    def cell(key: str, row: Mapping[str, float]) -> str:
+        if key == "exact" and count and row.get("kl", 1.0) > 0:  # not the whole text, which is as itself
+            return _with_interval(row[key], wilson(row[key] * count, count))
+        return held_out_text(key, row[key]) if key in row else "-"
+
+    table = [f"| in front | {' | '.join(_TITLES.get(key, key) for key in keys)} |", "|---" * (len(keys) + 1) + "|"]
+    table += [f"| {name} | {' | '.join(cell(key, row) for key in keys)} |" for name, row in info.held_out.items()]
+    asked = (
+        f"{many(count, 'question')} that it was not trained with"
+        if count
+        else "held-out questions (their number is not known)"
+    )
+    said = (
+        "KL is in nats a token; gap closed is 1 - KL / KL of no context. The bounds are no context and the whole text. "
+        "The same questions have chosen the step that was kept, so the cartridge's figures are somewhat too "
+        "good. KL and next tokens have no interval: the tokens of an answer depend on each other."
+    )
+    interval = f" In brackets: {CONFIDENCE:.0%} intervals (Wilson's)." if count else ""
+    return [f"On {asked}, against the LM behind the whole text:", "\n".join(table), f"{said}{interval}"]
+
+
+def _of_its_run(info: PromptInfo) -> list[str]:
+    """Scores of the run that has made it, as far as it is still there."""
+    with contextlib.suppress(ConfigError):
+        results = None if info.run is None else read_results(RunDirectory(Path(info.run)).results)
+        if results is not None and results.method == info.method:
+            return [
+                "This prompt was not measured; the compressor that made it was, on its test data:",
+                _scores(results),
+            ]
+    return ["What it keeps of the prompt's effect was not measured."]
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

@@ -21,12 +21,12 @@ from promptcomp.config import ConfigError, Measured, dump
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
 from promptcomp.exports.card import CARD, of_run, with_card
-from promptcomp.files import check_empty, follow_umask, write_atomic
+from promptcomp.files import new_folder, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.lm_config import locate
 from promptcomp.language_model.pretrained import origin_note
 from promptcomp.lightning_modules.adapters import adapted, add_lora, lora_settings
-from promptcomp.lightning_modules.exported import EXTRA, Page
+from promptcomp.lightning_modules.exported import EXTRA, Page, literal
 from promptcomp.lightning_modules.method_config import ExportFormat
 from promptcomp.prompts.artifact import weights_hash
 from promptcomp.run.configured import trained_experiment
@@ -59,13 +59,13 @@ def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
     """
     run, experiment = RunDirectory(path), trained_experiment(path)
     chosen = experiment.method.export_format(wanted)
-    check_empty(folder)
-    with quiet():
-        text = {"hf": _write_hf, "peft": _write_peft, "tensors": _write_tensors}[chosen](experiment, run, folder)
-    files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    page = with_card(text, of_run(run, experiment), experiment.lm.path, experiment.method.name, chosen, files)
-    write_atomic(folder / CARD, page)
-    follow_umask(folder)
+    write = {"hf": _write_hf, "peft": _write_peft, "tensors": _write_tensors}[chosen]
+    with new_folder(folder) as new:
+        with quiet():
+            text = write(experiment, run, new)
+        files = [file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file()]
+        page = with_card(text, of_run(run, experiment), experiment.lm.path, experiment.method.name, chosen, files)
+        write_atomic(new / CARD, page)
     return Exported(folder=folder, format=chosen, files=tuple(sorted([*files, CARD])))
 
 
@@ -87,7 +87,6 @@ def _write_tensors(experiment: Experiment, run: RunDirectory, folder: Path) -> s
 
 def _write_hf(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     _, module = open_trained_module(run.path)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = module.trained_tensors()
     exported = module.as_hf()
     exported.model.save_pretrained(folder)
@@ -120,7 +119,6 @@ def _write_peft(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
         for name, tensor in tensors.items()
         if ".lora_" in name
     }
-    folder.mkdir(parents=True, exist_ok=True)
     settings.save_pretrained(str(folder))
     save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     _save_extra(folder, {name: tensor for name, tensor in tensors.items() if ".lora_" not in name})
@@ -207,5 +205,5 @@ def _page(experiment: Experiment, lm: LanguageModel | None, page: Page) -> str:
 
 def _origin(experiment: Experiment) -> str:
     """Arguments of `from_pretrained` for the LM that training began with."""
-    revision = f', revision="{experiment.lm.revision}"' if experiment.lm.revision else ""
-    return f'"{locate(experiment.lm.path)}"{revision}'
+    revision = f", revision={literal(experiment.lm.revision)}" if experiment.lm.revision else ""
+    return f"{literal(locate(experiment.lm.path))}{revision}"

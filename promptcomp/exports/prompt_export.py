@@ -10,6 +10,8 @@ import copy
 import hashlib
 import io
 import json
+import shlex
+import shutil
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -22,16 +24,17 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
+from promptcomp.checkpoints.places import PROMPT
 from promptcomp.config import ConfigError
 from promptcomp.errors import command
 from promptcomp.exports.card import CARD, of_prompt, with_card
 from promptcomp.exports.export import Exported
-from promptcomp.files import check_empty, follow_umask, write_atomic
+from promptcomp.files import new_folder, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.cache import growing, keyword_code, passing
 from promptcomp.language_model.lm_config import locate
 from promptcomp.language_model.rotating import counted
-from promptcomp.lightning_modules.exported import Page, front
+from promptcomp.lightning_modules.exported import Page, front, literal
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt, memory_tensors, tensor_bytes
 from promptcomp.prompts.artifact import read_prompt
 from promptcomp.prompts.prompt_files import PromptReader, open_lm
@@ -52,12 +55,18 @@ _TRIED = "one two three"
 class _Prompt:
     """A prompt that is being exported, and its LM."""
 
-    def __init__(self, path: Path, model: str | None) -> None:
+    def __init__(self, path: Path, model: str | None, wanted: str) -> None:
         self.path = path
         stored, self.info = read_prompt(path)
-        if isinstance(stored, EncoderStates) or self.info.family != "decoder":
+        if wanted != "tensors" and (isinstance(stored, EncoderStates) or self.info.family != "decoder"):
             raise ConfigError(
-                f"{path}: belongs to an encoder-decoder LM; only `promptcomp generate` reads such prompts"
+                f"{path}: belongs to an encoder-decoder LM; only `promptcomp generate` reads such prompts: --to tensors"
+            )
+        if wanted == "vllm" and not isinstance(stored, SoftPrompt):
+            raise ConfigError(
+                f"{path}: holds keys and values, and vLLM takes embeddings in a request; use a method that makes "
+                "vectors (mend, pool, icae, autocompressor, distill --kind embeddings), or give the file itself to the "
+                "connector (docs/serving.md)"
             )
         self.memory: Memory = stored
         self.lm: LanguageModel = open_lm(self.info, model, str(path))
@@ -99,36 +108,42 @@ def export_prompt(path: Path, folder: Path, wanted: str, model: str | None = Non
     Args:
         path: The prompt's file.
         folder: Must be empty or new.
-        wanted: "peft" (PROMPT_TUNING of vectors, PREFIX_TUNING of keys and values), "transformers" (a cache) or "vllm"
-            (requests with embeddings).
+        wanted: "tensors" (the file itself, as `generate` reads it), "peft" (PROMPT_TUNING of vectors, PREFIX_TUNING of
+            keys and values), "transformers" (a cache) or "vllm" (requests with embeddings).
         model: A run directory or LM instead of the one that the prompt names.
 
     Raises:
         ConfigError: a damaged file, the LM is gone or another one, `folder` holds something, or the program cannot hold
             the memory exactly.
     """
-    check_empty(folder)
-    with quiet():
-        prompt = _Prompt(path, model)
-        page, values = {"peft": _peft, "transformers": _transformers, "vllm": _vllm}[wanted](prompt, folder)
-    info = prompt.info
-    values |= {"base": f'"{prompt.base}"', "stop_ids": list(info.stop_ids), "notes": prompt.notes}
-    values |= {"template": info.query, "run": info.run if info.lm_is_trained else None}
-    text = Page(page, values, package="promptcomp.exports").text(
-        prompt.lm, method=info.method, path=info.lm.path, note=None
-    )
-    files = [file.name for file in folder.iterdir()]
-    given = ("--to", wanted, *(() if model is None else ("--model", model)))
-    about = of_prompt(info, command("export", path.name, *given, "-o", folder.name))
-    write_atomic(folder / CARD, with_card(text, about, info.lm.path, info.method, wanted, files))
-    follow_umask(folder)
+    write = {"tensors": _tensors, "peft": _peft, "transformers": _transformers, "vllm": _vllm}[wanted]
+    with new_folder(folder) as new:
+        with quiet():
+            prompt = _Prompt(path, model, wanted)
+            page, values = write(prompt, new)
+        info = prompt.info
+        values |= {"base": literal(prompt.base), "stop_ids": list(info.stop_ids), "notes": prompt.notes}
+        values |= {"template": literal(info.query), "run": info.run if info.lm_is_trained else None}
+        text = Page(page, values, package="promptcomp.exports").text(
+            prompt.lm, method=info.method, path=info.lm.path, note=None
+        )
+        files = [file.name for file in new.iterdir()]
+        given = ("--to", wanted, *(() if model is None else ("--model", model)))
+        about = of_prompt(info, command("export", path.name, *given, "-o", folder.name))
+        write_atomic(new / CARD, with_card(text, about, info.lm.path, info.method, wanted, files))
     return Exported(folder=folder, format=wanted, files=tuple(sorted([*files, CARD])), notes=tuple(prompt.notes))
+
+
+def _tensors(prompt: _Prompt, folder: Path) -> tuple[str, dict[str, Any]]:
+    shutil.copyfile(prompt.path, folder / PROMPT)
+    if prompt.info.text is not None:
+        prompt.notes.append("The file holds the text that was compressed.")
+    return "prompt_file", {"file": PROMPT, "slots": prompt.info.slots}
 
 
 def _transformers(prompt: _Prompt, folder: Path) -> tuple[str, dict[str, Any]]:
     cache, hf = prompt.as_cache(), prompt.lm.hf
     prompt.check("transformers", lambda ids: hf(ids, **passing(hf, growing(cache.layers))).logits[0])
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor for name, tensor in memory_tensors(cache).items() if name.startswith("layers.")}
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / CACHE)
     values = {"slots": int(cache.next_position[0]), "layers": len(cache.layers), "file": CACHE}
@@ -160,17 +175,10 @@ def _peft(prompt: _Prompt, folder: Path) -> tuple[str, dict[str, Any]]:
         )
     settings.task_type, settings.inference_mode = peft.TaskType.CAUSAL_LM, True
     settings.base_model_name_or_path, settings.revision = prompt.base, prompt.info.lm.revision
-    folder.mkdir(parents=True, exist_ok=True)
     settings.save_pretrained(str(folder))
     save_file({"prompt_embeddings": vectors.contiguous().clone()}, folder / ADAPTER, metadata={"format": "pt"})
-    try:
-        with warnings.catch_warnings(action="ignore"):  # peft calls things in transformers by their old names
-            _try_peft(prompt, peft.PeftModel.from_pretrained(copy.copy(lm.hf), str(folder)))
-    except BaseException:
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-        raise
+    with warnings.catch_warnings(action="ignore"):  # peft calls things in transformers by their old names
+        _try_peft(prompt, peft.PeftModel.from_pretrained(copy.copy(lm.hf), str(folder)))
     return "prompt_adapter", {"kind": str(settings.peft_type.value)}
 
 
@@ -198,11 +206,7 @@ def _try_peft(prompt: _Prompt, model: Any) -> None:
 
 def _vllm(prompt: _Prompt, folder: Path) -> tuple[str, dict[str, Any]]:
     memory, info, tokenizer = prompt.memory, prompt.info, prompt.reader.tokenizer
-    if not isinstance(memory, SoftPrompt):
-        raise ConfigError(
-            f"{prompt.path}: holds keys and values, and vLLM takes embeddings in a request; use a method that makes "
-            "vectors (mend, pool, icae, autocompressor, distill --kind embeddings)"
-        )
+    assert isinstance(memory, SoftPrompt)
     vectors = memory.embeds[0][memory.mask[0]].to(prompt.lm.hf.dtype)
     prompt.check(
         "a sequence of embeddings", lambda ids: prompt.lm.hf(inputs_embeds=_joined(prompt, vectors, ids)).logits[0]
@@ -225,13 +229,17 @@ def _vllm(prompt: _Prompt, folder: Path) -> tuple[str, dict[str, Any]]:
     parts = [{"type": "prompt_embeds", "data": data}, {"type": "text", "text": info.query}]
     bos = "{{- bos_token -}}" if prompt.lm.bos_id is not None else ""
     chat = {**common, "messages": [{"role": "user", "content": parts}], "chat_template": bos + _TEMPLATE}
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / CHAT, json.dumps(chat) + "\n")
     write_atomic(folder / COMPLETIONS, json.dumps({**common, "prompt_embeds": data, "query": info.query}) + "\n")
     write_atomic(
         folder / CLIENT, (Path(__file__).with_name("pages") / "vllm_client.py.txt").read_text(encoding="utf-8")
     )
-    return "vllm", {"dtype": str(prompt.lm.hf.dtype).removeprefix("torch."), "front": front(prompt.lm.bos_id)}
+    served = shlex.quote(prompt.base)
+    return "vllm", {
+        "served": served,
+        "dtype": str(prompt.lm.hf.dtype).removeprefix("torch."),
+        "front": front(prompt.lm.bos_id),
+    }
 
 
 def _joined(prompt: _Prompt, vectors: Tensor, ids: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from promptcomp.checkpoints.hub import upload
 from promptcomp.config import ConfigError
 from promptcomp.exports.card import files_of
+from promptcomp.files import check_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +19,8 @@ class Upload:
     files: tuple[str, ...]
     bytes: int
 
-    def send(self, name: str, *, private: bool) -> str:
-        """Upload it to the repository `name`; the address of the commit.
+    def send(self, name: str, *, private: bool) -> tuple[str, tuple[str, ...]]:
+        """Upload it to the repository `name`; see `upload`.
 
         Raises:
             ConfigError: the hub refuses, or there is no network.
@@ -38,7 +39,8 @@ def prepare(folder: Path) -> Upload:
         raise ConfigError(f"{folder / missing[0]}: belongs to the export and is not there; export again")
     if foreign := sorted(found - set(files)):
         raise ConfigError(f"{folder / foreign[0]}: is no file of the export; move it away, then push")
-    outside = [name for name in files if not (folder / name).resolve().is_relative_to(root)]
-    if outside:
-        raise ConfigError(f"{folder / outside[0]}: leads out of the folder; put the file itself there")
+    for file in (folder / name for name in files):
+        if not file.resolve().is_relative_to(root):
+            raise ConfigError(f"{file}: leads out of the folder; put the file itself there")
+        check_file(file, "file of an export")
     return Upload(folder, files, sum((folder / name).stat().st_size for name in files))

@@ -6,6 +6,7 @@ tests run it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,11 @@ class HFExport:
     page: Page
     inside: tuple[str, ...] = ("lm.hf.",)
     """Beginnings of the names of the trained tensors that it holds; the others go to a file beside it."""
+
+
+def literal(text: str) -> str:
+    """A text as Python code has it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def front(bos_id: int | None) -> list[int]:

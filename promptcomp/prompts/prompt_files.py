@@ -12,6 +12,7 @@ import torch
 from transformers import TextStreamer
 
 from promptcomp.batch import EncodedContext, EncodedQuery, collate
+from promptcomp.checkpoints.hub import prompt_file
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.files import check_output
@@ -319,16 +320,20 @@ class CompressedPrompt:
         return Path(path)
 
 
-def load_prompt(path: str | Path, *, model: str | Path | None = None, device: str = "auto") -> CompressedPrompt:
+def load_prompt(
+    path: str | Path, *, model: str | Path | None = None, revision: str | None = None, device: str = "auto"
+) -> CompressedPrompt:
     """Read and verify a compressed prompt; its LM is opened (and checked) when the first query comes.
 
     Args:
-        path: A file that `promptcomp compress` or `CompressedPrompt.save` has written.
+        path: A file that `promptcomp compress` or `CompressedPrompt.save` has written, a folder that `promptcomp export
+            --to tensors` has made of one, or the repository of such a folder on a hub: "user/name".
         model: A run directory or an LM's path to use instead of the one that the file names.
+        revision: Branch, tag or commit of a repository.
         device: Where to generate: "auto" (a GPU if there is one), "cpu", "cuda", ...
 
     Raises:
         ConfigError: missing, truncated, edited, newer than this program, or no compressed prompt.
     """
-    memory, info = read_prompt(Path(path))
+    memory, info = read_prompt(prompt_file(Path(path), revision))
     return CompressedPrompt(memory, info, model=model, device=device, source=str(path))

@@ -107,6 +107,7 @@ class App:
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
                 Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._model),
                 Route("/v1/completions", partial(self._counted, False), methods=["POST"]),
                 Route("/v1/chat/completions", partial(self._counted, True), methods=["POST"]),
             ],
@@ -130,13 +131,35 @@ class App:
 
     async def _models(self, request: Request) -> Response:
         self._check_key(request)
+        found = await asyncio.to_thread(self._cards)
+        return JSONResponse({"object": "list", "data": [card for card in found.values() if isinstance(card, dict)]})
+
+    async def _model(self, request: Request) -> Response:
+        self._check_key(request)
+        name = request.path_params["name"]
+        found = (await asyncio.to_thread(self._cards)).get(name)
+        if found is None:
+            raise self._unknown(name)
+        if isinstance(found, str):
+            raise Refusal(422, found, "prompt_not_usable")
+        return JSONResponse(found)
+
+    def _cards(self) -> dict[str, dict[str, Any] | str]:
+        """What clients are told of each model by its name; a sentence in place of one that cannot be used here."""
         card = {"object": "model", "created": 0, "owned_by": "promptcomp", "max_model_len": self.lm.window}
-        cards = [{"id": self.name, **card}]
-        for name, info in (await asyncio.to_thread(self.registry.infos)).items():
-            if not isinstance(info, str):
-                said = {"method": info.method, "slots": info.slots, "source_tokens": info.source_tokens}
-                cards.append({"id": f"{self.name}:{name}", **card, "parent": self.name, **said})
-        return JSONResponse({"object": "list", "data": cards})
+        cards: dict[str, dict[str, Any] | str] = {self.name: {"id": self.name, **card}}
+        for prompt, info in self.registry.infos().items():
+            name = f"{self.name}:{prompt}"
+            if isinstance(info, str):
+                cards[name] = info
+                continue
+            said = {"method": info.method, "slots": info.slots, "source_tokens": info.source_tokens}
+            cards[name] = {"id": name, **card, "parent": self.name, **said}
+        return cards
+
+    def _unknown(self, model: str) -> Refusal:
+        told = f"{self.name}, or {self.name}:PROMPT for a compressed prompt"
+        return Refusal(404, f"there is no model {shown(model)} here; known: {told}", "model_not_found")
 
     async def _counted(self, chat: bool, request: Request) -> Response:
         try:
@@ -202,8 +225,7 @@ class App:
             said = f"model names the prompt {shown(behind)}, kv_transfer_params {shown(named)}; name one"
             raise Refusal(400, said, "invalid_request")
         if model != self.name:
-            told = f"{self.name}, or {self.name}:PROMPT for a compressed prompt"
-            raise Refusal(404, f"there is no model {shown(body.model)} here; known: {told}", "model_not_found")
+            raise self._unknown(body.model)
         if not colon and named is None:
             return None
         return await asyncio.to_thread(self.registry.find, behind if colon else str(named))

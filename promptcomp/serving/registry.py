@@ -76,19 +76,23 @@ def _opened(folder: Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def header(folder: Path, name: str) -> PromptInfo:
-    """What a prompt says of itself; its tensors are not looked at.
+    """What a prompt says of itself; its tensors are not looked at, only whether they are all there.
 
     Raises:
         FileNotFoundError: there is none.
-        ConfigError: the file is none.
+        ConfigError: the file is none, or truncated.
     """
     with _opened(folder, name) as file:
         size = int.from_bytes(file.read(8), "little")
         try:
-            entries = parse_json(file.read(min(size, _MOST_HEADER)))["__metadata__"]
-            return PromptInfo.model_validate(parse_json(entries["promptcomp"])["metadata"])
-        except (ValueError, KeyError, TypeError, ValidationError):
+            entries = parse_json(file.read(min(size, _MOST_HEADER)))
+            info = PromptInfo.model_validate(parse_json(entries.pop("__metadata__")["promptcomp"])["metadata"])
+            end = 8 + size + max(tensor["data_offsets"][1] for tensor in entries.values())
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, ValidationError):
             raise ConfigError(f"{name}{SUFFIX}: is no file of a compressed prompt") from None
+        if os.fstat(file.fileno()).st_size != end:
+            raise ConfigError(f"{name}{SUFFIX}: is truncated, or still being written")
+        return info
 
 
 class Registry:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import sys
@@ -93,6 +92,6 @@ def run_server(
         print(json.dumps({"url": url, "model": app.name, "prompts": good}), flush=True)
     if key is None and options.host not in ("127.0.0.1", "localhost", "::1"):
         say(console, f"no API key: whoever reaches {options.host} is answered; set {options.api_key_env}")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # uvicorn finishes first, and then repeats it
-    with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(settings).run([listening])
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn finishes first, and then repeats it
+        signal.signal(number, lambda number, frame: sys.exit(0))
+    uvicorn.Server(settings).run([listening])

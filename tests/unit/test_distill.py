@@ -35,6 +35,8 @@ from promptcomp.distilling.cartridge import (
 from promptcomp.distilling.cartridge_training import Training, TrainingPlan
 from promptcomp.distilling.teacher_answers import Teacher
 from promptcomp.distilling.work_folder import WorkFolder
+from promptcomp.evaluation.bootstrap import wilson
+from promptcomp.exports.card import of_prompt
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules.objective import class_divergence, class_log_probs
 from promptcomp.memory import KVCache
@@ -275,6 +277,11 @@ def test_the_file_is_a_compressed_prompt(
     assert (prompt.info.slots, prompt.info.next_position, prompt.info.run) == (6, 6, None)
     code, out, err = call("generate", "--prompt", "memory-6.safetensors", "cat tea", "--max-new-tokens", "3")
     assert code == 0, err
+    about = "".join(of_prompt(prompt.info, ""))
+    exact, count = rows["cartridge"]["exact"], files[0]["cost"]["held_out_questions"]
+    low, high = wilson(exact * count, count) or (0, 0)
+    assert f"| {exact:.3f} [{low:.3f}, {high:.3f}] |" in about
+    assert f"On {count:.0f} questions that it was not trained with" in about
     code, out, err = call("inspect", "memory-6.safetensors")
     assert "behind cartridge" in out
     assert "flops=" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -14,8 +15,18 @@ import torch
 from promptcomp.checkpoints.checkpoint_files import read_checkpoint, write_shard, write_whole
 from promptcomp.checkpoints.trained_state import write_export
 from promptcomp.config import ConfigError
+from promptcomp.errors import NoSpace
 from promptcomp.evaluation.results import Results, write_results
-from promptcomp.files import check_no_links, follow_umask, is_file_name, locked, open_append, replacing, write_atomic
+from promptcomp.files import (
+    check_no_links,
+    follow_umask,
+    is_file_name,
+    locked,
+    new_folder,
+    open_append,
+    replacing,
+    write_atomic,
+)
 from promptcomp.memory import SoftPrompt, save_memory
 from promptcomp.run.opening import quiet
 from promptcomp.run.run_directory import MetricsFile, RunDirectory, write_environment
@@ -158,3 +169,37 @@ def test_a_checkpoint_takes_the_place_of_a_folder(tmp_path: Path) -> None:
     write_whole(CHECKPOINT, path)
     assert read_checkpoint(path)["global_step"] == 0
     assert SweepDirectory(tmp_path).log_of("x").parent == tmp_path / "logs"
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_new_folder_is_whole_or_not_there(is_there: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "out"
+    if is_there:
+        folder.mkdir(parents=True)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    rust = RuntimeError("I/O error: No space left on device (os error 28)")
+    for error, found in (
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (full, NoSpace),
+        (rust, NoSpace),
+        (OSError(), OSError),
+    ):
+        with pytest.raises(found):
+            _half_way(folder, error)
+        assert (folder.exists(), [*folder.parent.rglob("*")]) == (is_there, [folder] if is_there else [])
+    with new_folder(folder) as new:
+        (new / "sub").mkdir()
+        (new / "sub" / "file").touch()
+    assert [*folder.parent.rglob("*")] == [folder, folder / "sub", folder / "sub" / "file"]
+    for place, words in ((folder, "is not empty"), (folder / "sub" / "file", "is no folder")):
+        with pytest.raises(ConfigError, match=words), new_folder(place):
+            pass
+    with pytest.raises(ConfigError, match="file/x: cannot be written"), new_folder(folder / "sub" / "file" / "x"):
+        pass
+
+
+def _half_way(folder: Path, error: BaseException) -> None:
+    with new_folder(folder) as new:
+        (new / "file").touch()
+        assert not (folder / "file").exists()
+        raise error

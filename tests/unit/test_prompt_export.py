@@ -33,6 +33,8 @@ def prompt_of(folder: Path, kind: str, method: str) -> CompressedPrompt:
     """A compressed prompt in `folder / prompt.safetensors`, by a run with random trained parts."""
     run = save_run(folder / "run", save_lm(folder / "lm", kind), METHODS[method])
     found = compress(run, text=PROMPT, device="cpu")
+    found.info = found.info.model_copy(update={"query": 'the "cat" \U0001f600 \\ {input}'})  # is to survive in code
+    found.reader.format = found.info.format
     found.save(folder / "prompt.safetensors")
     return found
 
@@ -102,6 +104,7 @@ def test_requests_for_vllm(tmp_path: Path) -> None:
     assert rendered == f"@{prompt.info.query}"
     body = run_readme(tmp_path / "out")["body"]
     assert "query" not in body
+    assert run_readme(tmp_path / "out")["text"] == prompt.info.query.replace("{input}", QUERY)
     whole = torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])), weights_only=True)
     logits = prompt.reader.lm.hf(inputs_embeds=whole[None]).logits[0]
     expected = expected_logits(prompt)
@@ -126,9 +129,14 @@ def test_what_a_program_cannot_hold_is_refused(tmp_path: Path) -> None:
     assert export_prompt(file, out, "peft", str(tmp_path / "moved")).format == "peft"
 
 
-def test_states_of_an_encoder_are_refused(tmp_path: Path) -> None:
+def test_states_of_an_encoder_are_exported_as_their_own_file_alone(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", save_lm(tmp_path / "lm", "t5"), {"name": "full_prompt"})
-    compress(run, text=PROMPT, device="cpu").save(tmp_path / "prompt.safetensors")
+    prompt = compress(run, text=PROMPT, device="cpu", keep_text=True)
+    prompt.save(tmp_path / "prompt.safetensors")
     for to in ("vllm", "peft", "transformers"):
         with pytest.raises(ConfigError, match="encoder-decoder"):
             export_prompt(tmp_path / "prompt.safetensors", tmp_path / "out", to)
+    found = export_prompt(tmp_path / "prompt.safetensors", tmp_path / "out", "tensors")
+    assert set(found.files) == {"README.md", "prompt.safetensors"} == set(files_of(tmp_path / "out"))
+    assert found.notes == ("The file holds the text that was compressed.",)
+    assert run_readme(tmp_path / "out")["answer"] == prompt.generate(QUERY)

@@ -140,6 +140,10 @@ def _batch(queries: list[tuple[int, ...]]) -> Any:
 def test_the_protocol(client: TestClient, folders: dict[str, Path]) -> None:
     models = client.get("/v1/models").json()["data"]
     assert [each["id"] for each in models] == ["lm", "lm:full", "lm:gist", "lm:mend"]  # and nothing for another LM
+    for each in models:
+        assert client.get(f"/v1/models/{each['id']}").json() == each
+    foreign = client.get("/v1/models/lm:foreign")
+    assert (foreign.status_code, "another LM" in foreign.json()["error"]["message"]) == (422, True)
     whole = client.post("/v1/completions", json=asked("mend")).json()
     field = client.post(
         "/v1/completions", json={**asked(), "kv_transfer_params": {"promptcomp": "mend"}, "prompt": [QUERIES[0]]}
@@ -249,6 +253,7 @@ def test_files_come_change_and_go(folders: dict[str, Path], tmp_path: Path) -> N
     assert app.registry.find("mend") is before
     target, content = tmp_path / "mend.safetensors", (tmp_path / "full.safetensors").read_bytes()
     target.write_bytes(content[:-5])  # written over while it is served, and not whole yet
+    assert "truncated" in str(app.registry.infos()["mend"])
     with pytest.raises(Refusal, match="may be being written now") as caught:
         app.registry.find("mend")
     assert (caught.value.status, caught.value.retry_after) == (503, 1)
@@ -261,6 +266,9 @@ def test_files_come_change_and_go(folders: dict[str, Path], tmp_path: Path) -> N
         app.registry.find("mend")
     shutil.copy(tmp_path / "gist.safetensors", tmp_path / "new.safetensors")
     assert app.registry.find("new").info.method == "gist"
+    app.name = "user/lm"
+    for path in ("user/lm:new", "user%2Flm%3Anew"):
+        assert TestClient(app.asgi).get(f"/v1/models/{path}").json()["id"] == "user/lm:new"
     os.mkfifo(tmp_path / "pipe.safetensors")  # would wait without end
     with pytest.raises(Refusal, match="no compressed prompt"):
         app.registry.find("pipe")
@@ -272,6 +280,7 @@ def test_keys_health_and_metrics(folders: dict[str, Path], tmp_path: Path) -> No
     with TestClient(open_app(folders["llama"], key="secret").asgi) as client:
         assert client.post("/v1/completions", json=asked()).status_code == 401
         assert client.get("/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert client.get("/v1/models/lm").status_code == 401
         for given, status in (("secret", 401), ("Bearer Secret", 401), ("Basic secret", 401), ("bearer secret", 200)):
             assert client.get("/v1/models", headers={"Authorization": given}).status_code == status
         reply = client.post("/v1/completions", json=asked("gist"), headers={"Authorization": "Bearer secret"})
@@ -464,10 +473,65 @@ def test_bench_tells_what_a_server_does_wrong(content: bytes | None, words: str)
         server.shutdown()
 
 
+def test_bench_of_a_server_that_is_busy_hangs_or_outlasts_the_user(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[bytes] = []
+    over = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])))
+            if b"whole" in asked[-1] and len(asked) > 3:
+                self.send_error(429)
+                return
+            if len(asked) == last:
+                stop()
+                over.wait()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'data: {"choices": [{"index": 0, "text": "a"}]}\n\ndata: [DONE]\n\n')
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        load = LoadPlan(url, model="lm", cached="whole", compressed="lm", requests=2, rounds=1, completions=True)
+
+        def bench() -> str:
+            asked.clear()
+            run_server_bench(load, (1, 2), BenchPlan(new_tokens=3), None, PlainConsole(), False)
+            return capsys.readouterr().out
+
+        last, stop = 0, print
+        found = bench()
+        assert "cached, 2 at a time: 2 of 2 requests failed: Error code: 429" in found
+        assert sum(line.startswith("compressed") for line in found.splitlines()) == 2
+        last, load = 5, replace(load, cached=None)
+        monkeypatch.setattr("promptcomp.bench.server_load._PATIENCE", 0.1)
+        assert "1 of 2 requests failed: nothing came from it for 0.1 seconds" in bench()
+        monkeypatch.undo()
+        stop = lambda: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+        with pytest.raises(KeyboardInterrupt):
+            bench()
+        found = capsys.readouterr().out
+        assert "stopped after 1 of 2 measurements" in found
+        assert sum(line.startswith("compressed") for line in found.splitlines()) == 1
+        over.set()
+        server.shutdown()
+
+
 def test_the_official_client(address: tuple[str, int, Fork]) -> None:
     openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=f"http://{address[0]}:{address[1]}/v1", api_key="none", max_retries=0) as client:
-        assert "lm:gist" in [model.id for model in client.models.list()]
+        models = {model.id: model for model in client.models.list()}
+        assert client.models.retrieve("lm:gist") == models["lm:gist"]
+        assert client.models.retrieve("lm") == models["lm"]
+        for name in ("lm:nowhere", "gpt-4", "../lm", "user/name:gist"):
+            with pytest.raises(openai.NotFoundError, match="there is no model"):
+                client.models.retrieve(name)
         common = {"model": "lm:gist", "max_tokens": NEW, "temperature": 0}
         turns = [{"role": "user", "content": QUERIES[1]}]
         for kind, said in (
@@ -491,7 +555,7 @@ def test_the_official_client(address: tuple[str, int, Fork]) -> None:
 
 
 def test_a_real_server(address: tuple[str, int, Fork], folders: dict[str, Path]) -> None:
-    """A body of 100 MB, clients that leave, and SIGTERM while an answer is written."""
+    """A body of 100 MB, clients that leave, and Ctrl-C while an answer is written."""
     host, port, process = address
     base = f"http://{host}:{port}"
     with socket.create_connection((host, port)) as large:
@@ -516,7 +580,7 @@ def test_a_real_server(address: tuple[str, int, Fork], folders: dict[str, Path])
         ) as reply:
             lines = reply.iter_lines()
             next(lines)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)  # SIGTERM does the same
             rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
     assert '"finish_reason": "length"' in rest[-2]

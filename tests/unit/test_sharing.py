@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -19,6 +20,7 @@ import yaml
 
 import promptcomp
 from promptcomp.config import ConfigError
+from promptcomp.exports.card import of_prompt
 from promptcomp.exports.export import export
 from promptcomp.exports.publish import prepare
 from promptcomp.prompts.compressing import Compressor
@@ -62,8 +64,9 @@ class FakeHub:
                 elif self.path == "/api/repos/create":
                     asked = json.loads(body)
                     name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+                    private = bool(asked.get("private")) or asked.get("visibility") == "private"
+                    hub.private.setdefault(name, private)
                     hub.repositories.setdefault(name, {})
-                    hub.private[name] = bool(asked.get("private")) or asked.get("visibility") == "private"
                     self.reply(200, {"url": f"{hub.url}/{name}", "name": name, "id": name})
                 elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", self.path):
                     files = [
@@ -90,7 +93,9 @@ class FakeHub:
                         rows = [{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in files.items()]
                         self.reply(200, rows)
                     else:
-                        self.reply(200, {"id": found[1], "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]})
+                        rows = [{"rfilename": name} for name in files]
+                        about = {"id": found[1], "sha": COMMIT, "private": hub.private.get(found[1], False)}
+                        self.reply(200, {**about, "siblings": rows})
                 elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.*)", path):
                     self.reply(200, content=hub.repositories[found[1]][found[2]])
                 else:
@@ -170,6 +175,10 @@ def test_a_card(tmp_path: Path) -> None:
     assert set(head["promptcomp"]["files"]) == {file.name for file in (tmp_path / "out").iterdir()}
     assert "| unseen | accuracy | 0.500 [0.250, 0.750] | 0.900 [0.800, 1.000] | 0.100 |" in text
     assert "promptcomp fit --method gist" in text
+    info = promptcomp.compress(run, text=TEXT, device="cpu").info
+    assert "| unseen | accuracy | 0.500 [0.250, 0.750] |" in "".join(of_prompt(info, ""))
+    (run / "results.json").unlink()
+    assert "was not measured" in "".join(of_prompt(info, ""))
 
 
 def test_push_and_load(
@@ -200,9 +209,48 @@ def test_push_and_load(
         assert "repository" in done.stderr
         assert "Traceback" not in done.stderr
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    done = call("push", "out", "me/gist", "--yes")
+    done = call("push", "out", "me/new", "--yes")
     assert done.returncode == 2
-    assert "nothing of it is visible" in done.stderr
+    assert "the upload has failed; either all files are there or none" in done.stderr
+    assert "hf auth login" in done.stderr
+
+
+def test_a_prompt_of_the_hub(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = promptcomp.compress(save_run(tmp_path / "run", save_lm(tmp_path / "lm", "gpt2"), GIST), text=TEXT)
+    prompt.save(tmp_path / "p.safetensors")
+    call = program(monkeypatch, capsys, tmp_path)
+    assert call("export", "p.safetensors", "--to", "tensors", "-o", "out").returncode == 0
+    assert call("push", "out", "me/prompt", "--yes").returncode == 0
+    wanted = prompt.generate(QUERY)
+    for place in (("out",), ("me/prompt",), ("me/prompt", "--revision", "v1")):
+        done = call("generate", QUERY, "--prompt", *place, "--device", "cpu")
+        assert done.stdout.strip() == wanted, done.stderr
+    assert json.loads(call("inspect", "me/prompt", "--json").stdout)["slots"] == 2
+    loaded = promptcomp.load_prompt("me/prompt", revision="v1", model=tmp_path / "lm", device="cpu")
+    assert loaded.generate(QUERY) == wanted
+    done = call("push", "out", "me/prompt", "--yes", "--private")
+    assert (done.returncode, "is there already and public" in done.stderr) == (2, True)
+    hub.repositories["me/prompt"]["trained.safetensors"] = b""
+    assert "from before: trained.safetensors" in call("push", "out", "me/prompt", "--yes").stdout
+    hub.repositories["me/gist"] = {"trained.safetensors": b""}
+    hub.repositories["me/other"] = {"README.md": b""}
+    monkeypatch.delenv("HF_TOKEN")
+    for words, said in {
+        ("me/nothing",): "cannot be got as a repository",
+        ("me/prompt", "--revision", "v2"): "cannot be got as a repository",
+        ("out", "--revision", "v1"): "goes with a repository",
+        ("me/gist",): "promptcomp compress me/gist",
+        ("me/other",): "has no prompt.safetensors",
+        ("me/missing.safetensors",): "no such file",  # and no repository
+    }.items():
+        done = call("generate", QUERY, "--prompt", *words)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+        assert done.stderr.count("\n") == 1
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    done = call("generate", QUERY, "--prompt", "me/new")
+    assert (done.returncode, "Connection refused" in done.stderr) == (2, True), done.stderr
 
 
 def test_what_is_not_pushed(tmp_path: Path) -> None:
@@ -222,4 +270,8 @@ def test_what_is_not_pushed(tmp_path: Path) -> None:
         prepare(out)
     (out / "config.yaml").symlink_to(secret)
     with pytest.raises(ConfigError, match="leads out"):
+        prepare(out)
+    (out / "config.yaml").unlink()
+    os.mkfifo(out / "config.yaml")  # would be read without end
+    with pytest.raises(ConfigError, match="is a pipe"):
         prepare(out)
