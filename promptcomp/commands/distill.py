@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,6 +109,7 @@ def _described(file: Path, found: Distilled) -> dict[str, Any]:
         "best_step": found.progress.best_step,
         "cost": info.cost,
         "held_out": info.held_out,
+        "examples": [asdict(each) for each in found.examples],
     }
 
 
@@ -115,7 +117,7 @@ def _print(file: Path, found: Distilled, console: Console) -> None:
     from promptcomp.evaluation.formatting import flops_text, held_out_text
     from promptcomp.plain import near
     from promptcomp.report import print_steps
-    from promptcomp.terminal import open_table
+    from promptcomp.terminal import open_table, plain_table
 
     info, cost, best = found.prompt.info, found.prompt.info.cost, found.progress.best_step
     if (row := info.held_out.get("cartridge")) is not None:  # not where it was stopped before
@@ -135,6 +137,10 @@ def _print(file: Path, found: Distilled, console: Console) -> None:
         table.add_row(name, *cells, style="bold" if name == "cartridge" else "")
     console.print(table)
     say(console, _LEGEND, "dim")
+    for each in found.examples:
+        texts = {"question": each.question, "whole text": each.whole, f"{info.slots} slots": each.cartridge}
+        rows = [(name, " ".join(text.split())) for name, text in texts.items()]
+        console.print(plain_table(("", ""), rows, show_header=False))
     for rival, title in (("prompt", "reading the text anew"), ("prefix_cache", "a prefix cache of the text")):
         uses = cost.get(f"uses_against_{rival}")
         said = "never" if uses is None else f"from {uses:,.0f} questions on"

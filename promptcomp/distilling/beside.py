@@ -21,6 +21,9 @@ from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.quantize import Quantize
 from promptcomp.rivals.truncate import Truncate
 
+MATCHING_READS = 2
+"""How often attention matching reads the text: once for its keys and values, once more behind them."""
+
 
 @dataclass
 class Beside:

@@ -24,10 +24,12 @@ def cost_of(
     held: Sequence[TeacherAnswer],
     plan: TrainingPlan,
     progress: TrainingHistory,
+    start_reads: int,
 ) -> dict[str, float]:
     """Counts and FLOPs of questions, answers, steps and looks; those of the first two are charged to every budget.
 
-    `context` is the number of the context's positions (BOS is one), `asked` what the LM has asked itself.
+    `context` is the number of the context's positions (BOS is one), `asked` what the LM has asked itself,
+    `start_reads` how often the context is read for what training starts with.
     """
     cost, answers = lm.cost, [*train, *held]
     teacher = read_flops(cost, context)
@@ -37,7 +39,11 @@ def cost_of(
     for answer in answers:
         teacher += decoder_request_flops(cost, read=len(answer.query), seen=context, new_tokens=len(answer.labels))
     step = _BACKWARD * plan.batch_size * _pass(lm, train, slots, kind)
-    flops = progress.step * step + len(progress.looks) * len(held) * _pass(lm, held, slots, kind)
+    flops = (
+        start_reads * read_flops(cost, context)
+        + progress.step * step
+        + len(progress.looks) * len(held) * _pass(lm, held, slots, kind)
+    )
     per_use, query = behind(lm, slots, kind, answers), behind(lm, 0, "kv", answers, context)
     anew = behind(lm, context - lm.num_bos, "embeddings", answers)
     first = {"prompt": break_even(flops + teacher, per_use, 0.0, anew)[0]}

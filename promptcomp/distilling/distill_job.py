@@ -22,8 +22,8 @@ from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.datamodules.instruction.instruction_config import TemplateName
 from promptcomp.datamodules.instruction.templates import Template, make_template
 from promptcomp.distilling import RATES, DistillOptions
-from promptcomp.distilling.beside import Beside
-from promptcomp.distilling.cartridge import Cartridge, TeacherAnswer, agreement, first_slots
+from promptcomp.distilling.beside import MATCHING_READS, Beside
+from promptcomp.distilling.cartridge import Cartridge, TeacherAnswer, agreement, as_batch, first_slots
 from promptcomp.distilling.cartridge_training import Training, TrainingHistory, TrainingPlan
 from promptcomp.distilling.distill_cost import cost_of
 from promptcomp.distilling.distill_progress import DistillStage
@@ -33,13 +33,25 @@ from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import open_architecture, pick_device, settings_hash
-from promptcomp.memory import KVCache, SoftPrompt, memory_to
+from promptcomp.memory import KVCache, Memory, SoftPrompt, memory_to
 from promptcomp.plain import say
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
 from promptcomp.rivals import NotMet
 from promptcomp.run.opening import quiet
 from promptcomp.stopping import Stop
+
+_SHOWN = 3
+"""Held-out questions whose answers are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class TwoAnswers:
+    """A held-out question, answered behind the whole text and behind the cartridge, by at most `answer_tokens` each."""
+
+    question: str
+    whole: str
+    cartridge: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,8 @@ class Distilled:
     prompt: CompressedPrompt
     progress: TrainingHistory
     finished: bool
+    examples: tuple[TwoAnswers, ...] = ()
+    """Of a finished one."""
 
 
 class DistillStopped(Exception):
@@ -163,7 +177,7 @@ class DistillJob:
                 lambda memory: agreement(self.lm, memory, held, self.options.answer_batch),
             )
             for slots in self.budgets:
-                found[slots] = self._train(slots, train, held, beside)
+                found[slots] = self._train(slots, train, held, beside, [questions[number] for number in out])
                 if slots in outputs:
                     found[slots].prompt.save(outputs[slots], force=True)
                     self.folder.wrote(outputs[slots])
@@ -217,7 +231,12 @@ class DistillJob:
     # ---- training
 
     def _train(
-        self, slots: int, train: Sequence[TeacherAnswer], held: Sequence[TeacherAnswer], beside: Beside
+        self,
+        slots: int,
+        train: Sequence[TeacherAnswer],
+        held: Sequence[TeacherAnswer],
+        beside: Beside,
+        asked: Sequence[str],
     ) -> Distilled:
         options, rate = self.options, self.options.lr
         if rate is None:
@@ -231,7 +250,8 @@ class DistillJob:
             finished = training.run(self._stop.is_set, bar.trained)
         progress = training.progress
         context = len(self.ids) + self.lm.num_bos
-        cost = cost_of(self.lm, context, slots, options.kind, self._asked, train, held, plan, progress)
+        read = 0 if name.startswith("first") else MATCHING_READS
+        cost = cost_of(self.lm, context, slots, options.kind, self._asked, train, held, plan, progress, read)
         with torch.no_grad():
             memory = memory_to(cartridge.memory().map(torch.Tensor.detach), "cpu")
         none, whole = beside.bounds()
@@ -242,7 +262,22 @@ class DistillJob:
         teacher = self._teacher.seconds + sum(each.seconds for each in self._asked)
         seconds = {"seconds": progress.seconds + teacher, "teacher_seconds": teacher}
         info = self._info(cartridge, slots, name, plan, {**cost, **seconds}, rows)
-        return Distilled(CompressedPrompt(memory, info, reader=self.reader), progress, finished)
+        examples = self._examples(memory, held[:_SHOWN], asked) if finished else ()
+        return Distilled(CompressedPrompt(memory, info, reader=self.reader), progress, finished, examples)
+
+    @torch.no_grad()
+    def _examples(self, memory: Memory, held: Sequence[TeacherAnswer], asked: Sequence[str]) -> tuple[TwoAnswers, ...]:
+        device, most, stops = self.lm.hf.device, self.options.answer_tokens, self.reader.format.stop_ids
+        batch = as_batch(held).to(device)
+        answers = self.lm.generate(memory_to(memory, device), batch, max_new_tokens=most, stop_ids=stops)
+
+        def text(ids: Sequence[int]) -> str:
+            return str(self.reader.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+        return tuple(
+            TwoAnswers(question, text(teacher.labels), text(own))
+            for question, teacher, own in zip(asked, held, answers, strict=False)
+        )
 
     def _start(self, slots: int, beside: Beside) -> tuple[str, KVCache | SoftPrompt]:
         """What training starts with, and its name in the table."""

@@ -267,6 +267,8 @@ def test_the_file_is_a_compressed_prompt(
     files = json.loads(out)["files"]
     assert [Path(each["file"]).name for each in files] == ["memory-6.safetensors", "memory-4.safetensors"]
     assert files[0]["cost"]["questions"] == len(QUESTIONS)
+    assert [set(each) for each in files[0]["examples"]] == 3 * [{"question", "whole", "cartridge"}]
+    assert all(each["question"] in QUESTIONS for each in files[0]["examples"])
     rows = files[0]["held_out"]
     assert {"no context", "first 6 tokens", "last 6 tokens", "cartridge", "the whole text"} == set(rows)
     per_token = rows["the whole text"]["bytes"] / rows["the whole text"]["slots"]
