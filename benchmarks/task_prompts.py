@@ -55,14 +55,22 @@ def main() -> None:
                     about | {key: float(f"{value:.4g}") for key, value in (row | took).items() if key != "slots"}
                 )
         (work / "rows.json").write_text(json.dumps(rows))
-    rows = [row for path in sorted(given.work.glob("*/rows.json")) for row in json.loads(path.read_text())]
-    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-    words = f"python benchmarks/task_prompts.py BBH WORK --lm {given.lm} --steps {given.steps}"
-    head = json.dumps(
-        {"section": SECTION, "command": words, "lm": Path(given.lm).name, "questions": QUESTIONS}, indent=1
-    )
-    (given.work / "task_prompts.json").write_text(head[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n')
-    print(table(rows))
+    figures = [row for path in sorted(given.work.glob("*/rows.json")) for row in json.loads(path.read_text())]
+    rows = cells(figures)
+    head = {
+        "section": SECTION,
+        "command": f"python benchmarks/task_prompts.py BBH WORK --lm {given.lm} --steps {given.steps}",
+        "lm": Path(given.lm).name,
+        "questions": QUESTIONS,
+    }
+    lists = [
+        f' "{name}": [\n' + ",\n".join(f"  {json.dumps(row)}" for row in found) + "\n ]"
+        for name, found in (("rows", rows), ("figures", figures))
+    ]
+    text = ",\n".join([json.dumps(head, indent=1)[:-2], *lists])
+    (given.work / "task_prompts.json").write_text(f"{text}\n}}\n")
+    lines = [f"| {' | '.join(line)} |" for line in (rows[0], *(row.values() for row in rows))]
+    print("\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]))
 
 
 def read(bbh: Path, task: str) -> tuple[str, dict[str, str], list[str]]:
@@ -79,21 +87,39 @@ def kind_of(row: str) -> str:
     return re.sub(r"(first|last) \d+ tokens", r"\1 tokens", re.sub(r",? ?\b\d+ slots", "", row)).replace(" ()", "")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Medians over the prompts (in brackets the worst) in Markdown, for each number of slots."""
-    lines = [f"{len({row['task'] for row in rows})} prompts: median [worst]"]
-    for slots in dict.fromkeys(row["slots"] for row in rows):
-        lines += ["", f"| {slots} slots | KL gap closed | top-1 agreement | same answer | bytes |", "|---" * 5 + "|"]
-        for what in dict.fromkeys(row["what"] for row in rows):
-            own = [row for row in rows if (row["slots"], row["what"]) == (slots, what)]
-            cells = [_median([row[key] for row in own]) for key in ("gap_closed", "top1", "exact")]
-            size = statistics.median(row["bytes"] for row in own) / 2**20
-            lines.append(f"| {what} | {' | '.join(cells)} | {size:.2f} MiB |")
-    return "\n".join(lines)
+def cells(figures: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """A table's rows: every prompt with every number of slots, and the medians over the prompts. Shots, rivals and the
+    cache of 4 bits with the share of the distance that they close."""
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in figures:
+        found.setdefault((row["slots"], row["task"]), {})[row["what"]] = row
+    lines = []
+    for slots in sorted({slots for slots, _ in found}, reverse=True):
+        own = {task: rows for (number, task), rows in found.items() if number == slots}
+        numbers: list[list[float]] = []
+        for task, rows in own.items():
+            cartridge = rows.pop("cartridge")
+            rivals = [row for row in rows.values() if 0 < row["bytes"] <= cartridge["bytes"]]
+            best = max(rivals, key=lambda row: row["gap_closed"])
+            numbers.append([
+                cartridge["tokens"], rows["no context"]["kl"], cartridge["kl"], cartridge["top1"], cartridge["exact"],
+                cartridge["gap_closed"], best["gap_closed"],
+                *(rows[what]["gap_closed"] for what in ("one shot", "two shots", "quantised cache (4 bits)")),
+            ])  # fmt: skip
+            lines.append(_line(task, slots, numbers[-1], f" ({best['what']})"))
+        medians = [statistics.median(row) for row in zip(*numbers, strict=True)]
+        lines.append(_line(f"**median of {len(own)}**", slots, medians, ""))
+    return lines
 
 
-def _median(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} [{min(values):.3f}]"
+def _line(name: str, slots: int, numbers: list[float], rival: str) -> dict[str, str]:
+    tokens, none, kl, top1, exact, gap, best, one, two, bits = numbers
+    return {
+        "prompt": name, "tokens": f"{tokens:.0f}", "slots": str(slots), "KL: no context": f"{none:.3f}",
+        "cartridge": f"{kl:.3f}", "top-1": f"{top1:.3f}", "same answer": f"{exact:.2f}", "gap closed": f"**{gap:.3f}**",
+        "best rival of at most its bytes": f"{best:.3f}{rival}", "one shot": f"{one:.3f}", "two shots": f"{two:.3f}",
+        "4-bit cache": f"{bits:.3f}",
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
