@@ -67,6 +67,7 @@ class Beside:
         taken = {"slots": positions, "bytes": positions * self.lm.cost.kv_bytes_per_token}
         return self.row(None, self._none), {**Agreement(0.0, 1.0, 1.0)._asdict(), "gap_closed": 1.0, **taken}
 
+    @torch.no_grad()
     def matched(self, slots: int) -> tuple[str, KVCache]:
         """The text's attention matching with so many slots, at positions 0 .. slots - 1, and the name of its row.
 
