@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from promptcomp.batch import Context
+from promptcomp.batch import Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
 from promptcomp.distilling.cartridge import Agreement
 from promptcomp.language_model import LanguageModel
@@ -21,6 +21,8 @@ from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.quantize import Quantize
 from promptcomp.rivals.truncate import Truncate
 
+_TRIED = 4
+"""Tokens that are read behind the moved keys, to see that these do what they did."""
 MATCHING_READS = 2
 """How often attention matching reads the text: once for its keys and values, once more behind them."""
 
@@ -78,9 +80,15 @@ class Beside:
         memory = rival.memory(self._reading, self._setting).memory
         assert isinstance(memory, KVCache)
         try:
-            return rival.label, counted(self.lm.body, memory, "attention matching")
+            moved = counted(self.lm.body, memory, "attention matching")
         except ConfigError as reason:
             raise NotMet(str(reason)) from None
+        ids = tuple(self.context.ids[0, :_TRIED].tolist())
+        batch = collate([EncodedContext((), (EncodedQuery(ids, (EncodedTarget(ids),)),))], 0).to(self.lm.hf.device)
+        one, two = (self.lm(each, batch, "targets").values.float().log_softmax(-1) for each in (memory, moved))
+        if not torch.allclose(one, two, atol=0.05):  # bfloat16 rounds what is turned
+            raise NotMet("this LM turns its keys in a way of its own")
+        return rival.label, moved
 
     def rivals_of(self, slots: int) -> dict[str, Rival]:
         """What is compared with a cartridge of so many slots, by the names of the rows.

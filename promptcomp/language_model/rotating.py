@@ -46,9 +46,18 @@ def counted(body: nn.Module, memory: KVCache, source: str) -> KVCache:
         turned = []
         for number, (keys, values) in enumerate(layers):
             back = torch.full((1, slots), -steps, device=keys.device)
-            cos, sin = rotary(keys, back, *((kinds[number],) if takes_kind and kinds else ()))
-            length = (cos.square() + sin.square()).sqrt()  # some architectures scale what they turn
-            turned.append((apply(keys, keys, cos / length, sin / length)[1], values))
+            try:
+                cos, sin = rotary(keys, back, *((kinds[number],) if takes_kind and kinds else ()))
+                length = (cos.square() + sin.square()).sqrt()  # some architectures scale what they turn
+                now, rest = keys.split([cos.shape[-1], keys.shape[-1] - cos.shape[-1]], -1)  # the first parts may turn
+                moved = torch.cat([apply(now, now, cos / length, sin / length)[1], rest], -1)
+            except (RuntimeError, TypeError) as error:
+                raise ConfigError(
+                    f"{source}: this LM turns its keys in a way of its own ({type(error).__name__}), so the {slots} "
+                    f"slots cannot be moved to the first {slots} positions, where other programs expect them; "
+                    "`promptcomp generate` reads it"
+                ) from None
+            turned.append((moved, values))
         layers = tuple(turned)
     end = torch.full_like(memory.next_position, slots)
     return KVCache(layers, memory.mask[:, memory.mask[0]], end)

@@ -44,6 +44,7 @@ from promptcomp.prompts.prompt_files import load_prompt
 from promptcomp.rivals import NotMet
 from tests.judge_server import Answer, completion, fault, serving
 from tests.prompt_runs import save_lm
+from tests.tiny_families import tiny_family
 from tests.tiny_models import tiny_lm
 
 WORDS = ["horse", "plum", "shirt", "apple", "cat", "tea", "owl", "boat", "leek", "violin", "salmon", "bench", "tiny"]
@@ -121,9 +122,28 @@ def test_it_starts_as_attention_matching_at_its_own_positions(tmp_path: Path) ->
     found = dict(beside.rows({name: beside.rivals_of(5)[name]}))[name]
     assert found is not None
     assert agreement(lm, start, answers, 4).kl == pytest.approx(found["kl"], rel=1e-3)
-    lm = tiny_lm("gpt2")
-    with pytest.raises(NotMet, match="positions are not rotary"):
-        Beside(lm, context_of(CONTEXT), {}, True, lambda memory: Agreement(1.0, 0.0, 0.0)).matched(5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("phi", None),  # a part of each key turns
+        ("stablelm", None),
+        ("gpt2", "positions are not rotary"),
+        ("hunyuan_v1_dense", "a way of its own"),  # normed after they are turned
+        ("deepseek_v3", "a way of its own"),
+        ("gptj", "a way of its own"),
+        ("gemma3_text", "look back over a window"),
+    ],
+)
+def test_matching_starts_where_keys_can_be_moved(kind: str, reason: str | None) -> None:
+    lm = LanguageModel.from_parts(tiny_family(kind))
+    beside = Beside(lm, context_of(CONTEXT), {}, True, lambda memory: Agreement(1.0, 0.0, 0.0))
+    if reason is None:
+        assert beside.matched(5)[1].next_position.tolist() == [5]
+        return
+    with pytest.raises(NotMet, match=reason):
+        beside.matched(5)
 
 
 def test_training_brings_it_nearer_and_leaves_the_lm_and_position_0_alone(tmp_path: Path) -> None:
