@@ -132,6 +132,7 @@ def _print(file: Path, found: Distilled, console: Console) -> None:
         f"{flops_text(cost['flops'])}",
     )
     table = open_table("on held-out questions", ["in front"], ["KL", "top-1", "same answer", "gap closed", "in use"])
+    table.columns[0].no_wrap = False  # names of rivals are long, and figures must stay whole
     for name, row in info.held_out.items():
         cells = (held_out_text(key, row[key]) for key in ("kl", "top1", "exact", "gap_closed", "bytes"))
         table.add_row(name, *cells, style="bold" if name == "cartridge" else "")
