@@ -43,8 +43,10 @@ def prompt_file(path: Path, revision: str | None = None) -> Path:
     """
     is_file = path.suffix == Path(PROMPT).suffix and revision is None  # one that is missing is not asked for elsewhere
     found = path if is_file else downloaded(path, revision)
-    if not found.is_dir() or (found / PROMPT).is_file():
-        return found / PROMPT if found.is_dir() else found
+    if not found.is_dir():
+        return found
+    if (found / PROMPT).is_file():
+        return found / PROMPT
     if (found / TENSORS).is_file():
         again = command("compress", path, "--text", "...", "-o", PROMPT)
         raise ConfigError(f"{path}: is a compressor and no prompt; compress one with it: {again}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,7 +108,7 @@ def _described(file: Path, found: Distilled) -> dict[str, Any]:
         "best_step": found.progress.best_step,
         "cost": info.cost,
         "held_out": info.held_out,
-        "examples": [asdict(each) for each in found.examples],
+        "examples": [each._asdict() for each in found.examples],
     }
 
 

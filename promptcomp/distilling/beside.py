@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from promptcomp.batch import Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
-from promptcomp.distilling.cartridge import Agreement
+from promptcomp.distilling.cartridge import Agreement, first_slots
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.rotating import counted
-from promptcomp.memory import KVCache, Memory
+from promptcomp.memory import KVCache, Memory, SoftPrompt
 from promptcomp.rivals import NotMet, Reading, Rival, Setting
 from promptcomp.rivals.attention_matching import AttentionMatching
 from promptcomp.rivals.drop_tokens import DropTokens
@@ -23,8 +24,16 @@ from promptcomp.rivals.truncate import Truncate
 
 _TRIED = 4
 """Tokens that are read behind the moved keys, to see that these do what they did."""
-MATCHING_READS = 2
-"""How often attention matching reads the text: once for its keys and values, once more behind them."""
+
+
+class Start(NamedTuple):
+    """What the training of a cartridge starts with."""
+
+    name: str
+    """Of its row."""
+    memory: KVCache | SoftPrompt
+    reads: int = 0
+    """How often the text was read for it."""
 
 
 @dataclass
@@ -69,9 +78,23 @@ class Beside:
         taken = {"slots": positions, "bytes": positions * self.lm.cost.kv_bytes_per_token}
         return self.row(None, self._none), {**Agreement(0.0, 1.0, 1.0)._asdict(), "gap_closed": 1.0, **taken}
 
+    def start(self, slots: int, kind: str, wanted: str) -> Start:
+        """What a cartridge of so many slots starts with (`DistillOptions.kind` and `start`).
+
+        Raises:
+            ConfigError: attention matching is asked for, and this LM's cache cannot be matched.
+        """
+        if kind == "kv" and wanted != "first":
+            try:
+                return self.matched(slots)
+            except NotMet as reason:
+                if wanted == "matching":
+                    raise ConfigError(f"--start matching: {reason}; give --start first") from None
+        return Start(f"first {slots} tokens", first_slots(self.lm, self.context.ids[0].tolist(), slots, kind))
+
     @torch.no_grad()
-    def matched(self, slots: int) -> tuple[str, KVCache]:
-        """The text's attention matching with so many slots, at positions 0 .. slots - 1, and the name of its row.
+    def matched(self, slots: int) -> Start:
+        """The text's attention matching with so many slots, at positions 0 .. slots - 1; it reads the text twice.
 
         Raises:
             NotMet: the LM's cache cannot be matched, or its positions are absolute.
@@ -88,7 +111,7 @@ class Beside:
         one, two = (self.lm(each, batch, "targets").values.float().log_softmax(-1) for each in (memory, moved))
         if not torch.allclose(one, two, atol=0.05):  # bfloat16 rounds what is turned
             raise NotMet("this LM turns its keys in a way of its own")
-        return rival.label, moved
+        return Start(rival.label, moved, 2)
 
     def rivals_of(self, slots: int) -> dict[str, Rival]:
         """What is compared with a cartridge of so many slots, by the names of the rows.

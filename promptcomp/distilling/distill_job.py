@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -22,8 +22,8 @@ from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.datamodules.instruction.instruction_config import TemplateName
 from promptcomp.datamodules.instruction.templates import Template, make_template
 from promptcomp.distilling import RATES, DistillOptions
-from promptcomp.distilling.beside import MATCHING_READS, Beside
-from promptcomp.distilling.cartridge import Cartridge, TeacherAnswer, agreement, as_batch, first_slots
+from promptcomp.distilling.beside import Beside
+from promptcomp.distilling.cartridge import Cartridge, TeacherAnswer, agreement
 from promptcomp.distilling.cartridge_training import Training, TrainingHistory, TrainingPlan
 from promptcomp.distilling.distill_cost import cost_of
 from promptcomp.distilling.distill_progress import DistillStage
@@ -33,11 +33,10 @@ from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import open_architecture, pick_device, settings_hash
-from promptcomp.memory import KVCache, Memory, SoftPrompt, memory_to
+from promptcomp.memory import memory_to
 from promptcomp.plain import say
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
-from promptcomp.rivals import NotMet
 from promptcomp.run.opening import quiet
 from promptcomp.stopping import Stop
 
@@ -45,8 +44,7 @@ _SHOWN = 3
 """Held-out questions whose answers are shown."""
 
 
-@dataclass(frozen=True, slots=True)
-class TwoAnswers:
+class TwoAnswers(NamedTuple):
     """A held-out question, answered behind the whole text and behind the cartridge, by at most `answer_tokens` each."""
 
     question: str
@@ -242,53 +240,35 @@ class DistillJob:
         if rate is None:
             rate = RATES[options.kind, self._given is not None]
         plan = TrainingPlan(options.steps, rate, options.batch_size, options.eval_every, options.seed)
-        name, start = self._start(slots, beside)
-        place = self.folder.training(slots, options.kind, {**asdict(plan), "held_out": len(held), "start": name})
-        cartridge = Cartridge(start, self.lm.hf.dtype)
+        start = beside.start(slots, options.kind, options.start)
+        place = self.folder.training(slots, options.kind, {**asdict(plan), "held_out": len(held), "start": start.name})
+        cartridge = Cartridge(start.memory, self.lm.hf.dtype)
         training = Training(self.lm, cartridge, plan, train, held, place)
         with DistillStage(self._console, f"train {slots} slots", plan.steps) as bar:
             finished = training.run(self._stop.is_set, bar.trained)
         progress = training.progress
         context = len(self.ids) + self.lm.num_bos
-        read = 0 if name.startswith("first") else MATCHING_READS
-        cost = cost_of(self.lm, context, slots, options.kind, self._asked, train, held, plan, progress, read)
+        cost = cost_of(self.lm, context, slots, options.kind, self._asked, train, held, plan, progress, start.reads)
         with torch.no_grad():
             memory = memory_to(cartridge.memory().map(torch.Tensor.detach), "cpu")
         none, whole = beside.bounds()
         first = beside.row(memory, dict(progress.looks)[0])
-        rows = {"no context": none, name: first, "cartridge": beside.row(memory, progress.best)}
-        rows |= {**(self._compared(slots, beside, name) if finished else {}), "the whole text": whole}
+        rows = {"no context": none, start.name: first, "cartridge": beside.row(memory, progress.best)}
+        rows |= {**(self._compared(slots, beside, start.name) if finished else {}), "the whole text": whole}
         finished = finished and not self._stop.is_set()
         teacher = self._teacher.seconds + sum(each.seconds for each in self._asked)
         seconds = {"seconds": progress.seconds + teacher, "teacher_seconds": teacher}
-        info = self._info(cartridge, slots, name, plan, {**cost, **seconds}, rows)
-        examples = self._examples(memory, held[:_SHOWN], asked) if finished else ()
-        return Distilled(CompressedPrompt(memory, info, reader=self.reader), progress, finished, examples)
+        info = self._info(cartridge, slots, start.name, plan, {**cost, **seconds}, rows)
+        prompt = CompressedPrompt(memory, info, reader=self.reader)
+        return Distilled(prompt, progress, finished, self._examples(prompt, asked, held) if finished else ())
 
-    @torch.no_grad()
-    def _examples(self, memory: Memory, held: Sequence[TeacherAnswer], asked: Sequence[str]) -> tuple[TwoAnswers, ...]:
-        device, most, stops = self.lm.hf.device, self.options.answer_tokens, self.reader.format.stop_ids
-        batch = as_batch(held).to(device)
-        answers = self.lm.generate(memory_to(memory, device), batch, max_new_tokens=most, stop_ids=stops)
-
-        def text(ids: Sequence[int]) -> str:
-            return str(self.reader.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-
-        return tuple(
-            TwoAnswers(question, text(teacher.labels), text(own))
-            for question, teacher, own in zip(asked, held, answers, strict=False)
-        )
-
-    def _start(self, slots: int, beside: Beside) -> tuple[str, KVCache | SoftPrompt]:
-        """What training starts with, and its name in the table."""
-        options = self.options
-        if options.kind == "kv" and options.start != "first":
-            try:
-                return beside.matched(slots)
-            except NotMet as reason:
-                if options.start == "matching":
-                    raise ConfigError(f"--start matching: {reason}; give --start first") from None
-        return f"first {slots} tokens", first_slots(self.lm, self.ids, slots, options.kind)
+    def _examples(
+        self, prompt: CompressedPrompt, asked: Sequence[str], held: Sequence[TeacherAnswer]
+    ) -> tuple[TwoAnswers, ...]:
+        questions = list(asked[:_SHOWN])
+        whole = [str(self.reader.tokenizer.decode(list(answer.labels), skip_special_tokens=True)) for answer in held]
+        own = prompt.generate(questions, max_new_tokens=self.options.answer_tokens)
+        return tuple(TwoAnswers(*each) for each in zip(questions, whole, own, strict=False))
 
     def _compared(self, slots: int, beside: Beside, start: str) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}

@@ -117,7 +117,9 @@ def test_it_starts_as_attention_matching_at_its_own_positions(tmp_path: Path) ->
     lm = tiny_lm("llama")
     answers = answered(lm, tmp_path / "work")
     beside = Beside(lm, context_of(CONTEXT), {}, True, lambda memory: agreement(lm, memory, answers, 4))
-    name, start = beside.matched(5)
+    name, start, reads = beside.start(5, "kv", "auto")
+    assert isinstance(start, KVCache)
+    assert reads == 2
     assert (start.next_position.tolist(), start.num_slots.tolist()) == ([5], [5])
     found = dict(beside.rows({name: beside.rivals_of(5)[name]}))[name]
     assert found is not None
@@ -140,10 +142,11 @@ def test_matching_starts_where_keys_can_be_moved(kind: str, reason: str | None) 
     lm = LanguageModel.from_parts(tiny_family(kind))
     beside = Beside(lm, context_of(CONTEXT), {}, True, lambda memory: Agreement(1.0, 0.0, 0.0))
     if reason is None:
-        assert beside.matched(5)[1].next_position.tolist() == [5]
+        assert beside.matched(5).memory.next_position.tolist() == [5]  # type: ignore[union-attr]
         return
     with pytest.raises(NotMet, match=reason):
         beside.matched(5)
+    assert beside.start(5, "kv", "auto").name == "first 5 tokens"
 
 
 def test_training_brings_it_nearer_and_leaves_the_lm_and_position_0_alone(tmp_path: Path) -> None:
