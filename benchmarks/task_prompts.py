@@ -40,8 +40,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     given = parser.parse_args()
     for task in given.tasks:
-        work, rows = given.work / task, []
+        work = given.work / task
         work.mkdir(parents=True, exist_ok=True)
+        done = work / "rows.json"
+        before = json.loads(done.read_text()) if done.exists() else []
+        rows = [row for row in before if row["slots"] not in given.slots]
         prompt, shots, questions = read(given.bbh, task)
         made = promptcomp.distill(
             given.lm, prompt, slots=given.slots, questions=questions, beside=shots, output=work / "memory.safetensors",
@@ -54,7 +57,7 @@ def main() -> None:
                 rows.append(
                     about | {key: float(f"{value:.4g}") for key, value in (row | took).items() if key != "slots"}
                 )
-        (work / "rows.json").write_text(json.dumps(rows))
+        done.write_text(json.dumps(rows))
     figures = [row for path in sorted(given.work.glob("*/rows.json")) for row in json.loads(path.read_text())]
     rows = cells(figures)
     head = {

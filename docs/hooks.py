@@ -9,7 +9,7 @@ import json
 import posixpath
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,23 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         moved = posixpath.relpath(there, posixpath.dirname(here) or ".")
         markdown = re.sub(rf"\((?:\.\./)+{re.escape(name)}", f"({moved}", markdown)
     markdown = re.sub(r"\[([^\]]*)\]\((?:\.\./)+promptcomp/[^)]*\)", r"\1", markdown)
+    if here == "results.md":
+        markdown = _dated(markdown)
     return "\n".join(_lists(markdown.split("\n")))
+
+
+def _dated(markdown: str) -> str:
+    """The page of results with date and commit below each table that is kept as data."""
+    for file, found, (date, commit) in _figures():
+        table, last, below = markdown.partition(_row(found["rows"][-1].values()) + "\n")
+        link = f"reference/recorded.md#{file.stem.replace('_', '-')}"
+        note = f"\n<small>Recorded on {date} in {commit}; [as data]({link}).</small>\n"
+        markdown = table + last + (note if last else "") + below
+    return markdown
+
+
+def _row(cells: Iterable[Any]) -> str:
+    return "|" + "".join(f" {cell} |" if cell != "" else " |" for cell in cells)
 
 
 def notebook(text: str) -> str:
@@ -159,28 +175,33 @@ def _python() -> str:
     return "\n".join([*lines, *names])
 
 
+def _figures() -> Iterator[tuple[Path, dict[str, Any], list[str]]]:
+    """Each file of figures with its date and commit: those that it names where the figures are older than the file."""
+    for file in sorted((ROOT / "docs").glob("*/*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        words = ["git", "log", "-1", "--format=%cs %h", "--", str(file)]
+        kept = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+        kept = list(found["recorded"].values()) if "recorded" in found else kept or ["not", "committed"]
+        yield file, found, [kept[0], f"`{kept[1]}`"]
+
+
 def _recorded() -> Iterator[str]:
     """A table for each file of figures, with the command, and the commit that recorded it."""
     yield "# Recorded figures\n"
     yield "Figures that are kept as data, each with its command, its date and its commit."
     yield "[What was measured](../results.md) has all results in words, with what is not known.\n"
-    for file in sorted((ROOT / "docs").glob("*/*.json")):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        words = ["git", "log", "-1", "--format=%cs | `%h`", "--", str(file)]
-        kept = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        if first := found.pop("recorded", None):  # the figures are older than their file
-            kept = f"{first['date']} | `{first['commit']}`"
-        rows = found.pop("rows")
+    for file, found, kept in _figures():
+        rows = found["rows"]
         yield f"## {file.stem.replace('_', ' ')}\n"
         for key, value in found.items():
-            if key not in ("section", "command"):
+            if key not in ("section", "command", "recorded") and not isinstance(value, list):
                 text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
                 yield f"* {key.replace('_', ' ')}: {text}"
         yield f"* described in [results](../{found['section'].removeprefix('docs/')})\n"
         yield f"```bash\n{found['command']}\n```\n"
         keys = list(rows[0])
-        yield "| " + " | ".join([*(key.replace("_", " ") for key in keys), "date", "commit"]) + " |"
+        yield _row([*(key.replace("_", " ") for key in keys), "date", "commit"])
         yield "|---" * (len(keys) + 2) + "|"
         for row in rows:
-            yield "| " + " | ".join(str(row[key]) for key in keys) + f" | {kept or 'not committed | '} |"
+            yield _row([*(row[key] for key in keys), *kept])
         yield ""

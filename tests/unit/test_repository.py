@@ -53,7 +53,7 @@ def test_the_readme_is_short_and_its_picture_is_that_of_the_figures() -> None:
 def test_a_table_of_results_is_that_of_its_figures(file: Path) -> None:
     found = json.loads(file.read_text(encoding="utf-8"))
     rows = found["rows"]
-    lines = [f"| {' | '.join(cells)} |" for cells in (rows[0], *(row.values() for row in rows))]
+    lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in r) for r in (rows[0], *map(dict.values, rows))]
     table = "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
     assert f"{table}\n" in (ROOT / found["section"].partition("#")[0]).read_text(encoding="utf-8")
 
