@@ -7,7 +7,9 @@ import io
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,16 @@ def say(console: Console, text: str, style: str | None = None) -> None:
     """Print a text; a terminal gets it broken between words, a file as it is, however long its lines are."""
     text = wrapped(text, console.width) if console.is_terminal else text
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def telling(console: Console, text: str) -> Iterator[Callable[[str], None]]:
+    """What is being done: one line that changes in a terminal, a line for each elsewhere."""
+    if not console.is_terminal:
+        yield partial(say, console)
+        return
+    with console.status(text) as status:
+        yield status.update
 
 
 def wrapped(text: str, width: int) -> str:

@@ -26,7 +26,7 @@ from promptcomp.documents import read_json
 from promptcomp.errors import first_line
 from promptcomp.evaluation.formatting import many, ms_text
 from promptcomp.files import read_text, write_atomic
-from promptcomp.plain import csv_text, say
+from promptcomp.plain import csv_text, say, telling
 from promptcomp.terminal import open_table
 
 Way = Literal["full", "cached", "compressed"]
@@ -251,8 +251,8 @@ def run_server_bench(
     bench = ServerBench(endpoint.url, endpoint.model, load.requests, load.rounds, plan.new_tokens)
     rounds: _Rounds = {(way, places): [] for way in ways for places in loads}
     try:
-        with console.status("asking ...") as status:
-            asyncio.run(_measure(endpoint, load, ways, queries, rounds, status.update))
+        with telling(console, "asking ...") as tell:
+            asyncio.run(_measure(endpoint, load, ways, queries, rounds, tell))
     except KeyboardInterrupt:
         done = sum(map(len, rounds.values()))
         if done and not as_json:

@@ -35,6 +35,7 @@ from promptcomp.files import write_atomic
 from promptcomp.language_model.counting import count_flops
 from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import load_memory, save_memory
+from promptcomp.plain import telling
 from promptcomp.run.opening import quiet
 
 MIN_REPEATS = 3
@@ -182,11 +183,11 @@ def run_bench(
         ConfigError: a mistake in the options, or nothing could be measured.
     """
     pick_device(plan.device)
-    with console.status("loading the model ...") as status:
+    with telling(console, "loading the model ...") as tell:
         with quiet():
             subject = open_()
         bench = measure(
-            subject, plan, lambda tokens, rows: status.update(f"measuring {tokens:,} prompt tokens, batch {rows} ...")
+            subject, plan, lambda tokens, rows: tell(f"measuring {tokens:,} prompt tokens, batch {rows} ...")
         )
     if not bench.records:
         raise ConfigError("nothing to measure: " + "; ".join(bench.skipped) + "; give shorter --lengths")

@@ -8,13 +8,17 @@ import json
 import logging
 import math
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub.constants import ENDPOINT
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -62,7 +66,7 @@ def open_architecture(config: LanguageModelConfig, *, offline_table: bool = Fals
         found = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     else:
         with _reading(config.path, "model"):
-            found = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False)
+            found = AutoConfig.from_pretrained(**_place(config))
     found = _readable(found, config.path)
     if config.from_scratch is not None and config.from_scratch.settings:
         found = changed_architecture(found, config.from_scratch.settings, config.path)
@@ -166,14 +170,12 @@ def open_model(config: LanguageModelConfig, architecture: PretrainedConfig) -> P
     is_text = type(architecture) in MODEL_FOR_CAUSAL_LM_MAPPING
     with _reading(config.path, "weights"):
         hf, found = _factory(architecture).from_pretrained(
-            _folder(config.path),
+            **_place(config),
             config=architecture,
-            revision=config.revision,
             dtype=getattr(torch, config.dtype),
             attn_implementation=attention(config, architecture),
             key_mapping=_TEXT_PARTS if is_text else None,
             output_loading_info=True,
-            trust_remote_code=False,
         )
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(
@@ -228,10 +230,10 @@ def open_tokenizer(config: LanguageModelConfig, *, on_disk: bool = False) -> Pre
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
-    path = _folder(config.path)
+    place = _place(config)
     with _reading(config.path, "tokenizer"):
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, revision=config.revision, trust_remote_code=False, local_files_only=on_disk
+            **place | {"local_files_only": on_disk or place["local_files_only"]}
         )
     return found
 
@@ -286,6 +288,33 @@ def _folder(path: str) -> str:
     return found
 
 
+def _place(config: LanguageModelConfig) -> dict[str, Any]:
+    """What transformers' from_pretrained is told; without a network a name is looked for on this disk alone."""
+    return {
+        "pretrained_model_name_or_path": _folder(config.path),
+        "revision": config.revision,
+        "trust_remote_code": False,
+        "local_files_only": _is_out_of_reach(config.path),
+    }
+
+
+def _is_out_of_reach(path: str) -> bool:
+    return not Path(locate(path)).exists() and _without_hub()
+
+
+@cache
+def _without_hub() -> bool:
+    """Whether the hub has no address here. The hub's client would ask for it six times for each file, 23 seconds long.
+    A proxy finds addresses by itself."""
+    if getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False
+
+
 @contextmanager
 def _reading(path: str, what: str) -> Iterator[None]:
     """Reading what others have written: whatever transformers raises for it becomes a ConfigError."""
@@ -296,6 +325,8 @@ def _reading(path: str, what: str) -> Iterator[None]:
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())
+        if _is_out_of_reach(path):
+            reason = f"{urlsplit(ENDPOINT).hostname} has no address here: no network?"
         problem = f"cannot be read; give a folder saved by save_pretrained or a reachable hub name ({reason})"
         if "trust_remote_code" in str(error):
             problem = "needs its own code (auto_map), which promptcomp does not run; give another model"

@@ -36,7 +36,7 @@ def test_an_architecture_is_measured_before_training(run: Run, tmp_path: Path) -
     words = ("bench", "--method", "mend", "--lm", str(folder), "--slots", "3", *SHORT, "-o", "costs", "lm.bos=null")
     done = run(*words)
     assert done.returncode == 0, done.stderr
-    for part in ("16 prompt tokens", "prefix cache", "skipped", "untrained weights"):
+    for part in ("16 prompt tokens", "prefix cache", "skipped", "untrained weights", "measuring 16 prompt tokens"):
         assert part in done.stdout
     assert sorted(path.name for path in (tmp_path / "costs").iterdir()) == [
         *("bench.csv", "bench.json", "bench.png", "bench.svg")

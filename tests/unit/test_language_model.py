@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,11 @@ from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collat
 from promptcomp.commands.dry_run import print_estimate
 from promptcomp.config import ConfigError
 from promptcomp.experiment import load
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, open_window
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, loading, open_window
 from promptcomp.language_model.architectures import known_architectures
 from promptcomp.language_model.attention import Window
 from promptcomp.language_model.lm_config import FromScratch
+from promptcomp.language_model.loading import open_architecture, open_tokenizer
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from tests.tiny_families import CAUSAL
 from tests.tiny_models import MODELS, VOCABULARY, save_tokenizer, tiny_hf, tiny_lm
@@ -244,3 +247,19 @@ def test_the_window_in_config_json_is_never_less_than_the_real_one(tmp_path: Pat
     longer = LanguageModelConfig(path="gpt2", from_scratch=FromScratch(settings={"n_positions": 8}))
     assert longer.window_on_disk() is None
     assert longer.model_copy(update={"path": str(tmp_path / "gpt2")}).window_on_disk() == 8
+
+
+def test_a_name_of_the_hub_without_a_network_is_refused_at_once(monkeypatch):
+    def no_address(*_: object) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(loading, "getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", no_address)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited for the hub"))
+    loading._without_hub.cache_clear()
+    try:
+        for opened in (open_architecture, open_tokenizer):
+            with pytest.raises(ConfigError, match=r"nobody/nothing: .* has no address here: no network"):
+                opened(LanguageModelConfig(path="nobody/nothing"))
+    finally:
+        loading._without_hub.cache_clear()
