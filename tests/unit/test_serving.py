@@ -399,8 +399,13 @@ def test_texts_come_in_pieces_that_stay() -> None:
 
 @pytest.fixture(scope="module")
 def address(folders: dict[str, Path]) -> Iterator[tuple[str, int, Fork]]:
-    """A server of its own process on the loopback."""
-    registry = folders["llama"]
+    with own_process(folders["llama"]) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def own_process(registry: Path) -> Iterator[tuple[str, int, Fork]]:
+    """A server of its own process on the loopback: host, port, process."""
     words = ("--lm", str(registry.parent / "lm"), "--port", "0", "--max-body", "20000")
     with Fork("promptcomp", "serve", str(registry), *words) as process:
         while not (found := re.search(r"http://(.+):(\d+)", process.printed()[1])):
@@ -575,13 +580,24 @@ def test_a_real_server(address: tuple[str, int, Fork], folders: dict[str, Path])
         text = client.get("/metrics").text
         made = float(next(line for line in text.splitlines() if line.startswith("promptcomp_generated")).split()[1])
         assert made < 4000
-        with client.stream(
-            "POST", "/v1/completions", json=asked("gist", max_tokens=300, ignore_eos=True, stream=True)
-        ) as reply:
-            lines = reply.iter_lines()
-            next(lines)
-            process.send_signal(signal.SIGINT)  # SIGTERM does the same
-            rest = [line for line in lines if line]
+        finishes_when_told_to_stop(client, process, signal.SIGINT)
+
+
+def test_sigterm_lets_answers_be_finished(folders: dict[str, Path]) -> None:
+    with (
+        own_process(folders["llama"]) as (host, port, process),
+        httpx2.Client(base_url=f"http://{host}:{port}", timeout=60) as client,
+    ):
+        finishes_when_told_to_stop(client, process, signal.SIGTERM)
+
+
+def finishes_when_told_to_stop(client: httpx2.Client, process: Fork, how: signal.Signals) -> None:
+    body = asked("gist", max_tokens=300, ignore_eos=True, stream=True)
+    with client.stream("POST", "/v1/completions", json=body) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        process.send_signal(how)
+        rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
     assert '"finish_reason": "length"' in rest[-2]
     assert process.wait() == 0
