@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +14,11 @@ import torch
 from rich.console import Console
 
 from promptcomp import __version__
-from promptcomp.batch import Context
 from promptcomp.chat.client import Endpoint
 from promptcomp.chat.replies import Reply
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.context_module import PromptFormat
-from promptcomp.datamodules.instruction.instruction_config import TemplateName
-from promptcomp.datamodules.instruction.templates import Template, make_template
 from promptcomp.distilling import RATES, DistillOptions
+from promptcomp.distilling.asked_text import AskedText
 from promptcomp.distilling.beside import Beside
 from promptcomp.distilling.cartridge import Cartridge, TeacherAnswer, agreement
 from promptcomp.distilling.cartridge_training import Training, TrainingHistory, TrainingPlan
@@ -36,7 +33,7 @@ from promptcomp.language_model.loading import open_architecture, pick_device, se
 from promptcomp.memory import memory_to
 from promptcomp.plain import say
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
-from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
+from promptcomp.prompts.prompt_files import CompressedPrompt, next_position
 from promptcomp.run.opening import quiet
 from promptcomp.stopping import Stop
 
@@ -124,22 +121,17 @@ class DistillJob:
         beside: Mapping[str, str] | None = None,
     ) -> None:
         _check_family(name, lm.family != "decoder")
-        self.lm, self.name, self.text, self.options, self.folder = lm.eval(), name, text, options, folder
+        self.lm, self.name, self.options, self.folder = lm.eval(), name, options, folder
         self.budgets = options.budgets()
         self._stop, self._console = Stop(), console
-        template = self._template()
-        stops = tuple(dict.fromkeys((*template.end_ids, *_end_of(lm))))
-        self._plain = PromptReader(lm, PromptFormat(template.query, template.empty_query, stops))
-        query = template.query if options.query is None else self._own_query(template, options.query)
-        self.reader = PromptReader(lm, PromptFormat(query, template.empty_query, stops))
-        self.ids = self._text_ids(template, text)
-        self._others = {name: self._text_ids(template, other) for name, other in (beside or {}).items()}
+        self.text = AskedText(lm, name, text, options, folder, console)
+        self._others = {name: self.text.context_of(other) for name, other in (beside or {}).items()}
         self._asked: Sequence[KeptQuestion] = ()
-        self._teacher = Teacher(lm, lambda: lm.encode(self._context), self._stop.is_set)
-        self._check_slots()
+        self._teacher = Teacher(lm, lambda: lm.encode(self.text.context), self._stop.is_set)
+        self.text.check_slots(self.budgets)
         self._given = None if questions is None else different(questions)
-        self._check_window(() if self._given is None else self._queries(self._given), options.answer_tokens)
-        self._hashes = weights_hash(lm.hf), tokenizer_hash(self.reader.tokenizer)
+        self.text.check_window(() if self._given is None else self.text.queries(self._given), options.answer_tokens)
+        self._hashes = weights_hash(lm.hf), tokenizer_hash(self.text.reader.tokenizer)
         folder.settle(self._identity())
 
     def run(self, outputs: Mapping[int, Path]) -> dict[int, Distilled]:
@@ -156,7 +148,7 @@ class DistillJob:
         with self._stop.installed(), _frozen(self.lm):
             try:
                 questions = self._study() if self._given is None else self._given
-                queries = self._queries(questions)
+                queries = self.text.queries(questions)
                 out = held_out(len(queries), self.options.held_out, self.options.seed)
                 answers = self._answers(queries)
             except Interrupted:
@@ -169,8 +161,8 @@ class DistillJob:
             held = [answers[number] for number in out]
             beside = Beside(
                 self.lm,
-                self._context,
-                {name: self._context_of(ids) for name, ids in self._others.items()},
+                self.text.context,
+                self._others,
                 self.options.rivals,
                 lambda memory: agreement(self.lm, memory, held, self.options.answer_batch),
             )
@@ -183,15 +175,31 @@ class DistillJob:
                     raise DistillStopped(self._how_far(slots, found[slots].progress), found)
         return found
 
+    def _identity(self) -> dict[str, str]:
+        """What questions and answers depend on."""
+        options, format_ = self.options, self.text.reader.format
+        asked: object = [options.ask_model or "self-study", options.num_questions, options.temperature, options.seed]
+        parts = {
+            "text": self.text.text,
+            "LM": self._hashes,
+            "architecture of the LM": settings_hash(self.lm.text_config),
+            "format of questions": [format_.query, format_.empty_query, format_.stop_ids, self.text.ids],
+            "set of questions": asked if self._given is None else self._given,
+        }
+        found = {name: text_hash(json.dumps(part)) for name, part in parts.items()}
+        if self.text.day is not None:
+            found["day"] = self.text.day
+        return found | {"--answer-tokens": str(options.answer_tokens), "--answer-batch": str(options.answer_batch)}
+
     # ---- what is asked and answered
 
     def _study(self) -> list[str]:
-        reader, options = self._plain, self.options
+        reader, options = self.text.plain, self.options
 
         def ask(requests: Sequence[str], most: int, seed: int) -> list[Reply]:
             generator = torch.Generator(self.lm.hf.device).manual_seed(seed)
             ids = [reader.query_ids(request) for request in requests]
-            self._check_window(ids, most)
+            self.text.check_window(ids, most)
             drawn: dict[str, Any] = {"temperature": options.temperature, "generator": generator}
             written = self._teacher.write(ids, reader.format.stop_ids, most, **drawn)
             texts = [str(reader.tokenizer.decode(each, skip_special_tokens=True)) for each in written]
@@ -202,7 +210,7 @@ class DistillJob:
 
         def ask_another(requests: Sequence[str], most: int, seed: int) -> list[Reply]:
             endpoint = Endpoint(str(options.ask_model), options.ask_url, options.ask_key_env)
-            replies = ask_endpoint(endpoint, self.text, requests, most, options.temperature, self._stop.is_set)
+            replies = ask_endpoint(endpoint, self.text.text, requests, most, options.temperature, self._stop.is_set)
             if replies is None:
                 raise Interrupted
             return replies
@@ -210,17 +218,17 @@ class DistillJob:
         with DistillStage(self._console, "questions", options.num_questions) as bar:
             found, self._asked = study(
                 self.folder.questions,
-                self.text,
+                self.text.text,
                 options.num_questions,
                 options.seed,
                 ask_another if options.ask_model else ask,
                 bar.at,
             )
-        self._check_window(self._queries(found), options.answer_tokens)
+        self.text.check_window(self.text.queries(found), options.answer_tokens)
         return found
 
     def _answers(self, queries: Sequence[tuple[int, ...]]) -> list[TeacherAnswer]:
-        options, stops = self.options, self.reader.format.stop_ids
+        options, stops = self.options, self.text.reader.format.stop_ids
         with DistillStage(self._console, "answers", len(queries)) as bar:
             return self._teacher.answers(
                 queries, stops, options.answer_tokens, self.folder, options.answer_batch, bar.more
@@ -247,7 +255,7 @@ class DistillJob:
         with DistillStage(self._console, f"train {slots} slots", plan.steps) as bar:
             finished = training.run(self._stop.is_set, bar.trained)
         progress = training.progress
-        context = len(self.ids) + self.lm.num_bos
+        context = len(self.text.ids) + self.lm.num_bos
         cost = cost_of(self.lm, context, slots, options.kind, self._asked, train, held, plan, progress, start.reads)
         with torch.no_grad():
             memory = memory_to(cartridge.memory().map(torch.Tensor.detach), "cpu")
@@ -259,14 +267,16 @@ class DistillJob:
         teacher = self._teacher.seconds + sum(each.seconds for each in self._asked)
         seconds = {"seconds": progress.seconds + teacher, "teacher_seconds": teacher}
         info = self._info(cartridge, slots, start.name, plan, {**cost, **seconds}, rows)
-        prompt = CompressedPrompt(memory, info, reader=self.reader)
+        prompt = CompressedPrompt(memory, info, reader=self.text.reader)
         return Distilled(prompt, progress, finished, self._examples(prompt, asked, held) if finished else ())
 
     def _examples(
         self, prompt: CompressedPrompt, asked: Sequence[str], held: Sequence[TeacherAnswer]
     ) -> tuple[TwoAnswers, ...]:
         questions = list(asked[:_SHOWN])
-        whole = [str(self.reader.tokenizer.decode(list(answer.labels), skip_special_tokens=True)) for answer in held]
+        whole = [
+            str(self.text.reader.tokenizer.decode(list(answer.labels), skip_special_tokens=True)) for answer in held
+        ]
         own = prompt.generate(questions, max_new_tokens=self.options.answer_tokens)
         return tuple(TwoAnswers(*each) for each in zip(questions, whole, own, strict=False))
 
@@ -301,7 +311,7 @@ class DistillJob:
         cost: Mapping[str, float],
         rows: Mapping[str, Mapping[str, float]],
     ) -> PromptInfo:
-        folder, format_, memory = Path(self.name.path), self.reader.format, cartridge.memory()
+        folder, format_, memory = Path(self.name.path), self.text.reader.format, cartridge.memory()
         name = self.name.model_copy(update={"path": str(folder.resolve())}) if folder.is_dir() else self.name
         asked = "given" if self._given is not None else "self-study"
         return PromptInfo(
@@ -312,10 +322,10 @@ class DistillJob:
             tokenizer_hash=self._hashes[1],
             bos_id=self.lm.bos_id,
             slots=slots,
-            source_tokens=len(self.ids),
+            source_tokens=len(self.text.ids),
             next_position=next_position(self.lm, memory),
             dtype=str(self.lm.hf.dtype).removeprefix("torch."),
-            source_sha256=text_hash(self.text),
+            source_sha256=text_hash(self.text.text),
             query=format_.query,
             empty_query=format_.empty_query,
             stop_ids=format_.stop_ids,
@@ -325,87 +335,6 @@ class DistillJob:
             cost=dict(cost),
             held_out={name: dict(row) for name, row in rows.items()},
         )
-
-    # ---- text and settings
-
-    @property
-    def _context(self) -> Context:
-        return self._context_of(self.ids)
-
-    def _text_ids(self, template: Template, text: str) -> tuple[int, ...]:
-        written = self.lm.tokenizer(template.context_text(text), add_special_tokens=False, verbose=False)  # type: ignore[misc]
-        return (*written["input_ids"], *template.context_end)
-
-    def _context_of(self, ids: Sequence[int]) -> Context:
-        row = torch.tensor([ids], dtype=torch.long, device=self.lm.hf.device)
-        return Context(row, torch.ones_like(row, dtype=torch.bool), row.new_zeros(1))
-
-    def _template(self) -> Template:
-        tokenizer, wanted = self.lm.tokenizer, self.options.template
-        if tokenizer is None:
-            raise ConfigError(f"{self.name.path}: has no tokenizer beside the weights")
-        has_chat = bool(tokenizer.chat_template)
-        if wanted == "chat" and not has_chat:
-            raise ConfigError(f"--template chat: the tokenizer of {self.name.path} has no chat template; give plain")
-        self._is_chat = has_chat and wanted != "plain"
-        chosen: TemplateName = "chat" if self._is_chat else "plain"
-        template = make_template(chosen, tokenizer, writes_bos=bool(self.lm.num_bos))
-        self._day: str | None = None
-        if template.dated:  # on other days the same command goes on with the first one's
-            self._day = self.folder.day() or datetime.now(UTC).astimezone().date().isoformat()
-            say(
-                self._console,
-                f"the chat template writes a date in front of the text: the slots keep {self._day} (--template plain "
-                "writes none)",
-            )
-            template = make_template(
-                chosen, tokenizer, writes_bos=bool(self.lm.num_bos), date=date.fromisoformat(self._day)
-            )
-        return template
-
-    def _own_query(self, template: Template, query: str) -> str:
-        """In a chat it stands in the user's turn; otherwise it is all that stands behind the text."""
-        return template.query.replace("{input}", query) if self._is_chat else query
-
-    def _queries(self, questions: Sequence[str]) -> list[tuple[int, ...]]:
-        return [self.reader.query_ids(question) for question in questions]
-
-    def _check_slots(self) -> None:
-        room = len(self.ids) + self.lm.num_bos * (self.options.kind == "kv")
-        if not self.text.strip():
-            raise ConfigError("the text is empty or only white space; there is nothing to distill")
-        if (most := max(self.budgets)) > room:
-            raise ConfigError(f"--slots {most}: the text has only {room} positions for the LM; give at most so many")
-
-    def _check_window(self, queries: Sequence[Sequence[int]], new_tokens: int) -> None:
-        window, longest = self.lm.window, max(map(len, queries), default=1)
-        taken = len(self.ids) + self.lm.num_bos + longest + new_tokens
-        if window is not None and taken > window:
-            raise ConfigError(
-                f"a text of {len(self.ids)} tokens, a question of {longest} and an answer of {new_tokens} do not fit "
-                f"the LM's window of {window}; shorten the text or the question, or lower --answer-tokens"
-            )
-
-    def _identity(self) -> dict[str, str]:
-        """What questions and answers depend on."""
-        options, format_ = self.options, self.reader.format
-        asked: object = [options.ask_model or "self-study", options.num_questions, options.temperature, options.seed]
-        parts = {
-            "text": self.text,
-            "LM": self._hashes,
-            "architecture of the LM": settings_hash(self.lm.text_config),
-            "format of questions": [format_.query, format_.empty_query, format_.stop_ids, self.ids],
-            "set of questions": asked if self._given is None else self._given,
-        }
-        found = {name: text_hash(json.dumps(part)) for name, part in parts.items()}
-        if self._day is not None:
-            found["day"] = self._day
-        return found | {"--answer-tokens": str(options.answer_tokens), "--answer-batch": str(options.answer_batch)}
-
-
-def _end_of(lm: LanguageModel) -> tuple[int, ...]:
-    end = None if lm.tokenizer is None else lm.tokenizer.eos_token_id
-    return () if end is None else (int(end),)
 
 
 @contextmanager
