@@ -3,7 +3,7 @@
     python benchmarks/server_loads.py OUT NAME=DIR [NAME=DIR ...]
 
 DIR is a folder of `bench --server ... --rounds 1 -o DIR`. Measure the servers in turn, round by round, so that a change
-of the machine's speed meets all of them, and give every round. OUT.json (a file of docs/results) and OUT.png get written.
+of the machine's speed meets all of them, and give every round. OUT.json (for docs/results) and OUT.png are written.
 """
 
 from __future__ import annotations
