@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from promptcomp.run import teacher_targets
 from promptcomp.run.opening import make_data
 from promptcomp.run.teacher_targets import write_targets
 from promptcomp.terminal import PlainConsole
+from tests.forks import Fork, run_fork
 
 FEW = (
     *("data.targets=teacher", "data.teacher.max_new_tokens=8", "trainer.max_steps=2", "trainer.batch_size=4"),
@@ -125,6 +127,26 @@ def test_what_is_kept_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert taught(load("gist", None, (*FEW, "seed=0", "method.num_slots=2"))).taught == first.taught
     with pytest.raises(TypeError):  # something is to be written
         taught(load("gist", None, (*FEW, "data.teacher.max_new_tokens=7")))
+
+
+def test_of_two_processes_one_goes_on_where_the_other_was_killed(tmp_path: Path) -> None:
+    words = ("promptcomp", "fit", "gist", *FEW, "data.teacher.batch_size=2", "evaluation.bounds=false")
+    with Fork(*words, "--run-dir", str(tmp_path / "one")) as first:
+        while not list(tmp_path.glob("cache/teachers/*.jsonl")) or len(kept_file().read_bytes().splitlines()) < 8:
+            assert first.poll() is None, first.printed()
+        first.send_signal(signal.SIGSTOP)  # it holds the file until the other waits
+        with Fork(*words, "--run-dir", str(tmp_path / "two")) as second:
+            while "waiting for another process" not in second.printed()[0]:
+                assert second.poll() is None, second.printed()
+            first.kill()
+            assert second.wait() == 0, second.printed()
+    answers = [json.loads(line) for line in kept_file().read_text(encoding="utf-8").splitlines()[1:]]
+    assert len({answer["key"] for answer in answers}) == len(answers) > 8
+    before = kept_file().read_bytes()
+    assert run_fork(*words, "--run-dir", str(tmp_path / "three")).returncode == 0  # finds all answers
+    assert kept_file().read_bytes() == before
+    found = [(tmp_path / name / "predictions.jsonl").read_text(encoding="utf-8") for name in ("two", "three")]
+    assert found[0] == found[1]
 
 
 def test_answers_of_another_lm_are_not_read() -> None:
