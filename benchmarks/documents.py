@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--packages", nargs="*", default=PACKAGES)
     parser.add_argument("--shares", nargs="*", type=int, default=(8, 16, 64), help="one slot for so many tokens")
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--dtype", default="float32", help="of the LM's weights: float32, or bfloat16")
     given = parser.parse_args()
     tokenizer = open_tokenizer(LanguageModelConfig(path=given.lm)) if given.packages else None
 
@@ -43,12 +44,13 @@ def main() -> None:
         budgets = {f"1/{share}": max(2, len(starts) // share) for share in given.shares}
         return Text(f"{package} {found.version}", whole, budgets, cut)
 
-    make(map(document, given.packages), given.work, given.lm, "document", steps=given.steps)
+    make(map(document, given.packages), given.work, given.lm, "document", steps=given.steps, dtype=given.dtype)
     figures = read(given.work)
     head = {
         "section": SECTION,
-        "command": f"python benchmarks/documents.py WORK --lm {given.lm} --steps {given.steps}",
+        "command": f"python benchmarks/documents.py WORK --lm {given.lm} --steps {given.steps} --dtype {given.dtype}",
         "lm": Path(given.lm).name,
+        "dtype": given.dtype,
     }
     write(given.work / "documents.json", head, cells(figures, "document", "document", BESIDE), figures)
 

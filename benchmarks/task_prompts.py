@@ -35,14 +35,16 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=TASKS)
     parser.add_argument("--slots", nargs="*", type=int, default=SLOTS)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--dtype", default="float32", help="of the LM's weights: float32, or bfloat16")
     given = parser.parse_args()
     texts = (prompt_of(given.bbh, task, given.slots) for task in given.tasks)
-    make(texts, given.work, given.lm, "task", steps=given.steps, template="plain", query=QUERY)
+    make(texts, given.work, given.lm, "task", steps=given.steps, dtype=given.dtype, template="plain", query=QUERY)
     figures = read(given.work)
     head = {
         "section": SECTION,
-        "command": f"python benchmarks/task_prompts.py BBH WORK --lm {given.lm} --steps {given.steps}",
+        "command": f"python benchmarks/task_prompts.py BBH WORK --lm {given.lm} --steps {given.steps} --dtype {given.dtype}",
         "lm": Path(given.lm).name,
+        "dtype": given.dtype,
         "questions": QUESTIONS,
     }
     write(given.work / "task_prompts.json", head, cells(figures, "task", "prompt", ("one shot", "two shots")), figures)

@@ -207,6 +207,7 @@ def distill(
     work: Place | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str = "auto",
+    dtype: str = "float32",
     force: bool = False,
     verbose: bool = False,
     **settings: Any,
@@ -224,6 +225,7 @@ def distill(
             output, or nowhere.
         tokenizer: Of an LM in memory.
         device: Where to train an LM that is not in memory.
+        dtype: Of the weights of an LM that is not in memory: float32 or bfloat16.
         force: Replace files that are there.
         verbose: Print how it goes.
         settings: Fields of `promptcomp.distilling.DistillOptions`: `steps=50`, `kind="embeddings"`, `lr=1e-2`.
@@ -247,7 +249,7 @@ def distill(
     options = DistillOptions(slots=",".join(map(str, budgets)), **settings)
     options.budgets()
     path = lm if isinstance(lm, str) else lm.name_or_path or "in memory"
-    dtype = "float32" if isinstance(lm, str) else str(lm.dtype).removeprefix("torch.")
+    dtype = dtype if isinstance(lm, str) else str(lm.dtype).removeprefix("torch.")
     config = build(LanguageModelConfig, {"path": path, "dtype": dtype}, source="distill")
     with tempfile.TemporaryDirectory() as passing:
         default = passing if output is None else Path(output).with_suffix(".distill")

@@ -72,12 +72,14 @@ def _with_torch() -> Iterator[tuple[str, bool, str]]:
         import torch
 
         from promptcomp.language_model import LanguageModel, LanguageModelConfig
+        from promptcomp.language_model.loading import multiplies_bfloat16
         from promptcomp.run.opening import quiet
     except (ImportError, OSError) as error:  # a library of torch that is not found is an OSError
         yield "torch", False, f"{first_line(error)}; reinstall promptcomp with pip"
         return
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    cpu = f"{os.cpu_count()} CPU cores, torch uses {torch.get_num_threads()} threads"
+    fast = ", bfloat16 is faster than float32" if multiplies_bfloat16() else ""
+    cpu = f"{os.cpu_count()} CPU cores, torch uses {torch.get_num_threads()} threads{fast}"
     yield "devices", True, f"{', '.join(gpus) or 'no GPU'}; {cpu}"
     names = ("toy_decoder", "toy_t5")
     try:

@@ -138,8 +138,9 @@ def test_it_starts_as_attention_matching_at_its_own_positions(tmp_path: Path) ->
         ("gemma3_text", "look back over a window"),
     ],
 )
-def test_matching_starts_where_keys_can_be_moved(kind: str, reason: str | None) -> None:
-    lm = LanguageModel.from_parts(tiny_family(kind))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matching_starts_where_keys_can_be_moved(kind: str, reason: str | None, dtype: torch.dtype) -> None:
+    lm = LanguageModel.from_parts(tiny_family(kind).to(dtype))
     beside = Beside(lm, context_of(CONTEXT), {}, True, lambda memory: Agreement(1.0, 0.0, 0.0))
     if reason is None:
         assert beside.matched(5).memory.next_position.tolist() == [5]  # type: ignore[union-attr]
