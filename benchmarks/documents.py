@@ -48,7 +48,7 @@ def main() -> None:
     figures = read(given.work)
     head = {
         "section": SECTION,
-        "command": f"python benchmarks/documents.py WORK --lm {given.lm} --steps {given.steps} --dtype {given.dtype}",
+        "command": f"python benchmarks/documents.py WORK --lm {given.lm} --steps {given.steps}",
         "lm": Path(given.lm).name,
         "dtype": given.dtype,
     }
