@@ -44,9 +44,6 @@ def test_the_readme_is_short_and_its_picture_is_that_of_the_figures() -> None:
     picture = runpy.run_path(str(ROOT / "benchmarks" / "picture.py"))
     found = json.loads(picture["DATA"].read_text(encoding="utf-8"))
     assert picture["PICTURE"].read_text(encoding="utf-8") == picture["draw"](found)
-    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for row in found["rows"]:
-        assert f"| {row['kl']:.3f} | {row['top1']:.3f} | {row['same_answer']:.2f} |" in results.replace("*", ""), row
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / "results").glob("*.json")), ids=lambda file: file.stem)
