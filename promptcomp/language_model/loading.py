@@ -230,11 +230,9 @@ def open_tokenizer(config: LanguageModelConfig, *, on_disk: bool = False) -> Pre
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
-    place = _place(config)
+    place = _place(config, on_disk=on_disk)
     with _reading(config.path, "tokenizer"):
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            **place | {"local_files_only": on_disk or place["local_files_only"]}
-        )
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**place)
     return found
 
 
@@ -288,13 +286,14 @@ def _folder(path: str) -> str:
     return found
 
 
-def _place(config: LanguageModelConfig) -> dict[str, Any]:
-    """What transformers' from_pretrained is told; without a network a name is looked for on this disk alone."""
+def _place(config: LanguageModelConfig, *, on_disk: bool = False) -> dict[str, Any]:
+    """What transformers' from_pretrained is told; without a network a name is looked for on this disk alone, as with
+    `on_disk`, which asks no network."""
     return {
         "pretrained_model_name_or_path": _folder(config.path),
         "revision": config.revision,
         "trust_remote_code": False,
-        "local_files_only": _is_out_of_reach(config.path),
+        "local_files_only": on_disk or _is_out_of_reach(config.path),
     }
 
 
@@ -325,7 +324,7 @@ def _reading(path: str, what: str) -> Iterator[None]:
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())
-        if _is_out_of_reach(path):
+        if _without_hub.cache_info().currsize and _is_out_of_reach(path):  # if it was asked for
             reason = f"{urlsplit(ENDPOINT).hostname} has no address here: no network?"
         problem = f"cannot be read; give a folder saved by save_pretrained or a reachable hub name ({reason})"
         if "trust_remote_code" in str(error):
