@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from recorded import write
 
 import promptcomp
 
@@ -58,21 +61,14 @@ def make(texts: Iterable[Text], work: Path, lm: str, kind: str, **settings: Any)
         done.write_text(json.dumps(rows))
 
 
-def read(work: Path) -> Figures:
-    """All that was made in a folder."""
-    return [row for path in sorted(work.glob("*/rows.json")) for row in json.loads(path.read_text())]
-
-
-def write(file: Path, head: dict[str, Any], rows: list[dict[str, str]], figures: Figures) -> None:
-    """A file of docs/results: a line for each row; the table is printed too."""
-    lists = [
-        f' "{name}": [\n' + ",\n".join(f"  {json.dumps(row)}" for row in found) + "\n ]"
-        for name, found in (("rows", rows), ("figures", figures))
-    ]
-    text = ",\n".join([json.dumps(head, indent=1)[:-2], *lists])
-    file.write_text(f"{text}\n}}\n")
-    lines = [f"| {' | '.join(line)} |" for line in (rows[0], *(row.values() for row in rows))]
-    print("\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]))
+def report(
+    work: Path, script: str, given: Namespace, section: str, kind: str, name: str, beside: Sequence[str]
+) -> None:
+    """The figures of all that was made in a folder, in WORK/SCRIPT.json, and their table on the terminal."""
+    figures = [row for path in sorted(work.glob("*/rows.json")) for row in json.loads(path.read_text())]
+    command = f"python benchmarks/{script}.py ... --lm {given.lm} --steps {given.steps} --dtype {given.dtype}"
+    head = {"section": section, "command": command, "lm": Path(given.lm).name}
+    write(work / f"{script}.json", head, cells(figures, kind, name, beside), figures=figures)
 
 
 def cells(figures: Figures, kind: str, name: str, beside: Sequence[str]) -> list[dict[str, str]]:

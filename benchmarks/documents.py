@@ -13,7 +13,7 @@ import argparse
 from importlib.metadata import distribution
 from pathlib import Path
 
-from cartridge_tables import Text, cells, make, read, write
+from cartridge_tables import Text, make, report
 
 from promptcomp.language_model import LanguageModelConfig
 from promptcomp.language_model.loading import open_tokenizer
@@ -45,14 +45,7 @@ def main() -> None:
         return Text(f"{package} {found.version}", whole, budgets, cut)
 
     make(map(document, given.packages), given.work, given.lm, "document", steps=given.steps, dtype=given.dtype)
-    figures = read(given.work)
-    head = {
-        "section": SECTION,
-        "command": f"python benchmarks/documents.py WORK --lm {given.lm} --steps {given.steps}",
-        "lm": Path(given.lm).name,
-        "dtype": given.dtype,
-    }
-    write(given.work / "documents.json", head, cells(figures, "document", "document", BESIDE), figures)
+    report(given.work, "documents", given, SECTION, "document", "document", BESIDE)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Run: python benchmarks/picture.py. It reads docs/results/task_prompts.json (the figures of docs/results.md, with their
 command) and writes docs/images/task_prompts.svg, which has a card of its own, dark where the reader's system is. The
-panels stand one over the other, so that a phone shows it at a size that can be read.
+panels stand one over the other, so that a phone shows it at a size that can be read. What is farther from the whole
+prompt than no prompt stands at 0.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from recorded import write
+
 from promptcomp import plotting
 
 WAYS = {"full": "full prompt", "cached": "cached", "compressed": "compressed"}
@@ -46,10 +48,7 @@ def main() -> None:
                         "requests/s": f"{statistics.median(rates):.2f} ({min(rates):.2f} to {max(rates):.2f})",
                         "failed": str(sum(failed)),
                     })  # fmt: skip
-    text = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-    given.out.with_suffix(".json").write_text(f'{{\n "rows": [\n{text}\n ]\n}}\n', encoding="utf-8")
-    lines = [f"| {' | '.join(line)} |" for line in (rows[0], *(row.values() for row in rows))]
-    print("\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]))
+    write(given.out.with_suffix(".json"), {}, rows)
     with plotting.drawing():
         figure, axes = plotting.panel(7, 4.5)
         for line, server in zip(LINES, servers, strict=False):

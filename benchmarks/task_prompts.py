@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from cartridge_tables import Text, cells, make, read, write
+from cartridge_tables import Text, make, report
 
 TASKS = (
     "sports_understanding", "object_counting", "date_understanding", "snarks",
@@ -39,15 +39,7 @@ def main() -> None:
     given = parser.parse_args()
     texts = (prompt_of(given.bbh, task, given.slots) for task in given.tasks)
     make(texts, given.work, given.lm, "task", steps=given.steps, dtype=given.dtype, template="plain", query=QUERY)
-    figures = read(given.work)
-    head = {
-        "section": SECTION,
-        "command": f"python benchmarks/task_prompts.py BBH WORK --lm {given.lm} --steps {given.steps}",
-        "lm": Path(given.lm).name,
-        "dtype": given.dtype,
-        "questions": QUESTIONS,
-    }
-    write(given.work / "task_prompts.json", head, cells(figures, "task", "prompt", ("one shot", "two shots")), figures)
+    report(given.work, "task_prompts", given, SECTION, "task", "prompt", ("one shot", "two shots"))
 
 
 def prompt_of(bbh: Path, task: str, slots: list[int]) -> Text:

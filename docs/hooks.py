@@ -179,10 +179,12 @@ def _figures() -> Iterator[tuple[Path, dict[str, Any], list[str]]]:
     """Each file of figures with its date and commit: those that it names where the figures are older than the file."""
     for file in sorted((ROOT / "docs").glob("*/*.json")):
         found = json.loads(file.read_text(encoding="utf-8"))
-        words = ["git", "log", "-1", "--format=%cs %h", "--", str(file)]
-        kept = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-        kept = list(found["recorded"].values()) if "recorded" in found else kept or ["not", "committed"]
-        yield file, found, [kept[0], f"`{kept[1]}`"]
+        kept = list(found.get("recorded", {}).values())
+        if not kept:
+            words = ["git", "log", "-1", "--format=%cs %h", "--", str(file)]
+            kept = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+        date, commit = kept or ("not", "committed")
+        yield file, found, [date, f"`{commit}`"]
 
 
 def _recorded() -> Iterator[str]:
