@@ -17,10 +17,9 @@ from promptcomp.language_model.rotating import counted
 from promptcomp.memory import KVCache, Memory, SoftPrompt
 from promptcomp.rivals import NotMet, Reading, Rival, Setting
 from promptcomp.rivals.attention_matching import AttentionMatching
-from promptcomp.rivals.drop_tokens import DropTokens
 from promptcomp.rivals.evict import Evict
+from promptcomp.rivals.kept_tokens import DropTokens, Truncate
 from promptcomp.rivals.quantize import Quantize
-from promptcomp.rivals.truncate import Truncate
 
 _TRIED = 4
 """Tokens that are read behind the moved keys, to see that these do what they did."""

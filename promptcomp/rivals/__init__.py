@@ -1,18 +1,16 @@
 """Rivals: what a learned memory is compared with at the same budget, beside no prompt and the full prompt.
 
-A rival is a section of `evaluation.rivals` that makes a memory of a context without any training; one file each. No
-file needs torch to be imported.
+A rival is a section of `evaluation.rivals` that makes a memory of a context without any training. No file needs torch
+to be imported.
 """
 
 from promptcomp.rivals.attention_matching import AttentionMatching
-from promptcomp.rivals.drop_tokens import DropTokens
+from promptcomp.rivals.control_memories import RandomSlots, Shuffled
 from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
+from promptcomp.rivals.kept_tokens import DropTokens, Truncate
 from promptcomp.rivals.quantize import Quantize
-from promptcomp.rivals.random_slots import RandomSlots
 from promptcomp.rivals.rival import NotMet, Reading, Rival, Setting
-from promptcomp.rivals.shuffled import Shuffled
-from promptcomp.rivals.truncate import Truncate
 
 __all__ = ["RIVALS", "NotMet", "Reading", "Rival", "Setting"]
 

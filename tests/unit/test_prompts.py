@@ -22,8 +22,8 @@ from promptcomp.prompts.compressing import Compressor
 from promptcomp.prompts.prompt_files import AnswerSettings, load_prompt
 from promptcomp.prompts.sources import PromptSource
 from promptcomp.rivals.evict import Evict
+from promptcomp.rivals.kept_tokens import Truncate
 from promptcomp.rivals.quantize import Quantize
-from promptcomp.rivals.truncate import Truncate
 from promptcomp.run.opening import make_data
 from tests.prompt_runs import DATA, save_lm, save_run
 

@@ -12,14 +12,12 @@ from promptcomp.config import ConfigError, build
 from promptcomp.experiment import EvaluationConfig, Experiment
 from promptcomp.memory import Memory, SoftPrompt
 from promptcomp.rivals import RIVALS, NotMet, Reading, Setting
-from promptcomp.rivals.drop_tokens import DropTokens
+from promptcomp.rivals.control_memories import RandomSlots, Shuffled
 from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
+from promptcomp.rivals.kept_tokens import DropTokens, Truncate
 from promptcomp.rivals.quantize import Quantize
-from promptcomp.rivals.random_slots import RandomSlots
 from promptcomp.rivals.rival import TextRival, tokens_of
-from promptcomp.rivals.shuffled import Shuffled
-from promptcomp.rivals.truncate import Truncate
 from promptcomp.run.assess import assess
 from promptcomp.run.opening import make_parts
 from tests.tiny_models import naive_score, tiny_lm

@@ -1,7 +1,7 @@
-"""Dropped tokens: those that an LM expects are left out (Selective Context, Li et al. 2023, arXiv 2310.06201).
+"""A part of a context's tokens: its first or last ones, or those that an LM does not expect.
 
-The paper drops phrases; here it is single tokens, of the same LM that reads what is left. At random: the control that a
-choice of tokens has to beat.
+The latter is Selective Context (Li et al. 2023, arXiv 2310.06201). The paper drops phrases; here it is single tokens,
+of the same LM that reads what is left. At random: the control that a choice of tokens has to beat.
 """
 
 from __future__ import annotations
@@ -13,6 +13,28 @@ from promptcomp.rivals.rival import Reading, TextRival, best
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Truncate(TextRival):
+    """As much of a context as the budget holds, wherever that ends."""
+
+    title: ClassVar[str] = "truncated"
+
+    name: Literal["truncate"] = "truncate"
+    keeps: Literal["head", "tail", "both"] = "tail"
+    """head: the first tokens; tail: the last ones, next to the query; both: the larger half first, the other last."""
+
+    @property
+    def _kind(self) -> str:
+        return self.keeps
+
+    def keep(self, reading: Reading, budget: Tensor) -> Tensor:
+        """See TextRival."""
+        mask = reading.tokens.mask
+        from_start = mask.long().cumsum(-1) - 1
+        from_end = mask.sum(-1, keepdim=True) - from_start - 1
+        first = {"head": budget, "tail": budget * 0, "both": (budget + 1) // 2}[self.keeps]
+        return (from_start < first[:, None]) | (from_end < (budget - first)[:, None])
 
 
 class DropTokens(TextRival):
