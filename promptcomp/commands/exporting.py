@@ -73,15 +73,16 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Upload an export to a repository of the Hugging Face hub (HF_ENDPOINT: another), with the token of `hf auth`."""
-    from promptcomp.checkpoints.hub import check_name
+    from promptcomp.checkpoints.hub import check_name, upload
 
     check_name(name)
-    from promptcomp.exports.publish import prepare
+    from promptcomp.exports.card import files_of
 
-    ready = prepare(folder)
+    files = files_of(folder)
     from promptcomp.evaluation.formatting import bytes_text
 
-    text = f"{len(ready.files)} files, {bytes_text(ready.bytes)}, to {name}: {', '.join(ready.files)}"
+    size = sum((folder / file).stat().st_size for file in files)
+    text = f"{len(files)} files, {bytes_text(size)}, to {name}: {', '.join(files)}"
     if not yes:
         say(console_for(as_json), text)
         if not sys.stdin.isatty():
@@ -89,7 +90,7 @@ def push(
         if not typer.confirm("Upload?", err=True):
             show("nothing was uploaded", file=sys.stderr)
             raise typer.Exit(0)
-    address, others = ready.send(name, private=private)
-    found = {"repository": name, "files": ready.files, "bytes": ready.bytes, "commit": address, "other_files": others}
+    address, others = upload(folder, files, name, private=private)
+    found = {"repository": name, "files": files, "bytes": size, "commit": address, "other_files": others}
     stay = f"\nalso in it, from before: {', '.join(others)}" if others else ""
     tell(found, f"uploaded {text}{stay}\n{address}", as_json)

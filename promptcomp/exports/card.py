@@ -18,7 +18,7 @@ from promptcomp.documents import parse_yaml
 from promptcomp.evaluation.formatting import held_out_text, many
 from promptcomp.evaluation.results import Results, read_results
 from promptcomp.experiment import Experiment
-from promptcomp.files import read_text
+from promptcomp.files import check_file, read_text
 from promptcomp.language_model.lm_config import BUILTIN, locate
 from promptcomp.language_model.pretrained import PRETRAINED
 from promptcomp.plain import printable
@@ -58,10 +58,10 @@ def with_card(page: str, about: Sequence[str], lm: str, method: str, to: str, fi
 
 
 def files_of(folder: Path) -> tuple[str, ...]:
-    """The files of an export, as its card lists them.
+    """The files of an export, which are all that is in its folder: what its card lists, and what `push` uploads.
 
     Raises:
-        ConfigError: the folder is no export.
+        ConfigError: the folder is no export, a file of it is missing, or it holds others.
     """
     if not folder.exists():
         raise ConfigError(f"{folder}: no such folder")
@@ -72,6 +72,15 @@ def files_of(folder: Path) -> tuple[str, ...]:
         raise ConfigError(
             f"{folder}: is no export; `promptcomp export WHAT --to tensors -o FOLDER` makes one of a run or a prompt"
         )
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    if missing := sorted(set(files) - found):
+        raise ConfigError(f"{folder / missing[0]}: belongs to the export and is not there; export again")
+    if foreign := sorted(found - set(files)):
+        raise ConfigError(f"{folder / foreign[0]}: is no file of the export; move it away, then push")
+    for file in (folder / name for name in files):
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{file}: leads out of the folder; put the file itself there")
+        check_file(file, "file of an export")
     return tuple(files)
 
 

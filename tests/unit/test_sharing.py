@@ -20,9 +20,8 @@ import yaml
 
 import promptcomp
 from promptcomp.config import ConfigError
-from promptcomp.exports.card import of_prompt
+from promptcomp.exports.card import files_of, of_prompt
 from promptcomp.exports.export import export
-from promptcomp.exports.publish import prepare
 from promptcomp.prompts.compressing import Compressor
 from promptcomp.prompts.prompt_files import load_prompt
 from tests.cli.conftest import program
@@ -256,22 +255,22 @@ def test_a_prompt_of_the_hub(
 def test_what_is_not_pushed(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", save_lm(tmp_path / "lm", "gpt2"), GIST)
     with pytest.raises(ConfigError, match="is no export"):
-        prepare(run)
+        files_of(run)
     out = tmp_path / "out"
     export(run, out, "tensors")
-    assert prepare(out).bytes == sum(file.stat().st_size for file in out.iterdir())
+    assert sorted(files_of(out)) == sorted(file.name for file in out.iterdir())
     (out / ".env").write_text("KEY=1", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"\.env: is no file of the export"):
-        prepare(out)
+        files_of(out)
     (out / ".env").unlink()
     secret = tmp_path / "secret"
     (out / "config.yaml").rename(secret)
     with pytest.raises(ConfigError, match="is not there"):
-        prepare(out)
+        files_of(out)
     (out / "config.yaml").symlink_to(secret)
     with pytest.raises(ConfigError, match="leads out"):
-        prepare(out)
+        files_of(out)
     (out / "config.yaml").unlink()
     os.mkfifo(out / "config.yaml")  # would be read without end
     with pytest.raises(ConfigError, match="is a pipe"):
-        prepare(out)
+        files_of(out)
