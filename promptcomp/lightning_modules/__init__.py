@@ -10,11 +10,10 @@ from promptcomp.lightning_modules.controls_config import (
     NoPromptConfig,
     PromptTuningConfig,
 )
+from promptcomp.lightning_modules.encoder_config import IcaeConfig, PoolConfig
 from promptcomp.lightning_modules.gist_config import GistConfig
-from promptcomp.lightning_modules.icae_config import IcaeConfig
 from promptcomp.lightning_modules.mend_config import MendConfig
 from promptcomp.lightning_modules.method_config import MethodConfig, OptimConfig
-from promptcomp.lightning_modules.pool_config import PoolConfig
 from promptcomp.lightning_modules.step_by_step_config import FinetuneConfig, StepByStepConfig
 
 __all__ = ["METHODS", "MethodConfig", "OptimConfig"]

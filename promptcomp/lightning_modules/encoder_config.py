@@ -1,4 +1,4 @@
-"""What the sections of methods share whose encoder reads the context for an LM that stays as it is."""
+"""The sections of methods whose encoder reads the context for an LM that stays as it is: mean pooling, ICAE."""
 
 from __future__ import annotations
 
@@ -68,3 +68,48 @@ class EncoderMethodConfig(BudgetsConfig, TeacherCacheConfig):  # type: ignore[mi
     def without_training(self) -> Self:
         """See MethodConfig."""
         return self.model_copy(update={"init_from": None, "kl_weight": 0.0, "teacher_cache": False})
+
+
+class PoolConfig(EncoderMethodConfig):
+    """Mean pooling: an encoder reads the context; the means of its states over equal spans are vectors for the LM."""
+
+    title: ClassVar[str] = "mean pooling"
+    summary: ClassVar[str] = "means of an encoder's states over equal spans become vectors for a frozen LM"
+    paper: ClassVar[str] = "Feldman, Artzi 2025, arXiv 2510.20797"
+    implementation: ClassVar[str] = "promptcomp.lightning_modules.pool:Pool"
+
+    name: Literal["pool"] = "pool"
+
+    @property
+    def trains(self) -> bool:
+        """A frozen encoder without a projection has nothing to train."""
+        return self.train_encoder != "none" or self.projection != "none"
+
+
+class IcaeConfig(EncoderMethodConfig):
+    """ICAE: the LM with adapters reads the context and memory tokens; the LM without them answers behind these."""
+
+    title: ClassVar[str] = "ICAE"
+    summary: ClassVar[str] = "the LM with adapters writes a context into memory tokens for the LM without them"
+    paper: ClassVar[str] = "Ge et al. 2024, arXiv 2307.06945; kv: Li, Su, Collier 2025, arXiv 2408.03094"
+    families: ClassVar[tuple[str, ...]] = ("decoder",)
+    implementation: ClassVar[str] = "promptcomp.lightning_modules.icae:Icae"
+
+    name: Literal["icae"] = "icae"
+    slots: Literal["embeddings", "kv"] = "embeddings"
+    """embeddings: the final states at the memory tokens, put in front of the query (ICAE); kv: their keys and values in
+    every layer (500xCompressor)."""
+
+    @property
+    def slots_read(self) -> int:
+        """The memory tokens."""
+        return self.num_slots
+
+    @model_validator(mode="after")
+    def _keys_and_values_are_the_lms(self) -> IcaeConfig:
+        if self.slots == "kv" and self.encoder is not None:
+            raise ValueError(
+                "method.slots=kv: keys and values of another encoder mean nothing to the LM; leave out "
+                "method.encoder, or use method.slots=embeddings"
+            )
+        return self

@@ -28,8 +28,8 @@ from transformers import PreTrainedModel
 
 from promptcomp.batch import Context
 from promptcomp.language_model import embedding_scale, token_table
+from promptcomp.lightning_modules.encoder_config import IcaeConfig
 from promptcomp.lightning_modules.encoder_module import EncoderModule
-from promptcomp.lightning_modules.icae_config import IcaeConfig
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
 
 

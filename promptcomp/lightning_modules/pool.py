@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from promptcomp.batch import Context
 from promptcomp.checkpoints.trained_state import Origin
+from promptcomp.lightning_modules.encoder_config import PoolConfig
 from promptcomp.lightning_modules.encoder_module import EncoderModule
-from promptcomp.lightning_modules.pool_config import PoolConfig
 from promptcomp.memory import SoftPrompt
 
 

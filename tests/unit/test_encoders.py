@@ -11,10 +11,9 @@ import torch
 from promptcomp.batch import Context
 from promptcomp.config import ConfigError, build
 from promptcomp.lightning_modules import METHODS, OptimConfig
+from promptcomp.lightning_modules.encoder_config import IcaeConfig, PoolConfig
 from promptcomp.lightning_modules.encoder_module import EncoderModule, sharing_weights
-from promptcomp.lightning_modules.icae_config import IcaeConfig
 from promptcomp.lightning_modules.pool import spans
-from promptcomp.lightning_modules.pool_config import PoolConfig
 from promptcomp.memory import SoftPrompt
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
 
