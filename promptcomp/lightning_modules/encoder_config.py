@@ -44,11 +44,6 @@ class EncoderMethodConfig(BudgetsConfig, TeacherCacheConfig):  # type: ignore[mi
     init_from: str | None = None
     """A run directory, export or checkpoint of the same method whose trained parts training starts from."""
 
-    @model_validator(mode="after")
-    def _can_keep(self) -> Self:
-        self.check_teacher_cache(self.kl_weight > 0)
-        return self
-
     @property
     def slots_read(self) -> int:
         """Positions that the encoder reads behind a context."""

@@ -10,28 +10,23 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from promptcomp.batch import Batch, Context
+from promptcomp.batch import Context
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
 from promptcomp.lightning_modules.base import (
-    Counts,
-    LossTerm,
     Pass,
     check_both_ways,
     check_same_tokenizer,
 )
 from promptcomp.lightning_modules.encoder_config import EncoderMethodConfig
-from promptcomp.lightning_modules.objective import cross_entropy
 from promptcomp.lightning_modules.taught_module import TaughtModule
-from promptcomp.memory import Memory
 
 
 def sharing_weights(lm: LanguageModel) -> LanguageModel:
@@ -107,15 +102,6 @@ class EncoderModule(TaughtModule):
         """What the encoder reads: a context, and slots [K, D] behind it."""
         return self.encoder.prefix(context, slots, both_ways=self.both_ways)
 
-    def before_cue(self, memory: Memory) -> Memory:
-        """What the context is reconstructed behind."""
-        return memory
-
-    @property
-    def compared(self) -> Literal["nothing", "targets", "all"]:
-        """With the LM that reads the context itself."""
-        return self.method.kl_positions if self.method.kl_weight else "nothing"
-
     def compress_flops(self, context_tokens: float) -> float:
         """Reading with the encoder, and projecting."""
         read = self.encoder.num_bos + context_tokens + min(self.method.slots_read, self.num_slots)
@@ -140,20 +126,3 @@ class EncoderModule(TaughtModule):
             whole, length = bos + context_tokens + queries * example_tokens, bos + context_tokens + example_tokens
             found.append(Pass(lm.hf, whole, length, False, False, caches_context=True))
         return found
-
-    def counts(self, batch: Batch) -> Counts:
-        """Scored tokens of answers and of contexts, and positions that are compared with the teacher."""
-        return self.term_counts(batch, bool(self.method.reconstruction_weight), bool(self.method.kl_weight))
-
-    def losses(self, batch: Batch) -> list[LossTerm]:
-        """See the module docstring."""
-        method, memory = self.method, self.compress(batch.context)
-        assert memory is not None
-        student = self.lm(memory, batch, self._where)
-        terms = [cross_entropy("ce", student)]
-        if method.reconstruction_weight:
-            again = self.lm(self.before_cue(memory), batch.of_contexts(self.lm.end_id), "targets")
-            terms.append(cross_entropy("reconstruction", again, method.reconstruction_weight))
-        if method.kl_weight:
-            terms.append(self.kl_term(student, batch, method.kl_weight))
-        return terms

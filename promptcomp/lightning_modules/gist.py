@@ -27,7 +27,6 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +38,7 @@ from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora, without_lora
-from promptcomp.lightning_modules.base import Counts, LossTerm, Pass, check_both_ways
+from promptcomp.lightning_modules.base import LossTerm, Pass, check_both_ways
 from promptcomp.lightning_modules.exported import HFExport, Page
 from promptcomp.lightning_modules.gist_config import GistConfig
 from promptcomp.lightning_modules.gist_tokens import add_gist_tokens, gist_page
@@ -113,11 +112,6 @@ class Gist(TaughtModule):
         """With the gist embedding, which is no part of the adapters."""
         return gist_page(self.method.num_slots, self.method.attention == "bidirectional", base)
 
-    @property
-    def compared(self) -> Literal["nothing", "targets", "all"]:
-        """With a teacher behind the full prompt, as `kl_positions` says."""
-        return self.method.kl_positions if self.method.kl_weight else "nothing"
-
     def slots(self) -> Tensor:
         """Embeddings of the gist tokens [k, D], or of the first of them."""
         return self.gist.expand(self.method.num_slots, -1)[: self.num_slots]
@@ -129,6 +123,10 @@ class Gist(TaughtModule):
     def compress(self, context: Context) -> KVCache | EncoderStates:
         """G(t): the activations at the gist tokens after each context."""
         return self.lm.read(self.prefix(context))
+
+    def read_for_training(self, context: Context) -> Prefix | KVCache | EncoderStates:
+        """The prefix itself, or its memory."""
+        return self.prefix(context) if self.method.arrangement == "joint" else self.compress(context)
 
     def num_memory_slots(self, context_tokens: int) -> int:
         """k, whatever the context's length."""
@@ -159,29 +157,19 @@ class Gist(TaughtModule):
             found.append(Pass(teacher, whole, length, False, False, caches_context=True))
         return found
 
-    def counts(self, batch: Batch) -> Counts:
+    def counts(self, batch: Batch) -> dict[str, Tensor | int]:
         """Scored tokens, and positions that are compared with the teacher."""
-        found = self.term_counts(batch, bool(self.method.reconstruction_weight), bool(self.method.kl_weight))
+        found = super().counts(batch)
         if self.method.full_prompt_weight:
             found["full_ce"] = found["ce"]
         return found
 
-    def losses(self, batch: Batch) -> list[LossTerm]:
-        """CE of the outputs; with the options CE with the full prompt, CE of the prompt, KL to the teacher."""
-        method = self.method
-        prefix = self.prefix(batch.context)
-        memory = prefix if method.arrangement == "joint" else self.lm.read(prefix)
-        student = self.lm(memory, batch, self._where)
-        terms = [cross_entropy("ce", student)]
-        if method.full_prompt_weight:
-            full = self.lm(self.lm.encode(batch.context), batch, "targets")
-            terms.append(cross_entropy("full_ce", full, method.full_prompt_weight))
-        if method.reconstruction_weight:
-            again = self.lm(memory, batch.of_contexts(self.lm.end_id), "targets")
-            terms.append(cross_entropy("reconstruction", again, method.reconstruction_weight))
-        if method.kl_weight:
-            terms.append(self.kl_term(student, batch, method.kl_weight))
-        return terms
+    def own_terms(self, batch: Batch) -> list[LossTerm]:
+        """CE with the full prompt."""
+        if not self.method.full_prompt_weight:
+            return []
+        full = self.lm(self.lm.encode(batch.context), batch, "targets")
+        return [cross_entropy("full_ce", full, self.method.full_prompt_weight)]
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from promptcomp.checkpoints.places import trained_at
 from promptcomp.lightning_modules.method_config import (
@@ -60,10 +60,10 @@ class GistConfig(BudgetsConfig, LMTrainingConfig, TeacherCacheConfig):
     """Weight of the cross-entropy of the prompt's own tokens, reconstructed from the gist tokens alone after the
     end-of-sequence token. Answers may only require to distinguish the training prompts; this requires their words."""
 
-    @model_validator(mode="after")
-    def _can_keep(self) -> Self:
-        self.check_teacher_cache(self.kl_weight > 0, self.teacher != "self" or self.train == "none")
-        return self
+    @property
+    def teacher_changes(self) -> bool:
+        """See TeacherCacheConfig."""
+        return self.teacher == "self" and self.train != "none"
 
     @property
     def export_formats(self) -> tuple[ExportFormat, ...]:

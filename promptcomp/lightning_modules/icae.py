@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from promptcomp.batch import Context
 from promptcomp.language_model import embedding_scale, token_table
+from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.encoder_config import IcaeConfig
 from promptcomp.lightning_modules.encoder_module import EncoderModule
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
@@ -61,7 +62,7 @@ class Icae(EncoderModule):
         """k, whatever the context's length."""
         return self.num_slots
 
-    def before_cue(self, memory: Memory) -> Memory:
+    def before_cue(self, memory: Memory | Prefix | None) -> Memory | Prefix | None:
         """The slots and [AE]."""
         if not isinstance(memory, SoftPrompt):
             return memory

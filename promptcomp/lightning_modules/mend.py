@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from promptcomp.evaluation.flops import cross_decoder_flops, read_flops
 from promptcomp.language_model import TextEncoder, embedding_scale, token_table
 from promptcomp.language_model.parts import initial_vectors
 from promptcomp.language_model.t5_encoder import SlotDecoder
-from promptcomp.lightning_modules.base import Counts, LossTerm, Pass, check_same_tokenizer
+from promptcomp.lightning_modules.base import LossTerm, Pass, check_same_tokenizer
 from promptcomp.lightning_modules.exported import HFExport, Page, front
 from promptcomp.lightning_modules.mend_config import MendConfig
 from promptcomp.lightning_modules.objective import cross_entropy
@@ -172,7 +172,7 @@ class Mend(TaughtModule):
             Pass(self.distiller.body, read, length, True, True),
             Pass(self.lm.hf, student_tokens, student, True, False),
         ]
-        if self._with_kl:
+        if self.method.compares:
             context = self.lm.num_bos + context_tokens
             tokens, length = context + queries * example_tokens, context + example_tokens
             found.append(Pass(self.lm.hf, tokens, length, False, False, caches_context=True))
@@ -213,21 +213,12 @@ class Mend(TaughtModule):
         }
         return HFExport(body, Page("distiller", values), ("distiller.",))
 
-    @property
-    def compared(self) -> Literal["nothing", "targets", "all"]:
-        """With the LM that reads the demonstrations themselves."""
-        return self.method.kl_positions if self._with_kl else "nothing"
-
-    @property
-    def _with_kl(self) -> bool:
-        return self.method.stage == "pretrain" or self.method.kl_weight > 0
-
-    def counts(self, batch: Batch) -> Counts:
+    def counts(self, batch: Batch) -> dict[str, Tensor | int]:
         """Scored tokens, and positions that are compared."""
         found: dict[str, Tensor | int] = {}
         if self.method.stage != "pretrain":
             found["ce"] = self.lm.scored_tokens(batch).sum()
-        if self._with_kl:
+        if self.method.compares:
             found["kl"] = self.lm.num_logits(batch, self._where)
         return found
 
@@ -238,6 +229,6 @@ class Mend(TaughtModule):
         terms = []
         if not pretrain:
             terms.append(cross_entropy("ce", student))
-        if self._with_kl:
+        if self.method.compares:
             terms.append(self.kl_term(student, batch, 1.0 if pretrain else method.kl_weight))
         return terms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from promptcomp.language_model.lm_config import LanguageModelConfig
 from promptcomp.lightning_modules.method_config import BudgetsConfig, ExportFormat, TeacherCacheConfig
@@ -53,10 +53,10 @@ class MendConfig(BudgetsConfig, TeacherCacheConfig):  # type: ignore[misc]  # wh
     kl_positions: Literal["all", "targets"] = "all"
     """all: after every token of query and answer, as in the paper; targets: only where an answer token is predicted."""
 
-    @model_validator(mode="after")
-    def _can_keep(self) -> Self:
-        self.check_teacher_cache(self.stage == "pretrain" or self.kl_weight > 0)
-        return self
+    @property
+    def compares(self) -> bool:
+        """Stage 1 always does."""
+        return self.stage == "pretrain" or self.kl_weight > 0
 
     @property
     def export_formats(self) -> tuple[ExportFormat, ...]:

@@ -198,7 +198,7 @@ class BudgetsConfig(MethodConfig):
 
 
 class TeacherCacheConfig(MethodConfig):
-    """Base of the sections of methods whose teacher is a frozen LM behind the full context."""
+    """Base of the sections of methods whose teacher is an LM behind the full context; each adds a `kl_weight`."""
 
     temperature: float = Field(1.0, gt=0)
     """Both distributions are taken at this temperature."""
@@ -208,22 +208,26 @@ class TeacherCacheConfig(MethodConfig):
     teacher_top_k: int = Field(64, gt=0)
     """Tokens of a position that are kept with `teacher_cache`; with the whole vocabulary the KL is that without it."""
 
-    def check_teacher_cache(self, compares: bool, constant: bool = True) -> None:
-        """
-        Args:
-            compares: whether the loss has a term with the teacher.
-            constant: whether the teacher stays as it is.
+    @property
+    def compares(self) -> bool:
+        """Whether the loss has a term with the teacher."""
+        return bool(self.kl_weight)  # type: ignore[attr-defined]
 
-        Raises:
-            ValueError: there is nothing to keep.
-        """
-        if self.teacher_cache and not compares:
+    @property
+    def teacher_changes(self) -> bool:
+        """Whether the teacher is trained as well."""
+        return False
+
+    @model_validator(mode="after")
+    def _can_keep(self) -> Self:
+        if self.teacher_cache and not self.compares:
             raise ValueError("method.teacher_cache keeps what a teacher predicts: set method.kl_weight above 0")
-        if self.teacher_cache and not constant:
+        if self.teacher_cache and self.teacher_changes:
             raise ValueError(
                 "method.teacher_cache: the teacher of method.teacher=self changes with every step, so nothing it "
                 "predicts can be kept; use method.teacher=initial"
             )
+        return self
 
     def strategy_problem(self, strategy: str) -> str | None:
         """See MethodConfig."""

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 
 from promptcomp.batch import Batch
 from promptcomp.language_model import Logits
+from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.lightning_modules.method_config import TeacherCacheConfig
-from promptcomp.lightning_modules.objective import LossTerm, class_divergence, kl_divergence
+from promptcomp.lightning_modules.objective import LossTerm, class_divergence, cross_entropy, kl_divergence
 from promptcomp.lightning_modules.teacher_cache import TeacherCache
+from promptcomp.memory import Memory
 
 
 class TaughtModule(CompressionModule):
-    """A method with a term KL(teacher || LM); its `build` ends with `keep_teacher`."""
+    """A method with a term KL(teacher || LM); its `build` ends with `keep_teacher`.
 
-    method: TeacherCacheConfig
+    Its section is a TeacherCacheConfig with `kl_weight`, `kl_positions` and `reconstruction_weight` (of contexts, from
+    their memories), or it has `counts` and `losses` of its own.
+    """
+
+    method: Any
     _kept: TeacherCache | None = None
 
     def keep_teacher(self) -> None:
@@ -40,11 +47,36 @@ class TaughtModule(CompressionModule):
             total = class_divergence(student.values / temperature, log_probs, top)
         return LossTerm("kl", total, student.values.shape[0], weight)
 
-    def term_counts(self, batch: Batch, reconstructs: bool, compares: bool) -> dict[str, Tensor | int]:
-        """Scored tokens of answers and of contexts (where these are reconstructed), and positions that are compared."""
+    @property
+    def compared(self) -> Literal["nothing", "targets", "all"]:
+        """With the teacher, where the section says."""
+        return self.method.kl_positions if self.method.compares else "nothing"
+
+    def counts(self, batch: Batch) -> dict[str, Tensor | int]:
+        """Scored tokens of answers and of contexts, and positions that are compared."""
         found: dict[str, Tensor | int] = {"ce": self.lm.scored_tokens(batch).sum()}
-        if reconstructs:
+        if self.method.reconstruction_weight:
             found["reconstruction"] = self.lm.scored_tokens(batch.of_contexts(self.lm.end_id)).sum()
-        if compares:
+        if self.method.compares:
             found["kl"] = self.lm.num_logits(batch, self._where)
         return found
+
+    def losses(self, batch: Batch) -> list[LossTerm]:
+        """CE of the answers, what a method adds, CE of the contexts' own tokens, KL to the teacher."""
+        method, memory = self.method, self.read_for_training(batch.context)
+        student = self.lm(memory, batch, self._where)
+        terms = [cross_entropy("ce", student), *self.own_terms(batch)]
+        if method.reconstruction_weight:
+            again = self.lm(self.before_cue(memory), batch.of_contexts(self.lm.end_id), "targets")
+            terms.append(cross_entropy("reconstruction", again, method.reconstruction_weight))
+        if method.kl_weight:
+            terms.append(self.kl_term(student, batch, method.kl_weight))
+        return terms
+
+    def own_terms(self, batch: Batch) -> list[LossTerm]:
+        """Further terms of a method."""
+        return []
+
+    def before_cue(self, memory: Memory | Prefix | None) -> Memory | Prefix | None:
+        """What a context is reconstructed behind."""
+        return memory
