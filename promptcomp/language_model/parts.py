@@ -175,7 +175,9 @@ def embedding_scale(table: nn.Embedding) -> float:
     return float(torch.func.functional_call(table, {"weight": ones}, (first,)).double().mean())
 
 
-def initial_vectors(table: nn.Embedding, shape: tuple[int, ...], how: str, std: float, first: int = 0) -> Tensor:
+def initial_vectors(
+    table: nn.Embedding, shape: tuple[int, ...], how: str, std: float | Tensor, first: int = 0
+) -> Tensor:
     """Vectors [*shape, D] at the scale of a table's look-ups: embeddings of random tokens from `first` on where `how`
     is "vocabulary", otherwise normal with `std`."""
     rows, scale = table.weight.detach(), embedding_scale(table)

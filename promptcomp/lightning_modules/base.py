@@ -232,11 +232,11 @@ class CompressionModule(TrainedState):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.build()
-            if isinstance(self.method, LMTrainingConfig):
-                if self.method.train == "lora":  # after `build`, which may copy the LM as it was
-                    add_lora(self.lm, self.method.lora, skeleton=self.skeleton)
-                if self.method.init_from is not None and not self.skeleton:
-                    self.load_trained(Path(self.method.init_from))
+            if isinstance(self.method, LMTrainingConfig) and self.method.train == "lora":
+                add_lora(self.lm, self.method.lora, skeleton=self.skeleton)  # `build` may copy the LM as it was
+            start = getattr(self.method, "init_from", None)
+            if start is not None and not self.skeleton:
+                self.load_trained(Path(start))
         prepare_blocks(self, self.execution)
         self.train(self.training)
 

@@ -9,7 +9,6 @@ tokens behind its slots + kl_weight * KL(LM with the full context || LM with the
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +56,6 @@ class EncoderModule(TaughtModule):
         self.build_slots()
         if method.train_encoder == "lora":
             add_lora(self.encoder.text_encoder(), method.lora, skeleton=self.skeleton)
-        if method.init_from is not None and not self.skeleton:
-            self.load_trained(Path(method.init_from))
         self.keep_teacher()
 
     def build_slots(self) -> None:

@@ -25,23 +25,25 @@ et al. 2023, https://arxiv.org/abs/2307.06945). Plain text (data `text`) pretrai
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptcomp.batch import Batch, Context
 from promptcomp.checkpoints.trained_state import Origin, check_trained, read_lora, read_trained
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
+from promptcomp.language_model.cache import keyword_code
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora, without_lora
 from promptcomp.lightning_modules.base import LossTerm, Pass, check_both_ways
 from promptcomp.lightning_modules.exported import HFExport, Page
 from promptcomp.lightning_modules.gist_config import GistConfig
-from promptcomp.lightning_modules.gist_tokens import add_gist_tokens, gist_page
 from promptcomp.lightning_modules.method_config import LoraConfig
 from promptcomp.lightning_modules.objective import cross_entropy
 from promptcomp.lightning_modules.taught_module import TaughtModule
@@ -210,3 +212,47 @@ def load_teacher(lm: LanguageModel, path: Path, *, shapes_only: bool = False) ->
     if shapes_only:
         return
     lm.load_state_dict({name.removeprefix("lm."): tensor for name, tensor in tensors.items()}, strict=False)
+
+
+def add_gist_tokens(
+    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gist: Tensor, num_slots: int
+) -> tuple[list[int], str]:
+    """Give a model and its tokenizer gist tokens; returns the k tokens behind a prompt as ids and as text.
+
+    Args:
+        hf: Changed in place: new rows of the embedding table, and rows of zeros in an output head of its own.
+        tokenizer: Changed in place.
+        gist: Embeddings [1 or k, D].
+        num_slots: k.
+    """
+    count, stem = len(gist), "gist"
+    while True:
+        words = [f"<{stem}>"] if count == 1 else [f"<{stem}_{number}>" for number in range(1, count + 1)]
+        if not tokenizer.get_vocab().keys() & set(words):
+            break
+        stem = f"new_{stem}"
+    tokenizer.add_tokens(words, special_tokens=True)
+    known = tokenizer.get_vocab()
+    numbers = [known[word] for word in words]
+    table = token_table(hf)
+    if max(numbers) >= table.num_embeddings:
+        # The rows that T5 has beyond its tokenizer are kept: a table never shrinks.
+        hf.resize_token_embeddings(max(numbers) + 1, mean_resizing=False)
+        table = token_table(hf)
+    head = hf.get_output_embeddings()
+    with torch.no_grad():
+        if isinstance(head, nn.Linear) and head.weight is not table.weight:
+            head.weight[numbers] = 0
+        table.weight[numbers] = (gist / embedding_scale(table)).to(table.weight)
+    if hf.generation_config is not None:
+        hf.generation_config.suppress_tokens = sorted({*(hf.generation_config.suppress_tokens or ()), *numbers})
+    repeated = num_slots // count
+    return numbers * repeated, "".join(words * repeated)
+
+
+def gist_page(count: int, both_ways: bool, base: str = "", ids: Sequence[int] = (), text: str = "") -> Page:
+    """Of a model with `count` gist tokens (see `add_gist_tokens`), or of adapters of the LM that `base` opens;
+    `both_ways`: prompt and gist tokens see all of each other."""
+    values = {"count": count, "base": base, "ids": list(ids), "text": text}
+    values |= {"both_ways": both_ways, "keyword_code": keyword_code("model")}
+    return Page("gist", values)

@@ -23,12 +23,11 @@ contexts than the window are refused (there: read in spans).
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 
 from promptcomp.batch import Context
-from promptcomp.language_model import embedding_scale, token_table
-from promptcomp.language_model.parts import Prefix
+from promptcomp.language_model import LanguageModel, token_table
+from promptcomp.language_model.parts import Prefix, initial_vectors
 from promptcomp.lightning_modules.encoder_config import IcaeConfig
 from promptcomp.lightning_modules.encoder_module import EncoderModule
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt
@@ -46,9 +45,14 @@ class Icae(EncoderModule):
 
     def build_slots(self) -> None:
         """The memory tokens [k, D of the encoder], and [AE] [1, D of the LM] where something is reconstructed."""
-        self.memory_tokens = nn.Parameter(_around_zero(self.encoder.hf, self.method.num_slots))
+
+        def around_zero(lm: LanguageModel, count: int) -> nn.Parameter:
+            table = token_table(lm.hf)
+            return nn.Parameter(initial_vectors(table, (count,), "random", table.weight.detach().std()))
+
+        self.memory_tokens = around_zero(self.encoder, self.method.num_slots)
         if self.method.reconstruction_weight and self.makes_vectors:
-            self.again = nn.Parameter(_around_zero(self.lm.hf, 1))
+            self.again = around_zero(self.lm, 1)
 
     def compress(self, context: Context) -> SoftPrompt | KVCache | EncoderStates:
         """What the encoder computes at the memory tokens behind each context."""
@@ -68,10 +72,3 @@ class Icae(EncoderModule):
             return memory
         again = self.again.to(memory.embeds.dtype).expand(len(memory.mask), -1, -1)
         return SoftPrompt(torch.cat([memory.embeds, again], 1), torch.cat([memory.mask, memory.mask[:, :1]], 1))
-
-
-def _around_zero(hf: PreTrainedModel, count: int) -> Tensor:
-    """Vectors [count, D] with the spread of a model's token embeddings."""
-    table = token_table(hf)
-    weight, scale = table.weight.detach(), embedding_scale(table)
-    return torch.randn(count, weight.shape[1], dtype=weight.dtype, device=weight.device) * (scale * weight.std())

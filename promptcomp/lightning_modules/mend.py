@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,11 +71,8 @@ class Mend(TaughtModule):
         if method.frozen_encoder:  # the decoder's weights alone are trained, without the token embeddings
             self.distiller.body.get_encoder().requires_grad_(False)
             token_table(self.distiller.body).requires_grad_(False)
-        width = self.distiller.hidden_size
         self.slots = nn.Parameter(self._initial_slots())
-        self.projection = self._make_projection(width)
-        if method.init_from is not None and not self.skeleton:
-            self.load_trained(Path(method.init_from))
+        self.projection = self._make_projection(self.distiller.hidden_size)
         self.keep_teacher()
 
     def _open_distiller(self) -> TextEncoder:
