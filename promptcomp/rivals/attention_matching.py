@@ -45,8 +45,6 @@ class AttentionMatching(BudgetedRival):
         """
         import torch
 
-        from promptcomp.memory import KVCache
-
         cache, budget = whole_cache(reading), self.budget(reading)
         if not int(budget.max()):
             return Made(None)
@@ -60,12 +58,12 @@ class AttentionMatching(BudgetedRival):
         marked = tuple(
             (torch.cat([k, a.mT.to(k.dtype)], -1), v) for (k, v), a in zip(cache.layers, weights, strict=True)
         )
-        few = kept(KVCache(marked, cache.mask, cache.next_position), scores, budget + reading.lm.num_bos)
+        few = kept(type(cache)(marked, cache.mask, cache.next_position), scores, budget + reading.lm.num_bos)
         layers = []
         for (keys, _), (_, values), all_of in zip(few.layers, cache.layers, weights, strict=True):
             width = keys.shape[-1] - all_of.shape[2]
             layers.append((keys[..., :width], fitted(keys[..., width:].mT, few.mask, all_of, values)))
-        return Made(KVCache(tuple(layers), few.mask, few.next_position))
+        return Made(type(cache)(tuple(layers), few.mask, few.next_position))
 
 
 def fitted(few: Tensor, mask: Tensor, weights: Tensor, values: Tensor) -> Tensor:

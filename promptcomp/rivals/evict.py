@@ -107,12 +107,11 @@ class Evict(BudgetedRival):
 
         from promptcomp.language_model.observing import attended
         from promptcomp.language_model.parts import prepend
-        from promptcomp.memory import KVCache as Cache
 
         ids, mask = prepend(reading.tokens.ids, reading.tokens.mask, reading.lm.bos_id)
         first = max(0, ids.shape[1] - self.window)
         before = tuple((keys[:, :, :first], values[:, :, :first]) for keys, values in cache.layers)
-        front = Cache(before, mask[:, :first], mask[:, :first].sum(-1))
+        front = type(cache)(before, mask[:, :first], mask[:, :first].sum(-1))
         for weights in attended(reading.lm, front, ids[:, first:], mask[:, first:]):
             total = weights.sum((2, 3))
             smooth = max_pool1d(total, self.kernel, stride=1, padding=self.kernel // 2)
@@ -166,8 +165,6 @@ def kept(cache: KVCache, scores: Sequence[Tensor], number: Tensor) -> KVCache:
     """
     import torch
 
-    from promptcomp.memory import KVCache as Cache
-
     number = number.minimum(cache.mask.sum(-1))
     slots = int(number.max())
     layers = []
@@ -177,4 +174,4 @@ def kept(cache: KVCache, scores: Sequence[Tensor], number: Tensor) -> KVCache:
         pair = [part.gather(2, index.expand(*index.shape[:3], part.shape[-1])) for part in (keys, values)]
         layers.append((pair[0], pair[1]))
     mask = torch.arange(slots, device=number.device) >= slots - number[:, None]
-    return Cache(tuple(layers), mask, cache.next_position)
+    return type(cache)(tuple(layers), mask, cache.next_position)
