@@ -23,7 +23,6 @@ from promptcomp.distilling.beside import Beside
 from promptcomp.distilling.cartridge import Cartridge, TeacherAnswer, agreement
 from promptcomp.distilling.cartridge_training import Training, TrainingHistory, TrainingPlan
 from promptcomp.distilling.distill_cost import cost_of
-from promptcomp.distilling.distill_progress import DistillStage
 from promptcomp.distilling.endpoint_questions import ask_endpoint
 from promptcomp.distilling.self_study import KeptQuestion, different, held_out, study
 from promptcomp.distilling.teacher_answers import Interrupted, Teacher
@@ -35,12 +34,15 @@ from promptcomp.plain import say
 from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
 from promptcomp.prompts.prompt_files import CompressedPrompt, next_position
 from promptcomp.run.opening import quiet
+from promptcomp.run.stage import WorkStage
 from promptcomp.stopping import Stop
 
 _SHOWN = 3
 """Held-out questions whose answers are shown."""
 _LARGE = 50_000_000
 """Weights of an LM from which the time of its products is what counts."""
+_SMOOTHING = 0.9
+"""Of the loss that is shown."""
 
 
 class TwoAnswers(NamedTuple):
@@ -60,6 +62,22 @@ class Distilled:
     finished: bool
     examples: tuple[TwoAnswers, ...] = ()
     """Of a finished one."""
+
+
+class DistillStage(WorkStage):
+    """One part of the work."""
+
+    _loss: float | None = None
+
+    def trained(self, progress: TrainingHistory) -> None:
+        """A step of a training, or a look at the held-out questions."""
+        if progress.losses:
+            last = progress.losses[-1]
+            self._loss = last if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * last
+        step, found = progress.looks[-1]
+        loss = "" if self._loss is None else f"KL {self._loss:.3f}, "
+        state = f"{loss}held out {found.kl:.3f}, top-1 {found.top1:.2f}"
+        self.at(progress.step, state, always=step == progress.step)
 
 
 class DistillStopped(Exception):
