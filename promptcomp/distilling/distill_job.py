@@ -6,14 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 
-from promptcomp import __version__
 from promptcomp.chat.client import Endpoint
 from promptcomp.chat.replies import Reply
 from promptcomp.config import ConfigError
@@ -28,11 +26,12 @@ from promptcomp.distilling.self_study import KeptQuestion, different, held_out, 
 from promptcomp.distilling.teacher_answers import Interrupted, Teacher
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.language_model.lm_config import place_of
 from promptcomp.language_model.loading import multiplies_bfloat16, open_architecture, pick_device, settings_hash
 from promptcomp.memory import memory_to
 from promptcomp.plain import say
-from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
-from promptcomp.prompts.prompt_files import CompressedPrompt, next_position
+from promptcomp.prompts.artifact import text_hash, tokenizer_hash, weights_hash
+from promptcomp.prompts.prompt_files import CompressedPrompt, describe_prompt
 from promptcomp.run.opening import quiet
 from promptcomp.run.stage import WorkStage
 from promptcomp.stopping import Stop
@@ -290,7 +289,19 @@ class DistillJob:
         finished = finished and not self._stop.is_set()
         teacher = self._teacher.seconds + sum(each.seconds for each in self._asked)
         seconds = {"seconds": progress.seconds + teacher, "teacher_seconds": teacher}
-        info = self._info(cartridge, slots, start.name, plan, {**cost, **seconds}, rows)
+        asked_by = "given" if self._given is not None else "self-study"
+        info = describe_prompt(
+            self.text.reader,
+            memory,
+            self.text.text,
+            self._hashes,
+            method="cartridge",
+            lm=self.name.model_copy(update={"path": place_of(self.name.path)}),
+            source_tokens=len(self.text.ids),
+            settings={"slots": options.kind, "start": start.name, "questions": asked_by, **asdict(plan)},
+            cost={**cost, **seconds},
+            held_out=rows,
+        )
         prompt = CompressedPrompt(memory, info, reader=self.text.reader)
         return Distilled(prompt, progress, finished, self._examples(prompt, asked, held) if finished else ())
 
@@ -324,40 +335,6 @@ class DistillJob:
         return (
             f"stopped after step {progress.step} of {self.options.steps} with {slots} slots{rest}; the best so far "
             f"(step {progress.best_step}, KL {progress.best.kl:.3f}) is kept, and the same command goes on"
-        )
-
-    def _info(
-        self,
-        cartridge: Cartridge,
-        slots: int,
-        start: str,
-        plan: TrainingPlan,
-        cost: Mapping[str, float],
-        rows: Mapping[str, Mapping[str, float]],
-    ) -> PromptInfo:
-        folder, format_, memory = Path(self.name.path), self.text.reader.format, cartridge.memory()
-        name = self.name.model_copy(update={"path": str(folder.resolve())}) if folder.is_dir() else self.name
-        asked = "given" if self._given is not None else "self-study"
-        return PromptInfo(
-            method="cartridge",
-            family="decoder",
-            lm=name,
-            lm_hash=self._hashes[0],
-            tokenizer_hash=self._hashes[1],
-            bos_id=self.lm.bos_id,
-            slots=slots,
-            source_tokens=len(self.text.ids),
-            next_position=next_position(self.lm, memory),
-            dtype=str(self.lm.hf.dtype).removeprefix("torch."),
-            source_sha256=text_hash(self.text.text),
-            query=format_.query,
-            empty_query=format_.empty_query,
-            stop_ids=format_.stop_ids,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            version=__version__,
-            settings={"slots": self.options.kind, "start": start, "questions": asked, **asdict(plan)},
-            cost=dict(cost),
-            held_out={name: dict(row) for name, row in rows.items()},
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +12,6 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from promptcomp import __version__
 from promptcomp.batch import Context
 from promptcomp.checkpoints.hub import downloaded
 from promptcomp.checkpoints.places import TENSORS
@@ -29,9 +27,9 @@ from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.lm_config import place_of
 from promptcomp.language_model.loading import pick_device
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.memory import Memory, memory_tensors, memory_to
-from promptcomp.prompts.artifact import PromptInfo, text_hash, tokenizer_hash, weights_hash
-from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, next_position
+from promptcomp.memory import Memory, memory_to
+from promptcomp.prompts.artifact import PromptInfo, tokenizer_hash, weights_hash
+from promptcomp.prompts.prompt_files import CompressedPrompt, PromptReader, describe_prompt
 from promptcomp.prompts.sources import PromptSource, read_source
 from promptcomp.rivals import NotMet, Reading, Rival, Setting
 from promptcomp.run.configured import check_lm, exported_experiment, trained_experiment, with_lm
@@ -275,31 +273,19 @@ class Compressor:
         return None if memory is None else memory_to(memory, "cpu")  # waits for a GPU to finish
 
     def _info(self, source: PromptSource, memory: Memory, tokens: int, task: str | None, keep_text: bool) -> PromptInfo:
-        lm, experiment, format_ = self.module.lm, self.experiment, self.reader.format
-        weights, tokenizer = self._hashes
+        experiment = self.experiment
         settings = experiment.method.model_dump(mode="json", exclude={"name"})
-        section = experiment.lm.model_copy(update={"path": place_of(experiment.lm.path)})
-        dtype = next(t.dtype for t in memory_tensors(memory).values() if t.is_floating_point())
-        return PromptInfo(
+        return describe_prompt(
+            self.reader,
+            memory,
+            source.text,
+            self._hashes,
             method=experiment.method.name,
-            family=lm.family,
-            lm=section,
+            lm=experiment.lm.model_copy(update={"path": place_of(experiment.lm.path)}),
             run=None if self.run is None else str(self.run.resolve()),
-            lm_is_trained=self.module.method.lm_training != "none",
-            lm_hash=weights,
-            tokenizer_hash=tokenizer,
-            bos_id=lm.bos_id,
-            slots=int(memory.num_slots[0]),
+            lm_is_trained=experiment.method.lm_training != "none",
             source_tokens=tokens,
-            next_position=next_position(lm, memory),
-            dtype=str(dtype).removeprefix("torch."),
-            source_sha256=text_hash(source.text),
             text=source.text if keep_text else None,
-            query=format_.query,
-            empty_query=format_.empty_query,
-            stop_ids=format_.stop_ids,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            version=__version__,
             settings=settings if task is None else {**settings, "task": task},
         )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import TextStreamer
 
+from promptcomp import __version__
 from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.checkpoints.hub import prompt_file
 from promptcomp.config import ConfigError
@@ -18,8 +20,8 @@ from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.files import check_output
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import pick_device
-from promptcomp.memory import KVCache, Memory, memory_to, save_memory
-from promptcomp.prompts.artifact import PromptInfo, is_tokenizer, read_prompt, weights_hash
+from promptcomp.memory import KVCache, Memory, memory_tensors, memory_to, save_memory
+from promptcomp.prompts.artifact import PromptInfo, is_tokenizer, read_prompt, text_hash, weights_hash
 from promptcomp.run.opening import open_trained_lm, quiet
 
 DEFAULT_NEW_TOKENS = 128
@@ -168,6 +170,37 @@ def next_position(lm: LanguageModel, memory: Memory | None) -> int | None:
     if isinstance(memory, KVCache):
         return int(memory.next_position[0])
     return (lm.bos_id is not None) + (0 if memory is None else int(memory.num_slots[0]))
+
+
+def describe_prompt(
+    reader: PromptReader, memory: Memory, source: str, hashes: tuple[str, str], **known: Any
+) -> PromptInfo:
+    """What the file of a prompt that was made now says of it.
+
+    Args:
+        reader: The LM that reads it.
+        memory: One row.
+        source: The text that it was made of.
+        hashes: Of the LM's weights and of its tokenizer.
+        known: The other fields.
+    """
+    dtype = next(tensor.dtype for tensor in memory_tensors(memory).values() if tensor.is_floating_point())
+    return PromptInfo(
+        family=reader.lm.family,
+        lm_hash=hashes[0],
+        tokenizer_hash=hashes[1],
+        bos_id=reader.lm.bos_id,
+        slots=int(memory.num_slots[0]),
+        next_position=next_position(reader.lm, memory),
+        dtype=str(dtype).removeprefix("torch."),
+        source_sha256=text_hash(source),
+        query=reader.format.query,
+        empty_query=reader.format.empty_query,
+        stop_ids=reader.format.stop_ids,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        version=__version__,
+        **known,
+    )
 
 
 def open_lm(info: PromptInfo, model: str | Path | None, source: str) -> LanguageModel:
