@@ -16,7 +16,6 @@ from torch import Tensor
 
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError
-from promptcomp.language_model.attention import Window
 from promptcomp.language_model.cache import cut_columns, growing, growing_pair, join_caches, passing, select_rows, under
 from promptcomp.language_model.parts import Prefix, memory_rows, positions, prepend
 from promptcomp.memory import EncoderStates, KVCache, Memory
@@ -198,7 +197,7 @@ class _DecoderRows:
         in_front = torch.arange(rows.shape[1], device=rows.device) < front.embeds.shape[1]
         sees = torch.where(in_front[None, :, None], readable, self._seen[:, None, :])
         self._next = front.next_position + mask.sum(-1)
-        Window(lm.window).check_positions(self._next + new_tokens - 1)
+        lm._window.check_positions(self._next + new_tokens - 1)
         before = self._columns[:, None, :] <= rows[:, :, None]
         self._read(embeds, rows, sees & (before | (in_front[None, :, None] & front.both_ways)))
 

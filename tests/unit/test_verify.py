@@ -169,6 +169,8 @@ def test_a_window_ends_where_longrope_would_change_the_scores_of_other_rows() ->
     lm.score(lm.encode(fits.context), fits)
     with pytest.raises(ConfigError, match=r"window of 24 .*LongRoPE of 'phi3'"):
         lm.score(lm.encode(too_long.context), too_long)
+    with pytest.raises(ConfigError, match=r"window of 24 .*LongRoPE of 'phi3'"):
+        lm.generate(lm.encode(too_long.context), too_long, max_new_tokens=3)
     assert Window.of(tiny_family("bloom").config).size is None
 
 
