@@ -27,16 +27,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import T5EncoderModel
 
-from promptcomp.batch import Batch, Context
+from promptcomp.batch import Context
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import cross_decoder_flops, read_flops
 from promptcomp.language_model import TextEncoder, embedding_scale, token_table
 from promptcomp.language_model.parts import initial_vectors
 from promptcomp.language_model.t5_encoder import SlotDecoder
-from promptcomp.lightning_modules.base import LossTerm, Pass, check_same_tokenizer
+from promptcomp.lightning_modules.base import Pass, check_same_tokenizer
 from promptcomp.lightning_modules.exported import HFExport, Page, front
 from promptcomp.lightning_modules.mend_config import MendConfig
-from promptcomp.lightning_modules.objective import cross_entropy
 from promptcomp.lightning_modules.taught_module import TaughtModule
 from promptcomp.memory import EncoderStates, SoftPrompt
 
@@ -208,23 +207,3 @@ class Mend(TaughtModule):
             "projection": kinds.get(type(self.projection), "tanh"),
         }
         return HFExport(body, Page("distiller", values), ("distiller.",))
-
-    def counts(self, batch: Batch) -> dict[str, Tensor | int]:
-        """Scored tokens, and positions that are compared."""
-        found: dict[str, Tensor | int] = {}
-        if self.method.stage != "pretrain":
-            found["ce"] = self.lm.scored_tokens(batch).sum()
-        if self.method.compares:
-            found["kl"] = self.lm.num_logits(batch, self._where)
-        return found
-
-    def losses(self, batch: Batch) -> list[LossTerm]:
-        """Stage 1: KL. Stage 2: CE + kl_weight * KL."""
-        method, pretrain = self.method, self.method.stage == "pretrain"
-        student = self.lm(self.compress(batch.context), batch, self._where)
-        terms = []
-        if not pretrain:
-            terms.append(cross_entropy("ce", student))
-        if self.method.compares:
-            terms.append(self.kl_term(student, batch, 1.0 if pretrain else method.kl_weight))
-        return terms

@@ -54,9 +54,9 @@ class MendConfig(BudgetsConfig, TeacherCacheConfig):  # type: ignore[misc]  # wh
     """all: after every token of query and answer, as in the paper; targets: only where an answer token is predicted."""
 
     @property
-    def compares(self) -> bool:
-        """Stage 1 always does."""
-        return self.stage == "pretrain" or self.kl_weight > 0
+    def term_weights(self) -> dict[str, float]:
+        """Stage 1 has the KL alone."""
+        return {"kl": 1.0} if self.stage == "pretrain" else super().term_weights
 
     @property
     def export_formats(self) -> tuple[ExportFormat, ...]:

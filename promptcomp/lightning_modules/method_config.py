@@ -198,7 +198,8 @@ class BudgetsConfig(MethodConfig):
 
 
 class TeacherCacheConfig(MethodConfig):
-    """Base of the sections of methods whose teacher is an LM behind the full context; each adds a `kl_weight`."""
+    """Base of the sections of methods whose teacher is an LM behind the full context; each adds `kl_weight` and
+    `kl_positions`."""
 
     temperature: float = Field(1.0, gt=0)
     """Both distributions are taken at this temperature."""
@@ -209,9 +210,17 @@ class TeacherCacheConfig(MethodConfig):
     """Tokens of a position that are kept with `teacher_cache`; with the whole vocabulary the KL is that without it."""
 
     @property
+    def term_weights(self) -> dict[str, float]:
+        """Weights of the terms of the loss: ce (of the answers), reconstruction (of the contexts) and kl (teacher).
+        One that weighs nothing is left out, and not computed."""
+        known = {"ce": 1.0, "reconstruction": getattr(self, "reconstruction_weight", 0.0)}
+        known["kl"] = self.kl_weight  # type: ignore[attr-defined]
+        return {name: weight for name, weight in known.items() if weight}
+
+    @property
     def compares(self) -> bool:
         """Whether the loss has a term with the teacher."""
-        return bool(self.kl_weight)  # type: ignore[attr-defined]
+        return "kl" in self.term_weights
 
     @property
     def teacher_changes(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,19 +11,16 @@ from promptcomp.batch import Batch
 from promptcomp.language_model import Logits
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.base import CompressionModule
+from promptcomp.lightning_modules.method_config import TeacherCacheConfig
 from promptcomp.lightning_modules.objective import LossTerm, class_divergence, cross_entropy, kl_divergence
 from promptcomp.lightning_modules.teacher_cache import TeacherCache
 from promptcomp.memory import Memory
 
 
 class TaughtModule(CompressionModule):
-    """A method with a term KL(teacher || LM); its `build` ends with `keep_teacher`.
+    """A method with a term KL(teacher || LM); its `build` ends with `keep_teacher`."""
 
-    Its section is a TeacherCacheConfig with `kl_weight`, `kl_positions` and `reconstruction_weight` (of contexts, from
-    their memories), or it has `counts` and `losses` of its own.
-    """
-
-    method: Any
+    method: TeacherCacheConfig
     _kept: TeacherCache | None = None
 
     def keep_teacher(self) -> None:
@@ -50,12 +47,14 @@ class TaughtModule(CompressionModule):
     @property
     def compared(self) -> Literal["nothing", "targets", "all"]:
         """With the teacher, where the section says."""
-        return self.method.kl_positions if self.method.compares else "nothing"
+        return self.method.kl_positions if self.method.compares else "nothing"  # type: ignore[attr-defined]
 
     def counts(self, batch: Batch) -> dict[str, Tensor | int]:
         """Scored tokens of answers and of contexts, and positions that are compared."""
-        found: dict[str, Tensor | int] = {"ce": self.lm.scored_tokens(batch).sum()}
-        if self.method.reconstruction_weight:
+        found: dict[str, Tensor | int] = {}
+        if "ce" in self.method.term_weights:
+            found["ce"] = self.lm.scored_tokens(batch).sum()
+        if "reconstruction" in self.method.term_weights:
             found["reconstruction"] = self.lm.scored_tokens(batch.of_contexts(self.lm.end_id)).sum()
         if self.method.compares:
             found["kl"] = self.lm.num_logits(batch, self._where)
@@ -63,14 +62,15 @@ class TaughtModule(CompressionModule):
 
     def losses(self, batch: Batch) -> list[LossTerm]:
         """CE of the answers, what a method adds, CE of the contexts' own tokens, KL to the teacher."""
-        method, memory = self.method, self.read_for_training(batch.context)
+        weights, memory = self.method.term_weights, self.read_for_training(batch.context)
         student = self.lm(memory, batch, self._where)
-        terms = [cross_entropy("ce", student), *self.own_terms(batch)]
-        if method.reconstruction_weight:
+        terms = [cross_entropy("ce", student)] if "ce" in weights else []
+        terms += self.own_terms(batch)
+        if "reconstruction" in weights:
             again = self.lm(self.before_cue(memory), batch.of_contexts(self.lm.end_id), "targets")
-            terms.append(cross_entropy("reconstruction", again, method.reconstruction_weight))
-        if method.kl_weight:
-            terms.append(self.kl_term(student, batch, method.kl_weight))
+            terms.append(cross_entropy("reconstruction", again, weights["reconstruction"]))
+        if "kl" in weights:
+            terms.append(self.kl_term(student, batch, weights["kl"]))
         return terms
 
     def own_terms(self, batch: Batch) -> list[LossTerm]:
