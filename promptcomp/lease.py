@@ -59,16 +59,11 @@ class Lease:
         return self.host == socket.gethostname() and self.machine == _machine()
 
 
-def lease_of(pid: int | None = None, note: str = "") -> Lease:
-    """A new lease of a process of this machine.
-
-    Args:
-        pid: the process; None: this one.
-        note: what it is at work on.
-    """
+def lease_of(pid: int | None = None) -> Lease:
+    """A new lease of a process of this machine; None: of this one."""
     pid = os.getpid() if pid is None else pid
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Lease(socket.gethostname(), pid, _born(pid) or "", _machine(), os.environ.get("SLURM_JOB_ID", ""), now, note)
+    return Lease(socket.gethostname(), pid, _born(pid) or "", _machine(), os.environ.get("SLURM_JOB_ID", ""), now)
 
 
 def write_lease(path: Path, lease: Lease) -> None:
@@ -146,16 +141,11 @@ def grace_of(folder: Path) -> float:
 
 
 class Keeper:
-    """Holds a lease of this process, as a context manager: writes it, touches it from a thread, removes it.
+    """Holds a lease of this process, as a context manager: writes it, touches it from a thread, removes it."""
 
-    Args:
-        path: the lease.
-        note: what it is at work on.
-    """
-
-    def __init__(self, path: Path, note: str = "") -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        own, before = lease_of(note=note), read_lease(path)
+        own, before = lease_of(), read_lease(path)
         # a sweep writes a trial's first lease, and the trial knows nothing of the job around it
         self.lease = replace(own, job=before.job) if before is not None and before.pid == own.pid else own
         self._done = threading.Event()

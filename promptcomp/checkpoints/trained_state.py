@@ -245,13 +245,12 @@ class TrainedState(L.LightningModule):
         for name, parameter in self.trained_parameters().items():
             copy_into(parameter, tensors[name])
 
-    def export(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+    def export(self, folder: Path) -> None:
         """Write the trained parts (safetensors) and what they are (JSON) to `folder`."""
-        lm = self.lm_config.model_dump(mode="json") if self.lm_config is not None else None
         description = {
             "origin": self.origin().model_dump(),
             "method": self.method.model_dump(mode="json"),
-            "lm": lm,
+            "lm": None if self.lm_config is None else self.lm_config.model_dump(mode="json"),
             "task_names": list(self.task_names),
         }
-        write_export(folder, self.trained_tensors() if tensors is None else tensors, description)
+        write_export(folder, self.trained_tensors(), description)

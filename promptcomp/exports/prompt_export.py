@@ -31,7 +31,7 @@ from promptcomp.exports.card import CARD, of_prompt, with_card
 from promptcomp.exports.export import Exported
 from promptcomp.files import new_folder, write_atomic
 from promptcomp.language_model import LanguageModel
-from promptcomp.language_model.cache import growing, keyword_code, passing
+from promptcomp.language_model.cache import KEYWORD_CODE, growing, passing
 from promptcomp.language_model.lm_config import locate
 from promptcomp.language_model.rotating import counted
 from promptcomp.lightning_modules.exported import Page, front, literal
@@ -147,7 +147,7 @@ def _transformers(prompt: _Prompt, folder: Path) -> tuple[str, dict[str, Any]]:
     tensors = {name: tensor for name, tensor in memory_tensors(cache).items() if name.startswith("layers.")}
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / CACHE)
     values = {"slots": int(cache.next_position[0]), "layers": len(cache.layers), "file": CACHE}
-    return "cache", {**values, "keyword": keyword_code("model")}
+    return "cache", {**values, "keyword": KEYWORD_CODE}
 
 
 def _peft(prompt: _Prompt, folder: Path) -> tuple[str, dict[str, Any]]:

@@ -19,9 +19,12 @@ from transformers.cache_utils import DynamicLayer
 
 from promptcomp.memory import KVCache
 
-__all__ = ["Cache", "copy_of", "growing", "keyword", "keyword_code", "passing", "reading", "select_rows", "stored"]
+__all__ = ["KEYWORD_CODE", "Cache", "copy_of", "growing", "keyword", "passing", "reading", "select_rows", "stored"]
 
 _NEW, _OLD = "cache", "past_key_values"
+KEYWORD_CODE = f'keyword = "{_NEW}" if "{_NEW}" in signature(model.forward).parameters else "{_OLD}"'
+"""Python for users of any release of transformers: `keyword` of their `model`. It needs `from inspect import signature`
+before it."""
 
 
 def passing(model: nn.Module, cache: Cache) -> dict[str, Cache]:
@@ -33,14 +36,6 @@ def passing(model: nn.Module, cache: Cache) -> dict[str, Cache]:
 def keyword(model: type[nn.Module]) -> str:
     """The name by which models of a class take a cache."""
     return _NEW if _NEW in inspect.signature(model.forward).parameters else _OLD
-
-
-def keyword_code(model: str) -> str:
-    """Python for users of any release of transformers: sets `keyword` for the model in a variable of theirs.
-
-    It needs `from inspect import signature`.
-    """
-    return f'keyword = "{_NEW}" if "{_NEW}" in signature({model}.forward).parameters else "{_OLD}"'
 
 
 def growing(layers: Iterable[tuple[Tensor, Tensor]] = ()) -> DynamicCache:

@@ -38,7 +38,7 @@ from promptcomp.checkpoints.trained_state import Origin, check_trained, read_lor
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
-from promptcomp.language_model.cache import keyword_code
+from promptcomp.language_model.cache import KEYWORD_CODE
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora, without_lora
 from promptcomp.lightning_modules.base import LossTerm, Pass, check_both_ways
@@ -254,5 +254,5 @@ def gist_page(count: int, both_ways: bool, base: str = "", ids: Sequence[int] = 
     """Of a model with `count` gist tokens (see `add_gist_tokens`), or of adapters of the LM that `base` opens;
     `both_ways`: prompt and gist tokens see all of each other."""
     values = {"count": count, "base": base, "ids": list(ids), "text": text}
-    values |= {"both_ways": both_ways, "keyword_code": keyword_code("model")}
+    values |= {"both_ways": both_ways, "keyword_code": KEYWORD_CODE}
     return Page("gist", values)

@@ -34,7 +34,7 @@ def test_a_model_takes_its_cache_by_the_name_of_its_release(model: nn.Module) ->
     full = cache.growing()
     assert model(torch.zeros(1), **cache.passing(model, full)) is full
     names = {"signature": signature, "model": model}
-    exec(cache.keyword_code("model"), names)  # noqa: S102 (what exported pages print)
+    exec(cache.KEYWORD_CODE, names)  # noqa: S102 (what exported pages print)
     assert names["keyword"] == cache.keyword(type(model))
 
 
