@@ -79,13 +79,10 @@ class ToyLessons(Lessons[Stage]):
     """Batches of the curriculum for a decoder-only LM."""
 
     def __init__(self, config: StagedCurriculum, batch_size: int, seed: int) -> None:
-        super().__init__(config.stages)
+        super().__init__(config.stages, batch_size, f"curriculum/{seed}")
         self.config = config
         self.tokenizer = toy_tokenizer()
-        self._batch_size = batch_size
-        self._rng = random.Random(f"curriculum/{seed}")
         self._skill_seed = f"skills/{seed}"
-        self._ids = self.tokenizer.get_vocab()
 
     def batch_loss(self, model: PreTrainedModel) -> Tensor:
         """Loss on a new batch (scalar): answers that can be known + `other_token_weight` times all other tokens."""

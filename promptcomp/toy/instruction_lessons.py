@@ -8,7 +8,6 @@ selection and transform are training pairs only.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from promptcomp.toy.instruction_world import (
     pairs_of,
     perform,
 )
-from promptcomp.toy.lessons import Lessons, answer_loss
+from promptcomp.toy.lessons import Lessons, all_right, answer_loss
 from promptcomp.toy.recipe import InstructionCurriculum, InstructionStage, Layout
 from promptcomp.toy.toy_sections import ToyInstructionsConfig
 from promptcomp.toy.words import ANSWER, GROUP_OF, SEPARATOR, Wording
@@ -43,12 +42,9 @@ class InstructionLessons(Lessons[InstructionStage]):
     """Batches of the curriculum for a decoder-only LM."""
 
     def __init__(self, config: InstructionCurriculum, batch_size: int, seed: int) -> None:
-        super().__init__(config.stages)
+        super().__init__(config.stages, batch_size, f"instruction curriculum/{seed}")
         self.config = config
         self.tokenizer = instruction_tokenizer()
-        self._batch_size = batch_size
-        self._rng = random.Random(f"instruction curriculum/{seed}")
-        self._ids = self.tokenizer.get_vocab()
 
     def batch_loss(self, model: PreTrainedModel) -> Tensor:
         """Loss on a new batch (scalar): answers + `other_token_weight` times all other tokens."""
@@ -87,16 +83,11 @@ class InstructionLessons(Lessons[InstructionStage]):
     def exact_match(
         self, model: PreTrainedModel, rows: Sequence[InstructionRow], layout: Layout = "decoder_only"
     ) -> dict[str, float]:
-        """Share of rows whose answer is right in every token, by part (the row's `source`).
-
-        Counted with the right tokens in front of every token, which is the same as greedy decoding being right.
-        """
+        """Share of rows whose answer is right in every token, by part (the row's `source`)."""
         right: dict[str, list[float]] = {}
         for start in range(0, len(rows), self._batch_size):
             part = rows[start : start + self._batch_size]
-            logits, ids, answers = self._logits(model, [self._document(row) for row in part], layout)
-            best = logits[:, :-1].argmax(-1)
-            correct = ((best == ids[:, 1:]) | ~answers[:, 1:]).all(1)
+            correct = all_right(*self._logits(model, [self._document(row) for row in part], layout))
             for row, value in zip(part, correct.tolist(), strict=True):
                 right.setdefault(row.source, []).append(value)
         return {name: sum(values) / len(values) for name, values in right.items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch.nn.functional as F
@@ -21,10 +23,16 @@ class Lessons(ABC, Generic[AnyStage]):
     tokenizer: PreTrainedTokenizerFast
     """Saved with the model."""
 
-    def __init__(self, stages: Sequence[AnyStage]) -> None:
+    def __init__(self, stages: Sequence[AnyStage], batch_size: int, seed: str) -> None:
         self._stages = stages
+        self._batch_size = batch_size
+        self._rng = random.Random(seed)
         self._number = 0
         self._step_in_stage = 0
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return self.tokenizer.get_vocab()
 
     @property
     def stage(self) -> AnyStage:
@@ -89,3 +97,11 @@ def answer_loss(logits: Tensor, ids: Tensor, answers: Tensor, pad_id: int, other
     if not other.any():  # a decoder that writes answers alone
         return losses[known].mean()
     return losses[known].mean() + other_weight * losses[other].mean()
+
+
+def all_right(logits: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
+    """Rows [B] whose answer is right in every token, given the tokens before it; arguments as of `answer_loss`.
+
+    It is the same as greedy decoding being right.
+    """
+    return ((logits[:, :-1].argmax(-1) == ids[:, 1:]) | ~answers[:, 1:]).all(1)

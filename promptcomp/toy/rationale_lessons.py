@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptcomp.batch import pad
-from promptcomp.toy.lessons import Lessons, answer_loss
+from promptcomp.toy.lessons import Lessons, all_right, answer_loss
 from promptcomp.toy.rationale_world import (
     MAX_PRICE,
     ToyRationaleSource,
@@ -38,12 +38,9 @@ class RationaleLessons(Lessons[StageConfig]):
     """Batches of the curriculum for an encoder-decoder LM."""
 
     def __init__(self, config: RationaleCurriculum, batch_size: int, seed: int) -> None:
-        super().__init__(config.stages)
+        super().__init__(config.stages, batch_size, f"rationale curriculum/{seed}")
         self.config = config
         self.tokenizer = toy_rationale_tokenizer()
-        self._batch_size = batch_size
-        self._rng = random.Random(f"rationale curriculum/{seed}")
-        self._ids = self.tokenizer.get_vocab()
 
     def batch_loss(self, model: PreTrainedModel) -> Tensor:
         """Mean loss over the tokens of the targets of a new batch (scalar)."""
@@ -73,9 +70,7 @@ class RationaleLessons(Lessons[StageConfig]):
         """Share of documents whose target is right in every token given the ones before."""
         right = 0.0
         for start in range(0, len(documents), self._batch_size):
-            logits, ids, answers = self._logits(model, documents[start : start + self._batch_size])
-            best = logits[:, :-1].argmax(-1)
-            right += float(((best == ids[:, 1:]) | ~answers[:, 1:]).all(1).sum())
+            right += float(all_right(*self._logits(model, documents[start : start + self._batch_size])).sum())
         return right / len(documents)
 
     def _draw(self, task: str, rng: random.Random) -> _Document:

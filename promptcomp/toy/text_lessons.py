@@ -7,7 +7,6 @@ Documents are shuffled anew in every epoch, joined with <bos> between them, and 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Mapping
 from glob import escape
 from typing import Any
@@ -31,10 +30,8 @@ class TextLessons(Lessons[StageConfig]):
     """Packed next-token prediction, in one stage."""
 
     def __init__(self, config: TextCorpus, batch_size: int, seed: int) -> None:
-        super().__init__([StageConfig(name="text", steps=config.steps)])
+        super().__init__([StageConfig(name="text", steps=config.steps)], batch_size, f"text/{seed}")
         self.config = config
-        self._batch_size = batch_size
-        self._rng = random.Random(f"text/{seed}")
         self._texts: list[str] = []
         config.check_places()
         for file in config.files:
