@@ -202,15 +202,10 @@ def apply_copy_start(model: PreTrainedModel, start: CopyStart) -> None:
     buckets: int = model.config.relative_attention_num_buckets
     encoder: Any = model.get_encoder()
     decoder: Any = model.get_decoder()
-    _set_self_attention(encoder, [_bucket(offset, buckets, both_ways=True) for offset in start.encoder_offsets], start)
-    with torch.no_grad():
-        table = encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, H]
-        table[0, len(start.encoder_offsets) :] = start.self_bias
-    _set_self_attention(decoder, [_bucket(offset, buckets, both_ways=False) for offset in start.decoder_offsets], start)
-    if start.decoder_self_bias is not None:
-        with torch.no_grad():
-            table = decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-            table[0, len(start.decoder_offsets) :] = start.decoder_self_bias
+    ahead = [_bucket(offset, buckets, both_ways=True) for offset in start.encoder_offsets]
+    _set_self_attention(encoder, ahead, start.self_bias, start)
+    behind = [_bucket(offset, buckets, both_ways=False) for offset in start.decoder_offsets]
+    _set_self_attention(decoder, behind, start.decoder_self_bias, start)
     for block in decoder.block:
         _match(block.layer[1].EncDecAttention, 0, start)
 
@@ -226,12 +221,15 @@ def _bucket(offset: int, buckets: int, *, both_ways: bool) -> int:
 
 
 @torch.no_grad()
-def _set_self_attention(stack: Any, wanted: Sequence[int], start: CopyStart) -> None:
+def _set_self_attention(stack: Any, wanted: Sequence[int], self_bias: float | None, start: CopyStart) -> None:
     first = stack.block[0].layer[0].SelfAttention  # its position biases are used by every layer of the stack
     if len(wanted) >= first.n_heads:
         raise ConfigError(f"architecture.copy_start: {len(wanted)} offsets need more than {first.n_heads} heads")
+    table = first.relative_attention_bias.weight  # [buckets, H]
     for head, bucket in enumerate(wanted):
-        first.relative_attention_bias.weight[bucket, head] = start.peak
+        table[bucket, head] = start.peak
+    if self_bias is not None:
+        table[0, len(wanted) :] = self_bias
     for block in stack.block:
         attention = block.layer[0].SelfAttention
         attention.q.weight[: len(wanted) * attention.key_value_proj_dim] *= start.content_scale
