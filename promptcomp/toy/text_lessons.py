@@ -7,9 +7,8 @@ Documents are shuffled anew in every epoch, joined with <bos> between them, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from glob import escape
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.sources.metaicl_folder import read_partition
-from promptcomp.datamodules.sources.records import Asked, good_records
+from promptcomp.datamodules.sources.records import Asked, good_records, text_problems
 from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.files import read_text
 from promptcomp.toy.lessons import Lessons
@@ -114,13 +113,9 @@ def _metaicl_rows(config: TextCorpus) -> list[list[str]]:
         rows: dict[str, None] = {}  # an ordered set: classification tasks repeat rows over their seeds
         for file in sorted((config.metaicl_dir / "data" / name).glob(f"{escape(name)}_*_train.jsonl")):
             records = read_records(file, Asked(("input", "output")))
-            for record in good_records(records, _missing, None):
+            for record in good_records(records, lambda row: text_problems(row, ("input", "output")), None):
                 rows[f"{record.content['input']}{after_input}{record.content['output']}{after_row}"] = None
         if not rows:
             raise ConfigError(f"data.metaicl_dir: task {name!r} has no *_train.jsonl in {config.metaicl_dir / 'data'}")
         tasks.append(list(rows))
     return tasks
-
-
-def _missing(row: Mapping[str, Any]) -> list[str]:
-    return [f"{name!r} is missing" for name in ("input", "output") if name not in row]

@@ -126,6 +126,9 @@ def test_text_recipe_learns_from_files_and_metaicl_tasks(tmp_path: Path) -> None
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     text = "Añother\nline => ok \n\n\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
+    (tmp_path / "data" / "t" / "t_13_train.jsonl").write_text(json.dumps({"input": None, "output": "yes"}))
+    with pytest.raises(ConfigError, match=r"t_13_train.jsonl:1: 'input' is missing"):
+        run(build(PretrainConfig, tree), tmp_path / "no")
     tree["data"]["metaicl_partition"] = "q"
     with pytest.raises(ConfigError, match=r"data.metaicl_partition .*known: p"):
         run(build(PretrainConfig, tree), tmp_path / "no")
