@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from promptcomp.chat.session import BYTES_PER_TOKEN, AskingSession, Prices, Writ
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.rationale.rationale_config import RationaleConfig
 from promptcomp.datamodules.rationale.row_selection import agree
-from promptcomp.datamodules.sources.rationale_parsing import STATUSES, Parsed, ParseStatus, parse
+from promptcomp.datamodules.sources.rationale_parsing import STATUSES, Parsed, ParseStatus, concluded, parse
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.bootstrap import wilson
 from promptcomp.evaluation.formatting import value_text
@@ -128,20 +129,8 @@ def read(template: PromptTemplate, text: str, row: RationaleRow) -> Parsed:
     text = cut_at(text.rpartition("</think>")[2], template.stop)
     if template.parse is not None:
         return parse(template.parse, text, options=row.options)
-    assert template.marker is not None
-    return _by_marker(text.strip(), template.marker, row.options, template.equation)
-
-
-def _by_marker(text: str, marker: str, options: Sequence[str], equation: bool) -> Parsed:
-    if not text:
-        return Parsed("", "", "empty")
-    rationale, *answers = (part.strip() for part in text.split(marker.strip()))
-    if not answers:
-        return Parsed("", "", "no_marker")
-    found = [_label(answer, options, equation) for answer in answers]
-    if len(answers) > 1:  # two conclusions: only where they agree is there a label
-        return Parsed(rationale, found[0][0] if len({label for label, _ in found}) == 1 else "", "two_markers")
-    return Parsed(rationale, *found[0])
+    marker = re.escape(str(template.marker).strip())
+    return concluded(text, marker, lambda answer: _label(answer, row.options, template.equation))
 
 
 def _label(answer: str, options: Sequence[str], equation: bool) -> tuple[str, ParseStatus]:
@@ -249,8 +238,6 @@ class Extraction(AskingSession[Completion]):
         metric = "equation" if self.template.equation else self.data.metric
         used: dict[str, Completion] = {}
         lines: list[dict[str, Any]] = []
-        verdicts: list[Verdict] = []
-        labelled: list[bool] = []
         for row, requests in zip(self.rows, self.requests, strict=True):
             own = [self.record.entries[each.key] for each in requests if each.key in self.record.entries]
             if not own:
@@ -264,33 +251,32 @@ class Extraction(AskingSession[Completion]):
             if not answers:
                 continue
             verdict = majority(answers, metric)
-            right = agree(verdict.parsed.label, row.label, metric) if row.label.strip() else None
-            verdicts.append(verdict)
-            labelled += [] if right is None else [right]
             line |= {
                 "llm_label": verdict.parsed.label,
                 "llm_rationale": verdict.parsed.rationale,
                 "parse_status": verdict.parsed.status,
-                "llm_correct": right,
+                "llm_correct": agree(verdict.parsed.label, row.label, metric) if row.label.strip() else None,
                 "votes": verdict.votes,
                 "answers": verdict.answers,
                 "template_sha256": self.template.sha256,
             }
         write_atomic(self.output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        statuses: Counter[str] = Counter(verdict.parsed.status for verdict in verdicts)
-        voted = [verdict.votes / verdict.answers for verdict in verdicts]
+        answered = [line for line in lines if "votes" in line]
+        statuses = Counter(line["parse_status"] for line in answered)
+        right = [line["llm_correct"] for line in answered if line["llm_correct"] is not None]
+        voted = [line["votes"] / line["answers"] for line in answered]
         report = {
             "teacher": self.teacher,
             "split": self.options.split,
             "rows": len(self.rows),
-            "answered": len(verdicts),
-            "refused": len(lines) - len(verdicts),
+            "answered": len(answered),
+            "refused": len(lines) - len(answered),
             "missing": len(self.rows) - len(lines),
             "parsed": {status: statuses[status] for status in STATUSES if statuses[status]},
-            "teacher_correct": sum(labelled),
-            "labelled": len(labelled),
-            "teacher_accuracy": sum(labelled) / len(labelled) if labelled else None,
-            "teacher_accuracy_ci": wilson(sum(labelled), len(labelled)),
+            "teacher_correct": sum(right),
+            "labelled": len(right),
+            "teacher_accuracy": sum(right) / len(right) if right else None,
+            "teacher_accuracy_ci": wilson(sum(right), len(right)),
             "samples": self.options.samples,
             "temperature": self.writing.temperature,
             "agreement": sum(voted) / len(voted) if voted and self.options.samples > 1 else None,

@@ -89,18 +89,22 @@ _MARKERS: dict[str, str] = {
 
 def _strict(task: ParsedTask, completion: str, options: Sequence[str]) -> Parsed:
     next_item = r"^\s*Premise:" if task in ("esnli", "anli1") else r"^\s*Q:"
-    text = re.split(next_item, completion, maxsplit=1, flags=re.MULTILINE)[0].strip()
+    text = re.split(next_item, completion, maxsplit=1, flags=re.MULTILINE)[0]
+    return concluded(text, _MARKERS[task], lambda answer: _strict_label(task, answer, options))
+
+
+def concluded(text: str, marker: str, read: Callable[[str], tuple[str, ParseStatus]]) -> Parsed:
+    """A rationale and, behind each match of the regular expression `marker`, an answer, whose label `read` finds."""
+    text = text.strip()
     if not text:
         return Parsed("", "", "empty")
-    rationale, *answers = (part.strip() for part in re.split(_MARKERS[task], text))
+    rationale, *answers = (part.strip() for part in re.split(marker, text))
     if not answers:
         return Parsed("", "", "no_marker")
-    read = [_strict_label(task, answer, options) for answer in answers]
+    found = [read(answer) for answer in answers]
     if len(answers) > 1:  # two conclusions: only where they agree is there a label
-        label = read[0][0] if len({label for label, _ in read}) == 1 else ""
-        return Parsed(rationale, label, "two_markers")
-    label, status = read[0]
-    return Parsed(rationale, label, status)
+        return Parsed(rationale, found[0][0] if len({label for label, _ in found}) == 1 else "", "two_markers")
+    return Parsed(rationale, *found[0])
 
 
 def _strict_label(task: ParsedTask, answer: str, options: Sequence[str]) -> tuple[str, ParseStatus]:
