@@ -72,7 +72,7 @@ class PromptTemplate(Config):
             raise ValueError("query must hold {input}, or {premise} and {hypothesis}, and no other field")
         if answered != {"rationale", "label"}:
             raise ValueError("answer must hold {rationale} and {label}, and no other field")
-        if (self.parse is None) == (not self.marker):
+        if (self.parse is None) == (not (self.marker or "").strip()):
             raise ValueError("give either parse (a known task) or marker (the text between rationale and label)")
         if self.marker and self.marker not in self.answer:
             raise ValueError(f"answer must hold the marker {self.marker!r}")

@@ -89,6 +89,7 @@ def test_premise_and_hypothesis() -> None:
         ({"answer": "{label} So:"}, "answer must hold"),
         ({"answer": "{rationale} {label}"}, "the marker 'So:'"),
         ({"marker": None}, "give either parse"),
+        ({"marker": "  "}, "give either parse"),
         ({"parse": "cqa"}, "give either parse"),
         ({"parse": "cqqa", "marker": None}, "parse"),
         ({"stop": [""]}, "empty text"),
