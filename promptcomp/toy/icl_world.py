@@ -157,13 +157,11 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
     held_out = split == "test_hard"
     usable = [c for c in CATEGORIES if split == "pretrain" or (c in HELD_OUT_CATEGORIES) == held_out]
     labels = tuple(rng.sample(LABELS, num_classes))
-    if form == "lookup":
-        words = rng.sample([word for c in usable for word in CATEGORIES[c]], 2 * num_classes)
-        width = rng.choice((1, 1, 2))
+    if form in ("lookup", "arbitrary"):
+        most = 2 if form == "lookup" else rng.randint(2, 6)
+        words = rng.sample([word for c in usable for word in CATEGORIES[c]], most * num_classes)
+        width = rng.choice((1, 1, 2)) if form == "lookup" else most
         return ToyRule(tuple(tuple(words[i::num_classes][:width]) for i in range(num_classes)), labels, ())
-    if form == "arbitrary":
-        words = rng.sample([word for c in usable for word in CATEGORIES[c]], rng.randint(2, 6) * num_classes)
-        return ToyRule(tuple(tuple(words[i::num_classes]) for i in range(num_classes)), labels, ())
     group = rng.choice(groups)
     size = num_classes
     while not class_sets(split, group, size):

@@ -175,18 +175,13 @@ def _part(split: str, index: int, rng: random.Random, reworded_share: float) -> 
     if split == "paraphrased":
         name: Literal["reworded", "recombined"] = "reworded" if rng.random() < reworded_share else "recombined"
         return name, "train", name
-    parts: dict[str, tuple[str, PairSplit, Wording]] = {
-        "train": ("train", "train", "train"),
-        "seen": ("seen", "train", "train"),
-        "unseen": ("unseen", "unseen", "train"),
-    }
     dev: tuple[tuple[str, PairSplit, Wording], ...] = (
         ("seen", "train", "train"),
         ("unseen", "dev", "train"),
         ("recombined", "train", "dev"),
         ("reworded", "train", "reworded_dev"),
     )
-    return dev[index % 4] if split == "dev" else parts[split]
+    return dev[index % 4] if split == "dev" else (split, "unseen" if split == "unseen" else "train", "train")
 
 
 def instruction_tokenizer() -> PreTrainedTokenizerFast:
