@@ -225,20 +225,16 @@ class ContextDataModule(L.LightningDataModule):
     def count(self, split: str) -> Counts:
         """How much a split holds, without its tokens."""
 
-    def counts(self, split: str, *, with_tokens: bool = False) -> Counts:
-        """How much a split holds; `with_tokens` writes its contexts (the first `_COUNTED` of them)."""
-        found = self.count(split)
-        return replace(found, tokens=self._tokens(split)) if with_tokens else found
-
     @property
     def test_splits(self) -> tuple[str, ...]:
         """Splits that are evaluated after training: all but dev, or dev where there is no other."""
         return tested(self.eval_splits)
 
     def all_counts(self, *, with_tokens: bool = False) -> list[Counts]:
-        """The counts of every split."""
+        """How much every split holds; `with_tokens` writes its contexts (the first `_COUNTED` of them)."""
         splits = (*(["train"] if self.num_train_items() else []), *self.eval_splits)
-        return [self.counts(split, with_tokens=with_tokens) for split in splits]
+        found = [self.count(split) for split in splits]
+        return [replace(each, tokens=self._tokens(each.split)) for each in found] if with_tokens else found
 
     def _tokens(self, split: str) -> tuple[int, int]:
         """Tokens of the first contexts of a split with the right answers, and how many were looked at."""
@@ -273,11 +269,10 @@ class ContextDataModule(L.LightningDataModule):
         *,
         rank: int = 0,
         world_size: int = 1,
-        start_step: int = 0,
-        follow_trainer: bool = False,
+        start_step: int | Callable[[], int] = 0,
         micro_batches: int = 1,
     ) -> StepSampler:
-        """The order of training; `follow_trainer` starts every iteration at the attached trainer's step."""
+        """The order of training; see `StepSampler`."""
         config = self.config
         return StepSampler(
             self.num_train_items(),
@@ -285,33 +280,28 @@ class ContextDataModule(L.LightningDataModule):
             self.seed,
             rank=rank,
             world_size=world_size,
-            start_step=self._trainer_step if follow_trainer else start_step,
+            start_step=start_step,
             window=config.length_window,
             lengths_of=self.train_lengths,
             max_tokens=config.max_batch_tokens,
             micro_batches=micro_batches,
         )
 
-    def _trainer_step(self) -> int:
-        assert self.trainer is not None
-        return self.trainer.global_step
+    @property
+    def _process(self) -> dict[str, int]:
+        """Rank and number of processes of the attached trainer."""
+        trainer = self.trainer
+        return {} if trainer is None else {"rank": trainer.global_rank, "world_size": trainer.world_size}
 
     def train_dataloader(self) -> DataLoader[EncodedContext] | StepLoader:
         """Endless batches for this process, from the trainer's current step on.
 
         The trainer needs `use_distributed_sampler=False`: the sampler divides the work itself.
         """
-        micro_batches = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        if self.trainer is None:
-            sampler = self.train_sampler()
-        else:
-            sampler = self.train_sampler(
-                rank=self.trainer.global_rank,
-                world_size=self.trainer.world_size,
-                follow_trainer=True,
-                micro_batches=micro_batches,
-            )
-        workers = self.config.num_workers
+        trainer, workers = self.trainer, self.config.num_workers
+        micro_batches = 1 if trainer is None else trainer.accumulate_grad_batches
+        start: int | Callable[[], int] = 0 if trainer is None else lambda: trainer.global_step
+        sampler = self.train_sampler(**self._process, start_step=start, micro_batches=micro_batches)
         loader = DataLoader(
             _Items(lambda draw: self.with_targets("train", self.train_context(draw))),
             batch_sampler=sampler,
@@ -333,9 +323,7 @@ class ContextDataModule(L.LightningDataModule):
         Raises:
             ConfigError: there is no dev split (the trainer then needs `limit_val_batches=0`).
         """
-        if self.trainer is None:
-            return self.eval_dataloader("dev")
-        return self.eval_dataloader("dev", rank=self.trainer.global_rank, world_size=self.trainer.world_size)
+        return self.eval_dataloader("dev", **self._process)
 
     def null_dataloader(self, split: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[EncodedContext]:
         """As `eval_dataloader` with every input replaced by "N/A" (for PMI calibration); the same example numbers.
