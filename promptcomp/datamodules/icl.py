@@ -7,6 +7,7 @@ MetaICL's released code differ from this, on purpose or by accident, is listed i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -14,12 +15,7 @@ from torch.utils.data import DataLoader
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.context_module import (
-    Counts,
-    ExampleInfo,
-    PromptFormat,
-    Shown,
-)
+from promptcomp.datamodules.context_module import Counts, ExampleInfo, PromptFormat, Shown
 from promptcomp.datamodules.icl_config import ICLConfig
 from promptcomp.datamodules.plans import SEPARATORS, Parts, Plan, Planner, Renderer, assemble
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
@@ -188,9 +184,7 @@ class ICLDataModule(TaughtDataModule):
 
     def train_query(self, row: Row) -> EncodedQuery:
         """A row with its output as the only target."""
-        one, two = self.renderer.texts(row.input, row.output, first=self._queries_come_first)
-        parts = self.renderer.fit(self.renderer.cache(one), self.renderer.cache(two))
-        return EncodedQuery(tuple(parts.first), (EncodedTarget(tuple(parts.second)),))
+        return self.eval_queries(replace(row, options=()), 0)[0]
 
     @property
     def _queries_come_first(self) -> bool:
@@ -204,7 +198,9 @@ class ICLDataModule(TaughtDataModule):
 
     def demonstration_parts(self, plan: Plan) -> list[Parts]:
         """Ids of every demonstration of a plan, before the budget."""
-        rows = self.planner.shown_rows(plan)
+        return self._parts(self.planner.shown_rows(plan))
+
+    def _parts(self, rows: Sequence[Row]) -> list[Parts]:
         return [self.renderer.demonstration(row.input, row.output, first=i == 0) for i, row in enumerate(rows)]
 
     def _context_length(self, plan: Plan) -> int:
@@ -248,7 +244,7 @@ class ICLDataModule(TaughtDataModule):
         Raises:
             ConfigError: they do not fit the budget that the method was trained with.
         """
-        parts = [self.renderer.demonstration(row.input, row.output, first=i == 0) for i, row in enumerate(rows)]
+        parts = self._parts(rows)
         ids, borders = assemble(parts, self.budget, "whole_demonstrations")
         if len(borders) < len(parts):
             raise ConfigError(
@@ -332,7 +328,7 @@ class ICLDataModule(TaughtDataModule):
 def _first_tasks(tasks: Sequence[Task], count: int | None) -> list[Task]:
     """All data seeds of the first `count` task names."""
     if count is None:
-        return [tasks[i] for i in range(len(tasks))]
+        return list(tasks)
     chosen: list[Task] = []
     names: set[str] = set()
     for i in range(len(tasks)):  # a generated split may be long: build no task that is not needed

@@ -15,11 +15,7 @@ import numpy as np
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
 from promptcomp.config import ConfigError
-from promptcomp.datamodules.context_module import (
-    Counts,
-    ExampleInfo,
-    PromptFormat,
-)
+from promptcomp.datamodules.context_module import Counts, ExampleInfo, PromptFormat
 from promptcomp.datamodules.instruction.encoding import InstructionEncoder, LongRows, find_long_rows
 from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.instruction.templates import make_template
