@@ -266,13 +266,11 @@ class ChosenTasks(TaughtConfig):
         return frozenset(self._chosen("drop"))
 
     def check_choice(self, names: Set[str]) -> None:
-        """Check that the file is about these tasks.
+        """Check that the file of `task_choice` is about these tasks.
 
         Raises:
             ConfigError: it names none of them, or drops all.
         """
-        if self.task_choice is None:
-            return
         if names.isdisjoint((*self._chosen("keep"), *self._chosen("drop"))):
             raise ConfigError(f"data.task_choice: {self.task_choice} names no task of this data; it is of other data")
         if names <= self.dropped_tasks():

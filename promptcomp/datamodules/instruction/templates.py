@@ -174,7 +174,8 @@ def _end_ids(tokenizer: PreTrainedTokenizerBase, render: _Render, messages: _Mes
     turn behind it.
     """
     answered = [*messages, {"role": "assistant", "content": _ANSWER}]
-    markers = _markers(tokenizer)
+    # no text: the special tokens, and those that were added to the vocabulary
+    markers = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
     for conversation, least in ((answered, 1), ([*answered, {"role": "user", "content": _NEXT}], 2)):
         _, answer, rest = (render(conversation, False) or "").rpartition(_ANSWER)
         closing = rest.partition(_NEXT)[0].lstrip() if answer else ""  # a template may leave answers out
@@ -182,11 +183,6 @@ def _end_ids(tokenizer: PreTrainedTokenizerBase, render: _Render, messages: _Mes
         if ids and ids[0] in markers and sum(i in markers for i in ids) >= least:  # a lone one opens the next turn
             return (int(ids[0]),)
     return ()
-
-
-def _markers(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that are no text: the special ones, and those that were added to the vocabulary."""
-    return {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
 
 
 _WORD_START = "\u2581"  # how SentencePiece writes the space in front of a word
@@ -224,13 +220,15 @@ def make_template(
     if wanted == "plain":
         return Template("{instruction}", "\n{input}\n", "\n", "{output}", end, closes_query=query_in_encoder)
     if query_in_encoder:
+        # what the release's T5 tokenizer makes of the line end in front of the gist tokens (newer ones drop it)
+        lone_start = tokenizer.get_vocab().get(_WORD_START) if words_start_alone else None
         return Template(
             "Instruction: {instruction}",
             "\nInput: {input}",
             "",
             "{output}",
             end,
-            context_end=_lone_word_start(tokenizer) if words_start_alone else (),
+            context_end=() if lone_start is None else (lone_start,),
             closes_query=True,
             trims_context=True,
         )
@@ -244,12 +242,6 @@ def make_template(
         end,
         trims_context=True,
     )
-
-
-def _lone_word_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What the release's T5 tokenizer makes of the line end in front of the gist tokens (newer ones drop it)."""
-    found = tokenizer.get_vocab().get(_WORD_START)
-    return () if found is None else (found,)
 
 
 def starts_words(tokenizer: PreTrainedTokenizerBase) -> bool:

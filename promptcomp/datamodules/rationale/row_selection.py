@@ -140,10 +140,6 @@ def _train_row(config: RationaleConfig, row: RationaleRow, odd: Counter[str]) ->
     labelled = blanks_count or bool(label.strip())
     if not labelled:
         odd[_NO_LABEL] += 1
-    if config.targets == "rationale":
-        roles: tuple[int, ...] = (RATIONALE,) if explained else ()
-    elif config.targets == "label_and_rationale":
-        roles = (*((ANSWER,) if labelled else ()), *((RATIONALE,) if explained else ()))
-    else:
-        roles = (ANSWER,) if labelled else ()
+    tasks = {"rationale": (RATIONALE,), "label_and_rationale": (ANSWER, RATIONALE)}.get(config.targets, (ANSWER,))
+    roles = tuple(role for role in tasks if (labelled if role == ANSWER else explained))
     return TrainRow(row, label, roles) if roles else None
