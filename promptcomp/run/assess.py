@@ -4,11 +4,11 @@ turning both into results."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -88,7 +88,9 @@ class Assessment:
 
     predictions: list[Prediction]
     result: SplitResult
-    sizes: _Sizes = field(default_factory=_Sizes)
+    sizes: _Sizes
+    texts: Callable[[int], tuple[str, str, str]]
+    """Context, query and right answer of an example."""
 
 
 def assess(
@@ -113,12 +115,14 @@ def assess(
         on_batch: Called with batches done and batches in all.
     """
     module.choose_slots(config.slots)
-    examples, teacher = datamodule.examples(split), teacher_of(datamodule, split)
+    examples = datamodule.examples(split)
+    # empty: the targets are not the LM's own answers
+    teacher = datamodule.teacher_answers(split) if isinstance(datamodule, TaughtDataModule) else {}
     if teacher:
-        texts = {number: datamodule.written(answer.ids) for number, answer in teacher.items()}
-        examples = [replace(example, teacher=texts[example.number]) for example in examples]
+        own = {number: datamodule.written(answer.ids) for number, answer in teacher.items()}
+        examples = [replace(example, teacher=own[example.number]) for example in examples]
     sizes = _Sizes()
-    answers = answers_for(datamodule, config, examples, teacher)
+    answers = answers_for(datamodule, config, teacher)
     rouge = Rouge(config.sentences) if answers is not None else None  # now, because its sentence model may be missing
     rivals = rivals_on(split, config.rivals, module, datamodule)
     near = Closeness({example.number: example.gold for example in examples}) if config.bounds else None
@@ -127,15 +131,17 @@ def assess(
     if calibrated:
         null = _score(module, datamodule.null_dataloader(split), config.bounds, on_batch, _Sizes(), rivals)
     predictions = make_predictions(split, examples, scores, null, near.collected if near else None)
+    texts = _texts_of(datamodule, examples, sizes.context_ids)
     if answers is not None and rouge is not None:
-        predictions = add_texts(predictions, answers.collected, answers.questions, rouge, answers.by_teacher)
+        questions = {number: texts(number) for number in answers.collected.get("method", ())}
+        predictions = add_texts(predictions, answers.collected, questions, rouge, answers.by_teacher)
     identity, resamples = examples_sha256(examples), config.bootstrap_resamples
     known = None if rivals is None else rivals.results()
     result = summarise(predictions, datamodule.headline, examples_sha256=identity, resamples=resamples, rivals=known)
     if config.bounds and module.method.bound is not None:
         found = tuple(headroom(predictions, datamodule.headline, resamples))
         result = result.model_copy(update={"headroom_by_task": found})
-    return Assessment(predictions, result, sizes)
+    return Assessment(predictions, result, sizes, texts)
 
 
 @torch.inference_mode()
@@ -178,31 +184,30 @@ def _score(
         if answers is not None:
             answers.add(module, memories, batch)
         on_batch(done, total)
+    tables: list[dict[str, Any]] = [collected, *(each.collected for each in (near, answers) if each is not None)]
     for row, result in (rivals.results() if rivals is not None else {}).items():
         if result.missing:
-            collected.pop(row, None)
-            if answers is not None:
-                answers.collected.pop(row, None)
+            for table in tables:
+                table.pop(row, None)
     if bounds and itself is not None:
-        collected[itself] = collected["method"]
-        if near is not None:
-            near.collected[itself] = near.collected["method"]
-        if answers is not None:
-            answers.repeat("method", itself)
+        for table in tables:
+            table[itself] = table["method"]
     return collected
 
 
-def shown_texts(
-    datamodule: ContextDataModule, split: str, assessed: Assessment
+def _texts_of(
+    datamodule: ContextDataModule, examples: Sequence[ExampleInfo], context_ids: Mapping[int, Tensor]
 ) -> Callable[[int], tuple[str, str, str]]:
     """What tells context, query and right answer of an example as texts."""
-    examples = {example.number: example for example in datamodule.examples(split)}
-    decode = partial(datamodule.tokenizer.decode, skip_special_tokens=True)
+    by_number = {example.number: example for example in examples}
+
+    @cache  # by identity: the queries of a context share its tensor
+    def decoded(ids: Tensor) -> str:
+        return str(datamodule.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
 
     def texts(number: int) -> tuple[str, str, str]:
-        example, ids = examples[number], assessed.sizes.context_ids.get(number)
-        context = example.instruction or ("" if ids is None else str(decode(ids.tolist())).strip())
-        return context, example.input, example.output.strip()
+        example = by_number[number]
+        return example.instruction or decoded(context_ids[number]), example.input, example.output.strip()
 
     return texts
 
@@ -239,23 +244,18 @@ def measure(module: CompressionModule, sizes: _Sizes, layout: str, config: Evalu
 
 @torch.inference_mode()
 def _milliseconds(module: CompressionModule, batch: Batch) -> dict[str, float]:
-    """Medians of warm runs for one context and one query."""
-    one, lm = first_query(batch), module.lm
-    memory = module.compress(one.context)
-    calls: dict[str, Callable[[], object]] = {
-        "compress_ms": lambda: module.compress(one.context),
-        "prefill_ms": lambda: lm.score(memory, one),
-        "full_prefill_ms": lambda: lm.score(lm.encode(one.context), one),
-    }
-    return {name: cost.measure_ms(call, device=module.device) for name, call in calls.items()}
-
-
-def first_query(batch: Batch) -> Batch:
-    """The first context of a batch with its first query and that query's first target."""
+    """Medians of warm runs for the first context of a batch, its first query and that query's first target."""
     query = (batch.context_of == 0).nonzero()[0]
     part, _ = batch.of_targets((batch.query_of == query).nonzero()[0])
     context = Context(batch.context.ids[:1], batch.context.mask[:1], batch.context.task[:1])
-    return replace(part, context=context, teacher_context=context)
+    one, lm = replace(part, context=context, teacher_context=context), module.lm
+    memory = module.compress(context)
+    calls: dict[str, Callable[[], object]] = {
+        "compress_ms": lambda: module.compress(context),
+        "prefill_ms": lambda: lm.score(memory, one),
+        "full_prefill_ms": lambda: lm.score(lm.encode(context), one),
+    }
+    return {name: cost.measure_ms(call, device=module.device) for name, call in calls.items()}
 
 
 _UNLIMITED = 1 << 30
@@ -268,14 +268,11 @@ class Answers:
     datamodule: ContextDataModule
     max_new_tokens: int
     stop_ids: tuple[int, ...]
-    examples: Mapping[int, ExampleInfo]
-    teacher: Mapping[int, TaughtAnswer] = field(default_factory=dict)
+    teacher: Mapping[int, TaughtAnswer]
     """Example -> the LM's own answer, where the targets are those."""
     by_teacher: dict[int, str] = field(default_factory=dict)
     """Their texts, within the limit that all rows have."""
     collected: dict[str, GeneratedTexts] = field(default_factory=dict)
-    questions: dict[int, tuple[str, str, str]] = field(default_factory=dict)
-    """Example -> instruction, input and right answer as texts."""
 
     def add(self, module: CompressionModule, memories: Mapping[str, Behind], batch: Batch) -> None:
         """Answer every query of a batch greedily behind the memories of each row; its targets are not looked at."""
@@ -285,34 +282,12 @@ class Answers:
         self.by_teacher |= {n: written(self.teacher[n].ids[:limit]) for n in numbers if n in self.teacher}
         for row, (memory, read) in memories.items():
             made = module.lm.generate(memory, read, max_new_tokens=limit, stop_ids=self.stop_ids)
-            texts = [written(ids) for ids in made]
-            cut = [len(ids) >= limit for ids in made]
-            found = zip(texts, cut, strict=True)
+            found = ((written(ids), len(ids) >= limit) for ids in made)
             self.collected.setdefault(row, {}).update(zip(numbers, found, strict=True))
-        rows = zip(batch.context.ids, batch.context.mask, strict=True)
-        decode = partial(self.datamodule.tokenizer.decode, skip_special_tokens=True)
-        contexts = [str(decode(ids[mask].tolist())).strip() for ids, mask in rows]
-        for number, context in zip(numbers, batch.context_of.tolist(), strict=True):
-            example = self.examples[number]
-            instruction = example.instruction or contexts[context]
-            self.questions[number] = (instruction, example.input, example.output.strip())
-
-    def repeat(self, row: str, other: str) -> None:
-        """What `row` answered is what `other` would have."""
-        if row in self.collected:
-            self.collected[other] = self.collected[row]
-
-
-def teacher_of(datamodule: ContextDataModule, split: str) -> dict[int, TaughtAnswer]:
-    """The LM's own answers to a split's examples; empty: they are not the targets."""
-    return datamodule.teacher_answers(split) if isinstance(datamodule, TaughtDataModule) else {}
 
 
 def answers_for(
-    datamodule: ContextDataModule,
-    config: EvaluationConfig,
-    examples: Sequence[ExampleInfo],
-    teacher: Mapping[int, TaughtAnswer],
+    datamodule: ContextDataModule, config: EvaluationConfig, teacher: Mapping[int, TaughtAnswer]
 ) -> Answers | None:
     """Where answers to the examples of a split are collected; None where none are wanted. They are no longer than the
     `teacher`'s may be."""
@@ -322,7 +297,7 @@ def answers_for(
     stop_ids, most = datamodule.prompt_format().stop_ids, config.max_new_tokens
     if teacher and (asks := datamodule.config.asks) is not None:
         most = min(most, asks.max_new_tokens)
-    return Answers(datamodule, most, stop_ids, {e.number: e for e in examples}, teacher)
+    return Answers(datamodule, most, stop_ids, teacher)
 
 
 def example_of_query(batch: Batch) -> list[int]:
@@ -345,6 +320,7 @@ def room(module: CompressionModule, memories: Sequence[Memory | None], batch: Ba
     return max(1, window - front - int(batch.query_mask.sum(-1).max()) - 1)  # 1: a BOS
 
 
+@torch.inference_mode()
 def write_rationales(
     module: CompressionModule,
     datamodule: ContextDataModule,
@@ -360,11 +336,17 @@ def write_rationales(
         ConfigError: the file cannot be written.
     """
     lines, data = [], cast(RationaleDataModule, datamodule)  # what data with two tasks offers
+    stop_ids = data.prompt_format().stop_ids
     for split in splits:
         rows, loader = data.rows(split), data.rationale_dataloader(split)
         texts: dict[int, str] = {}
         for done, batch in enumerate(loader, start=1):
-            texts.update(_texts(module, data, batch.to(module.device)))
+            batch = batch.to(module.device)
+            memory = module.compress(batch.context)
+            limit = min(data.config.max_rationale_tokens, room(module, [memory], batch))
+            made = module.lm.generate(memory, batch, max_new_tokens=limit, stop_ids=stop_ids)
+            for number, ids in zip(example_of_query(batch), made, strict=True):
+                texts[number] = str(data.tokenizer.decode(ids, skip_special_tokens=True)).strip()
             on_batch(f"rationales {split}", done, len(loader))
         for number in sorted(texts):
             row = rows[number]
@@ -377,13 +359,3 @@ def write_rationales(
             }
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_atomic(path, "".join(lines))
-
-
-@torch.inference_mode()
-def _texts(module: CompressionModule, datamodule: RationaleDataModule, batch: Batch) -> Iterator[tuple[int, str]]:
-    """Example numbers and greedy rationales of a batch."""
-    memory = module.compress(batch.context)
-    limit = min(datamodule.config.max_rationale_tokens, room(module, [memory], batch))
-    made = module.lm.generate(memory, batch, max_new_tokens=limit, stop_ids=datamodule.prompt_format().stop_ids)
-    for number, ids in zip(example_of_query(batch), made, strict=True):
-        yield number, str(datamodule.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -32,7 +32,7 @@ from promptcomp.language_model.pretrained import origin_note
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.plain import near, say
 from promptcomp.report import print_report
-from promptcomp.run.assess import Assessment, assess, measure, shown_texts, write_rationales
+from promptcomp.run.assess import Assessment, assess, measure, write_rationales
 from promptcomp.run.callbacks import SaveBetweenSteps, Stopped, TrainingProgress
 from promptcomp.run.configured import experiment_to_resume
 from promptcomp.run.opening import Parts, make_module, make_parts, open_trained, quiet, set_threads
@@ -297,7 +297,7 @@ def _evaluate(
     )
     write_predictions(run.predictions, [each for assessment in found.values() for each in assessment.predictions])
     write_results(run.results, results)
-    texts = {split: shown_texts(datamodule, split, each) for split, each in found.items()}
+    texts = {split: each.texts for split, each in found.items()}
     write_examples(run.examples, {split: each.predictions for split, each in found.items()}, texts, experiment.seed)
     try_page(run, console)
     return results

@@ -130,5 +130,5 @@ def test_each_query_knows_its_example() -> None:
 
 def test_auto_follows_the_data(tmp_path: Path) -> None:
     data = datamodule(tmp_path)
-    assert answers_for(data, EvaluationConfig(), data.examples("seen"), {}) is not None
-    assert answers_for(data, EvaluationConfig(generate=False), data.examples("seen"), {}) is None
+    assert answers_for(data, EvaluationConfig(), {}) is not None
+    assert answers_for(data, EvaluationConfig(generate=False), {}) is None
