@@ -26,7 +26,7 @@ from promptcomp.comparing.runs import (
     settings_of,
 )
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.bootstrap import CONFIDENCE, RESAMPLES, percentile_interval, resample
+from promptcomp.evaluation.bootstrap import RESAMPLES, percentile_interval, resample
 from promptcomp.evaluation.metrics import group
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER, MetricName, Prediction, joined, read_predictions
 from promptcomp.evaluation.results import Estimate, Interval, SplitResult
@@ -276,7 +276,7 @@ def _paired(
         samples = resample(group(both, names), names, [metric], resamples=resamples, seed=seed)
         for label in of_label:
             difference = samples.difference(metric, label, _FIRST)
-            found[label] = percentile_interval(difference, samples.num_contexts, CONFIDENCE)
+            found[label] = percentile_interval(difference, samples.num_contexts)
             if found[label] is None and samples.num_contexts > 1:
                 alike = "all contexts differ equally from the first run, so the delta has no interval"
                 notes[label] = "; ".join([*([notes[label]] if label in notes else []), alike])

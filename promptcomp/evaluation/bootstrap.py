@@ -36,15 +36,15 @@ class Samples:
         """The metric on all examples; None where it has no meaning (no classification task, no finite loss)."""
         return finite(float(self.values[name][row][0]))
 
-    def interval(self, name: MetricName, row: str, confidence: float = CONFIDENCE) -> Interval | None:
+    def interval(self, name: MetricName, row: str) -> Interval | None:
         """Percentile interval of the metric; where every resample is equal, that of a share of so many contexts (for
         means over tokens there is none)."""
         values = self.values[name][row]
         if name in TOKEN_METRICS:
-            return percentile_interval(values, self.num_contexts, confidence)
+            return percentile_interval(values, self.num_contexts)
         if values[0] in (0.0, 1.0):
-            return _at_the_edge(float(values[0]), self.num_contexts, confidence)
-        return share_interval(values, self.num_contexts, confidence)
+            return _at_the_edge(float(values[0]), self.num_contexts)
+        return share_interval(values, self.num_contexts)
 
     def difference(self, name: MetricName, row: str, other: str) -> Array:
         """Metric of `row` less that of `other`, paired [1 + R]."""
@@ -101,7 +101,6 @@ def resample(
 def retained(
     samples: Samples,
     name: MetricName,
-    confidence: float = CONFIDENCE,
     *,
     method: str = "method",
     full: str = "full_prompt",
@@ -123,7 +122,7 @@ def retained(
     if headroom <= 0 or (error is not None and headroom < 2 * error):
         return Retained(headroom=headroom, headroom_se=error, no_headroom=True)
     ratio = np.where(gap > 0, gained / np.where(gap > 0, gap, 1.0), np.nan)
-    ci = percentile_interval(ratio, samples.num_contexts, confidence)
+    ci = percentile_interval(ratio, samples.num_contexts)
     return Retained(value=float(ratio[0]), ci=ci, headroom=headroom, headroom_se=error)
 
 
@@ -133,8 +132,8 @@ def standard_error(values: Array, num_contexts: int) -> float | None:
     return float(drawn.std(ddof=1)) if num_contexts > 1 and len(drawn) > 1 and np.ptp(drawn) > 0 else None
 
 
-def percentile_interval(values: Array, num_contexts: int, confidence: float = CONFIDENCE) -> Interval | None:
-    """Interval that holds the share `confidence` of the resamples (all but the first value).
+def percentile_interval(values: Array, num_contexts: int) -> Interval | None:
+    """Interval that holds the share CONFIDENCE of the resamples (all but the first value).
 
     None for one context, and where every resample is equal: that says how few contexts there are, not that the value is
     certain.
@@ -142,17 +141,16 @@ def percentile_interval(values: Array, num_contexts: int, confidence: float = CO
     drawn = values[1:][np.isfinite(values[1:])]
     if num_contexts < 2 or len(drawn) < 2 or np.ptp(drawn) <= 1e-9 * np.abs(drawn).max():
         return None
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def share_interval(values: Array, num_contexts: int, confidence: float = CONFIDENCE) -> Interval | None:
+def share_interval(values: Array, num_contexts: int) -> Interval | None:
     """The percentile interval of a share (0-1); where every resample is equal, Wilson's over contexts."""
     if num_contexts < 2 or not np.isfinite(values[0]):
         return None
-    found = percentile_interval(values, num_contexts, confidence)
-    return found or wilson(float(values[0]) * num_contexts, num_contexts, confidence)
+    return percentile_interval(values, num_contexts) or wilson(float(values[0]) * num_contexts, num_contexts)
 
 
 def wilson(hits: float, count: int, confidence: float = CONFIDENCE) -> Interval | None:
@@ -166,11 +164,11 @@ def wilson(hits: float, count: int, confidence: float = CONFIDENCE) -> Interval 
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _at_the_edge(value: float, num_contexts: int, confidence: float) -> Interval | None:
+def _at_the_edge(value: float, num_contexts: int) -> Interval | None:
     """Exact binomial (Clopper-Pearson) limit over contexts when all or none is right: every resample is then equal."""
     if num_contexts < 2:
         return None
-    limit = float(((1 - confidence) / 2) ** (1 / num_contexts))
+    limit = float(((1 - CONFIDENCE) / 2) ** (1 / num_contexts))
     return (limit, 1.0) if value == 1.0 else (0.0, 1.0 - limit)
 
 

@@ -114,50 +114,37 @@ def prefill_flops(
     """
     if cost.family == "decoder":
         slots, cached = (front_tokens + memory_slots, 0.0) if memory_kind == "soft_prompt" else (0.0, memory_slots)
-        return _with_ratio(
-            no_prompt_prefill_flops=decoder_flops(cost, front_tokens + query_tokens),
-            prefill_flops=decoder_flops(cost, slots + query_tokens, cached),
-            full_prefill_flops=decoder_flops(cost, context_tokens + query_tokens),
-            cached_full_prefill_flops=decoder_flops(cost, query_tokens, context_tokens),
-            cached_prefill_flops=decoder_flops(cost, query_tokens, slots + cached),
-            compress_flops=compress_flops,
-        )
-    in_encoder = layout == "query_in_encoder"
-    encoded, decoded = (query_tokens, 1.0) if in_encoder else (0.0, query_tokens + 1)
+        nothing = decoder_flops(cost, front_tokens + query_tokens)
+        ours = decoder_flops(cost, slots + query_tokens, cached)
+        full = decoder_flops(cost, context_tokens + query_tokens)
+        cached_ours = decoder_flops(cost, query_tokens, slots + cached)
+        cached_full = decoder_flops(cost, query_tokens, context_tokens)
+    else:
+        in_encoder = layout == "query_in_encoder"
+        encoded, decoded = (query_tokens, 1.0) if in_encoder else (0.0, query_tokens + 1)
 
-    def whole(context: float) -> float:
-        read = context + encoded
-        return encoder_flops(cost, read) + cross_decoder_flops(cost, decoded, read)
+        def whole(context: float) -> float:
+            read = context + encoded
+            return encoder_flops(cost, read) + cross_decoder_flops(cost, decoded, read)
 
-    def cached_part(context: float) -> float:
-        """An encoder reads in both directions, so its output is reusable only when the query is not part of it."""
-        if in_encoder:
-            return whole(context)
-        return cross_decoder_flops(cost, decoded, context, project=False)
-
-    compressed = whole(memory_slots)
-    if memory_kind == "encoder_states":  # the states are read, not computed: slots attend nothing
-        compressed = cross_decoder_flops(cost, decoded, memory_slots + encoded)
-        if in_encoder:
-            attention = cost.encoder_pair * encoded * memory_slots
-            compressed += encoder_flops(cost, encoded) + attention
-    return _with_ratio(
-        no_prompt_prefill_flops=whole(0.0),
-        prefill_flops=compressed,
-        full_prefill_flops=whole(context_tokens),
-        cached_full_prefill_flops=cached_part(context_tokens),
-        cached_prefill_flops=compressed if in_encoder else cached_part(memory_slots),
-        compress_flops=compress_flops,
-    )
-
-
-def _with_ratio(*, prefill_flops: float, full_prefill_flops: float, compress_flops: float, **others: float) -> Cost:
-    first, _ = break_even(compress_flops, prefill_flops, 0.0, full_prefill_flops) if compress_flops else (None, None)
+        nothing, ours, full = whole(0.0), whole(memory_slots), whole(context_tokens)
+        if memory_kind == "encoder_states":  # the states are read, not computed: slots attend nothing
+            ours = cross_decoder_flops(cost, decoded, memory_slots + encoded)
+            if in_encoder:
+                attention = cost.encoder_pair * encoded * memory_slots
+                ours += encoder_flops(cost, encoded) + attention
+        # an encoder reads in both directions, so its output is reusable only when the query is not part of it
+        cached_ours, cached_full = ours, full
+        if not in_encoder:
+            cached_ours = cross_decoder_flops(cost, decoded, memory_slots, project=False)
+            cached_full = cross_decoder_flops(cost, decoded, context_tokens, project=False)
     return Cost(
-        flops_ratio=full_prefill_flops / prefill_flops,
-        prefill_flops=prefill_flops,
-        full_prefill_flops=full_prefill_flops,
+        flops_ratio=full / ours,
+        no_prompt_prefill_flops=nothing,
+        prefill_flops=ours,
+        full_prefill_flops=full,
+        cached_prefill_flops=cached_ours,
+        cached_full_prefill_flops=cached_full,
         compress_flops=compress_flops,
-        break_even_queries=first,
-        **others,
+        break_even_queries=break_even(compress_flops, ours, 0.0, full)[0] if compress_flops else None,
     )

@@ -8,7 +8,7 @@ come from the runs' predictions on the same examples, resampled together, so dif
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -44,8 +44,6 @@ def summarise(
     *,
     examples_sha256: str = "",
     resamples: int = RESAMPLES,
-    seed: int = 0,
-    confidence: float = CONFIDENCE,
     rivals: Mapping[str, RivalResult] | None = None,
 ) -> SplitResult:
     """Metrics of one split with paired bootstrap intervals over contexts; where no example has what `metric_name` needs
@@ -61,37 +59,34 @@ def summarise(
     scored = predictions[0].scores
     rows = tuple(row for row in dict.fromkeys((*ROWS, *scored)) if scored.get(row) is not None)
     groups = group(predictions, rows)
-    samples = resample(groups, rows, resamples=resamples, seed=seed)
-    kept = retained(samples, metric_name, confidence)
+    samples = resample(groups, rows, resamples=resamples)
+    kept = retained(samples, metric_name)
     gap = samples.difference(metric_name, "method", "full_prompt") if {"method", "full_prompt"} <= set(rows) else None
     cut = [p.unfinished for p in predictions if p.unfinished is not None]
-    value = {row: samples.estimate(metric_name, row) if row in rows else None for row in ROWS}
-    interval = {row: samples.interval(metric_name, row, confidence) if row in rows else None for row in ROWS}
+    values: dict[str, Any] = {}
+    for row in ROWS:
+        values[row] = samples.estimate(metric_name, row) if row in rows else None
+        values[f"{row}_ci"] = samples.interval(metric_name, row) if row in rows else None
     return SplitResult(
         metric=metric_name,
         count=len(predictions),
-        method=value["method"],
-        full_prompt=value["full_prompt"],
-        no_prompt=value["no_prompt"],
+        **values,
         retained=kept.value,
         retained_ci=kept.ci,
         others={name: samples.estimate(name, "method") if "method" in rows else None for name in METRICS},
-        method_ci=interval["method"],
-        full_prompt_ci=interval["full_prompt"],
-        no_prompt_ci=interval["no_prompt"],
         headroom=kept.headroom,
         headroom_se=kept.headroom_se,
         no_headroom=kept.no_headroom,
         gap_to_full=None if gap is None else finite(gap[0]),
-        gap_to_full_ci=None if gap is None else percentile_interval(gap, samples.num_contexts, confidence),
-        rows={row: _estimates(samples, row, confidence, groups) for row in rows},
-        rivals={row: _rival(samples, metric_name, row, known, confidence) for row, known in (rivals or {}).items()},
-        behaviour=_behaviour(predictions, samples, confidence),
+        gap_to_full_ci=None if gap is None else percentile_interval(gap, samples.num_contexts),
+        rows={row: _estimates(samples, row, groups) for row in rows},
+        rivals={row: _rival(samples, metric_name, row, known) for row, known in (rivals or {}).items()},
+        behaviour=_behaviour(predictions, samples),
         tasks=_tasks(groups, rows, metric_name),
         seeds=_seeds(groups, rows, metric_name),
         num_tasks=len({g.task for g in groups}),
         num_contexts=samples.num_contexts,
-        confidence=confidence,
+        confidence=CONFIDENCE,
         resamples=resamples,
         examples_sha256=examples_sha256,
         generated=sum(p.is_generated for p in predictions),
@@ -99,22 +94,22 @@ def summarise(
     )
 
 
-def _rival(samples: Samples, name: MetricName, row: str, known: RivalResult, confidence: float) -> RivalResult:
+def _rival(samples: Samples, name: MetricName, row: str, known: RivalResult) -> RivalResult:
     """What is known of a rival, with the share of the gap that it keeps and how far the method is ahead of it."""
     if known.missing:
         return known
-    kept = retained(samples, name, confidence, method=row)
+    kept = retained(samples, name, method=row)
     gap = samples.difference(name, "method", row)
-    ci = percentile_interval(gap, samples.num_contexts, confidence)
+    ci = percentile_interval(gap, samples.num_contexts)
     found = {"retained": kept.value, "retained_ci": kept.ci, "gap": finite(float(gap[0])), "gap_ci": ci}
     return known.model_copy(update=found)
 
 
-def _behaviour(predictions: Sequence[Prediction], samples: Samples, confidence: float) -> dict[str, KeptShare]:
+def _behaviour(predictions: Sequence[Prediction], samples: Samples) -> dict[str, KeptShare]:
     """How much of what the LM does behind the full context it does behind the method's memory."""
     if all(prediction.teacher is None for prediction in predictions):
         return {}
-    kept = {name: retained(samples, name, confidence) for name in BEHAVIOUR}
+    kept = {name: retained(samples, name) for name in BEHAVIOUR}
     return {name: KeptShare(value=each.value, ci=each.ci) for name, each in kept.items() if each.headroom is not None}
 
 
@@ -145,16 +140,14 @@ def _teachers(predictions: Sequence[Prediction]) -> MetricName | None:
     return "teacher_rougeL" if any(_has(p, "teacher_rougeL") for p in predictions) else None
 
 
-def _estimates(
-    samples: Samples, row: str, confidence: float = CONFIDENCE, groups: Sequence[Group] = ()
-) -> dict[str, Estimate]:
+def _estimates(samples: Samples, row: str, groups: Sequence[Group] = ()) -> dict[str, Estimate]:
     """Every metric of a row that has a value; with `groups` its spread over data seeds too."""
     found: dict[str, Estimate] = {}
     for name in METRICS:
         if (value := samples.estimate(name, row)) is not None:
             values, std = _spread(groups, row, name)
             worst = None if std is None else max(values) if name in LOWER_IS_BETTER else min(values)
-            found[name] = Estimate(value=value, ci=samples.interval(name, row, confidence), std=std, worst=worst)
+            found[name] = Estimate(value=value, ci=samples.interval(name, row), std=std, worst=worst)
     return found
 
 
@@ -169,7 +162,7 @@ def _tasks(groups: Sequence[Group], rows: Sequence[str], chosen: MetricName) -> 
     for task in dict.fromkeys(g.task for g in groups):
         own = [g for g in groups if g.task == task]
         kind = own[0].kind
-        name: MetricName = _task_metric(own, rows, chosen)
+        name = _task_metric(own, rows, chosen)
         values = {row: finite(_plain(own, row, name)) for row in rows}
         results.append(
             TaskResult(
@@ -191,8 +184,7 @@ def _task_metric(own: Sequence[Group], rows: Sequence[str], chosen: MetricName) 
     """task, or what a free-form task is measured by: a metric of its texts, or the loss."""
     if own[0].kind != "free_form":
         return "task"
-    generated = any("exact_match" in g.rows[row].texts for g in own for row in rows)
-    if not generated:
+    if not any("exact_match" in g.rows[row].texts for g in own for row in rows):
         return "loss"
     return chosen if chosen in TEXT_METRICS or chosen in TOKEN_METRICS else "exact_match"
 
