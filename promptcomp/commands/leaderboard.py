@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from promptcomp.commands.common import JsonOption, Overrides, RunByDefault, console_for, show
-from promptcomp.commands.sweep import stopped, work
+from promptcomp.commands.sweep import planned
 from promptcomp.errors import ConfigError, command
 from promptcomp.plain import say
 
@@ -46,27 +46,19 @@ def leaderboard_run(
     KEY=VALUE holds for all rows, NAME:KEY=VALUE for one method, sweep.KEY=VALUE for the sweep.
     """
     from promptcomp.leaderboard.track import plan_of, read_track
-    from promptcomp.sweeps.checking import check, check_splits
-    from promptcomp.sweeps.sweep_directory import SweepDirectory
+    from promptcomp.sweeps.checking import check
 
     given: dict[str, Any] = {"slots": slots, "bytes": bytes_, "rates": rates, "methods": methods, "rivals": rivals}
     listed = {name: _listed(text, f"--{name}") for name, text in given.items() if text is not None}
     plan = plan_of(read_track(track, {**listed, "seeds": seeds}), overrides or ())
     check(plan.sweep)
     folder, console = output or Path("leaderboards") / Path(track).stem, console_for(as_json)
-    place = folder / "sweep"
-    if dry_run:
-        from promptcomp.sweeps.preview import print_plan
-
-        for row in plan.rows:
-            if row.failure:
-                say(console, f"n/a: {row.name}: {row.failure}")
-        print_plan(plan.sweep, SweepDirectory(place), workers, False, console, as_json)
+    for row in plan.rows if dry_run else ():
+        if row.failure:
+            say(console, f"n/a: {row.name}: {row.failure}")
+    state = planned(plan.sweep, folder / "sweep", workers, plan.track.split, dry_run, as_json)
+    if state is None:
         return
-    check_splits(plan.sweep, plan.track.split)
-    state, finished = work(plan.sweep, place, None, workers, None, console)
-    if not finished:
-        raise stopped(console)
     from promptcomp.leaderboard.board_row import write_rows
     from promptcomp.leaderboard.from_sweep import rows_of_sweep
 
