@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,26 +17,39 @@ from typing import Any
 
 import numpy as np
 
-from promptcomp.comparing.runs import (
-    PREDICTIONS,
-    ComparedRun,
-    different_examples,
-    load,
-    metric_of,
-    refusal,
-    settings_of,
-)
-from promptcomp.config import ConfigError
+from promptcomp.config import ConfigError, read_yaml
+from promptcomp.documents import YAML_LIMIT, how_to_begin
 from promptcomp.evaluation.bootstrap import RESAMPLES, percentile_interval, resample
 from promptcomp.evaluation.metrics import group
-from promptcomp.evaluation.predictions import LOWER_IS_BETTER, MetricName, Prediction, joined, read_predictions
-from promptcomp.evaluation.results import Estimate, Interval, SplitResult
+from promptcomp.evaluation.predictions import LOWER_IS_BETTER, METRICS, MetricName, Prediction, joined, read_predictions
+from promptcomp.evaluation.results import FILE_NAME, Estimate, Interval, Results, SplitResult, read_results
+from promptcomp.files import read_text
 from promptcomp.terminal import as_text, frame
 
+PREDICTIONS = "predictions.jsonl"
+_OWN = ("seed", "name", "output_dir")
+"""Keys in which runs of one setting differ."""
+_OWN_LINE = re.compile(rf"^(?:{'|'.join(_OWN)}): .*\n", re.MULTILINE)
 _FIRST = "the first run"
 """Row of the baseline among the others; labels are paths and hold no such name by chance."""
 _READ_BY = {"trained": " by its own trained weights", "untrained": " by the untrained LM"}
 _SAME = 1e-3  # other hardware moves a loss a little
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRun:
+    """A run to compare."""
+
+    label: str
+    """Short name, unique among the compared runs."""
+    path: Path
+    """Its results.json."""
+    results: Results
+
+    @property
+    def predictions(self) -> Path:
+        """Where its predictions are, if it has any."""
+        return self.path.with_name(PREDICTIONS)
 
 
 class ComparisonRow:
@@ -56,13 +70,12 @@ class ComparisonRow:
         self, run: ComparedRun, split: str, metric: MetricName, baseline: ComparedRun | None, interval: Interval | None
     ) -> None:
         result = run.results.splits[split]
-        headline, method = result.metric == metric, _estimate(result, "method", metric)
+        method, kept = _estimate(result, "method", metric), result if result.metric == metric else None
         self.run, self.method, self.method_ci = run, method.value, method.ci
         self.no_prompt = _estimate(result, "no_prompt", metric).value
         self.full_prompt = _estimate(result, "full_prompt", metric).value
-        self.retained = result.retained if headline else None
-        self.retained_ci = result.retained_ci if headline else None
-        self.no_headroom = result.no_headroom and headline
+        self.retained, self.retained_ci = (kept.retained, kept.retained_ci) if kept else (None, None)
+        self.no_headroom = kept is not None and kept.no_headroom
         first = None
         if baseline is not None and baseline is not run:
             first = _estimate(baseline.results.splits[split], "method", metric).value
@@ -185,15 +198,15 @@ def compare(
     """
     if not paths:
         raise ConfigError("nothing to compare: give one or more run directories, for example runs/*")
-    runs = load([Path(path) for path in paths])
+    runs = _load([Path(path) for path in paths])
     shared = _shared_splits(runs, split)
     left_out = sorted({name for run in runs for name in run.results.splits} - set(shared)) if split is None else []
     notes = (f"splits that not all runs evaluated are left out: {', '.join(left_out)}",) if left_out else ()
-    chosen = {name: metric_of(runs, name, metric) for name in shared}
-    different = {name: different_examples(runs, name) for name in shared}
+    chosen = {name: _metric_of(runs, name, metric) for name in shared}
+    different = {name: _different_examples(runs, name) for name in shared}
     if any(different.values()) and not allow_different:
         name = next(name for name in shared if different[name])
-        raise ConfigError(refusal(runs, name, different[name]))
+        raise ConfigError(_refusal(runs, name, different[name]))
     gc.disable()  # hundreds of thousands of objects are made, and none is in a circle
     try:
         having = [run for run in runs if run.predictions.is_file()] if len(runs) > 1 else []
@@ -286,7 +299,7 @@ def _paired(
 def _seed_means(rows: Sequence[ComparisonRow]) -> tuple[SeedMean, ...]:
     """Mean and spread of runs that share a setting, in the order of their first run."""
     members: dict[int, list[ComparisonRow]] = {}
-    known = settings_of([row.run for row in rows])
+    known = _settings_of([row.run for row in rows])
     for i, (row, setting) in enumerate(zip(rows, known, strict=True)):
         members.setdefault(i if setting is None else known.index(setting), []).append(row)
     return tuple(made for each in members.values() if (made := _seed_mean(each)) is not None)
@@ -306,3 +319,86 @@ def _seed_mean(rows: Sequence[ComparisonRow]) -> SeedMean | None:
         retained=float(np.mean(kept)) if complete else None,
         retained_std=float(np.std(kept, ddof=1)) if complete else None,
     )
+
+
+def _load(paths: Sequence[Path]) -> list[ComparedRun]:
+    """Read the runs.
+
+    Args:
+        paths: run directories or results.json files.
+
+    Raises:
+        ConfigError: a file cannot be read or is given twice.
+    """
+    for path in paths:
+        if not os.path.exists(path) and (hint := how_to_begin(path)):
+            raise ConfigError(f"{path}: no such run{hint}")
+    files = [path / FILE_NAME if os.path.isdir(path) else path for path in paths]
+    resolved = [Path(os.path.realpath(file)) for file in files]  # unlike resolve(), also of links in a circle
+    for i, file in enumerate(resolved):
+        if file in resolved[:i]:
+            raise ConfigError(f"{paths[i]}: the same run is given twice")
+    return [ComparedRun(label, file, read_results(file)) for label, file in zip(_labels(resolved), files, strict=True)]
+
+
+def _labels(files: Sequence[Path]) -> list[str]:
+    """The shortest ends of the run directories' paths that tell them apart."""
+    parts = [file.parent.parts if file.name == FILE_NAME else file.parts for file in files]
+    for length in range(1, max(len(part) for part in parts) + 1):
+        labels = ["/".join(part[-length:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(file) for file in files]
+
+
+def _metric_of(runs: Sequence[ComparedRun], split: str, wanted: str | None) -> MetricName:
+    """The metric to compare a split by: the wanted one, or the runs' headline metric.
+
+    Raises:
+        ConfigError: the runs have different headline metrics, or the metric is unknown.
+    """
+    found = {run.label: wanted or run.results.splits[split].metric for run in runs}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{label}: {name}" for label, name in found.items())
+        raise ConfigError(f"split {split}: the runs report different metrics ({listed}); choose one, such as accuracy")
+    if (name := next(iter(found.values()))) not in METRICS:
+        raise ConfigError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
+    return name
+
+
+def _different_examples(runs: Sequence[ComparedRun], split: str) -> list[str]:
+    """Labels of the runs whose examples are not those of the first run (or cannot be known to be)."""
+    known = runs[0].results.splits[split].examples_sha256 or None
+    return [run.label for run in runs[1:] if run.results.splits[split].examples_sha256 != known]
+
+
+def _refusal(runs: Sequence[ComparedRun], split: str, labels: Sequence[str]) -> str:
+    """Why runs with other examples are not ranked, and what to do."""
+    first = runs[0]
+    counts = "; ".join(
+        f"{run.label}: {run.results.data}, {run.results.splits[split].count:,} examples"
+        for run in runs
+        if run is first or run.label in labels
+    )
+    return (
+        f"split {split}: {', '.join(labels)} answered other test examples than {first.label} ({counts}), so the runs"
+        " cannot be ranked; evaluate them on the same data, or pass --allow-different to see them side by side"
+    )
+
+
+def _settings_of(runs: Sequence[ComparedRun]) -> list[dict[str, Any] | None]:
+    """Each run's configuration but for the seed and where it is kept; None without a configuration file.
+
+    Runs of one setting differ by their training seed alone. Files that differ in nothing else are parsed once.
+
+    Raises:
+        ConfigError: a configuration cannot be read.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    found: list[dict[str, Any] | None] = []
+    for path in (run.path.with_name("config.yaml") for run in runs):
+        text = _OWN_LINE.sub("", read_text(path, "configuration file", YAML_LIMIT)) if path.is_file() else None
+        if text is not None and text not in known:
+            known[text] = {key: value for key, value in read_yaml(path).items() if key not in _OWN}
+        found.append(None if text is None else known[text])
+    return found
