@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -201,12 +202,13 @@ def print_bench(bench: Bench, console: Console) -> None:
         ),
         highlight=False,
     )
+    reasons, wide = {r.not_possible for r in bench.records if r.not_possible}, console.width >= WIDE
     for tokens in bench.lengths:
-        for table in (
-            _serving_table(bench, tokens, console.width >= WIDE),
-            _making_table(bench, tokens, console.width >= WIDE),
-            _break_even_table(bench, tokens),
-        ):
+        serving = _cost_table(bench, tokens, wide, f"{tokens:,} prompt tokens: one query", "way", _SERVING)
+        serving.caption = "; ".join(f"not possible: {reason}" for reason in sorted(reasons)) or None
+        serving.caption_justify = "left"
+        making = _cost_table(bench, tokens, wide, "made once for a prompt", "what", _MAKING, attrgetter("making"))
+        for table in (serving, making, _break_even_table(bench, tokens)):
             console.print()
             console.print(table)
     for line in bench.skipped:
@@ -237,29 +239,17 @@ _MAKING: dict[str, Callable[[Making], str]] = {
 _ONLY_WIDE = ("counted", "KV in use")
 
 
-def _serving_table(bench: Bench, tokens: int, wide: bool) -> Table:
-    """The cost of one query after the prompt, in each way."""
-    columns = {name: text for name, text in _SERVING.items() if wide or name not in _ONLY_WIDE}
-    table = _table(f"{tokens:,} prompt tokens: one query", ("way",), tuple(columns))
-    for head, record in _numbered(bench, bench.at(tokens)):
-        if record.not_possible:
-            table.add_row(head, WAYS[record.way], "not possible", style="dim")
-        else:
-            cells = [text(record) for text in columns.values()]
-            table.add_row(head, WAYS[record.way], *cells, style="bold" if record.way == "compressed" else "")
-    reasons = {r.not_possible for r in bench.records if r.not_possible}
-    table.caption = "; ".join(f"not possible: {reason}" for reason in sorted(reasons)) or None
-    table.caption_justify = "left"
-    return table
-
-
-def _making_table(bench: Bench, tokens: int, wide: bool) -> Table:
-    """What is done once for the prompt."""
-    columns = {name: text for name, text in _MAKING.items() if wide or name not in _ONLY_WIDE}
-    table = _table("made once for a prompt", ("what",), tuple(columns))
-    for head, record in _numbered(bench, [r for r in bench.at(tokens) if r.making is not None]):
-        cells = [text(record.making) for text in columns.values() if record.making is not None]
-        table.add_row(head, WAYS[record.way], *cells, style="bold" if record.way == "compressed" else "")
+def _cost_table(
+    bench: Bench, tokens: int, wide: bool, title: str, head: str, columns: Mapping[str, Callable[[Any], str]],
+    of: Callable[[Timing], Any] = lambda record: record,
+) -> Table:  # fmt: skip
+    """What columns say `of` each record that has it, in each way."""
+    shown = {name: text for name, text in columns.items() if wide or name not in _ONLY_WIDE}
+    table = _table(title, (head,), tuple(shown))
+    for first, record in _numbered(bench, [each for each in bench.at(tokens) if of(each) is not None]):
+        cells = ["not possible"] if record.not_possible else [text(of(record)) for text in shown.values()]
+        style = "dim" if record.not_possible else "bold" if record.way == "compressed" else ""
+        table.add_row(first, WAYS[record.way], *cells, style=style)
     return table
 
 

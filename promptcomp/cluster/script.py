@@ -16,7 +16,7 @@ from promptcomp.config import ConfigError
 
 WORKER = "{worker}"
 """Stands for the number of the array element among the words of an array."""
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,29 +96,20 @@ def _options(job: Job, profile: SlurmProfile, workdir: Path) -> list[str]:
         ("open-mode", "append"),
         ("chdir", str(workdir)),
         ("array", f"0-{job.array - 1}%{job.array}" if job.array else None),
-        ("partition", profile.partition),
-        ("account", profile.account),
-        ("qos", profile.qos),
-        ("time", profile.time),
-        ("nodes", profile.nodes),
+        *((name, getattr(profile, name)) for name in ("partition", "account", "qos", "time", "nodes")),
         ("ntasks-per-node", job.tasks_per_node),
         ("gpus-per-node", gpus if profile.gpus_per_node else None),
         ("cpus-per-task", profile.cpus_per_task and profile.cpus_per_task * profile.tasks // job.tasks_per_node),
-        ("mem", profile.mem),
-        ("constraint", profile.constraint),
-        ("reservation", profile.reservation),
-        ("exclude", profile.exclude),
-        ("nodelist", profile.nodelist),
+        *((name, getattr(profile, name)) for name in ("mem", "constraint", "reservation", "exclude", "nodelist")),
         ("mail-user", profile.mail),
         ("mail-type", "END,FAIL" if profile.mail else None),
         ("signal", f"B:USR1@{profile.signal_seconds}"),
     ]
-    options = [f"--{name}={value}" for name, value in wanted if value is not None]
-    return [*options, "--requeue", *profile.extra]
+    return [*(f"--{name}={value}" for name, value in wanted if value is not None), "--requeue", *profile.extra]
 
 
 def _environment(profile: SlurmProfile) -> dict[str, str]:
-    found = {"PYTHONUNBUFFERED": "1", **(_OFFLINE if profile.offline else {})}
+    found = {"PYTHONUNBUFFERED": "1", **(OFFLINE if profile.offline else {})}
     if profile.container is None and os.environ.get("PYTHONPATH"):
         found["PYTHONPATH"] = os.environ["PYTHONPATH"]
     return found | profile.environment

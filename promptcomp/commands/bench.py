@@ -41,12 +41,12 @@ def bench(
     served: LoadPlan,
 ) -> None:
     """Measure the cost of a query after a prompt: without a cache, with a cache of the full prompt, and compressed."""
+    if output is not None:
+        check_empty(output)
     if served.server is not None:
         if run or overrides or method or config or lm or slots:
             raise ConfigError("--server measures what is served there; leave RUN, --method, --config and --lm out")
         loads = served.loads()
-        if output is not None:
-            check_empty(output)
         from promptcomp.bench.server_load import run_server_bench
 
         run_server_bench(served, loads, plan, output, console_for(as_json), as_json)
@@ -59,8 +59,6 @@ def bench(
     if place is not None and place.is_file():
         if words or method or config or lm or slots:
             raise ConfigError(f"{run}: a file brings its own method, LM and length; leave everything but measuring out")
-        if output is not None:
-            check_empty(output)
         from promptcomp.bench.requests import open_file
         from promptcomp.bench.timing import run_bench
 
@@ -85,8 +83,6 @@ def bench(
         (experiment if place is None else experiment.without_training()).check()
     else:
         experiment.lm.check_place()
-    if output is not None:
-        check_empty(output)
     from promptcomp.bench.requests import open_subject
     from promptcomp.bench.timing import run_bench
 

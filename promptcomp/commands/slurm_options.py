@@ -53,19 +53,19 @@ def refuse_overrides(words: Sequence[str]) -> None:
     Raises:
         ConfigError: there is one.
     """
-    ours = [word for word in words if word.startswith("slurm.")]
-    if ours:
+    if ours := [word for word in words if word.startswith("slurm.")]:
         raise ConfigError(f"{ours[0]!r} is for a job on a cluster; add --slurm")
 
 
 def load_for_submission(chosen: str, words: Sequence[str]) -> tuple[SlurmProfile, list[str]]:
     """The profile with its overrides, and the other words. Nodes without internet: nothing here asks the hub either."""
     from promptcomp.cluster.profile import load_profile, split_overrides
+    from promptcomp.cluster.script import OFFLINE
 
     ours, others = split_overrides(words)
     profile = load_profile(chosen, ours)
     if profile.offline:  # before the hub's library is imported: it reads them once
-        os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
+        os.environ.update(OFFLINE)
     return profile, others
 
 
