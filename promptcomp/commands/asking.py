@@ -146,23 +146,14 @@ def _agree(session: AskingSession[KeptT], prices: Prices, yes: bool, console: Co
 @contextmanager
 def _progress(session: AskingSession[KeptT], console: Console) -> Iterator[Callable[[KeptT], None]]:
     """A bar with running counts; silent where no person reads."""
-    from rich.progress import BarColumn, Progress, TextColumn
+    from promptcomp.run.stage import WorkStage
 
-    from promptcomp.terminal import time_columns
-
-    columns = (
-        TextColumn(f"[bold]{session.name}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total}"),
-    )
-    rest = (TextColumn("{task.fields[state]}"), *time_columns(console))
     counts: Counter[str] = Counter()
-    with Progress(*columns, *rest, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(session.todo), state="")
+    with WorkStage(console, session.name, len(session.todo), says=False) as bar:
 
         def seen(answer: KeptT) -> None:
             counts.update(session.marks_of(answer))
-            bar.update(task, advance=1, state=", ".join(f"{counts[mark]} {mark}" for mark in session.marks))
+            bar.more(1, ", ".join(f"{counts[mark]} {mark}" for mark in session.marks))
 
         yield seen
 

@@ -16,13 +16,15 @@ _EVERY = 30.0
 
 
 class WorkStage:
-    """One part of the work; use as a context manager. What was done before this call is not in the time left."""
+    """One part of the work; use as a context manager. What was done before this call is not in the time left. `says`:
+    with lines where there is no terminal."""
 
-    def __init__(self, console: Console, name: str, total: int) -> None:
+    def __init__(self, console: Console, name: str, total: int, says: bool = True) -> None:
         columns = (BarColumn(bar_width=20), TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[state]}"))
         shown = {"console": console, "disable": not console.is_terminal}
         self._rich = Progress(TextColumn(f"[bold]{name}"), *columns, *time_columns(console), **shown)  # type: ignore[arg-type]
         self._console, self._name, self._total = console, name, total
+        self._says = says and not console.is_terminal
         self._task = self._rich.add_task(name, total=total, state="")
         self._done, self._first = 0, -1
         self._started = self._said = time.monotonic()
@@ -40,12 +42,12 @@ class WorkStage:
         self._done, moment = done, time.monotonic()
         self._rich.update(self._task, completed=done, state=state)
         due = always or done == self._total or moment - self._said > _EVERY
-        if not self._console.is_terminal and due:
+        if self._says and due:
             self._said = moment
             rate = (done - self._first) / max(moment - self._started, 1e-9)
             left = f", {(self._total - done) / rate:.0f} s left" if rate and done < self._total else ""
             say(self._console, f"{self._name}: {done}/{self._total}{f', {state}' if state else ''}{left}")
 
-    def more(self, count: int) -> None:
+    def more(self, count: int, state: str = "") -> None:
         """So many more are done."""
-        self.at(self._done + count)
+        self.at(self._done + count, state)
