@@ -22,7 +22,7 @@ from promptcomp.evaluation.formatting import (
 )
 from promptcomp.evaluation.headroom import has_headroom
 from promptcomp.evaluation.predictions import ROWS, TEXT_METRICS
-from promptcomp.evaluation.results import Estimate, Gap, KeptShare, Results, RivalResult, SplitResult
+from promptcomp.evaluation.results import Estimate, Gap, Results, RivalResult, SplitResult
 from promptcomp.evaluation.summarize import ReferencePoints, SplitPoints
 from promptcomp.plain import continued, near
 from promptcomp.terminal import open_table
@@ -53,7 +53,9 @@ def print_report(
         console.print(Text(about, style="dim"))
     console.print()
     for name, split in results.splits.items():
-        console.print(Text(_quality_title(name, split), style="bold"))
+        counted = f"{many(split.count, 'example')}, {many(split.num_tasks, 'task')}"
+        of = f"{counted}, {many(split.num_contexts, 'context')}; {split.confidence:.0%} intervals"
+        console.print(Text(f"{name}: {of}", style="bold"))
         console.print(_quality_table(results, split, console.width >= WIDE))
         for line in _notes(results, split):
             console.print(line)
@@ -92,11 +94,6 @@ def next_steps(results: Results, run: Path) -> list[str]:
     return [*steps, command("compare", run, "OTHER_RUN"), anew]
 
 
-def _quality_title(name: str, split: SplitResult) -> str:
-    counted = f"{name}: {many(split.count, 'example')}, {many(split.num_tasks, 'task')}"
-    return f"{counted}, {many(split.num_contexts, 'context')}; {split.confidence:.0%} intervals"
-
-
 def _quality_table(results: Results, split: SplitResult, wide: bool) -> Table:
     """No context, the method and the full context of one split, with intervals and the quality retained."""
     metrics = _shown_metrics(split, wide)
@@ -115,8 +112,9 @@ def _quality_table(results: Results, split: SplitResult, wide: bool) -> Table:
             table.add_row(rival.title, *cells, kept or ("n/a" if rival.missing else ""),
                           style="dim" if rival.is_control else "")  # fmt: skip
             continue
-        kept = retained_text(split, ".2f") if row == "method" else ""
-        table.add_row(row_title(results, row), *cells, kept, style="bold" if row == "method" else "")
+        kept = "no headroom" if split.no_headroom else value_text(split.retained, split.retained_ci, ".2f")
+        is_method = row == "method"
+        table.add_row(row_title(results, row), *cells, kept if is_method else "", style="bold" if is_method else "")
     return table
 
 
@@ -190,7 +188,10 @@ def cost_lines(results: Results) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     for name, split in results.splits.items():
         if split.behaviour:
-            shares = [f"{METRIC_TITLES[each]} {kept_text(share)}" for each, share in split.behaviour.items()]
+            shares = []
+            for each, share in split.behaviour.items():
+                kept = "no headroom" if share.value is None else value_text(share.value, share.ci, ".2f")
+                shares.append(f"{METRIC_TITLES[each]} {kept}")
             lines.append(("behaviour kept", f"{', '.join(shares)} of the gap on {name}"))
     if results.is_bound:
         return lines
@@ -277,16 +278,6 @@ def row_title(results: Results, row: str) -> str:
     what = results.context_kind
     titles = {"no_prompt": f"no {what}", "full_prompt": f"full {what}"}
     return titles.get(row, results.title or results.method)
-
-
-def retained_text(split: SplitResult, form: str = ".3f") -> str:
-    """Quality retained with its interval, or why there is none."""
-    return "no headroom" if split.no_headroom else value_text(split.retained, split.retained_ci, form)
-
-
-def kept_text(share: KeptShare) -> str:
-    """A share of the full context's behaviour."""
-    return "no headroom" if share.value is None else value_text(share.value, share.ci, ".2f")
 
 
 def estimate_text(estimate: Estimate | None) -> str:

@@ -22,7 +22,7 @@ from promptcomp.documents import YAML_LIMIT, how_to_begin
 from promptcomp.evaluation.bootstrap import RESAMPLES, percentile_interval, resample
 from promptcomp.evaluation.metrics import group
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER, METRICS, MetricName, Prediction, joined, read_predictions
-from promptcomp.evaluation.results import FILE_NAME, Estimate, Interval, Results, SplitResult, read_results
+from promptcomp.evaluation.results import FILE_NAME, Interval, Results, read_results
 from promptcomp.files import read_text
 from promptcomp.terminal import as_text, frame
 
@@ -70,15 +70,15 @@ class ComparisonRow:
         self, run: ComparedRun, split: str, metric: MetricName, baseline: ComparedRun | None, interval: Interval | None
     ) -> None:
         result = run.results.splits[split]
-        method, kept = _estimate(result, "method", metric), result if result.metric == metric else None
+        method, kept = result.estimate("method", metric), result if result.metric == metric else None
         self.run, self.method, self.method_ci = run, method.value, method.ci
-        self.no_prompt = _estimate(result, "no_prompt", metric).value
-        self.full_prompt = _estimate(result, "full_prompt", metric).value
+        self.no_prompt = result.estimate("no_prompt", metric).value
+        self.full_prompt = result.estimate("full_prompt", metric).value
         self.retained, self.retained_ci = (kept.retained, kept.retained_ci) if kept else (None, None)
         self.no_headroom = kept is not None and kept.no_headroom
         first = None
         if baseline is not None and baseline is not run:
-            first = _estimate(baseline.results.splits[split], "method", metric).value
+            first = baseline.results.splits[split].estimate("method", metric).value
         self.delta = None if first is None or self.method is None else self.method - first
         """method less the first run's method; None for the first run and for other examples."""
         self.delta_ci = interval
@@ -236,14 +236,6 @@ def _same_bounds(rows: Sequence[ComparisonRow]) -> bool:
     pairs = [(row.no_prompt or 0.0, row.full_prompt or 0.0) for row in rows if row.retained is not None]
     near = all(math.isclose(*ends, rel_tol=_SAME) for pair in pairs for ends in zip(pair, pairs[0], strict=True))
     return near and len(weights - {None}) < 2
-
-
-def _estimate(result: SplitResult, row: str, metric: str) -> Estimate:
-    """A value from the detailed table, or the headline keys of a file that has no such table."""
-    detailed = result.rows.get(row, {}).get(metric)
-    if detailed is not None or result.metric != metric:
-        return detailed or Estimate(value=None)
-    return Estimate(value=getattr(result, row), ci=getattr(result, f"{row}_ci"))
 
 
 def _ranked(rows: Sequence[ComparisonRow], metric: str) -> list[ComparisonRow]:

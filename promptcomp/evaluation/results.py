@@ -184,6 +184,13 @@ class SplitResult(_Section):
     unfinished: dict[str, int] = {}
     """Row -> texts that reached the limit of new tokens before they ended."""
 
+    def estimate(self, row: str, metric: str | None = None) -> Estimate:
+        """A row's value of a metric (None: the headline), also of a file that has the headline keys and no `rows`."""
+        found = self.rows.get(row, {}).get(metric or self.metric)
+        if found is None and metric in (None, self.metric):
+            found = Estimate(value=getattr(self, row, None), ci=getattr(self, f"{row}_ci", None))
+        return found or Estimate(value=None)
+
 
 class Size(_Section):
     """Sizes of contexts and memories (means over the contexts of the first test split)."""

@@ -106,8 +106,8 @@ class Run:
             width = 0.81 / len(titles)
             for number, (row, title) in enumerate(titles.items()):
                 places = [place + width * (number - (len(titles) - 1) / 2) for place in range(len(splits))]
-                found = [split.rows.get(row, {}).get(split.metric) for split in splits.values()]
-                values = [math.nan if each is None or each.value is None else each.value for each in found]
+                found = [split.estimate(row).value for split in splits.values()]
+                values = [math.nan if value is None else value for value in found]
                 colour = (GREY, *COLOURS)[number % (len(COLOURS) + 1)]
                 bars.bar(places, values, 0.93 * width, label=title, color=colour)
             bars.set_xticks(range(len(splits)), [f"{name}\n{METRIC_TITLES[s.metric]}" for name, s in splits.items()])

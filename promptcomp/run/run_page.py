@@ -133,9 +133,8 @@ class RunView:
             if scores and len(scores) <= 8:
                 pairs = zip(made.options, scores, strict=True)
                 more = "log p per token: " + ", ".join(f"{o.strip()} {s:z.2f}" for o, s in pairs if s is not None)
-        title = rival.title if rival is not None else row_title(self.results, row)
         return {
-            "title": title,
+            "title": rival.title if rival is not None else row_title(self.results, row),
             "text": "" if text is None else text.strip() or "(nothing)",
             "mark": mark,
             "more": more,
@@ -222,18 +221,15 @@ def _bars(name: str, views: Sequence[RunView]) -> dict[str, Any]:
 
 
 def _bar(view: RunView, split: SplitResult, row: str, title: str = "") -> dict[str, Any]:
-    found = split.rows.get(row, {}).get(split.metric)
-    value = found.value if found is not None else getattr(split, row, None)
-    interval = found.ci if found is not None else getattr(split, f"{row}_ci", None)
-    rival = split.rivals.get(row)
+    found, rival = split.estimate(row), split.rivals.get(row)
     kept = split if row == "method" else rival
     retained = "" if kept is None or kept.retained is None else value_text(kept.retained, kept.retained_ci, ".2f")
     return {
         "title": title or (rival.title if rival is not None else row_title(view.results, row)),
         "kind": row if row in ROWS else "control" if rival is not None and rival.is_control else "rival",
-        "value": value,
-        "ci": interval,
-        "text": value_text(value, interval),
+        "value": found.value,
+        "ci": found.ci,
+        "text": value_text(found.value, found.ci),
         "retained": retained,
     }
 
