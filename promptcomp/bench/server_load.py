@@ -126,57 +126,55 @@ def _filled(value: Any, query: str) -> Any:
     return value.replace(_PLACE, query) if isinstance(value, str) else value
 
 
-class _Client:
-    """Sends requests and times what comes back."""
+def _client(endpoint: Endpoint) -> Any:
+    """
+    Raises:
+        ConfigError: the openai package is not installed.
+    """
+    try:
+        import openai
+    except ImportError:
+        raise ConfigError("a server is asked with the openai package; pip install 'promptcomp[api]'") from None
+    key = os.environ.get(endpoint.api_key_env, "").strip() or "none"
+    return openai.AsyncOpenAI(api_key=key, base_url=endpoint.url, max_retries=0, timeout=_PATIENCE)
 
-    def __init__(self, server: str, key: str) -> None:
-        try:
-            import openai
-        except ImportError:
-            raise ConfigError("a server is asked with the openai package; pip install 'promptcomp[api]'") from None
-        self._client: Any = openai.AsyncOpenAI(api_key=key or "none", base_url=server, max_retries=0, timeout=_PATIENCE)
 
-    async def __aenter__(self) -> _Client:
-        return self
+async def _ask(client: Any, body: Body) -> TimedReply:
+    """One request, to its end."""
+    start, reply, rest = time.perf_counter(), TimedReply(), dict(body)
+    what = "messages" if "messages" in body else "prompt"
+    kind = client.chat.completions if what == "messages" else client.completions
+    said: Any = {what: rest.pop(what, ""), "model": rest.pop("model")}
+    try:
+        pieces = 0
+        stream = await kind.create(**said, stream=True, stream_options={"include_usage": True}, extra_body=rest)
+        async for piece in stream:
+            if piece.choices:
+                reply.first = reply.first or time.perf_counter() - start
+                pieces += 1
+            if piece.usage is not None:
+                reply.tokens = piece.usage.completion_tokens
+        reply.tokens = reply.tokens or pieces
+        if not pieces:
+            reply.error = "the stream has no piece of an answer"
+    except Exception as error:  # openai passes on those of its HTTP library (httpx or httpx2) and of JSON
+        reply.error = shorten(first_line(error))
+        if "Timeout" in type(error).__name__:
+            reply.error = f"nothing came from it for {_PATIENCE} seconds"
+    return reply
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
 
-    async def ask(self, body: Body) -> TimedReply:
-        """One request, to its end."""
-        start, reply, rest = time.perf_counter(), TimedReply(), dict(body)
-        kind = self._client.chat.completions if "messages" in body else self._client.completions
-        what = "messages" if "messages" in body else "prompt"
-        said: Any = {what: rest.pop(what, ""), "model": rest.pop("model")}
-        try:
-            pieces = 0
-            stream = await kind.create(**said, stream=True, stream_options={"include_usage": True}, extra_body=rest)
-            async for piece in stream:
-                if piece.choices:
-                    reply.first = reply.first or time.perf_counter() - start
-                    pieces += 1
-                if piece.usage is not None:
-                    reply.tokens = piece.usage.completion_tokens
-            reply.tokens = reply.tokens or pieces
-            if not pieces:
-                reply.error = "the stream has no piece of an answer"
-        except Exception as error:  # openai passes on those of its HTTP library (httpx or httpx2) and of JSON
-            reply.error = shorten(first_line(error))
-            if "Timeout" in type(error).__name__:
-                reply.error = f"nothing came from it for {_PATIENCE} seconds"
-        return reply
+async def _ask_all(client: Any, bodies: Sequence[Body], concurrency: int) -> tuple[list[TimedReply], float]:
+    """The replies, and the seconds that they took, with so many requests at any time."""
+    left, found = iter(bodies), list[TimedReply]()
 
-    async def all(self, bodies: Sequence[Body], concurrency: int) -> tuple[list[TimedReply], float]:
-        """The replies, and the seconds that they took, with so many requests at any time."""
-        left, found = iter(bodies), list[TimedReply]()
+    async def place() -> None:
+        for body in left:
+            found.append(await _ask(client, body))
 
-        async def place() -> None:
-            for body in left:
-                found.append(await self.ask(body))
-
-        start = time.perf_counter()
-        await asyncio.gather(*(place() for _ in range(concurrency)))
-        return found, time.perf_counter() - start
+    start = time.perf_counter()
+    await asyncio.gather(*(place() for _ in range(concurrency)))
+    return found, time.perf_counter() - start
 
 
 _Rounds = dict[tuple[Way, int], list[tuple[list[TimedReply], float]]]
@@ -193,16 +191,16 @@ async def _measure(
 ) -> None:
     """Add to `rounds` what is found, measurement by measurement."""
     order = random.Random(0)
-    async with _Client(endpoint.url, os.environ.get(endpoint.api_key_env, "").strip()) as client:
+    async with _client(endpoint) as client:
         for way, body in ways.items():
-            if error := (await client.ask(body(queries[0]))).error:  # this one also fills the server's caches
+            if error := (await _ask(client, body(queries[0]))).error:  # this one also fills the server's caches
                 raise ConfigError(f"{endpoint.url}: refuses the {WAYS[way]}: {error}")
         for number in range(load.rounds):
             for way, places in order.sample(list(rounds), len(rounds)):
                 on_point(f"round {number + 1} of {load.rounds}: {WAYS[way]}, {places} at a time")
                 count = max(load.requests, places)
                 bodies = [ways[way](queries[i % len(queries)]) for i in range(count)]
-                rounds[way, places].append(await client.all(bodies, places))
+                rounds[way, places].append(await _ask_all(client, bodies, places))
 
 
 def _sum_up(rounds: _Rounds, bench: ServerBench) -> None:

@@ -181,6 +181,11 @@ def _fit(
 ) -> Outcome | None:
     (datamodule, module), console = parts, progress.console
     first = is_rank_zero()  # now: the variables that tell it change when processes are started
+
+    def ended(line: str, step: int, preempted: bool = True) -> Outcome | None:
+        run.write_log(line)
+        return Outcome(run.path, None, step, interrupted=True, preempted=preempted) if first else None
+
     with quiet(run):
         set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
@@ -194,32 +199,28 @@ def _fit(
             with stop.leaving_at_once():  # every batch of answers is kept
                 module.opened = write_targets(experiment, datamodule, console, trains=trains)
         except StopRequested:
-            run.write_log("preempted while the LM wrote its answers")
-            return Outcome(run.path, None, 0, interrupted=True, preempted=True) if first else None
+            return ended("preempted while the LM wrote its answers", 0)
         if trains:
             try:
                 cost = _train(experiment, parts, run, progress, resume)
             except Stopped as end:
-                run.write_log(str(end))
-                return Outcome(run.path, None, end.step, interrupted=True, preempted=end.preempted) if first else None
-            if not first:
-                return None
+                return ended(str(end), end.step, end.preempted)
+        if not first:
+            return None
+        if trains:
             if experiment.trainer.strategy == "fsdp":  # a rank alone cannot use a part of the weights
                 module = make_module(experiment, datamodule.task_names)
                 module.configure_model()
             module.load_trained(weights_of(run))
             module.export(run.export)
-        elif first:
-            module.configure_model()
         else:
-            return None
+            module.configure_model()
         step = cost.steps or 0
         try:
             with stop.leaving_at_once():  # the trained state is saved; what is measured here is measured again
                 results = _evaluate(experiment, module, datamodule, run, console, cost)
         except StopRequested:
-            run.write_log(f"preempted after step {step}, during the evaluation")
-            return Outcome(run.path, None, step, interrupted=True, preempted=True)
+            return ended(f"preempted after step {step}, during the evaluation", step)
         run.write_log("finished")
     return Outcome(run.path, results, step)
 

@@ -61,25 +61,19 @@ def read_examples(run: RunDirectory, seed: int) -> list[ShownExample]:
     """Those of a run; of a run of an older version the same ones without their texts, none without predictions."""
     try:
         if not run.examples.is_file():
+            found = read_predictions(run.predictions)
             return [
                 ShownExample(
                     why=why, context=each.instruction or "", query=each.input or "",
                     answer=each.reference or (each.options[each.gold] if each.options else ""), prediction=each,
                 )
-                for own in _by_split(read_predictions(run.predictions)).values()
-                for why, each in _chosen(own, seed)
+                for split in dict.fromkeys(each.split for each in found)
+                for why, each in _chosen([each for each in found if each.split == split], seed)
             ]  # fmt: skip
         lines = read_text(run.examples, "file of examples").splitlines()
         return [ShownExample.model_validate_json(line) for line in lines]
     except (ConfigError, ValidationError):
         return []
-
-
-def _by_split(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
-    found: dict[str, list[Prediction]] = {}
-    for each in predictions:
-        found.setdefault(each.split, []).append(each)
-    return found
 
 
 def _chosen(predictions: Sequence[Prediction], seed: int) -> list[tuple[str, Prediction]]:
