@@ -244,10 +244,10 @@ def fit(
                 from promptcomp.run.fitting import fit as run_fit
 
             outcome = run_fit(chosen, run_dir, console, context.obj)
-            if outcome is not None and keep_tasks is not None:
-                from promptcomp.run.task_choice import write_choice
+            if keep_tasks is not None and outcome is not None and outcome.results is not None:
+                from promptcomp.evaluation.headroom import write_choice
 
-                say(console, write_choice(outcome, keep_tasks, keep_by))
+                say(console, write_choice(outcome.results, outcome.run, keep_tasks, keep_by))
     if outcome is not None and outcome.preempted and preempted_file is not None:
         preempted_file.touch()  # of several tasks, srun may report one that it has killed because another one had left
     _finish(outcome, console, as_json)

@@ -1,17 +1,28 @@
-"""Headroom: how much the full context gains over none on every task, before anything is trained."""
+"""Headroom: how much the full context gains over none on every task, before anything is trained; and the choice of
+tasks by it, as a file that data takes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
+import yaml
+
+from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import RESAMPLES, percentile_interval, resample
 from promptcomp.evaluation.metrics import group
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER, TEXT_METRICS, MetricName, Prediction
-from promptcomp.evaluation.results import Gap, TaskHeadroom, finite
+from promptcomp.evaluation.results import Gap, Results, TaskHeadroom, finite
 from promptcomp.evaluation.texts import label_of
+from promptcomp.files import write_atomic
 
 _BOUNDS = ("no_prompt", "full_prompt")
+_RULE = {
+    "score": "the interval of the gain in accuracy or exact match (loss without either) is above 0, and the full "
+    "context beats the most frequent label",
+    "loss": "the interval of the gain in loss is above 0",
+}
 
 
 def headroom(predictions: Sequence[Prediction], wanted: MetricName, resamples: int = RESAMPLES) -> list[TaskHeadroom]:
@@ -69,3 +80,30 @@ def has_headroom(task: TaskHeadroom, by: str = "score") -> bool:
         return False
     right = task.gaps["accuracy"].full_prompt if by == "score" and "accuracy" in task.gaps else None
     return right is None or task.majority is None or right > task.majority
+
+
+def write_choice(results: Results, run: Path, file: Path, by: str) -> str:
+    """Write the tasks that are kept and dropped, with the rule and the run; says so in a sentence.
+
+    Raises:
+        ConfigError: no task has headroom, or the file cannot be written.
+    """
+    tasks: dict[str, list[bool]] = {}
+    for split in results.splits.values():
+        for task in split.headroom_by_task:
+            tasks.setdefault(task.task, []).append(has_headroom(task, by))
+    keep = [name for name, found in tasks.items() if all(found)]
+    if not keep:
+        raise ConfigError(
+            f"--keep-tasks: none of {len(tasks)} tasks has headroom, so {file} is not written; the run is {run}"
+            + ("" if by == "loss" else " (--keep-by loss asks for less)")
+        )
+    found = {
+        "rule": _RULE[by],
+        "splits": list(results.splits),
+        "results": str(run / "results.json"),
+        "keep": keep,
+        "drop": [name for name in tasks if name not in keep],
+    }
+    write_atomic(file, yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=110))
+    return f"{file}: {len(keep)} of {len(tasks)} tasks have headroom; take them with data.task_choice={file}"

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from promptcomp.config import ConfigError
-from promptcomp.evaluation.headroom import has_headroom, headroom
+from promptcomp.errors import Exit
+from promptcomp.evaluation.headroom import has_headroom, headroom, write_choice
 from promptcomp.evaluation.predictions import Prediction
 from promptcomp.evaluation.results import read_results
-from promptcomp.run.task_choice import write_choice
+from promptcomp.run import fitting
 from tests.cli.conftest import Run, program
 
 ROWS = ("no_prompt", "full_prompt")
@@ -100,18 +101,29 @@ def test_bounds_alone_choose_the_tasks_of_the_next_run(
     assert next(split["tasks"] for split in json.loads(left.stdout)["read"] if split["split"] == "dev") == 1
 
 
+def test_no_choice_is_made_of_a_run_that_was_preempted(
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_lm: Path
+) -> None:
+    stopped = fitting.Outcome(Path("bounds"), None, 0, interrupted=True, preempted=True)
+    monkeypatch.setattr(fitting, "fit", lambda *_: stopped)
+    run: Run = program(monkeypatch, capsys, done)
+    words = ("--method", "mend", f"lm.path={tiny_lm}", *DATA, "--bounds-only", "--keep-tasks", "tasks.yaml")
+    assert run("fit", *words).returncode == Exit.PREEMPTED
+    assert not (done / "tasks.yaml").exists()
+
+
 def test_a_choice_names_both_lists_and_its_rule(tmp_path: Path) -> None:
     asked = [*predictions("good", 0.3, 0.9, contexts=8), *predictions("same", 0.5, 0.5, contexts=8)]
     split = SimpleNamespace(headroom_by_task=headroom(asked, "accuracy", resamples=100))
-    outcome: Any = SimpleNamespace(run=Path("runs/x"), results=SimpleNamespace(splits={"dev": split}))
-    said = write_choice(outcome, tmp_path / "tasks.yaml", "score")
+    results: Any = SimpleNamespace(splits={"dev": split})
+    said = write_choice(results, Path("runs/x"), tmp_path / "tasks.yaml", "score")
     assert "1 of 2 tasks have headroom; take them with data.task_choice=" in said
     found = yaml.safe_load((tmp_path / "tasks.yaml").read_text())
     assert (found["keep"], found["drop"], found["splits"]) == (["good"], ["same"], ["dev"])
     assert found["results"] == "runs/x/results.json"
     split.headroom_by_task = split.headroom_by_task[1:]
     with pytest.raises(ConfigError, match=r"none of 1 tasks has headroom, so .*none\.yaml is not written"):
-        write_choice(outcome, tmp_path / "none.yaml", "score")
+        write_choice(results, Path("runs/x"), tmp_path / "none.yaml", "score")
     assert not (tmp_path / "none.yaml").exists()
 
 
