@@ -198,11 +198,11 @@ def fit(
         raise ConfigError(f"--keep-by {keep_by!r} is not known; choose score or loss")
     if resume is not None and (method or config or run_dir or with_controls or (dry_run and slurm is None)):
         raise ConfigError("--resume continues a run with its own configuration; give no other options (but --json)")
-    if slurm is not None and resume is None:
-        submit_new(slurm, method, config, overrides or (), run_dir, dry_run, as_json)
-        return
-    if slurm is not None and resume is not None:
-        submit_again(slurm, resume, overrides or (), dry_run, as_json)
+    if slurm is not None:
+        if resume is None:
+            submit_new(slurm, method, config, overrides or (), run_dir, dry_run, as_json)
+        else:
+            submit_again(slurm, resume, overrides or (), dry_run, as_json)
         return
     from promptcomp.lease import kept
 
@@ -321,22 +321,11 @@ def pretrain(
     run_pretrain(recipe, overrides or [], output, console_for(as_json), as_json)
 
 
-app.command()(report)
-app.command()(explain)
-app.command()(methods)
-app.command()(experiments)
-app.command()(doctor)
-app.command()(prompts.compress)
-app.command()(prompts.inspect)
-app.command()(prompts.generate)
-app.command()(distill)
-app.command()(export)
-app.command()(push)
-app.command()(serve)
-app.command()(bench)
-app.command()(judge)
-app.command()(rationales)
-app.command()(sweep.curve)
+for _command in (
+    *(report, explain, methods, experiments, doctor, prompts.compress, prompts.inspect, prompts.generate, distill),
+    *(export, push, serve, bench, judge, rationales, sweep.curve),
+):
+    app.command()(_command)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(checkpoint.app, name="checkpoint")

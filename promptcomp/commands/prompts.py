@@ -12,10 +12,9 @@ from typer import Argument, Option
 
 from promptcomp.checkpoints.hub import downloaded, prompt_file
 from promptcomp.commands import completing
-from promptcomp.commands.common import JsonOption, console_for, loading, show
+from promptcomp.commands.common import JsonOption, console_for, loading, show, tell
 from promptcomp.errors import ConfigError, command
 from promptcomp.files import check_file, check_output
-from promptcomp.plain import say
 
 if TYPE_CHECKING:
     from promptcomp.experiment import Experiment
@@ -78,30 +77,27 @@ def compress(
     source = _source(compressor, text, file, demonstrations, stdin)
     done = compressor.compression(source, task=task, slots=slots, keep_text=keep_text, rival=asked)
     done.prompt.save(output, force=force)
-    info, size = done.prompt.info, output.stat().st_size
-    if not as_json:
-        from promptcomp.evaluation.formatting import bytes_text
+    from promptcomp.evaluation.formatting import bytes_text
 
-        ratio = f"{info.source_tokens / max(info.slots, 1):.1f}x"
-        console, kept = console_for(False), f"{bytes_text(done.kv_bytes)} instead of {bytes_text(done.full_kv_bytes)}"
-        say(
-            console,
-            f"{output}: {info.source_tokens} tokens -> {info.slots} slots ({ratio}) in {done.milliseconds:.0f} ms",
-        )
-        say(console, f"file {bytes_text(size)}, in the LM's cache {kept}")
-        say(console, f"ask it: {command('generate', '--prompt', output, '...')}")
-        return
+    info, size = done.prompt.info, output.stat().st_size
+    ratio = info.source_tokens / max(info.slots, 1)
     found = {
         "file": str(output),
         "tokens": info.source_tokens,
         "slots": info.slots,
-        "ratio": info.source_tokens / info.slots,
+        "ratio": ratio,
         "file_bytes": size,
         "kv_bytes": done.kv_bytes,
         "full_kv_bytes": done.full_kv_bytes,
         "milliseconds": done.milliseconds,
     }
-    show(json.dumps(found))
+    kept = f"{bytes_text(done.kv_bytes)} instead of {bytes_text(done.full_kv_bytes)}"
+    lines = (
+        f"{output}: {info.source_tokens} tokens -> {info.slots} slots ({ratio:.1f}x) in {done.milliseconds:.0f} ms",
+        f"file {bytes_text(size)}, in the LM's cache {kept}",
+        f"ask it: {command('generate', '--prompt', output, '...')}",
+    )
+    tell(found, "\n".join(lines), as_json)
 
 
 def _checked(run: Path, *prompts: Path | None, model: str | None = None) -> Experiment:

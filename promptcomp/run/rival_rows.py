@@ -64,12 +64,9 @@ class Rivals:
         sums = self.sums.setdefault(rival.row, defaultdict(float))
         sums["memories"] += count
         sums["slots"] += 0 if memory is None else int(memory.num_slots.sum()) - bos
-        if made.held is None:
-            sums["kv_bytes"] += lm.kv_bytes(memory) * count
-            sums["stored_bytes"] += cost.memory_bytes(memory) * count
-        else:
-            sums["kv_bytes"] += int(made.held.sum())
-            sums["stored_bytes"] += int(made.held.sum())
+        held = None if made.held is None else int(made.held.sum())
+        sums["kv_bytes"] += lm.kv_bytes(memory) * count if held is None else held
+        sums["stored_bytes"] += cost.memory_bytes(memory) * count if held is None else held
         for name, budget in zip(("asked_slots", "asked_bytes"), rival.asked(reading), strict=True):
             if budget is not None:
                 sums[name] += float(budget.sum())
@@ -79,15 +76,13 @@ class Rivals:
         found = {}
         for rival in self.asked:
             sums = self.sums.get(rival.row, {})
-            missing = self.missing.get(rival.row, "")
-            if not missing and not sums.get("slots"):
-                missing = "nothing of any context fits the budget"
+            missing = "" if sums.get("slots") else "nothing of any context fits the budget"
             means = {name: value / sums["memories"] for name, value in sums.items() if name != "memories"}
             found[rival.row] = RivalResult(
                 title=rival.label,
                 query_aware=rival.sees_queries,
                 is_control=rival.is_control,
-                missing=missing,
+                missing=self.missing.get(rival.row, missing),
                 **means,
             )
         return found
