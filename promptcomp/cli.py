@@ -135,8 +135,7 @@ def fit(
         Option("--run-dir", "--output", "-o", help="The new run's directory; default: one under output_dir."),
     ] = None,
     dry_run: Annotated[
-        bool,
-        Option("--dry-run", help="Train nothing: print the resolved configuration, parameters, memory, FLOPs."),
+        bool, Option("--dry-run", help="Train nothing: print the resolved configuration, parameters, memory, FLOPs.")
     ] = False,
     explain: Annotated[
         bool, Option("--explain", help="With --dry-run: what every key means, as comments of the YAML.")
@@ -258,8 +257,7 @@ def evaluate(
     run: RunArgument,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None,
-        Option("--output", "-o", help="Directory for the new results; default: RUN/evaluations/<time>."),
+        Path | None, Option("--output", "-o", help="Directory for the new results; default: RUN/evaluations/<time>.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -50,8 +50,7 @@ class LoadPlan:
         Path | None, Option("--text", help="With --server: a UTF-8 file with the prompt, sent whole with each query.")
     ] = None
     compressed: Annotated[
-        str | None,
-        Option(help="With --server: the model behind the compressed prompt, or a .json file of a request."),
+        str | None, Option(help="With --server: the model behind the compressed prompt, or a .json file of a request.")
     ] = None
     cached: Annotated[
         str | None,

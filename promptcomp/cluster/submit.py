@@ -22,12 +22,7 @@ FOLDER = "slurm"
 """Folder inside a run (or a sweep) with job.sh, jobs.json (the jobs that were submitted) and the logs."""
 _SECONDS = 60
 _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "PROMPTCOMP_RUN_DIRECTORY", "PROMPTCOMP_LAUNCHER")
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _HINT = (
     "\nthe profile says that the nodes are offline: download it on this machine first (for example by a short "
     "'promptcomp fit' here), give a folder, or set slurm.offline=false"

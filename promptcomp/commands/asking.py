@@ -16,16 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from promptcomp.commands.common import (
-    ConfigOption,
-    JsonOption,
-    MethodOption,
-    Overrides,
-    console_for,
-    show,
-    takes,
-    tell,
-)
+from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show, takes, tell
 from promptcomp.errors import ConfigError, Exit
 from promptcomp.judge import JudgeOptions
 from promptcomp.plain import say

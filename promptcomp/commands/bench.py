@@ -25,8 +25,7 @@ def bench(
     method: MethodOption = None,
     config: ConfigOption = None,
     lm: Annotated[
-        str | None,
-        Option(help="With --method: an LM of this architecture with random weights (they cost the same)."),
+        str | None, Option(help="With --method: an LM of this architecture with random weights (they cost the same).")
     ] = None,
     slots: Annotated[int | None, Option(min=1, help="With --method: method.num_slots.")] = None,
     query_tokens: Annotated[

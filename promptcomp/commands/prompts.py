@@ -199,8 +199,7 @@ def generate(
         Option("--prompt", "-p", help="A compressed prompt, what 'export --to tensors' made of it, or its user/name."),
     ] = None,
     queries: Annotated[
-        Path | None,
-        Option(help="Queries: JSON lines with input (and id), or one on each line. Default: stdin."),
+        Path | None, Option(help="Queries: JSON lines with input (and id), or one on each line. Default: stdin.")
     ] = None,
     model: Annotated[str | None, Option(help="Run directory or LM; default: the one that the prompt names.")] = None,
     revision: RevisionOption = None,

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 def report(
     runs: Annotated[list[Path], Argument(help="Run directories, or those of evaluations.", autocompletion=run_folders)],
     output: Annotated[
-        Path | None,
-        Option("--output", "-o", help="The page; default: report.html in the run; of several runs, here."),
+        Path | None, Option("--output", "-o", help="The page; default: report.html in the run; of several runs, here.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

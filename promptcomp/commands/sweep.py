@@ -72,19 +72,16 @@ def sweep_run(
         int, Option("--workers", "-w", min=1, help="Trials at a time on this machine, or jobs (--slurm).")
     ] = 1,
     devices: Annotated[
-        str | None,
-        Option(help="GPUs to use, as 0,1,2,3; every worker gets its own. Default: all GPUs."),
+        str | None, Option(help="GPUs to use, as 0,1,2,3; every worker gets its own. Default: all GPUs.")
     ] = None,
     storage: Annotated[
-        str | None,
-        Option(help="A database (postgresql://...) instead of the journal in the directory."),
+        str | None, Option(help="A database (postgresql://...) instead of the journal in the directory.")
     ] = None,
     seeds: Annotated[int | None, Option(min=1, help="Trials of every point.")] = None,
     sampler: Annotated[str | None, Option(help="grid, random, tpe or nsga2.")] = None,
     points: Annotated[int | None, Option(min=1, help="Points to draw (not for a grid).")] = None,
     objective: Annotated[
-        list[str] | None,
-        Option(help="METRIC[@SPLIT][:min|:max], for example retained or size.memory_slots:min."),
+        list[str] | None, Option(help="METRIC[@SPLIT][:min|:max], for example retained or size.memory_slots:min.")
     ] = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Run no trial: print the plan, and its cost from measured steps.")
@@ -344,10 +341,7 @@ def sweep_measure(config: Annotated[Path, Argument(help="An experiment's YAML.")
 @app.command("show")
 def sweep_show(
     directory: DirectoryArgument,
-    format_: Annotated[
-        str,
-        Option("--format", "-f", help="table, csv (points), trials (as CSV) or json."),
-    ] = "table",
+    format_: Annotated[str, Option("--format", "-f", help="table, csv (points), trials (as CSV) or json.")] = "table",
     as_json: JsonOption = False,
 ) -> None:
     """Points with intervals over seeds, the best, the Pareto front, importances, failures with their logs."""

@@ -99,12 +99,7 @@ def resample(
 
 
 def retained(
-    samples: Samples,
-    name: MetricName,
-    *,
-    method: str = "method",
-    full: str = "full_prompt",
-    none: str = "no_prompt",
+    samples: Samples, name: MetricName, *, method: str = "method", full: str = "full_prompt", none: str = "no_prompt"
 ) -> Retained:
     """Quality retained with a paired interval, by the names of the three rows.
 
