@@ -33,10 +33,9 @@ from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.plain import near, say
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure, write_rationales
-from promptcomp.run.callbacks import SaveBetweenSteps, Stopped, TrainingProgress
+from promptcomp.run.callbacks import SaveBetweenSteps, Stopped, TrainingProgress, check_loggers
 from promptcomp.run.configured import experiment_to_resume
 from promptcomp.run.opening import Parts, make_module, make_parts, open_trained, quiet, set_threads
-from promptcomp.run.other_loggers import check_loggers
 from promptcomp.run.processes import Ranks, device_of, is_rank_zero, join_group, leave_group, noticing_lost_ranks
 from promptcomp.run.run_directory import (
     RunDirectory,
@@ -314,12 +313,9 @@ def _announce(experiment: Experiment, run: RunDirectory, datamodule: ContextData
     """Say what runs, and what its data holds; to log.txt as well."""
     about = f"{experiment.method.name} on {experiment.data.name} with {experiment.lm.path}, seed {experiment.seed}"
     say(console, f"{about}, in {near(run.path)}", "bold")
-    if (note := origin_note(locate(experiment.lm.path))) is not None:
-        say(console, note, "yellow")
-        run.write_log(note)
-    for counts in datamodule.all_counts():
-        say(console, str(counts), "dim")
-        run.write_log(str(counts))
-    for note in datamodule.notes():
-        say(console, note, "yellow")
-        run.write_log(note)
+    note = origin_note(locate(experiment.lm.path))
+    told = [] if note is None else [(note, "yellow")]
+    told += [(str(counts), "dim") for counts in datamodule.all_counts()]
+    for text, style in [*told, *((note, "yellow") for note in datamodule.notes())]:
+        say(console, text, style)
+        run.write_log(text)

@@ -30,8 +30,7 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.errors import Exit, known_code
 from promptcomp.experiment import Experiment, TrainerConfig
-from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps, TrainingProgress
-from promptcomp.run.other_loggers import open_loggers
+from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps, TrainingProgress, open_loggers
 from promptcomp.run.processes import (
     SameExperiment,
     accelerator_of,

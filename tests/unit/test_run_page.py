@@ -17,8 +17,7 @@ from promptcomp.evaluation.findings import abouts, findings
 from promptcomp.evaluation.predictions import Prediction, write_predictions
 from promptcomp.evaluation.results import Estimate, Results, Size, SplitResult, write_results
 from promptcomp.experiment import load
-from promptcomp.run.callbacks import MetricsLogger
-from promptcomp.run.other_loggers import check_loggers
+from promptcomp.run.callbacks import MetricsLogger, check_loggers
 from promptcomp.run.run_directory import MetricsFile, RunDirectory, read_metrics
 from promptcomp.run.run_page import try_page, write_page
 from promptcomp.run.shown_examples import write_examples
