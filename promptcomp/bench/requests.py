@@ -29,7 +29,7 @@ from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory, SoftPrompt, memory_to
 from promptcomp.prompts.artifact import read_prompt
 from promptcomp.prompts.prompt_files import open_lm
-from promptcomp.run.opening import make_parts, open_trained
+from promptcomp.run.opening import make_module, make_parts, open_trained
 
 OnToken = Callable[[], None]
 
@@ -289,7 +289,6 @@ def _random_module(experiment: Experiment) -> CompressionModule:
         torch.manual_seed(experiment.seed)
         hf = random_model(experiment.lm, architecture)
     lm = LanguageModel.from_parts(hf, None, layout=experiment.lm.layout, bos=False)
-    steps, seed = experiment.trainer.max_steps, experiment.seed
-    module = experiment.method.module(lm, experiment.optim, max_steps=steps, seed=seed, task_names=("task",))
+    module = make_module(experiment, ("task",), lm)
     module.configure_model()
     return module.eval()

@@ -18,9 +18,7 @@ from promptcomp.files import check_file, check_output
 
 if TYPE_CHECKING:
     from promptcomp.experiment import Experiment
-    from promptcomp.memory import Memory
     from promptcomp.prompts.compressing import Compressor
-    from promptcomp.prompts.prompt_files import PromptReader
     from promptcomp.prompts.sources import PromptSource, Query
     from promptcomp.rivals import Rival
 
@@ -240,10 +238,16 @@ def generate(
         _checked(Path(model), file, demonstrations)
     asked = _queries(query, queries)
     with loading(console_for(True), "the model"):
-        from promptcomp.prompts.prompt_files import AnswerSettings
+        from promptcomp.prompts.compressing import Compressor
+        from promptcomp.prompts.prompt_files import AnswerSettings, load_prompt
 
         settings = AnswerSettings(max_new_tokens, temperature, top_p, seed, beams, batch_size)
-        memory, reader = _reader(prompt, model, text, file, demonstrations, device)
+        if prompt is None:
+            compressor = Compressor.load(str(model), device=device)
+            memory, reader = compressor.uncompressed(_source(compressor, text, file, demonstrations)), compressor.reader
+        else:
+            stored = load_prompt(prompt, model=model, device=device)
+            memory, reader = stored.memory, stored.reader
     if query is not None and output is None and not as_json:
         for _ in reader.answers(memory, [query], settings, _show):
             print()
@@ -287,17 +291,3 @@ def _queries(query: str | None, file: Path | None) -> list[Query]:
     if sys.stdin.isatty():
         raise ConfigError("no query; give one as an argument, name a file with --queries, or pipe lines in")
     return text_queries(sys.stdin.buffer.read(), "standard input")
-
-
-def _reader(
-    prompt: Path | None, model: str | None, text: str | None, file: Path | None, rows: Path | None, device: str
-) -> tuple[Memory | None, PromptReader]:
-    """The memory in front of the queries and the LM that reads it."""
-    from promptcomp.prompts.compressing import Compressor
-    from promptcomp.prompts.prompt_files import load_prompt
-
-    if prompt is not None:
-        stored = load_prompt(prompt, model=model, device=device)
-        return stored.memory, stored.reader
-    compressor = Compressor.load(str(model), device=device)
-    return compressor.uncompressed(_source(compressor, text, file, rows)), compressor.reader

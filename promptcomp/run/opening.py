@@ -70,19 +70,13 @@ def make_data(
     """
     if lm is None:
         window, tokenizer, bos = open_window(experiment.lm), open_tokenizer(experiment.lm), experiment.lm.bos
+        in_encoder = reads_queries_in_encoder(experiment.lm)
     else:
         assert lm.tokenizer is not None
-        window, tokenizer, bos = lm.window, lm.tokenizer, lm.bos_id is not None
+        window, tokenizer, bos, in_encoder = lm.window, lm.tokenizer, lm.bos_id is not None, lm.query_in_encoder
     experiment.check_window(window)
-    reader = Reader(
-        tokenizer,
-        experiment.seed,
-        experiment.trainer.batch_size // experiment.trainer.accumulate,
-        window,
-        reads_queries_in_encoder(experiment.lm) if lm is None else lm.query_in_encoder,
-        bos,
-        rows,
-    )
+    micro_batch = experiment.trainer.batch_size // experiment.trainer.accumulate
+    reader = Reader(tokenizer, experiment.seed, micro_batch, window, in_encoder, bos, rows)
     datamodule: ContextDataModule = experiment.data.build(reader)
     return datamodule
 
@@ -92,13 +86,8 @@ def make_module(
 ) -> CompressionModule:
     """The module of an experiment, not built yet; `lm`: one that is open already."""
     trainer = experiment.trainer
-    module = experiment.method.module(
-        experiment.lm if lm is None else lm,
-        experiment.optim,
-        max_steps=experiment.trainer.max_steps,
-        seed=experiment.seed,
-        task_names=task_names,
-    )
+    own, steps, seed = experiment.lm if lm is None else lm, trainer.max_steps, experiment.seed
+    module = experiment.method.module(own, experiment.optim, max_steps=steps, seed=seed, task_names=task_names)
     module.execution = Execution(trainer.activation_checkpointing, trainer.offload_optimizer, trainer.compile)
     return module
 
