@@ -236,17 +236,15 @@ def _bar(view: RunView, split: SplitResult, row: str, title: str = "") -> dict[s
 
 def _charts(views: Sequence[RunView]) -> list[dict[str, Any]]:
     """Losses in one chart and every dev metric in one of its own; of several runs a chart for each, a line a run."""
+    found = dict.fromkeys(key for view in views for row in view.series for key in row)
+    keys = [key for key in found if key == "train/loss" or key.startswith("dev/")]
     if len(views) == 1:
-        names = [name for name in dict.fromkeys(key for row in views[0].series for key in row) if name != "step"]
-        losses = [name for name in names if name in ("train/loss", "dev/loss")]
-        groups = [("loss (nats per token)", losses)] if losses else []
-        groups += [(name, [name]) for name in names if name.startswith("dev/") and name != "dev/loss"]
-        wanted = [(title, {key: _points(views[0].series, key) for key in keys}) for title, keys in groups]
+        both = [key for key in keys if key in ("train/loss", "dev/loss")]
+        groups = {"loss (nats per token)": both, **{key: [key] for key in keys if key not in both}}
+        wanted = {title: {key: _points(views[0].series, key) for key in own} for title, own in groups.items()}
     else:
-        keys = dict.fromkeys(key for view in views for row in view.series for key in row)
-        keys = dict.fromkeys(key for key in keys if key == "train/loss" or key.startswith("dev/"))
-        wanted = [(key, {view.name: _points(view.series, key) for view in views}) for key in keys]
-    return [chart for title, lines in wanted if (chart := _chart(title, lines)) is not None]
+        wanted = {key: {view.name: _points(view.series, key) for view in views} for key in keys}
+    return [chart for title, lines in wanted.items() if (chart := _chart(title, lines)) is not None]
 
 
 def _points(series: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
