@@ -35,7 +35,7 @@ from promptcomp.evaluation.results import Estimate, Results, SplitResult, TaskRe
 from promptcomp.experiment import load
 from promptcomp.plain import UNSEEN
 from promptcomp.run.run_directory import MetricsFile, RunDirectory, write_environment
-from promptcomp.sweeps.planning import Planned
+from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.space import point_id
 from promptcomp.sweeps.study import begin
 from promptcomp.sweeps.sweep_directory import SweepDirectory
@@ -255,7 +255,7 @@ class Bench:
             for seed in (0, 1):
                 cell = f"num_slots_{slots}-s{seed}"
                 params = {"method.num_slots": slots}
-                planned = Planned(point_id(params), seed, 1, params)
+                planned = Trial(point=point_id(params), seed=seed, params=params)
                 number = sweep.trials.begin(planned, {}, cell=cell, worker="host:1", place=sweep.place)
                 sweep.trials.complete(number, [0.5], {}, 1.0)
                 folder = directory.runs / cell

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from promptcomp.sweeps.state import Control, SweepState, Trial
+from promptcomp.sweeps.planning import Trial
+from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
@@ -88,7 +89,8 @@ def one_dimension(folder: Path, seeds: int = 3, controls: bool = True) -> SweepS
             run = folder / "controls" / f"{name}-{seed}"
             value += draw.gauss(0, 0.01)
             write_results(run, seed, {"seen": value, "unseen": value - 0.1})
-            found_controls.append(Control(name, seed, "finished", run, {"exact_match": value}))  # type: ignore[arg-type]
+            found = Trial(point=name, seed=seed, status="finished", run=run, values={"exact_match": value})
+            found_controls.append(found)
     return state(folder, sweep, trials, controls=tuple(found_controls))
 
 

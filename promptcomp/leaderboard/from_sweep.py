@@ -17,8 +17,9 @@ from promptcomp.evaluation.results import Cost, Results, SplitResult, finite, re
 from promptcomp.forecast.estimate import estimate
 from promptcomp.leaderboard.board_row import BoardRow, ContextScores
 from promptcomp.leaderboard.track import DIMENSION, PlannedRow, TrackPlan
+from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.space import experiment_of
-from promptcomp.sweeps.state import SweepState, Trial
+from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.values import dev_reports, is_lower_better, metric_rows
 
 Trials = Mapping[tuple[str, int], Trial]

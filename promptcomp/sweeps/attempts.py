@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -22,13 +23,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from promptcomp.config import ConfigError
 from promptcomp.experiment import TrainerConfig
 from promptcomp.lightning_modules import METHODS
-from promptcomp.sweeps.planning import Kind, Planned, TrialRecord
-from promptcomp.sweeps.space import point_id
+from promptcomp.sweeps.planning import Kind, Trial, TrialStatus
+from promptcomp.sweeps.space import CONTROLS, point_id
 from promptcomp.sweeps.sweep_config import Choices, Scalar, SweepConfig
 
 
@@ -38,11 +39,11 @@ class Attempts:
     Args:
         storage: where they are.
         name: the study's.
-        is_control: its trials are controls.
+        objectives: their names; none for controls, whose values are read from their runs.
     """
 
-    def __init__(self, storage: BaseStorage, name: str, is_control: bool = False) -> None:
-        self.storage, self.is_control = storage, is_control
+    def __init__(self, storage: BaseStorage, name: str, objectives: Sequence[str] = ()) -> None:
+        self.storage, self._objectives = storage, objectives
         # only `draw` asks a sampler; a Trial must not ask an expensive one whenever it is re-attached
         self.study = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler())
         self._study_id = storage.get_study_id_from_name(name)
@@ -51,15 +52,11 @@ class Attempts:
         """All attempts, as Optuna has them."""
         return self.storage.get_all_trials(self._study_id, deepcopy=False)
 
-    def records(self) -> list[TrialRecord]:
+    def records(self) -> list[Trial]:
         """All attempts."""
         ignored = set(self.attribute("ignored") or [])
-        found = [record_of(trial) for trial in self.frozen()]
+        found = [record_of(trial, self._objectives) for trial in self.frozen()]
         return [replace(each, kind="void") if each.number in ignored else each for each in found]
-
-    def name_of(self, record: TrialRecord) -> str:
-        """An attempt, for people."""
-        return f"{'control' if self.is_control else 'trial'} {record.number}"
 
     def attribute(self, name: str) -> Any:
         """A note on the study, None where there is none."""
@@ -69,7 +66,7 @@ class Attempts:
         """Leave a note on the study."""
         self.storage.set_study_user_attr(self._study_id, name, value)
 
-    def begin(self, planned: Planned, space: Mapping[str, BaseDistribution], **notes: Any) -> int:
+    def begin(self, planned: Trial, space: Mapping[str, BaseDistribution], **notes: Any) -> int:
         """Write down that an attempt is running; its number.
 
         Optuna gets to know its parameters, for samplers, importances and dashboard, but for a value that its dimension
@@ -109,7 +106,7 @@ class Attempts:
 
     def report(self, number: int, values: Mapping[int, float], sign: float) -> None:
         """Tell Optuna the dev metric at some training steps, those that it does not know yet."""
-        trial = Trial(self.study, self._id(number))
+        trial = optuna.Trial(self.study, self._id(number))
         known = self.storage.get_trial(self._id(number)).intermediate_values
         with contextlib.suppress(UpdateFinishedTrialError):
             for step in sorted(values.keys() - known.keys()):
@@ -118,7 +115,7 @@ class Attempts:
     def complete(self, number: int, values: list[float], constraints: Mapping[str, float], spent: float) -> None:
         """Tell a result, unless the attempt is over already; `spent`: device seconds."""
         with contextlib.suppress(UpdateFinishedTrialError):
-            trial = Trial(self.study, self._id(number))
+            trial = optuna.Trial(self.study, self._id(number))
             known = self.storage.get_trial(self._id(number)).constraints
             for name, value in constraints.items():
                 if name not in known:
@@ -148,35 +145,46 @@ class Attempts:
         return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
-def notes_of(planned: Planned) -> dict[str, Any]:
+def notes_of(planned: Trial) -> dict[str, Any]:
     """What an attempt's notes say of its place in the plan."""
     return {"point": planned.point, "seed": planned.seed, "attempt": planned.attempt, "params": dict(planned.params)}
 
 
-def record_of(trial: FrozenTrial) -> TrialRecord:
-    """An attempt, from Optuna's trial."""
+_STATUS: dict[TrialState, TrialStatus] = {
+    TrialState.WAITING: "waiting",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+def record_of(trial: FrozenTrial, objectives: Sequence[str] = ()) -> Trial:
+    """An attempt, from Optuna's trial; `objectives`: names of its values."""
     notes = trial.user_attrs
-    params = notes.get("params")
-    return TrialRecord(
+    params, cell = notes.get("params"), str(notes.get("cell", ""))
+    point = str(notes.get("point", "")) if "cell" in notes else ""
+    values = (trial.values or ()) if trial.state == TrialState.COMPLETE else ()
+    return Trial(
         number=trial.number,
-        state=trial.state.name.lower(),  # type: ignore[arg-type]  # Optuna's names are ours
-        point=str(notes.get("point", "")) if "cell" in notes else "",
-        seed=int(notes.get("seed", 0)),
-        attempt=int(notes.get("attempt", 1)),
-        cell=str(notes.get("cell", "")),
+        cell=cell,
+        point=point,
         params=params if isinstance(params, dict) else {},
-        kind=notes.get("kind", ""),
-        problem=str(notes.get("problem", "")),
-        worker=str(notes.get("worker", "")),
-        place=str(notes.get("place", "")),
-        run=str(notes.get("run", "")),
-        device_seconds=float(notes.get("device_seconds", 0.0)),
-        devices=int(notes.get("devices", 1)),
-        values=tuple(trial.values or ()) if trial.state == TrialState.COMPLETE else (),
+        seed=int(notes.get("seed", 0)),
+        status=_STATUS[trial.state],
+        attempt=int(notes.get("attempt", 1)),
+        run=Path(str(notes.get("run") or f"{'controls' if point in CONTROLS else 'runs'}/{cell}")),
+        values=dict(zip(objectives, values, strict=False)),
         constraints=dict(trial.constraints),
+        reports=tuple(sorted(trial.intermediate_values.items())),
+        worker=str(notes.get("worker", "")),
         started=_time(notes.get("started")),
         ended=_time(notes.get("ended")),
-        reports=trial.intermediate_values,
+        device_seconds=float(notes.get("device_seconds", 0.0)),
+        problem=str(notes.get("problem", "")),
+        kind=notes.get("kind", ""),
+        place=str(notes.get("place", "")),
+        devices=int(notes.get("devices", 1)),
     )
 
 
@@ -191,21 +199,17 @@ def _time(found: Any) -> datetime | None:
         return None
 
 
-def make_study(
-    storage: BaseStorage, name: str, directions: Sequence[Literal["maximize", "minimize"]], is_control: bool = False
-) -> Attempts:
-    """Open a study, made if there is none.
+def make_study(storage: BaseStorage, name: str, directions: Sequence[Literal["maximize", "minimize"]]) -> None:
+    """Make a study, if there is none of this name.
 
     Raises:
         ConfigError: the storage holds something else.
     """
-    if name in {study.study_name for study in storage.get_all_studies()}:
-        return Attempts(storage, name, is_control)
-    try:
-        optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"the study {name!r} cannot be opened: {error}") from None
-    return Attempts(storage, name, is_control)
+    if name not in {study.study_name for study in storage.get_all_studies()}:
+        try:
+            optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"the study {name!r} cannot be opened: {error}") from None
 
 
 _TRIES = 20
@@ -257,7 +261,7 @@ def draw_point(
     if not rest:
         return None
     params = random.Random(turn).choice(rest)
-    return study.begin(Planned(point_id(params), config.first_seed, 1, params), space), params
+    return study.begin(Trial(point=point_id(params), params=params, seed=config.first_seed), space), params
 
 
 def _all_points(space: Mapping[str, BaseDistribution]) -> list[dict[str, Scalar]]:
@@ -276,15 +280,13 @@ def _all_points(space: Mapping[str, BaseDistribution]) -> list[dict[str, Scalar]
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 
 
-def is_hopeless(
-    study: Attempts, config: SweepConfig, number: int, params: Mapping[str, Scalar], trainer: TrainerConfig, metric: str
-) -> bool:
+def is_hopeless(study: Attempts, config: SweepConfig, asked: Trial, trainer: TrainerConfig, metric: str) -> bool:
     """Ask the pruner about a running attempt, among those that it may be compared with."""
     rule, first = config.pruning, max(1, trainer.eval_every, config.pruning.warmup_steps)
     if rule.pruner == "none":
         return False
-    own = comparable_part(config, params, metric)
-    bracket = _bracket(config, number, trainer.max_steps / first)
+    own = comparable_part(config, asked.params, metric)
+    bracket = _bracket(config, asked.number, trainer.max_steps / first)
     pruner: BasePruner
     if rule.pruner == "median":
         pruner = MedianPruner(n_startup_trials=rule.startup_trials, n_warmup_steps=rule.warmup_steps)
@@ -295,8 +297,8 @@ def is_hopeless(
 
     def is_comparable(trial: FrozenTrial) -> bool:
         record = record_of(trial)
-        return trial.number == number or (
-            record.state != "fail"
+        return trial.number == asked.number or (
+            record.status != "failed"
             and comparable_part(config, record.params, metric) == own
             and _bracket(config, record.number, trainer.max_steps / first) == bracket
         )
@@ -307,7 +309,7 @@ def is_hopeless(
         def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
             return [trial for trial in super().get_trials(deepcopy=deepcopy, states=states) if is_comparable(trial)]
 
-    trial = next(each for each in study.frozen() if each.number == number)
+    trial = next(each for each in study.frozen() if each.number == asked.number)
     return pruner.prune(Comparable(study.study.study_name, study.storage, sampler=RandomSampler()), trial)
 
 

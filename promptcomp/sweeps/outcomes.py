@@ -7,13 +7,8 @@ from pathlib import Path
 
 from promptcomp.config import ConfigError
 from promptcomp.run.configured import find
-from promptcomp.sweeps.attempts import Attempts
-from promptcomp.sweeps.planning import Planned, TrialRecord
-from promptcomp.sweeps.space import (
-    PlannedTrial,
-    planned_controls,
-    planned_trial,
-)
+from promptcomp.sweeps.planning import Trial
+from promptcomp.sweeps.space import PlannedTrial, planned_controls, planned_trial
 from promptcomp.sweeps.state import Leases
 from promptcomp.sweeps.study import Sweep
 from promptcomp.sweeps.values import constraint_values, dev_reports, is_lower_better, metric_rows, objective_values
@@ -21,51 +16,51 @@ from promptcomp.sweeps.values import constraint_values, dev_reports, is_lower_be
 Say = Callable[[str], None]
 
 
-def is_ours(sweep: Sweep, record: TrialRecord) -> bool:
+def is_ours(sweep: Sweep, record: Trial) -> bool:
     """Whether an attempt is running in this directory (machines that share only a database have others)."""
-    return record.state == "running" and record.place in ("", sweep.place)
+    return record.status == "running" and record.place in ("", sweep.place)
 
 
-def abandoned(sweep: Sweep) -> list[tuple[Attempts, TrialRecord]]:
-    """Running attempts whose worker and trainer are gone, with their study."""
+def abandoned(sweep: Sweep) -> list[Trial]:
+    """Running attempts whose worker and trainer are gone."""
     leases = Leases(sweep.directory)
-    return [
-        (study, record)
-        for study in sweep.studies
-        for record in study.records()
-        if is_ours(sweep, record) and not leases.has(record)
-    ]
+    return [record for record in sweep.records() if is_ours(sweep, record) and not leases.has(record)]
 
 
-def take_back(sweep: Sweep, study: Attempts, record: TrialRecord, say: Say) -> None:
+def take_back(sweep: Sweep, record: Trial, say: Say) -> None:
     """Take back an abandoned trial, or adopt its results. For holders of the planning lock."""
-    what = f"{study.name_of(record)} ({record.cell or 'no cell'})"
+    what, study = f"{title_of(record)} ({record.cell or 'no cell'})", sweep.study_of(record)
     if not record.cell:
         study.fail(record.number, "void")  # killed between drawing a point and noting it
         return
-    spent, run = _spent(sweep, record), record.run_in(sweep.directory, study.is_control)
-    if is_finished(sweep, study, record):
+    spent = _spent(sweep, record)
+    if is_finished(sweep, record):
         say(f"{what}: its worker has died, but its run is finished: its results are recorded")
-        adopt(sweep, study, record.number, run, spent)
+        adopt(sweep, record, sweep.directory.path / record.run, spent)
     else:
         say(f"{what}: its worker and its own process have died; attempt {record.attempt} is over")
         study.fail(record.number, "lost", f"worker {record.worker} and the trial's process died", spent)
     sweep.directory.lease_of(record.cell).unlink(missing_ok=True)
 
 
-def is_finished(sweep: Sweep, study: Attempts, record: TrialRecord) -> bool:
+def title_of(record: Trial) -> str:
+    """An attempt, for people."""
+    return f"{'control' if record.is_control else 'trial'} {record.number}"
+
+
+def is_finished(sweep: Sweep, record: Trial) -> bool:
     """Whether the run directory of an attempt holds a finished run of its trial."""
-    run = record.run_in(sweep.directory, study.is_control)
+    run = sweep.directory.path / record.run
     if not (run / "results.json").is_file():
         return False
     try:
-        cell = cell_of(sweep, study, record)
+        cell = cell_of(sweep, record)
     except ConfigError:
         return False
     return cell is not None and find(cell.experiment, run)[0] == "finished"
 
 
-def _spent(sweep: Sweep, record: TrialRecord) -> float:
+def _spent(sweep: Sweep, record: Trial) -> float:
     """Device seconds of a dead attempt: from its beginning to its lease's last touch."""
     if record.started is None:
         return 0.0
@@ -76,30 +71,27 @@ def _spent(sweep: Sweep, record: TrialRecord) -> float:
     return max(0.0, last - record.started.timestamp()) * record.devices
 
 
-def cell_of(sweep: Sweep, study: Attempts, attempt: TrialRecord | Planned) -> PlannedTrial | None:
+def cell_of(sweep: Sweep, attempt: Trial) -> PlannedTrial | None:
     """The cell of an attempt; None for a control that the sweep no longer has.
 
     Raises:
         ConfigError: the sweep no longer has the point.
     """
-    if study.is_control:
-        return controls_of(sweep).get((attempt.point, attempt.seed))
+    if attempt.is_control:
+        found = planned_controls(sweep.config, sweep.directory)
+        return next((each for each in found if (each.point, each.seed) == attempt.key), None)
     return planned_trial(sweep.config, sweep.directory, attempt.params, attempt.seed)
 
 
-def controls_of(sweep: Sweep) -> dict[tuple[str, int], PlannedTrial]:
-    """The controls: name and seed -> cell."""
-    return {(each.point, each.seed): each for each in planned_controls(sweep.config, sweep.directory)}
-
-
-def adopt(sweep: Sweep, study: Attempts, number: int, run: Path, device_seconds: float) -> str | None:
+def adopt(sweep: Sweep, trial: Trial, run: Path, device_seconds: float) -> str | None:
     """Tell the results of a finished run.
 
     Returns:
         Why it has no value; None: it has been told (by this worker, or by another one before).
     """
+    study, number = sweep.study_of(trial), trial.number
     study.note(number, run=relative(run, sweep.directory.path))
-    if study.is_control:
+    if trial.is_control:
         study.complete(number, [0.0], {}, device_seconds)  # its values are read from its run
         return None
     try:
@@ -108,12 +100,12 @@ def adopt(sweep: Sweep, study: Attempts, number: int, run: Path, device_seconds:
     except ConfigError as error:
         study.fail(number, "value", str(error), device_seconds)
         return str(error)
-    report(sweep, study, number, run)
+    report(sweep, trial, run)
     study.complete(number, values, constraints, device_seconds)
     return None
 
 
-def report(sweep: Sweep, study: Attempts, number: int, run: Path) -> tuple[str | None, dict[int, float]]:
+def report(sweep: Sweep, trial: Trial, run: Path) -> tuple[str | None, dict[int, float]]:
     """Tell Optuna the dev metric of a run so far, better ones in the direction of the objective.
 
     Returns:
@@ -123,7 +115,7 @@ def report(sweep: Sweep, study: Attempts, number: int, run: Path) -> tuple[str |
     if metric is None or len(sweep.config.objectives) > 1:  # Optuna takes reports for one objective only
         return metric, found
     lower = sweep.config.objectives[0].direction == "minimize"
-    study.report(number, found, 1.0 if is_lower_better(metric) == lower else -1.0)
+    sweep.trials.report(trial.number, found, 1.0 if is_lower_better(metric) == lower else -1.0)
     return metric, found
 
 

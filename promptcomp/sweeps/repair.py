@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
@@ -20,8 +20,8 @@ from promptcomp.errors import first_line
 from promptcomp.files import write_atomic
 from promptcomp.lease import disk_time, is_live
 from promptcomp.sweeps.attempts import Attempts
-from promptcomp.sweeps.outcomes import abandoned, adopt, is_finished, take_back
-from promptcomp.sweeps.planning import Planned, TrialRecord, groups, standing
+from promptcomp.sweeps.outcomes import abandoned, adopt, is_finished, take_back, title_of
+from promptcomp.sweeps.planning import Trial, groups, standing
 from promptcomp.sweeps.storage import DAMAGE, address_of, close_storage, exclusive, journal_at, open_storage, study_name
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import SweepConfig
@@ -145,42 +145,39 @@ def _version(sweep: Sweep) -> Iterator[Finding]:
 
 def _zombies(sweep: Sweep) -> Iterator[Finding]:
     """Attempts that count as running and are not."""
-    for study, record in abandoned(sweep):
+    for record in abandoned(sweep):
         yield Finding(
-            f"{study.name_of(record)} ({record.cell}) counts as running, but its process is gone",
-            functools.partial(take_back, sweep, study, record, lambda _: None),
+            f"{title_of(record)} ({record.cell}) counts as running, but its process is gone",
+            functools.partial(take_back, sweep, record, lambda _: None),
         )
 
 
 def _doubles(sweep: Sweep) -> Iterator[Finding]:
     """Trials with two results: the first one counts."""
-    for study in sweep.studies:
-        for attempts in groups(study.records()).values():
-            over = [record for record in attempts if record.state == "complete"]
-            for extra in over[1:]:
-                numbers = f"{over[0].number} and {extra.number}"
-                yield Finding(
-                    f"trials {numbers} are both finished runs of {extra.cell}; the first one counts",
-                    functools.partial(study.ignore, extra.number),
-                )
+    for attempts in groups(sweep.records()).values():
+        over = [record for record in attempts if record.status == "finished"]
+        for extra in over[1:]:
+            numbers = f"{over[0].number} and {extra.number}"
+            yield Finding(
+                f"trials {numbers} are both finished runs of {extra.cell}; the first one counts",
+                functools.partial(sweep.study_of(extra).ignore, extra.number),
+            )
 
 
 def _untold(sweep: Sweep) -> Iterator[Finding]:
     """Finished runs that the storage does not know of."""
-    for study in sweep.studies:
-        for attempts in groups(study.records()).values():
-            record = standing(attempts)
-            if record.state != "fail" or record.kind in ("value", "config") or not is_finished(sweep, study, record):
-                continue
-            run = record.run_in(sweep.directory, study.is_control)
+    for attempts in groups(sweep.records()).values():
+        record = standing(attempts)
+        if record.status == "failed" and record.kind not in ("value", "config") and is_finished(sweep, record):
+            run = sweep.directory.path / record.run
             text = f"{run} is finished, but trial {record.number} is not recorded as finished"
-            yield Finding(text, functools.partial(_adopt_untold, sweep, study, record, run))
+            yield Finding(text, functools.partial(_adopt_untold, sweep, record, run))
 
 
-def _adopt_untold(sweep: Sweep, study: Attempts, record: TrialRecord, run: Path) -> None:
-    again = Planned(record.point, record.seed, record.attempt + 1, record.params)
-    number = study.begin(again, {}, cell=record.cell, worker="doctor", place=sweep.place)
-    adopt(sweep, study, number, run, 0.0)
+def _adopt_untold(sweep: Sweep, record: Trial, run: Path) -> None:
+    again = replace(record, attempt=record.attempt + 1)
+    number = sweep.study_of(record).begin(again, {}, cell=record.cell, worker="doctor", place=sweep.place)
+    adopt(sweep, replace(again, number=number), run, 0.0)
 
 
 def _leases(sweep: Sweep) -> Iterator[Finding]:

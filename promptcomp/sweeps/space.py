@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 SHARE = "data.train_share"
 """The key of a sweep over shares of the training data."""
+CONTROLS = ("full_prompt", "no_prompt")
+"""Points of the controls, which have no parameters: what is trained as the trials are, without a compressed context."""
 _POINT_ID = 16
 """Hexadecimal digits."""
 
@@ -289,7 +291,7 @@ def planned_controls(config: SweepConfig, directory: SweepDirectory) -> list[Pla
     base, planned = base_tree(config), []
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         runs, _ = wanted_runs(experiment_of(config, {}, seed, base))
-        for name in ("full_prompt", "no_prompt"):
+        for name in CONTROLS:
             experiment = next((each for role, each in runs.items() if role == f"{name}_trained"), None)
             if experiment is not None:
                 planned.append(_placed(experiment, name, name, {}, directory.controls))

@@ -23,7 +23,7 @@ from promptcomp.config import ConfigError, build, dump, flat, read_yaml
 from promptcomp.files import check_no_links, write_atomic
 from promptcomp.sweeps.attempts import Attempts, make_study
 from promptcomp.sweeps.checking import check_workers
-from promptcomp.sweeps.planning import TrialRecord
+from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.space import base_tree
 from promptcomp.sweeps.state import SweepState, state_of
 from promptcomp.sweeps.storage import (
@@ -40,6 +40,7 @@ from promptcomp.sweeps.storage import (
 )
 from promptcomp.sweeps.sweep_config import Choices, SweepConfig, is_below
 from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.values import objective_names
 
 
 @dataclass(slots=True)
@@ -53,14 +54,13 @@ class Sweep:
     controls: Attempts
     place: str
 
-    @property
-    def studies(self) -> tuple[Attempts, Attempts]:
-        """Trials and controls."""
-        return self.trials, self.controls
+    def study_of(self, trial: Trial) -> Attempts:
+        """Where the attempts at a trial (or a control) are."""
+        return self.controls if trial.is_control else self.trials
 
-    def records(self) -> list[TrialRecord]:
+    def records(self) -> list[Trial]:
         """All attempts at trials and controls."""
-        return [record for study in self.studies for record in study.records()]
+        return [*self.trials.records(), *self.controls.records()]
 
     def close(self) -> None:
         """Give a database's connections back."""
@@ -78,8 +78,7 @@ class Sweep:
 
     def state(self) -> SweepState:
         """A snapshot; what was read before is not parsed again."""
-        trials, controls = (study.records() for study in self.studies)
-        state = state_of(self.directory, self.config, trials, controls, self.started, self.place)
+        state = state_of(self.directory, self.config, self.records(), self.started, self.place)
         return replace(state, planned=int(self.trials.attribute("exhausted") or 0) or state.planned)
 
 
@@ -142,8 +141,14 @@ def _open(directory: SweepDirectory, config: SweepConfig, address: URL | None) -
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # people read what the sweep says itself
     opened = open_storage(directory, address)
     name = study_name(directory)
-    trials = make_study(opened, name, [objective.direction for objective in config.objectives])
-    controls = make_study(opened, f"{name}.controls", ["maximize"], is_control=True)
+    make_study(opened, name, [objective.direction for objective in config.objectives])
+    make_study(opened, f"{name}.controls", ["maximize"])
+    return _of_storage(directory, config, address, opened)
+
+
+def _of_storage(directory: SweepDirectory, config: SweepConfig, address: URL | None, storage: BaseStorage) -> Sweep:
+    name = study_name(directory)
+    trials, controls = Attempts(storage, name, objective_names(config)), Attempts(storage, f"{name}.controls")
     return Sweep(directory, config, address, trials, controls, place_of(directory)[0])
 
 
@@ -176,15 +181,14 @@ def read_state(directory: SweepDirectory, storage: str | None = None) -> SweepSt
     """
     config, address = read_config(directory), address_of(directory, storage)
     if address is None and not directory.journal.is_file():
-        return state_of(directory, config, [], [], None)
+        return state_of(directory, config, [], None)
     opened: BaseStorage | None = None
     try:
         opened = open_storage(directory, address)
         names = (study_name(directory), f"{study_name(directory)}.controls")
         if not {study.study_name for study in opened.get_all_studies()}.issuperset(names):
-            return state_of(directory, config, [], [], None)
-        trials, controls = (Attempts(opened, name) for name in names)
-        return Sweep(directory, config, address, trials, controls, place_of(directory)[0]).state()
+            return state_of(directory, config, [], None)
+        return _of_storage(directory, config, address, opened).state()
     except DBAPIError as error:
         raise unreachable(error) from None
     except DAMAGE as error:

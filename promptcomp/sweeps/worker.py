@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,20 +22,10 @@ from promptcomp.lease import Keeper
 from promptcomp.run.configured import find
 from promptcomp.run.trial_process import FIT, Ended, WantedRun, attend
 from promptcomp.stopping import Stop
-from promptcomp.sweeps.attempts import Attempts, draw_point, is_hopeless, notes_of
-from promptcomp.sweeps.outcomes import (
-    abandoned,
-    adopt,
-    cell_of,
-    controls_of,
-    devices_of,
-    is_ours,
-    relative,
-    report,
-    take_back,
-)
-from promptcomp.sweeps.planning import UNCOUNTED, Planned, groups, is_double, missing, points_of, used_up
-from promptcomp.sweeps.space import PlannedTrial, distributions, planned_trial
+from promptcomp.sweeps.attempts import draw_point, is_hopeless, notes_of
+from promptcomp.sweeps.outcomes import abandoned, adopt, cell_of, devices_of, is_ours, relative, report, take_back
+from promptcomp.sweeps.planning import UNCOUNTED, Trial, groups, is_double, missing, points_of, used_up
+from promptcomp.sweeps.space import PlannedTrial, distributions, planned_controls, planned_trial
 from promptcomp.sweeps.storage import PARENT_VARIABLE, exclusive, patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import Budget, Scalar
@@ -108,9 +98,7 @@ def work(
 class Claim:
     """A trial that a worker has taken."""
 
-    study: Attempts
-    number: int
-    attempt: int
+    trial: Trial
     cell: PlannedTrial
 
 
@@ -178,8 +166,8 @@ class Worker:
         sweep = self.sweep
         with exclusive(sweep.directory, sweep.address, self.stop.is_set):
             sweep.reload()
-            for study, record in abandoned(sweep):
-                take_back(sweep, study, record, say)
+            for record in abandoned(sweep):
+                take_back(sweep, record, say)
             over = used_up(sweep.config, sweep.records(), sweep.started, datetime.now(UTC))
             if over:
                 return f"the budget of {over} is used up"
@@ -192,7 +180,7 @@ class Worker:
         sweep, study = self.sweep, self.sweep.trials
         config, records = sweep.config, sweep.trials.records()
         points = points_of(config, records)
-        claim = self._first(study, missing(config, points, records))
+        claim = self._first(missing(config, points, records))
         limit = config.budget.trials
         if claim is not None or config.sampler == "grid" or len(points) >= (config.points or 0):
             return claim
@@ -204,28 +192,28 @@ class Worker:
             return None
         number, params = drawn
         cell = planned_trial(config, sweep.directory, params, config.first_seed)
-        first = Planned(cell.point, cell.seed, 1, cell.params)
+        first = Trial(number=number, point=cell.point, params=cell.params, seed=cell.seed)
         study.note(number, **notes_of(first), started=datetime.now(UTC).isoformat(), **self._notes(cell))
         self.keeper.note(cell.cell)
-        return Claim(study, number, 1, cell)
+        return Claim(first, cell)
 
     def _claim_control(self) -> Claim | None:
         sweep = self.sweep
         config = sweep.config.model_copy(update={"dropping": None, "budget": Budget()})
-        points: dict[str, Mapping[str, Scalar]] = {point: {} for point, _ in controls_of(sweep)}
-        return self._first(sweep.controls, missing(config, points, sweep.controls.records()) if points else [])
+        points: dict[str, Mapping[str, Scalar]] = {each.point: {} for each in planned_controls(config, sweep.directory)}
+        return self._first(missing(config, points, sweep.controls.records()) if points else [])
 
-    def _first(self, study: Attempts, planned: Iterable[Planned]) -> Claim | None:
+    def _first(self, planned: Iterable[Trial]) -> Claim | None:
         """Begin the first of the attempts that nobody else has begun (where no lock works on this disk)."""
         for each in planned:
-            cell = cell_of(self.sweep, study, each)
+            cell, study = cell_of(self.sweep, each), self.sweep.study_of(each)
             assert cell is not None
-            space = {} if study.is_control else distributions(self.sweep.config)
+            space = {} if each.is_control else distributions(self.sweep.config)
             self.keeper.note(cell.cell)
             number = study.begin(each, space, **self._notes(cell))
             records = study.records()
             if not is_double(next(record for record in records if record.number == number), records):
-                return Claim(study, number, each.attempt, cell)
+                return Claim(replace(each, number=number), cell)
             study.fail(number, "void")
             self.keeper.note("")
         return None
@@ -279,10 +267,10 @@ class Worker:
         return attend(
             wanted,
             self.stop,
-            lambda text: say(f"{cell.cell}, attempt {claim.attempt}: {text}"),
+            lambda text: say(f"{cell.cell}, attempt {claim.trial.attempt}: {text}"),
             command=self.command,
             fork=self.fork,
-            is_hopeless=lambda: not claim.study.is_control and self._is_hopeless(claim, progress),
+            is_hopeless=lambda: not claim.trial.is_control and self._is_hopeless(claim, progress),
         )
 
     def _is_hopeless(self, claim: Claim, progress: _Pruning) -> bool:
@@ -296,30 +284,29 @@ class Worker:
         progress.size = size
         sweep, config = self.sweep, self.sweep.config
         try:
-            metric, found = report(sweep, claim.study, claim.number, claim.cell.run)
+            metric, found = report(sweep, claim.trial, claim.cell.run)
             if metric is None or len(found) == progress.seen or max(found) < config.pruning.warmup_steps:
                 return False
             progress.seen = len(found)
             trainer = claim.cell.experiment.trainer
-            return is_hopeless(claim.study, config, claim.number, claim.cell.params, trainer, metric)
+            return is_hopeless(sweep.trials, config, claim.trial, trainer, metric)
         except (optuna.exceptions.StorageInternalError, OSError) as error:  # a storage that is away stops no trial
             say(f"{claim.cell.cell}: the pruner failed ({type(error).__name__})")
             return False
 
     def _tell(self, claim: Claim, ended: Ended, spent: float) -> None:
         """Record in the storage how a trial ended."""
-        study, number, cell = claim.study, claim.number, claim.cell
+        study, trial, cell = self.sweep.study_of(claim.trial), claim.trial, claim.cell
         if ended.run is not None:
-            problem = adopt(self.sweep, study, number, ended.run, spent)
+            problem = adopt(self.sweep, trial, ended.run, spent)
             say(f"{cell.cell}: {'finished' if problem is None else problem}")
             return
         if ended.how == "pruned":
-            report(self.sweep, study, number, cell.run)
-            study.prune(number, spent)
+            report(self.sweep, trial, cell.run)
+            study.prune(trial.number, spent)
         elif ended.how != "done":
-            study.fail(number, ended.how, ended.line, spent)
-        said = _consequence(ended, claim, self.sweep.config.retries)
-        say(f"{cell.cell}, attempt {claim.attempt}: {said}")
+            study.fail(trial.number, ended.how, ended.line, spent)
+        say(f"{cell.cell}, attempt {trial.attempt}: {_consequence(ended, trial, self.sweep.config.retries)}")
 
 
 def finished_run(cell: PlannedTrial) -> Path | None:
@@ -329,7 +316,7 @@ def finished_run(cell: PlannedTrial) -> Path | None:
     return next((run for run in (cell.run, *copies) if find(cell.experiment, run)[0] == "finished"), None)
 
 
-def _consequence(ended: Ended, claim: Claim, retries: int) -> str:
+def _consequence(ended: Ended, trial: Trial, retries: int) -> str:
     line = ended.line
     if ended.how == "pruned":
         return line
@@ -337,6 +324,6 @@ def _consequence(ended: Ended, claim: Claim, retries: int) -> str:
         return f"{line}; it will be continued"
     if ended.how in ("config", "nan"):
         return f"{line}; the same would happen again, so it is not tried again"
-    if claim.attempt > retries:
+    if trial.attempt > retries:
         return f"{line}; no attempt is left"
     return f"{line}; " + ("tried once more at most" if ended.how == "memory" else "it will be tried again")

@@ -65,9 +65,7 @@ def _zombie(sweep: SweepDirectory) -> None:
     begin(sweep_config(seeds=2), sweep, None, 1)
     opened = open_sweep(sweep)
     record = opened.trials.records()[0]
-    from promptcomp.sweeps.planning import Planned
-
-    planned = Planned(record.point, 1, 1, record.params)
+    planned = replace(record, seed=1, attempt=1)
     assert opened.trials.begin(planned, {}, cell="some-cell", worker="vm:1", place=opened.place) == 2
 
 

@@ -23,7 +23,7 @@ def test_a_grid_is_run_once(tmp_path: Path) -> None:
     assert_exactly_once(state, 4)
     assert {trial.values["retained"] for trial in state.trials} == {0.2, 0.4}
     assert [len(trial.reports) for trial in state.trials] == [4] * 4
-    assert {(control.name, control.seed, control.status) for control in state.controls} == set()  # mend trains no LM
+    assert {(control.point, control.seed, control.status) for control in state.controls} == set()  # mend trains no LM
     assert Progress(state, datetime.now(UTC)).over
     before = (tmp_path / "s" / "journal.log").read_text()
     assert run(config, tmp_path / "s").trials == state.trials
@@ -34,7 +34,7 @@ def test_a_grid_is_run_once(tmp_path: Path) -> None:
 def test_controls_are_run_too(tmp_path: Path) -> None:
     config = sweep_config(experiment="gist", space={"method.num_slots": {"values": [2]}}, controls=True)
     state = run(config, tmp_path / "s")
-    assert {(each.name, each.status) for each in state.controls} == {
+    assert {(each.point, each.status) for each in state.controls} == {
         ("full_prompt", "finished"),
         ("no_prompt", "finished"),
     }

@@ -17,8 +17,9 @@ from rich.text import Text
 
 from promptcomp.config import ConfigError, Measured, build, read_yaml
 from promptcomp.evaluation.bootstrap import CONFIDENCE, Mean, mean_of
+from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.space import SHARE, scalars
-from promptcomp.sweeps.state import SweepState, Trial
+from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.sweep_config import Choices, SweepConfig, is_numeric
 from promptcomp.sweeps.values import is_lower_better, metric_of
 from promptcomp.sweeps.views.numbers import Goal, Runs, goals_of, is_of_run, plain_line

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from promptcomp.errors import command
 from promptcomp.evaluation.formatting import many
-from promptcomp.sweeps.state import SweepState, Trial
+from promptcomp.sweeps.planning import Trial
+from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views.numbers import Progress, plain_line
 from promptcomp.sweeps.views.points import Summary
 from promptcomp.sweeps.views.wording import (

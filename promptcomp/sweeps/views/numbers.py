@@ -19,11 +19,12 @@ from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import Mean, mean_of
 from promptcomp.evaluation.results import FILE_NAME, Results, finite, read_results
 from promptcomp.files import check_regular
-from promptcomp.sweeps.state import Control, SweepState, Trial
+from promptcomp.sweeps.planning import Trial
+from promptcomp.sweeps.space import CONTROLS
+from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.values import dev_reports, metric_of, metric_rows, objective_names
 
-CONTROLS = ("full_prompt", "no_prompt")
 _TAIL_BYTES = 16_384
 _ESCAPE = re.compile(r"\x1b[^A-Za-z~\\]*[A-Za-z~\\]?")
 
@@ -84,7 +85,7 @@ class Runs:
             if found is not None and found.splits:
                 yield trial, found
 
-    def value(self, run: Trial | Control, objective: Goal, split: str | None) -> float | None:
+    def value(self, run: Trial, objective: Goal, split: str | None) -> float | None:
         """A finished run's metric on a split (None: the objective's own)."""
         if run.status != "finished":
             return None
@@ -103,7 +104,7 @@ class Runs:
             return []
         found = []
         for name in CONTROLS:
-            controls = [self.value(c, objective, split) for c in self.state.controls if c.name == name]
+            controls = [self.value(c, objective, split) for c in self.state.controls if c.point == name]
             trained = [value for value in controls if value is not None]
             values = trained or self._bound(name, metric, split or objective.split)
             if values:
@@ -190,8 +191,7 @@ class Progress:
         self.controls = max(len(state.controls), state.planned_controls)
         """Controls that there will be."""
         self.controls_done = sum(control.status in DONE for control in state.controls)
-        ended = [*(trial.ended for trial in state.trials), *(control.ended for control in state.controls)]
-        ends = [aware(end) for end in ended if end is not None]
+        ends = [aware(each.ended) for each in (*state.trials, *state.controls) if each.ended is not None]
         until = max(ends) if self.over and ends else now
         self.elapsed = max(0.0, (until - aware(state.started)).total_seconds()) if state.started else None
         """Seconds since the first start (to the end of the last trial or control when nothing is left)."""

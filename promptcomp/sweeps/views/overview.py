@@ -8,7 +8,8 @@ from rich.text import Text
 
 from promptcomp.errors import command
 from promptcomp.evaluation.formatting import many
-from promptcomp.sweeps.state import SweepState, Trial
+from promptcomp.sweeps.planning import Trial
+from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views.efficiency import efficiency_of, print_efficiency
 from promptcomp.sweeps.views.live import status_line
 from promptcomp.sweeps.views.numbers import log_tail, plain_line

@@ -16,7 +16,8 @@ from typing import Any
 from promptcomp.errors import ConfigError
 from promptcomp.evaluation.bootstrap import Mean, mean_of
 from promptcomp.evaluation.results import finite
-from promptcomp.sweeps.state import SweepState, Trial
+from promptcomp.sweeps.planning import Trial
+from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.sweep_config import Interval, Scalar, SweepConfig
 from promptcomp.sweeps.views.numbers import Goal, Progress, Runs, goals_of
 from promptcomp.sweeps.views.wording import params_text, values_text

@@ -9,11 +9,13 @@ from typing import Any
 from promptcomp.evaluation.bootstrap import Mean
 from promptcomp.evaluation.results import finite
 from promptcomp.plain import csv_text
-from promptcomp.sweeps.state import SweepState, Trial
+from promptcomp.sweeps.planning import Trial
+from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.views.efficiency import Efficiency, efficiency_of
 from promptcomp.sweeps.views.points import ROUGH_BELOW, Point, Summary
 
 VERSION = 1
+_NOT_SHOWN = ("reports", "kind", "place", "devices")
 _MEAN = ("", "_low", "_high", "_std", "_seeds")
 """Endings of a mean's columns."""
 
@@ -130,7 +132,7 @@ def _point_record(point: Point) -> dict[str, Any]:
 def _trial_record(trial: Trial) -> dict[str, Any]:
     numbers = {key: {k: finite(v) for k, v in getattr(trial, key).items()} for key in ("values", "constraints")}
     times = {key: time and time.isoformat() for key, time in (("started", trial.started), ("ended", trial.ended))}
-    own = {field.name: getattr(trial, field.name) for field in fields(trial) if field.name != "reports"}
+    own = {field.name: getattr(trial, field.name) for field in fields(trial) if field.name not in _NOT_SHOWN}
     return {**own, "params": dict(trial.params), "run": str(trial.run), **numbers, **times}
 
 
