@@ -7,7 +7,7 @@ learning rates as every other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,7 @@ from promptcomp.leaderboard.board_row import RowBudget
 from promptcomp.rivals.rival import Share
 from promptcomp.sweeps.space import experiment_of
 from promptcomp.sweeps.sweep_config import SweepConfig, is_below
-from promptcomp.sweeps.sweep_file import apply_words
+from promptcomp.sweeps.sweep_file import apply_words, only_set, sorted_words, untangled
 
 if TYPE_CHECKING:
     from promptcomp.experiment import Experiment
@@ -142,7 +142,9 @@ def plan_of(track: Track, words: Iterable[str] = ()) -> TrackPlan:
     Raises:
         ConfigError: a mistake in names, words or settings, or nothing to run.
     """
-    shared, own = _sorted_words(track, words)
+    words = tuple(words)
+    _refuse(track, words)
+    shared, own = sorted_words(track.methods, words, "track")
     tree: dict[str, Any] = {
         "title": track.title or f"leaderboard of {track.experiment}",
         "experiment": track.experiment,
@@ -156,7 +158,7 @@ def plan_of(track: Track, words: Iterable[str] = ()) -> TrackPlan:
         raise ConfigError(f"{', '.join(tree['space'])}: one value; what a leaderboard tries are methods, slots, rates")
     choices, rows = dict[str, dict[str, Any]](), list[PlannedRow]()
     for name, keys in track.methods.items():
-        made, found = _trained(track, name, {**keys, **_only_set(name, own[name])}, tree)
+        made, found = _trained(track, name, {**keys, **only_set(name, own[name])}, tree)
         choices |= made
         rows += found
     made, found = _untrained(track, tree)
@@ -175,37 +177,19 @@ def plan_of(track: Track, words: Iterable[str] = ()) -> TrackPlan:
 
 
 def _sweep(tree: Mapping[str, Any], choices: Mapping[str, Mapping[str, Any]]) -> SweepConfig:
-    """Keys for all rows that some row sets itself go to every row, where the row's own value comes after."""
-    taken = {key for settings in choices.values() for key in settings}
-    tangled = {key: value for key, value in tree["set"].items() if is_below(key, taken)}
-    whole = {name: {**tangled, **settings} for name, settings in choices.items()}
-    fixed = {key: value for key, value in tree["set"].items() if key not in tangled}
-    return build(SweepConfig, {**tree, "set": fixed, "space": {DIMENSION: {"choices": whole}}}, source="leaderboard")
+    whole = untangled({**tree, "space": {DIMENSION: {"choices": choices}}}, DIMENSION)
+    return build(SweepConfig, whole, source="leaderboard")
 
 
-def _sorted_words(track: Track, words: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Words for all rows, and those for one method."""
-    shared: list[str] = []
-    own: dict[str, list[str]] = {name: [] for name in track.methods}
+def _refuse(track: Track, words: Iterable[str]) -> None:
+    """Refuse words that are not for the user to say, or that are for a method and do not say which."""
     for word in words:
         key = word.partition("=")[0]
-        name, colon, rest = key.rpartition(":")
         for taken, instead in _OURS.items():
-            if is_below(rest, [taken]):
+            if is_below(key.rpartition(":")[2], [taken]):
                 raise ConfigError(f"{word!r}: {instead}")
-        if colon and name not in own:
-            raise ConfigError(f"{word!r}: {name!r} is none of the track's methods ({', '.join(own) or 'none'})")
-        if not colon and is_below(key, ["method"]):
-            raise ConfigError(f"{word!r}: say of which method, for example {next(iter(own), 'mend')}:{word}")
-        (own[name].append(rest + word[len(key) :]) if colon else shared.append(word))
-    return shared, own
-
-
-def _only_set(name: str, words: Sequence[str]) -> dict[str, Any]:
-    read = apply_words({"set": {}}, words)
-    if set(read) != {"set"}:
-        raise ConfigError(f"{name}: {', '.join(words)}: a key of one method takes one value")
-    return dict(read["set"])
+        if is_below(key, ["method"]):
+            raise ConfigError(f"{word!r}: say of which method, for example {next(iter(track.methods), 'mend')}:{word}")
 
 
 def _trained(

@@ -237,7 +237,8 @@ def data_efficiency(
     if len(set(names)) < len(names):
         raise ConfigError(f"{', '.join(names)}: each method once")
     files = {name: read_yaml(experiment_file(name)) for name in names}
-    shared, own = _sorted_words(names, words)
+    words = [f"{method}:{word}" if is_below(word.partition("=")[0], ["method"]) else word for word in words]
+    shared, own = sorted_words(names, words, "curve")
     tree = {
         "title": f"{method} against {', '.join(against)}: how much data does it save?",
         "experiment": str(Path(method).absolute()) if method.endswith((".yaml", ".yml")) else method,
@@ -250,7 +251,7 @@ def data_efficiency(
         "set": {},
         "objectives": [{"metric": "method"}],
     }
-    tree = _with_subset(method, files[method], _untangled(apply_words(tree, shared)))
+    tree = _with_subset(method, files[method], untangled(apply_words(tree, shared), CHOOSER))
     config = build(SweepConfig, tree, source=f"curve {method}")
     experiment = experiment_of(config, {CHOOSER: method}, config.first_seed)
     if config.objectives[0].metric != "method" or experiment.evaluation.generate is False:
@@ -260,36 +261,45 @@ def data_efficiency(
     return config.model_copy(update={"objectives": (named,)})
 
 
-def _sorted_words(names: Sequence[str], words: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Words for all, and those for one method."""
+def sorted_words(names: Iterable[str], words: Iterable[str], whose: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Words for all methods, and those for one of them (`NAME:key=value`).
+
+    Raises:
+        ConfigError: a name that is none of the methods (`whose`: of what).
+    """
     shared: list[str] = []
     own: dict[str, list[str]] = {name: [] for name in names}
     for word in words:
         key = word.partition("=")[0]
         name, colon, rest = key.rpartition(":")
         if colon and name not in own:
-            raise ConfigError(f"{word!r}: {name!r} is none of the curve's methods ({', '.join(names)})")
-        if colon:
-            own[name].append(rest + word[len(key) :])
-        elif key == "method" or key.startswith("method."):
-            own[names[0]].append(word)
-        else:
-            shared.append(word)
+            raise ConfigError(f"{word!r}: {name!r} is none of the {whose}'s methods ({', '.join(own) or 'none'})")
+        (own[name].append(rest + word[len(key) :]) if colon else shared.append(word))
     return shared, own
 
 
-def _settings(name: str, file: Mapping[str, Any], words: Iterable[str], is_first: bool) -> dict[str, Any]:
-    """What a method sets: its section, a baseline's own keys of the data, its words."""
-    section, data = file.get("method"), file.get("data")
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{name}: method is missing")
-    kept = {} if is_first or not isinstance(data, Mapping) else data
+def only_set(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """Key -> value of the words for one method.
+
+    Raises:
+        ConfigError: a word with several values.
+    """
     read = apply_words({"set": {}}, words)
     if set(read) != {"set"}:
         raise ConfigError(
             f"{name}: {', '.join(words)}: a key of one method takes one value; values to try are for all methods"
         )
-    return {"method": section, **{f"data.{key}": kept[key] for key in _OF_BASELINES if key in kept}, **read["set"]}
+    return dict(read["set"])
+
+
+def _settings(name: str, file: Mapping[str, Any], words: Sequence[str], is_first: bool) -> dict[str, Any]:
+    """What a method sets: its section, a baseline's own keys of the data, its words."""
+    section, data = file.get("method"), file.get("data")
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{name}: method is missing")
+    kept = {} if is_first or not isinstance(data, Mapping) else data
+    of_data = {f"data.{key}": kept[key] for key in _OF_BASELINES if key in kept}
+    return {"method": section, **of_data, **only_set(name, words)}
 
 
 def _listed(text: str, option: str) -> list[Any]:
@@ -309,11 +319,11 @@ def _with_subset(method: str, file: Mapping[str, Any], tree: dict[str, Any]) -> 
     return tree if "subset" in data else {**tree, "set": {"data.subset": "per_seed", **tree["set"]}}
 
 
-def _untangled(tree: dict[str, Any]) -> dict[str, Any]:
-    """Keys for all that some method sets itself go to every method, where the method's own value comes after."""
-    choices: dict[str, dict[str, Any]] = tree["space"][CHOOSER]["choices"]
+def untangled(tree: Mapping[str, Any], chooser: str) -> dict[str, Any]:
+    """Keys for all that some choice of a dimension sets itself go to every choice, where its own value comes after."""
+    choices: dict[str, dict[str, Any]] = tree["space"][chooser]["choices"]
     taken = {key for settings in choices.values() for key in settings}
     tangled = {key: value for key, value in tree["set"].items() if is_below(key, taken)}
     chosen = {name: {**tangled, **settings} for name, settings in choices.items()}
     fixed = {key: value for key, value in tree["set"].items() if key not in tangled}
-    return {**tree, "set": fixed, "space": {**tree["space"], CHOOSER: {"choices": chosen}}}
+    return {**tree, "set": fixed, "space": {**tree["space"], chooser: {"choices": chosen}}}
