@@ -40,7 +40,7 @@ from promptcomp.sweeps.storage import (
 )
 from promptcomp.sweeps.sweep_config import Choices, SweepConfig, is_below
 from promptcomp.sweeps.sweep_directory import SweepDirectory
-from promptcomp.sweeps.values import objective_names
+from promptcomp.sweeps.values import goals_of
 
 
 @dataclass(slots=True)
@@ -147,8 +147,8 @@ def _open(directory: SweepDirectory, config: SweepConfig, address: URL | None) -
 
 
 def _of_storage(directory: SweepDirectory, config: SweepConfig, address: URL | None, storage: BaseStorage) -> Sweep:
-    name = study_name(directory)
-    trials, controls = Attempts(storage, name, objective_names(config)), Attempts(storage, f"{name}.controls")
+    name, objectives = study_name(directory), [goal.name for goal in goals_of(config)]
+    trials, controls = Attempts(storage, name, objectives), Attempts(storage, f"{name}.controls")
     return Sweep(directory, config, address, trials, controls, place_of(directory)[0])
 
 

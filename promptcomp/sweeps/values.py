@@ -16,12 +16,18 @@ OF_SPLIT = ("method", "full_prompt", "no_prompt", "retained", "headroom", "gap_t
 """Fields of a split of results.json that are one number each."""
 
 
-def objective_names(config: SweepConfig) -> tuple[str, ...]:
-    """A name for each objective: its metric, with the split in front where two have the same."""
+class Goal(Objective):
+    """An objective, with the name that its values have."""
+
+    name: str
+
+
+def goals_of(config: SweepConfig) -> tuple[Goal, ...]:
+    """The objectives of a sweep; they are named by their metrics, with the split in front where two have the same."""
     metrics = [objective.metric for objective in config.objectives]
     return tuple(
-        f"{objective.split or 'first'}/{objective.metric}" if metrics.count(objective.metric) > 1 else objective.metric
-        for objective in config.objectives
+        Goal(name=f"{each.split or 'first'}/{name}" if metrics.count(name) > 1 else name, **dict(each))
+        for name, each in zip(metrics, config.objectives, strict=True)
     )
 
 
@@ -31,8 +37,8 @@ def objective_values(config: SweepConfig, run: Path) -> dict[str, float]:
     Raises:
         ConfigError: no results, or an objective that is not in them or has no value.
     """
-    names, results = objective_names(config), read_results(run)
-    return {name: _value(results, each, run) for name, each in zip(names, config.objectives, strict=True)}
+    results = read_results(run)
+    return {goal.name: _value(results, goal, run) for goal in goals_of(config)}
 
 
 def known_values(config: SweepConfig, run: Path) -> dict[str, float]:
@@ -41,8 +47,7 @@ def known_values(config: SweepConfig, run: Path) -> dict[str, float]:
         results = read_results(run)
     except ConfigError:
         return {}
-    named = zip(objective_names(config), config.objectives, strict=True)
-    found = {name: metric_of(results, each.metric, each.split) for name, each in named}
+    found = {goal.name: metric_of(results, goal.metric, goal.split) for goal in goals_of(config)}
     return {name: value for name, value in found.items() if value is not None}
 
 

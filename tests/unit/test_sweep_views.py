@@ -14,7 +14,8 @@ from rich.console import Console
 
 from promptcomp.errors import ConfigError
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.views.numbers import Runs, goals_of, learning_curve, log_tail
+from promptcomp.sweeps.values import goals_of
+from promptcomp.sweeps.views.numbers import Runs, learning_curve, log_tail
 from promptcomp.sweeps.views.overview import print_state
 from promptcomp.sweeps.views.points import Summary, best_cell
 from promptcomp.sweeps.views.tables import FORMATS, points_csv, state_json

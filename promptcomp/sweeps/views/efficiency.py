@@ -21,8 +21,8 @@ from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.space import SHARE, scalars
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.sweep_config import Choices, SweepConfig, is_numeric
-from promptcomp.sweeps.values import is_lower_better, metric_of
-from promptcomp.sweeps.views.numbers import Goal, Runs, goals_of, is_of_run, plain_line
+from promptcomp.sweeps.values import Goal, goals_of, is_lower_better, metric_of
+from promptcomp.sweeps.views.numbers import Runs, is_of_run, plain_line
 from promptcomp.sweeps.views.wording import axis_of, mean_text, params_text, scalar_text
 from promptcomp.terminal import open_table
 
@@ -208,9 +208,11 @@ def _chooser(config: SweepConfig) -> str | None:
 def _goal(config: SweepConfig, metric: str | None, split: str | None) -> Goal:
     goals = goals_of(config)
     own = next((goal for goal in goals if not is_of_run(goal.metric)), goals[0])
+    split = split or own.split
     if metric is None or metric == own.metric:
-        return Goal(own.name, own.metric, split or own.split, own.direction)
-    return Goal(metric, metric, split or own.split, "minimize" if is_lower_better(metric) else "maximize")
+        return own.model_copy(update={"split": split})
+    direction = "minimize" if is_lower_better(metric) else "maximize"
+    return Goal(name=metric, metric=metric, split=split, direction=direction)
 
 
 def _parameters(trial: Trial) -> int | None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import Mean, mean_of
@@ -22,27 +21,10 @@ from promptcomp.files import check_regular
 from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.space import CONTROLS
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.sweep_config import SweepConfig
-from promptcomp.sweeps.values import dev_reports, metric_of, metric_rows, objective_names
+from promptcomp.sweeps.values import Goal, dev_reports, metric_of, metric_rows
 
 _TAIL_BYTES = 16_384
 _ESCAPE = re.compile(r"\x1b[^A-Za-z~\\]*[A-Za-z~\\]?")
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """An objective, with the name that its values have."""
-
-    name: str
-    metric: str
-    split: str | None
-    direction: Literal["maximize", "minimize"]
-
-
-def goals_of(config: SweepConfig) -> tuple[Goal, ...]:
-    """The objectives of a sweep."""
-    named = zip(objective_names(config), config.objectives, strict=True)
-    return tuple(Goal(name, found.metric, found.split, found.direction) for name, found in named)
 
 
 @dataclass(frozen=True, slots=True)

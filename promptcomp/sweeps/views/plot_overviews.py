@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from promptcomp.plotting import COLOURS, GREY, MARKERS, interval, panel, ticks_at
-from promptcomp.sweeps.views.numbers import Goal, is_of_run, learning_curve
+from promptcomp.sweeps.values import Goal
+from promptcomp.sweeps.views.numbers import is_of_run, learning_curve
 from promptcomp.sweeps.views.points import Summary, sign_of
 from promptcomp.sweeps.views.wording import (
     Axis,

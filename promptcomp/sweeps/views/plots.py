@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from promptcomp.evaluation.bootstrap import Mean, mean_of
 from promptcomp.plotting import COLOURS, GREY, INK, MARKERS, interval, panels, ticks_at
+from promptcomp.sweeps.values import Goal
 from promptcomp.sweeps.views.efficiency import Efficiency, EfficiencyRow, efficiency_of
-from promptcomp.sweeps.views.numbers import Band, Goal
+from promptcomp.sweeps.views.numbers import Band
 from promptcomp.sweeps.views.plot_overviews import draw_curves, draw_front, draw_importances, draw_parallel, parallel
 from promptcomp.sweeps.views.points import Point, Summary
 from promptcomp.sweeps.views.wording import (

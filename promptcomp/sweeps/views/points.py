@@ -19,7 +19,8 @@ from promptcomp.evaluation.results import finite
 from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.sweep_config import Interval, Scalar, SweepConfig
-from promptcomp.sweeps.views.numbers import Goal, Progress, Runs, goals_of
+from promptcomp.sweeps.values import Goal, goals_of
+from promptcomp.sweeps.views.numbers import Progress, Runs
 from promptcomp.sweeps.views.wording import params_text, values_text
 
 MIN_POINTS = 4

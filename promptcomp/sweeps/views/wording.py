@@ -12,7 +12,8 @@ from promptcomp.evaluation.bootstrap import Mean
 from promptcomp.evaluation.formatting import bytes_text, flops_text, ms_text, number_text
 from promptcomp.sweeps.space import scalars
 from promptcomp.sweeps.sweep_config import Choices, Interval, Scalar, SweepConfig, Values
-from promptcomp.sweeps.views.numbers import Goal, Progress, is_of_run
+from promptcomp.sweeps.values import Goal
+from promptcomp.sweeps.views.numbers import Progress, is_of_run
 
 STATUS_STYLES = {
     "finished": "green",
