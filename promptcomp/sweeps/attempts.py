@@ -44,7 +44,7 @@ class Attempts:
 
     def __init__(self, storage: BaseStorage, name: str, objectives: Sequence[str] = ()) -> None:
         self.storage, self._objectives = storage, objectives
-        # only `draw` asks a sampler; a Trial must not ask an expensive one whenever it is re-attached
+        # only `draw_point` asks a sampler; a Trial must not ask an expensive one whenever it is re-attached
         self.study = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler())
         self._study_id = storage.get_study_id_from_name(name)
 
@@ -91,12 +91,6 @@ class Attempts:
         )
         return self.storage.get_trial(self.storage.create_new_trial(self._study_id, trial)).number
 
-    def draw(self, space: dict[str, BaseDistribution], sampler: BaseSampler) -> tuple[int, dict[str, Scalar]]:
-        """Have a sampler choose a point: a new running attempt's number and parameters."""
-        study = optuna.load_study(study_name=self.study.study_name, storage=self.storage, sampler=sampler)
-        trial = study.ask(fixed_distributions=space)
-        return trial.number, dict(trial.params)
-
     def note(self, number: int, **values: Any) -> None:
         """Leave notes on a running attempt; on a finished one they come too late and are dropped."""
         identity = self._id(number)
@@ -124,18 +118,17 @@ class Attempts:
 
     def prune(self, number: int, spent: float) -> None:
         """Tell that an attempt was stopped as hopeless, unless it is over already."""
-        self._end(number, TrialState.PRUNED, None, device_seconds=spent)
+        self._end(number, TrialState.PRUNED, device_seconds=spent)
 
     def fail(self, number: int, kind: Kind, problem: str = "", spent: float = 0.0) -> None:
         """Tell that an attempt ended without a result, unless it is over already."""
-        self._end(number, TrialState.FAIL, None, kind=kind, problem=problem, device_seconds=spent)
+        self._end(number, TrialState.FAIL, kind=kind, problem=problem, device_seconds=spent)
 
-    def _end(self, number: int, state: TrialState, values: list[float] | None, **notes: Any) -> None:
-        if self.storage.get_trial(self._id(number)).state.is_finished():
-            return
-        self.note(number, **notes, ended=_now())
-        with contextlib.suppress(ValueError, UpdateFinishedTrialError):
-            self.study.tell(number, values, state)
+    def _end(self, number: int, state: TrialState, values: list[float] | None = None, **notes: Any) -> None:
+        if not self.storage.get_trial(self._id(number)).state.is_finished():
+            self.note(number, **notes, ended=_now())
+            with contextlib.suppress(ValueError, UpdateFinishedTrialError):
+                self.study.tell(number, values, state)
 
     def ignore(self, number: int) -> None:
         """Leave a finished attempt out of account from now on (it can no longer be changed itself)."""
@@ -250,13 +243,16 @@ def draw_point(
     Returns:
         The new attempt's number and its parameters; None when every point of the space has been drawn.
     """
-    turn = len(study.frozen())
-    for _ in range(_TRIES):
-        number, params = study.draw(space, sampler_of(config, turn))
-        if point_id(params) not in known:
-            return number, params
-        study.fail(number, "void")
-        turn += 1
+    first = len(study.frozen())
+    turn = first + _TRIES
+    for draw in range(first, turn):
+        drawing = optuna.load_study(
+            study_name=study.study.study_name, storage=study.storage, sampler=sampler_of(config, draw)
+        )
+        trial = drawing.ask(fixed_distributions=space)
+        if point_id(trial.params) not in known:
+            return trial.number, dict(trial.params)
+        study.fail(trial.number, "void")
     rest = [params for params in _all_points(space) if point_id(params) not in known]
     if not rest:
         return None
@@ -265,17 +261,15 @@ def draw_point(
 
 
 def _all_points(space: Mapping[str, BaseDistribution]) -> list[dict[str, Scalar]]:
-    axes: list[list[Scalar]] = []
-    total = 1
+    axes: list[Sequence[Scalar]] = []
     for distribution in space.values():
         if isinstance(distribution, CategoricalDistribution):
-            axes.append(list(distribution.choices))
+            axes.append(distribution.choices)
         elif isinstance(distribution, IntDistribution):
-            axes.append(list(range(distribution.low, distribution.high + 1, distribution.step)))
+            axes.append(range(distribution.low, distribution.high + 1, distribution.step))
         else:
             return []
-        total *= len(axes[-1])
-    if total > _ENUMERABLE:
+    if math.prod(map(len, axes)) > _ENUMERABLE:
         return []
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 

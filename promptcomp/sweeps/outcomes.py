@@ -119,12 +119,6 @@ def report(sweep: Sweep, trial: Trial, run: Path) -> tuple[str | None, dict[int,
     return metric, found
 
 
-def devices_of(cell: PlannedTrial) -> int:
-    """Devices (on CPU: processes) of a trial."""
-    devices = cell.experiment.trainer.devices
-    return devices if isinstance(devices, int) else 1
-
-
 def relative(run: Path, folder: Path) -> str:
     """A run's place as noted: below the sweep's directory where it is there, so that the directory can be moved."""
     try:

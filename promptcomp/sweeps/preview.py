@@ -23,6 +23,7 @@ from promptcomp.sweeps.checking import samples_of
 from promptcomp.sweeps.measuring import MeasuringFailed, measured
 from promptcomp.sweeps.space import (
     base_tree,
+    devices_of,
     experiment_of,
     grid,
     grid_size,
@@ -119,7 +120,7 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
         finished=states.count("finished"),
         started=states.count("unfinished"),
         workers=workers,
-        devices_per_trial=_devices(small[1]),
+        devices_per_trial=devices_of(small[1]),
         smallest=_cost(*small),
         largest=_cost(*large),
     )
@@ -199,12 +200,6 @@ def _machine(plan: SweepPlan) -> list[str]:
     if not gpus and plan.workers > cores:
         return [f"{plan.workers} workers share {cores} cores: they will be slower than measured"]
     return []
-
-
-def _devices(experiment: Experiment) -> int:
-    """Devices of a trial; where it takes what there is, its worker gives it one."""
-    devices = experiment.trainer.devices
-    return (1 if devices == "auto" else int(devices)) * experiment.trainer.num_nodes
 
 
 def print_plan(

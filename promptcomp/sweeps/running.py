@@ -25,7 +25,8 @@ from promptcomp.files import last_line, open_append
 from promptcomp.lease import STORAGE_VARIABLE
 from promptcomp.plain import say
 from promptcomp.stopping import Stop
-from promptcomp.sweeps.space import PlannedTrial, grid, planned_trial
+from promptcomp.sweeps.checking import first_point
+from promptcomp.sweeps.space import devices_of, experiment_of
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.storage import DAMAGE, PARENT_VARIABLE
 from promptcomp.sweeps.study import Sweep, begin, read_state
@@ -197,7 +198,7 @@ def run_sweep(
     """
     console = console or Console()
     named = [name.strip() for name in devices.split(",")] if isinstance(devices, str) else devices
-    shares = share_devices(config, directory, workers, named)
+    shares = share_devices(config, workers, named)
     sweep = begin(config, directory, storage, workers)
     secret = None if sweep.address is None else sweep.address.render_as_string(hide_password=False)
     stop = Stop()
@@ -218,18 +219,14 @@ def run_sweep(
     return Progress(state, datetime.now(UTC)).over or state.stopped_by is not None
 
 
-def share_devices(
-    config: SweepConfig, directory: SweepDirectory, workers: int, devices: Sequence[str] | None
-) -> list[tuple[str, ...]]:
+def share_devices(config: SweepConfig, workers: int, devices: Sequence[str] | None) -> list[tuple[str, ...]]:
     """Devices of each worker; empty ones on a machine without CUDA devices.
 
     Raises:
         ConfigError: too few devices for so many workers, or trials that take several machines.
     """
-    cell = _some_cell(config, directory)
-    trainer = None if cell is None else cell.experiment.trainer
-    per = trainer.devices if trainer is not None and isinstance(trainer.devices, int) else 1
-    on_gpu = trainer is None or trainer.accelerator in ("auto", "gpu")
+    experiment = experiment_of(config, first_point(config), config.first_seed)
+    per, on_gpu = devices_of(experiment), experiment.trainer.accelerator in ("auto", "gpu")
     found = list(devices) if devices is not None else (_cuda_devices() if on_gpu else [])
     if not found or not on_gpu:
         return [()] * workers
@@ -239,13 +236,6 @@ def share_devices(
             f"{len(found)} ({', '.join(found)}); use --workers {max(1, len(found) // per)}"
         )
     return [tuple(found[i * per : (i + 1) * per]) for i in range(workers)]
-
-
-def _some_cell(config: SweepConfig, directory: SweepDirectory) -> PlannedTrial | None:
-    try:
-        return planned_trial(config, directory, grid(config)[0], config.first_seed)
-    except ConfigError:  # a continuous interval
-        return None
 
 
 def _cuda_devices() -> list[str]:

@@ -197,6 +197,12 @@ class PlannedTrial:
     run: Path
 
 
+def devices_of(experiment: Experiment) -> int:
+    """Devices (on CPU: processes) of a trial; where it takes what there is, its worker gives it one."""
+    devices = experiment.trainer.devices
+    return devices if isinstance(devices, int) else 1
+
+
 def settings_of(config: SweepConfig, params: Mapping[str, Scalar]) -> dict[str, Any]:
     """Dotted key -> value, as the parameters say.
 

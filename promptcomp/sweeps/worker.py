@@ -23,9 +23,9 @@ from promptcomp.run.configured import find
 from promptcomp.run.trial_process import FIT, Ended, WantedRun, attend
 from promptcomp.stopping import Stop
 from promptcomp.sweeps.attempts import draw_point, is_hopeless, notes_of
-from promptcomp.sweeps.outcomes import abandoned, adopt, cell_of, devices_of, is_ours, relative, report, take_back
+from promptcomp.sweeps.outcomes import abandoned, adopt, cell_of, is_ours, relative, report, take_back
 from promptcomp.sweeps.planning import UNCOUNTED, Trial, groups, is_double, missing, points_of, used_up
-from promptcomp.sweeps.space import PlannedTrial, distributions, planned_controls, planned_trial
+from promptcomp.sweeps.space import PlannedTrial, devices_of, distributions, planned_controls, planned_trial
 from promptcomp.sweeps.storage import PARENT_VARIABLE, exclusive, patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import Budget, Scalar
@@ -94,20 +94,16 @@ def work(
                 sweep.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claim:
     """A trial that a worker has taken."""
 
     trial: Trial
     cell: PlannedTrial
-
-
-@dataclass(slots=True)
-class _Pruning:
-    """What is known of a running trial's dev metric."""
-
     seen: int = 0
+    """Values of its dev metric that the pruner was asked about."""
     size: int = -1
+    """Bytes of its metrics.csv at that time."""
 
 
 class Worker:
@@ -224,7 +220,7 @@ class Worker:
             "worker": self.keeper.lease.name,
             "place": self.sweep.place,
             "run": relative(cell.run, self.sweep.directory.path),
-            "devices": devices_of(cell),
+            "devices": devices_of(cell.experiment),
         }
 
     def _is_disk_full(self) -> bool:
@@ -238,7 +234,7 @@ class Worker:
         began = time.monotonic()
         ended = self._carry_out(claim)
         end: str = ended.how
-        spent = (time.monotonic() - began) * devices_of(claim.cell)
+        spent = (time.monotonic() - began) * devices_of(claim.cell.experiment)
         try:
             patiently(lambda: self._tell(claim, ended, spent), say, lambda: self.stop.count > 1, _DATABASE_WAIT)
         except OSError as error:  # the journal cannot be written: the next worker finds the trial and takes it up
@@ -263,31 +259,30 @@ class Worker:
             place.log_of(cell.cell),
             self.devices,
         )
-        progress = _Pruning()
         return attend(
             wanted,
             self.stop,
             lambda text: say(f"{cell.cell}, attempt {claim.trial.attempt}: {text}"),
             command=self.command,
             fork=self.fork,
-            is_hopeless=lambda: not claim.trial.is_control and self._is_hopeless(claim, progress),
+            is_hopeless=lambda: not claim.trial.is_control and self._is_hopeless(claim),
         )
 
-    def _is_hopeless(self, claim: Claim, progress: _Pruning) -> bool:
+    def _is_hopeless(self, claim: Claim) -> bool:
         """Whether the pruner would stop a trial, asked when there is a new dev value."""
         try:
             size = (claim.cell.run / "metrics.csv").stat().st_size
         except OSError:
             return False
-        if size == progress.size:
+        if size == claim.size:
             return False
-        progress.size = size
+        claim.size = size
         sweep, config = self.sweep, self.sweep.config
         try:
             metric, found = report(sweep, claim.trial, claim.cell.run)
-            if metric is None or len(found) == progress.seen or max(found) < config.pruning.warmup_steps:
+            if metric is None or len(found) == claim.seen or max(found) < config.pruning.warmup_steps:
                 return False
-            progress.seen = len(found)
+            claim.seen = len(found)
             trainer = claim.cell.experiment.trainer
             return is_hopeless(sweep.trials, config, claim.trial, trainer, metric)
         except (optuna.exceptions.StorageInternalError, OSError) as error:  # a storage that is away stops no trial

@@ -15,6 +15,7 @@ from promptcomp.documents import shipped
 from promptcomp.experiment import Experiment
 from promptcomp.sweeps import checking
 from promptcomp.sweeps.checking import check, known_metrics
+from promptcomp.sweeps.running import share_devices
 from promptcomp.sweeps.space import (
     best_yaml,
     distributions,
@@ -346,3 +347,11 @@ def test_an_experiment_beside_the_sweep_is_found(tmp_path: Path, monkeypatch: py
 
 def test_metrics_that_can_be_asked_for() -> None:
     assert {"retained", "exact_match", "size.memory_bytes", "cost.flops_ratio"} <= set(known_metrics())
+
+
+def test_workers_get_the_devices_that_a_trial_takes() -> None:
+    words = ["optim.lr=1e-5..1e-3:log", "trainer.devices=2", "trainer.accelerator=gpu"]
+    assert share_devices(sweep_of("mend", words), 2, "0123") == [("0", "1"), ("2", "3")]
+    with pytest.raises(ConfigError, match=r"3 workers with 2 devices each need 6, and there are 4"):
+        share_devices(sweep_of("mend", words), 3, "0123")
+    assert share_devices(sweep_of("mend", [words[0], "trainer.accelerator=cpu"]), 2, "0123") == [(), ()]
