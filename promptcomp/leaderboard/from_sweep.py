@@ -24,6 +24,7 @@ from promptcomp.sweeps.values import dev_reports, is_lower_better, metric_rows
 
 Trials = Mapping[tuple[str, int], Trial]
 _BOUNDS = ("no_prompt", "full_prompt")
+_PLANNED = ("method", "title", "paper", "budget", "is_trained", "is_control", "query_aware")
 
 
 def rows_of_sweep(plan: TrackPlan, state: SweepState, command: str) -> Iterator[BoardRow]:
@@ -75,15 +76,8 @@ def _of_row(plan: TrackPlan, row: PlannedRow, trials: Trials, known: Mapping[str
         chosen, dev, metric = choose_rate(row.choices, trials, seeds, column)
     common = {
         **known,
-        "schema": 1,
         "row": row.name,
-        "method": row.method,
-        "title": row.title,
-        "paper": row.paper,
-        "budget": row.budget,
-        "is_trained": row.is_trained,
-        "is_control": row.is_control,
-        "query_aware": row.query_aware,
+        **{name: getattr(row, name) for name in _PLANNED},
     }
     if chosen is not None and row.choices[chosen] is not None:
         common |= {"rate": row.choices[chosen], "rates": dev, "dev_metric": metric}

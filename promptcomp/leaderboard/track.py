@@ -21,7 +21,7 @@ from promptcomp.leaderboard.board_row import RowBudget
 from promptcomp.rivals.rival import Share
 from promptcomp.sweeps.space import experiment_of
 from promptcomp.sweeps.sweep_config import SweepConfig, is_below
-from promptcomp.sweeps.sweep_file import apply_words, only_set, sorted_words, untangled
+from promptcomp.sweeps.sweep_file import apply_words, only_set, sorted_words, untangled, with_full_path
 
 if TYPE_CHECKING:
     from promptcomp.experiment import Experiment
@@ -125,11 +125,7 @@ def read_track(name: str, given: Mapping[str, Any]) -> Track:
     own, wanted = _keys(tree.get("methods") or {}), given.get("methods")
     if wanted and isinstance(own, Mapping):
         tree["methods"] = {method: own.get(method, {}) for method in wanted}
-    experiment = tree.get("experiment")
-    if isinstance(experiment, str) and experiment.endswith((".yaml", ".yml")):  # found beside the track
-        beside = path.parent / experiment
-        tree["experiment"] = str((beside if beside.is_file() else Path(experiment)).absolute())
-    return build(Track, tree, source=name)
+    return build(Track, with_full_path(tree, path.parent), source=name)
 
 
 def plan_of(track: Track, words: Iterable[str] = ()) -> TrackPlan:

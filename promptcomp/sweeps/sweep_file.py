@@ -62,14 +62,14 @@ def find_sweep(name_or_path: str) -> SweepFile:
         SweepDirectory(path).check()
         return SweepFile(path.name, str(file), read_yaml(file), path)
     if path.suffix in (".yaml", ".yml"):
-        return SweepFile(path.stem, str(path), _with_full_path(read_yaml(path), path.parent))
+        return SweepFile(path.stem, str(path), with_full_path(read_yaml(path), path.parent))
     hint = did_you_mean(name_or_path, known, f"{command('sweep', '--list')} lists those that are shipped")
     raise ConfigError(f"{name_or_path!r} is no shipped sweep, no YAML file and no sweep directory; {hint}")
 
 
-def _with_full_path(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """An experiment's file found beside the sweep's (or from here), by its full path: a sweep may be continued from
-    another folder."""
+def with_full_path(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """An experiment's file found beside the sweep's or the track's (or from here), by its full path: it may be
+    continued from another folder."""
     name = tree.get("experiment")
     if not isinstance(name, str) or not name.endswith((".yaml", ".yml")):
         return tree
@@ -97,7 +97,7 @@ def sweep_of(method: str, words: Iterable[str]) -> SweepConfig:
         ConfigError: no word has several values, or any mistake in them.
     """
     words = tuple(words)
-    tree = apply_words(_with_full_path({"experiment": method}, Path()), words)
+    tree = apply_words(with_full_path({"experiment": method}, Path()), words)
     if not tree.get("space"):
         raise ConfigError(
             f"--method {method}: no key has several values; give one, for example method.num_slots=2,4,8 or "
