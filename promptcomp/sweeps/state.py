@@ -95,28 +95,37 @@ def state_of(
     leases = Leases(directory)
     trials = [record for record in records if not record.is_control]
     found = groups(trials)
-    view = _View(directory, config, leases, place)
-    shown = tuple(map(view.trial, found.values()))
+
+    def status(attempts: Sequence[Trial]) -> TrialStatus:
+        record = standing(attempts)
+        if record.status == "running":
+            elsewhere = bool(record.place) and record.place != place
+            return "running" if elsewhere or leases.has(record) else "stale"
+        if record.is_over:
+            return record.status
+        return "failed" if next_attempt(attempts, config.retries) is None else "waiting"
+
+    shown = tuple(_latest(directory, config, attempts, status(attempts)) for attempts in found.values())
     points = points_of(config, trials)
     if found:  # what is still to be begun
         left = [each for each in missing(config, points, trials) if each.key not in found]
         shown += tuple(replace(each, run=directory.runs) for each in left)
-    controls = groups(record for record in records if record.is_control)
-    shown_controls = tuple(map(view.trial, controls.values()))
+    of_controls = groups(record for record in records if record.is_control).values()
+    controls = tuple(_latest(directory, config, attempts, status(attempts)) for attempts in of_controls)
     now = datetime.now(UTC)
     planned = grid_size(config) * config.seeds
     stopped = used_up(config, records, started, now)
     limit = config.budget.trials
     if stopped is None and limit is not None and len(found) >= limit and planned > limit:
         stopped = f"trials ({limit})"
-    planned_controls = _planned_controls(directory, config)
-    begun = sum(control.status not in ("waiting", "stale") for control in shown_controls)
+    planned_controls = config.seeds * _controls_of_a_seed(directory, config.model_dump_json())
+    begun = sum(control.status not in ("waiting", "stale") for control in controls)
     is_left = any(trial.status == "waiting" for trial in shown) or begun < planned_controls
     return SweepState(
         directory=directory,
         config=config,
         trials=shown,
-        controls=shown_controls,
+        controls=controls,
         planned=planned,
         planned_controls=planned_controls,
         dropped=tuple(sorted(dropped(config, tuple(points), trials))),
@@ -126,52 +135,36 @@ def state_of(
     )
 
 
-class _View:
-    def __init__(self, directory: SweepDirectory, config: SweepConfig, leases: Leases, place: str) -> None:
-        self.directory, self.config, self.leases, self.place = directory, config, leases, place
-
-    def status(self, attempts: Sequence[Trial]) -> TrialStatus:
-        record = standing(attempts)
-        if record.status == "running":
-            elsewhere = bool(record.place) and record.place != self.place
-            return "running" if elsewhere or self.leases.has(record) else "stale"
-        if record.is_over:
-            return record.status
-        return "failed" if next_attempt(attempts, self.config.retries) is None else "waiting"
-
-    def trial(self, attempts: Sequence[Trial]) -> Trial:
-        record, status = standing(attempts), self.status(attempts)
-        run = self.directory.path / record.run
-        rows = metric_rows(run)
-        _, reports = dev_reports(rows, self.config.pruning.metric)  # a run on another machine's disk has told Optuna
-        problem = next((each.problem for each in reversed(attempts) if each.problem), None)
-        return replace(
-            record,
-            status=status,
-            run=run,
-            values=known_values(self.config, run) if record.is_control else record.values,
-            reports=tuple(sorted(reports.items())) or record.reports,
-            step=last_step(rows),
-            max_steps=_max_steps(run),
-            started=min((each.started for each in attempts if each.started is not None), default=None),
-            ended=None if status in ("waiting", "running", "stale") else record.ended,
-            device_seconds=device_hours(attempts, datetime.now(UTC)) * 3600,
-            problem=problem if status in ("failed", "waiting") else None,
-        )
-
-
-def _planned_controls(directory: SweepDirectory, config: SweepConfig) -> int:
-    """Two for each seed; none for a method that trains nothing of the LM."""
-    try:
-        return config.seeds * _controls_of_a_seed(directory, config.model_dump_json())
-    except ConfigError:  # a file that the sweep was begun from is gone: what there is can be shown all the same
-        return config.seeds * 2
+def _latest(directory: SweepDirectory, config: SweepConfig, attempts: Sequence[Trial], status: TrialStatus) -> Trial:
+    """A trial as its attempts and its run directory say."""
+    record = standing(attempts)
+    run = directory.path / record.run
+    rows = metric_rows(run)
+    _, reports = dev_reports(rows, config.pruning.metric)  # a run on another machine's disk has told Optuna
+    problem = next((each.problem for each in reversed(attempts) if each.problem), None)
+    return replace(
+        record,
+        status=status,
+        run=run,
+        values=known_values(config, run) if record.is_control else record.values,
+        reports=tuple(sorted(reports.items())) or record.reports,
+        step=last_step(rows),
+        max_steps=_max_steps(run),
+        started=min((each.started for each in attempts if each.started is not None), default=None),
+        ended=None if status in ("waiting", "running", "stale") else record.ended,
+        device_seconds=device_hours(attempts, datetime.now(UTC)) * 3600,
+        problem=problem if status in ("failed", "waiting") else None,
+    )
 
 
 @functools.cache
 def _controls_of_a_seed(directory: SweepDirectory, config: str) -> int:
-    """Once for a sweep: a live view takes a snapshot every few seconds, and experiments take a while to build."""
-    return len(planned_controls(SweepConfig.model_validate_json(config).model_copy(update={"seeds": 1}), directory))
+    """Two; none for a method that trains nothing of the LM. Found once for a sweep: a live view takes a snapshot every
+    few seconds, and experiments take a while to build."""
+    try:
+        return len(planned_controls(SweepConfig.model_validate_json(config).model_copy(update={"seeds": 1}), directory))
+    except ConfigError:  # a file that the sweep was begun from is gone: what there is can be shown all the same
+        return 2
 
 
 def _max_steps(run: Path) -> int:
