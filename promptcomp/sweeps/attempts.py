@@ -30,7 +30,7 @@ from promptcomp.experiment import TrainerConfig
 from promptcomp.lightning_modules import METHODS
 from promptcomp.sweeps.planning import Kind, Trial, TrialStatus
 from promptcomp.sweeps.space import CONTROLS, point_id
-from promptcomp.sweeps.sweep_config import Choices, Scalar, SweepConfig
+from promptcomp.sweeps.sweep_config import Scalar, SweepConfig, keys_of
 
 
 class Attempts:
@@ -326,12 +326,9 @@ def comparable_part(config: SweepConfig, params: Mapping[str, Scalar], metric: s
     of_methods = {f"method.{key}" for section in METHODS.values() for key in section.difficulty_keys}
     if "loss" in metric:
         of_methods |= {f"method.{key}" for section in METHODS.values() for key in section.loss_keys}
-    found: dict[str, Scalar] = {}
-    for name, value in params.items():
-        dimension = config.space.get(name)
-        keys = {name}
-        if isinstance(dimension, Choices):
-            keys = {key for settings in dimension.choices.values() for key in settings}
-        if any(key.startswith(_OTHER_METRIC) or key in of_methods for key in keys):
-            found[name] = value
-    return found
+
+    def matters(name: str) -> bool:
+        keys = keys_of(name, config.space[name]) if name in config.space else [name]
+        return any(key.startswith(_OTHER_METRIC) or key in of_methods for key in keys)
+
+    return {name: value for name, value in params.items() if matters(name)}

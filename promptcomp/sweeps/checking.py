@@ -13,7 +13,7 @@ from promptcomp.evaluation.predictions import LOWER_IS_BETTER, METRICS, TEXT_MET
 from promptcomp.evaluation.results import Cost, Size
 from promptcomp.experiment import Experiment
 from promptcomp.sweeps.space import base_tree, experiment_of, grid, grid_size, planned_controls, scalars, settings_of
-from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, is_below
+from promptcomp.sweeps.sweep_config import Choices, Dimension, Interval, Scalar, SweepConfig, is_below, keys_of
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.values import OF_SPLIT
 
@@ -141,8 +141,7 @@ def _clashes(config: SweepConfig) -> Iterator[str]:
     """Keys that two places set, or that the sweep sets itself."""
     owners: dict[str, str] = {}
     for name, dimension in config.space.items():
-        chosen = dimension.choices.values() if isinstance(dimension, Choices) else [{name: None}]
-        for key in {key: None for settings in chosen for key in settings}:
+        for key in keys_of(name, dimension):
             if key in _OF_SWEEP:
                 yield f"space {name}: {key} cannot be swept; {_OF_SWEEP[key]}"
             for other, owner in owners.items():
@@ -199,8 +198,10 @@ def _values(config: SweepConfig, base: Mapping[str, Any], experiments: list[Expe
             own = {line for line in lines if line not in at_start or _names(line, config, {name: value})}
             for line in sorted(own):
                 found = True
-                plain = _is_about(line, name) and not isinstance(dimension, Choices)
-                yield f"space {line}" if plain else f"space {name}{_of_choice(dimension, value)}: {line}"
+                is_choice = isinstance(dimension, Choices)
+                of_choice = f" ({value})" if is_choice else ""
+                plain = _is_about(line, name) and not is_choice
+                yield f"space {line}" if plain else f"space {name}{of_choice}: {line}"
     if at_start and not found:
         found = True
         yield from (f"space {_told(start)}: {line}" for line in sorted(at_start))
@@ -243,10 +244,6 @@ def _names(line: str, config: SweepConfig, params: Mapping[str, Scalar]) -> bool
 
 def _is_about(line: str, key: str) -> bool:
     return line.startswith((f"{key} ", f"{key}:", f"{key}."))
-
-
-def _of_choice(dimension: Dimension, value: Scalar) -> str:
-    return f" ({value})" if isinstance(dimension, Choices) else ""
 
 
 def _told(params: Mapping[str, Scalar]) -> str:

@@ -38,7 +38,7 @@ from promptcomp.sweeps.storage import (
     study_name,
     unreachable,
 )
-from promptcomp.sweeps.sweep_config import Choices, SweepConfig, is_below
+from promptcomp.sweeps.sweep_config import Choices, SweepConfig, is_below, keys_of
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.values import goals_of
 
@@ -132,9 +132,7 @@ def open_sweep(directory: SweepDirectory, storage: str | None = None) -> Sweep:
     Raises:
         ConfigError: no sweep, a damaged journal, a database that does not answer.
     """
-    config = read_config(directory)
-    address = address_of(directory, storage)
-    return _open(directory, config, address)
+    return _open(directory, read_config(directory), address_of(directory, storage))
 
 
 def _open(directory: SweepDirectory, config: SweepConfig, address: URL | None) -> Sweep:
@@ -232,10 +230,7 @@ def _differences(
         if key in before and before[key] != tree[key]:
             yield f"{key} {_shown(before[key])}, not {_shown(tree[key])}"
     yield from _in_space(before.get("space", {}), tree["space"], now)
-    swept = set(now.space)
-    for dimension in now.space.values():
-        if isinstance(dimension, Choices):
-            swept |= {key for settings in dimension.choices.values() for key in settings}
+    swept = {*now.space, *(key for name, dimension in now.space.items() for key in keys_of(name, dimension))}
     old, new = flat(base_before), flat(base_now)
     for key in [*old, *(key for key in new if key not in old)]:
         if key not in _NOT_COMPARED and not is_below(key, swept) and old.get(key) != new.get(key):

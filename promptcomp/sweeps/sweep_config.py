@@ -168,6 +168,12 @@ class Choices(Config):
 Dimension = Values | Interval | Choices
 
 
+def keys_of(name: str, dimension: Dimension) -> list[str]:
+    """The keys of the experiment that a dimension of this name sets."""
+    chosen = dimension.choices.values() if isinstance(dimension, Choices) else [{name: None}]
+    return list(dict.fromkeys(key for settings in chosen for key in settings))
+
+
 def is_numeric(dimension: Dimension) -> bool:
     """Whether a dimension is an ordered axis of numbers."""
     if isinstance(dimension, Choices):

@@ -20,7 +20,7 @@ from promptcomp.evaluation.bootstrap import CONFIDENCE, Mean, mean_of
 from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.space import SHARE, scalars
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.sweep_config import Choices, SweepConfig, is_numeric
+from promptcomp.sweeps.sweep_config import SweepConfig, is_numeric, keys_of
 from promptcomp.sweeps.values import Goal, goals_of, is_lower_better, metric_of
 from promptcomp.sweeps.views.numbers import Runs, is_of_run, plain_line
 from promptcomp.sweeps.views.wording import axis_of, mean_text, params_text, scalar_text
@@ -199,8 +199,7 @@ def _chooser(config: SweepConfig) -> str | None:
     if share is None or not is_numeric(share) or scalars(share) is None:
         return None
     for name, dimension in config.space.items():
-        chosen = dimension.choices.values() if isinstance(dimension, Choices) else [{name: None}]
-        if any(key in ("method", "method.name") for settings in chosen for key in settings):
+        if not {"method", "method.name"}.isdisjoint(keys_of(name, dimension)):
             return name
     return None
 
