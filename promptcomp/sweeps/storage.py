@@ -106,17 +106,11 @@ def _is_left_behind(holder: str) -> bool:
 
 def _cut_torn_line(journal: Path) -> None:
     with journal.open("r+b") as file:
-        end = size = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 65536)
-            file.seek(start)
-            at = file.read(end - start).rfind(b"\n")
-            if at >= 0:
-                end = start + at + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        if file.read() not in (b"\n", b""):
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def journal_at(path: Path) -> BaseStorage:
@@ -144,7 +138,8 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
     """
     given = url_of(storage) if storage else None
     whole = os.environ.get(STORAGE_VARIABLE)
-    before = _remembered(directory)
+    kept = directory.storage.is_file()
+    before = url_of(read_text(directory.storage, "storage address").strip()) if kept else None
     if given is None and before is None and not whole:
         return None
     if before is None and directory.journal.is_file() and directory.journal.stat().st_size:
@@ -168,8 +163,7 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
 
 def remember(directory: SweepDirectory, address: URL | None) -> None:
     """Write a database's address to storage.txt, without its password."""
-    before = _remembered(directory)
-    if address is not None and (before is None or _has_secret(before)):
+    if address is not None:
         write_atomic(directory.storage, f"{_plain(address)}\n")
 
 
@@ -182,11 +176,6 @@ def _plain(url: URL) -> str:
 
 def _has_secret(url: URL) -> bool:
     return url.password is not None or any(name.lower() in SECRETS for name in url.query)
-
-
-def _remembered(directory: SweepDirectory) -> URL | None:
-    """The address that the sweep was begun with."""
-    return url_of(read_text(directory.storage, "storage address").strip()) if directory.storage.is_file() else None
 
 
 def open_storage(directory: SweepDirectory, address: URL | None) -> BaseStorage:
@@ -236,27 +225,19 @@ def exclusive(
         InterruptedError: `stopped` while waiting.
     """
     directory.leases.mkdir(parents=True, exist_ok=True)
-    on_file = locked(directory.planning_lock, on_wait=lambda: None, stopped=stopped, required=False)
-    with on_file, _database_lock(directory, address):
-        yield
-
-
-@contextlib.contextmanager
-def _database_lock(directory: SweepDirectory, address: URL | None) -> Iterator[None]:
-    if address is None or address.get_backend_name() != "postgresql":
-        yield
-        return
-    number = int.from_bytes(hashlib.sha256(study_name(directory).encode()).digest()[:7], "big")
-    try:
-        engine = create_engine(address)
-    except (ImportError, NoSuchModuleError):
-        raise _no_driver(address) from None
-    try:
-        with engine.connect() as connection:
+    with contextlib.ExitStack() as stack:
+        lock = locked(directory.planning_lock, on_wait=lambda: None, stopped=stopped, required=False)
+        stack.enter_context(lock)
+        if address is not None and address.get_backend_name() == "postgresql":
+            try:
+                engine = create_engine(address)
+            except (ImportError, NoSuchModuleError):
+                raise _no_driver(address) from None
+            stack.callback(engine.dispose)
+            number = int.from_bytes(hashlib.sha256(study_name(directory).encode()).digest()[:7], "big")
+            connection = stack.enter_context(engine.connect())  # the lock ends with the connection
             connection.execute(text("SELECT pg_advisory_lock(:number)"), {"number": number})
-            yield  # the lock ends with the connection
-    finally:
-        engine.dispose()
+        yield
 
 
 def _no_driver(address: URL) -> ConfigError:
