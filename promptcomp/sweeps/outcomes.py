@@ -114,8 +114,8 @@ def report(sweep: Sweep, trial: Trial, run: Path) -> tuple[str | None, dict[int,
     metric, found = dev_reports(metric_rows(run), sweep.config.pruning.metric)
     if metric is None or len(sweep.config.objectives) > 1:  # Optuna takes reports for one objective only
         return metric, found
-    lower = sweep.config.objectives[0].direction == "minimize"
-    sweep.trials.report(trial.number, found, 1.0 if is_lower_better(metric) == lower else -1.0)
+    sign = sweep.config.objectives[0].sign
+    sweep.trials.report(trial.number, found, -sign if is_lower_better(metric) else sign)
     return metric, found
 
 

@@ -147,7 +147,7 @@ def dropped(config: SweepConfig, points: Sequence[str], records: Iterable[Trial]
     settled = {point for point in points if _has_first_seeds(config, point, found)}
     if config.sampler == "grid" and len(settled) < len(points):
         return set()
-    sign = 1.0 if config.objectives[0].direction == "maximize" else -1.0
+    sign = config.objectives[0].sign
     means: dict[str, float] = {}
     for point in settled:
         ends = [standing(found[point, seed]) for seed in first]

@@ -222,6 +222,11 @@ class Objective(Config):
     split: str | None = None
     """Null: the first split of the results; metrics of size and cost have none."""
 
+    @property
+    def sign(self) -> float:
+        """1 if more is better, else -1."""
+        return 1.0 if self.direction == "maximize" else -1.0
+
 
 class Constraint(Config):
     """A bound on a number of results.json; points outside are kept, but are never the best."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from promptcomp.plotting import COLOURS, GREY, MARKERS, interval, panel, ticks_at
 from promptcomp.sweeps.values import Goal
 from promptcomp.sweeps.views.numbers import is_of_run, learning_curve
-from promptcomp.sweeps.views.points import Summary, sign_of
+from promptcomp.sweeps.views.points import Summary
 from promptcomp.sweeps.views.wording import (
     Axis,
     amount,
@@ -99,7 +99,7 @@ def parallel(summary: Summary) -> dict[str, Any] | None:
         shares += [None if mean is None else axis.share(mean.mean) for axis, mean in means]
         value = point.values[first.name].mean
         good = measured[first.name].share(value)
-        good = good if sign_of(first) > 0 else 1 - good
+        good = good if first.sign > 0 else 1 - good
         text = f"{params_text(point.params, summary.varying)}: {values_text(point.values, summary.objectives)}"
         top = point.is_best or point.on_front
         drawn.append({"id": point.point, "shares": shares, "value": value, "good": good, "top": top, "text": text})

@@ -119,7 +119,7 @@ class Summary:
 
     def _rank(self, point: Point) -> tuple[bool, bool, float]:
         mean = point.values.get(self.objectives[0].name)
-        return mean is None, not point.feasible, 0.0 if mean is None else -sign_of(self.objectives[0]) * mean.mean
+        return mean is None, not point.feasible, 0.0 if mean is None else -self.objectives[0].sign * mean.mean
 
     @functools.cached_property
     def importances(self) -> dict[str, dict[str, float]]:
@@ -188,14 +188,9 @@ def _point(state: SweepState, goals: Sequence[Goal], name: str, trials: Sequence
     )
 
 
-def sign_of(objective: Goal) -> float:
-    """1 if more is better, else -1."""
-    return 1.0 if objective.direction == "maximize" else -1.0
-
-
 def _front(points: Sequence[Point], objectives: Sequence[Goal]) -> list[Point]:
     """Those that no other equals in all objectives and beats in one."""
-    rows = {p.point: [sign_of(o) * p.values[o.name].mean for o in objectives] for p in points}
+    rows = {p.point: [o.sign * p.values[o.name].mean for o in objectives] for p in points}
 
     def beats(one: list[float], other: list[float]) -> bool:
         return one != other and all(a >= b for a, b in zip(one, other, strict=True))
@@ -304,7 +299,7 @@ def best_cell(state: SweepState, objective: str | None = None, point: str | None
             raise ConfigError(f"{where}: {_choose(summary)}")
         if not summary.front:
             raise ConfigError(f"{where}: no point of the sweep has a value of every objective yet")
-        best = max(summary.front, key=lambda p: sign_of(chosen) * p.values[chosen.name].mean)
+        best = max(summary.front, key=lambda p: chosen.sign * p.values[chosen.name].mean)
     elif summary.best is None:
         choice = f"; --point names one of: {listed}" if any(p.values for p in summary.points) else ""
         raise ConfigError(f"{where}: {summary.why_no_best}{choice}")
@@ -313,7 +308,7 @@ def best_cell(state: SweepState, objective: str | None = None, point: str | None
     values = best.by_seed.get(chosen.name, {})
     if not values:
         raise ConfigError(f"{where}: point {best.point} has no finished trial with a value")
-    seed = max(values, key=lambda seed: sign_of(chosen) * values[seed])
+    seed = max(values, key=lambda seed: chosen.sign * values[seed])
     return next(trial for trial in best.trials if trial.seed == seed)
 
 
