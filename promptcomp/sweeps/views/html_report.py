@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
@@ -129,14 +128,13 @@ def _page(summary: Summary, **more: Any) -> str:
     )
 
 
-def _controls(summary: Summary) -> dict[str, Mapping[str, Mean]]:
+def _controls(summary: Summary) -> dict[str, dict[str, Mean]]:
     """The last lines of the table of points: title -> objective -> mean."""
     found: dict[str, dict[str, Mean]] = {}
     for objective in summary.objectives:
-        for band in summary.runs.bands(objective, None):
-            if band.value.seeds:  # the ends of `retained` have none: they are 1 and 0 by definition, no result
-                found.setdefault(band.title, {})[objective.name] = band.value
-    return {**found}
+        for band in summary.runs.measured_bands(objective):
+            found.setdefault(band.title, {})[objective.name] = band.value
+    return found
 
 
 def _sweep_yaml(state: SweepState) -> str:

@@ -93,6 +93,10 @@ class Runs:
                 found.append(Band(name, mean_of(values), bool(trained)))
         return found
 
+    def measured_bands(self, objective: Goal) -> list[Band]:
+        """Without the ends of `retained`, which are 1 and 0 by definition."""
+        return [band for band in self.bands(objective, None) if band.value.seeds]
+
     def _bound(self, name: str, metric: str, split: str | None) -> list[float]:
         """One value for each seed: the bound as the trials' own results have it, mean over points."""
         by_seed: dict[int, list[float]] = {}

@@ -146,8 +146,7 @@ def _bands(summary: Summary) -> list[str]:
         f"{'control' if band.trained else 'bound'}  {band.title}: {objective_text(objective)} "
         f"{mean_text(band.value, objective.name)}, {many(band.value.seeds, 'seed')}"
         for objective in summary.objectives
-        for band in summary.runs.bands(objective, None)
-        if band.value.seeds  # the ends of `retained` are 1 and 0 by definition
+        for band in summary.runs.measured_bands(objective)
     ]
 
 
