@@ -153,13 +153,12 @@ def plan_of(track: Track, words: Iterable[str] = ()) -> TrackPlan:
     if tree.get("space"):
         raise ConfigError(f"{', '.join(tree['space'])}: one value; what a leaderboard tries are methods, slots, rates")
     choices, rows = dict[str, dict[str, Any]](), list[PlannedRow]()
-    for name, keys in track.methods.items():
-        made, found = _trained(track, name, {**keys, **only_set(name, own[name])}, tree)
+    trained = (
+        _trained(track, name, {**keys, **only_set(name, own[name])}, tree) for name, keys in track.methods.items()
+    )
+    for made, found in (*trained, _untrained(track, tree)):
         choices |= made
         rows += found
-    made, found = _untrained(track, tree)
-    choices |= made
-    rows += found
     if not choices:
         raise ConfigError("a leaderboard needs a method or a rival that can be run; give --methods or --rivals")
     sweep = _sweep(tree, choices)

@@ -211,7 +211,7 @@ def _values(config: SweepConfig, base: Mapping[str, Any], experiments: list[Expe
     try:
         planned_controls(config.model_copy(update={"seeds": 1}), SweepDirectory(Path()))
     except ConfigError as error:
-        yield f"controls: {_first_line(error)}"
+        yield f"controls: {_lines(error)[0]}"
 
 
 def _combinations(config: SweepConfig, base: Mapping[str, Any], experiments: list[Experiment]) -> Iterator[str]:
@@ -230,8 +230,7 @@ def _mistakes(
     try:
         experiment = experiment_of(config, params, config.first_seed, base)
     except ConfigError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        return set(lines[1:] or lines)
+        return set(_lines(error))
     if into is not None:
         into.append(experiment)
     return set()
@@ -250,9 +249,10 @@ def _told(params: Mapping[str, Scalar]) -> str:
     return ", ".join(f"{name}={value}" for name, value in params.items())
 
 
-def _first_line(error: ConfigError) -> str:
-    lines = str(error).splitlines()
-    return lines[1].strip() if len(lines) > 1 else lines[0]
+def _lines(error: ConfigError) -> list[str]:
+    """The mistakes that a message lists, without its heading."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[1:] or lines
 
 
 def _machines(experiments: Iterable[Experiment]) -> Iterator[str]:

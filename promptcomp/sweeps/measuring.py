@@ -166,13 +166,12 @@ def _measure(experiment: Experiment, run: RunDirectory) -> dict[str, float] | No
         clock = _Clock()
         if module.method.trains and experiment.trainer.max_steps:
             trainer = _trainer(experiment, run, datamodule, clock)
+            batches = 0
             if "dev" in datamodule.eval_splits:
                 module.watch(datamodule.examples("dev"))
                 batches = len(datamodule.eval_dataloader("dev"))
-                trainer.fit(module, datamodule=datamodule)
-                dev = clock.dev * max(1.0, batches / _DEV_BATCHES)
-            else:
-                trainer.fit(module, datamodule=datamodule)
+            trainer.fit(module, datamodule=datamodule)
+            dev = clock.dev * max(1.0, batches / _DEV_BATCHES)
             if not trainer.is_global_zero:
                 return None
         else:

@@ -238,9 +238,8 @@ def _differences(
 
 
 def _in_space(before: Mapping[str, Any], now: Mapping[str, Any], config: SweepConfig) -> Iterator[str]:
-    if list(before) and set(before) != set(now):
-        for key in sorted(set(before) ^ set(now)):
-            yield f"a space {'without' if key in now else 'with'} {key}"
+    for key in sorted(set(before) ^ set(now)) if before else ():
+        yield f"a space {'without' if key in now else 'with'} {key}"
     if config.sampler != "grid":
         for key in now:
             if before.get(key) != now[key]:
