@@ -171,8 +171,8 @@ def record_of(trial: FrozenTrial, objectives: Sequence[str] = ()) -> Trial:
         constraints=dict(trial.constraints),
         reports=tuple(sorted(trial.intermediate_values.items())),
         worker=str(notes.get("worker", "")),
-        started=_time(notes.get("started")),
-        ended=_time(notes.get("ended")),
+        started=time_of(notes.get("started")),
+        ended=time_of(notes.get("ended")),
         device_seconds=float(notes.get("device_seconds", 0.0)),
         problem=str(notes.get("problem", "")),
         kind=notes.get("kind", ""),
@@ -185,11 +185,13 @@ def _now() -> str:
     return datetime.now(UTC).isoformat()
 
 
-def _time(found: Any) -> datetime | None:
+def time_of(note: Any) -> datetime | None:
+    """A time as `_now` has written it; None where there is none."""
     try:
-        return datetime.fromisoformat(found) if isinstance(found, str) else None
+        found = datetime.fromisoformat(str(note))
     except ValueError:
         return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def make_study(storage: BaseStorage, name: str, directions: Sequence[Literal["maximize", "minimize"]]) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from promptcomp import __version__
 from promptcomp.config import ConfigError, build, dump, flat, read_yaml
 from promptcomp.files import check_no_links, write_atomic
-from promptcomp.sweeps.attempts import Attempts, make_study
+from promptcomp.sweeps.attempts import Attempts, make_study, time_of
 from promptcomp.sweeps.checking import check_workers
 from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.space import base_tree
@@ -73,8 +73,7 @@ class Sweep:
     @property
     def started(self) -> datetime | None:
         """When the sweep was first begun."""
-        found = self.trials.attribute("started")
-        return datetime.fromisoformat(found) if isinstance(found, str) else None
+        return time_of(self.trials.attribute("started"))
 
     def state(self) -> SweepState:
         """A snapshot; what was read before is not parsed again."""

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from promptcomp.errors import ConfigError
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.values import goals_of
-from promptcomp.sweeps.views.numbers import Runs, learning_curve, log_tail
+from promptcomp.sweeps.values import dev_reports, goals_of, metric_rows
+from promptcomp.sweeps.views.numbers import Runs, log_tail
 from promptcomp.sweeps.views.overview import print_state
 from promptcomp.sweeps.views.points import Summary, best_cell
 from promptcomp.sweeps.views.tables import FORMATS, points_csv, state_json
@@ -302,10 +302,10 @@ def test_two_splits_of_one_metric_are_two_objectives(tmp_path: Path) -> None:
 
 def test_learning_curve_from_metrics(tmp_path: Path) -> None:
     one = trial(tmp_path, 0, {"a": 1})
-    assert learning_curve(one, None)[1] == ()
+    assert dev_reports(metric_rows(one.run), None) == (None, {})
     one.run.mkdir(parents=True)
     (one.run / "metrics.csv").write_text("step,loss,dev/loss\n1,2.0,\n2,,1.5\n3,,nan\n4,x,1.2\n", encoding="utf-8")
-    assert learning_curve(one, None) == ("dev/loss", ((2, 1.5), (4, 1.2)))
+    assert dev_reports(metric_rows(one.run), None) == ("dev/loss", {2: 1.5, 4: 1.2})
 
 
 def test_log_tail_reads_only_the_end(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What views read from run directories besides the state (other splits, the bounds, learning curves), and progress.
+"""What views read from run directories besides the state (other splits, the bounds), and progress.
 
 A file that is missing or torn gives nothing: a view of a running sweep must not end because of one run.
 """
@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 
@@ -21,7 +21,7 @@ from promptcomp.files import check_regular
 from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.space import CONTROLS
 from promptcomp.sweeps.state import SweepState
-from promptcomp.sweeps.values import Goal, dev_reports, metric_of, metric_rows
+from promptcomp.sweeps.values import Goal, metric_of
 
 _TAIL_BYTES = 16_384
 _ESCAPE = re.compile(r"\x1b[^A-Za-z~\\]*[A-Za-z~\\]?")
@@ -125,15 +125,6 @@ def is_of_run(metric: str) -> bool:
     return metric.startswith(("size.", "cost."))
 
 
-def learning_curve(trial: Trial, metric: str | None) -> tuple[str, tuple[tuple[int, float], ...]]:
-    """Name and (training step, value) pairs of a trial's dev metric; from metrics.csv where nothing was reported."""
-    found, pairs = metric, tuple((step, value) for step, value in trial.reports if finite(value) is not None)
-    if not pairs or found is None:
-        found, read = dev_reports(metric_rows(trial.run), metric)
-        pairs = pairs or tuple(sorted(read.items()))
-    return found or "dev metric", pairs
-
-
 def log_tail(path: Path, lines: int) -> list[str]:
     """The last lines of a log as plain text: what terminals do with carriage returns and colours is undone."""
     try:
@@ -177,9 +168,9 @@ class Progress:
         self.controls = max(len(state.controls), state.planned_controls)
         """Controls that there will be."""
         self.controls_done = sum(control.status in DONE for control in state.controls)
-        ends = [aware(each.ended) for each in (*state.trials, *state.controls) if each.ended is not None]
+        ends = [each.ended for each in (*state.trials, *state.controls) if each.ended is not None]
         until = max(ends) if self.over and ends else now
-        self.elapsed = max(0.0, (until - aware(state.started)).total_seconds()) if state.started else None
+        self.elapsed = max(0.0, (until - state.started).total_seconds()) if state.started else None
         """Seconds since the first start (to the end of the last trial or control when nothing is left)."""
         left = self.counts["waiting"] + self.counts["stale"] + self.controls - self.controls_done
         self.eta = None if self.over or state.stopped_by else _eta(state, left, now)
@@ -200,16 +191,11 @@ class Progress:
         return self.planned > 0 and not left and self.controls_done == self.controls
 
 
-def aware(time: datetime) -> datetime:
-    """Storages keep UTC without saying so."""
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
-
-
 def duration(trial: Trial) -> float | None:
     """Seconds of the latest attempt; None: not begun or not ended."""
     if trial.started is None or trial.ended is None:
         return None
-    return max(0.0, (aware(trial.ended) - aware(trial.started)).total_seconds())
+    return max(0.0, (trial.ended - trial.started).total_seconds())
 
 
 def _eta(state: SweepState, waiting: int, now: datetime) -> float | None:
@@ -218,7 +204,7 @@ def _eta(state: SweepState, waiting: int, now: datetime) -> float | None:
     left, paces = [], []
     for trial in state.trials:
         if trial.status == "running" and trial.started is not None:
-            ran = max(0.0, (now - aware(trial.started)).total_seconds())
+            ran = max(0.0, (now - trial.started).total_seconds())
             if trial.step and trial.max_steps:
                 paces.append(ran * max(1.0, trial.max_steps / trial.step))
                 left.append(max(0.0, paces[-1] - ran))

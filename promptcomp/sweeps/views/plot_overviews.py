@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from promptcomp.plotting import COLOURS, GREY, MARKERS, interval, panel, ticks_at
-from promptcomp.sweeps.values import Goal
-from promptcomp.sweeps.views.numbers import is_of_run, learning_curve
+from promptcomp.sweeps.values import Goal, dev_reports, metric_rows
+from promptcomp.sweeps.views.numbers import is_of_run
 from promptcomp.sweeps.views.points import Summary
 from promptcomp.sweeps.views.wording import (
     Axis,
@@ -169,22 +169,21 @@ def draw_importances(summary: Summary) -> Figure:
 
 def draw_curves(summary: Summary) -> Figure | None:
     """Dev results over training steps, a line for each trial; many points: the best in colour, the others grey."""
-    found = [(p, t, *learning_curve(t, summary.state.config.pruning.metric)) for p in summary.points for t in p.trials]
-    lines = [line for line in found if line[3]]
+    lines = [(point, trial) for point in summary.points for trial in point.trials if trial.reports]
     if not lines:
         return None
     figure, axes = panel(8.6, 4.4)
-    having = list({point.point: point for point, *_ in lines}.values())
+    having = list({point.point: point for point, _ in lines}.values())
     coloured = having if len(having) <= _FEW else having[:_COLOURED]
     looks: dict[str, dict[str, Any]] = {
         point.point: {"color": COLOURS[number % len(COLOURS)], "linestyle": "--" if number >= len(COLOURS) else "-"}
         for number, point in enumerate(coloured)
     }
     grey: dict[str, Any] = {"color": GREY, "linewidth": 0.8, "alpha": 0.3}
-    for point, trial, _, pairs in reversed(lines):
+    for point, trial in reversed(lines):
         look = {"linewidth": 1.4, "alpha": 0.85, **looks[point.point]} if point.point in looks else grey
-        steps, values = [step for step, _ in pairs], [value for _, value in pairs]
-        axes.plot(steps, values, marker="." if len(pairs) == 1 else None, **look)
+        steps, values = zip(*trial.reports, strict=True)
+        axes.plot(steps, values, marker="." if len(steps) == 1 else None, **look)
         if trial.status == "pruned":
             axes.plot(steps[-1:], values[-1:], "x", color=look["color"], markersize=7)
     for point in coloured:
@@ -192,9 +191,10 @@ def draw_curves(summary: Summary) -> Figure | None:
         axes.plot([], [], label=short(text, 44), **looks[point.point])
     if len(coloured) < len(having):
         axes.plot([], [], color=GREY, label=f"the other {len(having) - len(coloured)} points")
-    if any(trial.status == "pruned" for _, trial, *_ in lines):
+    if any(trial.status == "pruned" for _, trial in lines):
         axes.plot([], [], "x", color=GREY, label="pruned")
     axes.set_xlabel("training step")
-    axes.set_ylabel(summary.state.config.pruning.metric or lines[0][2])
+    metric = summary.state.config.pruning.metric or dev_reports(metric_rows(lines[0][1].run), None)[0]
+    axes.set_ylabel(metric or "dev metric")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
