@@ -22,7 +22,7 @@ from promptcomp.sweeps.space import SHARE, scalars
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.sweep_config import SweepConfig, is_numeric, keys_of
 from promptcomp.sweeps.values import Goal, goals_of, is_lower_better, metric_of
-from promptcomp.sweeps.views.numbers import Runs, is_of_run, plain_line
+from promptcomp.sweeps.views.numbers import Runs, is_of_run, mean_difference, plain_line
 from promptcomp.sweeps.views.wording import axis_of, mean_text, params_text, scalar_text
 from promptcomp.terminal import open_table
 
@@ -231,10 +231,9 @@ def rows_of(
     """A row for every size and share that has a value; the first method is compared with the others."""
     for size, share in itertools.product(sizes, shares):
         found = {name: values[name, size, share] for name in methods if (name, size, share) in values}
-        own, minus = found.get(methods[0], {}), {}
-        for name, theirs in found.items():
-            if name != methods[0] and (common := sorted(own.keys() & theirs.keys())):
-                minus[name] = mean_of([own[seed] - theirs[seed] for seed in common])
+        own = found.get(methods[0], {})
+        differences = {name: mean_difference(own, found[name]) for name in methods[1:] if name in found}
+        minus = {name: mean for name, mean in differences.items() if mean is not None}
         if found:
             means = {name: mean_of(list(each.values())) for name, each in found.items()}
             yield EfficiencyRow(size=size, share=share, values=means, minus=minus)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -110,6 +110,12 @@ class Runs:
             if (value := finite(known)) is not None:
                 by_seed.setdefault(trial.seed, []).append(value)
         return [sum(values) / len(values) for _, values in sorted(by_seed.items())]
+
+
+def mean_difference(own: Mapping[int, float], theirs: Mapping[int, float]) -> Mean | None:
+    """Of two values for each seed, over the seeds that both have; None: there are none."""
+    common = sorted(own.keys() & theirs.keys())
+    return mean_of([own[seed] - theirs[seed] for seed in common]) if common else None
 
 
 def _read(run: Path) -> Results | None:

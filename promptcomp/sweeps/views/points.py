@@ -20,7 +20,7 @@ from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.sweep_config import Interval, Scalar, SweepConfig
 from promptcomp.sweeps.values import Goal, goals_of
-from promptcomp.sweeps.views.numbers import Progress, Runs
+from promptcomp.sweeps.views.numbers import Progress, Runs, mean_difference
 from promptcomp.sweeps.views.wording import params_text, values_text
 
 MIN_POINTS = 4
@@ -112,10 +112,8 @@ class Summary:
             self.best.is_best = True
             name = self.objectives[0].name
             for point in self.points:
-                own, theirs = point.by_seed.get(name, {}), self.best.by_seed[name]
-                common = sorted(own.keys() & theirs.keys())
-                if common and point is not self.best:
-                    point.versus_best = mean_of([own[seed] - theirs[seed] for seed in common])
+                if point is not self.best:
+                    point.versus_best = mean_difference(point.by_seed.get(name, {}), self.best.by_seed[name])
 
     def _rank(self, point: Point) -> tuple[bool, bool, float]:
         mean = point.values.get(self.objectives[0].name)
