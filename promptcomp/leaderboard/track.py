@@ -7,6 +7,7 @@ learning rates as every other.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -240,9 +241,7 @@ def _untrained(track: Track, tree: Mapping[str, Any]) -> tuple[dict[str, dict[st
                 continue  # without a budget in bytes it enters there with its slots, as trained rows do
             asks = {**section, budget.kind: int(budget.requested) if budget.kind == "slots" else budget.requested}
             name = _rival(asks, tree).row
-            numbered = (
-                f"{UNTRAINED}-{number}" if number else UNTRAINED for number in range(len(asked) * len(track.rivals))
-            )
+            numbered = (f"{UNTRAINED}-{number}" if number else UNTRAINED for number in itertools.count())
             choice = next(each for each in numbered if name not in parts.get(each, {}))
             parts.setdefault(choice, {})[name] = asks
             rows.append(replace(row, choices={choice: None}, result=name))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER
-from promptcomp.evaluation.results import Results, SplitResult, read_results
+from promptcomp.evaluation.results import Results, SplitResult, finite, read_results
 from promptcomp.run.run_directory import RunDirectory, read_metrics
 from promptcomp.sweeps.sweep_config import Constraint, Objective, SweepConfig
 
@@ -104,9 +103,7 @@ def _of_split(split: SplitResult, metric: str) -> float | None:
 
 
 def _finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else finite(value)
 
 
 def dev_reports(rows: Sequence[Mapping[str, str]], metric: str | None) -> tuple[str | None, dict[int, float]]:
@@ -137,14 +134,11 @@ def last_step(rows: Sequence[Mapping[str, str]]) -> int:
     return int((_number(rows[-1].get("step")) if rows else None) or 0)
 
 
-def _number(text: object) -> float | None:
-    if not isinstance(text, str):
-        return None
+def _number(text: str | None) -> float | None:
     try:
-        value = float(text)
+        return finite(float(text or ""))
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
 
 
 def is_lower_better(metric: str) -> bool:
