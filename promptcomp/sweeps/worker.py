@@ -106,23 +106,20 @@ class Claim:
     """Bytes of its metrics.csv at that time."""
 
 
+@dataclass(frozen=True, slots=True)
 class Worker:
-    """The loop.
+    """The loop."""
 
-    Args:
-        sweep: what to work on.
-        keeper: this worker's lease.
-        devices: its CUDA devices.
-        stop: whether to end.
-        command: begins a run.
-        fork: runs may be forks of this process.
-    """
-
-    def __init__(
-        self, sweep: Sweep, keeper: Keeper, devices: tuple[str, ...], stop: Stop, command: Sequence[str], fork: bool
-    ) -> None:
-        self.sweep, self.keeper, self.devices, self.stop = sweep, keeper, devices, stop
-        self.command, self.fork = command, fork
+    sweep: Sweep
+    keeper: Keeper
+    """This worker's lease."""
+    devices: tuple[str, ...]
+    """Its CUDA devices."""
+    stop: Stop
+    command: Sequence[str]
+    """Begins a run."""
+    fork: bool
+    """Runs may be forks of this process."""
 
     def run(self) -> int:
         """Until nothing is left, a budget is used up, the disk is full or a signal comes. Returns the exit code."""
