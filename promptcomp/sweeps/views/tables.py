@@ -24,13 +24,12 @@ def points_csv(state: SweepState) -> str:
     """One line for each point, best first."""
     summary = Summary(state)
     names = [objective.name for objective in summary.objectives]
-    marks = {"complete": "complete", "feasible": "feasible", "best": "is_best", "front": "on_front"}
-    marks["within_noise"] = "within_noise"
+    marks = ("complete", "feasible", "best", "front", "within_noise")
     header = ["point", *summary.dimensions, "seeds", *marks, *(name + end for name in names for end in _MEAN[:-1])]
     lines = []
     for point in summary.points:
         means = [cell for name in names for cell in _cells(point.values.get(name))[:-1]]
-        own = [getattr(point, mark) for mark in marks.values()]
+        own = map(_point_record(point).get, marks)
         lines.append([point.point, *map(point.params.get, summary.dimensions), point.seeds, *own, *means])
     return _csv(header, lines)
 
