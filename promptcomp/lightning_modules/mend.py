@@ -12,8 +12,9 @@ Deviations from the released code, all intended: the frozen LM is in eval mode (
 student); position ids count real tokens (there: padding shifts the slots); the teacher reads the student's
 demonstrations unless the data section gives it a budget of its own; demonstrations beyond the distiller's window are
 distilled in chunks whose vectors are concatenated (there: only the last group's vectors were kept); other distillers
-than GPT-2, T5 included. Training with `kl_weight: 0` is the HyperTuning-like ablation. `slots: states` (T5) is another
-form than the paper's: the frozen decoder attends to V itself, and V never goes through the frozen encoder.
+than GPT-2, T5 included; `frozen_embeddings` (there: all of the distiller is trained). Training with `kl_weight: 0` is
+the HyperTuning-like ablation. `slots: states` (T5) is another form than the paper's: the frozen decoder attends to V
+itself, and V never goes through the frozen encoder.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Mend(TaughtModule):
             raise ConfigError("method.frozen_encoder needs method.slots_in=decoder, where the decoder is trained")
         if method.frozen_encoder:  # the decoder's weights alone are trained, without the token embeddings
             self.distiller.body.get_encoder().requires_grad_(False)
+        if method.frozen_encoder or method.frozen_embeddings:
             token_table(self.distiller.body).requires_grad_(False)
         self.slots = nn.Parameter(self._initial_slots())
         self.projection = self._make_projection(self.distiller.hidden_size)

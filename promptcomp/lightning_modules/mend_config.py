@@ -37,6 +37,9 @@ class MendConfig(BudgetsConfig, TeacherCacheConfig):  # type: ignore[misc]  # wh
     decoder: its decoder, which looks at the encoded demonstrations."""
     frozen_encoder: bool = False
     """With `slots_in: decoder`: train the distiller's decoder alone, which takes half the time of a step."""
+    frozen_embeddings: bool = False
+    """Train the distiller without its token embeddings: words that no training task had stay where they were among the
+    others, so that what is learned of these holds for them, too."""
     slots: Literal["inputs", "states"] = "inputs"
     """What the vectors are to the LM. inputs: in front of the query's embeddings, as in the paper; states: what an
     encoder-decoder's decoder attends to, in the place of the encoder's output (layout query_in_decoder only)."""

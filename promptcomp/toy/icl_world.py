@@ -32,6 +32,7 @@ from itertools import combinations
 from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from promptcomp.config import ConfigError
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
 from promptcomp.toy.toy_sections import Group, TaskForm, ToyConfig
 from promptcomp.toy.words import (
@@ -76,8 +77,12 @@ def pair_splits() -> Mapping[frozenset[str], str]:
 
 
 @cache
-def class_sets(split: str, group: Group, size: int) -> tuple[tuple[str, ...], ...]:
+def class_sets(
+    split: str, group: Group, size: int, held_out: frozenset[str] = frozenset()
+) -> tuple[tuple[str, ...], ...]:
     """All sets of `size` categories of one group that belong to `split`.
+
+    With other categories `held_out`, "test_hard" has all sets of these, and no other split has one of them.
 
     "train" has the sets of up to 4 with train pairs only, and all larger sets of open categories: a model that never
     has to tell two categories apart does not learn to. `split` may also be "pretrain", which adds the held-out
@@ -86,9 +91,12 @@ def class_sets(split: str, group: Group, size: int) -> tuple[tuple[str, ...], ..
     allowed = {"dev": {"dev", "train"}, "test": {"test", "train"}, "pretrain": {"train", "mixed"}}.get(split, {split})
     if size > 4 and split in ("train", "pretrain"):
         allowed = allowed | {"dev", "test"} | ({"test_hard"} if split == "pretrain" else set())
+    categories = NOUNS if group == "nouns" else ADJECTIVES
+    if held_out and split == "test_hard":
+        return tuple(combinations(sorted(held_out & set(categories)), size))
     splits = pair_splits()
     found = []
-    for names in combinations(sorted(NOUNS if group == "nouns" else ADJECTIVES), size):
+    for names in combinations(sorted(set(categories) - held_out), size):
         pairs = {splits[frozenset(pair)] for pair in combinations(names, 2)}
         if pairs <= allowed and (split in ("train", "pretrain") or split in pairs):
             found.append(names)
@@ -143,7 +151,14 @@ class ToyRule:
         return tuple(found)
 
 
-def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[Group], num_classes: int) -> ToyRule:
+def draw_rule(
+    rng: random.Random,
+    split: str,
+    form: TaskForm,
+    groups: Sequence[Group],
+    num_classes: int,
+    others: frozenset[str] = frozenset(),
+) -> ToyRule:
     """A random task of a split.
 
     Args:
@@ -153,20 +168,22 @@ def draw_rule(rng: random.Random, split: str, form: TaskForm, groups: Sequence[G
             whatever their categories (nothing is told about which categories belong together).
         groups: Groups to choose from. Where a group has no class set so large, smaller sets are used.
         num_classes: Number of classes.
+        others: What is held out beside HELD_OUT_CATEGORIES, and "test_hard" made of.
     """
-    held_out = split == "test_hard"
-    usable = [c for c in CATEGORIES if split == "pretrain" or (c in HELD_OUT_CATEGORIES) == held_out]
+    hard = others or HELD_OUT_CATEGORIES
+    known = [c for c in CATEGORIES if split == "pretrain" or c not in HELD_OUT_CATEGORIES | others]
+    usable = [c for c in CATEGORIES if c in hard] if split == "test_hard" else known
     labels = tuple(rng.sample(LABELS, num_classes))
     if form in ("lookup", "arbitrary"):
         most = 2 if form == "lookup" else rng.randint(2, 6)
         words = rng.sample([word for c in usable for word in CATEGORIES[c]], most * num_classes)
         width = rng.choice((1, 1, 2)) if form == "lookup" else most
         return ToyRule(tuple(tuple(words[i::num_classes][:width]) for i in range(num_classes)), labels, ())
-    group = rng.choice(groups)
+    group = rng.choice([group for group in groups if class_sets(split, group, 2, others)])
     size = num_classes
-    while not class_sets(split, group, size):
+    while not class_sets(split, group, size, others):
         size -= 1
-    classes = list(rng.choice(class_sets(split, group, size)))
+    classes = list(rng.choice(class_sets(split, group, size, others)))
     rng.shuffle(classes)
     distractors = tuple(c for c in usable if (c in NOUNS) != (group == "nouns"))
     return ToyRule(tuple(classes), tuple(classes) if form == "natural" else labels[:size], distractors)
@@ -176,7 +193,19 @@ class ToySource(TaskSource):
     """Tasks of the toy world; task i of a split is a pure function of (config, split, i)."""
 
     def __init__(self, config: ToyConfig) -> None:
-        self.config = config
+        """
+        Raises:
+            ConfigError: a held-out category is unknown or held out anyway, or leaves a split without tasks.
+        """
+        self.config, held_out = config, frozenset(config.held_out)
+        free = CATEGORIES.keys() - HELD_OUT_CATEGORIES
+        for name in config.held_out:
+            if name not in free:
+                raise ConfigError(f"data.world.held_out: {name!r} is none of {', '.join(sorted(free))}")
+        for split in config.splits if held_out else ():
+            groups = (config.train_groups if split == "train" else None) or config.groups
+            if not any(class_sets(split, group, 2, held_out) for group in groups):
+                raise ConfigError(f"data.world.held_out: no two categories are left for the split {split}")
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of a split, built when they are indexed."""
@@ -189,7 +218,7 @@ def _task(config: ToyConfig, split: str, index: int) -> Task:
     groups = config.train_groups if train and config.train_groups is not None else config.groups
     form = rng.choice(config.train_forms) if train else "classification"
     num_classes = rng.randint(config.min_classes, config.train_max_classes if train else config.max_classes)
-    rule = draw_rule(rng, split, form, groups, num_classes)
+    rule = draw_rule(rng, split, form, groups, num_classes, frozenset(config.held_out))
     demonstrations = rule.rows(config.num_demonstrations, rng, config.two_slot_share, frozenset())
     shown = frozenset() if form in ("lookup", "arbitrary") else frozenset(row.input for row in demonstrations)
     queries = rule.rows(config.num_queries, rng, config.two_slot_share, shown)

@@ -76,6 +76,9 @@ class ToyConfig(WorldConfig):
     """Forms of the training tasks, drawn uniformly; the other splits hold classification tasks only. classification:
     sentences by the category of a word; natural: the same with the names of categories as labels; lookup: one or two
     single words have each label; arbitrary: two to six words have each label, whatever their categories."""
+    held_out: tuple[str, ...] = ()
+    """Categories that the test_hard split is made of in the place of its own six, while the other splits do without
+    both: for choosing settings before test_hard is looked at. At least two of a group."""
     num_train_tasks: int = Field(default=100_000, ge=1)
     """Tasks of the train split; they are generated when they are read, so many cost nothing."""
     num_dev_tasks: int = Field(default=64, ge=1)

@@ -166,6 +166,19 @@ def test_a_frozen_encoder_leaves_the_decoder_to_be_trained() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "options"),
+    [("llama", {}), ("gpt2", {}), ("t5_query_in_encoder", {}), ("t5_query_in_decoder", {"slots_in": "decoder"})],
+)
+def test_frozen_embeddings_are_all_that_is_not_trained(model: str, options: dict[str, Any]) -> None:
+    whole, module = mend(model, **options), mend(model, frozen_embeddings=True, **options)
+    left = whole.trained_parameters().keys() - module.trained_parameters().keys()
+    assert [whole.trained_parameters()[name].shape[0] for name in left] == [whole.lm.vocab_size]
+    assert whole.trained_parameters().keys() - left == module.trained_parameters().keys()
+    torch.stack([term.total for term in module.losses(batch())]).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.trained_parameters().values())
+
+
+@pytest.mark.parametrize(
     ("model", "options", "message"),
     [
         ("llama", {"slots_in": "decoder"}, "slots_in = 'decoder' is for encoder-decoder distillers"),

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
+from promptcomp.config import ConfigError
 from promptcomp.datamodules.tasks import Task
 from promptcomp.toy.icl_world import HELD_OUT_CATEGORIES, ToySource, class_sets, pair_splits, toy_tokenizer
 from promptcomp.toy.toy_sections import ToyConfig
@@ -89,6 +90,19 @@ def test_splits_hold_the_categories_they_should() -> None:
             if split != "train" or len(class_set(task)) <= 4:
                 assert split in pairs
                 assert pairs <= {split, "train"}
+
+
+def test_other_categories_may_be_held_out() -> None:
+    others = ("birds", "drinks", "fear", "small")
+    source = ToySource(SMALL.model_copy(update={"held_out": others}))
+    for split in source.splits:
+        for task in source.tasks(split):
+            used = {CATEGORY_OF[word] for word in words_of(task)}
+            assert used <= set(others) if split == "test_hard" else not used & (HELD_OUT_CATEGORIES | set(others))
+    with pytest.raises(ConfigError, match="'jobs' is none of anger, animals, "):
+        ToySource(ToyConfig(held_out=("jobs",)))
+    with pytest.raises(ConfigError, match="no two categories are left for the split test_hard"):
+        ToySource(ToyConfig(held_out=("birds", "small")))
 
 
 def test_a_strict_train_split_has_train_pairs_only() -> None:
