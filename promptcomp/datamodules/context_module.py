@@ -25,6 +25,7 @@ from promptcomp.datamodules.tasks import Source
 from promptcomp.datamodules.tokens import TokenCache
 from promptcomp.evaluation.formatting import many
 from promptcomp.evaluation.predictions import ExampleInfo, MetricName
+from promptcomp.language_model.blending import Blend
 
 _COUNTED = 2000  # contexts of a split that are written to count tokens
 
@@ -157,6 +158,10 @@ class ContextDataModule(L.LightningDataModule):
     def task_names(self) -> tuple[str, ...]:
         """Names of the tasks that `Batch.context.task` counts; unless overridden, all rows belong to one."""
         return (self.data_name,)
+
+    def draw_blend(self) -> Blend | None:
+        """Which words are mixed in one training step; None: none."""
+        return self.source.draw_blend(self.tokenizer)
 
     @abstractmethod
     def num_train_items(self) -> int:

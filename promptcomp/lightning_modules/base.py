@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
@@ -21,7 +21,8 @@ from promptcomp.batch import Batch, Context
 from promptcomp.checkpoints.trained_state import TrainedState
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
-from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores, token_table
+from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores, TextEncoder, token_table
+from promptcomp.language_model.blending import blended
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
 from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks, shard
@@ -270,11 +271,17 @@ class CompressionModule(TrainedState):
                 micro_batches,
                 self.device,
             )
-        loss = self._objective.add(self.losses(batch))
+        data = getattr(self.trainer, "datamodule", None)
+        with blended(self._token_tables(), None if data is None else data.draw_blend()):
+            loss = self._objective.add(self.losses(batch))
         if batch_idx % micro_batches == micro_batches - 1:
             self._log_step(self._objective)
             self._objective = None
         return loss
+
+    def _token_tables(self) -> set[nn.Embedding]:
+        """Of every LM and encoder that reads."""
+        return {token_table(each.hf) for each in self.modules() if isinstance(each, (LanguageModel, TextEncoder))}
 
     def _log_step(self, objective: StepObjective) -> None:
         """Log the whole step, the same numbers on every rank."""

@@ -29,11 +29,14 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 
+import torch
 from tokenizers import Regex, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.tasks import Row, Task, TaskSource
+from promptcomp.language_model.blending import Blend
 from promptcomp.toy.toy_sections import Group, TaskForm, ToyConfig
 from promptcomp.toy.words import (
     ADJECTIVE_TEMPLATES,
@@ -198,6 +201,7 @@ class ToySource(TaskSource):
             ConfigError: a held-out category is unknown or held out anyway, or leaves a split without tasks.
         """
         self.config, held_out = config, frozenset(config.held_out)
+        self._ids: dict[str, Tensor] = {}  # of the words of each category, once they are blended
         free = CATEGORIES.keys() - HELD_OUT_CATEGORIES
         for name in config.held_out:
             if name not in free:
@@ -207,9 +211,38 @@ class ToySource(TaskSource):
             if not any(class_sets(split, group, 2, held_out) for group in groups):
                 raise ConfigError(f"data.world.held_out: no two categories are left for the split {split}")
 
+    def draw_blend(self, tokenizer: PreTrainedTokenizerBase) -> Blend | None:
+        """Pairs of categories that training knows, one share of the mixture for each category, pairs of their words."""
+        if not self.config.blended_share or torch.rand(()) >= self.config.blended_share:
+            return None
+        if not self._ids:
+            self._ids = {name: _ids_of(tokenizer, words) for name, words in CATEGORIES.items()}
+        unknown = HELD_OUT_CATEGORIES.union(self.config.held_out)
+        other, share = torch.arange(len(tokenizer)), torch.zeros(len(tokenizer))
+        for group in (NOUNS, ADJECTIVES):
+            names = [name for name in group if name not in unknown]
+            for name, place in zip(names, torch.randperm(len(names)).tolist(), strict=True):
+                words, others = self._ids[name], self._ids[names[place]]
+                other[words] = others[torch.randperm(len(others))]
+                share[words] = torch.rand(())
+        return Blend(other, share)
+
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of a split, built when they are indexed."""
         return self.config.items(split, _task)
+
+
+def _ids_of(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> Tensor:
+    """One token for each word, as in the middle of a line.
+
+    Raises:
+        ConfigError: a word is not one token.
+    """
+    found = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
+    unknown = [tokenizer.unk_token_id]
+    if other := next((w for w, ids in zip(words, found, strict=True) if len(ids) != 1 or ids == unknown), None):
+        raise ConfigError(f"data.world.blended_share: {other!r} is not one token of the LM's vocabulary; set it to 0")
+    return torch.tensor(found).squeeze(1)
 
 
 def _task(config: ToyConfig, split: str, index: int) -> Task:

@@ -79,6 +79,10 @@ class ToyConfig(WorldConfig):
     held_out: tuple[str, ...] = ()
     """Categories that the test_hard split is made of in the place of its own six, while the other splits do without
     both: for choosing settings before test_hard is looked at. At least two of a group."""
+    blended_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training steps in which words are blended: the embedding of each is mixed with that of a word of
+    another category of its group. Such a step has categories that no other has, so that what is learned holds for
+    unseen ones, too."""
     num_train_tasks: int = Field(default=100_000, ge=1)
     """Tasks of the train split; they are generated when they are read, so many cost nothing."""
     num_dev_tasks: int = Field(default=64, ge=1)

@@ -5,11 +5,15 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
+from torch import nn
 from transformers import AutoTokenizer
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.tasks import Task
+from promptcomp.language_model.blending import blended
+from promptcomp.language_model.lm_config import locate
 from promptcomp.toy.icl_world import HELD_OUT_CATEGORIES, ToySource, class_sets, pair_splits, toy_tokenizer
 from promptcomp.toy.toy_sections import ToyConfig
 from promptcomp.toy.words import (
@@ -103,6 +107,38 @@ def test_other_categories_may_be_held_out() -> None:
         ToySource(ToyConfig(held_out=("jobs",)))
     with pytest.raises(ConfigError, match="no two categories are left for the split test_hard"):
         ToySource(ToyConfig(held_out=("birds", "small")))
+
+
+def test_words_are_blended_within_what_training_knows() -> None:
+    torch.manual_seed(0)
+    tokenizer = toy_tokenizer()
+    assert ToySource(ToyConfig()).draw_blend(tokenizer) is None
+    source = ToySource(ToyConfig(blended_share=0.5, held_out=("birds", "drinks")))
+    drawn = [source.draw_blend(tokenizer) for _ in range(40)]
+    assert 10 < sum(each is not None for each in drawn) < 30
+    blend = next(each for each in drawn if each is not None)
+    group_of = {word: name in NOUNS for name, words in CATEGORIES.items() for word in words}
+    changed = blend.share.nonzero().squeeze(1).tolist()
+    assert len(changed) == 12 * (24 - len(HELD_OUT_CATEGORIES) - 2)
+    pairs: dict[str, set[str]] = {}
+    for number in changed:
+        word, other = tokenizer.convert_ids_to_tokens([number, int(blend.other[number])])
+        assert not {CATEGORY_OF[word], CATEGORY_OF[other]} & {*HELD_OUT_CATEGORIES, "birds", "drinks"}
+        assert group_of[word] == group_of[other]
+        pairs.setdefault(CATEGORY_OF[word], set()).add(CATEGORY_OF[other])
+    assert {len(others) for others in pairs.values()} == {1}  # a category is mixed with one other
+    table = nn.Embedding(len(tokenizer), 4)
+    one, share = changed[0], float(blend.share[changed[0]])
+    with blended([table], blend):
+        found = table(torch.tensor([[one, 0]]))[0]
+    mixed = (1 - share) * table.weight[one] + share * table.weight[blend.other[one]]
+    torch.testing.assert_close(found[0], mixed / (share**2 + (1 - share) ** 2) ** 0.5)
+    assert torch.equal(found[1], table.weight[0])
+    assert torch.equal(table(torch.tensor([one]))[0], table.weight[one])
+    with pytest.raises(ConfigError, match="is not one token of the LM's vocabulary"):
+        ToySource(ToyConfig(blended_share=1.0)).draw_blend(
+            AutoTokenizer.from_pretrained(locate("builtin:toy_instructions"))
+        )
 
 
 def test_a_strict_train_split_has_train_pairs_only() -> None:
