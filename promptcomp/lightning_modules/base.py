@@ -271,8 +271,8 @@ class CompressionModule(TrainedState):
                 micro_batches,
                 self.device,
             )
-        data = getattr(self.trainer, "datamodule", None)
-        with blended(self._token_tables(), None if data is None else data.draw_blend()):
+        draw = getattr(getattr(self.trainer, "datamodule", None), "draw_blend", None)  # loaders alone have none
+        with blended(self._token_tables(), None if draw is None else draw()):
             loss = self._objective.add(self.losses(batch))
         if batch_idx % micro_batches == micro_batches - 1:
             self._log_step(self._objective)
