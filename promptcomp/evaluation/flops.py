@@ -108,7 +108,8 @@ def prefill_flops(
         memory_slots: positions of the memory.
         query_tokens: tokens of the query.
         front_tokens: tokens that a decoder reads in front of every sequence (BOS); a KV cache needs them no more.
-        memory_kind: a soft prompt runs through the LM with the query; a KV cache and encoder states do not.
+        memory_kind: a soft prompt runs through the LM with the query; a KV cache does not, and encoder states do only
+            where the encoder reads the query: they go through its blocks beside it.
         layout: where the query stands in an encoder-decoder.
         compress_flops: of making the memory once; the method knows.
     """
@@ -128,11 +129,8 @@ def prefill_flops(
             return encoder_flops(cost, read) + cross_decoder_flops(cost, decoded, read)
 
         nothing, ours, full = whole(0.0), whole(memory_slots), whole(context_tokens)
-        if memory_kind == "encoder_states":  # the states are read, not computed: slots attend nothing
-            ours = cross_decoder_flops(cost, decoded, memory_slots + encoded)
-            if in_encoder:
-                attention = cost.encoder_pair * encoded * memory_slots
-                ours += encoder_flops(cost, encoded) + attention
+        if memory_kind == "encoder_states" and not in_encoder:
+            ours = cross_decoder_flops(cost, decoded, memory_slots)
         # an encoder reads in both directions, so its output is reusable only when the query is not part of it
         cached_ours, cached_full = ours, full
         if not in_encoder:
