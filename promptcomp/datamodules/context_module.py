@@ -160,8 +160,9 @@ class ContextDataModule(L.LightningDataModule):
         return (self.data_name,)
 
     def draw_blend(self) -> Blend | None:
-        """Which words are mixed in one training step; None: none."""
-        return self.source.draw_blend(self.tokenizer)
+        """Which words are mixed in one training step; None: none. Sources that mix any have a method of this name."""
+        draw = getattr(self.source, "draw_blend", None)
+        return None if draw is None else draw(self.tokenizer)
 
     @abstractmethod
     def num_train_items(self) -> int:

@@ -5,14 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from promptcomp.datamodules.sources.records import Problem
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from promptcomp.language_model.blending import Blend
 
 TaskKind = Literal["classification", "multi_choice", "free_form"]
 
@@ -54,14 +49,6 @@ class Source(ABC):
         """Names that `rows` or `tasks` accepts: "train" and "dev" where there are any, and the test splits."""
         found: tuple[str, ...] = self.config.splits
         return found
-
-    def draw_blend(self, tokenizer: PreTrainedTokenizerBase) -> Blend | None:
-        """Which words are mixed in one training step (drawn from torch's generator); None: none.
-
-        Raises:
-            ConfigError: the tokenizer has no token for one of them.
-        """
-        return None
 
     def check(self, found: list[Problem] | None = None) -> None:
         """Read everything once. Problems are collected in `found`; None: the first error is raised.

@@ -224,11 +224,11 @@ class TextEncoder(nn.Module):
         """Left-padded ids and mask with BOS in front where the model uses one."""
         return prepend(ids, mask, self.bos_id)
 
-    def forward(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        """Final hidden states [B, S, D]; a T5 needs contiguous tokens."""
+    def forward(self, embeds: Tensor, mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Final hidden states [B, S, D]; a T5 needs contiguous tokens, others count `position_ids` where not given."""
         options: dict[str, Any] = {}
         if self.family != "encoder_decoder":
-            options = {"position_ids": positions(mask), "use_cache": False}
+            options = {"position_ids": positions(mask) if position_ids is None else position_ids, "use_cache": False}
         return self.body(inputs_embeds=embeds, attention_mask=mask.long(), **options).last_hidden_state
 
     def read(self, ids: Tensor, mask: Tensor, slots: Tensor) -> Tensor:

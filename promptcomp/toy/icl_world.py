@@ -212,7 +212,13 @@ class ToySource(TaskSource):
                 raise ConfigError(f"data.world.held_out: no two categories are left for the split {split}")
 
     def draw_blend(self, tokenizer: PreTrainedTokenizerBase) -> Blend | None:
-        """Pairs of categories that training knows, one share of the mixture for each category, pairs of their words."""
+        """Which words are mixed in one training step, drawn from torch's generator; None: none.
+
+        Categories that training knows are paired, with one share of the mixture for each, and so are their words.
+
+        Raises:
+            ConfigError: a word is not one token.
+        """
         if not self.config.blended_share or torch.rand(()) >= self.config.blended_share:
             return None
         if not self._ids:
