@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from promptcomp.commands.common import JsonOption, MethodOption, Overrides, RunByDefault, console_for, show, tell
-from promptcomp.commands.completing import experiment_names, overrides, sweep_folders, sweep_names
+from promptcomp.commands.common import JsonOption, MethodOption, Overrides, RunByDefault, console_for, show
+from promptcomp.commands.completing import experiment_names, overrides, sweep_names
 from promptcomp.commands.slurm_options import (
     SlurmCommand,
     SlurmOption,
@@ -24,7 +24,7 @@ from promptcomp.commands.slurm_options import (
     show_plan,
     submit_sweep,
 )
-from promptcomp.documents import parse_yaml
+from promptcomp.commands.sweep_show import sweep_best, sweep_doctor, sweep_plot, sweep_show, sweep_work
 from promptcomp.errors import ConfigError, Exit, command
 from promptcomp.plain import say
 
@@ -41,7 +41,6 @@ app = typer.Typer(
     help="Run an experiment over ranges of its keys: promptcomp sweep NAME|FILE|DIR [KEY=...], or one of the commands.",
 )
 
-DirectoryArgument = Annotated[Path, Argument(metavar="DIR", help="A sweep's directory.", autocompletion=sweep_folders)]
 SweepWords = Annotated[
     list[str] | None,
     Argument(
@@ -338,126 +337,8 @@ def sweep_measure(config: Annotated[Path, Argument(help="An experiment's YAML.")
     print_measured(config)
 
 
-@app.command("show")
-def sweep_show(
-    directory: DirectoryArgument,
-    format_: Annotated[str, Option("--format", "-f", help="table, csv (points), trials (as CSV) or json.")] = "table",
-    as_json: JsonOption = False,
-) -> None:
-    """Points with intervals over seeds, the best, the Pareto front, importances, failures with their logs."""
-    chosen, known = "json" if as_json else format_, ("table", "csv", "trials", "json")
-    if chosen not in known:
-        raise ConfigError(f"--format {format_!r} is not known; choose {', '.join(known)}")
-    state = read(directory)
-    from promptcomp.sweeps.views import tables
-
-    if chosen == "table":
-        from promptcomp.sweeps.views.overview import print_state
-
-        print_state(state, console_for(False))
-        return
-    show(json.dumps(tables.state_json(state)) if chosen == "json" else tables.FORMATS[chosen](state).rstrip("\n"))
-
-
-@app.command("best")
-def sweep_best(
-    directory: DirectoryArgument,
-    objective: Annotated[str | None, Option(help="The objective that decides, if the sweep has several.")] = None,
-    point: Annotated[str | None, Option(help="This point instead (the start of its name).")] = None,
-    output: Annotated[Path | None, Option("--output", "-o", help="Write to this file instead of the screen.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Print the best point as YAML for `promptcomp fit --config`."""
-    state = read(directory)
-    from promptcomp.sweeps.space import best_yaml
-    from promptcomp.sweeps.views.points import best_cell
-
-    trial = best_cell(state, objective, point)
-    values = ", ".join(f"{name} {value:.4g}" for name, value in trial.values.items())
-    text = best_yaml(state.config, trial.params, seed=trial.seed, note=f"{values} in {trial.run}")
-    if output is not None:
-        from promptcomp.files import write_atomic
-
-        write_atomic(output, text)
-    if as_json:
-        place = None if output is None else str(output)
-        found = {"values": trial.values, "params": trial.params, "seed": trial.seed, "run": str(trial.run)}
-        print(json.dumps({**found, "file": place, "config": parse_yaml(text)}))
-    elif output is None:
-        print(text, end="")
-    else:
-        say(console_for(False), f"saved as {output}")
-
-
-@app.command("plot")
-def sweep_plot(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
-    """Write the plots, the tables and one self-contained page (DIR/report/index.html)."""
-    state = read(directory)
-    from promptcomp.sweeps.views.html_report import write_report
-
-    page = write_report(state)
-    tell({"page": str(page)}, f"saved as {page}", as_json)
-
-
-def read(directory: Path) -> SweepState:
-    """The state of a sweep.
-
-    Raises:
-        ConfigError: no sweep is there.
-    """
-    from promptcomp.sweeps.sweep_directory import SweepDirectory
-
-    place = SweepDirectory(directory)
-    place.check()
-    from promptcomp.sweeps.study import read_state
-
-    return read_state(place)
-
-
-@app.command("work", hidden=True)
-def sweep_work(
-    directory: DirectoryArgument,
-    worker: Annotated[int, Option(min=0, help="Number of this worker, for its log.")] = 0,
-    devices: Annotated[str, Option(help="GPUs of this worker, as 0,1; default: all visible ones.")] = "",
-) -> None:
-    """Run trials of a sweep one by one until none is left; what `promptcomp sweep` and cluster jobs start."""
-    from promptcomp.sweeps.sweep_directory import SweepDirectory
-
-    place = SweepDirectory(directory)
-    place.check()
-    from promptcomp.sweeps.worker import work
-
-    names = tuple(name.strip() for name in devices.split(",") if name.strip())
-    raise typer.Exit(work(place, worker, names, fork=True))
-
-
-@app.command("doctor")
-def sweep_doctor(
-    directory: DirectoryArgument,
-    repair: Annotated[
-        bool, Option("--repair", help="Repair what can be repaired; a damaged journal is kept as a copy.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Check a sweep: damaged journal, stale locks, trials whose process is gone, results that were not recorded."""
-    from promptcomp.sweeps.sweep_directory import SweepDirectory
-
-    place = SweepDirectory(directory)
-    place.check(place.journal, place.storage)
-    from promptcomp.sweeps.repair import examine
-
-    found = examine(place, repair)
-    console = console_for(as_json)
-    for finding in found:
-        mark = "repaired" if finding.repaired else "found"
-        advice = f" ({finding.advice})" if finding.advice else ""
-        say(console, f"{mark}: {finding.what}{advice}")
-    left = [finding for finding in found if not finding.repaired]
-    if not found:
-        say(console, "nothing is wrong")
-    elif left and not repair:
-        say(console, f"{command('sweep', 'doctor', directory, '--repair')} repairs what can be repaired")
-    if as_json:
-        print(json.dumps([{key: getattr(each, key) for key in ("what", "repaired", "advice")} for each in found]))
-    if left:
-        raise typer.Exit(1)
+app.command("show")(sweep_show)
+app.command("best")(sweep_best)
+app.command("plot")(sweep_plot)
+app.command("work", hidden=True)(sweep_work)
+app.command("doctor")(sweep_doctor)
