@@ -127,7 +127,8 @@ def _filled(value: Any, query: str) -> Any:
 
 
 def _client(endpoint: Endpoint) -> Any:
-    """
+    """The openai package's client of a server.
+
     Raises:
         ConfigError: the openai package is not installed.
     """

@@ -6,7 +6,7 @@ than the cross-entropy of the targets, `losses(batch)` with its `counts(batch)`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -279,9 +279,9 @@ class CompressionModule(TrainedState):
             self._objective = None
         return loss
 
-    def _token_tables(self) -> set[nn.Embedding]:
-        """Of every LM and encoder that reads."""
-        return {token_table(each.hf) for each in self.modules() if isinstance(each, (LanguageModel, TextEncoder))}
+    def _token_tables(self) -> Iterator[nn.Embedding]:
+        """Of every LM and encoder that reads, each once; looked for when they are asked for."""
+        yield from {token_table(each.hf) for each in self.modules() if isinstance(each, (LanguageModel, TextEncoder))}
 
     def _log_step(self, objective: StepObjective) -> None:
         """Log the whole step, the same numbers on every rank."""
