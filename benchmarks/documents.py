@@ -10,8 +10,10 @@ their medians. docs/results/documents.json is such a file.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 from cartridge_tables import Text, make, report
 
@@ -35,17 +37,19 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of the LM's weights: float32, or bfloat16")
     given = parser.parse_args()
     tokenizer = open_tokenizer(LanguageModelConfig(path=given.lm)) if given.packages else None
-
-    def document(package: str) -> Text:
-        found = distribution(package)
-        whole = str(found.metadata.get_payload() or found.metadata["Description"]).strip()
-        starts = tokenizer(whole, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
-        cut = {name: whole[: starts[len(starts) // part][0]] for name, part in zip(BESIDE, (2, 4), strict=True)}
-        budgets = {f"1/{share}": max(2, len(starts) // share) for share in given.shares}
-        return Text(f"{package} {found.version}", whole, budgets, cut)
-
-    make(map(document, given.packages), given.work, given.lm, "document", steps=given.steps, dtype=given.dtype)
+    texts = (document(package, tokenizer, given.shares) for package in given.packages)
+    make(texts, given.work, given.lm, "document", steps=given.steps, dtype=given.dtype)
     report(given.work, "documents", given, SECTION, "document", "document", BESIDE)
+
+
+def document(package: str, tokenizer: Any, shares: Sequence[int]) -> Text:
+    """A package's description, its first half and quarter, and a budget for each share."""
+    found = distribution(package)
+    whole = str(found.metadata.get_payload() or found.metadata["Description"]).strip()
+    starts = tokenizer(whole, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+    cut = {name: whole[: starts[len(starts) // part][0]] for name, part in zip(BESIDE, (2, 4), strict=True)}
+    budgets = {f"1/{share}": max(2, len(starts) // share) for share in shares}
+    return Text(f"{package} {found.version}", whole, budgets, cut)
 
 
 if __name__ == "__main__":
