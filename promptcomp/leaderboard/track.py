@@ -122,8 +122,9 @@ def read_track(name: str, given: Mapping[str, Any]) -> Track:
         hint = did_you_mean(name, known, f"shipped tracks: {', '.join(known)}")
         raise ConfigError(f"{name!r} is no shipped track and no YAML file; {hint}")
     path = known.get(name, Path(name))
-    tree = {**read_yaml(path), **{key: value for key, value in given.items() if value}}
+    tree = read_yaml(path)
     own, wanted = _keys(tree.get("methods") or {}), given.get("methods")
+    tree |= {key: value for key, value in given.items() if value}
     if wanted and isinstance(own, Mapping):
         tree["methods"] = {method: own.get(method, {}) for method in wanted}
     return build(Track, with_full_path(tree, path.parent), source=name)

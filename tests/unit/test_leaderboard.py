@@ -283,6 +283,7 @@ def test_break_even_against_a_prefix_cache() -> None:
 @pytest.mark.parametrize("name", shipped("leaderboards"))
 def test_shipped_tracks_are_sweeps(name: str) -> None:
     track = read_track(name, {})
+    assert read_track(name, {"methods": list(track.methods)}) == track
     plan = plan_of(track)
     check(plan.sweep)
     trained = [row for row in plan.rows if row.is_trained]
