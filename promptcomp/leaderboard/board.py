@@ -58,8 +58,9 @@ class Line(Measured):
     train_flops: float | None = None
     break_even: int | None = None
     rate: float | None = None
-    trained_bounds: bool = False
-    """Its no prompt and full prompt are those of the weights that it has trained."""
+    trained_lm: bool = False
+    """It has trained the LM's weights: kl and top1 are to the full prompt of these; gap and retained, like those of all
+    rows, are to the bounds of the LM as it was, where a row has them."""
     note: str = ""
     """Why there is nothing, or what is missing."""
 
@@ -89,6 +90,7 @@ class Board(Measured):
     """A leaderboard (leaderboard.json)."""
 
     schema_version: int = 1
+    title: str
     data: str
     lm: str
     split: str
@@ -157,8 +159,13 @@ def build_board(rows: Sequence[BoardRow], floor: float) -> Board:
                 raise ConfigError(f"rows/{name}: its contexts are not those of rows/{usual.first.row}; leave it out")
     sign = -1.0 if usual.first.metric in LOWER_IS_BETTER else 1.0
     untrained = next((each for each in scored if each.first.bounds == "untrained"), usual)
+    for entry in scored:
+        if entry.first.bounds == "trained" and untrained.first.bounds == "untrained":
+            bounds = (each.mean(0) for each in (untrained.none, untrained.full))
+            entry.none, entry.full = (np.broadcast_to(each, entry.scores.shape) for each in bounds)
     data, lm, split, metric, sha = usual.first.track
     return Board(
+        title=next((row.board for row in rows if row.board), "Leaderboard"),
         data=data,
         lm=lm,
         split=split,
@@ -248,7 +255,7 @@ def _line(entry: _Entry, requested: str) -> Line:
             "train_steps": entry.done[0].train_steps,
             "break_even": max((row.break_even for row in entry.done if row.break_even is not None), default=None),
             "rate": first.rate,
-            "trained_bounds": first.bounds == "trained",
+            "trained_lm": first.bounds == "trained",
         }
     )
 

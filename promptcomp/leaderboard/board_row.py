@@ -56,6 +56,8 @@ class BoardRow(Measured):
     """One method or rival at one budget with one seed."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
+    board: str = ""
+    """What its leaderboard is called."""
     row: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """Its name and its folder's: `mend-16`, `truncate_tail-16`, `evict_knorm-bytes-0.125`."""
     method: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -46,7 +46,7 @@ def _rank(line: Line) -> str:
 
 
 def _name(line: Line) -> str:
-    return line.row + (f" ({line.entered_with})" if line.entered_with else "") + (" †" if line.trained_bounds else "")
+    return (line.entered_with or line.row) + (" †" if line.trained_lm else "")
 
 
 _PLACE: dict[str, Callable[[Line], str]] = {"": _rank, "row": _name}
@@ -69,6 +69,8 @@ _COST: dict[str, Callable[[Line], str]] = {
     "queries to pay": lambda line: number_text(line.break_even),
 }
 COLUMNS = {**_PLACE, **_QUALITY, **_COST}
+_IMPORTANT = ("score", "retained", "in use", "p (Holm)", "KL", "slots", "top-1")
+"""Shown where there is no room for all."""
 
 
 def cells(line: Line, columns: dict[str, Callable[[Line], str]] = COLUMNS) -> list[str]:
@@ -107,9 +109,11 @@ NOTES = (
     "method over the block; rows that see the query, and controls, are not ranked and not in the correction.",
     "KL: nats per gold token from the full prompt; top-1: share of gold tokens with the same likeliest token as there.",
     "Slots: requested → taken. In a block of bytes a row without a budget in bytes stands with the most slots whose "
-    "bytes in use are within it (the row in brackets). Stored: the memory as a file; in use: keys and values.",
+    "bytes in use are within it, under that row's name. Stored: the memory as a file; in use: keys and values.",
     "Queries to pay: on one context, until compressing and reading the memory takes fewer FLOPs than a cached full "
-    "prompt; training not counted. † scored between no prompt and full prompt of the weights that it has trained.",
+    "prompt; training not counted.",
+    "†: it has trained the LM's weights. To full, retained and the floor are to no prompt and full prompt of the LM as "
+    "it was, as in all rows, and so with what training has taught; KL and top-1 are to the full prompt of its weights.",
 )
 
 
@@ -122,7 +126,7 @@ def floor_text(board: Board) -> str:
     )
 
 
-def write_board(board: Board, folder: Path, title: str = "Leaderboard") -> Path:
+def write_board(board: Board, folder: Path) -> Path:
     """Write leaderboard.json, leaderboard.md and index.html; the same board gives the same bytes.
 
     Returns:
@@ -131,14 +135,14 @@ def write_board(board: Board, folder: Path, title: str = "Leaderboard") -> Path:
     Raises:
         ConfigError: a file cannot be written.
     """
-    texts = (board.model_dump_json(indent=1) + "\n", _markdown(board, title), _page(board, title))
+    texts = (board.model_dump_json(indent=1) + "\n", _markdown(board), _page(board))
     for name, text in zip(NAMES, texts, strict=True):
         write_atomic(folder / name, text)
     return folder / NAMES[-1]
 
 
-def _markdown(board: Board, title: str) -> str:
-    lines = [f"# {title}", "", *(f"{text}  " for text in summary(board)), ""]
+def _markdown(board: Board) -> str:
+    lines = [f"# {board.title}", "", *(f"{text}  " for text in summary(board)), ""]
     for name, blocks in (("Equal slots", board.slots), ("Equal bytes", board.bytes)):
         for number, block in enumerate(blocks):
             lines += ([f"## {name}", ""] if not number else []) + [f"### {heading(block)}", ""]
@@ -160,38 +164,41 @@ def _row(texts: list[str]) -> str:
     return "| " + " | ".join(printable(text).replace("|", "\\|") for text in texts) + " |"
 
 
-def _page(board: Board, title: str) -> str:
+def _page(board: Board) -> str:
     return web_page(
-        "promptcomp.leaderboard", "board.html.j2", board=board, title=title, notes=NOTES, columns=list(COLUMNS),
+        "promptcomp.leaderboard", "board.html.j2", board=board, notes=NOTES, columns=list(COLUMNS),
         **{each.__name__: each for each in (cells, heading, summary, floors, floor_text, missing)},
     )  # fmt: skip
 
 
 def print_board(board: Board, console: Console) -> None:
-    """Both tables; where there is no room for all columns, quality and cost have tables of their own."""
+    """A table for each budget, with the columns for which there is room; the files have all."""
+    console.print(Text(board.title, style="bold"))
     for text in summary(board):
         console.print(Text(text))
+    columns = _fitting([line for block in (*board.slots, *board.bytes) for line in block.lines], console.width)
     for name, blocks in (("equal slots", board.slots), ("equal bytes", board.bytes)):
         for block in blocks:
             console.print(Text(f"\n{name}: {heading(block)}", style="bold"))
-            for columns in _parts(block, console.width):
-                table = open_table(left=[*_PLACE], right=[each for each in columns if each not in _PLACE])
-                for line in block.lines:
-                    table.add_row(*map(Text, cells(line, columns)), style="" if line.group == "ranked" else "dim")
-                console.print(table)
+            table = open_table(left=[*_PLACE], right=[each for each in columns if each not in _PLACE])
+            for line in block.lines:
+                table.add_row(*map(Text, cells(line, columns)), style="" if line.group == "ranked" else "dim")
+            console.print(table)
             for text in missing(block):
                 console.print(Text(f"n/a or incomplete: {text}"))
     console.print(Text(f"\n{floor_text(board)}:", style="bold"))
     for text in floors(board):
         console.print(Text(f"  {text}"))
+    if left_out := [name for name in COLUMNS if name not in columns]:
+        console.print(Text(f"\nno room here, see {NAMES[1]}: {', '.join(left_out)}", style="dim"))
 
 
-def _parts(block: Block, width: int) -> list[dict[str, Callable[[Line], str]]]:
-    """Columns that fit beside each other, in as few tables as possible; each begins with the row's name."""
-    needed = {name: max([len(name), *(len(of(line)) for line in block.lines)]) + 2 for name, of in COLUMNS.items()}
-    parts: list[dict[str, Callable[[Line], str]]] = []
-    for name, of in {**_QUALITY, **_COST}.items():
-        if not parts or sum(needed[each] for each in parts[-1]) + needed[name] > width + 2:
-            parts.append(dict(_PLACE))
-        parts[-1][name] = of
-    return parts
+def _fitting(lines: Sequence[Line], width: int) -> dict[str, Callable[[Line], str]]:
+    """The columns that fit beside each other, the more important ones first."""
+    needed = {name: max([len(name), *(len(of(line)) for line in lines)]) + 2 for name, of in COLUMNS.items()}
+    room, chosen = width + 2, set[str]()
+    for name in dict.fromkeys((*_PLACE, *_IMPORTANT, *COLUMNS)):
+        if name in _PLACE or needed[name] <= room:
+            chosen.add(name)
+            room -= needed[name]
+    return {name: of for name, of in COLUMNS.items() if name in chosen}

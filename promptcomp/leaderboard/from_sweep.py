@@ -49,6 +49,7 @@ def rows_of_sweep(plan: TrackPlan, state: SweepState, command: str) -> Iterator[
     if split not in first.splits:
         raise ConfigError(f"the results have no split {split!r}; there are {', '.join(first.splits)}")
     known = {
+        "board": plan.track.title,
         "data": first.data,
         "lm": first.lm,
         "split": split,

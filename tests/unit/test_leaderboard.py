@@ -139,6 +139,18 @@ def test_a_board_ranks_within_a_budget_and_keeps_groups_apart() -> None:
     assert found.no_prompt.value == pytest.approx(0.4)
 
 
+def test_rows_that_trained_the_lm_are_held_against_the_lm_as_it_was() -> None:
+    row = board_row("gist-4", 0, 0.7)
+    own = row.contexts.model_copy(update={"full_prompt": row.contexts.no_prompt})  # type: ignore[union-attr]
+    found = build_board([*rows(), row.model_copy(update={"bounds": "trained", "contexts": own})], 0.95)
+    line, score = lines(found, 0)["gist-4"], float(np.mean(own.row))  # type: ignore[arg-type]
+    assert line.trained_lm
+    assert line.gap.value == pytest.approx(score - 0.9, rel=1e-5)
+    assert line.retained.value == pytest.approx((score - 0.4) / 0.5, rel=1e-5)
+    alone = build_board([row.model_copy(update={"bounds": "trained"})], 0.95).slots[0].lines[0]
+    assert alone.gap.value == pytest.approx(score - 0.9, rel=1e-5)
+
+
 def test_bytes_take_the_most_slots_within_them() -> None:
     found = build_board(rows(), 0.95)
     assert [(block.title, block.allowed_bytes) for block in found.bytes] == [
@@ -193,7 +205,7 @@ def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
     write_board(build_board(read_rows(tmp_path), 0.95), tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in NAMES} == first
     text, page = first["leaderboard.md"].decode(), first["index.html"].decode()
-    for word in ("out of memory", "mend-bytes-0.1 (mend-16)", "mend: 16 slots", "pool: none of the budgets"):
+    for word in ("out of memory", "1/10 of the bytes", "mend: 16 slots", "pool: none of the budgets"):
         assert word in text
         assert word in page
     assert "http" not in page.replace("http-equiv", "")
