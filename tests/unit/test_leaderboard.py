@@ -26,6 +26,7 @@ from promptcomp.terminal import PlainConsole
 from tests.sweep_states import trial
 
 CONTEXTS = 12
+RECORDED = Path(__file__).parents[2] / "docs" / "results" / "leaderboards"
 
 
 def test_holm_is_the_step_down_of_the_definition() -> None:
@@ -282,6 +283,12 @@ def test_dev_alone_chooses_the_rate(tmp_path: Path) -> None:
     assert (chosen, metric) == ("b", "dev/loss")
     assert means == pytest.approx({"0.001": 0.4, "0.003": 0.35, "0.01": None})
     assert choose_rate({"c": 1e-2}, found, range(2), None)[0] == "c"
+
+
+@pytest.mark.parametrize("recorded", sorted(RECORDED.iterdir()), ids=lambda folder: folder.name)
+def test_recorded_boards_are_built_from_their_rows(recorded: Path, tmp_path: Path) -> None:
+    write_board(build_board(read_rows(recorded), 0.95), tmp_path)
+    assert (tmp_path / "leaderboard.md").read_bytes() == (recorded / "leaderboard.md").read_bytes()
 
 
 def test_break_even_against_a_prefix_cache() -> None:
