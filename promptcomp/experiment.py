@@ -193,6 +193,8 @@ class Experiment(Config):
         if reads_data:
             self.data.check_places()
             self.method.check_places()
+            for rival in self.evaluation.rivals:
+                rival.check_places()
         self.check_window(self.lm.window_on_disk())
         if self.data.splits is not None:
             for split in (*(self.evaluation.splits or ()), *splits):

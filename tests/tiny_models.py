@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import BertWordPieceTokenizer, Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
+    BertForTokenClassification,
+    BertTokenizerFast,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -124,3 +127,22 @@ def save_tokenizer(folder: Path, *, bos: bool = False, words: int = VOCABULARY) 
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="w0", bos_token="w1" if bos else None
     ).save_pretrained(folder)
+
+
+def save_word_classifier(folder: Path, texts: list[str]) -> None:
+    """A BERT with random weights that tells for each token whether it is kept (label 1); it reads 14 tokens at once."""
+    pieces = BertWordPieceTokenizer()
+    pieces.train_from_iterator(texts, vocab_size=100, show_progress=False)
+    tokenizer = BertTokenizerFast(tokenizer_object=pieces._tokenizer, model_max_length=1000)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        initializer_range=0.5,
+    )
+    BertForTokenClassification(config).save_pretrained(folder)

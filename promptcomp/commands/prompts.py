@@ -116,7 +116,7 @@ def _rival(word: str) -> Rival:
     """The rival of a name or of a section.
 
     Raises:
-        ConfigError: it is none, or none that a prompt alone can have.
+        ConfigError: it is none, or none that a prompt alone can have, or a folder that it reads is not there.
     """
     from promptcomp.config import build, parse_value
     from promptcomp.rivals import RIVALS
@@ -128,6 +128,7 @@ def _rival(word: str) -> Rival:
     if (name := tree.get("name")) not in alone:
         raise ConfigError(f"--rival {name!r}: no rival that a prompt alone can have; choose {', '.join(alone)}")
     found: Rival = build(alone[name], tree, "--rival")
+    found.check_places()
     return found
 
 

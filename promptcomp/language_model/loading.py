@@ -27,6 +27,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -234,6 +235,29 @@ def open_tokenizer(config: LanguageModelConfig, *, on_disk: bool = False) -> Pre
     with _reading(config.path, "tokenizer"):
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**place)
     return found
+
+
+def open_token_classifier(config: LanguageModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that tells for each token whether it is kept (label 1) or not (label 0), in eval mode, and its tokenizer.
+
+    Raises:
+        ConfigError: there is none, it cannot be read, or it is none of this kind.
+    """
+    with _reading(config.path, "token classifier"):
+        architecture = AutoConfig.from_pretrained(**_place(config))
+        kinds = architecture.architectures or ()
+        if architecture.num_labels != 2 or not any(each.endswith("ForTokenClassification") for each in kinds):
+            raise ConfigError(
+                f"{config.path}: not a classifier that keeps tokens or drops them; give one that was trained with two "
+                "labels"
+            )
+        hf = AutoModelForTokenClassification.from_pretrained(**_place(config), config=architecture)
+    tokenizer = open_tokenizer(config)
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"{config.path}: the tokenizer does not tell which word a token is of; save a fast one beside it"
+        )
+    return hf.eval().requires_grad_(False), tokenizer
 
 
 def open_window(config: LanguageModelConfig) -> int | None:

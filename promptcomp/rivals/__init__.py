@@ -9,6 +9,7 @@ from promptcomp.rivals.control_memories import RandomSlots, Shuffled
 from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
 from promptcomp.rivals.kept_tokens import DropTokens, Truncate
+from promptcomp.rivals.llmlingua import LLMLingua2
 from promptcomp.rivals.quantize import Quantize
 from promptcomp.rivals.rival import NotMet, Reading, Rival, Setting
 
@@ -18,6 +19,7 @@ RIVALS: tuple[type[Rival], ...] = (
     Truncate,
     FewerDemonstrations,
     DropTokens,
+    LLMLingua2,
     Evict,
     AttentionMatching,
     Quantize,

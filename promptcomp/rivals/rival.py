@@ -136,6 +136,13 @@ class Rival(Config):
         """The title with what sets this one apart."""
         return f"{self.title} ({', '.join(self.variants)})" if self.variants else self.title
 
+    def check_places(self) -> None:
+        """Look whether what it reads beside the LM is there.
+
+        Raises:
+            ConfigError: a folder is not.
+        """
+
     def asked(self, reading: Reading) -> tuple[Tensor | None, Tensor | None]:
         """The budget of each context: slots [G], or bytes [G] of keys and values; None: it has no such budget."""
         return None, None

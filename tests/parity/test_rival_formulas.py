@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.language_model import LanguageModel
@@ -15,8 +17,10 @@ from promptcomp.rivals import Reading, Setting
 from promptcomp.rivals.attention_matching import AttentionMatching
 from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
+from promptcomp.rivals.llmlingua import LLMLingua2
 from promptcomp.rivals.quantize import Quantize
-from tests.tiny_models import tiny_hf
+from promptcomp.toy.text_lessons import train_tokenizer
+from tests.tiny_models import save_word_classifier, tiny_hf
 
 NEAR = {"rtol": 1e-5, "atol": 1e-6}
 """Rotary positions are computed in float32 whatever the model's type."""
@@ -172,3 +176,44 @@ def test_bm25() -> None:
         assert batch.context.part is not None
         found = set(batch.context.part[0][kept[0]].tolist())
         assert set(order[:count]) <= found
+
+
+def test_llmlingua2(tmp_path: Path) -> None:
+    """Words are kept by the mean probability of their tokens, through windows that cut words in two."""
+    texts = [
+        "Where the unbelievable cats sat, nobody was unaware of them:\n\n the  cats were everywhere",
+        "nobody sat anywhere",
+    ]
+    save_word_classifier(tmp_path, texts)
+    reader, pieces = AutoModelForTokenClassification.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    lm = LanguageModel.from_parts(tiny_hf("llama"), train_tokenizer(texts, 300))
+    contexts = [tuple(lm.tokenizer(text)["input_ids"]) for text in texts]
+    batch = collate([EncodedContext(ids, ()) for ids in contexts], 0)
+    for budget in (3, 11, 25, 1000):
+        keep = LLMLingua2(classifier=str(tmp_path)).keep(
+            Reading(lm, batch.context, None), torch.tensor([budget, budget])
+        )
+        for row, text in enumerate(texts):
+            words = text.split()
+            ids = [pieces(word, add_special_tokens=False)["input_ids"] for word in words]
+            flat = [(number, each) for number, word in enumerate(ids) for each in word]
+            likely: list[list[float]] = [[] for _ in words]
+            for first in range(0, len(flat), 12):
+                window = flat[first : first + 12]
+                read = torch.tensor([[pieces.cls_token_id, *(each for _, each in window), pieces.sep_token_id]])
+                logits = reader(read).logits[0].double()
+                for (number, _), (drops, keeps) in zip(window, logits[1:-1].tolist(), strict=True):
+                    likely[number].append(1 / (1 + math.exp(drops - keeps)))
+            own: list[list[int]] = [
+                [] for _ in words
+            ]  # tokens of the LM, whose spaces and breaks go with the word before
+            for place in range(len(contexts[row])):
+                before = lm.tokenizer.decode(contexts[row][: place + 1]).split()
+                own[len(before) - 1].append(place)
+            left, stays = budget, set()
+            for number in sorted(range(len(words)), key=lambda each: -sum(likely[each]) / len(likely[each])):
+                if len(own[number]) <= left:
+                    left -= len(own[number])
+                    stays |= set(own[number])
+            offset = keep.shape[1] - len(contexts[row])
+            assert keep[row].nonzero()[:, 0].tolist() == sorted(place + offset for place in stays)

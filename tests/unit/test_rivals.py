@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +17,12 @@ from promptcomp.rivals.control_memories import RandomSlots, Shuffled
 from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
 from promptcomp.rivals.kept_tokens import DropTokens, Truncate
+from promptcomp.rivals.llmlingua import LLMLingua2
 from promptcomp.rivals.quantize import Quantize
 from promptcomp.rivals.rival import TextRival, tokens_of
 from promptcomp.run.assess import assess
 from promptcomp.run.opening import make_parts
-from tests.tiny_models import naive_score, tiny_lm
+from tests.tiny_models import naive_score, save_word_classifier, tiny_lm
 
 LONG, SHORT = (5, 6, 7, 8, 9, 10, 11, 12), (20, 21, 22)
 QUERY, TARGET = (3, 4), (8, 9)
@@ -107,6 +109,29 @@ def test_dropped_tokens_are_those_that_are_expected() -> None:
     drawn = DropTokens(keeps="random")
     assert drawn.keep(reading, torch.tensor([3, 2])).sum(-1).tolist() == [3, 2]
     assert torch.equal(drawn.keep(reading, torch.tensor([3, 2])), drawn.keep(reading, torch.tensor([3, 2])))
+
+
+def test_llmlingua2_in_a_run(tmp_path: Path) -> None:
+    """Kept words are read as text; what is no classifier is a row that is missing, and a folder that is not there ends
+    the command before anything is begun."""
+    save_word_classifier(tmp_path, ["Input: the cat sat on the mat. Output: seven"])
+    found = toy(
+        {"name": "no_prompt"},
+        [
+            {"name": "llmlingua2", "classifier": str(tmp_path), "slots": 20},
+            {"name": "llmlingua2", "classifier": "builtin:toy_decoder", "slots": 10},
+        ],
+    )
+    kept, none = found.result.rivals.values()
+    assert kept.title == "LLMLingua-2 (20 slots)"
+    assert 18 < kept.slots <= kept.asked_slots == 20
+    assert "builtin:toy_decoder: not a classifier that keeps tokens" in none.missing
+    with pytest.raises(NotMet, match="no tokenizer"):
+        LLMLingua2().keep(Reading(tiny_lm("llama"), collate([row(LONG)], 0).context, None), torch.tensor([3]))
+    tree = {"method": {"name": "no_prompt"}, "data": {"name": "toy_icl"}, "lm": {"path": "builtin:toy_decoder"}}
+    rivals = [{"name": "llmlingua2", "classifier": f"{tmp_path}/none"}]
+    with pytest.raises(ConfigError, match=r"/none: the model cannot be read.*no such folder"):
+        build(Experiment, {**tree, "evaluation": {"rivals": rivals}}).check()
 
 
 @pytest.mark.parametrize("score", ["streaming", "knorm", "snapkv", "kvzip"])
