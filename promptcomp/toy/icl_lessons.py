@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,13 +158,14 @@ class ToyLessons(Lessons[Stage]):
         """Share of right answers at the last row of documents of equal length."""
         return self.row_accuracy(model, documents)[-1]
 
-    def draw_batch(self) -> list[Any]:
-        """What `_draw` gives, for each row of a new batch of the current stage."""
+    def draw_batch(self, draw: Callable[[DocumentKind, int, tuple[int, int]], Any] | None = None) -> list[Any]:
+        """What `draw` (None: `_draw`) gives, for each row of a new batch of the current stage."""
+        draw = draw or self._draw
         stage = self.stage
         kinds, weights = list(stage.mix), list(stage.mix.values())
         num_rows = self._rng.randint(*stage.rows)
         drawn = self._rng.choices(kinds, weights, k=1 if stage.one_kind_per_batch else self._batch_size)
-        return [self._draw(drawn[i % len(drawn)], num_rows, stage.classes) for i in range(self._batch_size)]
+        return [draw(drawn[i % len(drawn)], num_rows, stage.classes) for i in range(self._batch_size)]
 
     def _draw(self, kind: DocumentKind, num_rows: int, classes: tuple[int, int]) -> tuple[list[int], Any]:
         """Token ids with BOS, and 1 where a token is an answer that can be known."""

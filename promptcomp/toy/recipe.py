@@ -68,8 +68,11 @@ class ToySeq2SeqCurriculum(StagedCurriculum):
     """Pretraining of an encoder-decoder LM on the toy world; a stage's `rows` are rows in the encoder."""
 
     name: Literal["toy_icl_seq2seq"] = "toy_icl_seq2seq"
+    layout: Literal["query_in_decoder", "query_in_encoder"] = "query_in_decoder"
+    """Which side reads the queries. query_in_decoder: the decoder; query_in_encoder: the encoder, behind the
+    demonstrations."""
     num_queries: int = Field(default=8, ge=1)
-    """Queries asked about each encoder pass."""
+    """Queries asked about each encoder pass; of those that the encoder reads a single one in half of the batches."""
 
 
 class InstructionStage(StageConfig):
