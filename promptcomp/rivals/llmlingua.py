@@ -56,7 +56,7 @@ class LLMLingua2(TextRival):
         for row, room in enumerate(budget.tolist()):
             places = context.mask[row].nonzero()[:, 0]
             words, texts = _words_of(context.ids[row, places].tolist(), reading.lm.tokenizer)
-            scores = _keeping(texts, model, tokenizer)
+            scores = _keeping(texts, model, tokenizer) if words else []
             for number in sorted(range(len(words)), key=lambda each: -scores[each]):
                 if len(words[number]) <= room:
                     room -= len(words[number])

@@ -188,11 +188,10 @@ def test_llmlingua2(tmp_path: Path) -> None:
     reader, pieces = AutoModelForTokenClassification.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     lm = LanguageModel.from_parts(tiny_hf("llama"), train_tokenizer(texts, 300))
     contexts = [tuple(lm.tokenizer(text)["input_ids"]) for text in texts]
-    batch = collate([EncodedContext(ids, ()) for ids in contexts], 0)
+    batch = collate([EncodedContext(ids, ()) for ids in (*contexts, ())], 0)
     for budget in (3, 11, 25, 1000):
-        keep = LLMLingua2(classifier=str(tmp_path)).keep(
-            Reading(lm, batch.context, None), torch.tensor([budget, budget])
-        )
+        keep = LLMLingua2(classifier=str(tmp_path)).keep(Reading(lm, batch.context, None), torch.tensor([budget] * 3))
+        assert not keep[2].any()  # an empty context
         for row, text in enumerate(texts):
             words = text.split()
             ids = [pieces(word, add_special_tokens=False)["input_ids"] for word in words]
