@@ -161,21 +161,28 @@ class ToySeq2SeqLessons(ToyLessons):
         """Token ids for the encoder, and what the decoder is asked."""
         if kind == "repetition":
             return self._draw_copy()
-        num_classes = self._rng.randint(*classes)
-        count = num_rows + self._num_queries
-        rows = draw_document(kind, count, num_classes, self._rng, self.config.two_slot_share).rows
-        seen = {key_of(kind, row) for row in rows[:num_rows]}
+        shown, queries = self._draw_rows(kind, num_rows, classes)
         asked = _Asked()
-        for row in rows[num_rows:]:
+        for row, can_be_known in queries:
             question = self._question(row)
             label, newline = self._ids[row.output], self._ids[NEWLINE]
-            answer = label if kind == "natural" or key_of(kind, row) in seen else _IGNORE
+            answer = label if can_be_known else _IGNORE
             silent = [_IGNORE] * (len(question) - 1)
             known = [*silent, answer, _IGNORE, _IGNORE]
             if kind == "lookup":
                 known[len(question) - 2] = answer
             asked.add([*question, label, newline], known, [*silent, _IGNORE, newline, self._eos])
-        return self._row_ids(rows[:num_rows]), asked
+        return self._row_ids(shown), asked
+
+    def _draw_rows(
+        self, kind: DocumentKind, num_rows: int, classes: tuple[int, int]
+    ) -> tuple[Sequence[Row], list[tuple[Row, bool]]]:
+        """The rows to show, and the ones to ask about with whether their answers can be known."""
+        num_classes = self._rng.randint(*classes)
+        count = num_rows + self._num_queries
+        rows = draw_document(kind, count, num_classes, self._rng, self.config.two_slot_share).rows
+        seen = {key_of(kind, row) for row in rows[:num_rows]}
+        return rows[:num_rows], [(row, kind == "natural" or key_of(kind, row) in seen) for row in rows[num_rows:]]
 
     def _draw_read(self, kind: DocumentKind, num_rows: int, classes: tuple[int, int], count: int) -> _Read:
         """Token ids for an encoder that reads `count` queries; the decoder is asked if there is one."""
@@ -184,12 +191,9 @@ class ToySeq2SeqLessons(ToyLessons):
             places = self._rng.sample(range(len(words) - 1), self._num_queries)
             known = [_IGNORE] * len(words) + [words[place + 1] for place in places]
             return _Read([*words, *(words[place] for place in places)], known)
-        num_classes = self._rng.randint(*classes)
-        drawn = num_rows + self._num_queries
-        rows = draw_document(kind, drawn, num_classes, self._rng, self.config.two_slot_share).rows
-        seen = {key_of(kind, row) for row in rows[:num_rows]}
-        asked = [row for row in rows[num_rows:] if kind == "natural" or key_of(kind, row) in seen][:count]
-        ids = self._row_ids(rows[:num_rows])
+        shown, queries = self._draw_rows(kind, num_rows, classes)
+        asked = [row for row, can_be_known in queries if can_be_known][:count]
+        ids = self._row_ids(shown)
         known = [_IGNORE] * len(ids)
         for row in asked:
             question, answer = self._question(row)[1:], self._ids[row.output]
