@@ -71,7 +71,7 @@ def main(begun: float | None = None) -> NoReturn:
     try:
         # a signal that asks a run to make room must find its handler from the start
         with StopSignals().installed(last=True) if sys.argv[1:2] == ["fit"] else contextlib.nullcontext():
-            code = app(obj=begun, standalone_mode=False)
+            code = app(obj=begun, standalone_mode=False, prog_name="promptcomp")
     except (ConfigError, RankLost, RunFailed) as error:
         _fail(str(error), error.exit_code)
     except FloatingPointError as error:

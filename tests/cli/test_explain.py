@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,7 +64,7 @@ def test_a_word_is_explained(run: Run, monkeypatch: pytest.MonkeyPatch, word: st
 def test_explained_keys_are_data_too(run: Run) -> None:
     (found,) = json.loads(run("explain", "method.mend.num_slots", "--json").stdout)
     assert (found["key"], found["default"], found["type"]) == ("method.num_slots", "100", "whole number > 0")
-    assert found["set_by"]["16"] == ["mend", "mend_blended", "mend_smollm2"]
+    assert found["set_by"]["16"] == ["mend", "mend_smollm2"]
     assert "method" in json.loads(run("explain", "--json").stdout)
     (section,) = json.loads(run("methods", "gist", "--json").stdout)
     assert "method.gist.kl_weight" in section["keys"]
@@ -160,12 +162,19 @@ def test_guesses_work_or_name_the_command(run: Run, tmp_path: Path, monkeypatch:
         assert done.stderr.startswith("error: "), f"{words}: {done.stderr}"
 
 
+def test_a_mistake_behind_python_m_has_a_sentence_too() -> None:
+    words = [sys.executable, "-m", "promptcomp", "mend"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: there is no command 'mend'; did you mean `promptcomp fit mend`?\n"
+
+
 def test_a_shell_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "mend-1").mkdir(parents=True)
     (tmp_path / "runs" / "mend-1" / "config.yaml").touch()
     asked = SimpleNamespace(params={"method": "mend"})
-    assert completing.experiment_names("men") == ["mend", "mend_blended", "mend_metaicl", "mend_smollm2", "mend_t5"]
+    assert completing.experiment_names("men") == ["mend", "mend_chunks", "mend_metaicl", "mend_smollm2", "mend_t5"]
     assert completing.method_names("po") == ["pool"]
     assert completing.run_folders("") == completing.run_folders("runs/m") == ["runs/mend-1"]
     assert completing.words_to_explain("trainer.sel") == ["trainer.select_by"]
