@@ -25,7 +25,9 @@ FloorOption = Annotated[
 
 @app.command("run")
 def leaderboard_run(
-    track: Annotated[str, Argument(metavar="TRACK", help="demonstrations, instructions, or a YAML file.")],
+    track: Annotated[
+        str, Argument(metavar="TRACK", help="demonstrations, instructions, instructions_smollm2, or a YAML file.")
+    ],
     overrides: Overrides = None,
     methods: Annotated[str | None, Option(help="Methods, with commas: the track's, or shipped experiments.")] = None,
     slots: Annotated[str | None, Option(help="Budgets in slots, with commas.")] = None,

@@ -304,7 +304,8 @@ def test_shipped_tracks_are_sweeps(name: str) -> None:
     track = read_track(name, {})
     assert read_track(name, {"methods": list(track.methods)}) == track
     plan = plan_of(track)
-    check(plan.sweep)
+    if not name.endswith("smollm2"):  # its LM and data are not part of the package
+        check(plan.sweep)
     trained = [row for row in plan.rows if row.is_trained]
     assert len(trained) == len(track.methods) * len(track.slots)
     assert {len(row.choices) for row in trained} == {len(track.rates)}
