@@ -194,21 +194,23 @@ def _trainer(experiment: Experiment, run: RunDirectory, datamodule: ContextDataM
 
 
 def _test(experiment: Experiment, module: CompressionModule, datamodule: ContextDataModule) -> float:
-    """Seconds of all test splits, each scaled up from as many batches as a few seconds hold."""
+    """Seconds of all test splits; batches that a few seconds do not hold take what those after the first took."""
     module.eval()
     total = 0.0
     few = experiment.evaluation.model_copy(update={"bootstrap_resamples": 100})
     for split in experiment.evaluation.splits or datamodule.test_splits:
-        began, share = time.monotonic(), [1.0]
+        marks, left = [time.monotonic()], [0]
 
-        def look(done: int, batches: int, began: float = began, share: list[float] = share) -> None:
-            share[0] = done / batches
-            if time.monotonic() - began > _TEST_SECONDS and done < batches:
+        def look(done: int, batches: int, marks: list[float] = marks, left: list[int] = left) -> None:
+            marks.append(time.monotonic())
+            left[0] = batches - done
+            if marks[-1] - marks[0] > _TEST_SECONDS and len(marks) > _WARM_UP and left[0]:
                 raise _Enough
 
         with contextlib.suppress(_Enough):
             assess(module, datamodule, split, few, on_batch=look)
-        total += (time.monotonic() - began) / max(share[0], 1e-9)
+        each = (marks[-1] - marks[1]) / (len(marks) - 2) if len(marks) > _WARM_UP else 0.0
+        total += time.monotonic() - marks[0] + left[0] * each
     return total
 
 

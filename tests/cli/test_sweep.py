@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
-from promptcomp.sweeps import preview
+from promptcomp.experiment import EvaluationConfig
+from promptcomp.sweeps import measuring, preview
 from promptcomp.sweeps.measuring import MeasuringFailed, TrialSeconds
 from tests.cli.conftest import Run
 
@@ -159,6 +163,21 @@ def test_steps_are_measured(run: Run, tiny_lm: Path) -> None:
     assert found["dev"] > 0
     assert found["test"] > 0
     assert found["peak_bytes"] > 2**20
+
+
+def test_a_slow_first_batch_does_not_stand_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def assess(*words: object, on_batch: Callable[[int, int], None]) -> None:
+        for done in range(1, 41):
+            now[0] += 10.0 if done == 1 else 1.0
+            on_batch(done, 40)
+
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(measuring, "assess", assess)
+    module, data = MagicMock(), SimpleNamespace(test_splits=("test",))
+    assert measuring._test(SimpleNamespace(evaluation=EvaluationConfig()), module, data) == 10 + 39  # type: ignore[arg-type]
+    assert now[0] == 10 + 1  # the rest was not waited for
 
 
 def test_a_sweep_from_start_to_best(run: Run, tiny_lm: Path) -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import promptcomp
 
@@ -76,6 +83,43 @@ def test_imports_go_one_way() -> None:
             if not allowed:
                 wrong.append(f"{module} imports {target}")
     assert not wrong, "\n".join(wrong)
+
+
+def _third_party() -> set[str]:
+    """The packages that promptcomp imports anywhere, without Python's own and vLLM, whose environment is its own."""
+    found = set()
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"promptcomp", "vllm"}
+
+
+def _installed_with(lines: Iterable[str]) -> set[str]:
+    """Names of the distributions that requirements bring, those of the requirements' own requirements included."""
+    found: set[str] = set()
+    left = [Requirement(line) for line in lines]
+    while left:
+        here = left.pop()
+        name = canonicalize_name(here.name)
+        if name in found or name == "promptcomp":
+            continue
+        found.add(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            needs = (Requirement(line) for line in metadata.requires(name) or ())
+            left += [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_what_is_imported_is_installed_without_the_tests() -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [lines for name, lines in project["optional-dependencies"].items() if name != "test"]
+    there = _installed_with(sum(extras, project["dependencies"]))
+    owners = metadata.packages_distributions()
+    missing = [name for name in _third_party() if not {canonicalize_name(each) for each in owners[name]} & there]
+    assert not missing
 
 
 def test_names_are_found_at_once() -> None:
