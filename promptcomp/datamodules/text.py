@@ -170,7 +170,7 @@ def _file_texts(path: Path, asked: Asked, min_tokens: int, found: Found) -> list
     def wrong(content: Mapping[str, Any]) -> list[str]:
         return [] if isinstance(content.get(column), str) else [f"no text in {column!r}"]
 
-    records = _blocks(path) if is_plain else read_records(path, asked)
+    records = text_documents(path) if is_plain else read_records(path, asked)
     for record in good_records(records, wrong, found, path, "documents"):
         texts.append(record.content[column])
         if len(texts[-1].encode()) < min_tokens:
@@ -178,7 +178,7 @@ def _file_texts(path: Path, asked: Asked, min_tokens: int, found: Found) -> list
     return texts
 
 
-def _blocks(path: Path) -> Iterator[Record]:
+def text_documents(path: Path) -> Iterator[Record]:
     """The documents of a text file, which stand between blank lines.
 
     Raises:

@@ -112,8 +112,9 @@ class _Entry:
     """A row with all its seeds."""
 
     def __init__(self, rows: Sequence[BoardRow]) -> None:
-        self.rows, self.first = rows, rows[0]
+        self.rows = rows
         self.done = [row for row in rows if not row.failure and row.contexts is not None]
+        self.first = (self.done or rows)[0]  # a failed one knows no bounds
         self.scores, self.none, self.full = (self._table(name) for name in ("row", "no_prompt", "full_prompt"))
         self.weights = np.array(self.done[0].contexts.weights) if self.done else np.ones(0)  # type: ignore[union-attr]
 
@@ -126,9 +127,19 @@ class _Entry:
         return _short(fmean(values)) if values else None
 
     @property
+    def sign(self) -> float:
+        """-1 where lower is better."""
+        return -1.0 if self.first.metric in LOWER_IS_BETTER else 1.0
+
+    @property
     def is_complete(self) -> bool:
         """Whether there are scores, all finite."""
         return bool(self.done) and bool(np.isfinite(self.scores).all())
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether the full prompt is better than none, so that a share of it can be kept."""
+        return bool(self.done) and self.sign * float(((self.full - self.none).mean(0) * self.weights).sum()) > 0
 
     @property
     def note(self) -> str:
@@ -146,18 +157,20 @@ def build_board(rows: Sequence[BoardRow], floor: float) -> Board:
         ConfigError: the rows have different contexts, or none has numbers.
     """
     entries: dict[str, list[BoardRow]] = {}
+    known: BoardRow | None = None
     for row in rows:
         entries.setdefault(row.row, []).append(row)
+        if row.failure or row.contexts is None:
+            continue
+        known = known or row
+        if row.contexts.weights != known.contexts.weights:  # type: ignore[union-attr]
+            files = [f"rows/{each.row}/{each.seed}.json" for each in (row, known)]
+            raise ConfigError(f"{files[0]}: its contexts are not those of {files[1]}; leave it out")
     found = {name: _Entry(own) for name, own in entries.items()}
     scored = [entry for entry in found.values() if entry.is_complete]
     if not scored:
         raise ConfigError("no row has numbers: " + next((entry.note for entry in found.values()), ""))
     usual = scored[0]
-    for name, entry in found.items():
-        for each in entry.done:
-            if each.contexts is not None and each.contexts.weights != usual.done[0].contexts.weights:  # type: ignore[union-attr]
-                raise ConfigError(f"rows/{name}: its contexts are not those of rows/{usual.first.row}; leave it out")
-    sign = -1.0 if usual.first.metric in LOWER_IS_BETTER else 1.0
     untrained = next((each for each in scored if each.first.bounds == "untrained"), usual)
     for entry in scored:
         if entry.first.bounds == "trained" and untrained.first.bounds == "untrained":
@@ -172,13 +185,13 @@ def build_board(rows: Sequence[BoardRow], floor: float) -> Board:
         metric=metric,
         examples_sha256=sha,
         num_contexts=len(usual.weights),
-        lower_is_better=sign < 0,
+        lower_is_better=usual.sign < 0,
         no_prompt=_known(drawn(untrained.none, untrained.weights)),
         full_prompt=_known(drawn(untrained.full, untrained.weights)),
         floor=floor,
-        slots=tuple(_slot_blocks(found, sign)),
-        bytes=tuple(_byte_blocks(found, sign)),
-        floors=tuple(_floors(found, sign, floor)),
+        slots=tuple(_slot_blocks(found)),
+        bytes=tuple(_byte_blocks(found)),
+        floors=tuple(_floors(found, floor)),
         commands=tuple(sorted({row.command for row in rows if row.command})),
     )
 
@@ -191,15 +204,15 @@ def _budgets(found: dict[str, _Entry], kind: Literal["slots", "bytes"]) -> list[
     return [RowBudget(kind=kind, requested=amount) for amount in sorted(amounts, reverse=kind == "bytes")]
 
 
-def _slot_blocks(found: dict[str, _Entry], sign: float) -> Iterator[Block]:
+def _slot_blocks(found: dict[str, _Entry]) -> Iterator[Block]:
     for budget in _budgets(found, "slots"):
         members = [entry for entry in found.values() if entry.first.budget == budget]
         title = f"{budget.requested:g} slot{'' if budget.requested == 1 else 's'}"
         lines = [_line(entry, title) for entry in members]
-        yield Block(title=title, budget=budget, lines=_ranked(lines, members, sign))
+        yield Block(title=title, budget=budget, lines=_ranked(lines, members))
 
 
-def _byte_blocks(found: dict[str, _Entry], sign: float) -> Iterator[Block]:
+def _byte_blocks(found: dict[str, _Entry]) -> Iterator[Block]:
     """What has a budget in bytes, and every other method with the most slots whose bytes in use are within it."""
     for budget in _budgets(found, "bytes"):
         allowed = next((size * budget.requested for e in found.values() if (size := e.mean("context_bytes"))), None)
@@ -215,7 +228,7 @@ def _byte_blocks(found: dict[str, _Entry], sign: float) -> Iterator[Block]:
             entered, line = _within(entries, allowed, title, f"{method}-{budget.text}")
             members.append(entered)
             lines.append(line)
-        yield Block(title=title, budget=budget, allowed_bytes=_short(allowed), lines=_ranked(lines, members, sign))
+        yield Block(title=title, budget=budget, allowed_bytes=_short(allowed), lines=_ranked(lines, members))
 
 
 def _within(entries: list[_Entry], allowed: float | None, title: str, name: str) -> tuple[_Entry, Line]:
@@ -243,8 +256,8 @@ def _line(entry: _Entry, requested: str) -> Line:
         return base if base.note else base.model_copy(update={"note": "its scores are not finite"})
     score, none, full = (drawn(each, entry.weights) for each in (entry.scores, entry.none, entry.full))
     gap = full.values - none.values
-    retained = np.where(np.abs(gap) > 0, (score.values - none.values) / np.where(gap == 0, 1.0, gap), np.nan)
-    retained[1:][np.sign(gap[1:]) != np.sign(gap[0])] = np.nan  # a draw whose bounds change places says nothing
+    retained = (score.values - none.values) / np.where(gap == 0, 1.0, gap)
+    retained[np.sign(gap) != entry.sign] = np.nan  # where the full prompt is no better than none, nothing can be kept
     names = ("kl", "top1", "slots", "stored_bytes", "kv_bytes", "compress_flops", "train_seconds", "train_flops")
     return base.model_copy(
         update={
@@ -260,11 +273,11 @@ def _line(entry: _Entry, requested: str) -> Line:
     )
 
 
-def _ranked(lines: list[Line], members: list[_Entry], sign: float) -> tuple[Line, ...]:
+def _ranked(lines: list[Line], members: list[_Entry]) -> tuple[Line, ...]:
     """Best first; then rows that see the query, controls, and what has no numbers. Differences are to the best of those
     that do not see the query; the correction is over these."""
     pairs = list(zip(lines, members, strict=True))
-    pairs.sort(key=lambda pair: (-sign * (pair[0].score.value or 0.0), pair[0].row))
+    pairs.sort(key=lambda pair: (-pair[1].sign * (pair[0].score.value or 0.0), pair[0].row))
     apart = [pair for pair in pairs if pair[0].group in ("query_aware", "control")]
     ranked = [(line, entry) for line, entry in pairs if line.group == "ranked"]
     best = ranked[0][1] if ranked else None
@@ -285,7 +298,7 @@ def _ranked(lines: list[Line], members: list[_Entry], sign: float) -> tuple[Line
     return (*ordered, *sorted((line for line in lines if line.group == "missing"), key=lambda line: line.row))
 
 
-def _floors(found: dict[str, _Entry], sign: float, floor: float) -> Iterator[Floor]:
+def _floors(found: dict[str, _Entry], floor: float) -> Iterator[Floor]:
     by_method: dict[str, list[_Entry]] = {}
     for entry in found.values():
         if entry.first.budget.kind == "slots" and not entry.first.is_control:
@@ -294,8 +307,10 @@ def _floors(found: dict[str, _Entry], sign: float, floor: float) -> Iterator[Flo
     for method, entries in by_method.items():
         bounds: dict[str, float | None] = {}
         for entry in sorted(entries, key=lambda entry: entry.first.budget.requested):
-            own = sign * ((entry.scores - entry.none) - floor * (entry.full - entry.none)) if entry.done else None
-            bound = None if own is None or not np.isfinite(own).all() else lower_bound(own.mean(0), entry.weights)
+            bound = None
+            if entry.has_gap:
+                own = entry.sign * ((entry.scores - entry.none) - floor * (entry.full - entry.none))
+                bound = lower_bound(own.mean(0), entry.weights) if np.isfinite(own).all() else None
             bounds[f"{entry.first.budget.requested:g}"] = _short(bound)
         kept = next((int(slots) for slots, bound in bounds.items() if bound is not None and bound > 0), None)
         first = entries[0].first

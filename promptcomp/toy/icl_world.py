@@ -52,6 +52,8 @@ from promptcomp.toy.words import (
     word_tokenizer,
 )
 
+_TRIES = 10_000
+"""Draws of one row before no input is thought to be left."""
 HELD_OUT_CATEGORIES: frozenset[str] = frozenset({"clothes", "instruments", "jobs", "weather", "cool", "large"})
 _DEV_SHARE, _TEST_SHARE = 0.12, 0.18
 
@@ -143,12 +145,20 @@ class ToyRule:
         return Row(text, self.labels[index], self.labels)
 
     def rows(self, count: int, rng: random.Random, two_slot_share: float, avoid: frozenset[str]) -> tuple[Row, ...]:
-        """`count` rows in random order, balanced over the classes, whose inputs are not in `avoid`."""
+        """`count` rows in random order, balanced over the classes, whose inputs are not in `avoid`.
+
+        Raises:
+            ConfigError: a class has hardly an input besides these.
+        """
         found = []
         for i in range(count):
-            row = self.row(i % len(self.classes), rng, two_slot_share)
-            while row.input in avoid:
-                row = self.row(i % len(self.classes), rng, two_slot_share)
+            drawn = (self.row(i % len(self.classes), rng, two_slot_share) for _ in range(_TRIES))
+            row = next((row for row in drawn if row.input not in avoid), None)
+            if row is None:
+                raise ConfigError(
+                    f"data.world.num_demonstrations: hardly an input is left for queries beside {len(avoid)} inputs of "
+                    "demonstrations; ask for fewer"
+                )
             found.append(row)
         rng.shuffle(found)
         return tuple(found)

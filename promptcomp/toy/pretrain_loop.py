@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
@@ -82,10 +83,7 @@ def pretrain(config: PretrainConfig, output_dir: Path, on_step: OnStep | None = 
             f"{config.architecture.model_type!r}; start from the recipe {'toy_t5' if reads_pairs else 'toy_decoder'}"
         )
     if config.start_from is not None:
-        try:
-            model.load_state_dict(load_file(config.start_from / "model.safetensors"), strict=False)
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(f"start_from = '{config.start_from}': {str(error).splitlines()[0]}") from None
+        _load_weights(model, config.start_from)
     optim = config.optim
     optimizer = _make_optimizer(model, optim)
     total = min(lessons.total_steps, config.steps or lessons.total_steps)
@@ -125,6 +123,21 @@ def _measured(model: PreTrainedModel, measure: Callable[[PreTrainedModel], dict[
         found = measure(model)
     model.train()
     return found
+
+
+def _load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """The weights of another base LM of this architecture."""
+    try:
+        weights = load_file(folder / "model.safetensors")
+        unexpected = set(weights) - set(model.state_dict())
+        missing = {name for name, _ in model.named_parameters()} - set(weights)  # of tied ones the first name
+        if unexpected or missing:
+            raise ConfigError(
+                f"start_from = '{folder}': its weights are not those of the architecture, a {model.config.model_type}"
+            )
+        model.load_state_dict(weights, strict=False)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"start_from = '{folder}': {str(error).splitlines()[0]}") from None
 
 
 def _make_optimizer(model: PreTrainedModel, optim: PretrainOptim) -> torch.optim.AdamW:

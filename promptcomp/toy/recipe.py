@@ -89,8 +89,8 @@ class InstructionCurriculum(Config):
 
     name: Literal["toy_instructions"] = "toy_instructions"
     layouts: tuple[Layout, ...] = Field(default=("decoder_only",), min_length=1)
-    """How documents are read; several take turns at random. decoder_only: by one LM; query_in_encoder and
-    query_in_decoder: by an encoder-decoder with the query on this side."""
+    """How documents are read. decoder_only: by one LM; query_in_encoder and query_in_decoder: by an encoder-decoder
+    with the query on this side; these two may take turns at random."""
     stages: tuple[InstructionStage, ...] = Field(min_length=1)
     """The stages in their order."""
     reworded_share: float = Field(default=0.3, ge=0, le=1)
@@ -101,6 +101,12 @@ class InstructionCurriculum(Config):
     """Rows of dev behind the skills."""
     report_rows: int = Field(default=512, ge=1)
     """Rows of every split behind the final report."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_model(self) -> InstructionCurriculum:
+        if len({layout == "decoder_only" for layout in self.layouts}) > 1:
+            raise ValueError("layouts: decoder_only goes with no other, which are read by another kind of model")
+        return self
 
 
 class RationaleCurriculum(Config):

@@ -20,7 +20,7 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.sources.metaicl_folder import read_partition
 from promptcomp.datamodules.sources.records import Asked, good_records, text_problems
 from promptcomp.datamodules.sources.row_files import read_records
-from promptcomp.files import read_text
+from promptcomp.datamodules.text import text_documents
 from promptcomp.toy.lessons import Lessons
 from promptcomp.toy.recipe import StageConfig, TextCorpus
 
@@ -34,7 +34,10 @@ class TextLessons(Lessons[StageConfig]):
         self._texts: list[str] = []
         config.check_places()
         for file in config.files:
-            self._texts += [part for part in read_text(file, "text").split("\n\n") if part.strip()]
+            records = good_records(
+                text_documents(file), lambda row: text_problems(row, ("text",)), None, file, "documents"
+            )
+            self._texts += [record.content["text"] for record in records]
         self._tasks = _metaicl_rows(config)
         documents = self._shuffled_documents()
         self.tokenizer = train_tokenizer(documents, config.vocab_size)

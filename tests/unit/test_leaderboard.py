@@ -152,6 +152,23 @@ def test_rows_that_trained_the_lm_are_held_against_the_lm_as_it_was() -> None:
     assert alone.gap.value == pytest.approx(score - 0.9, rel=1e-5)
 
 
+def test_a_failed_first_seed_leaves_the_bounds_of_the_others() -> None:
+    trained = [board_row("gist-4", seed, 0.7, bounds="trained") for seed in (0, 1)]
+    failed = trained[0].model_copy(update={"bounds": None, "failure": "out of memory", "contexts": None})
+    line = lines(build_board([*rows(), failed, trained[1]], 0.95), 0)["gist-4"]
+    assert line.trained_lm
+    assert line.note == "seed 0: out of memory"
+
+
+def test_where_the_full_prompt_is_no_better_nothing_is_kept() -> None:
+    row = board_row("gist-4", 0, 0.2)
+    worse = row.contexts.model_copy(update={"full_prompt": [0.3] * CONTEXTS})  # type: ignore[union-attr]
+    found = build_board([row.model_copy(update={"contexts": worse})], 0.95)
+    assert found.slots[0].lines[0].retained.value is None
+    assert found.floors[0].bounds == {"4": None}
+    assert found.floors[0].slots is None
+
+
 def test_bytes_take_the_most_slots_within_them() -> None:
     found = build_board(rows(), 0.95)
     assert [(block.title, block.allowed_bytes) for block in found.bytes] == [
@@ -256,10 +273,16 @@ def test_files_that_are_no_json_and_other_contexts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"0\.json: not a row of a leaderboard"):
         read_rows(tmp_path)
     other = board_row("other-4")
-    assert other.contexts is not None
-    fewer = other.contexts.model_copy(update={"weights": (4.0,) * CONTEXTS})
-    with pytest.raises(ConfigError, match="rows/other-4: its contexts are not those of rows/"):
+    own = other.contexts
+    assert own is not None
+    fewer = own.model_copy(update={"weights": (4.0,) * CONTEXTS})
+    with pytest.raises(ConfigError, match=r"rows/other-4/0\.json: its contexts are not those of rows/mend-4/0\.json"):
         build_board([*rows(), other.model_copy(update={"contexts": fewer})], 0.95)
+    short = own.model_copy(
+        update={name: getattr(own, name)[1:] for name in ("weights", "row", "no_prompt", "full_prompt")}
+    )
+    with pytest.raises(ConfigError, match=r"rows/other-4/1\.json: its contexts are not"):
+        build_board([*rows(), other, other.model_copy(update={"seed": 1, "contexts": short})], 0.95)
 
 
 def test_dev_alone_chooses_the_rate(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from promptcomp.config import ConfigError, build, read_yaml
 from promptcomp.toy.icl_lessons import ToyLessons, draw_document
 from promptcomp.toy.icl_world import ToySource, class_sets, pair_splits
 from promptcomp.toy.pretrain_loop import pretrain
-from promptcomp.toy.recipe import PretrainConfig, ToyCurriculum
+from promptcomp.toy.recipe import PretrainConfig, TextCorpus, ToyCurriculum
+from promptcomp.toy.text_lessons import TextLessons
 from promptcomp.toy.toy_sections import ToyConfig
 
 RECIPES = Path(str(files("promptcomp"))) / "experiments" / "pretrain"
@@ -143,6 +144,36 @@ def test_mistakes_are_told_apart(tmp_path: Path) -> None:
         run(build(PretrainConfig, {**tree, "architecture": wrong}), tmp_path / "a")
     with pytest.raises(ConfigError, match="files or metaicl_dir"):
         build(PretrainConfig, {**tree, "data": {"name": "text"}})
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(ConfigError, match=r"empty.txt: the file has no documents"):
+        run(
+            build(PretrainConfig, {**tree, "data": {"name": "text", "files": [str(tmp_path / "empty.txt")]}}),
+            tmp_path / "a",
+        )
+    with pytest.raises(ConfigError, match=r"start_from .*not those of the architecture, a llama"):
+        run(build(PretrainConfig, {**tree, "start_from": str(ASSET.parent / "toy_t5")}), tmp_path / "a")
+    (tmp_path / "model.safetensors").write_bytes(b"0123456789")
+    with pytest.raises(ConfigError, match=r"start_from .*header"):
+        run(build(PretrainConfig, {**tree, "start_from": str(tmp_path)}), tmp_path / "a")
+    layouts = {
+        "name": "toy_instructions",
+        "stages": [{"name": "a", "steps": 1}],
+        "layouts": ["decoder_only", "query_in_encoder"],
+    }
+    with pytest.raises(ConfigError, match="decoder_only goes with no other"):
+        build(PretrainConfig, {**tree, "data": layouts})
+
+
+def test_paragraphs_are_documents_whatever_ends_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_bytes(b"one line\r\nand another\r\n\r\nsecond\r\n")
+    lessons = TextLessons(TextCorpus(files=(tmp_path / "more.txt",), vocab_size=300, block_tokens=8), 1, 0)
+    assert sorted(lessons._texts) == ["one line\r\nand another", "second"]
+
+
+def test_a_world_without_inputs_left_says_so() -> None:
+    source = ToySource(ToyConfig(num_demonstrations=4000, two_slot_share=0.0))
+    with pytest.raises(ConfigError, match=r"data.world.num_demonstrations: hardly an input is left"):
+        source.tasks("test")[0]
 
 
 def test_shipped_checkpoint_learns_in_context() -> None:
