@@ -21,11 +21,16 @@ from promptcomp.datamodules.plans import SEPARATORS, Parts, Plan, Planner, Rende
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sections import Reader, check_split
 from promptcomp.datamodules.sources.records import Found, Problem, collecting, tell
-from promptcomp.datamodules.tasks import Row, Task, TaskSource
+from promptcomp.datamodules.tasks import Row, Task, TaskKind, TaskSource
 from promptcomp.datamodules.taught import TaughtAnswer, TaughtDataModule
 from promptcomp.datamodules.tokens import same_options
 
 NULL_INPUT = "N/A"  # MetaICL's input for PMI calibration
+_FEW = (
+    "there are no options, and other rows of the task have some: it is measured by its loss alone",
+    "there is only one option",
+)
+_SHOWN = "queries have the input and output of a demonstration of their task, so that their answers may be shown"
 _KEPT_TASKS = 1024  # tasks of a generated source that are kept after they were built
 
 
@@ -47,6 +52,7 @@ class ICLDataModule(TaughtDataModule):
         rule, cap = SEPARATORS[config.separator], config.max_example_tokens
         self.renderer = Renderer(self.cache, rule, config.scoring, config.output_space, cap)
         self._odd_rows = 0
+        self._shown: dict[str, int] = {}
         self._examples: dict[str, tuple[ExampleInfo, ...]] = {}
         self._plans: dict[str, tuple[Plan, ...]] = {}
         self._task = lru_cache(maxsize=_KEPT_TASKS)(lambda index: self._train_tasks[index])
@@ -62,9 +68,13 @@ class ICLDataModule(TaughtDataModule):
                     {task.name for split in self.source.splits for task in self.source.tasks(split)}
                 )
         self._check_training()
+        self._shown = {}
         for split in self.eval_splits:
             with collecting(found):
                 self._check_options(self.eval_plans(split), found)
+                if shown := self._count_shown(split):
+                    self._shown[split] = shown
+                    tell(Problem("data", None, f"{split}: {shown} {_SHOWN}", "warning"), found)
 
     def _check_training(self) -> None:
         """
@@ -82,7 +92,13 @@ class ICLDataModule(TaughtDataModule):
         seen: set[tuple[str, ...]] = set()
         for plan in plans if self.config.perturbation == "wrong_labels" else ():
             self.planner.shown_rows(plan)  # raises where there is no wrong label
+        few: set[str] = set()
         for task, row in ((plan.task, plan.task.queries[i]) for plan in plans for i in plan.queries):
+            if len(row.options) < 2 and task.kind != "free_form" and task.name not in few:
+                few.add(task.name)
+                odd = Problem.at(row.where or f"task {task.name}", _FEW[len(row.options)], "warning")
+                if odd not in (found or ()):  # said where the file was read
+                    tell(odd, found)
             if len(row.options) < 2 or row.options in seen:
                 continue
             seen.add(row.options)
@@ -93,11 +109,23 @@ class ICLDataModule(TaughtDataModule):
                 where = row.where or f"task {task.name}"
                 tell(Problem.at(where, message, "warning" if lenient else "error"), found)
 
+    def _count_shown(self, split: str) -> int:
+        """Queries that are in their task's pool of demonstrations as well, where these are other rows."""
+        pools: dict[int, set[tuple[str, str]]] = {}
+        count = 0
+        for task, queries in ((plan.task, plan.queries) for plan in self.eval_plans(split)):
+            if self.config.num_demonstrations and task.demonstrations is not task.queries:
+                if id(task) not in pools:
+                    pools[id(task)] = {(row.input, row.output) for row in task.demonstrations}
+                asked = (task.queries[i] for i in queries)
+                count += sum((row.input, row.output) in pools[id(task)] for row in asked)
+        return count
+
     def notes(self) -> list[str]:
-        """Notes on the data: rows whose options the model cannot distinguish."""
-        if not self._odd_rows:
-            return []
-        return [f"{self._odd_rows} rows have options that the LM cannot distinguish (see promptcomp data validate)"]
+        """Notes on the data: rows whose options the model cannot distinguish, queries that are demonstrations."""
+        odd = f"{self._odd_rows} rows have options that the LM cannot distinguish (see promptcomp data validate)"
+        shown = [f"{split}: {count} {_SHOWN}" for split, count in self._shown.items()]
+        return [*([odd] if self._odd_rows else []), *shown]
 
     def count(self, split: str) -> Counts:
         """See the base class."""
@@ -344,4 +372,5 @@ def _first_tasks(tasks: Sequence[Task], count: int | None) -> list[Task]:
 def _info(task: Task, row: Row, number: int, context: int) -> ExampleInfo:
     options = row.options or (row.output,)
     gold = options.index(row.output)
-    return ExampleInfo(number, task.name, task.kind, task.seed, context, gold, options, row.input, row.output)
+    kind: TaskKind = task.kind if row.options else "free_form"
+    return ExampleInfo(number, task.name, kind, task.seed, context, gold, options, row.input, row.output)

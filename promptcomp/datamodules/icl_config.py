@@ -182,6 +182,12 @@ class MetaICLData(PublishedTasks):
     dev_seed: int = 100
     """Data seed of the dev rows with dev "target_dev"."""
 
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> MetaICLData:
+        if twice := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
+            raise ValueError(f"seeds: {twice[0]} occurs twice, so its examples would count twice; leave one out")
+        return self
+
 
 class HFData(PublishedTasks):
     """One dataset of the Hugging Face hub (or local, for `datasets`) with the rows of all tasks."""
@@ -227,8 +233,8 @@ class TableData(ICLConfig):
     dev: tuple[Path, ...] = ()
     """Files with the tasks to select checkpoints on; none: a held-out share of the training tasks (dev_share)."""
     demonstrations: tuple[Path, ...] = ()
-    """Files with demonstrations for the dev and test tasks; none: a task's rows with split "train", or else its other
-    rows."""
+    """Files with demonstrations for the dev and test tasks, whose own rows with split "train" are then left out; none:
+    a task's rows with split "train", or else its other rows."""
     dev_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the training tasks that is held out when `dev` is empty; 0 = no dev split."""
     columns: Columns = Columns()

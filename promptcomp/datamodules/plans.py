@@ -141,9 +141,7 @@ class Planner:
 
     def _draw_fixed_order(self, task_key: tuple[int, int], size: int) -> np.ndarray:
         """The order in which a pool is shown with fixed sampling; queries of one context may take some places."""
-        order = np.random.default_rng((self.config.eval_seed, _FIXED_STREAM, *task_key)).permutation(size)
-        most_asked = max(self.config.queries_per_context, self.config.eval_queries_per_context or 1)
-        return order[: self.config.num_demonstrations + most_asked].copy()
+        return np.random.default_rng((self.config.eval_seed, _FIXED_STREAM, *task_key)).permutation(size)
 
     def shown_rows(self, plan: Plan) -> list[Row]:
         """The demonstrations of a plan after the configured perturbation."""
@@ -212,9 +210,17 @@ class Parts:
     first: array[int]
     second: array[int]
     cut: int = 0
+    closing: int = 0
+    """Ids of the separator at the end of the first part, which stay when it is cut."""
 
     def __len__(self) -> int:
         return len(self.first) + len(self.second)
+
+    def first_within(self, room: int) -> array[int]:
+        """The first part cut to so many ids, in front of its separator if there is room for both."""
+        if len(self.first) <= room or self.closing >= room:
+            return self.first[:room]
+        return self.first[: room - self.closing] + self.first[len(self.first) - self.closing :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,19 +268,19 @@ class Renderer:
             longest_second: Tokens to reserve for the second part (the longest option), so that all options of a query
                 see the same input.
         """
-        cap = self.max_example_tokens
-        reserved = max(len(second), longest_second or 0)
+        cap, closing = self.max_example_tokens, len(self.cache(self.separator.after_first))
+        whole, reserved = Parts(first, second, closing=closing), max(len(second), longest_second or 0)
         if len(first) + (reserved if self.scoring == "direct" else len(second)) <= cap:
-            return Parts(first, second)
+            return whole
         if self.scoring == "direct":
             room = max(cap - reserved, 1 if len(first) else 0)
-            kept_first = first[:room]
+            kept_first = whole.first_within(room)
             kept_second = second[: cap - len(kept_first)]
         else:
-            kept_first = first[: cap - 1] if len(second) else first[:cap]
+            kept_first = whole.first_within(cap - 1 if len(second) else cap)
             kept_second = second[: cap - len(kept_first)]
         cut = len(first) + len(second) - len(kept_first) - len(kept_second)
-        return Parts(kept_first, kept_second, cut)
+        return Parts(kept_first, kept_second, cut, closing)
 
     def option_ids(self, option: str, *, first: bool) -> tuple[int, ...]:
         """Ids of an option as a query has them, within the per-example cap; they distinguish options for the model."""
@@ -310,7 +316,7 @@ def assemble(
         if budget is not None and truncation == "reference" and len(ids) + len(parts) >= budget:
             room = budget - len(ids) - len(parts.second) - 1
             if room >= 0:
-                ids.extend([*parts.first[:room], *parts.second])
+                ids.extend([*parts.first_within(room), *parts.second])
                 borders.append(len(ids))
             break
         ids.extend(parts.first)

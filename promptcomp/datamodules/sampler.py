@@ -71,7 +71,7 @@ class StepSampler(Sampler[list[Draw]]):
                 loader that is iterated again goes on where the training stands.
             window: Batches in a window; 1 leaves the plain random order.
             lengths_of: Padded-relevant lengths [tokens] of draws; needed for `window > 1` and for `max_tokens`.
-            max_tokens: Most padded tokens in a global (micro-)batch.
+            max_tokens: Most padded tokens in a global (micro-)batch; a draw that has more is a batch of its own.
             micro_batches: Parts that a step is cut into; a part is what the sampler yields. With `max_tokens` a step
                 is this number of batches.
 

@@ -11,7 +11,7 @@ import yaml
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import RESAMPLES, percentile_interval, resample
-from promptcomp.evaluation.metrics import group
+from promptcomp.evaluation.metrics import group, kind_among
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER, TEXT_METRICS, MetricName, Prediction
 from promptcomp.evaluation.results import Gap, Results, TaskHeadroom, finite
 from promptcomp.evaluation.texts import label_of
@@ -43,12 +43,12 @@ def headroom(predictions: Sequence[Prediction], wanted: MetricName, resamples: i
 
 
 def _task(task: str, own: list[Prediction], wanted: MetricName, resamples: int) -> TaskHeadroom:
-    has_choice = own[0].kind != "free_form"
+    choices, kind = [p for p in own if p.kind != "free_form"], kind_among(p.kind for p in own)
     contexts = len({(p.seed, p.context) for p in own})
     if contexts == 1:
         own = [p.model_copy(update={"context": number}) for number, p in enumerate(own)]
-    names: list[MetricName] = ["accuracy"] if has_choice else []
-    if own[0].is_generated:
+    names: list[MetricName] = ["accuracy"] if choices else []
+    if any(p.is_generated for p in own):
         names.append(wanted if wanted in TEXT_METRICS else "exact_match")
     names.append("loss")
     samples = resample(group(own, _BOUNDS), _BOUNDS, names, resamples=resamples)
@@ -61,13 +61,13 @@ def _task(task: str, own: list[Prediction], wanted: MetricName, resamples: int) 
             headroom=finite(float(gap[0])),
             ci=percentile_interval(gap, samples.num_contexts),
         )
-    labels = Counter(label_of(p.options[p.gold]) for p in own) if has_choice else Counter[str]()
+    labels = Counter(label_of(p.options[p.gold]) for p in choices)
     return TaskHeadroom(
         task=task,
-        kind=own[0].kind,
+        kind=kind,
         count=len(own),
         num_contexts=contexts,
-        majority=max(labels.values()) / len(own) if labels else None,
+        majority=max(labels.values()) / len(choices) if labels else None,
         gaps={str(name): gap for name, gap in gaps.items()},
     )
 

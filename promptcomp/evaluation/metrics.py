@@ -80,6 +80,11 @@ class Group:
         return len(self.count)
 
 
+def kind_among(kinds: Iterable[str]) -> str:
+    """The kind of a task by the kinds of its examples: that of its choices, if it has any."""
+    return next((kind for kind in kinds if kind != "free_form"), "free_form")
+
+
 def group(predictions: Iterable[Prediction], rows: Sequence[str]) -> list[Group]:
     """Count predictions by (task, seed) and context, for the given rows (all must be present in every prediction)."""
     members: dict[tuple[str, int | None], list[Prediction]] = {}
@@ -99,17 +104,19 @@ def group(predictions: Iterable[Prediction], rows: Sequence[str]) -> list[Group]
 def _count(
     task: str, seed: int | None, found: Sequence[Prediction], rows: Sequence[str], start: int, num_seeds: int
 ) -> Group:
-    kind = found[0].kind
+    kind = kind_among(p.kind for p in found)
+    choices = np.array([p.kind != "free_form" for p in found])
     numbers = {context: i for i, context in enumerate(dict.fromkeys(p.context for p in found))}
     n = len(numbers)
     where = np.array([numbers[p.context] for p in found], dtype=np.int64)
     tokens = np.array([p.gold_tokens for p in found], dtype=np.float64)
+    chosen = [p.options if p.kind == "classification" else () for p in found]
     classes = _classes(found, rows) if kind == "classification" else {}
-    own = [[classes.get(label_of(option), UNSCORED) for option in p.options] if classes else [] for p in found]
+    own = [[classes.get(label_of(option), UNSCORED) for option in options] if classes else [] for options in chosen]
     gold = _chosen(own, [p.gold for p in found])
     counted = {}
     for row in rows:
-        correct = np.array([bool(p.correct.get(row)) for p in found])
+        correct = choices & np.array([bool(p.correct.get(row)) for p in found])
         predicted = _chosen(own, [p.prediction.get(row) for p in found])
         means = {  # None: NaN
             name: np.array([(getattr(p, name) or {}).get(row) for p in found], dtype=np.float64)
@@ -122,7 +129,6 @@ def _count(
             tokens={name: _sums(where, np.where(tokens > 0, mean * tokens, 0.0), n) for name, mean in means.items()},
             texts=_text_sums(found, row, where, n),
         )
-    choices = np.full(len(found), kind != "free_form")
     return Group(
         task=task,
         seed=seed,

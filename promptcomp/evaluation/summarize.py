@@ -22,7 +22,7 @@ from promptcomp.evaluation.bootstrap import (
     resample,
     retained,
 )
-from promptcomp.evaluation.metrics import Group, group, metric
+from promptcomp.evaluation.metrics import Group, group, kind_among, metric
 from promptcomp.evaluation.predictions import (
     BEHAVIOUR,
     LOWER_IS_BETTER,
@@ -161,7 +161,7 @@ def _tasks(groups: Sequence[Group], rows: Sequence[str], chosen: MetricName) -> 
     results = []
     for task in dict.fromkeys(g.task for g in groups):
         own = [g for g in groups if g.task == task]
-        kind = own[0].kind
+        kind = kind_among(g.kind for g in own)
         name = _task_metric(own, rows, chosen)
         values = {row: finite(_plain(own, row, name)) for row in rows}
         results.append(
@@ -182,7 +182,7 @@ def _tasks(groups: Sequence[Group], rows: Sequence[str], chosen: MetricName) -> 
 
 def _task_metric(own: Sequence[Group], rows: Sequence[str], chosen: MetricName) -> MetricName:
     """task, or what a free-form task is measured by: a metric of its texts, or the loss."""
-    if own[0].kind != "free_form":
+    if kind_among(g.kind for g in own) != "free_form":
         return "task"
     if not any("exact_match" in g.rows[row].texts for g in own for row in rows):
         return "loss"

@@ -59,6 +59,15 @@ def test_the_gap_of_a_task_is_that_of_its_examples() -> None:
     assert has_headroom(task, "loss")
 
 
+def test_examples_without_a_choice_leave_the_share_of_right_ones() -> None:
+    own = predictions("mixed", 0.3, 0.9, contexts=1)
+    none = dict.fromkeys(ROWS)
+    free = [p.model_copy(update={"kind": "free_form", "prediction": none, "correct": none}) for p in own[:20]]
+    (alone,), (task,) = (headroom(each, "accuracy", resamples=100) for each in (own, [*free, *own]))
+    assert (task.kind, task.majority, task.count) == ("multi_choice", alone.majority, 100)
+    assert task.gaps["accuracy"].headroom == pytest.approx(alone.gaps["accuracy"].headroom)
+
+
 def test_what_has_no_headroom() -> None:
     (same,) = headroom(predictions("same", 0.5, 0.5, contexts=8), "accuracy", resamples=100)
     assert same.gaps["accuracy"].ci is None

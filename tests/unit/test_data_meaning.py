@@ -117,7 +117,25 @@ def test_published_choices_that_are_the_same_are_a_warning_and_a_remark(tmp_path
     module = module_of(build(DATASETS["metaicl"], tree))
     found = [problem for problem in module.problems() if "same 19 tokens" in problem.message]
     assert [(problem.line, problem.severity) for problem in found] == [(i, "warning") for i in range(1, 7)]
-    assert module.notes() == ["6 rows have options that the LM cannot distinguish (see promptcomp data validate)"]
+    odd, shown = module.notes()
+    assert odd == "6 rows have options that the LM cannot distinguish (see promptcomp data validate)"
+    assert shown.startswith("test: 6 queries have the input and output of a demonstration of their task")
+
+
+def test_a_row_without_options_is_no_choice(tmp_path: Path) -> None:
+    config = table(tmp_path, [row(0), row(1), {"input": "lion 2", "output": "west"}])
+    (warning,) = [problem for problem in validate(config) if "options" in problem.message]
+    assert (warning.line, warning.severity) == (3, "warning")
+    examples = module_of(config).examples("test")
+    assert {example.input: example.kind for example in examples} == {
+        **dict.fromkeys(("lion 0", "lion 1"), "multi_choice"),
+        "lion 2": "free_form",
+    }
+
+
+def test_one_output_is_one_option(tmp_path: Path) -> None:
+    config = table(tmp_path, [{"input": f"lion {i}", "output": "west"} for i in range(3)], options_from_outputs=True)
+    assert [str(problem.message) for problem in validate(config)] == ["there is only one option"]
 
 
 # ---- names and seeds
@@ -130,7 +148,7 @@ def test_zero_is_a_name_like_one(tmp_path: Path) -> None:
     assert [task.name for task in module.source.tasks("test")] == ["0", "1"]
 
 
-@pytest.mark.parametrize("seed", [1.2, "1.2", True, -1, float("inf"), float("nan"), [1], "one"])
+@pytest.mark.parametrize("seed", [1.2, "1.2", True, -1, float("inf"), float("nan"), [1], "one", "1_0"])
 def test_seeds_are_whole_numbers(tmp_path: Path, seed: Any) -> None:
     first, *_ = errors(table(tmp_path, [row(0), row(1, seed=seed), row(2)]))
     assert first.startswith("2: 'seed'")

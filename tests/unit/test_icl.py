@@ -17,6 +17,7 @@ from promptcomp.batch import Batch
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.icl import ICLDataModule
 from promptcomp.datamodules.icl_config import ICLConfig
+from promptcomp.datamodules.plans import assemble
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import Row, Task
@@ -133,6 +134,13 @@ def test_fixed_lists_are_the_same_for_all_contexts_of_a_task(tokenizer: PreTrain
     lists = {dm.train_plan(Draw(index, index)).demonstrations for index in range(12)}
     assert len(lists) == 1 + 3  # three of the twelve queries are in the list themselves
     assert module(tokenizer, sampling="fixed", seed=9).eval_plans("test") == dm.eval_plans("test")
+
+
+def test_fixed_lists_lose_no_demonstrations_to_queries(tokenizer: PreTrainedTokenizerFast) -> None:
+    dm = module(tokenizer, sampling="fixed")
+    (first, second) = dm.eval_plans("dev")
+    assert (len(first.demonstrations), len(first.queries)) == (3, 7)
+    assert (len(second.demonstrations), sorted(second.queries)) == (3, sorted(first.demonstrations))
 
 
 def test_order_of_demonstrations(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -325,6 +333,18 @@ def test_long_inputs_are_cut_and_all_options_see_the_same(tokenizer: PreTrainedT
     assert text(tokenizer, query.ids) == "012", "12 tokens less 9 of the longest option"
     assert text(tokenizer, dm.train_query(long).ids) == "012345678"
     assert len(dm.train_query(Row("0123456789", "a very long output", ())).targets[0].ids) == 11
+
+
+def test_a_cut_input_keeps_its_separator(tokenizer: PreTrainedTokenizerFast) -> None:
+    dm = module(tokenizer, separator="arrow", max_example_tokens=12)
+    renderer = dm.renderer
+    parts = renderer.demonstration("a long input", "yes", first=True)
+    assert (text(tokenizer, parts.first), text(tokenizer, parts.second)) == ("a l =>", " yes \n")
+    assert (len(parts), parts.cut) == (12, 9)
+    whole = renderer.demonstration("a l", "yes", first=True)
+    assert (whole.first, whole.second, whole.cut) == (parts.first, parts.second, 0)
+    ids, _ = assemble([whole, whole], 23, "reference")
+    assert text(tokenizer, ids) == "a l => yes \na => yes \n"
 
 
 @pytest.mark.parametrize(

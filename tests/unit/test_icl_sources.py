@@ -113,11 +113,12 @@ def test_metaicl_end_to_end(folder: Path) -> None:
         ({"partition": "yours"}, r"data\.partition 'yours': no file .*; known: mine"),
         ({"folder": Path("/nowhere")}, r"data\.folder: no such file or folder: /nowhere"),
         ({"test_k": 16}, r"t_16_100_test\.jsonl: no such file"),
+        ({"seeds": [100, 13, 100]}, "seeds: 100 occurs twice"),
     ],
 )
 def test_metaicl_missing_parts(folder: Path, options: Record, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        MetaICLSource(metaicl(folder, **options)).tasks("test")
+        MetaICLSource(build(MetaICLData, metaicl(folder).model_dump() | options)).tasks("test")
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,15 @@ def test_hold_out_depends_on_names_alone() -> None:
         hold_out(tasks[:1], 0.2, "data")
 
 
+def test_hold_out_takes_tasks_with_all_their_seeds() -> None:
+    tasks = [Task(f"task {i}", "classification", (), (), seed) for i in range(4) for seed in (13, 21)]
+    train, dev = hold_out(tasks, 0.25, "data")
+    assert [task.seed for task in dev] == [13, 21]
+    assert len(train) == 6
+    with pytest.raises(ConfigError, match="with one training task, none can be held out"):
+        hold_out(tasks[:2], 0.2, "data")
+
+
 # ---- tables
 
 
@@ -192,6 +202,23 @@ def test_table_with_a_file_of_demonstrations(tmp_path: Path) -> None:
     other = write_lines(tmp_path / "other.jsonl", [record("x", i) for i in range(3)])
     with pytest.raises(ConfigError, match="task 't' has queries and no demonstrations"):
         TableSource(TableData(test=(asked,), demonstrations=(other,))).tasks("test")
+
+
+def test_each_task_says_which_of_its_rows_are_shown(tmp_path: Path) -> None:
+    rows = [{**record("a", i), "split": ("train", "test")[i % 2]} for i in range(6)]
+    path = write_lines(tmp_path / "rows.jsonl", [*rows, *(record("b", i) for i in range(5))])
+    first, second = TableSource(TableData(test=(path,))).tasks("test")
+    assert (first.name, len(first.demonstrations), len(first.queries)) == ("a", 3, 3)
+    assert (second.name, len(second.queries)) == ("b", 5)
+    assert second.demonstrations is second.queries
+
+
+def test_rows_of_a_pool_are_no_queries_beside_a_file_of_demonstrations(tmp_path: Path) -> None:
+    shown = write_lines(tmp_path / "shown.jsonl", [record("t", i) for i in range(3)])
+    rows = [{**record("t", i), "split": ("train", "test")[i % 2]} for i in range(10, 15)]
+    asked = write_lines(tmp_path / "asked.jsonl", rows)
+    (task,) = TableSource(TableData(test=(asked,), demonstrations=(shown,))).tasks("test")
+    assert (len(task.demonstrations), [row.input for row in task.queries]) == (3, ["t lion 11", "t lion 13"])
 
 
 def test_options_from_outputs(tmp_path: Path) -> None:
@@ -282,7 +309,9 @@ def test_one_dataset(dataset: Path, tmp_path: Path) -> None:
     source = hub(dataset, partition=str(partition), dev="target_dev", seeds=[21]).source()
     assert [task.name for task in source.tasks("train")] == ["a", "b"]
     assert [(task.seed, len(task.queries)) for task in source.tasks("dev")] == [(21, 2)]
-    assert validate(hub(dataset)) == []
+    (warning,) = validate(hub(dataset))
+    assert warning.message.startswith("test: 6 queries have the input and output of a demonstration")
+    assert warning.severity == "warning"
 
 
 def test_one_dataset_with_mistakes(dataset: Path) -> None:
@@ -293,6 +322,15 @@ def test_one_dataset_with_mistakes(dataset: Path) -> None:
         hub(dataset, columns=columns).source().tasks("test")
     with pytest.raises(ConfigError, match=r"columns\.task and columns\.split must be named"):
         hub(dataset, columns={"task": None})
+
+
+def test_a_row_of_one_dataset_says_its_split(tmp_path: Path) -> None:
+    import datasets
+
+    rows = [{**record("t", i), "split": split} for i, split in enumerate(("train", None, "test"))]
+    datasets.DatasetDict({"set": datasets.Dataset.from_list(rows)}).save_to_disk(str(tmp_path / "saved"))
+    config = hub(tmp_path / "saved", train_split="set", test_split="set")
+    assert [problem.message for problem in validate(config) if problem.line == 2] == ["'split' is missing"]
 
 
 # ---- the registry

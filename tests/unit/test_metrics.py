@@ -249,6 +249,19 @@ def test_free_form_examples_have_a_loss_and_retained_of_the_loss():
     assert "accuracy" not in result.rows["method"]
 
 
+@pytest.mark.parametrize("kind", ["classification", "multi_choice"])
+def test_examples_without_a_choice_count_for_the_loss_alone(kind):
+    choices = sample(60, kinds=(kind,))
+    free = [p.model_copy(update={"kind": "free_form", "options": ("z",), "gold": 0}) for p in sample(40, seed=1)]
+    alone = summarise(choices, "accuracy", resamples=50)
+    for mixed in ([*free, *choices], [*choices, *free]):  # whichever comes first
+        found = summarise(mixed, "accuracy", resamples=50)
+        for name in ("accuracy", "task_accuracy", "macro_f1", "macro_f1_metaicl"):
+            assert found.others[name] == pytest.approx(alone.others[name])
+        assert {task.kind for task in found.tasks} == {kind}
+        assert found.count == 100
+
+
 def test_a_missing_loss_spoils_the_loss_alone():
     predictions = sample(60)
     predictions[3] = predictions[3].model_copy(update={"loss": dict.fromkeys(ROWS)})

@@ -116,9 +116,46 @@ def test_files_joined_by_id(tmp_path: Path) -> None:
     train = config.source().rows("train")
     assert train[2] == RationaleRow("r2", "question 2", "yes", "no", "because", "repaired", "t")
     assert not train[1].llm_rationale
-    found = [str(problem) for problem in validate(config)]
-    assert any("none of the ids belongs to a row" in text for text in found)  # of the test split
-    assert any("1 inputs of the test split are in train too" in text for text in found) or found
+    found = validate(config)
+    assert [problem for problem in found if problem.severity == "error"] == []  # no work for test rows is needed
+    assert any("1 inputs of the test split are in train too" in problem.message for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        ([{"id": "x"}], r"none of the ids belongs to a row of the data \(such as 'r0'\)"),
+        ([{"id": "r1"}, {"id": "r1", "llm_label": "no"}], r"work\.jsonl:2: the id 'r1' occurs twice"),
+    ],
+)
+def test_work_that_cannot_be_joined(tmp_path: Path, work: list[Any], message: str) -> None:
+    rows = [{"id": f"r{i}", "input": f"question {i}", "label": "yes"} for i in range(4)]
+    paths = {name: (_write(tmp_path / f"{name}.jsonl", each),) for name, each in {"test": rows, "work": work}.items()}
+    with pytest.raises(ConfigError, match=message):
+        RationaleFilesData(test=paths["test"], rationales=paths["work"]).source().check()
+
+
+def test_a_row_keeps_what_the_work_on_it_lacks(tmp_path: Path) -> None:
+    row = {"id": "a", "input": "q", "label": "yes", "llm_label": "no", "llm_rationale": "so", "teacher": "t"}
+    work = _write(tmp_path / "work.jsonl", [{"id": "a", "llm_rationale": "because"}])
+    config = RationaleFilesData(test=(_write(tmp_path / "test.jsonl", [row]),), rationales=(work,))
+    assert config.source().rows("test") == [RationaleRow("a", "q", "yes", "no", "because", "ok", "t")]
+
+
+def test_rows_to_test_on_have_a_label(tmp_path: Path) -> None:
+    path = _write(tmp_path / "test.jsonl", [{"input": "p", "label": "yes"}, {"input": "q"}])
+    found = [str(problem) for problem in validate(RationaleFilesData(test=(path,)))]
+    assert f"{path}:2: the label is missing: test rows need one" in found
+
+
+def test_numbers_of_labels_in_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("input,label\np,1\nq,no\n", encoding="utf-8")
+    config = build(RationaleFilesData, {"test": [str(path)], "columns": {"label_names": ["no", "yes"]}})
+    assert [row.label for row in config.source().rows("test")] == ["yes", "no"]
+    path.write_text("input,label\np,2\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"'label' 2 has no name in columns\.label_names"):
+        config.source().rows("test")
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,26 @@ def test_an_output_among_the_options(tmp_path: Path) -> None:
         config.source().rows("train")
 
 
+def test_white_space_makes_no_other_option(tmp_path: Path) -> None:
+    outputs = ["y0", "y1 ", "y1"] * 3
+    for name, options in (("given", {"options": ["y0", "y1"]}), ("made", {})):
+        rows = [{"instruction": f"q{i}", "input": "x", "target": each, **options} for i, each in enumerate(outputs)]
+        write(tmp_path / "tasks" / f"{name}.json", json.dumps(rows))
+    config = section(tmp_path, prompt=None, prompt_after="")
+    assert validate(config) == []
+    found = {(row.output, row.options) for row in config.source().rows("train")}
+    assert found == {("y0", ("y0", "y1")), ("y1", ("y0", "y1"))}
+    rows = [{"instruction": "q", "input": "x", "target": "y1", "options": ["y1", "y1 "]}]
+    write(tmp_path / "tasks" / "twice.json", json.dumps(rows))
+    assert "'options' has an option twice: ['y1', 'y1 ']" in [problem.message for problem in validate(config)]
+
+
+def test_lines_of_a_prompt_end_at_line_ends_alone(folder: Path) -> None:
+    write(folder / "prompts" / "turn.txt", CANARY + "one\x0ctwo\u2028three\n")
+    rows = section(folder).source().rows("test")
+    assert {row.instruction for row in rows if row.source == "turn"} == {"one\x0ctwo\u2028three"}
+
+
 def test_several_files_of_a_split(tmp_path: Path) -> None:
     for name in "ab":
         write(tmp_path / f"{name}.jsonl", json.dumps({"instruction": name, "output": name}) + "\n")

@@ -56,14 +56,16 @@ class RationaleDataModule(ContextDataModule):
             self.num_train_items()
         for split in self.eval_splits:
             with collecting(found):
-                self._check_options(split, found)
+                self._check_labels(split, found)
         for split in self.source.splits if found is not None else ():
             for line in teacher_account(self.source.rows(split), self.config.metric):
                 tell(Problem("data", None, f"{split}: {line}", "warning"), found)
 
-    def _check_options(self, split: str, found: Found) -> None:
+    def _check_labels(self, split: str, found: Found) -> None:
         seen: set[tuple[str, ...]] = set()
         for row in self.rows(split):
+            if self.config.targets != "rationale" and not row.label.strip():
+                tell(Problem.at(row.where or f"row {row.id}", f"the label is missing: {split} rows need one"), found)
             options = self.options(split, row)
             if options and options not in seen:
                 seen.add(options)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from promptcomp.config import Config
 from promptcomp.datamodules.sources.rationale_parsing import NLI_LABELS, STATUSES
-from promptcomp.datamodules.sources.records import Asked, name_in, text_problems
+from promptcomp.datamodules.sources.records import Asked, name_in, text_problems, whole_number
 from promptcomp.datamodules.sources.rows import option_problems
 from promptcomp.datamodules.tasks import RationaleRow
 from promptcomp.evaluation.texts import same_label
@@ -148,7 +148,7 @@ class RationaleColumns(Config):
     label: str = "label"
     """Column with the label."""
     label_names: tuple[str, ...] = ()
-    """Names of labels that are numbers, from 0 on."""
+    """Names of labels that are numbers, from 0 on (in CSV and TSV too)."""
     options: str | None = "options"
     """Column with the list of possible labels."""
     llm_label: str | None = "llm_label"
@@ -252,10 +252,10 @@ class RecordReader:
 
     def _label(self, value: Any) -> str:
         names = self.columns.label_names
-        if names and isinstance(value, int):
-            if not 0 <= value < len(names):
-                raise BadRow(f"{self.columns.label!r} {value} has no name in columns.label_names")
-            return names[value]
+        if names and value not in names and (number := _index(value)) is not None:
+            if not 0 <= number < len(names):
+                raise BadRow(f"{self.columns.label!r} {number} has no name in columns.label_names")
+            return names[number]
         if value is None:
             return ""
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not _is_finite(value):
@@ -263,6 +263,14 @@ class RecordReader:
         if names and value not in names:
             raise BadRow(f"{self.columns.label!r} {value!r} is none of columns.label_names")
         return str(value)
+
+
+def _index(value: Any) -> int | None:
+    """The number that a label is, in tables of text too; None: it is none."""
+    try:
+        return int(value) if isinstance(value, bool) else whole_number(value)
+    except ValueError:
+        return None
 
 
 class _Filled(string.Formatter):

@@ -32,27 +32,26 @@ from promptcomp.datamodules.tasks import RationaleRow, RationaleSource
 _WORK = Asked(("id",), ("llm_label", "llm_rationale", "teacher", "parse_status"))
 
 
-def joined(rows: Sequence[RationaleRow], paths: Sequence[Path], found: Found = None) -> Sequence[RationaleRow]:
-    """The rows with a teacher's work from other files, joined by id; rows that are not in them stay as they are.
+def read_work(paths: Sequence[Path], found: Found) -> dict[str, Mapping[str, Any]]:
+    """What a teacher wrote, by the ids of rows.
 
     Raises:
-        ConfigError: a file is missing or bad, or none of its ids belongs to a row.
+        ConfigError: a file is missing or bad, or an id occurs twice (unless that is collected).
     """
-    if not paths:
-        return rows
     work: dict[str, Mapping[str, Any]] = {}
     for path in paths:
         for record in good_records(read_records(path, _WORK, kind_of_rows(path)), _work_problems, found):
-            work[str(name_in(record.content["id"]))] = record.content
-    if rows and not any(row.id in work for row in rows):
-        names = ", ".join(map(str, paths))
-        tell(Problem(names, None, f"none of the ids belongs to a row of the data (such as {rows[0].id!r})"), found)
-    return [_with_work(row, work[row.id]) if row.id in work else row for row in rows]
+            name = str(name_in(record.content["id"]))
+            if name in work:
+                tell(Problem(record.file, record.line, f"the id {name!r} occurs twice"), found)
+            work[name] = record.content
+    return work
 
 
 def _with_work(row: RationaleRow, record: Mapping[str, Any]) -> RationaleRow:
-    texts: dict[str, Any] = {name: record.get(name) or "" for name in _WORK.optional}
-    return replace(row, **{**texts, "parse_status": texts["parse_status"] or "ok"})
+    """The row with what a teacher wrote; it keeps what the record does not have."""
+    texts: dict[str, Any] = {name: record[name] for name in _WORK.optional if record.get(name) is not None}
+    return replace(row, **{**texts, "parse_status": texts.get("parse_status") or "ok"})
 
 
 def _work_problems(record: Mapping[str, Any]) -> list[str]:
@@ -226,12 +225,30 @@ class TableRationales(_FileSource):
         super().__init__()
         self.config = config
         self._reader = RecordReader(config.columns, config.format, config.human_rationales)
+        self._work: Mapping[str, Mapping[str, Any]] | None = None
 
     def _read(self, split: str, found: Found) -> Sequence[RationaleRow]:
         rows: list[RationaleRow] = []
         for records, where in self._tables(split):
             rows += read_rows(records, self._reader, split, where, found, start=len(rows))
-        return joined(unique(rows, found), self.config.rationales, found)
+        if self._work is None:
+            self._work = read_work(self.config.rationales, found)
+        work = self._work
+        return [_with_work(row, work[row.id]) if row.id in work else row for row in unique(rows, found)]
+
+    def check(self, found: Found = None) -> None:
+        """See the base class; a teacher's work has to belong to some row of the data.
+
+        Raises:
+            ConfigError: the first bad row or file, unless they are collected.
+        """
+        super().check(found)
+        if not self.config.rationales or has_errors(found):
+            return
+        ids = [row.id for split in self.splits for row in self.rows(split)]
+        if not any(each in (self._work or ()) for each in ids):
+            names = ", ".join(map(str, self.config.rationales))
+            tell(Problem(names, None, f"none of the ids belongs to a row of the data (such as {ids[0]!r})"), found)
 
     def _tables(self, split: str) -> Iterator[tuple[Iterator[Record], str]]:
         """The records of a split's files or of its table, and where they stand."""

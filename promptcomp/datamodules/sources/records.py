@@ -188,7 +188,7 @@ def whole_number(value: Any) -> int:
         return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(value, str):
+    if isinstance(value, str) and "_" not in value:  # int("1_0") is 10
         return int(value)
     raise ValueError
 

@@ -221,25 +221,26 @@ def warn_of_leaks(train: Iterable[str], test: Iterable[str], found: Found, where
 
 
 def hold_out(tasks: Sequence[Task], share: float, what: str) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-    """Split tasks into (training, held out). The choice depends on the tasks' names alone.
+    """Split tasks into (training, held out), all data seeds of a task on one side. The choice depends on the tasks'
+    names alone.
 
     Tasks with options are held out first, because only they can be scored; free-form tasks serve for the loss.
 
     Args:
-        tasks: At least two.
+        tasks: Of at least two names.
         share: Share of all tasks that is held out (rounded up).
         what: Where the tasks come from, for the error message.
 
     Raises:
-        ConfigError: fewer than two tasks.
+        ConfigError: fewer than two names.
     """
-    if len(tasks) < 2:
+    order = sorted(tasks, key=lambda task: (task.kind == "free_form", hashlib.sha256(task.name.encode()).digest()))
+    names = list(dict.fromkeys(task.name for task in order))
+    if len(names) < 2:
         raise ConfigError(
             f"{what}: with one training task, none can be held out as the dev split; name a dev set or switch it off"
         )
-    count = min(math.ceil(share * len(tasks)), len(tasks) - 1)
-    order = sorted(tasks, key=lambda task: (task.kind == "free_form", hashlib.sha256(task.name.encode()).digest()))
-    chosen = {task.name for task in order[:count]}
+    chosen = {*names[: min(math.ceil(share * len(names)), len(names) - 1)]}
     return (
         tuple(task for task in tasks if task.name not in chosen),
         tuple(task for task in tasks if task.name in chosen),

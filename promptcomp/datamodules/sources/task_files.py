@@ -13,7 +13,9 @@ from promptcomp.datamodules.instruction.instruction_config import TaskFilesData
 from promptcomp.datamodules.sources.instruction_sources import HeldOutSource, good_instructions, held_out
 from promptcomp.datamodules.sources.records import Asked, Found, Record, collecting
 from promptcomp.datamodules.sources.row_files import check_file, read_records
+from promptcomp.datamodules.sources.rows import option_problems
 from promptcomp.datamodules.tasks import InstructionRow
+from promptcomp.evaluation.texts import label_of, same_label
 from promptcomp.files import read_text
 
 
@@ -45,11 +47,13 @@ class TaskFilesSource(HeldOutSource):
         read = _Records(config, context)
         how = config.columns, config.allow_empty_instruction, found, self._notes, answers
         rows = good_instructions(read(path), task, str(path), *how)
-        outputs = tuple(sorted({row.output for row in rows if row.output or answers}))
+        outputs = tuple(sorted({label_of(row.output) for row in rows if row.output or answers}))
         few = outputs if len(outputs) <= config.most_outputs else ()
         choices = [tuple(dict.fromkeys(read.options.get(place, few))) for place in range(len(rows))]
         return [
-            replace(row, source=task, options=own if len(own) > 1 and row.output in own else ())
+            replace(row, source=task, output=same[0], options=own)
+            if len(own) > 1 and (same := [option for option in own if same_label(option, row.output)])
+            else replace(row, source=task)
             for row, own in zip(rows, choices, strict=True)
         ]
 
@@ -82,8 +86,11 @@ class _Records:
             if problem is None and own is not None and not _are_texts(own):
                 problem = f"{options!r} should be a list of texts"
             output = content.get(columns.output)
-            if problem is None and own and output not in own and (output or self._answers):
-                problem = f"the output {output!r} is not among the options"
+            if problem is None and own and (output or self._answers):
+                if twice := option_problems(tuple(dict.fromkeys(own)), options or ""):
+                    problem = twice[0]
+                elif not isinstance(output, str) or not any(same_label(output, option) for option in own):
+                    problem = f"the output {output!r} is not among the options"
             if own and problem is None:
                 self.options[good] = own
             good += problem is None
@@ -120,6 +127,6 @@ def _behind(text: str, line: str) -> str:
     """
     if not line:
         return text.strip()
-    lines = text.splitlines()
+    lines = text.split("\n")
     places = [place for place, each in enumerate(lines) if each.strip() == line.strip()]
     return "\n".join(lines[places[-1] + 1 :]).strip() if places else ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.icl_config import HFData, TableData
@@ -97,12 +98,16 @@ class TableSource(HeldOutTasks):
 
     def _evaluated(self, split: str) -> Sequence[Task]:
         entries = self._entries(self.config.dev if split == "dev" else self.config.test)
-        if self.config.demonstrations:
-            shown = self._entries(self.config.demonstrations)
-            return self._asked_tasks(shown, entries)
         shown = [entry for entry in entries if entry.role == "train"]
         asked = [entry for entry in entries if entry.role != "train"]
-        return self._asked_tasks(shown, asked) if shown else self._shared_tasks(entries)
+        if self.config.demonstrations:
+            return self._asked_tasks(self._entries(self.config.demonstrations), asked)
+        pooled = {entry.task for entry in shown}
+        shared = [entry for entry in asked if entry.task not in pooled]
+        return [
+            *self._asked_tasks(shown, (entry for entry in asked if entry.task in pooled)),
+            *self._shared_tasks(shared),
+        ]
 
     def _entries(self, paths: Iterable[Path]) -> list[Entry]:
         found: list[Entry] = []
@@ -224,7 +229,12 @@ class HFSource(HeldOutTasks):
             table = open_table(path, self.config.config, split, self._asked(split))
             make = partial(to_row, columns=columns)
             groups: Groups = {}
-            for record in good_records(table.records(), lambda content: row_problems(content, columns), found):
+
+            def wrong(content: Mapping[str, Any]) -> list[str]:
+                missing = split == self.config.test_split and content.get(columns.split or "") in (None, "")
+                return row_problems(content, columns) or [f"{columns.split!r} is missing"] * missing
+
+            for record in good_records(table.records(), wrong, found):
                 task, seed, role = place_of(record.content, columns, path)
                 groups.setdefault((task, seed, role or "train"), []).append(record.line - 1)
             names = (columns.input, columns.output, columns.options)
