@@ -145,7 +145,7 @@ def test_a_row_keeps_what_the_work_on_it_lacks(tmp_path: Path) -> None:
 def test_rows_to_test_on_have_a_label(tmp_path: Path) -> None:
     path = _write(tmp_path / "test.jsonl", [{"input": "p", "label": "yes"}, {"input": "q"}])
     found = [str(problem) for problem in validate(RationaleFilesData(test=(path,)))]
-    assert f"{path}:2: the label is missing: test rows need one" in found
+    assert f"{path}:2: the label is missing, and test rows need one" in found
 
 
 def test_numbers_of_labels_in_a_table(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ class RationaleDataModule(ContextDataModule):
         seen: set[tuple[str, ...]] = set()
         for row in self.rows(split):
             if self.config.targets != "rationale" and not row.label.strip():
-                tell(Problem.at(row.where or f"row {row.id}", f"the label is missing: {split} rows need one"), found)
+                hint = "; data.dev_share=0 holds out none" if split == "dev" else ""
+                missing = f"the label is missing, and {split} rows need one{hint}"
+                tell(Problem.at(row.where or f"row {row.id}", missing), found)
             options = self.options(split, row)
             if options and options not in seen:
                 seen.add(options)
