@@ -17,7 +17,7 @@ import optuna
 
 from promptcomp.config import ConfigError
 from promptcomp.errors import Exit
-from promptcomp.files import locked
+from promptcomp.files import locked, write_atomic
 from promptcomp.lease import Keeper
 from promptcomp.run.configured import find
 from promptcomp.run.trial_process import FIT, Ended, WantedRun, attend
@@ -234,6 +234,7 @@ class Worker:
         except ConfigError as error:
             study, line = self.sweep.study_of(trial), str(error).splitlines()[-1].strip()
             name, worker = f"{trial.point}-s{trial.seed}", self.keeper.lease.name
+            write_atomic(self.sweep.directory.log_of(name), f"error: {error}\n")
             study.fail(study.begin(trial, {}, cell=name, worker=worker, place=self.sweep.place), "config", line)
             say(f"{name}: {_consequence(Ended('config', line), trial, self.sweep.config.retries)}")
             return None

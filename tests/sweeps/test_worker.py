@@ -144,6 +144,7 @@ def test_values_that_contradict_each_other_fail_alone(tmp_path: Path, drawn: dic
     assert {tuple(trial.params.values()) for trial in bad} == {(5, 2)}
     assert [trial.attempt for trial in bad] == [1, 1]
     assert all("5 is not a multiple of" in (trial.problem or "") for trial in bad)
+    assert all("5 is not a multiple of" in state.directory.log_of(trial.cell).read_text() for trial in bad)
     assert Progress(state, datetime.now(UTC)).over
 
 
