@@ -20,7 +20,7 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud80
 """Control characters but tab and line feed, what turns the direction of writing, and half surrogate pairs."""
 SECRETS = ("password", "passwd", "sslpassword", "token", "access_token", "api_key", "apikey", "key", "secret")
 """Names of values in addresses that nobody may read."""
-_USER = re.compile(r"(?<=://)(?:[^\s/?#@:]*:[^\s@'\"]*|[^\s/?#@]*)@")
+_USER = re.compile(r"(?<=://)(?!USER@)(?:[^\s/?#@:]*:[^\s@'\"]*|[^\s/?#@]*)@")
 _VALUE = re.compile(rf"(?i)(?<![\w.])((?:{'|'.join(SECRETS)})=)[^&\s'\"]+")
 _LARGEST = 2**64
 _PIECES = re.compile(r"\s*(?:`[^`]*`\S*|promptcomp .*|\S+)|\s+")

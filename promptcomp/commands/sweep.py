@@ -118,15 +118,15 @@ def sweep_run(
         from promptcomp.cluster.submit import check_all_parts, workers_job
 
         check_all_parts(experiments, profile)
-        if dry_run:
-            show_plan(workers_job(directory, workers, profile), profile, as_json)
-            return
+    check_splits(config)
+    if dry_run and profile is not None:
+        show_plan(workers_job(directory, workers, profile), profile, as_json)
+        return
     if dry_run:
         from promptcomp.sweeps.preview import print_plan
 
         print_plan(config, SweepDirectory(directory), workers, measure, console_for(as_json), as_json)
         return
-    check_splits(config)
     if profile is not None and slurm is not None:
         submit_sweep(slurm, profile, config, directory, workers, storage, as_json)
         return
@@ -226,13 +226,13 @@ def planned(
     from promptcomp.sweeps.checking import check_splits
 
     console = console_for(as_json)
+    check_splits(config, split)
     if dry_run:
         from promptcomp.sweeps.preview import print_plan
         from promptcomp.sweeps.sweep_directory import SweepDirectory
 
         print_plan(config, SweepDirectory(directory), workers, False, console, as_json)
         return None
-    check_splits(config, split)
     state, finished = work(config, directory, None, workers, None, console)
     if not finished:
         raise stopped(console)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from promptcomp.config import ConfigError, dump
 from promptcomp.errors import Exit, is_full
 from promptcomp.experiment import Experiment
-from promptcomp.files import last_line, locked, open_append, write_atomic
+from promptcomp.files import last_line, open_append, take_lock, write_atomic
 from promptcomp.lease import STORAGE_VARIABLE, is_live, lease_of, write_lease
 from promptcomp.run.forking import Forked, can_fork, fork_module
 from promptcomp.run.run_directory import RUN_DIRECTORY_VARIABLE, clear_unstarted
@@ -159,10 +159,10 @@ def is_busy(run: Path) -> bool:
     if not config.is_file():
         return False
     try:
-        with locked(config):
-            return False
-    except ConfigError:
-        return True
+        with open_append(config) as file:
+            return not take_lock(file)
+    except ConfigError:  # nobody can write it: the run itself says why
+        return False
 
 
 class Child:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from promptcomp.config import ConfigError
 from promptcomp.run.configured import find
@@ -71,16 +73,30 @@ def _spent(sweep: Sweep, record: Trial) -> float:
     return max(0.0, last - record.started.timestamp()) * record.devices
 
 
-def cell_of(sweep: Sweep, attempt: Trial) -> PlannedTrial | None:
+def cell_of(sweep: Sweep, attempt: Trial, base: Mapping[str, Any] | None = None) -> PlannedTrial | None:
     """The cell of an attempt; None for a control that the sweep no longer has.
 
+    Its run is where the attempt has it, if that is a run of the same trial: another version, with keys that this one
+    lacked, would name it otherwise.
+
+    Args:
+        sweep: the sweep.
+        attempt: at a trial or control.
+        base: `base_tree(sweep.config)`, where it is there already.
+
     Raises:
-        ConfigError: the sweep no longer has the point.
+        ConfigError: the sweep no longer has the point, or its values contradict each other.
     """
     if attempt.is_control:
         found = planned_controls(sweep.config, sweep.directory)
-        return next((each for each in found if (each.point, each.seed) == attempt.key), None)
-    return planned_trial(sweep.config, sweep.directory, attempt.params, attempt.seed)
+        cell = next((each for each in found if (each.point, each.seed) == attempt.key), None)
+    else:
+        cell = planned_trial(sweep.config, sweep.directory, attempt.params, attempt.seed, base)
+    run = sweep.directory.path / attempt.run
+    if cell is None or attempt.cell in ("", cell.cell) or find(cell.experiment, run)[0] == "missing":
+        return cell
+    named = cell.experiment.model_copy(update={"name": attempt.cell})
+    return replace(cell, cell=attempt.cell, experiment=named, run=run)
 
 
 def adopt(sweep: Sweep, trial: Trial, run: Path, device_seconds: float) -> str | None:

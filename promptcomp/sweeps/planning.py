@@ -7,7 +7,7 @@ disk.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -189,7 +189,8 @@ def missing(config: SweepConfig, points: Mapping[str, Mapping[str, Scalar]], rec
             if attempts is not None:
                 number = next_attempt(attempts, config.retries)
                 if number is not None:
-                    planned.append(Trial(point=point, params=params, seed=seed, attempt=number))
+                    last = Trial(cell=attempts[-1].cell, run=attempts[-1].run)
+                    planned.append(replace(last, point=point, params=params, seed=seed, attempt=number))
                 continue
             if offset >= after and (point in out or not fair or not _has_first_seeds(config, point, found)):
                 continue

@@ -198,7 +198,8 @@ class PlannedTrial:
 
 
 def devices_of(experiment: Experiment) -> int:
-    """Devices (on CPU: processes) of a trial; where it takes what there is, its worker gives it one."""
+    """Devices (on CPU: processes) of a trial; where it takes what there is, a worker of `promptcomp sweep` gives
+    it one."""
     devices = experiment.trainer.devices
     return devices if isinstance(devices, int) else 1
 

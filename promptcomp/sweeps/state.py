@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from promptcomp.sweeps.planning import (
     standing,
     used_up,
 )
-from promptcomp.sweeps.space import grid_size, planned_controls
+from promptcomp.sweeps.space import CONTROLS, grid_size, planned_controls
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.values import dev_reports, known_values, last_step, metric_rows
@@ -46,6 +46,8 @@ class SweepState:
     """Controls that there will be."""
     dropped: tuple[str, ...] = ()
     """Points whose remaining seeds are left out."""
+    left_out: tuple[str, ...] = ()
+    """Points with results whose values the sweep no longer has."""
     started: datetime | None = None
     workers: int = 0
     """Workers with a live lease."""
@@ -105,13 +107,19 @@ def state_of(
             return record.status
         return "failed" if next_attempt(attempts, config.retries) is None else "waiting"
 
-    shown = tuple(_latest(directory, config, attempts, status(attempts)) for attempts in found.values())
-    points = points_of(config, trials)
+    points, seeds = points_of(config, trials), range(config.first_seed, config.first_seed + config.seeds)
+
+    def latest(of: Iterable[Trial], wanted: Container[str]) -> tuple[Trial, ...]:
+        """Of what is no longer wanted only what runs or has results."""
+        every = (_latest(directory, config, attempts, status(attempts)) for attempts in groups(of).values())
+        left = ("waiting", "failed")
+        return tuple(each for each in every if each.status not in left or (each.point in wanted and each.seed in seeds))
+
+    shown = latest(trials, points)
     if found:  # what is still to be begun
         left = [each for each in missing(config, points, trials) if each.key not in found]
         shown += tuple(replace(each, run=directory.runs) for each in left)
-    of_controls = groups(record for record in records if record.is_control).values()
-    controls = tuple(_latest(directory, config, attempts, status(attempts)) for attempts in of_controls)
+    controls = latest((record for record in records if record.is_control), CONTROLS if config.controls else ())
     now = datetime.now(UTC)
     planned = grid_size(config) * config.seeds
     stopped = used_up(config, records, started, now)
@@ -129,6 +137,7 @@ def state_of(
         planned=planned,
         planned_controls=planned_controls,
         dropped=tuple(sorted(dropped(config, tuple(points), trials))),
+        left_out=tuple(sorted({point for point, _ in found} - points.keys())),
         started=started,
         workers=leases.workers,
         stopped_by=stopped if len(found) < planned or is_left else None,

@@ -155,12 +155,10 @@ def _compare_and_note(sweep: Sweep) -> None:
     base = base_tree(sweep.config)
     if isinstance(before, dict):
         check_changes(sweep.directory.path, before, sweep.config, sweep.trials.attribute("experiment") or {}, base)
-    now = sweep.config.model_dump(mode="json")
-    notes = {"config": now, "experiment": base, "promptcomp": __version__, "optuna": optuna.__version__}
-    if isinstance(before, dict):  # samplers draw differently in other versions: keep the one that it was begun with
-        del notes["optuna"]
-    else:
-        notes["started"] = datetime.now(UTC).isoformat()
+    # of the first start: samplers draw differently in other versions of Optuna
+    notes: dict[str, Any] = {"started": datetime.now(UTC).isoformat(), "optuna": optuna.__version__}
+    notes = {name: value for name, value in notes.items() if sweep.trials.attribute(name) is None}
+    notes |= {"promptcomp": __version__, "experiment": base, "config": sweep.config.model_dump(mode="json")}
     for name, value in notes.items():
         if sweep.trials.attribute(name) != value:
             sweep.trials.set_attribute(name, value)

@@ -17,7 +17,7 @@ import optuna
 
 from promptcomp.config import ConfigError
 from promptcomp.errors import Exit
-from promptcomp.files import locked
+from promptcomp.files import locked, write_atomic
 from promptcomp.lease import Keeper
 from promptcomp.run.configured import find
 from promptcomp.run.trial_process import FIT, Ended, WantedRun, attend
@@ -25,7 +25,7 @@ from promptcomp.stopping import Stop
 from promptcomp.sweeps.attempts import draw_point, is_hopeless, notes_of
 from promptcomp.sweeps.outcomes import abandoned, adopt, cell_of, is_ours, relative, report, take_back
 from promptcomp.sweeps.planning import UNCOUNTED, Trial, groups, is_double, missing, points_of, used_up
-from promptcomp.sweeps.space import PlannedTrial, devices_of, distributions, planned_controls, planned_trial
+from promptcomp.sweeps.space import PlannedTrial, base_tree, devices_of, distributions, planned_controls, point_id
 from promptcomp.sweeps.storage import PARENT_VARIABLE, exclusive, patiently
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import Budget, Scalar
@@ -170,25 +170,34 @@ class Worker:
             return claim
 
     def _claim_trial(self) -> Claim | None:
-        sweep, study = self.sweep, self.sweep.trials
-        config, records = sweep.config, sweep.trials.records()
-        points = points_of(config, records)
-        claim = self._first(missing(config, points, records))
+        study, config = self.sweep.trials, self.sweep.config
         limit = config.budget.trials
-        if claim is not None or config.sampler == "grid" or len(points) >= (config.points or 0):
-            return claim
-        if limit is not None and len(groups(records)) >= limit:
-            return None
-        drawn = draw_point(study, config, distributions(config), set(points))
-        if drawn is None:
-            study.set_attribute("exhausted", len(points) * config.seeds)
-            return None
-        number, params = drawn
-        cell = planned_trial(config, sweep.directory, params, config.first_seed)
-        first = Trial(number=number, point=cell.point, params=cell.params, seed=cell.seed)
-        study.note(number, **notes_of(first), started=datetime.now(UTC).isoformat(), **self._notes(cell))
-        self.keeper.note(cell.cell)
-        return Claim(first, cell)
+        while True:  # again where all that was planned or drawn is refused
+            records = study.records()
+            points = points_of(config, records)
+            planned = missing(config, points, records)
+            claim = self._first(planned)
+            if claim is not None:
+                return claim
+            if planned:
+                continue
+            if config.sampler == "grid" or len(points) >= (config.points or 0):
+                return None
+            if limit is not None and len(groups(records)) >= limit:
+                return None
+            drawn = draw_point(study, config, distributions(config), set(points))
+            if drawn is None:
+                study.set_attribute("exhausted", len(points) * config.seeds)
+                return None
+            number, params = drawn
+            first = Trial(number=number, point=point_id(params), params=params, seed=config.first_seed)
+            cell = self._cell(first)
+            if cell is None:
+                study.fail(number, "void")
+                continue
+            study.note(number, **notes_of(first), started=datetime.now(UTC).isoformat(), **self._notes(cell))
+            self.keeper.note(cell.cell)
+            return Claim(first, cell)
 
     def _claim_control(self) -> Claim | None:
         sweep = self.sweep
@@ -199,8 +208,9 @@ class Worker:
     def _first(self, planned: Iterable[Trial]) -> Claim | None:
         """Begin the first of the attempts that nobody else has begun (where no lock works on this disk)."""
         for each in planned:
-            cell, study = cell_of(self.sweep, each), self.sweep.study_of(each)
-            assert cell is not None
+            cell, study = self._cell(each), self.sweep.study_of(each)
+            if cell is None:
+                continue
             space = {} if each.is_control else distributions(self.sweep.config)
             self.keeper.note(cell.cell)
             number = study.begin(each, space, **self._notes(cell))
@@ -211,14 +221,41 @@ class Worker:
             self.keeper.note("")
         return None
 
+    def _cell(self, trial: Trial) -> PlannedTrial | None:
+        """The cell of a trial that is to be begun; None where its values contradict each other: it is then recorded as
+        if its run had ended with a user's mistake.
+
+        Raises:
+            ConfigError: a mistake in the sweep's experiment, whatever the point.
+        """
+        base = base_tree(self.sweep.config)
+        try:
+            cell = cell_of(self.sweep, trial, base)
+        except ConfigError as error:
+            study, line = self.sweep.study_of(trial), str(error).splitlines()[-1].strip()
+            name, worker = f"{trial.point}-s{trial.seed}", self.keeper.lease.name
+            write_atomic(self.sweep.directory.log_of(name), f"error: {error}\n")
+            study.fail(study.begin(trial, {}, cell=name, worker=worker, place=self.sweep.place), "config", line)
+            say(f"{name}: {_consequence(Ended('config', line), trial, self.sweep.config.retries)}")
+            return None
+        assert cell is not None
+        return cell
+
     def _notes(self, cell: PlannedTrial) -> dict[str, object]:
         return {
             "cell": cell.cell,
             "worker": self.keeper.lease.name,
             "place": self.sweep.place,
             "run": relative(cell.run, self.sweep.directory.path),
-            "devices": devices_of(cell.experiment),
+            "devices": self._devices_of(cell),
         }
+
+    def _devices_of(self, cell: PlannedTrial) -> int:
+        """Devices of a trial; one that takes what there is has its worker's, or those of its cluster's job."""
+        trainer, visible = cell.experiment.trainer, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        takes_all = trainer.devices == "auto" and trainer.accelerator in ("auto", "gpu")
+        names = [name for name in visible.split(",") if name not in ("", "-1")]
+        return len(self.devices or names) or 1 if takes_all else devices_of(cell.experiment)
 
     def _is_disk_full(self) -> bool:
         free = shutil.disk_usage(self.sweep.directory.path).free
@@ -231,7 +268,7 @@ class Worker:
         began = time.monotonic()
         ended = self._carry_out(claim)
         end: str = ended.how
-        spent = (time.monotonic() - began) * devices_of(claim.cell.experiment)
+        spent = (time.monotonic() - began) * self._devices_of(claim.cell)
         try:
             patiently(lambda: self._tell(claim, ended, spent), say, lambda: self.stop.count > 1, _DATABASE_WAIT)
         except OSError as error:  # the journal cannot be written: the next worker finds the trial and takes it up

@@ -60,6 +60,8 @@ def test_list(run: Run) -> None:
         (("gist_tokens", "--objective", "unseen:down"), "write METRIC"),
         (("gist_tokens", "--objective", "exact_mach"), "did you mean 'exact_match'?"),
         (("gist_tokens", "--objective", "exact_match@unsen"), "did you mean 'unseen'?"),
+        (("gist_tokens", "--objective", "exact_match@unsen", "--dry-run"), "did you mean 'unseen'?"),
+        (("gist_tokens", "--storage", "words"), "postgresql://USER@HOST/DATABASE"),
         (("--method", "mend", "data.world.seed=1..10001"), "--yes"),
         (("show", "nowhere"), "nowhere is no sweep directory"),
         (("plot", "nowhere"), "nowhere is no sweep directory"),

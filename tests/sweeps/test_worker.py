@@ -10,9 +10,13 @@ import pytest
 
 from promptcomp.config import ConfigError
 from promptcomp.errors import Exit
+from promptcomp.run import configured
+from promptcomp.run.configured import identity
+from promptcomp.sweeps.attempts import Attempts
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.views.numbers import Progress
+from promptcomp.sweeps.views.points import best_cell
 from promptcomp.sweeps.worker import work
 from tests.sweeps.helpers import FAKE, assert_exactly_once, run, starts, statuses, sweep_config
 
@@ -128,6 +132,89 @@ def test_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, at
     assert bad.attempt == (1 if mode == "usr1" else attempts)
     if words is not None:
         assert words in (bad.problem or "")
+
+
+@pytest.mark.parametrize("drawn", [{}, {"sampler": "random", "points": 4}])
+def test_values_that_contradict_each_other_fail_alone(tmp_path: Path, drawn: dict[str, object]) -> None:
+    """Grids are checked before they are begun, up to a size."""
+    space = {"trainer.batch_size": {"values": [4, 5]}, "trainer.accumulate": {"values": [1, 2]}}
+    state = run(sweep_config(space=space, seeds=2, **drawn), tmp_path / "s")
+    assert statuses(state) == {"finished": 6, "failed": 2}
+    bad = [trial for trial in state.trials if trial.status == "failed"]
+    assert {tuple(trial.params.values()) for trial in bad} == {(5, 2)}
+    assert [trial.attempt for trial in bad] == [1, 1]
+    assert all("5 is not a multiple of" in (trial.problem or "") for trial in bad)
+    assert all("5 is not a multiple of" in state.directory.log_of(trial.cell).read_text() for trial in bad)
+    assert Progress(state, datetime.now(UTC)).over
+
+
+GIST = {"experiment": "gist", "space": {"method.num_slots": {"values": [2]}}}
+
+
+@pytest.mark.parametrize(
+    ("mode", "before", "now"),
+    [
+        ("usr1:4:1", {"seeds": 2}, {}),
+        ("usr1:8:*", {"space": {"method.num_slots": {"values": [2, 4, 8]}}}, {}),
+        ("usr1:0:*", {**GIST, "controls": True}, GIST),
+    ],
+)
+def test_what_was_interrupted_may_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, before: dict[str, object], now: dict[str, object]
+) -> None:
+    monkeypatch.setenv("FAKE_MODE", mode)
+    directory = SweepDirectory(tmp_path / "s")
+    begin(sweep_config(**before), directory, None, 1)
+    assert work(directory, command=FAKE) == Exit.PREEMPTED
+    state = run(sweep_config(**now), tmp_path / "s")
+    assert set(statuses(state)) == {"finished"}
+    assert Progress(state, datetime.now(UTC)).over
+
+
+def test_a_left_out_value_is_not_the_best(tmp_path: Path) -> None:
+    run(sweep_config(), tmp_path / "s")
+    state = run(sweep_config(space={"method.num_slots": {"values": [2]}}), tmp_path / "s")
+    assert statuses(state) == {"finished": 2}
+    assert best_cell(state).params == {"method.num_slots": 2}
+
+
+def test_a_trial_of_an_older_version_continues_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration lacked a key, so that its directory has another name."""
+    monkeypatch.setenv("FAKE_MODE", "usr1:4:*")
+    directory = SweepDirectory(tmp_path / "s")
+    begin(sweep_config(), directory, None, 1)
+    with monkeypatch.context() as older:
+        older.setattr(configured, "identity", lambda experiment: f"old{identity(experiment)}")
+        assert work(directory, command=FAKE) == Exit.PREEMPTED
+    assert_exactly_once(run(sweep_config(), tmp_path / "s"), 2)
+    assert sorted(starts(tmp_path / "s").values()) == [1, 2]
+    assert all("-old" in name for name in starts(tmp_path / "s"))
+
+
+@pytest.mark.parametrize("last", ["started", "optuna", "experiment", "config"])
+def test_a_beginning_that_is_killed_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    note = Attempts.set_attribute
+
+    def killed(self: Attempts, name: str, value: object) -> None:
+        if name == last:
+            raise KeyboardInterrupt
+        note(self, name, value)
+
+    directory = SweepDirectory(tmp_path / "s")
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempts, "set_attribute", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(sweep_config(), directory, None, 1)
+    sweep = begin(sweep_config(), directory, None, 1)
+    assert sweep.started is not None
+    assert all(sweep.trials.attribute(name) for name in ("optuna", "experiment", "config"))
+
+
+def test_a_trial_that_takes_all_devices_of_a_job_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    config = sweep_config(set={"trainer.eval_every": 1, "trainer.max_steps": 4}, budget={"device_hours": 1e-9})
+    assert run(config, tmp_path / "s").trials[0].devices == 2
+    assert run(sweep_config(budget={"device_hours": 1e-9}), tmp_path / "t").trials[0].devices == 1  # on CPU
 
 
 def test_more_retries_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,6 +307,7 @@ def test_every_mistake_is_told_at_once() -> None:
         ({"set": {"trainer.num_nodes": 2}}, "trainer.num_nodes=2: a trial runs on one machine"),
         ({"space": {"trainer.num_nodes": [1, 4]}}, "leave trainer.num_nodes at 1"),
         ({"space": {"trainer.batch_size": [16, 8], "trainer.accumulate": [1, 16]}}, "is not a multiple of"),
+        ({"space": {"trainer.batch_size": "4..120", "trainer.accumulate": [1, 2]}}, "is not a multiple of"),
     ],
 )
 def test_contradictions(keys: dict[str, Any], expected: str) -> None:

@@ -126,6 +126,18 @@ def test_constraints_nobody_meets(tmp_path: Path) -> None:
     assert "no best point: no point meets the constraints" in _printed(infeasible(tmp_path))
 
 
+def test_the_best_point_is_one_that_is_wanted(tmp_path: Path) -> None:
+    """With its value, and with the seeds that the sweep has now."""
+    done = one_dimension(tmp_path)
+    best = Summary(done, NOW).best
+    assert best is not None
+    found = Summary(dataclasses.replace(done, left_out=(best.point,)), NOW)
+    assert found.best is found.leading is found.points[1]
+    assert len(found.points) == 4, "the table has it still"
+    later = dataclasses.replace(done, config=done.config.model_copy(update={"first_seed": 1}))
+    assert Summary(later, NOW).why_no_best == "no point has finished all its seeds yet"
+
+
 def test_values_that_are_no_numbers_do_not_count(tmp_path: Path) -> None:
     found = Summary(nasty(tmp_path), NOW)
     empty = [point for point in found.points if not point.values]

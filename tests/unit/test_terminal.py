@@ -59,6 +59,7 @@ def test_a_terminal_gets_whole_words_and_a_file_whole_lines(text: str, lines: li
         ("postgresql://u:p w@h", "postgresql://u:p w@h"),
         ("postgresql+psycopg://u:pw@h:1/d?password=pw&x=1", "postgresql+psycopg://h:1/d?password=...&x=1"),
         ("http://token@h/v1", "http://h/v1"),
+        ("is written postgresql://USER@HOST/DATABASE", "is written postgresql://USER@HOST/DATABASE"),
         ("http://h/v1/user@x", "http://h/v1/user@x"),
         ("key=value, me@home", "key=value, me@home"),
         ("lm.path=https://a:b@h and https://c:d@h", "lm.path=https://h and https://h"),

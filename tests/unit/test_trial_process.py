@@ -14,8 +14,9 @@ import pytest
 from promptcomp.config import ConfigError
 from promptcomp.errors import Exit
 from promptcomp.experiment import load
+from promptcomp.files import locked
 from promptcomp.lease import is_live, lease_of, write_lease
-from promptcomp.run.trial_process import FIT, Ended, WantedRun, attend, fit_words
+from promptcomp.run.trial_process import FIT, Ended, WantedRun, attend, fit_words, is_busy
 from promptcomp.stopping import Stop
 
 WAITS = """
@@ -66,6 +67,17 @@ def test_a_signal_is_passed_on(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGUSR1) is before
     assert not (tmp_path / "lease.json").exists()
     assert attend(wanted(tmp_path), stop, said.append).how == "interrupted", "nothing is begun after a signal"
+
+
+def test_busy_is_what_another_process_has_locked(tmp_path: Path) -> None:
+    config = tmp_path / "run" / "config.yaml"
+    config.parent.mkdir()
+    with locked(config):
+        assert is_busy(config.parent)
+    assert not is_busy(config.parent)
+    config.rename(tmp_path / "elsewhere")
+    config.symlink_to(tmp_path / "elsewhere")  # cannot be locked at all; the run says so
+    assert not is_busy(config.parent)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class Point:
     violated: Mapping[str, float]
     """Constraint -> how far its mean over seeds is outside; only those that are not met."""
     complete: bool
-    """All seeds that it should have are finished, with a value of every objective."""
+    """The sweep has it still, and all its seeds are finished, with a value of every objective."""
     dropped: bool
     is_best: bool = False
     on_front: bool = False
@@ -98,7 +98,8 @@ class Summary:
         """Dimensions with several values among the points."""
         self.points = tuple(sorted(self._planned, key=self._rank))
         """Best first; without a value last."""
-        usable = [point for point in self.points if point.feasible and len(point.values) == len(self.objectives)]
+        wanted = [point for point in self.points if point.point not in state.left_out]
+        usable = [point for point in wanted if point.feasible and len(point.values) == len(self.objectives)]
         complete = [point for point in usable if point.complete]
         self.best = complete[0] if complete and not self.several else None
         """None while no point has all its seeds, when no point meets the constraints, and for several objectives."""
@@ -162,6 +163,7 @@ class Summary:
 
 def _point(state: SweepState, goals: Sequence[Goal], name: str, trials: Sequence[Trial]) -> Point:
     finished = [trial for trial in trials if trial.status == "finished"]
+    seeds = set(range(state.config.first_seed, state.config.first_seed + state.config.seeds))
     by_seed = {}
     for goal in goals:
         found = {trial.seed: finite(trial.values.get(goal.name)) for trial in finished}
@@ -181,7 +183,7 @@ def _point(state: SweepState, goals: Sequence[Goal], name: str, trials: Sequence
         by_seed=by_seed,
         values={metric: mean_of(list(values.values())) for metric, values in by_seed.items()},
         violated={constraint: mean for constraint, mean in means.items() if mean > 0},
-        complete=all(len(by_seed.get(goal.name, ())) >= state.config.seeds for goal in goals),
+        complete=name not in state.left_out and all(seeds <= by_seed.get(goal.name, {}).keys() for goal in goals),
         dropped=name in state.dropped,
     )
 
