@@ -29,6 +29,7 @@ from promptcomp.prompts.compressing import Compressor, untrained
 from promptcomp.prompts.prompt_files import CompressedPrompt
 from promptcomp.run import fitting
 from promptcomp.run.callbacks import TrainingProgress
+from promptcomp.run.configured import with_lm
 from promptcomp.run.finished import Run, finished, load_run, step_series
 from promptcomp.run.opening import make_data, quiet
 from promptcomp.run.processes import device_count, started_rank
@@ -139,7 +140,7 @@ def evaluate(run: Place, *, output: Place | None = None, verbose: bool = False, 
         ConfigError: no trained run, or a mistake in the settings.
     """
     tree = load_run(run).config.model_dump(mode="json")
-    experiment = build(Experiment, with_settings(tree, settings), source=os.fspath(run))
+    experiment = with_lm(build(Experiment, with_settings(tree, settings), source=os.fspath(run)), Path(run))
     place = None if output is None else Path(output)
     return finished(lambda console: fitting.evaluate(Path(run), experiment, place, console), verbose)
 
