@@ -29,6 +29,7 @@ from promptcomp.prompts.compressing import Compressor, untrained
 from promptcomp.prompts.prompt_files import CompressedPrompt
 from promptcomp.run import fitting
 from promptcomp.run.callbacks import TrainingProgress
+from promptcomp.run.configured import with_lm
 from promptcomp.run.finished import Run, finished, load_run, step_series
 from promptcomp.run.opening import make_data, quiet
 from promptcomp.run.processes import device_count, started_rank
@@ -139,7 +140,7 @@ def evaluate(run: Place, *, output: Place | None = None, verbose: bool = False, 
         ConfigError: no trained run, or a mistake in the settings.
     """
     tree = load_run(run).config.model_dump(mode="json")
-    experiment = build(Experiment, with_settings(tree, settings), source=os.fspath(run))
+    experiment = with_lm(build(Experiment, with_settings(tree, settings), source=os.fspath(run)), Path(run))
     place = None if output is None else Path(output)
     return finished(lambda console: fitting.evaluate(Path(run), experiment, place, console), verbose)
 
@@ -171,17 +172,23 @@ def sweep(
     from promptcomp.sweeps.study import read_state
     from promptcomp.sweeps.sweep_config import SweepConfig
     from promptcomp.sweeps.sweep_directory import SweepDirectory
-    from promptcomp.sweeps.sweep_file import apply_words, find_sweep, read_sweep
+    from promptcomp.sweeps.sweep_file import apply_words, find_sweep
 
-    words = [f"{key.replace('__', '.')}={_tried(value)}" for key, value in settings.items()]
+    if not isinstance(workers, int) or workers < 1:
+        raise ConfigError(f"sweep: workers={workers!r} is no number of trials at a time; give 1 or more")
     if isinstance(what, Mapping):
-        config, folder = build(SweepConfig, apply_words(what, words), source="sweep"), output
+        source, tree, folder = "sweep", dict(what), output
         if folder is None:
             raise ConfigError("a sweep without a file needs a directory: give output=")
     else:
         origin = find_sweep(os.fspath(what))
-        config = read_sweep(os.fspath(what), words)
-        folder = output or origin.directory or Path("sweeps") / origin.name
+        source, tree, folder = origin.source, origin.tree, output or origin.directory or Path("sweeps") / origin.name
+    for key, value in settings.items():
+        dotted, (text, tried) = key.replace("__", "."), _as_word(key, value)
+        tree = apply_words(tree, [f"{dotted}={text}"])
+        if tried and dotted in tree.get("set", {}):  # one value in a list
+            tree["space"] = {**(tree.get("space") or {}), dotted: [tree["set"].pop(dotted)]}
+    config = build(SweepConfig, tree, source=source)
     check(config)
     check_splits(config)
     directory = SweepDirectory(Path(folder))
@@ -190,17 +197,27 @@ def sweep(
     return SweepRun(read_state(directory))
 
 
-def _tried(value: Any) -> str:
+def _as_word(key: str, value: Any) -> tuple[str, bool]:
+    """The value of a setting in a sweep's words, and whether it is a list of what is tried."""
+    value = _plain(value) if hasattr(value, "tolist") else value
     if isinstance(value, str):
-        return value
-    return ",".join(map(json.dumps, value)) if isinstance(value, Sequence) else json.dumps(value)
+        return value, False
+    if not isinstance(value, Sequence) or key.startswith("sweep__"):
+        return json.dumps(value, default=_plain), False
+    if not value:
+        raise ConfigError(f"sweep: {key}={value!r} holds no value to try; give one or more, or leave it out")
+    return ",".join(json.dumps(each, default=_plain) for each in value), True
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else os.fspath(value)
 
 
 def distill(
     lm: str | PreTrainedModel,
     text: str,
     *,
-    slots: int | Sequence[int] = 64,
+    slots: int | str | Sequence[int] = 64,
     questions: Sequence[str] | None = None,
     beside: Mapping[str, str] | None = None,
     output: Place | None = None,
@@ -217,7 +234,7 @@ def distill(
     Args:
         lm: A folder, a hub name, or a causal LM in memory, whose weights are not changed.
         text: The prompt or document.
-        slots: One number of slots, or several, which share the LM's answers.
+        slots: One number of slots, or several ([16, 64] or "16,64"), which share the LM's answers.
         questions: To train on; None: the LM asks itself.
         beside: Other texts by their names, shorter prompts for example, that the cartridges are compared with.
         output: File of the cartridge (with several numbers of slots, each has its own in the name); None: no file.
@@ -245,16 +262,16 @@ def distill(
         raise ConfigError(
             f"distill: {min(unknown)!r} is no setting; {did_you_mean(min(unknown), DistillOptions.__slots__)}"
         )
-    budgets = [slots] if isinstance(slots, int) else slots
-    options = DistillOptions(slots=",".join(map(str, budgets)), **settings)
-    options.budgets()
+    numbers = map(str, slots) if isinstance(slots, Iterable) and not isinstance(slots, str) else [str(slots)]
+    options = DistillOptions(slots=",".join(numbers), **settings)
+    budgets = options.budgets()
     path = lm if isinstance(lm, str) else lm.name_or_path or "in memory"
     dtype = dtype if isinstance(lm, str) else str(lm.dtype).removeprefix("torch.")
     config = build(LanguageModelConfig, {"path": path, "dtype": dtype}, source="distill")
     with tempfile.TemporaryDirectory() as passing:
         default = passing if output is None else Path(output).with_suffix(".distill")
         with WorkFolder(Path(default if work is None else work)) as folder:
-            files = {} if output is None else folder.outputs(Path(output), tuple(map(int, budgets)), force)
+            files = {} if output is None else folder.outputs(Path(output), budgets, force)
             model = open_causal(config, device) if isinstance(lm, str) else LanguageModel.from_parts(lm, tokenizer)
             console = PlainConsole(quiet=not verbose)
             try:
@@ -297,17 +314,20 @@ class TextCompressor(Compressor):
         Raises:
             ConfigError: a mistake in the settings, or a family that is not supported.
         """
+        if tokenizer is None:
+            raise ConfigError("from_model needs the tokenizer of the model, and tokenizer is None")
         own = {key if "__" in key or key == "seed" else f"method__{key}": value for key, value in settings.items()}
-        text = model.config.get_text_config(decoder=True)
-        window = None if text.is_encoder_decoder else Window.of(text).size
-        room = 256 if window is None else max(1, min(256, (window - settings.get("num_slots", 1) - 2) // 3))
-        limits = {f"max_{part}_tokens": room for part in ("context", "query", "target")}
         tree = {
             "method": {"name": method},
-            "data": {"name": "instructions", "files": {"train": "rows in memory"}, **limits},
+            "data": {"name": "instructions", "files": {"train": "rows in memory"}},
             "lm": {"path": model.name_or_path or "in memory"},
         }
-        experiment = build(Experiment, with_settings(tree, own), source="from_model")
+        slots = getattr(build(Experiment, with_settings(tree, own), source="from_model").method, "num_slots", 1)
+        text = model.config.get_text_config(decoder=True)
+        window = None if text.is_encoder_decoder else Window.of(text).size
+        room = 256 if window is None else max(1, min(256, (window - slots - 2) // 3))
+        limits = {f"data__max_{part}_tokens": room for part in ("context", "query", "target")}
+        experiment = build(Experiment, with_settings(tree, limits | own), source="from_model")
         with quiet():
             return cls(None, untrained(experiment, model, tokenizer), device)
 
@@ -326,7 +346,12 @@ class TextCompressor(Compressor):
         Raises:
             ConfigError: a bad row, a mistake in the settings, or nothing to train.
         """
-        alone = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
+        alone = {"trainer__devices": 1, "trainer__num_nodes": 1, "trainer__strategy": "auto"}
+        if other := [key for key, value in alone.items() if settings.get(key, value) != value]:
+            raise ConfigError(
+                f"TextCompressor.fit trains on one device, in this process: leave out {other[0]}, or use the command "
+                "`promptcomp fit`, which makes a run"
+            )
         tree = with_settings(self.experiment.model_dump(mode="json"), {**settings, **alone})
         experiment, module = build(Experiment, tree, source="fit"), self.module
         if (experiment.method, experiment.lm) != (self.experiment.method, self.experiment.lm):

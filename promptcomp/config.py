@@ -6,6 +6,7 @@ Order of precedence: code defaults < YAML file < overrides, left to right. All m
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -37,6 +38,14 @@ NOT_LOADED: dict[str, str] = {}
 """Name of each section of an installed package that could not be imported -> a sentence that says why."""
 _MOST = 20
 """Mistakes that one message names."""
+_MEMBER = re.compile(r"int|float|str|bool|[\w-]+\[.*")
+"""What pydantic calls the member of a union in the place of a mistake."""
+_PLAIN = {
+    r"valid tuple": "valid list",
+    r"valid dictionary or (instance of \w+|object to extract fields from)": "section",
+    r" for <class 'pathlib.Path'>": "",
+}
+"""Words of pydantic's -> words of a configuration."""
 
 ConfigType = TypeVar("ConfigType", bound=Config)
 SectionT = TypeVar("SectionT", bound=Config)
@@ -126,8 +135,8 @@ def build(schema: type[ConfigType], tree: Mapping[str, Any], source: str = "conf
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        lines = [_describe(dict(item), schema) for item in found[:_MOST]]
+        found = _without_members(error.errors(include_url=False))
+        lines = [_describe(item, schema) for item in found[:_MOST]]
         lines += [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
         raise ConfigError("\n".join([f"{source}:", *(f"  {line}" for line in lines)])) from None
 
@@ -149,6 +158,18 @@ def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
 
 
+def _without_members(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mistakes placed by keys alone: what a union's members say of a value is one, of a section that of its keys."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for error in errors:
+        place = tuple(part for part in error["loc"] if not _MEMBER.fullmatch(str(part)))
+        known = f"{found[place]['msg']}, or " if place in found else ""
+        message = error["msg"].removeprefix("Input should be ") if known else error["msg"]
+        found[place] = {**error, **found.get(place, {}), "loc": place, "msg": known + message}
+    inner = {place[:end] for place in found for end in range(len(place))}
+    return [each for place, each in found.items() if not (place in inner and isinstance(each["input"], Mapping))]
+
+
 def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
     path: list[str] = []
     parents: list[type[BaseModel]] = [schema]
@@ -160,6 +181,8 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
             last_fields = tuple(parents[0].model_fields)
             continue
         path.append(str(part))
+        if isinstance(part, int):  # what a list holds stands in the annotation of its key
+            continue
         last_fields = tuple(dict.fromkeys(name for model in parents for name in model.model_fields))
         parents = [m for p in parents if part in p.model_fields for m in models_in(p.model_fields[part].annotation)]
     dotted = ".".join(path)
@@ -185,6 +208,8 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
         first = next(iter(parents[0].model_fields)) if not tag_of(parents[0]) else "name"
         return f"{dotted} = {shown(error['input'])}: it is a section; one of its keys is {dotted}.{first}"
     message = error["msg"].removeprefix("Value error, ")
+    for theirs, ours in _PLAIN.items():
+        message = re.sub(theirs, ours, message)
     return f"{dotted} = {shown(error['input'])}: {message}" if dotted else message
 
 

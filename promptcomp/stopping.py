@@ -58,7 +58,10 @@ class StopSignals:
             last: the process ends after the block, and a late signal must not change its exit code: they are ignored
                 then. Otherwise they do again what they did before.
         """
-        previous = {number: signal.signal(number, self.handle) for number in self.numbers()}
+        previous = {}
+        for number in self.numbers():
+            with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
+                previous[number] = signal.signal(number, self.handle)
         try:
             yield self
         finally:

@@ -7,6 +7,7 @@ parameters, so that no other strategy can go on from them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,14 @@ class BestCheckpoint(ModelCheckpoint):
         return {**super().state_dict(), "best_loss": self._best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue as before a stop; checkpoints of earlier versions hold no loss."""
-        super().load_state_dict(state_dict)
+        """Continue as before a stop, also of a run that was moved; checkpoints of earlier versions hold no loss."""
+
+        def here(path: str) -> str:
+            return path and os.path.join(str(self.dirpath), os.path.basename(path))
+
+        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": scores})
         self._best_loss = state_dict.get("best_loss")
 
 

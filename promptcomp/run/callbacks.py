@@ -199,7 +199,8 @@ class SaveBetweenSteps(L.Callback):
             raise Stopped(trainer.global_step)
         for number in {*self.signals, *StopSignals.numbers()}:
             handler = self._stop.handle if is_preemption(number) else self._handle
-            self._previous[number] = signal.signal(number, handler)
+            with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
+                self._previous[number] = signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked data worker

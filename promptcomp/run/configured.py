@@ -106,7 +106,7 @@ def experiment_to_resume(run: RunDirectory, overrides: Iterable[str] = ()) -> Ex
     overrides = list(overrides)
     check_overrides(overrides)
     check_unchanged(run, experiment_of(run))
-    return experiment_of(run, overrides)
+    return with_lm(experiment_of(run, overrides), run.path)
 
 
 def check_overrides(overrides: Iterable[str]) -> None:

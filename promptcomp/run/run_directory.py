@@ -270,12 +270,18 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def step_series(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.csv as numbers; None where a step has no such value."""
-    rows = read_metrics(path)
+    """The rows of a metrics.csv as numbers; None where a step has no such value, or what is there is no number."""
     return [
-        {key: int(value) if key == "step" else float(value) if value else None for key, value in row.items()}
-        for row in rows
+        {key: int(value) if key == "step" else _number(value) for key, value in row.items()}
+        for row in read_metrics(path)
     ]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 class MetricsFile:

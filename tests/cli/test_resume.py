@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+import promptcomp
 from promptcomp.config import ConfigError
 from promptcomp.experiment import Experiment
 from promptcomp.lease import is_live, kept
+from promptcomp.run import fitting
 from promptcomp.run.configured import DIVISION, check_overrides, experiment_to_resume
 from promptcomp.run.run_directory import RunDirectory, told_by_parent, told_to_children, write_environment
 from tests.cli.conftest import Run
@@ -92,6 +94,18 @@ def test_place_and_division_may_change_in_the_file_and_on_the_command_line(tmp_p
     ):
         with pytest.raises(ConfigError, match="only the keys that distribute its work"):
             experiment_to_resume(run, [item])
+
+
+def test_a_relative_lm_is_found_above_a_run_that_was_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, asked = started(tmp_path / "run"), list[Any]()
+    (tmp_path / "some" / "lm").mkdir(parents=True)
+    (tmp_path / "some" / "lm" / "config.json").write_text("{}")
+    monkeypatch.setattr(
+        fitting, "evaluate", lambda path, *given: asked.append(given[0]) or fitting.Outcome(path, None, 0)
+    )
+    promptcomp.evaluate(run.path)
+    for experiment in (experiment_to_resume(run), *asked):
+        assert experiment.lm.path == str(tmp_path / "some" / "lm")
 
 
 def test_later_starts_do_not_make_an_edit_the_original(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -116,6 +117,7 @@ def test_a_control_compresses_as_it_is(model: Any, tokenizer: Any) -> None:
         (["a"], {}, r"rows\[0\]: expected a dictionary, not str"),
         (ROWS, {"method__num_slots": 3}, "give their settings to from_model"),
         (ROWS, {"trainer__max_step": 3}, "did you mean 'max_steps'"),
+        (ROWS, {"trainer__devices": 2}, "leave out trainer__devices"),
     ],
 )
 def test_mistakes_have_one_message(
@@ -124,6 +126,15 @@ def test_mistakes_have_one_message(
     compressor = promptcomp.TextCompressor.from_model(model, tokenizer, "gist", train="none")
     with pytest.raises(ConfigError, match=message):
         compressor.fit(rows, **settings)
+
+
+def test_a_model_in_memory_needs_its_tokenizer_and_settings_are_read_as_elsewhere(model: Any, tokenizer: Any) -> None:
+    opened = promptcomp.TextCompressor.from_model(model, tokenizer, "gist", num_slots="4", train="none")
+    assert opened.experiment.method.num_slots == 4  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"method\.num_slots = 'four'"):
+        promptcomp.TextCompressor.from_model(model, tokenizer, "gist", num_slots="four")
+    with pytest.raises(ConfigError, match="needs the tokenizer"):
+        promptcomp.TextCompressor.from_model(model, None, "gist")  # type: ignore[arg-type]
 
 
 def test_several_devices_are_left_to_the_command() -> None:
@@ -153,6 +164,28 @@ def test_a_sweep_is_planned_as_the_command_plans_it(tmp_path: Path, monkeypatch:
         )
     with pytest.raises(ConfigError, match="output="):
         promptcomp.sweep({"experiment": "gist"}, optim__lr=[1e-3, 1e-2])
+
+
+def test_values_of_a_sweep_are_those_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(running, "run_sweep", lambda config, *_, **__: asked.append(config) or True)
+    monkeypatch.setattr(study, "read_state", lambda directory: one_dimension(directory.path))
+    goals = [{"metric": "exact_match"}, {"metric": "size.memory_slots", "direction": "minimize"}]
+    promptcomp.sweep(
+        "gist_tokens", output=tmp_path, method__num_slots=np.array([1, 2]), optim__lr=[0.25],
+        trainer__max_steps=np.int64(3), lm__path=Path(LM), sweep__objectives=goals, sweep__seeds=2,
+        sweep__constraints=[{"metric": "retained", "at_least": 0.5}],
+    )  # fmt: skip
+    (config,) = asked
+    assert config.space["method.num_slots"].values == (1, 2)
+    assert config.space["optim.lr"].values == (0.25,)
+    assert (config.set["trainer.max_steps"], config.set["lm.path"]) == (3, LM)
+    metrics = [each.metric for each in (*config.objectives, *config.constraints)]
+    assert metrics == ["exact_match", "size.memory_slots", "retained"]
+    with pytest.raises(ConfigError, match=r"optim__lr=\[\] holds no value to try"):
+        promptcomp.sweep("gist_tokens", output=tmp_path, optim__lr=[])
+    with pytest.raises(ConfigError, match="workers=0"):
+        promptcomp.sweep("gist_tokens", output=tmp_path, workers=0)
 
 
 def test_a_sweeps_tables_and_pictures(tmp_path: Path) -> None:

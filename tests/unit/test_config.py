@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from promptcomp.config import Config, ConfigError, apply_overrides, build, dump
 
@@ -24,6 +24,8 @@ class Whole(Config):
     part: Annotated[First | Second, Field(discriminator="name")]
     numbers: tuple[int, ...] = ()
     other: First = First()
+    either: Literal["auto"] | int | Annotated[First, AfterValidator(lambda first: first)] = "auto"
+    several: tuple[First, ...] = ()
 
 
 def message(tree: dict[str, object], *overrides: str) -> str:
@@ -59,6 +61,11 @@ def test_round_trip() -> None:
         (["other.wdith=1"], "other.wdith: unknown key; did you mean 'width'?"),
         (["part.width=two"], "part.width = 'two': "),
         (["numbers=[1, x]"], "numbers.1 = 'x': "),
+        (["numbers=1"], "numbers = 1: Input should be a valid list"),
+        (["either=x"], "  either = 'x': Input should be 'auto', or a valid integer, unable to parse"),
+        (["either={wide: 1}"], "configuration:\n  either.wide: unknown key; did you mean 'width'?"),
+        (["several=[{wdith: 1}]"], "several.0.wdith: unknown key; did you mean 'width'?"),
+        (["several=[first]"], "several.0 = 'first': it is a section; one of its keys is several.0.name"),
         (["part.width.deep=1"], "holds the value 1 and has no keys below it"),
         (["part"], "an override is written section.key=value"),
         (["=1"], "an override is written section.key=value"),

@@ -526,7 +526,7 @@ def test_mistakes_about_texts_and_models(
 
 
 def test_python(lms: dict[str, Path], tmp_path: Path) -> None:
-    found = promptcomp.distill(str(lms["gpt2"]), TEXT, slots=4, questions=QUESTIONS, steps=2, kind="embeddings")
+    found = promptcomp.distill(str(lms["gpt2"]), TEXT, slots="4", questions=QUESTIONS, steps=2, kind="embeddings")
     assert isinstance(found[4].generate("cat tea", max_new_tokens=2), str)
     assert found[4].info.held_out["cartridge"]["kl"] > 0
     with pytest.raises(ConfigError, match="'step' is no setting; did you mean 'steps'"):

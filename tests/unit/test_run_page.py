@@ -18,7 +18,7 @@ from promptcomp.evaluation.predictions import Prediction, write_predictions
 from promptcomp.evaluation.results import Estimate, Results, Size, SplitResult, write_results
 from promptcomp.experiment import load
 from promptcomp.run.callbacks import MetricsLogger, check_loggers
-from promptcomp.run.run_directory import MetricsFile, RunDirectory, read_metrics
+from promptcomp.run.run_directory import MetricsFile, RunDirectory, read_metrics, step_series
 from promptcomp.run.run_page import try_page, write_page
 from promptcomp.run.shown_examples import write_examples
 
@@ -182,6 +182,11 @@ def test_a_resumed_run_goes_on_in_the_same_curves(tmp_path: Path) -> None:
     assert [(step, values["train/loss"]) for step, values in sink.got] == wanted
     events = EventAccumulator(str(run.tensorboard)).Reload()
     assert [(each.step, each.value) for each in events.Scalars("train/loss")] == wanted
+
+
+def test_a_cell_that_is_no_number_has_no_value(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,dev/loss\n1,0.5\n2,half\n3,\n")
+    assert [row["dev/loss"] for row in step_series(tmp_path / "metrics.csv")] == [0.5, None, None]
 
 
 def test_a_logger_that_is_missing_is_one_sentence() -> None:

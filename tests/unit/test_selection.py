@@ -55,3 +55,16 @@ def test_of_equal_results_the_lower_loss_is_better(tmp_path: Path) -> None:
     expected = [True, False, True, True, False, True, False]
     for split_at in range(len(results)):
         assert chosen(results, split_at) == expected
+
+
+def test_the_best_weights_of_a_run_that_was_moved_stay_the_best(tmp_path: Path) -> None:
+    before = BestCheckpoint(tmp_path / "run" / "best.ckpt", "dev/accuracy", "max")
+    before.best_k_models = {str(tmp_path / "run" / "best.ckpt"): torch.tensor(0.9)}
+    before.best_model_path = before.kth_best_model_path = str(tmp_path / "run" / "best.ckpt")
+    before.best_model_score = torch.tensor(0.9)
+    callback = BestCheckpoint(tmp_path / "moved" / "best.ckpt", "dev/accuracy", "max")
+    callback.load_state_dict(before.state_dict())
+    assert callback.best_model_path == str(tmp_path / "moved" / "best.ckpt")
+    trainer = Mock(callback_metrics={"dev/loss": torch.tensor(1.0)})
+    trainer.strategy.reduce_boolean_decision = bool
+    assert [callback.check_monitor_top_k(trainer, torch.tensor(each)) for each in (0.8, 0.95)] == [False, True]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
@@ -11,6 +13,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from promptcomp.config import build
 from promptcomp.errors import ConfigError
 from promptcomp.experiment import TrainerConfig
+from promptcomp.run.callbacks import SaveBetweenSteps
 from promptcomp.run.processes import cluster_environment, device_count, started_by_srun, started_rank
 from promptcomp.stopping import StopRequested, StopSignals, is_preemption, stop_signals
 
@@ -39,6 +42,19 @@ def test_signals_are_noted_and_handlers_put_back() -> None:
         assert stop.received == signal.SIGUSR1
     assert signal.getsignal(signal.SIGUSR1) == before
     assert StopSignals.current() is None
+
+
+def test_outside_the_main_thread_signals_stay_as_they_are() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    callback = SaveBetweenSteps(Mock(), 1)
+
+    def start() -> object:
+        with StopSignals().installed():
+            callback.on_train_start(Mock(received_sigterm=None), Mock())
+        return signal.getsignal(signal.SIGUSR1)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(start).result() == before
 
 
 def test_what_has_nothing_to_save_is_left_at_once() -> None:
