@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HUGE = 10_000
 """Points of a grid above which someone has to say that it is meant."""
-_EVERY_POINT = 2_000
+_EVERY_POINT = 500
 """Points of a grid up to which every combination is validated, not only every value."""
 _OF_SWEEP = {
     "seed": "use seeds and first_seed",
