@@ -193,6 +193,8 @@ def fit(
         )
     if (bounds_only or keep_tasks) and (with_controls or resume or slurm or not bounds_only):
         raise ConfigError("--keep-tasks goes with --bounds-only, and that with no --with-controls, --resume or --slurm")
+    if keep_tasks is not None and not keep_tasks.parent.is_dir():
+        raise ConfigError(f"--keep-tasks {keep_tasks}: there is no folder {keep_tasks.parent}; make it first")
     if keep_by not in ("score", "loss"):
         raise ConfigError(f"--keep-by {keep_by!r} is not known; choose score or loss")
     if resume is not None and (method or config or run_dir or with_controls or (dry_run and slurm is None)):
@@ -243,13 +245,13 @@ def fit(
                 from promptcomp.run.fitting import fit as run_fit
 
             outcome = run_fit(chosen, run_dir, console, context.obj)
-            if keep_tasks is not None and outcome is not None and outcome.results is not None:
-                from promptcomp.evaluation.headroom import write_choice
-
-                say(console, write_choice(outcome.results, outcome.run, keep_tasks, keep_by))
     if outcome is not None and outcome.preempted and preempted_file is not None:
         preempted_file.touch()  # of several tasks, srun may report one that it has killed because another one had left
     _finish(outcome, console, as_json)
+    if keep_tasks is not None and outcome is not None and outcome.results is not None:
+        from promptcomp.evaluation.headroom import write_choice
+
+        say(console, write_choice(outcome.results, outcome.run, keep_tasks, keep_by))
 
 
 @app.command()

@@ -121,6 +121,20 @@ def test_no_choice_is_made_of_a_run_that_was_preempted(
     assert not (done / "tasks.yaml").exists()
 
 
+def test_what_was_found_is_printed_before_no_task_is_chosen(
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_lm: Path
+) -> None:
+    ended: Any = SimpleNamespace(
+        run=Path("bounds"), results=SimpleNamespace(splits={}), preempted=False, interrupted=False,
+        as_json=lambda: {"run": "bounds"},
+    )  # fmt: skip
+    monkeypatch.setattr(fitting, "fit", lambda *_: ended)
+    words = ("--method", "mend", f"lm.path={tiny_lm}", *DATA, "--bounds-only", "--keep-tasks", "tasks.yaml", "--json")
+    found = program(monkeypatch, capsys, done)("fit", *words)
+    assert (found.returncode, json.loads(found.stdout)) == (2, {"run": "bounds"})
+    assert "none of 0 tasks has headroom" in found.stderr
+
+
 def test_a_choice_names_both_lists_and_its_rule(tmp_path: Path) -> None:
     asked = [*predictions("good", 0.3, 0.9, contexts=8), *predictions("same", 0.5, 0.5, contexts=8)]
     split = SimpleNamespace(headroom_by_task=headroom(asked, "accuracy", resamples=100))
@@ -142,6 +156,7 @@ def test_a_choice_names_both_lists_and_its_rule(tmp_path: Path) -> None:
         (("--keep-tasks", "x"), "--keep-tasks goes with --bounds-only"),
         (("--bounds-only", "--with-controls"), "no --with-controls"),
         (("--bounds-only", "--keep-by", "luck"), "choose score or loss"),
+        (("--bounds-only", "--keep-tasks", "nowhere/x"), "there is no folder nowhere"),
     ],
 )
 def test_options_that_do_not_go_together(
