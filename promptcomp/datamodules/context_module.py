@@ -159,10 +159,11 @@ class ContextDataModule(L.LightningDataModule):
         """Names of the tasks that `Batch.context.task` counts; unless overridden, all rows belong to one."""
         return (self.data_name,)
 
-    def draw_blend(self) -> Blend | None:
-        """Which words are mixed in one training step; None: none. Sources that mix any have a method of this name."""
+    def draw_blend(self, seed: int) -> Blend | None:
+        """Which words are mixed in the training step of this seed; None: none. Sources that mix any have a method of
+        this name."""
         draw = getattr(self.source, "draw_blend", None)
-        return None if draw is None else draw(self.tokenizer)
+        return None if draw is None else draw(self.tokenizer, seed)
 
     @abstractmethod
     def num_train_items(self) -> int:

@@ -150,9 +150,10 @@ class Window:
                 "lower data.max_context_tokens or data.num_demonstrations"
             )
 
-    def check_room(self, position: Tensor, slots: int) -> None:
-        """Refuse position ids [R, S] behind `slots` columns of a prompt when one lies beyond the window."""
-        if self.size is not None and slots + position.shape[1] > self.size:
+    def check_room(self, position: Tensor, slots: int | None) -> None:
+        """Refuse position ids [R, S] behind `slots` columns of a prompt when one lies beyond the window; None: its
+        positions go beyond its columns, as those of kept keys and values do."""
+        if self.size is not None and (slots is None or slots + position.shape[1] > self.size):
             self.check_positions(position.amax(-1))
 
     def check_positions(self, last: Tensor) -> None:

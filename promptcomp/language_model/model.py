@@ -340,7 +340,7 @@ class LanguageModel(nn.Module):
         assert self.pattern is not None
         front = self.in_front(memory, packed.context_of)
         position = front.next_position[:, None] + packed.position
-        self._window.check_room(position, front.mask.shape[1])
+        self._window.check_room(position, None if isinstance(memory, KVCache) else front.mask.shape[1])
         columns = torch.cat([front.position, position], 1)
         cache = reading(memory_rows(memory, packed.context_of)) if isinstance(memory, KVCache) else None
         whole, both = cache is None, front.both_ways

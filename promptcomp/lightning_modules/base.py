@@ -22,7 +22,7 @@ from promptcomp.checkpoints.trained_state import TrainedState
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores, TextEncoder, token_table
-from promptcomp.language_model.blending import blended
+from promptcomp.language_model.blending import Blend, blended
 from promptcomp.language_model.parts import Prefix
 from promptcomp.lightning_modules.adapters import add_lora
 from promptcomp.lightning_modules.execution import Execution, one_after_another, prepare_blocks, shard
@@ -102,6 +102,7 @@ class CompressionModule(TrainedState):
         """A frozen LM that a method compares its own with, if it opens one."""
         self.execution = Execution()
         self._drawn_slots: int | None = None
+        self._blend: Blend | None = None
         self._chosen_slots: int | None = None
         self._is_built = self._is_in_trainer = False
         self._objective: StepObjective | None = None
@@ -272,7 +273,9 @@ class CompressionModule(TrainedState):
                 self.device,
             )
         draw = getattr(getattr(self.trainer, "datamodule", None), "draw_blend", None)  # loaders alone have none
-        with blended(self._token_tables(), None if draw is None else draw()):
+        step = (self.seed * 1_000_003 + self.global_step) * 4099 % (1 << 63)  # the same for all ranks and parts
+        self._blend = None if draw is None else draw(step)
+        with blended(self._token_tables(), self._blend):
             loss = self._objective.add(self.losses(batch))
         if batch_idx % micro_batches == micro_batches - 1:
             self._log_step(self._objective)

@@ -37,7 +37,7 @@ class TaughtModule(CompressionModule):
     def kl_term(self, student: Logits, batch: Batch, weight: float) -> LossTerm:
         """KL(teacher || LM) at all positions of the student's logits, over classes where predictions are kept."""
         temperature = self.method.temperature
-        if self._kept is None:
+        if self._kept is None or (self.training and self._blend is not None):  # mixed words are not in its keys
             total = kl_divergence(student.values, self.teach(batch), temperature)
         else:
             top, log_probs = self._kept.predictions(batch, self.teach)

@@ -221,15 +221,20 @@ class ToySource(TaskSource):
             if not any(class_sets(split, group, 2, held_out) for group in groups):
                 raise ConfigError(f"data.world.held_out: no two categories are left for the split {split}")
 
-    def draw_blend(self, tokenizer: PreTrainedTokenizerBase) -> Blend | None:
-        """Which words are mixed in one training step, drawn from torch's generator; None: none.
+    def draw_blend(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Blend | None:
+        """Which words are mixed in one training step; None: none.
 
         Categories that training knows are paired, with one share of the mixture for each, and so are their words.
+
+        Args:
+            tokenizer: Of the words.
+            seed: Of the step: the same for all its ranks and parts.
 
         Raises:
             ConfigError: a word is not one token.
         """
-        if not self.config.blended_share or torch.rand(()) >= self.config.blended_share:
+        draws = torch.Generator().manual_seed(seed)
+        if not self.config.blended_share or torch.rand((), generator=draws) >= self.config.blended_share:
             return None
         if not self._ids:
             self._ids = {name: _ids_of(tokenizer, words) for name, words in CATEGORIES.items()}
@@ -237,10 +242,10 @@ class ToySource(TaskSource):
         other, share = torch.arange(len(tokenizer)), torch.zeros(len(tokenizer))
         for group in (NOUNS, ADJECTIVES):
             names = [name for name in group if name not in unknown]
-            for name, place in zip(names, torch.randperm(len(names)).tolist(), strict=True):
+            for name, place in zip(names, torch.randperm(len(names), generator=draws).tolist(), strict=True):
                 words, others = self._ids[name], self._ids[names[place]]
-                other[words] = others[torch.randperm(len(others))]
-                share[words] = torch.rand(())
+                other[words] = others[torch.randperm(len(others), generator=draws)]
+                share[words] = torch.rand((), generator=draws)
         return Blend(other, share)
 
     def tasks(self, split: str) -> Sequence[Task]:

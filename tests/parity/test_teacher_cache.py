@@ -15,6 +15,7 @@ from promptcomp.batch import Batch, EncodedContext, EncodedQuery, EncodedTarget,
 from promptcomp.config import ConfigError
 from promptcomp.files import cache_folder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.language_model.blending import Blend
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
 from tests.gist_modules import CONTEXTS
@@ -51,6 +52,18 @@ def forbid_the_teacher(of: CompressionModule, monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError("the teacher has been asked again")
 
     monkeypatch.setattr(of, "teach", refuse)
+
+
+def test_predictions_for_mixed_words_are_not_kept() -> None:
+    own, batch = module("pool").train(), collate(CONTEXTS, 0)
+    size = own.lm.vocab_size
+    own._blend = Blend(torch.arange(size), torch.zeros(size))
+    with torch.no_grad():
+        kl(own, batch)
+        assert not own._kept.path.exists()  # type: ignore[attr-defined]
+        own._blend = None
+        kl(own, batch)
+    assert own._kept.path.exists()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("lm", ["llama", "gpt2", "t5_query_in_encoder", "t5_query_in_decoder"])

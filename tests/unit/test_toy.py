@@ -110,12 +110,15 @@ def test_other_categories_may_be_held_out() -> None:
 
 
 def test_words_are_blended_within_what_training_knows() -> None:
-    torch.manual_seed(0)
     tokenizer = toy_tokenizer()
-    assert ToySource(ToyConfig()).draw_blend(tokenizer) is None
+    assert ToySource(ToyConfig()).draw_blend(tokenizer, 0) is None
     source = ToySource(ToyConfig(blended_share=0.5, held_out=("birds", "drinks")))
-    drawn = [source.draw_blend(tokenizer) for _ in range(40)]
+    drawn = [source.draw_blend(tokenizer, seed) for seed in range(40)]
     assert 10 < sum(each is not None for each in drawn) < 30
+    torch.manual_seed(1)  # of a micro-batch or a rank: the blend is that of the step
+    assert [each is None or each.share.sum().item() for each in drawn] == [
+        each is None or each.share.sum().item() for each in (source.draw_blend(tokenizer, seed) for seed in range(40))
+    ]
     blend = next(each for each in drawn if each is not None)
     group_of = {word: name in NOUNS for name, words in CATEGORIES.items() for word in words}
     changed = blend.share.nonzero().squeeze(1).tolist()
@@ -137,7 +140,7 @@ def test_words_are_blended_within_what_training_knows() -> None:
     assert torch.equal(table(torch.tensor([one]))[0], table.weight[one])
     with pytest.raises(ConfigError, match="is not one token of the LM's vocabulary"):
         ToySource(ToyConfig(blended_share=1.0)).draw_blend(
-            AutoTokenizer.from_pretrained(locate("builtin:toy_instructions"))
+            AutoTokenizer.from_pretrained(locate("builtin:toy_instructions")), 0
         )
 
 
