@@ -43,7 +43,7 @@ def headroom(predictions: Sequence[Prediction], wanted: MetricName, resamples: i
 
 
 def _task(task: str, own: list[Prediction], wanted: MetricName, resamples: int) -> TaskHeadroom:
-    choices, kind = [p for p in own if p.kind != "free_form"], kind_among(p.kind for p in own)
+    choices = [p for p in own if p.kind != "free_form"]
     contexts = len({(p.seed, p.context) for p in own})
     if contexts == 1:
         own = [p.model_copy(update={"context": number}) for number, p in enumerate(own)]
@@ -64,7 +64,7 @@ def _task(task: str, own: list[Prediction], wanted: MetricName, resamples: int) 
     labels = Counter(label_of(p.options[p.gold]) for p in choices)
     return TaskHeadroom(
         task=task,
-        kind=kind,
+        kind=kind_among(p.kind for p in own),
         count=len(own),
         num_contexts=contexts,
         majority=max(labels.values()) / len(choices) if labels else None,

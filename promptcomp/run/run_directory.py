@@ -272,14 +272,15 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 def step_series(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.csv as numbers; None where a step has no such value, or what is there is no number."""
     return [
-        {key: int(value) if key == "step" else _number(value) for key, value in row.items()}
+        {key: int(value) if key == "step" else number_of(value) for key, value in row.items()}
         for row in read_metrics(path)
     ]
 
 
-def _number(text: str) -> float | None:
+def number_of(text: str | None) -> float | None:
+    """The number in a cell of metrics.csv; None where there is none."""
     try:
-        return float(text)
+        return float(text or "")
     except ValueError:
         return None
 

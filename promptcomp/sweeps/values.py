@@ -8,7 +8,7 @@ from pathlib import Path
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER
 from promptcomp.evaluation.results import Results, SplitResult, finite, read_results
-from promptcomp.run.run_directory import RunDirectory, read_metrics
+from promptcomp.run.run_directory import RunDirectory, number_of, read_metrics
 from promptcomp.sweeps.sweep_config import Constraint, Objective, SweepConfig
 
 OF_SPLIT = ("method", "full_prompt", "no_prompt", "retained", "headroom", "gap_to_full")
@@ -120,7 +120,7 @@ def dev_reports(rows: Sequence[Mapping[str, str]], metric: str | None) -> tuple[
     chosen = metric or next((name for name in ("dev/accuracy", "dev/loss") if name in columns), None)
     if chosen is None:
         return None, {}
-    pairs = ((_number(row.get("step")), _number(row.get(chosen))) for row in rows)
+    pairs = ((finite(number_of(row.get("step"))), finite(number_of(row.get(chosen)))) for row in rows)
     return chosen, {int(step): value for step, value in pairs if step is not None and value is not None}
 
 
@@ -131,14 +131,7 @@ def metric_rows(run: Path) -> Sequence[Mapping[str, str]]:
 
 def last_step(rows: Sequence[Mapping[str, str]]) -> int:
     """Last training step in a run's `metric_rows`; 0 before the first."""
-    return int((_number(rows[-1].get("step")) if rows else None) or 0)
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return finite(float(text or ""))
-    except ValueError:
-        return None
+    return int((finite(number_of(rows[-1].get("step"))) if rows else None) or 0)
 
 
 def is_lower_better(metric: str) -> bool:

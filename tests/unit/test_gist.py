@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def test_a_window_shorter_than_prompt_and_query() -> None:
     long = EncodedContext(tuple(range(5, 20)), (EncodedQuery(tuple(range(20, 36)), (EncodedTarget((40, 41)),)),))
     joint, split = (total(gist("mistral", arrangement=a), batch(long)) for a in ("joint", "split"))
     torch.testing.assert_close(joint, split, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+@pytest.mark.parametrize("arrangement", ["joint", "split"])
+def test_positions_behind_a_memory_are_held_against_the_window(model: str, arrangement: str) -> None:
+    """Two columns stand for a prompt of 22 positions: what is behind them is at 22 and not at 2."""
+    module = gist(model, arrangement=arrangement)
+    module.lm._window = replace(module.lm._window, size=30)
+    long = EncodedContext(tuple(range(5, 25)), (EncodedQuery(tuple(range(20, 30)), (EncodedTarget((40, 41)),)),))
+    with pytest.raises(ConfigError, match=r"positions, more than the LM's window of 30"):
+        total(module, batch(long))
 
 
 # ---- the embedding
