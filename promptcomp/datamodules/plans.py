@@ -218,9 +218,14 @@ class Parts:
 
     def first_within(self, room: int) -> array[int]:
         """The first part cut to so many ids, in front of its separator if there is room for both."""
-        if len(self.first) <= room or self.closing >= room:
-            return self.first[:room]
-        return self.first[: room - self.closing] + self.first[len(self.first) - self.closing :]
+        return within(self.first, room, self.closing)
+
+
+def within(ids: array[int], room: int, closing: int) -> array[int]:
+    """Ids cut to so many, in front of the `closing` ids of the separator at their end if there is room for both."""
+    if len(ids) <= room or closing >= room:
+        return ids[:room]
+    return ids[: room - closing] + ids[len(ids) - closing :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +264,9 @@ class Renderer:
         after = rule.after_example if demonstration else ""
         return before + one + rule.after_first, between + two + after
 
-    def fit(self, first: array[int], second: array[int], longest_second: int | None = None) -> Parts:
+    def fit(
+        self, first: array[int], second: array[int], longest_second: int | None = None, *, demonstration: bool = False
+    ) -> Parts:
         """Cut the input (only the output if nothing else helps) so that the example keeps to `max_example_tokens`.
 
         Args:
@@ -267,18 +274,19 @@ class Renderer:
             second: Ids of the second part.
             longest_second: Tokens to reserve for the second part (the longest option), so that all options of a query
                 see the same input.
+            demonstration: Whether the second part ends with the separator that follows demonstrations.
         """
         cap, closing = self.max_example_tokens, len(self.cache(self.separator.after_first))
+        ending = len(self.cache(self.separator.after_example)) if demonstration else 0
         whole, reserved = Parts(first, second, closing=closing), max(len(second), longest_second or 0)
         if len(first) + (reserved if self.scoring == "direct" else len(second)) <= cap:
             return whole
         if self.scoring == "direct":
             room = max(cap - reserved, 1 if len(first) else 0)
             kept_first = whole.first_within(room)
-            kept_second = second[: cap - len(kept_first)]
         else:
             kept_first = whole.first_within(cap - 1 if len(second) else cap)
-            kept_second = second[: cap - len(kept_first)]
+        kept_second = within(second, cap - len(kept_first), ending)
         cut = len(first) + len(second) - len(kept_first) - len(kept_second)
         return Parts(kept_first, kept_second, cut, closing)
 
@@ -290,7 +298,7 @@ class Renderer:
     def demonstration(self, input_text: str, output: str, *, first: bool) -> Parts:
         """Ids of one demonstration, within the per-example cap."""
         one, two = self.texts(input_text, output, first=first, demonstration=True)
-        return self.fit(self.cache(one), self.cache(two))
+        return self.fit(self.cache(one), self.cache(two), demonstration=True)
 
 
 def assemble(

@@ -345,6 +345,11 @@ def test_a_cut_input_keeps_its_separator(tokenizer: PreTrainedTokenizerFast) -> 
     assert (whole.first, whole.second, whole.cut) == (parts.first, parts.second, 0)
     ids, _ = assemble([whole, whole], 23, "reference")
     assert text(tokenizer, ids) == "a l => yes \na => yes \n"
+    answered = renderer.demonstration("x", "a long output", first=True)
+    assert (text(tokenizer, answered.first), text(tokenizer, answered.second)) == ("x", " a long o \n")
+    channel = module(tokenizer, separator="arrow", max_example_tokens=12, scoring="channel").renderer
+    asked = channel.demonstration("a long input", "yes", first=True)
+    assert (text(tokenizer, asked.first), text(tokenizer, asked.second)) == ("yes =>", "a lo \n")
 
 
 @pytest.mark.parametrize(
