@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -165,10 +165,15 @@ def file_hash(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Hash over the parameters of a model, sorted by name.
+    """Hash over the parameters of a model; tied parameters count once."""
+    return tensors_hash(model.named_parameters())
+
+
+def tensors_hash(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash over tensors, sorted by name.
 
     It is the SHA-256 of the parameters' own SHA-256 digests (over label and bytes), so that several can be computed
-    at once and no weight is copied on a CPU. Tied parameters count once.
+    at once and no weight is copied on a CPU.
     """
 
     def digest(named: tuple[str, Tensor]) -> bytes:
@@ -177,7 +182,7 @@ def weights_hash(model: nn.Module) -> str:
         return found.digest()
 
     with ThreadPoolExecutor(_THREADS) as pool:  # hashlib lets other threads run while it works on large buffers
-        return hashlib.sha256(b"".join(pool.map(digest, sorted(model.named_parameters())))).hexdigest()
+        return hashlib.sha256(b"".join(pool.map(digest, sorted(named)))).hexdigest()
 
 
 def tensor_label(name: str, tensor: Tensor) -> bytes:

@@ -8,7 +8,7 @@ micro-batch: there it may not.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from promptcomp.documents import read_json
 from promptcomp.errors import first_line
 from promptcomp.files import replacing, write_atomic
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.memory import tensors_hash
 
 DESCRIPTION = "promptcomp.json"
 
@@ -40,6 +41,8 @@ class Origin(Config):
     lm: str
     num_slots: int | None = None
     """Where the shapes of the tensors do not tell it."""
+    frozen: str | None = None
+    """Types and hash of the weights that training has left as they were (`frozen_hash`); None: not known, or none."""
 
 
 def check_format(info: Mapping[str, Any], source: str) -> None:
@@ -58,6 +61,14 @@ def check_format(info: Mapping[str, Any], source: str) -> None:
         )
 
 
+def frozen_hash(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
+    """Types of the weights that training leaves as they are, which no checkpoint holds, and their hash; a teacher's are
+    not among them. None: there are none."""
+    frozen = [(name, each) for name, each in parameters if not each.requires_grad and not name.startswith("teacher.")]
+    types = sorted({str(each.dtype).removeprefix("torch.") for _, each in frozen})
+    return f"{'+'.join(types)} {tensors_hash(frozen)}" if frozen else None
+
+
 def check_trained(
     tensors: Mapping[str, Tensor],
     info: Mapping[str, Any],
@@ -68,7 +79,8 @@ def check_trained(
     """Check that `tensors`, described by `info`, are exactly what the module `origin` trains.
 
     Raises:
-        ConfigError: names the first difference: format, method, family, missing or unknown tensors, shapes.
+        ConfigError: names the first difference: format, method, family, missing or unknown tensors, shapes, other
+            weights beside them. The same weights in another type cannot be told from others, and are not refused.
     """
     check_format(info, source)
     for key, ours in (("method", origin.method), ("family", origin.family)):
@@ -84,6 +96,12 @@ def check_trained(
         if tensors[name].shape != shape:
             was, now = tuple(tensors[name].shape), tuple(shape)
             raise ConfigError(f"{source}: {name} has shape {was}, but this configuration needs {now} (slots, sizes?)")
+    before, here = info.get("frozen"), origin.frozen
+    if None not in (before, here) and before != here and str(before).split()[0] == str(here).split()[0]:
+        raise ConfigError(
+            f"{source}: was trained beside other weights than this run's (of the LM, an encoder or a distiller); use "
+            f"those that it was trained with (LM {info.get('lm')})"
+        )
 
 
 def check_resumable(info: Mapping[str, Any], ours: Mapping[str, int | str], reason: str | None) -> None:
@@ -178,6 +196,7 @@ class TrainedState(L.LightningModule):
     lm_config: LanguageModelConfig | None
     task_names: tuple[str, ...]
     _is_in_trainer: bool
+    _frozen: str | None = None
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name; a checkpoint holds these and no others."""
@@ -191,7 +210,7 @@ class TrainedState(L.LightningModule):
         """What a checkpoint or an export of this module says of itself."""
         name = type(self.method).model_fields["name"].default
         path = self.lm_config.path if self.lm_config is not None else "in memory"
-        return Origin(method=name, family=self.lm.family, lm=path)
+        return Origin(method=name, family=self.lm.family, lm=path, frozen=self._frozen)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained tensors only and say what they are."""

@@ -71,9 +71,9 @@ def export(path: Path, folder: Path, wanted: ExportFormat | None) -> Exported:
 
 def _write_tensors(experiment: Experiment, run: RunDirectory, folder: Path) -> str:
     tensors, info = read_trained(weights_of(run))
-    names = {key: info[key] for key in ("method", "family", "lm")}
+    said = Origin.model_fields.keys() & info.keys() - {"format"}
     description: dict[str, Any] = {
-        "origin": Origin(**names, num_slots=info.get("num_slots")).model_dump(),
+        "origin": Origin(**{key: info[key] for key in said}).model_dump(),
         "method": experiment.method.model_dump(mode="json"),
         "lm": experiment.lm.model_dump(mode="json"),
         "task_names": list(_task_names(run)),

@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
 from promptcomp.batch import Batch, Context
-from promptcomp.checkpoints.trained_state import TrainedState
+from promptcomp.checkpoints.trained_state import TrainedState, frozen_hash
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.option_accuracy import OptionAccuracy
 from promptcomp.language_model import LanguageModel, LanguageModelConfig, Scores, TextEncoder, token_table
@@ -236,6 +236,8 @@ class CompressionModule(TrainedState):
             self.build()
             if isinstance(self.method, LMTrainingConfig) and self.method.train == "lora":
                 add_lora(self.lm, self.method.lora, skeleton=self.skeleton)  # `build` may copy the LM as it was
+            if not self.skeleton:
+                self._frozen = frozen_hash(self.named_parameters())
             start = getattr(self.method, "init_from", None)
             if start is not None and not self.skeleton:
                 self.load_trained(Path(start))

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptcomp.batch import Batch, Context
-from promptcomp.checkpoints.trained_state import Origin, check_trained, read_lora, read_trained
+from promptcomp.checkpoints.trained_state import Origin, check_trained, frozen_hash, read_lora, read_trained
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.flops import read_flops
 from promptcomp.language_model import LanguageModel, embedding_scale, token_table
@@ -205,10 +205,12 @@ def load_teacher(lm: LanguageModel, path: Path, *, shapes_only: bool = False) ->
         add_lora(lm, LoraConfig.model_validate(read_lora(path)), skeleton=shapes_only)
     else:
         lm.requires_grad_(True)
-    expected = {f"lm.{name}": p.shape for name, p in lm.named_parameters() if p.requires_grad}
+    named = {f"lm.{name}": p for name, p in lm.named_parameters()}
+    expected = {name: p.shape for name, p in named.items() if p.requires_grad}
+    frozen = None if shapes_only else frozen_hash(named.items())
     method = "metaicl" if info.get("method") == "metaicl" else "full_prompt"
     source = f"method.teacher = {str(path)!r}"
-    check_trained(tensors, info, expected, Origin(method=method, family=lm.family, lm=""), source)
+    check_trained(tensors, info, expected, Origin(method=method, family=lm.family, lm="", frozen=frozen), source)
     if shapes_only:
         return
     lm.load_state_dict({name.removeprefix("lm."): tensor for name, tensor in tensors.items()}, strict=False)

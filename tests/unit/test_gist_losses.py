@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from promptcomp.batch import EncodedContext, EncodedQuery, EncodedTarget
+from promptcomp.checkpoints.trained_state import DESCRIPTION
 from promptcomp.config import ConfigError
 from promptcomp.lightning_modules.gist import Gist
 from tests.gist_modules import CONTEXTS, DECODERS, ENCODERS, batch, gist, method, steps, value
@@ -45,6 +48,21 @@ def test_the_lm_of_the_moment_as_teacher() -> None:
     torch.testing.assert_close(teacher_logits(module), now, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"train": "none"}, {"train": "lora", "lora": {"rank": 3, "targets": ["q_proj"]}}])
+def test_trained_parts_are_not_put_beside_other_weights(options: dict[str, Any], tmp_path: Path) -> None:
+    gist(**options).export(tmp_path / "run")
+    other = tiny_lm("llama", seed=1)
+    with pytest.raises(ConfigError, match=r"run: was trained beside other weights than this run's .*\(LM in memory\)"):
+        gist(other, init_from=str(tmp_path / "run"), **options)
+    gist(init_from=str(tmp_path / "run"), **options)
+    gist(tiny_lm("llama", seed=1), train="lm").export(tmp_path / "whole")
+    gist(train="lm", init_from=str(tmp_path / "whole"))  # holds all weights
+    described = json.loads((tmp_path / "run" / DESCRIPTION).read_text())
+    del described["origin"]["frozen"]  # as older versions wrote it
+    (tmp_path / "run" / DESCRIPTION).write_text(json.dumps(described))
+    gist(tiny_lm("llama", seed=1), init_from=str(tmp_path / "run"), **options)
+
+
 @pytest.mark.parametrize("train", ["lm", "lora"])
 @pytest.mark.parametrize("student", ["lm", "lora"])
 def test_a_trained_full_prompt_as_teacher(student: str, train: str, tmp_path: Path) -> None:
@@ -65,6 +83,10 @@ def test_teachers_that_do_not_fit(tmp_path: Path) -> None:
     method("full_prompt", "gpt2", train="lm").export(tmp_path / "gpt2")
     with pytest.raises(ConfigError, match="does not fit this configuration"):
         gist(kl_weight=1.0, teacher=str(tmp_path / "gpt2"))
+    lora = {"rank": 3, "targets": ["q_proj"]}
+    method("full_prompt", tiny_lm("llama", seed=1), train="lora", lora=lora).export(tmp_path / "other" / "export")
+    with pytest.raises(ConfigError, match="was trained beside other weights than this run's"):
+        gist(kl_weight=1.0, teacher=str(tmp_path / "other"))
     with pytest.raises(ConfigError, match="does not exist"):
         gist(kl_weight=1.0, teacher=str(tmp_path / "missing"))
     gist(teacher="missing")  # not asked
