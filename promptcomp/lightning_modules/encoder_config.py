@@ -16,7 +16,7 @@ class EncoderMethodConfig(BudgetsConfig, TeacherCacheConfig):  # type: ignore[mi
     needs: ClassVar[str] = "contexts (demonstrations, instructions or text)"
     difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots", "budgets")
     loss_keys: ClassVar[tuple[str, ...]] = (
-        *("reconstruction_weight", "kl_weight", "temperature", "teacher_cache", "teacher_top_k"),
+        *("reconstruction_weight", "kl_weight", "kl_positions", "temperature", "teacher_cache", "teacher_top_k"),
     )
 
     num_slots: int = Field(16, gt=0)

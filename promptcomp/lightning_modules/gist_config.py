@@ -26,7 +26,8 @@ class GistConfig(BudgetsConfig, LMTrainingConfig, TeacherCacheConfig):
     needs: ClassVar[str] = "contexts (instructions, demonstrations or text)"
     difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots", "budgets")
     loss_keys: ClassVar[tuple[str, ...]] = (
-        *("kl_weight", "temperature", "full_prompt_weight", "reconstruction_weight", "teacher_cache", "teacher_top_k"),
+        *("kl_weight", "kl_positions", "teacher", "temperature", "full_prompt_weight", "reconstruction_weight"),
+        *("teacher_cache", "teacher_top_k"),
     )
     implementation: ClassVar[str] = "promptcomp.lightning_modules.gist:Gist"
 

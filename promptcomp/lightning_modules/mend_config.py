@@ -18,7 +18,9 @@ class MendConfig(BudgetsConfig, TeacherCacheConfig):  # type: ignore[misc]  # wh
     paper: ClassVar[str] = "Li et al. 2024, arXiv 2403.06914"
     needs: ClassVar[str] = "contexts (demonstrations, instructions or text)"
     difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots", "budgets")
-    loss_keys: ClassVar[tuple[str, ...]] = ("kl_weight", "temperature", "teacher_cache", "teacher_top_k")
+    loss_keys: ClassVar[tuple[str, ...]] = (
+        *("stage", "kl_weight", "kl_positions", "temperature", "teacher_cache", "teacher_top_k"),
+    )
     implementation: ClassVar[str] = "promptcomp.lightning_modules.mend:Mend"
 
     name: Literal["mend"] = "mend"

@@ -19,13 +19,8 @@ class StepByStepConfig(LMTrainingConfig):
     needs: ClassVar[str] = "rationales"
     has_two_tasks: ClassVar[bool] = True
     loss_keys: ClassVar[tuple[str, ...]] = (
-        "alpha",
-        "lambda_",
-        "weighting",
-        "mutual_information",
-        "teacher_weight",
-        "temperature",
-        "jsd_beta",
+        *("alpha", "lambda_", "weighting", "mutual_information", "teacher", "teacher_weight", "temperature"),
+        *("jsd_beta", "on_policy_share", "on_policy_tokens"),
     )
     implementation: ClassVar[str] = "promptcomp.lightning_modules.step_by_step:StepByStep"
     trains_lm_alone: ClassVar[bool] = True

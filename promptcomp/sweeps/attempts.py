@@ -30,7 +30,7 @@ from promptcomp.experiment import TrainerConfig
 from promptcomp.lightning_modules import METHODS
 from promptcomp.sweeps.planning import Kind, Trial, TrialStatus
 from promptcomp.sweeps.space import CONTROLS, point_id
-from promptcomp.sweeps.sweep_config import Scalar, SweepConfig, keys_of
+from promptcomp.sweeps.sweep_config import Scalar, SweepConfig, is_below, keys_of
 
 
 class Attempts:
@@ -331,6 +331,6 @@ def comparable_part(config: SweepConfig, params: Mapping[str, Scalar], metric: s
 
     def matters(name: str) -> bool:
         keys = keys_of(name, config.space[name]) if name in config.space else [name]
-        return any(key.startswith(_OTHER_METRIC) or key in of_methods for key in keys)
+        return any(key.startswith(_OTHER_METRIC) or is_below(key, of_methods) for key in keys)
 
     return {name: value for name, value in params.items() if matters(name)}

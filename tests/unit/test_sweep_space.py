@@ -14,6 +14,7 @@ from promptcomp.config import ConfigError, build, dump
 from promptcomp.documents import shipped
 from promptcomp.experiment import Experiment
 from promptcomp.sweeps import checking
+from promptcomp.sweeps.attempts import comparable_part
 from promptcomp.sweeps.checking import check, known_metrics
 from promptcomp.sweeps.running import share_devices
 from promptcomp.sweeps.space import (
@@ -87,6 +88,15 @@ def test_words_change_a_named_sweep() -> None:
     drawn = read_sweep("gist_tokens", ["sweep.sampler=tpe"])
     assert (drawn.sampler, drawn.points) == ("tpe", 20)
     assert read_sweep("combined", ["method.kl_weight=1,2", "sweep.sampler=grid"]).points is None
+
+
+def test_dev_losses_under_other_terms_are_not_compared_half_way() -> None:
+    of_loss = ["stage=pretrain,finetune", "kl_positions=all,targets", "teacher.path=a,b", "on_policy_share=0,0.5"]
+    config = sweep_of("mend", [*(f"method.{word}" for word in of_loss), "optim.lr=1e-3,1e-4"])
+    params = dict.fromkeys(config.space, 0)
+    compared = comparable_part(config, params, "dev/loss")
+    assert list(compared) == [name for name in config.space if name != "optim.lr"]
+    assert comparable_part(config, params, "dev/accuracy") == {}
 
 
 @pytest.mark.parametrize(
