@@ -66,10 +66,16 @@ def start_positions(model: PreTrainedModel, start: PositionalStart) -> None:
     """Set the look-back heads of a Llama model in place.
 
     Raises:
-        ConfigError: the model is no Llama with attention biases.
+        ConfigError: the model is no Llama with attention biases, or has fewer heads than there are offsets.
     """
     if model.config.model_type != "llama" or not model.config.attention_bias:
         raise ConfigError("positional_start needs model_type llama with settings.attention_bias: true")
+    heads = model.config.num_key_value_heads
+    if len(start.offsets) > heads:
+        raise ConfigError(
+            f"positional_start.offsets: {len(start.offsets)} numbers, and the model has {heads} heads of keys; give at "
+            f"most {heads}"
+        )
     attention = model.model.layers[0].self_attn
     inverse_frequencies = model.model.rotary_emb.inv_freq  # [head_dim / 2]
     head_dim = 2 * len(inverse_frequencies)

@@ -29,7 +29,7 @@ class PositionalStart(Config):
 
     offsets: tuple[int, ...] = (1, 2, 3)
     """Head i of layer 0 looks `offsets[i]` tokens back."""
-    peak: float = 4.0
+    peak: float = Field(default=4.0, ge=0)
     """Attention logit of the wanted position above the mean over all angles."""
     content_scale: float = 0.1
     """Query and key weights of these heads are multiplied by this, so that the position decides at first."""

@@ -22,6 +22,7 @@ once where the markers follow it.
 from __future__ import annotations
 
 from collections import deque
+from itertools import takewhile
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -127,7 +128,9 @@ class StepByStep(Finetune):
         with torch.no_grad():
             wanted = task_logits(teacher, batch)
         student = torch.cat([tasks[role].values for role in NAMES])
-        target = torch.cat([wanted[role].values for role in NAMES])[:, : student.shape[1]]
+        target = torch.cat([wanted[role].values for role in NAMES])
+        shared = min(student.shape[1], target.shape[1])  # tables may have more rows than the vocabulary has tokens
+        student, target = student[:, :shared], target[:, :shared]
         if method.jsd_beta is None:
             total = kl_divergence(student, target, method.temperature) * method.temperature**2
         else:
@@ -157,6 +160,9 @@ class StepByStep(Finetune):
             generator=self._generator(),
         )
         self.lm.train(was_training)
+        if self.teacher is not None:  # it may have no row for what the student's table holds beyond the vocabulary
+            known = self.teacher.vocab_size
+            texts = [[*takewhile(lambda token: token < known, text)] for text in texts]
         ended = [[*text, self.lm.end_id] if len(text) < limit else text for text in texts]
         ids, mask = pad(ended, 0, "right")
         asked.target_ids, asked.target_mask = ids.to(self.device), mask.to(self.device)

@@ -28,6 +28,7 @@ from lightning.fabric.plugins.environments import (
 from promptcomp.config import ConfigError, flat
 from promptcomp.errors import Exit, RankLost
 from promptcomp.experiment import Experiment, TrainerConfig
+from promptcomp.language_model import LanguageModelConfig
 from promptcomp.run.configured import PLACES
 
 T = TypeVar("T")
@@ -110,6 +111,19 @@ def check_precision(config: TrainerConfig) -> None:
     """
     if config.precision == "16-mixed" and accelerator_of(config) == "cpu":
         raise ConfigError("trainer.precision=16-mixed needs a GPU; use bf16-mixed or 32-true on the CPU")
+
+
+def check_attention(experiment: Experiment) -> None:
+    """
+    Raises:
+        ConfigError: an attention code cannot be trained through on the devices.
+    """
+    others = {f"method.{key}": each for key, each in experiment.method if isinstance(each, LanguageModelConfig)}
+    for name, lm in {"lm": experiment.lm, **others}.items():
+        if lm.attn_implementation == "flex_attention" and accelerator_of(experiment.trainer) != "gpu":
+            raise ConfigError(
+                f"{name}.attn_implementation=flex_attention: torch trains through it on GPUs only; use sdpa or eager"
+            )
 
 
 def _started_here(config: TrainerConfig) -> int | None:

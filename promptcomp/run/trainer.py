@@ -34,6 +34,7 @@ from promptcomp.run.callbacks import MetricsLogger, SaveBetweenSteps, TrainingPr
 from promptcomp.run.processes import (
     SameExperiment,
     accelerator_of,
+    check_attention,
     check_precision,
     cluster_environment,
     device_count,
@@ -63,6 +64,7 @@ def make_trainer(
     """
     config = experiment.trainer
     check_precision(config)
+    check_attention(experiment)
     if config.num_nodes > 1 and started_rank() is None:
         raise ConfigError(
             f"trainer.num_nodes={config.num_nodes}: start the program on every machine with torchrun or srun "

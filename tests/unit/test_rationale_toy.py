@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.texts import value_of
@@ -125,6 +126,11 @@ def test_positional_start() -> None:
     bias = lm.hf.model.layers[0].self_attn.q_proj.bias
     assert bias[:48].abs().max() > 1
     assert bias[48:].abs().max() == 0
+    heads = lm.hf.config.num_key_value_heads
+    with pytest.raises(ConfigError, match=f"positional_start.offsets: {heads + 1} numbers.* give at most {heads}"):
+        LanguageModel.from_config(_student(positional_start=PositionalStart(offsets=(1,) * (heads + 1))))
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        PositionalStart(peak=-4)
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,19 @@ def test_teacher_distance(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "t5_query_in_encoder"])
+@pytest.mark.parametrize("options", [{}, {"jsd_beta": 0.5, "on_policy_share": 1.0, "on_policy_tokens": 12}])
+def test_a_teacher_with_fewer_rows_is_compared_on_those_that_both_have(name: str, options: dict[str, Any]) -> None:
+    lm, teacher = tiny_lm(name), tiny_lm(name, seed=7)
+    teacher.hf.resize_token_embeddings(41, mean_resizing=False)
+    teacher.vocab_size = 41
+    built = with_teacher(lm, teacher, **options)
+    built.counts(batch("prefix"))
+    found = built.losses(batch("prefix"))[-1]
+    assert float(found.total.detach()) > 0
+    assert found.count > 0
+
+
+@pytest.mark.parametrize("name", ["llama", "t5_query_in_encoder"])
 def test_on_policy_targets_come_from_the_student(name: str) -> None:
     built = with_teacher(tiny_lm(name), tiny_lm(name, seed=7), jsd_beta=0.5, on_policy_share=1.0, on_policy_tokens=6)
     data = batch("prefix")

@@ -15,13 +15,13 @@ from promptcomp.checkpoints.trained_state import check_resumable, rank_dependent
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.sampler import StepSampler
 from promptcomp.errors import NoSpace, RankLost
-from promptcomp.experiment import Experiment, TrainerConfig
+from promptcomp.experiment import Experiment, TrainerConfig, load
 from promptcomp.lightning_modules.base import LossTerm
 from promptcomp.lightning_modules.execution import Execution, prepare_blocks
 from promptcomp.lightning_modules.objective import StepObjective
 from promptcomp.lightning_modules.optim import HostAdamW
 from promptcomp.run.configured import check_overrides
-from promptcomp.run.processes import Ranks, check_precision, device_count, noticing_lost_ranks
+from promptcomp.run.processes import Ranks, check_attention, check_precision, device_count, noticing_lost_ranks
 from tests.tiny_models import tiny_hf
 
 
@@ -60,6 +60,9 @@ def test_devices_that_do_not_exist() -> None:
         device_count(config(accelerator="gpu", devices=2))
     with pytest.raises(ConfigError, match="needs a GPU"):
         check_precision(config(precision="16-mixed"))
+    flexible = "lm.attn_implementation=flex_attention"
+    with pytest.raises(ConfigError, match=f"{flexible}: torch trains through it on GPUs only; use sdpa or eager"):
+        check_attention(load("pool", None, [flexible]))
     assert device_count(config()) == 1
     assert device_count(config(accelerator="cpu", devices=3)) == 3
 
