@@ -267,7 +267,7 @@ def evaluate(
     from promptcomp.run.configured import trained_experiment
 
     console, experiment = console_for(as_json), trained_experiment(run, overrides or ())
-    experiment.without_training().check()  # a mistake is told before torch is imported
+    experiment.without_training().check(trains=False)  # a mistake is told before torch is imported
     with loading(console):
         from promptcomp.run.fitting import evaluate as run_evaluate
 

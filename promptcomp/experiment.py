@@ -179,12 +179,13 @@ class Experiment(Config):
             raise ValueError(f"evaluation.generate=true {self.data.why_no_answers}")
         return self
 
-    def check(self, *splits: str, reads_data: bool = True) -> None:
+    def check(self, *splits: str, reads_data: bool = True, trains: bool = True) -> None:
         """Find what is wrong as far as it shows without torch, before anything is begun.
 
         Args:
             splits: Evaluation splits that are wanted beside the configured ones.
             reads_data: The files of the data, and what training starts from, have to be there.
+            trains: Whether it is to be trained: the budgets of a trained run stay as they were.
 
         Raises:
             ConfigError: the LM or a file is not there, a budget exceeds the LM's window, or a split is unknown.
@@ -195,7 +196,14 @@ class Experiment(Config):
             self.method.check_places()
             for rival in self.evaluation.rivals:
                 rival.check_places()
-        self.check_window(self.lm.window_on_disk())
+        window = self.lm.window_on_disk()
+        self.check_window(window)
+        if trains and window is not None and (slots := self.method.slots_behind):
+            try:
+                self.data.budget(window - slots)
+            except ConfigError as error:
+                behind = f"its {window} positions less {slots} for the slots behind a context"
+                raise ConfigError(f"{error} ({behind})") from None
         if self.data.splits is not None:
             for split in (*(self.evaluation.splits or ()), *splits):
                 check_split(split, self.data.eval_splits(self.data.splits))
@@ -226,7 +234,42 @@ class Experiment(Config):
         """
         if window is not None and (problem := self.method.window_problem(window, self.data.context_budget)):
             raise ConfigError(problem)
-        self.data.budget(window)
+        room = self.data_window(window)
+        try:
+            self.data.budget(room)
+        except ConfigError as error:
+            if not self.method.reads_in_segments:
+                raise
+            raise ConfigError(
+                f"{error}; method {self.method.name} reads longer contexts in segments where nothing reads them whole: "
+                "set evaluation.bounds=false, without evaluation.rivals and data.targets=teacher"
+            ) from None
+
+    def data_window(self, window: int | None) -> int | None:
+        """The window that the budgets of the data have to fit: the LM's [positions], or none where contexts beyond it
+        are read in segments alone.
+
+        Raises:
+            ConfigError: the segments, or the slots with a query, do not fit the LM's.
+        """
+        whole = self.evaluation.bounds or bool(self.evaluation.rivals) or self.data.asks is not None
+        if window is None or whole or not self.method.reads_in_segments:
+            return window
+        try:
+            self.data.budget(window)
+        except ConfigError:
+            context, example, _ = self.data.lengths(None)
+            slots = getattr(self.method, "num_slots", 0)
+            if problem := self.method.window_problem(window, context):
+                raise ConfigError(problem) from None
+            if slots + example + 1 > window:  # 1: BOS
+                raise ConfigError(
+                    f"method.num_slots = {slots}: with a query and its answer of {example} tokens and a BOS token they "
+                    f"exceed the LM's window of {window}; use fewer slots, or lower the data's budgets of queries and "
+                    "answers"
+                ) from None
+            return None
+        return window
 
     @property
     def title(self) -> str:

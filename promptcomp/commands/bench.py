@@ -79,7 +79,7 @@ def bench(
         own = [*([] if lm is None else [f"lm.path={lm}"]), *([] if slots is None else [f"method.num_slots={slots}"])]
         experiment = load(method, config, [*own, *words])
     if lm is None:
-        (experiment if place is None else experiment.without_training()).check()
+        (experiment if place is None else experiment.without_training()).check(trains=False)
     else:
         experiment.lm.check_place()
     from promptcomp.bench.requests import open_subject

@@ -85,7 +85,7 @@ def data_show(
     from promptcomp.experiment import load
 
     experiment = load(method, config, overrides or ())
-    experiment.without_training().check(*({split} - {"train"}))
+    experiment.without_training().check(*({split} - {"train"}), trains=False)
     from promptcomp.datamodules.inspect import show as shown_rows
     from promptcomp.run.opening import make_data, quiet
 

@@ -17,6 +17,7 @@ class AutocompressorConfig(BudgetsConfig, LMTrainingConfig):  # type: ignore[mis
     summary: ClassVar[str] = "the LM reads a context segment by segment and sums each up in vectors for what follows"
     paper: ClassVar[str] = "Chevalier et al. 2023, arXiv 2305.14788"
     families: ClassVar[tuple[str, ...]] = ("decoder",)
+    reads_in_segments: ClassVar[bool] = True
     needs: ClassVar[str] = "contexts (text, demonstrations or instructions)"
     difficulty_keys: ClassVar[tuple[str, ...]] = ("num_slots", "budgets")
     loss_keys: ClassVar[tuple[str, ...]] = ("context_weight",)

@@ -50,14 +50,20 @@ class EncoderMethodConfig(BudgetsConfig, TeacherCacheConfig):  # type: ignore[mi
         return 0
 
     def window_problem(self, window: int, longest: int | None = None) -> str | None:
-        """A context stands in the window with the slots, and one that is reconstructed behind them, BOS and a cue."""
-        behind = max(self.slots_read, self.num_slots + 1 if self.reconstruction_weight else 0)
-        most = window - behind - 1
-        if longest is None or longest <= most:
+        """A context stands in the encoder's window with the slots, and one that is reconstructed in the LM's behind
+        them, BOS and a cue."""
+        encoder = window if self.encoder is None else self.encoder.window_on_disk()
+        windows = [] if encoder is None else [(encoder, self.slots_read, "LM" if self.encoder is None else "encoder")]
+        windows += [(window, self.num_slots + 1, "LM")] if self.reconstruction_weight else []
+        if longest is None or not windows:
+            return None
+        size, behind, whose = min(windows, key=lambda each: each[0] - each[1])
+        most = size - behind - 1
+        if longest <= most:
             return None
         return (
             f"method.num_slots = {self.num_slots}: a context of {longest} tokens and {behind} more positions exceed "
-            f"the LM's window of {window}; set data.max_context_tokens={max(most, 1)} or less, or use fewer slots"
+            f"the {whose}'s window of {size}; set data.max_context_tokens={max(most, 1)} or less, or use fewer slots"
         )
 
     def without_training(self) -> Self:
@@ -99,6 +105,11 @@ class IcaeConfig(EncoderMethodConfig):
     def slots_read(self) -> int:
         """The memory tokens."""
         return self.num_slots
+
+    @property
+    def slots_behind(self) -> int:
+        """As vectors they stand in place of the context."""
+        return self.num_slots if self.slots == "kv" else 0
 
     @model_validator(mode="after")
     def _keys_and_values_are_the_lms(self) -> IcaeConfig:

@@ -62,6 +62,11 @@ class GistConfig(BudgetsConfig, LMTrainingConfig, TeacherCacheConfig):
     end-of-sequence token. Answers may only require to distinguish the training prompts; this requires their words."""
 
     @property
+    def slots_behind(self) -> int:
+        """The gist tokens."""
+        return self.num_slots
+
+    @property
     def teacher_changes(self) -> bool:
         """See TeacherCacheConfig."""
         return self.teacher == "self" and self.train != "none"

@@ -80,6 +80,8 @@ class MethodConfig(Config):
     """Whether it learns labels and rationales as two tasks: data that gives both goes with such methods alone."""
     reads_prompt: ClassVar[bool] = True
     """Whether its memory depends on the prompt."""
+    reads_in_segments: ClassVar[bool] = False
+    """Whether its contexts may be longer than the LM's window, because it never reads one as a whole."""
     bound: ClassVar[Literal["full_prompt", "no_prompt"] | None] = None
     """The bound of every result that it is itself."""
     difficulty_keys: ClassVar[tuple[str, ...]] = ()
@@ -100,6 +102,11 @@ class MethodConfig(Config):
     def lm_training(self) -> LMTraining:
         """What of the LM is trained; "none": it is frozen and stays in eval mode."""
         return "none"
+
+    @property
+    def slots_behind(self) -> int:
+        """Slots whose positions a decoder-only LM counts behind those of the whole context: keys and values."""
+        return 0
 
     @property
     def trains(self) -> bool:

@@ -76,7 +76,8 @@ def make_data(
         window, tokenizer, bos, in_encoder = lm.window, lm.tokenizer, lm.bos_id is not None, lm.query_in_encoder
     experiment.check_window(window)
     micro_batch = experiment.trainer.batch_size // experiment.trainer.accumulate
-    reader = Reader(tokenizer, experiment.seed, micro_batch, window, in_encoder, bos, rows)
+    room = experiment.data_window(window)
+    reader = Reader(tokenizer, experiment.seed, micro_batch, room, in_encoder, bos, rows)
     datamodule: ContextDataModule = experiment.data.build(reader)
     return datamodule
 

@@ -8,13 +8,20 @@ from typing import Any
 import pytest
 import torch
 
+import promptcomp
 from promptcomp.batch import Context
 from promptcomp.config import ConfigError, build
+from promptcomp.datamodules.sampler import Draw
+from promptcomp.experiment import load
+from promptcomp.language_model import LanguageModelConfig
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.encoder_config import IcaeConfig, PoolConfig
 from promptcomp.lightning_modules.encoder_module import EncoderModule, sharing_weights
 from promptcomp.lightning_modules.pool import spans
 from promptcomp.memory import SoftPrompt
+from promptcomp.run.configured import experiment_of
+from promptcomp.run.opening import make_data
+from promptcomp.run.run_directory import RunDirectory
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
 
 
@@ -103,3 +110,46 @@ def test_keys_and_values_of_another_encoder_are_refused() -> None:
 def test_contexts_that_do_not_fit_the_window(section: Any, most: int) -> None:
     assert section.window_problem(128, most) is None
     assert f"data.max_context_tokens={most} or less" in section.window_problem(128, most + 1)
+
+
+def test_an_encoder_of_its_own_has_its_own_window(tmp_path: Path) -> None:
+    tiny_hf("llama").save_pretrained(tmp_path)  # 128 positions
+    section = PoolConfig(encoder=LanguageModelConfig(path=str(tmp_path)))
+    assert section.window_problem(64, 127) is None
+    assert "the encoder's window of 128; set data.max_context_tokens=127 or" in section.window_problem(512, 128)
+    again = section.model_copy(update={"reconstruction_weight": 0.5})
+    assert "the LM's window of 64; set data.max_context_tokens=46 or less" in again.window_problem(64, 47)
+
+
+SHORT = {
+    "lm__from_scratch": {"settings": {"max_position_embeddings": 64, "num_hidden_layers": 1}},
+    "method__train": "lm",
+    "data__max_example_tokens": 16,
+    "data__max_context_tokens": 190,
+}
+
+
+def test_contexts_beyond_the_window_are_read_in_segments(tmp_path: Path) -> None:
+    settings = {**SHORT, "method__segments": 6, "method__num_slots": 6, "data__max_eval_tasks": 2}
+    settings |= {"data__max_eval_queries": 2, "data__max_dev_tasks": 1, "evaluation__measure_cost": False}
+    settings |= {"trainer__max_steps": 2, "trainer__batch_size": 2, "trainer__eval_every": 2}
+    with pytest.raises(ConfigError, match=r"window of 64.*longer contexts in segments.* evaluation\.bounds=false"):
+        promptcomp.fit("autocompressor", run_dir=tmp_path / "whole", **settings)
+    with pytest.raises(ConfigError, match=r"method\.segments = 2: a segment of a context of 190 tokens"):
+        promptcomp.fit("autocompressor", evaluation__bounds=False, **{**settings, "method__segments": 2})
+    slots = {"method__num_slots": 48, "data__max_context_tokens": 48, "data__num_demonstrations": 3}
+    with pytest.raises(ConfigError, match=r"num_slots = 48: with a query and its answer of 16 tokens .* window of 64"):
+        promptcomp.fit("autocompressor", evaluation__bounds=False, **{**settings, **slots, "method__segments": 48})
+    run = promptcomp.fit("autocompressor", run_dir=tmp_path / "run", evaluation__bounds=False, **settings)
+    context = make_data(experiment_of(RunDirectory(run.path))).train_context(Draw(0, 0))
+    assert len(context.ids) > 64
+    assert len(run.metrics) == 1
+
+
+def test_slots_behind_a_context_count_in_the_window() -> None:
+    budgets = [f"data.max_{part}_tokens={size}" for part, size in (("context", 200), ("query", 200), ("target", 111))]
+    experiment = load("gist", None, budgets)
+    experiment.check(trains=False)
+    with pytest.raises(ConfigError, match=r"exceed the LM's window of 511 .*its 512 positions less 1 for the slots"):
+        experiment.check()
+    load("gist", None, [*budgets, "data.max_target_tokens=110"]).check()
