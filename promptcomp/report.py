@@ -61,7 +61,7 @@ def print_report(
             console.print(line)
         console.print()
         if split.headroom_by_task:
-            console.print(_headroom_table(name, split, console.width >= WIDE))
+            console.print(_headroom_table(name, split, console.width))
             console.print(Text(_HEADROOM, style="italic"))
             console.print()
     if results.size.context_tokens is not None:  # without bounds nothing was measured
@@ -129,10 +129,11 @@ _HEADROOM = (
 )
 
 
-def _headroom_table(name: str, split: SplitResult, wide: bool) -> Table:
-    """What the full context gains on every task."""
+def _headroom_table(name: str, split: SplitResult, width: int) -> Table:
+    """What the full context gains on every task, in columns for so wide a terminal."""
+    wide = width >= 113 + max(len(task.task) for task in split.headroom_by_task)  # 113: all columns but the names
     values = ["none", "full", "majority", "gain", "loss: none", "full", "gain"]
-    columns = ["n", "contexts", *values] if wide else ["n", "full", "majority", "gain", "gain in loss"]
+    columns = ["n", "contexts", *values] if wide else ["n", "gain", "gain in loss"]
     table = open_table(f"{name}: headroom by task", ["", "headroom"], columns)
     for task in split.headroom_by_task:
         first, loss = next(iter(task.gaps)), task.gaps["loss"]
@@ -141,7 +142,7 @@ def _headroom_table(name: str, split: SplitResult, wide: bool) -> Table:
         cells = ["-"] * 4 if first == "loss" else [*plain, _gain(gap)]
         said = "yes" if has_headroom(task) else "in loss" if has_headroom(task, "loss") else "no"
         losses = [value_text(each, None) for each in (loss.no_prompt, loss.full_prompt)]
-        numbers = [f"{task.num_contexts:,}", *cells, *losses] if wide else cells[1:]
+        numbers = [f"{task.num_contexts:,}", *cells, *losses] if wide else cells[-1:]
         table.add_row(task.task, said, f"{task.count:,}", *numbers, _gain(loss))
     return table
 

@@ -65,14 +65,14 @@ def open_table(title: str | None = None, left: Iterable[str] = (), right: Iterab
 
     Args:
         title: above it.
-        left: its first columns, which are not wrapped.
+        left: its first columns, which are not wrapped, but for the first one where there is no room for all.
         right: the columns after them, aligned on the right and not wrapped.
         options: more of Rich's.
     """
     open_ = {"show_edge": False, "pad_edge": False, "collapse_padding": True, **options}
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, **open_)
     for name in left:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=bool(table.columns), overflow="ellipsis" if table.columns else "fold")
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -17,6 +17,7 @@ from promptcomp.evaluation.headroom import has_headroom, headroom, write_choice
 from promptcomp.evaluation.predictions import Prediction
 from promptcomp.evaluation.results import read_results
 from promptcomp.run import fitting
+from promptcomp.terminal import PlainConsole, open_table
 from tests.cli.conftest import Run, program
 
 ROWS = ("no_prompt", "full_prompt")
@@ -89,6 +90,16 @@ DATA = (
     "data.max_dev_tasks=3", "data.max_dev_queries=4", "data.num_demonstrations=4", "data.world.num_train_tasks=64",
     "data.world.num_dev_tasks=3", "data.world.num_test_tasks=2", "evaluation.measure_cost=false",
 )  # fmt: skip
+
+
+def test_long_names_of_tasks_leave_room_for_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    table = open_table("dev: headroom by task", ["", "headroom"], ["n", "gain", "gain in loss"])
+    gain = "-0.188 [-0.56, +0.19]"
+    table.add_row("ag_news_classify_with_choices_question_first", "in loss", "16", gain, gain)
+    PlainConsole(width=80).print(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].count(gain) == 2
+    assert "".join(line.split()[0] for line in lines[3:]) == "ag_news_classify_with_choices_question_first"
 
 
 def test_bounds_alone_choose_the_tasks_of_the_next_run(
