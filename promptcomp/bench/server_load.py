@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import time
 import uuid
@@ -136,7 +135,7 @@ def _client(endpoint: Endpoint) -> Any:
         import openai
     except ImportError:
         raise ConfigError("a server is asked with the openai package; pip install 'promptcomp[api]'") from None
-    key = os.environ.get(endpoint.api_key_env, "").strip() or "none"
+    key = endpoint.key() or "none"
     return openai.AsyncOpenAI(api_key=key, base_url=endpoint.url, max_retries=0, timeout=_PATIENCE)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict
 from urllib.parse import urlsplit
 
+from promptcomp.chat import api_key
 from promptcomp.chat.replies import (
     Reply,
     TooLargeError,
@@ -167,6 +168,14 @@ class Endpoint:
         """The base URL that is used, without credentials."""
         return without_credentials(self._whole_url)
 
+    def key(self) -> str:
+        """The key in its environment variable; empty: none is set.
+
+        Raises:
+            ConfigError: no request can carry it.
+        """
+        return api_key(os.environ.get(self.api_key_env, ""), f"the environment variable {self.api_key_env}")
+
     @property
     def _whole_url(self) -> str:
         return (self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL).rstrip("/")
@@ -182,7 +191,7 @@ class ChatClient:
     Any number of calls may run at once (the caller bounds them); they share the rate limits and nothing else.
 
     Raises:
-        ConfigError: the `openai` package or the key is missing, or the URL is none.
+        ConfigError: the `openai` package or the key is missing, or the URL or the key is none.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -201,7 +210,7 @@ class ChatClient:
             raise ConfigError(
                 "an endpoint needs the openai package, which is not installed; pip install 'promptcomp[api]'"
             ) from None
-        key = os.environ.get(endpoint.api_key_env, "").strip()
+        key = endpoint.key()
         if not key and endpoint.url == OPENAI_URL:
             raise ConfigError(
                 f"no key for {endpoint.url}: set it in the environment variable {endpoint.api_key_env},"

@@ -21,10 +21,13 @@ from promptcomp.files import check_output
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import KVCache, Memory, memory_tensors, memory_to, save_memory
+from promptcomp.plain import shown
 from promptcomp.prompts.artifact import PromptInfo, is_tokenizer, read_prompt, text_hash, weights_hash
 from promptcomp.run.opening import open_trained_lm, quiet
 
 DEFAULT_NEW_TOKENS = 128
+_SEEDS = range(-(2**63), 2**63)
+"""What torch takes as a seed."""
 OnText = Callable[[str], None]
 Queries = TypeVar("Queries", str, list[str])
 
@@ -45,6 +48,17 @@ class AnswerSettings:
     """More than 1: beam search."""
     batch_size: int = 16
     """Queries that are answered at once."""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ConfigError: a batch size or a seed that is none.
+        """
+        if self.batch_size < 1:
+            raise ConfigError(f"the batch size must be at least 1, not {self.batch_size}")
+        if self.seed not in _SEEDS:
+            known = f"a whole number from {_SEEDS[0]} to {_SEEDS[-1]}"
+            raise ConfigError(f"the seed must be {known}, not {shown(self.seed)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +112,6 @@ class PromptReader:
         Raises:
             ConfigError: an empty query, or settings that do not fit the LM or each other.
         """
-        if settings.batch_size < 1:
-            raise ConfigError(f"the batch size must be at least 1, not {settings.batch_size}")
         if memory is not None:
             memory = memory_to(memory, self.device)
         generator = torch.Generator(self.device).manual_seed(settings.seed)

@@ -256,7 +256,7 @@ class App:
             stop_ids=() if body.ignore_eos else reader.format.stop_ids,
             temperature=body.heat,
             top_p=1.0 if body.top_p is None else body.top_p,
-            generator=torch.Generator(reader.device).manual_seed(seed) if body.heat else None,
+            generator=torch.Generator(reader.device).manual_seed(seed),
         )
         events, loop = asyncio.Queue[Event](), asyncio.get_running_loop()
         positions = slots + self.lm.num_bos + len(ids) + settings.max_new_tokens

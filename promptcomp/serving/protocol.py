@@ -48,8 +48,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 """What changes answers and is not offered, with the values that ask for nothing (as null does)."""
 _MOST_STOPS, _LONGEST_STOP = 16, 1000
-_COLDEST = 1e-3
-"""A temperature below it takes the likeliest token."""
 
 
 class ChatPart(Config):
@@ -102,8 +100,7 @@ class Body(Config):
     @property
     def heat(self) -> float:
         """The temperature; OpenAI's default is 1."""
-        given = 1.0 if self.temperature is None else self.temperature
-        return 0.0 if given < _COLDEST else given
+        return 1.0 if self.temperature is None else self.temperature
 
     @property
     def stops(self) -> list[str]:

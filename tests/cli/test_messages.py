@@ -31,6 +31,7 @@ from tests.cli.conftest import Run
         (("data", "show", "--method", "mend", "--split", "tset"), "tset"),
         (("fit", "--method", "mend", "evaluation.splits=[tset]"), "split 'tset' is unknown; this data has"),
         (("judge", "a", "b", "--malformed", "keep"), "choose drop or tie"),
+        (("judge", "a", "b", "--seed", "-1"), "--seed"),
         (("bench", "--method", "mend", "--lengths", "8,0"), "--lengths '8,0': give whole numbers of at least 1"),
         (("compress", "nowhere", "-o", "x", "--text", "a", "--device", "tpu"), "nowhere: no such run directory"),
     ],

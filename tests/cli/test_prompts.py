@@ -253,6 +253,16 @@ def test_options_that_contradict(run: Run, stored: Path, tmp_path: Path) -> None
     assert "positions" in refused(run, *words, "cat", "--max-new-tokens", "300")
     assert "top_p" in refused(run, *words, "cat", "--top-p", "0")
     assert "beam" in refused(run, *words, "cat", "--beams", "2", "--temperature", "1")
+    assert "temperature must be a finite number" in refused(run, *words, "cat", "--temperature", "inf")
+    assert "the seed must be a whole number from" in refused(run, *words, "cat", "--seed", "9" * 20)
+    assert "--device mps: torch sees no Apple GPU here" in refused(run, *words, "cat", "--device", "mps")
+
+
+def test_the_coldest_temperature_takes_the_likeliest_tokens(run: Run, stored: Path) -> None:
+    words = ("generate", "cat tea", "--prompt", str(stored), "--max-new-tokens", "6", "--json")
+    greedy, cold = run(*words), run(*words, "--temperature", "1e-40")
+    assert cold.returncode == 0, cold.stderr
+    assert cold.stdout == greedy.stdout
 
 
 def test_the_snippets_of_the_page(mend_run: Path, lm: Path, tmp_path: Path) -> None:
