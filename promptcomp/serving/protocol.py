@@ -120,7 +120,9 @@ def read_body(content: bytes, chat: bool) -> Body:
     if not isinstance(tree, dict):
         raise Refusal(400, "the body is no JSON object", "invalid_json")
     for name, empty in _ONLY.items():
-        if (given := tree.get(name)) is not None and given not in empty:
+        given = tree.get(name)
+        # in completions logprobs=0 asks for those of the chosen tokens, and Python takes it for False
+        if given is not None and (given not in empty or (name == "logprobs" and given is not False)):
             raise Refusal(400, f"{name}={shown(given)} is not offered here; leave it out", "unsupported_parameter")
     try:
         body = Body.model_validate(tree)

@@ -188,6 +188,7 @@ def test_stops_and_sampling(client: TestClient) -> None:
     [
         (400, asked("gist", n=2), "n=2 is not offered"),
         (400, asked("gist", logprobs=True), "logprobs"),
+        (400, asked("gist", logprobs=0), "logprobs=0 is not offered"),
         (400, asked("gist", temperature=-1), "temperature"),
         (400, asked("gist", temperature="0.5"), "temperature: Input should be a valid number"),
         (400, asked("gist", max_tokens=True), "max_tokens: Input should be a valid integer"),
