@@ -16,6 +16,8 @@ from promptcomp.errors import ConfigError
 
 KINDS = ("kv", "embeddings")
 TEMPLATES = ("auto", "chat", "plain")
+ROWS = ("no context", "cartridge", "the whole text")
+"""Names of rows that there always are."""
 STARTS = ("auto", "matching", "first")
 RATES = {("kv", True): 2e-2, ("kv", False): 5e-3, ("embeddings", True): 1e-2, ("embeddings", False): 5e-3}
 """Learning rates by the kind of slots, and whether the questions are given: those that an LM asks itself vary more."""

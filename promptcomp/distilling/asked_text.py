@@ -14,6 +14,7 @@ from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.datamodules.instruction.instruction_config import TemplateName
 from promptcomp.datamodules.instruction.templates import Template, make_template
 from promptcomp.distilling import DistillOptions
+from promptcomp.distilling.cartridge import bos_slots
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.plain import say
@@ -75,7 +76,7 @@ class AskedText:
         Raises:
             ConfigError: the text is empty, or shorter than a cartridge of it.
         """
-        room = len(self.ids) + self._lm.num_bos * (self._kind == "kv")
+        room = len(self.ids) + bos_slots(self._lm, self._kind)
         if not self.text.strip():
             raise ConfigError("the text is empty or only white space; there is nothing to distill")
         if (most := max(budgets)) > room:

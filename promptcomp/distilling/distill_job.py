@@ -15,7 +15,7 @@ from rich.console import Console
 from promptcomp.chat.client import Endpoint
 from promptcomp.chat.replies import Reply
 from promptcomp.config import ConfigError
-from promptcomp.distilling import RATES, DistillOptions
+from promptcomp.distilling import RATES, ROWS, DistillOptions
 from promptcomp.distilling.asked_text import AskedText
 from promptcomp.distilling.beside import Beside
 from promptcomp.distilling.cartridge import Cartridge, TeacherAnswer, agreement
@@ -284,8 +284,9 @@ class DistillJob:
             memory = memory_to(cartridge.memory().map(torch.Tensor.detach), "cpu")
         none, whole = beside.bounds()
         first = beside.row(memory, dict(progress.looks)[0])
-        rows = {"no context": none, start.name: first, "cartridge": beside.row(memory, progress.best)}
-        rows |= {**(self._compared(slots, beside, start.name) if finished else {}), "the whole text": whole}
+        nothing, own, all_of_it = ROWS
+        rows = {nothing: none, start.name: first, own: beside.row(memory, progress.best)}
+        rows |= {**(self._compared(slots, beside, start.name) if finished else {}), all_of_it: whole}
         finished = finished and not self._stop.is_set()
         teacher = self._teacher.seconds + sum(each.seconds for each in self._asked)
         seconds = {"seconds": progress.seconds + teacher, "teacher_seconds": teacher}
@@ -318,7 +319,7 @@ class DistillJob:
     def _compared(self, slots: int, beside: Beside, start: str) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}
         known = set(beside.missing)
-        rivals = {name: rival for name, rival in beside.rivals_of(slots).items() if name != start}
+        rivals = {name: rival for name, rival in beside.rivals_of(slots, self.options.kind).items() if name != start}
         with DistillStage(self._console, f"compare {slots} slots", len(rivals) + len(self._others)) as bar:
             for name, row in beside.rows(rivals):
                 found |= {} if row is None else {name: row}
