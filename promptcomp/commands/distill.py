@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from promptcomp.commands.common import JsonOption, console_for, loading, takes
+from promptcomp.commands.common import JsonOption, console_for, loading, refuse_ignored, takes
 from promptcomp.commands.prompts import DeviceOption
 from promptcomp.distilling import ROWS, DistillOptions
 from promptcomp.errors import ConfigError, Exit, command
@@ -31,6 +31,7 @@ _LEGEND = (
 
 @takes(options=DistillOptions)
 def distill(
+    context: typer.Context,
     lm: Annotated[str, Option(help="The LM: a folder, a hub name or a built-in model.")],
     text: Annotated[Path, Option("--text", help="A UTF-8 file with the prompt or document.")],
     output: Annotated[Path, Option("--output", "-o", help="The file to write (safetensors).")],
@@ -61,6 +62,11 @@ def distill(
     from promptcomp.language_model import LanguageModelConfig
     from promptcomp.prompts.sources import read_queries
 
+    if questions is not None:
+        why = "is for questions that an LM asks; leave it or --questions out"
+        refuse_ignored(context, why, "--num-questions", "--temperature")
+    if options.ask_model is None:
+        refuse_ignored(context, "has the key of --ask-model; give that too", "--ask-key-env")
     budgets = options.budgets()  # mistakes are told before torch is imported
     config = build(LanguageModelConfig, {"path": lm, "dtype": dtype}, source="distill")
     config.check_place()

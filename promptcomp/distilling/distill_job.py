@@ -144,6 +144,8 @@ class DistillJob:
         self.budgets = options.budgets()
         self._stop, self._console = Stop(), console
         self.text = AskedText(lm, name, text, options, folder, console)
+        if taken := [name for name in beside or {} if name in ROWS]:
+            raise ConfigError(f"beside: {taken[0]!r} is the name of another row; give the text another one")
         self._others = {name: self.text.context_of(other) for name, other in (beside or {}).items()}
         self._asked: Sequence[KeptQuestion] = ()
         self._teacher = Teacher(lm, lambda: lm.encode(self.text.context), self._stop.is_set)

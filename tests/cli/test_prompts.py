@@ -251,10 +251,12 @@ def test_options_that_contradict(run: Run, stored: Path, tmp_path: Path) -> None
     (tmp_path / "bad.jsonl").write_text('{"input": 3}\n')
     assert "bad.jsonl:1" in refused(run, *words, "--queries", "bad.jsonl")
     assert "positions" in refused(run, *words, "cat", "--max-new-tokens", "300")
-    assert "top_p" in refused(run, *words, "cat", "--top-p", "0")
+    assert "top_p" in refused(run, *words, "cat", "--top-p", "0", "--temperature", "1")
     assert "beam" in refused(run, *words, "cat", "--beams", "2", "--temperature", "1")
     assert "temperature must be a finite number" in refused(run, *words, "cat", "--temperature", "inf")
-    assert "the seed must be a whole number from" in refused(run, *words, "cat", "--seed", "9" * 20)
+    assert "the seed must be a whole number from" in refused(
+        run, *words, "cat", "--seed", "9" * 20, "--temperature", "1"
+    )
     assert "--device mps: torch sees no Apple GPU here" in refused(run, *words, "cat", "--device", "mps")
 
 
