@@ -151,8 +151,10 @@ class Endpoint:
     def __post_init__(self) -> None:
         """
         Raises:
-            ConfigError: the base URL is empty or none.
+            ConfigError: the base URL or the model's name is empty or none.
         """
+        if not self.model.strip() or not self.model.isprintable():
+            raise ConfigError(f"{self.model!r} is no name of a model; give one that the server knows")
         if self.base_url is not None and not self.base_url.strip():
             raise ConfigError("the server's URL is empty; leave it out for OPENAI_BASE_URL or OpenAI's own")
         try:

@@ -117,7 +117,8 @@ def refuse_ignored(context: typer.Context, reason: str, *options: str) -> None:
         ConfigError: one of them was given.
     """
     for each in context.command.params:
-        source, names = context.get_parameter_source(each.name or ""), [*each.opts, *each.secondary_opts]
+        source, is_off = context.get_parameter_source(each.name or ""), context.params.get(each.name or "") is False
+        names = each.secondary_opts if is_off and each.secondary_opts else each.opts
         if {*names} & {*options} and source is not None and source.name == "COMMANDLINE":
             raise ConfigError(f"{next(name for name in names if name in options)} {reason}")
 

@@ -15,6 +15,7 @@ from promptcomp.commands.common import JsonOption, console_for, loading, refuse_
 from promptcomp.commands.prompts import DeviceOption
 from promptcomp.distilling import ROWS, DistillOptions
 from promptcomp.errors import ConfigError, Exit, command
+from promptcomp.files import check_output
 from promptcomp.plain import say, told_apart
 
 if TYPE_CHECKING:
@@ -74,8 +75,7 @@ def distill(
     if questions is not None and options.ask_model is not None:
         raise ConfigError("--questions are the questions, and --ask-model would write others; give one of them")
     given = None if questions is None else [query.text for query in read_queries(questions)]
-    if not output.parent.is_dir():
-        raise ConfigError(f"{output}: the folder {output.parent} does not exist; make it first")
+    check_output(output, force=True)
     console, stopped = console_for(as_json), ""
     with WorkFolder(output.with_suffix(".distill") if work is None else work) as folder:
         outputs = folder.outputs(output, budgets, force)

@@ -132,7 +132,7 @@ def _rival(word: str) -> Rival:
     tree = value if isinstance(value, dict) else {"name": value}
     alone = {each.model_fields["name"].default: each for each in RIVALS if not each.is_control}
     alone = {name: each for name, each in alone.items() if not each.needs_demonstrations}
-    if (name := tree.get("name")) not in alone:
+    if not isinstance(name := tree.get("name"), str) or name not in alone:
         raise ConfigError(f"--rival {name!r}: no rival that a prompt alone can have; choose {', '.join(alone)}")
     found: Rival = build(alone[name], tree, "--rival")
     found.check_places()

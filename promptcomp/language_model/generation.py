@@ -205,7 +205,7 @@ class _DecoderRows:
         in_front = torch.arange(rows.shape[1], device=rows.device) < front.embeds.shape[1]
         sees = torch.where(in_front[None, :, None], readable, self._seen[:, None, :])
         self._next = front.next_position + mask.sum(-1)
-        lm._window.check_positions(self._next + new_tokens - 1)
+        lm._window.check_positions(self._next, new_tokens - 1)
         before = self._columns[:, None, :] <= rows[:, :, None]
         self._read(embeds, rows, sees & (before | (in_front[None, :, None] & front.both_ways)))
 

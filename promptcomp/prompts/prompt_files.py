@@ -23,6 +23,7 @@ from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import KVCache, Memory, memory_tensors, memory_to, save_memory
 from promptcomp.plain import shown
 from promptcomp.prompts.artifact import PromptInfo, is_tokenizer, read_prompt, text_hash, weights_hash
+from promptcomp.prompts.sources import whole
 from promptcomp.run.opening import open_trained_lm, quiet
 
 DEFAULT_NEW_TOKENS = 128
@@ -86,9 +87,9 @@ class PromptReader:
         """Token ids of a query, written as in training.
 
         Raises:
-            ConfigError: nothing would be left for the LM to go on from.
+            ConfigError: nothing would be left for the LM to go on from, or it is no text.
         """
-        text = self.format.query.replace("{input}", query) if query else self.format.empty_query
+        text = whole(self.format.query.replace("{input}", query) if query else self.format.empty_query, "a query")
         ids = tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if not ids and self.lm.family == "decoder":
             raise ConfigError("a query is empty, and this prompt cannot do without; write at least one word")

@@ -73,6 +73,14 @@ class ChatTurn(Config):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
+class StreamOptions(Config):
+    """What comes with a stream."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    include_usage: bool | None = None
+
+
 class Body(Config):
     """A request, of which keys that change nothing here are passed over."""
 
@@ -90,7 +98,7 @@ class Body(Config):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
     kv_transfer_params: dict[str, Any] | None = None
     ignore_eos: bool | None = None
     """As vLLM has it: write as many tokens as were asked for."""

@@ -32,7 +32,11 @@ from tests.cli.conftest import Run
         (("fit", "--method", "mend", "evaluation.splits=[tset]"), "split 'tset' is unknown; this data has"),
         (("judge", "a", "b", "--malformed", "keep"), "choose drop or tie"),
         (("judge", "a", "b", "--seed", "-1"), "--seed"),
+        (("data", "show", "mend", "--count", "9" * 20), "--count"),
         (("bench", "--method", "mend", "--lengths", "8,0"), "--lengths '8,0': give whole numbers of at least 1"),
+        (("bench", "--method", "mend", "--batch-sizes", "9" * 20), "and below a million"),
+        (("sweep", "mend", f"optim.lr=1e-4..1e-3:steps={'9' * 20}"), "steps: Input should be less than or equal to"),
+        (("sweep", "mend", "data.world.seed=1..1000000000000"), "the grid has 1,000,000,000,000 points"),
         (("compress", "nowhere", "-o", "x", "--text", "a", "--device", "tpu"), "nowhere: no such run directory"),
     ],
 )

@@ -507,6 +507,7 @@ MISTAKES = {
     "start of vectors": (["--start", "matching", "--kind", "embeddings"], "--start matching is for keys and values"),
     "start of absolute positions": (["--start", "matching"], "positions are not rotary"),
     "rate": (["--lr", "inf"], "--lr inf: give a finite number"),
+    "no file": (["-o", "."], ".: is a folder; name a file"),
 }
 
 
@@ -532,6 +533,11 @@ def test_mistakes_about_texts_and_models(
     code, _, err = call(*words(lms, "--slots", "2"))
     assert code == 2
     assert "memory.distill: its questions and answers were made with another text" in err
+    (tmp_path / "memory.distill" / "distill.json").write_text("[1]")
+    code, _, err = call(*words(lms, "--slots", "2"))
+    assert (code, "distill.json: is damaged" in err) == (2, True)
+    code, _, err = call(*words(lms, "--ask-model", "", questions=False))
+    assert (code, "'' is no name of a model" in err) == (2, True)
     code, _, err = call(*words(lms, "--slots", "2", "--work", "other", "--force", questions=False))
     assert code == 2
     assert "the text has 3 words, too few to ask questions about" in err

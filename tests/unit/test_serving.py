@@ -197,6 +197,8 @@ def test_stops_and_sampling(client: TestClient) -> None:
         (400, asked("gist", top_k=5), "top_k=5 is not offered"),
         (400, asked("gist", guided_json={}), "guided_json={} is not offered"),
         (400, asked("gist", kv_transfer_params={"promptcomp": "mend"}), "name one"),
+        (400, asked(kv_transfer_params={"promptcomp": ["gist"]}), "promptcomp: ['gist'] is no name of a prompt"),
+        (400, asked("gist", stream=True, stream_options={"include_usage": "no"}), "stream_options.include_usage"),
         (400, asked("gist", [True]), "prompt"),
         (400, asked(None, ""), "a query is empty"),
         (400, asked("gist", ["a", "b"]), "one text"),
@@ -207,6 +209,7 @@ def test_stops_and_sampling(client: TestClient) -> None:
         (404, asked("../lm/model"), "no compressed prompt"),
         (404, asked("..%2flm%2fmodel"), "no compressed prompt"),
         (404, asked("link"), "no compressed prompt"),
+        (404, asked("folder"), "no compressed prompt"),
         (404, asked(".hidden"), "no compressed prompt"),
         (404, {**asked(), "model": "gpt-4"}, "known: lm"),
         (422, asked("foreign"), "made for another LM: lm has other weights"),
@@ -221,6 +224,7 @@ def test_what_is_refused(
     link, damaged = folder / "link.safetensors", folder / "damaged.safetensors"
     if not link.is_symlink():
         link.symlink_to(folder / "gist.safetensors")
+        (folder / "folder.safetensors").mkdir()
         shutil.copy(folder / "gist.safetensors", folder / ".hidden.safetensors")
         damaged.write_bytes((folder / "gist.safetensors").read_bytes()[:-10])
         os.utime(damaged, (0, 0))
@@ -242,7 +246,7 @@ def test_other_bodies_and_chats(client: TestClient) -> None:
     assert reply.json()["error"]["message"].startswith("messages.0.content.0.type: Input should be 'text'")
     headers = {"Content-Length": "abc"}  # of whatever stands in front
     assert client.post("/v1/completions", content=b"{}", headers=headers).status_code == 400
-    assert client.get("/v1/completions").status_code == 405
+    assert client.get("/v1/completions").json()["error"]["code"] == "method_not_allowed"
     assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
 
 
