@@ -151,7 +151,8 @@ class DistillJob:
         self._teacher = Teacher(lm, lambda: lm.encode(self.text.context), self._stop.is_set)
         self.text.check_slots(self.budgets)
         self._given = None if questions is None else different(questions)
-        self.text.check_window(() if self._given is None else self.text.queries(self._given), options.answer_tokens)
+        asked = () if self._given is None else self.text.queries(self._given)
+        self.text.check_window(asked, options.answer_tokens, self._others)
         self._hashes = weights_hash(lm.hf), tokenizer_hash(self.text.reader.tokenizer)
         folder.settle(self._identity())
 
@@ -249,7 +250,7 @@ class DistillJob:
                 ask_another if options.ask_model else ask,
                 bar.at,
             )
-        self.text.check_window(self.text.queries(found), options.answer_tokens)
+        self.text.check_window(self.text.queries(found), options.answer_tokens, self._others)
         return found
 
     def _answers(self, queries: Sequence[tuple[int, ...]]) -> list[TeacherAnswer]:

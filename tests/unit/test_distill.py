@@ -507,6 +507,7 @@ MISTAKES = {
     "start of vectors": (["--start", "matching", "--kind", "embeddings"], "--start matching is for keys and values"),
     "start of absolute positions": (["--start", "matching"], "positions are not rotary"),
     "rate": (["--lr", "inf"], "--lr inf: give a finite number"),
+    "long text beside it": (["--beside", "long.txt"], "long.txt: a text of 400 tokens, a question of"),
     "no file": (["-o", "."], ".: is a folder; name a file"),
 }
 
@@ -516,6 +517,7 @@ def test_mistakes_are_one_sentence(
     name: str, call: Callable[..., tuple[int, str, str]], lms: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "long.txt").write_text("cat " * 400)
     more, message = MISTAKES[name]
     code, _, err = call(*words(lms, *more))
     assert (code, err.count("error:")) == (2, 1), err
