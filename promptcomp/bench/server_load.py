@@ -111,6 +111,8 @@ def requests_of(load: LoadPlan, new_tokens: int) -> dict[Way, Callable[[str], Bo
         tree = read_json(Path(load.compressed), "request")
         if _PLACE not in json.dumps(tree):
             raise ConfigError(f"{load.compressed}: has no {_PLACE}, where the query goes")
+        if not isinstance(tree, dict) or not isinstance(tree.get("model"), str) or not {"prompt", "messages"} & {*tree}:
+            raise ConfigError(f"{load.compressed}: is no request; it has a model, and a prompt or messages")
         ways["compressed"] = lambda query: {**_filled(tree, query), **common}
     elif load.compressed is not None:
         ways["compressed"] = asked(load.compressed)

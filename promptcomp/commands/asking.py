@@ -98,6 +98,8 @@ class Asking:
         Raises:
             ConfigError: an option for the other kind of model.
         """
+        if (self.model is None) == (self.local is None):
+            return  # `endpoint` says so
         if self.local is None:
             refuse_ignored(context, "goes with --local", "--device", "--batch-size")
         else:

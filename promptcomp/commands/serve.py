@@ -32,8 +32,10 @@ def serve(
         refuse_ignored(context, "and --api-key-file both name the key; give one of them", "--api-key-env")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; make it, and compress prompts into it")
-    if name is not None and (not name or ":" in name):
+    if name is not None and ":" in name:
         raise ConfigError(f"--name {name!r}: a colon stands between the names of LM and prompt; leave it out")
+    if name is not None and not (name.strip() and name.isprintable()):
+        raise ConfigError(f"--name {name!r}: is no name; leave it out for the last part of the LM's path")
     options.api_key()
     if missing := [
         each for each in ("starlette", "uvicorn", "prometheus_client") if not importlib.util.find_spec(each)

@@ -290,9 +290,12 @@ def curve(
         raise ConfigError(
             f"{method!r}: the method comes first, for example `{command('curve', 'step_by_step', method)}`"
         )
+    baselines = [name.strip() for name in ",".join(against or ["finetune"]).split(",") if name.strip()]
+    if not baselines:
+        raise ConfigError("--against names no method; give one, or leave it out for finetune")
     config = data_efficiency(
         method,
-        [name.strip() for name in ",".join(against or ["finetune"]).split(",") if name.strip()],
+        baselines,
         overrides or (),
         shares=fractions,
         seeds=seeds,

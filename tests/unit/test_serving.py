@@ -38,6 +38,7 @@ from promptcomp.serving.app import App
 from promptcomp.serving.engine import Continuation, Engine
 from promptcomp.serving.protocol import AnswerText
 from promptcomp.serving.registry import Registry
+from promptcomp.serving.server import run_server
 from promptcomp.terminal import PlainConsole
 from tests.forks import Fork
 from tests.prompt_runs import save_lm, save_run
@@ -250,6 +251,14 @@ def test_other_bodies_and_chats(client: TestClient) -> None:
     assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
 
 
+def test_what_cannot_be_served(folders: dict[str, Path]) -> None:
+    lm, here = str(folders["llama"].parent / "lm"), ServeOptions(host="\udcff", port=0)
+    with pytest.raises(ConfigError, match=r"dtype = 'int4': Input should be 'float32'"):
+        run_server(folders["llama"], lm, here, PlainConsole(), dtype="int4", device="cpu")
+    with pytest.raises(ConfigError, match=r"cannot be listened on; give another --port, or another --host"):
+        run_server(folders["llama"], lm, here, PlainConsole(), device="cpu")
+
+
 def test_files_come_change_and_go(folders: dict[str, Path], tmp_path: Path) -> None:
     for name in METHODS:
         shutil.copy(folders["llama"] / f"{name}.safetensors", tmp_path)
@@ -425,6 +434,9 @@ def test_bench_measures_a_server(
     (tmp_path / "prompt.txt").write_text("cat tea boat")
     (tmp_path / "body.json").write_text(json.dumps({"model": "lm:gist", "prompt": "{input} tea", "seed": 1}))
     plan, server = BenchPlan(new_tokens=3), f"http://{address[0]}:{address[1]}/v1"
+    (tmp_path / "none.json").write_text(json.dumps({"prompt": "{input}"}))
+    with pytest.raises(ConfigError, match=r"none.json: is no request; it has a model"):
+        requests_of(LoadPlan(server, compressed=str(tmp_path / "none.json")), 3)
     load = LoadPlan(
         server,
         model="lm",
