@@ -196,6 +196,8 @@ def fit(
         raise ConfigError("--keep-tasks goes with --bounds-only, and that with no --with-controls, --resume or --slurm")
     if keep_tasks is not None and not keep_tasks.parent.is_dir():
         raise ConfigError(f"--keep-tasks {keep_tasks}: there is no folder {keep_tasks.parent}; make it first")
+    if keep_tasks is not None and keep_tasks.exists() and not keep_tasks.is_file():
+        raise ConfigError(f"--keep-tasks {keep_tasks}: is no file; name one")
     if keep_tasks is None:
         refuse_ignored(context, "goes with --keep-tasks", "--keep-by")
     if not dry_run or slurm is not None or resume is not None:

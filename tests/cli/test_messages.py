@@ -33,6 +33,7 @@ from tests.cli.conftest import Run
         (("judge", "a", "b", "--malformed", "keep"), "choose drop or tie"),
         (("judge", "a", "b", "--seed", "-1"), "--seed"),
         (("data", "show", "mend", "--count", "9" * 20), "--count"),
+        (("fit", "mend", "--bounds-only", "--keep-tasks", "."), "--keep-tasks .: is no file"),
         (("curve", ""), "'' is neither a shipped experiment nor a YAML file"),
         (("curve", "step_by_step", "--against", ","), "--against names no method"),
         (("serve", ".", "--name", "\udcff"), "is no name; leave it out"),
