@@ -198,13 +198,13 @@ def fit(
         raise ConfigError(f"--keep-tasks {keep_tasks}: there is no folder {keep_tasks.parent}; make it first")
     if keep_tasks is not None and keep_tasks.exists() and not keep_tasks.is_file():
         raise ConfigError(f"--keep-tasks {keep_tasks}: is no file; name one")
+    if keep_by not in ("score", "loss"):
+        raise ConfigError(f"--keep-by {keep_by!r} is not known; choose score or loss")
     if keep_tasks is None:
         refuse_ignored(context, "goes with --keep-tasks", "--keep-by")
     if not dry_run or slurm is not None or resume is not None:
         where = "goes with --dry-run, and with no --slurm or --resume"
         refuse_ignored(context, where, "--explain", "--device-memory")
-    if keep_by not in ("score", "loss"):
-        raise ConfigError(f"--keep-by {keep_by!r} is not known; choose score or loss")
     if resume is not None and (method or config or run_dir or with_controls or (dry_run and slurm is None)):
         raise ConfigError("--resume continues a run with its own configuration; give no other options (but --json)")
     if slurm is not None:
