@@ -229,9 +229,8 @@ class App:
             raise Refusal(400, said, "invalid_request")
         if model != self.name:
             raise self._unknown(body.model)
-        if not colon and named is None:
-            return None
-        return await asyncio.to_thread(self.registry.find, behind if colon else named)
+        wanted = behind if colon else named
+        return None if wanted is None else await asyncio.to_thread(self.registry.find, wanted)
 
     def _wanted(self, body: Body, prompt: StoredPrompt | None, chat: bool) -> _Answering:
         """
