@@ -21,7 +21,7 @@ from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
 from promptcomp.documents import experiment_file
 from promptcomp.errors import did_you_mean
 from promptcomp.experiment import Experiment
-from promptcomp.files import Place
+from promptcomp.files import Place, check_output
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.attention import Window
 from promptcomp.plotting import drawing
@@ -268,6 +268,8 @@ def distill(
     path = lm if isinstance(lm, str) else lm.name_or_path or "in memory"
     dtype = dtype if isinstance(lm, str) else str(lm.dtype).removeprefix("torch.")
     config = build(LanguageModelConfig, {"path": path, "dtype": dtype}, source="distill")
+    if output is not None:
+        check_output(Path(output), force=True)
     with tempfile.TemporaryDirectory() as passing:
         default = passing if output is None else Path(output).with_suffix(".distill")
         with WorkFolder(Path(default if work is None else work)) as folder:

@@ -28,6 +28,7 @@ from promptcomp.commands.common import (
     RunArgument,
     console_for,
     loading,
+    refuse_ignored,
     show,
 )
 from promptcomp.commands.completing import run_folders
@@ -195,8 +196,15 @@ def fit(
         raise ConfigError("--keep-tasks goes with --bounds-only, and that with no --with-controls, --resume or --slurm")
     if keep_tasks is not None and not keep_tasks.parent.is_dir():
         raise ConfigError(f"--keep-tasks {keep_tasks}: there is no folder {keep_tasks.parent}; make it first")
+    if keep_tasks is not None and keep_tasks.exists() and not keep_tasks.is_file():
+        raise ConfigError(f"--keep-tasks {keep_tasks}: is no file; name one")
     if keep_by not in ("score", "loss"):
         raise ConfigError(f"--keep-by {keep_by!r} is not known; choose score or loss")
+    if keep_tasks is None:
+        refuse_ignored(context, "goes with --keep-tasks", "--keep-by")
+    if not dry_run or slurm is not None or resume is not None:
+        where = "goes with --dry-run, and with no --slurm or --resume"
+        refuse_ignored(context, where, "--explain", "--device-memory")
     if resume is not None and (method or config or run_dir or with_controls or (dry_run and slurm is None)):
         raise ConfigError("--resume continues a run with its own configuration; give no other options (but --json)")
     if slurm is not None:
@@ -221,8 +229,6 @@ def fit(
         from promptcomp import experiment
 
         chosen = experiment.load(method, config, overrides or ())
-        if (device_memory is not None or explain) and not dry_run:
-            raise ConfigError(f"--{'explain' if explain else 'device-memory'} goes with --dry-run")
         if bounds_only:
             chosen.check(reads_data=not dry_run)  # its own mistakes
             chosen = chosen.bounds_only()
@@ -295,6 +301,8 @@ def compare(
     from promptcomp.comparing.comparison import compare as compare_runs
     from promptcomp.comparing.comparison_table import FORMATS, print_comparison
 
+    if as_json and format_ not in ("table", "json"):
+        raise ConfigError(f"--json and --format {format_}: give one of them")
     if as_json:
         format_ = "json"
     if format_ != "table" and format_ not in FORMATS:

@@ -150,7 +150,7 @@ def experiment_file(name: str) -> Path:
     for file, words in (("config.yaml", ("fit", "--resume")), ("sweep.yaml", ("sweep",))):
         if path.joinpath(file).is_file():
             raise ConfigError(f"{name!r} is no experiment; {command(*words, path)} continues it")
-    beside = path.with_suffix(".yaml")
+    beside = path.with_suffix(".yaml") if path.name else path
     hint = f"did you mean {str(beside)!r}?" if beside.is_file() else ""
     hint = hint or did_you_mean(name, known, f"{command('experiments')} lists them")
     raise ConfigError(f"{name!r} is neither a shipped experiment nor a YAML file; {hint}")

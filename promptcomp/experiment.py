@@ -300,7 +300,8 @@ def load(method: str | None, config: Path | None, overrides: Iterable[str] = ())
         raise ConfigError(
             "give either --method NAME (a shipped experiment) or --config FILE; `promptcomp experiments` lists them"
         )
-    file = config if config is not None and os.path.exists(config) else experiment_file(str(method or config))
+    named = str(config if method is None else method)
+    file = config if config is not None and os.path.exists(config) else experiment_file(named)
     if other := next((word for word in words if word in shipped()), None):
         raise ConfigError(f"{shown(other)} is another experiment; one is started at a time, and keys are set with =")
     tree = read_yaml(file)

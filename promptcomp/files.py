@@ -202,14 +202,16 @@ def open_append(path: Path) -> IO[bytes]:
     return os.fdopen(handle, "ab+")
 
 
-def check_output(path: Path, force: bool) -> None:
+def check_output(path: Path, force: bool, example: str = "prompt.safetensors") -> None:
     """Find out before the work whether a file can be written.
 
     Raises:
         ConfigError: says what is in the way.
     """
     if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; name a file, for example {path / 'prompt.safetensors'}")
+        raise ConfigError(f"{path}: is a folder; name a file, for example {path / example}")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: is {kind_of(path.stat().st_mode)}, not a file; name a file")
     if path.exists() and not force:
         raise ConfigError(f"{path}: exists already; replace it with --force, or name another file")
     if not path.parent.is_dir():

@@ -106,6 +106,16 @@ def near(path: Path) -> Path:
     return min(path, Path(os.path.relpath(path)), key=lambda each: len(str(each))) if path.is_absolute() else path
 
 
+def told_apart(files: Sequence[Path], taken: Iterable[str] = ()) -> list[str]:
+    """The shortest ends of paths that tell them apart, and from names that are taken."""
+    others = set(taken)
+    for length in range(1, max((len(file.parts) for file in files), default=0) + 1):
+        names = ["/".join(file.parts[-length:]) for file in files]
+        if len({*names}) == len(names) and not others & {*names}:
+            return names
+    return [str(file) for file in files]
+
+
 def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """A table as CSV; None is empty."""
     text = io.StringIO()

@@ -14,6 +14,9 @@ from typer import Option
 from promptcomp.errors import ConfigError
 from promptcomp.files import check_file
 
+_DIGITS = 7
+"""A number with so many is a mistake."""
+
 
 @dataclass(frozen=True, slots=True)
 class BenchPlan:
@@ -86,6 +89,6 @@ class LoadPlan:
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise ConfigError(f"{option} {text!r}: give whole numbers of at least 1, for example 64,256")
+    if not words or not all(word.isdecimal() and len(word) < _DIGITS and int(word) > 0 for word in words):
+        raise ConfigError(f"{option} {text!r}: give whole numbers of at least 1 (and below a million), as in 64,256")
     return tuple(dict.fromkeys(int(word) for word in words))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import time
 import uuid
@@ -112,6 +111,8 @@ def requests_of(load: LoadPlan, new_tokens: int) -> dict[Way, Callable[[str], Bo
         tree = read_json(Path(load.compressed), "request")
         if _PLACE not in json.dumps(tree):
             raise ConfigError(f"{load.compressed}: has no {_PLACE}, where the query goes")
+        if not isinstance(tree, dict) or not isinstance(tree.get("model"), str) or not {"prompt", "messages"} & {*tree}:
+            raise ConfigError(f"{load.compressed}: is no request; it has a model, and a prompt or messages")
         ways["compressed"] = lambda query: {**_filled(tree, query), **common}
     elif load.compressed is not None:
         ways["compressed"] = asked(load.compressed)
@@ -136,7 +137,7 @@ def _client(endpoint: Endpoint) -> Any:
         import openai
     except ImportError:
         raise ConfigError("a server is asked with the openai package; pip install 'promptcomp[api]'") from None
-    key = os.environ.get(endpoint.api_key_env, "").strip() or "none"
+    key = endpoint.key() or "none"
     return openai.AsyncOpenAI(api_key=key, base_url=endpoint.url, max_retries=0, timeout=_PATIENCE)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict
 from urllib.parse import urlsplit
 
+from promptcomp.chat import api_key
 from promptcomp.chat.replies import (
     Reply,
     TooLargeError,
@@ -150,8 +151,10 @@ class Endpoint:
     def __post_init__(self) -> None:
         """
         Raises:
-            ConfigError: the base URL is empty or none.
+            ConfigError: the base URL or the model's name is empty or none.
         """
+        if not self.model.strip() or not self.model.isprintable():
+            raise ConfigError(f"{self.model!r} is no name of a model; give one that the server knows")
         if self.base_url is not None and not self.base_url.strip():
             raise ConfigError("the server's URL is empty; leave it out for OPENAI_BASE_URL or OpenAI's own")
         try:
@@ -166,6 +169,14 @@ class Endpoint:
     def url(self) -> str:
         """The base URL that is used, without credentials."""
         return without_credentials(self._whole_url)
+
+    def key(self) -> str:
+        """The key in its environment variable; empty: none is set.
+
+        Raises:
+            ConfigError: no request can carry it.
+        """
+        return api_key(os.environ.get(self.api_key_env, ""), f"the environment variable {self.api_key_env}")
 
     @property
     def _whole_url(self) -> str:
@@ -182,7 +193,7 @@ class ChatClient:
     Any number of calls may run at once (the caller bounds them); they share the rate limits and nothing else.
 
     Raises:
-        ConfigError: the `openai` package or the key is missing, or the URL is none.
+        ConfigError: the `openai` package or the key is missing, or the URL or the key is none.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -201,7 +212,7 @@ class ChatClient:
             raise ConfigError(
                 "an endpoint needs the openai package, which is not installed; pip install 'promptcomp[api]'"
             ) from None
-        key = os.environ.get(endpoint.api_key_env, "").strip()
+        key = endpoint.key()
         if not key and endpoint.url == OPENAI_URL:
             raise ConfigError(
                 f"no key for {endpoint.url}: set it in the environment variable {endpoint.api_key_env},"

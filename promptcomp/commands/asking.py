@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, show, takes, tell
+from promptcomp.commands.common import (
+    ConfigOption,
+    JsonOption,
+    MethodOption,
+    Overrides,
+    console_for,
+    refuse_ignored,
+    show,
+    takes,
+    tell,
+)
 from promptcomp.errors import ConfigError, Exit
 from promptcomp.judge import JudgeOptions
 from promptcomp.plain import say
@@ -82,6 +92,19 @@ class Asking:
 
         own = (self.base_url, self.api_key_env, self.timeout, self.retries)
         return self.model, Endpoint(self.model, *own, requests_per_minute=self.rpm, tokens_per_minute=self.tpm)
+
+    def refuse_ignored(self, context: typer.Context) -> None:
+        """
+        Raises:
+            ConfigError: an option for the other kind of model.
+        """
+        if (self.model is None) == (self.local is None):
+            return  # `endpoint` says so
+        if self.local is None:
+            refuse_ignored(context, "goes with --local", "--device", "--batch-size")
+        else:
+            own = ("--base-url", "--api-key-env", "--concurrency", "--rpm", "--tpm", "--timeout", "--retries")
+            refuse_ignored(context, "is for an endpoint, and goes with no --local", *own)
 
     def ask(self, session: AskingSession[KeptT], endpoint: Endpoint | None, console: Console) -> None:
         """Have the endpoint or the local LM answer what is left, with a bar; first say what an endpoint will be asked.
@@ -150,10 +173,11 @@ def _progress(session: AskingSession[KeptT], console: Console) -> Iterator[Calla
 
 
 @takes(options=JudgeOptions, asking=Asking)
-def judge(as_json: JsonOption = False, *, options: JudgeOptions, asking: Asking) -> None:
+def judge(context: typer.Context, as_json: JsonOption = False, *, options: JudgeOptions, asking: Asking) -> None:
     """Pairwise win rate of A over B, judged by a language model. The same command continues where it was stopped."""
     if options.malformed not in ("drop", "tie"):
         raise ConfigError(f"--malformed {options.malformed!r} is not known; choose drop or tie")
+    asking.refuse_ignored(context)
     name, endpoint = asking.endpoint("judge")
     from promptcomp.judge.judging import JudgeSession, print_result
 
@@ -165,6 +189,7 @@ def judge(as_json: JsonOption = False, *, options: JudgeOptions, asking: Asking)
 
 @takes(options=RationaleOptions, asking=Asking)
 def rationales(
+    context: typer.Context,
     overrides: Overrides = None,
     method: MethodOption = None,
     config: ConfigOption = None,
@@ -196,6 +221,7 @@ def rationales(
     if show_prompt:
         show(pick_template(options.template, data).text(data.source().rows(options.split)[0]))
         return
+    asking.refuse_ignored(context)
     teacher, endpoint = asking.endpoint("teacher")
     from promptcomp.rationales.extraction import Extraction, print_report
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import typer
 from typer import Argument, Option
 
 from promptcomp.bench import BenchPlan, LoadPlan
-from promptcomp.commands.common import ConfigOption, JsonOption, MethodOption, Overrides, console_for, takes
+from promptcomp.commands.common import (
+    ConfigOption,
+    JsonOption,
+    MethodOption,
+    Overrides,
+    console_for,
+    refuse_ignored,
+    takes,
+)
 from promptcomp.errors import ConfigError
 from promptcomp.files import check_empty
 
 
 @takes(plan=BenchPlan, served=LoadPlan)
 def bench(
+    context: typer.Context,
     run: Annotated[
         str | None,
         Argument(metavar="RUN", help="A run directory, or a file of 'distill'; or give --method or --config."),
@@ -42,6 +53,12 @@ def bench(
     """Measure the cost of a query after a prompt: without a cache, with a cache of the full prompt, and compressed."""
     if output is not None:
         check_empty(output)
+    if served.server is None:
+        own = [f"--{each.name.replace('_', '-')}" for each in fields(LoadPlan)]
+        refuse_ignored(context, "goes with --server", *own, "--no-ignore-eos")
+    else:
+        here = ("--lengths", "--batch-sizes", "--repeats", "--seconds", "--seed", "--device", "--query-tokens")
+        refuse_ignored(context, "is for measurements on this machine, not of a --server", *here)
     if served.server is not None:
         if run or overrides or method or config or lm or slots:
             raise ConfigError("--server measures what is served there; leave RUN, --method, --config and --lm out")

@@ -11,10 +11,12 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
+import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
 from promptcomp.commands import completing
+from promptcomp.errors import ConfigError
 from promptcomp.plain import printable, say
 
 if TYPE_CHECKING:
@@ -101,6 +103,24 @@ def loading(console: Console, what: str = "PyTorch") -> Iterator[None]:
     finally:
         if seen:
             console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+
+
+def refuse_ignored(context: typer.Context, reason: str, *options: str) -> None:
+    """Options that would be passed over in silence are mistakes.
+
+    Args:
+        context: of the command.
+        reason: why they would be, in words that follow an option.
+        options: `--name` of each.
+
+    Raises:
+        ConfigError: one of them was given.
+    """
+    for each in context.command.params:
+        source, is_off = context.get_parameter_source(each.name or ""), context.params.get(each.name or "") is False
+        names = each.secondary_opts if is_off and each.secondary_opts else each.opts
+        if {*names} & {*options} and source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(f"{next(name for name in names if name in options)} {reason}")
 
 
 def tell(found: Any, shown: str | RenderableType | Callable[[Console], None], as_json: bool) -> None:

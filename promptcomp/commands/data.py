@@ -78,7 +78,7 @@ def data_show(
     method: MethodOption = None,
     config: ConfigOption = None,
     split: Annotated[str, Option(help="The split to show.")] = "train",
-    count: Annotated[int, Option("--count", "-n", min=1, help="Number of contexts to show.")] = 1,
+    count: Annotated[int, Option("--count", "-n", min=1, max=1_000_000, help="Number of contexts to show.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Print rows of an experiment's data exactly as the model will see them."""

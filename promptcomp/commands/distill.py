@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from promptcomp.commands.common import JsonOption, console_for, loading, takes
+from promptcomp.commands.common import JsonOption, console_for, loading, refuse_ignored, takes
 from promptcomp.commands.prompts import DeviceOption
-from promptcomp.distilling import DistillOptions
+from promptcomp.distilling import ROWS, DistillOptions
 from promptcomp.errors import ConfigError, Exit, command
-from promptcomp.plain import say
+from promptcomp.files import check_output
+from promptcomp.plain import say, told_apart
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +32,7 @@ _LEGEND = (
 
 @takes(options=DistillOptions)
 def distill(
+    context: typer.Context,
     lm: Annotated[str, Option(help="The LM: a folder, a hub name or a built-in model.")],
     text: Annotated[Path, Option("--text", help="A UTF-8 file with the prompt or document.")],
     output: Annotated[Path, Option("--output", "-o", help="The file to write (safetensors).")],
@@ -60,15 +63,19 @@ def distill(
     from promptcomp.language_model import LanguageModelConfig
     from promptcomp.prompts.sources import read_queries
 
+    if questions is not None:
+        why = "is for questions that an LM asks; leave it or --questions out"
+        refuse_ignored(context, why, "--num-questions", "--temperature")
+    if options.ask_model is None:
+        refuse_ignored(context, "has the key of --ask-model; give that too", "--ask-key-env")
     budgets = options.budgets()  # mistakes are told before torch is imported
     config = build(LanguageModelConfig, {"path": lm, "dtype": dtype}, source="distill")
     config.check_place()
-    content, others = _text_of(text), {file.name: _text_of(file) for file in beside or ()}
+    content, others = _text_of(text), _texts_of(beside or [])
     if questions is not None and options.ask_model is not None:
         raise ConfigError("--questions are the questions, and --ask-model would write others; give one of them")
     given = None if questions is None else [query.text for query in read_queries(questions)]
-    if not output.parent.is_dir():
-        raise ConfigError(f"{output}: the folder {output.parent} does not exist; make it first")
+    check_output(output, force=True)
     console, stopped = console_for(as_json), ""
     with WorkFolder(output.with_suffix(".distill") if work is None else work) as folder:
         outputs = folder.outputs(output, budgets, force)
@@ -96,6 +103,14 @@ def _text_of(file: Path) -> str:
     if not (content := read_source(file=file).text).strip():
         raise ConfigError(f"{file}: is empty or only white space; there is nothing to distill")
     return content
+
+
+def _texts_of(files: list[Path]) -> dict[str, str]:
+    """Other texts by the names of their rows."""
+    places = [Path(os.path.abspath(file)) for file in files]
+    if twice := next((file for file, place in zip(files, places, strict=True) if places.count(place) > 1), None):
+        raise ConfigError(f"--beside {twice}: the same file is given twice; leave one out")
+    return {name: _text_of(file) for name, file in zip(told_apart(places, ROWS), files, strict=True)}
 
 
 def _described(file: Path, found: Distilled) -> dict[str, Any]:

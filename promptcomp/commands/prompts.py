@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
 from typer import Argument, Option
 
 from promptcomp.checkpoints.hub import downloaded, prompt_file
 from promptcomp.commands import completing
-from promptcomp.commands.common import JsonOption, console_for, loading, show, tell
+from promptcomp.commands.common import JsonOption, console_for, loading, refuse_ignored, show, tell
 from promptcomp.errors import ConfigError, command
 from promptcomp.files import check_file, check_output
 
@@ -64,10 +65,16 @@ def compress(
     if len(given) > 1:
         raise ConfigError("give one of --text, --file, --stdin and --demonstrations")
     asked = None if rival is None else _rival(rival)
+    sized = asked and (asked.model_fields_set & {"slots", "bytes"} or "slots" not in type(asked).model_fields)
+    if asked is not None and sized and slots is not None:
+        raise ConfigError(f"--slots {slots}: the rival {asked.label} has a size of its own; leave one of them out")
     check_output(output, force)
     run = downloaded(run, revision)
-    if _checked(run, file, demonstrations, model=model).method.reads_prompt and not given:
+    method = _checked(run, file, demonstrations, model=model).method
+    if method.reads_prompt and not given:
         raise ConfigError("no prompt; give one with --text, --file, --stdin or --demonstrations")
+    if given and asked is None and not method.reads_prompt:
+        raise ConfigError(f"{run}: its method ({method.name}) reads no prompt; give none")
     with loading(console_for(True), "the model"):
         from promptcomp.prompts.compressing import Compressor
 
@@ -125,7 +132,7 @@ def _rival(word: str) -> Rival:
     tree = value if isinstance(value, dict) else {"name": value}
     alone = {each.model_fields["name"].default: each for each in RIVALS if not each.is_control}
     alone = {name: each for name, each in alone.items() if not each.needs_demonstrations}
-    if (name := tree.get("name")) not in alone:
+    if not isinstance(name := tree.get("name"), str) or name not in alone:
         raise ConfigError(f"--rival {name!r}: no rival that a prompt alone can have; choose {', '.join(alone)}")
     found: Rival = build(alone[name], tree, "--rival")
     found.check_places()
@@ -192,6 +199,7 @@ def inspect(
 
 
 def generate(
+    context: typer.Context,
     query: Annotated[str | None, Argument(help="One query; its answer is streamed.")] = None,
     prompt: Annotated[
         Path | None,
@@ -206,7 +214,9 @@ def generate(
     file: Annotated[Path | None, Option(help="As --text, from a UTF-8 file.")] = None,
     demonstrations: RowsOption = None,
     max_new_tokens: Annotated[int | None, Option(min=1, help="Default: 128, or what the LM's window leaves.")] = None,
-    temperature: Annotated[float, Option(min=0, help="Temperature of sampling; 0: the most likely token.")] = 0.0,
+    temperature: Annotated[
+        float | None, Option(min=0, help="Temperature of sampling; default: 0, the most likely token.")
+    ] = None,
     top_p: Annotated[float, Option(help="Sample from the most likely tokens with this total probability.")] = 1.0,
     seed: Annotated[int, Option(help="Seed of the sampling.")] = 0,
     beams: Annotated[int, Option(min=1, help="More than 1: beam search.")] = 1,
@@ -224,6 +234,8 @@ def generate(
         raise ConfigError(
             "give a compressed prompt with --prompt, or an uncompressed one with --text, --file or --demonstrations"
         )
+    if temperature is None:
+        refuse_ignored(context, "is for tokens that are drawn; give --temperature too", "--top-p", "--seed")
     if query is not None and queries is not None:
         raise ConfigError("give a query or --queries, not both")
     if output is not None:
@@ -242,7 +254,7 @@ def generate(
         from promptcomp.prompts.compressing import Compressor
         from promptcomp.prompts.prompt_files import AnswerSettings, load_prompt
 
-        settings = AnswerSettings(max_new_tokens, temperature, top_p, seed, beams, batch_size)
+        settings = AnswerSettings(max_new_tokens, temperature or 0.0, top_p, seed, beams, batch_size)
         if prompt is None:
             compressor = Compressor.load(str(model), device=device)
             memory, reader = compressor.uncompressed(_source(compressor, text, file, demonstrations)), compressor.reader

@@ -11,6 +11,7 @@ from promptcomp.commands.common import JsonOption, tell
 from promptcomp.commands.completing import run_folders
 from promptcomp.documents import how_to_begin
 from promptcomp.errors import ConfigError
+from promptcomp.files import check_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,14 +28,15 @@ def report(
     for run in runs:
         if not run.is_dir():
             raise ConfigError(f"{run}: no such run directory{how_to_begin(run)}")
+    several = len(runs) > 1
+    path = output or (Path("report.html") if several else runs[0] / "report.html")
+    check_output(path, force=True, example="report.html")
     from promptcomp.comparing.comparison import compare
     from promptcomp.comparing.comparison_table import page_tables, print_comparison
     from promptcomp.evaluation.results import read_results
     from promptcomp.report import print_report
     from promptcomp.run.run_page import write_page
 
-    several = len(runs) > 1
-    path = output or (Path("report.html") if several else runs[0] / "report.html")
     if not several:
         results = read_results(runs[0])
         write_page(path, runs)

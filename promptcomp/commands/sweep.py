@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from promptcomp.commands.common import JsonOption, MethodOption, Overrides, RunByDefault, console_for, show
+from promptcomp.commands.common import (
+    JsonOption,
+    MethodOption,
+    Overrides,
+    RunByDefault,
+    console_for,
+    refuse_ignored,
+    show,
+)
 from promptcomp.commands.completing import experiment_names, overrides, sweep_names
 from promptcomp.commands.slurm_options import (
     SlurmCommand,
@@ -54,6 +62,7 @@ SweepWords = Annotated[
 
 @app.command("run", cls=SlurmCommand)
 def sweep_run(
+    context: typer.Context,
     target: Annotated[
         str | None,
         Argument(
@@ -97,10 +106,13 @@ def sweep_run(
     if list_all:
         _print_list(as_json)
         return
+    if not dry_run or slurm is not None:
+        refuse_ignored(context, "goes with --dry-run, and with no --slurm", "--measure", "--no-measure")
     profile = None
     if slurm is None:
         refuse_overrides([target or "", *(words or ())])
     else:
+        refuse_ignored(context, "are this machine's; a job's are those of its profile", "--devices")
         given = [target] if target is not None and target.startswith("slurm.") else []
         target = None if given else target
         profile, words = load_for_submission(slurm, [*given, *(words or ())])
@@ -246,6 +258,7 @@ def stopped(console: Console) -> typer.Exit:
 
 
 def curve(
+    context: typer.Context,
     method: Annotated[
         str, Argument(metavar="METHOD", help="A shipped experiment or a YAML file.", autocompletion=experiment_names)
     ],
@@ -271,13 +284,18 @@ def curve(
     from promptcomp.sweeps.checking import check, check_metric
     from promptcomp.sweeps.sweep_file import data_efficiency
 
+    if not sizes:
+        refuse_ignored(context, "goes with --sizes", "--size-key")
     if "=" in method:
         raise ConfigError(
             f"{method!r}: the method comes first, for example `{command('curve', 'step_by_step', method)}`"
         )
+    baselines = [name.strip() for name in ",".join(against or ["finetune"]).split(",") if name.strip()]
+    if not baselines:
+        raise ConfigError("--against names no method; give one, or leave it out for finetune")
     config = data_efficiency(
         method,
-        [name.strip() for name in ",".join(against or ["finetune"]).split(",") if name.strip()],
+        baselines,
         overrides or (),
         shares=fractions,
         seeds=seeds,

@@ -27,6 +27,8 @@ def sweep_show(
     as_json: JsonOption = False,
 ) -> None:
     """Points with intervals over seeds, the best, the Pareto front, importances, failures with their logs."""
+    if as_json and format_ not in ("table", "json"):
+        raise ConfigError(f"--json and --format {format_}: give one of them")
     chosen, known = "json" if as_json else format_, ("table", "csv", "trials", "json")
     if chosen not in known:
         raise ConfigError(f"--format {format_!r} is not known; choose {', '.join(known)}")

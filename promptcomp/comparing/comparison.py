@@ -24,6 +24,7 @@ from promptcomp.evaluation.metrics import group
 from promptcomp.evaluation.predictions import LOWER_IS_BETTER, METRICS, MetricName, Prediction, joined, read_predictions
 from promptcomp.evaluation.results import FILE_NAME, Interval, Results, read_results
 from promptcomp.files import read_text
+from promptcomp.plain import told_apart
 from promptcomp.terminal import as_text, frame
 
 PREDICTIONS = "predictions.jsonl"
@@ -335,12 +336,7 @@ def _load(paths: Sequence[Path]) -> list[ComparedRun]:
 
 def _labels(files: Sequence[Path]) -> list[str]:
     """The shortest ends of the run directories' paths that tell them apart."""
-    parts = [file.parent.parts if file.name == FILE_NAME else file.parts for file in files]
-    for length in range(1, max(len(part) for part in parts) + 1):
-        labels = ["/".join(part[-length:]) for part in parts]
-        if len(set(labels)) == len(labels):
-            return labels
-    return [str(file) for file in files]
+    return told_apart([file.parent if file.name == FILE_NAME else file for file in files])
 
 
 def _metric_of(runs: Sequence[ComparedRun], split: str, wanted: str | None) -> MetricName:

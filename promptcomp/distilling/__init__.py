@@ -16,6 +16,8 @@ from promptcomp.errors import ConfigError
 
 KINDS = ("kv", "embeddings")
 TEMPLATES = ("auto", "chat", "plain")
+ROWS = ("no context", "cartridge", "the whole text")
+"""Names of rows that there always are."""
 STARTS = ("auto", "matching", "first")
 RATES = {("kv", True): 2e-2, ("kv", False): 5e-3, ("embeddings", True): 1e-2, ("embeddings", False): 5e-3}
 """Learning rates by the kind of slots, and whether the questions are given: those that an LM asks itself vary more."""
@@ -49,7 +51,7 @@ class DistillOptions:
         float | None,
         Option(min=0, help="Highest learning rate; default: 0.02 (embeddings: 0.01), in self-study 0.005."),
     ] = None
-    batch_size: Annotated[int, Option(min=1, help="Questions in a step.")] = 8
+    batch_size: Annotated[int, Option(min=1, max=10_000, help="Questions in a step.")] = 8
     eval_every: Annotated[int, Option(min=1, help="Steps between two looks at the held-out questions.")] = 10
     answer_batch: Annotated[int, Option(min=1, help="Questions that are answered at a time.")] = 16
     temperature: Annotated[float, Option(min=0, help="Of the questions that the LM asks itself.")] = 0.7
@@ -91,6 +93,10 @@ class DistillOptions:
             )
         if self.ask_model is None and self.ask_url is not None:
             raise ConfigError("--ask-url is the server of --ask-model; give that too")
+        if self.ask_model is not None:
+            from promptcomp.chat.client import Endpoint
+
+            Endpoint(self.ask_model, self.ask_url, self.ask_key_env)
         for option, number in (("lr", self.lr), ("temperature", self.temperature)):
             if number is not None and not math.isfinite(number):
                 raise ConfigError(f"--{option} {number}: give a finite number")

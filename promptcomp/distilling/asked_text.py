@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 
 import torch
@@ -14,6 +14,7 @@ from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.datamodules.instruction.instruction_config import TemplateName
 from promptcomp.datamodules.instruction.templates import Template, make_template
 from promptcomp.distilling import DistillOptions
+from promptcomp.distilling.cartridge import bos_slots
 from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.plain import say
@@ -75,24 +76,29 @@ class AskedText:
         Raises:
             ConfigError: the text is empty, or shorter than a cartridge of it.
         """
-        room = len(self.ids) + self._lm.num_bos * (self._kind == "kv")
+        room = len(self.ids) + bos_slots(self._lm, self._kind)
         if not self.text.strip():
             raise ConfigError("the text is empty or only white space; there is nothing to distill")
         if (most := max(budgets)) > room:
             raise ConfigError(f"--slots {most}: the text has only {room} positions for the LM; give at most so many")
 
-    def check_window(self, queries: Sequence[Sequence[int]], new_tokens: int) -> None:
+    def check_window(
+        self, queries: Sequence[Sequence[int]], new_tokens: int, others: Mapping[str, Context] | None = None
+    ) -> None:
         """
         Raises:
-            ConfigError: the longest question and its answer do not fit the LM's window behind the text.
+            ConfigError: the longest question and its answer do not fit the LM's window behind the text, or behind
+                another one (`others`, by their names).
         """
         window, longest = self._lm.window, max(map(len, queries), default=1)
-        taken = len(self.ids) + self._lm.num_bos + longest + new_tokens
-        if window is not None and taken > window:
-            raise ConfigError(
-                f"a text of {len(self.ids)} tokens, a question of {longest} and an answer of {new_tokens} do not fit "
-                f"the LM's window of {window}; shorten the text or the question, or lower --answer-tokens"
-            )
+        lengths = {"a text": len(self.ids)}
+        lengths |= {f"{name}: a text": int(other.mask.sum()) for name, other in (others or {}).items()}
+        for what, length in lengths.items():
+            if window is not None and length + self._lm.num_bos + longest + new_tokens > window:
+                raise ConfigError(
+                    f"{what} of {length} tokens, a question of {longest} and an answer of {new_tokens} do not fit the "
+                    f"LM's window of {window}; shorten the text or the question, or lower --answer-tokens"
+                )
 
     def _ids_of(self, text: str) -> tuple[int, ...]:
         shown = self._template.context_text(text)

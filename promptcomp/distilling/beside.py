@@ -11,7 +11,7 @@ import torch
 
 from promptcomp.batch import Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError
-from promptcomp.distilling.cartridge import Agreement, first_slots
+from promptcomp.distilling.cartridge import Agreement, bos_slots, first_slots
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.rotating import counted
 from promptcomp.memory import KVCache, Memory, SoftPrompt
@@ -98,7 +98,7 @@ class Beside:
         Raises:
             NotMet: the LM's cache cannot be matched, or its positions are absolute.
         """
-        rival = AttentionMatching(slots=slots - self.lm.num_bos)
+        rival = AttentionMatching(slots=slots - bos_slots(self.lm, "kv"))
         memory = rival.memory(self._reading, self._setting).memory
         assert isinstance(memory, KVCache)
         try:
@@ -113,13 +113,13 @@ class Beside:
             raise NotMet("this LM turns its keys in a way of its own")
         return Start(rival.label, moved, 2)
 
-    def rivals_of(self, slots: int) -> dict[str, Rival]:
-        """What is compared with a cartridge of so many slots, by the names of the rows.
+    def rivals_of(self, slots: int, kind: str) -> dict[str, Rival]:
+        """What is compared with a cartridge of so many slots of a kind, by the names of the rows.
 
-        A BOS is one of the slots; where it is the only one, nothing has as many.
+        Where a BOS is the only slot, nothing has as many.
         """
         found: dict[str, Rival] = {}
-        if kept := slots - self.lm.num_bos:
+        if kept := slots - bos_slots(self.lm, kind):
             found |= {
                 f"first {slots} tokens": Truncate(keeps="head", slots=kept),
                 f"last {slots} tokens": Truncate(keeps="tail", slots=kept),

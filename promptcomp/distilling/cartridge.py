@@ -75,10 +75,15 @@ class Cartridge(nn.Module):
         return KVCache(tuple(zip(whole[::2], whole[1::2], strict=True)), start.mask, start.next_position)
 
 
+def bos_slots(lm: LanguageModel, kind: str) -> int:
+    """How many of a cartridge's slots are a BOS that the LM reads first: in front of vectors it stands by itself."""
+    return lm.num_bos if kind == "kv" else 0
+
+
 @torch.no_grad()
 def first_slots(lm: LanguageModel, ids: Sequence[int], slots: int, kind: str) -> KVCache | SoftPrompt:
     """What a cartridge of so many slots starts with: the context's first tokens, a BOS that the LM reads among them."""
-    row = torch.tensor([list(ids[: slots - lm.num_bos * (kind == "kv")])], device=lm.hf.device)
+    row = torch.tensor([list(ids[: slots - bos_slots(lm, kind)])], device=lm.hf.device)
     mask = torch.ones_like(row, dtype=torch.bool)
     if kind == "embeddings":
         return SoftPrompt(lm.embed(row), mask)

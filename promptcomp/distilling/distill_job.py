@@ -15,7 +15,7 @@ from rich.console import Console
 from promptcomp.chat.client import Endpoint
 from promptcomp.chat.replies import Reply
 from promptcomp.config import ConfigError
-from promptcomp.distilling import RATES, DistillOptions
+from promptcomp.distilling import RATES, ROWS, DistillOptions
 from promptcomp.distilling.asked_text import AskedText
 from promptcomp.distilling.beside import Beside
 from promptcomp.distilling.cartridge import Cartridge, TeacherAnswer, agreement
@@ -144,12 +144,15 @@ class DistillJob:
         self.budgets = options.budgets()
         self._stop, self._console = Stop(), console
         self.text = AskedText(lm, name, text, options, folder, console)
+        if taken := [name for name in beside or {} if name in ROWS]:
+            raise ConfigError(f"beside: {taken[0]!r} is the name of another row; give the text another one")
         self._others = {name: self.text.context_of(other) for name, other in (beside or {}).items()}
         self._asked: Sequence[KeptQuestion] = ()
         self._teacher = Teacher(lm, lambda: lm.encode(self.text.context), self._stop.is_set)
         self.text.check_slots(self.budgets)
         self._given = None if questions is None else different(questions)
-        self.text.check_window(() if self._given is None else self.text.queries(self._given), options.answer_tokens)
+        asked = () if self._given is None else self.text.queries(self._given)
+        self.text.check_window(asked, options.answer_tokens, self._others)
         self._hashes = weights_hash(lm.hf), tokenizer_hash(self.text.reader.tokenizer)
         folder.settle(self._identity())
 
@@ -247,7 +250,7 @@ class DistillJob:
                 ask_another if options.ask_model else ask,
                 bar.at,
             )
-        self.text.check_window(self.text.queries(found), options.answer_tokens)
+        self.text.check_window(self.text.queries(found), options.answer_tokens, self._others)
         return found
 
     def _answers(self, queries: Sequence[tuple[int, ...]]) -> list[TeacherAnswer]:
@@ -284,8 +287,9 @@ class DistillJob:
             memory = memory_to(cartridge.memory().map(torch.Tensor.detach), "cpu")
         none, whole = beside.bounds()
         first = beside.row(memory, dict(progress.looks)[0])
-        rows = {"no context": none, start.name: first, "cartridge": beside.row(memory, progress.best)}
-        rows |= {**(self._compared(slots, beside, start.name) if finished else {}), "the whole text": whole}
+        nothing, own, all_of_it = ROWS
+        rows = {nothing: none, start.name: first, own: beside.row(memory, progress.best)}
+        rows |= {**(self._compared(slots, beside, start.name) if finished else {}), all_of_it: whole}
         finished = finished and not self._stop.is_set()
         teacher = self._teacher.seconds + sum(each.seconds for each in self._asked)
         seconds = {"seconds": progress.seconds + teacher, "teacher_seconds": teacher}
@@ -318,7 +322,7 @@ class DistillJob:
     def _compared(self, slots: int, beside: Beside, start: str) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}
         known = set(beside.missing)
-        rivals = {name: rival for name, rival in beside.rivals_of(slots).items() if name != start}
+        rivals = {name: rival for name, rival in beside.rivals_of(slots, self.options.kind).items() if name != start}
         with DistillStage(self._console, f"compare {slots} slots", len(rivals) + len(self._others)) as bar:
             for name, row in beside.rows(rivals):
                 found |= {} if row is None else {name: row}

@@ -105,7 +105,10 @@ class WorkFolder:
 
     def _kept(self, name: str) -> dict[str, object]:
         path = self.path / name
-        return dict(read_json(path, _WHAT)) if path.exists() else {}
+        found = read_json(path, _WHAT) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise ConfigError(f"{path}: is damaged; name another folder with --work, or remove this one")
+        return found
 
 
 def _hash_of(path: Path) -> str:

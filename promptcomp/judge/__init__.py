@@ -21,7 +21,7 @@ class JudgeOptions:
     row_b: Annotated[str, Option(help="The same for B.")] = "method"
     split: Annotated[list[str] | None, Option(help="Only this split; may be repeated.")] = None
     examples: Annotated[int | None, Option(min=1, help="Maximum number of examples of each split.")] = None
-    seed: Annotated[int, Option(help="Seed of the order of answers and of the choice of examples.")] = 42
+    seed: Annotated[int, Option(min=0, help="Seed of the order of answers and of the choice of examples.")] = 42
     prompt: Annotated[Path | None, Option(help="A judge prompt of your own (docs/judge.md).")] = None
     max_tokens: Annotated[int, Option(min=1, help="Maximum number of tokens of the judge's reply.")] = 300
     attempts: Annotated[int, Option(min=1, help="Maximum number of attempts to get valid JSON.")] = 3

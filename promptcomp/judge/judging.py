@@ -13,7 +13,7 @@ from rich.console import Console
 
 from promptcomp.chat.answer_file import AnswerFile, now
 from promptcomp.chat.session import AskingSession, Prices, Writing
-from promptcomp.config import Measured
+from promptcomp.config import ConfigError, Measured
 from promptcomp.evaluation.bootstrap import RESAMPLES, context_weights, share_interval, wilson
 from promptcomp.evaluation.formatting import value_text
 from promptcomp.files import write_atomic
@@ -148,6 +148,11 @@ class JudgeSession(AskingSession[Judgement]):
     def __init__(self, options: JudgeOptions, judge: str, url: str | None = None) -> None:
         self.options, self._judge = options, judge
         side_a, side_b = read_side(options.a, options.row_a), read_side(options.b, options.row_b)
+        for option, row, side in (("--row-a", options.row_a, side_a), ("--row-b", options.row_b, side_b)):
+            if side.row is None and row != "method":
+                raise ConfigError(
+                    f"{option} {row}: {side.path} is a table of answers; leave it out, as rows are a run's"
+                )
         self.name_a, self.name_b = side_a.name, side_b.name
         if self.name_a == self.name_b:  # runs in different folders may have the same last part
             self.name_a, self.name_b = (str(s.path) + (f":{s.row}" if s.row else "") for s in (side_a, side_b))

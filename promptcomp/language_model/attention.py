@@ -156,13 +156,13 @@ class Window:
         if self.size is not None and (slots is None or slots + position.shape[1] > self.size):
             self.check_positions(position.amax(-1))
 
-    def check_positions(self, last: Tensor) -> None:
-        """Refuse rows whose last position id [R] lies beyond the window.
+    def check_positions(self, last: Tensor, more: int = 0) -> None:
+        """Refuse rows whose last position id [R], and so many more behind it, lie beyond the window.
 
         Raises:
             ConfigError: says how many positions there are and would have to be.
         """
-        if self.size is not None and (longest := int(last.max()) + 1) > self.size:
+        if self.size is not None and (longest := int(last.max()) + 1 + more) > self.size:
             raise ConfigError(
                 f"the prompt with a query and its answer needs {longest} positions, more than the LM's window of "
                 f"{self.size}{self.reason}; shorten the prompt (method.num_slots, data.max_context_tokens) or the query"

@@ -6,6 +6,7 @@ seen is computed from positions and kept for each row, not inherited from the la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from promptcomp.language_model.model import LanguageModel
 
 _NEVER = -1e9
+_COLDEST = 1e-3
+"""A temperature below it takes the likeliest token; logits that are divided by much less are none any more."""
 OnTokens = Callable[[list[int | None]], None]
 
 
@@ -57,10 +60,15 @@ class Settings:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise ConfigError("the number of new tokens and of beams must be at least 1")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("the temperature must not be negative, and top_p must lie in (0, 1]")
-        if self.num_beams > 1 and (self.temperature or self.on_tokens or self.on_logits):
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise ConfigError("the temperature must be a finite number of at least 0, and top_p must lie in (0, 1]")
+        if self.num_beams > 1 and (self.draws or self.on_tokens or self.on_logits):
             raise ConfigError("beam search needs temperature 0 and cannot be streamed; use one beam")
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn, and not the likeliest ones taken."""
+        return self.temperature >= _COLDEST
 
 
 @torch.no_grad()
@@ -114,7 +122,7 @@ def _one_path(lm: LanguageModel, state: Rows, settings: Settings) -> list[list[i
 
 def choose(logits: Tensor, settings: Settings) -> Tensor:
     """The next token of each row [N], from its logits [N, V]."""
-    if settings.temperature == 0:
+    if not settings.draws:
         return logits.argmax(-1)
     probs = (logits.float() / settings.temperature).softmax(-1)
     if settings.top_p < 1:
@@ -197,7 +205,7 @@ class _DecoderRows:
         in_front = torch.arange(rows.shape[1], device=rows.device) < front.embeds.shape[1]
         sees = torch.where(in_front[None, :, None], readable, self._seen[:, None, :])
         self._next = front.next_position + mask.sum(-1)
-        lm._window.check_positions(self._next + new_tokens - 1)
+        lm._window.check_positions(self._next, new_tokens - 1)
         before = self._columns[:, None, :] <= rows[:, :, None]
         self._read(embeds, rows, sees & (before | (in_front[None, :, None] & front.both_ways)))
 

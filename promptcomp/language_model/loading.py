@@ -360,13 +360,15 @@ def pick_device(name: str) -> torch.device:
     """The device of `auto` (a GPU if there is one), `cpu`, `mps`, `cuda` or `cuda:1`.
 
     Raises:
-        ConfigError: another name, or no such CUDA device here.
+        ConfigError: another name, or no such device here.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise ConfigError(f"--device {name!r} is not known; choose auto, cpu, cuda or cuda:1")
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name.startswith("cuda") and int(name[5:] or 0) >= here:
         raise ConfigError(f"--device {name}: torch sees {here or 'no'} CUDA device(s) here; use --device cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--device mps: torch sees no Apple GPU here; use --device cpu")
     return torch.device(("cuda" if here else "cpu") if name == "auto" else name)
 
 

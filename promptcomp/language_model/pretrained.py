@@ -79,7 +79,9 @@ def is_made(folder: Path) -> bool:
         return False
     if not (folder / "config.json").is_file():
         return False
-    files = ((folder / name, size) for name, size in found.get("files", {}).items())
+    if not isinstance(listed := found.get("files", {}), dict) or not isinstance(found["parameters"], int):
+        return False
+    files = ((folder / name, size) for name, size in listed.items())
     return all(file.is_file() and file.stat().st_size == size for file, size in files)
 
 

@@ -203,6 +203,8 @@ def _trained(
         settings = {"method": {**section, "num_slots": slots}, **own}
         settings["evaluation.rivals"] = [{"name": control} for control in _CONTROLS]
         of_rate = {f"{name}-{slots}-lr{rate:g}": {**settings, "optim.lr": rate} for rate in track.rates}
+        if len(of_rate) < len(track.rates):
+            raise ConfigError(f"rates {', '.join(f'{rate:g}' for rate in track.rates)}: give each rate once")
         known = dict(zip(of_rate, track.rates, strict=True))
         row = PlannedRow(name, name, "", RowBudget(kind="slots", requested=slots), is_trained=True, choices=known)
         one = dict([next(iter(of_rate.items()))])

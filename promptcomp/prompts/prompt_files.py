@@ -21,10 +21,14 @@ from promptcomp.files import check_output
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import KVCache, Memory, memory_tensors, memory_to, save_memory
+from promptcomp.plain import shown
 from promptcomp.prompts.artifact import PromptInfo, is_tokenizer, read_prompt, text_hash, weights_hash
+from promptcomp.prompts.sources import whole
 from promptcomp.run.opening import open_trained_lm, quiet
 
 DEFAULT_NEW_TOKENS = 128
+_SEEDS = range(-(2**63), 2**63)
+"""What torch takes as a seed."""
 OnText = Callable[[str], None]
 Queries = TypeVar("Queries", str, list[str])
 
@@ -45,6 +49,17 @@ class AnswerSettings:
     """More than 1: beam search."""
     batch_size: int = 16
     """Queries that are answered at once."""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ConfigError: a batch size or a seed that is none.
+        """
+        if self.batch_size < 1:
+            raise ConfigError(f"the batch size must be at least 1, not {self.batch_size}")
+        if self.seed not in _SEEDS:
+            known = f"a whole number from {_SEEDS[0]} to {_SEEDS[-1]}"
+            raise ConfigError(f"the seed must be {known}, not {shown(self.seed)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +87,9 @@ class PromptReader:
         """Token ids of a query, written as in training.
 
         Raises:
-            ConfigError: nothing would be left for the LM to go on from.
+            ConfigError: nothing would be left for the LM to go on from, or it is no text.
         """
-        text = self.format.query.replace("{input}", query) if query else self.format.empty_query
+        text = whole(self.format.query.replace("{input}", query) if query else self.format.empty_query, "a query")
         ids = tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if not ids and self.lm.family == "decoder":
             raise ConfigError("a query is empty, and this prompt cannot do without; write at least one word")
@@ -98,8 +113,6 @@ class PromptReader:
         Raises:
             ConfigError: an empty query, or settings that do not fit the LM or each other.
         """
-        if settings.batch_size < 1:
-            raise ConfigError(f"the batch size must be at least 1, not {settings.batch_size}")
         if memory is not None:
             memory = memory_to(memory, self.device)
         generator = torch.Generator(self.device).manual_seed(settings.seed)

@@ -29,6 +29,19 @@ class PromptSource:
     rows: tuple[Row, ...] | None = None
 
 
+def whole(text: str, what: str) -> str:
+    """A text that a user has typed, as it is.
+
+    Raises:
+        ConfigError: it holds half of a character, as a command line has it where its bytes are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{what} is no UTF-8 text (character {error.start + 1}); write it in a file") from None
+    return text
+
+
 def read_source(
     *,
     text: str | None = None,
@@ -46,11 +59,11 @@ def read_source(
         if isinstance(demonstrations, str | Path):
             rows = read_rows(Path(demonstrations))
         else:
-            rows = [Row(given, output) for given, output in demonstrations]
+            rows = [Row(whole(given, "an input"), whole(output, "an output")) for given, output in demonstrations]
         lines = (json.dumps({"input": row.input, "output": row.output}, ensure_ascii=False) for row in rows)
         return PromptSource("\n".join(lines), tuple(rows))
     if file is None:
-        return PromptSource(text or "")
+        return PromptSource(whole(text or "", "the prompt"))
     file = Path(file)
     if is_icl and file.suffix.lower() == ".jsonl":
         raise ConfigError(f"{file}: holds rows, it seems; give it with --demonstrations (or rename it, if it is text)")

@@ -198,6 +198,8 @@ class Extraction(AskingSession[Completion]):
             raise ConfigError(f"the {options.split} split has no rows")
         self.requests = [[self._request(row, sample) for sample in range(options.samples)] for row in self.rows]
         self.output = options.output or default_output(data, teacher, options.split)
+        if self.output.exists() and not self.output.is_file():
+            raise ConfigError(f"{self.output}: is no file; name one with --output")
         completions = self.output.with_name(f"{self.output.stem}.completions.jsonl")
         self.record = AnswerFile(completions, HEADER, Completion)
         texts: dict[str, RationaleRequest] = {}

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +39,7 @@ from promptcomp.run.processes import Ranks, device_of, is_rank_zero, join_group,
 from promptcomp.run.run_directory import (
     RunDirectory,
     create,
+    make_new,
     open_existing,
     told_by_parent,
     weights_of,
@@ -128,15 +128,16 @@ def evaluate(path: Path, experiment: Experiment, output: Path | None, console: C
     """Measure a trained run again, in a directory of its own; its experiment may have other data, splits or seeds.
 
     Raises:
-        ConfigError: no run, or no trained weights.
+        ConfigError: no run, no trained weights, or no such device here.
     """
     run = open_existing(path)
     check_no_links(run.path, ("evaluations",))
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    target = RunDirectory(output or run.path / "evaluations" / stamp)
-    check_empty(target.path)
+    if output is not None:
+        check_empty(output)
+    device_of(experiment.trainer)  # a mistake is told before there is a directory
     with quiet():
         experiment, datamodule, module = open_trained(path, experiment)
+        target = RunDirectory(output or make_new(run.path / "evaluations"))
         target.path.mkdir(parents=True, exist_ok=True)
         write_atomic(target.config, dump(experiment))
         write_targets(experiment, datamodule, console, trains=False)

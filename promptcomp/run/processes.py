@@ -80,8 +80,27 @@ def accelerator_of(config: TrainerConfig) -> str:
 
 
 def device_of(config: TrainerConfig) -> torch.device:
-    """The device of work that one process does alone."""
-    return torch.device(accelerator_of(config).replace("gpu", "cuda"))
+    """The device of work that one process does alone.
+
+    Raises:
+        ConfigError: this machine has none of the kind that is asked for.
+    """
+    accelerator = accelerator_of(config)
+    _present(accelerator)
+    return torch.device(accelerator.replace("gpu", "cuda"))
+
+
+def _present(accelerator: str) -> int:
+    """How many of these this machine has; of CPUs, one.
+
+    Raises:
+        ConfigError: none.
+    """
+    kind = {"mps": torch.backends.mps, "gpu": torch.cuda}.get(accelerator)
+    present = torch.cuda.device_count() if accelerator == "gpu" else 1
+    if kind is not None and not (present and kind.is_available()):
+        raise ConfigError(f"trainer.accelerator={accelerator}: this machine has none; use trainer.accelerator=cpu")
+    return present
 
 
 def device_count(config: TrainerConfig) -> int:
@@ -94,10 +113,7 @@ def device_count(config: TrainerConfig) -> int:
     devices = started if started is not None else config.devices
     if accelerator == "cpu":
         return 1 if devices == "auto" else devices
-    kind = torch.backends.mps if accelerator == "mps" else torch.cuda
-    present = torch.cuda.device_count() if accelerator == "gpu" else 1
-    if not (present and kind.is_available()):
-        raise ConfigError(f"trainer.accelerator={accelerator}: this machine has none; use trainer.accelerator=cpu")
+    present = _present(accelerator)
     wanted = present if devices == "auto" else devices
     if wanted > present:
         raise ConfigError(f"trainer.devices={wanted}, but this machine has {present}; use trainer.devices={present}")

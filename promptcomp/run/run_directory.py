@@ -92,20 +92,39 @@ def create(output_dir: Path, title: str, chosen: Path | None) -> RunDirectory:
     if chosen is not None:
         clear_unstarted(chosen)
         check_unused(chosen)
-    path = chosen or new_path(output_dir, title)
     try:
+        path = chosen or make_new(output_dir, title)
         (path / "checkpoints").mkdir(parents=True)
     except OSError as error:
         kind = NoSpace if is_full(error) else ConfigError
-        raise kind(f"{path}: the run directory cannot be made ({error.strerror})") from None
+        raise kind(f"{chosen or output_dir}: the run directory cannot be made ({error.strerror})") from None
     return RunDirectory(path)
 
 
 def new_path(output_dir: Path, title: str) -> Path:
     """A path that is not taken: `output_dir/<title>-<time>`, with a number where that is."""
-    first = output_dir / f"{title}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-    later = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain((first,), later) if not path.exists())
+    return next(path for path in _new_paths(output_dir, title) if not path.exists())
+
+
+def make_new(folder: Path, title: str = "") -> Path:
+    """Make a folder with the name of `new_path`, which no other process has made, also not within the same second.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in _new_paths(folder, title):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("there is always another number")
+
+
+def _new_paths(folder: Path, title: str) -> Iterator[Path]:
+    first = folder / "-".join(filter(None, (title, datetime.now().strftime("%Y%m%d-%H%M%S"))))
+    yield first
+    for number in itertools.count(2):
+        yield first.with_name(f"{first.name}-{number}")
 
 
 @contextlib.contextmanager

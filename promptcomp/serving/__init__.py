@@ -12,6 +12,7 @@ from typing import Annotated
 
 from typer import Option
 
+from promptcomp.chat import api_key as api_key_of
 from promptcomp.errors import ConfigError
 from promptcomp.files import read_text
 
@@ -42,11 +43,12 @@ class ServeOptions:
         """The key that requests must carry; None: they need none.
 
         Raises:
-            ConfigError: the file is missing or empty.
+            ConfigError: the file is missing or empty, or no request can carry its key.
         """
         if self.api_key_file is None:
-            return os.environ.get(self.api_key_env, "").strip() or None
-        key = read_text(self.api_key_file, "API key", 4096).strip()
+            name = self.api_key_env
+            return api_key_of(os.environ.get(name, ""), f"the environment variable {name}") or None
+        key = api_key_of(read_text(self.api_key_file, "API key", 4096), str(self.api_key_file))
         if not key:
             raise ConfigError(f"{self.api_key_file}: is empty; write the key into it")
         return key

@@ -183,7 +183,7 @@ class App:
             if first is None:
                 return Response(status_code=_GONE)
             if body.stream:
-                with_usage = bool((body.stream_options or {}).get("include_usage"))
+                with_usage = bool(body.stream_options and body.stream_options.include_usage)
                 pieces = self._pieces(answering, first, bool(body.return_token_ids), with_usage)
                 end = BackgroundTask(setattr, answering.wanted, "unwanted", True)  # also where the client has gone
                 answering = None  # type: ignore[assignment]
@@ -220,15 +220,17 @@ class App:
 
     async def _prompt(self, body: Body) -> StoredPrompt | None:
         named = (body.kv_transfer_params or {}).get(PROMPT_FIELD)
+        if not isinstance(named, str | None):
+            said = f"kv_transfer_params.{PROMPT_FIELD}: {shown(named)} is no name of a prompt"
+            raise Refusal(400, said, "invalid_request")
         model, colon, behind = body.model.partition(":")
         if model == self.name and colon and named not in (None, behind):
             said = f"model names the prompt {shown(behind)}, kv_transfer_params {shown(named)}; name one"
             raise Refusal(400, said, "invalid_request")
         if model != self.name:
             raise self._unknown(body.model)
-        if not colon and named is None:
-            return None
-        return await asyncio.to_thread(self.registry.find, behind if colon else str(named))
+        wanted = behind if colon else named
+        return None if wanted is None else await asyncio.to_thread(self.registry.find, wanted)
 
     def _wanted(self, body: Body, prompt: StoredPrompt | None, chat: bool) -> _Answering:
         """
@@ -256,7 +258,7 @@ class App:
             stop_ids=() if body.ignore_eos else reader.format.stop_ids,
             temperature=body.heat,
             top_p=1.0 if body.top_p is None else body.top_p,
-            generator=torch.Generator(reader.device).manual_seed(seed) if body.heat else None,
+            generator=torch.Generator(reader.device).manual_seed(seed),
         )
         events, loop = asyncio.Queue[Event](), asyncio.get_running_loop()
         positions = slots + self.lm.num_bos + len(ids) + settings.max_new_tokens
@@ -375,7 +377,8 @@ async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
 
 async def _refused(_: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
-        error = Refusal(error.status_code, str(error.detail), "not_found")
+        code = "method_not_allowed" if error.status_code == 405 else "not_found"
+        error = Refusal(error.status_code, str(error.detail), code)
     assert isinstance(error, Refusal)
     again = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return JSONResponse(error_body(error), error.status, again)

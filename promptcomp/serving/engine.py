@@ -174,7 +174,7 @@ class Engine:
                 chosen[row] = each.tokens[each.place]
             elif not finite[row]:
                 chosen[row] = None
-            elif each.settings.temperature:
+            elif each.settings.draws:
                 chosen[row] = int(choose(logits[row : row + 1], each.settings))
         return chosen
 

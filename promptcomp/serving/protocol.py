@@ -48,8 +48,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 """What changes answers and is not offered, with the values that ask for nothing (as null does)."""
 _MOST_STOPS, _LONGEST_STOP = 16, 1000
-_COLDEST = 1e-3
-"""A temperature below it takes the likeliest token."""
 
 
 class ChatPart(Config):
@@ -75,6 +73,14 @@ class ChatTurn(Config):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
+class StreamOptions(Config):
+    """What comes with a stream."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    include_usage: bool | None = None
+
+
 class Body(Config):
     """A request, of which keys that change nothing here are passed over."""
 
@@ -92,7 +98,7 @@ class Body(Config):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
     kv_transfer_params: dict[str, Any] | None = None
     ignore_eos: bool | None = None
     """As vLLM has it: write as many tokens as were asked for."""
@@ -102,8 +108,7 @@ class Body(Config):
     @property
     def heat(self) -> float:
         """The temperature; OpenAI's default is 1."""
-        given = 1.0 if self.temperature is None else self.temperature
-        return 0.0 if given < _COLDEST else given
+        return 1.0 if self.temperature is None else self.temperature
 
     @property
     def stops(self) -> list[str]:
@@ -123,7 +128,9 @@ def read_body(content: bytes, chat: bool) -> Body:
     if not isinstance(tree, dict):
         raise Refusal(400, "the body is no JSON object", "invalid_json")
     for name, empty in _ONLY.items():
-        if (given := tree.get(name)) is not None and given not in empty:
+        given = tree.get(name)
+        # in completions logprobs=0 asks for those of the chosen tokens, and Python takes it for False
+        if given is not None and (given not in empty or (name == "logprobs" and given is not False)):
             raise Refusal(400, f"{name}={shown(given)} is not offered here; leave it out", "unsupported_parameter")
     try:
         body = Body.model_validate(tree)

@@ -69,9 +69,10 @@ def _opened(folder: Path, name: str) -> Iterator[IO[bytes]]:
         handle = os.open(folder / f"{name}{SUFFIX}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
         raise FileNotFoundError from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise FileNotFoundError
     with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise FileNotFoundError
         yield file
 
 

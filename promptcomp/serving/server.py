@@ -10,7 +10,7 @@ from pathlib import Path
 import uvicorn
 from rich.console import Console
 
-from promptcomp.config import ConfigError
+from promptcomp.config import ConfigError, build
 from promptcomp.evaluation.formatting import many
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.loading import pick_device
@@ -48,7 +48,7 @@ def open_served(folder: Path, lm: str | None, dtype: str | None, device: str) ->
     fitting = [info for info in infos if str(place_of_lm(info)) == place] or infos
     config = fitting[0].lm if fitting else LanguageModelConfig(path=place)
     if dtype is not None:
-        config = LanguageModelConfig.model_validate({**config.model_dump(), "dtype": dtype})
+        config = build(LanguageModelConfig, {**config.model_dump(), "dtype": dtype}, "serve")
     opened = lm_at(place, config).eval()
     if opened.tokenizer is None:
         raise ConfigError(f"{place}: has no tokenizer beside the weights")
@@ -80,8 +80,9 @@ def run_server(
     )
     try:
         listening = settings.bind_socket()
-    except SystemExit:
-        raise ConfigError(f"{options.host}:{options.port} cannot be listened on; give another --port") from None
+    except (SystemExit, TypeError, UnicodeError):  # of uvicorn; a host that is no name
+        where = f"{options.host}:{options.port}"
+        raise ConfigError(f"{where} cannot be listened on; give another --port, or another --host") from None
     infos = app.registry.infos()
     for reason in (info for info in infos.values() if isinstance(info, str)):
         say(console, f"not served: {reason}")

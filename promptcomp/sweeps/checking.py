@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ def check(config: SweepConfig, *, allow_huge: bool = False) -> list[Experiment]:
         allow_huge: accept a grid of more than 10,000 points.
 
     Returns:
-        The experiments that were looked at: every value of every dimension is in one of them.
+        The experiments that were looked at: every sample of every dimension (`samples_of`) is in one of them.
 
     Raises:
         ConfigError: lists every mistake with the dimension it belongs to.
@@ -127,10 +127,10 @@ def first_point(config: SweepConfig) -> dict[str, Scalar]:
     return {name: samples_of(dimension)[0] for name, dimension in config.space.items()}
 
 
-def samples_of(dimension: Dimension) -> tuple[Scalar, ...]:
-    """Values that stand for a dimension: all listed ones, the ends of a continuous interval."""
+def samples_of(dimension: Dimension) -> Sequence[Scalar]:
+    """Values that stand for a dimension: all listed ones, the ends of an interval that is continuous or very long."""
     found = scalars(dimension)
-    if found is not None:
+    if found is not None and not (isinstance(dimension, Interval) and len(found) > _EVERY_POINT):
         return found
     assert isinstance(dimension, Interval)
     ends = (dimension.low, dimension.high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,7 +147,7 @@ def _ends(config: SweepConfig, base: Mapping[str, Any]) -> tuple[_Point, _Point]
     return order[0], order[-1]
 
 
-def _corners_of(dimension: Dimension) -> tuple[Scalar, ...]:
+def _corners_of(dimension: Dimension) -> Sequence[Scalar]:
     samples = samples_of(dimension)
     return samples if isinstance(dimension, Choices) else tuple(dict.fromkeys((samples[0], samples[-1])))
 

@@ -228,6 +228,9 @@ def share_devices(config: SweepConfig, workers: int, devices: Sequence[str] | No
     experiment = experiment_of(config, first_point(config), config.first_seed)
     per, on_gpu = devices_of(experiment), experiment.trainer.accelerator in ("auto", "gpu")
     found = list(devices) if devices is not None else (_cuda_devices() if on_gpu else [])
+    if devices and not on_gpu:
+        kind = experiment.trainer.accelerator
+        raise ConfigError(f"--devices {','.join(devices)}: trainer.accelerator={kind} uses no GPUs; leave one out")
     if not found or not on_gpu:
         return [()] * workers
     if len(found) < workers * per:

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ _POINT_ID = 16
 """Hexadecimal digits."""
 
 
-def scalars(dimension: Dimension) -> tuple[Scalar, ...] | None:
+def scalars(dimension: Dimension) -> Sequence[Scalar] | None:
     """What a grid tries of a dimension, in its own order; None for a continuous interval."""
     if isinstance(dimension, Choices):
         return tuple(dimension.choices)
@@ -66,11 +66,11 @@ def tell_dimension(dimension: Dimension) -> str:
     return ", ".join(words)
 
 
-def _of_interval(interval: Interval) -> tuple[Scalar, ...] | None:
+def _of_interval(interval: Interval) -> Sequence[Scalar] | None:
     low, high, steps = interval.low, interval.high, interval.steps
     if steps is None:
         whole = interval.integer and not interval.log  # on a logarithmic scale someone has to say how many
-        return tuple(range(int(low), int(high) + 1)) if whole else None
+        return range(int(low), int(high) + 1) if whole else None  # however many there are
     shares = [i / (steps - 1) for i in range(steps)]
     if interval.log:
         found = [low * (high / low) ** share for share in shares]
@@ -94,7 +94,7 @@ def grid_size(config: SweepConfig) -> int:
     return math.prod(len(_grid_values(name, dimension)) for name, dimension in config.space.items())
 
 
-def _grid_values(name: str, dimension: Dimension) -> tuple[Scalar, ...]:
+def _grid_values(name: str, dimension: Dimension) -> Sequence[Scalar]:
     values = scalars(dimension)
     if values is None:
         assert isinstance(dimension, Interval)
@@ -121,7 +121,7 @@ def grid(config: SweepConfig) -> list[dict[str, Scalar]]:
     return [dict(zip(config.space, (value for _, value in found), strict=True)) for found in combinations]
 
 
-def _coarse_first(values: tuple[Scalar, ...]) -> list[Scalar]:
+def _coarse_first(values: Sequence[Scalar]) -> list[Scalar]:
     """Both ends, then the middle, the quarters, ..."""
     order = dict.fromkeys([0, len(values) - 1])
     parts = [(0, len(values) - 1)]
@@ -164,7 +164,7 @@ def _distribution(dimension: Dimension, is_grid: bool) -> BaseDistribution:
         gaps = {b - a for a, b in itertools.pairwise(whole)}
         if len(whole) == len(numbers) and len(gaps) == 1:
             return IntDistribution(whole[0], whole[-1], step=gaps.pop())
-    return CategoricalDistribution(values)
+    return CategoricalDistribution(tuple(values))
 
 
 def point_id(params: Mapping[str, Scalar]) -> str:

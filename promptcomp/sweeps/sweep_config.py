@@ -144,7 +144,7 @@ class Interval(Config):
     """Search (and space a grid) on a logarithmic scale."""
     integer: bool = False
     """Whole numbers only."""
-    steps: int | None = Field(None, ge=2)
+    steps: int | None = Field(None, ge=2, le=1_000_000)
     """Number of grid values, ends included; null: continuous (whole numbers: every one)."""
 
     @model_validator(mode="after")

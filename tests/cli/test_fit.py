@@ -153,6 +153,9 @@ def test_evaluate_writes_beside_the_run(tiny_run: Run, run: Run, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert set(json.loads((tmp_path / "again" / "results.json").read_text())["splits"]) == {"test"}
     assert (tmp_path / "one" / "results.json").read_text() == before
+    done = run("evaluate", "one", "trainer.accelerator=mps")
+    assert done.stderr == "error: trainer.accelerator=mps: this machine has none; use trainer.accelerator=cpu\n"
+    assert not (tmp_path / "one" / "evaluations").exists()
     same = run("evaluate", "one", "--json")
     assert json.loads(same.stdout)["results"]["splits"] == json.loads(before)["splits"]
 

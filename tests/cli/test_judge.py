@@ -107,6 +107,8 @@ def test_identical_answers_are_free_ties(run: Run, tmp_path: Path) -> None:
     with serving() as server:
         free = _judge(run, server, "p.jsonl", "q.jsonl", "--json")
         assert not server.requests
+        of_row = _judge(run, server, "p.jsonl", "q.jsonl", "--row-b", "full_prompt")
+        assert (of_row.returncode, "--row-b full_prompt: q.jsonl is a table of answers" in of_row.stderr) == (2, True)
         asked = _judge(run, server, "p.jsonl", "q.jsonl", "--json", "--ask-identical")
         assert len(server.requests) == 1
     assert json.loads(free.stdout)["splits"]["all"]["identical"] == 1

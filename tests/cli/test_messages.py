@@ -31,7 +31,16 @@ from tests.cli.conftest import Run
         (("data", "show", "--method", "mend", "--split", "tset"), "tset"),
         (("fit", "--method", "mend", "evaluation.splits=[tset]"), "split 'tset' is unknown; this data has"),
         (("judge", "a", "b", "--malformed", "keep"), "choose drop or tie"),
+        (("judge", "a", "b", "--seed", "-1"), "--seed"),
+        (("data", "show", "mend", "--count", "9" * 20), "--count"),
+        (("fit", "mend", "--bounds-only", "--keep-tasks", "."), "--keep-tasks .: is no file"),
+        (("curve", ""), "'' is neither a shipped experiment nor a YAML file"),
+        (("curve", "step_by_step", "--against", ","), "--against names no method"),
+        (("serve", ".", "--name", "\udcff"), "is no name; leave it out"),
         (("bench", "--method", "mend", "--lengths", "8,0"), "--lengths '8,0': give whole numbers of at least 1"),
+        (("bench", "--method", "mend", "--batch-sizes", "9" * 20), "and below a million"),
+        (("sweep", "mend", f"optim.lr=1e-4..1e-3:steps={'9' * 20}"), "steps: Input should be less than or equal to"),
+        (("sweep", "mend", "data.world.seed=1..1000000000000"), "the grid has 1,000,000,000,000 points"),
         (("compress", "nowhere", "-o", "x", "--text", "a", "--device", "tpu"), "nowhere: no such run directory"),
     ],
 )
@@ -41,6 +50,34 @@ def test_one_message_and_exit_code_2(words: tuple[str, ...], expected: str, tmp_
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert not any(tmp_path.iterdir())  # a refused run leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("fit --resume x --explain", "--explain goes with --dry-run"),
+        ("fit mend --dry-run --slurm --device-memory 80", "--device-memory goes with --dry-run, and with no --slurm"),
+        ("fit mend --keep-by loss", "--keep-by goes with --keep-tasks"),
+        ("sweep mend optim.lr=1e-3,2e-3 --no-measure", "--no-measure goes with --dry-run"),
+        ("sweep mend optim.lr=1e-3,2e-3 --slurm --devices 0", "--devices are this machine's"),
+        ("sweep mend optim.lr=1e-3,2e-3 trainer.accelerator=cpu --devices 0", "trainer.accelerator=cpu uses no GPUs"),
+        ("curve step_by_step --size-key lm.path", "--size-key goes with --sizes"),
+        ("distill --lm x --text t -o o --questions q --num-questions 8", "--num-questions is for questions that an LM"),
+        ("distill --lm x --text t -o o --ask-key-env KEY", "--ask-key-env has the key of --ask-model"),
+        ("serve . --api-key-file f --api-key-env KEY", "--api-key-env and --api-key-file both name the key"),
+        ("generate a --prompt x --seed 3", "--seed is for tokens that are drawn; give --temperature too"),
+        ("compress x --text a -o o --rival quantize --slots 4", "has a size of its own"),
+        ("bench --method mend --text f", "--text goes with --server"),
+        ("bench --server http://x/v1 --compressed m --repeats 5", "--repeats is for measurements on this machine"),
+        ("judge a b --local x --rpm 5", "--rpm is for an endpoint"),
+        ("judge a b --model x --batch-size 5", "--batch-size goes with --local"),
+        ("compare a b --format csv --json", "--json and --format csv: give one of them"),
+    ],
+)
+def test_no_option_is_passed_over_in_silence(words: str, expected: str, tmp_path: Path, run: Run) -> None:
+    done = run(*words.split())
+    assert (done.returncode, expected in done.stderr) == (2, True), done.stdout + done.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def test_every_mistake_is_told_at_once(run: Run) -> None:

@@ -152,8 +152,10 @@ def test_a_kill_leaves_nothing_that_is_taken_for_a_model(tmp_path: Path, monkeyp
     assert not (tmp_path / ".tiny.tmp").exists()
     (folder / "config.json").write_text("")  # of what was shortened or removed later nothing is whole either
     assert not pretrained.is_made(folder)
-    (folder / pretrained.ABOUT).write_text("{}")
-    assert not pretrained.is_made(folder)
+    about = {"name": "tiny", "source": "", "note": "", "parameters": "many"}
+    for content in ({}, about, {**about, "parameters": 3, "files": []}):
+        (folder / pretrained.ABOUT).write_text(json.dumps(content))
+        assert not pretrained.is_made(folder)
 
 
 def test_a_folder_here_comes_before_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

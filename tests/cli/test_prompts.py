@@ -251,8 +251,31 @@ def test_options_that_contradict(run: Run, stored: Path, tmp_path: Path) -> None
     (tmp_path / "bad.jsonl").write_text('{"input": 3}\n')
     assert "bad.jsonl:1" in refused(run, *words, "--queries", "bad.jsonl")
     assert "positions" in refused(run, *words, "cat", "--max-new-tokens", "300")
-    assert "top_p" in refused(run, *words, "cat", "--top-p", "0")
+    assert "top_p" in refused(run, *words, "cat", "--top-p", "0", "--temperature", "1")
     assert "beam" in refused(run, *words, "cat", "--beams", "2", "--temperature", "1")
+    assert "temperature must be a finite number" in refused(run, *words, "cat", "--temperature", "inf")
+    assert "the seed must be a whole number from" in refused(
+        run, *words, "cat", "--seed", "9" * 20, "--temperature", "1"
+    )
+    assert "--device mps: torch sees no Apple GPU here" in refused(run, *words, "cat", "--device", "mps")
+
+
+def test_what_no_tokenizer_file_or_window_takes(run: Run, gist_run: Path, stored: Path) -> None:
+    half = "cat \udcff"  # what Python makes of bytes that are not UTF-8
+    words, generate = ("compress", str(gist_run), "--text"), ("generate", "--prompt", str(stored))
+    assert "the prompt is no UTF-8 text (character 5)" in refused(run, *words, half, "-o", "x.safetensors")
+    assert "a query is no UTF-8 text (character 5)" in refused(run, *generate, half)
+    for rival in ("{name: [evict]}", "[evict]"):
+        assert "choose truncate" in refused(run, *words, "cat", "-o", "x.safetensors", "--rival", rival)
+    assert "is a device, not a file" in refused(run, *generate, "cat", "-o", "/dev/null", "--force")
+    assert "more than the LM's window of 256" in refused(run, *generate, "cat", "--max-new-tokens", "9" * 20)
+
+
+def test_the_coldest_temperature_takes_the_likeliest_tokens(run: Run, stored: Path) -> None:
+    words = ("generate", "cat tea", "--prompt", str(stored), "--max-new-tokens", "6", "--json")
+    greedy, cold = run(*words), run(*words, "--temperature", "1e-40")
+    assert cold.returncode == 0, cold.stderr
+    assert cold.stdout == greedy.stdout
 
 
 def test_the_snippets_of_the_page(mend_run: Path, lm: Path, tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_large_orders_need_a_yes(run: Run, rows: str) -> None:
         (["--template", "nope"], "--template 'nope' is not known"),
         (["--local", "here"], "name the teacher"),
         (["--samples", "2", "--temperature", "0"], "are all the same"),
+        (["-o", "."], ".: is no file; name one with --output"),
     ],
 )
 def test_mistakes(words: list[str], message: str, run: Run, rows: str) -> None:

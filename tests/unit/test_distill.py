@@ -121,7 +121,7 @@ def test_it_starts_as_attention_matching_at_its_own_positions(tmp_path: Path) ->
     assert isinstance(start, KVCache)
     assert reads == 2
     assert (start.next_position.tolist(), start.num_slots.tolist()) == ([5], [5])
-    found = dict(beside.rows({name: beside.rivals_of(5)[name]}))[name]
+    found = dict(beside.rows({name: beside.rivals_of(5, "kv")[name]}))[name]
     assert found is not None
     assert agreement(lm, start, answers, 4).kl == pytest.approx(found["kl"], rel=1e-3)
 
@@ -148,6 +148,20 @@ def test_matching_starts_where_keys_can_be_moved(kind: str, reason: str | None, 
     with pytest.raises(NotMet, match=reason):
         beside.matched(5)
     assert beside.start(5, "kv", "auto").name == "first 5 tokens"
+
+
+@pytest.mark.parametrize("bos", [None, 1])
+@pytest.mark.parametrize("kind", ["kv", "embeddings"])
+def test_rivals_take_as_many_bytes_as_the_cartridge(kind: str, bos: int | None) -> None:
+    lm = tiny_lm("llama")
+    lm.bos_id = bos
+    beside = Beside(lm, context_of(CONTEXT), {}, False, lambda memory: Agreement(1.0, 0.0, 0.0))
+    own = lm.kv_bytes(first_slots(lm, CONTEXT, 5, kind))
+    rows = dict(beside.rows(beside.rivals_of(5, kind)))
+    assert {name: row and row["bytes"] for name, row in rows.items()} == {
+        "first 5 tokens": own,
+        "last 5 tokens": own,
+    }
 
 
 def test_training_brings_it_nearer_and_leaves_the_lm_and_position_0_alone(tmp_path: Path) -> None:
@@ -336,15 +350,17 @@ def test_the_file_is_a_compressed_prompt(
 def test_rivals_and_other_texts_stand_beside_it(
     call: Callable[..., tuple[int, str, str]], lms: dict[str, Path], tmp_path: Path
 ) -> None:
-    (tmp_path / "short.txt").write_text(" ".join(TEXT.split()[:12]))
-    (tmp_path / "again.txt").write_text(TEXT)
-    code, out, err = call(
-        *words(lms, "--slots", "6,4", "--rivals", "--beside", "short.txt", "--beside", "again.txt", "--json")
-    )
+    for folder, text in (("short", " ".join(TEXT.split()[:12])), ("long", TEXT)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "cartridge").write_text(text)  # the name of another row
+    files = ("--beside", "short/cartridge", "--beside", "long/cartridge")
+    code, out, err = call(*words(lms, "--slots", "6,4", "--rivals", *files, "--json"))
     assert code == 0, err
     six, four = (each["held_out"] for each in json.loads(out)["files"])
-    short, again = six["short.txt"], six["again.txt"]
-    assert short == four["short.txt"]
+    short, again = six["short/cartridge"], six["long/cartridge"]
+    assert short == four["short/cartridge"]
+    code, _, err = call(*words(lms, *files, "--beside", "./short/cartridge"))
+    assert (code, "the same file is given twice" in err) == (2, True)
     assert (short["bytes"] < again["bytes"], again["top1"], again["exact"]) == (True, 1.0, 1.0)
     assert again["kl"] == pytest.approx(0, abs=1e-6)
     assert six["quantised cache (8 bits)"]["kl"] < six["quantised cache (4 bits)"]["kl"]
@@ -491,6 +507,8 @@ MISTAKES = {
     "start of vectors": (["--start", "matching", "--kind", "embeddings"], "--start matching is for keys and values"),
     "start of absolute positions": (["--start", "matching"], "positions are not rotary"),
     "rate": (["--lr", "inf"], "--lr inf: give a finite number"),
+    "long text beside it": (["--beside", "long.txt"], "long.txt: a text of 400 tokens, a question of"),
+    "no file": (["-o", "."], ".: is a folder; name a file"),
 }
 
 
@@ -499,6 +517,7 @@ def test_mistakes_are_one_sentence(
     name: str, call: Callable[..., tuple[int, str, str]], lms: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "long.txt").write_text("cat " * 400)
     more, message = MISTAKES[name]
     code, _, err = call(*words(lms, *more))
     assert (code, err.count("error:")) == (2, 1), err
@@ -516,6 +535,11 @@ def test_mistakes_about_texts_and_models(
     code, _, err = call(*words(lms, "--slots", "2"))
     assert code == 2
     assert "memory.distill: its questions and answers were made with another text" in err
+    (tmp_path / "memory.distill" / "distill.json").write_text("[1]")
+    code, _, err = call(*words(lms, "--slots", "2"))
+    assert (code, "distill.json: is damaged" in err) == (2, True)
+    code, _, err = call(*words(lms, "--ask-model", "", questions=False))
+    assert (code, "'' is no name of a model" in err) == (2, True)
     code, _, err = call(*words(lms, "--slots", "2", "--work", "other", "--force", questions=False))
     assert code == 2
     assert "the text has 3 words, too few to ask questions about" in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from promptcomp.chat.client import ChatClient, Endpoint, EndpointError, Message, RateLimiter, RefusedError, StoppedError
 from promptcomp.chat.replies import Reply, retry_after
 from promptcomp.errors import ConfigError
+from promptcomp.serving import ServeOptions
 from tests.judge_server import Answer, JudgeServer, Rule, completion, fault, serving
 
 pytest.importorskip("openai")
@@ -206,6 +208,19 @@ def test_the_key_goes_into_the_header_and_may_be_absent(monkeypatch: pytest.Monk
         monkeypatch.setenv("MY_KEY", "sesame")
         _ask(_endpoint(server, api_key_env="MY_KEY"))
     assert [headers["authorization"] for headers in server.headers] == ["Bearer none", "Bearer sesame"]
+
+
+@pytest.mark.parametrize("key", ["sésame", "\udce9", "open\nsesame"])
+def test_a_key_that_no_request_can_carry(key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    endpoint = Endpoint("m", "http://localhost:1/v1", api_key_env="MY_KEY")
+    file = tmp_path / "key"
+    file.write_bytes(key.encode("utf-8", "replace") + "é\n".encode())
+    served = (ServeOptions(api_key_env="MY_KEY"), ServeOptions(api_key_file=file))
+    for use in (lambda: _ask(endpoint), *(options.api_key for options in served)):
+        with pytest.raises(ConfigError, match=r"(variable MY_KEY|/key) holds characters that no request can") as error:
+            use()
+        assert "same" not in str(error.value)
 
 
 def test_openai_itself_needs_a_key() -> None:

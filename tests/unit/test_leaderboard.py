@@ -375,6 +375,7 @@ def test_an_own_track(tmp_path: Path) -> None:
         ("demonstrations", {}, ["trainer.max_step=1"], "max_steps"),
         ("demonstrations", {}, ["mend:method.projectio=mlp"], "projection"),
         ("demonstrations", {"slots": ["4", "4"]}, [], "-4 would be two rows"),
+        ("demonstrations", {"rates": ["1e-3", "0.001"]}, [], "rates 0.001, 0.001: give each rate once"),
         ("instructions", {"rivals": ["fewer_demonstrations"]}, [], "needs contexts of demonstrations"),
     ],
 )

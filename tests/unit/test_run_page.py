@@ -12,13 +12,14 @@ from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from promptcomp.commands.report_runs import report
 from promptcomp.config import ConfigError, dump
 from promptcomp.evaluation.findings import abouts, findings
 from promptcomp.evaluation.predictions import Prediction, write_predictions
 from promptcomp.evaluation.results import Estimate, Results, Size, SplitResult, write_results
 from promptcomp.experiment import load
 from promptcomp.run.callbacks import MetricsLogger, check_loggers
-from promptcomp.run.run_directory import MetricsFile, RunDirectory, read_metrics, step_series
+from promptcomp.run.run_directory import MetricsFile, RunDirectory, make_new, read_metrics, step_series
 from promptcomp.run.run_page import try_page, write_page
 from promptcomp.run.shown_examples import write_examples
 
@@ -168,6 +169,18 @@ class _Sink(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+
+def test_a_page_in_a_folder_that_cannot_be_written_to_is_named_elsewhere(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match=r"report.html: the folder .* cannot be written to; name another file"):
+        report([run.path])
+
+
+def test_folders_of_the_same_second_are_not_shared(tmp_path: Path) -> None:
+    assert len({make_new(tmp_path / "evaluations") for _ in range(3)}) == 3
 
 
 def test_a_resumed_run_goes_on_in_the_same_curves(tmp_path: Path) -> None:

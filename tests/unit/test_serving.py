@@ -38,6 +38,7 @@ from promptcomp.serving.app import App
 from promptcomp.serving.engine import Continuation, Engine
 from promptcomp.serving.protocol import AnswerText
 from promptcomp.serving.registry import Registry
+from promptcomp.serving.server import run_server
 from promptcomp.terminal import PlainConsole
 from tests.forks import Fork
 from tests.prompt_runs import save_lm, save_run
@@ -188,6 +189,7 @@ def test_stops_and_sampling(client: TestClient) -> None:
     [
         (400, asked("gist", n=2), "n=2 is not offered"),
         (400, asked("gist", logprobs=True), "logprobs"),
+        (400, asked("gist", logprobs=0), "logprobs=0 is not offered"),
         (400, asked("gist", temperature=-1), "temperature"),
         (400, asked("gist", temperature="0.5"), "temperature: Input should be a valid number"),
         (400, asked("gist", max_tokens=True), "max_tokens: Input should be a valid integer"),
@@ -196,6 +198,8 @@ def test_stops_and_sampling(client: TestClient) -> None:
         (400, asked("gist", top_k=5), "top_k=5 is not offered"),
         (400, asked("gist", guided_json={}), "guided_json={} is not offered"),
         (400, asked("gist", kv_transfer_params={"promptcomp": "mend"}), "name one"),
+        (400, asked(kv_transfer_params={"promptcomp": ["gist"]}), "promptcomp: ['gist'] is no name of a prompt"),
+        (400, asked("gist", stream=True, stream_options={"include_usage": "no"}), "stream_options.include_usage"),
         (400, asked("gist", [True]), "prompt"),
         (400, asked(None, ""), "a query is empty"),
         (400, asked("gist", ["a", "b"]), "one text"),
@@ -206,6 +210,7 @@ def test_stops_and_sampling(client: TestClient) -> None:
         (404, asked("../lm/model"), "no compressed prompt"),
         (404, asked("..%2flm%2fmodel"), "no compressed prompt"),
         (404, asked("link"), "no compressed prompt"),
+        (404, asked("folder"), "no compressed prompt"),
         (404, asked(".hidden"), "no compressed prompt"),
         (404, {**asked(), "model": "gpt-4"}, "known: lm"),
         (422, asked("foreign"), "made for another LM: lm has other weights"),
@@ -220,6 +225,7 @@ def test_what_is_refused(
     link, damaged = folder / "link.safetensors", folder / "damaged.safetensors"
     if not link.is_symlink():
         link.symlink_to(folder / "gist.safetensors")
+        (folder / "folder.safetensors").mkdir()
         shutil.copy(folder / "gist.safetensors", folder / ".hidden.safetensors")
         damaged.write_bytes((folder / "gist.safetensors").read_bytes()[:-10])
         os.utime(damaged, (0, 0))
@@ -241,8 +247,16 @@ def test_other_bodies_and_chats(client: TestClient) -> None:
     assert reply.json()["error"]["message"].startswith("messages.0.content.0.type: Input should be 'text'")
     headers = {"Content-Length": "abc"}  # of whatever stands in front
     assert client.post("/v1/completions", content=b"{}", headers=headers).status_code == 400
-    assert client.get("/v1/completions").status_code == 405
+    assert client.get("/v1/completions").json()["error"]["code"] == "method_not_allowed"
     assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
+
+
+def test_what_cannot_be_served(folders: dict[str, Path]) -> None:
+    lm, here = str(folders["llama"].parent / "lm"), ServeOptions(host="\udcff", port=0)
+    with pytest.raises(ConfigError, match=r"dtype = 'int4': Input should be 'float32'"):
+        run_server(folders["llama"], lm, here, PlainConsole(), dtype="int4", device="cpu")
+    with pytest.raises(ConfigError, match=r"cannot be listened on; give another --port, or another --host"):
+        run_server(folders["llama"], lm, here, PlainConsole(), device="cpu")
 
 
 def test_files_come_change_and_go(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -420,6 +434,9 @@ def test_bench_measures_a_server(
     (tmp_path / "prompt.txt").write_text("cat tea boat")
     (tmp_path / "body.json").write_text(json.dumps({"model": "lm:gist", "prompt": "{input} tea", "seed": 1}))
     plan, server = BenchPlan(new_tokens=3), f"http://{address[0]}:{address[1]}/v1"
+    (tmp_path / "none.json").write_text(json.dumps({"prompt": "{input}"}))
+    with pytest.raises(ConfigError, match=r"none.json: is no request; it has a model"):
+        requests_of(LoadPlan(server, compressed=str(tmp_path / "none.json")), 3)
     load = LoadPlan(
         server,
         model="lm",

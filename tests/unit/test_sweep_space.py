@@ -365,4 +365,7 @@ def test_workers_get_the_devices_that_a_trial_takes() -> None:
     assert share_devices(sweep_of("mend", words), 2, "0123") == [("0", "1"), ("2", "3")]
     with pytest.raises(ConfigError, match=r"3 workers with 2 devices each need 6, and there are 4"):
         share_devices(sweep_of("mend", words), 3, "0123")
-    assert share_devices(sweep_of("mend", [words[0], "trainer.accelerator=cpu"]), 2, "0123") == [(), ()]
+    on_cpu = sweep_of("mend", [words[0], "trainer.accelerator=cpu"])
+    assert share_devices(on_cpu, 2, None) == [(), ()]
+    with pytest.raises(ConfigError, match=r"--devices 0,1,2,3: trainer.accelerator=cpu uses no GPUs"):
+        share_devices(on_cpu, 2, "0123")
