@@ -36,7 +36,7 @@ _PAUSE = 0.001, 0.1  # seconds between two looks, at first and at most
 
 
 class HolderLock(JournalFileSymlinkLock):
-    """Optuna's lock, a symbolic link; ours points to nothing and says who holds it.
+    """A symbolic link, as Optuna's own lock is; ours points to nothing and says who holds it.
 
     A line is in the journal as a whole or not at all: whoever takes the lock cuts off one that a full disk or a kill
     has torn, which nobody was told to be written.
@@ -47,7 +47,7 @@ class HolderLock(JournalFileSymlinkLock):
 
     def __init__(self, journal: Path) -> None:
         super().__init__(str(journal))
-        self._journal, self._lock = journal, Path(self._lock_file)
+        self.path, self._journal = Path(self._lock_file), journal
 
     def acquire(self) -> bool:
         """Wait for the lock; one whose holder is dead, or that has not changed hands for 30 s, is broken.
@@ -55,18 +55,19 @@ class HolderLock(JournalFileSymlinkLock):
         Raises:
             OSError: the disk is full or away.
         """
-        pause, since = _PAUSE[0], time.monotonic()
-        holder, last = json.dumps(asdict(lease_of())), ("", 0.0)
+        pause, since, last = _PAUSE[0], time.monotonic(), None
+        holder = json.dumps(asdict(lease_of()))
         while True:
             try:
-                os.symlink(holder, self._lock)
+                os.symlink(holder, self.path)
                 break
             except FileExistsError:
-                found = self._look()
+                found = self.look()
             if found != last:
                 last, since = found, time.monotonic()
-            if _is_left_behind(found[0]) or time.monotonic() - since > _GRACE:
-                self._break(found)
+            if found is not None and (_is_left_behind(found[0]) or time.monotonic() - since > _GRACE):
+                if self.look() == found:
+                    self.release()
                 continue
             time.sleep(pause)
             pause = min(2 * pause, _PAUSE[1])
@@ -79,21 +80,14 @@ class HolderLock(JournalFileSymlinkLock):
 
     def release(self) -> None:
         """Give it back."""
-        self._lock.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
-    def _look(self) -> tuple[str, float]:
-        """Holder and time of the present lock."""
+    def look(self) -> tuple[str, float] | None:
+        """Who holds it, and since when on the disk's clock; None: nobody."""
         try:
-            return os.readlink(self._lock), self._lock.lstat().st_mtime
+            return os.readlink(self.path), self.path.lstat().st_mtime
         except OSError:
-            return "", 0.0
-
-    def _break(self, found: tuple[str, float]) -> None:
-        aside = self._lock.with_name(f"{self._lock.name}.{os.getpid()}.rename")
-        if self._look() == found:
-            with contextlib.suppress(OSError):
-                self._lock.rename(aside)
-                aside.unlink()
+            return None
 
 
 def _is_left_behind(holder: str) -> bool:
@@ -113,9 +107,9 @@ def _cut_torn_line(journal: Path) -> None:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def journal_at(path: Path) -> BaseStorage:
-    """A journal file (made if there is none), read as a whole."""
-    return JournalStorage(JournalFileBackend(str(path), HolderLock(path)))
+def journal_at(path: Path) -> JournalFileBackend:
+    """A journal file, made if there is none."""
+    return JournalFileBackend(str(path), HolderLock(path))
 
 
 PARENT_VARIABLE = "PROMPTCOMP_SWEEP_PARENT"
@@ -186,7 +180,7 @@ def open_storage(directory: SweepDirectory, address: URL | None) -> BaseStorage:
     """
     try:
         if address is None:
-            return journal_at(directory.journal)
+            return JournalStorage(journal_at(directory.journal))
         return RDBStorage(address.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
     except (ImportError, NoSuchModuleError):
         assert address is not None
