@@ -31,7 +31,7 @@ _NAME = 120
 _LOOK = 0.05
 """Seconds between two looks at a lock."""
 _TAIL = 16_384
-"""Bytes of a log that its last line is looked for in."""
+"""Bytes of a log that are read."""
 _NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 
 
@@ -325,20 +325,26 @@ def take_lock(file: IO[Any]) -> bool:
     return True
 
 
-def last_line(log: Path, start: int = 0) -> str:
-    """The last line that a process has printed to its log, for people.
+def tail(log: Path, start: int = 0) -> str:
+    """The end of what processes have printed to a log; empty where there is none.
 
     Args:
         log: the file.
         start: bytes that others had written before.
     """
     try:
+        check_regular(log, "log")
         with log.open("rb") as file:
             file.seek(max(start, log.stat().st_size - _TAIL))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        lines = []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
+            return file.read().decode("utf-8", "replace")
+    except (OSError, ConfigError):
+        return ""
+
+
+def last_line(log: Path, start: int = 0) -> str:
+    """The last line of a log, for people; `start`: see `tail`."""
+    lines = [line.strip() for line in tail(log, start).splitlines() if line.strip()]
+    return lines[-1] if lines else "nothing was printed"
 
 
 def cache_folder() -> Path:

@@ -125,13 +125,13 @@ def begin(config: SweepConfig, directory: SweepDirectory, storage: str | None, w
     return sweep
 
 
-def open_sweep(directory: SweepDirectory, storage: str | None = None) -> Sweep:
+def open_sweep(directory: SweepDirectory) -> Sweep:
     """Open a sweep that was begun before.
 
     Raises:
         ConfigError: no sweep, a damaged journal, a database that does not answer.
     """
-    return _open(directory, read_config(directory), address_of(directory, storage))
+    return _open(directory, read_config(directory), address_of(directory, None))
 
 
 def _open(directory: SweepDirectory, config: SweepConfig, address: URL | None) -> Sweep:
