@@ -122,8 +122,8 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
         started=states.count("unfinished"),
         workers=workers,
         devices_per_trial=devices_of(small[1]),
-        smallest=_cost(*small),
-        largest=_cost(*large),
+        smallest=_cost(small[0], small[2]),
+        largest=_cost(large[0], large[2]),
     )
     plan.notes += _machine(plan)
     return _with_time(plan, config, small, large) if measure else plan
@@ -152,7 +152,7 @@ def _corners_of(dimension: Dimension) -> tuple[Scalar, ...]:
     return samples if isinstance(dimension, Choices) else tuple(dict.fromkeys((samples[0], samples[-1])))
 
 
-def _cost(params: Mapping[str, Scalar], experiment: Experiment, found: StepForecast) -> PointCost:
+def _cost(params: Mapping[str, Scalar], found: StepForecast) -> PointCost:
     return PointCost(
         params=dict(params),
         parameters=sum(part.parameters for part in found.parts),

@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
 from promptcomp.config import ConfigError
 from promptcomp.errors import command, first_line
-from promptcomp.files import locked, read_text, write_atomic
+from promptcomp.files import locked, read_text
 from promptcomp.lease import STORAGE_VARIABLE, Lease, is_dead, lease_of
 from promptcomp.plain import SECRETS, without_credentials
 from promptcomp.sweeps.checking import url_of
@@ -141,27 +141,21 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
             f"{directory.path} keeps its trials in {directory.journal.name}, so --storage comes too late: leave it "
             "out, or start another sweep with -o"
         )
-    if given is not None and before is not None and _plain(given) != _plain(before):
+    if given is not None and before is not None and plain(given) != plain(before):
         raise ConfigError(
-            f"{directory.path} keeps its trials in {_plain(before)}, not in {_plain(given)}; leave --storage out, "
+            f"{directory.path} keeps its trials in {plain(before)}, not in {plain(given)}; leave --storage out, "
             "or start another sweep with -o"
         )
     if given is not None and _has_secret(given):
         return given
     with_password = url_of(whole) if whole else None
     found = given or before
-    if found is None or (with_password is not None and _plain(with_password) == _plain(found)):
+    if found is None or (with_password is not None and plain(with_password) == plain(found)):
         return with_password
     return found
 
 
-def remember(directory: SweepDirectory, address: URL | None) -> None:
-    """Write a database's address to storage.txt, without its password."""
-    if address is not None:
-        write_atomic(directory.storage, f"{_plain(address)}\n")
-
-
-def _plain(url: URL) -> str:
+def plain(url: URL) -> str:
     """The address without its password, wherever that stands in it."""
     query = {name: value for name, value in url.query.items() if name.lower() not in SECRETS}
     bare = URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query)

@@ -34,7 +34,7 @@ from promptcomp.sweeps.storage import (
     exclusive,
     open_storage,
     place_of,
-    remember,
+    plain,
     study_name,
     unreachable,
 )
@@ -115,7 +115,8 @@ def begin(config: SweepConfig, directory: SweepDirectory, storage: str | None, w
         with exclusive(directory, address):
             sweep = _open(directory, config, address)
             _compare_and_note(sweep)
-            remember(directory, address)
+            if address is not None:
+                write_atomic(directory.storage, f"{plain(address)}\n")
             if not sweep.place:
                 sweep.place = uuid.uuid4().hex
                 write_atomic(directory.place, f"{sweep.place}\n{study_name(directory)}\n")

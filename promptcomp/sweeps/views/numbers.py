@@ -137,8 +137,8 @@ def log_tail(path: Path, lines: int) -> list[str]:
 
 
 def plain_line(line: str) -> str:
-    """Without escape sequences and other control characters."""
-    return "".join(c for c in _ESCAPE.sub("", line) if c == "\t" or c.isprintable())[:500]
+    """One line without escape sequences and other control characters."""
+    return "".join(c for c in _ESCAPE.sub("", line.replace("\n", " ")) if c == "\t" or c.isprintable())[:500]
 
 
 DONE = ("finished", "pruned", "failed")
