@@ -1,6 +1,6 @@
 """Files: bounded reads, atomic writes, locks. A symbolic link is never written through, only replaced.
 
-What is written here has the permissions that the user's umask gives, unless it is `private`.
+What is written here has the permissions that the user's umask gives.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ if sys.platform != "win32":  # there two processes may get in each other's way
 Place = str | os.PathLike[str]
 """A path, or an object that is one (`Run`)."""
 _READABLE = 0o666
-_PRIVATE = 0o600
 _NAME = 120
 """Letters of a name that its temporary file repeats; file systems allow 255 bytes."""
 _LOOK = 0.05
@@ -126,31 +125,29 @@ def kind_of(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def write_atomic(path: Path, text: str, private: bool = False) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Replace the file `path` by `text`; a reader (or a crash at any moment) sees the old file or the new one.
 
     Args:
         path: the file; a link is replaced, not followed.
         text: what it is to hold.
-        private: nobody but the user may read it.
 
     Raises:
         ConfigError: the folder is missing, not writable or full. The old file, if any, is untouched.
     """
     try:
-        with replacing(path, private) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except OSError as error:
         raise unwritable(path, error, "; free space or choose another output_dir") from None
 
 
 @contextlib.contextmanager
-def replacing(path: Path, private: bool = False) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """An empty file beside `path` that takes its place when the block ends, flushed; left out if the block raises.
 
     Args:
         path: the file to be; a link is replaced, not followed.
-        private: nobody but the user may read it.
 
     Raises:
         OSError: it cannot be made, or `path` is something that is no file.
@@ -160,7 +157,7 @@ def replacing(path: Path, private: bool = False) -> Iterator[Path]:
         if not (stat.S_ISREG(found) or stat.S_ISLNK(found)):
             raise OSError(None, f"it is {kind_of(found)}, not a file", str(path))
     temporary = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, _PRIVATE if private else _READABLE)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, _READABLE)
     try:
         mode = stat.S_IMODE(os.fstat(handle).st_mode)  # as the umask has it
         os.close(handle)
@@ -258,6 +255,18 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(path: Path, advice: str = "") -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        ConfigError: it cannot be made; the message ends in `advice`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error, advice, "made") from None
 
 
 def check_no_links(folder: Path, names: tuple[str, ...]) -> None:
@@ -365,10 +374,10 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def unwritable(path: Path, error: Exception, advice: str = "") -> ConfigError:
+def unwritable(path: Path, error: Exception, advice: str = "", what: str = "written") -> ConfigError:
     """What the system says of a file that cannot be written, as a mistake (or `NoSpace`) to be raised."""
     kind = NoSpace if is_full(error) else ConfigError
-    return kind(f"{_short(path)}: cannot be written ({_reason(error)}){advice}")
+    return kind(f"{_short(path)}: cannot be {what} ({_reason(error)}){advice}")
 
 
 def _reason(error: Exception) -> str:

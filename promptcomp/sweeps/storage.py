@@ -132,9 +132,11 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
     """
     given = url_of(storage) if storage else None
     whole = os.environ.get(STORAGE_VARIABLE)
+    with_password = url_of(whole) if whole else None
     kept = directory.storage.is_file()
     before = url_of(read_text(directory.storage, "storage address").strip()) if kept else None
-    if given is None and before is None and not whole:
+    found = given or before or with_password
+    if found is None:
         return None
     if before is None and directory.journal.is_file() and directory.journal.stat().st_size:
         raise ConfigError(
@@ -148,11 +150,7 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
         )
     if given is not None and _has_secret(given):
         return given
-    with_password = url_of(whole) if whole else None
-    found = given or before
-    if found is None or (with_password is not None and plain(with_password) == plain(found)):
-        return with_password
-    return found
+    return with_password if with_password is not None and plain(with_password) == plain(found) else found
 
 
 def plain(url: URL) -> str:

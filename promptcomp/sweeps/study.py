@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError, build, dump, flat, read_yaml
-from promptcomp.files import check_no_links, write_atomic
+from promptcomp.files import check_no_links, make_folder, write_atomic
 from promptcomp.sweeps.attempts import Attempts, make_study, time_of
 from promptcomp.sweeps.checking import check_workers
 from promptcomp.sweeps.planning import Trial
@@ -104,11 +104,8 @@ def begin(config: SweepConfig, directory: SweepDirectory, storage: str | None, w
         ConfigError: a change that finished trials forbid, an unusable storage or directory.
     """
     check_no_links(directory.path, ("runs", "controls", "logs", "leases", "report"))
-    try:
-        for folder in (directory.path, directory.runs, directory.logs, directory.worker_leases):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{error.filename}: cannot be made ({error.strerror})") from None
+    for folder in (directory.path, directory.runs, directory.logs, directory.worker_leases):
+        make_folder(folder)
     address = address_of(directory, storage)
     check_workers(address, workers)
     try:

@@ -180,7 +180,7 @@ def _running(trials: list[Trial], summary: Summary, width: int) -> Table:
     """Running trials: one column for each swept key where there is room, otherwise one for all."""
     table = open_table()
     short = short_names(summary.dimensions)
-    names = [name for name in summary.dimensions if name in summary.varying] or list(summary.dimensions)
+    names = summary.varying or summary.dimensions
     wide = width >= 100 and len(names) <= 4
     worker = 0 if width < 80 else 16 if width < 120 else 28
     for name in [plain_line(short[name]) for name in names] if wide else ["trial"]:

@@ -96,7 +96,7 @@ def note(point: Point) -> str:
 
 def _table(summary: Summary, width: int) -> Table:
     table = open_table(left=[""])
-    names = list(summary.varying or summary.dimensions)
+    names = summary.varying or summary.dimensions
     wide = len(names) <= 4 and width >= 60 + 12 * (len(names) - 1) + 26 * (len(summary.objectives) - 1)
     short = short_names(summary.dimensions)
     for name in [short[name] for name in names] if wide else ["point"]:
