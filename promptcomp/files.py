@@ -1,6 +1,6 @@
 """Files: bounded reads, atomic writes, locks. A symbolic link is never written through, only replaced.
 
-What is written here has the permissions that the user's umask gives, unless it is `private`.
+What is written here has the permissions that the user's umask gives.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ if sys.platform != "win32":  # there two processes may get in each other's way
 Place = str | os.PathLike[str]
 """A path, or an object that is one (`Run`)."""
 _READABLE = 0o666
-_PRIVATE = 0o600
 _NAME = 120
 """Letters of a name that its temporary file repeats; file systems allow 255 bytes."""
 _LOOK = 0.05
 """Seconds between two looks at a lock."""
 _TAIL = 16_384
-"""Bytes of a log that its last line is looked for in."""
+"""Bytes of a log that are read."""
 _NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 
 
@@ -126,31 +125,29 @@ def kind_of(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def write_atomic(path: Path, text: str, private: bool = False) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Replace the file `path` by `text`; a reader (or a crash at any moment) sees the old file or the new one.
 
     Args:
         path: the file; a link is replaced, not followed.
         text: what it is to hold.
-        private: nobody but the user may read it.
 
     Raises:
         ConfigError: the folder is missing, not writable or full. The old file, if any, is untouched.
     """
     try:
-        with replacing(path, private) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except OSError as error:
         raise unwritable(path, error, "; free space or choose another output_dir") from None
 
 
 @contextlib.contextmanager
-def replacing(path: Path, private: bool = False) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """An empty file beside `path` that takes its place when the block ends, flushed; left out if the block raises.
 
     Args:
         path: the file to be; a link is replaced, not followed.
-        private: nobody but the user may read it.
 
     Raises:
         OSError: it cannot be made, or `path` is something that is no file.
@@ -160,7 +157,7 @@ def replacing(path: Path, private: bool = False) -> Iterator[Path]:
         if not (stat.S_ISREG(found) or stat.S_ISLNK(found)):
             raise OSError(None, f"it is {kind_of(found)}, not a file", str(path))
     temporary = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, _PRIVATE if private else _READABLE)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, _READABLE)
     try:
         mode = stat.S_IMODE(os.fstat(handle).st_mode)  # as the umask has it
         os.close(handle)
@@ -262,6 +259,18 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def make_folder(path: Path, advice: str = "") -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        ConfigError: it cannot be made; the message ends in `advice`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error, advice, "made") from None
+
+
 def check_no_links(folder: Path, names: tuple[str, ...]) -> None:
     """
     Raises:
@@ -327,20 +336,26 @@ def take_lock(file: IO[Any]) -> bool:
     return True
 
 
-def last_line(log: Path, start: int = 0) -> str:
-    """The last line that a process has printed to its log, for people.
+def tail(log: Path, start: int = 0) -> str:
+    """The end of what processes have printed to a log; empty where there is none.
 
     Args:
         log: the file.
         start: bytes that others had written before.
     """
     try:
+        check_regular(log, "log")
         with log.open("rb") as file:
             file.seek(max(start, log.stat().st_size - _TAIL))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        lines = []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
+            return file.read().decode("utf-8", "replace")
+    except (OSError, ConfigError):
+        return ""
+
+
+def last_line(log: Path, start: int = 0) -> str:
+    """The last line of a log, for people; `start`: see `tail`."""
+    lines = [line.strip() for line in tail(log, start).splitlines() if line.strip()]
+    return lines[-1] if lines else "nothing was printed"
 
 
 def cache_folder() -> Path:
@@ -361,10 +376,10 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def unwritable(path: Path, error: Exception, advice: str = "") -> ConfigError:
+def unwritable(path: Path, error: Exception, advice: str = "", what: str = "written") -> ConfigError:
     """What the system says of a file that cannot be written, as a mistake (or `NoSpace`) to be raised."""
     kind = NoSpace if is_full(error) else ConfigError
-    return kind(f"{_short(path)}: cannot be written ({_reason(error)}){advice}")
+    return kind(f"{_short(path)}: cannot be {what} ({_reason(error)}){advice}")
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ from promptcomp.cluster.script import WORKER, Job, render
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
-from promptcomp.files import write_atomic
+from promptcomp.files import make_folder, write_atomic
 
 FOLDER = "slurm"
 """Folder inside a run (or a sweep) with job.sh, jobs.json (the jobs that were submitted) and the logs."""
@@ -149,10 +149,7 @@ def submit(job: Job, profile: SlurmProfile, chosen: str) -> str:
         ConfigError: sbatch is missing or refuses (the script stays), or jobs.json is damaged.
     """
     text, record = render(job, profile, Path.cwd()), job.folder / "jobs.json"
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{job.folder}: cannot be made ({error.strerror})") from None
+    make_folder(job.folder)
     jobs = _recorded(record)
     write_atomic(job.script, text)
     try:

@@ -19,7 +19,7 @@ from typing import Self
 
 from promptcomp.config import ConfigError
 from promptcomp.documents import read_json
-from promptcomp.files import check_output, locked, write_atomic
+from promptcomp.files import check_output, locked, make_folder, write_atomic
 
 _WHAT = "folder of a cartridge in the making"
 
@@ -38,10 +38,7 @@ class WorkFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: is a file; name a folder for questions and answers with --work")
-        try:
-            (self.path / "answers").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be made ({error.strerror}); name another with --work") from None
+        make_folder(self.path / "answers", "; name another with --work")
         self._held.enter_context(locked(self.path / "lock"))
         return self
 

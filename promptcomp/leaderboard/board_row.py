@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from promptcomp.config import Measured
 from promptcomp.documents import read_json
 from promptcomp.errors import ConfigError
-from promptcomp.files import write_atomic
+from promptcomp.files import make_folder, write_atomic
 
 SCHEMA = 1
 ROWS = "rows"
@@ -133,10 +133,7 @@ def write_rows(folder: Path, rows: Iterable[BoardRow]) -> None:
         pairs = ((json.dumps(key), json.dumps(value, ensure_ascii=False)) for key, value in tree.items())
         lines = ",\n".join(f" {key}: {value}" for key, value in pairs)
         place = folder / ROWS / row.row
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{place}: cannot be written ({error.strerror or error})") from None
+        make_folder(place)
         write_atomic(place / f"{row.seed}.json", f"{{\n{lines}\n}}\n")
 
 

@@ -25,7 +25,7 @@ from promptcomp.evaluation.predictions import read_predictions
 from promptcomp.evaluation.results import read_results
 from promptcomp.evaluation.summarize import ReferencePoints, Role, RoleRun, SplitPoints, split_points
 from promptcomp.experiment import Experiment
-from promptcomp.files import locked, write_atomic
+from promptcomp.files import locked, make_folder, write_atomic
 from promptcomp.plain import say
 from promptcomp.report import print_points
 from promptcomp.run.configured import find, identity
@@ -160,10 +160,7 @@ def _ensure(
         return (path if state == "finished" else None), path or run_dir
 
     locks, name = Path(wanted.output_dir) / ".locks", identity(wanted)
-    try:
-        locks.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{locks}: cannot be made ({error.strerror}); choose another output_dir") from None
+    make_folder(locks, "; choose another output_dir")
     waiting = functools.partial(tell, "waiting for another process that makes the same run")
     try:
         with locked(locks / name, waiting, stop.is_set):

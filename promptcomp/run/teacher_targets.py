@@ -22,7 +22,7 @@ from promptcomp.datamodules.context_module import ContextDataModule
 from promptcomp.datamodules.sections import TeacherTargets
 from promptcomp.datamodules.taught import TaughtAnswer, TaughtDataModule, asked_key, teacher_ids
 from promptcomp.experiment import Experiment
-from promptcomp.files import cache_folder, locked
+from promptcomp.files import cache_folder, locked, make_folder
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.loading import settings_hash
 from promptcomp.memory import weights_hash
@@ -87,10 +87,7 @@ def write_targets(
     header = AnswersHeader(format="promptcomp answers of an LM", weights=weights_hash(lm.hf), settings=settings)
     name = hashlib.sha256(f"{header.weights} {settings}".encode()).hexdigest()[:16]
     path = cache_folder() / "teachers" / f"answers-{name}.jsonl"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path.parent}: cannot be made ({error.strerror}); name one with PROMPTCOMP_CACHE") from None
+    make_folder(path.parent, "; name one with PROMPTCOMP_CACHE")
 
     def wait() -> None:
         say(console, f"waiting for another process that writes answers into {path}")

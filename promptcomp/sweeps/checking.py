@@ -184,28 +184,23 @@ def _size(config: SweepConfig, allow_huge: bool) -> Iterator[str]:
 def _values(config: SweepConfig, base: Mapping[str, Any], experiments: list[Experiment], whole: bool) -> Iterator[str]:
     """Validate every sample, the others at their first value; if `whole`, combinations and controls too."""
     start = first_point(config)
-    known = _mistakes(config, {}, base)
-    if known:
-        # What the space itself mends (a key that is always chosen) is no mistake.
-        known &= _mistakes(config, start, base)
-        yield from sorted(known)
-    at_start = _mistakes(config, start, base) - known
+    at_start = _mistakes(config, start, base)
+    known = at_start & _mistakes(config, {}, base)  # what the space itself mends (a key that is always chosen) is none
+    yield from sorted(known)
+    at_start -= known
     found = False
     for name, dimension in config.space.items():
+        of_choice = " ({})" if isinstance(dimension, Choices) else ""
         for value in samples_of(dimension):
-            params = {**start, name: value}
-            lines = _mistakes(config, params, base, experiments) - known
-            own = {line for line in lines if line not in at_start or _names(line, config, {name: value})}
-            for line in sorted(own):
+            keys = settings_of(config, {name: value})
+            lines = _mistakes(config, {**start, name: value}, base, experiments) - known
+            for line in sorted(line for line in lines if line not in at_start or _is_about(line, keys)):
                 found = True
-                is_choice = isinstance(dimension, Choices)
-                of_choice = f" ({value})" if is_choice else ""
-                plain = _is_about(line, name) and not is_choice
-                yield f"space {line}" if plain else f"space {name}{of_choice}: {line}"
+                plain = _is_about(line, [name]) and not of_choice
+                yield f"space {line}" if plain else f"space {name}{of_choice.format(value)}: {line}"
     if at_start and not found:
-        found = True
-        yield from (f"space {_told(start)}: {line}" for line in sorted(at_start))
-    if found or known or not whole:
+        yield from (f"space {told(start)}: {line}" for line in sorted(at_start))
+    if at_start or found or known or not whole:
         return
     yield from _combinations(config, base, experiments)
     try:
@@ -219,7 +214,7 @@ def _combinations(config: SweepConfig, base: Mapping[str, Any], experiments: lis
         return
     for params in grid(config):
         for line in sorted(_mistakes(config, params, base, experiments)):
-            yield f"space {_told(params)}: {line}"
+            yield f"space {told(params)}: {line}"
             return  # one such combination stands for many
 
 
@@ -236,16 +231,13 @@ def _mistakes(
     return set()
 
 
-def _names(line: str, config: SweepConfig, params: Mapping[str, Scalar]) -> bool:
-    """Whether a line of a message is about a key that these parameters set."""
-    return any(_is_about(line, key) for key in settings_of(config, params))
+def _is_about(line: str, keys: Iterable[str]) -> bool:
+    """Whether a line of a message is about one of these keys."""
+    return any(line.startswith((f"{key} ", f"{key}:", f"{key}.")) for key in keys)
 
 
-def _is_about(line: str, key: str) -> bool:
-    return line.startswith((f"{key} ", f"{key}:", f"{key}."))
-
-
-def _told(params: Mapping[str, Scalar]) -> str:
+def told(params: Mapping[str, Scalar]) -> str:
+    """A point in a message, by its whole keys."""
     return ", ".join(f"{name}={value}" for name, value in params.items())
 
 

@@ -96,19 +96,6 @@ def measured(experiment: Experiment) -> TrialSeconds:
     return TrialSeconds(**found, start=max(0.0, wall - inside))
 
 
-def print_measured(config: Path) -> None:
-    """Measure here and print one line of JSON (rank 0).
-
-    Raises:
-        ConfigError: a mistake in the experiment or its data.
-    """
-    experiment = build(Experiment, read_yaml(config), source=str(config))
-    with tempfile.TemporaryDirectory() as folder:
-        found = _measure(experiment, RunDirectory(Path(folder)))
-    if found is not None:
-        print(json.dumps(found))
-
-
 class _Clock(L.Callback):
     """Seconds of every optimiser step and of the dev batches; stops training when the time is up."""
 
@@ -156,29 +143,32 @@ class _Enough(Exception):
     """The time for a split is up."""
 
 
-def _measure(experiment: Experiment, run: RunDirectory) -> dict[str, float] | None:
-    """Seconds of a step, of dev and of test; None on ranks other than 0."""
-    with quiet():
+def print_measured(config: Path) -> None:
+    """Measure here the seconds of a step, of dev and of test, and print one line of JSON (rank 0).
+
+    Raises:
+        ConfigError: a mistake in the experiment or its data.
+    """
+    experiment = build(Experiment, read_yaml(config), source=str(config))
+    with tempfile.TemporaryDirectory() as folder, quiet():
         set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
         datamodule, module = make_parts(experiment)
-        began, dev = time.monotonic(), 0.0
-        clock = _Clock()
+        began, clock, batches = time.monotonic(), _Clock(), 0
         if module.method.trains and experiment.trainer.max_steps:
-            trainer = _trainer(experiment, run, datamodule, clock)
-            batches = 0
+            trainer = _trainer(experiment, RunDirectory(Path(folder)), datamodule, clock)
             if "dev" in datamodule.eval_splits:
                 module.watch(datamodule.examples("dev"))
                 batches = len(datamodule.eval_dataloader("dev"))
             trainer.fit(module, datamodule=datamodule)
-            dev = clock.dev * max(1.0, batches / _DEV_BATCHES)
             if not trainer.is_global_zero:
-                return None
+                return
         else:
             module.configure_model()
         test = _test(experiment, module, datamodule)
-    inside = time.monotonic() - began
-    return {"step": clock.step, "dev": dev, "test": test, "peak_bytes": _peak_bytes(), "inside": inside}
+    dev, inside = clock.dev * max(1.0, batches / _DEV_BATCHES), time.monotonic() - began
+    found = {"step": clock.step, "dev": dev, "test": test, "peak_bytes": _peak_bytes(), "inside": inside}
+    print(json.dumps(found))
 
 
 def _trainer(experiment: Experiment, run: RunDirectory, datamodule: ContextDataModule, clock: _Clock) -> L.Trainer:

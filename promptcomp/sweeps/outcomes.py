@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -106,7 +107,7 @@ def adopt(sweep: Sweep, trial: Trial, run: Path, device_seconds: float) -> str |
         Why it has no value; None: it has been told (by this worker, or by another one before).
     """
     study, number = sweep.study_of(trial), trial.number
-    study.note(number, run=relative(run, sweep.directory.path))
+    study.note(number, run=os.path.relpath(run, sweep.directory.path))
     if trial.is_control:
         study.complete(number, [0.0], {}, device_seconds)  # its values are read from its run
         return None
@@ -133,11 +134,3 @@ def report(sweep: Sweep, trial: Trial, run: Path) -> tuple[str | None, dict[int,
     sign = sweep.config.objectives[0].sign
     sweep.trials.report(trial.number, found, -sign if is_lower_better(metric) else sign)
     return metric, found
-
-
-def relative(run: Path, folder: Path) -> str:
-    """A run's place as noted: below the sweep's directory where it is there, so that the directory can be moved."""
-    try:
-        return str(run.resolve().relative_to(folder.resolve()))
-    except ValueError:
-        return str(run.resolve())

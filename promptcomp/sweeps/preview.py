@@ -19,7 +19,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.forecast.estimate import StepForecast, estimate
 from promptcomp.plain import say
 from promptcomp.run.configured import find
-from promptcomp.sweeps.checking import samples_of
+from promptcomp.sweeps.checking import samples_of, told
 from promptcomp.sweeps.measuring import MeasuringFailed, measured
 from promptcomp.sweeps.space import (
     base_tree,
@@ -33,6 +33,7 @@ from promptcomp.sweeps.space import (
 )
 from promptcomp.sweeps.sweep_config import Choices, Dimension, Scalar, SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
+from promptcomp.sweeps.views.wording import scalar_text, time_text
 
 _CORNERS = 8
 """Points whose memory and work are estimated to find the smallest and the largest."""
@@ -121,8 +122,8 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
         started=states.count("unfinished"),
         workers=workers,
         devices_per_trial=devices_of(small[1]),
-        smallest=_cost(*small),
-        largest=_cost(*large),
+        smallest=_cost(small[0], small[2]),
+        largest=_cost(large[0], large[2]),
     )
     plan.notes += _machine(plan)
     return _with_time(plan, config, small, large) if measure else plan
@@ -141,8 +142,7 @@ def _ends(config: SweepConfig, base: Mapping[str, Any]) -> tuple[_Point, _Point]
         try:
             found.append((params, experiment, estimate(experiment)))
         except ConfigError as error:
-            shown = ", ".join(f"{name}={value}" for name, value in params.items())
-            raise ConfigError(f"point {shown}: {error}") from None
+            raise ConfigError(f"point {told(params)}: {error}") from None
     order = sorted(found, key=lambda each: (each[2].train_flops, each[2].total_bytes))
     return order[0], order[-1]
 
@@ -152,7 +152,7 @@ def _corners_of(dimension: Dimension) -> Sequence[Scalar]:
     return samples if isinstance(dimension, Choices) else tuple(dict.fromkeys((samples[0], samples[-1])))
 
 
-def _cost(params: Mapping[str, Scalar], experiment: Experiment, found: StepForecast) -> PointCost:
+def _cost(params: Mapping[str, Scalar], found: StepForecast) -> PointCost:
     return PointCost(
         params=dict(params),
         parameters=sum(part.parameters for part in found.parts),
@@ -231,8 +231,9 @@ def print_plan(
     tell(f"{many(plan.workers, 'worker')}, {many(plan.devices_per_trial, 'device')} a trial")
     console.print(_table(plan))
     if plan.hours is not None and plan.hours_with_workers is not None:
-        parallel = f", {_hours(plan.hours_with_workers)} with {plan.workers} workers" if plan.workers > 1 else ""
-        tell(f"left to do: {_hours(plan.hours)} one after another{parallel}; {plan.device_hours:.2g} device hours")
+        alone, together = (time_text(hours * 3600) for hours in (plan.hours, plan.hours_with_workers))
+        parallel = f", {together} with {plan.workers} workers" if plan.workers > 1 else ""
+        tell(f"left to do: {alone} one after another{parallel}; {plan.device_hours:.2g} device hours")
     for note in plan.notes:
         tell(f"note: {note}")
 
@@ -244,7 +245,7 @@ def _table(plan: SweepPlan) -> Table:
     for name in ("", "smallest point", "largest point"):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
     for name in plan.space:
-        table.add_row(name, *(_value(end.params[name]) for end in ends))
+        table.add_row(name, *(scalar_text(end.params[name]) for end in ends))
     table.add_row("parameters (trained)", *(f"{end.parameters:,} ({end.trained:,})" for end in ends))
     table.add_row("memory of a step, estimated", *(bytes_text(end.memory_bytes) for end in ends))
     table.add_row("training, estimated", *(f"{end.train_flops:.2g} FLOP" for end in ends))
@@ -253,11 +254,3 @@ def _table(plan: SweepPlan) -> Table:
         table.add_row("a trial, from it", *(f"{end.trial_seconds:.0f} s" for end in ends))
         table.add_row("most memory, measured", *(bytes_text(end.peak_bytes or 0) for end in ends))
     return table
-
-
-def _value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _hours(hours: float) -> str:
-    return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.1f} h"

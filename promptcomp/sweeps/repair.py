@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
+from optuna.storages import JournalStorage
 
 from promptcomp.config import ConfigError, build, dump, read_yaml
 from promptcomp.errors import first_line
@@ -22,32 +22,22 @@ from promptcomp.lease import disk_time, is_live
 from promptcomp.sweeps.attempts import Attempts
 from promptcomp.sweeps.outcomes import abandoned, adopt, is_finished, take_back, title_of
 from promptcomp.sweeps.planning import Trial, groups, standing
-from promptcomp.sweeps.storage import DAMAGE, address_of, close_storage, exclusive, journal_at, open_storage, study_name
+from promptcomp.sweeps.storage import (
+    DAMAGE,
+    HolderLock,
+    address_of,
+    close_storage,
+    exclusive,
+    journal_at,
+    open_storage,
+    study_name,
+)
 from promptcomp.sweeps.study import Sweep, open_sweep
 from promptcomp.sweeps.sweep_config import SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 
-_PROBE_LINES = 50
-_PROBE = """
-import os, sys, time
-lock, target, name, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-for number in range(count):
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            os.symlink(target, lock)
-            break
-        except FileExistsError:
-            if time.monotonic() > deadline:
-                sys.exit(3)
-            time.sleep(0.0005)
-    with open(target, "ab") as file:
-        file.write(f"{name} {number}\\n".encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.unlink(lock)
-"""
-"""What Optuna's journal asks of a disk, from a process of its own: a symbolic link as a lock, then an append."""
+_PROBE_LINES = 25
+"""Of each writer that tries the disk."""
 
 
 @dataclass(slots=True)
@@ -195,11 +185,11 @@ def _left(directory: SweepDirectory, path: Path, what: str) -> Finding:
 
 
 def _disk(directory: SweepDirectory) -> Iterator[Finding]:
-    """Whether the disk does what a journal needs, tried with two processes."""
+    """Whether the disk does what a journal needs: links as locks, and appending, tried with two writers."""
     advice = "use a database (--storage postgresql://...), or put the sweep on another disk"
     try:
         with tempfile.TemporaryDirectory(prefix=".probe-", dir=directory.path) as folder:
-            problem = _probe(Path(folder))
+            problem = _probe(Path(folder) / "journal.log")
     except OSError as error:
         yield Finding(f"{directory.path} cannot be written to ({error.strerror})", None, "free space or rights")
         return
@@ -207,21 +197,22 @@ def _disk(directory: SweepDirectory) -> Iterator[Finding]:
         yield Finding(f"the disk of {directory.path} cannot hold a journal: {problem}", None, advice)
 
 
-def _probe(folder: Path) -> str | None:
-    target = folder / "lines"
-    words = [sys.executable, "-I", "-S", "-c", _PROBE, str(folder / "lock"), str(target)]
-    both = [
-        subprocess.Popen([*words, name, str(_PROBE_LINES)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for name in ("a", "b")
-    ]
-    codes = [process.wait() for process in both]
-    if any(codes):
-        return f"a symbolic link does not work as a lock (exit codes {codes})"
-    lines = target.read_text(encoding="utf-8").splitlines()
-    expected = {f"{name} {number}" for name in ("a", "b") for number in range(_PROBE_LINES)}
-    if set(lines) != expected or len(lines) != len(expected):
-        return f"of {len(expected)} lines that two processes appended, {len(set(lines) & expected)} are there"
-    return None
+def _probe(path: Path) -> str | None:
+    def write(name: str) -> None:
+        journal = journal_at(path)
+        for number in range(_PROBE_LINES):
+            journal.append_logs([{name: number}])
+
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(write, "ab"))
+        lines = list(journal_at(path).read_logs(0))
+    except (OSError, ValueError) as error:
+        return f"a symbolic link as a lock, or a line behind others, fails ({first_line(error)})"
+    expected = [{name: number} for name in "ab" for number in range(_PROBE_LINES)]
+    there = sum(line in lines for line in expected)
+    whole = there == len(lines) == len(expected)
+    return None if whole else f"of {len(expected)} lines that two writers appended, {there} are there"
 
 
 _HELD = 1.0  # seconds; a writer holds the lock for milliseconds
@@ -231,24 +222,16 @@ _STARTS = (b'{"op_code"', b'{"op_code":')
 
 
 def _lock(directory: SweepDirectory) -> Iterator[Finding]:
-    """The journal's lock, a symbolic link, and what is left of locks that were broken."""
-    lock, busy = Path(f"{directory.journal}.lock"), _is_anybody_at_work(directory)
-    before = _changed(lock)
+    """The journal's lock."""
+    lock, busy = HolderLock(directory.journal), _is_anybody_at_work(directory)
+    before = lock.look()
     if before is not None:
-        if not busy and disk_time(directory.path) - before < _OLD:
+        age = disk_time(directory.path) - before[1]
+        if not busy and age < _OLD:
             time.sleep(_HELD)
-        old = disk_time(directory.path) - before > _OLD
-        if _changed(lock) == before and (old or not busy):
-            yield _left(directory, lock, "a lock that nobody holds (its process was killed while writing)")
-    for left in directory.path.glob(f"{lock.name}*.rename"):
-        yield _left(directory, left, "left over from a lock")
-
-
-def _changed(lock: Path) -> float | None:
-    try:
-        return lock.lstat().st_mtime
-    except OSError:
-        return None
+        if lock.look() == before and (age > _OLD or not busy):
+            what = "a lock that nobody holds (its process was killed while writing)"
+            yield _left(directory, lock.path, what)
 
 
 def _journal(directory: SweepDirectory) -> Iterator[Finding]:
@@ -305,7 +288,7 @@ def _replay(text: bytes, name: str) -> str | None:
         copy = Path(folder) / "journal.log"
         copy.write_bytes(text)
         try:
-            storage = journal_at(copy)
+            storage = JournalStorage(journal_at(copy))
             found = {study.study_name: study._study_id for study in storage.get_all_studies()}
             if text and name not in found:
                 return f"the study {name!r} is not in it"

@@ -142,16 +142,17 @@ def distributions(config: SweepConfig) -> dict[str, BaseDistribution]:
     A grid's numbers are an interval there, so that values can be added to a study; a sampler that draws must keep to
     the listed values, which are then categories unless they are whole numbers at equal distances.
     """
-    return {name: _distribution(dim, config.sampler == "grid") for name, dim in config.space.items()}
+    return {name: distribution(dim, config.sampler == "grid") for name, dim in config.space.items()}
 
 
-def _distribution(dimension: Dimension, is_grid: bool) -> BaseDistribution:
+def distribution(dimension: Dimension, is_grid: bool = False) -> BaseDistribution:
+    """See `distributions`."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     values = scalars(dimension)
     if isinstance(dimension, Interval) and (dimension.steps is None or is_grid):
         if dimension.integer:
-            return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+            return IntDistribution(math.floor(dimension.low), math.ceil(dimension.high), log=dimension.log)
         return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
     assert values is not None
     if isinstance(dimension, Values) and is_numeric(dimension):

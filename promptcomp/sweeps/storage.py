@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
 from promptcomp.config import ConfigError
 from promptcomp.errors import command, first_line
-from promptcomp.files import locked, read_text, write_atomic
+from promptcomp.files import locked, read_text
 from promptcomp.lease import STORAGE_VARIABLE, Lease, is_dead, lease_of
 from promptcomp.plain import SECRETS, without_credentials
 from promptcomp.sweeps.checking import url_of
@@ -36,7 +36,7 @@ _PAUSE = 0.001, 0.1  # seconds between two looks, at first and at most
 
 
 class HolderLock(JournalFileSymlinkLock):
-    """Optuna's lock, a symbolic link; ours points to nothing and says who holds it.
+    """A symbolic link, as Optuna's own lock is; ours points to nothing and says who holds it.
 
     A line is in the journal as a whole or not at all: whoever takes the lock cuts off one that a full disk or a kill
     has torn, which nobody was told to be written.
@@ -47,7 +47,7 @@ class HolderLock(JournalFileSymlinkLock):
 
     def __init__(self, journal: Path) -> None:
         super().__init__(str(journal))
-        self._journal, self._lock = journal, Path(self._lock_file)
+        self.path, self._journal = Path(self._lock_file), journal
 
     def acquire(self) -> bool:
         """Wait for the lock; one whose holder is dead, or that has not changed hands for 30 s, is broken.
@@ -55,18 +55,19 @@ class HolderLock(JournalFileSymlinkLock):
         Raises:
             OSError: the disk is full or away.
         """
-        pause, since = _PAUSE[0], time.monotonic()
-        holder, last = json.dumps(asdict(lease_of())), ("", 0.0)
+        pause, since, last = _PAUSE[0], time.monotonic(), None
+        holder = json.dumps(asdict(lease_of()))
         while True:
             try:
-                os.symlink(holder, self._lock)
+                os.symlink(holder, self.path)
                 break
             except FileExistsError:
-                found = self._look()
+                found = self.look()
             if found != last:
                 last, since = found, time.monotonic()
-            if _is_left_behind(found[0]) or time.monotonic() - since > _GRACE:
-                self._break(found)
+            if found is not None and (_is_left_behind(found[0]) or time.monotonic() - since > _GRACE):
+                if self.look() == found:
+                    self.release()
                 continue
             time.sleep(pause)
             pause = min(2 * pause, _PAUSE[1])
@@ -79,21 +80,14 @@ class HolderLock(JournalFileSymlinkLock):
 
     def release(self) -> None:
         """Give it back."""
-        self._lock.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
-    def _look(self) -> tuple[str, float]:
-        """Holder and time of the present lock."""
+    def look(self) -> tuple[str, float] | None:
+        """Who holds it, and since when on the disk's clock; None: nobody."""
         try:
-            return os.readlink(self._lock), self._lock.lstat().st_mtime
+            return os.readlink(self.path), self.path.lstat().st_mtime
         except OSError:
-            return "", 0.0
-
-    def _break(self, found: tuple[str, float]) -> None:
-        aside = self._lock.with_name(f"{self._lock.name}.{os.getpid()}.rename")
-        if self._look() == found:
-            with contextlib.suppress(OSError):
-                self._lock.rename(aside)
-                aside.unlink()
+            return None
 
 
 def _is_left_behind(holder: str) -> bool:
@@ -113,9 +107,9 @@ def _cut_torn_line(journal: Path) -> None:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def journal_at(path: Path) -> BaseStorage:
-    """A journal file (made if there is none), read as a whole."""
-    return JournalStorage(JournalFileBackend(str(path), HolderLock(path)))
+def journal_at(path: Path) -> JournalFileBackend:
+    """A journal file, made if there is none."""
+    return JournalFileBackend(str(path), HolderLock(path))
 
 
 PARENT_VARIABLE = "PROMPTCOMP_SWEEP_PARENT"
@@ -138,36 +132,28 @@ def address_of(directory: SweepDirectory, storage: str | None) -> URL | None:
     """
     given = url_of(storage) if storage else None
     whole = os.environ.get(STORAGE_VARIABLE)
+    with_password = url_of(whole) if whole else None
     kept = directory.storage.is_file()
     before = url_of(read_text(directory.storage, "storage address").strip()) if kept else None
-    if given is None and before is None and not whole:
+    found = given or before or with_password
+    if found is None:
         return None
     if before is None and directory.journal.is_file() and directory.journal.stat().st_size:
         raise ConfigError(
             f"{directory.path} keeps its trials in {directory.journal.name}, so --storage comes too late: leave it "
             "out, or start another sweep with -o"
         )
-    if given is not None and before is not None and _plain(given) != _plain(before):
+    if given is not None and before is not None and plain(given) != plain(before):
         raise ConfigError(
-            f"{directory.path} keeps its trials in {_plain(before)}, not in {_plain(given)}; leave --storage out, "
+            f"{directory.path} keeps its trials in {plain(before)}, not in {plain(given)}; leave --storage out, "
             "or start another sweep with -o"
         )
     if given is not None and _has_secret(given):
         return given
-    with_password = url_of(whole) if whole else None
-    found = given or before
-    if found is None or (with_password is not None and _plain(with_password) == _plain(found)):
-        return with_password
-    return found
+    return with_password if with_password is not None and plain(with_password) == plain(found) else found
 
 
-def remember(directory: SweepDirectory, address: URL | None) -> None:
-    """Write a database's address to storage.txt, without its password."""
-    if address is not None:
-        write_atomic(directory.storage, f"{_plain(address)}\n")
-
-
-def _plain(url: URL) -> str:
+def plain(url: URL) -> str:
     """The address without its password, wherever that stands in it."""
     query = {name: value for name, value in url.query.items() if name.lower() not in SECRETS}
     bare = URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query)
@@ -186,7 +172,7 @@ def open_storage(directory: SweepDirectory, address: URL | None) -> BaseStorage:
     """
     try:
         if address is None:
-            return journal_at(directory.journal)
+            return JournalStorage(journal_at(directory.journal))
         return RDBStorage(address.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
     except (ImportError, NoSuchModuleError):
         assert address is not None

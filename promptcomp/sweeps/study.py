@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from promptcomp import __version__
 from promptcomp.config import ConfigError, build, dump, flat, read_yaml
-from promptcomp.files import check_no_links, write_atomic
+from promptcomp.files import check_no_links, make_folder, write_atomic
 from promptcomp.sweeps.attempts import Attempts, make_study, time_of
 from promptcomp.sweeps.checking import check_workers
 from promptcomp.sweeps.planning import Trial
@@ -34,7 +34,7 @@ from promptcomp.sweeps.storage import (
     exclusive,
     open_storage,
     place_of,
-    remember,
+    plain,
     study_name,
     unreachable,
 )
@@ -104,18 +104,16 @@ def begin(config: SweepConfig, directory: SweepDirectory, storage: str | None, w
         ConfigError: a change that finished trials forbid, an unusable storage or directory.
     """
     check_no_links(directory.path, ("runs", "controls", "logs", "leases", "report"))
-    try:
-        for folder in (directory.path, directory.runs, directory.logs, directory.worker_leases):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{error.filename}: cannot be made ({error.strerror})") from None
+    for folder in (directory.path, directory.runs, directory.logs, directory.worker_leases):
+        make_folder(folder)
     address = address_of(directory, storage)
     check_workers(address, workers)
     try:
         with exclusive(directory, address):
             sweep = _open(directory, config, address)
             _compare_and_note(sweep)
-            remember(directory, address)
+            if address is not None:
+                write_atomic(directory.storage, f"{plain(address)}\n")
             if not sweep.place:
                 sweep.place = uuid.uuid4().hex
                 write_atomic(directory.place, f"{sweep.place}\n{study_name(directory)}\n")
@@ -125,13 +123,13 @@ def begin(config: SweepConfig, directory: SweepDirectory, storage: str | None, w
     return sweep
 
 
-def open_sweep(directory: SweepDirectory, storage: str | None = None) -> Sweep:
+def open_sweep(directory: SweepDirectory) -> Sweep:
     """Open a sweep that was begun before.
 
     Raises:
         ConfigError: no sweep, a damaged journal, a database that does not answer.
     """
-    return _open(directory, read_config(directory), address_of(directory, storage))
+    return _open(directory, read_config(directory), address_of(directory, None))
 
 
 def _open(directory: SweepDirectory, config: SweepConfig, address: URL | None) -> Sweep:

@@ -23,7 +23,7 @@ from promptcomp.run.configured import find
 from promptcomp.run.trial_process import FIT, Ended, WantedRun, attend
 from promptcomp.stopping import Stop
 from promptcomp.sweeps.attempts import draw_point, is_hopeless, notes_of
-from promptcomp.sweeps.outcomes import abandoned, adopt, cell_of, is_ours, relative, report, take_back
+from promptcomp.sweeps.outcomes import abandoned, adopt, cell_of, is_ours, report, take_back
 from promptcomp.sweeps.planning import UNCOUNTED, Trial, groups, is_double, missing, points_of, used_up
 from promptcomp.sweeps.space import PlannedTrial, base_tree, devices_of, distributions, planned_controls, point_id
 from promptcomp.sweeps.storage import PARENT_VARIABLE, exclusive, patiently
@@ -246,7 +246,7 @@ class Worker:
             "cell": cell.cell,
             "worker": self.keeper.lease.name,
             "place": self.sweep.place,
-            "run": relative(cell.run, self.sweep.directory.path),
+            "run": os.path.relpath(cell.run, self.sweep.directory.path),  # the directory can be moved
             "devices": self._devices_of(cell),
         }
 

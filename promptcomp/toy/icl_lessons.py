@@ -43,12 +43,7 @@ def key_of(kind: DocumentKind, row: Row) -> str:
 
 
 def draw_document(
-    kind: DocumentKind,
-    num_rows: int,
-    num_classes: int,
-    rng: random.Random,
-    two_slot_share: float,
-    split: str = "pretrain",
+    kind: DocumentKind, num_rows: int, num_classes: int, rng: random.Random, two_slot_share: float
 ) -> Document:
     """One document of labelled rows.
 
@@ -60,9 +55,9 @@ def draw_document(
         num_classes: Classes of its task (fewer where a group has no set so large).
         rng: Source of all choices.
         two_slot_share: Share of sentences with a distractor.
-        split: Whose class sets are used ("pretrain" has no pair of a dev, test or test_hard set).
     """
-    rule = draw_rule(rng, split, kind if kind in ("lookup", "natural") else "classification", _GROUPS, num_classes)
+    # "pretrain" has no pair of a dev, test or test_hard set
+    rule = draw_rule(rng, "pretrain", kind if kind in ("lookup", "natural") else "classification", _GROUPS, num_classes)
     if kind == "words":
         bare = tuple(CATEGORIES[c] if isinstance(c, str) else c for c in rule.classes)
         rule = ToyRule(bare, rule.labels, ())

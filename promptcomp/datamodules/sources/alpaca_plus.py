@@ -23,7 +23,7 @@ from promptcomp.datamodules.sources.instruction_sources import good_instructions
 from promptcomp.datamodules.sources.records import Asked, good_records
 from promptcomp.datamodules.sources.row_files import read_records
 from promptcomp.datamodules.tasks import InstructionRow
-from promptcomp.files import write_atomic
+from promptcomp.files import make_folder, write_atomic
 
 ALPACA, SELF_INSTRUCT = "alpaca", "self_instruct"
 _COLUMNS = InstructionColumns(source=None)
@@ -164,10 +164,7 @@ def write_alpaca_plus(data: AlpacaPlus, folder: Path, overwrite: bool = False) -
     there = [path.name for path in paths.values() if path.exists()]
     if there and not overwrite:
         raise ConfigError(f"{folder} holds {', '.join(there)} already; choose another folder or add --force")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror})") from None
+    make_folder(folder)
     for split, rows in data._asdict().items():
         write_atomic(paths[split], json.dumps([asdict(row) for row in rows], ensure_ascii=False))
     return paths

@@ -153,41 +153,38 @@ class Duplicates:
 class JsonlRows(LazySequence[Row]):
     """The rows of a JSON-lines file; every line is checked at once, but only its place is kept in memory."""
 
-    def __init__(
-        self, path: Path, task: str | None = None, columns: Columns = METAICL_COLUMNS, found: Found = None
-    ) -> None:
+    def __init__(self, path: Path, task: str | None = None, found: Found = None) -> None:
         """
         Args:
             path: The file.
             task: The task that all rows belong to; None: any.
-            columns: Names of the columns.
             found: Collects what is wrong and odd.
 
         Raises:
             ConfigError: names the first bad line, or the file if it has no rows (unless collected), or is missing.
         """
-        self.path, self._columns = path, columns
+        self.path = path
         self._offsets, self._lines = array("q"), array("q")
         self._map: mmap.mmap | None = None
         options: set[tuple[str, ...]] = set()
         duplicates = Duplicates()
-        records = read_records(path, columns.asked(), ".jsonl")
+        records = read_records(path, METAICL_COLUMNS.asked(), ".jsonl")
         for record in good_records(records, lambda content: self._problems(content, task), found, path):
-            row = to_row(record.content, "", columns)
+            row = to_row(record.content, "", METAICL_COLUMNS)
             self._offsets.append(record.offset)
             self._lines.append(record.line)
             if len(options) < 2:
                 options.add(row.options)
-            record.warn(row_warnings(record.content, columns), found)
+            record.warn(row_warnings(record.content, METAICL_COLUMNS), found)
             duplicates.look(record, (row.input, row.output), "input and output", found)
         self.kind: TaskKind = kind_of(options)
         """What kind of task the rows look like."""
         super().__init__(len(self._offsets), self._read)
 
     def _problems(self, content: Mapping[str, Any], task: str | None) -> list[str]:
-        found = row_problems(content, self._columns)
+        found = row_problems(content, METAICL_COLUMNS)
         if not found and task is not None:
-            named = place_of(content, self._columns, task)[0]
+            named = place_of(content, METAICL_COLUMNS, task)[0]
             found += [f"the row belongs to task {named!r}, not {task!r}"] if named != task else []
         return found
 
@@ -198,7 +195,7 @@ class JsonlRows(LazySequence[Row]):
         start = self._offsets[index]
         end = self._map.find(b"\n", start)
         content = parse_json(self._map[start : end if end >= 0 else None].decode("utf-8"))
-        return to_row(content, f"{self.path}:{self._lines[index]}", self._columns)
+        return to_row(content, f"{self.path}:{self._lines[index]}", METAICL_COLUMNS)
 
     def __getstate__(self) -> dict[str, Any]:  # a memory map cannot be sent to a worker process
         return {**self.__dict__, "_map": None}

@@ -112,7 +112,7 @@ def _page(summary: Summary, **more: Any) -> str:
         experiment=f"{config.experiment}, {config.sampler}, {many(config.seeds, 'seed')} a point",
         written=f"written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         counts=[(status, n) for status in wording.STATUS_STYLES if (n := summary.progress.counts[status])],
-        notes=[*overview(summary)[2:], *notes(summary, legend=False)],
+        notes=[*overview(summary)[2:], *notes(summary, on_page=True)],
         controls=_controls(summary),
         rough=f"PED-ANOVA over the means of {having} points: what separates the best points from all.{rough}",
         folder=state.directory.path,

@@ -92,13 +92,13 @@ def _event(trial: Trial, summary: Summary) -> str | None:
         return None
     word, rest = {
         "finished": ("finished", f": {values or 'no value'} ({progress.done} of {progress.planned}{left})"),
-        "failed": ("failed", f": {_clean(trial.problem or 'no reason known')} (log: {log})"),
+        "failed": ("failed", f": {plain_line(trial.problem or 'no reason known')} (log: {log})"),
         "pruned": ("pruned", f" at step {trial.step}"),
         "stale": ("lost", ": its process has died; a worker will continue it"),
         "running": ("started", f", attempt {trial.attempt}" if again else ""),
-        "waiting": ("retry", f": {_clean(trial.problem)}" if trial.problem else ""),
+        "waiting": ("retry", f": {plain_line(trial.problem)}" if trial.problem else ""),
     }[trial.status]
-    who = f"{_clean(params_text(trial.params, summary.varying))}, seed {trial.seed}".removeprefix(", ")
+    who = f"{plain_line(params_text(trial.params, summary.varying))}, seed {trial.seed}".removeprefix(", ")
     return f"{word:<10}{who}{rest}"
 
 
@@ -116,7 +116,7 @@ def render(summary: Summary, console: Console) -> RenderableType:
             parts.append(_line(f"and {len(running) - room} more running", "dim"))
     for trial in summary.failures[-_FAILURES:]:
         text = f"failed  {params_text(trial.params, summary.varying)}, seed {trial.seed}: {trial.problem or '?'}"
-        parts.append(_line(_clean(text), "red"))
+        parts.append(_line(plain_line(text), "red"))
     if len(summary.failures) > _FAILURES:
         more = len(summary.failures) - _FAILURES
         show = command("sweep", "show", summary.state.directory.path)
@@ -135,7 +135,7 @@ def _header(summary: Summary) -> list[Text]:
         budget.hours is not None and f"at most {hours_text(budget.hours)} h",
         summary.state.stopped_by and f"stopped by {summary.state.stopped_by}",
     ]
-    title = _line(_clean(summary.state.config.title or f"sweep of {summary.state.config.experiment}"), "bold")
+    title = _line(plain_line(summary.state.config.title or f"sweep of {summary.state.config.experiment}"), "bold")
     return [title, Text("  ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts if fact))]
 
 
@@ -173,17 +173,17 @@ def _leading(summary: Summary) -> list[Text]:
     objective = summary.objectives[0]
     of = many(point.seeds, "seed") if point.complete else f"{point.seeds} of {many(summary.seeds, 'seed')}"
     value = f"{objective_text(objective)} {mean_text(point.values[objective.name], objective.name)}, {of}"
-    return [Text(_clean(f"best so far  {params_text(point.params, summary.varying)}: {value}"), style="green")]
+    return [Text(plain_line(f"best so far  {params_text(point.params, summary.varying)}: {value}"), style="green")]
 
 
 def _running(trials: list[Trial], summary: Summary, width: int) -> Table:
     """Running trials: one column for each swept key where there is room, otherwise one for all."""
     table = open_table()
     short = short_names(summary.dimensions)
-    names = [name for name in summary.dimensions if name in summary.varying] or list(summary.dimensions)
+    names = summary.varying or summary.dimensions
     wide = width >= 100 and len(names) <= 4
     worker = 0 if width < 80 else 16 if width < 120 else 28
-    for name in [_clean(short[name]) for name in names] if wide else ["trial"]:
+    for name in [plain_line(short[name]) for name in names] if wide else ["trial"]:
         table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=width - _NUMBERS - worker)
     for name in ("seed", "step", "dev"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -194,15 +194,11 @@ def _running(trials: list[Trial], summary: Summary, width: int) -> Table:
         keys = own if wide else [params_text(trial.params, names)]
         step = f"{trial.step}/{trial.max_steps}" if trial.max_steps else str(trial.step)
         dev = number(trial.reports[-1][1]) if trial.reports else "-"
-        by = [_clean(trial.worker) if trial.status == "running" else "lost"] if worker else []
-        cells = [Text(_clean(text)) for text in [*keys, str(trial.seed), step, dev, *by]]
+        by = [plain_line(trial.worker) if trial.status == "running" else "lost"] if worker else []
+        cells = [Text(plain_line(text)) for text in [*keys, str(trial.seed), step, dev, *by]]
         table.add_row(*cells, style=STATUS_STYLES["stale"] if trial.status == "stale" else "")
     return table
 
 
 def _line(text: str, style: str = "") -> Text:
     return Text(text, style=style, no_wrap=True, overflow="ellipsis")
-
-
-def _clean(text: str) -> str:
-    return plain_line(text.replace("\n", " "))

@@ -17,13 +17,12 @@ from statistics import fmean
 from promptcomp.config import ConfigError
 from promptcomp.evaluation.bootstrap import Mean, mean_of
 from promptcomp.evaluation.results import FILE_NAME, Results, finite, read_results
-from promptcomp.files import check_regular
+from promptcomp.files import tail
 from promptcomp.sweeps.planning import Trial
 from promptcomp.sweeps.space import CONTROLS
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.values import Goal, metric_of
 
-_TAIL_BYTES = 16_384
 _ESCAPE = re.compile(r"\x1b[^A-Za-z~\\]*[A-Za-z~\\]?")
 
 
@@ -133,21 +132,13 @@ def is_of_run(metric: str) -> bool:
 
 def log_tail(path: Path, lines: int) -> list[str]:
     """The last lines of a log as plain text: what terminals do with carriage returns and colours is undone."""
-    try:
-        check_regular(path, "log")
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
-    except (OSError, ConfigError):
-        return []
-    shown = [plain_line(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]
+    shown = [plain_line(line.rstrip("\r").rpartition("\r")[2]) for line in tail(path).split("\n")]
     return [line for line in shown if line.strip()][-lines:]
 
 
 def plain_line(line: str) -> str:
-    """Without escape sequences and other control characters."""
-    return "".join(c for c in _ESCAPE.sub("", line) if c == "\t" or c.isprintable())[:500]
+    """One line without escape sequences and other control characters."""
+    return "".join(c for c in _ESCAPE.sub("", line.replace("\n", " ")) if c == "\t" or c.isprintable())[:500]
 
 
 DONE = ("finished", "pruned", "failed")

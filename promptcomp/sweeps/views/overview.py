@@ -25,7 +25,7 @@ from promptcomp.sweeps.views.wording import (
 )
 from promptcomp.terminal import open_table
 
-ROWS = 40
+_ROWS = 40
 """Points that the table shows; the formats for files have all."""
 _TAIL, _FAILURES = 8, 5
 ONE_SEED = "One seed has no interval: use 3 seeds or more before believing a difference."
@@ -41,13 +41,12 @@ MARKS = {
 """What is said of a point (`note`) -> its letter in the table."""
 
 
-def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
+def print_state(state: SweepState, console: Console) -> None:
     """Print what a sweep has found so far, its failures, and what to do next.
 
     Args:
         state: as read.
         console: its width decides how the table is laid out; 60 columns are enough.
-        rows: at most so many points.
     """
     summary = Summary(state)
     _say(console, state.config.title or f"sweep of {state.config.experiment}", "bold")
@@ -55,8 +54,8 @@ def print_state(state: SweepState, console: Console, rows: int = ROWS) -> None:
         _say(console, line)
     if summary.points:
         console.print()
-        console.print(_table(summary, console.width, rows))
-        for line in notes(summary, rows):
+        console.print(_table(summary, console.width))
+        for line in notes(summary):
             _say(console, line)
     for line in [*_bands(summary), *_importances(summary)]:
         _say(console, line)
@@ -95,9 +94,9 @@ def note(point: Point) -> str:
     return next((mark for mark, holds in marks.items() if holds), "")
 
 
-def _table(summary: Summary, width: int, rows: int) -> Table:
+def _table(summary: Summary, width: int) -> Table:
     table = open_table(left=[""])
-    names = list(summary.varying or summary.dimensions)
+    names = summary.varying or summary.dimensions
     wide = len(names) <= 4 and width >= 60 + 12 * (len(names) - 1) + 26 * (len(summary.objectives) - 1)
     short = short_names(summary.dimensions)
     for name in [short[name] for name in names] if wide else ["point"]:
@@ -108,7 +107,7 @@ def _table(summary: Summary, width: int, rows: int) -> Table:
     against = summary.best is not None and width >= 100
     if against:
         table.add_column("minus best", justify="right", no_wrap=True)
-    for point in summary.points[:rows]:
+    for point in summary.points[:_ROWS]:
         own = [scalar_text(point.params[name]) if name in point.params else "-" for name in names]
         cells = own if wide else [params_text(point.params, names) or "-"]
         cells = [MARKS[note(point)], *cells, f"{point.seeds}/{summary.seeds}"]
@@ -119,10 +118,10 @@ def _table(summary: Summary, width: int, rows: int) -> Table:
     return table
 
 
-def notes(summary: Summary, rows: int | None = None, legend: bool = True) -> list[str]:
-    """What the marks mean, and what to be careful with."""
-    used = {note(point) for point in summary.points}
-    lines = ["   ".join(f"{letter} {text}" for text, letter in MARKS.items() if letter and text in used and legend)]
+def notes(summary: Summary, on_page: bool = False) -> list[str]:
+    """What the marks mean, and what to be careful with; the page has all points, and words for marks."""
+    used = set() if on_page else {note(point) for point in summary.points}
+    lines = ["   ".join(f"{letter} {text}" for text, letter in MARKS.items() if letter and text in used)]
     seeds = {point.seeds for point in summary.points if point.values}
     if seeds and max(seeds) > 1:
         lines.append("[low, high]: 95 % interval over seeds (Student's t); noise: paired differences over common seeds")
@@ -135,9 +134,9 @@ def notes(summary: Summary, rows: int | None = None, legend: bool = True) -> lis
         lines.append(f"{who} is ahead of the best point, but has {have} of {many(summary.seeds, 'seed')}")
     if summary.several and summary.front and not all(point.complete for point in summary.front):
         lines.append("the Pareto front is provisional: its points lack seeds")
-    if rows is not None and len(summary.points) > rows:
+    if not on_page and len(summary.points) > _ROWS:
         show = command("sweep", "show", summary.state.directory.path, "--format", "csv")
-        lines.append(f"{len(summary.points) - rows} more points: {show}")
+        lines.append(f"{len(summary.points) - _ROWS} more points: {show}")
     return [line for line in lines if line]
 
 

@@ -17,6 +17,7 @@ from promptcomp.errors import ConfigError
 from promptcomp.evaluation.bootstrap import Mean, mean_of
 from promptcomp.evaluation.results import finite
 from promptcomp.sweeps.planning import Trial
+from promptcomp.sweeps.space import distribution
 from promptcomp.sweeps.state import SweepState
 from promptcomp.sweeps.sweep_config import Interval, Scalar, SweepConfig
 from promptcomp.sweeps.values import Goal, goals_of
@@ -247,16 +248,14 @@ def importances(
 
 
 def _distribution(config: SweepConfig, name: str, values: Sequence[Scalar]) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.distributions import CategoricalDistribution
 
     dimension = config.space.get(name)
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if isinstance(dimension, Interval) and dimension.steps is None and len(numbers) == len(values):
         # Bounds of a reopened sweep may have been narrower than old points.
-        low, high = min(dimension.low, *numbers), max(dimension.high, *numbers)
-        if dimension.integer:
-            return IntDistribution(math.floor(low), math.ceil(high), log=dimension.log)
-        return FloatDistribution(low, high, log=dimension.log)
+        wide = {"low": min(dimension.low, *numbers), "high": max(dimension.high, *numbers)}
+        return distribution(dimension.model_copy(update=wide))
     return CategoricalDistribution(sorted({_word(value) for value in values}))
 
 
