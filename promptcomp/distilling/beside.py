@@ -21,8 +21,11 @@ from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.kept_tokens import DropTokens, Truncate
 from promptcomp.rivals.quantize import Quantize
 
-_TRIED = 4
+_TRIED = 16
 """Tokens that are read behind the moved keys, to see that these do what they did."""
+_SAME = 0.05
+"""How far predictions may move with the keys, in KL, as a share of the way to those behind nothing. It is 0 but for
+rounding, which in 16 bits is up to 0.01, where logits are apart by as much as behind keys that are turned wrongly."""
 
 
 class Start(NamedTuple):
@@ -107,9 +110,10 @@ class Beside:
             raise NotMet(str(reason)) from None
         ids = tuple(self.context.ids[0, :_TRIED].tolist())
         batch = collate([EncodedContext((), (EncodedQuery(ids, (EncodedTarget(ids),)),))], 0).to(self.lm.hf.device)
-        one, two = (self.lm(each, batch, "targets").values.float().log_softmax(-1) for each in (memory, moved))
-        rounded = 2 * torch.finfo(self.lm.hf.dtype).eps * float(one.abs().max())  # 16 bits round what is turned
-        if not torch.allclose(one, two, atol=0.05 + rounded):
+        found = (self.lm(each, batch, "targets").values.float().log_softmax(-1) for each in (memory, moved, None))
+        before, after, none = found
+        lost, all_of_it = ((before.exp() * (before - other)).sum() for other in (after, none))
+        if lost > _SAME * all_of_it:
             raise NotMet("this LM turns its keys in a way of its own")
         return Start(rival.label, moved, 2)
 
