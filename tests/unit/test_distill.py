@@ -150,6 +150,16 @@ def test_matching_starts_where_keys_can_be_moved(kind: str, reason: str | None, 
     assert beside.start(5, "kv", "auto").name == "first 5 tokens"
 
 
+def test_rounding_of_16_bits_is_no_other_turn() -> None:
+    model = tiny_family("llama")
+    for layer in model.model.layers:  # attention of trained LMs is as sharp
+        for weight in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight):
+            weight.data *= 16
+    lm = LanguageModel.from_parts(model.to(torch.bfloat16))
+    beside = Beside(lm, context_of(CONTEXT), {}, True, lambda memory: Agreement(1.0, 0.0, 0.0))
+    assert beside.start(5, "kv", "auto").name == beside.matched(5).name
+
+
 @pytest.mark.parametrize("bos", [None, 1])
 @pytest.mark.parametrize("kind", ["kv", "embeddings"])
 def test_rivals_take_as_many_bytes_as_the_cartridge(kind: str, bos: int | None) -> None:
