@@ -111,7 +111,7 @@ class App:
                 Route("/v1/completions", partial(self._counted, False), methods=["POST"]),
                 Route("/v1/chat/completions", partial(self._counted, True), methods=["POST"]),
             ],
-            exception_handlers={Refusal: _refused, HTTPException: _refused},
+            exception_handlers={Refusal: _refused, HTTPException: _refused, Exception: _refused},
             lifespan=self._lifespan,
         )
 
@@ -379,6 +379,7 @@ async def _refused(_: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         code = "method_not_allowed" if error.status_code == 405 else "not_found"
         error = Refusal(error.status_code, str(error.detail), code)
-    assert isinstance(error, Refusal)
+    if not isinstance(error, Refusal):  # the server logs it
+        error = Refusal(500, "internal error", "internal_error")
     again = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return JSONResponse(error_body(error), error.status, again)

@@ -169,6 +169,16 @@ def load_prompt_ids(folder: Path) -> tuple[int, ...]:
     return load_prompt(folder / "mend.safetensors", device="cpu").reader.query_ids(QUERIES[0])
 
 
+def test_what_nobody_expected_is_an_error_of_the_protocol(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = open_app(folders["llama"])
+    monkeypatch.setattr(app, "_wanted", lambda *given: {}["nothing"])
+    with TestClient(app.asgi, raise_server_exceptions=False) as client:
+        answer = client.post("/v1/completions", json={"model": app.name, "prompt": "w1 w2"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+
+
 def test_stops_and_sampling(client: TestClient) -> None:
     whole = client.post("/v1/completions", json=asked("full", ignore_eos=True)).json()["choices"][0]
     assert len(whole["token_ids"]) == NEW
