@@ -36,6 +36,8 @@ class Start(NamedTuple):
     memory: KVCache | SoftPrompt
     reads: int = 0
     """How often the text was read for it."""
+    instead: str | None = None
+    """Why it is not attention matching, where it was to be."""
 
 
 @dataclass
@@ -86,13 +88,16 @@ class Beside:
         Raises:
             ConfigError: attention matching is asked for, and this LM's cache cannot be matched.
         """
+        why = None
         if kind == "kv" and wanted != "first":
             try:
                 return self.matched(slots)
             except NotMet as reason:
                 if wanted == "matching":
                     raise ConfigError(f"--start matching: {reason}; give --start first") from None
-        return Start(f"first {slots} tokens", first_slots(self.lm, self.context.ids[0].tolist(), slots, kind))
+                why = str(reason)
+        first = first_slots(self.lm, self.context.ids[0].tolist(), slots, kind)
+        return Start(f"first {slots} tokens", first, instead=why)
 
     @torch.no_grad()
     def matched(self, slots: int) -> Start:

@@ -275,6 +275,8 @@ class DistillJob:
             rate = RATES[options.kind, self._given is not None]
         plan = TrainingPlan(options.steps, rate, options.batch_size, options.eval_every, options.seed)
         start = beside.start(slots, options.kind, options.start)
+        if start.instead is not None:
+            say(self._console, f"{slots} slots start as the text's first tokens: {start.instead}")
         place = self.folder.training(slots, options.kind, {**asdict(plan), "held_out": len(held), "start": start.name})
         cartridge = Cartridge(start.memory, self.lm.hf.dtype)
         training = Training(self.lm, cartridge, plan, train, held, place)

@@ -117,7 +117,7 @@ def test_it_starts_as_attention_matching_at_its_own_positions(tmp_path: Path) ->
     lm = tiny_lm("llama")
     answers = answered(lm, tmp_path / "work")
     beside = Beside(lm, context_of(CONTEXT), {}, True, lambda memory: agreement(lm, memory, answers, 4))
-    name, start, reads = beside.start(5, "kv", "auto")
+    name, start, reads, _ = beside.start(5, "kv", "auto")
     assert isinstance(start, KVCache)
     assert reads == 2
     assert (start.next_position.tolist(), start.num_slots.tolist()) == ([5], [5])
@@ -145,9 +145,10 @@ def test_matching_starts_where_keys_can_be_moved(kind: str, reason: str | None, 
     if reason is None:
         assert beside.matched(5).memory.next_position.tolist() == [5]  # type: ignore[union-attr]
         return
-    with pytest.raises(NotMet, match=reason):
+    with pytest.raises(NotMet, match=reason) as refused:
         beside.matched(5)
-    assert beside.start(5, "kv", "auto").name == "first 5 tokens"
+    start = beside.start(5, "kv", "auto")
+    assert (start.name, start.instead) == ("first 5 tokens", str(refused.value))
 
 
 def test_rounding_of_16_bits_is_no_other_turn() -> None:
