@@ -143,7 +143,7 @@ def test_cancel_is_final_though_the_tasks_ask_to_go_on(cluster: Cluster, tmp_pat
     cluster.call("scancel", number)
     wait_for("the end", lambda: _states(cluster, number) == {f"{number}_0": "CANCELLED"})
     assert "it is not restarted" in (tmp_path / "slurm" / f"{number}_0.out").read_text()
-    assert cluster.call("squeue", "-h", "-o", "%i").split() == [other]
+    wait_for("the other job alone", lambda: cluster.call("squeue", "-h", "-o", "%i").split() == [other])
     cluster.call("scancel", other)
 
 
