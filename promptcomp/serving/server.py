@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -79,8 +80,9 @@ def run_server(
         app.asgi, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=options.grace
     )
     try:
-        listening = settings.bind_socket()
-    except (SystemExit, TypeError, UnicodeError):  # of uvicorn; a host that is no name
+        family, *_, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
+        listening = socket.create_server(address[:2], family=family)
+    except (OSError, TypeError, ValueError):  # the last two: a host that is no name
         where = f"{options.host}:{options.port}"
         raise ConfigError(f"{where} cannot be listened on; give another --port, or another --host") from None
     infos = app.registry.infos()
