@@ -89,9 +89,9 @@ class ToyConfig(WorldConfig):
     """Tasks of the dev split."""
     num_test_tasks: int = Field(default=128, ge=1)
     """Tasks of "test" and of "test_hard"."""
-    num_demonstrations: int = Field(default=24, ge=2)
+    num_demonstrations: int = Field(default=24, ge=2, le=100_000)
     """Rows in a task's demonstration pool, balanced over its classes."""
-    num_queries: int = Field(default=16, ge=1)
+    num_queries: int = Field(default=16, ge=1, le=100_000)
     """Query rows of a task, balanced over its classes; none is a copy of a demonstration (except in lookup tasks)."""
 
 
