@@ -262,6 +262,9 @@ def distill(
         raise ConfigError(
             f"distill: {min(unknown)!r} is no setting; {did_you_mean(min(unknown), DistillOptions.__slots__)}"
         )
+    asking = {"num_questions", "temperature", "ask_model", "ask_url", "ask_key_env"} & settings.keys()
+    if questions is not None and asking:
+        raise ConfigError(f"distill: {min(asking)!r} is for questions that an LM asks; leave it or `questions` out")
     numbers = map(str, slots) if isinstance(slots, Iterable) and not isinstance(slots, str) else [str(slots)]
     options = DistillOptions(slots=",".join(numbers), **settings)
     budgets = options.budgets()

@@ -566,6 +566,8 @@ def test_python(lms: dict[str, Path], tmp_path: Path) -> None:
     assert found[4].info.held_out["cartridge"]["kl"] > 0
     with pytest.raises(ConfigError, match="'step' is no setting; did you mean 'steps'"):
         promptcomp.distill(str(lms["gpt2"]), TEXT, step=2)
+    with pytest.raises(ConfigError, match="'num_questions' is for questions that an LM asks"):
+        promptcomp.distill(str(lms["gpt2"]), TEXT, questions=QUESTIONS, num_questions=8)
 
 
 def test_in_a_chat_the_slots_stand_where_the_system_turn_stood(lms: dict[str, Path]) -> None:
