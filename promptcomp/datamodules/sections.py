@@ -5,7 +5,7 @@ Files of sections import no torch: what a section builds is imported when it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -128,12 +128,21 @@ class DataConfig(Config):
         Raises:
             ConfigError: names the first that is not.
         """
+        for key, path in self._named():
+            if not path.exists():
+                kind = NotHere if key == "folder" or not path.parent.exists() else ConfigError
+                raise kind(f"data.{key}: no such file or folder: {path}; name only those you have")
+
+    def places(self) -> tuple[Path, ...]:
+        """The files and folders that it reads."""
+        return tuple(path for _, path in self._named())
+
+    def _named(self) -> Iterator[tuple[str, Path]]:
         for key, value in self:
-            named = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
-            for path in named:
-                if isinstance(path, Path) and not path.exists():
-                    kind = NotHere if key == "folder" or not path.parent.exists() else ConfigError
-                    raise kind(f"data.{key}: no such file or folder: {path}; name only those you have")
+            for each in value.values() if isinstance(value, dict) else (value,):
+                for path in each if isinstance(each, tuple) else (each,):
+                    if isinstance(path, Path):
+                        yield key, path
 
     @property
     def splits(self) -> tuple[str, ...] | None:

@@ -118,5 +118,9 @@ def locate(path: str) -> str:
 
 def place_of(path: str) -> str:
     """An LM's path as a record keeps it: a folder or file by its full path, a name as it is."""
-    is_place = os.path.isfile(path) or (os.path.isdir(path) and locate(path) == path)
-    return str(Path(path).resolve()) if is_place else path
+    return str(Path(path).resolve()) if is_place(path) else path
+
+
+def is_place(path: str) -> bool:
+    """Whether an LM's path is a folder or file here, and no name."""
+    return os.path.isfile(path) or (os.path.isdir(path) and locate(path) == path)

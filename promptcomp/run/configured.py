@@ -6,6 +6,7 @@ When a run is continued, where it is and how its work is divided may change, not
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,8 @@ from promptcomp.config import ConfigError, apply_overrides, build, read_yaml
 from promptcomp.evaluation.results import read_results
 from promptcomp.experiment import Experiment
 from promptcomp.files import Place
-from promptcomp.run.run_directory import RunDirectory, open_existing, recorded_config, weights_of
+from promptcomp.language_model.lm_config import is_place
+from promptcomp.run.run_directory import RunDirectory, open_existing, recorded_config, recorded_files, weights_of
 
 PLACES = ("name", "output_dir")
 """Keys that say where a run is kept."""
@@ -106,6 +108,11 @@ def experiment_to_resume(run: RunDirectory, overrides: Iterable[str] = ()) -> Ex
     overrides = list(overrides)
     check_overrides(overrides)
     check_unchanged(run, experiment_of(run))
+    if changed := changed_file(recorded_files(run), files_of(experiment_of(run))):
+        raise ConfigError(
+            f"{changed} is not what it was when the run in {run.path} started; put it back to continue the run, or "
+            "start a new one with --config"
+        )
     return with_lm(experiment_of(run, overrides), run.path)
 
 
@@ -171,6 +178,41 @@ def identity(experiment: Experiment) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
+_BLOCKS, _BLOCK = 64, 2**22
+"""Files of up to 256 MiB are read whole, of larger ones so many blocks."""
+
+
+def files_of(experiment: Experiment) -> dict[str, str]:
+    """Path -> hash of what is there: the files and folders that its data names, and the folder or file of its LM."""
+    lm, found = experiment.lm.path, dict[str, str]()
+    for place in (*experiment.data.places(), *([Path(lm)] if is_place(lm) else [])):
+        with contextlib.suppress(OSError):  # who reads it says what is wrong
+            found[str(place)] = _content(place)
+    return found
+
+
+def changed_file(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """The first path of which both know what was there, and something else is."""
+    return next((path for path, found in now.items() if before.get(path, found) != found), None)
+
+
+def _content(place: Path) -> str:
+    inside = sorted(place.rglob("[!.]*")) if place.is_dir() else [place]
+    files = [(file, file.stat()) for file in inside if not file.is_dir()]
+    parts = [(str(file.relative_to(place)), _hash_of(file, at.st_size, at.st_mtime_ns)) for file, at in files]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _hash_of(file: Path, size: int, changed: int) -> str:
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as content:
+        for number in range(_BLOCKS):
+            content.seek(max(number * _BLOCK, (size - _BLOCK) * number // (_BLOCKS - 1)))
+            digest.update(content.read(_BLOCK))
+    return digest.hexdigest()
+
+
 def find(experiment: Experiment, run_dir: Path | None = None) -> tuple[State, Path | None]:
     """A run of this experiment in `run_dir` alone or under output_dir: a finished one, if any, and the newest first."""
     wanted, unfinished = identity(experiment), None
@@ -195,6 +237,7 @@ def _is_run_of(run: RunDirectory, experiment: Experiment, wanted: str) -> bool:
         method = tree.get("method")
         if not isinstance(method, dict) or method.get("name") != experiment.method.name:
             return False
-        return identity(build(Experiment, tree)) == wanted
+        same = identity(build(Experiment, tree)) == wanted
+        return same and changed_file(recorded_files(run), files_of(experiment)) is None
     except ConfigError:  # a damaged file or one of another version is no run of this experiment
         return False

@@ -33,7 +33,7 @@ from promptcomp.plain import near, say
 from promptcomp.report import print_report
 from promptcomp.run.assess import Assessment, assess, measure, write_rationales
 from promptcomp.run.callbacks import SaveBetweenSteps, Stopped, TrainingProgress, check_loggers
-from promptcomp.run.configured import experiment_to_resume
+from promptcomp.run.configured import experiment_to_resume, files_of
 from promptcomp.run.opening import Parts, make_module, make_parts, open_trained, quiet, set_threads
 from promptcomp.run.processes import Ranks, device_of, is_rank_zero, join_group, leave_group, noticing_lost_ranks
 from promptcomp.run.run_directory import (
@@ -190,7 +190,7 @@ def _fit(
         set_threads(experiment)
         L.seed_everything(experiment.seed, verbose=False)
         if first:
-            write_environment(run, experiment.model_dump(mode="json"))
+            write_environment(run, experiment.model_dump(mode="json"), files=files_of(experiment))
             run.write_log(f"{'resumed' if resume else 'started'}: {experiment.title}, seed {experiment.seed}")
             _announce(experiment, run, datamodule, console)
         cost = Cost()

@@ -229,15 +229,17 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_environment(run: RunDirectory, config: Mapping[str, Any], evaluates: Path | None = None) -> None:
-    """Record the environment and the configuration; a resumed run keeps the earlier records too.
-    `evaluates` is the run that was evaluated, where the directory is no run of its own.
+def write_environment(
+    run: RunDirectory, config: Mapping[str, Any], evaluates: Path | None = None, files: Mapping[str, str] | None = None
+) -> None:
+    """Record the environment, the configuration and the hashes of the files that are read; a resumed run keeps the
+    earlier records too. `evaluates` is the run that was evaluated, where the directory is no run of its own.
 
     Raises:
         ConfigError: the earlier records cannot be read.
     """
     of = {} if evaluates is None else {"evaluates": str(evaluates)}
-    history = [*_history(run), {**environment(), **of, "config": config}]
+    history = [*_history(run), {**environment(), **of, "config": config, "files": files or {}}]
     write_atomic(run.environment, json.dumps({"history": history}, indent=2) + "\n")
 
 
@@ -248,6 +250,13 @@ def recorded_config(run: RunDirectory) -> dict[str, Any] | None:
         ConfigError: the record cannot be read.
     """
     return next((each["config"] for each in _history(run) if isinstance(each.get("config"), dict)), None)
+
+
+def recorded_files(run: RunDirectory) -> dict[str, str]:
+    """Path -> hash of what the run read when it was started; empty where that is not recorded."""
+    with contextlib.suppress(ConfigError):
+        return next((each["files"] for each in _history(run) if isinstance(each.get("files"), dict)), {})
+    return {}
 
 
 def recorded_command(run: RunDirectory) -> list[str] | None:

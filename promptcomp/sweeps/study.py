@@ -21,10 +21,11 @@ from sqlalchemy.exc import DBAPIError
 from promptcomp import __version__
 from promptcomp.config import ConfigError, build, dump, flat, read_yaml
 from promptcomp.files import check_no_links, make_folder, write_atomic
+from promptcomp.run.configured import changed_file, files_of
 from promptcomp.sweeps.attempts import Attempts, make_study, time_of
-from promptcomp.sweeps.checking import check_workers
+from promptcomp.sweeps.checking import check_workers, first_point
 from promptcomp.sweeps.planning import Trial
-from promptcomp.sweeps.space import base_tree
+from promptcomp.sweeps.space import base_tree, experiment_of
 from promptcomp.sweeps.state import SweepState, state_of
 from promptcomp.sweeps.storage import (
     DAMAGE,
@@ -153,9 +154,17 @@ def _compare_and_note(sweep: Sweep) -> None:
     base = base_tree(sweep.config)
     if isinstance(before, dict):
         check_changes(sweep.directory.path, before, sweep.config, sweep.trials.attribute("experiment") or {}, base)
+    read = files_of(experiment_of(sweep.config, first_point(sweep.config), sweep.config.first_seed))
+    known = sweep.trials.attribute("files") or {}
+    if changed := changed_file(known, read):
+        raise ConfigError(
+            f"{changed} is not what it was when the sweep in {sweep.directory.path} started; put it back, or start "
+            "another sweep with -o"
+        )
     # of the first start: samplers draw differently in other versions of Optuna
     notes: dict[str, Any] = {"started": datetime.now(UTC).isoformat(), "optuna": optuna.__version__}
     notes = {name: value for name, value in notes.items() if sweep.trials.attribute(name) is None}
+    notes |= {"files": {**read, **known}} if read else {}
     notes |= {"promptcomp": __version__, "experiment": base, "config": sweep.config.model_dump(mode="json")}
     for name, value in notes.items():
         if sweep.trials.attribute(name) != value:

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 import promptcomp
-from promptcomp.config import ConfigError
+from promptcomp.config import ConfigError, dump
 from promptcomp.experiment import Experiment
 from promptcomp.lease import is_live, kept
 from promptcomp.run import fitting
-from promptcomp.run.configured import DIVISION, check_overrides, experiment_to_resume
+from promptcomp.run.configured import DIVISION, check_overrides, experiment_to_resume, files_of, find
 from promptcomp.run.run_directory import RunDirectory, told_by_parent, told_to_children, write_environment
 from tests.cli.conftest import Run
 from tests.prompt_runs import DATA
@@ -106,6 +106,31 @@ def test_a_relative_lm_is_found_above_a_run_that_was_moved(tmp_path: Path, monke
     promptcomp.evaluate(run.path)
     for experiment in (experiment_to_resume(run), *asked):
         assert experiment.lm.path == str(tmp_path / "some" / "lm")
+
+
+def test_a_run_whose_files_have_changed_is_neither_continued_nor_found_again(tmp_path: Path) -> None:
+    (table := tmp_path / "rows.csv").write_text("input,output\na,b\n")
+    (lm := tmp_path / "lm").mkdir()
+    (lm / "config.json").write_text("{}")
+    data = {"name": "table_icl", "test": [str(table)], "train": [str(table)]}
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    experiment = Experiment.model_validate(
+        {**START, "data": data, "lm": {"path": str(lm)}, "output_dir": str(tmp_path)}
+    )
+    run.config.write_text(dump(experiment), encoding="utf-8")
+    write_environment(run, experiment.model_dump(mode="json"), files=files_of(experiment))
+    for file in (table, lm / "config.json"):
+        before = file.read_text()
+        file.write_text(before.replace("b", "c") + " ")
+        with pytest.raises(ConfigError, match=f"{table if file == table else lm} is not what it was when the run in"):
+            experiment_to_resume(run)
+        assert find(experiment) == ("missing", None)
+        file.write_text(before)  # at another time: what is in it counts
+        assert experiment_to_resume(run).seed == 0
+        assert find(experiment) == ("unfinished", run.path)
+    table.unlink()  # as reading it says
+    assert experiment_to_resume(run).seed == 0
 
 
 def test_later_starts_do_not_make_an_edit_the_original(tmp_path: Path) -> None:

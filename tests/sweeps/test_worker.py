@@ -93,6 +93,18 @@ def test_another_sweep_is_refused(tmp_path: Path, changes: dict[str, object], na
     assert read_state(directory).config == sweep_config()
 
 
+def test_a_sweep_whose_data_has_changed_is_refused(tmp_path: Path) -> None:
+    (table := tmp_path / "rows.csv").write_text("input,output\na,b\n")
+    own = tmp_path / "own.yaml"
+    own.write_text(f"method: {{name: mend}}\nlm: {{path: x}}\ndata: {{name: table_icl, test: [{table}]}}\n")
+    directory = SweepDirectory(tmp_path / "s")
+    begin(sweep_config(experiment=str(own), seeds=1), directory, None, 1)
+    begin(sweep_config(experiment=str(own), seeds=2), directory, None, 1)
+    table.write_text("input,output\na,c\n")
+    with pytest.raises(ConfigError, match=r"rows\.csv is not what it was when the sweep in .* started"):
+        begin(sweep_config(experiment=str(own), seeds=2), directory, None, 1)
+
+
 def test_what_may_change(tmp_path: Path) -> None:
     directory = SweepDirectory(tmp_path / "s")
     begin(sweep_config(), directory, None, 1)
