@@ -76,8 +76,8 @@ def errno_of(error: BaseException) -> int | None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that the disk, or the user's share of it, is full."""
-    return isinstance(error, NoSpace) or errno_of(error) in (errno.ENOSPC, errno.EDQUOT)
+    """Whether an error says that the disk, the user's share of it, or what a file may hold (ulimit -f) is full."""
+    return isinstance(error, NoSpace) or errno_of(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

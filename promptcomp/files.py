@@ -359,9 +359,16 @@ def last_line(log: Path, start: int = 0) -> str:
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: $PROMPTCOMP_CACHE, or promptcomp in $XDG_CACHE_HOME or ~/.cache."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("PROMPTCOMP_CACHE") or caches / "promptcomp")
+    """Where what can be made again is kept: $PROMPTCOMP_CACHE, or promptcomp in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        ConfigError: this user has no home.
+    """
+    chosen, caches = os.environ.get("PROMPTCOMP_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(chosen or Path(caches or Path.home() / ".cache") / "promptcomp")
+    except RuntimeError:
+        raise ConfigError("this user has no home to keep a cache in; set PROMPTCOMP_CACHE to a folder") from None
 
 
 def flush(path: Path) -> None:

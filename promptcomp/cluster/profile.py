@@ -168,7 +168,7 @@ def _find(chosen: str) -> tuple[str, dict[str, Any]]:
         file, name = chosen, "default"
     if file:
         return _pick(_read(Path(file)), name, [Path(file)])
-    places = [Path("promptcomp-slurm.yaml"), Path.home() / ".config" / "promptcomp" / "slurm.yaml"]
+    places = [Path("promptcomp-slurm.yaml"), Path(os.path.expanduser("~/.config/promptcomp/slurm.yaml"))]
     if named := os.environ.get(FILES_VARIABLE):
         places.insert(1, Path(named))
         if not places[1].is_file():

@@ -118,6 +118,7 @@ def test_version_and_help(run: Run) -> None:
     [
         (ConfigError("a mistake"), 2, "a mistake"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "x"), 74, "cannot write 'x'"),
+        (OSError(errno.EFBIG, "File too large", "x"), 74, "cannot write 'x'"),
         (NoSpace("x: cannot be written"), 74, "cannot be written"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), 1, "cannot write 'x'"),
         (MemoryError(), 71, "out of memory: MemoryError"),

@@ -18,6 +18,7 @@ from promptcomp.config import ConfigError
 from promptcomp.errors import NoSpace
 from promptcomp.evaluation.results import Results, write_results
 from promptcomp.files import (
+    cache_folder,
     check_no_links,
     follow_umask,
     is_file_name,
@@ -194,6 +195,19 @@ def test_a_new_folder_is_whole_or_not_there(is_there: bool, tmp_path: Path) -> N
             pass
     with pytest.raises(ConfigError, match="file/x: cannot be written"), new_folder(folder / "sub" / "file" / "x"):
         pass
+
+
+def test_a_user_without_a_home_is_told_where_the_cache_may_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def none(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", none)
+    for name in ("PROMPTCOMP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="set PROMPTCOMP_CACHE to a folder"):
+        cache_folder()
+    monkeypatch.setenv("PROMPTCOMP_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
 
 
 def _half_way(folder: Path, error: BaseException) -> None:
