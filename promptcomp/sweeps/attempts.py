@@ -130,9 +130,10 @@ class Attempts:
             with contextlib.suppress(ValueError, UpdateFinishedTrialError):
                 self.study.tell(number, values, state)
 
-    def ignore(self, number: int) -> None:
-        """Leave a finished attempt out of account from now on (it can no longer be changed itself)."""
-        self.set_attribute("ignored", sorted({*(self.attribute("ignored") or []), number}))
+    def ignore(self, *numbers: int) -> None:
+        """Leave finished attempts out of account from now on (they can no longer be changed themselves)."""
+        if numbers:
+            self.set_attribute("ignored", sorted({*(self.attribute("ignored") or []), *numbers}))
 
     def _id(self, number: int) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)

@@ -113,6 +113,8 @@ def begin(config: SweepConfig, directory: SweepDirectory, storage: str | None, w
         with exclusive(directory, address):
             sweep = _open(directory, config, address)
             _compare_and_note(sweep)
+            for study in (sweep.trials, sweep.controls):  # somebody may have put right what was wrong
+                study.ignore(*(record.number for record in study.records() if record.kind == "config"))
             if address is not None:
                 write_atomic(directory.storage, f"{plain(address)}\n")
             if not sweep.place:

@@ -351,7 +351,9 @@ def _consequence(ended: Ended, trial: Trial, retries: int) -> str:
         return line
     if ended.how in UNCOUNTED:
         return f"{line}; it will be continued"
-    if ended.how in ("config", "nan"):
+    if ended.how == "config":
+        return f"{line}; it is tried again when the sweep is next started"
+    if ended.how == "nan":
         return f"{line}; the same would happen again, so it is not tried again"
     if trial.attempt > retries:
         return f"{line}; no attempt is left"

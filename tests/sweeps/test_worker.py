@@ -146,6 +146,19 @@ def test_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, at
         assert words in (bad.problem or "")
 
 
+@pytest.mark.parametrize("drawn", [{}, {"sampler": "random", "points": 2}])
+def test_a_mistake_that_was_put_right_is_tried_again_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: dict[str, object]
+) -> None:
+    monkeypatch.setenv("FAKE_MODE", "config:4:* nan:2:*")
+    for _ in range(2):
+        assert statuses(run(sweep_config(**drawn), tmp_path / "s")) == {"failed": 2}
+    monkeypatch.delenv("FAKE_MODE")
+    state = run(sweep_config(**drawn), tmp_path / "s")
+    assert {trial.params["method.num_slots"]: trial.status for trial in state.trials} == {2: "failed", 4: "finished"}
+    assert sorted(starts(tmp_path / "s").values()) == [1, 3]
+
+
 @pytest.mark.parametrize("drawn", [{}, {"sampler": "random", "points": 4}])
 def test_values_that_contradict_each_other_fail_alone(tmp_path: Path, drawn: dict[str, object]) -> None:
     """Grids are checked before they are begun, up to a size."""
