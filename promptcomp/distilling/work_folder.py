@@ -60,7 +60,7 @@ class WorkFolder:
         return self.path / f"slots-{slots}-{kind}-{found}.safetensors"
 
     def settle(self, identity: Mapping[str, str]) -> None:
-        """Say what the answers depend on, or compare it with what an earlier call has said.
+        """Say what the answers depend on, or compare it with what an earlier call has said that has made some.
 
         Args:
             identity: by what a message calls it; what is long as its hash.
@@ -69,7 +69,8 @@ class WorkFolder:
             ConfigError: names what differs.
         """
         before = self._kept("distill.json")
-        for what in [name for name in identity if before.get(name, identity[name]) != identity[name]]:
+        made = self.questions.exists() or any((self.path / "answers").iterdir())
+        for what in [name for name in identity if made and before.get(name, identity[name]) != identity[name]]:
             raise ConfigError(
                 f"{self.path}: its questions and answers were made with another {what}; name another folder with "
                 "--work, or remove this one"

@@ -541,7 +541,10 @@ def test_mistakes_about_texts_and_models(
     code, _, err = call(*words(lms, kind="t5"))
     assert code == 2
     assert "is an encoder-decoder" in err
-    assert call(*words(lms))[0] == 0
+    (tmp_path / "few.txt").write_text(QUESTIONS[1])
+    code, _, err = call(*words(lms, "--questions", "few.txt"))
+    assert (code, "give more questions" in err) == (2, True)
+    assert call(*words(lms))[0] == 0  # nothing was answered for the few
     (tmp_path / "text.txt").write_text("cat tea owl")
     code, _, err = call(*words(lms, "--slots", "2"))
     assert code == 2
