@@ -31,6 +31,7 @@ from promptcomp.sweeps.space import (
     planned_trial,
     tell_dimension,
 )
+from promptcomp.sweeps.study import check_begun
 from promptcomp.sweeps.sweep_config import Choices, Dimension, Scalar, SweepConfig
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.views.wording import scalar_text, time_text
@@ -93,8 +94,9 @@ def make_plan(config: SweepConfig, directory: SweepDirectory, workers: int, meas
         measure: measure the smallest and the largest point.
 
     Raises:
-        ConfigError: a mistake that trials would end with.
+        ConfigError: a mistake that trials would end with, or another sweep than the one that is there.
     """
+    check_begun(config, directory)
     base = base_tree(config)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     known = grid(config) if config.sampler == "grid" else []  # others are still to be drawn

@@ -228,6 +228,17 @@ def check_changes(
         raise ConfigError(f"{path} was started with {difference}; undo that change, or start another sweep with -o")
 
 
+def check_begun(config: SweepConfig, directory: SweepDirectory) -> None:
+    """Before anything is written: whether a sweep that is there already may go on so.
+
+    Raises:
+        ConfigError: see `check_changes`.
+    """
+    if directory.config.is_file():
+        before = read_config(directory)
+        check_changes(directory.path, before.model_dump(mode="json"), config, base_tree(before), base_tree(config))
+
+
 def _differences(
     before: Mapping[str, Any], now: SweepConfig, base_before: Mapping[str, Any], base_now: Mapping[str, Any]
 ) -> Iterator[str]:

@@ -13,6 +13,7 @@ from promptcomp.errors import Exit
 from promptcomp.run import configured
 from promptcomp.run.configured import identity
 from promptcomp.sweeps.attempts import Attempts
+from promptcomp.sweeps.preview import make_plan
 from promptcomp.sweeps.study import begin, read_state
 from promptcomp.sweeps.sweep_directory import SweepDirectory
 from promptcomp.sweeps.views.numbers import Progress
@@ -91,6 +92,8 @@ def test_another_sweep_is_refused(tmp_path: Path, changes: dict[str, object], na
     with pytest.raises(ConfigError, match=f"was started with.*{named}.*another sweep with -o"):
         begin(sweep_config(**changes), directory, None, 1)
     assert read_state(directory).config == sweep_config()
+    with pytest.raises(ConfigError, match=f"was started with.*{named}"):
+        make_plan(sweep_config(**changes), directory, 1, False)
 
 
 def test_a_sweep_whose_data_has_changed_is_refused(tmp_path: Path) -> None:
