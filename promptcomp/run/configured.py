@@ -178,8 +178,8 @@ def identity(experiment: Experiment) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-_BLOCKS, _BLOCK = 64, 2**22
-"""Files of up to 256 MiB are read whole, of larger ones so many blocks."""
+_BLOCKS, _BLOCK = 64, 2**20
+"""Files of up to 64 MiB are read whole, of larger ones so many blocks."""
 
 
 def files_of(experiment: Experiment) -> dict[str, str]:
@@ -197,9 +197,10 @@ def changed_file(before: Mapping[str, str], now: Mapping[str, str]) -> str | Non
 
 
 def _content(place: Path) -> str:
-    inside = sorted(place.rglob("[!.]*")) if place.is_dir() else [place]
-    files = [(file, file.stat()) for file in inside if not file.is_dir()]
-    parts = [(str(file.relative_to(place)), _hash_of(file, at.st_size, at.st_mtime_ns)) for file, at in files]
+    inside = {file.relative_to(place): file for file in (place.rglob("*") if place.is_dir() else [place])}
+    seen = {name: file for name, file in inside.items() if not any(part.startswith(".") for part in name.parts)}
+    stats = ((str(name), file, file.stat()) for name, file in sorted(seen.items()) if file.is_file())
+    parts = [(name, _hash_of(file, at.st_size, at.st_mtime_ns)) for name, file, at in stats]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
