@@ -38,6 +38,15 @@ def test_links_lead_to_a_page_and_a_heading(page: Path) -> None:
         assert not anchor or anchor in _anchors(there), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_have_a_cell_for_every_column(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for table in re.findall(r"(?:^ {0,3}\|.*\n)+", text, flags=re.MULTILINE):
+        lines = table.splitlines()
+        assert re.fullmatch(r" *(\| *-+ *)+\|", (*lines, "", "")[1]), table
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, table
+
+
 def test_the_readme_is_short_and_its_picture_is_that_of_the_figures() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 150
