@@ -104,7 +104,7 @@ def fit(
     """Train a compressor (or a control) and evaluate it beside its bounds, as `promptcomp fit`; on one device.
 
     Args:
-        what: A shipped experiment ("mend"; `promptcomp methods` lists them), a YAML file, or a whole configuration.
+        what: A shipped experiment ("mend"; `promptcomp experiments` lists them), a YAML file, or a whole configuration.
         run_dir: Directory of the new run; None: one under `output_dir`.
         verbose: Print what the command prints.
         settings: Changes of the configuration: `trainer__max_steps=100`, `seed=3`.
@@ -162,6 +162,9 @@ def sweep(
         verbose: Print how it goes.
         settings: A list is what is tried (`method__num_slots=[2, 4]`), a text may be an interval ("1e-4..1e-2:log"),
             one value is for all trials, `sweep__seeds=3` is a key of the sweep itself.
+
+    Returns:
+        The tables `trials` and `points`, the values of the `best` point, the pictures of `plot()`.
 
     Raises:
         ConfigError: any mistake in the sweep or in one of its experiments.

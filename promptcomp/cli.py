@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="promptcomp",
     help="Train prompt compressors, measure what they keep of a prompt, save compressed prompts as files.",
+    epilog="Begin with `promptcomp fit mend` (a toy world, minutes on a CPU) or `promptcomp distill --help` (one "
+    "prompt of yours). `promptcomp explain WORD` says what a key or a word means.",
     cls=Commands,
     no_args_is_help=True,
     context_settings={"max_content_width": 200, "help_option_names": ["--help", "-h"]},

@@ -173,6 +173,7 @@ def _without_members(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
 def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
     path: list[str] = []
     parents: list[type[BaseModel]] = [schema]
+    annotations: list[Any] = []
     last_fields: tuple[str, ...] = tuple(schema.model_fields)
     for part in error["loc"]:
         tagged = [model for model in parents if tag_of(model) == part]
@@ -184,7 +185,8 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
         if isinstance(part, int):  # what a list holds stands in the annotation of its key
             continue
         last_fields = tuple(dict.fromkeys(name for model in parents for name in model.model_fields))
-        parents = [m for p in parents if part in p.model_fields for m in models_in(p.model_fields[part].annotation)]
+        annotations = [p.model_fields[part].annotation for p in parents if part in p.model_fields]
+        parents = [model for each in annotations for model in models_in(each)]
     dotted = ".".join(path)
     if error["type"] == "extra_forbidden":
         hint = did_you_mean(path[-1], last_fields, f"known keys: {', '.join(last_fields)}")
@@ -207,6 +209,8 @@ def _describe(error: dict[str, Any], schema: type[BaseModel]) -> str:
     if error["type"] in ("model_type", "model_attributes_type") and parents and isinstance(error["input"], str):
         first = next(iter(parents[0].model_fields)) if not tag_of(parents[0]) else "name"
         return f"{dotted} = {shown(error['input'])}: it is a section; one of its keys is {dotted}.{first}"
+    if error["input"] == "None" and any(type(None) in get_args(each) for each in annotations):
+        return f"{dotted} = 'None': write null where there is to be none"
     message = error["msg"].removeprefix("Value error, ")
     for theirs, ours in _PLAIN.items():
         message = re.sub(theirs, ours, message)

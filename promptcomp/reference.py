@@ -126,10 +126,10 @@ def find(word: str) -> list[list[KeyEntry]]:
     Raises:
         ConfigError: nothing; it names the nearest.
     """
-    word = word.partition("=")[0].strip(".").lower()
+    said, word = word, word.partition("=")[0].strip(".").lower()
     known_as = glossary().get(word.replace("_", " "))
     alike: dict[tuple[str, ...], list[KeyEntry]] = {}
-    for each in [] if known_as is None else [KeyEntry(word, word, type="word", text=known_as)]:
+    for each in [] if known_as is None else [KeyEntry(said, said, type="word", text=known_as)]:
         alike[(each.type,)] = [each]
     tests = (
         lambda each: each.path == word,
@@ -149,7 +149,7 @@ def find(word: str) -> list[list[KeyEntry]]:
         all_names = dict.fromkeys([*sorted(names, key=len), *shipped(), *glossary()])
         near = difflib.get_close_matches(word, all_names, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`promptcomp explain` lists the sections"
-        raise ConfigError(f"there is no key, section or experiment {word!r}; {hint}")
+        raise ConfigError(f"there is no key, section, experiment or word {word!r}; {hint}")
     for each in found or ():
         alike.setdefault((each.type, each.default, each.meaning), []).append(each)
     return list(alike.values())

@@ -33,7 +33,7 @@ _LEGEND = (
 @takes(options=DistillOptions)
 def distill(
     context: typer.Context,
-    lm: Annotated[str, Option(help="The LM: a folder, a hub name or a built-in model.")],
+    lm: Annotated[str, Option(help="The LM: a folder, a GGUF file, a name of `promptcomp models list` or of the hub.")],
     text: Annotated[Path, Option("--text", help="A UTF-8 file with the prompt or document.")],
     output: Annotated[Path, Option("--output", "-o", help="The file to write (safetensors).")],
     questions: Annotated[
@@ -56,7 +56,7 @@ def distill(
 ) -> None:
     """Train slots for one prompt until a frozen LM answers behind them as behind the prompt. The same command goes on.
 
-    The file is one of a compressed prompt: for generate, inspect and bench.
+    The file is a compressed prompt, which generate, inspect, bench, serve and export take.
     """
     from promptcomp.config import build
     from promptcomp.distilling.work_folder import WorkFolder

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from promptcomp.commands.common import JsonOption, console_for, show, tell
 from promptcomp.commands.completing import experiment_names, method_names, words_to_explain
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def explain(
+    context: Context,
     word: Annotated[
         str | None,
         Argument(
@@ -33,7 +34,7 @@ def explain(
     markdown: Annotated[bool, Option("--markdown", help="Print the reference of all keys as a page.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a key or a section is: type, default, choices, meaning, paper, and which experiments set it."""
+    """Say what a key, a section or a word is: meaning, type, default, choices, paper, and which experiments set it."""
     from promptcomp import reference
     from promptcomp.documents import shipped
 
@@ -47,6 +48,8 @@ def explain(
     try:
         found = reference.find(word)
     except ConfigError:
+        if word in context.find_root().command.commands:  # type: ignore[attr-defined]
+            raise ConfigError(f"{word!r} is a command; `{command(word, '--help')}` explains it") from None
         if word not in shipped():
             raise
         experiments(word, as_json)

@@ -17,6 +17,7 @@ app = typer.Typer(
     cls=RunByDefault,
     no_args_is_help=True,
     help="Compare methods and rivals at equal budgets: promptcomp leaderboard TRACK [KEY=VALUE...], or build DIR.",
+    epilog="`promptcomp leaderboard run --help` lists the tracks and the options.",
 )
 FloorOption = Annotated[
     float, Option(min=0.0, max=1.0, help="Share of the full context's gain that is to be kept, for the fewest slots.")

@@ -50,19 +50,15 @@ def models_list(as_json: JsonOption = False) -> None:
             found.append({**read_json(file, "note on a model"), **place, "folder": str(file.parent)})
 
     def draw(console: Console) -> None:
-        rows = [
-            (each["name"], each["what"], f"{each['parameters']:,}", bytes_text(each["bytes"]), each["licence"] or "-")
-            for each in found
-        ]
-        columns = ("name", "what", "parameters", "on disk", "licence")
-        table = plain_table(columns, rows, right=("parameters", "on disk"))
-        table.columns[-1].overflow = "fold"
-        console.print(table)
+        rows = [(each["name"], each["what"], f"{each['parameters']:,}", bytes_text(each["bytes"])) for each in found]
+        columns = ("name", "what", "parameters", "on disk")
+        console.print(plain_table(columns, rows, right=("parameters", "on disk")))
         for each in found:
             here = (
                 f"in {each['folder']}" if each["in_cache"] else f"not here; `{command('models', 'get', each['name'])}`"
             )
-            say(console, f"{each['name']}: {here}; from {each['source']}; {each['note']}")
+            licence = f"; licence: {each['licence']}" if each["licence"] else ""
+            say(console, f"{each['name']}: {here}{licence}; from {each['source']}; {each['note']}")
 
     tell(found, draw, as_json)
 

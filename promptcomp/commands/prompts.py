@@ -100,7 +100,7 @@ def compress(
     lines = (
         f"{output}: {info.source_tokens} tokens -> {info.slots} slots ({ratio:.1f}x) in {done.milliseconds:.0f} ms",
         f"file {bytes_text(size)}, in the LM's cache {kept}",
-        f"ask it: {command('generate', '--prompt', output, '...')}",
+        f"ask it: {command('generate', '--prompt', output, 'QUERY')}",
     )
     tell(found, "\n".join(lines), as_json)
 
@@ -186,7 +186,9 @@ def inspect(
         "stop tokens": ", ".join(map(str, info.stop_ids)) or "none",
         "source hash": info.source_sha256[:_SHOWN_HASH],
         "text": "not kept" if info.text is None else repr(info.text[:_SHOWN_TEXT]),
-        "settings": ", ".join(f"{key}={value}" for key, value in info.settings.items()),
+        "settings": ", ".join(
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in info.settings.items()
+        ),
     }
     if info.cost:
         rows["cost"] = ", ".join(f"{key}={value:.4g}" for key, value in info.cost.items())

@@ -47,6 +47,7 @@ app = typer.Typer(
     cls=RunByDefault,
     no_args_is_help=True,
     help="Run an experiment over ranges of its keys: promptcomp sweep NAME|FILE|DIR [KEY=...], or one of the commands.",
+    epilog="`promptcomp sweep --list` lists the shipped sweeps, `promptcomp sweep run --help` the options.",
 )
 
 SweepWords = Annotated[

@@ -186,12 +186,15 @@ def compare(
     """Compare runs on every split that all of them evaluated, or on one.
 
     Args:
-        paths: runs, their directories, or results.json files; the first is the baseline.
-        split: the only split to compare; None: all that the runs share.
-        metric: one of `metrics.METRICS`; None: the headline metric of the runs.
-        allow_different: show runs with different test examples anyway, without ranks and deltas.
-        resamples: bootstrap resamples.
-        seed: seed of the bootstrap.
+        paths: Runs, their directories, or results.json files; the first is the baseline.
+        split: The only split to compare; None: all that the runs share.
+        metric: A metric of results.json ("accuracy", "loss", ...); None: the headline metric of the runs.
+        allow_different: Show runs with different test examples anyway, without ranks and differences.
+        resamples: Bootstrap resamples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        A `table` with a line for each split and run, and `notes`, the reasons for caution.
 
     Raises:
         ConfigError: a file cannot be read, the runs share no split, they have different headline metrics, or their

@@ -41,9 +41,9 @@ class ICLConfig(ChosenTasks):
     max_example_tokens: int = Field(default=256, ge=4)
     """Maximum number of tokens of one input with its output; the input is cut on the right."""
     max_context_tokens: int | None = Field(default=None, ge=0)
-    """Maximum number of tokens of all demonstrations; None = what the LM's window leaves."""
+    """Maximum number of tokens of all demonstrations; null: what the LM's window leaves."""
     teacher_max_context_tokens: int | None = Field(default=None, ge=0)
-    """A separate budget for the teacher, as in MEND's release; None = the teacher reads the same tokens."""
+    """A separate budget for the teacher, as in MEND's release; null: the teacher reads the same tokens."""
     truncation: Truncation = "whole_demonstrations"
     """What is done over the budget. whole_demonstrations: keep those in front of the first that does not fit;
     reference: cut the input of that one as well (MEND); left: keep the last tokens (MetaICL)."""
@@ -58,19 +58,19 @@ class ICLConfig(ChosenTasks):
     queries_per_context: int = Field(default=1, ge=1)
     """Training queries that share one context; 1 = MEND."""
     eval_queries_per_context: int | None = Field(default=None, ge=1)
-    """Evaluation queries that share one context; None = all of a task and data seed; 1 with fresh sampling = MEND."""
+    """Evaluation queries that share one context; null: all of a task and data seed; 1 with fresh sampling = MEND."""
     eval_seed: int = Field(default=0, ge=0)
     """Seed of everything drawn for evaluation; not the run's seed: all runs are tested on the same prompts."""
     metric: Literal["accuracy", "task"] = "task"
     """task: macro-F1 for classification, accuracy otherwise, mean over data seeds and then tasks; accuracy: of all."""
     max_dev_tasks: int | None = Field(default=None, ge=1)
-    """Maximum number of tasks of the dev split; None = all."""
+    """Maximum number of tasks of the dev split; null: all."""
     max_dev_queries: int | None = Field(default=16, ge=1)
-    """Maximum number of queries of each task (and data seed) of the dev split; None = all."""
+    """Maximum number of queries of each task (and data seed) of the dev split; null: all."""
     max_eval_tasks: int | None = Field(default=None, ge=1)
-    """Maximum number of tasks of each test split; None = all."""
+    """Maximum number of tasks of each test split; null: all."""
     max_eval_queries: int | None = Field(default=None, ge=1)
-    """Maximum number of queries of each task and data seed of the test splits; None = all."""
+    """Maximum number of queries of each task and data seed of the test splits; null: all."""
 
     context_kind: ClassVar[Literal["demonstrations", "prompt"]] = "demonstrations"
     split_words: ClassVar[Mapping[str, str]] = {
@@ -203,9 +203,9 @@ class HFData(PublishedTasks):
     test_split: str = "meta_eval_100shot"
     """Split with the test tasks' demonstrations (split "train") and queries (split "test", "dev")."""
     partition: Path | None = None
-    """MetaICL partition file {"train": [task, ...], "test": [...]}; None = all tasks of both splits."""
+    """MetaICL partition file {"train": [task, ...], "test": [...]}; null: all tasks of both splits."""
     seeds: tuple[int, ...] | None = None
-    """Data seeds to test with; None = all."""
+    """Data seeds to test with; null: all."""
     columns: Columns = Columns()
     """Names of the columns."""
 

@@ -321,7 +321,7 @@ def compress(
     keep_text: bool = False,
     device: str = "auto",
 ) -> CompressedPrompt:
-    """Compress one prompt with the trained run in a directory; see `Compressor` and its `compress`.
+    """Compress one prompt with a trained run: `load_compressor(run).compress(...)`, which has the arguments in words.
 
     Raises:
         ConfigError: no such run, or a prompt that is empty, unreadable or too long.

@@ -328,7 +328,7 @@ class CompressedPrompt:
         batch_size: int = 16,
         on_text: OnText | None = None,
     ) -> Queries:
-        """The answer to one query, or the answers to several; see `AnswerSettings` for the settings.
+        """The answer to one query, or the answers to several.
 
         Args:
             queries: One text, or a list of several.

@@ -29,7 +29,7 @@ CUT = 1e-3
 
 
 class AttentionMatching(BudgetedRival):
-    """Kept keys with fitted values, no biases."""
+    """Some of the context's keys, with values fitted to them; without the paper's biases."""
 
     title: ClassVar[str] = "attention matching without biases"
     paper: ClassVar[str] = "Zweiger et al. 2026, arXiv 2602.16284"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Shuffled(Rival):
-    """Tells what a memory says of its context from what any memory does (the form of an answer, the kind of task)."""
+    """A control, the method's memory of another context: it shows what any memory says (the form of an answer)."""
 
     title: ClassVar[str] = "another context's memory"
     is_control: ClassVar[bool] = True
@@ -36,7 +36,7 @@ def _tokens(context: Context) -> list[list[int]]:
 
 
 class RandomSlots(Rival):
-    """Vectors with the spread of the LM's token embeddings, the same for every context."""
+    """A control, vectors with the spread of the LM's token embeddings, the same for every context."""
 
     title: ClassVar[str] = "random slots"
     is_control: ClassVar[bool] = True

@@ -33,7 +33,7 @@ CHUNK = 256
 
 
 class Evict(BudgetedRival):
-    """Keys and values within the budget."""
+    """Keys and values of the positions that `score` chooses, within the budget."""
 
     title: ClassVar[str] = "evicted cache"
     paper: ClassVar[str] = "arXiv 2309.17453, 2406.11430, 2404.14469, 2505.23416"

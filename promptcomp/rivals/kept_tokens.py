@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Truncate(TextRival):
-    """As much of a context as the budget holds, wherever that ends."""
+    """As much of one end of a context, or of both, as the budget holds."""
 
     title: ClassVar[str] = "truncated"
 

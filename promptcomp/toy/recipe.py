@@ -210,7 +210,7 @@ class Architecture(Config):
     copy_start: CopyStart | None = None
     """For T5."""
     embedding_std: float | None = Field(default=None, gt=0)
-    """Standard deviation of the initial token embeddings (None: the model's own; T5's is 1, so they move slowly)."""
+    """Standard deviation of the initial token embeddings (null: the model's own; T5's is 1, so they move slowly)."""
 
 
 class PretrainOptim(Config):
@@ -249,8 +249,8 @@ class PretrainConfig(Config):
     start_from: Path | None = None
     """The folder of an earlier run with the same architecture: go on from its weights (with a new seed's lessons)."""
     steps: int | None = Field(default=None, ge=1)
-    """Stop after this many steps (None: when the data's schedule is over); the short form of a recipe."""
+    """Stop after this many steps (null: when the data's schedule is over); the short form of a recipe."""
     check_every: int = Field(default=50, ge=1)
     """Steps between measurements of the skills."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of torch (None: torch's choice). Sums are ordered by threads: keep it to repeat a run bit by bit."""
+    """CPU threads of torch (null: torch's choice). Sums are ordered by threads: keep it to repeat a run bit by bit."""

@@ -104,7 +104,7 @@ class ToyInstructionsConfig(WorldConfig):
     seed: int = 0
     """Chooses the rows of every split; what is held out does not depend on it."""
     phrasings: int | None = Field(default=None, ge=1)
-    """Phrasings of every operation in training (None: all of the training part, 15-67)."""
+    """Phrasings of every operation in training (null: all of the training part, 15-67)."""
     reworded_share: float = Field(default=0.3, ge=0, le=1)
     """Share of the paraphrased split whose wording is new to training, not only recombined."""
     min_words: int = Field(default=3, ge=3, le=6)

@@ -35,6 +35,7 @@ def test_every_key_and_every_choice_has_a_sentence() -> None:
     found = reference.entries()
     assert not [each.path for each in found.values() if len(each.meaning) < 5]
     assert not [f"{each.path}={name}" for each in found.values() for name, text in each.choices.items() if not text]
+    assert not [each.path for each in found.values() if "None" in each.meaning]  # a file says null
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,8 @@ def test_a_wrong_word_gets_the_nearest(run: Run) -> None:
         done = run(*words)
         assert done.returncode == 2
         assert "did you mean" in done.stderr
+    assert "`promptcomp distill --help`" in run("explain", "distill").stderr
+    assert run("explain", "KV").stdout.startswith("KV\n")
 
 
 def test_lists_have_a_line_each(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def _parse(words: list[str]) -> None:
     group, rest = PROGRAM, words
     while hasattr(group, "commands") and rest and rest[0] in group.commands:
         group, rest = group.commands[rest[0]], rest[1:]
-    if rest and not hasattr(group, "commands"):
+    if rest and rest != ["--help"] and not hasattr(group, "commands"):
         group.make_context("promptcomp", list(rest))
 
 

@@ -26,6 +26,7 @@ class Whole(Config):
     other: First = First()
     either: Literal["auto"] | int | Annotated[First, AfterValidator(lambda first: first)] = "auto"
     several: tuple[First, ...] = ()
+    most: int | None = Field(None, gt=0)
 
 
 def message(tree: dict[str, object], *overrides: str) -> str:
@@ -60,6 +61,7 @@ def test_round_trip() -> None:
         (["part.rate=1"], "part.rate: unknown key; known keys: name, width"),
         (["other.wdith=1"], "other.wdith: unknown key; did you mean 'width'?"),
         (["part.width=two"], "part.width = 'two': "),
+        (["most=None"], "most = 'None': write null where there is to be none"),
         (["numbers=[1, x]"], "numbers.1 = 'x': "),
         (["numbers=1"], "numbers = 1: Input should be a valid list"),
         (["either=x"], "  either = 'x': Input should be 'auto', or a valid integer, unable to parse"),

@@ -44,13 +44,13 @@ class Columns(Config):
     output: str = "output"
     """Column with the answer."""
     options: str | None = "options"
-    """Column with the list of options (in CSV: joined by `|`); None or absent: none."""
+    """Column with the list of options (in CSV: joined by `|`); null or absent: none."""
     task: str | None = "task"
-    """Column with the task's name; None or absent: the whole file is one task, named after the file."""
+    """Column with the task's name; null or absent: the whole file is one task, named after the file."""
     seed: str | None = "seed"
-    """Column with the data seed of a demonstration pool; None or absent: one pool for each task."""
+    """Column with the data seed of a demonstration pool; null or absent: one pool for each task."""
     split: str | None = "split"
-    """Column that says "train" for rows of the demonstration pool and anything else for queries; None or absent: every
+    """Column that says "train" for rows of the demonstration pool and anything else for queries; null or absent: every
     row is a query, with other rows of its task as demonstrations."""
 
     def asked(self) -> Asked:
