@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from promptcomp.evaluation.formatting import (
     METRIC_TITLES,
     bytes_text,
     flops_text,
+    held_out_text,
     many,
     ms_text,
     number_text,
@@ -24,11 +25,15 @@ from promptcomp.evaluation.headroom import has_headroom
 from promptcomp.evaluation.predictions import ROWS, TEXT_METRICS
 from promptcomp.evaluation.results import Estimate, Gap, Results, RivalResult, SplitResult
 from promptcomp.evaluation.summarize import ReferencePoints, SplitPoints
-from promptcomp.plain import continued, near
+from promptcomp.plain import continued, near, say
 from promptcomp.terminal import open_table
 
 WIDE = 110
 """Console columns from which the tables have room for more than the essentials."""
+_HELD_OUT = (
+    "KL: distance from the answers behind the whole text, in nats a token; top-1: share of tokens for which the "
+    "likeliest is the same; same answer: share of whole answers; gap closed: 1 - KL / KL of no context"
+)
 
 
 def print_report(
@@ -82,6 +87,18 @@ def print_steps(steps: Sequence[str], console: Console) -> None:
     for step in steps:
         shown = continued(step, console.width - 2, " " * 6) if console.is_terminal else step
         console.print(Text(f"  {shown}"), soft_wrap=True)
+
+
+def print_held_out(held_out: Mapping[str, Mapping[str, float]], console: Console) -> None:
+    """Print what a cartridge and what is beside it keep of a text on held-out questions (`PromptInfo.held_out`)."""
+    table = open_table("on held-out questions", ["in front"], ["KL", "top-1", "same answer", "gap closed", "in use"])
+    table.columns[0].no_wrap = False  # names of rivals are long, and figures must stay whole
+    for name, row in held_out.items():
+        keys = ("kl", "top1", "exact", "gap_closed", "bytes")
+        cells = (held_out_text(key, row[key]) if key in row else "-" for key in keys)
+        table.add_row(name, *cells, style="bold" if name == "cartridge" else "")
+    console.print(table)
+    say(console, _HELD_OUT, "dim")
 
 
 def next_steps(results: Results, run: Path) -> list[str]:
@@ -213,7 +230,7 @@ def cost_lines(results: Results) -> list[tuple[str, str]]:
         lines.append(("prefix cache", f"a query takes {kept} once the full context's KV is cached"))
     once = [flops_text(cost.compress_flops)] if cost.compress_flops else []
     once += [ms_text(cost.compress_ms)] if cost.compress_ms else []
-    once += [f"pays from query {cost.break_even_queries} on a context"] if cost.break_even_queries else []
+    once += [f"pays from query {cost.break_even_queries} on the same context"] if cost.break_even_queries else []
     if once:
         lines.append(("compressing once", ", ".join(once)))
     return lines

@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from promptcomp.distilling.distill_job import Distilled
 
 
-_LEGEND = (
-    "KL: distance from the answers behind the whole text, in nats a token; top-1: share of tokens for which the "
-    "likeliest is the same; same answer: share of whole answers; gap closed: 1 - KL / KL of no context"
-)
-
-
 @takes(options=DistillOptions)
 def distill(
     context: typer.Context,
@@ -128,10 +122,10 @@ def _described(file: Path, found: Distilled) -> dict[str, Any]:
 
 
 def _print(file: Path, found: Distilled, console: Console) -> None:
-    from promptcomp.evaluation.formatting import flops_text, held_out_text
+    from promptcomp.evaluation.formatting import flops_text
     from promptcomp.plain import near
-    from promptcomp.report import print_steps
-    from promptcomp.terminal import open_table, plain_table
+    from promptcomp.report import print_held_out, print_steps
+    from promptcomp.terminal import plain_table
 
     info, cost, best = found.prompt.info, found.prompt.info.cost, found.progress.best_step
     if (row := info.held_out.get("cartridge")) is not None:  # not where it was stopped before
@@ -145,13 +139,7 @@ def _print(file: Path, found: Distilled, console: Console) -> None:
         f"{cost['questions']:.0f} questions, {cost['steps']:.0f} steps (the best: {best}), {cost['seconds']:.0f} s, "
         f"{flops_text(cost['flops'])}",
     )
-    table = open_table("on held-out questions", ["in front"], ["KL", "top-1", "same answer", "gap closed", "in use"])
-    table.columns[0].no_wrap = False  # names of rivals are long, and figures must stay whole
-    for name, row in info.held_out.items():
-        cells = (held_out_text(key, row[key]) for key in ("kl", "top1", "exact", "gap_closed", "bytes"))
-        table.add_row(name, *cells, style="bold" if name == "cartridge" else "")
-    console.print(table)
-    say(console, _LEGEND, "dim")
+    print_held_out(info.held_out, console)
     for each in found.examples:
         texts = {"question": each.question, "whole text": each.whole, f"{info.slots} slots": each.cartridge}
         rows = [(name, " ".join(text.split())) for name, text in texts.items()]

@@ -161,7 +161,7 @@ def inspect(
 
     file = prompt_file(file)
     check_file(file, "memory file")
-    from promptcomp.evaluation.formatting import bytes_text, held_out_text
+    from promptcomp.evaluation.formatting import bytes_text
     from promptcomp.memory import memory_tensors
     from promptcomp.prompts.artifact import read_prompt
 
@@ -192,12 +192,15 @@ def inspect(
     }
     if info.cost:
         rows["cost"] = ", ".join(f"{key}={value:.4g}" for key, value in info.cost.items())
-    for name, row in info.held_out.items():
-        rows[f"behind {name}"] = ", ".join(f"{key}={held_out_text(key, value)}" for key, value in row.items())
     table = Table("", Column(overflow="fold"), show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)
-    console_for(False).print(table, highlight=False)
+    console = console_for(False)
+    console.print(table, highlight=False)
+    if info.held_out:
+        from promptcomp.report import print_held_out
+
+        print_held_out(info.held_out, console)
 
 
 def generate(

@@ -74,7 +74,7 @@ def test_everything_is_readable(width):
         "memory            49.8x: 4.0 KiB stored for 199.2 KiB of KV",
         "memory in use     12.4x: 16.0 KiB of KV for 199.2 KiB of KV",
         "prefill           8.2x fewer FLOPs, 3.7x less time",
-        "compressing once  220 MFLOP, 3.4 ms, pays from query 2 on",
+        "compressing once  220 MFLOP, 3.4 ms, pays from query 2 on the same context",
     ):
         assert expected in text
 
