@@ -199,7 +199,7 @@ def changed_file(before: Mapping[str, str], now: Mapping[str, str]) -> str | Non
 def _content(place: Path) -> str:
     inside = {file.relative_to(place): file for file in (place.rglob("*") if place.is_dir() else [place])}
     seen = {name: file for name, file in inside.items() if not any(part.startswith(".") for part in name.parts)}
-    stats = ((str(name), file, file.stat()) for name, file in sorted(seen.items()) if file.is_file())
+    stats = ((str(name), file, file.stat()) for name, file in sorted(seen.items()) if file.is_file() or file == place)
     parts = [(name, _hash_of(file, at.st_size, at.st_mtime_ns)) for name, file, at in stats]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
