@@ -58,11 +58,12 @@ class AttentionMatching(BudgetedRival):
         marked = tuple(
             (torch.cat([k, a.mT.to(k.dtype)], -1), v) for (k, v), a in zip(cache.layers, weights, strict=True)
         )
-        few = kept(type(cache)(marked, cache.mask, cache.next_position), scores, budget + reading.lm.num_bos)
-        layers = []
-        for (keys, _), (_, values), all_of in zip(few.layers, cache.layers, weights, strict=True):
+        few = kept(type(cache)(marked, cache.mask, cache.next_position), scores, budget, reading.lm.num_bos)
+        layers, some = [], budget[:, None, None, None] > 0
+        for (keys, own), (_, values), all_of in zip(few.layers, cache.layers, weights, strict=True):
             width = keys.shape[-1] - all_of.shape[2]
-            layers.append((keys[..., :width], fitted(keys[..., width:].mT, few.mask, all_of, values)))
+            matched = fitted(keys[..., width:].mT, few.mask, all_of, values)
+            layers.append((keys[..., :width], matched.where(some, own)))
         return Made(type(cache)(tuple(layers), few.mask, few.next_position))
 
 

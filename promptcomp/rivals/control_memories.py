@@ -56,7 +56,8 @@ class RandomSlots(Rival):
             return Made(None)
         table = token_table(reading.lm.hf)
         slots, width = own.mask.shape[1], table.weight.shape[1]
-        drawn = torch.randn(slots, width, generator=torch.Generator().manual_seed(self.seed))
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.stack([torch.randn(width, generator=generator) for _ in range(slots)]).flip(0)  # as slots are
         vectors = drawn.to(table.weight) * (embedding_scale(table) * table.weight.std())
         real = own.num_slots[:, None]
         mask = torch.arange(slots, device=own.mask.device) >= slots - real

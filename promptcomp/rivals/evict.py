@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from promptcomp.rivals.rival import BudgetedRival, Made, NotMet, Reading, Setting, best
+from promptcomp.rivals.rival import BudgetedRival, Made, NotMet, Reading, Setting, best, tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -72,7 +72,7 @@ class Evict(BudgetedRival):
             return Made(None)
         scores = [each.masked_fill(self._certain(reading, cache, budget)[:, None], float("inf"))
                   for each in self._scores(reading, cache)]  # fmt: skip
-        return Made(kept(cache, scores, budget + reading.lm.num_bos))
+        return Made(kept(cache, scores, budget, reading.lm.num_bos))
 
     def _certain(self, reading: Reading, cache: KVCache, budget: Tensor) -> Tensor:
         """Positions that are kept whatever their score [G, K]: BOS, and what the score says."""
@@ -88,7 +88,7 @@ class Evict(BudgetedRival):
     def _scores(self, reading: Reading, cache: KVCache) -> Iterator[Tensor]:
         """For each layer how much each position is worth [G, H, K]."""
         if self.score == "streaming":
-            place = cache.mask.long().cumsum(-1).to(cache.layers[0][0].dtype)
+            place = cache.mask.long().cumsum(-1).float()  # half precision does not tell late positions apart
             yield from (place[:, None].expand(-1, keys.shape[1], -1) for keys, _ in cache.layers)
         elif self.score == "knorm":
             yield from (-keys.float().norm(dim=-1) for keys, _ in cache.layers)
@@ -130,42 +130,44 @@ def whole_cache(reading: Reading) -> KVCache:
         raise NotMet("an encoder-decoder LM keeps a context as its encoder's states, not as keys and values")
     if reading.lm.pattern is not None and reading.lm.pattern.window is not None:
         raise NotMet("some layers of the LM look back over a window, and what is kept of a cache has gaps")
-    if not isinstance(reading.full, Cache):
+    if not isinstance(reading.full, Cache) or not reading.tokens.ids.shape[1]:
         raise NotMet("the contexts are empty")
     return reading.full
 
 
 def read_again(reading: Reading, cache: KVCache) -> Iterator[list[Tensor]]:
     """Attention weights [G, H, Q, S, K] of the context's tokens read once more behind its cache, layer by layer, for S
-    tokens at a time, each part as if it came right after the context.
+    tokens of each context at a time, each part as if it came right after the context.
 
     Raises:
         NotMet: the LM's window ends with the context.
     """
     from promptcomp.language_model.observing import attended
 
-    tokens, room = reading.tokens, CHUNK
+    tokens, room = reading.tokens, cache.next_position.new_full(cache.next_position.shape, CHUNK)
     if reading.lm.window is not None:
-        room = min(room, reading.lm.window - int(cache.next_position.max()))
-    if room < 1:
+        room = (reading.lm.window - cache.next_position).clamp(max=CHUNK)
+    if int(room.min()) < 1:
         raise NotMet(f"behind the contexts the LM's window of {reading.lm.window} leaves no room to read them again")
-    for start in range(0, tokens.ids.shape[1], room):
-        part = slice(start, start + room)
-        found = attended(reading.lm, cache, tokens.ids[:, part], tokens.mask[:, part])
+    part = (tokens.mask.long().cumsum(-1) - 1) // room[:, None]  # counted in tokens: padding moves no border
+    for number in range(int(part.max()) + 1):
+        again = tokens_of(tokens, tokens.mask & (part == number))
+        found = attended(reading.lm, cache, again.ids, again.mask)
         yield [weights[..., : cache.mask.shape[1]] for weights in found]
 
 
-def kept(cache: KVCache, scores: Sequence[Tensor], number: Tensor) -> KVCache:
-    """The positions of highest score.
+def kept(cache: KVCache, scores: Sequence[Tensor], budget: Tensor, bos: int) -> KVCache:
+    """The positions of highest score; a context of which none may stay is read as no prompt.
 
     Args:
         cache: [G, H, K, ...].
         scores: for each layer [G, H, K].
-        number: how many stay of each context [G].
+        budget: how many stay of each context [G] beside BOS.
+        bos: how many BOS are in front.
     """
     import torch
 
-    number = number.minimum(cache.mask.sum(-1))
+    number = (budget + bos).minimum(cache.mask.sum(-1))
     slots = int(number.max())
     layers = []
     for (keys, values), score in zip(cache.layers, scores, strict=True):
@@ -174,4 +176,4 @@ def kept(cache: KVCache, scores: Sequence[Tensor], number: Tensor) -> KVCache:
         pair = [part.gather(2, index.expand(*index.shape[:3], part.shape[-1])) for part in (keys, values)]
         layers.append((pair[0], pair[1]))
     mask = torch.arange(slots, device=number.device) >= slots - number[:, None]
-    return type(cache)(tuple(layers), mask, cache.next_position)
+    return type(cache)(tuple(layers), mask, cache.next_position.where(budget > 0, bos))

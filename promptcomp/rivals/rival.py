@@ -202,7 +202,8 @@ class BudgetedRival(Rival):
     def budget(self, reading: Reading) -> Tensor:
         """Most positions of each context [G], without BOS."""
         if self.bytes is not None:
-            return (reading.lengths * self.bytes + 1e-9).floor().long().sub(reading.lm.num_bos).clamp(min=0)
+            share = Fraction(self.bytes).limit_denominator(10**6)  # in whole numbers, which round nothing
+            return (reading.lengths * share.numerator // share.denominator).sub(reading.lm.num_bos).clamp(min=0)
         if self.slots is not None:
             return reading.lengths.new_full(reading.lengths.shape, self.slots)
         return reading.lengths * 0 if reading.own is None else reading.own.num_slots

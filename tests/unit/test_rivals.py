@@ -11,18 +11,21 @@ import torch
 from promptcomp.batch import Context, EncodedContext, EncodedQuery, EncodedTarget, collate
 from promptcomp.config import ConfigError, build
 from promptcomp.experiment import EvaluationConfig, Experiment
-from promptcomp.memory import Memory, SoftPrompt
+from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.attention import Window
+from promptcomp.memory import KVCache, Memory, SoftPrompt
 from promptcomp.rivals import RIVALS, NotMet, Reading, Setting
+from promptcomp.rivals.attention_matching import AttentionMatching
 from promptcomp.rivals.control_memories import RandomSlots, Shuffled
 from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.fewer_demonstrations import FewerDemonstrations
 from promptcomp.rivals.kept_tokens import DropTokens, Truncate
 from promptcomp.rivals.llmlingua import LLMLingua2
 from promptcomp.rivals.quantize import Quantize
-from promptcomp.rivals.rival import TextRival, tokens_of
+from promptcomp.rivals.rival import Rival, TextRival, tokens_of
 from promptcomp.run.assess import assess
 from promptcomp.run.opening import make_parts
-from tests.tiny_models import naive_score, save_word_classifier, tiny_lm
+from tests.tiny_models import naive_score, save_word_classifier, tiny_hf, tiny_lm
 
 LONG, SHORT = (5, 6, 7, 8, 9, 10, 11, 12), (20, 21, 22)
 QUERY, TARGET = (3, 4), (8, 9)
@@ -152,6 +155,40 @@ def test_a_cache_that_loses_nothing_scores_as_the_full_prompt(model: str, score:
     assert part.num_slots.tolist() == [4, 3]
     assert part.layers[0][0].shape[2] == 4  # allocated, not masked
     assert Evict(score=score).memory(reading, setting).memory is None
+
+
+@pytest.mark.parametrize("bos", [None, 1])
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_what_is_kept_of_a_context_does_not_depend_on_its_batch(
+    model: str, bos: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read in several parts, or with a share of the bytes that holds a part of the longer contexts alone."""
+    monkeypatch.setattr("promptcomp.rivals.evict.CHUNK", 4)
+    lm = tiny_lm(model).requires_grad_(False)
+    monkeypatch.setattr(lm, "bos_id", bos)
+    rivals: list[Rival] = [AttentionMatching(slots=3), AttentionMatching(bytes=1 / 8), RandomSlots()]
+    rivals += [Evict(score="kvzip", slots=3), Evict(score="kvzip", bytes=1 / 8), Evict(score="streaming", bytes=1 / 8)]
+    for rival in rivals:
+        found = []
+        for contexts in ([row(tuple(range(3, 22))), row((20, 21, 22, 7, 9, 30))], [row((20, 21, 22, 7, 9, 30))]):
+            batch = collate(contexts, 0)
+            own = SoftPrompt(lm.embed(batch.context.ids), batch.context.mask)
+            setting = Setting(lambda context: None, batch.context)
+            memory = rival.memory(Reading(lm, batch.context, own), setting).memory
+            found.append(float(lm.score(memory, batch).sum_log_prob[-1]))
+        assert found[0] == pytest.approx(found[1], abs=1e-5), rival.row
+
+
+def test_the_last_positions_are_told_apart_in_half_precision() -> None:
+    lm = LanguageModel.from_parts(tiny_hf("llama").bfloat16()).requires_grad_(False)
+    lm._window = Window(None)  # it is rotary
+    context = collate([row(tuple(number % 50 + 3 for number in range(600)))], 0).context
+    reading = Reading(lm, context, None)
+    memory = Evict(score="streaming", slots=6, sinks=2).memory(reading, Setting(lambda _: None, context)).memory
+    assert isinstance(memory, KVCache)
+    assert isinstance(reading.full, KVCache)
+    keys = reading.full.layers[0][0]
+    assert torch.equal(memory.layers[0][0], torch.cat([keys[:, :, :2], keys[:, :, -4:]], 2))
 
 
 def test_one_pass_over_the_contexts_serves_all(monkeypatch: pytest.MonkeyPatch) -> None:
