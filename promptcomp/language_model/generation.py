@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,20 @@ def generate(lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, se
     """See LanguageModel.generate."""
     state = start(lm, memory, batch, settings.max_new_tokens)
     return _beams(lm, state, settings) if settings.num_beams > 1 else _one_path(lm, state, settings)
+
+
+def generate_within(
+    lm: LanguageModel, memory: Memory | Prefix | None, batch: Batch, most: Sequence[int], **settings: Any
+) -> list[list[int]]:
+    """As LanguageModel.generate, with a limit of new tokens for each query: near the end of the LM's window answers
+    behind short prompts are no shorter for the long ones in their batch."""
+    found: dict[int, list[int]] = {}
+    for limit in sorted(set(most)):
+        rows = [row for row, own in enumerate(most) if own == limit]
+        index = torch.tensor(rows, device=batch.context_of.device)
+        asked = {name: getattr(batch, name)[index] for name in ("query_ids", "query_mask", "context_of")}
+        found |= zip(rows, lm.generate(memory, replace(batch, **asked), max_new_tokens=limit, **settings), strict=True)
+    return [found[row] for row in range(len(most))]
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
 from promptcomp.files import check_output
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
+from promptcomp.language_model.generation import generate_within
 from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import KVCache, Memory, memory_tensors, memory_to, save_memory
 from promptcomp.plain import shown
@@ -133,14 +134,15 @@ class PromptReader:
         context = EncodedContext((), tuple(EncodedQuery(ids, ()) for ids in queries))
         streamer = None if on_text is None else _Streamer(self.tokenizer, on_text)
         limit = settings.max_new_tokens
-        new_tokens = DEFAULT_NEW_TOKENS if limit is None else limit
+        most = [DEFAULT_NEW_TOKENS if limit is None else limit for _ in queries]
         if limit is None and self.lm.window is not None:
-            used = (next_position(self.lm, memory) or 0) + max(len(ids) for ids in queries)
-            new_tokens = max(1, min(new_tokens, self.lm.window - used))
-        found = self.lm.generate(
+            left = self.lm.window - (next_position(self.lm, memory) or 0)
+            most = [max(1, min(DEFAULT_NEW_TOKENS, left - len(ids))) for ids in queries]
+        found = generate_within(
+            self.lm,
             memory,
             collate([context], self.tokenizer.pad_token_id or 0).to(self.device),
-            max_new_tokens=new_tokens,
+            most,
             stop_ids=self.format.stop_ids,
             temperature=settings.temperature,
             top_p=settings.top_p,

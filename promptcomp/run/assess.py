@@ -34,6 +34,7 @@ from promptcomp.evaluation.texts import Rouge
 from promptcomp.experiment import EvaluationConfig
 from promptcomp.files import write_atomic
 from promptcomp.language_model import LanguageModel
+from promptcomp.language_model.generation import generate_within
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, Memory
 from promptcomp.rivals import Reading
@@ -46,8 +47,12 @@ _KINDS: dict[type, flops.MemoryKind] = {KVCache: "kv_cache", EncoderStates: "enc
 
 @dataclass(slots=True)
 class _Sizes:
-    """Running sums over contexts and queries."""
+    """Running sums over contexts, each once in however many batches its queries are, and over queries."""
 
+    context_of: Mapping[int, int]
+    """Example -> number of its context."""
+    known: set[int] = field(default_factory=set)
+    """Contexts of earlier batches."""
     contexts: int = 0
     context_tokens: int = 0
     slots: int = 0
@@ -67,14 +72,24 @@ class _Sizes:
         numbers = zip(example_of_query(batch), batch.context_of.tolist(), strict=True)
         self.context_ids.update({number: ids[context] for number, context in numbers})
 
-    def add(self, lm: LanguageModel, batch: Batch, memory: Memory | None) -> None:
-        contexts = len(batch.context.mask)
+    def new_in(self, batch: Batch) -> Tensor:
+        """Rows of a batch's contexts that no earlier batch had."""
+        pairs = zip(example_of_query(batch), batch.context_of.tolist(), strict=True)
+        rows = {self.context_of[number]: row for number, row in pairs}
+        new = [row for number, row in rows.items() if number not in self.known]
+        self.known |= rows.keys()
+        return torch.tensor(new, dtype=torch.long, device=batch.context_of.device)
+
+    def add(self, lm: LanguageModel, batch: Batch, memory: Memory | None, new: Tensor) -> None:
+        contexts = len(new)
         self.contexts += contexts
-        self.context_tokens += int(batch.context.mask.sum()) + contexts * lm.num_bos
+        self.context_tokens += int(batch.context.mask[new].sum()) + contexts * lm.num_bos
         self.queries += len(batch.query_mask)
         self.query_tokens += int(batch.query_mask.sum())
         if memory is not None:
             self.kind = _KINDS.get(type(memory), "soft_prompt")
+        if memory is not None and contexts:
+            memory = memory.rows(new)
             self.slots += int(memory.num_slots.sum())
             self.memory_bytes += cost.memory_bytes(memory) * contexts
             self.kv_bytes += lm.kv_bytes(memory) * contexts
@@ -121,7 +136,7 @@ def assess(
     if teacher:
         own = {number: datamodule.written(answer.ids) for number, answer in teacher.items()}
         examples = [replace(example, teacher=own[example.number]) for example in examples]
-    sizes = _Sizes()
+    sizes = _Sizes({example.number: example.context for example in examples})
     answers = answers_for(datamodule, config, teacher)
     rouge = Rouge(config.sentences) if answers is not None else None  # now, because its sentence model may be missing
     rivals = rivals_on(split, config.rivals, module, datamodule)
@@ -129,7 +144,7 @@ def assess(
     scores = _score(module, datamodule.eval_dataloader(split), config.bounds, on_batch, sizes, rivals, answers, near)
     null = None
     if calibrated:
-        null = _score(module, datamodule.null_dataloader(split), config.bounds, on_batch, _Sizes(), rivals)
+        null = _score(module, datamodule.null_dataloader(split), config.bounds, on_batch, None, rivals)
     predictions = make_predictions(split, examples, scores, null, near.collected if near else None)
     texts = _texts_of(datamodule, examples, sizes.context_ids)
     if answers is not None and rouge is not None:
@@ -150,7 +165,7 @@ def _score(
     batches: Iterable[Batch],
     bounds: bool,
     on_batch: Callable[[int, int], None],
-    sizes: _Sizes,
+    sizes: _Sizes | None,
     rivals: Rivals | None,
     answers: Answers | None = None,
     near: Closeness | None = None,
@@ -163,15 +178,18 @@ def _score(
     for done, batch in enumerate(batches, start=1):
         batch = batch.to(module.device)
         memory = module.compress(batch.context)
-        sizes.keep(batch)
-        if bounds:  # sizes are shown beside them, and to count what a token costs takes a while
-            sizes.add(module.lm, batch, memory)
+        new = None
+        if sizes is not None:  # they are those of the first pass
+            sizes.keep(batch)
+            new = sizes.new_in(batch)
+            if bounds:  # sizes are shown beside them, and to count what a token costs takes a while
+                sizes.add(module.lm, batch, memory, new)
         reading = Reading(module.lm, batch.context, memory)
         memories: dict[str, Behind] = {"method": (memory, batch)}
         for row in rows[1:]:  # the whole prompt as the LM reads it, or nothing
             memories[row] = reading.full if row == "full_prompt" else None, batch
         if rivals is not None:
-            memories |= rivals.memories(reading, batch)
+            memories |= rivals.memories(reading, batch, new)
         for row in sorted(memories, key=lambda row: row != whole):  # the full prompt first
             each, read = memories[row]
             logits = module.lm(each, read, "targets")
@@ -258,9 +276,6 @@ def _milliseconds(module: CompressionModule, batch: Batch) -> dict[str, float]:
     return {name: cost.measure_ms(call, device=module.device) for name, call in calls.items()}
 
 
-_UNLIMITED = 1 << 30
-
-
 @dataclass(slots=True)
 class Answers:
     """Generates and collects answers; one object for one split."""
@@ -277,12 +292,12 @@ class Answers:
     def add(self, module: CompressionModule, memories: Mapping[str, Behind], batch: Batch) -> None:
         """Answer every query of a batch greedily behind the memories of each row; its targets are not looked at."""
         numbers = example_of_query(batch)
-        limit = min(self.max_new_tokens, room(module, [memory for memory, _ in memories.values()], batch))
-        written = self.datamodule.written
-        self.by_teacher |= {n: written(self.teacher[n].ids[:limit]) for n in numbers if n in self.teacher}
+        limits = room(module, list(memories.values()), self.max_new_tokens)
+        written, left = self.datamodule.written, dict(zip(numbers, limits, strict=True))
+        self.by_teacher |= {n: written(self.teacher[n].ids[:most]) for n, most in left.items() if n in self.teacher}
         for row, (memory, read) in memories.items():
-            made = module.lm.generate(memory, read, max_new_tokens=limit, stop_ids=self.stop_ids)
-            found = ((written(ids), len(ids) >= limit) for ids in made)
+            made = generate_within(module.lm, memory, read, limits, stop_ids=self.stop_ids)
+            found = ((written(ids), len(ids) >= most) for ids, most in zip(made, limits, strict=True))
             self.collected.setdefault(row, {}).update(zip(numbers, found, strict=True))
 
 
@@ -306,18 +321,21 @@ def example_of_query(batch: Batch) -> list[int]:
     return numbers.scatter(0, batch.query_of, batch.example).tolist()
 
 
-def room(module: CompressionModule, memories: Sequence[Memory | None], batch: Batch) -> int:
-    """Tokens that every row of a batch can add to its longest prompt within the LM's window.
+def room(module: CompressionModule, memories: Sequence[Behind], most: int) -> list[int]:
+    """Tokens, `most` of them, that every row of the table can add to each query [N] of a batch within the LM's window.
 
-    All rows of the table get the same limit, so that none is cut where another is not.
+    All rows get the same limit, so that none is cut where another is not.
     """
-    window = module.lm.window
+    window, masks = module.lm.window, [batch.query_mask for _, batch in memories]
     if window is None:
-        return _UNLIMITED
-    # positions in front of a query, the longest of the batch
-    used = [m.next_position if isinstance(m, KVCache) else m.num_slots for m in memories if m is not None]
-    front = max((int(each.max()) for each in used), default=0)
-    return max(1, window - front - int(batch.query_mask.sum(-1).max()) - 1)  # 1: a BOS
+        return [most] * len(masks[0])
+    front = torch.zeros_like(masks[0][:, 0], dtype=torch.long)  # positions in front of each query
+    for memory, batch in memories:
+        if memory is not None:
+            used = memory.next_position if isinstance(memory, KVCache) else memory.num_slots
+            front = front.maximum(used[batch.context_of])
+    left = window - front - masks[0].sum(-1) - 1  # 1: a BOS
+    return left.clamp(min=1, max=most).tolist()
 
 
 @torch.inference_mode()
@@ -343,8 +361,8 @@ def write_rationales(
         for done, batch in enumerate(loader, start=1):
             batch = batch.to(module.device)
             memory = module.compress(batch.context)
-            limit = min(data.config.max_rationale_tokens, room(module, [memory], batch))
-            made = module.lm.generate(memory, batch, max_new_tokens=limit, stop_ids=stop_ids)
+            limits = room(module, [(memory, batch)], data.config.max_rationale_tokens)
+            made = generate_within(module.lm, memory, batch, limits, stop_ids=stop_ids)
             for number, ids in zip(example_of_query(batch), made, strict=True):
                 texts[number] = str(data.tokenizer.decode(ids, skip_special_tokens=True)).strip()
             on_batch(f"rationales {split}", done, len(loader))

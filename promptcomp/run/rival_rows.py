@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from promptcomp.batch import Batch, collate
 from promptcomp.config import ConfigError
@@ -38,38 +39,44 @@ class Rivals:
     missing: dict[str, str] = field(default_factory=dict)
     """Row -> why there is none."""
 
-    def memories(self, reading: Reading, batch: Batch) -> dict[str, Behind]:
-        """Row -> the memory of a batch's contexts, of those that can be made."""
+    def memories(self, reading: Reading, batch: Batch, new: Tensor | None) -> dict[str, Behind]:
+        """Row -> the memory of a batch's contexts, of those that can be made.
+
+        What they take is added up of the contexts `new` [n] alone, which no earlier batch had, or of all queries where
+        memories see these; None: of nothing.
+        """
         made: dict[str, Behind] = {}
         for rival in self.asked:
             if rival.row in self.missing:
                 continue
             read, behind = reading, batch
+            own = torch.arange(len(batch.context_of), device=batch.context_of.device)
             if rival.sees_queries:
                 read = reading.of_queries(batch)
-                own = torch.arange(len(batch.context_of), device=batch.context_of.device)
                 behind = replace(batch, context=read.tokens, teacher_context=read.tokens, context_of=own)
             try:
                 found = rival.memory(read, self.setting)
             except (NotMet, ConfigError) as reason:  # one row is missing, not the evaluation
                 self.missing[rival.row] = str(reason)
                 continue
-            self._add(rival, read, found)
+            if new is not None and len(counted := own if rival.sees_queries else new):
+                self._add(rival, read, found, counted)
             made[rival.row] = found.memory, behind
         return made
 
-    def _add(self, rival: Rival, reading: Reading, made: Made) -> None:
-        memory, lm, count = made.memory, reading.lm, len(reading.lengths)
+    def _add(self, rival: Rival, reading: Reading, made: Made, rows: Tensor) -> None:
+        lm, count = reading.lm, len(rows)
+        memory = None if made.memory is None else made.memory.rows(rows)
         bos = count * lm.num_bos if rival.keeps_bos and memory is not None else 0
         sums = self.sums.setdefault(rival.row, defaultdict(float))
         sums["memories"] += count
         sums["slots"] += 0 if memory is None else int(memory.num_slots.sum()) - bos
-        held = None if made.held is None else int(made.held.sum())
+        held = None if made.held is None else int(made.held[rows].sum())
         sums["kv_bytes"] += lm.kv_bytes(memory) * count if held is None else held
         sums["stored_bytes"] += cost.memory_bytes(memory) * count if held is None else held
         for name, budget in zip(("asked_slots", "asked_bytes"), rival.asked(reading), strict=True):
             if budget is not None:
-                sums[name] += float(budget.sum())
+                sums[name] += float(budget[rows].sum())
 
     def results(self) -> dict[str, RivalResult]:
         """Row -> what is known of it but its scores."""

@@ -18,7 +18,7 @@ from promptcomp.experiment import EvaluationConfig
 from promptcomp.language_model import LanguageModel
 from promptcomp.lightning_modules import METHODS, OptimConfig
 from promptcomp.lightning_modules.base import CompressionModule
-from promptcomp.run.assess import Assessment, answers_for, assess, example_of_query, room
+from promptcomp.run.assess import Assessment, answers_for, assess, example_of_query, measure, room
 from tests.tiny_models import save_tokenizer, tiny_hf, tiny_lm
 
 OPTIONS = {"bounds": True, "max_new_tokens": 5, "bootstrap_resamples": 100, "measure_cost": False}
@@ -90,6 +90,39 @@ def test_answers_do_not_depend_on_the_batches(tmp_path: Path, kind: str) -> None
     assert set(large.result.rows["method"]) >= {"exact_match", "rouge1", "rougeLsum", "agreement", "loss"}
 
 
+def test_near_the_window_an_answer_is_as_long_as_alone(tmp_path: Path) -> None:
+    lm, method = LanguageModel.from_parts(tiny_hf("gpt2")), {"name": "full_prompt"}  # 128 positions
+    found = [
+        assessed(tmp_path, lm, method, {"max_new_tokens": 128}, eval_batch_contexts=contexts).predictions
+        for contexts in (3, 1)
+    ]
+    texts = [[p.texts["method"] for p in predictions] for predictions in found]
+    assert texts[0] == texts[1]
+    assert len({len(text.split()) for text in texts[0]}) > 1
+
+
+class Uneven(Source):
+    """The last of three instructions, the longest, has one question."""
+
+    def rows(self, split: str) -> Sequence[InstructionRow]:
+        return super().rows(split)[:5]
+
+
+def test_a_context_counts_once_in_however_many_batches_it_is(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    reader = Reader(AutoTokenizer.from_pretrained(tmp_path), 0, 2)
+    rivals = [{"name": "truncate", "slots": 4}, {"name": "quantize"}]
+    config, found = EvaluationConfig(**OPTIONS, rivals=rivals), []
+    for batches in ({}, {"eval_batch_targets": 1}):
+        section = InstructionConfig(max_context_tokens=32, max_query_tokens=16, max_target_tokens=16, **batches)
+        data, made = InstructionDataModule(section, Uneven(), reader), module(tiny_lm("llama"), name="full_prompt")
+        assessment = assess(made, data, "seen", config)
+        sizes = measure(made, assessment.sizes, "query_in_decoder", config)[0]
+        known = [each.model_dump(exclude={"gap", "gap_ci"}) for each in assessment.result.rivals.values()]
+        found.append((sizes, known))
+    assert found[0] == found[1]
+
+
 def test_answers_can_be_turned_off_and_headlines_follow(tmp_path: Path) -> None:
     lm = tiny_lm("llama")
     off = assessed(tmp_path, lm, {"name": "no_prompt"}, {"generate": False})
@@ -118,7 +151,7 @@ def test_the_limit_is_counted_and_the_window_is_kept(tmp_path: Path) -> None:
     batch = collate([context], pad_id=0)
     full = module(lm, name="full_prompt")
     memories = {"method": full.compress(batch.context), "no_prompt": None}
-    limit = room(full, list(memories.values()), batch)
+    (limit,) = room(full, [(memory, batch) for memory in memories.values()], 128)
     assert 128 - 102 - 2 <= limit <= 128 - 102
     assert len(lm.generate(memories["method"], batch, max_new_tokens=limit)[0]) == limit
 
