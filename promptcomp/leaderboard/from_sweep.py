@@ -113,17 +113,19 @@ def choose_rate(
     Returns:
         The choice; learning rate -> mean; the name of the dev metric.
     """
-    means, metric, finished = dict[str, float | None](), column, dict[str, int]()
+    means, metric, finished = dict[str, float | None](), None, dict[str, int]()
     for choice in choices:
         own = [trial for seed in seeds if (trial := trials.get((choice, seed))) and trial.status == "finished"]
         finished[choice], means[choice], values = len(own), None, []
         for trial in own:
-            name, reports = dev_reports(metric_rows(trial.run), column)
+            rows = metric_rows(trial.run)  # of exact matches there are none where all answers are chosen
+            name, reports = dev_reports(rows, column if any(column in row for row in rows) else None)
             metric = metric or name
             if reports and name is not None:
                 values.append((min if is_lower_better(name) else max)(reports.values()))
         if len(values) == len(seeds):
             means[choice] = fmean(values)
+    metric = metric or column
     sign = -1.0 if metric is not None and is_lower_better(metric) else 1.0
     complete = [(sign * mean, choice) for choice, mean in means.items() if mean is not None]
     best = max(complete, key=lambda each: each[0])[1] if complete else max(finished, key=finished.__getitem__)

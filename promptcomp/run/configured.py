@@ -28,7 +28,7 @@ DIVISION = (
     *("offload_optimizer", "compile", "timeout_seconds", "checkpoints", "checkpoint_every", "loggers"),
 )
 """Keys of the section `trainer`."""
-_TRAINING = ("optim", "trainer", "seed")
+_TRAINING = ("optim", "trainer")
 _FREE = {*PLACES, *(f"trainer.{key}" for key in DIVISION)}
 _ALLOWED = ", ".join(f"trainer.{key}" for key in DIVISION)
 _NAMED = 5  # changed keys that a message lists
@@ -169,11 +169,12 @@ def _shown(value: Any) -> str:
 
 
 def identity(experiment: Experiment) -> str:
-    """Equal for experiments that give the same results: name and place never matter, optim, trainer and seed only if
-    anything is trained."""
+    """Equal for experiments that give the same results: name and place never matter, optim and trainer only if anything
+    is trained, the seed also where anything starts from random values."""
     tree = experiment.model_dump(mode="json")
     trains = experiment.trainer.max_steps > 0 and experiment.method.trains
-    for key in (*PLACES, *(() if trains else _TRAINING)):
+    is_drawn = experiment.method.trains or experiment.lm.from_scratch is not None
+    for key in (*PLACES, *(() if trains else _TRAINING), *(() if is_drawn else ("seed",))):
         del tree[key]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 

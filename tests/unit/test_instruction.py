@@ -172,6 +172,15 @@ def test_rows_of_one_instruction_share_its_compression() -> None:
     assert dm.task_names == ("a", "b")
 
 
+def test_tasks_with_the_same_instruction_have_contexts_of_their_own() -> None:
+    """They may have prompts of their own (prompt tuning), and are averaged apart."""
+    rows = [*ROWS, InstructionRow("Add them.", "5 5", "10", "b")]
+    dm = module(Rows(train=rows, seen=rows))
+    assert [info.context for info in dm.examples("seen")] == [0, 1, 0, 2, 3]
+    contexts = dm.eval_contexts("seen")
+    assert [dm.task_names[contexts.whole(number).task] for number in range(4)] == ["a", "b", "b", "b"]
+
+
 def test_the_same_rows_are_evaluated_whatever_the_seed() -> None:
     many = [InstructionRow(f"do {i}", "", str(i)) for i in range(50)]
     chosen = [info.output for info in module(Rows(seen=many), max_eval_examples=5).examples("seen")]

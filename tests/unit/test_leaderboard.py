@@ -306,6 +306,7 @@ def test_dev_alone_chooses_the_rate(tmp_path: Path) -> None:
     assert (chosen, metric) == ("b", "dev/loss")
     assert means == pytest.approx({"0.001": 0.4, "0.003": 0.35, "0.01": None})
     assert choose_rate({"c": 1e-2}, found, range(2), None)[0] == "c"
+    assert choose_rate(rates, found, range(2), "dev/exact_match")[::2] == ("b", "dev/accuracy")  # all have options
 
 
 @pytest.mark.parametrize("recorded", sorted(RECORDED.iterdir()), ids=lambda folder: folder.name)

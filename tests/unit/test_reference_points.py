@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from promptcomp.config import ConfigError
+from promptcomp.config import ConfigError, build
 from promptcomp.evaluation.predictions import ROWS, Prediction
 from promptcomp.evaluation.summarize import ROLES, ReferencePoints, RoleRun, split_points, summarise
+from promptcomp.experiment import Experiment
 from promptcomp.report import print_points
+from promptcomp.run.configured import identity
 
 SKILL = {
     "no_prompt_untrained": 0.05,
@@ -90,3 +92,14 @@ def test_the_table_fits(width: int) -> None:
     ):
         assert expected in text
     assert "…" not in text
+
+
+def test_untrained_runs_are_the_same_for_all_seeds_but_where_something_is_drawn() -> None:
+    def same(method: str, **lm: object) -> bool:
+        tree = {"method": {"name": method}, "data": {"name": "toy_icl"}, "lm": {"path": "builtin:toy_decoder", **lm}}
+        tree["trainer"] = {"max_steps": 0}
+        return len({identity(build(Experiment, {**tree, "seed": seed})) for seed in (0, 1)}) == 1
+
+    assert same("full_prompt")
+    assert not same("full_prompt", from_scratch={})
+    assert not same("mend")

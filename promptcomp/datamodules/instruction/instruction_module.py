@@ -195,13 +195,14 @@ class InstructionDataModule(TaughtDataModule):
         return [used[int(i)] for i in sorted(order[:most])]
 
     def groups(self, split: str) -> Sequence[tuple[int, ...]]:
-        """Numbers (among the used rows) of the rows that share one compression, in the order of the first ones."""
+        """Numbers (among the used rows) of the rows of a task that share one compression, in the order of the first
+        ones."""
         if split not in self._groups:
             is_train = split == "train"
             most = self.config.queries_per_context if is_train else self.config.eval_queries_per_context
-            rows, by_instruction = self.rows(split), dict[str, list[int]]()
-            for number, place in enumerate(self.places(split)):
-                by_instruction.setdefault(rows[place].instruction, []).append(number)
+            rows, by_instruction = self.rows(split), dict[tuple[str, str], list[int]]()
+            for number, row in enumerate(map(rows.__getitem__, self.places(split))):
+                by_instruction.setdefault((row.instruction, row.source), []).append(number)
             self._groups[split] = tuple(
                 tuple(members[start : start + (most or len(members))])
                 for members in by_instruction.values()
