@@ -40,6 +40,8 @@ class PromptFormat:
     """What stands for a query without text."""
     stop_ids: tuple[int, ...]
     """Tokens that end an answer."""
+    trims: bool = False
+    """Whether a query's text loses the white space around it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -262,9 +262,9 @@ class ICLDataModule(TaughtDataModule):
     def prompt_format(self) -> PromptFormat:
         """The format of a query after demonstrations; an answer ends where the next demonstration would begin."""
         rule, cache = self.renderer.separator, self.renderer.cache
-        query = self.renderer.texts("{input}", "", first=False)[0]
+        query, empty = (self.renderer.texts(text, "", first=self._queries_come_first)[0] for text in ("{input}", ""))
         closing = cache(rule.after_example or rule.before_example)[:1]
-        return PromptFormat(query, query.replace("{input}", ""), (*closing, *self.end_ids))
+        return PromptFormat(query, empty, (*closing, *self.end_ids))
 
     def demonstration_ids(self, rows: Sequence[Row]) -> tuple[int, ...]:
         """Token ids of rows that are shown as demonstrations, all of them and in this order.

@@ -59,6 +59,8 @@ class PromptInfo(Config):
     """Template of a query, with `{input}` where its text goes."""
     empty_query: str = ""
     """What stands for a query without text."""
+    trims: bool = False
+    """Whether a query's text loses the white space around it."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end an answer."""
     created: str
@@ -75,7 +77,7 @@ class PromptInfo(Config):
     @property
     def format(self) -> PromptFormat:
         """How queries are written."""
-        return PromptFormat(self.query, self.empty_query, self.stop_ids)
+        return PromptFormat(self.query, self.empty_query, self.stop_ids, self.trims)
 
 
 def read_prompt(path: Path) -> tuple[Memory, PromptInfo]:

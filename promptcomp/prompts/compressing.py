@@ -225,6 +225,8 @@ class Compressor:
             ConfigError: the prompt is empty or does not fit the LM's window, the method makes no memory, or it was not
                 trained for so many slots.
         """
+        if why := self.experiment.data.why_no_answers:
+            raise ConfigError(f"{self.source}: nothing could be asked behind a compressed prompt, which {why}")
         self.module.choose_slots(slots)
         context = self.context(source, task)
         start = time.perf_counter()

@@ -90,7 +90,8 @@ class PromptReader:
         Raises:
             ConfigError: nothing would be left for the LM to go on from, or it is no text.
         """
-        text = whole(self.format.query.replace("{input}", query) if query else self.format.empty_query, "a query")
+        own = query.strip() if self.format.trims else query
+        text = whole(self.format.query.replace("{input}", own) if query else self.format.empty_query, "a query")
         ids = tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if not ids and self.lm.family == "decoder":
             raise ConfigError("a query is empty, and this prompt cannot do without; write at least one word")
@@ -211,6 +212,7 @@ def describe_prompt(
         source_sha256=text_hash(source),
         query=reader.format.query,
         empty_query=reader.format.empty_query,
+        trims=reader.format.trims,
         stop_ids=reader.format.stop_ids,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,

@@ -113,7 +113,15 @@ def experiment_to_resume(run: RunDirectory, overrides: Iterable[str] = ()) -> Ex
             f"{changed} is not what it was when the run in {run.path} started; put it back to continue the run, or "
             "start a new one with --config"
         )
-    return with_lm(experiment_of(run, overrides), run.path)
+    experiment = experiment_of(run, overrides)
+    parts = experiment.trainer.accumulate
+    before = (recorded_config(run) or {}).get("trainer", {}).get("accumulate", parts)
+    if before != parts and experiment.data.max_batch_tokens is not None:
+        raise ConfigError(
+            f"trainer.accumulate was {before} and is {parts}: data.max_batch_tokens limits a micro-batch, so each step "
+            f"would hold other examples; resume with trainer.accumulate={before}"
+        )
+    return with_lm(experiment, run.path)
 
 
 def check_overrides(overrides: Iterable[str]) -> None:

@@ -93,7 +93,8 @@ class PromptGate:
         async def ids(query: Any) -> list[int]:
             if not isinstance(query, str):
                 return _whole(query)
-            text = found.info["query"].replace("{input}", query) if query else found.info["empty_query"]
+            own = query.strip() if found.info.get("trims") else query
+            text = found.info["query"].replace("{input}", own) if query else found.info["empty_query"]
             body = {"model": request.get("model"), "prompt": text, "add_special_tokens": False}
             return _whole((await self._ask(scope, "POST", f"{root}/tokenize", body))["tokens"])
 

@@ -96,6 +96,14 @@ def test_place_and_division_may_change_in_the_file_and_on_the_command_line(tmp_p
             experiment_to_resume(run, [item])
 
 
+def test_a_step_of_limited_micro_batches_keeps_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(START, "data", {**DATA, "max_batch_tokens": 500})
+    run = started(tmp_path / "run")
+    assert experiment_to_resume(run, ["trainer.devices=2"]).trainer.accumulate == 1
+    with pytest.raises(ConfigError, match=r"accumulate was 1 and is 2: .* resume with trainer.accumulate=1"):
+        experiment_to_resume(run, ["trainer.accumulate=2"])
+
+
 def test_a_relative_lm_is_found_above_a_run_that_was_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, asked = started(tmp_path / "run"), list[Any]()
     (tmp_path / "some" / "lm").mkdir(parents=True)

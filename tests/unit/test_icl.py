@@ -251,6 +251,18 @@ def test_channel_scores_the_input_after_each_option(tokenizer: PreTrainedTokeniz
     assert batch.choice[:6].tolist() == [0, 1, 2, 0, 1, 2]
 
 
+@pytest.mark.parametrize("separator", ["none", "space", "newlines", "arrow"])
+@pytest.mark.parametrize("demonstrations", [0, 3])
+def test_queries_behind_compressed_prompts_are_written_as_in_training(
+    tokenizer: PreTrainedTokenizerFast, separator: str, demonstrations: int
+) -> None:
+    dm = module(tokenizer, separator=separator, num_demonstrations=demonstrations)
+    form = dm.prompt_format()
+    for given, asked in (("what now", form.query.replace("{input}", "what now")), ("", form.empty_query)):
+        (query,) = dm.eval_queries(Row(given, "yes", OPTIONS), 0)
+        assert text(tokenizer, torch.tensor(query.ids, dtype=torch.long)) == asked
+
+
 def test_null_inputs(tokenizer: PreTrainedTokenizerFast) -> None:
     dm = module(tokenizer, calibration="pmi")
     real, null = next(iter(dm.eval_dataloader("test"))), next(iter(dm.null_dataloader("test")))

@@ -108,7 +108,7 @@ def test_chat_template_with_a_system_turn() -> None:
         "3<|end|>",
     )
     assert texts(dm, "seen", ROWS[1])[1] == "<|end|>\n<|start|>assistant\n"
-    assert dm.template.trims
+    assert dm.prompt_format().trims
     ends = [dm.tokenizer.convert_tokens_to_ids(token) for token in ("<|end|>", "</s>")]
     assert list(dm.prompt_format().stop_ids) == ends
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from promptcomp.datamodules.tasks import Row
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import EncoderStates, KVCache, SoftPrompt
 from promptcomp.prompts.compressing import Compressor
-from promptcomp.prompts.prompt_files import AnswerSettings, load_prompt
+from promptcomp.prompts.prompt_files import AnswerSettings, PromptReader, load_prompt
 from promptcomp.prompts.sources import PromptSource
 from promptcomp.rivals.evict import Evict
 from promptcomp.rivals.kept_tokens import Truncate
@@ -195,6 +196,19 @@ def test_queries_are_written_as_in_evaluation(data: dict[str, Any], tmp_path: Pa
     contexts = datamodule.eval_contexts(split)
     for query in contexts.encode(EvalPart(0, 0, len(contexts.targets(0)))).queries:
         assert compressor.reader.query_ids(examples[query.example].input) == query.ids
+
+
+def test_queries_lose_white_space_where_training_took_it(compressors: dict[tuple[str, str], Compressor]) -> None:
+    reader = compressors["gpt2", "mend"].reader
+    trimming = PromptReader(reader.lm, replace(reader.format, trims=True))
+    assert trimming.query_ids(" cat tea\n") == reader.query_ids("cat tea") != reader.query_ids(" cat tea\n")
+
+
+def test_nothing_is_compressed_that_no_query_can_follow(tmp_path: Path) -> None:
+    data = {**DATA, "scoring": "channel"}
+    run = save_run(tmp_path / "run", save_lm(tmp_path / "lm", "gpt2"), {"name": "full_prompt"}, data=data)
+    with pytest.raises(ConfigError, match=r"needs data.scoring=direct: a channel query holds the answer"):
+        Compressor.load(run, device="cpu").compress(TEXT)
 
 
 def test_a_tokenizers_hash_tells_vocabulary_and_rules_and_earlier_ones_stay_valid(tmp_path: Path) -> None:

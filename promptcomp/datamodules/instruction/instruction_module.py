@@ -301,7 +301,7 @@ class InstructionDataModule(TaughtDataModule):
         template = self.template
         closing = str(self.tokenizer.decode(list(template.end_ids))) if template.closes_query else ""
         stop_ids = tuple(dict.fromkeys((*template.end_ids, *self.end_ids)))
-        return PromptFormat(template.query + closing, template.empty_query + closing, stop_ids)
+        return PromptFormat(template.query + closing, template.empty_query + closing, stop_ids, template.trims)
 
     def context_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of an instruction, whatever its length."""
