@@ -41,6 +41,8 @@ class Origin(Config):
     lm: str
     num_slots: int | None = None
     """Where the shapes of the tensors do not tell it."""
+    tasks: tuple[str, ...] | None = None
+    """Tasks that have a trained prompt each, in the order of the prompts; None: none has."""
     frozen: str | None = None
     """Types and hash of the weights that training has left as they were (`frozen_hash`); None: not known, or none."""
 
@@ -89,6 +91,13 @@ def check_trained(
     slots = info.get("num_slots")
     if None not in (slots, origin.num_slots) and slots != origin.num_slots:
         raise ConfigError(f"{source}: made with method.num_slots = {slots}, but this run uses {origin.num_slots}")
+    tasks, ours_too = info.get("tasks"), origin.tasks
+    if tasks is not None and ours_too is not None and (*tasks,) != ours_too:
+        theirs, here = (f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" for names in (tasks, ours_too))
+        raise ConfigError(
+            f"{source}: has a prompt for each of its tasks ({theirs}), and the data here has others or another order "
+            f"({here}); use the data that it was trained with"
+        )
     differing = {"missing": expected.keys() - tensors.keys(), "too many": tensors.keys() - expected.keys()}
     if said := [f"{len(n)} tensors {what} ({', '.join(sorted(n)[:3])})" for what, n in differing.items() if n]:
         raise ConfigError(f"{source}: does not fit this configuration: {'; '.join(said)}")

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from promptcomp.batch import Batch, Context
+from promptcomp.checkpoints.trained_state import Origin
 from promptcomp.config import ConfigError
 from promptcomp.language_model import token_table
 from promptcomp.language_model.parts import initial_vectors
@@ -51,6 +52,11 @@ class PromptTuning(CompressionModule):
             raise ConfigError("method.share = 'per_task': the data names no tasks; use method.share=shared")
         shape = (1 if shared else len(self.task_names), self.method.num_slots)
         self.prompts = nn.Parameter(initial_vectors(token_table(self.lm.hf), shape, self.method.slot_init, 0.02))
+
+    def origin(self) -> Origin:
+        """With the tasks of the prompts, whose order no tensor shows."""
+        tasks = self.task_names if self.method.share == "per_task" else None
+        return super().origin().model_copy(update={"tasks": tasks})
 
     def compress(self, context: Context) -> SoftPrompt:
         """The prompt of each context's task, whatever the context says."""

@@ -56,6 +56,17 @@ def loader(count: int = 1) -> DataLoader[Batch]:
     return DataLoader([batch()] * count, batch_size=None)  # type: ignore[arg-type]
 
 
+def test_prompts_of_tasks_are_not_taken_for_those_of_others(tmp_path: Path) -> None:
+    make("prompt_tuning", num_slots=2).export(tmp_path / "export")
+    make("prompt_tuning", num_slots=2).load_trained(tmp_path / "export")
+    with pytest.raises(
+        ConfigError, match=r"its tasks \(a, b\), and the data here has others or another order \(b, a\)"
+    ):
+        make("prompt_tuning", tasks=("b", "a"), num_slots=2).load_trained(tmp_path / "export")
+    make("prompt_tuning", num_slots=2, share="shared").export(tmp_path / "shared")
+    make("prompt_tuning", tasks=("b",), num_slots=2, share="shared").load_trained(tmp_path / "shared")
+
+
 def test_metaicl_averages_answers_before_batches() -> None:
     for average in ("sequence", "token"):
         module = make("metaicl", loss_average=average)
