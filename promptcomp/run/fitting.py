@@ -208,7 +208,8 @@ def _fit(
         if not first:
             return None
         if trains:
-            if experiment.trainer.strategy == "fsdp":  # a rank alone cannot use a part of the weights
+            # a rank alone cannot use a part of the weights, and what is used later are those of the LM's own type
+            if experiment.trainer.strategy == "fsdp" or experiment.trainer.precision == "bf16-true":
                 module = make_module(experiment, datamodule.task_names)
                 module.configure_model()
             module.load_trained(weights_of(run))

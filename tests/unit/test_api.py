@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import json
 import subprocess
 import sys
 from importlib import resources
@@ -19,6 +20,7 @@ import promptcomp
 from promptcomp import ConfigError
 from promptcomp.api import SweepRun
 from promptcomp.sweeps import running, study
+from tests.prompt_runs import DATA, save_lm
 from tests.sweep_states import one_dimension
 
 LM = str(resources.files("promptcomp") / "assets" / "toy_instructions")
@@ -75,6 +77,23 @@ def test_an_evaluation_is_loaded_too_and_a_run_without_results_says_so(folder: P
     assert "without results" in repr(promptcomp.Run(tmp_path))
     with pytest.raises(ConfigError, match="no such run directory"):
         promptcomp.load_run(tmp_path / "nowhere")
+
+
+def test_training_in_half_precision_changes_no_weight_that_is_measured(tmp_path: Path) -> None:
+    few = {"num_train_tasks": 4, **DATA["world"]}
+    tree = {
+        "method": {"name": "mend", "num_slots": 2, "kl_weight": 0},
+        "data": {**DATA, "world": few},
+        "lm": {"path": str(save_lm(tmp_path / "lm", "gpt2"))},
+        "trainer": {"max_steps": 1, "batch_size": 2, "precision": "bf16-true"},
+        "evaluation": {"measure_cost": False, "bootstrap_resamples": 100},
+        "output_dir": str(tmp_path / "runs"),
+    }
+    (tmp_path / "half.yaml").write_text(json.dumps(tree), encoding="utf-8")
+    run = promptcomp.fit(tmp_path / "half.yaml")
+    again = promptcomp.evaluate(run)
+    assert run.results.splits["test"].rows == again.results.splits["test"].rows
+    assert run.results.size == again.results.size
 
 
 def test_trained_tensors_compress_as_their_run_does(folder: Path) -> None:
