@@ -18,8 +18,10 @@ from pydantic import BeforeValidator, Field
 from promptcomp.config import Config, build, read_yaml
 from promptcomp.documents import experiment_file, shipped
 from promptcomp.errors import ConfigError, did_you_mean
+from promptcomp.evaluation.predictions import LOWER_IS_BETTER
 from promptcomp.leaderboard.board_row import RowBudget
 from promptcomp.rivals.rival import Share
+from promptcomp.sweeps.checking import headline_of
 from promptcomp.sweeps.space import experiment_of
 from promptcomp.sweeps.sweep_config import SweepConfig, is_below
 from promptcomp.sweeps.sweep_file import apply_words, only_set, sorted_words, untangled, with_full_path
@@ -165,7 +167,7 @@ def plan_of(track: Track, words: Iterable[str] = ()) -> TrackPlan:
         raise ConfigError("a leaderboard needs a method or a rival that can be run; give --methods or --rivals")
     sweep = _sweep(tree, choices)
     experiment = experiment_of(sweep, {DIMENSION: next(iter(choices))}, 0)
-    if (experiment.data.model_dump().get("metric") or "loss") == "loss":
+    if headline_of(experiment) in LOWER_IS_BETTER:
         aim = sweep.objectives[0].model_copy(update={"direction": "minimize"})
         sweep = sweep.model_copy(update={"objectives": (aim,)})
     if twice := {row.name for row in rows if sum(row.name == each.name for each in rows) > 1}:

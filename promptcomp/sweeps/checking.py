@@ -29,6 +29,8 @@ _OF_SWEEP = {
     "name": "the sweep names its runs",
     "output_dir": "give the sweep's directory with -o",
 }
+_OF_HEADLINE = ("method", "gap_to_full", "full_prompt", "no_prompt")
+"""Objectives that are values of the metric that the data is summed up by."""
 _NEED_BOUNDS = {*OF_SPLIT, "kl", "top1"} - {"method"}
 
 
@@ -270,8 +272,13 @@ def _metrics(config: SweepConfig, experiments: Iterable[Experiment]) -> Iterator
     if len(set(names)) < len(names):
         yield f"objectives: {', '.join(metric for metric, _ in names)} holds one twice"
     for objective in config.objectives:
-        if objective.metric in LOWER_IS_BETTER and objective.direction == "maximize":
-            yield f"objectives {objective.metric}: less is better; set direction: minimize"
+        measured = [objective.metric]
+        if objective.metric in _OF_HEADLINE:
+            measured = sorted({headline_of(each) for each in experiments})
+        falls = next((name for name in measured if name in LOWER_IS_BETTER), None)
+        if falls is not None and objective.direction == "maximize":
+            of = "" if falls == objective.metric else f" of {falls}"
+            yield f"objectives {objective.metric}:{of} less is better; set direction: minimize"
     for constraint in config.constraints:
         if constraint.at_most is None and constraint.at_least is None:
             yield f"constraints {constraint.metric}: give at_most or at_least"
@@ -280,6 +287,11 @@ def _metrics(config: SweepConfig, experiments: Iterable[Experiment]) -> Iterator
             problem = _of_metric(each.metric, each.split, experiments)
             if problem is not None:
                 yield f"{where} {each.metric}: {problem}"
+
+
+def headline_of(experiment: Experiment) -> str:
+    """The metric that the results of an experiment's data are summed up by."""
+    return str(getattr(experiment.data, "metric", None) or "loss")
 
 
 def _of_metric(metric: str, split: str | None, experiments: list[Experiment]) -> str | None:

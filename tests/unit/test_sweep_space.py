@@ -302,6 +302,10 @@ def test_every_mistake_is_told_at_once() -> None:
         ({"space": {"size": {"choices": {"a": {}, "b": {"optim.lr": 1}}}}}, "choice 'a' sets nothing"),
         ({"space": {"size": {"choices": {"a": {"optim.lr": 1}, "b": {"optim.lr": 1}}}}}, "are the same settings"),
         ({"objectives": [{"metric": "loss"}]}, "less is better; set direction: minimize"),
+        (
+            {"experiment": "gist", "set": {"data.metric": "kl"}, "objectives": [{"metric": "method"}]},
+            "objectives method: of kl less is better; set direction: minimize",
+        ),
         ({"objectives": [{"metric": "method"}, {"metric": "method"}]}, "holds one twice"),
         ({"objectives": [{"metric": "size.slots"}]}, "did you mean 'size.memory_slots'?"),
         ({"objectives": [{"metric": "size.memory_slots", "split": "test"}]}, "leave split out"),
