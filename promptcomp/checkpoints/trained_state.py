@@ -93,10 +93,10 @@ def check_trained(
         raise ConfigError(f"{source}: made with method.num_slots = {slots}, but this run uses {origin.num_slots}")
     tasks, ours_too = info.get("tasks"), origin.tasks
     if tasks is not None and ours_too is not None and (*tasks,) != ours_too:
-        theirs, here = (f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" for names in (tasks, ours_too))
+        theirs, own = (f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" for names in (tasks, ours_too))
         raise ConfigError(
             f"{source}: has a prompt for each of its tasks ({theirs}), and the data here has others or another order "
-            f"({here}); use the data that it was trained with"
+            f"({own}); use the data that it was trained with"
         )
     differing = {"missing": expected.keys() - tensors.keys(), "too many": tensors.keys() - expected.keys()}
     if said := [f"{len(n)} tensors {what} ({', '.join(sorted(n)[:3])})" for what, n in differing.items() if n]:
