@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptcomp.config import ConfigError, build, flat, read_yaml, with_settings
+from promptcomp.datamodules.instruction.instruction_config import InstructionConfig
 from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
 from promptcomp.documents import experiment_file
 from promptcomp.errors import did_you_mean
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = Iterable[Mapping[str, Any]]
-"""Dictionaries with `instruction`, `input` (may be left out) and `output`; or a DataFrame with such columns."""
+"""Dictionaries with `instruction`, `input` (may be left out) and `output`; or a DataFrame or dataset with such columns
+(`data__columns` names others)."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -366,7 +368,12 @@ class TextCompressor(Compressor):
             raise ConfigError("the method and the LM are fixed when fit is called: give their settings to from_model")
         if not module.method.trains:
             raise ConfigError(f"method {experiment.method.name!r} has nothing to train; call compress at once")
-        source = RowsInMemory(train=rows, **({} if dev is None else {"dev": dev}))
+        if not isinstance(data := experiment.data, InstructionConfig):
+            raise ConfigError(
+                "TextCompressor.fit takes rows of instructions alone; other data need a run: promptcomp.fit"
+            )
+        given = {"train": rows} if dev is None else {"train": rows, "dev": dev}
+        source = RowsInMemory(getattr(data, "columns", None), data.allow_empty_instruction, **given)
         datamodule = make_data(experiment, module.lm, source)
         datamodule.check()
         if experiment.data.asks is not None:

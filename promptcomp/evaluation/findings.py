@@ -58,7 +58,7 @@ def _sentence(results: Results, name: str, split: SplitResult) -> tuple[str, boo
 
 def _positions(results: Results) -> str:
     ratio = results.size.compression
-    if ratio is None:
+    if not ratio:  # a context without demonstrations takes no position
         return ""
     if ratio <= 1:
         return f", and takes {1 / ratio:.1f} times the positions" if ratio < 1 else ", in as many positions"

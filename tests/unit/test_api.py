@@ -11,7 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,6 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import promptcomp
 from promptcomp import ConfigError
 from promptcomp.api import SweepRun
+from promptcomp.datamodules.instruction.instruction_config import InstructionColumns
+from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
 from promptcomp.sweeps import running, study
 from tests.prompt_runs import DATA, save_lm
 from tests.sweep_states import one_dimension
@@ -134,6 +139,10 @@ def test_a_control_compresses_as_it_is(model: Any, tokenizer: Any) -> None:
     [
         ([{"instruction": "a"}], {}, r"rows\[0\]: 'output' is missing"),
         (["a"], {}, r"rows\[0\]: expected a dictionary, not str"),
+        ({"instruction": ["a"], "output": ["b"]}, {}, "rows: expected rows .*, not dict"),
+        (None, {}, "rows: expected rows .*, not NoneType"),
+        ([{"instruction": "a", "output": "\ud83d"}], {}, r"rows\[0\]: 'output' has half a character"),
+        (pd.DataFrame([["a", "b", "c"]], columns=["instruction", "output", "output"]), {}, "'output' occurs twice"),
         (ROWS, {"method__num_slots": 3}, "give their settings to from_model"),
         (ROWS, {"trainer__max_step": 3}, "did you mean 'max_steps'"),
         (ROWS, {"trainer__devices": 2}, "leave out trainer__devices"),
@@ -145,6 +154,17 @@ def test_mistakes_have_one_message(
     compressor = promptcomp.TextCompressor.from_model(model, tokenizer, "gist", train="none")
     with pytest.raises(ConfigError, match=message):
         compressor.fit(rows, **settings)
+
+
+def test_rows_in_memory_come_in_every_form_under_names_of_their_own() -> None:
+    rows = [{"q": "a", "input": "b", "output": "c"}, {"q": "a", "input": None, "output": "d"}]
+    table = pd.DataFrame([{**rows[0]}, {**rows[1], "input": float("nan")}])
+    others = [datasets.Dataset.from_list(rows), pa.Table.from_pylist(rows)]
+    forms: list[Any] = [rows, iter(rows), table, table.astype("string"), *others]
+    for form in forms:
+        read = RowsInMemory(InstructionColumns(instruction="q"), train=form).rows("train")
+        assert [(row.instruction, row.input, row.output) for row in read] == [("a", "b", "c"), ("a", "", "d")]
+    assert RowsInMemory(None, True, dev=[{"instruction": "", "output": "x"}]).rows("dev")[0].output == "x"
 
 
 def test_a_model_in_memory_needs_its_tokenizer_and_settings_are_read_as_elsewhere(model: Any, tokenizer: Any) -> None:

@@ -19,8 +19,8 @@ from promptcomp.datamodules.instruction.instruction_config import (
 )
 from promptcomp.datamodules.sections import check_split
 from promptcomp.datamodules.sources.arrow import arrow_rows, open_table
-from promptcomp.datamodules.sources.records import Found, Record, collecting, good_records, text_problems
-from promptcomp.datamodules.sources.row_files import read_records
+from promptcomp.datamodules.sources.records import Asked, Found, Record, collecting, good_records, text_problems
+from promptcomp.datamodules.sources.row_files import checked, read_records
 from promptcomp.datamodules.sources.rows import Duplicates
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource, LazySequence
 
@@ -175,14 +175,20 @@ def good_instructions(
 
 
 class RowsInMemory(InstructionSource):
-    """Rows of named splits as a user gives them: dictionaries, or a DataFrame with such columns."""
+    """Rows of named splits as a user gives them: dictionaries, or a table with such columns."""
 
-    def __init__(self, **by_split: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, columns: InstructionColumns | None = None, allow_empty: bool = False, **by_split: Any) -> None:
         """
+        Args:
+            columns: Names of their keys.
+            allow_empty: Take rows without an instruction.
+            by_split: Rows of each split: dictionaries, a DataFrame, a dataset, a table of Arrow.
+
         Raises:
             ConfigError: names the first bad row.
         """
-        self._rows = {split: [*_given_rows(split, rows)] for split, rows in by_split.items()}
+        columns = columns or InstructionColumns()
+        self._rows = {split: [*_given_rows(split, rows, columns, allow_empty)] for split, rows in by_split.items()}
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -194,14 +200,29 @@ class RowsInMemory(InstructionSource):
         return self._rows[split]
 
 
-def _given_rows(split: str, rows: Any) -> Iterator[InstructionRow]:
-    columns, name = InstructionColumns(), "rows" if split == "train" else split
-    for number, row in enumerate(rows.to_dict("records") if hasattr(rows, "to_dict") else rows):
+def _given_rows(split: str, rows: Any, columns: InstructionColumns, allow_empty: bool) -> Iterator[InstructionRow]:
+    asked, name = columns.asked(), "rows" if split == "train" else split
+    for number, row in enumerate(_as_dictionaries(rows, name, asked)):
         if not isinstance(row, Mapping):
             raise ConfigError(f"{name}[{number}]: expected a dictionary, not {type(row).__name__}")
-        if problems := instruction_problems(row, columns, False):
+        content, problem = checked(row, asked)
+        problems = [problem] if problem else instruction_problems(content, columns, allow_empty)
+        if problems:
             raise ConfigError(f"{name}[{number}]: {problems[0]}")
-        yield to_instruction(row, columns, "rows")
+        yield to_instruction(content, columns, "rows")
+
+
+def _as_dictionaries(rows: Any, name: str, asked: Asked) -> Iterable[Any]:
+    """Rows one by one; the missing values of a DataFrame are None, as those of other tables are."""
+    if hasattr(rows, "iterrows"):
+        asked.check_header([*rows.columns], name)
+        return list(rows.astype(object).where(rows.notna(), None).to_dict("records"))
+    for method in ("to_dicts", "to_pylist"):  # tables of Polars, of Arrow
+        if hasattr(rows, method):
+            return list(getattr(rows, method)())
+    if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
+        raise ConfigError(f"{name}: expected rows (dictionaries, a DataFrame, a dataset), not {type(rows).__name__}")
+    return rows
 
 
 class HeldOutSource(InstructionSource):

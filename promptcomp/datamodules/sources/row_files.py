@@ -158,7 +158,7 @@ def _json_line(file: str, number: int, offset: int, raw: bytes, asked: Asked) ->
         return Record(file, number, problem=f"{text} (byte {error.start} of the line)")
     except json.JSONDecodeError as error:
         return Record(file, number, problem=f"not valid JSON: {error.msg} (column {error.colno})")
-    return Record(file, number, *_checked(content, asked), offset=offset)
+    return Record(file, number, *checked(content, asked), offset=offset)
 
 
 def _json_list(path: Path, asked: Asked) -> Iterator[Record]:
@@ -168,10 +168,10 @@ def _json_list(path: Path, asked: Asked) -> Iterator[Record]:
     if not isinstance(found, list):
         raise ConfigError(f"{path}: expected a list of rows, found {type(found).__name__}")
     for number, content in enumerate(found, start=1):
-        yield Record(str(path), number, *_checked(content, asked))
+        yield Record(str(path), number, *checked(content, asked))
 
 
-def _checked(content: Any, asked: Asked) -> tuple[Mapping[str, Any], str | None]:
+def checked(content: Any, asked: Asked) -> tuple[Mapping[str, Any], str | None]:
     """The content of a row that is an object, and what is wrong with how it is written."""
     if not isinstance(content, Mapping):
         names = " and ".join(map(repr, asked.required))
