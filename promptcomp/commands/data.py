@@ -91,7 +91,7 @@ def data_show(
 
     with quiet():
         datamodule = make_data(experiment)
-        rows, notes = shown_rows(datamodule, split, count), datamodule.notes()
+        rows, notes = shown_rows(datamodule, split, count), [*datamodule.notes(), *datamodule.unknown()]
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return

@@ -27,6 +27,7 @@ from promptcomp.evaluation.formatting import many
 from promptcomp.evaluation.predictions import ExampleInfo, MetricName
 from promptcomp.language_model.blending import Blend
 
+_LOOKED_AT = 32  # items of a split that are looked at for unknown tokens
 _COUNTED = 2000  # contexts of a split that are written to count tokens
 
 
@@ -218,6 +219,8 @@ class ContextDataModule(L.LightningDataModule):
         self.source.check(found)
         if not has_errors(found):
             self.check_rows(found)
+        if found is not None and not has_errors(found):
+            found += [Problem("data", None, text, "warning") for text in self.unknown()]
 
     @abstractmethod
     def check_rows(self, found: Found) -> None:
@@ -264,6 +267,19 @@ class ContextDataModule(L.LightningDataModule):
     def notes(self) -> list[str]:
         """Notes on the training data, such as rows that are left out or cut."""
         return []
+
+    def unknown(self) -> list[str]:
+        """A sentence for every split of which the LM's tokenizer does not know many tokens."""
+        items, texts = self.num_train_items(), dict[str, list[str]]()
+        if items:
+            draws = range(0, items, max(1, items // _LOOKED_AT))
+            texts["train"] = [text for i in draws for text in self.train_texts(Draw(i, i))]
+        for split in self.eval_splits:
+            examples = self.examples(split)
+            some = (examples[i] for i in range(0, len(examples), max(1, len(examples) // _LOOKED_AT)))
+            texts[split] = [text for each in some for text in (each.instruction, each.input, each.output)]
+        found = ((split, self.cache.unknown(read)) for split, read in texts.items())
+        return [f"{split}: {sentence}" for split, sentence in found if sentence]
 
     def answer_of(self, text: str) -> str:
         """The answer in a generated text (where something else may stand around it)."""

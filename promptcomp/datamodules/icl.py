@@ -21,9 +21,10 @@ from promptcomp.datamodules.plans import SEPARATORS, Parts, Plan, Planner, Rende
 from promptcomp.datamodules.sampler import Draw, EvalContexts, EvalPart
 from promptcomp.datamodules.sections import Reader, check_split
 from promptcomp.datamodules.sources.records import Found, Problem, collecting, tell
-from promptcomp.datamodules.tasks import Row, Task, TaskKind, TaskSource
+from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskKind, TaskSource
 from promptcomp.datamodules.taught import TaughtAnswer, TaughtDataModule
 from promptcomp.datamodules.tokens import same_options
+from promptcomp.evaluation.texts import looks_of
 
 NULL_INPUT = "N/A"  # MetaICL's input for PMI calibration
 _FEW = (
@@ -69,8 +70,11 @@ class ICLDataModule(TaughtDataModule):
                 )
         self._check_training()
         self._shown = {}
+        if self.config.balance == "examples":
+            self._check_pieces(self._train_tasks, found)
         for split in self.eval_splits:
             with collecting(found):
+                self._check_pieces({id(plan.task): plan.task for plan in self.eval_plans(split)}.values(), found)
                 self._check_options(self.eval_plans(split), found)
                 if shown := self._count_shown(split):
                     self._shown[split] = shown
@@ -87,6 +91,14 @@ class ICLDataModule(TaughtDataModule):
             small = [t.name for t in self._train_tasks if t.demonstrations is t.queries and len(t.queries) < 2]
             if small and self.config.num_demonstrations:
                 raise ConfigError(f"task {small[0]!r} has one row and so no demonstration for it; give it more rows")
+
+    def _check_pieces(self, tasks: Iterable[Task], found: Found) -> None:
+        """Queries and answers without a token, which only what looks empty can have; rows on disk are met when read."""
+        rows = (row for task in tasks if not isinstance(task.queries, LazySequence) for row in task.queries)
+        for row in rows:
+            if not looks_of(row.input) or not looks_of(row.output):
+                with collecting(found, row.where.rpartition(":")[0]):
+                    self.eval_queries(row, 0)
 
     def _check_options(self, plans: Sequence[Plan], found: Found) -> None:
         seen: set[tuple[str, ...]] = set()
@@ -346,11 +358,22 @@ class ICLDataModule(TaughtDataModule):
         ids = [(renderer.cache(one), renderer.cache(two)) for one, two in pairs]
         longest = max(len(two) for _, two in ids)
         parts = [renderer.fit(one, two, longest) for one, two in ids]
+        if not self.config.lenient and (missing := self._without_token(parts)):
+            raise ConfigError(str(Problem.at(row.where or "data", missing)))
         targets = [EncodedTarget(tuple(part.second), choice) for choice, part in enumerate(parts)]
         if self.config.scoring == "direct":
             return [EncodedQuery(tuple(parts[0].first), tuple(targets), example)]
         pieces = zip(parts, targets, strict=True)
         return [EncodedQuery(tuple(part.first), (target,), example) for part, target in pieces]
+
+    def _without_token(self, parts: Sequence[Parts]) -> str | None:
+        """Why nothing can be scored, in words; None: it can."""
+        asked, answered = ("input", "output") if self.config.scoring == "direct" else ("output", "input")
+        if not all(len(part.first) for part in parts):
+            return f"the {asked} has no token for the LM, and an answer has to follow one; try data.separator=arrow"
+        if not any(len(part.second) for part in parts):
+            return f"the {answered} has no token for the LM, so there is nothing to score"
+        return None
 
 
 def _first_tasks(tasks: Sequence[Task], count: int | None) -> list[Task]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from promptcomp.plain import shown
 
 _MAX_CACHED_TOKENS = 64_000_000  # 4 bytes each, and about as much again for the texts
+_MANY_UNKNOWN = 0.05
 _FEW_TEXTS = 256  # fewer are not worth waking the tokenizer's threads: measured 3 ms a call on busy cores
 
 
@@ -45,6 +46,16 @@ class TokenCache:
         for text, ids in zip(new, self._encode(new), strict=True):
             self._ids[text] = array("i", ids)
             self._num_tokens += len(ids)
+
+    def unknown(self, texts: Iterable[str]) -> str | None:
+        """What to say of texts of which the tokenizer does not know many tokens; None: it does."""
+        unknown, name = self._tokenizer.unk_token_id, self._tokenizer.unk_token
+        if unknown is None or unknown == self._tokenizer.eos_token_id:  # byte-level vocabularies know every text
+            return None
+        ids = [i for text in texts for i in self(text)]
+        share = ids.count(unknown) / max(1, len(ids))
+        message = f"{share:.0%} of the tokens are unknown to the LM's tokenizer ({name}); use an LM that knows them"
+        return message if share >= _MANY_UNKNOWN else None
 
     @cached_property
     def _backend(self) -> Tokenizer | None:

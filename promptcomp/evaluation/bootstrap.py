@@ -21,6 +21,7 @@ from promptcomp.evaluation.results import Interval, finite
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+_ROUNDING = 1e-5  # of a score: closer ones are the same, summed in another order
 _CHUNK_VALUES = 1_000_000  # bounds the memory of the drawn weights
 
 
@@ -62,7 +63,8 @@ class Retained(Measured):
     headroom_se: float | None = None
     """Its standard error."""
     no_headroom: bool = False
-    """The two are closer than two standard errors, or the wrong way round: a ratio would be noise."""
+    """The two are closer than two standard errors (or than rounding, as with no demonstrations in the full context), or
+    the wrong way round: a ratio would be noise."""
 
 
 def context_weights(num_contexts: int, resamples: int, seed: int) -> Iterator[Array]:
@@ -114,7 +116,8 @@ def retained(
     headroom, error = finite(float(gap[0])), standard_error(gap, samples.num_contexts)
     if headroom is None or not np.isfinite(gained[0]):
         return Retained(headroom=headroom, headroom_se=error)
-    if headroom <= 0 or (error is not None and headroom < 2 * error):
+    least = _ROUNDING * abs(float(samples.values[name][full][0]))
+    if headroom <= least or (error is not None and headroom < 2 * error):
         return Retained(headroom=headroom, headroom_se=error, no_headroom=True)
     ratio = np.where(gap > 0, gained / np.where(gap > 0, gap, 1.0), np.nan)
     ci = percentile_interval(ratio, samples.num_contexts)

@@ -318,6 +318,6 @@ def _announce(experiment: Experiment, run: RunDirectory, datamodule: ContextData
     note = origin_note(locate(experiment.lm.path))
     told = [] if note is None else [(note, "yellow")]
     told += [(str(counts), "dim") for counts in datamodule.all_counts()]
-    for text, style in [*told, *((note, "yellow") for note in datamodule.notes())]:
+    for text, style in [*told, *((note, "yellow") for note in (*datamodule.notes(), *datamodule.unknown()))]:
         say(console, text, style)
         run.write_log(text)

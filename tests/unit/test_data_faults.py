@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules import DATASETS
@@ -319,3 +323,53 @@ def test_no_script_of_a_data_set_runs(tmp_path: Path) -> None:
         first, *_ = errors_of(build(DATASETS[tree["name"]], tree))
         assert "cannot be loaded" in first
     assert not (tmp_path / "ran").exists()
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Words between blanks; all but a few are unknown."""
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "a": 2, "b": 3, "=>": 4}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "settings", "message"),
+    [
+        ("a", " ", {}, ":2: the output has no token"),
+        (" ", "b", {"separator": "none"}, ":2: the input has no token"),
+        (" ", "b", {"scoring": "channel"}, ":2: the input has no token"),
+        (" ", "b", {}, None),
+    ],
+)
+def test_pieces_without_a_token_are_refused(
+    tmp_path: Path, given: str, output: str, settings: Row, message: str | None
+) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b"\n".join(map(_dump, [{"input": "a", "output": "b"}, {"input": given, "output": output}] * 2)))
+    tree = {"name": "table_icl", "train": [str(path)], "test": [str(path)], "dev_share": 0, **settings}
+    errors = [str(each) for each in validate(build(DATASETS["table_icl"], tree), word_tokenizer())]
+    assert message is None or f"{path}{message}" in "\n".join(errors)
+    module = module_of(build(DATASETS["table_icl"], tree), word_tokenizer())
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        module.check()
+
+
+def test_an_input_without_a_token_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b"\n".join(_dump({"instruction": "a", "input": each, "output": "b"}) for each in ("", " ")))
+    tree = {"name": "instructions", "files": {"test": str(path)}, "template": "plain"}
+    template = {"context": "{instruction}", "query": "{input}", "empty_query": "=>", "output": "{output}"}
+    module = module_of(build(DATASETS["instructions"], {**tree, "template": template}), word_tokenizer())
+    queries = [query.ids for query in module.eval_contexts("test").whole(0).queries]
+    assert queries == [(4,), (4,)]
+
+
+def test_texts_that_the_tokenizer_does_not_know_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b"\n".join(_dump({"input": f"where is {i}", "output": "late"}) for i in range(3)))
+    tree = {"name": "table_icl", "train": [str(path)], "test": [str(path)], "dev_share": 0}
+    config = build(DATASETS["table_icl"], tree)
+    told = [each.message for each in validate(config, word_tokenizer())]
+    assert any(re.match(r"train: \d\d% of the tokens are unknown .*<unk>", each) for each in told)
+    assert any(each.startswith("test: 100% of the tokens are unknown") for each in told)
+    assert not any("unknown" in str(each) for each in validate(config))

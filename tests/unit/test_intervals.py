@@ -64,6 +64,14 @@ def test_eight_of_eight() -> None:
     assert (result.headroom, result.headroom_se, result.no_headroom) == (1.0, None, False)
 
 
+def test_bounds_that_differ_by_rounding_leave_no_headroom() -> None:
+    found = outcomes([True] * 3, contexts=1)
+    loss = {"no_prompt": 14.0000014, "method": 6.5, "full_prompt": 14.0}
+    same = [each.model_copy(update={"loss": loss}) for each in found]
+    result = summarise(same, "loss", resamples=10)
+    assert (result.no_headroom, result.retained) == (True, None)
+
+
 @pytest.mark.parametrize(("hits", "count"), [(8, 8), (0, 8), (4, 8), (1, 3), (81, 263)])
 def test_wilson_is_the_closed_form(hits: int, count: int) -> None:
     """The bounds are the two shares p with |hits / count - p| = z sqrt(p (1 - p) / count)."""

@@ -53,6 +53,11 @@ def printed(results: Results, width: int, run: Path | None = None) -> str:
     return out.getvalue()
 
 
+def test_a_context_without_positions_has_no_ratio() -> None:
+    none = RESULTS.model_copy(update={"size": RESULTS.size.model_copy(update={"compression": 0.0})})
+    assert "add on test. " in " ".join(printed(none, 80).split())
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_everything_is_readable(width):
     text = printed(RESULTS, width)

@@ -80,9 +80,10 @@ class InstructionEncoder:
         return (*ids, *self.template.context_end)
 
     def query(self, input_text: str) -> tuple[int, ...]:
-        """Ids of a query."""
+        """Ids of a query; an input without a token is none."""
         closing = self.template.end_ids if self.template.closes_query else ()
-        return (*self._fit("query", input_text, self.template.query_text, self._query_room), *closing)
+        ids = self._fit("query", input_text, self.template.query_text, self._query_room)
+        return (*(ids or self.cache(self.template.empty_query)), *closing)
 
     def target(self, output: str) -> tuple[int, ...]:
         """Ids of a target: the output and its end; an output over the budget has no end to learn."""
