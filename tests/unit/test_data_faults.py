@@ -239,6 +239,8 @@ ASKED = Asked(("a", "b"), ("c",))
         (b"a,b,b\n1,2,3\n", r"t\.CSV:1: the column 'b' occurs twice"),
         (b"a;b\n1;2\n", r"t\.CSV:1: no column 'a'; the columns are a;b"),
         (b"", r"t\.CSV:1: no column 'a'; the columns are none"),
+        (b"PK\x03\x04\xff", r"t\.CSV:1: not UTF-8 text but a ZIP archive or an Excel file"),
+        (b"\x1f\x8b\x08\x00", r"t\.CSV:1: not UTF-8 text but a compressed file"),
         (b"a,b\n1,2\n" + "3,é\n".encode("latin-1"), r"t\.CSV:3: not UTF-8 text"),
         ("a,b\n1,2\n".encode("utf-16"), r"t\.CSV:1: not UTF-8 text but UTF-16"),
         (b'a,b\n1,"2\n', r"t\.CSV:2: not valid CSV"),
@@ -252,7 +254,7 @@ def test_bad_tables_are_refused(tmp_path: Path, content: bytes, message: str) ->
 
 def test_odd_tables_are_read(tmp_path: Path) -> None:
     path = tmp_path / "t.TSV"
-    path.write_bytes(b'\xef\xbb\xbfa\tb\tn\tn\n\n"two\nlines"\t' + b"x" * 140_000 + b"\t1\t1\n3\t4\n")
+    path.write_bytes(b'\xef\xbb\xbf\na\tb\tn\tn\n"two\nlines"\t' + b"x" * 140_000 + b"\t1\t1\n3\t4\n")
     first, second = read_records(path, ASKED)
     assert (first.line, first.content["a"], len(first.content["b"])) == (3, "two\nlines", 140_000)
     assert (second.line, second.content["b"]) == (5, "4")
@@ -373,3 +375,22 @@ def test_texts_that_the_tokenizer_does_not_know_are_told(tmp_path: Path) -> None
     assert any(re.match(r"train: \d\d% of the tokens are unknown .*<unk>", each) for each in told)
     assert any(each.startswith("test: 100% of the tokens are unknown") for each in told)
     assert not any("unknown" in str(each) for each in validate(config))
+
+
+def test_messages_show_the_beginning_of_long_labels(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(_dump({"input": "a", "output": "x" * 10**5, "options": ["y" * 10**5, "z"]}))
+    first, *_ = errors_of(build(DATASETS["table_icl"], {"name": "table_icl", "test": [str(path)]}))
+    assert "is not among the options" in first
+    assert len(first) < 1000
+    path.write_bytes(b'[{"input": "a", "output": "b"},\n{"input": "a", "output": "c"}]')
+    first, *_ = errors_of(build(DATASETS["table_icl"], {"name": "table_icl", "test": [str(path)]}))
+    assert first.endswith("a file with one list of rows should end in .json")
+
+
+def test_a_label_that_holds_the_separator_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(_dump({"input": "a", "label": "b | c", "llm_rationale": "so"}))
+    tree = {"name": "rationale_files", "test": [str(path)], "targets": "rationale_then_label", "separator": "|"}
+    (error,) = errors_of(build(DATASETS["rationale_files"], tree))
+    assert error == f"{path}:1: the label holds data.separator = '|'; choose characters that no label has"

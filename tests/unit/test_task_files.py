@@ -98,6 +98,16 @@ def test_the_answer_in_a_chain_of_thought(folder: Path, written: str, answer: st
     assert module(section(folder)).answer_of(written) == answer
 
 
+def test_outputs_that_cannot_be_read_back_from_an_answer_are_told(folder: Path) -> None:
+    def told(**changes: Any) -> list[str]:
+        return [text for text in module(section(folder, **changes)).notes() if "cannot be read back" in text]
+
+    assert not told()
+    assert not told(answer="{output} END")
+    assert module(section(folder, answer="{output} END")).answer_of("Yes END") == "Yes"
+    assert told(answer="Yes: {output} Yes: ")
+
+
 def test_passages_are_cut_from_questions(tmp_path: Path) -> None:
     passage = "Rain is wet.\nVery."
     rows = [

@@ -25,6 +25,8 @@ from promptcomp.datamodules.sources.records import Found, Problem, collecting, t
 from promptcomp.datamodules.tasks import InstructionRow, InstructionSource
 from promptcomp.datamodules.taught import TaughtAnswer, TaughtDataModule
 from promptcomp.datamodules.tokens import same_options
+from promptcomp.evaluation.texts import same_label
+from promptcomp.plain import shown
 
 _CHOICE_STREAM = 11
 _LOOKED_AT = 20_000  # rows of a split that are tokenised at the start of a run to tell how many are cut
@@ -138,6 +140,8 @@ class InstructionDataModule(TaughtDataModule):
                 if is_train:
                     trained.add(asked)
                 found.update(token for token in special if any(token in text for text in (*asked, row.output)))
+            if unread := self._unread(split):
+                yield unread
             if shared:
                 yield f"{shared} of {len(rows)} {split} rows are training rows too (same instruction and input)"
             for token, count in sorted(found.items()):
@@ -164,6 +168,7 @@ class InstructionDataModule(TaughtDataModule):
                 found.append(find_long_rows(split, rows[:: -(-len(rows) // _LOOKED_AT)], self._encoders[split]))
             else:
                 found.append(self.long_rows(split))
+            said += [unread] if (unread := self._unread(split)) else []
         return said + [long.describe(self.config.too_long) for long in found if long.long]
 
     def places(self, split: str) -> Sequence[int]:
@@ -289,12 +294,23 @@ class InstructionDataModule(TaughtDataModule):
     # ---- text from outside
 
     def answer_of(self, text: str) -> str:
-        """What stands behind the last words that `answer` puts before an output, if it puts any, on that line."""
+        """The output without what `answer` writes around it: what stands behind the last words in front of it, to the
+        end of that line."""
         before, _, after = (part.strip() for part in self.config.answer.partition("{output}"))
-        if not before or before not in text:
+        if before and before in text:
+            text = text.rpartition(before)[2].strip().partition("\n")[0]
+        elif before:
             return text.strip()
-        line = text.rpartition(before)[2].strip().partition("\n")[0]
-        return line.strip().removesuffix(after).strip()
+        return text.strip().removesuffix(after).strip()
+
+    def _unread(self, split: str) -> str | None:
+        """Rows whose right answer, written as it should be, is read as another one; None: there is none."""
+        if split == "train" or self.config.answer == "{output}":
+            return None
+        outputs = [self.rows(split)[place].output for place in self.places(split)]
+        wrong = [each for each in outputs if not same_label(self.answer_of(self.template.output_text(each)), each)]
+        found = f"{split}: {len(wrong)} of {len(outputs)} rows have outputs that cannot be read back from an answer"
+        return f"{found} as data.answer = {self.config.answer!r} writes it: {shown(wrong[0], 60)}" if wrong else None
 
     def prompt_format(self) -> PromptFormat:
         """The format of a query after an instruction; an answer ends with its end token."""

@@ -22,6 +22,7 @@ _DIRECTIVES = [f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdDeF
 """What a template can ask of a day."""
 _TWO_DAYS = (datetime(2001, 1, 2, 3, 4, 5), datetime(2012, 11, 23, 14, 15, 16))
 """They differ in all of it."""
+_OWN = "give your own template (data.template={context: ..., query: ..., empty_query: ...})"
 _Messages = list[dict[str, str]]
 _Render = Callable[..., str | None]
 
@@ -85,11 +86,11 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, writes_bos: bool, day: dat
     render = _renderer(tokenizer, day)
     apart = _has_system(render)
     asked = _asked(apart, _INPUT)
-    whole = render(asked)
+    whole = render(asked, told=True)
     if whole is None or not 0 <= whole.find(_INSTRUCTION) < whole.find(_INPUT):
         raise ConfigError(
             "data.template = chat: the tokenizer's chat template does not write the instruction before the input; "
-            "give your own template (data.template={context: ..., query: ..., empty_query: ...})"
+            + _OWN
         )
     context, _, rest = whole.partition(_INSTRUCTION)
     between, _, after = rest.partition(_INPUT)
@@ -122,7 +123,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 def _renderer(tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> _Render:
     """What writes conversations with a tokenizer's chat template, on a certain day; None where it refuses one."""
 
-    def render(messages: _Messages, ask: bool = True) -> str | None:
+    def render(messages: _Messages, ask: bool = True, told: bool = False) -> str | None:
         try:
             template = ("" if day is None else _fixed_day(day)) + tokenizer.get_chat_template()
             return str(
@@ -130,7 +131,12 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> _R
                     messages, chat_template=template, tokenize=False, add_generation_prompt=ask
                 )
             )
-        except Exception:  # a template is a program of its author: it may raise anything
+        except Exception as error:  # a template is a program of its author: it may raise anything
+            if told:
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise ConfigError(
+                    f"data.template = chat: the tokenizer's chat template fails: {reason}; {_OWN}"
+                ) from None
             return None
 
     return render

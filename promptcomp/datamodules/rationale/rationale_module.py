@@ -68,6 +68,11 @@ class RationaleDataModule(ContextDataModule):
                 hint = "; data.dev_share=0 holds out none" if split == "dev" else ""
                 missing = f"the label is missing, and {split} rows need one{hint}"
                 tell(Problem.at(row.where or f"row {row.id}", missing), found)
+            if self.config.in_one_target and self.config.separator in row.label:
+                held = (
+                    f"the label holds data.separator = {self.config.separator!r}; choose characters that no label has"
+                )
+                tell(Problem.at(row.where or f"row {row.id}", held), found)
             options = self.options(split, row)
             if options and options not in seen:
                 seen.add(options)

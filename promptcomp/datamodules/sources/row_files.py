@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
 _ROWS_AT_ONCE = 4096
+_OTHERS = {
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16; save it as UTF-8"),
+    **dict.fromkeys((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "a compressed file; decompress it first"),
+    b"PK": "a ZIP archive or an Excel file; extract it, or save it as CSV",
+}
+"""What files begin with that are no text, and what they are."""
 _UNREADABLE = (ValueError, TypeError, ArithmeticError, NotImplementedError)  # what pyarrow raises for single values
 
 
@@ -135,8 +141,7 @@ def _text(path: Path) -> str:
 
 
 def _not_utf8(raw: bytes) -> str:
-    utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-    return "not UTF-8 text" + (" but UTF-16; save it as UTF-8" if utf16 else "")
+    return "not UTF-8 text" + next((f" but {what}" for start, what in _OTHERS.items() if raw.startswith(start)), "")
 
 
 def _json_lines(path: Path, asked: Asked) -> Iterator[Record]:
@@ -157,7 +162,8 @@ def _json_line(file: str, number: int, offset: int, raw: bytes, asked: Asked) ->
         text = _not_utf8(raw) if number == 1 else "not UTF-8 text"
         return Record(file, number, problem=f"{text} (byte {error.start} of the line)")
     except json.JSONDecodeError as error:
-        return Record(file, number, problem=f"not valid JSON: {error.msg} (column {error.colno})")
+        hint = "; a file with one list of rows should end in .json" if number == 1 and raw.lstrip()[:1] == b"[" else ""
+        return Record(file, number, problem=f"not valid JSON: {error.msg} (column {error.colno}){hint}")
     return Record(file, number, *checked(content, asked), offset=offset)
 
 
@@ -218,8 +224,8 @@ def _csv(path: Path, asked: Asked, delimiter: str) -> Iterator[Record]:
 
 
 def _csv_rows(file: str, reader: Any, asked: Asked) -> Iterator[Record]:
-    header: list[str] = next(reader, [])
-    asked.check_header(header, f"{file}:1")
+    header: list[str] = next((cells for cells in reader if cells), [])
+    asked.check_header(header, f"{file}:{reader.line_num or 1}")
     line = reader.line_num + 1
     for cells in reader:
         if len(cells) > len(header):

@@ -75,15 +75,16 @@ def row_problems(record: Mapping[str, Any], columns: Columns) -> list[str]:
         else:
             found += option_problems(options, columns.options or "")
             if options and isinstance(output, str) and not any(same_label(output, option) for option in options):
-                found.append(f"{columns.output!r} {output!r} is not among the options {options}")
+                found.append(f"{columns.output!r} {shown(output)} is not among the options {shown(options, 400)}")
     return found + _place_problems(record, columns)
 
 
 def option_problems(options: Sequence[str], name: str) -> list[str]:
     """What is wrong with a list of options: an empty one, or one label twice."""
     labels = [label_of(option) for option in options]
-    found = [f"{name!r} has an empty option: {list(options)}"] if "" in labels else []
-    return found + ([f"{name!r} has an option twice: {list(options)}"] if len(set(labels)) < len(labels) else [])
+    written = shown(list(options), 400)
+    found = [f"{name!r} has an empty option: {written}"] if "" in labels else []
+    return found + ([f"{name!r} has an option twice: {written}"] if len(set(labels)) < len(labels) else [])
 
 
 def _place_problems(record: Mapping[str, Any], columns: Columns) -> list[str]:
@@ -121,7 +122,7 @@ def row_warnings(record: Mapping[str, Any], columns: Columns) -> list[str]:
     if len(options) == 1:
         found.append("there is only one option")
     if options and output not in options:
-        found.append(f"{columns.output!r} {output!r} differs from the option in white space alone")
+        found.append(f"{columns.output!r} {shown(output)} differs from the option in white space alone")
     return found
 
 

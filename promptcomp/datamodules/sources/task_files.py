@@ -17,6 +17,7 @@ from promptcomp.datamodules.sources.rows import option_problems
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.evaluation.texts import label_of, same_label
 from promptcomp.files import read_text
+from promptcomp.plain import shown
 
 
 class TaskFilesSource(HeldOutSource):
@@ -90,7 +91,7 @@ class _Records:
                 if twice := option_problems(tuple(dict.fromkeys(own)), options or ""):
                     problem = twice[0]
                 elif not isinstance(output, str) or not any(same_label(output, option) for option in own):
-                    problem = f"the output {output!r} is not among the options"
+                    problem = f"the output {shown(output)} is not among the options"
             if own and problem is None:
                 self.options[good] = own
             good += problem is None

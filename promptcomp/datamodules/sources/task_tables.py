@@ -26,6 +26,7 @@ from promptcomp.datamodules.sources.rows import (
 )
 from promptcomp.datamodules.tasks import LazySequence, Row, Task
 from promptcomp.evaluation.texts import label_of, looks_of, same_label
+from promptcomp.plain import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class TableSource(HeldOutTasks):
         for row in (entry.row for entry in self._files[path] if found is not None):
             label = label_of(row.output)
             if (first := spelled.setdefault(label, row.output)) != row.output:
-                text = f"{row.output!r} and {first!r} are one label: white space does not count"
+                text = f"{shown(row.output)} and {shown(first)} are one label: white space does not count"
             elif (other := seen.setdefault(looks_of(label), label)) != label:
                 text = f"{label!a} and {other!a} look alike, but are different labels"
             else:
