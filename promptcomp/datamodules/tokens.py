@@ -65,6 +65,7 @@ class TokenCache:
         backend = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
         backend.no_padding()
         backend.no_truncation()
+        backend.encode_special_tokens = self._tokenizer.split_special_tokens  # which to_str leaves out
         return backend
 
     def _encode(self, texts: Sequence[str]) -> Iterable[Sequence[int]]:

@@ -23,9 +23,10 @@ from promptcomp.datamodules import DATASETS
 from promptcomp.datamodules.sections import DataConfig
 from promptcomp.datamodules.sources.records import Asked
 from promptcomp.datamodules.sources.row_files import read_records
+from promptcomp.datamodules.tokens import TokenCache
 from promptcomp.judge.pairs import read_side
 from promptcomp.prompts.sources import read_queries, read_rows
-from tests.data_sections import module_of, validate
+from tests.data_sections import byte_tokenizer, module_of, validate
 
 Row = dict[str, Any]
 Lines = list[bytes]
@@ -394,3 +395,13 @@ def test_a_label_that_holds_the_separator_is_refused(tmp_path: Path) -> None:
     tree = {"name": "rationale_files", "test": [str(path)], "targets": "rationale_then_label", "separator": "|"}
     (error,) = errors_of(build(DATASETS["rationale_files"], tree))
     assert error == f"{path}:1: the label holds data.separator = '|'; choose characters that no label has"
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_special_tokens_in_texts_are_the_same_ids_alone_and_among_many(split: bool) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.split_special_tokens = split
+    text, alone, among = "a</s>b", TokenCache(tokenizer), TokenCache(tokenizer)
+    among.add([text, *map(str, range(300))])
+    assert alone(text) == among(text)
+    assert len(alone(text)) == (6 if split else 3)
