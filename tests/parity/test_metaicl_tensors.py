@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from promptcomp.datamodules.icl import ICLDataModule
-from promptcomp.datamodules.icl_config import ICLConfig
+from promptcomp.datamodules.icl_config import PublishedTasks
 from promptcomp.datamodules.plans import SEPARATORS, Renderer, assemble
 from promptcomp.datamodules.sections import Reader
 from promptcomp.datamodules.tasks import Row, Task
@@ -82,7 +82,7 @@ def to_rows(records: list[dict[str, Any]]) -> list[Row]:
 def build(case: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> ICLDataModule:
     data = REFERENCE["data"][case["set"]]
     task = Task(case["set"], "classification", to_rows(data["train"]), to_rows(data["test"]))
-    config = ICLConfig(
+    config = PublishedTasks(
         num_demonstrations=REFERENCE["k"] if case["use_demonstrations"] else 0,
         sampling="fixed",
         order="as_given",

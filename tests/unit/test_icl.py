@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from promptcomp.batch import Batch
 from promptcomp.config import ConfigError, build
 from promptcomp.datamodules.icl import ICLDataModule
-from promptcomp.datamodules.icl_config import ICLConfig
+from promptcomp.datamodules.icl_config import ICLConfig, PublishedTasks
 from promptcomp.datamodules.plans import assemble
 from promptcomp.datamodules.sampler import Draw
 from promptcomp.datamodules.sections import Reader
@@ -256,7 +256,8 @@ def test_channel_scores_the_input_after_each_option(tokenizer: PreTrainedTokeniz
 def test_queries_behind_compressed_prompts_are_written_as_in_training(
     tokenizer: PreTrainedTokenizerFast, separator: str, demonstrations: int
 ) -> None:
-    dm = module(tokenizer, separator=separator, num_demonstrations=demonstrations)
+    config = PublishedTasks(separator=separator, num_demonstrations=demonstrations)  # which may have empty inputs
+    dm = ICLDataModule(config, source(), Reader(tokenizer, 0, 4))
     form = dm.prompt_format()
     for given, asked in (("what now", form.query.replace("{input}", "what now")), ("", form.empty_query)):
         (query,) = dm.eval_queries(Row(given, "yes", OPTIONS), 0)
