@@ -78,8 +78,8 @@ class ICLConfig(ChosenTasks):
         "test": "tasks that training never sees",
     }
     lenient: ClassVar[bool] = False
-    """Whether a multi-choice row whose options are the same to the model is worth a warning only, and one without a token
-    to ask or to score is taken: published tasks have such rows, and their figures are of all rows."""
+    """Whether a multi-choice row whose options are the same to the model is worth a warning only, and a row without a
+    token to ask or to score is taken: published tasks have such rows, and their figures are of all rows."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ICLConfig:
