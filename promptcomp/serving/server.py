@@ -81,7 +81,8 @@ def run_server(
     )
     try:
         family, *_, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
-        listening = socket.create_server(address[:2], family=family)
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # "::" answers IPv4, too
+        listening = socket.create_server(address[:2], family=family, dualstack_ipv6=both)
     except (OSError, TypeError, ValueError):  # the last two: a host that is no name
         where = f"{options.host}:{options.port}"
         raise ConfigError(f"{where} cannot be listened on; give another --port, or another --host") from None

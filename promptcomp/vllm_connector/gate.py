@@ -94,7 +94,7 @@ class PromptGate:
             if not isinstance(query, str):
                 return _whole(query)
             own = query.strip() if found.info.get("trims") else query
-            text = found.info["query"].replace("{input}", own) if query else found.info["empty_query"]
+            text = found.info["query"].replace("{input}", own) if own else found.info["empty_query"]
             body = {"model": request.get("model"), "prompt": text, "add_special_tokens": False}
             return _whole((await self._ask(scope, "POST", f"{root}/tokenize", body))["tokens"])
 
