@@ -51,10 +51,11 @@ class AskedText:
         self._template = template = self._open(options.template, folder, console)
         end = lm.tokenizer.eos_token_id  # type: ignore[union-attr]  # a template needs a tokenizer
         stops = tuple(dict.fromkeys((*template.end_ids, *(() if end is None else (int(end),)))))
-        self.plain = PromptReader(lm, PromptFormat(template.query, template.empty_query, stops))
+        self.plain = PromptReader(lm, PromptFormat(template.query, template.empty_query, stops, template.trims))
         """Of requests to the LM."""
         query = template.query if options.query is None else self._own_query(options.query)
-        self.reader = PromptReader(lm, PromptFormat(query, template.empty_query, stops))
+        trims = template.trims and options.query is None
+        self.reader = PromptReader(lm, PromptFormat(query, template.empty_query, stops, trims))
         """Of questions."""
         self.ids = self._ids_of(text)
 

@@ -73,7 +73,7 @@ class TeacherCache:
             made = self._make(_of_rows(batch, missing), teach)
             known |= zip((keys[row] for row in missing), made, strict=True)
             self._write({keys[row]: known[keys[row]] for row in missing})
-        rows = [_unpacked(known[key], self._top_k) for key in keys]
+        rows = [_unpacked(known.get(key, b""), self._top_k) for key in keys]  # nothing is before a first token
         place = owner.argsort(stable=True)  # of the positions, query by query
         top, log_probs = (torch.cat(each).to(place.device) for each in zip(*rows, strict=True))
         back = torch.empty_like(place).scatter(0, place, torch.arange(len(place), device=place.device))

@@ -156,6 +156,15 @@ def test_a_kill_between_two_rows_and_a_file_that_is_none() -> None:
         kl(own, batch)
 
 
+def test_a_row_without_a_position() -> None:
+    """An empty query whose target is one token: nothing stands before it that would be compared."""
+    alone = EncodedContext((40, 41), (EncodedQuery((), (EncodedTarget((36,)),)),))
+    batch = collate([alone, CONTEXTS[1]], 0)
+    whole = module(teacher_cache=False)
+    for _ in range(2):
+        torch.testing.assert_close(kl(module(teacher_top_k=1000), batch), kl(whole, batch), rtol=0, atol=1e-5)
+
+
 def test_teachers_that_move_are_refused() -> None:
     with pytest.raises(ValueError, match="changes with every step"):
         METHODS["gist"](**KEPT, teacher="self")

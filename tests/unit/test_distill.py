@@ -588,6 +588,9 @@ def test_in_a_chat_the_slots_stand_where_the_system_turn_stood(lms: dict[str, Pa
     query = tokenizer(info.query.replace("{input}", "cat"), add_special_tokens=False).input_ids
     assert info.source_tokens + len(query) == len(tokenizer(whole, add_special_tokens=False).input_ids)
     assert [parameter.requires_grad for parameter in model.parameters()] == trains
+    assert not info.trims
+    tokenizer.chat_template = tokenizer.chat_template.replace("m['content']", "(m['content'] | trim)")
+    assert promptcomp.distill(model, TEXT, **{**settings, "query": None})[4].info.trims
 
 
 def test_the_distance_has_a_gradient_in_the_trained_slots_alone(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ def test_chat_template_with_a_system_turn() -> None:
     )
     assert texts(dm, "seen", ROWS[1])[1] == "<|end|>\n<|start|>assistant\n"
     assert dm.prompt_format().trims
+    blank = InstructionRow("Add them.", " \n", "3")  # the template would drop the white space
+    assert texts(dm, "seen", blank)[1] == "<|end|>\n<|start|>assistant\n"
     ends = [dm.tokenizer.convert_tokens_to_ids(token) for token in ("<|end|>", "</s>")]
     assert list(dm.prompt_format().stop_ids) == ends
 

@@ -58,9 +58,8 @@ class Template:
 
     def query_text(self, input_text: str) -> str:
         """The query of an input, which may be empty."""
-        if not input_text:
-            return self.empty_query
-        return self.query.replace("{input}", input_text.strip() if self.trims else input_text)
+        own = input_text.strip() if self.trims else input_text
+        return self.query.replace("{input}", own) if own else self.empty_query
 
     def output_text(self, output: str) -> str:
         """The target of an output, without what closes it."""
@@ -94,7 +93,6 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, writes_bos: bool, day: dat
         )
     context, _, rest = whole.partition(_INSTRUCTION)
     between, _, after = rest.partition(_INPUT)
-    padded = render(_asked(apart, f" {_INPUT} "))
     bos = tokenizer.bos_token
     dates = {_renderer(tokenizer, each)(asked) for each in _TWO_DAYS}
     return Template(
@@ -103,7 +101,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, writes_bos: bool, day: dat
         empty_query=_empty_query(render, context, apart) or between.removesuffix("\n\n" * (not apart)) + after,
         output="{output}",
         end_ids=_end_ids(tokenizer, render, asked) or _eos(tokenizer),
-        trims=padded is not None and f" {_INPUT} " not in padded,
+        trims=render(_asked(apart, f"{_INPUT} ")) == whole,
         dated=len(dates) > 1 and day is None,
     )
 
