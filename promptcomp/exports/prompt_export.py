@@ -122,6 +122,8 @@ def export_prompt(path: Path, folder: Path, wanted: str, model: str | None = Non
             prompt = _Prompt(path, model, wanted)
             page, values = write(prompt, new)
         info = prompt.info
+        if info.trims and wanted != "tensors":  # promptcomp does it itself
+            prompt.notes.append("Take the white space around a query away.")
         values |= {"base": literal(prompt.base), "stop_ids": list(info.stop_ids), "notes": prompt.notes}
         values |= {"template": literal(info.query), "run": info.run if info.lm_is_trained else None}
         text = Page(page, values, package="promptcomp.exports").text(

@@ -74,10 +74,19 @@ def test_peft_and_transformers_read_prompts(tmp_path: Path, kind: str, method: s
     torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-6 * max(1.0, float(expected.abs().max())))
     assert set(found.files) == {file.name for file in (tmp_path / "peft").iterdir()} == set(files_of(tmp_path / "peft"))
     assert any("generate" in note for note in found.notes)
+    assert "white space" not in (tmp_path / "peft" / "README.md").read_text()
     export_prompt(file, tmp_path / "cache", "transformers")
     answer = run_readme(tmp_path / "cache")["answer"].tolist()
     wanted = prompt.answers([QUERY])[0].ids[:20]
     assert tuple(answer[: len(wanted)]) == wanted
+
+
+def test_queries_that_lose_white_space_are_said_so(tmp_path: Path) -> None:
+    prompt = prompt_of(tmp_path, "llama", "vectors")
+    prompt.info = prompt.info.model_copy(update={"trims": True})
+    prompt.save(tmp_path / "trims.safetensors")
+    export_prompt(tmp_path / "trims.safetensors", tmp_path / "out", "vllm")
+    assert "Take the white space around a query away." in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_keys_that_cannot_be_moved_are_refused(tmp_path: Path) -> None:
