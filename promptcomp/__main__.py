@@ -21,6 +21,7 @@ class _Interrupt(KeyboardInterrupt):
 def main() -> NoReturn:
     """Run the command line. Ctrl-C that no command handles ends it with "interrupted" and exit code 130."""
     begun = time.monotonic()
+    _open_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in the background of a shell
         signal.signal(signal.SIGINT, _interrupt)
     try:
@@ -34,6 +35,18 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and its exit code stays
     _say()  # whatever Ctrl-C was turned into on its way here (typer and Lightning make an exit code of it)
     sys.exit(_INTERRUPTED)
+
+
+def _open_streams() -> None:
+    """A standard stream that was closed (`<&-`, `>&-`) is empty, and no file that is opened later gets its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -119,3 +119,16 @@ def test_ctrl_c_during_the_evaluation_says_how_to_go_on(
     assert "promptcomp fit --resume 'my run'" in done.stderr
     assert not (tmp_path / "my run" / "results.json").exists()
     assert run("fit", "--resume", "my run").returncode == 0
+
+
+def test_standard_streams_may_be_closed(tmp_path: Path) -> None:
+    """As in `promptcomp judge ... <&-` of a service: nobody can be asked, and no traceback is made of it."""
+    lines = '{"id": 1, "instruction": "a", "input": "b", "text": "%s"}'
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(lines % name, encoding="utf-8")
+    words = ["judge", "a.jsonl", "b.jsonl", "--model", "m", "--base-url", "http://127.0.0.1:9/v1", "--price-in", "1"]
+    command = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-W", "ignore", "-m", "promptcomp", *words]
+    done = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("there is no terminal to ask")) == (2, 1)
+    silent = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "promptcomp", "fit", "--nothing"]
+    assert subprocess.run(silent, cwd=tmp_path, check=False).returncode == 2
