@@ -141,7 +141,8 @@ def read_rows(folder: Path) -> list[BoardRow]:
     """The rows of a leaderboard, by name and seed.
 
     Raises:
-        ConfigError: there are none, a file is no row, or a folder's rows have other data, LM or examples than the rest.
+        ConfigError: there are none, a file is no row, a folder's rows have other data, LM or examples than the rest, or
+            its seeds have other learning rates (those of an earlier plan with more seeds).
     """
     files = sorted((folder / ROWS).glob("*/*.json"), key=lambda path: (path.parent.name, path.name))
     found = [(path, _read(path)) for path in files]
@@ -154,6 +155,12 @@ def read_rows(folder: Path) -> list[BoardRow]:
             if own != theirs:
                 told = "" if what == "examples" else f" ({own}, not {theirs})"
                 raise ConfigError(f"{path.parent}: {path.name} has other {what} than {other}{told}; leave it out")
+    rates: dict[str, tuple[str, float | None]] = {}
+    for path, row in found:
+        first, rate = rates.setdefault(row.row, (path.name, row.rate)) if not row.failure else ("", row.rate)
+        if row.rate != rate:
+            told = f"has learning rate {row.rate}, and {first} {rate}; a row has one"
+            raise ConfigError(f"{path}: {told}, so leave out the seeds of an earlier plan")
     return sorted((row for _, row in found), key=lambda row: (row.row, row.seed))
 
 

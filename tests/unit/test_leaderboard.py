@@ -265,6 +265,17 @@ def test_foreign_and_broken_files_are_refused(changes: dict[str, Any], message: 
     assert len(str(told.value).splitlines()) == 1
 
 
+def test_seeds_of_an_earlier_plan_with_another_rate_are_not_averaged(tmp_path: Path) -> None:
+    """As `--seeds 3` leaves them to `--seeds 2`, whose dev results choose another rate."""
+    write_rows(
+        tmp_path, [board_row("mend-4", 0, rate=1e-3), board_row("mend-4", 1, rate=3e-3, failure="out of memory")]
+    )
+    assert len(read_rows(tmp_path)) == 2
+    write_rows(tmp_path, [board_row("mend-4", 2, rate=3e-3)])
+    with pytest.raises(ConfigError, match=r"rows/mend-4/2\.json: has learning rate 0\.003, and 0\.json 0\.001"):
+        read_rows(tmp_path)
+
+
 def test_files_that_are_no_json_and_other_contexts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no rows"):
         read_rows(tmp_path)
