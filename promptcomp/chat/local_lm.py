@@ -109,14 +109,21 @@ class LocalLM:
             return None
         return f"{length} prompt tokens and {max_tokens} for the answer exceed the LM's window of {window}"
 
+    def _left(self, ids: Sequence[int], most: int) -> int:
+        return most if self.lm.window is None else max(0, min(most, self.lm.window - self.lm.num_bos - len(ids)))
+
     @torch.no_grad()
     def answer(self, prompts: Sequence[Prompt], writing: Writing, seed: int) -> list[Reply]:
         """One reply to each prompt of those prepared, or to a chat that goes on from one of them."""
         encoded = [self._encode(prompt) for prompt in prompts]
-        room = writing.max_tokens
-        if self.lm.window is not None:
-            room = min(room, self.lm.window - self.lm.num_bos - max(map(len, encoded)))
-        if room < 1:  # only a chat that went on can have become too long; it then counts as unanswered
+        left = [self._left(ids, writing.max_tokens) for ids in encoded]
+        if len(set(left)) > 1:  # a chat that has come near the window's end takes no room from those beside it
+            found = dict[int, Reply]()
+            for own in sorted(set(left)):
+                rows = [row for row, each in enumerate(left) if each == own]
+                found |= zip(rows, self.answer([prompts[row] for row in rows], writing, seed), strict=True)
+            return [found[row] for row in range(len(prompts))]
+        if (room := left[0]) < 1:  # only a chat that went on can have become too long; it then counts as unanswered
             return [Reply("", len(ids), 0, "length", None) for ids in encoded]
         first = len(self._shared)
         if any(len(ids) <= first or ids[:first] != self._shared for ids in encoded):
@@ -124,7 +131,7 @@ class LocalLM:
             first = len(self._shared)
         queries = tuple(EncodedQuery(ids[first:], ()) for ids in encoded)
         batch = collate([EncodedContext(self._shared, queries)], pad_id=self.lm.end_id).to(self._device)
-        rows = _Rows(self._tokenizer, len(prompts), writing.stop)
+        written = _Rows(self._tokenizer, len(prompts), writing.stop)
         with contextlib.suppress(_AllEnded):
             self.lm.generate(
                 self._memory,
@@ -133,11 +140,11 @@ class LocalLM:
                 stop_ids=self._stop_ids,
                 temperature=writing.temperature,
                 generator=torch.Generator(self._device).manual_seed(seed),
-                on_tokens=rows.add,
+                on_tokens=written.add,
             )
         return [
             Reply(cut_at(text, writing.stop), len(ids), len(tokens), "stop" if ended else "length", None)
-            for text, ids, tokens, ended in zip(rows.texts, encoded, rows.tokens, rows.ended, strict=True)
+            for text, ids, tokens, ended in zip(written.texts, encoded, written.tokens, written.ended, strict=True)
         ]
 
 

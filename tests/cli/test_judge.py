@@ -307,6 +307,17 @@ def test_a_local_judge_reads_what_transformers_reads(local_judge: Path) -> None:
             assert reply.prompt_tokens == ids.shape[1]
 
 
+def test_a_chat_at_the_end_of_the_window_takes_no_room_from_others(local_judge: Path) -> None:
+    """As a reply that is asked for again makes them: alone and beside others the answers are the same."""
+    model = LocalLM(str(local_judge), "cpu", chat=True)
+    chats: list[list[Message]] = [[{"role": "user", "content": "the cat" + " dog" * n}] for n in (0, 1520, 1600, 1)]
+    assert model.prepare(chats, 6)[0] is None
+    found = model.answer(chats, Writing(6), 0)
+    assert [reply.completion_tokens for reply in found] != [0, 0, 0, 0]
+    assert found == [model.answer([chat], Writing(6), 0)[0] for chat in chats]
+    assert (found[2].text, found[2].completion_tokens) == ("", 0)
+
+
 def test_a_local_judge_whose_window_is_too_small(
     run: Run, runs: tuple[str, str], tiny_lm: Path, tmp_path: Path
 ) -> None:
