@@ -13,7 +13,7 @@ from promptcomp.errors import ConfigError
 from promptcomp.evaluation.flops import break_even
 from promptcomp.evaluation.metrics import group
 from promptcomp.evaluation.predictions import TEXT_METRICS, TOKEN_METRICS, Prediction, read_predictions
-from promptcomp.evaluation.results import Cost, Results, SplitResult, finite, read_results
+from promptcomp.evaluation.results import FILE_NAME, Cost, Results, SplitResult, finite, read_results
 from promptcomp.forecast.estimate import estimate
 from promptcomp.leaderboard.board_row import BoardRow, ContextScores
 from promptcomp.leaderboard.track import DIMENSION, PlannedRow, TrackPlan
@@ -36,7 +36,7 @@ def rows_of_sweep(plan: TrackPlan, state: SweepState, command: str) -> Iterator[
         command: what made it, for the files.
 
     Raises:
-        ConfigError: no trial has finished, or the results have no such split.
+        ConfigError: no trial has finished, a finished one's run is gone, or the results have no such split.
     """
     trials = {(str(trial.params[DIMENSION]), trial.seed): trial for trial in state.trials}
     wanted = {choice for row in plan.rows for choice in row.choices}
@@ -44,6 +44,9 @@ def rows_of_sweep(plan: TrackPlan, state: SweepState, command: str) -> Iterator[
     if not done:
         problems = [trial.problem for trial in trials.values() if trial.problem]
         raise ConfigError(f"no trial has finished{f': {problems[0]}' if problems else ''}")
+    if gone := [trial.run for trial in done if not (trial.run / FILE_NAME).is_file()]:  # dev results would be, too
+        again = f"put it back, or remove {state.directory.path} to have all runs made again (rows stay as they are)"
+        raise ConfigError(f"{gone[0]}: the run of a finished trial is gone; {again}")
     first = read_results(done[0].run)
     split = plan.track.split or next(iter(first.splits))
     if split not in first.splits:

@@ -60,6 +60,10 @@ def test_a_track_of_real_runs(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
     assert again.returncode == 0
     assert "equal slots: 2 slots" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in runs} == runs
+    shutil.rmtree(next((folder / "sweep" / "runs").glob("row_mend*")))
+    partly = run(*WORDS)
+    assert partly.returncode == 2
+    assert "the run of a finished trial is gone; put it back, or remove board/sweep" in partly.stderr
     shutil.rmtree(folder / "sweep")  # the board needs the rows alone
     before = (folder / "leaderboard.md").read_bytes()
     built = run("leaderboard", "build", "board")
