@@ -94,6 +94,19 @@ def command(*words: object) -> str:
     return shlex.join(["promptcomp", *parts])
 
 
+def check_name(path: Path) -> None:
+    """
+    Raises:
+        ConfigError: something is to be written whose name is not UTF-8, which readers of weights and logs cannot open.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{path}: the name is not UTF-8, and weights cannot be read under it; choose another"
+        ) from None
+
+
 def did_you_mean(found: str, known: Iterable[str], otherwise: str | None = None) -> str:
     """The nearest of the known names; where none is near: `otherwise`, or all of them."""
     names = list(known)

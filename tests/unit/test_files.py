@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,13 @@ from promptcomp.errors import NoSpace
 from promptcomp.evaluation.results import Results, write_results
 from promptcomp.files import (
     cache_folder,
+    check_empty,
     check_no_links,
+    check_output,
     follow_umask,
     is_file_name,
     locked,
+    make_folder,
     new_folder,
     open_append,
     replacing,
@@ -135,6 +139,15 @@ def test_folders_that_are_links_are_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").symlink_to(tmp_path.parent)
     with pytest.raises(ConfigError, match="checkpoints: is a link"):
         check_no_links(tmp_path, ("export", "checkpoints"))
+
+
+def test_names_that_are_not_utf8_are_told_before_the_work(tmp_path: Path) -> None:
+    """TensorBoard ended with a traceback, and what `compress` had written could not be read again."""
+    for check in (make_folder, check_empty, partial(check_output, force=True)):
+        with pytest.raises(ConfigError, match="the name is not UTF-8"):
+            check(tmp_path / "run\udcff")
+    assert not any(tmp_path.iterdir())
+    check_output(tmp_path / "run.html", force=False)
 
 
 def test_a_lock_is_held_once_and_gives_up_when_told(tmp_path: Path) -> None:
