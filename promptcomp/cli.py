@@ -72,6 +72,10 @@ def main(begun: float | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # a name on a disk may hold what cannot be written as text
             stream.reconfigure(errors="backslashreplace")
     try:
+        os.getcwd()
+    except OSError:  # libraries would end the program with words of their own
+        _fail("the current folder was removed or cannot be entered; change to another one (cd)", Exit.MISTAKE)
+    try:
         # a signal that asks a run to make room must find its handler from the start
         with StopSignals().installed(last=True) if sys.argv[1:2] == ["fit"] else contextlib.nullcontext():
             code = app(obj=begun, standalone_mode=False, prog_name="promptcomp")

@@ -132,3 +132,13 @@ def test_standard_streams_may_be_closed(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("there is no terminal to ask")) == (2, 1)
     silent = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "promptcomp", "fit", "--nothing"]
     assert subprocess.run(silent, cwd=tmp_path, check=False).returncode == 2
+
+
+def test_the_current_folder_may_have_been_removed(tmp_path: Path) -> None:
+    """Importing torch ended the program with "Intel oneMKL FATAL ERROR"."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    words = ["sh", "-c", 'rmdir "$1" && shift && exec "$@"', "sh", str(gone), sys.executable, "-m", "promptcomp", "fit"]
+    done = subprocess.run(words, cwd=gone, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the current folder was removed")
