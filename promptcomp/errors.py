@@ -94,7 +94,7 @@ def command(*words: object) -> str:
     return shlex.join(["promptcomp", *parts])
 
 
-def check_name(path: Path) -> None:
+def check_utf8(path: Path) -> None:
     """
     Raises:
         ConfigError: something is to be written whose name is not UTF-8, which readers of weights and logs cannot open.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from promptcomp.errors import ConfigError, NoSpace, check_name, errno_of, is_full
+from promptcomp.errors import ConfigError, NoSpace, check_utf8, errno_of, is_full
 
 if sys.platform != "win32":  # there two processes may get in each other's way
     import fcntl
@@ -206,7 +206,7 @@ def check_output(path: Path, force: bool, example: str = "prompt.safetensors") -
         ConfigError: says what is in the way.
     """
     if path.suffix != ".html":
-        check_name(path)
+        check_utf8(path)
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; name a file, for example {path / example}")
     if path.exists() and not path.is_file():
@@ -224,7 +224,7 @@ def check_empty(folder: Path, instead: str = "name another folder with --output"
     Raises:
         ConfigError: a folder that is to be filled holds something already, is none, or has a name that is not UTF-8.
     """
-    check_name(folder)
+    check_utf8(folder)
     if os.path.lexists(folder) and not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; {instead}")
     if folder.exists() and any(folder.iterdir()):
@@ -268,7 +268,7 @@ def make_folder(path: Path, advice: str = "") -> None:
     Raises:
         ConfigError: it cannot be made; the message ends in `advice`.
     """
-    check_name(path)
+    check_utf8(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
