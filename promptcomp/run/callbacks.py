@@ -186,6 +186,8 @@ class SaveBetweenSteps(L.Callback):
         self.received: int | None = None
         self._stop = StopSignals.current() or StopSignals()
         self._previous: dict[int, Any] = {}
+        self._before = {number: signal.getsignal(number) for number in {*self.signals, *StopSignals.numbers()}}
+        """What Lightning has not replaced yet, and has put back itself when it is done."""
         self._process = os.getpid()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -197,7 +199,7 @@ class SaveBetweenSteps(L.Callback):
         self._process = os.getpid()
         if trainer.received_sigterm:  # Lightning's own handler took it a moment ago
             raise Stopped(trainer.global_step)
-        for number in {*self.signals, *StopSignals.numbers()}:
+        for number in self._before:
             handler = self._stop.handle if is_preemption(number) else self._handle
             with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
                 self._previous[number] = signal.signal(number, handler)
@@ -232,8 +234,8 @@ class SaveBetweenSteps(L.Callback):
 
     def restore(self) -> None:
         """Put the handlers back, once all is saved: Lightning's own would swallow a signal after the last step."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        for number in self._previous:
+            signal.signal(number, self._before[number] or signal.SIG_DFL)
         self._previous.clear()
 
 

@@ -57,6 +57,16 @@ def test_outside_the_main_thread_signals_stay_as_they_are() -> None:
         assert pool.submit(start).result() == before
 
 
+def test_lightnings_handler_does_not_come_back_after_training() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    callback = SaveBetweenSteps(Mock(), 1)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # Lightning's, which swallows it
+    callback.on_train_start(Mock(received_sigterm=None), Mock())
+    signal.signal(signal.SIGTERM, before)  # Lightning has ended
+    callback.restore()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_what_has_nothing_to_save_is_left_at_once() -> None:
     with stop_signals() as stop:
         with stop.leaving_at_once():
