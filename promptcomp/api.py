@@ -25,6 +25,7 @@ from promptcomp.experiment import Experiment
 from promptcomp.files import Place, check_output
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.attention import Window
+from promptcomp.language_model.parts import in_memory, lent
 from promptcomp.plotting import drawing
 from promptcomp.prompts.compressing import Compressor, untrained
 from promptcomp.prompts.prompt_files import CompressedPrompt
@@ -32,7 +33,7 @@ from promptcomp.run import fitting
 from promptcomp.run.callbacks import TrainingProgress
 from promptcomp.run.configured import with_lm
 from promptcomp.run.finished import Run, finished, load_run, step_series
-from promptcomp.run.opening import make_data, quiet
+from promptcomp.run.opening import as_before, make_data, quiet, set_threads
 from promptcomp.run.processes import device_count, started_rank
 from promptcomp.run.run_directory import RunDirectory
 from promptcomp.run.trainer import make_trainer
@@ -219,7 +220,7 @@ def _plain(value: Any) -> Any:
 
 
 def distill(
-    lm: str | PreTrainedModel,
+    lm: Place | PreTrainedModel,
     text: str,
     *,
     slots: int | str | Sequence[int] = 64,
@@ -237,14 +238,13 @@ def distill(
     """Train the slots of one text until a frozen LM answers behind them as behind the text, as `promptcomp distill`.
 
     Args:
-        lm: A folder, a hub name, or a causal LM in memory, whose weights are not changed.
+        lm: A folder, a hub name, or a causal LM in memory, which is not changed.
         text: The prompt or document.
         slots: One number of slots, or several ([16, 64] or "16,64"), which share the LM's answers.
         questions: To train on; None: the LM asks itself.
         beside: Other texts by their names, shorter prompts for example, that the cartridges are compared with.
         output: File of the cartridge (with several numbers of slots, each has its own in the name); None: no file.
-        work: Folder of questions, answers and training states, which the same call goes on from; None: beside the
-            output, or nowhere.
+        work: Folder of questions, answers and training states, to go on from; None: beside the output, or nowhere.
         tokenizer: Of an LM in memory.
         device: Where to train an LM that is not in memory.
         dtype: Of the weights of an LM that is not in memory: float32 or bfloat16.
@@ -273,8 +273,9 @@ def distill(
     numbers = map(str, slots) if isinstance(slots, Iterable) and not isinstance(slots, str) else [str(slots)]
     options = DistillOptions(slots=",".join(numbers), **settings)
     budgets = options.budgets()
-    path = lm if isinstance(lm, str) else lm.name_or_path or "in memory"
-    dtype = dtype if isinstance(lm, str) else str(lm.dtype).removeprefix("torch.")
+    hf = None if isinstance(lm, str | os.PathLike) else in_memory(lm, tokenizer)
+    path = os.fspath(lm) if hf is None else hf.name_or_path or "in memory"
+    dtype = dtype if hf is None else str(hf.dtype).removeprefix("torch.")
     config = build(LanguageModelConfig, {"path": path, "dtype": dtype}, source="distill")
     if output is not None:
         check_output(Path(output), force=True)
@@ -282,7 +283,7 @@ def distill(
         default = passing if output is None else Path(output).with_suffix(".distill")
         with WorkFolder(Path(default if work is None else work)) as folder:
             files = {} if output is None else folder.outputs(Path(output), budgets, force)
-            model = open_causal(config, device) if isinstance(lm, str) else LanguageModel.from_parts(lm, tokenizer)
+            model = open_causal(config, device) if hf is None else LanguageModel.from_parts(hf, tokenizer)
             console = PlainConsole(quiet=not verbose)
             try:
                 found = DistillJob(model, config, text, questions, options, folder, console, beside).run(files)
@@ -324,16 +325,17 @@ class TextCompressor(Compressor):
         Raises:
             ConfigError: a mistake in the settings, or a family that is not supported.
         """
+        hf = in_memory(model, tokenizer)
         if tokenizer is None:
             raise ConfigError("from_model needs the tokenizer of the model, and tokenizer is None")
         own = {key if "__" in key or key == "seed" else f"method__{key}": value for key, value in settings.items()}
         tree = {
             "method": {"name": method},
             "data": {"name": "instructions", "files": {"train": "rows in memory"}},
-            "lm": {"path": model.name_or_path or "in memory"},
+            "lm": {"path": hf.name_or_path or "in memory", "dtype": str(hf.dtype).removeprefix("torch.")},
         }
         slots = getattr(build(Experiment, with_settings(tree, own), source="from_model").method, "num_slots", 1)
-        text = model.config.get_text_config(decoder=True)
+        text = hf.config.get_text_config(decoder=True)
         window = None if text.is_encoder_decoder else Window.of(text).size
         room = 256 if window is None else max(1, min(256, (window - slots - 2) // 3))
         limits = {f"data__max_{part}_tokens": room for part in ("context", "query", "target")}
@@ -382,11 +384,12 @@ class TextCompressor(Compressor):
             module.watch(datamodule.examples("dev"))
         module.max_steps, module.optim = experiment.trainer.max_steps, experiment.optim
         module.seed, progress = experiment.seed, TrainingProgress(PlainConsole(quiet=not verbose), module.max_steps)
-        with quiet(), tempfile.TemporaryDirectory() as folder:
+        with quiet(), as_before(), lent(module), tempfile.TemporaryDirectory() as folder:
+            set_threads(experiment)
             series = RunDirectory(Path(folder))
             trainer = make_trainer(experiment, series, datamodule, progress, resume=False, saves=False)
             try:
-                trainer.fit(module.train(), datamodule=datamodule)
+                trainer.fit(module.learning(), datamodule=datamodule)
             except SystemExit as end:  # what Lightning makes of a Ctrl-C
                 raise KeyboardInterrupt from end
             finally:

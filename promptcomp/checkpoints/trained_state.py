@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -206,10 +206,31 @@ class TrainedState(L.LightningModule):
     task_names: tuple[str, ...]
     _is_in_trainer: bool
     _frozen: str | None = None
+    _trained_names: frozenset[str] | None = None
+    """Once it is built: a user's model in memory may ask for other gradients later."""
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name; a checkpoint holds these and no others."""
-        return {plain_name(name): p for name, p in self.named_parameters() if p.requires_grad}
+        """The parameters that training changes, by name; a checkpoint holds these and no others.
+
+        Raises:
+            ConfigError: some are gone: an LM in memory was given adapters by somebody else.
+        """
+        named, names = {plain_name(name): p for name, p in self.named_parameters()}, self._trained_names
+        if names is None:
+            return {name: p for name, p in named.items() if p.requires_grad}
+        if gone := sorted(names - named.keys()):
+            raise ConfigError(
+                f"the LM was changed after this compressor was made ({gone[0]} is gone; adapters of another one?); "
+                "load the LM anew for each compressor that trains it"
+            )
+        return {name: p for name, p in named.items() if name in names}
+
+    def learning(self) -> Self:
+        """The module in training mode, with gradients for what is trained and for nothing else."""
+        trained = {id(each) for each in self.trained_parameters().values()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        return self.train()
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """The trained tensors by name, whole (a collective where they are sharded; every rank gets them)."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.lm_config import place_of
 from promptcomp.language_model.loading import multiplies_bfloat16, open_architecture, pick_device, settings_hash
+from promptcomp.language_model.parts import lent
 from promptcomp.memory import memory_to
 from promptcomp.plain import say
 from promptcomp.prompts.artifact import text_hash, tokenizer_hash, weights_hash
@@ -115,7 +115,7 @@ class DistillJob:
     """One text and the LM that is to answer about it. Settings that do not fit them are told before any work.
 
     Args:
-        lm: on its device; its weights are not changed.
+        lm: on its device; it is not changed.
         name: of the LM, as files say it.
         text: the context.
         questions: the user's; None: self-study.
@@ -140,7 +140,10 @@ class DistillJob:
         beside: Mapping[str, str] | None = None,
     ) -> None:
         _check_family(name, lm.family != "decoder")
-        self.lm, self.name, self.options, self.folder = lm.eval(), name, options, folder
+        if isinstance(questions, str) or not isinstance(beside or {}, Mapping):
+            raise ConfigError("give questions as a list of texts, and `beside` as a dictionary of texts by their names")
+        questions = None if questions is None else [whole(each, "a question") for each in questions]
+        self.lm, self.name, self.options, self.folder = lm, name, options, folder
         self.budgets = options.budgets()
         self._stop, self._console = Stop(), console
         self.text = AskedText(lm, name, text, options, folder, console)
@@ -171,7 +174,8 @@ class DistillJob:
         exact = hf.device.type == "cpu" and hf.dtype == torch.float32
         if exact and hf.num_parameters() > _LARGE and multiplies_bfloat16():
             say(self._console, "note: this CPU multiplies bfloat16: --dtype bfloat16 takes about half the time")
-        with self._stop.installed(), _frozen(self.lm):
+        with self._stop.installed(), lent(self.lm):
+            self.lm.eval().requires_grad_(False)
             try:
                 questions = self._study() if self._given is None else self._given
                 queries = self.text.queries(questions)
@@ -342,16 +346,3 @@ class DistillJob:
             f"stopped after step {progress.step} of {self.options.steps} with {slots} slots{rest}; the best so far "
             f"(step {progress.best_step}, KL {progress.best.kl:.3f}) is kept, and the same command goes on"
         )
-
-
-@contextmanager
-def _frozen(lm: LanguageModel) -> Iterator[None]:
-    """No gradient for the LM's weights, within this block."""
-    trained = [parameter for parameter in lm.hf.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

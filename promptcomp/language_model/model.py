@@ -39,6 +39,7 @@ from promptcomp.language_model.parts import (
     TextEncoder,
     body_name,
     first_of,
+    in_memory,
     last_visible,
     logits_of,
     memory_rows,
@@ -161,11 +162,9 @@ class LanguageModel(nn.Module):
         """Wrap a model that is already there (or what peft has made of one).
 
         Raises:
-            ConfigError: its family is not supported.
+            ConfigError: its family is not supported, or it is none (`in_memory`).
         """
-        if not isinstance(hf, PreTrainedModel):
-            hf = hf.get_base_model()
-        lm = cls(hf, tokenizer, layout, bos)
+        lm = cls(in_memory(hf, tokenizer, needs_weights=False), tokenizer, layout, bos)
         verify(lm)
         return lm
 

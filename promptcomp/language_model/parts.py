@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from promptcomp.config import ConfigError
@@ -95,6 +95,46 @@ def refusing(hf: PreTrainedModel, what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(unsupported(hf, f"{what} ({type(error).__name__}: {reason})")) from None
+
+
+def in_memory(model: Any, tokenizer: Any = None, *, needs_weights: bool = True) -> PreTrainedModel:
+    """The Hugging Face model in what a user gives: itself, or what peft or torch.compile have made of it.
+
+    Raises:
+        ConfigError: it is none, has no weights (where it `needs_weights`), or reads a trained prompt of peft, which
+            stands outside of it; or the tokenizer is none.
+    """
+    hf = getattr(model, "_orig_mod", model)
+    if any(each.is_prompt_learning for each in getattr(hf, "peft_config", {}).values()):
+        raise ConfigError(
+            "the model reads a trained prompt of peft in front of everything, which promptcomp cannot; give the model "
+            "without it: model.get_base_model()"
+        )
+    if not isinstance(hf, PreTrainedModel) and hasattr(hf, "get_base_model"):
+        hf = hf.get_base_model()
+    if not isinstance(hf, PreTrainedModel):
+        raise ConfigError(f"expected a model of transformers (a causal LM, or a T5), not {type(model).__name__}")
+    if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigError(f"expected a tokenizer of transformers, not {type(tokenizer).__name__}")
+    if needs_weights and any(each.is_meta for each in hf.parameters()):
+        raise ConfigError("the model has no weights: it is on the meta device; load it on cpu or cuda")
+    return hf
+
+
+@contextlib.contextmanager
+def lent(model: nn.Module) -> Iterator[None]:
+    """A user's model for the time of a block. Then each of its parts is in the mode (training or not) that it was in,
+    and each weight that was there asks for a gradient as it did."""
+    training = [each for each in model.modules() if each.training]
+    asked = [(each, each.requires_grad) for each in model.parameters()]
+    try:
+        yield
+    finally:
+        model.eval()
+        for part in training:
+            part.training = True
+        for weight, asks in asked:
+            weight.requires_grad_(asks)
 
 
 def token_table(hf: PreTrainedModel) -> nn.Embedding:

@@ -48,11 +48,16 @@ def lora_settings(lm: LanguageModel | TextEncoder, config: LoraConfig) -> peft.L
     """The adapters as peft describes them.
 
     Raises:
-        ConfigError: peft is not installed, or `targets` names no layer of this LM.
+        ConfigError: peft is not installed, `targets` names no layer of this LM, or it has adapters already.
     """
     check_peft()
     import peft
 
+    if any(hasattr(each, "lora_A") for each in lm.hf.modules()):
+        raise ConfigError(
+            "the LM has adapters already (of peft, or of another compressor with train=lora): merge them, or load it "
+            "anew"
+        )
     modules, body = dict(lm.hf.named_modules()), {*lm.hf.base_model.modules()} - {lm.hf.get_output_embeddings()}
     layers = {name: each for name, each in modules.items() if isinstance(each, nn.Linear | Conv1D) and each in body}
     known = {_last(name) for name in layers}

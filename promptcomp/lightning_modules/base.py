@@ -241,6 +241,7 @@ class CompressionModule(TrainedState):
             start = getattr(self.method, "init_from", None)
             if start is not None and not self.skeleton:
                 self.load_trained(Path(start))
+        self._trained_names = frozenset(self.trained_parameters())
         prepare_blocks(self, self.execution)
         self.train(self.training)
 

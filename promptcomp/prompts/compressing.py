@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from promptcomp.files import Place, check_empty, write_atomic
 from promptcomp.language_model import LanguageModel
 from promptcomp.language_model.lm_config import place_of
 from promptcomp.language_model.loading import pick_device
+from promptcomp.language_model.parts import in_memory, lent
 from promptcomp.lightning_modules.base import CompressionModule
 from promptcomp.memory import Memory, memory_to
 from promptcomp.prompts.artifact import PromptInfo, tokenizer_hash, weights_hash
@@ -90,14 +93,15 @@ class Compressor:
             ConfigError: nothing of the kind is there, or the LM is gone, another one, or does not fit the tensors.
         """
         folder = downloaded(Path(path), revision)
-        place, in_memory = (None, model) if isinstance(model, PreTrainedModel) else (model, None)
+        is_place = model is None or isinstance(model, str | os.PathLike)
+        place, hf = (model, None) if is_place else (None, in_memory(model, tokenizer))
         is_export = (folder / TENSORS).is_file()
-        if not is_export and in_memory is not None:
+        if not is_export and hf is not None:
             raise ConfigError(f"{folder}: model= needs a folder of trained tensors; give {folder / 'export'}")
-        if (in_memory is None) != (tokenizer is None):
+        if (hf is None) != (tokenizer is None):
             raise ConfigError("give model and tokenizer together")
         experiment = with_lm(exported_experiment(folder) if is_export else trained_experiment(folder), folder, place)
-        if in_memory is None:
+        if hf is None:
             check_lm(experiment, folder)
         described = folder if is_export else folder / "export"
         known: dict[str, Any] = {}
@@ -110,14 +114,14 @@ class Compressor:
             set_threads(experiment)
             experiment = experiment.model_copy(update={"method": experiment.method.without_training()})
             lm = None
-            if in_memory is None and (wanted := known.get("lm_hash")) is not None:
+            if hf is None and (wanted := known.get("lm_hash")) is not None:
                 lm = LanguageModel.from_config(experiment.lm)
                 if weights_hash(lm.hf) != wanted:
                     raise ConfigError(
                         f"{folder}: was trained with another LM than {experiment.lm.path} (or the same in another "
                         "dtype); name the right one with --model"
                     )
-            parts = untrained(experiment, in_memory, tokenizer, names, lm)
+            parts = untrained(experiment, hf, tokenizer, names, lm)
             if experiment.method.trains:
                 parts[2].load_trained(folder if is_export else weights_of(RunDirectory(folder)))
             return cls(None if is_export else folder, parts, device)
@@ -265,7 +269,9 @@ class Compressor:
     def _memory(self, context: Context, read: Callable[[Context], Memory | None]) -> Memory | None:
         tokens, window = context.ids.shape[1], self.module.lm.window
         try:
-            memory = read(context)
+            with lent(self.module):
+                self.module.eval()
+                memory = read(context)
         except ConfigError as error:
             if window is None or tokens + self.module.num_memory_slots(tokens) <= window:
                 raise
@@ -301,10 +307,12 @@ def untrained(
 ) -> tuple[Experiment, ContextDataModule, CompressionModule]:
     """As `open_trained`, before training and without rows; no model, no `lm`: the LM that the configuration names."""
     layout, bos = experiment.lm.layout, experiment.lm.bos
-    lm = lm if model is None else LanguageModel.from_parts(model, tokenizer, layout=layout, bos=bos)
-    module, datamodule = make_module(experiment, task_names, lm), make_data(experiment, lm, RowsInMemory())
-    module.configure_model()
-    return experiment, datamodule, module.eval()
+    with nullcontext() if model is None else lent(model):
+        lm = lm if model is None else LanguageModel.from_parts(model, tokenizer, layout=layout, bos=bos)
+        module, datamodule = make_module(experiment, task_names, lm), make_data(experiment, lm, RowsInMemory())
+        module.configure_model()
+        module.eval()
+    return experiment, datamodule, module
 
 
 def _list(names: Sequence[str]) -> str:

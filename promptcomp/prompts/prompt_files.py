@@ -22,6 +22,7 @@ from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.generation import generate_within
 from promptcomp.language_model.loading import pick_device
 from promptcomp.memory import KVCache, Memory, memory_tensors, memory_to, save_memory
+from promptcomp.language_model.parts import lent
 from promptcomp.plain import shown
 from promptcomp.prompts.artifact import PromptInfo, is_tokenizer, read_prompt, text_hash, weights_hash
 from promptcomp.prompts.sources import whole
@@ -72,7 +73,7 @@ class Answer:
 
 
 class PromptReader:
-    """An LM, in eval mode and with its tokenizer, that answers queries behind a memory."""
+    """An LM with its tokenizer that answers queries behind a memory."""
 
     def __init__(self, lm: LanguageModel, format: PromptFormat) -> None:
         if lm.tokenizer is None:
@@ -139,18 +140,19 @@ class PromptReader:
         if limit is None and self.lm.window is not None:
             left = self.lm.window - (next_position(self.lm, memory) or 0)
             most = [max(1, min(DEFAULT_NEW_TOKENS, left - len(ids))) for ids in queries]
-        found = generate_within(
-            self.lm,
-            memory,
-            collate([context], self.tokenizer.pad_token_id or 0).to(self.device),
-            most,
-            stop_ids=self.format.stop_ids,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            generator=generator,
-            num_beams=settings.num_beams,
-            on_tokens=None if streamer is None or settings.num_beams > 1 else streamer.on_tokens,
-        )
+        with lent(self.lm):
+            found = generate_within(
+                self.lm.eval(),
+                memory,
+                collate([context], self.tokenizer.pad_token_id or 0).to(self.device),
+                most,
+                stop_ids=self.format.stop_ids,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                generator=generator,
+                num_beams=settings.num_beams,
+                on_tokens=None if streamer is None or settings.num_beams > 1 else streamer.on_tokens,
+            )
         if streamer is not None:
             for token in found[0] if settings.num_beams > 1 else ():
                 streamer.on_tokens([token])

@@ -18,6 +18,7 @@ from promptcomp.files import Place
 from promptcomp.plotting import COLOURS, GREY, drawing, panels
 from promptcomp.run.configured import experiment_of
 from promptcomp.run.fitting import Outcome, resume_fit
+from promptcomp.run.opening import as_before
 from promptcomp.run.run_directory import RunDirectory, open_existing, step_series
 from promptcomp.terminal import PlainConsole, frame
 
@@ -142,7 +143,8 @@ def finished(work: Callable[[Console], Outcome | None], verbose: bool) -> Run:
         ConfigError: the work is that of another process.
     """
     console = PlainConsole(quiet=not verbose)
-    outcome = work(console)
+    with as_before():
+        outcome = work(console)
     if outcome is None:
         raise ConfigError("this is not the first process of the run, and only the first one has its results")
     if outcome.interrupted:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import ContextDataModule
@@ -150,6 +153,26 @@ def set_threads(experiment: Experiment) -> None:
         torch.set_num_threads(experiment.trainer.threads)
 
 
+@contextmanager
+def as_before() -> Iterator[None]:
+    """A block whose end finds random generators, torch's threads and Lightning's seed as they were, for programs that
+    go on."""
+    python, arrays, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
+    seeds = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
+        torch.set_num_threads(threads)
+        for name, value in seeds.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 class _LogFile(logging.FileHandler):
     """A log that is not written through a link."""
 
@@ -171,12 +194,15 @@ def quiet(run: RunDirectory | None = None) -> Iterator[None]:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO if logger.name.startswith("lightning") else logging.WARNING)
     logging.captureWarnings(True)
+    had_bars = is_progress_bar_enabled()
     disable_progress_bar()
     try:
         with warnings.catch_warnings():
             yield
     finally:
         logging.captureWarnings(False)
+        if had_bars:
+            enable_progress_bar()
         for logger, (level, propagate, handlers) in zip(loggers, previous, strict=True):
             logger.handlers, logger.propagate = handlers, propagate
             logger.setLevel(level)

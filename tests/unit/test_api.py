@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import importlib.util
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
 from importlib import resources
@@ -14,8 +18,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import peft
 import pyarrow as pa
 import pytest
+import torch
+import transformers
 from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,6 +31,7 @@ from promptcomp import ConfigError
 from promptcomp.api import SweepRun
 from promptcomp.datamodules.instruction.instruction_config import InstructionColumns
 from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
+from promptcomp.memory import KVCache
 from promptcomp.sweeps import running, study
 from tests.prompt_runs import DATA, save_lm
 from tests.sweep_states import one_dimension
@@ -174,6 +182,100 @@ def test_a_model_in_memory_needs_its_tokenizer_and_settings_are_read_as_elsewher
         promptcomp.TextCompressor.from_model(model, tokenizer, "gist", num_slots="four")
     with pytest.raises(ConfigError, match="needs the tokenizer"):
         promptcomp.TextCompressor.from_model(model, None, "gist")  # type: ignore[arg-type]
+
+
+def _asked(model: Any) -> tuple[list[bool], list[bool]]:
+    return [each.training for each in model.modules()], [each.requires_grad for each in model.parameters()]
+
+
+@pytest.mark.parametrize("method", ["gist", "mend"])
+def test_a_users_model_comes_back_as_it_was(tokenizer: Any, method: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(LM).train()
+    model.model.layers[0].requires_grad_(False).eval()
+    before, state, threads = _asked(model), torch.get_rng_state(), torch.get_num_threads()
+    weights = [each.clone() for each in model.parameters()]
+    settings = {"train": "none"} if method == "gist" else {}
+    compressor = promptcomp.TextCompressor.from_model(model, tokenizer, method, num_slots=2, **settings)
+    assert _asked(model) == before
+    compressor.fit(ROWS, trainer__max_steps=1, trainer__batch_size=2, trainer__threads=threads + 1)
+    prompt = compressor.compress("keep only the fruits")
+    model.train()  # as a user may; dropout or not, answers are the same
+    assert prompt.generate("horse plum") == prompt.generate("horse plum")
+    model.model.layers[0].eval()
+    assert _asked(model) == before
+    assert all(map(torch.equal, model.parameters(), weights))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert transformers.utils.logging.is_progress_bar_enabled()
+
+
+def test_dropout_of_a_model_in_training_mode_changes_no_memory_and_no_answer() -> None:
+    tokenizer, hf = AutoTokenizer.from_pretrained(LM), AutoModelForCausalLM.from_pretrained(LM)
+    compressor = promptcomp.TextCompressor.from_model(hf, tokenizer, "full_prompt")
+    for layer in hf.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    whole = compressor.compress("keep only the fruits")
+    hf.train()
+    again = compressor.compress("keep only the fruits")
+    assert isinstance(whole.memory, KVCache)
+    assert isinstance(again.memory, KVCache)
+    assert all(torch.equal(a, b) for a, b in zip(whole.memory.layers[-1], again.memory.layers[-1], strict=True))
+    assert again.generate("horse plum") == whole.generate("horse plum") == "=> plum"
+
+
+def test_two_compressors_share_a_model(tokenizer: Any) -> None:
+    model = AutoModelForCausalLM.from_pretrained(LM)
+    first = promptcomp.TextCompressor.from_model(model, tokenizer, "gist", num_slots=1)
+    promptcomp.TextCompressor.from_model(model, tokenizer, "mend", num_slots=2)
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    first.fit(ROWS, trainer__max_steps=1, trainer__batch_size=2, optim__lr=1e-2)
+    assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, before)
+    promptcomp.TextCompressor.from_model(model, tokenizer, "gist", train="lora")
+    with pytest.raises(ConfigError, match="load the LM anew for each compressor"):
+        first.fit(ROWS, trainer__max_steps=1, trainer__batch_size=2)
+    with pytest.raises(ConfigError, match="has adapters already"):
+        promptcomp.TextCompressor.from_model(model, tokenizer, "gist", train="lora")
+
+
+def test_what_is_no_model_is_told(tokenizer: Any) -> None:
+    hf = AutoModelForCausalLM.from_pretrained(LM)
+    tuned = peft.get_peft_model(copy.deepcopy(hf), peft.PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=2))
+    for given, words, message in [
+        (LM, tokenizer, "expected a model of transformers .*, not str"),
+        (torch.nn.Linear(2, 2), tokenizer, "expected a model of transformers .*, not Linear"),
+        (hf, LM, "expected a tokenizer of transformers, not str"),
+        (tuned, tokenizer, "reads a trained prompt of peft"),
+        (copy.deepcopy(hf).to("meta"), tokenizer, "it is on the meta device"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            promptcomp.TextCompressor.from_model(given, words, "full_prompt")
+        if given is not LM:  # where its name will do
+            with pytest.raises(ConfigError, match=message):
+                promptcomp.distill(given, "keep only", tokenizer=words)
+    adapted = peft.get_peft_model(hf, peft.LoraConfig("CAUSAL_LM", target_modules=["q_proj"]))
+    compressor = promptcomp.TextCompressor.from_model(adapted, tokenizer, "full_prompt")
+    assert compressor.compress("keep only the fruits").generate("horse plum") == "=> plum"
+
+
+def test_the_prompt_of_a_model_in_half_precision_is_read_again(tokenizer: Any, tmp_path: Path) -> None:
+    hf = AutoModelForCausalLM.from_pretrained(LM, dtype=torch.bfloat16)
+    prompt = promptcomp.TextCompressor.from_model(hf, tokenizer, "full_prompt").compress("keep only the fruits")
+    prompt.save(tmp_path / "a.safetensors")
+    assert promptcomp.load_prompt(tmp_path / "a.safetensors").generate("horse plum") == prompt.generate("horse plum")
+
+
+def test_a_run_leaves_the_process_as_it_was(folder: Path, tmp_path: Path) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    states, seed = (
+        (torch.get_rng_state(), random.getstate(), np.random.get_state()[1]),
+        os.environ.get("PL_GLOBAL_SEED"),
+    )
+    promptcomp.fit(promptcomp.load_run(folder / "runs" / "gist").config, run_dir=tmp_path / "run")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == handlers
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()
+    assert os.environ.get("PL_GLOBAL_SEED") == seed
 
 
 def test_several_devices_are_left_to_the_command() -> None:
