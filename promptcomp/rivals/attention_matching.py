@@ -45,11 +45,14 @@ class AttentionMatching(BudgetedRival):
         """
         import torch
 
+        from promptcomp.language_model import at_least_float32
+
         cache, budget = whole_cache(reading), self.budget(reading)
         if not int(budget.max()):
             return Made(None)
         parts = list(read_again(reading, cache))
-        weights = [torch.cat([part[layer] for part in parts], 3).flatten(2, 3) for layer in range(len(cache.layers))]
+        layers_of = [torch.cat([part[layer] for part in parts], 3).flatten(2, 3) for layer in range(len(cache.layers))]
+        weights = [at_least_float32(each) for each in layers_of]
         # of the context alone: [G, H, Q * S, K], rows of padding stay 0
         weights = [each / each.sum(-1, keepdim=True).clamp(min=1e-30) for each in weights]
         bos = (cache.mask & (cache.mask.cumsum(-1) <= reading.lm.num_bos))[:, None]
