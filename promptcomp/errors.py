@@ -6,7 +6,9 @@ import errno
 import shlex
 from collections.abc import Iterable
 from enum import IntEnum
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 
 class Exit(IntEnum):
@@ -117,3 +119,38 @@ def did_you_mean(found: str, known: Iterable[str], otherwise: str | None = None)
 def first_line(error: Exception) -> str:
     """The first line with something in it of what an error says; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+_KINDS: dict[type, tuple[type, str]] = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "a text"),
+    bool: (bool, "True or False"),
+}
+
+
+def check_fields(settings: Any, option: str = "{}") -> None:
+    """Make sure that the fields of a frozen dataclass hold what they say, where a command line has not: their types (a
+    number of NumPy becomes one of Python), and the limits of typer's options.
+
+    Args:
+        settings: With fields of one type of `_KINDS` each, or None.
+        option: How a message names one of them, with `{}` for its name.
+
+    Raises:
+        ConfigError: names the first that does not.
+    """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value, limits, shown = getattr(settings, name), getattr(hint, "__metadata__", ()), option.format(name)
+        kind, *others = get_args(getattr(hint, "__origin__", hint)) or (getattr(hint, "__origin__", hint),)
+        if value is None and others:
+            continue
+        wanted, words = _KINDS[kind]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(f"{shown} {value!r}: give {words}")
+        object.__setattr__(settings, name, kind(value))
+        for least, most in ((each.min, each.max) for each in limits):
+            if (least is not None and value < least) or (most is not None and value > most):
+                raise ConfigError(
+                    f"{shown} {value}: give {words} from {least} on" + (f", up to {most}" if most else "")
+                )

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from typer import Option
 
-from promptcomp.errors import ConfigError
+from promptcomp.errors import ConfigError, check_fields
 
 KINDS = ("kv", "embeddings")
 TEMPLATES = ("auto", "chat", "plain")
@@ -71,6 +71,7 @@ class DistillOptions:
         Raises:
             ConfigError: names the first option with a mistake.
         """
+        check_fields(self, "--{}")
         for option, value, known in (
             ("kind", self.kind, KINDS),
             ("template", self.template, TEMPLATES),

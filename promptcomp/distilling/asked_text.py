@@ -19,6 +19,7 @@ from promptcomp.distilling.work_folder import WorkFolder
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.plain import say
 from promptcomp.prompts.prompt_files import PromptReader
+from promptcomp.prompts.sources import whole
 
 
 class AskedText:
@@ -102,7 +103,7 @@ class AskedText:
                 )
 
     def _ids_of(self, text: str) -> tuple[int, ...]:
-        shown = self._template.context_text(text)
+        shown = self._template.context_text(whole(text, "a text"))
         written = self._lm.tokenizer(shown, add_special_tokens=False, verbose=False)  # type: ignore[misc]
         return (*written["input_ids"], *self._template.context_end)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +17,13 @@ from promptcomp.batch import EncodedContext, EncodedQuery, collate
 from promptcomp.checkpoints.hub import prompt_file
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.context_module import PromptFormat
+from promptcomp.errors import check_fields
 from promptcomp.files import check_output
 from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.generation import generate_within
 from promptcomp.language_model.loading import pick_device
-from promptcomp.memory import KVCache, Memory, memory_tensors, memory_to, save_memory
 from promptcomp.language_model.parts import lent
+from promptcomp.memory import KVCache, Memory, memory_tensors, memory_to, save_memory
 from promptcomp.plain import shown
 from promptcomp.prompts.artifact import PromptInfo, is_tokenizer, read_prompt, text_hash, weights_hash
 from promptcomp.prompts.sources import whole
@@ -55,8 +56,9 @@ class AnswerSettings:
     def __post_init__(self) -> None:
         """
         Raises:
-            ConfigError: a batch size or a seed that is none.
+            ConfigError: a batch size or a seed that is none, or a value of another type.
         """
+        check_fields(self)
         if self.batch_size < 1:
             raise ConfigError(f"the batch size must be at least 1, not {self.batch_size}")
         if self.seed not in _SEEDS:
@@ -91,7 +93,7 @@ class PromptReader:
         Raises:
             ConfigError: nothing would be left for the LM to go on from, or it is no text.
         """
-        own = query.strip() if self.format.trims else query
+        own = whole(query, "a query").strip() if self.format.trims else whole(query, "a query")
         text = whole(self.format.query.replace("{input}", own) if own else self.format.empty_query, "a query")
         ids = tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if not ids and self.lm.family == "decoder":
@@ -350,9 +352,10 @@ class CompressedPrompt:
             ConfigError: the LM is gone or another one, a query is empty, or the settings do not fit.
         """
         settings = AnswerSettings(max_new_tokens, temperature, top_p, seed, num_beams, batch_size)
-        if isinstance(queries, str):
+        if isinstance(queries, str | bytes) or not isinstance(queries, Iterable):
+            queries = whole(queries, "a query")
             return self.answers([queries], settings, on_text)[0].text
-        return [answer.text for answer in self.answers(queries, settings)]
+        return [answer.text for answer in self.answers([*queries], settings)]
 
     def answers(
         self, queries: Sequence[str], settings: AnswerSettings | None = None, on_text: OnText | None = None

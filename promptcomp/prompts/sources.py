@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from promptcomp.datamodules.sources.row_files import FILE_KINDS, kind_of_rows, r
 from promptcomp.datamodules.sources.rows import Columns, row_problems, to_row
 from promptcomp.datamodules.tasks import Row
 from promptcomp.files import read_bounded
+from promptcomp.plain import shown
 
 _MOST_BYTES = 2**30
 
@@ -33,8 +34,11 @@ def whole(text: str, what: str) -> str:
     """A text that a user has typed, as it is.
 
     Raises:
-        ConfigError: it holds half of a character, as a command line has it where its bytes are not UTF-8.
+        ConfigError: it holds half of a character, as a command line has it where its bytes are not UTF-8, or it
+            is no text.
     """
+    if not isinstance(text, str):
+        raise ConfigError(f"{what} must be a text, not {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -59,15 +63,23 @@ def read_source(
         if isinstance(demonstrations, str | Path):
             rows = read_rows(Path(demonstrations))
         else:
-            rows = [Row(whole(given, "an input"), whole(output, "an output")) for given, output in demonstrations]
+            pairs = [*demonstrations] if isinstance(demonstrations, Iterable) else [demonstrations]
+            if odd := [each for each in pairs if not _is_pair(each)]:
+                raise ConfigError(f"demonstrations are pairs of texts (input, output), and not {shown(odd[0])}")
+            rows = [Row(whole(given, "an input"), whole(output, "an output")) for given, output in pairs]
         lines = (json.dumps({"input": row.input, "output": row.output}, ensure_ascii=False) for row in rows)
         return PromptSource("\n".join(lines), tuple(rows))
     if file is None:
-        return PromptSource(whole(text or "", "the prompt"))
+        return PromptSource(whole("" if text is None else text, "the prompt"))
     file = Path(file)
     if is_icl and file.suffix.lower() == ".jsonl":
         raise ConfigError(f"{file}: holds rows, it seems; give it with --demonstrations (or rename it, if it is text)")
     return PromptSource(prompt_text(read_bounded(file, _MOST_BYTES, "file"), str(file), keep_last_line_break=is_icl))
+
+
+def _is_pair(given: Any) -> bool:
+    """Two texts, not a text of two characters or the two keys of a dictionary."""
+    return isinstance(given, Sized) and len(given) == 2 and not isinstance(given, str | bytes | Mapping)
 
 
 def prompt_text(raw: bytes, source: str, *, keep_last_line_break: bool) -> str:

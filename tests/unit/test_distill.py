@@ -573,6 +573,35 @@ def test_python(lms: dict[str, Path], tmp_path: Path) -> None:
         promptcomp.distill(str(lms["gpt2"]), TEXT, questions=QUESTIONS, num_questions=8)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"text": None}, "the text must be a text, not NoneType"),
+        ({"questions": "cat tea"}, "give questions as a list of texts"),
+        ({"questions": [1, 2]}, "a question must be a text, not int"),
+        ({"beside": ["cat"]}, "`beside` as a dictionary"),
+        ({"steps": 2.5}, "--steps 2.5: give a whole number"),
+        ({"steps": 0}, "--steps 0: give a whole number from 1"),
+        ({"lr": "1e-2"}, "--lr '1e-2': give a number"),
+        ({"batch_size": True}, "--batch_size True: give a whole number"),
+    ],
+)
+def test_values_of_python_are_checked(lms: dict[str, Path], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        promptcomp.distill(lms["gpt2"], **{"text": TEXT, "questions": QUESTIONS, "slots": 4, **settings})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_model_in_training_mode_comes_back_so(tmp_path: Path, dtype: torch.dtype) -> None:
+    lm = save_lm(tmp_path / "lm", "llama")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(lm, dtype=dtype).train(), AutoTokenizer.from_pretrained(lm)
+    asked = iter(QUESTIONS)
+    found = promptcomp.distill(model, TEXT, tokenizer=tokenizer, slots=4, questions=asked, steps=np.int64(2))[4]
+    assert all(each.training for each in model.modules())
+    assert found.info.settings["start"].startswith("attention matching")
+    assert math.isfinite(found.info.held_out["cartridge"]["kl"])
+
+
 def test_in_a_chat_the_slots_stand_where_the_system_turn_stood(lms: dict[str, Path]) -> None:
     model, tokenizer = (auto.from_pretrained(lms["gpt2"]) for auto in (AutoModelForCausalLM, AutoTokenizer))
     tokenizer.chat_template = (

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -181,6 +182,26 @@ def test_demonstrations_are_written_as_in_training(compressors: dict[tuple[str, 
     assert context.ids[0].tolist() == list(written)
     with pytest.raises(ConfigError, match=r"demonstrations take .* the first .* fit"):
         compressor.context(PromptSource("", tuple(rows * 100)))
+    pairs = compressor.compress(demonstrations=[("cat tea", "foo"), ("owl", "bar")]).memory
+    zipped = compressor.compress(demonstrations=iter([["cat tea", "foo"], ["owl", "bar"]])).memory  # type: ignore[arg-type]
+    assert isinstance(pairs, SoftPrompt)
+    assert isinstance(zipped, SoftPrompt)
+    assert torch.equal(pairs.embeds, zipped.embeds)
+    for odd in ({"input": "cat", "output": "foo"}, "ab", ("cat",)):
+        with pytest.raises(ConfigError, match=r"demonstrations are pairs of texts \(input, output\), and not"):
+            compressor.compress(demonstrations=[odd])  # type: ignore[list-item]
+
+
+def test_queries_and_settings_of_python_are_checked(compressors: dict[tuple[str, str], Compressor]) -> None:
+    prompt = compressors["gpt2", "mend"].compress(demonstrations=[("cat tea", "foo")])
+    several = prompt.generate([*QUERIES], max_new_tokens=NEW)
+    assert prompt.generate((each for each in QUERIES), max_new_tokens=np.int64(NEW)) == several  # type: ignore[type-var]
+    for query in (None, 3, [3], b"cat"):
+        with pytest.raises(ConfigError, match="a query must be a text, not"):
+            prompt.generate(query)  # type: ignore[type-var]
+    for setting in ({"max_new_tokens": 2.5}, {"temperature": "1"}, {"seed": "1"}, {"num_beams": True}):
+        with pytest.raises(ConfigError, match=f"{next(iter(setting))} .*: give a"):
+            prompt.generate("cat", **setting)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("data", [DATA, {"name": "toy_instructions"}], ids=lambda data: str(data["name"]))
