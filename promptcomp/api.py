@@ -274,7 +274,7 @@ def distill(
     options = DistillOptions(slots=",".join(numbers), **settings)
     budgets = options.budgets()
     hf = None if isinstance(lm, str | os.PathLike) else in_memory(lm, tokenizer)
-    path = os.fspath(lm) if hf is None else hf.name_or_path or "in memory"
+    path = str(lm) if hf is None else hf.name_or_path or "in memory"
     dtype = dtype if hf is None else str(hf.dtype).removeprefix("torch.")
     config = build(LanguageModelConfig, {"path": path, "dtype": dtype}, source="distill")
     if output is not None:
@@ -341,7 +341,7 @@ class TextCompressor(Compressor):
         limits = {f"data__max_{part}_tokens": room for part in ("context", "query", "target")}
         experiment = build(Experiment, with_settings(tree, limits | own), source="from_model")
         with quiet():
-            return cls(None, untrained(experiment, model, tokenizer), device)
+            return cls(None, untrained(experiment, hf, tokenizer, is_new=True), device)
 
     def fit(self, rows: Rows, dev: Rows | None = None, *, verbose: bool = False, **settings: Any) -> Self:
         """Train on rows in memory, on one device; called again, it goes on from here with a new optimiser.

@@ -182,7 +182,8 @@ def _parts(contexts: Sequence[EncodedContext]) -> Tensor | None:
 
 
 def collate(contexts: Sequence[EncodedContext], pad_id: int) -> Batch:
-    """Make a Batch of encoded contexts; the only place where padding is decided."""
+    """Make a Batch of encoded contexts; the only place where padding is decided. `pad_id`: a token that the LM has,
+    which a tokenizer's own need not be."""
     queries = [(row, query) for row, context in enumerate(contexts) for query in context.queries]
     targets = [(row, query, target) for row, (_, query) in enumerate(queries) for target in query.targets]
     column = partial(torch.tensor, dtype=torch.long)

@@ -141,10 +141,10 @@ class ContextDataModule(L.LightningDataModule):
         self.seed = reader.seed
         self.batch_size = reader.batch_size
         self.cache = TokenCache(reader.tokenizer)
-        pad_id, end = reader.tokenizer.pad_token_id, reader.tokenizer.eos_token_id
+        end = reader.tokenizer.eos_token_id
         self.end_ids: tuple[int, ...] = () if end is None else (end,)
         """The tokenizer's end-of-sequence token, if it has one."""
-        self._collate = partial(collate, pad_id=0 if pad_id is None else pad_id)
+        self._collate = partial(collate, pad_id=0)
 
     @property
     def data_name(self) -> str:

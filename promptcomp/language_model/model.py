@@ -42,6 +42,7 @@ from promptcomp.language_model.parts import (
     in_memory,
     last_visible,
     logits_of,
+    look_up,
     memory_rows,
     positions,
     prepend,
@@ -182,7 +183,7 @@ class LanguageModel(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [..., D] of token ids."""
-        return token_table(self.hf)(ids)
+        return look_up(self.hf, ids)
 
     def encode(self, context: Context) -> Memory | None:
         """The full prompt as a memory; None when no context has a token (and there is no BOS)."""

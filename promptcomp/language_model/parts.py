@@ -145,6 +145,22 @@ def token_table(hf: PreTrainedModel) -> nn.Embedding:
     return table
 
 
+def look_up(hf: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Input embeddings [..., D] of token ids.
+
+    Raises:
+        ConfigError: a token has none (on a GPU torch ends the program).
+    """
+    table = token_table(hf)
+    if ids.device.type == "cpu" and ids.numel() and (highest := int(ids.max())) >= table.num_embeddings:
+        raise ConfigError(
+            f"the tokenizer's token {highest} has no embedding: the LM's table has {table.num_embeddings} rows; give "
+            "the LM its own tokenizer, or resize the table (resize_token_embeddings of transformers)"
+        )
+    found: Tensor = table(ids)
+    return found
+
+
 def body_name(hf: PreTrainedModel) -> str:
     """The name of the child of a causal LM that makes the final hidden states.
 
@@ -248,7 +264,7 @@ class TextEncoder(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [..., D]."""
-        return token_table(self.body)(ids)
+        return look_up(self.body, ids)
 
     @property
     def cost(self) -> ModelCost:

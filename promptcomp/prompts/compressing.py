@@ -25,7 +25,7 @@ from promptcomp.datamodules.sources.instruction_sources import RowsInMemory
 from promptcomp.documents import read_json
 from promptcomp.experiment import Experiment
 from promptcomp.files import Place, check_empty, write_atomic
-from promptcomp.language_model import LanguageModel
+from promptcomp.language_model import LanguageModel, LanguageModelConfig
 from promptcomp.language_model.lm_config import place_of
 from promptcomp.language_model.loading import pick_device
 from promptcomp.language_model.parts import in_memory, lent
@@ -93,8 +93,8 @@ class Compressor:
             ConfigError: nothing of the kind is there, or the LM is gone, another one, or does not fit the tensors.
         """
         folder = downloaded(Path(path), revision)
-        is_place = model is None or isinstance(model, str | os.PathLike)
-        place, hf = (model, None) if is_place else (None, in_memory(model, tokenizer))
+        place = model if model is None or isinstance(model, str | os.PathLike) else None
+        hf = None if place is model else in_memory(model, tokenizer)
         is_export = (folder / TENSORS).is_file()
         if not is_export and hf is not None:
             raise ConfigError(f"{folder}: model= needs a folder of trained tensors; give {folder / 'export'}")
@@ -304,8 +304,16 @@ def untrained(
     tokenizer: PreTrainedTokenizerBase | None,
     task_names: tuple[str, ...] = (),
     lm: LanguageModel | None = None,
+    *,
+    is_new: bool = False,
 ) -> tuple[Experiment, ContextDataModule, CompressionModule]:
-    """As `open_trained`, before training and without rows; no model, no `lm`: the LM that the configuration names."""
+    """As `open_trained`, before training and without rows; no model, no `lm`: the LM that the configuration names.
+
+    Raises:
+        ConfigError: where the model `is_new` to the configuration, settings that it would have to be opened with.
+    """
+    if is_new and model is not None:
+        _check_settings(experiment.lm, in_memory(model))
     layout, bos = experiment.lm.layout, experiment.lm.bos
     with nullcontext() if model is None else lent(model):
         lm = lm if model is None else LanguageModel.from_parts(model, tokenizer, layout=layout, bos=bos)
@@ -313,6 +321,17 @@ def untrained(
         module.configure_model()
         module.eval()
     return experiment, datamodule, module
+
+
+def _check_settings(config: LanguageModelConfig, hf: PreTrainedModel) -> None:
+    attention, dtype = hf.config._attn_implementation, str(hf.dtype).removeprefix("torch.")
+    own = {"from_scratch": None, "layers": None, "revision": None, "dtype": dtype, "attn_implementation": attention}
+    for name, value in own.items():
+        if getattr(config, name) not in (None, value):
+            raise ConfigError(
+                f"lm.{name}: a model in memory is taken as it is ({name}: {value}), and not opened with other "
+                "settings; leave it out"
+            )
 
 
 def _list(names: Sequence[str]) -> str:

@@ -146,7 +146,7 @@ class PromptReader:
             found = generate_within(
                 self.lm.eval(),
                 memory,
-                collate([context], self.tokenizer.pad_token_id or 0).to(self.device),
+                collate([context], 0).to(self.device),
                 most,
                 stop_ids=self.format.stop_ids,
                 temperature=settings.temperature,

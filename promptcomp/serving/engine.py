@@ -65,7 +65,6 @@ class Engine:
         self._most_waiting = waiting
         self._entering: list[Continuation] = []
         self._state: Rows | None = None
-        self._pad = 0 if lm.tokenizer is None else lm.tokenizer.pad_token_id or 0
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -149,7 +148,7 @@ class Engine:
     def _enter(self, group: Sequence[Continuation]) -> None:
         """Read the queries behind one memory and join them to what runs."""
         queries = tuple(EncodedQuery(each.ids, ()) for each in group)
-        batch = collate([EncodedContext((), queries)], self._pad).to(self.lm.hf.device)
+        batch = collate([EncodedContext((), queries)], 0).to(self.lm.hf.device)
         try:
             state = start(self.lm, group[0].memory, batch, 1)  # that each answer fits the window was seen before
         except Exception as error:

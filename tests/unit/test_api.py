@@ -264,6 +264,28 @@ def test_the_prompt_of_a_model_in_half_precision_is_read_again(tokenizer: Any, t
     assert promptcomp.load_prompt(tmp_path / "a.safetensors").generate("horse plum") == prompt.generate("horse plum")
 
 
+def test_settings_of_opening_a_model_are_not_ignored(model: Any, tokenizer: Any) -> None:
+    for name, value in {"layers": 1, "dtype": "bfloat16", "attn_implementation": "eager", "from_scratch": {}}.items():
+        with pytest.raises(ConfigError, match=f"lm.{name}: a model in memory is taken as it is"):
+            promptcomp.TextCompressor.from_model(model, tokenizer, "full_prompt", **{f"lm__{name}": value})
+
+
+def test_tokens_without_an_embedding(model: Any) -> None:
+    """A token for padding alone, as many add it, does no harm."""
+    longer = AutoTokenizer.from_pretrained(LM)
+    longer.add_special_tokens({"pad_token": "[PAD]"})
+    assert longer.pad_token_id == model.get_input_embeddings().num_embeddings
+    compressor = promptcomp.TextCompressor.from_model(model, longer, "full_prompt")
+    prompt = compressor.compress("keep only the fruits")
+    assert prompt.generate(["horse plum", "plum horse apple"])[0] == prompt.generate("horse plum")
+    longer.add_tokens(["zebra"])
+    with pytest.raises(ConfigError, match="token 238 has no embedding: the LM's table has 237 rows"):
+        prompt.generate("zebra plum")
+    gist = promptcomp.TextCompressor.from_model(model, longer, "gist", train="none")
+    with pytest.raises(ConfigError, match="has no embedding"):
+        gist.fit([{**ROWS[0], "output": "zebra plum"}] * 2, trainer__max_steps=1, trainer__batch_size=2)
+
+
 def test_a_run_leaves_the_process_as_it_was(folder: Path, tmp_path: Path) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     states, seed = (
