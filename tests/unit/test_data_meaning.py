@@ -222,11 +222,21 @@ def test_the_first_exchange_is_read(turns: list[Any], found: tuple[str, str, str
         ([_turn("user", "a"), _turn("assistant", None)], "turn 2 is NoneType"),
         ([_turn("user", [{"type": "image"}]), _turn("assistant", "b")], "turn 1 is list"),
         (["hello"], "turn 1 is str"),
+        ([_turn("user", [{"type": "text", "text": 5}]), _turn("assistant", "b")], "turn 1 is list"),
     ],
 )
 def test_other_conversations_are_refused(turns: list[Any], message: str) -> None:
     with pytest.raises(BadConversation, match=message):
         first_exchange(turns)
+
+
+@pytest.mark.parametrize("system", [5, [{"type": "image"}], {"text": "s"}])
+def test_a_system_prompt_beside_the_turns_that_is_no_text_is_refused(system: Any) -> None:
+    turns = [_turn("user", "a"), _turn("assistant", "b")]
+    with pytest.raises(BadConversation, match="turn 1 is"):
+        first_exchange(turns, system)
+    assert first_exchange(turns, [{"type": "text", "text": "s"}]) == ("s", "a", "b", 0)
+    assert first_exchange(turns, " ") == first_exchange(turns, None) == ("a", "", "b", 0)
 
 
 def test_files_of_conversations_say_what_is_left_out(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def first_exchange(turns: list[Any], system: Any = None, answers: bool = True) -
     Raises:
         BadConversation: it does not begin with a user turn and an answer (after a system turn), or one is no text.
     """
-    if isinstance(system, str) and system.strip():
+    if system is not None and not (isinstance(system, str) and not system.strip()):
         turns = [{"role": "system", "content": system}, *turns]
     first = [_role(turn, number) for number, turn in enumerate(turns[:3], start=1)]
     for shape in (["user", "assistant"], ["system", "user", "assistant"]):
@@ -73,7 +73,8 @@ def _role(turn: Any, number: int) -> str:
 def _text(turn: Mapping[str, Any], number: int) -> str:
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text") or "") for part in content)
+        texts = [part.get("text") for part in content]
+        content = "".join(texts) if all(isinstance(text, str) for text in texts) else texts
     if not isinstance(content, str):
         raise BadConversation(f"turn {number} is {type(content).__name__}, expected text")
     return content
