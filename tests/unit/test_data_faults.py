@@ -140,6 +140,10 @@ REFUSED: dict[str, tuple[Callable[[list[Row], str], Lines], str]] = {
         "half a character",
     ),
     "a key twice": (_second(lambda row, text: _dump(row, f'"{text}": "again"')), "occurs twice"),
+    "a key twice within": (
+        _second(lambda row, text: _dump({**row, text: "IN"}).replace(b'"IN"', b'[{"a": 1, "a": 2}]')),
+        "has the key 'a' twice",
+    ),
     "deep nesting": (_second(lambda *_: b"[" * 100_000 + b"]" * 100_000), "nested too deeply"),
     "nesting in what is asked": (
         _second(lambda row, text: _dump({**row, text: "DEEP"}).replace(b'"DEEP"', b"[" * 700 + b"]" * 700)),

@@ -121,6 +121,19 @@ def test_files_joined_by_id(tmp_path: Path) -> None:
     assert any("1 inputs of the test split are in train too" in problem.message for problem in found)
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_file_may_hold_lines_or_a_list(tmp_path: Path, indent: int | None) -> None:
+    rows = [{"id": f"r{i}", "input": f"question {i}", "label": "yes"} for i in range(3)]
+    work = [{"id": "r2", "llm_label": "no"}]
+    lines, as_list = tmp_path / "lines.json", tmp_path / "list.json"
+    lines.write_text("\n".join(map(json.dumps, rows)))
+    as_list.write_text(json.dumps(rows, indent=indent))
+    (tmp_path / "work.json").write_text(json.dumps(work, indent=indent))
+    for path in (lines, as_list):
+        found = RationaleFilesData(test=(path,), rationales=(tmp_path / "work.json",)).source().rows("test")
+        assert [(row.input, row.llm_label) for row in found][1:] == [("question 1", ""), ("question 2", "no")]
+
+
 @pytest.mark.parametrize(
     ("work", "message"),
     [

@@ -42,13 +42,16 @@ def read_records(path: Path, asked: Asked, kind: str | None = None) -> Iterator[
     check_file(path)
     readers = {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet}
     try:
+        if kind == ".jsonl" and path.suffix.lower() == ".json" and _is_list(path):
+            kind = ".json"
         yield from readers[kind](path, asked) if kind in readers else _csv(path, asked, "\t" if kind == ".tsv" else ",")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def kind_of_rows(path: Path) -> str:
-    """How a file is read that need not say what it is: as JSON lines unless its name says that it is a table."""
+    """How a file is read that need not say what it is: as JSON lines unless its name says that it is a table
+    (`read_records` looks whether a .json file holds a list)."""
     suffix = path.suffix.lower()
     return suffix if suffix in (".csv", ".tsv", ".parquet") else ".jsonl"
 
@@ -127,6 +130,11 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno}){hint}") from None
 
 
+def _is_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(_ROWS_AT_ONCE).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+
 def _text(path: Path) -> str:
     """
     Raises:
@@ -169,6 +177,8 @@ def _json_line(file: str, number: int, offset: int, raw: bytes, asked: Asked) ->
 
 def _json_list(path: Path, asked: Asked) -> Iterator[Record]:
     found = read_json(path)
+    if isinstance(found, _Repeated):
+        raise ConfigError(f"{path}: the key {min(found.twice)!r} occurs twice")
     if isinstance(found, dict) and len(lists := [each for each in found.values() if isinstance(each, list)]) == 1:
         found = lists[0]  # {"version": ..., "examples": [...]}
     if not isinstance(found, list):
@@ -186,9 +196,11 @@ def checked(content: Any, asked: Asked) -> tuple[Mapping[str, Any], str | None]:
         return {}, f"the key {twice[0]!r} occurs twice"
     for name in asked.all:
         try:
-            half = half_character(content.get(name))
+            half, within = half_character(content.get(name)), _key_twice(content.get(name))
         except RecursionError:
             return {}, f"{name!r} is nested too deeply"
+        if within is not None:
+            return {}, f"{name!r} has the key {within!r} twice"
         if half:
             return {}, f"{name!r} has half a character (\\u{ord(half):04x}, one of a surrogate pair)"
     return content, None
@@ -206,6 +218,14 @@ def half_character(value: Any) -> str | None:
         return None
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return next((found for part in parts if (found := half_character(part))), None)
+
+
+def _key_twice(value: Any) -> str | None:
+    """The first key that an object within a value has twice; None: there is none."""
+    if isinstance(value, _Repeated):
+        return min(value.twice)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for part in parts if (found := _key_twice(part)) is not None), None)
 
 
 # ---- CSV
