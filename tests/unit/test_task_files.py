@@ -63,6 +63,16 @@ def text(ids: Any) -> str:
     return str(byte_tokenizer().decode(list(ids)))
 
 
+def test_choices_that_look_alike_are_warned_of(folder: Path) -> None:
+    rows = [{"input": f"turn {i}?", "target": ["Yes", "yes", "yes ", "No"][i % 4]} for i in range(12)]
+    write(folder / "tasks" / "turn.json", json.dumps(rows))
+    found = [problem for problem in validate(section(folder)) if "look alike" in problem.message]
+    assert [str(each) for each in found] == [
+        f"{folder / 'tasks' / 'turn.json'}: 'yes' and 'Yes' look alike, but are different labels"
+    ]
+    assert not [each for each in validate(section(folder, most_outputs=0)) if "look alike" in each.message]
+
+
 def test_a_tasks_prompt_is_the_context_of_its_questions(folder: Path) -> None:
     data = module(section(folder))
     assert {split: len(data.rows(split)) for split in data.source.splits} == {"train": 14, "dev": 4, "test": 6}

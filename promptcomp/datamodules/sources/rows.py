@@ -7,7 +7,7 @@ import math
 import mmap
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,7 +29,7 @@ from promptcomp.datamodules.sources.records import (
 )
 from promptcomp.datamodules.sources.row_files import parse_json, read_records
 from promptcomp.datamodules.tasks import LazySequence, Row, Task, TaskKind, TaskSource
-from promptcomp.evaluation.texts import label_of, same_label
+from promptcomp.evaluation.texts import label_of, looks_of, same_label
 from promptcomp.plain import shown
 
 if TYPE_CHECKING:
@@ -133,6 +133,18 @@ def to_row(record: Mapping[str, Any], where: str, columns: Columns) -> Row:
     if options and output not in options:
         output = next(option for option in options if same_label(output, option))
     return Row(record[columns.input], output, tuple(options), where)
+
+
+def spellings(outputs: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Outputs that are one label in several spellings, or labels that look like one: their places, and the warning."""
+    spelled: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    for place, output in enumerate(outputs):
+        label = label_of(output)
+        if (first := spelled.setdefault(label, output)) != output:
+            yield place, f"{shown(output)} and {shown(first)} are one label: white space does not count"
+        elif (other := seen.setdefault(looks_of(label), label)) != label:
+            yield place, f"{label!a} and {other!a} look alike, but are different labels"
 
 
 class Duplicates:

@@ -11,9 +11,9 @@ from typing import Any
 from promptcomp.config import ConfigError
 from promptcomp.datamodules.instruction.instruction_config import TaskFilesData
 from promptcomp.datamodules.sources.instruction_sources import HeldOutSource, good_instructions, held_out
-from promptcomp.datamodules.sources.records import Asked, Found, Record, collecting
+from promptcomp.datamodules.sources.records import Asked, Found, Problem, Record, collecting, tell
 from promptcomp.datamodules.sources.row_files import check_file, read_records
-from promptcomp.datamodules.sources.rows import option_problems
+from promptcomp.datamodules.sources.rows import option_problems, spellings
 from promptcomp.datamodules.tasks import InstructionRow
 from promptcomp.evaluation.texts import label_of, same_label
 from promptcomp.files import read_text
@@ -50,6 +50,8 @@ class TaskFilesSource(HeldOutSource):
         rows = good_instructions(read(path), task, str(path), *how)
         outputs = tuple(sorted({label_of(row.output) for row in rows if row.output or answers}))
         few = outputs if len(outputs) <= config.most_outputs else ()
+        for _, text in spellings(few):
+            tell(Problem(str(path), None, text, "warning"), found)
         choices = [tuple(dict.fromkeys(read.options.get(place, few))) for place in range(len(rows))]
         return [
             replace(row, source=task, output=same[0], options=own)

@@ -22,11 +22,11 @@ from promptcomp.datamodules.sources.rows import (
     place_of,
     row_problems,
     row_warnings,
+    spellings,
     to_row,
 )
 from promptcomp.datamodules.tasks import LazySequence, Row, Task
-from promptcomp.evaluation.texts import label_of, looks_of, same_label
-from promptcomp.plain import shown
+from promptcomp.evaluation.texts import label_of, same_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +78,9 @@ class TableSource(HeldOutTasks):
 
     def _warn_of_spellings(self, path: Path, found: Found) -> None:
         """Outputs that are one label in several spellings, and labels that look like one."""
-        spelled: dict[str, str] = {}
-        seen: dict[str, str] = {}
-        for row in (entry.row for entry in self._files[path] if found is not None):
-            label = label_of(row.output)
-            if (first := spelled.setdefault(label, row.output)) != row.output:
-                text = f"{shown(row.output)} and {shown(first)} are one label: white space does not count"
-            elif (other := seen.setdefault(looks_of(label), label)) != label:
-                text = f"{label!a} and {other!a} look alike, but are different labels"
-            else:
-                continue
-            tell(Problem.at(row.where, text, "warning"), found)
+        rows = [entry.row for entry in self._files[path] if found is not None]
+        for place, text in spellings(row.output for row in rows):
+            tell(Problem.at(rows[place].where, text, "warning"), found)
 
     @property
     def _holds_out(self) -> bool:
