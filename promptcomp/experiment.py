@@ -69,12 +69,12 @@ class TrainerConfig(Config):
     """Keep AdamW's state in the host's memory and step there."""
     compile: bool = False
     """Compile each transformer block with torch.compile."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of each process; null: torch's choice."""
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
     """Where curves go besides metrics.csv and TensorBoard's files (RUN/tensorboard), each an extra of its own. wandb:
     Weights & Biases; mlflow: MLflow."""
-    timeout_seconds: int = Field(1800, ge=10)
+    timeout_seconds: int = Field(1800, ge=10, lt=2**31)
     """How long a process waits for the others of the run before it gives up."""
 
     @model_validator(mode="after")
@@ -107,7 +107,7 @@ class EvaluationConfig(Config):
     """Splits to evaluate; null: every test split of the data."""
     bounds: bool = True
     """Also score the full prompt and no prompt with the same weights on the same examples."""
-    bootstrap_resamples: int = Field(2000, ge=100)
+    bootstrap_resamples: int = Field(2000, ge=100, le=10**6)
     """Resamples of contexts behind each 95 % interval."""
     measure_cost: bool = True
     """Time compression and prefill on this machine (a few seconds)."""

@@ -165,7 +165,7 @@ class StepSampler(Sampler[list[Draw]]):
         batches: list[list[Draw]] = []
         current: deque[tuple[int, Draw]] = deque()
         for length, draw in pool:
-            longest = max([length, *(other for other, _ in current)])
+            longest = max(length, current[0][0]) if current else length  # the pool is sorted
             if current and longest * (len(current) + 1) > max_tokens:
                 if len(current) < self.world_size:
                     raise ConfigError(

@@ -73,9 +73,9 @@ class Lengths(NamedTuple):
 class DataConfig(Config):
     """Options of batching, which every data section has, and what the rest of the program asks of data."""
 
-    length_window: int = Field(default=32, ge=1)
+    length_window: int = Field(default=32, ge=1, le=2**16)
     """Batches of a shuffled window that are sorted by length before they are cut; 1 = plain random order."""
-    max_batch_tokens: int | None = Field(default=None, ge=1)
+    max_batch_tokens: int | None = Field(default=None, ge=1, le=2**24)
     """Form training batches by padded tokens (contexts, queries, targets) instead of by number of contexts."""
     eval_batch_contexts: int = Field(default=16, ge=1)
     """Maximum number of contexts in one evaluation batch."""

@@ -252,5 +252,5 @@ class PretrainConfig(Config):
     """Stop after this many steps (null: when the data's schedule is over); the short form of a recipe."""
     check_every: int = Field(default=50, ge=1)
     """Steps between measurements of the skills."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of torch (null: torch's choice). Sums are ordered by threads: keep it to repeat a run bit by bit."""

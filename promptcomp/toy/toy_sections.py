@@ -170,7 +170,7 @@ class ToyICLData(Generated, ICLConfig):
     separator: SeparatorName = "arrow"
     balance: Literal["examples", "tasks"] = "tasks"
     max_example_tokens: int = Field(default=32, ge=4)
-    length_window: int = Field(default=1, ge=1)
+    length_window: int = Field(default=1, ge=1, le=2**16)
     """1: the tasks are so alike in length that sorting them saves nothing."""
 
     @model_validator(mode="after")
@@ -206,7 +206,7 @@ class ToyInstructionsData(Generated, InstructionConfig):
     max_query_tokens: int = Field(default=16, ge=1)
     max_target_tokens: int = Field(default=24, ge=1)
     metric: Literal["exact_match", "rougeL", "loss", "teacher_match", "teacher_rougeL", "kl"] = "exact_match"
-    length_window: int = Field(default=1, ge=1)
+    length_window: int = Field(default=1, ge=1, le=2**16)
     """1: the rows are so alike in length that sorting them saves nothing."""
 
 
@@ -223,5 +223,5 @@ class ToyRationaleData(Generated, RationaleConfig):
     train_count: int | None = Field(default=400, ge=1)
     max_label_tokens: int = Field(default=16, ge=2)
     max_rationale_tokens: int = Field(default=32, ge=2)
-    length_window: int = Field(default=1, ge=1)
+    length_window: int = Field(default=1, ge=1, le=2**16)
     """1: the rows are so alike in length that sorting them saves nothing."""

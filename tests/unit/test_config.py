@@ -8,6 +8,7 @@ import pytest
 from pydantic import AfterValidator, Field
 
 from promptcomp.config import Config, ConfigError, apply_overrides, build, dump
+from promptcomp.experiment import load
 
 
 class First(Config):
@@ -76,3 +77,18 @@ def test_round_trip() -> None:
 )
 def test_messages(overrides: list[str], expected: str) -> None:
     assert expected in message({"part": {"name": "first", "width": 1}}, *overrides)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "trainer.threads",
+        "trainer.timeout_seconds",
+        "evaluation.bootstrap_resamples",
+        "data.length_window",
+        "data.max_batch_tokens",
+    ],
+)
+def test_numbers_that_no_machine_can_follow_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key} = 9{{17}}: Input should be less than"):
+        load("mend", None, [f"{key}={'9' * 17}"])
